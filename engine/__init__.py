@@ -1,0 +1,1 @@
+"""The tokenbus engine: pages, scheduler, model and sampler, without any queue."""

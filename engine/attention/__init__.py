@@ -1,0 +1,1 @@
+"""Attention over pages: one interface, one backend per kind of device."""

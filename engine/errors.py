@@ -1,0 +1,43 @@
+"""Errors of the engine: one leaf per decision a caller can take."""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of everything the engine raises on purpose."""
+
+
+class ModelNotFound(EngineError):
+    """No model lies at the given path, hub id or alias."""
+
+
+class ModelBroken(EngineError):
+    """Files of the model are missing, truncated or fail their checksum."""
+
+
+class ModelUnsupported(EngineError):
+    """The architecture cannot run on paged attention; the message says why."""
+
+
+class PagePoolExhausted(EngineError):
+    """More pages were asked for than are free or evictable."""
+
+
+class SequenceTooLong(EngineError):
+    """Prompt plus output exceed the model's context or the whole page pool."""
+
+
+class RequestRejected(EngineError):
+    """A request is invalid; `field` names the offending parameter."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class GrammarRejected(RequestRejected):
+    """A grammar does not compile or uses an unsupported keyword."""
+
+
+class IntegrityError(EngineError):
+    """The page pool's arithmetic does not add up; the message holds the numbers."""

@@ -1,0 +1,86 @@
+"""What one forward pass knows about its tokens: positions, pages and lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.kv_cache import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """The shape of one layer's attention.
+
+    `sliding_window` counts keys visible to a query, itself included (None = all).
+    `softcap` bounds scores by softcap * tanh(score / softcap) before the mask (None = off).
+    """
+
+    layer_idx: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(slots=True)
+class ForwardContext:
+    """The batch of one forward pass: N sequences, T tokens flattened in sequence order.
+
+    positions: [T] int64, position of each token in its sequence.
+    slot_mapping: [T] int64, page_id * page_size + offset of each token; page 0 is scratch.
+    block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
+    context_lens: [N] int32, tokens of the sequence after this pass, its queries included.
+    cu_seqlens_q: [N + 1] int32, offsets of each sequence's tokens in T.
+    query_lens, context_lens_host: the same lengths as Python ints.
+    """
+
+    kv: KVCache
+    positions: Tensor
+    slot_mapping: Tensor
+    block_table: Tensor
+    context_lens: Tensor
+    cu_seqlens_q: Tensor
+    query_lens: list[int]
+    context_lens_host: list[int]
+
+    @property
+    def is_decode(self) -> bool:
+        """True if every sequence has exactly one query token."""
+        return len(self.query_lens) == self.positions.shape[0]
+
+
+class AttentionBackend(Protocol):
+    """Writes K and V into pages and attends over them."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext
+    ) -> Tensor:
+        """Store k, v of this pass in their slots, then attend causally over the pages.
+
+        Args:
+            q: [T, Hq, D], rotated; k, v: [T, Hkv, D], k rotated; all in the cache's dtype.
+            spec: the layer; ctx: the batch.
+        Returns: [T, Hq, D], dtype of q; softmax and sums in fp32.
+        """
+        ...
+
+
+class PagedModel(Protocol):
+    """A causal LM over pages, whatever its family."""
+
+    vocab_size: int
+    attention_specs: list[AttentionSpec]
+
+    def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """token_ids: [T] int64 -> hidden states [T, H] before the final norm."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [M, H], chosen rows only -> [M, V] float32, final norm and scaling applied."""
+        ...

@@ -1,0 +1,162 @@
+"""The vocabulary of the engine: what goes in, what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+class GrammarKind(StrEnum):
+    """The source language of a grammar."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"
+    LARK = "lark"
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """A constraint on the whole output; `source` is JSON for `json_schema` and `choice`."""
+
+    kind: GrammarKind
+    source: str
+
+
+_EMPTY: Mapping[int, float] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one job's tokens are drawn and when it ends.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and penalties at their defaults are off.
+    `logprobs` and `prompt_logprobs` give the number of alternatives (0 = the chosen token alone,
+    None = none). The draw is keyed by (seed, choice, position) and by nothing else.
+    """
+
+    n: int = 1
+    max_tokens: int = 128
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: _EMPTY)
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: GrammarSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One job as the engine sees it: token ids only.
+
+    `resumed_ids` holds, per choice, tokens that were already delivered by an earlier owner; they
+    count as output (max_tokens, penalties, draw positions) and are not delivered again. Stop
+    strings are not the engine's: whoever holds the text aborts the request.
+    `priority` 0 is served first. Pages are shared only between equal `cache_salt`s.
+    """
+
+    request_id: int
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    priority: int = 1
+    cache_salt: str = ""
+    resumed_ids: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities of one position under the raw distribution (before any filter)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """New tokens of one choice, in order; the last delta of a choice has a `finish_reason`.
+
+    `stop_token_id` is the id that ended the choice (already the last of `token_ids`), if one did.
+    """
+
+    request_id: int
+    choice: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request that began to run in this step, with the prompt tokens its pages already held."""
+
+    request_id: int
+    num_prompt_tokens: int
+    num_cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters and gauges; `*_total` only grow."""
+
+    num_pages: int
+    free_pages: int
+    evictable_pages: int
+    num_running: int
+    num_waiting: int
+    steps_total: int = 0
+    prompt_tokens_total: int = 0
+    cached_tokens_total: int = 0
+    generated_tokens_total: int = 0
+    preempted_tokens_total: int = 0
+    preemptions_total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """Everything that one step delivers."""
+
+    deltas: tuple[TokenDelta, ...]
+    admitted: tuple[Admission, ...]
+    preempted: tuple[int, ...]
+    stats: EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What a caller has to know to pull work: sizes in tokens and pages."""
+
+    model: str
+    num_pages: int
+    page_size: int
+    max_model_len: int
+    max_num_seqs: int
+    eos_token_ids: tuple[int, ...]
+    vocab_size: int

@@ -1,0 +1,1 @@
+"""GPU and CPU kernels of tokenbus: tensors in, tensors out."""

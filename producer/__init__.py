@@ -1,0 +1,1 @@
+"""The client side of tokenbus: submit jobs, stream tokens, own the Redis contract."""

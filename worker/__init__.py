@@ -1,0 +1,1 @@
+"""The worker: pulls jobs by free pages, runs the engine, publishes tokens."""
