@@ -1,0 +1,39 @@
+# Everything a newcomer needs: `make demo` and `make test` set up .venv by themselves.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONSAFEPATH := 1
+
+# The first interpreter that is new enough and can make a virtual environment.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+
+.PHONY: demo test test-full lint clean
+
+demo: $(STAMP)
+	@$(BIN)/tokenbus demo $(DEMO_ARGS)
+
+test: $(STAMP)
+	@$(BIN)/pytest -q -rs -m "not slow" $(TEST_ARGS)
+
+test-full: $(STAMP)
+	@$(BIN)/pytest -q -rs $(TEST_ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/python tests/typecheck.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The stamp is written last, so that an interrupted installation starts over.
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { \
+		echo "tokenbus needs Python 3.11 or newer with the venv module; set PYTHON=..." >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON): about 1 GB, a minute or two on the first run"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev]"
+	@touch $@
