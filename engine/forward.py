@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from torch import Tensor
 
     from tokenbus.engine.kv_cache import KVCache
@@ -38,6 +40,7 @@ class ForwardContext:
     context_lens: [N] int32, tokens of the sequence after this pass, its queries included.
     cu_seqlens_q: [N + 1] int32, offsets of each sequence's tokens in T.
     query_lens, context_lens_host: the same lengths as Python ints.
+    memo: what backends and models derive once per pass and reuse in every layer.
     """
 
     kv: KVCache
@@ -48,6 +51,7 @@ class ForwardContext:
     cu_seqlens_q: Tensor
     query_lens: list[int]
     context_lens_host: list[int]
+    memo: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def is_decode(self) -> bool:
