@@ -73,9 +73,11 @@ class Request:
     """One job as the engine sees it: token ids only.
 
     `resumed_ids` holds, per choice, tokens that were already delivered by an earlier owner; they
-    count as output (max_tokens, penalties, draw positions) and are not delivered again. Stop
+    count as output (max_tokens, penalties, draw positions) and are not delivered again;
+    `done_choices` ended under that owner and are not run. Stop
     strings are not the engine's: whoever holds the text aborts the request.
-    `priority` 0 is served first. Pages are shared only between equal `cache_salt`s.
+    `priority` 0 is served first. Pages are shared only between equal `cache_salt`s. Output lengths
+    are learned per `lane`, any label under which jobs resemble each other.
     """
 
     request_id: int
@@ -83,7 +85,9 @@ class Request:
     params: SamplingParams
     priority: int = 1
     cache_salt: str = ""
+    lane: str = ""
     resumed_ids: tuple[tuple[int, ...], ...] = ()
+    done_choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,168 @@
+"""Which prompt tokens a step computes: prefix hits, siblings that wait, fair shares.
+
+Sequences whose next page is being computed by another one do not compute it again. They are its
+siblings: they wait, and take each page as soon as a chunk that fills it was planned, which may be
+in the same step, because every layer writes all keys and values before any query reads them. If
+the leader goes, the oldest sibling finds the page unclaimed and leads from there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.plan import PrefillChunk
+
+if TYPE_CHECKING:
+    from tokenbus.engine.page_pool import PagePool
+    from tokenbus.engine.plan import StepPlan
+    from tokenbus.engine.prefix_cache import PageHash
+    from tokenbus.engine.sequence import Sequence
+
+
+class PrefillPlanner:
+    """Splits a step's token budget over the sequences whose prompts are not computed yet."""
+
+    def __init__(self, pool: PagePool, *, prefix_cache: bool) -> None:
+        self._pool = pool
+        self._enabled = prefix_cache
+        self._claims: dict[PageHash, Sequence] = {}
+        self.cached_tokens_total = 0
+
+    def cacheable_pages(self, seq: Sequence) -> int:
+        """Pages of a sequence that may come from the cache: full ones, but one token is left."""
+        if not self._enabled or not seq.caches_prefix:
+            return 0
+        return (len(seq.token_ids) - 1) // self._pool.page_size
+
+    def count_hits(self, seq: Sequence) -> tuple[int, int, int]:
+        """Return how many leading pages are (held, evictable, being computed by a leader)."""
+        held = evictable = claimed = 0
+        for page_idx in range(self.cacheable_pages(seq)):
+            page_hash = seq.page_hash(page_idx, self._pool.page_size)
+            page_id = self._pool.lookup(page_hash)
+            if page_id is not None and not claimed:
+                if self._pool.ref_count(page_id):
+                    held += 1
+                else:
+                    evictable += 1
+            elif page_hash in self._claims:
+                claimed += 1
+            else:
+                break
+        return held, evictable, claimed
+
+    def take_hits(self, seq: Sequence) -> None:
+        """Share cached pages from the sequence's position on; find its leader, or claim to lead."""
+        seq.leader = None
+        page_size = self._pool.page_size
+        if seq.num_computed % page_size:
+            return
+        limit = self.cacheable_pages(seq)
+        page_idx = seq.num_computed // page_size
+        while page_idx < limit and page_idx == len(seq.pages):
+            page_hash = seq.page_hash(page_idx, page_size)
+            page_id = self._pool.lookup(page_hash)
+            if page_id is None:
+                leader = self._claims.get(page_hash)
+                if leader is not None and leader is not seq:
+                    seq.leader = leader
+                    return
+                break
+            self._pool.share(page_id)
+            seq.pages.append(page_id)
+            page_idx += 1
+            seq.num_computed = page_idx * page_size
+            seq.num_registered = page_idx
+        for claimed_idx in range(page_idx, limit):
+            self._claims.setdefault(seq.page_hash(claimed_idx, page_size), seq)
+
+    def drop_claims(self, seq: Sequence) -> None:
+        """Stop leading (the sequence was preempted, aborted or is done with its prompt)."""
+        if not self._claims:
+            return
+        page_size = self._pool.page_size
+        for page_idx in range(self.cacheable_pages(seq)):
+            page_hash = seq.page_hash(page_idx, page_size)
+            if self._claims.get(page_hash) is seq:
+                del self._claims[page_hash]
+
+    def plan(self, candidates: list[Sequence], budget: int, plan: StepPlan) -> None:
+        """Add chunks for `candidates` (best first) of at most `budget` tokens to the plan."""
+        open_seqs = list(candidates)
+        while open_seqs and budget > 0:
+            active, waiting = [], []
+            for seq in open_seqs:
+                self.take_hits(seq)
+                (active if seq.leader is None else waiting).append(seq)
+            taken = self._plan_round(active, budget, plan)
+            if not taken:
+                return
+            budget -= taken
+            open_seqs = waiting
+
+    def _plan_round(self, active: list[Sequence], budget: int, plan: StepPlan) -> int:
+        wanted = [len(seq.token_ids) - seq.num_computed for seq in active]
+        taken = 0
+        for seq, share in zip(active, fair_shares(wanted, budget), strict=True):
+            if share:
+                taken += self._plan_chunk(seq, share, plan)
+        return taken
+
+    def _plan_chunk(self, seq: Sequence, num_tokens: int, plan: StepPlan) -> int:
+        page_size = self._pool.page_size
+        start = seq.num_computed
+        end = min(start + num_tokens, len(seq.token_ids))
+        missing = self._pool.pages_for(end) - len(seq.pages)
+        if missing > self._pool.num_available:
+            missing = self._pool.num_available
+            end = min(end, (len(seq.pages) + missing) * page_size)
+        if end <= start:
+            return 0
+        if missing > 0:
+            seq.pages.extend(self._pool.allocate(missing))
+        if not seq.was_started:
+            seq.was_started = True
+            seq.num_cached = start
+            self.cached_tokens_total += start
+            plan.admitted.append(seq)
+        seq.num_computed = end
+        self.register_full_pages(seq)
+        samples = end == len(seq.token_ids)
+        plan.prefill.append(PrefillChunk(seq, start, end, samples))
+        if samples:
+            self.drop_claims(seq)
+        return end - start
+
+    def register_full_pages(self, seq: Sequence) -> None:
+        """Hash the pages whose tokens are all known and computed (or planned in this step)."""
+        if not self._enabled:
+            return
+        page_size = self._pool.page_size
+        num_full = min(seq.num_computed, len(seq.token_ids)) // page_size
+        for page_idx in range(seq.num_registered, num_full):
+            page_hash = seq.page_hash(page_idx, page_size)
+            self._pool.register(seq.pages[page_idx], page_hash)
+            if self._claims.get(page_hash) is seq:
+                del self._claims[page_hash]
+        seq.num_registered = max(seq.num_registered, num_full)
+
+
+def fair_shares(wanted: list[int], budget: int) -> list[int]:
+    """Split `budget` so that small wishes are met in full and large ones get equal parts.
+
+    Whole tokens; the remainder of a division goes to the first in line.
+    """
+    shares = [0] * len(wanted)
+    left = budget
+    by_size = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
+    for rank, idx in enumerate(by_size):
+        part = left // (len(by_size) - rank)
+        shares[idx] = min(wanted[idx], part)
+        left -= shares[idx]
+    for idx, wish in enumerate(wanted):
+        if left <= 0:
+            break
+        extra = min(left, wish - shares[idx])
+        shares[idx] += extra
+        left -= extra
+    return shares
