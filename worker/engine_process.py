@@ -1,0 +1,235 @@
+"""The process that computes: it owns the engine and knows neither Redis nor text.
+
+It runs as `python -m tokenbus.worker.engine_process FD`. Three ends of life: its socket closes, its
+parent dies (PR_SET_PDEATHSIG, where the platform has it), or the engine raises, which it reports.
+Flow control is by credit: every delivered token takes room, every token the log confirmed returns
+it. Past `SOFT_BACKLOG_TOKENS` no request is admitted while decode goes on; past
+`HARD_BACKLOG_TOKENS` the engine pauses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Protocol
+
+from tokenbus.engine.errors import RequestRejected, SequenceTooLong
+from tokenbus.worker.handoff import (
+    AbortRequest,
+    AddRequest,
+    Beat,
+    Command,
+    Credit,
+    EngineReady,
+    EngineRefused,
+    FrameReader,
+    Report,
+    RequestRefused,
+    StartEngine,
+    decode_command,
+    encode_frame,
+    pack_step,
+)
+
+if TYPE_CHECKING:
+    from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
+
+# 256 streams at 50 tokens/s reach these after 5 s and 80 s of an unreachable server.
+SOFT_BACKLOG_TOKENS = 64 * 1024
+HARD_BACKLOG_TOKENS = 1024 * 1024
+
+# A tenth of the shortest lease, so that an idle engine is never taken for a hung one.
+BEAT_INTERVAL_S = 0.5
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Engine(Protocol):
+    """What the process needs of an engine."""
+
+    @property
+    def limits(self) -> EngineLimits:
+        """Sizes in tokens and pages."""
+        ...
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request is unfinished."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        ...
+
+    def abort(self, request_id: int) -> None:
+        """Drop a request."""
+        ...
+
+    def step(self) -> StepOutput:
+        """Run one step."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Count pages, requests and tokens."""
+        ...
+
+
+class EngineLoop:
+    """Feeds commands to the engine between steps and sends one record per step."""
+
+    def __init__(self, engine: Engine, sock: socket.socket, frames: FrameReader) -> None:
+        self._engine = engine
+        self._sock = sock
+        self._frames = frames
+        self._unsent = bytearray()
+        self._held_back: dict[int, Request] = {}
+        self._backlog_tokens = 0
+        self._beat_at = 0.0
+
+    def run(self) -> None:
+        """Step until the worker closes its end of the socket."""
+        connected = True
+        while connected:
+            paused = self._backlog_tokens >= HARD_BACKLOG_TOKENS
+            idle = paused or not self._engine.has_work
+            if idle:
+                self._beat(paused)
+                self._flush(wait=True)
+                select.select([self._sock], [], [], BEAT_INTERVAL_S)
+            connected = self._take_commands()
+            self._admit_held_back()
+            if self._engine.has_work and not paused:
+                output = self._engine.step()
+                self._backlog_tokens += sum(len(d.token_ids) for d in output.deltas)
+                self._send(pack_step(output, time.monotonic()))
+
+    def _take_commands(self) -> bool:
+        """Apply what has arrived; return False at the end of the stream."""
+        with contextlib.suppress(BlockingIOError):
+            while chunk := self._sock.recv(1 << 16, socket.MSG_DONTWAIT):
+                for body in self._frames.feed(chunk):
+                    self._apply(decode_command(body))
+            return False
+        return True
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case AddRequest(request):
+                self._held_back[request.request_id] = request
+            case AbortRequest(request_id):
+                if self._held_back.pop(request_id, None) is None:
+                    self._engine.abort(request_id)
+            case Credit(num_tokens):
+                self._backlog_tokens = max(0, self._backlog_tokens - num_tokens)
+            case StartEngine():
+                raise ValueError("the engine is already running")
+
+    def _admit_held_back(self) -> None:
+        if not self._held_back or self._backlog_tokens >= SOFT_BACKLOG_TOKENS:
+            return
+        requests, self._held_back = self._held_back, {}
+        for request in requests.values():
+            try:
+                self._engine.add(request)
+            except RequestRejected as error:
+                message = str(error).removeprefix(f"{error.field}: ")
+                self._send(RequestRefused(request.request_id, error.field, message))
+            except SequenceTooLong as error:
+                self._send(RequestRefused(request.request_id, "", str(error)))
+
+    def _beat(self, paused: bool) -> None:
+        now = time.monotonic()
+        if now - self._beat_at >= BEAT_INTERVAL_S / 2:
+            self._beat_at = now
+            self._send(Beat(paused, self._engine.stats()))
+
+    def _send(self, report: Report) -> None:
+        self._unsent += encode_frame(report)
+        self._flush(wait=False)
+
+    def _flush(self, *, wait: bool) -> None:
+        """Write what is left; a full socket holds up only a caller that has nothing to compute."""
+        with contextlib.suppress(BlockingIOError):
+            while self._unsent:
+                sent = self._sock.send(self._unsent, 0 if wait else socket.MSG_DONTWAIT)
+                del self._unsent[:sent]
+
+
+def build(start: StartEngine) -> Engine:
+    """Build the engine that the worker asked for; the real one imports torch only here."""
+    if start.null is not None:
+        from tokenbus.engine.null import NullEngine
+
+        return NullEngine(start.null)
+    if start.engine is None:
+        raise ValueError("the start message names no engine")
+    from tokenbus.engine.core import build_engine
+
+    return build_engine(start.engine)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel for SIGKILL when the parent's thread ends; elsewhere the socket's end does it.
+
+    A parent that died before the call is noticed by its changed pid.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def die_with_socket(sock: socket.socket) -> None:
+    """End the process when the peer hangs up, however deep in a step or a load the engine is."""
+    poll = select.poll()
+    poll.register(sock, getattr(select, "POLLRDHUP", 0))
+    poll.poll()
+    os._exit(0)
+
+
+def serve(sock: socket.socket) -> int:
+    """Build the engine named by the first command and step it; return the exit status."""
+    threading.Thread(target=die_with_socket, args=(sock,), name="hang-up", daemon=True).start()
+    frames = FrameReader()
+    try:
+        engine = build(_read_start(sock, frames))
+        stats = engine.stats()
+        num_pages = stats.free_pages + stats.evictable_pages
+        sock.sendall(encode_frame(EngineReady(engine.limits, num_pages)))
+        EngineLoop(engine, sock, frames).run()
+    except Exception as error:
+        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            sock.sendall(encode_frame(EngineRefused(type(error).__name__, str(error))))
+    return 1
+
+
+def _read_start(sock: socket.socket, frames: FrameReader) -> StartEngine:
+    while chunk := sock.recv(1 << 16):
+        for body in frames.feed(chunk):
+            command = decode_command(body)
+            if not isinstance(command, StartEngine):
+                raise TypeError(f"expected a start message, got {type(command).__name__}")
+            return command
+    raise ConnectionError("the worker hung up before it named an engine")
+
+
+def main(argv: list[str]) -> int:
+    """Take the socket's descriptor and the parent's pid, then serve."""
+    # Ctrl-C reaches the whole terminal group and SIGTERM the whole unit: the worker decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    die_with_parent(int(argv[1]))
+    return serve(socket.socket(fileno=int(argv[0])))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
