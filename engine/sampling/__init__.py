@@ -1,0 +1,1 @@
+"""The parts of the sampler: state of rows, logit rules, filters, the draw."""

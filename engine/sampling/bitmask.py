@@ -1,0 +1,32 @@
+"""Packed token masks of grammars: one bit per token, little end first."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def bitmask_width(vocab_size: int) -> int:
+    """Return the int32 words that hold one bit per token."""
+    return -(-vocab_size // 32)
+
+
+def unpack_table(device: torch.device) -> Tensor:
+    """Return [256, 8] bool: the bits of every byte, lowest first."""
+    values = torch.arange(256, device=device).unsqueeze(-1)
+    return ((values >> torch.arange(8, device=device)) & 1).bool()
+
+
+def unpack(bitmask: Tensor, vocab_size: int, table: Tensor) -> Tensor:
+    """Expand packed masks by byte look-up.
+
+    Args:
+        bitmask: [M, W] int32, contiguous; tokens from 32 * W on are not allowed.
+        table: [256, 8] bool from `unpack_table`.
+    Returns: [M, vocab_size] bool, True = allowed.
+    """
+    allowed = table[bitmask.view(torch.uint8).int()].flatten(1)
+    missing = vocab_size - allowed.shape[1]
+    if missing > 0:
+        return torch.nn.functional.pad(allowed, (0, missing), value=False)
+    return allowed[:, :vocab_size]

@@ -1,0 +1,78 @@
+"""What a batch needs of the sampler, known on the host before the launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag, auto
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenbus.engine.types import SamplingParams
+
+# Below this a difference of 1e-4 in logits is already e^10: the draw is the argmax, and dividing by
+# the temperature would come near the range of float32.
+GREEDY_TEMPERATURE = 1e-5
+
+
+class Feature(IntFlag):
+    """One bit per part of the sampler that costs time."""
+
+    NONE = 0
+    RANDOM = auto()
+    PENALTIES = auto()
+    BIAS = auto()
+    BAD_WORDS = auto()
+    MIN_TOKENS = auto()
+    TOP_K = auto()
+    TOP_P = auto()
+    MIN_P = auto()
+    LOGPROBS = auto()
+
+
+LOGIT_RULES = Feature.PENALTIES | Feature.BIAS | Feature.BAD_WORDS | Feature.MIN_TOKENS
+FILTERS = Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingPlan:
+    """The union of what the rows of a batch use; hashable, so that it can key a captured graph."""
+
+    features: Feature = Feature.NONE
+    num_top_logprobs: int = 0
+
+    def has(self, features: Feature) -> bool:
+        """Return True if any of these features is in use."""
+        return bool(self.features & features)
+
+    def union(self, other: SamplingPlan) -> SamplingPlan:
+        """Return the plan that serves both."""
+        return SamplingPlan(
+            self.features | other.features, max(self.num_top_logprobs, other.num_top_logprobs)
+        )
+
+
+def is_greedy(params: SamplingParams) -> bool:
+    """Return True if the draw is the argmax."""
+    return params.temperature < GREEDY_TEMPERATURE
+
+
+def plan_of(params: SamplingParams) -> SamplingPlan:
+    """Return what one row with these parameters needs."""
+    uses = {
+        Feature.RANDOM: not is_greedy(params),
+        Feature.PENALTIES: params.repetition_penalty != 1.0
+        or params.presence_penalty != 0.0
+        or params.frequency_penalty != 0.0,
+        Feature.BIAS: bool(params.logit_bias),
+        Feature.BAD_WORDS: bool(params.bad_words),
+        Feature.MIN_TOKENS: params.min_tokens > 0,
+        Feature.TOP_K: not is_greedy(params) and params.top_k > 0,
+        Feature.TOP_P: not is_greedy(params) and params.top_p < 1.0,
+        Feature.MIN_P: not is_greedy(params) and params.min_p > 0.0,
+        Feature.LOGPROBS: params.logprobs is not None,
+    }
+    features = Feature.NONE
+    for feature, used in uses.items():
+        if used:
+            features |= feature
+    return SamplingPlan(features, params.logprobs or 0)

@@ -1,0 +1,120 @@
+"""Per-row scalars of the sampler: written on the host, read on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenbus.engine.random_draw import stream_key
+from tokenbus.engine.sampling.plan import is_greedy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from tokenbus.engine.types import SamplingParams
+
+_NUM_FLOATS = 6
+_NUM_INTS = 6
+# Ids that end a choice, the model's included; `validate_sampling` refuses more.
+MAX_STOP_IDS = 64
+# Fills unused stop ids; no token has it.
+NO_STOP_ID = -1
+
+
+@dataclass(frozen=True, slots=True)
+class RowScalars:
+    """The scalars of M rows; floats are float32, all others int64, all [M]."""
+
+    temperature: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    repetition_penalty: Tensor
+    presence_penalty: Tensor
+    frequency_penalty: Tensor
+    key: Tensor
+    increment: Tensor
+    top_k: Tensor
+    min_tokens: Tensor
+    max_tokens: Tensor
+    is_random: Tensor
+
+
+def write_row(table: Tensor, row: int, values: Tensor) -> None:
+    """Copy host values into one row of a device table without waiting for the device."""
+    if table.device.type != "cpu":
+        values = values.pin_memory()
+    table[row].copy_(values, non_blocking=True)
+
+
+class RowTable:
+    """Packed tables of float32, of int64 and of stop ids, with a neutral last row for padding.
+
+    On a CPU the tables are written in place. On an accelerator changed rows are collected and sent
+    by `flush` in one copy per table; the buffers of a copy in flight are never written again.
+    """
+
+    def __init__(self, max_rows: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
+        """Allocate max_rows + 1 rows."""
+        self._device = device
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._host_floats = torch.zeros(max_rows + 1, _NUM_FLOATS, dtype=torch.float32)
+        self._host_ints = torch.zeros(max_rows + 1, _NUM_INTS, dtype=torch.int64)
+        self._host_floats[:] = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])
+        shape = (max_rows + 1, MAX_STOP_IDS)
+        self._host_stop_ids = torch.full(shape, NO_STOP_ID, dtype=torch.int64)
+        self._floats = self._host_floats.to(device)
+        self._ints = self._host_ints.to(device)
+        self.stop_ids = self._host_stop_ids.to(device)
+        self._changed: set[int] = set()
+
+    def write(self, row: int, params: SamplingParams, choice: int) -> None:
+        """Set a row's scalars; they reach the device with the next `flush`."""
+        greedy = is_greedy(params)
+        key, increment = stream_key(params.seed, choice)
+        self._host_floats[row] = torch.tensor(
+            [
+                1.0 if greedy else params.temperature,
+                params.top_p,
+                params.min_p,
+                params.repetition_penalty,
+                params.presence_penalty,
+                params.frequency_penalty,
+            ]
+        )
+        self._host_ints[row] = torch.tensor(
+            [key, increment, params.top_k, params.min_tokens, params.max_tokens, int(not greedy)]
+        )
+        # With `ignore_eos` the model's own ids do not end a choice, so min_tokens spares them too.
+        eos_ids = () if params.ignore_eos else self._eos_token_ids
+        stop_ids = list(dict.fromkeys((*eos_ids, *params.stop_token_ids)))
+        stop_ids += [NO_STOP_ID] * (MAX_STOP_IDS - len(stop_ids))
+        self._host_stop_ids[row] = torch.tensor(stop_ids)
+        self._changed.add(row)
+
+    def flush(self) -> None:
+        """Send changed rows to the device."""
+        if not self._changed:
+            return
+        if self._device.type != "cpu":
+            rows = torch.tensor(sorted(self._changed))
+            target = rows.pin_memory().to(self._device, non_blocking=True)
+            for host, table in self._tables():
+                staged = host[rows].pin_memory().to(self._device, non_blocking=True)
+                table.index_copy_(0, target, staged)
+        self._changed.clear()
+
+    def _tables(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the pairs of host and device table."""
+        return [
+            (self._host_floats, self._floats),
+            (self._host_ints, self._ints),
+            (self._host_stop_ids, self.stop_ids),
+        ]
+
+    def gather(self, rows: Tensor) -> RowScalars:
+        """Read the scalars of rows [M] int64."""
+        return RowScalars(*self._floats[rows].unbind(-1), *self._ints[rows].unbind(-1))
