@@ -90,7 +90,8 @@ class PrefillPlanner:
         """Add chunks for `candidates` (best first) of at most `budget` tokens to the plan."""
         open_seqs = list(candidates)
         while open_seqs and budget > 0:
-            active, waiting = [], []
+            active: list[Sequence] = []
+            waiting: list[Sequence] = []
             for seq in open_seqs:
                 self.take_hits(seq)
                 (active if seq.leader is None else waiting).append(seq)

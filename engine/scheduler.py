@@ -10,9 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.chunk_sizer import ChunkSizer
 from tokenbus.engine.output_estimator import OutputEstimator
-from tokenbus.engine.page_pool import PagePool
 from tokenbus.engine.plan import StepPlan
 from tokenbus.engine.prefill import PrefillPlanner
 from tokenbus.engine.sequence import Sequence, SequenceState
@@ -20,6 +18,9 @@ from tokenbus.engine.types import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from tokenbus.engine.chunk_sizer import ChunkSizer
+    from tokenbus.engine.page_pool import PagePool
 
 
 def _by_order(seq: Sequence) -> tuple[int, int, int]:
@@ -76,7 +77,9 @@ class Scheduler:
         self._plan_prefill(plan)
         return plan
 
-    def complete(self, seq: Sequence, token_ids: list[int]) -> tuple[list[int], FinishReason | None]:
+    def complete(
+        self, seq: Sequence, token_ids: list[int]
+    ) -> tuple[list[int], FinishReason | None]:
         """Take the tokens that a step sampled for a sequence.
 
         Returns the tokens kept and the reason if the sequence ended with the last of them. What a

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from tokenbus.engine.grammar import GrammarMatcher
-    from tokenbus.engine.types import FinishReason, Request
+    from tokenbus.engine.types import FinishReason, Request, TokenLogprobs
 
 
 class SequenceState(Enum):
@@ -93,7 +93,7 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.grammar: Future[GrammarMatcher] | None = None
         self.matcher: GrammarMatcher | None = None
-        self.prompt_logprobs: list[object] = []
+        self.prompt_logprobs: list[TokenLogprobs | None] = []
         eos = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset((*eos, *params.stop_token_ids))
         self._hashes: list[PageHash] = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class FinishReason(StrEnum):
@@ -41,8 +44,8 @@ _EMPTY: Mapping[int, float] = MappingProxyType({})
 class SamplingParams:
     """How one job's tokens are drawn and when it ends.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and penalties at their defaults are off.
-    `logprobs` and `prompt_logprobs` give the number of alternatives (0 = the chosen token alone,
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and penalties at their defaults are
+    off. `logprobs` and `prompt_logprobs` give the number of alternatives (0 = the chosen token alone,
     None = none). The draw is keyed by (seed, choice, position) and by nothing else.
     """
 

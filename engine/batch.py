@@ -1,0 +1,83 @@
+"""From a plan to the tensors of a forward pass."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenbus.engine.forward import ForwardContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.plan import PrefillChunk
+    from tokenbus.engine.rows import RowState
+    from tokenbus.engine.sequence import Sequence
+
+
+def _rows_of(seqs: list[Sequence]) -> list[int]:
+    return [seq.row for seq in seqs if seq.row is not None]
+
+
+def prefill_batch(
+    chunks: list[PrefillChunk], rows: RowState, kv: KVCache
+) -> tuple[Tensor, ForwardContext]:
+    """Return token ids [T] and the context of chunks laid one after the other."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    owners: list[int] = []
+    for chunk in chunks:
+        token_ids.extend(chunk.seq.token_ids[chunk.start : chunk.end])
+        positions.extend(range(chunk.start, chunk.end))
+        owners.extend([chunk.seq.row or 0] * (chunk.end - chunk.start))
+    query_lens = [chunk.end - chunk.start for chunk in chunks]
+    context_lens = [chunk.end for chunk in chunks]
+    staged = rows.to_device([*token_ids, *positions, *owners])
+    num_tokens = len(token_ids)
+    ids, pos, own = staged.view(3, num_tokens)
+    row_ids = rows.to_device(_rows_of([chunk.seq for chunk in chunks]))
+    return ids, _context(
+        rows, kv, pos, own, row_ids, query_lens, context_lens, [0, *accumulate(query_lens)]
+    )
+
+
+def decode_batch(
+    seqs: list[Sequence], rows: RowState, kv: KVCache
+) -> tuple[Tensor, Tensor, ForwardContext]:
+    """Return token ids [N], rows [N] and the context of one token per sequence."""
+    context_lens = [seq.num_computed for seq in seqs]
+    num = len(seqs)
+    staged = rows.to_device([*_rows_of(seqs), *(length - 1 for length in context_lens)])
+    row_ids, positions = staged.view(2, num)
+    ctx = _context(
+        rows, kv, positions, row_ids, row_ids, [1] * num, context_lens, list(range(num + 1))
+    )
+    return rows.last_token[row_ids], row_ids, ctx
+
+
+def _context(
+    rows: RowState,
+    kv: KVCache,
+    positions: Tensor,
+    owners: Tensor,
+    row_ids: Tensor,
+    query_lens: list[int],
+    context_lens: list[int],
+    offsets: list[int],
+) -> ForwardContext:
+    page_size = kv.page_size
+    page_ids = rows.block_table[owners, positions // page_size].to(torch.int64)
+    num_pages = -(-max(context_lens) // page_size)
+    return ForwardContext(
+        kv=kv,
+        positions=positions,
+        slot_mapping=page_ids * page_size + positions % page_size,
+        block_table=rows.block_table[row_ids, :num_pages],
+        context_lens=rows.to_device(context_lens, torch.int32),
+        cu_seqlens_q=rows.to_device(offsets, torch.int32),
+        query_lens=query_lens,
+        context_lens_host=context_lens,
+    )

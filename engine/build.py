@@ -1,0 +1,99 @@
+"""Puts an engine together: model, pages, rows, scheduler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenbus.engine.chunk_sizer import ChunkSizer
+from tokenbus.engine.constrained import ConstrainedRows
+from tokenbus.engine.core import Engine
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.loader import load_model
+from tokenbus.engine.page_pool import PagePool
+from tokenbus.engine.rows import RowState
+from tokenbus.engine.runner import Runner
+from tokenbus.engine.sampler import SamplingState
+from tokenbus.engine.scheduler import Scheduler
+from tokenbus.engine.types import EngineLimits
+
+if TYPE_CHECKING:
+    from tokenbus.engine.config import EngineConfig
+    from tokenbus.engine.loader import LoadedModel
+
+# Tokens per page. A GPU kernel wants one long contiguous tile; on a CPU small pages share more.
+_PAGE_SIZE = {"cuda": 64, "cpu": 16}
+
+
+def build_engine(config: EngineConfig) -> Engine:
+    """Load the model of a configuration and build an engine around it.
+
+    Raises: ModelNotFound, ModelBroken or ModelUnsupported; RequestRejected for a setting that does
+        not fit the model or the memory.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    loaded = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        random_weights=config.random_weights,
+    )
+    return engine_for(loaded, config)
+
+
+def engine_for(loaded: LoadedModel, config: EngineConfig) -> Engine:
+    """Build an engine around a model that is in memory already."""
+    device, specs = loaded.device, loaded.model.attention_specs
+    page_size = config.page_size or _PAGE_SIZE.get(device.type, 16)
+    max_model_len = config.max_model_len or loaded.max_model_len
+    if max_model_len > loaded.max_model_len:
+        raise RequestRejected(
+            "max_model_len", f"{max_model_len} tokens, the model ends at {loaded.max_model_len}"
+        )
+    num_pages = config.num_pages or _pages_in_memory(loaded, config, page_size)
+    kv = KVCache(specs, num_pages, page_size, loaded.dtype, device)
+    max_pages = min(num_pages, -(-max_model_len // page_size))
+    rows = RowState(config.max_num_seqs, max_pages, device)
+    sampling = SamplingState(
+        config.max_num_seqs, loaded.model.vocab_size, device, loaded.eos_token_ids
+    )
+    runner = Runner(loaded.model, kv, sampling, rows)
+    pool = PagePool(num_pages, page_size)
+    target_s = None if config.itl_target_ms is None else config.itl_target_ms / 1000
+    scheduler = Scheduler(
+        pool,
+        ChunkSizer(config.max_batch_tokens, target_s),
+        max_num_seqs=config.max_num_seqs,
+        prefix_cache=config.prefix_cache,
+        on_release=runner.release,
+    )
+    limits = EngineLimits(
+        model=loaded.name,
+        num_pages=num_pages,
+        page_size=page_size,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        eos_token_ids=loaded.eos_token_ids,
+        vocab_size=loaded.model.vocab_size,
+    )
+    constrained = ConstrainedRows(loaded.tokenizer, limits.vocab_size, limits.eos_token_ids)
+    return Engine(runner, scheduler, constrained, limits, one_step_ahead=device.type == "cuda")
+
+
+def _pages_in_memory(loaded: LoadedModel, config: EngineConfig, page_size: int) -> int:
+    page_bytes = KVCache.page_bytes(loaded.model.attention_specs, page_size, loaded.dtype)
+    if loaded.device.type == "cuda":
+        free_bytes, total_bytes = torch.cuda.mem_get_info(loaded.device)
+        budget_bytes = free_bytes - (1 - config.memory_fraction) * total_bytes
+    else:
+        budget_bytes = config.kv_cache_gib * 2**30
+    num_pages = int(budget_bytes // page_bytes)
+    if num_pages < 2:
+        raise RequestRejected(
+            "num_pages",
+            f"a page takes {page_bytes} bytes and {max(0, int(budget_bytes))} are left for pages",
+        )
+    return num_pages

@@ -1,0 +1,178 @@
+"""Carries out a plan on the device: forward passes, sampling, read-back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenbus.engine.batch import decode_batch, prefill_batch
+from tokenbus.engine.sampling.logprobs import RawLogprobs, raw_logprobs
+
+if TYPE_CHECKING:
+    from tokenbus.engine.forward import PagedModel
+    from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.plan import PrefillChunk, StepPlan
+    from tokenbus.engine.rows import RowState
+    from tokenbus.engine.sampler import SampledTokens, SamplingState
+    from tokenbus.engine.sequence import Sequence
+    from tokenbus.engine.types import TokenLogprobs
+
+# Prompt positions scored at once: bounds their logits to 256 rows of the vocabulary.
+_PROMPT_LOGPROB_ROWS = 256
+
+
+@dataclass(slots=True)
+class PendingStep:
+    """A launched step whose tokens have not been read back."""
+
+    plan: StepPlan
+    seqs: list[Sequence]
+    token_ids: Tensor | None = None
+    dead_ends: Tensor | None = None
+    logprobs: RawLogprobs | None = None
+    prompt_scores: list[tuple[Sequence, RawLogprobs]] = field(default_factory=list)
+    ready: torch.cuda.Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step sampled, on the host, one entry per sequence of `PendingStep.seqs`."""
+
+    token_ids: list[int]
+    dead_ends: list[bool]
+    logprobs: list[TokenLogprobs | None]
+    prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs | None]]]
+
+
+class Runner:
+    """Runs plans eagerly, on any device; the reference for faster runners."""
+
+    def __init__(
+        self, model: PagedModel, kv: KVCache, sampling: SamplingState, rows: RowState
+    ) -> None:
+        self.model = model
+        self.kv = kv
+        self.sampling = sampling
+        self.rows = rows
+
+    def release(self, row: int) -> None:
+        """Take a row back from a sequence that ended or was preempted."""
+        self.rows.release(row)
+        self.sampling.clear_row(row)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
+        """Start a step; `masks` holds the packed grammar mask of each constrained row."""
+        pending = PendingStep(plan, plan.sampled())
+        self._set_up(plan)
+        hidden = []
+        if plan.prefill:
+            hidden.append(self._prefill(plan.prefill, pending))
+        if plan.decode:
+            hidden.append(self._decode(plan.decode))
+        if pending.seqs:
+            self._sample(torch.cat(hidden) if len(hidden) > 1 else hidden[0], pending, masks)
+        return pending
+
+    def collect(self, pending: PendingStep) -> StepResult:
+        """Wait for a step and bring its tokens to the host."""
+        if pending.ready is not None:
+            pending.ready.synchronize()
+        token_ids = [] if pending.token_ids is None else pending.token_ids.tolist()
+        dead_ends = [False] * len(token_ids)
+        if pending.dead_ends is not None:
+            dead_ends = pending.dead_ends.tolist()
+        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
+        if pending.logprobs is not None:
+            logprobs = pending.logprobs.to_host(
+                [seq.request.params.logprobs for seq in pending.seqs]
+            )
+        prompt_logprobs = [
+            (seq, scores.to_host([seq.request.params.prompt_logprobs] * len(scores.token_ids)))
+            for seq, scores in pending.prompt_scores
+        ]
+        return StepResult(token_ids, dead_ends, logprobs, prompt_logprobs)
+
+    def _set_up(self, plan: StepPlan) -> None:
+        for chunk in plan.prefill:
+            seq = chunk.seq
+            # A grammar's forced tokens came in behind the sampler's back: it is told all again.
+            if not self.rows.owns(seq) or seq.matcher is not None:
+                assert seq.row is not None
+                if not self.rows.owns(seq):
+                    self.rows.assign(seq)
+                self.sampling.set_row(
+                    seq.row,
+                    seq.request.params,
+                    seq.choice,
+                    seq.token_ids[: seq.num_prompt],
+                    seq.token_ids[seq.num_prompt :],
+                )
+        self.rows.send_pages([chunk.seq for chunk in plan.prefill])
+        self.rows.send_pages(plan.decode)
+
+    def _prefill(self, chunks: list[PrefillChunk], pending: PendingStep) -> Tensor:
+        token_ids, ctx = prefill_batch(chunks, self.rows, self.kv)
+        hidden = self.model.forward(token_ids, ctx)
+        offset = 0
+        last: list[int] = []
+        for chunk in chunks:
+            if chunk.seq.request.params.prompt_logprobs is not None and chunk.seq.choice == 0:
+                self._score_prompt(chunk, hidden, offset, pending)
+            offset += chunk.end - chunk.start
+            if chunk.samples:
+                last.append(offset - 1)
+        return hidden[self.rows.to_device(last)]
+
+    def _decode(self, seqs: list[Sequence]) -> Tensor:
+        token_ids, _, ctx = decode_batch(seqs, self.rows, self.kv)
+        return self.model.forward(token_ids, ctx)
+
+    def _score_prompt(
+        self, chunk: PrefillChunk, hidden: Tensor, offset: int, pending: PendingStep
+    ) -> None:
+        seq = chunk.seq
+        end = min(chunk.end, seq.num_prompt - 1)
+        for start in range(chunk.start, end, _PROMPT_LOGPROB_ROWS):
+            stop = min(start + _PROMPT_LOGPROB_ROWS, end)
+            first = offset + start - chunk.start
+            logits = self.model.logits(hidden[first : first + stop - start])
+            targets = self.rows.to_device(seq.token_ids[start + 1 : stop + 1])
+            num_top = seq.request.params.prompt_logprobs or 0
+            pending.prompt_scores.append((seq, raw_logprobs(logits, targets, num_top)))
+
+    def _sample(
+        self, hidden: Tensor, pending: PendingStep, masks: dict[int, Tensor] | None
+    ) -> None:
+        seqs = pending.seqs
+        row_list = [seq.row for seq in seqs if seq.row is not None]
+        positions = [seq.num_computed - seq.num_prompt for seq in seqs]
+        rows = self.rows.to_device(row_list)
+        sampled: SampledTokens = self.sampling.sample(
+            self.model.logits(hidden),
+            rows,
+            self.rows.to_device(positions),
+            plan=self.sampling.plan(row_list),
+            bitmask=self._bitmask(row_list, masks),
+        )
+        self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
+        pending.token_ids = sampled.token_ids
+        pending.dead_ends = sampled.dead_ends
+        pending.logprobs = sampled.logprobs
+        if self.rows.device.type == "cuda":
+            pending.token_ids = sampled.token_ids.to("cpu", non_blocking=True)
+            pending.ready = torch.cuda.Event()
+            pending.ready.record()
+
+    def _bitmask(self, row_list: list[int], masks: dict[int, Tensor] | None) -> Tensor | None:
+        if not masks:
+            return None
+        width = next(iter(masks.values())).shape[-1]
+        bitmask = torch.full((len(row_list), width), -1, dtype=torch.int32)
+        for idx, row in enumerate(row_list):
+            if row in masks:
+                bitmask[idx] = masks[row]
+        return bitmask.to(self.rows.device)

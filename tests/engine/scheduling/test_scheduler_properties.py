@@ -1,0 +1,173 @@
+"""Random load on the scheduler: pages add up after every step, tokens arrive once and in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from tokenbus.engine.chunk_sizer import ChunkSizer
+from tokenbus.engine.page_pool import PagePool
+from tokenbus.engine.scheduler import Scheduler
+from tokenbus.engine.sequence import Sequence, SequenceState
+from tokenbus.engine.types import FinishReason, Request, SamplingParams
+
+if TYPE_CHECKING:
+    from tokenbus.engine.plan import StepPlan
+
+PAGE_SIZE = 4
+EOS = 9
+
+
+def next_token(token_ids: list[int], choice: int) -> int:
+    """Stand in for the model: a function of everything before, so a lost token shows."""
+    state = choice
+    for token_id in token_ids:
+        state = (state * 31 + token_id + 7) % 1009
+    return state % 10
+
+
+class EngineModel(RuleBasedStateMachine):
+    """Drives the scheduler as the core does, one step ahead, and keeps what was delivered."""
+
+    def __init__(self) -> None:
+        """Start with an empty pool of a size that forces preemption."""
+        super().__init__()
+        self.pool = PagePool(24, PAGE_SIZE)
+        self.scheduler = Scheduler(self.pool, ChunkSizer(16, None), max_num_seqs=6)
+        self.content: dict[int, list[int]] = {}
+        self.delivered: dict[Sequence, list[int]] = {}
+        self.requests: dict[int, list[Sequence]] = {}
+        self.inflight: list[tuple[Sequence, list[int], int]] = []
+        self.next_id = 0
+
+    @initialize(optimistic=st.booleans())
+    def choose_admission(self, optimistic: bool) -> None:
+        """Half of the runs expect one token per output, so that pages run out all the time."""
+        if optimistic:
+            self.scheduler.estimator.expected = lambda _lane, _limit: 1  # type: ignore[method-assign]
+
+    @rule(
+        prompt=st.lists(st.integers(0, 2), min_size=1, max_size=30),
+        max_tokens=st.integers(1, 30),
+        priority=st.integers(0, 2),
+        n=st.integers(1, 3),
+        salt=st.sampled_from(["a", "b"]),
+        ignore_eos=st.booleans(),
+    )
+    def add(
+        self, prompt: list[int], max_tokens: int, priority: int, n: int, salt: str, ignore_eos: bool
+    ) -> None:
+        """A job arrives."""
+        params = SamplingParams(n=n, max_tokens=max_tokens, ignore_eos=ignore_eos)
+        request = Request(self.next_id, tuple(prompt), params, priority, salt)
+        seqs = [Sequence(request, choice, self.next_id, (EOS,)) for choice in range(n)]
+        self.requests[self.next_id] = seqs
+        self.next_id += 1
+        for seq in seqs:
+            self.delivered[seq] = []
+        self.scheduler.add(seqs)
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        """A user cancels."""
+        request_id = data.draw(st.sampled_from(sorted(self.requests)))
+        for seq in self.requests.pop(request_id):
+            if seq.state is not SequenceState.FINISHED:
+                self.scheduler.remove(seq, FinishReason.ABORTED)
+
+    @rule()
+    def reset_cache(self) -> None:
+        """The cache is reset: refused while pages are held, complete otherwise."""
+        held = self.pool.num_available != self.pool.num_usable
+        assert self.pool.reset_prefixes() is not held
+        if not held:
+            assert len(self.pool.prefixes) == 0
+
+    @rule(count=st.integers(1, 8))
+    def steps(self, count: int) -> None:
+        """The engine runs."""
+        for _ in range(count):
+            self.one_step()
+
+    def one_step(self) -> None:
+        """Launch a step, then read back the previous one."""
+        plan = self.scheduler.schedule()
+        launched = self.launch(plan)
+        results, self.inflight = self.inflight, launched
+        for seq, known, token_id in results:
+            assert known == seq.token_ids or seq.state is SequenceState.FINISHED
+            kept, _ = self.scheduler.complete(seq, [token_id])
+            self.delivered[seq].extend(kept)
+
+    def launch(self, plan: StepPlan) -> list[tuple[Sequence, list[int], int]]:
+        """Check that a step reads only what was computed, and sample."""
+        unread = {id(seq): token_id for seq, _, token_id in self.inflight}
+        for chunk in plan.prefill:
+            self.write(chunk.seq, chunk.seq.token_ids, chunk.start, chunk.end)
+        results = []
+        for seq in plan.sampled():
+            known = list(seq.token_ids)
+            tokens = known + ([unread[id(seq)]] if id(seq) in unread else [])
+            if seq in plan.decode:
+                self.write(seq, tokens, len(tokens) - 1, len(tokens))
+            self.read(seq, tokens)
+            token_id = next_token(tokens, seq.choice)
+            results.append((seq, tokens, token_id))
+        return results
+
+    def write(self, seq: Sequence, tokens: list[int], start: int, end: int) -> None:
+        """Store tokens as a kernel stores keys, never on the scratch page."""
+        for position in range(start, end):
+            page_id = seq.pages[position // PAGE_SIZE]
+            assert page_id != 0
+            page = self.content.setdefault(page_id, [-1] * PAGE_SIZE)
+            page[position % PAGE_SIZE] = tokens[position]
+
+    def read(self, seq: Sequence, tokens: list[int]) -> None:
+        """Find every token of the context in the pages of its sequence."""
+        for position, token_id in enumerate(tokens):
+            page = self.content[seq.pages[position // PAGE_SIZE]]
+            assert page[position % PAGE_SIZE] == token_id
+
+    @invariant()
+    def pages_add_up(self) -> None:
+        """Free + evictable + held is the total, reference counts are exact."""
+        self.scheduler.check_integrity()
+
+    def teardown(self) -> None:
+        """Run dry: every job ends, tokens are those of an undisturbed run, all pages are free."""
+        for _ in range(5000):
+            if not (self.scheduler.running or self.scheduler.waiting or self.inflight):
+                break
+            self.one_step()
+        assert not self.scheduler.running
+        assert not self.scheduler.waiting
+        assert self.pool.num_available == self.pool.num_usable
+        for seqs in self.requests.values():
+            for seq in seqs:
+                tokens = list(seq.request.prompt_ids)
+                for token_id in self.delivered[seq]:
+                    assert token_id == next_token(tokens, seq.choice)
+                    tokens.append(token_id)
+                assert seq.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+                if seq.finish_reason is FinishReason.LENGTH:
+                    assert len(self.delivered[seq]) == seq.request.params.max_tokens
+
+
+TestEngineModel = EngineModel.TestCase
+TestEngineModel.settings = settings(
+    max_examples=60,
+    stateful_step_count=50,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
