@@ -1,0 +1,135 @@
+"""Errors of the client side: one leaf per decision a caller can take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenbus.producer.result import JobResult
+
+
+class ProducerError(Exception):
+    """Base of everything the client side raises on purpose."""
+
+
+class RequestInvalid(ProducerError, ValueError):
+    """A request breaks the schema; `field` names the offending part."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+        self.message = message
+
+
+class SchemaMismatch(RequestInvalid):
+    """A message speaks a wire version that this release does not know."""
+
+
+class CursorInvalid(RequestInvalid):
+    """A cursor is negative or lies beyond the last token of the job."""
+
+
+class QueueFull(ProducerError):
+    """The queue is at its bound in tokens; come back after `retry_after_s`.
+
+    `ticket` keeps the caller's place: handed in again with the same job it is served before new
+    arrivals, once its time has come.
+    """
+
+    def __init__(
+        self, scope: str, queued_tokens: int, max_tokens: int, retry_after_s: float, ticket: int
+    ) -> None:
+        super().__init__(
+            f"the queue of this {scope} holds {queued_tokens} of {max_tokens} tokens;"
+            f" try again in {retry_after_s:.1f} s"
+        )
+        self.scope = scope
+        self.queued_tokens = queued_tokens
+        self.max_tokens = max_tokens
+        self.retry_after_s = retry_after_s
+        self.ticket = ticket
+
+
+class DeadlineUnmeetable(ProducerError):
+    """The measured drain rate says that the job would start after its deadline."""
+
+    def __init__(self, eta_s: float, deadline_s: float) -> None:
+        super().__init__(f"the job would wait about {eta_s:.1f} s, past its {deadline_s:.1f} s")
+        self.eta_s = eta_s
+        self.deadline_s = deadline_s
+
+
+class IdempotencyConflict(ProducerError):
+    """The same job id or idempotency key was used for a different request."""
+
+
+class JobUnknown(ProducerError):
+    """No job of this id is waiting, running or kept."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job {job_id} in this pool; it may have ended and been forgotten")
+        self.job_id = job_id
+
+
+class JobLost(ProducerError):
+    """The server no longer knows the job and will send nothing more for it."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"the server lost job {job_id} (restart or failover took back its last writes);"
+            " submit it again"
+        )
+        self.job_id = job_id
+
+
+class JobEndedEarly(ProducerError):
+    """A job ended without finishing; `result` holds what was generated before."""
+
+    def __init__(self, message: str, result: JobResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class JobCancelled(JobEndedEarly):
+    """The job was cancelled."""
+
+
+class JobExpired(JobEndedEarly):
+    """The job's deadline passed."""
+
+
+class JobFailed(JobEndedEarly):
+    """The job failed; `code`, `field` and the message say why."""
+
+    def __init__(self, code: str, field: str | None, message: str, result: JobResult) -> None:
+        super().__init__(f"{code}: {message}", result)
+        self.code = code
+        self.field = field
+
+
+class ResultTimeout(ProducerError, TimeoutError):
+    """The job did not end within the time the caller gave; it goes on."""
+
+
+class ClientClosed(ProducerError):
+    """The client was closed while the call was under way."""
+
+
+class ServerError(ProducerError):
+    """Base of what is wrong with the server or the way to it."""
+
+
+class UrlInvalid(ServerError, ValueError):
+    """The server URL has no meaning here; the message says what would."""
+
+
+class ServerUnreachable(ServerError):
+    """The server did not answer in time; the message holds its URL without the password."""
+
+
+class ServerUnsuitable(ServerError):
+    """The server is too old or configured so that jobs could be lost."""
+
+
+class EmbeddedUnavailable(ServerError):
+    """No embedded server could be started on this machine."""

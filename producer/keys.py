@@ -1,0 +1,118 @@
+"""Every key and channel of a pool: its name, type and lifetime.
+
+The state of a pool lives in one hash slot (tag `{tb:<pool>}`), token logs in one slot per shard
+(tag `{tb:<pool>:<shard>}`), so that every script stays inside one slot on Redis Cluster. The Lua
+scripts name keys only as `K.<name>`; the names are filled in from `POOL_KEYS` when they load.
+
+| name     | type   | lives                                                                     |
+|----------|--------|---------------------------------------------------------------------------|
+| inbox    | stream | public entrance; an entry goes when its job is accepted or refused        |
+| intake   | string | the worker that drains the inbox now, TTL of seconds                      |
+| lane     | stream | `lane:<priority>:<tenant>`, waiting jobs only; deleted when empty         |
+| front    | stream | `front:<priority>`, jobs handed back or reaped; deleted when empty        |
+| job      | hash   | the job record; TTL from the end of completion on                         |
+| idem     | string | idempotency key -> digest and job; no TTL while the job lives             |
+| held     | hash   | `held:<worker>`, job -> epoch; gone when empty                            |
+| flags    | hash   | `flags:<worker>`, held job -> cancel or expire                            |
+| alive    | string | `alive:<worker>`, pages and page size of the worker, TTL = lease          |
+| worker   | hash   | `worker:<worker>`, serial of its last reconcile; goes with `workers`      |
+| workers  | set    | every worker that may hold jobs                                           |
+| backlog  | zset   | `backlog:<priority>`, tenant -> virtual time, tenants with waiting jobs   |
+| running  | zset   | `running:<priority>`, tenant -> virtual time, tenants with held jobs      |
+| resting  | zset   | `resting:<priority>`, tenants ahead of the floor with neither             |
+| holding  | hash   | `holding:<priority>`, tenant -> number of held jobs                       |
+| floor    | hash   | priority -> smallest virtual time a returning tenant gets; bounded        |
+| load     | hash   | waiting tokens and jobs: of the pool, per priority, per tenant            |
+| line     | hash   | when the next refused submit may come back, per pool and tenant           |
+| drain    | hash   | measured drain rate of the backlog; bounded                               |
+| due      | zset   | deadlines and delays by server time                                       |
+| ending   | zset   | jobs that end without an owner, or whose completion is not over           |
+| dead     | stream | dead letters, newest ten thousand                                         |
+| bell     | list   | at most one token: work became pullable                                   |
+| ctl      | channel| `ctl:<worker>`, cancel and expiry notices to the owner                    |
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+POOL_KEYS = {
+    "inbox": ":inbox",
+    "intake": ":intake",
+    "lane": ":lane:",
+    "front": ":front:",
+    "job": ":job:",
+    "idem": ":idem:",
+    "held": ":held:",
+    "flags": ":flags:",
+    "alive": ":alive:",
+    "worker": ":worker:",
+    "workers": ":workers",
+    "backlog": ":backlog:",
+    "running": ":running:",
+    "resting": ":resting:",
+    "holding": ":holding:",
+    "floor": ":floor",
+    "load": ":load",
+    "line": ":line",
+    "drain": ":drain",
+    "due": ":due",
+    "ending": ":ending",
+    "dead": ":dead",
+    "bell": ":bell",
+    "ctl": ":ctl:",
+}
+
+NUM_PRIORITIES = 3
+NAME_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"
+JOB_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,96}$"
+_POOL = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
+_SHARD = re.compile(r"^s(\d{1,3})-")
+
+
+def shard_of(job_id: str) -> int:
+    """Return the shard that a job id carries (`s<shard>-…`), 0 without one."""
+    match = _SHARD.match(job_id)
+    return int(match.group(1)) if match else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Names of one pool."""
+
+    pool: str
+
+    def __post_init__(self) -> None:
+        """Refuse a pool name that would leave its hash slot."""
+        if not _POOL.match(self.pool):
+            raise ValueError(f"pool {self.pool!r}: 1 to 64 of A-Z a-z 0-9 _ . -")
+
+    @property
+    def prefix(self) -> str:
+        """Return the tag that every key of the pool's slot begins with."""
+        return f"{{tb:{self.pool}}}"
+
+    def of(self, name: str, member: str = "") -> str:
+        """Return the pool key `name`, with its member where the name ends in a colon."""
+        return f"{self.prefix}{POOL_KEYS[name]}{member}"
+
+    def lane(self, priority: int, tenant: str) -> str:
+        """Return the stream of waiting jobs of one priority and tenant."""
+        return self.of("lane", f"{priority}:{tenant}")
+
+    def log_prefix(self, shard: int) -> str:
+        """Return the tag of a shard of token logs."""
+        return f"{{tb:{self.pool}:{shard}}}"
+
+    def log(self, job_id: str) -> str:
+        """Return the token log: stream, ids `<epoch>-<index>`, TTL renewed by every write."""
+        return f"{self.log_prefix(shard_of(job_id))}:log:{job_id}"
+
+    def result(self, job_id: str) -> str:
+        """Return the result value: JSON string written with the terminal entry."""
+        return f"{self.log_prefix(shard_of(job_id))}:result:{job_id}"
+
+    def channel(self, job_id: str) -> str:
+        """Return the public channel on which the job's events are published."""
+        return f"{self.log_prefix(shard_of(job_id))}:tok:{job_id}"

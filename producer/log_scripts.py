@@ -1,0 +1,213 @@
+"""Scripts of a job's log: takeover, append, end, and how the log is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
+
+from tokenbus.producer.events import Event, Finish
+from tokenbus.producer.keys import shard_of
+from tokenbus.producer.replies import LogReply, LogStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenbus.producer.keys import Keys
+    from tokenbus.producer.script_runner import Argument, ScriptRunner
+
+# The server is never blocked for longer than about 0.3 ms by one call.
+MAX_BATCH = 64
+# Every log write renews it: longer than any job lives, so that no log leaks after a rollback.
+BELT_MS = 7 * 24 * 3600 * 1000
+_PAGE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """A start: at `epoch`, by an owner (`create`, the pull's epoch) or a reaper (held + 1)."""
+
+    job_id: str
+    epoch: int
+    worker: str
+    create: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """New tokens `start`…`to` of one choice; `logprobs` is a JSON array or empty."""
+
+    job_id: str
+    epoch: int
+    choice: int
+    start: int
+    to: int
+    text: str
+    ids: Sequence[int]
+    ends: Sequence[int]
+    logprobs: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The commit: terminal entry after token `last`, and the result value.
+
+    `owned` false ends a job in `ending` at its record's epoch; `last` is then what the caller read
+    from the log, and `gap` says that it moved since.
+    """
+
+    job_id: str
+    epoch: int
+    last: int
+    finish: str
+    result: str
+    owned: bool = True
+
+
+class LogScripts:
+    """Typed calls on token logs; batches keep their order and answer per item.
+
+    All entries of a job go through one connection. Raises what `ScriptRunner.run` raises.
+    """
+
+    def __init__(
+        self,
+        runner: ScriptRunner,
+        keys: Keys,
+        publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH",
+        belt_ms: int = BELT_MS,
+    ) -> None:
+        self._runner = runner
+        self._keys = keys
+        self._head: list[Argument] = [belt_ms, publish]
+
+    async def takeover(self, items: Sequence[Takeover]) -> list[LogReply]:
+        """Write the owner's marker into each log (R1, R2); safe to repeat at the same epoch.
+
+        Answers `ok`, `log`, `fenced`, `terminal` (the job has ended: complete it) or `nolog`.
+        """
+        return await self._batch(
+            "takeover",
+            items,
+            lambda item: [item.job_id, item.epoch, item.worker, int(item.create)],
+        )
+
+    async def append(self, items: Sequence[Append]) -> list[LogReply]:
+        """Log new tokens and publish them, in the same server turn (R3).
+
+        Answers `ok`, `already`, `gap`, `behind`, `fenced` or `nolog`; only `fenced` makes the
+        owner drop the job.
+        """
+        return await self._batch(
+            "append",
+            items,
+            lambda item: [
+                item.job_id,
+                item.epoch,
+                item.choice,
+                item.start,
+                item.to,
+                json.dumps(item.text),
+                ",".join(map(str, item.ids)),
+                ",".join(map(str, item.ends)),
+                item.logprobs,
+            ],
+        )
+
+    async def end(self, items: Sequence[End]) -> list[LogReply]:
+        """Write terminal entry and result, once per job, and publish the terminal event (R4).
+
+        Owned ends answer `ok`, `already`, `gap`, `behind`, `fenced` or `nolog`; others `ok`,
+        `terminal` (with the finish that stands), `gap` or `fenced`.
+        """
+        return await self._batch(
+            "end",
+            items,
+            lambda item: [
+                item.job_id,
+                item.epoch,
+                item.last,
+                int(item.owned),
+                item.finish,
+                item.result,
+            ],
+        )
+
+    async def retain(self, job_id: str, log_ttl_ms: int, result_ttl_ms: int) -> None:
+        """Let log and result of a completed job expire."""
+        await self._runner.command("PEXPIRE", self._keys.log(job_id), log_ttl_ms)
+        await self._runner.command("PEXPIRE", self._keys.result(job_id), result_ttl_ms)
+
+    async def result(self, job_id: str) -> bytes | None:
+        """Read the result value."""
+        value: bytes | None = await self._runner.command("GET", self._keys.result(job_id))
+        return value
+
+    async def events(self, job_id: str, cursor: int = 0) -> list[Event] | None:
+        """Read the logged events after `cursor`, in order, markers left out; None without a log.
+
+        It reads backwards from the end, so that catching up costs what was missed.
+        """
+        key = self._keys.log(job_id)
+        found: list[Event] = []
+        bound = "+"
+        while True:
+            page = await self._runner.command("XREVRANGE", key, bound, "-", "COUNT", _PAGE)
+            for entry_id, fields in page:
+                event = _event(job_id, entry_id, fields)
+                if event is None:
+                    continue
+                if event.finish is None and event.to <= cursor:
+                    return found[::-1]
+                found.append(event.after(cursor))
+            if len(page) < _PAGE:
+                return found[::-1] if page or bound != "+" else None
+            bound = f"({page[-1][0].decode()}"
+
+    async def _batch(
+        self, name: str, items: Sequence[Any], pack: Callable[[Any], list[Argument]]
+    ) -> list[LogReply]:
+        """Run a batch script once per shard and slice, and put the answers in order."""
+        replies: list[LogReply | None] = [None] * len(items)
+        numbered = sorted(
+            enumerate(items), key=lambda pair: shard_of(pair[1].job_id)
+        )  # stable: the order of one job's items stays
+        for shard, group in groupby(numbered, key=lambda pair: shard_of(pair[1].job_id)):
+            members = list(group)
+            for first in range(0, len(members), MAX_BATCH):
+                part = members[first : first + MAX_BATCH]
+                args = [*self._head, *(arg for _, item in part for arg in pack(item))]
+                answers = await self._runner.run(name, self._keys.log_prefix(shard), args)
+                for (number, _), answer in zip(part, answers, strict=True):
+                    replies[number] = _log_reply(answer)
+        return [reply for reply in replies if reply is not None]
+
+
+def _log_reply(answer: list[Any]) -> LogReply:
+    """Read one item's answer."""
+    status, epoch, last, finish = answer
+    return LogReply(LogStatus(status.decode()), int(epoch), int(last), finish.decode())
+
+
+def _event(job_id: str, entry_id: bytes, fields: list[bytes]) -> Event | None:
+    """Turn a log entry into the event that was published; None for a marker."""
+    wire = dict(zip(fields[::2], fields[1::2], strict=True))
+    epoch = int(entry_id.split(b"-")[0])
+    if b"marker" in wire:
+        return None
+    if b"finish" in wire:
+        finish = Finish.parse(wire[b"finish"])
+        last = int(wire[b"to"])
+        return Event(job_id, epoch, 0, last + 1, last, finish=finish)
+    return Event(
+        job_id,
+        epoch,
+        int(wire[b"choice"]),
+        int(wire[b"from"]),
+        int(wire[b"to"]),
+        text=json.loads(wire[b"text"]),
+        ids=tuple(map(int, wire[b"ids"].split(b","))),
+        ends=tuple(map(int, wire[b"ends"].split(b","))),
+        logprobs=tuple(json.loads(wire.get(b"logprobs", b"[]"))),
+    )

@@ -1,0 +1,207 @@
+"""What the scripts answer: one frozen dataclass per kind of reply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job record stands."""
+
+    DELAYED = "delayed"
+    WAITING = "waiting"
+    HELD = "held"
+    ENDING = "ending"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an accepted job stands; `eta_ms` is None until a drain rate was measured."""
+
+    job_id: str
+    state: JobState
+    jobs_ahead: int
+    tokens_ahead: int
+    eta_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The job was accepted now (`created`) or is known from an earlier try."""
+
+    place: Place
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The job was not accepted: `conflict`, `full_tenant`, `full_pool`, `late` or `gone`.
+
+    `gone` answers an inbox entry that another worker took; it is nobody's fault.
+    """
+
+    status: str
+    queued_tokens: int = 0
+    max_tokens: int = 0
+    retry_after_ms: int = 0
+    ticket: int = 0
+    eta_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A job that has to end, or to complete, without an owner.
+
+    `done` says that its record is complete and only the later steps are left. `finish` is the
+    JSON of the finish that the record asks for; usage is filled in from the log.
+    """
+
+    job_id: str
+    epoch: int
+    done: bool
+    finish: str
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """One raw entry; `body` is empty where it had no `job` field.
+
+    `ending` is set, and the entry already gone, where the script itself refused the entry.
+    """
+
+    entry_id: str
+    body: bytes
+    ending: Ending | None = None
+
+
+class PullStatus(StrEnum):
+    """Why a pull stopped.
+
+    `jobs`: it returns some. `empty`: nothing waits, wait on the bell. `full`: work waits that does
+    not fit; wait for pages (at most a second, others may have made room). `suspect`: the head is a
+    suspect, which runs alone; come back holding nothing. `reconcile`: the serial is not current.
+    """
+
+    JOBS = "jobs"
+    EMPTY = "empty"
+    FULL = "full"
+    SUSPECT = "suspect"
+    RECONCILE = "reconcile"
+
+
+@dataclass(frozen=True, slots=True)
+class PulledJob:
+    """One job that now belongs to the caller, at `epoch`; its start is a takeover.
+
+    `pages` is what the pull counted for it. `head_of_line` marks the one job that did not fit.
+    `num_logged` is what its last owner reported as logged (0 = fresh as far as the queue knows).
+    """
+
+    job_id: str
+    epoch: int
+    attempts: int
+    priority: int
+    tenant: str
+    pages: int
+    head_of_line: bool
+    num_logged: int
+    remaining_ms: int | None
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """The answer to a pull."""
+
+    status: PullStatus
+    jobs: tuple[PulledJob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HeldJob:
+    """One entry of a worker's `held`; `flag` is empty, `cancel` or `expire`."""
+
+    job_id: str
+    epoch: int
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A job whose worker is dead."""
+
+    worker: str
+    job_id: str
+    epoch: int
+    priority: int
+    attempts: int
+
+
+class RequeueStatus(StrEnum):
+    """What became of a job that was given back: refused means that the caller no longer owns it."""
+
+    WAITING = "waiting"
+    ENDING = "ending"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class CancelReply:
+    """`unknown`, `done` (already ended), `held` (its owner was told) or `ending` (end it now)."""
+
+    status: str
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TickReply:
+    """What a tick found: jobs to end now, and whether it left work that is due."""
+
+    endings: tuple[Ending, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """The part of a record that readers and operators ask for."""
+
+    job_id: str
+    state: JobState
+    epoch: int
+    owner: str
+    attempts: int
+    tenant: str
+    priority: int
+    finish: str
+
+
+class LogStatus(StrEnum):
+    """Answers of the log scripts (rules R2 to R4).
+
+    `ok`: written (takeover: marker written). `log`: takeover found its own marker, nothing written.
+    `already`: what was to be written is there. `gap`: go to `last` + 1. `behind`: take over again
+    at the own epoch. `fenced`: a higher epoch owns the log. `terminal`: the job has ended, `finish`
+    says how. `nolog`: there is no log. `error`: this item failed by itself, `finish` says why.
+    """
+
+    OK = "ok"
+    LOG = "log"
+    ALREADY = "already"
+    GAP = "gap"
+    BEHIND = "behind"
+    FENCED = "fenced"
+    TERMINAL = "terminal"
+    NOLOG = "nolog"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class LogReply:
+    """One answer of a log script; `last` and `epoch` are the log's, where there is one."""
+
+    status: LogStatus
+    epoch: int = 0
+    last: int = 0
+    finish: str = ""

@@ -1,0 +1,73 @@
+"""Load the Lua scripts, name their keys, and run them whatever the server forgot."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError
+
+from tokenbus.producer.keys import POOL_KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from redis.asyncio import Redis
+
+Argument = str | bytes | int | float
+_KEY_NAME = re.compile(r"\bK\.(\w+)")
+_USES = re.compile(r"^--@use (.+)$", re.MULTILINE)
+
+
+@cache
+def script_source(name: str) -> str:
+    """Return a script with its includes and key names filled in.
+
+    The first line keeps the flags. `--@use a b` puts `a.lua` and `b.lua` in its place; `K.<name>`
+    becomes the pool's key of that name, a prefix where the name in `POOL_KEYS` ends in a colon.
+    """
+    folder = resources.files("tokenbus.producer") / "scripts"
+
+    def read(part: str) -> str:
+        return (folder / f"{part}.lua").read_text(encoding="utf-8")
+
+    text = _USES.sub(lambda use: "\n".join(read(part) for part in use[1].split()), read(name))
+    return _KEY_NAME.sub(lambda key: f'(KEYS[1]..":{POOL_KEYS[key[1]][1:]}")', text)
+
+
+@cache
+def script_sha(name: str) -> str:
+    """Return the digest by which the server knows the script."""
+    return hashlib.sha1(script_source(name).encode(), usedforsecurity=False).hexdigest()
+
+
+class ScriptRunner:
+    """Runs scripts by digest; a server that lost them gets their text again.
+
+    Replies come as bytes. Every call is bounded by `timeout_s`; what a timed-out call did on the
+    server is unknown, so the rules of reconciling apply.
+    """
+
+    def __init__(self, redis: Redis, timeout_s: float = 10.0) -> None:
+        self._execute: Callable[..., Awaitable[Any]] = redis.execute_command
+        self._timeout_s = timeout_s
+
+    async def command(self, *args: Argument) -> Any:
+        """Run one command. Raises: TimeoutError, redis.ConnectionError, redis.ResponseError."""
+        async with asyncio.timeout(self._timeout_s):
+            return await self._execute(*args)
+
+    async def run(self, name: str, key: str, args: Sequence[Argument] = ()) -> Any:
+        """Run one script in the slot of `key`.
+
+        Raises: TimeoutError, redis.ConnectionError, redis.ResponseError (also OOM).
+        """
+        async with asyncio.timeout(self._timeout_s):
+            try:
+                return await self._execute("EVALSHA", script_sha(name), 1, key, *args)
+            except NoScriptError:
+                return await self._execute("EVAL", script_source(name), 1, key, *args)
