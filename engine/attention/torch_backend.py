@@ -1,0 +1,110 @@
+"""Paged attention in plain torch: the backend of last resort, and the CPU's without a compiler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenbus.engine.attention.torch_plan import (
+    DecodeBucket,
+    PrefillSpan,
+    block_mask,
+    plan_of,
+    slot_rows,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.forward import AttentionSpec, ForwardContext
+
+BLOCK_QUERIES = 128
+
+
+class TorchAttention:
+    """Attend by two batched matmuls over gathered pages.
+
+    Whole pages are gathered as rows of [P * Hkv, S * D], which copies S * D values at a time and
+    lays K out as [n * Hkv, L, D], ready for one batched matmul per bucket of sequences of similar
+    length. On 2 cores, 32 sequences of 192 tokens, 9:3 heads of 64, bf16: 230 us per layer against
+    425 with scaled_dot_product_attention and 340 for page-wise matmuls without the gather.
+    What lies in a page beyond its sequence's last token never reaches a result.
+    """
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext
+    ) -> Tensor:
+        """Store k, v of this pass in their slots, then attend causally over the pages."""
+        k_pages, v_pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        rows = slot_rows(ctx, spec.num_kv_heads)
+        k_pages.view(-1, spec.head_dim).index_copy_(0, rows, k.reshape(-1, spec.head_dim))
+        v_pages.view(-1, spec.head_dim).index_copy_(0, rows, v.reshape(-1, spec.head_dim))
+        k_rows = k_pages.view(-1, ctx.kv.page_size * spec.head_dim)
+        v_rows = v_pages.view(-1, ctx.kv.page_size * spec.head_dim)
+        plan = plan_of(ctx, spec)
+        if plan.in_token_order:
+            return _decode(q, k_rows, v_rows, spec, plan.buckets[0])
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for bucket in plan.buckets:
+            picked = q.index_select(0, bucket.token_idx)
+            out.index_copy_(0, bucket.token_idx, _decode(picked, k_rows, v_rows, spec, bucket))
+        for span in plan.spans:
+            _prefill(q, k_rows, v_rows, spec, span, ctx, out)
+        return out
+
+
+def _decode(
+    q: Tensor, k_rows: Tensor, v_rows: Tensor, spec: AttentionSpec, bucket: DecodeBucket
+) -> Tensor:
+    """Attend one query per sequence, q [n, Hq, D] -> [n, Hq, D]."""
+    num_seqs, num_heads, dim = q.shape
+    batch = num_seqs * spec.num_kv_heads
+    group = num_heads // spec.num_kv_heads
+    keys = k_rows.index_select(0, bucket.page_rows).view(batch, bucket.num_keys, dim)
+    values = v_rows.index_select(0, bucket.page_rows)
+    # A NaN left by an earlier owner of the page would survive its zero weight.
+    values.view(-1, dim).index_fill_(0, bucket.tail_rows, 0.0)
+    scores = torch.bmm(q.reshape(batch, group, dim), keys.transpose(1, 2))
+    scores = scores.view(num_seqs, spec.num_kv_heads, group, bucket.num_keys)
+    weights = _weights(scores, bucket.mask, spec).to(q.dtype).view(batch, group, bucket.num_keys)
+    return torch.bmm(weights, values.view(batch, bucket.num_keys, dim)).view(q.shape)
+
+
+def _prefill(
+    q: Tensor,
+    k_rows: Tensor,
+    v_rows: Tensor,
+    spec: AttentionSpec,
+    span: PrefillSpan,
+    ctx: ForwardContext,
+    out: Tensor,
+) -> None:
+    """Attend the queries of one sequence block by block, each over the keys it can see."""
+    heads, dim = spec.num_kv_heads, spec.head_dim
+    group = spec.num_heads // heads
+    keys = k_rows.index_select(0, span.page_rows).view(heads, -1, dim)
+    values = v_rows.index_select(0, span.page_rows).view(heads, -1, dim)
+    start, position = span.start, span.first_position
+    while start < span.stop:
+        size = min(BLOCK_QUERIES, span.stop - start)
+        first = 0 if spec.sliding_window is None else max(0, position + 1 - spec.sliding_window)
+        low, high = max(first - span.first_key, 0), position + size - span.first_key
+        queries = q[start : start + size].unflatten(1, (heads, group)).permute(1, 2, 0, 3)
+        queries = queries.reshape(heads, group * size, dim)
+        scores = torch.bmm(queries, keys[:, low:high].transpose(1, 2))
+        mask = block_mask(ctx, size, high - low, spec.sliding_window, q.device)
+        weights = _weights(scores.view(heads, group, size, high - low), mask, spec).to(q.dtype)
+        block = torch.bmm(weights.view(heads, group * size, high - low), values[:, low:high])
+        out[start : start + size].unflatten(1, (heads, group)).copy_(
+            block.view(heads, group, size, dim).permute(2, 0, 1, 3)
+        )
+        start, position = start + size, position + size
+
+
+def _weights(scores: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
+    """Scale, cap and mask raw scores, then softmax them, all in float32."""
+    if spec.softcap is None:
+        return torch.softmax(torch.add(mask, scores, alpha=spec.scale), -1)
+    capped = torch.tanh_(scores.float() * (spec.scale / spec.softcap)).mul_(spec.softcap)
+    return torch.softmax(capped.add_(mask), -1)
