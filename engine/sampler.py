@@ -19,7 +19,7 @@ from tokenbus.engine.sampling.plan import (
     SamplingPlan,
     plan_of,
 )
-from tokenbus.engine.sampling.row_table import RowScalars, RowTable
+from tokenbus.engine.sampling.row_table import RowTable
 from tokenbus.engine.sampling.token_rules import BadWords, LogitBias, apply_min_tokens_
 from tokenbus.engine.types import SamplingParams
 
@@ -150,12 +150,10 @@ class SamplingState:
         bitmask: Tensor | None = None,
     ) -> SampledTokens:
         """Run `sample` without touching the host, so that a CUDA graph can hold it."""
-        scalars = None
-        if plan.has(~Feature.LOGPROBS):
-            scalars = self._table.gather(rows)
-        allowed = self._apply_rules(logits, rows, positions, scalars, plan, bitmask)
+        allowed = self.adjusted_logits(logits, rows, positions, plan, bitmask)
         token_ids = allowed.argmax(-1)
-        if scalars is not None and plan.has(Feature.RANDOM):
+        if plan.has(Feature.RANDOM):
+            scalars = self._table.gather(rows)
             weights = filtered_weights(allowed, scalars, plan)
             drawn = draw(weights, uniforms(scalars.key, scalars.increment, positions))
             token_ids = torch.where(scalars.is_random.bool(), drawn, token_ids)
@@ -187,19 +185,22 @@ class SamplingState:
         at_limit = positions + 1 >= self._table.gather(rows).max_tokens
         return self.is_stop(rows, token_ids) | at_limit
 
-    def _apply_rules(
+    def adjusted_logits(
         self,
         logits: Tensor,
         rows: Tensor,
         positions: Tensor,
-        scalars: RowScalars | None,
         plan: SamplingPlan,
-        bitmask: Tensor | None,
+        bitmask: Tensor | None = None,
     ) -> Tensor:
-        """Return logits with penalties, biases and masks; the input itself if there are none."""
+        """Return logits with penalties, biases and masks; the input itself if there are none.
+
+        Arguments are those of `sample`.
+        """
         allowed = logits
-        if scalars is not None and plan.has(LOGIT_RULES):
+        if plan.has(LOGIT_RULES):
             allowed = logits.clone()
+            scalars = self._table.gather(rows)
             if plan.has(Feature.PENALTIES):
                 self._penalties.apply_(allowed, rows, scalars)
             if plan.has(Feature.BIAS) and self._logit_bias is not None:
