@@ -1,0 +1,289 @@
+"""Scheduling: shares of a step, ends, preemption, admission, siblings of a prefix."""
+
+from __future__ import annotations
+
+from tokenbus.engine.chunk_sizer import ChunkSizer
+from tokenbus.engine.page_pool import PagePool
+from tokenbus.engine.prefill import fair_shares
+from tokenbus.engine.scheduler import Scheduler
+from tokenbus.engine.sequence import Sequence, SequenceState
+from tokenbus.engine.types import FinishReason, Request, SamplingParams
+
+EOS = 2
+
+
+class Bench:
+    """A scheduler with a step that samples whatever the test says."""
+
+    def __init__(
+        self, num_pages: int = 1001, page_size: int = 16, budget: int = 1024, max_num_seqs: int = 64
+    ) -> None:
+        self.pool = PagePool(num_pages, page_size)
+        self.scheduler = Scheduler(
+            self.pool, ChunkSizer(budget, None), max_num_seqs=max_num_seqs, prefix_cache=True
+        )
+        self.count = 0
+
+    def add(
+        self,
+        num_prompt: int,
+        *,
+        priority: int = 1,
+        first: int | None = None,
+        prompt: list[int] | None = None,
+        **params: object,
+    ) -> Sequence:
+        """Queue one sequence; prompts differ unless `first` or `prompt` says otherwise."""
+        base = 1000 * (self.count + 1) if first is None else first
+        ids = prompt or [base + i for i in range(num_prompt)]
+        sampling = SamplingParams(**params)  # type: ignore[arg-type]
+        seq = Sequence(Request(self.count, tuple(ids), sampling, priority), 0, self.count, (EOS,))
+        self.count += 1
+        self.scheduler.add([seq])
+        return seq
+
+    def step(self, tokens: dict[Sequence, int] | None = None) -> dict[Sequence, int]:
+        """Plan and complete one step; return the prompt tokens each sequence computed."""
+        plan = self.scheduler.schedule()
+        for seq in plan.sampled():
+            self.scheduler.complete(seq, [(tokens or {}).get(seq, 7)])
+        self.scheduler.check_integrity()
+        return {chunk.seq: chunk.end - chunk.start for chunk in plan.prefill}
+
+
+def test_step_budget_is_split_fairly_over_long_prompts() -> None:
+    """Three 800-token prompts take equal parts of a 1,024-token step, not first come first served.
+
+    Equal parts let every prompt of a burst start; a cap per prompt is not needed for that.
+    """
+    bench = Bench()
+    seqs = [bench.add(800) for _ in range(3)]
+    shares = bench.step()
+    assert sum(shares.values()) == 1024
+    assert max(shares.values()) - min(shares.values()) <= 1
+    assert sum(bench.step().values()) == 1024
+    assert sum(bench.step().values()) == 2400 - 2048
+    assert all(seq.decoding for seq in seqs)
+
+
+def test_short_prompt_beside_a_long_one_is_done_in_the_same_step() -> None:
+    """Ten tokens are met in full and the long prompt gets all the rest of the step.
+
+    An even split would leave the rest of the short one's half unused.
+    """
+    assert fair_shares([5000, 10], 1024) == [1014, 10]
+    assert fair_shares([5000], 1024) == [1024]
+    assert fair_shares([3, 5000, 5000], 11) == [3, 4, 4]
+
+
+def test_long_prompt_at_the_head_is_never_skipped() -> None:
+    """Short prompts behind a long one do not stop it from making progress in every step."""
+    bench = Bench(budget=64)
+    long = bench.add(600, priority=0)
+    done = 0
+    while not long.decoding:
+        bench.add(8)
+        done += bench.step()[long]
+    assert done == 600
+
+
+def test_end_of_sequence_token_ends_one_and_the_rest_goes_on() -> None:
+    """An EOS ends its sequence with `stop` in the same step and nobody else."""
+    bench = Bench()
+    one, two = bench.add(5), bench.add(5)
+    bench.step({one: EOS})
+    assert one.finish_reason is FinishReason.STOP
+    assert two.state is SequenceState.RUNNING
+    assert one.token_ids[-1] == EOS
+    assert bench.scheduler.running == [two]
+
+
+def test_ignore_eos_goes_on() -> None:
+    """With ignore_eos the token is output like any other."""
+    bench = Bench()
+    seq = bench.add(5, ignore_eos=True, max_tokens=3)
+    for _ in range(3):
+        bench.step({seq: EOS})
+    assert seq.token_ids[5:] == [EOS] * 3
+    assert seq.finish_reason is FinishReason.LENGTH
+
+
+def test_tokens_after_a_stop_token_are_dropped() -> None:
+    """Of [10, 42, 12] with stop id 42, two tokens are kept."""
+    bench = Bench()
+    seq = bench.add(5, stop_token_ids=(42,))
+    bench.scheduler.schedule()
+    assert bench.scheduler.complete(seq, [10, 42, 12]) == ([10, 42], FinishReason.STOP)
+
+
+def test_tokens_after_max_tokens_are_dropped() -> None:
+    """Of three tokens with max_tokens 2, two are kept and the reason is length."""
+    bench = Bench()
+    seq = bench.add(5, max_tokens=2)
+    bench.scheduler.schedule()
+    assert bench.scheduler.complete(seq, [10, 11, 12]) == ([10, 11], FinishReason.LENGTH)
+
+
+def test_max_tokens_wins_over_min_tokens() -> None:
+    """A stop id before min_tokens is output, but max_tokens ends the sequence all the same."""
+    bench = Bench()
+    seq = bench.add(5, max_tokens=3, min_tokens=3, stop_token_ids=(42,))
+    bench.step({seq: 42})
+    bench.step({seq: 42})
+    assert seq.state is SequenceState.RUNNING
+    bench.step({seq: 7})
+    assert seq.finish_reason is FinishReason.LENGTH
+
+
+def test_preempted_sequence_keeps_its_token_in_flight() -> None:
+    """A token sampled before the preemption and read back after it is not lost."""
+    bench = Bench(num_pages=11)
+    bench.scheduler.estimator.expected = lambda _lane, _limit: 1  # type: ignore[method-assign]
+    one, two = bench.add(79), bench.add(79)
+    first = bench.scheduler.schedule()
+    assert first.sampled() == [one, two]
+    second = bench.scheduler.schedule()  # one step ahead: both grow to the last page
+    for seq in first.sampled():
+        bench.scheduler.complete(seq, [41])
+    third = bench.scheduler.schedule()  # one needs a sixth page
+    assert third.preempted == [two]
+    for seq in second.sampled():
+        bench.scheduler.complete(seq, [42])
+    assert two.state is SequenceState.WAITING
+    assert two.token_ids[79:] == [41, 42]
+    bench.scheduler.check_integrity()
+
+
+def test_lowest_priority_then_newest_is_preempted() -> None:
+    """When pages run out, high priority runs on; between equals the newest goes."""
+    for priorities, victim in (((0, 1), 1), ((1, 0), 0), ((1, 1), 1)):
+        bench = Bench(num_pages=11)
+        bench.scheduler.estimator.expected = lambda _lane, _limit: 1  # type: ignore[method-assign]
+        seqs = [bench.add(80, priority=priority) for priority in priorities[:1]]
+        bench.scheduler.schedule()
+        bench.scheduler.complete(seqs[0], [7])
+        seqs.append(bench.add(60, priority=priorities[1]))
+        bench.step()
+        for _ in range(40):
+            if bench.scheduler.preemptions_total:
+                break
+            bench.step()
+        assert bench.scheduler.preemptions_total == 1
+        assert seqs[victim].state is SequenceState.WAITING
+        assert seqs[1 - victim].state is SequenceState.RUNNING
+
+
+def test_preempted_sequence_resumes_with_all_its_tokens() -> None:
+    """30 prompt and 2 generated tokens are prefilled again as 32, and generation goes on."""
+    bench = Bench(num_pages=4)
+    bench.scheduler.estimator.expected = lambda _lane, _limit: 1  # type: ignore[method-assign]
+    high, low = bench.add(14, priority=0), bench.add(14, priority=1)
+    for _ in range(40):
+        if low.state is SequenceState.WAITING and low.was_admitted:
+            break
+        bench.step()
+    known = len(low.token_ids)
+    assert known > 14
+    bench.scheduler.remove(high, FinishReason.ABORTED)
+    plan = bench.scheduler.schedule()
+    assert plan.prefill[-1].seq is low
+    assert plan.prefill[-1].end == known
+    assert plan.prefill[-1].samples
+
+
+def test_earliest_arrival_runs_first_among_equals() -> None:
+    """With one row, jobs run in the order of their arrival."""
+    bench = Bench(max_num_seqs=1)
+    seqs = [bench.add(4, max_tokens=1) for _ in range(3)]
+    ends = []
+    for _ in range(3):
+        bench.step()
+        ends.append([seq.finish_reason is not None for seq in seqs])
+    assert ends == [[True, False, False], [True, True, False], [True, True, True]]
+
+
+def test_rows_cap_admission() -> None:
+    """Of ten sequences and three rows, three run and seven wait."""
+    bench = Bench(max_num_seqs=3)
+    for _ in range(10):
+        bench.add(4)
+    bench.step()
+    assert len(bench.scheduler.running) == 3
+    assert len(bench.scheduler.waiting) == 7
+
+
+def test_equal_prompts_of_one_step_are_computed_once() -> None:
+    """Of two equal prompts in the same step, the second one computes its last page only."""
+    bench = Bench()
+    prompt = list(range(100))
+    one, two = bench.add(0, prompt=prompt), bench.add(0, prompt=prompt)
+    assert bench.step() == {one: 100, two: 100 - 96}
+    assert one.pages[:6] == two.pages[:6]
+    assert one.pages[6] != two.pages[6]
+
+
+def test_sibling_waits_for_its_leader_and_leads_on_when_it_goes() -> None:
+    """While a prefix is being computed nobody computes it again; a sibling takes over its rest."""
+    bench = Bench(budget=32)
+    prompt = list(range(100))
+    leader, sibling = bench.add(0, prompt=prompt), bench.add(0, prompt=prompt)
+    assert bench.step() == {leader: 32}
+    assert bench.step() == {leader: 32}
+    assert sibling.leader is leader
+    assert sibling.pages == leader.pages[:2]
+    bench.scheduler.remove(leader, FinishReason.ABORTED)
+    assert bench.step() == {sibling: 32}
+    assert bench.step() == {sibling: 4}
+    assert sibling.decoding
+
+
+def test_second_turn_hits_the_pages_of_the_first() -> None:
+    """Prompt plus answer of turn one, sent again in turn two, is not computed again."""
+    bench = Bench()
+    first = bench.add(40, max_tokens=30)
+    while first.state is not SequenceState.FINISHED:
+        bench.step()
+    second = bench.add(0, prompt=[*first.token_ids, 5, 6, 7])
+    # 70 tokens are known, the last of them was never an input: four full pages.
+    assert bench.step() == {second: 73 - 64}
+
+
+def test_admission_learns_how_long_outputs_get() -> None:
+    """At first max_tokens is reserved; after ended jobs of the lane the estimate lets more in."""
+    bench = Bench(num_pages=41, page_size=16)
+    for _ in range(3):
+        bench.add(16, max_tokens=300)
+    bench.step()
+    assert len(bench.scheduler.running) == 2
+    for _ in range(40):
+        bench.scheduler.estimator.observe("", 20)
+    bench.step()
+    assert len(bench.scheduler.running) == 3
+
+
+def test_prompt_that_fits_no_more_waits_for_pages_not_for_ever() -> None:
+    """A job that does not fit beside others runs when they end."""
+    bench = Bench(num_pages=9)
+    one = bench.add(100, max_tokens=20)
+    two = bench.add(100, max_tokens=20)
+    bench.step()
+    assert two.state is SequenceState.WAITING
+    while one.state is not SequenceState.FINISHED:
+        bench.step()
+    bench.step()
+    assert two.state is SequenceState.RUNNING
+
+
+def test_chunks_shrink_to_the_time_target_while_someone_streams() -> None:
+    """Having seen 1 ms per token, a 50 ms target gives chunks near 40 tokens beside 10 ms decode."""
+    sizer = ChunkSizer(2048, 0.050)
+    assert sizer.budget(streaming=False) == 2048
+    for _ in range(50):
+        sizer.observe(0, 8, 0.010)
+        chunk = sizer.budget(streaming=True)
+        sizer.observe(chunk, 8, 0.010 + chunk * 0.001)
+    assert 30 <= sizer.budget(streaming=True) <= 48
+    for _ in range(100):
+        chunk = sizer.budget(streaming=True)
+        sizer.observe(chunk, 8, 0.010 + chunk * 0.0001)
+    assert 300 <= sizer.budget(streaming=True) <= 512
