@@ -275,7 +275,7 @@ def test_prompt_that_fits_no_more_waits_for_pages_not_for_ever() -> None:
 
 
 def test_chunks_shrink_to_the_time_target_while_someone_streams() -> None:
-    """Having seen 1 ms per token, a 50 ms target gives chunks near 40 tokens beside 10 ms decode."""
+    """Having seen 1 ms per token, a 50 ms target beside 10 ms of decode takes 40 tokens."""
     sizer = ChunkSizer(2048, 0.050)
     assert sizer.budget(streaming=False) == 2048
     for _ in range(50):
