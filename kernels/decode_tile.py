@@ -1,0 +1,145 @@
+"""Device functions of paged decode: load a tile of pages, attend over it, merge parts."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def load_tile(pages, table_row, head_offset, page_stride, start, limit,
+              D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+              MASKED: tl.constexpr, EVICT: tl.constexpr):  # fmt: skip
+    """Load BLOCK_N tokens from `start` of one KV head, [BLOCK_N, BLOCK_D]; masked ones are zero.
+
+    A tile inside one page needs one page id and is one contiguous block of memory.
+    """
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, BLOCK_D)
+    if S % BLOCK_N == 0:
+        page = tl.load(table_row + start // S).to(tl.int64)
+        base = pages + (page * page_stride + head_offset + (start % S) * D)
+        pointers = base + offs_n[:, None] * D + offs_d[None, :]
+    else:
+        token = start + offs_n
+        page = tl.load(table_row + token // S, mask=token < limit, other=0).to(tl.int64)
+        offset = page * page_stride + head_offset + (token % S) * D
+        pointers = pages + offset[:, None] + offs_d[None, :]
+    if MASKED:
+        mask = ((start + offs_n) < limit)[:, None] & (offs_d < D)[None, :]
+        return tl.load(pointers, mask=mask, other=0.0, eviction_policy=EVICT)
+    if BLOCK_D != D:
+        return tl.load(pointers, mask=(offs_d < D)[None, :], other=0.0, eviction_policy=EVICT)
+    return tl.load(pointers, eviction_policy=EVICT)
+
+
+@triton.jit
+def bend_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
+    """Scale raw dot products into base-2 logits, through softcap * tanh(s / softcap) if asked."""
+    if HAS_SOFTCAP:
+        # tanh(x) = 1 - 2 / (exp(2x) + 1), exact at both ends in fp32.
+        bent = 1.0 - 2.0 / (tl.exp2(scores * (2.0 * scale / softcap * LOG2E)) + 1.0)
+        return bent * (softcap * LOG2E)
+    return scores * (scale * LOG2E)
+
+
+@triton.jit
+def attend_tile(q, k, v, m, l, acc, start, limit, first_visible, scale, softcap,
+                BLOCK_N: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Fold one tile into the running maximum [R], the sums [R, BLOCK_N] and acc [R, BLOCK_D].
+
+    The sums stay spread over the tile's columns until the end: one cross-warp reduction less
+    per tile.
+    """
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    scores = bend_scores(scores, scale, softcap, HAS_SOFTCAP)
+    if MASKED or HAS_WINDOW:
+        token = start + tl.arange(0, BLOCK_N)
+        visible = token < limit
+        if HAS_WINDOW:
+            visible = visible & (token >= first_visible)
+        scores = tl.where(visible[None, :], scores, float("-inf"))
+    new_m = tl.maximum(m, tl.max(scores, axis=1))
+    # A tile in front of the window leaves every score at -inf: keep the difference finite.
+    base = tl.where(new_m == float("-inf"), 0.0, new_m)
+    p = tl.exp2(scores - base[:, None])
+    alpha = tl.exp2(m - base)
+    l = l * alpha[:, None] + p  # noqa: E741
+    acc = acc * alpha[:, None]
+    acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return new_m, l, acc
+
+
+@triton.jit
+def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end,
+                 first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
+                 S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+                 STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                 PRECISION: tl.constexpr, EVICT: tl.constexpr):  # fmt: skip
+    """Attend R query rows over tokens [begin, end); `begin` is a multiple of BLOCK_N.
+
+    Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R]; an empty range
+    gives zeros and -inf. Only the last tile is masked.
+    """
+    m = tl.full([R], float("-inf"), tl.float32)
+    l = tl.zeros([R, BLOCK_N], tl.float32)  # noqa: E741
+    acc = tl.zeros([R, BLOCK_D], tl.float32)
+    full_end = begin + (end - begin) // BLOCK_N * BLOCK_N
+    for start in tl.range(begin, full_end, BLOCK_N, num_stages=STAGES):
+        k = load_tile(k_pages, table_row, head_offset, page_stride, start, end,
+                      D, S, BLOCK_N, BLOCK_D, False, EVICT)  # fmt: skip
+        v = load_tile(v_pages, table_row, head_offset, page_stride, start, end,
+                      D, S, BLOCK_N, BLOCK_D, False, EVICT)  # fmt: skip
+        m, l, acc = attend_tile(q, k, v, m, l, acc, start, end, first_visible, scale, softcap,
+                                BLOCK_N, False, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+    if full_end < end:
+        k = load_tile(k_pages, table_row, head_offset, page_stride, full_end, end,
+                      D, S, BLOCK_N, BLOCK_D, True, EVICT)  # fmt: skip
+        v = load_tile(v_pages, table_row, head_offset, page_stride, full_end, end,
+                      D, S, BLOCK_N, BLOCK_D, True, EVICT)  # fmt: skip
+        m, l, acc = attend_tile(q, k, v, m, l, acc, full_end, end, first_visible, scale, softcap,
+                                BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+    total = tl.sum(l, axis=1)
+    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    return out, m + tl.log2(total)
+
+
+@triton.jit
+def merge_rows(part_o, part_lse, out, first_slot, out_row, parts, valid, slot_stride,
+               D: tl.constexpr, BLOCK_D: tl.constexpr, UNROLL: tl.constexpr):  # fmt: skip
+    """Combine the partial results of each valid row and write its output.
+
+    first_slot: [R] int64, index of part 0 of a row in units of one head's vector; out_row: [R]
+    int64, likewise in `out`. Parts are summed in their order, whoever arrived last, so the result
+    does not depend on timing.
+    """
+    offs_d = tl.arange(0, BLOCK_D)
+    in_d = (offs_d < D)[None, :]
+    most = tl.max(tl.where(valid, parts, 0))
+    top = tl.full(parts.shape, float("-inf"), tl.float32)
+    for j0 in range(0, most, UNROLL):
+        for u in tl.static_range(UNROLL):
+            here = valid & (j0 + u < parts)
+            slot = first_slot + (j0 + u) * slot_stride
+            lse = tl.load(part_lse + slot, mask=here, other=float("-inf"), cache_modifier=".cg")
+            top = tl.maximum(top, lse)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.zeros(parts.shape, tl.float32)
+    acc = tl.zeros([parts.shape[0], BLOCK_D], tl.float32)
+    for j0 in range(0, most, UNROLL):
+        for u in tl.static_range(UNROLL):
+            here = valid & (j0 + u < parts)
+            slot = first_slot + (j0 + u) * slot_stride
+            lse = tl.load(part_lse + slot, mask=here, other=float("-inf"), cache_modifier=".cg")
+            part = tl.load(part_o + slot[:, None] * D + offs_d[None, :],
+                           mask=here[:, None] & in_d, other=0.0, cache_modifier=".cg")  # fmt: skip
+            weight = tl.exp2(lse - top)
+            total += weight
+            acc += part * weight[:, None]
+    acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    tl.store(out + out_row[:, None] * D + offs_d[None, :], acc.to(out.dtype.element_ty),
+             mask=valid[:, None] & in_d)  # fmt: skip

@@ -1,0 +1,48 @@
+"""What every launch shares: the input error, device facts and shape checks."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+
+class KernelInputError(ValueError):
+    """A tensor given to a kernel has a shape, dtype or layout that the kernel cannot take."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise KernelInputError with `message` unless `condition` holds."""
+    if not condition:
+        raise KernelInputError(message)
+
+
+def require_contiguous(**tensors: torch.Tensor | None) -> None:
+    """Raise KernelInputError naming the first tensor that is given and not contiguous."""
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise KernelInputError(f"{name} must be contiguous, its strides are {tensor.stride()}")
+
+
+@cache
+def num_processors(device: torch.device) -> int:
+    """Count the multiprocessors of a GPU; 4 under the interpreter on a CPU, enough to interleave."""
+    if device.type != "cuda":
+        return 4
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def supports_dependent_launch(device: torch.device) -> bool:
+    """Say whether a kernel may start before its predecessor ended (compute capability >= 9)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+def next_power_of_2(value: int) -> int:
+    """Round up to a power of two."""
+    return 1 << max(value - 1, 0).bit_length()
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Divide, rounding up."""
+    return -(-a // b)

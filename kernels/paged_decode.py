@@ -1,0 +1,290 @@
+"""Decode attention: one query token per sequence over its pages, shared runs read once."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.decode_tile import attend_range, merge_rows
+from tokenbus.kernels.launch import (
+    next_power_of_2,
+    num_processors,
+    require,
+    require_contiguous,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.work_list import DecodeWork
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTuning:
+    """How the decode kernel is laid out on the chip; the default was swept on an H200.
+
+    `stages` and `run_stages` count tiles in flight for own and for shared pages.
+    """
+
+    num_warps: int = 4
+    stages: int = 3
+    run_stages: int = 3
+    programs_per_processor: int = 2
+    block_n: int = 64
+
+
+@triton.jit
+def _finish(result, lse, rows, heads, valid, part, part_o, part_lse, arrivals, parts, out,
+            part_stride, HQ: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+            UNROLL: tl.constexpr):  # fmt: skip
+    """Store the partial result of some rows; merge those for which it was the last part."""
+    offs_d = tl.arange(0, BLOCK_D)
+    mask = valid[:, None] & (offs_d < D)[None, :]
+    out_row = rows.to(tl.int64) * HQ + heads
+    first_slot = rows.to(tl.int64) * part_stride * HQ + heads
+    slot = first_slot + part * HQ
+    tl.store(part_o + slot[:, None] * D + offs_d[None, :], result, mask=mask, cache_modifier=".cg")
+    tl.store(part_lse + slot, lse, mask=valid, cache_modifier=".cg")
+    num_parts = tl.load(parts + rows, mask=valid, other=0)
+    # All threads' stores come before the arrival, all loads of the merge after it.
+    tl.debug_barrier()
+    before = tl.atomic_add(arrivals + out_row, 1, mask=valid, sem="acq_rel", scope="gpu")
+    is_last = valid & (before == num_parts - 1)
+    if tl.max(is_last.to(tl.int32)) > 0:
+        tl.debug_barrier()
+        tl.store(arrivals + out_row, 0, mask=is_last)
+        merge_rows(part_o, part_lse, out, first_slot, out_row, num_parts, is_last, HQ,
+                   D, BLOCK_D, UNROLL)  # fmt: skip
+
+
+@triton.jit
+def _own_item(index, head, q, k_pages, v_pages, out, block_table, context_lens, items, parts,
+              part_o, part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap,
+              window, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+              BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+              STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+              PRECISION: tl.constexpr):  # fmt: skip
+    """Attend the heads of one KV head of one sequence over one part of its own pages."""
+    GROUP: tl.constexpr = HQ // HKV
+    row = tl.load(items + index * 4)
+    begin = tl.load(items + index * 4 + 1)
+    end = tl.load(items + index * 4 + 2)
+    part = tl.load(items + index * 4 + 3)
+    num_parts = tl.load(parts + row)
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    heads = head * GROUP + offs_r
+    valid = offs_r < GROUP
+    mask = valid[:, None] & (offs_d < D)[None, :]
+    out_row = row.to(tl.int64) * HQ + heads
+    place = out_row[:, None] * D + offs_d[None, :]
+    query = tl.load(q + place, mask=mask, other=0.0)
+    first_visible = 0
+    if HAS_WINDOW:
+        first_visible = tl.load(context_lens + row) - window
+    result, lse = attend_range(
+        query, k_pages, v_pages, block_table + row.to(tl.int64) * table_stride, head * (S * D),
+        page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
+        STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
+    )  # fmt: skip
+    if num_parts == 1:
+        tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
+    else:
+        rows = tl.zeros([ROWS], tl.int32) + row
+        _finish(result, lse, rows, heads, valid, part, part_o, part_lse, arrivals, parts, out,
+                part_stride, HQ, D, BLOCK_D, 8)  # fmt: skip
+
+
+@triton.jit
+def _shared_item(index, head, q, k_pages, v_pages, out, block_table, context_lens, run_items,
+                 members, parts, part_o, part_lse, arrivals, table_stride, page_stride,
+                 part_stride, scale, softcap, HQ: tl.constexpr, HKV: tl.constexpr,
+                 D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+                 ROWS: tl.constexpr, STAGES: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """Attend the stacked heads of several sequences over one part of their common pages."""
+    GROUP: tl.constexpr = HQ // HKV
+    first_member = tl.load(run_items + index * 8)
+    num_members = tl.load(run_items + index * 8 + 1)
+    table_row = tl.load(run_items + index * 8 + 2)
+    begin = tl.load(run_items + index * 8 + 3)
+    end = tl.load(run_items + index * 8 + 4)
+    part = tl.load(run_items + index * 8 + 5)
+    offs_r = tl.arange(0, ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    member = offs_r // GROUP
+    valid = member < num_members
+    rows = tl.load(members + first_member + member, mask=valid, other=0)
+    # A row that ended on the device stays in the table until the host regroups.
+    valid = valid & (tl.load(context_lens + rows, mask=valid, other=0) > 0)
+    heads = head * GROUP + offs_r % GROUP
+    place = (rows.to(tl.int64) * HQ + heads)[:, None] * D + offs_d[None, :]
+    query = tl.load(q + place, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
+    result, lse = attend_range(
+        query, k_pages, v_pages, block_table + table_row.to(tl.int64) * table_stride,
+        head * (S * D), page_stride, begin, end, 0, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
+        STAGES, False, HAS_SOFTCAP, PRECISION, "evict_last",
+    )  # fmt: skip
+    _finish(result, lse, rows, heads, valid, part, part_o, part_lse, arrivals, parts, out,
+            part_stride, HQ, D, BLOCK_D, 2)  # fmt: skip
+
+
+@triton.jit
+def _decode_kernel(
+    q, k_pages, v_pages, out, block_table, context_lens, items, num_items, parts, run_items,
+    num_runs, members, part_o, part_lse, arrivals, tickets, table_stride, page_stride,
+    part_stride, scale, softcap, window, WAVE: tl.constexpr, HQ: tl.constexpr, HKV: tl.constexpr,
+    D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, STAGES: tl.constexpr, RUN_STAGES: tl.constexpr,
+    GROUPED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take items until none is left: the first by program id, further ones by ticket."""
+    num_own = tl.load(num_items) * HKV
+    num_shared = 0
+    if GROUPED:
+        num_shared = tl.load(num_runs) * HKV
+    total = num_own + num_shared
+    # Shared items compute, own items wait for memory: deal them out in alternating waves, so
+    # that every multiprocessor holds both kinds while both last.
+    waves = tl.minimum(num_own, num_shared) // WAVE
+    num_programs = tl.num_programs(0)
+    ticket = tl.program_id(0)
+    while ticket < total:
+        following = total
+        if total > num_programs:
+            following = num_programs + tl.atomic_add(tickets, 1, sem="relaxed")
+        if GROUPED:
+            wave = ticket // WAVE
+            is_shared = (wave % 2) == 0
+            index = wave // 2 * WAVE + ticket % WAVE
+            if wave >= 2 * waves:
+                is_shared = ticket < waves * WAVE + num_shared
+                index = ticket - waves * WAVE
+                if not is_shared:
+                    index = ticket - num_shared
+            if is_shared:
+                _shared_item(index // HKV, index % HKV, q, k_pages, v_pages, out, block_table,
+                             context_lens, run_items, members, parts, part_o, part_lse, arrivals,
+                             table_stride, page_stride, part_stride, scale, softcap, HQ, HKV, D,
+                             S, BLOCK_N, BLOCK_D, RUN_ROWS, RUN_STAGES, HAS_SOFTCAP,
+                             PRECISION)  # fmt: skip
+            else:
+                _own_item(index // HKV, index % HKV, q, k_pages, v_pages, out, block_table,
+                          context_lens, items, parts, part_o, part_lse, arrivals, table_stride,
+                          page_stride, part_stride, scale, softcap, window, HQ, HKV, D, S,
+                          BLOCK_N, BLOCK_D, ROWS, STAGES, HAS_WINDOW, HAS_SOFTCAP,
+                          PRECISION)  # fmt: skip
+        else:
+            _own_item(ticket // HKV, ticket % HKV, q, k_pages, v_pages, out, block_table,
+                      context_lens, items, parts, part_o, part_lse, arrivals, table_stride,
+                      page_stride, part_stride, scale, softcap, window, HQ, HKV, D, S, BLOCK_N,
+                      BLOCK_D, ROWS, STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+        ticket = following
+    # Whoever leaves last puts the counters back for the next launch.
+    if total > num_programs:
+        left = tl.atomic_add(tickets + 1, 1, sem="acq_rel")
+        if left == num_programs - 1:
+            tl.store(tickets, 0)
+            tl.store(tickets + 1, 0)
+
+
+def _check(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, work: DecodeWork
+) -> None:
+    """Refuse what the kernel would read wrongly."""
+    num_rows, num_heads, head_dim = q.shape
+    require_contiguous(q=q, k_pages=k_pages, v_pages=v_pages)
+    require(k_pages.shape == v_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
+    shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
+    given = (num_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
+    require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
+    require(k_pages.shape[3] == head_dim, f"pages have D {k_pages.shape[3]}, q has {head_dim}")
+    require(16 <= head_dim <= 256 and head_dim % 16 == 0, f"head dim {head_dim}")
+    require(k_pages.dtype == v_pages.dtype == q.dtype, f"q {q.dtype}, pages {k_pages.dtype}")
+    require(num_rows <= work.max_rows, f"{num_rows} rows, buffers hold {work.max_rows}")
+    require(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
+    require(block_table.shape[0] >= num_rows and block_table.stride(1) == 1, "block_table layout")
+
+
+def paged_decode(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    work: DecodeWork,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    out: Tensor | None = None,
+    tuning: DecodeTuning | None = None,
+) -> Tensor:
+    """Attend one query token per sequence over its pages.
+
+    `work.build(context_lens)` has to run before, once per step. Window and groups are the work's.
+
+    Args:
+        q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated.
+        k_pages, v_pages: [P, Hkv, S, D], dtype of q; the current token is already in them.
+        block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
+        context_lens: [N] int32, tokens including the current one; 0 = no sequence, writes zeros.
+    Returns: [N, Hq, D], dtype of q; softmax and sums in fp32. A row depends on its own tokens
+        and on the run it shares, not on the other rows or on timing.
+    Raises: KernelInputError if shapes, dtypes or layouts do not match the work list.
+    Source: split-KV as in Flash-Decoding (Dao et al. 2023), shared runs as in Hydragen
+        (Juravsky et al. 2024); twin: reference.paged_decode.
+    """
+    _check(q, k_pages, v_pages, block_table, work)
+    out = torch.empty_like(q) if out is None else out
+    require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
+    tuning = tuning or DecodeTuning()
+    num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
+    groups = work.groups
+    wave = num_processors(q.device)
+    _decode_kernel[(wave * tuning.programs_per_processor,)](
+        q,
+        k_pages,
+        v_pages,
+        out,
+        block_table,
+        context_lens,
+        work.items,
+        work.num_items,
+        work.parts,
+        groups.items if groups else work.items,
+        groups.num_items if groups else work.num_items,
+        groups.members if groups else work.items,
+        work.part_o,
+        work.part_lse,
+        work.arrivals,
+        work.tickets,
+        block_table.stride(0),
+        k_pages.stride(0),
+        work.part_stride,
+        scale,
+        softcap or 1.0,
+        work.sliding_window or 0,
+        WAVE=wave,
+        HQ=num_heads,
+        HKV=num_kv_heads,
+        D=head_dim,
+        S=work.page_size,
+        BLOCK_N=tuning.block_n,
+        BLOCK_D=next_power_of_2(head_dim),
+        ROWS=max(16, next_power_of_2(num_heads // num_kv_heads)),
+        RUN_ROWS=groups.tile_rows if groups else 16,
+        STAGES=tuning.stages,
+        RUN_STAGES=tuning.run_stages,
+        GROUPED=groups is not None,
+        HAS_WINDOW=work.sliding_window is not None,
+        HAS_SOFTCAP=softcap is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        num_warps=tuning.num_warps,
+    )
+    return out

@@ -1,0 +1,147 @@
+"""Which running sequences read which shared pages together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenbus.kernels.launch import ceil_div, require
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Parts of one shared run; two levels of runs fit the buffers of DecodeWork.
+MAX_RUN_PARTS = 16
+# A run shorter than this many pages per part spends more on merging than it wins.
+MIN_RUN_PART_PAGES = 4
+# An item longer than this would finish alone, after everything else.
+MAX_RUN_PART_PAGES = 32
+_ITEM_FIELDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixGroup:
+    """Rows of the batch whose block tables hold the same pages in [first_page, end_page).
+
+    All pages are full. A run that follows another (second level) starts where that one ends, and
+    its rows all belong to it. Every row keeps at least one token after its last run.
+    """
+
+    rows: tuple[int, ...]
+    first_page: int
+    end_page: int
+
+
+class PrefixGroups:
+    """Device tables of the groups, filled by the host when the batch changes.
+
+    items: [capacity, 8] int32: first member, members, table row, first token, end token, part.
+    members: [2 * max_rows] int32, rows of the batch, group after group.
+    shared_pages, shared_parts: [max_rows] int32, where a row's own pages begin and how many
+    partial results its runs leave. num_items: [1] int32. All live in one tensor, so that a
+    change is one copy; an empty table costs a launch nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_rows: int,
+        page_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        device: torch.device,
+        tile_rows: int = 64,
+        num_processors: int = 132,
+    ) -> None:
+        require(num_heads // num_kv_heads <= tile_rows, f"{num_heads // num_kv_heads} heads a KV")
+        self.page_size = page_size
+        self.max_rows = max_rows
+        self.tile_rows = tile_rows
+        self.members_per_tile = tile_rows * num_kv_heads // num_heads
+        self._num_kv_heads = num_kv_heads
+        self._num_processors = num_processors
+        # Every group has at least two rows, and a row is in at most two runs.
+        self.capacity = (2 * ceil_div(max_rows, self.members_per_tile) + max_rows) * MAX_RUN_PARTS
+        sizes = [_ITEM_FIELDS * self.capacity, 2 * max_rows, max_rows, max_rows, 1]
+        self._table = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        items, self.members, self.shared_pages, self.shared_parts, self.num_items = (
+            self._table.split(sizes)
+        )
+        self.items = items.view(self.capacity, _ITEM_FIELDS)
+        self._is_empty = True
+
+    def clear(self) -> None:
+        """Dissolve all groups."""
+        self.assign(())
+
+    def assign(self, groups: Sequence[PrefixGroup]) -> None:
+        """Replace all groups; takes effect for the next work list built on this stream.
+
+        Raises: KernelInputError if a group's rows do not all stand at its first page.
+        """
+        if not groups and self._is_empty:
+            return
+        pages = [0] * self.max_rows
+        parts = [0] * self.max_rows
+        members: list[int] = []
+        items: list[list[int]] = []
+        ordered = sorted(groups, key=lambda group: (group.first_page, -len(group.rows)))
+        num_tiles = sum(ceil_div(len(group.rows), self.members_per_tile) for group in ordered)
+        for group in ordered:
+            first_part = parts[group.rows[0]]
+            run_parts = self._cut(group, num_tiles, first_part, len(members), items)
+            for row in group.rows:
+                require(
+                    pages[row] == group.first_page and parts[row] == first_part,
+                    f"row {row} stands at page {pages[row]}, its run starts at {group.first_page}",
+                )
+            for row in group.rows:
+                pages[row] = group.end_page
+                parts[row] += run_parts
+            members.extend(group.rows)
+        self._upload(items, members, pages, parts)
+        self._is_empty = not groups
+
+    def _cut(
+        self,
+        group: PrefixGroup,
+        num_tiles: int,
+        first_part: int,
+        first_member: int,
+        items: list[list[int]],
+    ) -> int:
+        """Append the items of one run, longest first, and return its number of parts."""
+        num_pages = group.end_page - group.first_page
+        require(len(group.rows) > 1 and num_pages > 0, f"a group needs rows and pages: {group}")
+        # All runs together give each multiprocessor one item; own suffixes fill the rest.
+        wanted = ceil_div(self._num_processors, num_tiles * self._num_kv_heads)
+        wanted = min(wanted, num_pages // MIN_RUN_PART_PAGES)
+        wanted = max(wanted, ceil_div(num_pages, MAX_RUN_PART_PAGES), 1)
+        part_pages = ceil_div(num_pages, min(wanted, MAX_RUN_PARTS))
+        run_parts = ceil_div(num_pages, part_pages)
+        for part in range(run_parts):
+            begin = group.first_page + part * part_pages
+            end = min(begin + part_pages, group.end_page)
+            tokens = [begin * self.page_size, end * self.page_size, first_part + part, 0, 0]
+            for start in range(0, len(group.rows), self.members_per_tile):
+                count = min(self.members_per_tile, len(group.rows) - start)
+                items.append([first_member + start, count, group.rows[0], *tokens])
+        return run_parts
+
+    def _upload(
+        self, items: list[list[int]], members: list[int], pages: list[int], parts: list[int]
+    ) -> None:
+        """Write all tables with one copy."""
+        require(len(items) <= self.capacity, f"{len(items)} items, room for {self.capacity}")
+        require(len(members) <= 2 * self.max_rows, f"{len(members)} members in two levels of runs")
+        is_cuda = self._table.is_cuda
+        staging = torch.zeros(self._table.shape, dtype=torch.int32, pin_memory=is_cuda)
+        flat = [field for item in items for field in item]
+        body = _ITEM_FIELDS * self.capacity
+        staging[: len(flat)] = torch.tensor(flat, dtype=torch.int32)
+        staging[body : body + len(members)] = torch.tensor(members, dtype=torch.int32)
+        tail = [*pages, *parts, len(items)]
+        staging[-len(tail) :] = torch.tensor(tail, dtype=torch.int32)
+        self._table.copy_(staging, non_blocking=is_cuda)

@@ -1,0 +1,179 @@
+"""The device-side work list of paged decode: which program reads which tokens of whom."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.launch import ceil_div, next_power_of_2, require, require_contiguous
+from tokenbus.kernels.prefix_groups import MAX_RUN_PARTS, PrefixGroups
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# 256 tokens per item: short enough that one short sequence spreads over the chip, long enough
+# that its fp32 partial result (512 B per head) stays under 1 % of the K and V it read.
+SPLIT_TOKENS = 256
+# Longer sequences take longer items instead of more of them: 32 parts x 16 pages = 32k tokens.
+MAX_PARTS = 32
+
+
+@triton.jit
+def _row_plan(context, shared_pages, window, S: tl.constexpr, SPLIT_PAGES: tl.constexpr,
+              MAX_PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr):  # fmt: skip
+    """Cut each row's own pages into parts at borders that depend on its own length alone."""
+    num_pages = (context + S - 1) // S
+    first = shared_pages
+    if HAS_WINDOW:
+        first = tl.maximum(context - window, 0) // S
+    split = tl.full(context.shape, SPLIT_PAGES, tl.int32)
+    # 14 doublings take 256-token items to 4M tokens.
+    for _ in tl.static_range(14):
+        split = tl.where((num_pages - 1) // split - first // split >= MAX_PARTS, split * 2, split)
+    parts = tl.where(context > 0, (num_pages - 1) // split - first // split + 1, 1)
+    return first, num_pages, split, parts
+
+
+@triton.jit
+def _tail_key(context, first, num_pages, split, parts):
+    """Measure the last part of each row in pages; 0 for rows without tokens."""
+    begin = tl.where(parts > 1, (num_pages - 1) // split * split, first)
+    return tl.where(context > 0, num_pages - begin, 0)
+
+
+@triton.jit
+def _build_kernel(
+    context_lens, shared_pages, shared_parts, items, num_items, parts_out, num_rows, window,
+    S: tl.constexpr, SPLIT_PAGES: tl.constexpr, MAX_PARTS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Emit the parts of BLOCK_R rows; whole splits first, then each row's last part by length."""
+    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    live = rows < num_rows
+    context = tl.load(context_lens + rows, mask=live, other=0)
+    shared = tl.load(shared_pages + rows, mask=live & (context > 0), other=0)
+    first, num_pages, split, parts = _row_plan(
+        context, shared, window, S, SPLIT_PAGES, MAX_PARTS, HAS_WINDOW
+    )
+    key = _tail_key(context, first, num_pages, split, parts)
+    # Every program ranks its rows against all rows: no second launch, no atomics, fixed order.
+    before = tl.zeros([BLOCK_R], tl.int32)
+    rank = tl.zeros([BLOCK_R], tl.int32)
+    whole = tl.zeros([], tl.int32)
+    for chunk in range(0, num_rows, BLOCK_C):
+        other = chunk + tl.arange(0, BLOCK_C)
+        there = other < num_rows
+        o_context = tl.load(context_lens + other, mask=there, other=0)
+        o_shared = tl.load(shared_pages + other, mask=there & (o_context > 0), other=0)
+        o_first, o_pages, o_split, o_parts = _row_plan(
+            o_context, o_shared, window, S, SPLIT_PAGES, MAX_PARTS, HAS_WINDOW
+        )
+        o_key = _tail_key(o_context, o_first, o_pages, o_split, o_parts)
+        o_whole = tl.where(there, o_parts - 1, 0)
+        whole += tl.sum(o_whole)
+        earlier = other[None, :] < rows[:, None]
+        before += tl.sum(tl.where(earlier, o_whole[None, :], 0), axis=1)
+        ahead = (o_key[None, :] > key[:, None]) | ((o_key[None, :] == key[:, None]) & earlier)
+        rank += tl.sum(tl.where(ahead & there[None, :], 1, 0), axis=1)
+    held = tl.load(shared_parts + rows, mask=live & (context > 0), other=0)
+    tl.store(parts_out + rows, held + parts, mask=live)
+    if tl.program_id(0) == 0:
+        tl.store(num_items, whole + num_rows)
+    most = tl.max(tl.where(live, parts, 0))
+    for j0 in range(0, most, BLOCK_J):
+        j = (j0 + tl.arange(0, BLOCK_J))[None, :]
+        is_last = j == parts[:, None] - 1
+        place = tl.where(is_last, (whole + rank)[:, None], before[:, None] + j)
+        border = (first // split)[:, None] + j
+        begin = tl.maximum(border * split[:, None], first[:, None]) * S
+        end = tl.minimum((border + 1) * split[:, None] * S, context[:, None])
+        emit = live[:, None] & (j < parts[:, None])
+        slot = items + place * 4
+        tl.store(slot, tl.broadcast_to(rows[:, None], place.shape), mask=emit)
+        tl.store(slot + 1, tl.minimum(begin, end), mask=emit)
+        tl.store(slot + 2, end, mask=emit)
+        tl.store(slot + 3, held[:, None] + j, mask=emit)
+
+
+class DecodeWork:
+    """Static buffers of paged decode for one attention shape, and the list that drives it.
+
+    Build the list once per step; every layer of the same shape reads it. All batch sizes up to
+    `max_rows` share one object, so graphs of several buckets share its memory.
+
+    items: [max_rows * max_parts, 4] int32: row, first token, end token, part.
+    parts: [max_rows] int32, partial results of each row, those of shared runs included.
+    part_o, part_lse: fp32 partial results, [max_rows, part_stride, Hq, D] and [..., Hq].
+    arrivals: [max_rows, Hq] int32, zero between launches; the last arriver resets it.
+    tickets: [2] int32, next item and finished programs, zero between launches.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_rows: int,
+        max_pages: int,
+        page_size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+        sliding_window: int | None = None,
+        groups: PrefixGroups | None = None,
+        split_tokens: int = SPLIT_TOKENS,
+        max_parts: int = MAX_PARTS,
+    ) -> None:
+        require(num_heads % num_kv_heads == 0, f"{num_heads} heads over {num_kv_heads} KV heads")
+        require(next_power_of_2(page_size) == page_size >= 16, f"page size {page_size}")
+        require(sliding_window is None or groups is None, "windowed layers cannot share runs")
+        self.page_size = page_size
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.sliding_window = sliding_window
+        self.groups = groups
+        self.max_rows = max_rows
+        self.split_pages = max(1, split_tokens // page_size)
+        # One part more than the pages ask for: a run that ends inside a split leaves a short one.
+        self.max_parts = min(max_parts, ceil_div(max_pages, self.split_pages) + 1)
+        self.part_stride = self.max_parts + (2 * MAX_RUN_PARTS if groups else 0)
+        ints = {"dtype": torch.int32, "device": device}
+        self.items = torch.zeros(max_rows * self.max_parts, 4, **ints)
+        self.num_items = torch.zeros(1, **ints)
+        self.parts = torch.zeros(max_rows, **ints)
+        self.arrivals = torch.zeros(max_rows, num_heads, **ints)
+        self.tickets = torch.zeros(2, **ints)
+        shape = (max_rows, self.part_stride, num_heads)
+        self.part_o = torch.empty(*shape, head_dim, dtype=torch.float32, device=device)
+        self.part_lse = torch.empty(shape, dtype=torch.float32, device=device)
+        self._no_shared = torch.zeros(max_rows, **ints)
+
+    def build(self, context_lens: Tensor) -> None:
+        """Write the work list for the rows of `context_lens`, [N] int32, on the device."""
+        num_rows = context_lens.shape[0]
+        require(num_rows <= self.max_rows, f"{num_rows} rows, buffers hold {self.max_rows}")
+        require(context_lens.dtype == torch.int32, f"context_lens is {context_lens.dtype}")
+        require_contiguous(context_lens=context_lens)
+        groups = self.groups
+        block_r = 16
+        _build_kernel[(ceil_div(num_rows, block_r),)](
+            context_lens,
+            groups.shared_pages if groups else self._no_shared,
+            groups.shared_parts if groups else self._no_shared,
+            self.items,
+            self.num_items,
+            self.parts,
+            num_rows,
+            self.sliding_window or 0,
+            S=self.page_size,
+            SPLIT_PAGES=self.split_pages,
+            MAX_PARTS=self.max_parts,
+            HAS_WINDOW=self.sliding_window is not None,
+            BLOCK_R=block_r,
+            BLOCK_C=min(256, next_power_of_2(max(num_rows, 16))),
+            BLOCK_J=16,
+            num_warps=4,
+        )
