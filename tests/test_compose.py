@@ -1,0 +1,117 @@
+"""The compose file and the Dockerfile, read as the engine that runs them would."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tokenbus.producer.cli import build_parser
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+WORKERS = [name for name in SERVICES if name.startswith("worker")]
+
+
+def _instructions(name: str) -> list[str]:
+    """Arguments of every such instruction of the Dockerfile, continued lines joined."""
+    lines = DOCKERFILE.read_text().replace("\\\n", " ").splitlines()
+    return [line.split(maxsplit=1)[1] for line in lines if line.split(maxsplit=1)[:1] == [name]]
+
+
+def test_services_are_a_queue_and_a_worker_per_profile() -> None:
+    """The queue always runs; a GPU and a CPU worker are chosen by profile."""
+    assert set(SERVICES) == {"valkey", "worker", "worker-cpu"}
+    assert {name: SERVICES[name].get("profiles") for name in SERVICES} == {
+        "valkey": None,
+        "worker": ["gpu"],
+        "worker-cpu": ["cpu"],
+    }
+
+
+def test_valkey_keeps_what_it_accepted() -> None:
+    """The queue logs its writes to a volume and refuses rather than evicts."""
+    command = SERVICES["valkey"]["command"]
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert command[0] == "valkey-server"
+    assert options == {
+        "--appendonly": "yes",
+        "--appendfsync": "everysec",
+        "--maxmemory-policy": "noeviction",
+    }
+    assert "queue:/data" in SERVICES["valkey"]["volumes"]
+
+
+def test_images_are_pinned() -> None:
+    """Every image names a full version, and so does the base of our own."""
+    images = [service["image"] for service in SERVICES.values()] + _instructions("FROM")
+    assert len(images) == 4
+    assert all(re.search(r":\d+\.\d+\.\d+(-[a-z0-9-]+)?$", image) for image in images)
+
+
+def test_volumes_are_declared_and_used() -> None:
+    """Every named volume that is mounted is declared, and none is declared for nothing."""
+    mounted = {mount.split(":")[0] for s in SERVICES.values() for mount in s.get("volumes", [])}
+    assert mounted == set(COMPOSE["volumes"])
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_service_is_checked_and_comes_back(name: str) -> None:
+    """Each service has a bounded health check and starts again when it dies."""
+    check = SERVICES[name]["healthcheck"]
+    assert check["test"][0] == "CMD"
+    assert {"interval", "timeout", "retries"} <= set(check)
+    assert SERVICES[name]["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_commands_exist_in_the_command_line(name: str) -> None:
+    """What the container runs, and what checks it, is understood by `tokenbus`."""
+    assert _instructions("ENTRYPOINT") == ['["tokenbus"]']
+    args = build_parser().parse_args(SERVICES[name]["command"])
+    assert args.redis_url == "redis://valkey:6379/0"
+    program, *check = SERVICES[name]["healthcheck"]["test"][1:]
+    assert program == "tokenbus"
+    assert build_parser().parse_args(check).redis == args.redis_url
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_worker_waits_for_the_queue_and_gets_time_to_drain(name: str) -> None:
+    """A worker starts after a healthy queue and is not killed while it drains."""
+    assert SERVICES[name]["depends_on"] == {"valkey": {"condition": "service_healthy"}}
+    grace_s = int(SERVICES[name]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > 30
+
+
+def test_gpu_is_reserved_by_its_profile_alone() -> None:
+    """The GPU worker asks for one NVIDIA device, the CPU worker for none."""
+    devices = SERVICES["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert [(d["driver"], d["count"], d["capabilities"]) for d in devices] == [
+        ("nvidia", 1, ["gpu"])
+    ]
+    assert "deploy" not in SERVICES["worker-cpu"]
+
+
+def test_nothing_runs_as_root_or_gains_rights() -> None:
+    """The image switches to a user before it starts, and no service keeps a capability."""
+    assert _instructions("USER") == ["tokenbus"]
+    assert SERVICES["valkey"]["user"] == "valkey"
+    for service in SERVICES.values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["read_only"] is True
+
+
+def test_image_is_built_from_files_that_exist() -> None:
+    """Every COPY source is in the repository and let through by the ignore file."""
+    allowed = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
+    sources = [source for line in _instructions("COPY") for source in line.split()[:-1]]
+    assert sources
+    assert all((ROOT / source).exists() and f"!{source}" in allowed for source in sources)
+    for name in WORKERS:
+        assert (ROOT / SERVICES[name]["build"]["dockerfile"]) == DOCKERFILE
