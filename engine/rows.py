@@ -22,6 +22,7 @@ class RowState:
     Attributes:
         last_token: [R + 1] int64, input of the next decode step.
         block_table: [R + 1, max_pages] int32. Row R pads batches; its pages are all scratch.
+        num_prompt: [R + 1] int64, prompt tokens: where the positions of drawn tokens begin.
     """
 
     def __init__(self, max_rows: int, max_pages: int, device: torch.device) -> None:
@@ -30,6 +31,8 @@ class RowState:
         self.last_token = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.block_table = torch.zeros((max_rows + 1, max_pages), dtype=torch.int32, device=device)
         self._max_pages = max_pages
+        self.num_prompt = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
+        self._assigned: list[Sequence] = []
         self._owner: list[Sequence | None] = [None] * (max_rows + 1)
         self._num_sent = [0] * (max_rows + 1)
 
@@ -38,18 +41,25 @@ class RowState:
         return seq.row is not None and self._owner[seq.row] is seq
 
     def assign(self, seq: Sequence) -> None:
-        """Give its row to a sequence; its pages are sent with the next `send_pages`."""
+        """Give its row to a sequence; the device learns of it with the next `send`."""
         assert seq.row is not None
         self._owner[seq.row] = seq
         self._num_sent[seq.row] = 0
+        self._assigned.append(seq)
 
     def release(self, row: int) -> None:
         """Forget the owner of a row."""
         self._owner[row] = None
         self._num_sent[row] = 0
 
-    def send_pages(self, seqs: Iterable[Sequence]) -> None:
-        """Copy page ids that the device does not know yet."""
+    def send(self, seqs: Iterable[Sequence]) -> None:
+        """Copy what the device does not know yet: new rows, and page ids of these sequences."""
+        if self._assigned:
+            lens = self.to_device(
+                [value for seq in self._assigned for value in (seq.row or 0, seq.num_prompt)]
+            ).view(-1, 2)
+            self.num_prompt.index_copy_(0, lens[:, 0], lens[:, 1])
+            self._assigned.clear()
         slots: list[int] = []
         pages: list[int] = []
         for seq in seqs:
@@ -63,9 +73,7 @@ class RowState:
                 pages.extend(seq.pages[num_sent:])
                 self._num_sent[row] = num_pages
         if slots:
-            staged = torch.tensor([slots, pages], dtype=torch.int64)
-            if self.device.type == "cuda":
-                staged = staged.pin_memory().to(self.device, non_blocking=True)
+            staged = self.to_device([*slots, *pages]).view(2, -1)
             self.block_table.view(-1).index_copy_(0, staged[0], staged[1].to(torch.int32))
 
     def to_device(self, values: list[int], dtype: torch.dtype = torch.int64) -> Tensor:

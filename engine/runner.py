@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.plan import PrefillChunk, StepPlan
     from tokenbus.engine.rows import RowState
-    from tokenbus.engine.sampler import SampledTokens, SamplingState
+from tokenbus.engine.sampler import SampledTokens
+    from tokenbus.engine.sampler import SamplingState
     from tokenbus.engine.sequence import Sequence
     from tokenbus.engine.types import TokenLogprobs
 
@@ -26,13 +27,14 @@ _PROMPT_LOGPROB_ROWS = 256
 
 @dataclass(slots=True)
 class PendingStep:
-    """A launched step whose tokens have not been read back."""
+    """A launched step whose tokens have not been read back.
+
+    `draws` follow the order of `seqs`; each holds the tokens of a part of them.
+    """
 
     plan: StepPlan
     seqs: list[Sequence]
-    token_ids: Tensor | None = None
-    dead_ends: Tensor | None = None
-    logprobs: RawLogprobs | None = None
+    draws: list[SampledTokens] = field(default_factory=list)
     prompt_scores: list[tuple[Sequence, RawLogprobs]] = field(default_factory=list)
     ready: torch.cuda.Event | None = None
 
@@ -74,21 +76,28 @@ class Runner:
         if plan.decode:
             hidden.append(self._decode(plan.decode))
         if pending.seqs:
-            self._sample(torch.cat(hidden) if len(hidden) > 1 else hidden[0], pending, masks)
+            rows = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
+            self._sample(rows, pending.seqs, pending, masks)
+        self._read_back(pending)
         return pending
 
     def collect(self, pending: PendingStep) -> StepResult:
         """Wait for a step and bring its tokens to the host."""
         if pending.ready is not None:
             pending.ready.synchronize()
-        token_ids = [] if pending.token_ids is None else pending.token_ids.tolist()
-        dead_ends = [False] * len(token_ids)
-        if pending.dead_ends is not None:
-            dead_ends = pending.dead_ends.tolist()
-        logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
-        if pending.logprobs is not None:
-            logprobs = pending.logprobs.to_host(
-                [seq.request.params.logprobs for seq in pending.seqs]
+        token_ids: list[int] = []
+        dead_ends: list[bool] = []
+        logprobs: list[TokenLogprobs | None] = []
+        for drawn in pending.draws:
+            ids = drawn.token_ids.tolist()
+            seqs = pending.seqs[len(token_ids) : len(token_ids) + len(ids)]
+            wanted = [seq.request.params.logprobs for seq in seqs]
+            token_ids.extend(ids)
+            dead_ends.extend(
+                [False] * len(ids) if drawn.dead_ends is None else drawn.dead_ends.tolist()
+            )
+            logprobs.extend(
+                [None] * len(ids) if drawn.logprobs is None else drawn.logprobs.to_host(wanted)
             )
         prompt_logprobs = [
             (seq, scores.to_host([seq.request.params.prompt_logprobs] * len(scores.token_ids)))
@@ -111,8 +120,7 @@ class Runner:
                     seq.token_ids[: seq.num_prompt],
                     seq.token_ids[seq.num_prompt :],
                 )
-        self.rows.send_pages([chunk.seq for chunk in plan.prefill])
-        self.rows.send_pages(plan.decode)
+        self.rows.send([*(chunk.seq for chunk in plan.prefill), *plan.decode])
 
     def _prefill(self, chunks: list[PrefillChunk], pending: PendingStep) -> Tensor:
         token_ids, ctx = prefill_batch(chunks, self.rows, self.kv)
@@ -145,9 +153,12 @@ class Runner:
             pending.prompt_scores.append((seq, raw_logprobs(logits, targets, num_top)))
 
     def _sample(
-        self, hidden: Tensor, pending: PendingStep, masks: dict[int, Tensor] | None
+        self,
+        hidden: Tensor,
+        seqs: list[Sequence],
+        pending: PendingStep,
+        masks: dict[int, Tensor] | None,
     ) -> None:
-        seqs = pending.seqs
         row_list = [seq.row for seq in seqs if seq.row is not None]
         positions = [seq.num_computed - seq.num_prompt for seq in seqs]
         rows = self.rows.to_device(row_list)
@@ -159,13 +170,18 @@ class Runner:
             bitmask=self._bitmask(row_list, masks),
         )
         self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
-        pending.token_ids = sampled.token_ids
-        pending.dead_ends = sampled.dead_ends
-        pending.logprobs = sampled.logprobs
-        if self.rows.device.type == "cuda":
-            pending.token_ids = sampled.token_ids.to("cpu", non_blocking=True)
-            pending.ready = torch.cuda.Event()
-            pending.ready.record()
+        pending.draws.append(sampled)
+
+    def _read_back(self, pending: PendingStep) -> None:
+        """Start the copy of the tokens to the host; `collect` waits for it."""
+        if self.rows.device.type != "cuda" or not pending.draws:
+            return
+        pending.draws = [
+            replace(drawn, token_ids=drawn.token_ids.to("cpu", non_blocking=True))
+            for drawn in pending.draws
+        ]
+        pending.ready = torch.cuda.Event()
+        pending.ready.record()
 
     def _bitmask(self, row_list: list[int], masks: dict[int, Tensor] | None) -> Tensor | None:
         if not masks:

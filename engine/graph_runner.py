@@ -1,0 +1,152 @@
+"""Decode steps as CUDA graphs: one graph per batch bucket, from embedding to sampled token.
+
+A replayed node costs the host 1 us instead of 7 to 12 for a launch. A graph reads which rows take
+part from a small staging tensor; everything else it needs is device state of those rows, so one
+graph serves all lengths and all members. Steps that a graph cannot hold (grammar masks and
+log-probabilities) run eagerly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenbus.engine.forward import ForwardContext
+from tokenbus.engine.runner import PendingStep, Runner
+from tokenbus.engine.sampler import SampledTokens
+from tokenbus.engine.sampling.plan import Feature, SamplingPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from tokenbus.engine.forward import PagedModel
+    from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.plan import StepPlan
+    from tokenbus.engine.rows import RowState
+    from tokenbus.engine.sampler import SamplingState
+    from tokenbus.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class _CapturedStep:
+    graph: torch.cuda.CUDAGraph
+    sampled: SampledTokens
+
+
+def buckets(max_num_seqs: int) -> list[int]:
+    """Batch sizes that get a graph: powers of two to 16, then multiples of 16, of 32 from 256 on."""
+    sizes = [size for size in (1, 2, 4, 8) if size < max_num_seqs]
+    sizes += range(16, min(max_num_seqs, 256), 16)
+    sizes += range(256, max_num_seqs, 32)
+    return [*sizes, max_num_seqs]
+
+
+class GraphRunner(Runner):
+    """A runner that replays its decode steps."""
+
+    def __init__(
+        self, model: PagedModel, kv: KVCache, sampling: SamplingState, rows: RowState
+    ) -> None:
+        super().__init__(model, kv, sampling, rows)
+        self._buckets = buckets(rows.padding_row)
+        self._graphs: dict[tuple[int, SamplingPlan], _CapturedStep] = {}
+        self._memory_pool = torch.cuda.graph_pool_handle()
+        # [rows, positions] of the batch, and where the host writes the next two steps.
+        self._staged = torch.zeros((2, self._buckets[-1]), dtype=torch.int64, device=rows.device)
+
+    def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Capture the graphs of greedy and of plain temperature sampling, largest batch first."""
+        plans = [SamplingPlan(), SamplingPlan(Feature.RANDOM)]
+        jobs = [(size, plan) for size in reversed(self._buckets) for plan in plans]
+        for done, (size, plan) in enumerate(jobs):
+            self._captured(size, plan)
+            if progress is not None:
+                progress(done + 1, len(jobs))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
+        """Start a step: prompts eagerly, decode by replay where a graph can hold it."""
+        row_list = [seq.row for seq in plan.decode if seq.row is not None]
+        sampling_plan = self.sampling.plan(row_list)
+        if not plan.decode or masks or sampling_plan.has(Feature.LOGPROBS):
+            return super().launch(plan, masks)
+        pending = PendingStep(plan, plan.sampled())
+        self._set_up(plan)
+        if plan.prefill:
+            hidden = self._prefill(plan.prefill, pending)
+            if hidden.shape[0]:
+                seqs = pending.seqs[: hidden.shape[0]]
+                self._sample(hidden, seqs, pending, masks)
+        pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
+        self._read_back(pending)
+        return pending
+
+    def _replay(
+        self, seqs: list[Sequence], row_list: list[int], plan: SamplingPlan
+    ) -> SampledTokens:
+        num = len(seqs)
+        size = next(size for size in self._buckets if size >= num)
+        step = self._captured(size, plan)
+        padding = size - num
+        self._staged[:, :size].copy_(
+            self.rows.to_device(
+                [
+                    *row_list,
+                    *[self.rows.padding_row] * padding,
+                    *(seq.num_computed - 1 for seq in seqs),
+                    *[-1] * padding,
+                ]
+            ).view(2, size)
+        )
+        self.sampling.flush()
+        step.graph.replay()
+        return SampledTokens(step.sampled.token_ids[:num], None, step.sampled.dead_ends)
+
+    def _captured(self, size: int, plan: SamplingPlan) -> _CapturedStep:
+        key = (size, plan)
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(size, plan)
+        return self._graphs[key]
+
+    def _capture(self, size: int, plan: SamplingPlan) -> _CapturedStep:
+        """Compile by running once on scratch rows, then capture."""
+        self._staged[0].fill_(self.rows.padding_row)
+        self._staged[1].fill_(-1)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            self._decode_step(size, plan)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(), torch.cuda.graph(graph, pool=self._memory_pool):
+            sampled = self._decode_step(size, plan)
+        return _CapturedStep(graph, sampled)
+
+    def _decode_step(self, size: int, plan: SamplingPlan) -> SampledTokens:
+        rows, positions = self._staged[0, :size], self._staged[1, :size]
+        page_size = self.kv.page_size
+        safe = positions.clamp(min=0)
+        table = self.rows.block_table.index_select(0, rows)
+        page_ids = table.gather(1, (safe // page_size).unsqueeze(1)).squeeze(1).to(torch.int64)
+        ctx = ForwardContext(
+            kv=self.kv,
+            positions=safe,
+            slot_mapping=page_ids * page_size + safe % page_size,
+            block_table=table,
+            context_lens=(positions + 1).to(torch.int32),
+            cu_seqlens_q=torch.arange(size + 1, dtype=torch.int32, device=rows.device),
+            query_lens=[1] * size,
+            context_lens_host=[1] * size,
+        )
+        hidden = self.model.forward(self.rows.last_token.index_select(0, rows), ctx)
+        drawn_at = positions + 1 - self.rows.num_prompt.index_select(0, rows)
+        sampled = self.sampling.sample_with_plan(
+            self.model.logits(hidden), rows, drawn_at, plan
+        )
+        self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
+        return sampled
