@@ -1,0 +1,94 @@
+"""The decoder: one forward pass for every family, written in the steps of an Ops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.forward import AttentionSpec, ForwardContext
+    from tokenbus.engine.models.decoder_config import DecoderConfig
+    from tokenbus.engine.models.layers import DecoderLayer, Linear
+    from tokenbus.engine.models.ops import Ops
+
+
+class Decoder:
+    """A decoder-only transformer over pages (see PagedModel).
+
+    The pass makes no host decision that depends on tensor values, so it can be captured in a
+    CUDA graph wherever its Ops can.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        embedding: Tensor,
+        layers: list[DecoderLayer],
+        final_norm: Tensor,
+        lm_head: Linear,
+        ops: Ops,
+    ) -> None:
+        self.config = config
+        self.embedding = embedding
+        self.layers = layers
+        self.final_norm = final_norm
+        self.lm_head = lm_head
+        self.ops = ops
+        self.vocab_size = config.vocab_size
+        self.attention_specs: list[AttentionSpec] = [layer.spec for layer in layers]
+        self.embed_scale = config.embed_scale
+        if config.embed_scale_rounded:
+            self.embed_scale = torch.tensor(config.embed_scale, dtype=embedding.dtype).item()
+        ops.prepare(self)
+
+    def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """token_ids: [T] int64 -> hidden states [T, H] before the final norm."""
+        residual = self.ops.embed(token_ids, self.embedding, self.embed_scale)
+        branch: Tensor | None = None
+        for layer in self.layers:
+            branch, residual = self._layer(layer, branch, residual, ctx)
+        return residual if branch is None else residual + branch
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [M, H], chosen rows only -> [M, V] float32, final norm and scaling applied."""
+        config = self.config
+        normed = self.ops.rms_norm(hidden, self.final_norm, config.norm_eps)
+        logits = self.ops.linear(normed, self.lm_head).float()
+        if config.logits_divisor != 1.0:
+            logits = logits.div_(config.logits_divisor)
+        if config.final_softcap is not None:
+            logits = logits.div_(config.final_softcap).tanh_().mul_(config.final_softcap)
+        return logits
+
+    def _layer(
+        self, layer: DecoderLayer, branch: Tensor | None, residual: Tensor, ctx: ForwardContext
+    ) -> tuple[Tensor, Tensor]:
+        """Run a layer; `branch` is the sum's last term, still to be added to `residual`."""
+        ops, config = self.ops, self.config
+        x, residual = self._enter(branch, residual, layer.pre_attention_norm)
+        x = ops.qkv_attention(ops.linear(x, layer.qkv), layer, config.norm_eps, ctx)
+        x = self._leave(ops.linear(x, layer.o), layer.post_attention_norm)
+        x, residual = self._enter(x, residual, layer.pre_mlp_norm)
+        x = ops.gated_act(ops.linear(x, layer.gate_up), config.activation)
+        return self._leave(ops.linear(x, layer.down), layer.post_mlp_norm), residual
+
+    def _enter(
+        self, branch: Tensor | None, residual: Tensor, norm: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Add the pending branch and normalise for the next one: (normed, residual)."""
+        eps = self.config.norm_eps
+        if branch is None:
+            return (residual if norm is None else self.ops.rms_norm(residual, norm, eps)), residual
+        if norm is None:
+            residual = residual + branch
+            return residual, residual
+        return self.ops.add_rms_norm(branch, residual, norm, eps)
+
+    def _leave(self, x: Tensor, norm: Tensor | None) -> Tensor:
+        """Finish a branch: its own norm, then the residual scale."""
+        if norm is not None:
+            x = self.ops.rms_norm(x, norm, self.config.norm_eps)
+        return x if self.config.residual_scale == 1.0 else x * self.config.residual_scale

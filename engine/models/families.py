@@ -1,0 +1,183 @@
+"""The families that the decoder covers: from a transformers config to a DecoderConfig."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.models.decoder_config import (
+    Activation,
+    DecoderConfig,
+    LayerShape,
+    NormNames,
+    QKNorm,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_ACTIVATIONS = {
+    "silu": Activation.SILU,
+    "swish": Activation.SILU,
+    "gelu_pytorch_tanh": Activation.GELU_TANH,
+    "gelu": Activation.GELU,
+}
+_SANDWICH = NormNames(
+    pre_attention="input_layernorm",
+    post_attention="post_attention_layernorm",
+    pre_mlp="pre_feedforward_layernorm",
+    post_mlp="post_feedforward_layernorm",
+)
+_POST_ONLY = NormNames(
+    pre_attention=None,
+    post_attention="post_attention_layernorm",
+    pre_mlp=None,
+    post_mlp="post_feedforward_layernorm",
+)
+_ROPE = "default"
+
+
+def decoder_config(config: Any) -> DecoderConfig | None:
+    """Translate a transformers text config; None if the decoder does not cover the model."""
+    family = _FAMILIES.get(config.model_type)
+    if family is None or _activation_name(config) not in _ACTIVATIONS:
+        return None
+    if getattr(config, "use_bidirectional_attention", False):
+        return None
+    return family(config)
+
+
+def _activation_name(config: Any) -> str:
+    name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
+    return str(name)
+
+
+def _plain(config: Any, **changes: Any) -> DecoderConfig:
+    """Return the Llama layout with the config's sizes and `changes` on top."""
+    head_dim = getattr(config, "head_dim", None)
+    head_dim = head_dim or config.hidden_size // config.num_attention_heads
+    fields: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_key_value_heads or config.num_attention_heads,
+        "head_dim": head_dim,
+        "layers": (LayerShape(_ROPE),) * config.num_hidden_layers,
+        "rope_layer_types": {_ROPE: None},
+        "attention_scale": head_dim**-0.5,
+        "norm_eps": config.rms_norm_eps,
+        "activation": _ACTIVATIONS[_activation_name(config)],
+        "tie_embeddings": bool(config.tie_word_embeddings),
+        "initializer_range": config.initializer_range,
+    }
+    return DecoderConfig(**(fields | changes))
+
+
+def _windows(config: Any) -> tuple[int | None, ...]:
+    """Return each layer's sliding window by the config's layer types."""
+    return tuple(
+        config.sliding_window if kind == "sliding_attention" else None
+        for kind in config.layer_types
+    )
+
+
+def _llama(config: Any) -> DecoderConfig:
+    bias = bool(getattr(config, "attention_bias", False))
+    mlp_bias = bool(getattr(config, "mlp_bias", False))
+    return _plain(config, qkv_bias=bias, o_bias=bias, mlp_bias=mlp_bias)
+
+
+def _mistral(config: Any) -> DecoderConfig:
+    window = LayerShape(_ROPE, config.sliding_window)
+    return _plain(config, layers=(window,) * config.num_hidden_layers)
+
+
+def _qwen2(config: Any) -> DecoderConfig:
+    layers = tuple(LayerShape(_ROPE, window) for window in _windows(config))
+    return _plain(config, layers=layers, qkv_bias=True)
+
+
+def _qwen3(config: Any) -> DecoderConfig:
+    layers = tuple(LayerShape(_ROPE, window) for window in _windows(config))
+    bias = bool(config.attention_bias)
+    return _plain(config, layers=layers, qkv_bias=bias, o_bias=bias, qk_norm=QKNorm.PER_HEAD)
+
+
+def _smollm3(config: Any) -> DecoderConfig:
+    rotated = [_ROPE if use else None for use in config.no_rope_layers]
+    windows = _windows(config) if config.use_sliding_window else (None,) * len(rotated)
+    layers = tuple(LayerShape(*shape) for shape in zip(rotated, windows, strict=False))
+    bias = bool(config.attention_bias)
+    return _plain(config, layers=layers, qkv_bias=bias, o_bias=bias, mlp_bias=config.mlp_bias)
+
+
+def _gemma(config: Any, **changes: Any) -> DecoderConfig:
+    bias = bool(config.attention_bias)
+    return _plain(
+        config,
+        attention_scale=config.query_pre_attn_scalar**-0.5,
+        norm_names=_SANDWICH,
+        norm_offset=1.0,
+        qkv_bias=bias,
+        o_bias=bias,
+        final_softcap=config.final_logit_softcapping,
+        embed_scale=config.hidden_size**0.5,
+        embed_scale_rounded=True,
+        **changes,
+    )
+
+
+def _gemma2(config: Any) -> DecoderConfig:
+    layers = tuple(LayerShape(_ROPE, window) for window in _windows(config))
+    return _gemma(config, layers=layers, attention_softcap=config.attn_logit_softcapping)
+
+
+def _gemma3(config: Any) -> DecoderConfig:
+    kinds = config.layer_types
+    windows = _windows(config)
+    return _gemma(
+        config,
+        layers=tuple(LayerShape(*shape) for shape in zip(kinds, windows, strict=True)),
+        rope_layer_types={kind: kind for kind in dict.fromkeys(kinds)},
+        qk_norm=QKNorm.PER_HEAD,
+    )
+
+
+def _phi3(config: Any) -> DecoderConfig:
+    window = LayerShape(_ROPE, config.sliding_window)
+    return _plain(config, layers=(window,) * config.num_hidden_layers, fused_checkpoint=True)
+
+
+def _granite(config: Any) -> DecoderConfig:
+    bias = bool(config.attention_bias)
+    return _plain(
+        config,
+        attention_scale=config.attention_multiplier,
+        embed_scale=config.embedding_multiplier,
+        residual_scale=config.residual_multiplier,
+        logits_divisor=config.logits_scaling,
+        qkv_bias=bias,
+        o_bias=bias,
+        mlp_bias=bool(config.mlp_bias),
+    )
+
+
+def _olmo2(config: Any) -> DecoderConfig:
+    bias = bool(config.attention_bias)
+    return _plain(
+        config, norm_names=_POST_ONLY, qk_norm=QKNorm.FULL_WIDTH, qkv_bias=bias, o_bias=bias
+    )
+
+
+_FAMILIES: dict[str, Callable[[Any], DecoderConfig]] = {
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "smollm3": _smollm3,
+    "gemma2": _gemma2,
+    "gemma3_text": _gemma3,
+    "phi3": _phi3,
+    "granite": _granite,
+    "olmo2": _olmo2,
+}

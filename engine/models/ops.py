@@ -1,0 +1,139 @@
+"""The decoder's compute steps, behind one interface per kind of device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from tokenbus.engine.models.decoder_config import Activation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.forward import AttentionBackend, ForwardContext
+    from tokenbus.engine.models.decoder import Decoder
+    from tokenbus.engine.models.layers import DecoderLayer, Linear
+
+
+class Ops(Protocol):
+    """What a decoder asks of its device; sums and norms in float32, results in x's dtype."""
+
+    def prepare(self, model: Decoder) -> None:
+        """Pack weights and allocate buffers, once, after the weights were loaded."""
+        ...
+
+    def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+        """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
+        ...
+
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        """x: [T, in] -> [T, out]."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x: [T, H], weight: [H], float32 or x's dtype -> [T, H]."""
+        ...
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (rms_norm(x + residual), x + residual), both [T, H]."""
+        ...
+
+    def qkv_attention(
+        self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
+    ) -> Tensor:
+        """Normalise and rotate q and k, write k and v to their pages, attend.
+
+        qkv: [T, (Hq + 2 Hkv) * D] -> [T, Hq * D].
+        """
+        ...
+
+    def gated_act(self, gate_up: Tensor, kind: Activation) -> Tensor:
+        """gate_up: [T, 2 I] -> activation(gate) * up, [T, I]."""
+        ...
+
+
+class TorchOps:
+    """The steps in plain torch, on any device; the reference for faster ones."""
+
+    def __init__(self, attention: AttentionBackend) -> None:
+        self.attention = attention
+
+    def prepare(self, model: Decoder) -> None:
+        """Leave the weights as they are."""
+
+    def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
+        """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
+        hidden = table.index_select(0, token_ids)
+        return hidden if scale == 1.0 else hidden.mul_(scale)
+
+    def linear(self, x: Tensor, linear: Linear) -> Tensor:
+        """x: [T, in] -> [T, out]."""
+        return F.linear(x, linear.weight, linear.bias)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x: [..., H], weight: [H], float32 or x's dtype -> [..., H]."""
+        if weight.dtype == x.dtype:
+            return F.rms_norm(x, weight.shape, weight, eps)
+        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return (rms_norm(x + residual), x + residual), both [T, H]."""
+        residual = x + residual
+        return self.rms_norm(residual, weight, eps), residual
+
+    def qkv_attention(
+        self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
+    ) -> Tensor:
+        """Normalise and rotate q and k, write k and v to their pages, attend."""
+        spec = layer.spec
+        num_q, num_kv = spec.num_heads, spec.num_kv_heads
+        if layer.q_norm is not None and layer.k_norm is not None:
+            qkv = self._norm_qk(qkv, layer.q_norm, layer.k_norm, spec.head_dim, num_q, num_kv, eps)
+        heads = qkv.view(-1, num_q + 2 * num_kv, spec.head_dim)
+        qk, v = torch.split(heads, [num_q + num_kv, num_kv], 1)
+        if layer.rope is not None:
+            qk = rotate(qk, *layer.rope.rows(ctx))
+        q, k = torch.split(qk, [num_q, num_kv], 1)
+        return self.attention.attend(q, k, v, spec, ctx).reshape(-1, num_q * spec.head_dim)
+
+    def gated_act(self, gate_up: Tensor, kind: Activation) -> Tensor:
+        """gate_up: [T, 2 I] -> activation(gate) * up, [T, I]."""
+        gate, up = gate_up.chunk(2, -1)
+        if kind is Activation.SILU:
+            return F.silu(gate).mul_(up)
+        approximate = "tanh" if kind is Activation.GELU_TANH else "none"
+        return F.gelu(gate, approximate=approximate).mul_(up)
+
+    def _norm_qk(
+        self,
+        qkv: Tensor,
+        q_norm: Tensor,
+        k_norm: Tensor,
+        dim: int,
+        num_q: int,
+        num_kv: int,
+        eps: float,
+    ) -> Tensor:
+        q, k, v = torch.split(qkv, [num_q * dim, num_kv * dim, num_kv * dim], -1)
+        q = self.rms_norm(q.view(q.shape[0], -1, q_norm.shape[0]), q_norm, eps).flatten(-2)
+        k = self.rms_norm(k.view(k.shape[0], -1, k_norm.shape[0]), k_norm, eps).flatten(-2)
+        return torch.cat((q, k, v), -1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first rot_dim dimensions of each head, in float32.
+
+    x: [T, heads, D]; cos, sin: [T, 1, rot_dim] float32, sin signed as RopeTable.rows gives it.
+    Returns: [T, heads, D], dtype of x.
+    """
+    rot_dim = cos.shape[-1]
+    turned = x if rot_dim == x.shape[-1] else x[..., :rot_dim]
+    first, second = turned.chunk(2, -1)
+    out = torch.addcmul(turned * cos, torch.cat((second, first), -1), sin).to(x.dtype)
+    return out if rot_dim == x.shape[-1] else torch.cat((out, x[..., rot_dim:]), -1)

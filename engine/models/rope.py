@@ -1,0 +1,85 @@
+"""Rotary position embeddings: tables made once, rows gathered once per pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.forward import ForwardContext
+
+
+class RopeTable:
+    """cos and sin of every position, [max_len, rot_dim] float32, both halves of rot_dim equal.
+
+    Pairs are (i, i + rot_dim / 2); dimensions from rot_dim on are left as they are.
+    """
+
+    def __init__(self, inv_freq: Tensor, scaling: float, max_len: int) -> None:
+        angles = torch.arange(max_len, dtype=torch.float32, device=inv_freq.device)
+        angles = torch.outer(angles, inv_freq.float())
+        angles = torch.cat((angles, angles), -1)
+        self.cos = angles.cos().mul_(scaling)
+        self.sin = angles.sin_().mul_(scaling)
+        self.rot_dim = angles.shape[1]
+
+    def rows(self, ctx: ForwardContext) -> tuple[Tensor, Tensor]:
+        """Return cos and signed sin of this pass's tokens, [T, 1, rot_dim] float32.
+
+        The sign makes a rotation x * cos + swap(x) * sin, where swap exchanges the halves.
+        """
+        key = ("rope", id(self))
+        rows: tuple[Tensor, Tensor] | None = ctx.memo.get(key)
+        if rows is None:
+            cos = self.cos.index_select(0, ctx.positions)
+            sin = self.sin.index_select(0, ctx.positions)
+            sin[:, : self.rot_dim // 2].neg_()
+            rows = cos[:, None], sin[:, None]
+            ctx.memo[key] = rows
+        return rows
+
+
+def rope_table(
+    config: Any, layer_type: str | None, max_len: int, device: torch.device
+) -> RopeTable:
+    """Build the table that a transformers config asks for, of one layer type if they differ.
+
+    Frequencies that depend on the length of the text (longrope, dynamic) are those of `max_len`.
+    """
+    params = _params(config, layer_type)
+    rope_type = params.get("rope_type", "default")
+    if rope_type == "default":
+        head_dim = getattr(config, "head_dim", None)
+        head_dim = head_dim or config.hidden_size // config.num_attention_heads
+        rot_dim = int(head_dim * params.get("partial_rotary_factor", 1.0))
+        steps = torch.arange(0, rot_dim, 2, dtype=torch.float32, device=device)
+        inv_freq, scaling = 1.0 / (params["rope_theta"] ** (steps / rot_dim)), 1.0
+    else:
+        init = cast("Any", ROPE_INIT_FUNCTIONS[rope_type])
+        inv_freq, scaling = init(config, device, seq_len=max_len, layer_type=layer_type)
+    return RopeTable(inv_freq.to(device), scaling, max_len)
+
+
+def natural_max_len(config: Any) -> int:
+    """Return the longest text whose positions mean the same in every request, in tokens.
+
+    longrope changes all frequencies once a text passes the original length, so cached pages of
+    shorter and longer texts would not fit together; dynamic scaling does so past the maximum.
+    """
+    longest = int(config.max_position_embeddings)
+    rope = getattr(config, "rope_parameters", None) or {}
+    for params in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if params.get("rope_type") == "longrope":
+            original = params.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            longest = min(longest, int(original or longest))
+    return longest
+
+
+def _params(config: Any, layer_type: str | None) -> dict[str, Any]:
+    params: dict[str, Any] = config.rope_parameters
+    return params[layer_type] if layer_type is not None else params
