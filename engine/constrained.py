@@ -11,7 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar import compile_grammar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,13 +100,13 @@ class ConstrainedRows:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, spec: GrammarSpec, output_ids: list[int]) -> GrammarMatcher:
+        # Imported on use: an engine without grammars runs where llguidance is not installed.
+        from tokenbus.engine.grammar import compile_grammar
+
         assert self._tokenizer is not None
-        matcher = compile_grammar(
+        return compile_grammar(
             spec, self._tokenizer, self._vocab_size, self._eos_token_ids
-        ).matcher()
-        for token_id in output_ids:
-            matcher.accept(token_id)
-        return matcher
+        ).matcher(output_ids)
 
     def _compute_mask(self, seq: Sequence) -> None:
         assert seq.matcher is not None

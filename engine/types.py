@@ -42,8 +42,8 @@ class SamplingParams:
     """How one job's tokens are drawn and when it ends.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and penalties at their defaults are
-    off. `logprobs` and `prompt_logprobs` give the number of alternatives (0 = the chosen token alone,
-    None = none). The draw is keyed by (seed, choice, position) and by nothing else.
+    off. `logprobs` and `prompt_logprobs` give the number of alternatives (0 = the chosen token
+    alone, None = none). The draw is keyed by (seed, choice, position) and by nothing else.
     """
 
     n: int = 1

@@ -1,4 +1,4 @@
-"""Offline workloads of token ids: fixed by a seed, so that engines can be compared on equal work."""
+"""Offline workloads of token ids, fixed by a seed: equal work for every engine."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def shared_prefix(
     num_own: int = 100,
     num_output: int = 128,
 ) -> Workload:
-    """Customers of a few shops: each prompt is one of `num_prefixes` system prompts plus its own."""
+    """Customers of a few shops: one of `num_prefixes` system prompts, plus tokens of their own."""
     source = Random(1)
     prefixes = [_tokens(source, num_shared) for _ in range(num_prefixes)]
     prompts = tuple(
