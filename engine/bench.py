@@ -116,14 +116,10 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     target = torch.empty_like(source)
     copy_s = _median_event_s(lambda: target.copy_(source))
     size = 8192
-    left, right = (
-        torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2)
-    )
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     matmul_s = _median_event_s(lambda: left @ right)
-    copied_bytes = 2 * source.nbytes
-    del source, target
     return {
-        "copy_tb_s": copied_bytes / copy_s / 1e12,
+        "copy_tb_s": 2 * source.nbytes / copy_s / 1e12,
         "matmul_tflop_s": 2 * size**3 / matmul_s / 1e12,
     }
 

@@ -38,7 +38,7 @@ class _CapturedStep:
 
 
 def buckets(max_num_seqs: int) -> list[int]:
-    """Batch sizes that get a graph: powers of two to 16, then multiples of 16, of 32 from 256 on."""
+    """Batch sizes that get a graph: powers of two, from 16 in steps of 16, from 256 of 32."""
     sizes = [size for size in (1, 2, 4, 8) if size < max_num_seqs]
     sizes += range(16, min(max_num_seqs, 256), 16)
     sizes += range(256, max_num_seqs, 32)
@@ -145,8 +145,6 @@ class GraphRunner(Runner):
         )
         hidden = self.model.forward(self.rows.last_token.index_select(0, rows), ctx)
         drawn_at = positions + 1 - self.rows.num_prompt.index_select(0, rows)
-        sampled = self.sampling.sample_with_plan(
-            self.model.logits(hidden), rows, drawn_at, plan
-        )
+        sampled = self.sampling.sample_with_plan(self.model.logits(hidden), rows, drawn_at, plan)
         self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
         return sampled

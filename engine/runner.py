@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.plan import PrefillChunk, StepPlan
     from tokenbus.engine.rows import RowState
-from tokenbus.engine.sampler import SampledTokens
-    from tokenbus.engine.sampler import SamplingState
+    from tokenbus.engine.sampler import SampledTokens, SamplingState
     from tokenbus.engine.sequence import Sequence
     from tokenbus.engine.types import TokenLogprobs
 
