@@ -2,7 +2,8 @@
 
 The state of a pool lives in one hash slot (tag `{tb:<pool>}`), token logs in one slot per shard
 (tag `{tb:<pool>:<shard>}`), so that every script stays inside one slot on Redis Cluster. The Lua
-scripts name keys only as `K.<name>`; the names are filled in from `POOL_KEYS` when they load.
+scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in from `POOL_KEYS` and
+`LOG_KEYS` when they load.
 
 | name     | type   | lives                                                                     |
 |----------|--------|---------------------------------------------------------------------------|
@@ -30,6 +31,13 @@ scripts name keys only as `K.<name>`; the names are filled in from `POOL_KEYS` w
 | dead     | stream | dead letters, newest ten thousand                                         |
 | bell     | list   | at most one token: work became pullable                                   |
 | ctl      | channel| `ctl:<worker>`, cancel and expiry notices to the owner                    |
+
+Per shard of token logs, each followed by the job id:
+
+| log      | stream | ids `<epoch>-<index>`; every write gives it a belt TTL of a week, completion |
+|          |        | a short one                                                               |
+| result   | string | written with the terminal entry; TTL as the log's                         |
+| tok      | channel| the job's events, public                                                  |
 """
 
 from __future__ import annotations
@@ -63,6 +71,8 @@ POOL_KEYS = {
     "bell": ":bell",
     "ctl": ":ctl:",
 }
+
+LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}
 
 NUM_PRIORITIES = 3
 NAME_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"
@@ -107,12 +117,15 @@ class Keys:
 
     def log(self, job_id: str) -> str:
         """Return the token log: stream, ids `<epoch>-<index>`, TTL renewed by every write."""
-        return f"{self.log_prefix(shard_of(job_id))}:log:{job_id}"
+        return self._of_shard("log", job_id)
 
     def result(self, job_id: str) -> str:
         """Return the result value: JSON string written with the terminal entry."""
-        return f"{self.log_prefix(shard_of(job_id))}:result:{job_id}"
+        return self._of_shard("result", job_id)
 
     def channel(self, job_id: str) -> str:
         """Return the public channel on which the job's events are published."""
-        return f"{self.log_prefix(shard_of(job_id))}:tok:{job_id}"
+        return self._of_shard("tok", job_id)
+
+    def _of_shard(self, name: str, job_id: str) -> str:
+        return f"{self.log_prefix(shard_of(job_id))}{LOG_KEYS[name]}{job_id}"

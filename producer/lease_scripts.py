@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tokenbus.producer.queue_scripts import read_ending
 from tokenbus.producer.replies import (
     HeldJob,
     Orphan,
@@ -31,7 +32,8 @@ class Budget:
     `pages` may be spent now; `total_pages` is all a job could ever get here. `expected_output`
     gives tokens per choice of a lane (`<priority>:<tenant>`), `default_output` of all others; the
     pull counts min(max_tokens, that). `cached` gives tokens of a prefix that lie in the cache.
-    `take_head_of_line` lets one job pass that does not fit: false while the worker has one.
+    `take_head_of_line` lets one job pass that does not fit: false while the worker has one. A job
+    larger than every live worker fails after `too_large_after_ms`.
     """
 
     pages: int
@@ -39,6 +41,7 @@ class Budget:
     total_pages: int
     max_jobs: int
     take_head_of_line: bool = True
+    too_large_after_ms: int = 30_000
     default_output: int = 1_000_000
     expected_output: Mapping[str, int] = field(default_factory=dict)
     cached: Mapping[str, int] = field(default_factory=dict)
@@ -67,6 +70,7 @@ class LeaseScripts:
             budget.max_jobs,
             int(budget.take_head_of_line),
             budget.default_output,
+            budget.too_large_after_ms,
         ]
         for pairs in (budget.expected_output, budget.cached):
             chosen = list(pairs.items())[:MAX_ESTIMATES]
@@ -75,7 +79,8 @@ class LeaseScripts:
                 args += (name, tokens)
         reply = await self._runner.run("pull", self._keys.prefix, args)
         jobs = tuple(_pulled(job) for job in reply[1])
-        return Pulled(PullStatus(reply[0].decode()), jobs)
+        endings = tuple(read_ending(ending) for ending in reply[2])
+        return Pulled(PullStatus(reply[0].decode()), jobs, endings)
 
     async def renew(
         self, worker: str, ttl_ms: int, total_pages: int, page_size: int

@@ -190,9 +190,8 @@ def _log_reply(answer: list[Any]) -> LogReply:
     return LogReply(LogStatus(status.decode()), int(epoch), int(last), finish.decode())
 
 
-def _event(job_id: str, entry_id: bytes, fields: list[bytes]) -> Event | None:
+def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | None:
     """Turn a log entry into the event that was published; None for a marker."""
-    wire = dict(zip(fields[::2], fields[1::2], strict=True))
     epoch = int(entry_id.split(b"-")[0])
     if b"marker" in wire:
         return None

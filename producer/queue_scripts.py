@@ -28,7 +28,7 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What `submit` stores; `output_tokens` is expected per choice, at most max_tokens."""
+    """What `submit` stores; `output_tokens` is max_tokens, per choice."""
 
     job_id: str
     tenant: str
@@ -97,7 +97,7 @@ class QueueScripts:
             "intake", self._keys.prefix, [worker, count, lease_ms, max_bytes]
         )
         return [
-            InboxEntry(entry_id.decode(), body, _ending(ending) if ending else None)
+            InboxEntry(entry_id.decode(), body, read_ending(ending) if ending else None)
             for entry_id, body, ending in reply
         ]
 
@@ -110,7 +110,7 @@ class QueueScripts:
         reply = await self._runner.run(
             "reject", self._keys.prefix, [entry_id, job_id, finish, body]
         )
-        return _ending(reply) if reply else None
+        return read_ending(reply) if reply else None
 
     async def cancel(self, job_id: str) -> CancelReply:
         """Take a waiting job out of its lane into `ending`, or flag a held one and tell its owner.
@@ -119,7 +119,7 @@ class QueueScripts:
         """
         reply = await self._runner.run("cancel", self._keys.prefix, [job_id])
         status = reply[0].decode()
-        return CancelReply(status, _ending(reply[1]) if status == "ending" else None)
+        return CancelReply(status, read_ending(reply[1]) if status == "ending" else None)
 
     async def tick(self, *, limit: int = 64) -> TickReply:
         """Release delays and pass deadlines that are due, and return what has to end now.
@@ -130,12 +130,12 @@ class QueueScripts:
         reply = await self._runner.run(
             "tick", self._keys.prefix, [limit, int(STALE_ANSWER_S * 1000)]
         )
-        return TickReply(tuple(_ending(ending) for ending in reply[0]), bool(reply[1]))
+        return TickReply(tuple(read_ending(ending) for ending in reply[0]), bool(reply[1]))
 
     async def lift(self, job_id: str, epoch: int) -> Ending | None:
         """Raise the epoch of a job in `ending` above a log's that outlived a rollback."""
         reply = await self._runner.run("lift", self._keys.prefix, [job_id, epoch])
-        return _ending(reply) if reply else None
+        return read_ending(reply) if reply else None
 
     async def forget(self, job_id: str, ttl_ms: int) -> bool:
         """Take a completed job out of `ending` and let record and idempotency entry expire (R9)."""
@@ -190,6 +190,6 @@ def _submit_args(
     ]
 
 
-def _ending(reply: list[Any]) -> Ending:
+def read_ending(reply: list[Any]) -> Ending:
     """Read the four fields of an ending."""
     return Ending(reply[0].decode(), int(reply[1]), bool(int(reply[2])), reply[3].decode())

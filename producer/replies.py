@@ -113,10 +113,11 @@ class PulledJob:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """The answer to a pull."""
+    """The answer to a pull; `endings` are entries it refused, to be ended at once."""
 
     status: PullStatus
     jobs: tuple[PulledJob, ...] = ()
+    endings: tuple[Ending, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError
 
-from tokenbus.producer.keys import POOL_KEYS
+from tokenbus.producer.keys import LOG_KEYS, POOL_KEYS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 Argument = str | bytes | int | float
-_KEY_NAME = re.compile(r"\bK\.(\w+)")
+_KEY_NAME = re.compile(r"\b([KL])\.(\w+)")
+_TABLES = {"K": POOL_KEYS, "L": LOG_KEYS}
 _USES = re.compile(r"^--@use (.+)$", re.MULTILINE)
 
 
@@ -28,7 +29,7 @@ def script_source(name: str) -> str:
     """Return a script with its includes and key names filled in.
 
     The first line keeps the flags. `--@use a b` puts `a.lua` and `b.lua` in its place; `K.<name>`
-    becomes the pool's key of that name, a prefix where the name in `POOL_KEYS` ends in a colon.
+    becomes the pool's key of that name, `L.<name>` the shard's; a prefix where it ends in a colon.
     """
     folder = resources.files("tokenbus.producer") / "scripts"
 
@@ -36,7 +37,7 @@ def script_source(name: str) -> str:
         return (folder / f"{part}.lua").read_text(encoding="utf-8")
 
     text = _USES.sub(lambda use: "\n".join(read(part) for part in use[1].split()), read(name))
-    return _KEY_NAME.sub(lambda key: f'(KEYS[1]..":{POOL_KEYS[key[1]][1:]}")', text)
+    return _KEY_NAME.sub(lambda key: f'(KEYS[1].."{_TABLES[key[1]][key[2]]}")', text)
 
 
 @cache

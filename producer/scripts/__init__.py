@@ -1,0 +1,49 @@
+"""The whole contract with the server in one object: `Scripts(redis, pool)`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from tokenbus.producer.keys import Keys
+from tokenbus.producer.lease_scripts import Budget, LeaseScripts
+from tokenbus.producer.log_scripts import Append, End, LogScripts, Takeover
+from tokenbus.producer.queue_scripts import STALE_ANSWER_S, Bounds, NewJob, QueueScripts
+from tokenbus.producer.script_runner import ScriptRunner
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+__all__ = [
+    "STALE_ANSWER_S",
+    "Append",
+    "Bounds",
+    "Budget",
+    "End",
+    "NewJob",
+    "Scripts",
+    "Takeover",
+]
+
+
+class Scripts:
+    """Typed access to every script of a pool.
+
+    `queue` is for what enters and ends without an owner, `lease` for workers, `log` for tokens.
+    The client must not decode replies, and must not retry a command by itself: what a lost call
+    did is settled by the rules of reconciling, never by sending it again.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        pool: str = "default",
+        *,
+        timeout_s: float = 10.0,
+        publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH",
+    ) -> None:
+        self.redis = redis
+        self.keys = Keys(pool)
+        runner = ScriptRunner(redis, timeout_s)
+        self.queue = QueueScripts(runner, self.keys)
+        self.lease = LeaseScripts(runner, self.keys)
+        self.log = LogScripts(runner, self.keys, publish)

@@ -1,0 +1,33 @@
+-- Server time and checked numbers; every stored time is server time in milliseconds.
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- A whole number within bounds, or nil: hostile fields must never raise.
+local function whole(value, low, high)
+  local number = tonumber(value)
+  if number and number >= low and number <= high and number == math.floor(number) then
+    return number
+  end
+  return nil
+end
+
+local function ring()
+  if redis.call('LLEN', K.bell) == 0 then
+    redis.call('LPUSH', K.bell, '1')
+  end
+end
+
+-- Dead letters are for people: the newest ten thousand, bodies cut at 64 kB.
+local function dead_letter(job, tenant, finish, body, at)
+  redis.call('XADD', K.dead, 'MAXLEN', '~', 10000, '*', 'job', job, 'tenant', tenant,
+    'finish', finish, 'body', string.sub(body, 1, 65536), 'at', at)
+end
+
+local function failure(code, field, message)
+  return cjson.encode({
+    reason = 'failed',
+    error = { code = code, field = field, message = message },
+  })
+end

@@ -1,0 +1,31 @@
+-- The rate at which the backlog drains, in tokens per ms: tokens pulled over the time in which work
+-- waited, both forgotten with a time constant of 20 s. Time without backlog says nothing and is
+-- left out.
+local DRAIN_TAU_MS = 20000
+
+local function drained(tokens, now, still_waiting)
+  local seen = redis.call('HMGET', K.drain, 'at', 'tokens', 'busy', 'open')
+  local total, busy = tonumber(seen[2]) or 0, tonumber(seen[3]) or 0
+  if seen[4] == '1' then
+    local decay = math.exp(-math.max(0, now - (tonumber(seen[1]) or now)) / DRAIN_TAU_MS)
+    total, busy = total * decay, busy * decay + DRAIN_TAU_MS * (1 - decay)
+  end
+  redis.call('HSET', K.drain, 'at', now, 'tokens', string.format('%.3f', total + tokens),
+    'busy', string.format('%.3f', busy), 'open', still_waiting and 1 or 0)
+end
+
+-- Backlog begins: time before this moment says nothing.
+local function drain_opens(now)
+  redis.call('HSET', K.drain, 'at', now, 'open', 1)
+end
+
+-- nil until half a second of backlog was seen.
+local function drain_rate()
+  local seen = redis.call('HMGET', K.drain, 'tokens', 'busy')
+  local busy = tonumber(seen[2]) or 0
+  local total = tonumber(seen[1]) or 0
+  if busy < 500 or total <= 0 then
+    return nil
+  end
+  return total / busy
+end

@@ -1,0 +1,12 @@
+#!lua flags=allow-oom
+-- Prolong a worker's lease and return what it holds; with a serial, reconcile.
+local worker, serial, ttl_ms, capacity = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+redis.call('SET', K.alive .. worker, capacity, 'PX', ttl_ms)
+redis.call('SADD', K.workers, worker)
+if serial ~= '' then
+  local stored = tonumber(redis.call('HGET', K.worker .. worker, 'serial'))
+  if not stored or tonumber(serial) > stored then
+    redis.call('HSET', K.worker .. worker, 'serial', serial)
+  end
+end
+return { redis.call('HGETALL', K.held .. worker), redis.call('HGETALL', K.flags .. worker) }

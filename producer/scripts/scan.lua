@@ -1,0 +1,22 @@
+#!lua flags=allow-oom
+-- List the jobs of workers without a lease; a worker without both is struck off.
+local limit = tonumber(ARGV[1])
+local out = {}
+for _, worker in ipairs(redis.call('SMEMBERS', K.workers)) do
+  if redis.call('EXISTS', K.alive .. worker) == 0 then
+    local held = redis.call('HGETALL', K.held .. worker)
+    if #held == 0 then
+      redis.call('SREM', K.workers, worker)
+      redis.call('DEL', K.worker .. worker, K.flags .. worker)
+    end
+    for i = 1, #held, 2 do
+      if #out == limit then
+        return out
+      end
+      local record = redis.call('HMGET', K.job .. held[i], 'priority', 'attempts')
+      out[#out + 1] = { worker, held[i], tonumber(held[i + 1]) or 0, tonumber(record[1]) or 1,
+        tonumber(record[2]) or 0 }
+    end
+  end
+end
+return out

@@ -1,0 +1,25 @@
+#!lua flags=allow-oom
+--@use base fairness waiting ending owning
+-- Give back a fresh job that turned out larger than it was counted, charge refunded.
+local worker, job, epoch, prompt = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+if not is_held(worker, job, epoch) then
+  return 'refused'
+end
+local record = redis.call('HMGET', K.job .. job, 'tenant', 'priority', 'flag', 'epoch', 'output',
+  'n', 'charge', 'weight')
+local tenant, priority = record[1], record[2]
+if not tenant then
+  redis.call('HDEL', K.held .. worker, job)
+  return 'refused'
+end
+add_time(priority, tenant, -(tonumber(record[7]) or 0) / (tonumber(record[8]) or 1))
+let_go(worker, job, tenant, priority)
+redis.call('HSET', K.job .. job, 'prompt', prompt, 'charge', 0)
+if record[3] then
+  local reason = record[3] == 'cancel' and 'cancelled' or 'expired'
+  to_ending(job, record[4] + 1, cjson.encode({ reason = reason }), now_ms())
+  return 'ending'
+end
+load_job(job, tenant, priority, prompt + record[6] * record[5])
+wait_in(job, tenant, priority, true)
+return 'waiting'

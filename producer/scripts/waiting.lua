@@ -1,0 +1,63 @@
+-- Jobs that wait: their entry in a lane or front list, and the load they add to the queue's bounds.
+local function add_load(tenant, priority, tokens, jobs)
+  local total = redis.call('HINCRBY', K.load, 'tokens', tokens)
+  redis.call('HINCRBY', K.load, 'jobs', jobs)
+  redis.call('HINCRBY', K.load, 'tokens:' .. priority, tokens)
+  redis.call('HINCRBY', K.load, 'jobs:' .. priority, jobs)
+  if redis.call('HINCRBY', K.load, 'tenant:' .. tenant, tokens) <= 0 then
+    redis.call('HDEL', K.load, 'tenant:' .. tenant)
+    redis.call('HDEL', K.line, 'tenant:' .. tenant)
+  end
+  return total
+end
+
+-- Put a job into its lane or, with `front`, into the list that every pull empties first.
+-- The record must hold its costs; its load counts from here on until `unload`.
+local function wait_in(job, tenant, priority, front)
+  local cost = redis.call('HMGET', K.job .. job, 'prompt', 'output', 'n', 'logged', 'prefix')
+  local stream = front and K.front .. priority or K.lane .. priority .. ':' .. tenant
+  local entry = redis.call('XADD', stream, '*', 'v', 1, 'job', job, 'tenant', tenant,
+    'prompt', cost[1], 'output', cost[2], 'n', cost[3], 'logged', cost[4] or 0,
+    'prefix', cost[5] or '')
+  redis.call('HSET', K.job .. job, 'state', 'waiting', 'stream', stream, 'entry', entry,
+    'owner', '')
+  if not front then
+    enter_backlog(priority, tenant)
+  end
+  ring()
+end
+
+local function load_job(job, tenant, priority, tokens)
+  redis.call('HSET', K.job .. job, 'queued', tokens)
+  return add_load(tenant, priority, tokens, 1)
+end
+
+local function unload(job, tenant, priority)
+  local queued = redis.call('HGET', K.job .. job, 'queued')
+  if queued then
+    redis.call('HDEL', K.job .. job, 'queued')
+    add_load(tenant, priority, -queued, -1)
+  end
+end
+
+-- Delete an entry; an emptied stream goes with it, and an emptied lane leaves the backlog.
+local function drop_entry(stream, entry, lane_priority, lane_tenant)
+  redis.call('XDEL', stream, entry)
+  if redis.call('XLEN', stream) == 0 then
+    redis.call('DEL', stream)
+    if lane_tenant then
+      leave_backlog(lane_priority, lane_tenant)
+    end
+  end
+end
+
+-- Take a waiting or delayed job out of wherever it waits.
+local function stop_waiting(job, tenant, priority)
+  local place = redis.call('HMGET', K.job .. job, 'stream', 'entry')
+  if place[1] and place[1] ~= '' then
+    local in_lane = place[1] == K.lane .. priority .. ':' .. tenant
+    drop_entry(place[1], place[2], priority, in_lane and tenant or nil)
+    redis.call('HSET', K.job .. job, 'stream', '', 'entry', '')
+  end
+  unload(job, tenant, priority)
+end
