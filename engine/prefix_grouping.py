@@ -1,0 +1,93 @@
+"""Which running sequences hold the same pages: runs that decode may read once for all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# A tenant's prompt, then a campaign or conversation template under it.
+MAX_LEVELS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRun:
+    """Batch rows whose page lists agree in [first_page, end_page)."""
+
+    rows: tuple[int, ...]
+    first_page: int
+    end_page: int
+
+
+def find_shared_runs(
+    page_lists: Sequence[list[int]],
+    num_full_pages: Sequence[int],
+    pays: Callable[[int, int], bool],
+) -> list[SharedRun]:
+    """Group rows by their deepest common runs of pages, in at most two levels.
+
+    Args:
+        page_lists: pages of each batch row; num_full_pages: leading pages of each row that it will
+            not write any more, at least one page being left behind them.
+        pays: tells from (rows, pages) whether reading a run together beats reading it per row.
+    Returns: runs that pay; a second-level run starts where the first-level run of its rows ends.
+    """
+    runs: list[SharedRun] = []
+    rows = [row for row, count in enumerate(num_full_pages) if count > 0]
+    for members in _split(rows, 0, page_lists, num_full_pages):
+        _collect(members, 0, 0, 0, page_lists, num_full_pages, pays, runs)
+    return runs
+
+
+def _collect(
+    members: list[int],
+    first_page: int,
+    depth: int,
+    level: int,
+    page_lists: Sequence[list[int]],
+    num_full_pages: Sequence[int],
+    pays: Callable[[int, int], bool],
+    runs: list[SharedRun],
+) -> None:
+    end = _common_end(members, depth, page_lists, num_full_pages)
+    if pays(len(members), end - first_page):
+        runs.append(SharedRun(tuple(members), first_page, end))
+        first_page = end
+        level += 1
+    if level == MAX_LEVELS:
+        return
+    # A run too short to pay may still be the head of longer ones of fewer rows.
+    for part in _split(members, end, page_lists, num_full_pages):
+        _collect(part, first_page, end, level, page_lists, num_full_pages, pays, runs)
+
+
+def _split(
+    members: list[int],
+    page_idx: int,
+    page_lists: Sequence[list[int]],
+    num_full_pages: Sequence[int],
+) -> list[list[int]]:
+    """Return the sets of two or more members that hold the same page at `page_idx`."""
+    parts: dict[int, list[int]] = {}
+    for row in members:
+        if num_full_pages[row] > page_idx:
+            parts.setdefault(page_lists[row][page_idx], []).append(row)
+    return [part for part in parts.values() if len(part) > 1]
+
+
+def _common_end(
+    members: list[int],
+    depth: int,
+    page_lists: Sequence[list[int]],
+    num_full_pages: Sequence[int],
+) -> int:
+    """Return where the pages of all members stop being the same; they agree before `depth`."""
+    reference = page_lists[members[0]]
+    end = min(num_full_pages[row] for row in members)
+    for row in members[1:]:
+        pages = page_lists[row]
+        if pages[depth:end] != reference[depth:end]:
+            end = next(idx for idx in range(depth, end) if pages[idx] != reference[idx])
+    return end
