@@ -33,15 +33,23 @@ def build_engine(config: EngineConfig) -> Engine:
     Raises: ModelNotFound, ModelBroken or ModelUnsupported; RequestRejected for a setting that does
         not fit the model or the memory.
     """
+    return engine_for(load_for(config), config)
+
+
+def load_for(config: EngineConfig) -> LoadedModel:
+    """Load the model of a configuration with the fastest backends of its device.
+
+    Raises: ModelNotFound, ModelBroken or ModelUnsupported.
+    """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    loaded = load_model(
+    return load_model(
         config.model,
         dtype=config.dtype,
         device=config.device,
         random_weights=config.random_weights,
+        max_model_len=config.max_model_len,
     )
-    return engine_for(loaded, config)
 
 
 def engine_for(loaded: LoadedModel, config: EngineConfig) -> Engine:

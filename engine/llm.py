@@ -1,0 +1,257 @@
+"""The offline API: texts in, texts out, without a queue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tokenbus.engine.build import engine_for, load_for
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.detokenizer import IncrementalDetokenizer
+from tokenbus.engine.errors import EngineError, RequestRejected
+from tokenbus.engine.stop_strings import StopStrings
+from tokenbus.engine.types import FinishReason, Request, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from tokenbus.engine.core import Engine
+    from tokenbus.engine.types import EngineStats, TokenDelta, TokenLogprobs
+
+Prompt = str | list[int] | tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Completion:
+    """One choice of one prompt.
+
+    `stop_reason` is the stop string or stop id that ended it, None for the model's own end or for
+    length. `logprobs` has one entry per sampled token if they were asked for; tokens that a grammar
+    forced have none.
+    """
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Output:
+    """What became of one prompt; the plain attributes are those of its first choice."""
+
+    prompt_ids: tuple[int, ...]
+    choices: list[Completion]
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    num_cached_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """Text of the first choice."""
+        return self.choices[0].text
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Token ids of the first choice."""
+        return self.choices[0].token_ids
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the first choice ended: stop or length."""
+        return self.choices[0].finish_reason
+
+    @property
+    def logprobs(self) -> list[TokenLogprobs]:
+        """Log-probabilities of the first choice."""
+        return self.choices[0].logprobs
+
+
+class _ChoiceText:
+    """Turns the tokens of one choice into text and watches for its stop strings."""
+
+    def __init__(self, tokenizer: Any, prompt_ids: tuple[int, ...], params: SamplingParams) -> None:
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_ids[-16:])
+        self._stops = StopStrings(params.stop, params.include_stop, params.min_tokens)
+        self.matched: str | None = None
+
+    def push(self, token_ids: Sequence[int], *, is_end: bool) -> tuple[str, int]:
+        """Return new text and how many of the tokens belong to it."""
+        scan = self._stops.push(self._detokenizer.push(token_ids))
+        text = "".join(scan.texts)
+        if scan.matched is not None:
+            self.matched = scan.matched
+            return text, len(scan.texts)
+        if is_end:
+            rest = self._stops.push([self._detokenizer.flush()])
+            self.matched = rest.matched
+            text += "".join(rest.texts) + ("" if rest.matched else self._stops.flush())
+        return text, len(token_ids)
+
+
+class LLM:
+    """A model that answers batches of prompts.
+
+    >>> llm = LLM("smollm2-135m")
+    >>> llm.generate(["The capital of France is"], SamplingParams(temperature=0))[0].text
+    """
+
+    def __init__(self, model: str | Path, **settings: Any) -> None:
+        """Load a model; `settings` are the fields of EngineConfig (dtype, device, page_size, …).
+
+        Raises: ModelNotFound, ModelBroken, ModelUnsupported, or RequestRejected for a setting.
+        """
+        self.config = EngineConfig(model=str(model), **settings)
+        loaded = load_for(self.config)
+        self.tokenizer = loaded.tokenizer
+        self.engine: Engine = engine_for(loaded, self.config)
+        self._next_id = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = True,
+    ) -> list[Output]:
+        """Answer prompts, texts or lists of token ids, in their order.
+
+        Args:
+            prompts: one or many; a list of integers is one prompt.
+            params: for all prompts, or one for each.
+            progress: show a bar on stderr.
+        Raises: RequestRejected or SequenceTooLong for a prompt that cannot run, before any runs;
+            EngineError if one fails on the way.
+        """
+        ids = [self._encode(prompt) for prompt in _as_list(prompts)]
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or SamplingParams()] * len(ids)
+        if len(params) != len(ids):
+            raise RequestRejected("params", f"{len(params)} for {len(ids)} prompts")
+        if self.tokenizer is None and any(item.stop for item in params):
+            raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
+        return self._run(ids, list(params), progress=progress)
+
+    def chat(
+        self,
+        messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        progress: bool = True,
+    ) -> list[Output]:
+        """Answer one conversation or several, through the model's chat template."""
+        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
+            raise RequestRejected("messages", "the model has no chat template")
+        many = messages if messages and isinstance(messages[0], (list, tuple)) else [messages]
+        prompts: list[Prompt] = []
+        for conversation in many:
+            encoded = self.tokenizer.apply_chat_template(
+                list(conversation), tools=tools, add_generation_prompt=True, return_dict=True
+            )
+            prompts.append([int(token_id) for token_id in encoded["input_ids"]])
+        return self.generate(prompts, params, progress=progress)
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all cached prefixes."""
+        return self.engine.reset_prefix_cache()
+
+    def stats(self) -> EngineStats:
+        """Return the engine's counters and gauges."""
+        return self.engine.stats()
+
+    def close(self) -> None:
+        """Stop helper threads."""
+        self.engine.close()
+
+    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+        if not isinstance(prompt, str):
+            return tuple(prompt)
+        if self.tokenizer is None:
+            raise RequestRejected("prompts", "the model has no tokenizer: give token ids")
+        return tuple(self.tokenizer(prompt)["input_ids"])
+
+    def _run(
+        self, prompts: list[tuple[int, ...]], params: list[SamplingParams], *, progress: bool
+    ) -> list[Output]:
+        first_id = self._next_id
+        self._next_id += len(prompts)
+        outputs: list[Output] = []
+        texts: dict[tuple[int, int], _ChoiceText] = {}
+        try:
+            for idx, (prompt_ids, item) in enumerate(zip(prompts, params, strict=True)):
+                # Stop strings are found in text, here; the engine sees ids only.
+                self.engine.add(Request(first_id + idx, prompt_ids, replace(item, stop=())))
+                outputs.append(Output(prompt_ids, [Completion() for _ in range(item.n)]))
+                if self.tokenizer is not None:
+                    for choice in range(item.n):
+                        texts[idx, choice] = _ChoiceText(self.tokenizer, prompt_ids, item)
+            self._drain(first_id, outputs, texts, progress=progress)
+        except BaseException:
+            for idx in range(len(prompts)):
+                self.engine.abort(first_id + idx)
+            while self.engine.has_work:
+                self.engine.step()
+            raise
+        return outputs
+
+    def _drain(
+        self,
+        first_id: int,
+        outputs: list[Output],
+        texts: dict[tuple[int, int], _ChoiceText],
+        *,
+        progress: bool,
+    ) -> None:
+        num_open = sum(len(output.choices) for output in outputs)
+        with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+            task = bar.add_task("generating", total=num_open)
+            while self.engine.has_work:
+                step = self.engine.step()
+                for admission in step.admitted:
+                    outputs[
+                        admission.request_id - first_id
+                    ].num_cached_tokens = admission.num_cached_tokens
+                for delta in step.deltas:
+                    idx = delta.request_id - first_id
+                    if self._take(delta, outputs[idx], texts.get((idx, delta.choice))):
+                        bar.advance(task)
+
+    def _take(self, delta: TokenDelta, output: Output, text: _ChoiceText | None) -> bool:
+        """Add a delta to its choice; return True if the choice ended with it."""
+        completion = output.choices[delta.choice]
+        if completion.finish_reason is not None:
+            return False
+        if delta.error is not None:
+            raise EngineError(f"request {delta.request_id}: {delta.error}")
+        if delta.prompt_logprobs is not None:
+            output.prompt_logprobs = delta.prompt_logprobs
+        num_kept = len(delta.token_ids)
+        if text is not None:
+            new_text, num_kept = text.push(delta.token_ids, is_end=delta.finish_reason is not None)
+            completion.text += new_text
+        completion.token_ids.extend(delta.token_ids[:num_kept])
+        completion.logprobs.extend(delta.logprobs[:num_kept])
+        completion.finish_reason = delta.finish_reason
+        completion.stop_reason = _stop_reason(delta, self.engine.limits.eos_token_ids)
+        if text is not None and text.matched is not None:
+            completion.finish_reason = FinishReason.STOP
+            completion.stop_reason = text.matched
+            self.engine.abort(delta.request_id, delta.choice)
+        return completion.finish_reason is not None
+
+
+def _stop_reason(delta: TokenDelta, eos_token_ids: tuple[int, ...]) -> int | None:
+    return None if delta.stop_token_id in eos_token_ids else delta.stop_token_id
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [tuple(int(item) for item in prompts if isinstance(item, int))]
+    return [item for item in prompts if not isinstance(item, int)]
