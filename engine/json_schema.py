@@ -65,7 +65,6 @@ _EXTENSION_PREFIX = "x-"
 _HINTS = {
     "nullable": 'use "type": [..., "null"]',
     "uniqueItems": "bound the array and check the values",
-    "definitions": "use $defs",
     "dependencies": "use anyOf",
     "dependentRequired": "use anyOf",
     "if": "use anyOf",
