@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SENTENCES = [
     "The bus stops for everyone, and the taxi locks its doors.",
@@ -12,6 +17,12 @@ SENTENCES = [
     "今日はいい天気ですね。我们坐公共汽车去学校。",
     "Emoji: 👩‍👩‍👧‍👦 🚌🚏 🇩🇪, and a flag.  Two  spaces.\n\tTabs\r\n",
 ]
+
+
+def wrap(tokenizer: Tokenizer, **special: str) -> PreTrainedTokenizerFast:
+    """Give a tokenizer the interface of transformers."""
+    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    return build(tokenizer_object=tokenizer, **special)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +37,7 @@ def byte_level() -> PreTrainedTokenizerFast:
         special_tokens=["<|end|>"],
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    return wrap(tokenizer, eos_token="<|end|>")
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +60,7 @@ def byte_fallback() -> PreTrainedTokenizerFast:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>")
+    return wrap(tokenizer, eos_token="</s>", unk_token="<unk>")
 
 
 @pytest.fixture(scope="session")
@@ -62,4 +73,4 @@ def word_suffix() -> PreTrainedTokenizerFast:
         vocab_size=200, special_tokens=["<unk>"], end_of_word_suffix="</w>"
     )
     tokenizer.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    return wrap(tokenizer, unk_token="<unk>")
