@@ -50,10 +50,10 @@ def bend_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 def attend_tile(q, k, v, m, l, acc, start, limit, first_visible, scale, softcap,
                 BLOCK_N: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
                 HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Fold one tile into the running maximum [R], the sums [R, BLOCK_N] and acc [R, BLOCK_D].
+    """Fold one tile into the running maximum [R], the sums and acc [R, BLOCK_D].
 
-    The sums stay spread over the tile's columns until the end: one cross-warp reduction less
-    per tile.
+    The sums of a small tile, [R, BLOCK_N], stay spread over its columns until the end: its warps
+    lie side by side, so that is one exchange between warps less per tile. A tall tile keeps [R].
     """
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     scores = bend_scores(scores, scale, softcap, HAS_SOFTCAP)
@@ -68,7 +68,10 @@ def attend_tile(q, k, v, m, l, acc, start, limit, first_visible, scale, softcap,
     base = tl.where(new_m == float("-inf"), 0.0, new_m)
     p = tl.exp2(scores - base[:, None])
     alpha = tl.exp2(m - base)
-    l = l * alpha[:, None] + p  # noqa: E741
+    if len(l.shape) == 2:
+        l = l * alpha[:, None] + p  # noqa: E741
+    else:
+        l = l * alpha + tl.sum(p, axis=1)  # noqa: E741
     acc = acc * alpha[:, None]
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return new_m, l, acc
@@ -78,18 +81,22 @@ def attend_tile(q, k, v, m, l, acc, start, limit, first_visible, scale, softcap,
 def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end,
                  first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-                 STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                 DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                  PRECISION: tl.constexpr, EVICT: tl.constexpr):  # fmt: skip
     """Attend R query rows over tokens [begin, end); `begin` is a multiple of BLOCK_N.
 
     Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R]; an empty range
-    gives zeros and -inf. Only the last tile is masked.
+    gives zeros and -inf. Only the last tile is masked. DEPTH tiles are in flight: page ids and
+    the tiles that they name are two levels of loads, so the loop has 2 * DEPTH + 1 stages.
     """
     m = tl.full([R], float("-inf"), tl.float32)
-    l = tl.zeros([R, BLOCK_N], tl.float32)  # noqa: E741
+    if R <= 16:
+        l = tl.zeros([R, BLOCK_N], tl.float32)  # noqa: E741
+    else:
+        l = tl.zeros([R], tl.float32)  # noqa: E741
     acc = tl.zeros([R, BLOCK_D], tl.float32)
     full_end = begin + (end - begin) // BLOCK_N * BLOCK_N
-    for start in tl.range(begin, full_end, BLOCK_N, num_stages=STAGES):
+    for start in tl.range(begin, full_end, BLOCK_N, num_stages=2 * DEPTH + 1):
         k = load_tile(k_pages, table_row, head_offset, page_stride, start, end,
                       D, S, BLOCK_N, BLOCK_D, False, EVICT)  # fmt: skip
         v = load_tile(v_pages, table_row, head_offset, page_stride, start, end,
@@ -103,7 +110,9 @@ def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin
                       D, S, BLOCK_N, BLOCK_D, True, EVICT)  # fmt: skip
         m, l, acc = attend_tile(q, k, v, m, l, acc, full_end, end, first_visible, scale, softcap,
                                 BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
-    total = tl.sum(l, axis=1)
+    total = l
+    if R <= 16:
+        total = tl.sum(l, axis=1)
     out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     return out, m + tl.log2(total)
 

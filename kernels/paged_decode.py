@@ -28,38 +28,38 @@ if TYPE_CHECKING:
 class DecodeTuning:
     """How the decode kernel is laid out on the chip; the default was swept on an H200.
 
-    `stages` and `run_stages` count tiles in flight for own and for shared pages.
+    `depth` and `run_depth` count tiles in flight for own and for shared pages.
     """
 
     num_warps: int = 4
-    stages: int = 3
-    run_stages: int = 3
+    depth: int = 2
+    run_depth: int = 2
     programs_per_processor: int = 2
     block_n: int = 64
 
 
 @triton.jit
-def _finish(result, lse, rows, heads, valid, part, part_o, part_lse, arrivals, parts, out,
-            part_stride, HQ: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-            UNROLL: tl.constexpr):  # fmt: skip
-    """Store the partial result of some rows; merge those for which it was the last part."""
+def _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ: tl.constexpr,
+                D: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
+    """Leave the partial result of some rows where the last arriver will find it."""
     offs_d = tl.arange(0, BLOCK_D)
-    mask = valid[:, None] & (offs_d < D)[None, :]
-    out_row = rows.to(tl.int64) * HQ + heads
-    first_slot = rows.to(tl.int64) * part_stride * HQ + heads
     slot = first_slot + part * HQ
-    tl.store(part_o + slot[:, None] * D + offs_d[None, :], result, mask=mask, cache_modifier=".cg")
+    tl.store(part_o + slot[:, None] * D + offs_d[None, :], result,
+             mask=valid[:, None] & (offs_d < D)[None, :], cache_modifier=".cg")  # fmt: skip
     tl.store(part_lse + slot, lse, mask=valid, cache_modifier=".cg")
-    num_parts = tl.load(parts + rows, mask=valid, other=0)
-    # All threads' stores come before the arrival, all loads of the merge after it.
+    # All threads' stores come before the arrival.
     tl.debug_barrier()
-    before = tl.atomic_add(arrivals + out_row, 1, mask=valid, sem="acq_rel", scope="gpu")
+
+
+@triton.jit
+def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
+    """Count one part of each row in; say for which rows it was the last, resetting their count."""
+    counter = arrivals + rows.to(tl.int64) * HQ + heads
+    num_parts = tl.load(parts + rows, mask=valid, other=0)
+    before = tl.atomic_add(counter, 1, mask=valid, sem="acq_rel", scope="gpu")
     is_last = valid & (before == num_parts - 1)
-    if tl.max(is_last.to(tl.int32)) > 0:
-        tl.debug_barrier()
-        tl.store(arrivals + out_row, 0, mask=is_last)
-        merge_rows(part_o, part_lse, out, first_slot, out_row, num_parts, is_last, HQ,
-                   D, BLOCK_D, UNROLL)  # fmt: skip
+    tl.store(counter, 0, mask=is_last)
+    return is_last, num_parts
 
 
 @triton.jit
@@ -67,10 +67,11 @@ def _own_item(index, head, q, k_pages, v_pages, out, block_table, context_lens, 
               part_o, part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap,
               window, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
               BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-              STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+              DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
     """Attend the heads of one KV head of one sequence over one part of its own pages."""
     GROUP: tl.constexpr = HQ // HKV
+    GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
     row = tl.load(items + index * 4)
     begin = tl.load(items + index * 4 + 1)
     end = tl.load(items + index * 4 + 2)
@@ -90,14 +91,24 @@ def _own_item(index, head, q, k_pages, v_pages, out, block_table, context_lens, 
     result, lse = attend_range(
         query, k_pages, v_pages, block_table + row.to(tl.int64) * table_stride, head * (S * D),
         page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
+        DEPTH, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
     )  # fmt: skip
     if num_parts == 1:
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
     else:
-        rows = tl.zeros([ROWS], tl.int32) + row
-        _finish(result, lse, rows, heads, valid, part, part_o, part_lse, arrivals, parts, out,
-                part_stride, HQ, D, BLOCK_D, 8)  # fmt: skip
+        slot_row = row.to(tl.int64) * part_stride * HQ
+        _store_part(result, lse, slot_row + heads, part, valid, part_o, part_lse,
+                    HQ, D, BLOCK_D)  # fmt: skip
+        # The heads alone, without the rows that pad the tile.
+        offs_g = tl.arange(0, GROUP_BLOCK)
+        group_heads = head * GROUP + offs_g
+        rows = tl.zeros([GROUP_BLOCK], tl.int32) + row
+        is_last, row_parts = _arrive(rows, group_heads, offs_g < GROUP, arrivals, parts, HQ)
+        if tl.max(is_last.to(tl.int32)) > 0:
+            tl.debug_barrier()
+            merge_rows(part_o, part_lse, out, slot_row + group_heads,
+                       row.to(tl.int64) * HQ + group_heads, row_parts, is_last, HQ,
+                       D, BLOCK_D, 8)  # fmt: skip
 
 
 @triton.jit
@@ -105,7 +116,7 @@ def _shared_item(index, head, q, k_pages, v_pages, out, block_table, context_len
                  members, parts, part_o, part_lse, arrivals, table_stride, page_stride,
                  part_stride, scale, softcap, HQ: tl.constexpr, HKV: tl.constexpr,
                  D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-                 ROWS: tl.constexpr, STAGES: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                 ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                  PRECISION: tl.constexpr):  # fmt: skip
     """Attend the stacked heads of several sequences over one part of their common pages."""
     GROUP: tl.constexpr = HQ // HKV
@@ -128,10 +139,33 @@ def _shared_item(index, head, q, k_pages, v_pages, out, block_table, context_len
     result, lse = attend_range(
         query, k_pages, v_pages, block_table + table_row.to(tl.int64) * table_stride,
         head * (S * D), page_stride, begin, end, 0, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        STAGES, False, HAS_SOFTCAP, PRECISION, "evict_last",
+        DEPTH, False, HAS_SOFTCAP, PRECISION, "evict_last",
     )  # fmt: skip
-    _finish(result, lse, rows, heads, valid, part, part_o, part_lse, arrivals, parts, out,
-            part_stride, HQ, D, BLOCK_D, 2)  # fmt: skip
+    first_slot = rows.to(tl.int64) * part_stride * HQ + heads
+    _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ, D, BLOCK_D)
+    is_last, _ = _arrive(rows, heads, valid, arrivals, parts, HQ)
+    if tl.max(is_last.to(tl.int32)) > 0:
+        tl.debug_barrier()
+        _merge_tile(is_last, first_member, head, members, parts, part_o, part_lse, out,
+                    part_stride, HQ, GROUP, D, BLOCK_D, ROWS)  # fmt: skip
+
+
+@triton.jit
+def _merge_tile(is_last, first_member, head, members, parts, part_o, part_lse, out, part_stride,
+                HQ: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+                ROWS: tl.constexpr):  # fmt: skip
+    """Merge the finished rows of a tall tile 16 at a time, since all at once would spill."""
+    flags = tl.reshape(is_last.to(tl.int32), [ROWS // 16, 16])
+    chunks = tl.arange(0, ROWS // 16)
+    for chunk in range(ROWS // 16):
+        done = tl.sum(tl.where((chunks == chunk)[:, None], flags, 0), axis=0) > 0
+        offs_r = chunk * 16 + tl.arange(0, 16)
+        rows = tl.load(members + first_member + offs_r // GROUP, mask=done, other=0)
+        heads = head * GROUP + offs_r % GROUP
+        num_parts = tl.load(parts + rows, mask=done, other=0)
+        row = rows.to(tl.int64)
+        merge_rows(part_o, part_lse, out, row * part_stride * HQ + heads, row * HQ + heads,
+                   num_parts, done, HQ, D, BLOCK_D, 2)  # fmt: skip
 
 
 @triton.jit
@@ -140,7 +174,7 @@ def _decode_kernel(
     num_runs, members, part_o, part_lse, arrivals, tickets, table_stride, page_stride,
     part_stride, scale, softcap, window, WAVE: tl.constexpr, HQ: tl.constexpr, HKV: tl.constexpr,
     D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, STAGES: tl.constexpr, RUN_STAGES: tl.constexpr,
+    ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr, RUN_DEPTH: tl.constexpr,
     GROUPED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -172,19 +206,19 @@ def _decode_kernel(
                 _shared_item(index // HKV, index % HKV, q, k_pages, v_pages, out, block_table,
                              context_lens, run_items, members, parts, part_o, part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, HQ, HKV, D,
-                             S, BLOCK_N, BLOCK_D, RUN_ROWS, RUN_STAGES, HAS_SOFTCAP,
+                             S, BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH, HAS_SOFTCAP,
                              PRECISION)  # fmt: skip
             else:
                 _own_item(index // HKV, index % HKV, q, k_pages, v_pages, out, block_table,
                           context_lens, items, parts, part_o, part_lse, arrivals, table_stride,
                           page_stride, part_stride, scale, softcap, window, HQ, HKV, D, S,
-                          BLOCK_N, BLOCK_D, ROWS, STAGES, HAS_WINDOW, HAS_SOFTCAP,
+                          BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
                           PRECISION)  # fmt: skip
         else:
             _own_item(ticket // HKV, ticket % HKV, q, k_pages, v_pages, out, block_table,
                       context_lens, items, parts, part_o, part_lse, arrivals, table_stride,
                       page_stride, part_stride, scale, softcap, window, HQ, HKV, D, S, BLOCK_N,
-                      BLOCK_D, ROWS, STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+                      BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
         ticket = following
     # Whoever leaves last puts the counters back for the next launch.
     if total > num_programs:
@@ -279,8 +313,8 @@ def paged_decode(
         BLOCK_D=next_power_of_2(head_dim),
         ROWS=max(16, next_power_of_2(num_heads // num_kv_heads)),
         RUN_ROWS=groups.tile_rows if groups else 16,
-        STAGES=tuning.stages,
-        RUN_STAGES=tuning.run_stages,
+        DEPTH=tuning.depth,
+        RUN_DEPTH=tuning.run_depth,
         GROUPED=groups is not None,
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
