@@ -1,0 +1,167 @@
+"""Any causal LM of transformers over paged attention: slower than the decoder, same interface."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tokenbus.engine.errors import ModelBroken, ModelUnsupported
+from tokenbus.engine.models.hf_hook import ATTENTION_NAME, AttentionCall, handled_by, register
+from tokenbus.engine.models.hf_probe import check_paged, record_specs, refuse_by_config, run_eager
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from tokenbus.engine.forward import AttentionBackend, AttentionSpec, ForwardContext
+
+
+class GenericModel:
+    """A transformers model whose tokens are flattened into one row (see PagedModel).
+
+    Attention leaves the model through the hook; everything else is transformers' own code. The
+    hidden states are those after the final norm, as transformers gives no others.
+    """
+
+    def __init__(
+        self, model: Any, specs: dict[int, AttentionSpec], attention: AttentionBackend
+    ) -> None:
+        self._model = model
+        self._base = model.base_model
+        self._head = _head_of(model)
+        self._specs = specs
+        self._attention = attention
+        self._ctx: ForwardContext | None = None
+        self.attention_specs = list(specs.values())
+        self.vocab_size = int(model.config.get_text_config().vocab_size)
+
+    @classmethod
+    def build(
+        cls,
+        config: Any,
+        weights: Path | Mapping[str, Tensor] | None,
+        attention: AttentionBackend,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> GenericModel:
+        """Load through transformers, then prove on a few tokens that paging keeps the results.
+
+        Raises: ModelUnsupported with the reason, ModelBroken if weights are missing.
+        """
+        refuse_by_config(config)
+        model = _load(config, weights, dtype, device)
+        expected = run_eager(model)
+        register()
+        model.set_attn_implementation(ATTENTION_NAME)
+        generic = cls(model, record_specs(model), attention)
+        check_paged(generic, expected, dtype, device)
+        return generic
+
+    def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
+        """token_ids: [T] int64 -> hidden states [T, H] after the final norm."""
+        self._ctx = ctx
+        with handled_by(self):
+            out = self._base(
+                input_ids=token_ids[None], position_ids=ctx.positions[None], use_cache=False
+            )
+        self._ctx = None
+        hidden: Tensor = out[0][0]
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: [M, H], chosen rows only -> [M, V] float32, by the model's own head."""
+        logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        return logits.float()
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        """Answer one attention call of the model from the pages of the current pass."""
+        ctx = self._ctx
+        assert ctx is not None
+        spec = self._specs[id(call.module)]
+        value_dim = call.v.shape[-1]
+        values = call.v
+        if value_dim < spec.head_dim:
+            values = F.pad(values, (0, spec.head_dim - value_dim))
+        q, k, v = (
+            part[0].transpose(0, 1).to(ctx.kv.dtype).contiguous()
+            for part in (call.q, call.k, values)
+        )
+        out = self._attention.attend(q, k, v, spec, ctx)
+        return out[..., :value_dim].to(call.q.dtype)[None]
+
+
+class _HiddenStates:
+    """The output of a base model that has nothing but hidden states."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, idx: int | slice) -> Any:
+        return (self.last_hidden_state,)[idx]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _PassThrough(nn.Module):
+    """Stands for the base model where only the head shall run."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _HiddenStates:
+        return _HiddenStates(inputs_embeds)
+
+
+def _head_of(model: Any) -> Any:
+    """Return a view of the model that runs only what follows the base model.
+
+    It shares all weights, and keeps each family's own scaling and capping of logits.
+    """
+    head = copy.copy(model)
+    head._modules = dict(model._modules)
+    head._modules[model.base_model_prefix] = _PassThrough()
+    return head
+
+
+def _load(
+    config: Any,
+    weights: Path | Mapping[str, Tensor] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Any:
+    factory: Any = AutoModelForCausalLM
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": "eager"}
+    try:
+        if weights is None:
+            with device:
+                model = factory.from_config(config, **options)
+        elif isinstance(weights, Path):
+            options |= {"config": config, "output_loading_info": True}
+            model, report = factory.from_pretrained(weights, **options)
+            _refuse_missing(report["missing_keys"])
+        else:
+            model = factory.from_config(config, **options)
+            report = model.load_state_dict(dict(weights), strict=False)
+            _refuse_missing(report.missing_keys)
+            model.tie_weights()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelBroken(f"transformers cannot load {config.model_type}: {reason}") from error
+    if not model._supports_attention_backend:
+        raise ModelUnsupported(
+            f"{config.model_type} does not send its attention through transformers' interface"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _refuse_missing(names: Any) -> None:
+    if names:
+        raise ModelBroken(
+            f"{len(names)} weights are missing from the checkpoint, first of them {min(names)}"
+        )
