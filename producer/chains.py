@@ -30,7 +30,7 @@ class Retention:
     """How long log and result of an ended job stay, in ms."""
 
     log_ms: int = 120_000
-    result_ms: int = 600_000
+    result_ms: int = 3_600_000
 
 
 class Chains:

@@ -30,19 +30,19 @@ class CursorInvalid(RequestInvalid):
 
 
 class QueueFull(ProducerError):
-    """The queue is at its bound in tokens; come back after `retry_after_s`.
+    """The queue of a `tenant`, the `pool` or the server's `memory` is full.
 
-    `ticket` keeps the caller's place: handed in again with the same job it is served before new
-    arrivals, once its time has come.
+    Come back after `retry_after_s`. `ticket` keeps the caller's place: handed in again with the
+    same request it is served before new arrivals, once its time has come.
     """
 
     def __init__(
         self, scope: str, queued_tokens: int, max_tokens: int, retry_after_s: float, ticket: int
     ) -> None:
-        super().__init__(
-            f"the queue of this {scope} holds {queued_tokens} of {max_tokens} tokens;"
-            f" try again in {retry_after_s:.1f} s"
-        )
+        state = f"the queue of this {scope} holds {queued_tokens} of {max_tokens} tokens"
+        if scope == "memory":
+            state = "the server's memory is full"
+        super().__init__(f"{state}; try again in {retry_after_s:.1f} s")
         self.scope = scope
         self.queued_tokens = queued_tokens
         self.max_tokens = max_tokens

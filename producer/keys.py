@@ -17,6 +17,7 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 | flags    | hash   | `flags:<worker>`, held job -> cancel or expire                            |
 | alive    | string | `alive:<worker>`, pages and page size of the worker, TTL = lease          |
 | worker   | hash   | `worker:<worker>`, serial of its last reconcile; goes with `workers`      |
+| status   | string | `status:<worker>`, JSON gauges for people and metrics, TTL = lease         |
 | workers  | set    | every worker that may hold jobs                                           |
 | backlog  | zset   | `backlog:<priority>`, tenant -> virtual time, tenants with waiting jobs   |
 | running  | zset   | `running:<priority>`, tenant -> virtual time, tenants with held jobs      |
@@ -56,6 +57,7 @@ POOL_KEYS = {
     "flags": ":flags:",
     "alive": ":alive:",
     "worker": ":worker:",
+    "status": ":status:",
     "workers": ":workers",
     "backlog": ":backlog:",
     "running": ":running:",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import OutOfMemoryError
+
 from tokenbus.producer.replies import (
     CancelReply,
     Ending,
@@ -18,11 +20,15 @@ from tokenbus.producer.replies import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenbus.producer.keys import Keys
     from tokenbus.producer.script_runner import ScriptRunner
 
 # A caller whose answer is older than this makes no end or takeover from it; the tick does (R10).
 STALE_ANSWER_S = 5.0
+# How long to stay away when the server's memory, not a bound of ours, is full.
+MEMORY_RETRY_MS = 1000
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
 
@@ -69,21 +75,20 @@ class QueueScripts:
         With `entry_id` it moves the raw entry of that id out of the inbox in the same call
         (`gone` if another worker did); refused entries stay there for `reject`.
         """
-        reply = await self._runner.run(
-            "submit", self._keys.prefix, _submit_args(job, bounds, ticket, entry_id)
-        )
-        status = reply[0].decode()
-        if status in ("accepted", "exists"):
-            eta = int(reply[5])
-            place = Place(
-                reply[1].decode(),
-                JobState(reply[2].decode()),
-                int(reply[3]),
-                int(reply[4]),
-                None if eta < 0 else eta,
-            )
-            return Submitted(place, created=status == "accepted")
-        return Refused(status, *(int(number) for number in reply[1:]))
+        args = _submit_args(job, bounds, ticket, entry_id)
+        try:
+            reply = await self._runner.run("submit", self._keys.prefix, args)
+        except OutOfMemoryError as error:
+            reply = error
+        return _submitted(reply)
+
+    async def submit_many(
+        self, jobs: Sequence[NewJob], bounds: Bounds
+    ) -> list[Submitted | Refused]:
+        """Submit each of `jobs` in one round trip; they are accepted or refused one by one."""
+        calls = [_submit_args(job, bounds, 0, "") for job in jobs]
+        replies = await self._runner.run_many("submit", self._keys.prefix, calls)
+        return [_submitted(reply) for reply in replies]
 
     async def intake(
         self, worker: str, *, count: int = 16, lease_ms: int = 2000, max_bytes: int = MAX_BODY_BYTES
@@ -162,6 +167,21 @@ class QueueScripts:
             int(priority or 0),
             finish.decode(),
         )
+
+
+def _submitted(reply: list[Any] | Exception) -> Submitted | Refused:
+    """Read what submit.lua answers, or with what the server refused to run it."""
+    if isinstance(reply, OutOfMemoryError):
+        return Refused("full_memory", retry_after_ms=MEMORY_RETRY_MS)
+    if isinstance(reply, Exception):
+        raise reply
+    status = reply[0].decode()
+    if status not in ("accepted", "exists"):
+        return Refused(status, *(int(number) for number in reply[1:]))
+    job_id, state = reply[1].decode(), JobState(reply[2].decode())
+    eta = int(reply[5])
+    place = Place(job_id, state, int(reply[3]), int(reply[4]), None if eta < 0 else eta)
+    return Submitted(place, created=status == "accepted")
 
 
 def _submit_args(

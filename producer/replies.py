@@ -37,7 +37,8 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The job was not accepted: `conflict`, `full_tenant`, `full_pool`, `late` or `gone`.
+    """The job was not accepted: `conflict`, `late`, `gone`, or `full_` and what is full:
+    `tenant`, `pool` or `memory` (of the server).
 
     `gone` answers an inbox entry that another worker took; it is nobody's fault.
     """

@@ -54,6 +54,7 @@ class ScriptRunner:
     """
 
     def __init__(self, redis: Redis, timeout_s: float = 10.0) -> None:
+        self._pipeline = redis.pipeline
         self._execute: Callable[..., Awaitable[Any]] = redis.execute_command
         self._timeout_s = timeout_s
 
@@ -72,3 +73,17 @@ class ScriptRunner:
                 return await self._execute("EVALSHA", script_sha(name), 1, key, *args)
             except NoScriptError:
                 return await self._execute("EVAL", script_source(name), 1, key, *args)
+
+    async def run_many(self, name: str, key: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Run one script once per entry of `calls`, in order and in one round trip.
+
+        Other clients are served in between. A call that the server refused is answered by its
+        exception. Raises: TimeoutError, redis.ConnectionError.
+        """
+        async with asyncio.timeout(self._timeout_s):
+            pipeline: Any = self._pipeline(transaction=False)
+            pipeline.execute_command("SCRIPT LOAD", script_source(name))
+            for args in calls:
+                pipeline.execute_command("EVALSHA", script_sha(name), 1, key, *args)
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies[1:]

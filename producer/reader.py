@@ -1,0 +1,146 @@
+"""Read a job's events from a cursor on: each index once, in order, without a gap.
+
+Subscribe, wait for the confirmation, replay the log, go live. What the log and the channel both
+bring is dropped by index; what neither has told for a while is asked of the job itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.connection import retrying
+from tokenbus.producer.errors import (
+    CursorInvalid,
+    JobLost,
+    JobUnknown,
+    ResultTimeout,
+)
+from tokenbus.producer.replies import JobState
+from tokenbus.producer.result import JobResult
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Iterable
+
+    from tokenbus.producer.events import Event
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.producer.server_url import ServerUrl
+    from tokenbus.producer.settings import ClientSettings
+    from tokenbus.producer.subscriptions import Subscription, SubscriptionHub
+
+
+class Reader:
+    """Reads the streams of one pool over one hub."""
+
+    def __init__(
+        self, scripts: Scripts, hub: SubscriptionHub, url: ServerUrl, settings: ClientSettings
+    ) -> None:
+        self._scripts = scripts
+        self._hub = hub
+        self._url = url
+        self._settings = settings
+
+    async def stream(self, job_id: str, cursor: int = 0) -> AsyncGenerator[Event, None]:
+        """Yield the job's events after `cursor`, the terminal one last.
+
+        Raises: CursorInvalid, JobUnknown, JobLost, ServerUnreachable, ClientClosed.
+        """
+        if cursor < 0:
+            raise CursorInvalid("cursor", f"{cursor} is negative; 0 reads from the start")
+        channel = self._scripts.keys.channel(job_id)
+        subscription = await self._hub.open(channel, self._settings.retry_for_s)
+        try:
+            heard = cursor > 0
+            while True:
+                for event in await self._replay(job_id, cursor, heard):
+                    yield event
+                    if event.finish is not None:
+                        return
+                    cursor = event.cursor
+                    heard = True
+                heard = True
+                async with aclosing(self._live(subscription, cursor)) as live:
+                    async for event in live:
+                        yield event
+                        if event.finish is not None:
+                            return
+                        cursor = event.cursor
+        finally:
+            await self._hub.release(subscription)
+
+    async def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
+        """Wait for the end of a job and return everything it generated.
+
+        Raises: ResultTimeout after `timeout_s` (None = no limit); what `stream` raises.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (stored := await self._stored(job_id)) is None:
+                    async with aclosing(self.stream(job_id)) as stream:
+                        async for _ in stream:
+                            pass
+                return stored
+        except TimeoutError:
+            raise ResultTimeout(
+                f"job {job_id} did not end within {timeout_s:g} s; it goes on"
+            ) from None
+
+    async def _replay(self, job_id: str, cursor: int, heard: bool) -> Iterable[Event]:
+        """Return what is known after `cursor`: from the result, else the log; merged.
+
+        A job that nobody knows raises JobUnknown, or JobLost once it was heard of (R12). The
+        record is read first: when it is done, terminal entry and result were written before.
+        """
+        queue, log = self._scripts.queue, self._scripts.log
+
+        async def read() -> Iterable[Event]:
+            record = await queue.record(job_id)
+            events = await log.events(job_id, cursor)
+            if events and events[-1].finish is not None:
+                return _merged(events)
+            value = await log.result(job_id)
+            if value is not None:
+                return JobResult.parse(value).events(cursor)
+            if record is None and not events and not heard:
+                raise JobUnknown(job_id)
+            if record is None or record.state is JobState.DONE:
+                raise JobLost(job_id)
+            return _merged(events or [])
+
+        return await retrying(read, self._url, self._settings.retry_for_s)
+
+    async def _stored(self, job_id: str) -> JobResult | None:
+        """Read the result value."""
+        log = self._scripts.log
+        value = await retrying(lambda: log.result(job_id), self._url, self._settings.retry_for_s)
+        return None if value is None else JobResult.parse(value)
+
+    async def _live(self, subscription: Subscription, cursor: int) -> AsyncGenerator[Event, None]:
+        """Yield live events that follow `cursor`; end at a hole or after silence."""
+        while True:
+            event = await subscription.get(self._settings.silence_s)
+            if event is None:
+                return
+            if event.finish is not None:
+                if event.to > cursor:
+                    return
+                yield event
+            elif event.start > cursor + 1:
+                return
+            elif event.to > cursor:
+                event = event.after(cursor)
+                cursor = event.to
+                yield event
+
+
+def _merged(events: list[Event]) -> list[Event]:
+    """Join neighbours, so that catching up costs few events."""
+    merged: list[Event] = []
+    for event in events:
+        joined = merged[-1].merged(event) if merged else None
+        if joined is None:
+            merged.append(event)
+        else:
+            merged[-1] = joined
+    return merged

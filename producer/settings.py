@@ -1,0 +1,29 @@
+"""Every tunable of a client, read once from arguments and `TOKENBUS_*` variables."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ClientSettings(BaseSettings):
+    """Settings of one client; times in seconds, the queue's bounds in tokens."""
+
+    model_config = SettingsConfigDict(env_prefix="TOKENBUS_", extra="forbid", frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    # How long a call goes on trying while the server is away, before it raises.
+    retry_for_s: float = Field(default=15.0, ge=0, le=3600)
+    call_timeout_s: float = Field(default=5.0, gt=0, le=600)
+    # A stream that heard nothing for this long looks at the job; must stay well under the 5 s
+    # within which a lost job is reported.
+    silence_s: float = Field(default=2.0, ge=0.05, le=4)
+    # Tokens that one stream holds back for a slow consumer; past it they are read from the log.
+    max_buffered_tokens: int = Field(default=4096, ge=1, le=1_000_000)
+    # Waiting tokens (prompt plus max_tokens per choice) over which submit is refused.
+    max_tenant_tokens: int = Field(default=20_000_000, ge=1)
+    max_pool_tokens: int = Field(default=500_000_000, ge=1)
+    tenant_weights: dict[str, float] = Field(default_factory=dict)
+    refuse_late: bool = False
+    result_ttl_s: float = Field(default=3600.0, gt=0, le=30 * 86_400)
+    log_ttl_s: float = Field(default=120.0, gt=0, le=30 * 86_400)
