@@ -10,8 +10,9 @@ from tokenbus.engine.chunk_sizer import ChunkSizer
 from tokenbus.engine.constrained import ConstrainedRows
 from tokenbus.engine.core import Engine
 from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.graph_runner import GraphRunner, PrefixSharing
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.loader import load_model
+from tokenbus.engine.loader import choose_device, load_model
 from tokenbus.engine.page_pool import PagePool
 from tokenbus.engine.rows import RowState
 from tokenbus.engine.runner import Runner
@@ -20,8 +21,12 @@ from tokenbus.engine.scheduler import Scheduler
 from tokenbus.engine.types import EngineLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenbus.engine.config import EngineConfig
+    from tokenbus.engine.forward import AttentionBackend
     from tokenbus.engine.loader import LoadedModel
+    from tokenbus.engine.models.ops import Ops
 
 # Tokens per page. A GPU kernel wants one long contiguous tile; on a CPU small pages share more.
 _PAGE_SIZE = {"cuda": 64, "cpu": 16}
@@ -43,12 +48,22 @@ def load_for(config: EngineConfig) -> LoadedModel:
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
+    attention: AttentionBackend | None = None
+    ops: Callable[[AttentionBackend], Ops] | None = None
+    if choose_device(config.device).type == "cuda":
+        # Imported on use: without a GPU, Triton may be missing or have no driver.
+        from tokenbus.engine.attention.triton_backend import TritonAttention
+        from tokenbus.engine.models.triton_ops import TritonOps
+
+        attention, ops = TritonAttention(config.max_num_seqs), TritonOps
     return load_model(
         config.model,
         dtype=config.dtype,
         device=config.device,
         random_weights=config.random_weights,
         max_model_len=config.max_model_len,
+        attention=attention,
+        ops=ops,
     )
 
 
@@ -69,6 +84,8 @@ def engine_for(loaded: LoadedModel, config: EngineConfig) -> Engine:
         config.max_num_seqs, loaded.model.vocab_size, device, loaded.eos_token_ids
     )
     runner = Runner(loaded.model, kv, sampling, rows)
+    if device.type == "cuda" and config.cuda_graphs:
+        runner = GraphRunner(loaded.model, kv, sampling, rows, sharing=_sharing(loaded))
     pool = PagePool(num_pages, page_size)
     target_s = None if config.itl_target_ms is None else config.itl_target_ms / 1000
     scheduler = Scheduler(
@@ -89,6 +106,11 @@ def engine_for(loaded: LoadedModel, config: EngineConfig) -> Engine:
     )
     constrained = ConstrainedRows(loaded.tokenizer, limits.vocab_size, limits.eos_token_ids)
     return Engine(runner, scheduler, constrained, limits, one_step_ahead=device.type == "cuda")
+
+
+def _sharing(loaded: LoadedModel) -> PrefixSharing | None:
+    """Return the attention backend if it can read shared runs together."""
+    return loaded.attention if isinstance(loaded.attention, PrefixSharing) else None
 
 
 def _pages_in_memory(loaded: LoadedModel, config: EngineConfig, page_size: int) -> int:

@@ -9,26 +9,41 @@ log-probabilities) run eagerly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
 from tokenbus.engine.forward import ForwardContext
+from tokenbus.engine.prefix_grouping import find_shared_runs
 from tokenbus.engine.runner import PendingStep, Runner
 from tokenbus.engine.sampler import SampledTokens
 from tokenbus.engine.sampling.plan import Feature, SamplingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from tokenbus.engine.forward import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.plan import StepPlan
+    from tokenbus.engine.prefix_grouping import SharedRun
     from tokenbus.engine.rows import RowState
     from tokenbus.engine.sampler import SamplingState
-    from tokenbus.engine.sequence import Sequence
+    from tokenbus.engine.sequence import Sequence as DecodingSequence
+
+
+@runtime_checkable
+class PrefixSharing(Protocol):
+    """An attention backend that can read runs of pages once for several rows."""
+
+    def assign_runs(self, runs: Sequence[SharedRun]) -> None:
+        """Read these runs together from the next decode pass on; rows are those of the batch."""
+        ...
+
+    def pays(self, num_rows: int, num_pages: int) -> bool:
+        """Tell whether reading a run together beats reading it per row."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +64,17 @@ class GraphRunner(Runner):
     """A runner that replays its decode steps."""
 
     def __init__(
-        self, model: PagedModel, kv: KVCache, sampling: SamplingState, rows: RowState
+        self,
+        model: PagedModel,
+        kv: KVCache,
+        sampling: SamplingState,
+        rows: RowState,
+        *,
+        sharing: PrefixSharing | None = None,
     ) -> None:
         super().__init__(model, kv, sampling, rows)
+        self._sharing = sharing
+        self._grouped: list[DecodingSequence] = []
         self._buckets = buckets(rows.padding_row)
         self._graphs: dict[tuple[int, SamplingPlan], _CapturedStep] = {}
         self._memory_pool = torch.cuda.graph_pool_handle()
@@ -73,6 +96,7 @@ class GraphRunner(Runner):
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
         sampling_plan = self.sampling.plan(row_list)
         if not plan.decode or masks or sampling_plan.has(Feature.LOGPROBS):
+            self._regroup([])
             return super().launch(plan, masks)
         pending = PendingStep(plan, plan.sampled())
         self._set_up(plan)
@@ -81,12 +105,26 @@ class GraphRunner(Runner):
             if hidden.shape[0]:
                 seqs = pending.seqs[: hidden.shape[0]]
                 self._sample(hidden, seqs, pending, masks)
+        self._regroup(plan.decode)
         pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
         self._read_back(pending)
         return pending
 
+    def _regroup(self, seqs: list[DecodingSequence]) -> None:
+        """Find shared runs anew if other sequences decode than in the last step."""
+        if self._sharing is None or seqs == self._grouped:
+            return
+        self._grouped = list(seqs)
+        page_size = self.kv.page_size
+        runs = find_shared_runs(
+            [seq.pages for seq in seqs],
+            [(seq.num_computed - 1) // page_size for seq in seqs],
+            self._sharing.pays,
+        )
+        self._sharing.assign_runs(runs)
+
     def _replay(
-        self, seqs: list[Sequence], row_list: list[int], plan: SamplingPlan
+        self, seqs: list[DecodingSequence], row_list: list[int], plan: SamplingPlan
     ) -> SampledTokens:
         num = len(seqs)
         size = next(size for size in self._buckets if size >= num)

@@ -40,7 +40,8 @@ class LoadedModel:
     """A model ready to run, with what a caller needs to talk to it.
 
     config: the transformers config; tokenizer: a transformers tokenizer, None if the model has
-    none; max_model_len: the longest text in tokens whose positions are sound.
+    none; max_model_len: the longest text in tokens whose positions are sound; attention: the
+    backend that the caller chose, if it did.
     """
 
     model: PagedModel
@@ -51,6 +52,7 @@ class LoadedModel:
     name: str
     dtype: torch.dtype
     device: torch.device
+    attention: AttentionBackend | None = None
 
 
 def load_model(
@@ -77,7 +79,7 @@ def load_model(
     folder = find_folder(model, with_weights=not random_weights)
     with _broken_if(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder)
-    target = _device(device)
+    target = choose_device(device)
     chosen = _dtype(dtype, config, target)
     if not random_weights:
         verify_checksums(folder)
@@ -100,6 +102,7 @@ def load_model(
         name=str(model),
         dtype=chosen,
         device=target,
+        attention=attention,
     )
 
 

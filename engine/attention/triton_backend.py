@@ -1,0 +1,122 @@
+"""Paged attention on a GPU: one kernel for decode, one for prompts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenbus.kernels.launch import num_processors
+from tokenbus.kernels.paged_decode import paged_decode
+from tokenbus.kernels.paged_prefill import paged_prefill
+from tokenbus.kernels.prefix_groups import PrefixGroup, PrefixGroups
+from tokenbus.kernels.work_list import DecodeWork
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from tokenbus.engine.forward import AttentionSpec, ForwardContext
+    from tokenbus.engine.prefix_grouping import SharedRun
+
+# Page reads saved per layer that pay for the merge of one more partial result per row.
+_BREAK_EVEN_PAGES = 64
+
+_Shape = tuple[int, int, int, int | None]
+
+
+class TritonAttention:
+    """AttentionBackend over the Triton kernels.
+
+    Decode reads a work list that is built on the device once per pass and shape; its buffers are
+    static, so that graphs of all batch sizes share them. Shared runs are read once for their rows
+    in every layer without a sliding window.
+    """
+
+    def __init__(self, max_rows: int) -> None:
+        """Serve batches of up to `max_rows` sequences."""
+        self._max_rows = max_rows
+        self._works: dict[_Shape, DecodeWork] = {}
+        self._runs: tuple[PrefixGroup, ...] = ()
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext
+    ) -> Tensor:
+        """Store k, v of this pass in their slots, then attend causally over the pages."""
+        page_size = ctx.kv.page_size
+        page_ids, offsets = ctx.slot_mapping // page_size, ctx.slot_mapping % page_size
+        ctx.kv.k[spec.layer_idx].transpose(1, 2)[page_ids, offsets] = k
+        ctx.kv.v[spec.layer_idx].transpose(1, 2)[page_ids, offsets] = v
+        return self.read(q.contiguous(), spec, ctx)
+
+    def read(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> Tensor:
+        """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous."""
+        k_pages, v_pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        if ctx.is_decode:
+            return paged_decode(
+                q,
+                k_pages,
+                v_pages,
+                ctx.block_table,
+                ctx.context_lens,
+                self._work(q, spec, ctx),
+                scale=spec.scale,
+                softcap=spec.softcap,
+            )
+        return paged_prefill(
+            q,
+            k_pages,
+            v_pages,
+            ctx.block_table,
+            ctx.context_lens,
+            ctx.cu_seqlens_q,
+            scale=spec.scale,
+            sliding_window=spec.sliding_window,
+            softcap=spec.softcap,
+        )
+
+    def assign_runs(self, runs: Sequence[SharedRun]) -> None:
+        """Read these runs once for all their rows, from the next decode pass on."""
+        self._runs = tuple(PrefixGroup(run.rows, run.first_page, run.end_page) for run in runs)
+        for work in self._works.values():
+            if work.groups is not None:
+                work.groups.assign(self._runs)
+
+    def pays(self, num_rows: int, num_pages: int) -> bool:
+        """Tell whether reading a run together beats reading it per row."""
+        return num_rows > 1 and (num_rows - 1) * num_pages >= _BREAK_EVEN_PAGES
+
+    def _work(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> DecodeWork:
+        """Return the work list of this pass for layers shaped like `spec`, built on first use."""
+        shape = (spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.sliding_window)
+        key = ("decode_work", shape)
+        if key not in ctx.memo:
+            if shape not in self._works:
+                self._works[shape] = self._allocate(q, spec, ctx)
+            self._works[shape].build(ctx.context_lens)
+            ctx.memo[key] = self._works[shape]
+        work: DecodeWork = ctx.memo[key]
+        return work
+
+    def _allocate(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> DecodeWork:
+        groups = None
+        if spec.sliding_window is None:
+            groups = PrefixGroups(
+                max_rows=self._max_rows,
+                page_size=ctx.kv.page_size,
+                num_heads=spec.num_heads,
+                num_kv_heads=spec.num_kv_heads,
+                device=q.device,
+                num_processors=num_processors(q.device),
+            )
+            groups.assign(self._runs)
+        return DecodeWork(
+            max_rows=self._max_rows,
+            max_pages=ctx.kv.num_pages,
+            page_size=ctx.kv.page_size,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            device=q.device,
+            sliding_window=spec.sliding_window,
+            groups=groups,
+        )
