@@ -179,7 +179,8 @@ def _broken_if(folder: Path, part: str) -> Iterator[None]:
         raise ModelBroken(f"{part} of {folder} cannot be used: {reason}") from error
 
 
-def _device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """Return the device of a name; auto is the GPU if there is one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
