@@ -1,0 +1,140 @@
+"""The demo model, in fp32, against transformers: ten prompts, every way the engine can run them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tokenbus.engine import model_store
+from tokenbus.engine.llm import LLM
+from tokenbus.engine.types import SamplingParams
+
+NUM_TOKENS = 24
+SYSTEM = (
+    "You are the support agent of Lindgren Outdoor, a shop for tents, boots and backpacks."
+    " Answer in at most three sentences, be friendly, and never promise a refund."
+)
+QUESTIONS = (
+    "Where is my order 4711?",
+    "Which tent keeps two people dry in heavy rain?",
+    "Can I return boots that I wore once?",
+    "My backpack arrived with a broken zipper.",
+    "Do you ship to Norway?",
+)
+TEXTS = (
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, in a small shop by the sea,",
+    "A",
+    "Ingredients for pancakes: flour, eggs,",
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> str:
+    """Return the demo model's folder, fetched if need be."""
+    return str(model_store.pull("smollm2-135m"))
+
+
+@pytest.fixture(scope="module")
+def llm(model: str) -> LLM:
+    """Return the engine in fp32 with a roomy pool."""
+    return LLM(model, dtype="float32", num_pages=400, max_num_seqs=16)
+
+
+@pytest.fixture(scope="module")
+def prompts(llm: LLM) -> list[list[int]]:
+    """Return ten prompts as ids: five chats with one system prompt, five plain texts."""
+    chats = []
+    for question in QUESTIONS:
+        messages = [
+            {"role": "system", "content": SYSTEM},
+            {"role": "user", "content": question},
+        ]
+        encoded = llm.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True
+        )
+        chats.append(list(encoded["input_ids"]))
+    return chats + [llm.tokenizer(text)["input_ids"] for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def references(model: str, prompts: list[list[int]]) -> list[list[int]]:
+    """Return what transformers generates greedily, up to and with the end of sequence."""
+    reference: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    answers = []
+    for prompt in prompts:
+        with torch.inference_mode():
+            out = reference.generate(
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=NUM_TOKENS,
+                do_sample=False,
+            )
+        answers.append(out[0, len(prompt) :].tolist())
+    return answers
+
+
+def params() -> SamplingParams:
+    """Return greedy parameters of the references' length."""
+    return SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS)
+
+
+def test_batched_tokens_equal_transformers_without_and_with_cache_hits(
+    llm: LLM, prompts: list[list[int]], references: list[list[int]]
+) -> None:
+    """Ten prompts at once, twice; the second time their prefixes come from the cache."""
+    llm.reset_prefix_cache()
+    for attempt in range(2):
+        outputs = llm.generate(prompts, params(), progress=False)
+        assert [output.token_ids for output in outputs] == references
+        if attempt:
+            assert outputs[0].num_cached_tokens >= 32
+
+
+def test_tokens_are_the_same_alone(
+    llm: LLM, prompts: list[list[int]], references: list[list[int]]
+) -> None:
+    """One prompt at a time gives what the batch gave."""
+    for prompt, reference in zip(prompts[::2], references[::2], strict=True):
+        llm.reset_prefix_cache()
+        assert llm.generate(prompt, params(), progress=False)[0].token_ids == reference
+
+
+def test_tokens_survive_preemption(
+    model: str, prompts: list[list[int]], references: list[list[int]]
+) -> None:
+    """A pool too small for all makes sequences give up their pages and go on later."""
+    small = LLM(model, dtype="float32", num_pages=26, max_num_seqs=10, max_batch_tokens=64)
+    small.engine._scheduler.estimator.expected = lambda _lane, _limit: 1  # type: ignore[method-assign]
+    outputs = small.generate(prompts, params(), progress=False)
+    assert [output.token_ids for output in outputs] == references
+    assert small.stats().preemptions_total > 0
+
+
+def test_stop_string_ends_the_text_before_it(llm: LLM) -> None:
+    """Nothing from the stop string on is in the text, the reason names it."""
+    free = llm.generate(TEXTS[2], params(), progress=False)[0]
+    stop = free.text[12:16]
+    output = llm.generate(
+        TEXTS[2],
+        SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, stop=(stop,)),
+        progress=False,
+    )[0]
+    assert output.text == free.text[: free.text.index(stop)]
+    assert output.choices[0].stop_reason == stop
+    assert output.finish_reason == "stop"
+
+
+def test_chat_goes_through_the_template(
+    llm: LLM, prompts: list[list[int]], references: list[list[int]]
+) -> None:
+    """A conversation gives the same tokens as its rendered prompt."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTIONS[0]}]
+    output = llm.chat(messages, params(), progress=False)[0]
+    assert output.prompt_ids == tuple(prompts[0])
+    assert output.token_ids == references[0]
+    assert output.text == llm.tokenizer.decode(references[0], skip_special_tokens=True)
