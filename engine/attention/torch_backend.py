@@ -69,7 +69,9 @@ def _decode(
     values.view(-1, dim).index_fill_(0, bucket.tail_rows, 0.0)
     scores = torch.bmm(q.reshape(batch, group, dim), keys.transpose(1, 2))
     scores = scores.view(num_seqs, spec.num_kv_heads, group, bucket.num_keys)
-    weights = _weights(scores, bucket.mask, spec).to(q.dtype).view(batch, group, bucket.num_keys)
+    # Filled, not added to: a NaN in a key would survive an added -inf.
+    scores = _scaled(scores, bucket.no_bias, spec).masked_fill_(bucket.hidden, -torch.inf)
+    weights = torch.softmax(scores, -1).to(q.dtype).view(batch, group, bucket.num_keys)
     return torch.bmm(weights, values.view(batch, bucket.num_keys, dim)).view(q.shape)
 
 
@@ -98,7 +100,8 @@ def _prefill(
         queries = queries.reshape(heads, group * size, dim)
         scores = torch.bmm(queries, keys[:, low:high].transpose(1, 2))
         mask = block_mask(ctx, size, high - low, spec.sliding_window, q.device)
-        weights = _weights(scores.view(heads, group, size, high - low), mask, spec).to(q.dtype)
+        scores = _scaled(scores.view(heads, group, size, high - low), mask, spec)
+        weights = torch.softmax(scores, -1).to(q.dtype)
         block = torch.bmm(weights.view(heads, group * size, high - low), values[:, low:high])
         grouped_out[start : start + size].copy_(
             block.view(heads, group, size, dim).permute(2, 0, 1, 3)
@@ -106,9 +109,9 @@ def _prefill(
         start, position = start + size, position + size
 
 
-def _weights(scores: Tensor, mask: Tensor, spec: AttentionSpec) -> Tensor:
-    """Scale, cap and mask raw scores, then softmax them, all in float32."""
+def _scaled(scores: Tensor, bias: Tensor, spec: AttentionSpec) -> Tensor:
+    """Return raw scores scaled, capped and with `bias` (float32) added, in float32."""
     if spec.softcap is None:
-        return torch.softmax(torch.add(mask, scores, alpha=spec.scale), -1)
+        return torch.add(bias, scores, alpha=spec.scale)
     capped = torch.tanh_(scores.float() * (spec.scale / spec.softcap)).mul_(spec.softcap)
-    return torch.softmax(capped.add_(mask), -1)
+    return capped.add_(bias)

@@ -24,13 +24,15 @@ class DecodeBucket:
     """Sequences with one query token each that are attended in one batch of L gathered keys.
 
     token_idx: [n] int64, their rows in T; page_rows: [n * Hkv * L / S] int64, rows of a cache
-    viewed as [P * Hkv, S * D]; mask: [n, 1, 1, L] float32, 0 or -inf; tail_rows: int64, rows of
-    the gathered [n * Hkv * L, D] that hold no token of the sequence and are cleared.
+    viewed as [P * Hkv, S * D]; hidden: [n, 1, 1, L] bool, keys that are masked out; no_bias: [1]
+    float32 zero; tail_rows: int64, rows of the gathered [n * Hkv * L, D] that hold no token of the
+    sequence and are cleared.
     """
 
     token_idx: Tensor
     page_rows: Tensor
-    mask: Tensor
+    hidden: Tensor
+    no_bias: Tensor
     tail_rows: Tensor
     num_keys: int
 
@@ -171,12 +173,12 @@ def _bucket(
     hidden = beyond
     if spec.sliding_window is not None:
         hidden = beyond | (position < (lens - spec.sliding_window)[:, None])
-    mask = torch.zeros(len(group), num_keys).masked_fill_(hidden, -torch.inf)
     tail = beyond[:, None, :].expand(-1, heads, -1).reshape(-1).nonzero().view(-1)
     return DecodeBucket(
         torch.tensor([starts[seq] for _, _, seq in group]).to(device),
         _page_rows(pages, heads),
-        mask[:, None, None, :].to(device),
+        hidden[:, None, None, :].to(device),
+        torch.zeros(1, device=device),
         tail.to(device),
         num_keys,
     )

@@ -57,7 +57,8 @@ class GenericModel:
         Raises: ModelUnsupported with the reason, ModelBroken if weights are missing.
         """
         refuse_by_config(config)
-        model = _load(config, weights, dtype, device)
+        # Choosing the attention writes into the config, which is the caller's.
+        model = _load(copy.deepcopy(config), weights, dtype, device)
         expected = run_eager(model)
         register()
         model.set_attn_implementation(ATTENTION_NAME)
@@ -112,7 +113,12 @@ class _HiddenStates:
 
 
 class _PassThrough(nn.Module):
-    """Stands for the base model where only the head shall run."""
+    """Stands for the base model, or its decoder, where only the head shall run."""
+
+    @property
+    def decoder(self) -> _PassThrough:
+        """Return itself: some heads call the base model's decoder."""
+        return self
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _HiddenStates:
         return _HiddenStates(inputs_embeds)

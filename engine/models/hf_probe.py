@@ -37,7 +37,7 @@ def refuse_by_config(config: Any) -> None:
     kinds |= set(getattr(text, "layers_block_type", None) or []) - _PAGED_LAYERS
     if kinds:
         raise ModelUnsupported(
-            f"{name} has layers of kind {', '.join(sorted(kinds))}, whose state is not in pages"
+            f"{name} has layers of kind {', '.join(sorted(kinds))}, which pages cannot serve"
         )
 
 
@@ -103,6 +103,8 @@ class _Recorder:
     def attention(self, call: AttentionCall) -> Tensor:
         """Return causal attention, refusing what paged attention cannot do."""
         reason = _refusal(call)
+        if id(call.module) in self.specs:
+            reason = "runs one layer more than once per token"
         if reason is not None:
             raise ModelUnsupported(f"{self._model_type} {reason}")
         _, num_heads, num_tokens, dim = call.q.shape
