@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 wrong input or a missing extra, 130 Ctr
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -71,6 +72,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         help="compute threads of the bus and of the taxi (default: the cores of this process)")
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
         help="number format of the weights, for both (default: bfloat16)")
+    add("--num-pages", type=int, metavar="N",
+        help="KV pages of the bus (default: enough for every job at once)")
     add("--redis", default="embedded://", metavar="URL",
         help="a server to use (default: embedded://, started for the demo)")
     add("--taxi-jobs", type=int, default=9, metavar="N",
@@ -79,6 +82,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add("--plain", action="store_true",
         help="print lines instead of the live view (default: live in a terminal)")
     add("--json", metavar="FILE", help="write the figures to a file as JSON (default: none)")
+    add("--timeout-s", type=float, default=900.0, metavar="S",
+        help="seconds after which the bus ride is given up (default: 900)")
     parser.set_defaults(run=_run_demo)
 
 
@@ -187,9 +192,10 @@ def _run_status(args: argparse.Namespace) -> int:
 
 
 def _run_pull(args: argparse.Namespace) -> int:
-    from tokenbus.worker.demo.model import pull_with_progress
+    from tokenbus.engine.model_store import pull
+    from tokenbus.producer.terminal import ProgressLine
 
-    print(pull_with_progress(args.alias))
+    print(pull(args.alias, ProgressLine(args.alias)))
     return 0
 
 
@@ -211,6 +217,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone; Python must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except ModuleNotFoundError as error:
         if (error.name or "tokenbus").startswith("tokenbus"):
             raise

@@ -111,8 +111,9 @@ def _loaded_by(modules: list[str]) -> set[str]:
         " for n in sys.modules})"
     )
     run = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120
     )
+    assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
 
 

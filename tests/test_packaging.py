@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import re
 import shutil
 import subprocess
@@ -47,23 +48,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(out.glob("tokenbus-*.whl"))
 
 
-def _base_distributions() -> list[metadata.Distribution]:
-    """Every distribution that the base install of tokenbus needs, extras left out."""
-    found: dict[str, metadata.Distribution] = {}
-    wanted = [(Requirement("tokenbus"), "")]
+def _base_distributions(wheel: Path) -> list[metadata.Distribution]:
+    """Every distribution that the base install of the wheel needs, extras left out."""
+    archive = zipfile.ZipFile(wheel)
+    name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+    lines = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist", [])
+    wanted = [(Requirement(line), {""}) for line in lines]
+    found: dict[tuple[str, str], metadata.Distribution] = {}
     while wanted:
-        requirement, extra = wanted.pop()
-        name = canonicalize_name(requirement.name)
-        distribution = metadata.distribution(requirement.name)
-        if not found.get(name) or extra:
-            found[name] = distribution
-            extras = {"", *requirement.extras}
-            for line in distribution.requires or ():
-                child = Requirement(line)
-                if child.marker and not any(child.marker.evaluate({"extra": e}) for e in extras):
-                    continue
-                wanted.extend((child, e) for e in {"", *child.extras})
-    del found["tokenbus"]
+        requirement, extras = wanted.pop()
+        if requirement.marker and not any(
+            requirement.marker.evaluate({"extra": e}) for e in extras
+        ):
+            continue
+        key = (canonicalize_name(requirement.name), str(sorted(requirement.extras)))
+        if key not in found:
+            found[key] = metadata.distribution(requirement.name)
+            children = found[key].requires or ()
+            wanted += [(Requirement(line), {"", *requirement.extras}) for line in children]
     return list(found.values())
 
 
@@ -73,7 +75,7 @@ def base_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("venv")
     venv.create(home, with_pip=False, symlinks=True)
     paths = sysconfig.get_paths("venv", vars={"base": str(home), "platbase": str(home)})
-    for distribution in _base_distributions():
+    for distribution in _base_distributions(wheel):
         for file in distribution.files or ():
             target = Path(paths["purelib"]) / file
             if ".." not in file.parts and "__pycache__" not in file.parts:

@@ -17,6 +17,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.worker.errors import WorkerError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,7 +30,7 @@ NUM_TRIAL_TOKENS = 32
 MAX_LAST_WORDS = 2000
 
 
-class TaxiBrokeDown(Exception):
+class TaxiBrokeDown(WorkerError):
     """The process of the taxi ended without a result; the message holds its last words."""
 
 
@@ -111,14 +113,13 @@ def _generate(model: Any, input_ids: Tensor, max_tokens: int) -> tuple[int, floa
 def _main() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     order = TaxiOrder(**json.load(sys.stdin))
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     torch.set_num_threads(order.num_threads)
-    tokenizer = AutoTokenizer.from_pretrained(order.model)
-    model = AutoModelForCausalLM.from_pretrained(order.model, dtype=getattr(torch, order.dtype))
+    tokenizer: Any = AutoTokenizer.from_pretrained(order.model)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        order.model, dtype=getattr(torch, order.dtype)
+    )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     prompts = [
         tokenizer.apply_chat_template(

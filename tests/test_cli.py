@@ -1,0 +1,218 @@
+"""The command line: help, exit codes and one-sentence errors."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import ModelBroken, ModelNotFound
+from tokenbus.producer import cli
+from tokenbus.producer.errors import RequestInvalid, ServerUnreachable
+from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker.demo.command import DemoOptions
+from tokenbus.worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOWHERE = "redis://:secret@127.0.0.1:1/0"
+
+
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield a parser and those of its sub-commands."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from _parsers(child)
+
+
+PARSERS = {parser.prog: parser for parser in _parsers(cli.build_parser())}
+
+
+def _options(command: str) -> dict[str, argparse.Action]:
+    return {a.dest: a for a in PARSERS[command]._actions if a.dest != "help"}
+
+
+def _run(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "tokenbus.producer.cli", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_commands_are_those_of_the_readme() -> None:
+    """Every command has its own help."""
+    assert set(PARSERS) == {
+        "tokenbus", "tokenbus demo", "tokenbus worker", "tokenbus submit", "tokenbus status",
+        "tokenbus model", "tokenbus model pull",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [c for c in PARSERS if c not in {"tokenbus", "tokenbus model"}])
+def test_every_option_has_help_with_its_default(command: str) -> None:
+    """Each option says what it does, and its default or that it is required."""
+    for action in _options(command).values():
+        assert action.help, action.dest
+        assert re.search(r"\((default|required)", action.help), action.dest
+
+
+@pytest.mark.parametrize("command", ["tokenbus demo", "tokenbus submit"])
+def test_help_names_the_default_that_is_used(command: str) -> None:
+    """A default in the help is the parser's own."""
+    for action in _options(command).values():
+        if isinstance(action.default, int | float) and not isinstance(action.default, bool):
+            assert f"(default: {action.default:g})" in str(action.help)
+
+
+def test_worker_help_names_the_defaults_of_the_settings() -> None:
+    """Options of the worker are settings, and the numbers in their help are those in force."""
+    fields = WorkerSettings.model_fields
+    engine = EngineConfig(model="")
+    for name, action in _options("tokenbus worker").items():
+        assert name in fields
+        assert action.default is None, "an option that is not given leaves the variable in force"
+        default = fields[name].default
+        default = getattr(engine, name, None) if default is None else default
+        if isinstance(default, int | float | str) and name not in {"redis_url", "dtype"}:
+            text = default if isinstance(default, str) else f"{default:g}"
+            assert re.search(rf"\(default: {re.escape(text)}[,)]", str(action.help)), name
+    assert ClientSettings.model_fields["redis_url"].default in str(
+        _options("tokenbus worker")["redis_url"].help
+    )
+
+
+def test_demo_options_are_the_parsers() -> None:
+    """The demo takes what the parser gives, with the same defaults."""
+    given = vars(cli.build_parser().parse_args(["demo"]))
+    del given["run"]
+    assert DemoOptions(**given) == DemoOptions()
+
+
+def test_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) -> None:
+    """`tokenbus --version` prints name and version."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"tokenbus {version('tokenbus')}\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        ([], "COMMAND"),
+        (["fly"], "'fly'"),
+        (["submit"], "prompt"),
+        (["submit", "hi", "--max-tokens", "many"], "--max-tokens"),
+        (["worker", "--engine", "steam"], "--engine"),
+        (["model", "pull"], "alias"),
+    ],
+)
+def test_wrong_arguments_get_one_sentence_and_code_2(
+    args: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What cannot be parsed is answered with one line that names it."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(args)
+    message = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert message.count("\n") == 1
+    assert hint in message
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (["demo", "--jobs", "0"], "--jobs"),
+        (["demo", "--threads", "-1"], "--threads"),
+        (["demo", "--json", "/nowhere/at/all.json"], "--json"),
+        (["demo", "--model", "./no-such-folder"], "no-such-folder"),
+        (["worker", "--max-num-seqs", "0"], "max_num_seqs"),
+        (["worker", "--redis", "embedded://"], "embedded:///path"),
+        (["submit", "hi", "--redis", "embedded://"], "embedded:///path"),
+        (["submit", "hi", "--redis", "http://localhost"], "http://localhost"),
+        (["status", "--redis", "embedded://"], "embedded:///path"),
+        (["model", "pull", "gpt-9"], "gpt-9"),
+    ],
+)
+def test_wrong_values_get_one_sentence_and_code_2(
+    args: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What parses but cannot be meant is answered in one line, before anything is started."""
+    assert cli.main(args) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert hint in message
+
+
+def test_unreachable_server_is_one_error_without_the_password(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A server that is not there costs code 1 and shows its URL, the password hidden."""
+    assert cli.main(["status", "--redis", NOWHERE]) == 1
+    message = capsys.readouterr().err
+    assert "127.0.0.1:1" in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RequestInvalid("max_tokens", "must be positive"), 2),
+        (ModelNotFound("no such model"), 2),
+        (ModelBroken("damaged"), 1),
+        (ServerUnreachable("no server"), 1),
+        (KeyboardInterrupt(), 130),
+        (ModuleNotFoundError("no torch", name="torch"), 2),
+    ],
+)
+def test_errors_raised_on_purpose_become_codes(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller's mistake is 2, a failure of the work 1, Ctrl-C 130."""
+
+    def fail(_: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run_status", fail)
+    assert cli.main(["status"]) == code
+
+
+@pytest.mark.parametrize("error", [ValueError("ours"), ModuleNotFoundError(name="tokenbus.lost")])
+def test_bug_of_ours_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that nobody raised on purpose is not dressed up as one."""
+
+    def fail(_: argparse.Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run_status", fail)
+    with pytest.raises(type(error)):
+        cli.main(["status"])
+
+
+def test_reader_that_hangs_up_ends_the_command_quietly() -> None:
+    """Output into a pipe that was closed is no traceback."""
+    code = (
+        "import sys\nfrom tokenbus.producer import cli\n"
+        "cli._run_status = lambda _: [print('x' * 99, flush=True) for _ in range(9999)] and 0\n"
+        "sys.exit(cli.main(['status']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == cli.EXIT_FAILED
+
+
+def test_module_runs_as_the_command() -> None:
+    """`python -P -m tokenbus.producer.cli` is the command where no script is installed."""
+    assert _run("--version").stdout == f"tokenbus {version('tokenbus')}\n"
