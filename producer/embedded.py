@@ -82,29 +82,30 @@ class EmbeddedServer:
             self._hold = None
 
 
-def join_shared(folder: Path) -> EmbeddedServer:
+def join_shared(folder: Path, binary: str | None = None) -> EmbeddedServer:
     """Join the server of a folder, starting it if nobody has; its data stays there (AOF).
 
+    `binary` is the server to start, by default the one that `find_server_binary` finds.
     Raises: EmbeddedUnavailable if the folder is unusable or the server does not start.
     """
     try:
         folder = folder.expanduser().resolve()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return _join(folder, [])
+        return _join(folder, binary, [])
     except OSError as error:
         raise EmbeddedUnavailable(f"embedded server in {folder}: {error}") from error
 
 
-def start_private() -> EmbeddedServer:
+def start_private(binary: str | None = None) -> EmbeddedServer:
     """Start a server for this process alone, without persistence; it leaves nothing behind."""
     folder = Path(tempfile.mkdtemp(prefix="tokenbus-"))
     try:
-        return _join(folder, ["--private"])
+        return _join(folder, binary, ["--private"])
     except OSError as error:
         raise EmbeddedUnavailable(f"embedded server in {folder}: {error}") from error
 
 
-def _join(folder: Path, options: list[str]) -> EmbeddedServer:
+def _join(folder: Path, binary: str | None, options: list[str]) -> EmbeddedServer:
     """Take the shared lock and make sure that the server answers."""
     try:
         fcntl = importlib.import_module("fcntl")
@@ -118,7 +119,7 @@ def _join(folder: Path, options: list[str]) -> EmbeddedServer:
         try:
             fcntl.flock(hold, fcntl.LOCK_SH)
             if not answers(socket_path):
-                _start_guard(folder, socket_path, options)
+                _start_guard(binary or find_server_binary(), folder, socket_path, options)
         except BaseException:
             hold.close()
             raise
@@ -134,12 +135,12 @@ def _socket_path(folder: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"tokenbus-{digest}.sock"
 
 
-def _start_guard(folder: Path, socket_path: Path, options: list[str]) -> None:
+def _start_guard(binary: str, folder: Path, socket_path: Path, options: list[str]) -> None:
     """Start the guard, which returns at once when the server answers or cannot start."""
     command = [sys.executable, "-P", "-m", "tokenbus.producer.embedded_guard"]
     try:
         run = subprocess.run(
-            [*command, find_server_binary(), str(folder), str(socket_path), *options],
+            [*command, binary, str(folder), str(socket_path), *options],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

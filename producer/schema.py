@@ -59,7 +59,7 @@ class JobRequest(BaseModel):
 
     model_config = _STRICT
 
-    v: Literal[1] = 1
+    v: int = Field(default=WIRE_VERSION, ge=WIRE_VERSION, le=WIRE_VERSION)
     id: Annotated[str, Field(pattern=JOB_ID_PATTERN)] | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)

@@ -1,0 +1,34 @@
+"""Fixtures of the client side: a server of each kind, and a pool of one's own on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from bus_servers import pool, redis_url, server
+
+from tokenbus.producer.chains import Chains
+from tokenbus.producer.connection import make_redis
+from tokenbus.producer.scripts import Scripts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["pool", "redis_url", "server"]
+
+
+@pytest.fixture
+async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
+    """Give the scripts of an empty pool; its keys are deleted afterwards."""
+    redis = make_redis(redis_url)
+    made = Scripts(redis, pool)
+    yield made
+    async for key in redis.scan_iter(f"{{tb:{pool}*", count=1000):
+        await redis.delete(key)
+    await redis.aclose()
+
+
+@pytest.fixture
+def chains(scripts: Scripts) -> Chains:
+    """Give the chains over the scripts."""
+    return Chains(scripts)
