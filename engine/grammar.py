@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # One spelling per value, that of Python's json.dumps(ensure_ascii=False): most of the punctuation
 # is then forced and costs no draw, whitespace cannot go on for ever, and no escape can spell a
 # listed key in a way that passes for an unlisted one.
-_JSON_OPTIONS: JsonCompileOptions = {
+JSON_OPTIONS: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -208,7 +208,7 @@ def _source_grammar(spec: GrammarSpec) -> str:
     if spec.kind is GrammarKind.JSON_SCHEMA:
         schema = _parsed(spec)
         check_json_schema(schema)
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_JSON_OPTIONS)
+        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
     if spec.kind is GrammarKind.CHOICE:
         choices = _parsed(spec)
         is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)

@@ -1,0 +1,243 @@
+"""Tool calls: constrain the output to calls of given tools, and read them back.
+
+The way a model writes a call is a property of its chat template. The grammar spells the punctuation
+of that way literally and takes the arguments from the tool's schema, so every call that is read
+back names a given tool and has arguments that satisfy its schema.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.errors import GrammarRejected, RequestRejected
+from tokenbus.engine.grammar import JSON_OPTIONS
+from tokenbus.engine.json_schema import check_json_schema
+from tokenbus.engine.tool_format import detect_tool_format
+from tokenbus.engine.types import GrammarKind, GrammarSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# What may stand between calls besides the format's own marks.
+_GLUE = re.compile(r"[\s,;\[\]]*")
+_NAME_KEY = re.compile(r'\{\s*"name"\s*:\s*')
+
+
+class ToolChoice(StrEnum):
+    """How free the model is to call."""
+
+    AUTO = "auto"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+
+    name: str
+    parameters: Mapping[str, Any]
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call; `arguments` is a JSON object as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """An output taken apart: the text before the calls, and the calls."""
+
+    content: str
+    calls: tuple[ToolCall, ...] = ()
+
+
+class ToolCalling:
+    """The tools of one request, for one model."""
+
+    def __init__(self, tools: Sequence[Tool], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Check the tools and find out how the model writes calls.
+
+        Raises: RequestRejected for the field `tools`: none, a bad or double name, or a schema that
+            would not be enforced.
+        """
+        if not tools:
+            raise RequestRejected("tools", "at least one tool is needed")
+        self._schemas: dict[str, Mapping[str, Any]] = {}
+        for tool in tools:
+            if not _NAME.fullmatch(tool.name):
+                raise RequestRejected("tools", f"name {tool.name!r} does not match {_NAME.pattern}")
+            if tool.name in self._schemas:
+                raise RequestRejected("tools", f"{tool.name} is given twice")
+            self._schemas[tool.name] = _arguments_schema(tool)
+        template = tokenizer.chat_template
+        self.format = detect_tool_format(template if isinstance(template, str) else None)
+        vocabulary = tokenizer.get_added_vocab()
+        self._special_ids = {
+            text: vocabulary[text] for text in tokenizer.all_special_tokens if text in vocabulary
+        }
+
+    def grammar(
+        self, choice: ToolChoice | str = ToolChoice.AUTO, parallel: bool = True
+    ) -> GrammarSpec:
+        """Return the constraint: text or calls, calls alone, or calls of the one tool named.
+
+        Raises: RequestRejected for the field `tool_choice` if it names no given tool.
+        """
+        names = list(self._schemas)
+        if choice not in (ToolChoice.AUTO, ToolChoice.REQUIRED):
+            if choice not in self._schemas:
+                raise RequestRejected("tool_choice", f"{choice} is not among the tools")
+            names = [choice]
+        lines = ["%llguidance {}"]
+        if choice == ToolChoice.AUTO:
+            lines += self._free_start()
+        else:
+            lines += [f"start: {self._literal(self.format.marker)} calls".replace(":  ", ": ")]
+        lines += self._calls_rules(parallel)
+        lines.append("call: " + " | ".join(f"call_{index}" for index in range(len(names))))
+        lines += [self._call_rule(index, name) for index, name in enumerate(names)]
+        return GrammarSpec(GrammarKind.LARK, "\n".join(lines) + "\n")
+
+    def parse(self, text: str) -> ToolOutput:
+        """Take an output apart; text that holds no complete calls is content as a whole.
+
+        A marker that is a special token is not in the text; the first call is then looked for.
+        """
+        before, position = self._find_calls(text)
+        calls: list[ToolCall] = []
+        while position is not None:
+            position = self._skip_glue(text, position)
+            if position == len(text):
+                return ToolOutput(before, tuple(calls))
+            position = self._read_call(text, position, calls)
+        return ToolOutput(text)
+
+    def instructions(self) -> str:
+        """Describe tools and format, for the system message of a template without tools."""
+        listed = "\n".join(
+            json.dumps({"name": name, "parameters": schema}, ensure_ascii=False)
+            for name, schema in self._schemas.items()
+        )
+        call = f'{{"name": "<name>", "{self.format.arguments_key}": {{...}}}}'
+        example = f"{self.format.marker}{self.format.opening}{call}{self.format.closing}"
+        return f"You may call these functions:\n{listed}\nTo call one, write\n{example}"
+
+    def _free_start(self) -> list[str]:
+        """Return the rules of an output that may be text, calls, or text before calls."""
+        marker = self.format.marker
+        if not marker:
+            return ["start: calls | FREE", r"FREE: /([^{\s](?s:.*))?/"]
+        if marker in self._special_ids:
+            return [f"start: FREE | FREE {self._literal(marker)} calls", "FREE: /(?s:.*)/"]
+        pattern = re.escape(marker).replace("/", r"\/")
+        return [
+            "start: FREE | before calls",
+            f"FREE: /(?s:.*)/ & ~/(?s:.*){pattern}(?s:.*)/",
+            f"before[lazy]: /(?s:.*){pattern}/",
+        ]
+
+    def _calls_rules(self, parallel: bool) -> list[str]:
+        """Return the rules of one or more calls, behind the first marker."""
+        opening, separator, closing, marker = (
+            self._literal(text)
+            for text in (
+                self.format.opening,
+                self.format.separator,
+                self.format.closing,
+                self.format.marker,
+            )
+        )
+        if not parallel:
+            return [f"calls: {opening} call {closing}"]
+        if self.format.is_repeated:
+            one = f"{opening} call {closing}"
+            return [f"calls: {one} ({separator} {marker} {one})*"]
+        return [f"calls: {opening} call ({separator} call)* {closing}"]
+
+    def _call_rule(self, index: int, name: str) -> str:
+        """Return the rule of a call of one tool."""
+        head = json.dumps(f'{{"name": "{name}", "{self.format.arguments_key}": ')
+        schema = json.dumps({**self._schemas[name], "x-guidance": JSON_OPTIONS})
+        return f'call_{index}: {head} %json {schema} "}}"'
+
+    def _literal(self, text: str) -> str:
+        """Spell a literal in Lark, special tokens by their id."""
+        if not text:
+            return ""
+        for special, token_id in self._special_ids.items():
+            before, found, after = text.partition(special)
+            if found:
+                parts = (self._literal(before), f"<[{token_id}]>", self._literal(after))
+                return " ".join(part for part in parts if part)
+        return json.dumps(text)
+
+    def _find_calls(self, text: str) -> tuple[str, int | None]:
+        """Return the text before the calls and where they begin; None if there are none."""
+        marker = self.format.marker
+        if marker and marker in text:
+            begins = text.index(marker)
+            return text[:begins], begins
+        if marker and marker not in self._special_ids:
+            return text, None
+        found = _NAME_KEY.search(text)
+        if found is None or (not marker and text[: found.start()].strip()):
+            return text, None
+        return text[: found.start()].removesuffix(self.format.opening), found.start()
+
+    def _skip_glue(self, text: str, position: int) -> int:
+        """Return where the next call begins, behind marks and separators."""
+        marks = [mark for mark in (self.format.marker, self.format.closing.strip()) if mark]
+        while True:
+            mark = next((mark for mark in marks if text.startswith(mark, position)), "")
+            glue = _GLUE.match(text, position + len(mark))
+            ends = glue.end() if glue else position
+            if ends == position:
+                return position
+            position = ends
+
+    def _read_call(self, text: str, position: int, calls: list[ToolCall]) -> int | None:
+        """Append the call at `position`; return where it ends, None if there is none."""
+        decoder = json.JSONDecoder()
+        key = _NAME_KEY.match(text, position)
+        if key is None:
+            return None
+        arguments_key = re.compile(rf'\s*,\s*"{self.format.arguments_key}"\s*:\s*')
+        try:
+            name, position = decoder.raw_decode(text, key.end())
+            between = arguments_key.match(text, position)
+            if between is None or not isinstance(name, str) or name not in self._schemas:
+                return None
+            arguments, ends = decoder.raw_decode(text, between.end())
+        except (ValueError, RecursionError):
+            return None
+        closing = re.compile(r"\s*\}").match(text, ends)
+        if closing is None or not isinstance(arguments, dict):
+            return None
+        calls.append(ToolCall(name, text[between.end() : ends]))
+        return closing.end()
+
+
+def _arguments_schema(tool: Tool) -> Mapping[str, Any]:
+    """Return the schema of a tool's arguments, which are always an object.
+
+    Raises: RequestRejected if a keyword would not be enforced.
+    """
+    schema = dict(tool.parameters) or {"properties": {}, "additionalProperties": False}
+    if schema.setdefault("type", "object") != "object":
+        raise RequestRejected("tools", f"{tool.name}: parameters must be of type object")
+    try:
+        check_json_schema(schema)
+    except GrammarRejected as error:
+        raise RequestRejected("tools", f"{tool.name}: {error}") from error
+    return schema

@@ -1,0 +1,256 @@
+"""Tool calls: constrained to the given tools, read back as written."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+import torch
+
+from tokenbus.engine.detokenizer import IncrementalDetokenizer
+from tokenbus.engine.errors import GrammarRejected, RequestRejected
+from tokenbus.engine.sampler import SamplingState
+from tokenbus.engine.tool_calls import Tool, ToolCall, ToolCalling, ToolChoice
+from tokenbus.engine.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat, detect_tool_format
+from tokenbus.engine.types import SamplingParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from tokenbus.engine.grammar import GrammarCompiler
+    from tokenbus.engine.types import GrammarSpec
+
+WEATHER = {
+    "type": "object",
+    "properties": {
+        "city": {"$ref": "#/$defs/city"},
+        "days": {"type": "integer", "minimum": 1, "maximum": 9},
+    },
+    "required": ["city", "days"],
+    "additionalProperties": False,
+    "$defs": {"city": {"type": "string", "pattern": "^[A-Z][a-z]{1,6}$"}},
+}
+TOOLS = [Tool("get_weather", WEATHER, "The forecast"), Tool("now", {})]
+
+TEMPLATES = {
+    "hermes": ("<tools>{{ tools }}</tools> ... <tool_call>", HERMES),
+    "mistral": ("[AVAILABLE_TOOLS] ... [TOOL_CALLS]", MISTRAL),
+    "llama3": ('Environment: ipython ... {"name": "", "parameters": {}}', LLAMA3),
+}
+WRITTEN = {
+    "hermes": [
+        '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}\n'
+        "</tool_call>",
+        '\n<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>',
+    ],
+    "mistral": [
+        '[TOOL_CALLS][{"name": "get_weather", "arguments": {"city": "Oslo", "days": 3}}',
+        ', {"name": "now", "arguments": {}}]',
+    ],
+    "llama3": [
+        '{"name": "get_weather", "parameters": {"city": "Oslo", "days": 3}}',
+        '; {"name": "now", "parameters": {}}',
+    ],
+}
+
+
+@pytest.fixture(params=TEMPLATES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Name each way of writing calls."""
+    return str(request.param)
+
+
+def calling(tokenizer: PreTrainedTokenizerFast, family: str) -> ToolCalling:
+    """Return the tools for a model with the template of a family."""
+    with_template = copy.copy(tokenizer)
+    with_template.chat_template = TEMPLATES[family][0]
+    return ToolCalling(TOOLS, with_template)
+
+
+def accepts(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast, spec: GrammarSpec, text: str
+) -> bool:
+    """Return True if the constraint allows exactly this output."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    try:
+        return compiler.compile(spec).matcher(ids).is_accepting
+    except GrammarRejected:
+        return False
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_format_follows_the_chat_template(name: str) -> None:
+    """Each family is known by what its template shows; without a template it is tagged JSON."""
+    template, expected = TEMPLATES[name]
+    assert detect_tool_format(template) is expected
+    assert detect_tool_format(None) is HERMES
+
+
+def test_required_calls_are_calls_and_nothing_else(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    """`required` refuses text, unknown tools and arguments that miss the schema."""
+    tools = calling(tokenizer, family)
+    spec = tools.grammar(ToolChoice.REQUIRED)
+    written = "".join(WRITTEN[family])
+    assert accepts(compiler, tokenizer, spec, written)
+    for wrong in (
+        "Hello",
+        written.replace("get_weather", "get_time"),
+        written.replace("Oslo", "oslo"),
+        written.replace("3}", "30}"),
+        written.replace('"days"', '"hours"'),
+    ):
+        assert not accepts(compiler, tokenizer, spec, wrong)
+
+
+def test_auto_allows_text_and_calls_but_no_broken_call(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    """Free text passes, calls pass, and what begins as a call has to be one."""
+    spec = calling(tokenizer, family).grammar()
+    written = "".join(WRITTEN[family])
+    assert accepts(compiler, tokenizer, spec, "It is sunny < today. {x}")
+    assert accepts(compiler, tokenizer, spec, written)
+    assert not accepts(compiler, tokenizer, spec, written.replace("Oslo", "oslo"))
+    assert not accepts(compiler, tokenizer, spec, written[:-8])
+
+
+def test_text_may_stand_before_tagged_calls(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """With a marker the model may speak first; the text is handed back apart from the calls."""
+    tools = calling(tokenizer, "hermes")
+    output = "Let me look.\n" + WRITTEN["hermes"][0]
+    assert accepts(compiler, tokenizer, tools.grammar(), output)
+    parsed = tools.parse(output)
+    assert parsed.content == "Let me look.\n"
+    assert [call.name for call in parsed.calls] == ["get_weather"]
+
+
+def test_named_choice_and_single_calls_narrow_the_grammar(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast, family: str
+) -> None:
+    """A named tool excludes the others; without `parallel` there is one call."""
+    tools = calling(tokenizer, family)
+    first, both = WRITTEN[family][0], "".join(WRITTEN[family])
+    only = first + ("]" if family == "mistral" else "")
+    assert accepts(compiler, tokenizer, tools.grammar("get_weather"), only)
+    assert not accepts(compiler, tokenizer, tools.grammar("now"), only)
+    assert not accepts(compiler, tokenizer, tools.grammar("get_weather"), both)
+    assert accepts(compiler, tokenizer, tools.grammar("required", parallel=False), only)
+    assert not accepts(compiler, tokenizer, tools.grammar("required", parallel=False), both)
+
+
+def test_calls_are_read_back_as_written(tokenizer: PreTrainedTokenizerFast, family: str) -> None:
+    """Names and arguments come back to the letter, in order, with no content beside them."""
+    parsed = calling(tokenizer, family).parse("".join(WRITTEN[family]))
+    assert parsed.content == ""
+    assert parsed.calls == (
+        ToolCall("get_weather", '{"city": "Oslo", "days": 3}'),
+        ToolCall("now", "{}"),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no call at all",
+        "",
+        '<tool_call>\n{"name": "now", "arguments": {',
+        '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
+        '<tool_call>\n{"name": "now", "arguments": [1]}\n</tool_call>',
+        '<tool_call>\n{"name": "now"}\n</tool_call>',
+        '<tool_call>\n{"name": ["now"], "arguments": {}}\n</tool_call>',
+    ],
+)
+def test_text_without_complete_calls_is_content(
+    tokenizer: PreTrainedTokenizerFast, text: str
+) -> None:
+    """What was cut off, or is no call of a given tool, stays text."""
+    parsed = calling(tokenizer, "hermes").parse(text)
+    assert (parsed.content, parsed.calls) == (text, ())
+
+
+def test_strings_that_look_like_marks_do_not_end_a_call(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Marks inside an argument are part of the argument."""
+    tools = calling(tokenizer, "hermes")
+    call = '{"name": "now", "arguments": {"note": "</tool_call>\\n<tool_call> ]"}}'
+    text = f"<tool_call>\n{call}\n</tool_call>"
+    assert json.loads(tools.parse(text).calls[0].arguments) == {
+        "note": "</tool_call>\n<tool_call> ]"
+    }
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_output_is_calls_with_valid_arguments(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast, family: str, seed: int
+) -> None:
+    """Noise for logits ends in calls whose arguments validate against the tool's schema."""
+    tools = calling(tokenizer, family)
+    matcher = compiler.compile(tools.grammar(ToolChoice.REQUIRED)).matcher()
+    vocab_size = len(tokenizer) + 13
+    state = SamplingState(1, vocab_size, "cpu", (0,))
+    state.set_row(0, SamplingParams(seed=seed), 0, [1])
+    generator = torch.Generator().manual_seed(seed)
+    ids: list[int] = []
+    while len(ids) < 600:
+        sampled = state.sample(
+            torch.randn(1, vocab_size, generator=generator),
+            torch.tensor([0]),
+            torch.tensor([len(ids)]),
+            bitmask=matcher.mask().unsqueeze(0),
+        )
+        token_id = int(sampled.token_ids)
+        if token_id == 0:
+            break
+        matcher.accept(token_id)
+        ids.append(token_id)
+    parsed = tools.parse("".join(IncrementalDetokenizer(tokenizer).push(ids)))
+    assert parsed.calls
+    schemas: dict[str, Any] = {"get_weather": WEATHER, "now": {"maxProperties": 0}}
+    for call in parsed.calls:
+        jsonschema.validate(json.loads(call.arguments), schemas[call.name])
+
+
+@pytest.mark.parametrize(
+    ("tools", "reason"),
+    [
+        ([], "at least one"),
+        ([Tool("two words", {})], "two words"),
+        ([Tool("now", {}), Tool("now", {})], "twice"),
+        ([Tool("now", {"type": "array"})], "type object"),
+        ([Tool("now", {"properties": {"a": {"not": {}}}})], "keyword 'not'"),
+    ],
+)
+def test_tools_that_cannot_be_enforced_are_refused(
+    tokenizer: PreTrainedTokenizerFast, tools: list[Tool], reason: str
+) -> None:
+    """A bad tool is refused with its name and the reason."""
+    with pytest.raises(RequestRejected, match=reason) as refused:
+        ToolCalling(tools, tokenizer)
+    assert refused.value.field == "tools"
+
+
+def test_unknown_tool_choice_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A choice that names no tool is an error of the request."""
+    with pytest.raises(RequestRejected, match="tool_choice"):
+        ToolCalling(TOOLS, tokenizer).grammar("never")
+
+
+@pytest.mark.parametrize("chosen", [HERMES, MISTRAL, LLAMA3], ids=["hermes", "mistral", "llama3"])
+def test_instructions_name_every_tool_and_the_marker(
+    tokenizer: PreTrainedTokenizerFast, chosen: ToolFormat
+) -> None:
+    """A template without tools can be helped out with a text that shows tools and format."""
+    tools = ToolCalling(TOOLS, tokenizer)
+    tools.format = chosen
+    text = tools.instructions()
+    assert all(tool.name in text for tool in TOOLS)
+    assert chosen.marker in text
+    assert chosen.arguments_key in text
