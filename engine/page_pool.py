@@ -11,6 +11,7 @@ Page 0 is scratch: padded rows write there, nobody holds it, and it is in none o
 
 from __future__ import annotations
 
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import IntegrityError, PagePoolExhausted
@@ -31,8 +32,8 @@ class PagePool:
         self.page_size = page_size
         self.prefixes = PrefixCache()
         self._refs = [0] * num_pages
-        self._free: dict[int, None] = dict.fromkeys(range(1, num_pages))
-        self._evictable: dict[int, None] = {}
+        self._free = deque(range(1, num_pages))
+        self._evictable: OrderedDict[int, None] = OrderedDict()
 
     @property
     def num_usable(self) -> int:
@@ -75,11 +76,9 @@ class PagePool:
         pages = []
         for _ in range(count):
             if self._free:
-                page_id = next(iter(self._free))
-                del self._free[page_id]
+                page_id = self._free.popleft()
             else:
-                page_id = next(iter(self._evictable))
-                del self._evictable[page_id]
+                page_id, _ = self._evictable.popitem(last=False)
                 self.prefixes.forget(page_id)
             self._refs[page_id] = 1
             pages.append(page_id)
@@ -103,7 +102,7 @@ class PagePool:
             self._refs[page_id] = refs - 1
             if refs == 1:
                 if self.prefixes.hash_of(page_id) is None:
-                    self._free[page_id] = None
+                    self._free.append(page_id)
                 else:
                     self._evictable[page_id] = None
 
@@ -122,7 +121,7 @@ class PagePool:
         if self.num_available != self.num_usable:
             return False
         self.prefixes.clear()
-        self._free.update(self._evictable)
+        self._free.extend(self._evictable)
         self._evictable.clear()
         return True
 
@@ -147,7 +146,8 @@ class PagePool:
             )
         num_held = sum(1 for refs in self._refs if refs)
         total = self.num_free + self.num_evictable + num_held
-        if total != self.num_usable or self._free.keys() & self._evictable.keys():
+        free = set(self._free)
+        if total != self.num_usable or len(free) != self.num_free or free & set(self._evictable):
             raise IntegrityError(
                 f"{self.num_free} free + {self.num_evictable} evictable + {num_held} held"
                 f" = {total}, not {self.num_usable}"

@@ -1,0 +1,123 @@
+"""`tokenbus bench engine`: run fixed workloads offline and print what they cost.
+
+Stands alone: `python -P -m tokenbus.engine.bench_cli` needs torch, triton and transformers only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from tokenbus.engine import bench
+from tokenbus.engine.build import engine_for, load_for
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import EngineError
+from tokenbus.engine.workloads import WORKLOADS, uniform
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--workload",
+        action="append",
+        choices=sorted(WORKLOADS),
+        help="what to run; may be given several times (default: nano256)",
+    )
+    parser.add_argument("--model", required=True, help="local folder, hub id or alias")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="draw weights, read only the config"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each workload (default: 3)")
+    parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
+    parser.add_argument("--max-num-seqs", type=int, default=512, help="rows (default: 512)")
+    parser.add_argument(
+        "--max-model-len", type=int, default=4096, help="tokens per sequence (default: 4096)"
+    )
+    parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the GPU's memory")
+    parser.add_argument("--no-graphs", action="store_true", help="launch decode steps one by one")
+    parser.add_argument(
+        "--profile", action="store_true", help="print device time by kind of kernel"
+    )
+    parser.add_argument("--json", type=Path, help="write one report per workload into this folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen workloads; return the exit code."""
+    started_at = time.perf_counter()
+    config = EngineConfig(
+        model=args.model,
+        dtype=args.dtype,
+        device=args.device,
+        random_weights=args.random_weights,
+        max_num_seqs=args.max_num_seqs,
+        max_model_len=args.max_model_len,
+        memory_fraction=args.memory_fraction,
+        cuda_graphs=not args.no_graphs,
+    )
+    loaded = load_for(config)
+    loaded_at = time.perf_counter()
+    ceilings = bench.measure_ceilings(loaded.device)
+    engine = engine_for(loaded, config)
+    bench.run_workload(engine, uniform("warm-up", 4, 100, 8))
+    ready_at = time.perf_counter()
+    print(
+        f"{args.model}: loaded in {loaded_at - started_at:.1f} s, ready in"
+        f" {ready_at - loaded_at:.1f} s, {engine.limits.num_pages} pages of"
+        f" {engine.limits.page_size} tokens; ceilings "
+        + ", ".join(f"{name} {value:.2f}" for name, value in ceilings.items()),
+        flush=True,
+    )
+    for name in args.workload or ["nano256"]:
+        report = bench.Report(name, args.model, bench.describe_machine(loaded.device), ceilings)
+        workload = bench.get_workload(name)
+        for _ in range(args.repeats):
+            engine.reset_prefix_cache()
+            report.runs.append(bench.run_workload(engine, workload))
+        if args.profile and loaded.device.type == "cuda":
+            engine.reset_prefix_cache()
+            report.budget_ms = bench.profile_budget(partial(bench.run_workload, engine, workload))
+        _print(report)
+        if args.json is not None:
+            args.json.mkdir(parents=True, exist_ok=True)
+            bench.to_json(report, args.json / f"{Path(args.model).name}-{name}.json")
+    engine.close()
+    return 0
+
+
+def _print(report: bench.Report) -> None:
+    best = report.best
+    rates = " ".join(f"{run.tokens_per_s:.0f}" for run in report.runs)
+    steps = " ".join(f"{name} {value:.2f}" for name, value in best.step_ms.items())
+    print(
+        f"{report.workload:>14}  {best.tokens_per_s:>9.0f} tok/s  (runs: {rates})"
+        f"  {best.output_tokens} tokens in {best.duration_s:.2f} s, {best.steps} steps,"
+        f" ms: {steps}, cached {best.cached_tokens}, preempted {best.preemptions}",
+        flush=True,
+    )
+    if report.budget_ms:
+        total = sum(report.budget_ms.values())
+        parts = ", ".join(f"{k} {v:.0f} ({v / total:.0%})" for k, v in report.budget_ms.items())
+        print(f"{'':>14}  device ms: {parts}", flush=True)
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(parser)
+    args = parser.parse_args()
+    try:
+        with torch.inference_mode():
+            return run(args)
+    except EngineError as error:
+        print(f"tokenbus: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
