@@ -92,6 +92,7 @@ class NullEngine:
         self._sleep = sleep
         self._free = list(range(config.num_pages - 1, 0, -1))
         self._sequences: dict[int, _Sequence] = {}
+        self._deltas: list[TokenDelta] = []
         self._order = 0
         self._next_step_at = clock()
         self._steps = self._prompt_tokens = self._generated = 0
@@ -113,8 +114,13 @@ class NullEngine:
 
     @property
     def has_work(self) -> bool:
-        """True while any request is unfinished."""
-        return bool(self._sequences)
+        """Tell whether a step would do anything."""
+        return bool(self._sequences or self._deltas)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether everything left waits for something outside the steps: never."""
+        return False
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -138,16 +144,19 @@ class NullEngine:
         if need > self.config.num_pages - 1:
             raise SequenceTooLong(f"needs {need} pages, the pool has {self.config.num_pages - 1}")
         lengths = [len(ids) for ids in request.resumed_ids] or [0] * params.n
+        done = [choice in request.done_choices for choice in range(params.n)]
         self._order += 1
-        self._sequences[request.request_id] = _Sequence(
-            request, self._order, lengths, [n >= params.max_tokens for n in lengths]
-        )
+        self._sequences[request.request_id] = _Sequence(request, self._order, lengths, done)
 
-    def abort(self, request_id: int) -> None:
-        """Drop a request and free its pages; an unknown id is ignored."""
-        sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
-            self._release(sequence)
+    def abort(self, request_id: int, choice: int | None = None) -> None:
+        """End a request, or one choice of it; its pages are free with its last choice."""
+        sequence = self._sequences.get(request_id)
+        if sequence is None:
+            return
+        for number, done in enumerate(sequence.done):
+            if not done and choice in (None, number):
+                self._end(sequence, number, FinishReason.ABORTED)
+        self._drop_if_done(sequence)
 
     def step(self) -> StepOutput:
         """Admit, prefill a chunk, emit one token per running choice, at the configured pace."""
@@ -155,7 +164,6 @@ class NullEngine:
         self._steps += 1
         preempted: list[int] = []
         admitted = self._admit()
-        deltas: list[TokenDelta] = []
         budget = self.config.prefill_tokens_per_step
         for sequence in sorted(self._running(), key=_service_order):
             if not sequence.running:
@@ -167,11 +175,12 @@ class NullEngine:
                 self._prompt_tokens += chunk
             if sequence.num_prefilled < sequence.num_to_prefill:
                 continue
-            if self._trip_fault(sequence, deltas):
+            if self._trip_fault(sequence):
                 continue
             self._grow(sequence, preempted)
             if sequence.running:
-                self._emit(sequence, deltas)
+                self._emit(sequence)
+        deltas, self._deltas = self._deltas, []
         return StepOutput(tuple(deltas), tuple(admitted), tuple(preempted), self.stats())
 
     def stats(self) -> EngineStats:
@@ -243,7 +252,7 @@ class NullEngine:
                 return
         sequence.pages.extend(self._free.pop() for _ in range(need))
 
-    def _emit(self, sequence: _Sequence, deltas: list[TokenDelta]) -> None:
+    def _emit(self, sequence: _Sequence) -> None:
         request, params, c = sequence.request, sequence.request.params, self.config
         for choice, position in enumerate(sequence.lengths):
             if sequence.done[choice]:
@@ -258,11 +267,23 @@ class NullEngine:
             elif position + 1 >= params.max_tokens:
                 reason = FinishReason.LENGTH
             sequence.done[choice] = reason is not None
-            deltas.append(TokenDelta(request.request_id, choice, (token,), reason, stop_id))
-        if all(sequence.done):
-            self.abort(request.request_id)
+            self._deltas.append(TokenDelta(request.request_id, choice, (token,), reason, stop_id))
+        self._drop_if_done(sequence)
 
-    def _trip_fault(self, sequence: _Sequence, deltas: list[TokenDelta]) -> bool:
+    def _end(
+        self, sequence: _Sequence, choice: int, reason: FinishReason, error: str | None = None
+    ) -> None:
+        sequence.done[choice] = True
+        delta = TokenDelta(sequence.request.request_id, choice, (), reason, error=error)
+        self._deltas.append(delta)
+
+    def _drop_if_done(self, sequence: _Sequence) -> None:
+        if all(sequence.done):
+            del self._sequences[sequence.request.request_id]
+            self._release(sequence)
+            sequence.running = False
+
+    def _trip_fault(self, sequence: _Sequence) -> bool:
         c, request = self.config, sequence.request
         if c.crash_id in request.prompt_ids:
             os.abort()
@@ -270,11 +291,10 @@ class NullEngine:
             self._sleep(1.0)
         if c.fail_id not in request.prompt_ids:
             return False
-        deltas.extend(
-            TokenDelta(request.request_id, choice, (), FinishReason.FAILED, error="planted fault")
-            for choice in range(len(sequence.lengths))
-        )
-        self.abort(request.request_id)
+        for choice, done in enumerate(sequence.done):
+            if not done:
+                self._end(sequence, choice, FinishReason.FAILED, "planted fault")
+        self._drop_if_done(sequence)
         return True
 
     def _release(self, sequence: _Sequence) -> None:

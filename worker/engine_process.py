@@ -49,6 +49,9 @@ HARD_BACKLOG_TOKENS = 1024 * 1024
 # A tenth of the shortest lease, so that an idle engine is never taken for a hung one.
 BEAT_INTERVAL_S = 0.5
 
+# While every request left waits for its grammar to compile.
+STALL_POLL_S = 0.005
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -69,8 +72,13 @@ class Engine(Protocol):
         """Queue a request."""
         ...
 
-    def abort(self, request_id: int) -> None:
-        """Drop a request."""
+    @property
+    def is_stalled(self) -> bool:
+        """True while everything left waits for something outside the steps."""
+        ...
+
+    def abort(self, request_id: int, choice: int | None = None) -> None:
+        """End a request, or one choice of it."""
         ...
 
     def step(self) -> StepOutput:
@@ -100,10 +108,11 @@ class EngineLoop:
         while connected:
             paused = self._backlog_tokens >= HARD_BACKLOG_TOKENS
             idle = paused or not self._engine.has_work
-            if idle:
+            if idle or self._engine.is_stalled:
                 self._beat(paused)
-                self._flush(wait=True)
-                select.select([self._sock], [], [], BEAT_INTERVAL_S)
+                self._flush(wait=idle)
+                wait_s = BEAT_INTERVAL_S if idle else STALL_POLL_S
+                select.select([self._sock], [], [], wait_s)
             connected = self._take_commands()
             self._admit_held_back()
             if self._engine.has_work and not paused:
@@ -124,9 +133,9 @@ class EngineLoop:
         match command:
             case AddRequest(request):
                 self._held_back[request.request_id] = request
-            case AbortRequest(request_id):
+            case AbortRequest(request_id, choice):
                 if self._held_back.pop(request_id, None) is None:
-                    self._engine.abort(request_id)
+                    self._engine.abort(request_id, choice)
             case Credit(num_tokens):
                 self._backlog_tokens = max(0, self._backlog_tokens - num_tokens)
             case StartEngine():
@@ -163,17 +172,22 @@ class EngineLoop:
                 del self._unsent[:sent]
 
 
-def build(start: StartEngine) -> Engine:
-    """Build the engine that the worker asked for; the real one imports torch only here."""
+def build(start: StartEngine) -> tuple[Engine, str | None]:
+    """Build the engine that the worker asked for, and name the folder of its tokenizer.
+
+    The real engine, and with it torch, is imported only here.
+    """
     if start.null is not None:
         from tokenbus.engine.null import NullEngine
 
-        return NullEngine(start.null)
+        return NullEngine(start.null), None
     if start.engine is None:
         raise ValueError("the start message names no engine")
-    from tokenbus.engine.core import build_engine
+    from tokenbus.engine.build import build_engine
+    from tokenbus.engine.loader import find_folder
 
-    return build_engine(start.engine)
+    engine = build_engine(start.engine)
+    return engine, str(find_folder(start.engine.model))
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -200,10 +214,10 @@ def serve(sock: socket.socket) -> int:
     threading.Thread(target=die_with_socket, args=(sock,), name="hang-up", daemon=True).start()
     frames = FrameReader()
     try:
-        engine = build(_read_start(sock, frames))
+        engine, folder = build(_read_start(sock, frames))
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
-        sock.sendall(encode_frame(EngineReady(engine.limits, num_pages)))
+        sock.sendall(encode_frame(EngineReady(engine.limits, num_pages, folder)))
         EngineLoop(engine, sock, frames).run()
     except Exception as error:
         traceback.print_exc()

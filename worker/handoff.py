@@ -49,9 +49,10 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True):
 
 
 class AbortRequest(msgspec.Struct, tag="abort", array_like=True):
-    """Drop a request; later deltas of it may still be on the way."""
+    """End a request, or one choice of it; later deltas may still be on the way."""
 
     request_id: int
+    choice: int | None = None
 
 
 class Credit(msgspec.Struct, tag="credit", array_like=True):
@@ -64,10 +65,14 @@ Command = StartEngine | AddRequest | AbortRequest | Credit
 
 
 class EngineReady(msgspec.Struct, tag="ready", array_like=True):
-    """The engine is built; `num_pages` counts pages that sequences can hold."""
+    """The engine is built; `num_pages` counts pages that sequences can hold.
+
+    `tokenizer_folder` is the model's local folder, None for the null engine.
+    """
 
     limits: EngineLimits
     num_pages: int
+    tokenizer_folder: str | None = None
 
 
 class EngineRefused(msgspec.Struct, tag="refused", array_like=True):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
-
-if TYPE_CHECKING:
-    from tokenbus.worker.held_job import HeldJob
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
@@ -41,3 +38,8 @@ def get_logger(**bound: Any) -> Logger:
     """Return a logger with fields bound to every event."""
     logger: Logger = structlog.get_logger(**bound)
     return logger
+
+
+def bind(**fields: Any) -> None:
+    """Add fields to every event of this task and of those it starts."""
+    structlog.contextvars.bind_contextvars(**fields)

@@ -1,0 +1,53 @@
+"""A tokenizer without a model: bytes in, short words out, built in memory.
+
+The null engine draws its pseudo-tokens from the words; prompts encode to one id per byte.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_NUM_BYTES = 256
+_ONSETS = ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"]
+_RIMES = ["a", "e", "i", "o", "u", "an", "en", "in", "on", "un", "ar", "er", "ir", "or", "ur", "é"]
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def _byte_alphabet() -> list[str]:
+    """Return the printable stand-ins of byte-level BPE, in byte order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(_NUM_BYTES)]
+
+
+def build_null_tokenizer(vocab_size: int = 512) -> PreTrainedTokenizerFast:
+    """Build a fast tokenizer of 256 bytes and `vocab_size` - 256 words, each with a space before.
+
+    Raises: ValueError if there are more words than the syllables give.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = _byte_alphabet()
+    space = alphabet[ord(" ")]
+    words = [f"{onset}{rime}" for onset in _ONSETS for rime in _RIMES]
+    num_words = vocab_size - _NUM_BYTES
+    if not 0 < num_words <= len(words):
+        raise ValueError(f"vocab_size {vocab_size}: 257 to {_NUM_BYTES + len(words)}")
+    vocab = {char: byte for byte, char in enumerate(alphabet)}
+    for number, word in enumerate(words[:num_words]):
+        spelled = "".join(alphabet[byte] for byte in word.encode())
+        vocab[space + spelled] = _NUM_BYTES + number
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    fast.chat_template = _CHAT_TEMPLATE
+    return fast

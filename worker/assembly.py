@@ -1,0 +1,151 @@
+"""Puts the parts of a worker together once server and engine are there."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.chains import Chains, Retention
+from tokenbus.producer.scripts import Bounds, Scripts
+from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker.beacon import Beacon
+from tokenbus.worker.custody import Custody
+from tokenbus.worker.inbox import Inbox
+from tokenbus.worker.intake import Intake
+from tokenbus.worker.keeper import Keeper
+from tokenbus.worker.lease import Lease
+from tokenbus.worker.ledger import Ledger
+from tokenbus.worker.notices import Notices
+from tokenbus.worker.outputs import Outputs
+from tokenbus.worker.prompt import PromptPreparer
+from tokenbus.worker.publisher import Publisher
+from tokenbus.worker.session import Session
+from tokenbus.worker.starter import Starter
+from tokenbus.worker.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.connection import Server
+    from tokenbus.worker.engine_keeper import EngineKeeper
+    from tokenbus.worker.engine_link import EngineLink
+    from tokenbus.worker.handoff import EngineReady, Report
+    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.roster import Roster
+    from tokenbus.worker.settings import WorkerSettings
+
+
+@dataclass(slots=True)
+class Parts:
+    """The parts of a running worker, wired to each other."""
+
+    session: Session
+    roster: Roster
+    ledger: Ledger
+    custody: Custody
+    publisher: Publisher
+    starter: Starter
+    outputs: Outputs
+    lease: Lease
+    intake: Intake
+    inbox: Inbox
+    keeper: Keeper
+    notices: Notices
+    beacon: Beacon
+
+    def use_engine(self, link: EngineLink) -> None:
+        """Let a new engine take the place of the one before."""
+        self.starter.engine = link
+        self.outputs.engine = link
+        self.ledger.available_pages = link.ready.num_pages
+        self.intake.pages_changed()
+
+    def take_report(self, report: Report) -> None:
+        """Handle one report of the engine."""
+        self.outputs.take(report)
+
+
+async def assemble(
+    settings: WorkerSettings,
+    server: Server,
+    blocking: Redis,
+    engine: EngineKeeper,
+    ready: EngineReady,
+    roster: Roster,
+    worker: str,
+    metrics: Metrics,
+) -> Parts:
+    """Build the parts; `blocking` is a client for calls that wait on the server."""
+    limits = ready.limits
+    tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
+    preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits)
+    scripts = Scripts(server.redis, settings.pool, timeout_s=settings.call_timeout_s)
+    chains = Chains(
+        scripts, Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
+    )
+    bounds = ClientSettings(redis_url=settings.redis_url)
+    session = Session(server.redis, settings.lease_ttl_s)
+    ledger = Ledger(roster, limits, ready.num_pages, settings.reserve_fraction)
+    custody = Custody(session, scripts, chains, roster, worker, metrics)
+    starter = Starter(session, scripts, custody, ledger, preparer, tokenizer, limits, metrics)
+    lease = Lease(session, scripts, custody, roster, worker, settings, str(server.url))
+    lease.size(ready.num_pages, limits.page_size)
+    lease.engine_moves = engine.moves
+    inbox_bounds = Bounds(bounds.max_tenant_tokens, bounds.max_pool_tokens, bounds.refuse_late)
+    parts = Parts(
+        session=session,
+        roster=roster,
+        ledger=ledger,
+        custody=custody,
+        publisher=Publisher(session, scripts, custody, worker, metrics),
+        starter=starter,
+        outputs=Outputs(roster, ledger, metrics),
+        lease=lease,
+        intake=Intake(
+            session,
+            scripts,
+            chains,
+            blocking,
+            lease,
+            starter,
+            ledger,
+            roster,
+            worker,
+            settings,
+            metrics,
+        ),
+        inbox=Inbox(session, scripts, chains, worker, inbox_bounds, metrics),
+        keeper=Keeper(session, scripts, chains, worker, settings.lease_ttl_s, metrics),
+        notices=Notices(session, blocking, scripts.keys.of("ctl", worker), roster, custody),
+        beacon=Beacon(
+            session,
+            scripts,
+            roster,
+            ledger,
+            worker,
+            limits.model,
+            settings.lease_ttl_s,
+            metrics,
+            lambda: engine.link.stats if engine.link is not None else None,
+        ),
+    )
+    _wire(parts)
+    return parts
+
+
+def _wire(parts: Parts) -> None:
+    """Let the parts tell each other what happened."""
+    touch = parts.publisher.touch
+    for listener in (parts.custody, parts.starter, parts.outputs, parts.lease, parts.intake):
+        listener.touch = touch
+    parts.publisher.on_taken = parts.starter.taken
+    parts.publisher.on_logged = parts.outputs.credit
+    parts.custody.stop = parts.outputs.stop
+    parts.outputs.pages_changed = parts.intake.pages_changed
+
+    def gone(job: HeldJob) -> None:
+        parts.outputs.forget(job)
+
+    parts.roster.on_gone = gone

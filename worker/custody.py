@@ -1,0 +1,191 @@
+"""How a job stops being ours: committed and completed, given back, fenced off.
+
+Each way is a chain of calls that may be cut by the loss of the session. Then the job stays in its
+phase, and the reconcile either drops it or starts the chain again (R6, R7).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.events import Finish
+from tokenbus.producer.replies import RequeueStatus
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.held_job import Phase
+from tokenbus.worker.hooks import nobody
+from tokenbus.worker.job_line import log_finished
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+
+    from tokenbus.producer.chains import Chains
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.roster import Roster
+    from tokenbus.worker.session import Session
+
+FLAG_REASONS = {"cancel": "cancelled", "expire": "expired"}
+
+
+class Custody:
+    """Ends the worker's hold on jobs. `stop` takes a job out of the engine, whatever its state.
+
+    `touch` tells the publisher that a job may want something of its log.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        scripts: Scripts,
+        chains: Chains,
+        roster: Roster,
+        worker: str,
+        metrics: Metrics,
+    ) -> None:
+        self._session = session
+        self._scripts = scripts
+        self._chains = chains
+        self._roster = roster
+        self._worker = worker
+        self._metrics = metrics
+        self._tasks: asyncio.TaskGroup | None = None
+        self._log = get_logger()
+        self.stop: Callable[[HeldJob], None] = nobody
+        self.touch: Callable[[HeldJob], None] = nobody
+
+    def run_in(self, tasks: asyncio.TaskGroup) -> None:
+        """Run the chains in a task group."""
+        self._tasks = tasks
+
+    def committed(self, job: HeldJob, finish: str) -> None:
+        """Complete a job whose terminal entry stands in the log, as that entry says."""
+        if job.phase is Phase.GONE:
+            return
+        self.stop(job)
+        job.finish = Finish.parse(finish)
+        job.log_known = True
+        job.move_to(Phase.COMMITTED)
+        self._start(job, self._complete(job, finish))
+
+    def fenced(self, job: HeldJob, epoch: int) -> None:
+        """Drop a job that the log says belongs to a later owner; what is unsaid stays unsaid."""
+        if job.phase is Phase.GONE:
+            return
+        self._metrics.jobs_fenced += 1
+        self._log.warning("lease.lost", job_id=job.job_id, epoch=job.epoch, log_epoch=epoch)
+        job.marker_epoch = max(job.marker_epoch, epoch)
+        job.log_known = False
+        self._give_back(job)
+
+    def broken(self, job: HeldJob, why: str) -> None:
+        """Give back a job whose log breaks the rules; another start may do better."""
+        if job.phase is Phase.GONE:
+            return
+        self._log.error("job.log_broken", job_id=job.job_id, epoch=job.epoch, why=why)
+        job.log_known = False
+        self._give_back(job, crashed=True)
+
+    def hand_back(self, job: HeldJob, *, crashed: bool = False) -> None:
+        """Return a job to the queue, after what it generated is in its log."""
+        if job.phase in (Phase.PULLED, Phase.RUNNING):
+            self._give_back(job, crashed=crashed)
+
+    def flag(self, job: HeldJob, flag: str) -> None:
+        """End a job that was cancelled or has expired, with what it has."""
+        reason = FLAG_REASONS.get(flag)
+        if reason is None or job.phase not in (Phase.PULLED, Phase.RUNNING):
+            return
+        job.flag = flag
+        if job.transcript is None or job.is_starting:
+            return
+        self.stop(job)
+        job.decide(reason)
+        self.touch(job)
+
+    def settle(self, job: HeldJob) -> None:
+        """Start the requeue of a job that has nothing left to log."""
+        if job.phase is Phase.RETURNING and not job.in_flight and not self._has_unlogged(job):
+            self._start(job, self._requeue(job))
+
+    def return_unknown(self, job_id: str, epoch: int) -> None:
+        """Return a job that the server says is held here and that nobody here knows."""
+        self._spawn(self._requeue_unknown(job_id, epoch))
+
+    def _give_back(self, job: HeldJob, *, crashed: bool = False) -> None:
+        self.stop(job)
+        job.crashed = job.crashed or crashed
+        if job.phase is Phase.COMMITTED:
+            return
+        job.move_to(Phase.RETURNING)
+        self.touch(job)
+        self.settle(job)
+
+    @staticmethod
+    def _has_unlogged(job: HeldJob) -> bool:
+        return job.log_known and job.num_logged < job.last
+
+    def _start(self, job: HeldJob, chain: Coroutine[None, None, None]) -> None:
+        if job.is_leaving:
+            chain.close()
+            return
+        job.is_leaving = True
+        self._spawn(self._leave(job, chain))
+
+    def _spawn(self, chain: Coroutine[None, None, None]) -> None:
+        if self._tasks is None:
+            raise RuntimeError("the custody runs in no task group")
+        self._tasks.create_task(chain)
+
+    async def _leave(self, job: HeldJob, chain: Coroutine[None, None, None]) -> None:
+        try:
+            await chain
+        except SessionLost:
+            return
+        except RedisError as error:
+            self._log.exception("job.chain_refused", job_id=job.job_id)
+            self._session.lose(f"a call was refused: {error}")
+        finally:
+            job.is_leaving = False
+
+    async def _complete(self, job: HeldJob, finish: str) -> None:
+        await self._session.call(lambda: self._chains.complete(job.job_id, finish))
+        self._roster.drop(job)
+        log_finished(self._log, job, self._metrics)
+
+    async def _requeue(self, job: HeldJob) -> None:
+        status = await self._session.call(
+            lambda: self._scripts.lease.requeue(
+                self._worker,
+                job.job_id,
+                job.epoch,
+                marker_epoch=job.marker_epoch,
+                num_logged=job.num_logged,
+                crashed=job.crashed,
+            )
+        )
+        self._roster.drop(job)
+        if status is not RequeueStatus.REFUSED:
+            self._metrics.jobs_requeued += 1
+        self._log.info(
+            "job.requeued",
+            job_id=job.job_id,
+            epoch=job.epoch,
+            status=status.value,
+            crashed=job.crashed,
+            logged_tokens=job.num_logged,
+        )
+
+    async def _requeue_unknown(self, job_id: str, epoch: int) -> None:
+        try:
+            await self._session.call(
+                lambda: self._scripts.lease.requeue(self._worker, job_id, epoch)
+            )
+        except SessionLost:
+            return
+        except RedisError:
+            self._log.exception("job.requeue_refused", job_id=job_id, epoch=epoch)

@@ -1,0 +1,231 @@
+"""Pulls as many jobs as there are free pages for, and one more that waits at the head of the line.
+
+After a pull that found nothing the worker waits on the doorbell; after one that found only what
+does not fit, for pages. What tokenises to more than the pull counted goes back, charge undone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.connection import is_away
+from tokenbus.producer.replies import PullStatus
+from tokenbus.producer.scripts import Budget
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.held_job import Phase
+from tokenbus.worker.hooks import nobody
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.chains import Chains
+    from tokenbus.producer.replies import Ending, PulledJob
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.lease import Lease
+    from tokenbus.worker.ledger import Ledger
+    from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.roster import Roster
+    from tokenbus.worker.session import Session
+    from tokenbus.worker.settings import WorkerSettings
+    from tokenbus.worker.starter import Starter
+
+# Nothing is waited for longer: the wake-up may be lost with its server.
+MAX_WAIT_S = 1.0
+
+
+class Intake:
+    """The pull loop of one worker; `bell` is a client of its own, because it blocks."""
+
+    def __init__(
+        self,
+        session: Session,
+        scripts: Scripts,
+        chains: Chains,
+        bell: Redis,
+        lease: Lease,
+        starter: Starter,
+        ledger: Ledger,
+        roster: Roster,
+        worker: str,
+        settings: WorkerSettings,
+        metrics: Metrics,
+    ) -> None:
+        self._session = session
+        self._scripts = scripts
+        self._chains = chains
+        self._blocking: Callable[..., Awaitable[Any]] = bell.execute_command
+        self._lease = lease
+        self._starter = starter
+        self._ledger = ledger
+        self._roster = roster
+        self._worker = worker
+        self._settings = settings
+        self._metrics = metrics
+        self._pages_changed = asyncio.Event()
+        self._head_of_line_since: float | None = None
+        self._log = get_logger()
+        self.touch: Callable[[HeldJob], None] = nobody
+
+    def pages_changed(self) -> None:
+        """Let the head-of-line job and then the loop have what may have become free."""
+        self._start_head_of_line()
+        self._pages_changed.set()
+
+    async def run(self) -> None:
+        """Pull for ever; cancelled when the worker goes quiet."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._session.opened()
+                self._start_head_of_line()
+                self._pages_changed.clear()
+                if not self._may_pull():
+                    await self._wait_for_pages()
+                    continue
+                try:
+                    status = await self._pull(tasks)
+                except SessionLost:
+                    continue
+                except RedisError as error:
+                    self._log.exception("queue.pull_refused")
+                    self._session.lose(f"the pull was refused: {error}")
+                    continue
+                await self._wait_after(status)
+
+    def _may_pull(self) -> bool:
+        """Tell whether there is room, and the head-of-line job has not been passed for too long."""
+        if not self._starter.can_start:
+            return False
+        if self._ledger.free_rows() < 1 or self._ledger.budget() < 1:
+            return False
+        since = self._head_of_line_since
+        return since is None or (time.monotonic() - since) * 1e3 < self._settings.hol_bypass_ms
+
+    def _start_head_of_line(self) -> None:
+        waiting = [job for job in self._roster.in_phase(Phase.PULLED) if job.is_waiting]
+        for job in waiting:
+            self._starter.admit(job)
+        if not any(job.is_waiting for job in waiting):
+            self._head_of_line_since = None
+
+    async def _pull(self, tasks: asyncio.TaskGroup) -> PullStatus:
+        """Pull once and register what came before anyone else may look at what we hold."""
+        asked_at = time.monotonic()
+        async with self._lease.custody_lock:
+            budget = Budget(
+                pages=max(0, self._ledger.budget()),
+                page_size=self._ledger.page_size,
+                total_pages=self._ledger.total_pages,
+                max_jobs=min(self._settings.max_pull_jobs, self._ledger.free_rows()),
+                take_head_of_line=not any(job.is_waiting for job in self._roster),
+                expected_output=self._ledger.expected_outputs(),
+            )
+            pulled = await self._session.call(
+                lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget)
+            )
+            jobs = [self._register(job) for job in pulled.jobs]
+        for job in jobs:
+            tasks.create_task(self._bring_in(job))
+        if pulled.endings:
+            tasks.create_task(self._end_refused(pulled.endings, asked_at))
+        if pulled.status is PullStatus.RECONCILE:
+            self._session.lose("another serial is current")
+        return pulled.status
+
+    def _register(self, pulled: PulledJob) -> HeldJob:
+        job = self._roster.take(pulled)
+        self._metrics.jobs_pulled += 1
+        if job.is_waiting:
+            self._head_of_line_since = time.monotonic()
+        self._log.debug(
+            "job.received",
+            job_id=job.job_id,
+            epoch=job.epoch,
+            attempts=pulled.attempts,
+            pages=pulled.pages,
+            head_of_line=pulled.head_of_line,
+        )
+        return job
+
+    async def _bring_in(self, job: HeldJob) -> None:
+        """Prepare a job and let its log be taken over, or give it back if it is too big."""
+        await self._starter.prepare(job)
+        if job.phase is not Phase.PULLED:
+            return
+        if job.prepared is not None and not job.is_waiting and not self._still_fits(job):
+            if any(other.is_waiting for other in self._roster):
+                await self._undo(job)
+                return
+            job.is_waiting = True
+            self._head_of_line_since = time.monotonic()
+        self.touch(job)
+
+    def _still_fits(self, job: HeldJob) -> bool:
+        """Tell whether the exact size is covered by what the pull counted, or else by free room."""
+        if job.num_rows == 1 and self._ledger.cost(job) <= job.pulled.pages:
+            return True
+        return self._ledger.budget() >= 0 and self._ledger.free_rows() >= 0
+
+    async def _undo(self, job: HeldJob) -> None:
+        try:
+            await self._session.call(
+                lambda: self._scripts.lease.undo(
+                    self._worker, job.job_id, job.epoch, job.prompt_tokens
+                )
+            )
+        except SessionLost:
+            self.touch(job)
+            return
+        except RedisError:
+            self._log.exception("job.undo_refused", job_id=job.job_id)
+        else:
+            self._metrics.jobs_undone += 1
+        self._roster.drop(job)
+
+    async def _end_refused(self, endings: Iterable[Ending], asked_at: float) -> None:
+        """Write the failed events of entries that the pull refused."""
+        for ending in endings:
+            self._log.warning("job.dead_lettered", job_id=ending.job_id, finish=ending.finish)
+            await self._end_one(ending, asked_at)
+
+    async def _end_one(self, ending: Ending, asked_at: float) -> None:
+        try:
+            await self._session.call(lambda: self._chains.end_unowned(ending, asked_at))
+        except SessionLost:
+            return
+        except RedisError:
+            self._log.exception("job.end_refused", job_id=ending.job_id)
+
+    async def _wait_after(self, status: PullStatus) -> None:
+        match status:
+            case PullStatus.JOBS | PullStatus.RECONCILE:
+                return
+            case PullStatus.EMPTY:
+                await self._wait_for_bell()
+            case PullStatus.FULL | PullStatus.SUSPECT:
+                await self._wait_for_pages()
+
+    async def _wait_for_pages(self) -> None:
+        try:
+            async with asyncio.timeout(MAX_WAIT_S):
+                await self._pages_changed.wait()
+        except TimeoutError:
+            return
+
+    async def _wait_for_bell(self) -> None:
+        """Wait until work became pullable, a second at most."""
+        try:
+            async with asyncio.timeout(MAX_WAIT_S + self._settings.call_timeout_s):
+                bell = self._scripts.keys.of("bell")
+                await self._blocking("BLPOP", bell, MAX_WAIT_S)
+        except (RedisError, OSError) as error:
+            if not is_away(error):
+                raise
+            self._session.lose(f"the bell does not answer: {error}")

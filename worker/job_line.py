@@ -1,0 +1,58 @@
+"""The one canonical log line of a job's life on this worker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.logs import Logger
+    from tokenbus.worker.metrics import Metrics
+
+
+def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
+    """Count an ended job and write its line; times in ms on this worker's clock."""
+    finish = job.finish
+    reason = finish.reason if finish is not None else "unknown"
+    match reason:
+        case "cancelled":
+            metrics.jobs_cancelled += 1
+        case "expired":
+            metrics.jobs_expired += 1
+        case "failed":
+            metrics.jobs_failed += 1
+        case _:
+            metrics.jobs_finished += 1
+    times = job.timings
+    gaps = sorted(times.gaps_ms)
+    error = finish.error if finish is not None else None
+    log.info(
+        "job.finished",
+        job_id=job.job_id,
+        epoch=job.epoch,
+        tenant=job.pulled.tenant,
+        priority=job.pulled.priority,
+        prompt_tokens=job.prompt_tokens,
+        cached_tokens=job.cached_tokens,
+        output_tokens=job.last,
+        wait_ms=_since(times.pulled_at, times.admitted_at),
+        ttft_ms=_since(times.pulled_at, times.first_token_at),
+        itl_p50_ms=_quantile(gaps, 0.5),
+        itl_p99_ms=_quantile(gaps, 0.99),
+        preemptions=job.num_preemptions,
+        finish_reason=reason,
+        error=error.code if error is not None else None,
+        error_field=error.field if error is not None else None,
+    )
+
+
+def _since(start: float, end: float | None) -> float | None:
+    return None if end is None else round((end - start) * 1e3, 2)
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float | None:
+    if not ordered:
+        return None
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 2)

@@ -1,0 +1,35 @@
+"""What a worker counts: plain numbers, read by the status key, the logs and the tests."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Counters since the start; gauges are read where they live."""
+
+    jobs_pulled: int = 0
+    jobs_finished: int = 0
+    jobs_failed: int = 0
+    jobs_cancelled: int = 0
+    jobs_expired: int = 0
+    jobs_requeued: int = 0
+    jobs_resumed: int = 0
+    jobs_fenced: int = 0
+    jobs_reaped: int = 0
+    jobs_undone: int = 0
+    inbox_accepted: int = 0
+    inbox_refused: int = 0
+    tokens_logged: int = 0
+    log_entries: int = 0
+    log_calls: int = 0
+    sessions_lost: int = 0
+    engine_deaths: int = 0
+    preemptions: int = 0
+    peak_running: int = 0
+    peak_waiting: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """Return all counters by name."""
+        return asdict(self)

@@ -1,0 +1,158 @@
+"""From the request that a producer sent to the request that the engine takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingParams
+from tokenbus.producer.errors import RequestInvalid
+from tokenbus.producer.schema import JobRequest
+from tokenbus.worker.errors import JobRefused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from tokenbus.engine.types import EngineLimits
+
+INVALID = "invalid_request"
+TOO_LONG = "too_long"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A request whose prompt is token ids and whose sizes are known exactly."""
+
+    request: JobRequest
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Count the prompt's tokens."""
+        return len(self.prompt_ids)
+
+    @property
+    def cache_salt(self) -> str:
+        """Name those whose jobs may share pages: a tenant, or a group it asked to share with."""
+        group = self.request.cache_group
+        return f"group:{group}" if group is not None else f"tenant:{self.request.tenant}"
+
+    def to_engine(
+        self,
+        request_id: int,
+        priority: int,
+        lane: str,
+        resumed_ids: tuple[tuple[int, ...], ...],
+        done_choices: tuple[int, ...],
+    ) -> Request:
+        """Return what the engine takes; resumed ids are empty for a fresh start."""
+        return Request(
+            request_id,
+            self.prompt_ids,
+            self.params,
+            priority=priority,
+            cache_salt=self.cache_salt,
+            lane=lane,
+            resumed_ids=resumed_ids if any(resumed_ids) else (),
+            done_choices=done_choices,
+        )
+
+
+class PromptPreparer:
+    """Checks requests and tokenises them for one model; safe to call from several threads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, limits: EngineLimits) -> None:
+        self._tokenizer = tokenizer
+        self._limits = limits
+        longest = max((len(token) for token in tokenizer.get_vocab()), default=1)
+        self._max_characters = limits.max_model_len * longest
+
+    def prepare(self, raw: bytes) -> PreparedJob:
+        """Check a request and tokenise its prompt.
+
+        Raises: JobRefused naming the field, if the job can never run on this model.
+        """
+        try:
+            request = JobRequest.parse(raw)
+        except RequestInvalid as error:
+            raise JobRefused(INVALID, error.field, error.message) from None
+        field, ids = self._tokenise(request)
+        if not ids:
+            raise JobRefused(INVALID, field, "the prompt has no token")
+        limit = self._limits.max_model_len
+        if len(ids) >= limit:
+            message = f"{len(ids)} tokens leave no room for output in a context of {limit}"
+            raise JobRefused(TOO_LONG, field, message)
+        if len(ids) + request.max_tokens > limit:
+            message = (
+                f"{len(ids)} prompt tokens and {request.max_tokens} to generate exceed the"
+                f" context of {limit} tokens; at most {limit - len(ids)} fit"
+            )
+            raise JobRefused(TOO_LONG, "max_tokens", message)
+        return PreparedJob(request, tuple(ids), _sampling_params(request))
+
+    def _tokenise(self, request: JobRequest) -> tuple[str, list[int]]:
+        """Return the name of the field that holds the prompt and its token ids."""
+        if request.token_ids is not None:
+            bad = next((t for t in request.token_ids if t >= self._limits.vocab_size), None)
+            if bad is not None:
+                message = f"{bad} is not in the vocabulary of {self._limits.vocab_size}"
+                raise JobRefused(INVALID, "token_ids", message)
+            return "token_ids", request.token_ids
+        if request.prompt is not None:
+            return "prompt", self._encode("prompt", request.prompt, special=True)
+        return "messages", self._encode("messages", self._render(request), special=False)
+
+    def _encode(self, field: str, text: str, *, special: bool) -> list[int]:
+        if len(text) > self._max_characters:
+            message = f"{len(text)} characters exceed any prompt of this model"
+            raise JobRefused(TOO_LONG, field, message)
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
+        except (UnicodeError, ValueError) as error:
+            raise JobRefused(INVALID, field, f"cannot be tokenised: {error}") from None
+        return ids
+
+    def _render(self, request: JobRequest) -> str:
+        messages = [m.model_dump(exclude_none=True) for m in request.messages or ()]
+        for message in messages:
+            message.setdefault("content", "")
+        if self._tokenizer.chat_template is None:
+            raise JobRefused(INVALID, "messages", "this model has no chat template; send a prompt")
+        try:
+            tools: Any = request.tools
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=True, tokenize=False
+            )
+        # Templates are programs that come with the model and raise whatever they like.
+        except Exception as error:
+            reason = f"the model's chat template refuses them: {error}"
+            raise JobRefused(INVALID, "messages", reason) from error
+        return str(text)
+
+
+def _sampling_params(request: JobRequest) -> SamplingParams:
+    grammar = request.grammar
+    return SamplingParams(
+        n=request.n,
+        max_tokens=request.max_tokens,
+        min_tokens=request.min_tokens,
+        temperature=request.temperature,
+        top_k=request.top_k,
+        top_p=request.top_p,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=dict(request.logit_bias),
+        bad_words=tuple(tuple(ids) for ids in request.bad_words),
+        seed=request.seed or 0,
+        stop=tuple(request.stop),
+        include_stop=request.include_stop,
+        stop_token_ids=tuple(request.stop_token_ids),
+        ignore_eos=request.ignore_eos,
+        logprobs=request.logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+        grammar=None if grammar is None else GrammarSpec(GrammarKind(grammar.kind), grammar.source),
+    )

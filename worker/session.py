@@ -1,0 +1,122 @@
+"""The right to write: open only between a reconcile and the next sign of trouble.
+
+Every call on the server goes through `Session.call`. A call that fails for want of a server, or
+is under way when the session is lost, raises SessionLost and has no effect on the worker's memory:
+what it did on the server is settled by the reconcile that opens the session again (R7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.connection import is_away
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from redis.asyncio import Redis
+
+T = TypeVar("T")
+
+# Calls under way at once; the publisher's own two are not counted.
+MAX_CONCURRENT_CALLS = 6
+
+
+class Session:
+    """One worker's standing with the server; `generation` grows with every loss."""
+
+    def __init__(self, redis: Redis, lease_ttl_s: float) -> None:
+        self._redis = redis
+        self._stale_after_s = 3 * lease_ttl_s
+        self._opened = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._lost.set()
+        self._slots = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
+        self._under_way: set[asyncio.Timeout] = set()
+        self._renewed_at = 0.0
+        self._log = get_logger()
+        self.generation = 0
+        self.opened_at = 0.0
+        self.num_losses = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether calls may be made; a lease grown stale closes the session."""
+        if self._opened.is_set() and time.monotonic() - self._renewed_at > self._stale_after_s:
+            self.lose("the last renewal is too old")
+        return self._opened.is_set()
+
+    async def opened(self) -> None:
+        """Wait until calls may be made."""
+        while not self.is_open:
+            await self._opened.wait()
+
+    async def lost(self) -> None:
+        """Wait until the session has to be opened again."""
+        await self._lost.wait()
+
+    def open(self) -> None:
+        """Let calls through after a reconcile."""
+        self.renewed()
+        self.opened_at = time.monotonic()
+        self._lost.clear()
+        self._opened.set()
+
+    def renewed(self) -> None:
+        """Note that the server answered a renewal just now."""
+        self._renewed_at = time.monotonic()
+
+    def lose(self, reason: str) -> None:
+        """Close the session: nothing is written before the next reconcile."""
+        if not self._opened.is_set():
+            return
+        self.generation += 1
+        self.num_losses += 1
+        self._opened.clear()
+        self._lost.set()
+        now = asyncio.get_running_loop().time()
+        for call in self._under_way:
+            if not call.expired():
+                call.reschedule(now)
+        self._log.warning("session.lost", reason=reason)
+
+    async def call(self, act: Callable[[], Awaitable[T]], *, bulk: bool = False) -> T:
+        """Run one exchange with the server; `bulk` ones have connections of their own.
+
+        Raises: SessionLost if the session is or gets lost; RedisError for a call that was wrong.
+        """
+        if bulk:
+            return await self._call(act)
+        async with self._slots:
+            return await self._call(act)
+
+    async def _call(self, act: Callable[[], Awaitable[T]]) -> T:
+        if not self.is_open:
+            raise SessionLost("the session is not open")
+        generation = self.generation
+        try:
+            async with asyncio.timeout(None) as scope:
+                self._under_way.add(scope)
+                try:
+                    answer = await act()
+                finally:
+                    self._under_way.discard(scope)
+        except (RedisError, OSError) as error:
+            if not is_away(error):
+                raise
+            if generation == self.generation:
+                self.lose(f"{type(error).__name__}: {error}")
+            raise SessionLost(str(error)) from error
+        if generation != self.generation:
+            raise SessionLost("the session was lost meanwhile")
+        return answer
+
+    async def drop_connections(self) -> None:
+        """Close every connection, so that no call of the lost session can linger."""
+        await self._redis.connection_pool.disconnect(inuse_connections=True)

@@ -1,0 +1,279 @@
+"""The life of a worker: start, run, quiet, stop.
+
+    run     pull, compute, publish
+    quiet   pull no more; the head-of-line job goes back, what runs goes on
+    stop    quiet, then at the deadline everything goes back with its log; readers see a pause
+
+The first SIGTERM or SIGINT stops with the configured deadline, the second sets the deadline to
+now. A worker that dies instead leaves everything to its lease: others take over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import uuid
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.connection import make_redis, open_server
+from tokenbus.producer.keys import Keys
+from tokenbus.producer.server_url import ServerUrl
+from tokenbus.worker import logs
+from tokenbus.worker.assembly import assemble
+from tokenbus.worker.engine_keeper import EngineKeeper
+from tokenbus.worker.held_job import Phase
+from tokenbus.worker.metrics import Metrics
+from tokenbus.worker.roster import Roster
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from types import TracebackType
+
+    from redis.asyncio import Redis
+
+    from tokenbus.engine.types import EngineStats
+    from tokenbus.producer.connection import Server
+    from tokenbus.worker.assembly import Parts
+    from tokenbus.worker.handoff import Report
+    from tokenbus.worker.settings import WorkerSettings
+
+T = TypeVar("T")
+
+# Between the deadline and the exit: hand-backs of a full worker take a fraction of it.
+HAND_BACK_S = 1.5
+
+
+class _Drained(Exception):
+    """Ends the parts of a worker that has nothing left to do."""
+
+
+class Worker:
+    """One worker; as a context manager it runs beside a client in the same process.
+
+    The engine has its own process in any case. Entering returns once jobs are being pulled;
+    leaving stops with deadline 0.
+    """
+
+    def __init__(self, settings: WorkerSettings, redis_url: str | None = None) -> None:
+        self.settings = settings
+        self.name = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"
+        self.metrics = Metrics()
+        self._url = redis_url or settings.redis_url
+        self._log = logs.get_logger()
+        self._roster = Roster()
+        self._engine = EngineKeeper(settings, self._roster, self.metrics, self._take_report)
+        self._parts: Parts | None = None
+        self._main: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._stop_requested = asyncio.Event()
+        self._stop_now = asyncio.Event()
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """Return the engine's counters after its last step."""
+        return self._engine.link.stats if self._engine.link is not None else None
+
+    @property
+    def num_held(self) -> int:
+        """Count the jobs that this worker holds."""
+        return len(self._roster)
+
+    @property
+    def engine_pid(self) -> int | None:
+        """Process id of the engine."""
+        return self._engine.link.pid if self._engine.link is not None else None
+
+    async def __aenter__(self) -> Self:
+        """Start, and return when the worker pulls.
+
+        Raises: what keeps it from starting: ServerError, EngineError or WorkerError.
+        """
+        self._started = asyncio.get_running_loop().create_future()
+        self._main = asyncio.create_task(self.run())
+        await asyncio.wait([self._main, self._started], return_when=asyncio.FIRST_COMPLETED)
+        if self._main.done():
+            await self._main
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop at once and wait for the end."""
+        self.request_stop(now=True)
+        if self._main is not None:
+            await self._main
+
+    def request_stop(self, *, now: bool = False) -> None:
+        """Ask the worker to drain; asked again, or with `now`, the deadline is over."""
+        if now or self._stop_requested.is_set():
+            self._stop_now.set()
+        self._stop_requested.set()
+
+    async def run(self) -> None:
+        """Run until asked to stop.
+
+        Raises: the error that ended it, alone, whatever else it took down.
+        """
+        logs.bind(worker_id=self.name)
+        try:
+            await self._run()
+        except BaseExceptionGroup as group:
+            raise _first_error(group) from group
+
+    async def _run(self) -> None:
+        settings = self.settings
+        server = await self._unless_stopped(
+            open_server(
+                self._url,
+                retry_for_s=settings.connect_timeout_s,
+                call_timeout_s=settings.call_timeout_s,
+            )
+        )
+        if server is None:
+            return
+        blocking = make_redis(server.effective_url, settings.call_timeout_s)
+        try:
+            parts = await self._unless_stopped(self._prepare(server, blocking))
+            if parts is not None:
+                await self._serve(parts)
+                await self._take_leave(server)
+        finally:
+            await self._engine.stop()
+            await blocking.aclose()
+            await server.close()
+            self._log.info("worker.stopped", jobs_left=len(self._roster))
+
+    async def _prepare(self, server: Server, blocking: Redis) -> Parts:
+        """Start the engine, wire the parts and reconcile for the first time."""
+        ready = await self._engine.start()
+        parts = await assemble(
+            self.settings,
+            server,
+            blocking,
+            self._engine,
+            ready,
+            self._roster,
+            self.name,
+            self.metrics,
+        )
+        self._parts = parts
+        self._engine.on_up = parts.use_engine
+        if self._engine.link is not None:
+            parts.use_engine(self._engine.link)
+        await parts.lease.open(self.settings.connect_timeout_s)
+        return parts
+
+    async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
+        """Await `work`, or cancel it and return None when the worker is asked to stop."""
+        task = asyncio.create_task(work)
+        stop = asyncio.create_task(self._stop_requested.wait())
+        try:
+            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            return None
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait([task])
+
+    async def _serve(self, parts: Parts) -> None:
+        """Run all parts until the worker is drained."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                parts.custody.run_in(tasks)
+                parts.starter.run_in(tasks)
+                for part in (
+                    parts.publisher,
+                    parts.lease,
+                    parts.inbox,
+                    parts.keeper,
+                    parts.notices,
+                    parts.beacon,
+                ):
+                    tasks.create_task(part.run())
+                tasks.create_task(self._engine.run(parts.custody))
+                intake = tasks.create_task(parts.intake.run())
+                self._log.info("worker.started", pool=self.settings.pool)
+                if self._started is not None:
+                    self._started.set_result(None)
+                await self._stop_requested.wait()
+                intake.cancel()
+                await self._drain(parts)
+                raise _Drained
+        except* _Drained:
+            self._log.info("worker.drained", jobs_left=len(self._roster))
+
+    async def _drain(self, parts: Parts) -> None:
+        """Let running jobs end until the deadline, then give everything back."""
+        deadline_s = 0.0 if self._stop_now.is_set() else self.settings.drain_deadline_s
+        self._log.info("worker.draining", jobs=len(self._roster), deadline_s=deadline_s)
+        for job in self._roster.in_phase(Phase.PULLED):
+            parts.custody.hand_back(job)
+        await self._wait_drained(deadline_s)
+        for job in self._roster.in_phase(Phase.PULLED, Phase.RUNNING):
+            parts.custody.hand_back(job)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HAND_BACK_S):
+                await self._roster.wait_empty()
+
+    async def _wait_drained(self, deadline_s: float) -> None:
+        """Wait until no job is left, the deadline passes or a second signal comes."""
+        waits = [
+            asyncio.create_task(self._roster.wait_empty()),
+            asyncio.create_task(self._stop_now.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _take_leave(self, server: Server) -> None:
+        """Give up the lease, so that what could not be handed back is taken over at once."""
+        keys = Keys(self.settings.pool)
+        redis: Redis = server.redis
+        try:
+            async with asyncio.timeout(0.5):
+                await redis.delete(keys.of("alive", self.name), keys.of("status", self.name))
+        except (RedisError, OSError) as error:
+            self._log.warning("lease.not_given_up", reason=str(error))
+
+    def _take_report(self, report: Report) -> None:
+        if self._parts is not None:
+            self._parts.take_report(report)
+
+
+def run_worker(settings: WorkerSettings) -> int:
+    """Run a worker in the foreground until it is told to stop; return 0 after an orderly end.
+
+    Raises: ServerError, EngineError or WorkerError if it could not start or go on.
+    """
+    logs.configure(settings.log_level, settings.log_format)
+    ServerUrl.parse(settings.redis_url).refuse_private("worker")
+    return asyncio.run(_run_in_foreground(settings))
+
+
+async def _run_in_foreground(settings: WorkerSettings) -> int:
+    worker = Worker(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, worker.request_stop)
+    await worker.run()
+    return 0
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first single error inside a group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
