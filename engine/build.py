@@ -28,17 +28,20 @@ if TYPE_CHECKING:
     from tokenbus.engine.loader import LoadedModel
     from tokenbus.engine.models.ops import Ops
 
+    Progress = Callable[[int, int], None]
+
 # Tokens per page. A GPU kernel wants one long contiguous tile; on a CPU small pages share more.
 _PAGE_SIZE = {"cuda": 64, "cpu": 16}
 
 
-def build_engine(config: EngineConfig) -> Engine:
+def build_engine(config: EngineConfig, progress: Progress | None = None) -> Engine:
     """Load the model of a configuration and build an engine around it.
 
+    `progress` is called with (done, total) while graphs are captured, which takes seconds.
     Raises: ModelNotFound, ModelBroken or ModelUnsupported; RequestRejected for a setting that does
         not fit the model or the memory.
     """
-    return engine_for(load_for(config), config)
+    return engine_for(load_for(config), config, progress)
 
 
 def load_for(config: EngineConfig) -> LoadedModel:
@@ -67,8 +70,10 @@ def load_for(config: EngineConfig) -> LoadedModel:
     )
 
 
-def engine_for(loaded: LoadedModel, config: EngineConfig) -> Engine:
-    """Build an engine around a model that is in memory already."""
+def engine_for(
+    loaded: LoadedModel, config: EngineConfig, progress: Progress | None = None
+) -> Engine:
+    """Build an engine around a model that is in memory already; see `build_engine`."""
     device, specs = loaded.device, loaded.model.attention_specs
     page_size = config.page_size or _PAGE_SIZE.get(device.type, 16)
     max_model_len = config.max_model_len or loaded.max_model_len
@@ -85,7 +90,9 @@ def engine_for(loaded: LoadedModel, config: EngineConfig) -> Engine:
     )
     runner = Runner(loaded.model, kv, sampling, rows)
     if device.type == "cuda" and config.cuda_graphs:
-        runner = GraphRunner(loaded.model, kv, sampling, rows, sharing=_sharing(loaded))
+        graphs = GraphRunner(loaded.model, kv, sampling, rows, sharing=_sharing(loaded))
+        graphs.warm_up(progress)
+        runner = graphs
     pool = PagePool(num_pages, page_size)
     target_s = None if config.itl_target_ms is None else config.itl_target_ms / 1000
     scheduler = Scheduler(
