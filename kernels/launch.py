@@ -1,10 +1,13 @@
 """What every launch shares: the input error, device facts and shape checks."""
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
 from functools import cache
 
 import torch
+import triton
+import triton.language as tl
 
 
 class KernelInputError(ValueError):
@@ -46,3 +49,22 @@ def next_power_of_2(value: int) -> int:
 def ceil_div(a: int, b: int) -> int:
     """Divide, rounding up."""
     return -(-a // b)
+
+
+def dependent_launch(device: torch.device) -> dict[str, bool]:
+    """Return the launch options that let a kernel start while its predecessor drains.
+
+    A kernel launched so has to call `wait_for_inputs` in every program before it touches anything
+    that another kernel wrote or reads.
+    """
+    if not supports_dependent_launch(device):
+        return {"PDL": False}
+    return {"PDL": True, "launch_pdl": True}
+
+
+@triton.jit
+def wait_for_inputs(PDL: tl.constexpr):
+    """Let the successor start launching, then wait until all predecessors' writes are visible."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

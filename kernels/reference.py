@@ -145,3 +145,26 @@ def draw(logits: Tensor, u: Tensor, keep: Tensor) -> Tensor:
     target = u.double()[:, None] * cdf[:, -1:]
     picked = ((cdf > target) & keep).int().argmax(-1)
     return picked
+
+
+def fused_linear(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    norm_weight: Tensor | None = None,
+    norm_add_one: bool = False,
+    eps: float = 1e-6,
+    bias: Tensor | None = None,
+    act: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Twin of `small_linear`: norm, product, bias, gate and residual, one after the other."""
+    value = x.float()
+    if norm_weight is not None:
+        value = rms_norm(value, norm_weight, eps, add_one=norm_add_one)
+    value = value @ weight.float().T
+    if bias is not None:
+        value = value + bias.float()
+    if act is not None:
+        value = gated_act(value, act)
+    return value if residual is None else value + residual.float()

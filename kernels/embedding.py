@@ -1,0 +1,52 @@
+"""Embedding rows, gathered and scaled."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@triton.jit
+def _embed_kernel(
+    token_ids, table, out, scale, H: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = offs < H
+    wait_for_inputs(PDL)
+    token = tl.load(token_ids + row).to(tl.int64)
+    value = tl.load(table + token * H + offs, mask=mask, other=0.0)
+    # torch scales in the table's dtype; the product of two rounded numbers rounds once.
+    tl.store(out + row * H + offs, (value.to(tl.float32) * scale).to(value.dtype), mask=mask)
+
+
+def embed(token_ids: Tensor, table: Tensor, scale: float = 1.0) -> Tensor:
+    """Gather rows of the embedding table.
+
+    Args: token_ids: [T] int32 or int64, each in [0, V); table: [V, H], contiguous.
+    Returns: [T, H], dtype of table, times scale. Twin: table[token_ids] * scale.
+    """
+    require_contiguous(token_ids=token_ids, table=table)
+    require(not token_ids.is_floating_point(), f"token_ids is {token_ids.dtype}")
+    num_tokens, width = token_ids.shape[0], table.shape[1]
+    out = table.new_empty(num_tokens, width)
+    if num_tokens:
+        _embed_kernel[(num_tokens, ceil_div(width, 1024))](
+            token_ids, table, out, scale, H=width, BLOCK=1024, num_warps=4,
+            **dependent_launch(table.device),
+        )  # fmt: skip
+    return out

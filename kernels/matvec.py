@@ -1,0 +1,70 @@
+"""One row times a weight matrix, without matrix units: the linear layer of a lone sequence."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.activation import gate
+from tokenbus.kernels.launch import wait_for_inputs
+
+
+@triton.jit
+def matvec_kernel(
+    x, weight, bias, residual, norm_weight, out, N, eps, K: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
+    HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Compute ROWS outputs: norm in front, bias, gate and residual behind.
+
+    The weights of the first block do not depend on the previous kernel: they are on their way
+    before this one waits for its inputs. The norm's scale is one number per row of x, so it is
+    applied to the finished sums.
+    """
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    live = rows < N
+    offs = tl.arange(0, BLOCK_K)
+    acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    acc_up = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    squares = tl.zeros([BLOCK_K], tl.float32)
+    for block in tl.static_range(tl.cdiv(K, BLOCK_K)):
+        k = block * BLOCK_K + offs
+        # A block that fits needs no mask; with one the loads would be checked element by element.
+        if (block + 1) * BLOCK_K <= K:
+            in_k = tl.full([BLOCK_K], True, tl.int1)
+        else:
+            in_k = k < K
+        mask = live[:, None] & in_k[None, :]
+        place = weight + rows[:, None] * K + k[None, :]
+        w = tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first")
+        if ACT != "none":
+            w_up = tl.load(place + N * K, mask=mask, other=0.0, eviction_policy="evict_first")
+        if HAS_NORM:
+            scale = tl.load(norm_weight + k, mask=in_k, other=0.0).to(tl.float32)
+            if ADD_ONE:
+                scale += 1.0
+        if block == 0:
+            wait_for_inputs(PDL)
+        value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)
+        if HAS_NORM:
+            squares += value * value
+            value *= scale
+        acc += w.to(tl.float32) * value[None, :]
+        if ACT != "none":
+            acc_up += w_up.to(tl.float32) * value[None, :]
+    y = tl.sum(acc, axis=1)
+    norm = 1.0
+    if HAS_NORM:
+        norm = tl.rsqrt(tl.sum(squares) / K + eps)
+        y *= norm
+    if HAS_BIAS:
+        y += tl.load(bias + rows, mask=live, other=0.0).to(tl.float32)
+    if ACT != "none":
+        up = tl.sum(acc_up, axis=1) * norm
+        if HAS_BIAS:
+            up += tl.load(bias + N + rows, mask=live, other=0.0).to(tl.float32)
+        y = gate(y, ACT) * up
+    if HAS_RESIDUAL:
+        y += tl.load(residual + rows, mask=live, other=0.0).to(tl.float32)
+    tl.store(out + rows, y.to(out.dtype.element_ty), mask=live)

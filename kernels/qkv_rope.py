@@ -1,0 +1,198 @@
+"""QK-norm, rotary positions and the write of K and V into their pages, in one launch."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    next_power_of_2,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@triton.jit
+def _load_part(qkv, bias, row, heads, live, dims, in_dims, D: tl.constexpr,
+               HAS_BIAS: tl.constexpr):  # fmt: skip
+    """Load some dims of some heads in fp32, the projection's bias added."""
+    mask = live[:, None] & in_dims[None, :]
+    value = tl.load(qkv + row + heads[:, None] * D + dims[None, :], mask=mask, other=0.0)
+    value = value.to(tl.float32)
+    if HAS_BIAS:
+        value += tl.load(bias + heads[:, None] * D + dims[None, :], mask=mask, other=0.0)
+    return value
+
+
+@triton.jit
+def _norm_weight(q_norm, k_norm, is_q, is_v, dims, in_dims, ADD_ONE: tl.constexpr):
+    """Pick the norm weight of each head: q's, k's, or 1 for v."""
+    wq = tl.load(q_norm + dims, mask=in_dims, other=0.0).to(tl.float32)
+    wk = tl.load(k_norm + dims, mask=in_dims, other=0.0).to(tl.float32)
+    weight = tl.where(is_q[:, None], wq[None, :], wk[None, :])
+    if ADD_ONE:
+        weight += 1.0
+    return tl.where(is_v[:, None], 1.0, weight)
+
+
+@triton.jit
+def _store_part(value, q_out, k_pages, v_pages, token, page_base, heads, live, dims, in_dims,
+                HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """Store some dims of some heads: q to the output, k and v into their slot."""
+    mask = live[:, None] & in_dims[None, :]
+    is_q = (heads < HQ)[:, None]
+    is_k = ((heads >= HQ) & (heads < HQ + HKV))[:, None]
+    is_v = (heads >= HQ + HKV)[:, None]
+    value = value.to(q_out.dtype.element_ty)
+    tl.store(q_out + token * (HQ * D) + heads[:, None] * D + dims[None, :], value,
+             mask=mask & is_q)  # fmt: skip
+    place = page_base + ((heads - HQ) % HKV)[:, None] * (S * D) + dims[None, :]
+    tl.store(k_pages + place, value, mask=mask & is_k)
+    tl.store(v_pages + place, value, mask=mask & is_v)
+
+
+@triton.jit
+def _qkv_rope_kernel(
+    qkv, bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages, v_pages, page_stride,
+    rope_stride, eps, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+    ROT: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = ROT // 2
+    token = tl.program_id(0).to(tl.int64)
+    heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    live = heads < HQ + 2 * HKV
+    is_q = heads < HQ
+    is_v = heads >= HQ + HKV
+    half = tl.arange(0, BLOCK_HALF)
+    in_half = half < HALF
+    rest = ROT + tl.arange(0, BLOCK_REST)
+    in_rest = rest < D
+    row = token * ((HQ + 2 * HKV) * D)
+    wait_for_inputs(PDL)
+    slot = tl.load(slots + token)
+    position = tl.load(positions + token)
+    a = _load_part(qkv, bias, row, heads, live, half, in_half, D, HAS_BIAS)
+    b = _load_part(qkv, bias, row, heads, live, half + HALF, in_half, D, HAS_BIAS)
+    squares = tl.sum(a * a, axis=1) + tl.sum(b * b, axis=1)
+    if ROT < D:
+        c = _load_part(qkv, bias, row, heads, live, rest, in_rest, D, HAS_BIAS)
+        squares += tl.sum(c * c, axis=1)
+    if HAS_NORM:
+        scale = tl.where(is_v, 1.0, tl.rsqrt(squares / D + eps))[:, None]
+        a = a * scale * _norm_weight(q_norm, k_norm, is_q, is_v, half, in_half, ADD_ONE)
+        b = b * scale * _norm_weight(q_norm, k_norm, is_q, is_v, half + HALF, in_half, ADD_ONE)
+        if ROT < D:
+            c = c * scale * _norm_weight(q_norm, k_norm, is_q, is_v, rest, in_rest, ADD_ONE)
+    page_base = slot // S * page_stride + slot % S * D
+    if ROT > 0:
+        # The second half of the table: both halves are equal, and some tables sign the first.
+        at = position * rope_stride + HALF + half
+        turn_cos = tl.load(cos + at, mask=in_half, other=1.0)[None, :]
+        turn_sin = tl.load(sin + at, mask=in_half, other=0.0)[None, :]
+        turn_cos = tl.where(is_v[:, None], 1.0, turn_cos)
+        turn_sin = tl.where(is_v[:, None], 0.0, turn_sin)
+        turned_a = a * turn_cos - b * turn_sin
+        turned_b = b * turn_cos + a * turn_sin
+        _store_part(turned_a, q_out, k_pages, v_pages, token, page_base, heads, live, half,
+                    in_half, HQ, HKV, D, S)  # fmt: skip
+        _store_part(turned_b, q_out, k_pages, v_pages, token, page_base, heads, live, half + HALF,
+                    in_half, HQ, HKV, D, S)  # fmt: skip
+    if ROT < D:
+        _store_part(c, q_out, k_pages, v_pages, token, page_base, heads, live, rest, in_rest,
+                    HQ, HKV, D, S)  # fmt: skip
+
+
+def _check(
+    qkv: Tensor, k_pages: Tensor, v_pages: Tensor, num_heads: int, cos: Tensor | None
+) -> None:
+    """Refuse shapes that the kernel would read or write wrongly."""
+    _, num_kv_heads, page_size, head_dim = k_pages.shape
+    width = (num_heads + 2 * num_kv_heads) * head_dim
+    require(qkv.shape[1] == width, f"qkv is {qkv.shape[1]} wide, the heads need {width}")
+    require(v_pages.shape == k_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
+    require(qkv.dtype == k_pages.dtype, f"qkv is {qkv.dtype}, pages are {k_pages.dtype}")
+    require(next_power_of_2(page_size) == page_size, f"page size {page_size}")
+    rot_dim = 0 if cos is None else cos.shape[-1]
+    require(rot_dim <= head_dim and rot_dim % 2 == 0, f"rotary dims {rot_dim} of {head_dim}")
+
+
+def qkv_rope(
+    qkv: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    positions: Tensor,
+    slot_mapping: Tensor,
+    *,
+    num_heads: int,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    bias: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 1e-6,
+    norm_add_one: bool = False,
+    q_out: Tensor | None = None,
+) -> Tensor:
+    """Normalise and rotate q and k, write k and v into their slots.
+
+    Args:
+        qkv: [T, (Hq + 2 Hkv) * D], contiguous. k_pages, v_pages: [P, Hkv, S, D], same dtype.
+        positions, slot_mapping: [T] int64; several tokens may share a slot of page 0 only.
+        cos, sin: [max_len, R] fp32, R <= D, halves equal; None leaves positions out (NoPE).
+        bias: [(Hq + 2 Hkv) * D]. q_norm, k_norm: [D], per-head RMSNorm weights (both or none).
+    Returns: q, [T, Hq, D], dtype of qkv; everything in between is fp32.
+    Raises: KernelInputError on shapes that do not fit. Twin: reference.rms_norm, reference.rotate.
+    """
+    require_contiguous(qkv=qkv, k_pages=k_pages, v_pages=v_pages, cos=cos, sin=sin)
+    require((q_norm is None) == (k_norm is None), "q_norm and k_norm come together")
+    require((cos is None) == (sin is None), "cos and sin come together")
+    _check(qkv, k_pages, v_pages, num_heads, cos)
+    num_tokens = qkv.shape[0]
+    _, num_kv_heads, page_size, head_dim = k_pages.shape
+    if q_out is None:
+        q_out = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
+    if num_tokens == 0:
+        return q_out
+    rot_dim = 0 if cos is None else cos.shape[1]
+    heads = 8
+    _qkv_rope_kernel[(num_tokens, ceil_div(num_heads + 2 * num_kv_heads, heads))](
+        qkv,
+        bias,
+        q_norm,
+        k_norm,
+        cos,
+        sin,
+        positions,
+        slot_mapping,
+        q_out,
+        k_pages,
+        v_pages,
+        k_pages.stride(0),
+        rot_dim,
+        eps,
+        HQ=num_heads,
+        HKV=num_kv_heads,
+        D=head_dim,
+        S=page_size,
+        ROT=rot_dim,
+        HEADS=heads,
+        BLOCK_HALF=next_power_of_2(max(rot_dim // 2, 1)),
+        BLOCK_REST=next_power_of_2(max(head_dim - rot_dim, 1)),
+        HAS_BIAS=bias is not None,
+        HAS_NORM=q_norm is not None,
+        ADD_ONE=norm_add_one,
+        num_warps=4,
+        **dependent_launch(qkv.device),
+    )
+    return q_out

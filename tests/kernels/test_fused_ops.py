@@ -1,0 +1,141 @@
+"""Fused norm, rotary, activation, embedding and small linears against their fp32 twins."""
+
+import pytest
+import torch
+from paged_batch import DEVICE, HALF, assert_close
+
+from tokenbus.kernels import reference
+from tokenbus.kernels.activation import ActivationKind, gated_act
+from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.linear import Fusion, LinearTuning, small_linear
+from tokenbus.kernels.norm import add_rms_norm
+from tokenbus.kernels.qkv_rope import qkv_rope
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "half"])
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    """Draw a tensor on the CPU, so that both devices test the same numbers."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=rng).to(DEVICE, dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("add_one", [False, True])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (3, 576), (2, 1000)])
+def test_add_rms_norm_equals_twin(
+    tokens: int, width: int, add_one: bool, dtype: torch.dtype
+) -> None:
+    """The sum is exact and the norm is taken of it."""
+    x, residual = randn(tokens, width, dtype=dtype), randn(tokens, width, dtype=dtype, seed=1)
+    weight = randn(width, seed=2).to(dtype)
+    normed, added = add_rms_norm(x, residual, weight, 1e-6, add_one=add_one)
+    assert torch.equal(added, x + residual)
+    assert_close(normed, reference.rms_norm(added, weight, 1e-6, add_one=add_one), dtype)
+
+
+def test_rms_norm_without_residual_returns_its_input() -> None:
+    """Without a residual the second result is x."""
+    x = randn(2, 96)
+    normed, added = add_rms_norm(x, None, torch.ones(96, device=DEVICE), 1e-5)
+    assert added is x
+    assert_close(normed, reference.rms_norm(x, torch.ones(96, device=DEVICE), 1e-5), x.dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+def test_gated_act_equals_twin(kind: ActivationKind, dtype: torch.dtype) -> None:
+    """Gate and up halves are told apart at odd widths, far from zero as well."""
+    gate_up = randn(3, 2 * 1037, dtype=dtype) * 8
+    assert_close(gated_act(gate_up, kind), reference.gated_act(gate_up, kind), dtype)
+
+
+def test_embed_gathers_and_scales() -> None:
+    """Rows come back in the order of the ids."""
+    table, ids = randn(11, 70), torch.tensor([10, 0, 3, 3], device=DEVICE)
+    assert torch.equal(embed(ids, table), table[ids])
+    assert torch.equal(embed(ids, table, 0.5), table[ids] * 0.5)
+
+
+@DTYPES
+@pytest.mark.parametrize("rot_dim", [0, 16, 64], ids=["nope", "partial", "full"])
+@pytest.mark.parametrize(("normed", "biased"), [(True, False), (False, True)])
+def test_qkv_rope_writes_rotated_heads_and_pages(
+    rot_dim: int, normed: bool, biased: bool, dtype: torch.dtype
+) -> None:
+    """Q comes out rotated, K and V land in their slots, no other slot is touched."""
+    tokens, num_heads, num_kv_heads, dim, page_size = 3, 6, 2, 64, 16
+    width = (num_heads + 2 * num_kv_heads) * dim
+    qkv = randn(tokens, width, dtype=dtype)
+    bias = randn(width, dtype=dtype, seed=1) if biased else None
+    q_norm = randn(dim, dtype=dtype, seed=2) if normed else None
+    k_norm = randn(dim, dtype=dtype, seed=3) if normed else None
+    angles = torch.outer(torch.arange(50.0), torch.logspace(0, -2, max(rot_dim // 2, 1)))
+    angles = torch.cat((angles, angles), -1).to(DEVICE)
+    cos, sin = (angles.cos(), angles.sin()) if rot_dim else (None, None)
+    positions = torch.tensor([0, 17, 49], device=DEVICE)
+    slots = torch.tensor([2 * page_size + 15, 1 * page_size, 3 * page_size + 7], device=DEVICE)
+    pages = [torch.full((4, num_kv_heads, page_size, dim), float("nan")) for _ in range(2)]
+    k_pages, v_pages = (page.to(DEVICE, dtype) for page in pages)
+    q = qkv_rope(
+        qkv, k_pages, v_pages, positions, slots, num_heads=num_heads, cos=cos, sin=sin,
+        bias=bias, q_norm=q_norm, k_norm=k_norm, eps=1e-6,
+    )  # fmt: skip
+    heads = (qkv.float() + (0 if bias is None else bias.float())).view(tokens, -1, dim)
+    expected_q, expected_k, expected_v = heads.split([num_heads, num_kv_heads, num_kv_heads], 1)
+    if q_norm is not None and k_norm is not None:
+        expected_q = reference.rms_norm(expected_q, q_norm, 1e-6)
+        expected_k = reference.rms_norm(expected_k, k_norm, 1e-6)
+    if cos is not None and sin is not None:
+        expected_q = reference.rotate(expected_q, cos[positions], sin[positions])
+        expected_k = reference.rotate(expected_k, cos[positions], sin[positions])
+    assert_close(q, expected_q, dtype)
+    for stored, expected in ((k_pages, expected_k), (v_pages, expected_v)):
+        assert_close(stored[slots // page_size, :, slots % page_size], expected, dtype)
+        stored[slots // page_size, :, slots % page_size] = float("nan")
+        assert stored.isnan().all()
+
+
+FUSIONS = ["plain", "bias", "norm", "residual", "silu", "norm+gelu_tanh+bias"]
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", FUSIONS)
+@pytest.mark.parametrize(("rows", "width_in", "width_out"), [(1, 96, 7), (1, 64, 33), (5, 80, 37)])
+def test_small_linear_equals_twin(
+    rows: int, width_in: int, width_out: int, kind: str, dtype: torch.dtype
+) -> None:
+    """Every fusion agrees with its parts done one by one, at widths that fill no tile."""
+    act: ActivationKind | None = (
+        "silu" if "silu" in kind else "gelu_tanh" if "gelu_tanh" in kind else None
+    )
+    height = width_out * (2 if act else 1)
+    x = randn(rows, width_in, dtype=dtype)
+    weight = randn(height, width_in, dtype=dtype, seed=1) * width_in**-0.5
+    fusion = Fusion(
+        norm_weight=randn(width_in, dtype=dtype, seed=2) if "norm" in kind else None,
+        bias=randn(height, dtype=dtype, seed=3) if "bias" in kind else None,
+        residual=randn(rows, width_out, dtype=dtype, seed=4) if kind == "residual" else None,
+        act=act,
+    )
+    out = torch.full((rows, width_out), float("nan"), device=DEVICE, dtype=dtype)
+    small_linear(x, weight, fusion, out=out, tuning=LinearTuning(16 if rows > 1 else 2, 32, 4))
+    expected = reference.fused_linear(
+        x, weight, norm_weight=fusion.norm_weight, eps=fusion.eps, bias=fusion.bias,
+        act=fusion.act, residual=fusion.residual,
+    )  # fmt: skip
+    assert_close(out, expected, dtype)
+
+
+def test_small_linear_gives_fp32_logits() -> None:
+    """The head's logits do not pass through the weights' dtype."""
+    x, weight = randn(2, 64, dtype=HALF), randn(50, 64, dtype=HALF, seed=1)
+    out = small_linear(x, weight, out_dtype=torch.float32)
+    torch.testing.assert_close(out, x.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
+
+
+def test_too_many_rows_are_refused() -> None:
+    """The small kernels say what they take."""
+    with pytest.raises(KernelInputError, match="17 rows"):
+        small_linear(randn(17, 64), randn(8, 64))
