@@ -15,7 +15,7 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.json_schema import check_json_schema
+from tokenbus.engine.json_schema import enforceable_schema
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
@@ -206,8 +206,7 @@ def _source_grammar(spec: GrammarSpec) -> str:
     if len(spec.source) > _MAX_SOURCE_BYTES:
         raise GrammarRejected("grammar", f"the source is longer than {_MAX_SOURCE_BYTES} bytes")
     if spec.kind is GrammarKind.JSON_SCHEMA:
-        schema = _parsed(spec)
-        check_json_schema(schema)
+        schema = enforceable_schema(_parsed(spec))
         return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_OPTIONS)
     if spec.kind is GrammarKind.CHOICE:
         choices = _parsed(spec)

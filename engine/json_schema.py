@@ -7,12 +7,14 @@ or is an annotation, which constrains nothing.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.json_pattern import PatternRefused, safe_pattern
 
 # Keywords whose value is a schema, a map of schemas, or a list of schemas.
 _SCHEMA = frozenset({"items", "additionalProperties", "additionalItems"})
@@ -208,6 +210,31 @@ def _check_references(found: Mapping[str, _Located]) -> None:
             stack.extend((target, False) for target in _in_place(found[pointer], found))
 
 
-def check_json_schema(schema: Any) -> None:
-    """Raise GrammarRejected that names the first keyword which would not be enforced."""
-    _check_references(_walk(schema))
+def _make_patterns_safe(schema: dict[str, Any], path: tuple[str, ...]) -> None:
+    """Rewrite the patterns of one schema in place."""
+    try:
+        if isinstance(schema.get("pattern"), str):
+            schema["pattern"] = safe_pattern(schema["pattern"])
+    except PatternRefused as error:
+        raise _reject("pattern", path, f"{error} is not supported") from error
+    try:
+        by_key = schema.get("patternProperties", {})
+        safe = {safe_pattern(pattern): inner for pattern, inner in by_key.items()}
+    except PatternRefused as error:
+        raise _reject("patternProperties", path, f"{error} is not supported") from error
+    if safe:
+        schema["patternProperties"] = safe
+
+
+def enforceable_schema(schema: Any) -> Any:
+    """Return the schema in the form that is enforced.
+
+    Raises: GrammarRejected that names the first keyword which would not be enforced.
+    """
+    schema = copy.deepcopy(schema)
+    found = _walk(schema)
+    _check_references(found)
+    for located in found.values():
+        if isinstance(located.schema, dict):
+            _make_patterns_safe(located.schema, located.path)
+    return schema

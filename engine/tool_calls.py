@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar import JSON_OPTIONS
-from tokenbus.engine.json_schema import check_json_schema
+from tokenbus.engine.json_schema import enforceable_schema
 from tokenbus.engine.tool_format import detect_tool_format
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
@@ -237,7 +237,7 @@ def _arguments_schema(tool: Tool) -> Mapping[str, Any]:
     if schema.setdefault("type", "object") != "object":
         raise RequestRejected("tools", f"{tool.name}: parameters must be of type object")
     try:
-        check_json_schema(schema)
+        enforceable: Mapping[str, Any] = enforceable_schema(schema)
     except GrammarRejected as error:
         raise RequestRejected("tools", f"{tool.name}: {error}") from error
-    return schema
+    return enforceable
