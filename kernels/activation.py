@@ -11,6 +11,7 @@ import triton.language as tl
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
+    release_successor,
     require,
     require_contiguous,
     wait_for_inputs,
@@ -37,6 +38,7 @@ def gate(value, KIND: tl.constexpr):
 def _gated_act_kernel(
     gate_up, out, width, BLOCK: tl.constexpr, KIND: tl.constexpr, PDL: tl.constexpr
 ):
+    release_successor(PDL)
     row = tl.program_id(0).to(tl.int64)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < width

@@ -11,6 +11,7 @@ import triton.language as tl
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
+    release_successor,
     require,
     require_contiguous,
     wait_for_inputs,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 def _embed_kernel(
     token_ids, table, out, scale, H: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
+    release_successor(PDL)
     row = tl.program_id(0).to(tl.int64)
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = offs < H

@@ -54,8 +54,8 @@ def ceil_div(a: int, b: int) -> int:
 def dependent_launch(device: torch.device) -> dict[str, bool]:
     """Return the launch options that let a kernel start while its predecessor drains.
 
-    A kernel launched so has to call `wait_for_inputs` in every program before it touches anything
-    that another kernel wrote or reads.
+    A kernel launched so calls `release_successor` first, and in every program `wait_for_inputs`
+    before it touches anything that another kernel wrote or reads.
     """
     if not supports_dependent_launch(device):
         return {"PDL": False}
@@ -63,8 +63,14 @@ def dependent_launch(device: torch.device) -> dict[str, bool]:
 
 
 @triton.jit
-def wait_for_inputs(PDL: tl.constexpr):
-    """Let the successor start launching, then wait until all predecessors' writes are visible."""
+def release_successor(PDL: tl.constexpr):
+    """Let the next kernel take what room is left, up to its own wait."""
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_inputs(PDL: tl.constexpr):
+    """Wait until everything that earlier kernels wrote is visible."""
+    if PDL:
         tl.extra.cuda.gdc_wait()

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.launch import wait_for_inputs
+from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 
 @triton.jit
@@ -22,13 +22,14 @@ def matvec_kernel(
     before this one waits for its inputs. The norm's scale is one number per row of x, so it is
     applied to the finished sums.
     """
+    release_successor(PDL)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = rows < N
     offs = tl.arange(0, BLOCK_K)
     acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
     acc_up = tl.zeros([ROWS, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
-    for block in tl.static_range(tl.cdiv(K, BLOCK_K)):
+    for block in tl.static_range((K + BLOCK_K - 1) // BLOCK_K):
         k = block * BLOCK_K + offs
         # A block that fits needs no mask; with one the loads would be checked element by element.
         if (block + 1) * BLOCK_K <= K:

@@ -12,6 +12,7 @@ import triton.language as tl
 from tokenbus.kernels.launch import (
     dependent_launch,
     next_power_of_2,
+    release_successor,
     require,
     require_contiguous,
     wait_for_inputs,
@@ -26,6 +27,7 @@ def _add_rms_norm_kernel(
     x, residual, weight, normed, added, eps, H: tl.constexpr, BLOCK_H: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, ADD_ONE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    release_successor(PDL)
     row = tl.program_id(0).to(tl.int64) * H
     offs = tl.arange(0, BLOCK_H)
     mask = offs < H

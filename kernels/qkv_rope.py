@@ -13,6 +13,7 @@ from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
     next_power_of_2,
+    release_successor,
     require,
     require_contiguous,
     wait_for_inputs,
@@ -69,6 +70,7 @@ def _qkv_rope_kernel(
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = ROT // 2
+    release_successor(PDL)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     live = heads < HQ + 2 * HKV

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.launch import wait_for_inputs
+from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 
 @triton.jit
@@ -31,6 +31,7 @@ def small_matmul_kernel(
     The squares for the norm come from the diagonal of x x^T, a few matrix instructions, so that
     no second pass over x is needed.
     """
+    release_successor(PDL)
     cols = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = cols < N
     rows = tl.arange(0, ROWS)
