@@ -47,6 +47,11 @@ class Decoder:
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """token_ids: [T] int64 -> hidden states [T, H] before the final norm."""
         residual = self.ops.embed(token_ids, self.embedding, self.embed_scale)
+        fused = self.ops.fused_layer(self.config, token_ids.shape[0])
+        if fused is not None:
+            for layer in self.layers:
+                residual = fused(residual, layer, self.config, ctx)
+            return residual
         branch: Tensor | None = None
         for layer in self.layers:
             branch, residual = self._layer(layer, branch, residual, ctx)

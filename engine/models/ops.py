@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.forward import AttentionBackend, ForwardContext
     from tokenbus.engine.models.decoder import Decoder
+    from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.layers import DecoderLayer, Linear
+
+
+class FusedLayer(Protocol):
+    """One layer in few launches."""
+
+    def __call__(
+        self, hidden: Tensor, layer: DecoderLayer, config: DecoderConfig, ctx: ForwardContext
+    ) -> Tensor:
+        """Run a layer, [T, H] -> [T, H], both residual sums included."""
+        ...
 
 
 class Ops(Protocol):
@@ -53,6 +64,10 @@ class Ops(Protocol):
 
     def gated_act(self, gate_up: Tensor, kind: Activation) -> Tensor:
         """gate_up: [T, 2 I] -> activation(gate) * up, [T, I]."""
+        ...
+
+    def fused_layer(self, config: DecoderConfig, num_tokens: int) -> FusedLayer | None:
+        """Return what runs a whole layer of a pass of this many tokens; None: step by step."""
         ...
 
 
@@ -109,6 +124,10 @@ class TorchOps:
             return F.silu(gate).mul_(up)
         approximate = "tanh" if kind is Activation.GELU_TANH else "none"
         return F.gelu(gate, approximate=approximate).mul_(up)
+
+    def fused_layer(self, config: DecoderConfig, num_tokens: int) -> FusedLayer | None:  # noqa: ARG002
+        """Return None: plain torch runs layers step by step."""
+        return None
 
     def _norm_qk(
         self,

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
-from tokenbus.engine.models.decoder_config import Activation
+from tokenbus.engine.models.decoder_config import Activation, NormNames
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.kernels.activation import gated_act
 from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.linear import Fusion, small_linear
 from tokenbus.kernels.norm import add_rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 
@@ -18,7 +19,17 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.attention.triton_backend import TritonAttention
     from tokenbus.engine.forward import AttentionBackend, ForwardContext
+    from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.layers import DecoderLayer, Linear
+    from tokenbus.engine.models.ops import FusedLayer
+    from tokenbus.kernels.activation import ActivationKind
+
+_GATES: dict[Activation, ActivationKind] = {
+    Activation.SILU: "silu",
+    Activation.GELU_TANH: "gelu_tanh",
+}
+# Rows up to which the fused small linears beat cuBLAS and a launch more per norm and sum.
+MAX_FUSED_ROWS = 16
 
 
 class TritonOps(TorchOps):
@@ -36,6 +47,8 @@ class TritonOps(TorchOps):
 
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         """x: [T, in] -> [T, out]."""
+        if x.shape[0] <= MAX_FUSED_ROWS and x.is_contiguous():
+            return small_linear(x, linear.weight, Fusion(bias=linear.bias))
         return F.linear(x, linear.weight, linear.bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -77,10 +90,33 @@ class TritonOps(TorchOps):
         )
         return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
 
+    def fused_layer(self, config: DecoderConfig, num_tokens: int) -> FusedLayer | None:
+        """Return the fused layer for few tokens, if the layer's layout is the plain one."""
+        plain = config.norm_names == NormNames() and config.residual_scale == 1.0
+        if plain and config.activation in _GATES and num_tokens <= MAX_FUSED_ROWS:
+            return self._run_layer
+        return None
+
+    def _run_layer(
+        self, hidden: Tensor, layer: DecoderLayer, config: DecoderConfig, ctx: ForwardContext
+    ) -> Tensor:
+        """Run one layer in six launches: norms, gate and residual sums ride on the linears."""
+        eps = config.norm_eps
+        norm = Fusion(norm_weight=layer.pre_attention_norm, eps=eps, bias=layer.qkv.bias)
+        qkv = small_linear(hidden, layer.qkv.weight, norm)
+        x = self.qkv_attention(qkv, layer, eps, ctx)
+        hidden = small_linear(x, layer.o.weight, Fusion(bias=layer.o.bias, residual=hidden))
+        gate = Fusion(
+            norm_weight=layer.pre_mlp_norm,
+            eps=eps,
+            bias=layer.gate_up.bias,
+            act=_GATES[config.activation],
+        )
+        x = small_linear(hidden, layer.gate_up.weight, gate)
+        return small_linear(x, layer.down.weight, Fusion(bias=layer.down.bias, residual=hidden))
+
     def gated_act(self, gate_up: Tensor, kind: Activation) -> Tensor:
         """gate_up: [T, 2 I] -> activation(gate) * up, [T, I]."""
-        if kind is Activation.SILU:
-            return gated_act(gate_up, "silu")
-        if kind is Activation.GELU_TANH:
-            return gated_act(gate_up, "gelu_tanh")
-        return super().gated_act(gate_up, kind)
+        if kind not in _GATES:
+            return super().gated_act(gate_up, kind)
+        return gated_act(gate_up, _GATES[kind])
