@@ -8,6 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedTokenizerFast
 
 _NUM_BYTES = 256
@@ -48,6 +50,7 @@ def build_null_tokenizer(vocab_size: int = 512) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    fast = build(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
     fast.chat_template = _CHAT_TEMPLATE
     return fast

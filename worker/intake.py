@@ -71,6 +71,7 @@ class Intake:
         self._metrics = metrics
         self._pages_changed = asyncio.Event()
         self._head_of_line_since: float | None = None
+        self._line_is_offered = False
         self._log = get_logger()
         self.touch: Callable[[HeldJob], None] = nobody
 
@@ -119,17 +120,22 @@ class Intake:
         """Pull once and register what came before anyone else may look at what we hold."""
         asked_at = time.monotonic()
         async with self._lease.custody_lock:
+            takes_head_of_line = not self._line_is_taken()
             budget = Budget(
                 pages=max(0, self._ledger.budget()),
                 page_size=self._ledger.page_size,
                 total_pages=self._ledger.total_pages,
                 max_jobs=min(self._settings.max_pull_jobs, self._ledger.free_rows()),
-                take_head_of_line=not any(job.is_waiting for job in self._roster),
+                take_head_of_line=takes_head_of_line,
                 expected_output=self._ledger.expected_outputs(),
             )
-            pulled = await self._session.call(
-                lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget)
-            )
+            self._line_is_offered = takes_head_of_line
+            try:
+                pulled = await self._session.call(
+                    lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget)
+                )
+            finally:
+                self._line_is_offered = False
             jobs = [self._register(job) for job in pulled.jobs]
         for job in jobs:
             tasks.create_task(self._bring_in(job))
@@ -160,12 +166,16 @@ class Intake:
         if job.phase is not Phase.PULLED:
             return
         if job.prepared is not None and not job.is_waiting and not self._still_fits(job):
-            if any(other.is_waiting for other in self._roster):
+            if self._line_is_taken():
                 await self._undo(job)
                 return
             job.is_waiting = True
             self._head_of_line_since = time.monotonic()
         self.touch(job)
+
+    def _line_is_taken(self) -> bool:
+        """Tell whether a job waits at the head of the line, or a pull under way may bring one."""
+        return self._line_is_offered or any(job.is_waiting for job in self._roster)
 
     def _still_fits(self, job: HeldJob) -> bool:
         """Tell whether the exact size is covered by what the pull counted, or else by free room."""

@@ -1,0 +1,225 @@
+"""Workers that die, hang, are stopped or interrupted: readers see a pause, not a gap."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from bus_workers import (
+    Story,
+    command,
+    expected_text,
+    follow,
+    leaked_keys,
+    until,
+    worker,
+    worker_process,
+)
+
+if TYPE_CHECKING:
+    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.scripts import Scripts
+
+LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
+NUM_JOBS = 6
+NUM_TOKENS = 60
+
+
+async def _submit(client: AsyncClient, num_tokens: int = NUM_TOKENS) -> list[str]:
+    jobs = [
+        await client.submit("x" * (10 + seed), seed=seed, max_tokens=num_tokens)
+        for seed in range(NUM_JOBS)
+    ]
+    return [job.job_id for job in jobs]
+
+
+class Readers:
+    """A reader per job, and the moment when every one of them has seen enough tokens."""
+
+    def __init__(self, client: AsyncClient, job_ids: list[str], num_seen: int) -> None:
+        self.job_ids = job_ids
+        self._midway = {job_id: asyncio.Event() for job_id in job_ids}
+        self._num_seen = num_seen
+        self._tasks = [
+            asyncio.create_task(follow(client, job_id, self._look)) for job_id in job_ids
+        ]
+
+    def _look(self, story: Story) -> None:
+        if story.last >= self._num_seen:
+            self._midway[story.job_id].set()
+
+    async def midway(self) -> None:
+        """Wait until every reader is in the middle of its job."""
+        async with asyncio.timeout(30):
+            for event in self._midway.values():
+                await event.wait()
+
+    async def check(self, num_tokens: int = NUM_TOKENS) -> list[Story]:
+        """Wait for all ends; the texts are those of unbroken runs."""
+        stories = await asyncio.gather(*self._tasks)
+        for seed, story in enumerate(stories):
+            assert story.reason == "length"
+            assert story.text == expected_text(seed, num_tokens)
+        return list(stories)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_second_worker_goes_on_where_the_first_was_lost(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str, number: signal.Signals
+) -> None:
+    """After SIGKILL, or a pause longer than the lease, another worker ends every text unbroken.
+
+    The paused one wakes up to a log that is not its own any more and drops everything.
+    """
+    pace = {"null_tokens_per_s": 60, **LEASE}
+    async with worker_process(pool, redis_url, **pace) as first:
+        readers = Readers(client, await _submit(client), 10)
+        await readers.midway()
+        first.send(number)
+        async with worker(pool, redis_url, **LEASE) as second:
+            stories = await readers.check()
+            assert all(len(story.epochs) == 2 for story in stories)
+            assert second.metrics.jobs_resumed == NUM_JOBS
+            if number is signal.SIGSTOP:
+                first.send(signal.SIGCONT)
+                name = await _other_worker(scripts, second.name)
+                held = scripts.keys.of("held", name)
+                alive = scripts.keys.of("alive", name)
+                async with asyncio.timeout(30):
+                    while not await command(scripts, "EXISTS", alive) or await command(
+                        scripts, "HLEN", held
+                    ):
+                        pass
+                late = await client.submit("hello", seed=77, max_tokens=30)
+                assert (await follow(client, late.job_id)).text == expected_text(77, 30)
+            await until(lambda: second.num_held == 0)
+
+
+async def _other_worker(scripts: Scripts, name: str) -> str:
+    members = await command(scripts, "SMEMBERS", scripts.keys.of("workers"))
+    [other] = {member.decode() for member in members} - {name}
+    return str(other)
+
+
+async def test_drain_hands_back_what_does_not_end_in_time(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """SIGTERM ends the worker with status 0 after its deadline, its jobs go on elsewhere.
+
+    A drain is no crash: no attempt is counted.
+    """
+    pace = {"null_tokens_per_s": 60, "drain_deadline_s": 0.3}
+    async with worker_process(pool, redis_url, **pace) as first:
+        readers = Readers(client, await _submit(client), 10)
+        await readers.midway()
+        first.send(signal.SIGTERM)
+        assert await first.wait() == 0
+        assert await scripts.lease.scan() == []
+        async with worker(pool, redis_url) as second:
+            await readers.check()
+            assert second.metrics.jobs_resumed == NUM_JOBS
+            await until(lambda: second.num_held == 0)
+    for job_id in readers.job_ids:
+        record = await scripts.queue.record(job_id)
+        assert record is not None
+        assert record.attempts == 0
+    assert await leaked_keys(scripts) == []
+
+
+async def test_drain_lets_jobs_end_that_do_so_in_time(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """A worker that is asked to stop finishes what runs, and pulls nothing more."""
+    async with worker_process(pool, redis_url, null_tokens_per_s=60, drain_deadline_s=30) as first:
+        readers = Readers(client, await _submit(client), 10)
+        await readers.midway()
+        first.send(signal.SIGTERM)
+        stories = await readers.check()
+        assert all(story.epochs == {1} for story in stories)
+        assert await first.wait() == 0
+
+
+async def test_second_interrupt_does_not_wait_for_the_deadline(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """Ctrl-C twice ends the worker at once; what it held is finished by another, unbroken."""
+    pace = {"null_tokens_per_s": 30, "drain_deadline_s": 3600}
+    async with worker_process(pool, redis_url, **pace) as first:
+        readers = Readers(client, await _submit(client), 5)
+        await readers.midway()
+        first.send(signal.SIGINT)
+        first.send(signal.SIGINT)
+        assert await first.wait() == 0
+        async with worker(pool, redis_url):
+            await readers.check()
+
+
+async def test_death_of_the_engine_process_costs_a_pause(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """SIGKILL of the engine alone: its worker gives the jobs back, starts another and goes on."""
+    async with worker(pool, redis_url, null_tokens_per_s=60) as running:
+        readers = Readers(client, await _submit(client), 10)
+        await readers.midway()
+        assert running.engine_pid is not None
+        os.kill(running.engine_pid, signal.SIGKILL)
+        stories = await readers.check()
+        assert all(len(story.epochs) == 2 for story in stories)
+        assert running.metrics.engine_deaths == 1
+
+
+async def test_hung_engine_is_replaced(client: AsyncClient, redis_url: str, pool: str) -> None:
+    """An engine that stops moving is killed like a dead one, and its jobs go on."""
+    async with worker(pool, redis_url, null_tokens_per_s=60, engine_stall_s=1) as running:
+        readers = Readers(client, await _submit(client), 10)
+        await readers.midway()
+        assert running.engine_pid is not None
+        os.kill(running.engine_pid, signal.SIGSTOP)
+        await readers.check()
+        assert running.metrics.engine_deaths == 1
+
+
+async def test_job_that_kills_the_engine_ends_as_poison_alone(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """Three engines die of one job; it fails, and all that ran beside it finish unbroken."""
+    async with worker(
+        pool, redis_url, null_crash_id=7, null_tokens_per_s=200, max_engine_restarts=10
+    ) as running:
+        good = [await client.submit("hello", seed=s, max_tokens=60) for s in range(8)]
+        killer = await client.submit(token_ids=[7], max_tokens=4)
+        stories = await asyncio.gather(*(follow(client, job.job_id) for job in good))
+        assert [s.text for s in stories] == [expected_text(s, 60) for s in range(8)]
+        story = await follow(client, killer.job_id)
+        assert story.finish is not None
+        assert story.finish.error is not None
+        assert story.finish.error.code == "poison"
+        assert running.metrics.engine_deaths == 3
+
+
+@pytest.mark.parametrize(
+    "cut", ["kill_connections", "forget_scripts", "pause_writes"], ids=lambda name: name
+)
+async def test_trouble_with_the_server_costs_a_pause(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str, cut: str
+) -> None:
+    """Connections cut, scripts forgotten, a server that stalls: the texts stay unbroken."""
+    acts: dict[str, tuple[str | int, ...]] = {
+        "kill_connections": ("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"),
+        "forget_scripts": ("SCRIPT", "FLUSH"),
+        "pause_writes": ("CLIENT", "PAUSE", 1500, "WRITE"),
+    }
+    quick = {"call_timeout_s": 0.5, "null_tokens_per_s": 60}
+    async with worker(pool, redis_url, **quick, **LEASE) as running:
+        readers = Readers(client, await _submit(client), 10)
+        await readers.midway()
+        for _ in range(3):
+            await command(scripts, *acts[cut])
+            await asyncio.sleep(0.2)
+        stories = await readers.check()
+        assert all(story.epochs == {1} for story in stories)
+        await until(lambda: running.num_held == 0)
+    assert await leaked_keys(scripts) == []
