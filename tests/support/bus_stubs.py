@@ -11,7 +11,15 @@ from tokenbus.producer.result import build_result
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, NewJob, Scripts, Takeover
 
 if TYPE_CHECKING:
-    from tokenbus.producer.replies import HeldJob, LogReply, LogStatus, Pulled, Refused, Submitted
+    from tokenbus.producer.replies import (
+        HeldJob,
+        LogReply,
+        LogStatus,
+        Orphan,
+        Pulled,
+        Refused,
+        Submitted,
+    )
 
 PAGE_SIZE = 16
 TOTAL_PAGES = 1000
@@ -104,3 +112,31 @@ def owned_end(job_id: str, epoch: int, last: int, reason: str = "stop") -> End:
     ]
     result = build_result(job_id, epoch, token_events, finish)
     return End(job_id, epoch, last, finish.dump(), result.dump())
+
+
+async def pulled(scripts: Scripts, job_id: str) -> StubWorker:
+    """Submit a job and let a new worker pull it, at epoch 1."""
+    await submit(scripts, a_job(job_id))
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    [job] = (await worker.pull()).jobs
+    if (job.job_id, job.epoch) != (job_id, 1):
+        raise AssertionError(f"pulled {job.job_id} at epoch {job.epoch}")
+    return worker
+
+
+async def indices(scripts: Scripts, job_id: str) -> list[int]:
+    """Return every token index in a job's log, in order."""
+    events = await scripts.log.events(job_id) or []
+    return [index for event in events for index in range(event.start, event.to + 1)]
+
+
+async def num_ends(scripts: Scripts, job_id: str) -> int:
+    """Return the number of terminal entries in a job's log."""
+    return sum(event.finish is not None for event in await scripts.log.events(job_id) or [])
+
+
+async def orphan_of(scripts: Scripts) -> Orphan:
+    """Return the one job of a dead worker."""
+    [orphan] = await scripts.lease.scan()
+    return orphan

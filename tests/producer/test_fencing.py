@@ -1,0 +1,82 @@
+"""Fencing, reaping and batches of the log scripts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from bus_stubs import StubWorker, a_job, indices, orphan_of, pulled, submit, tokens
+
+from tokenbus.producer.replies import LogStatus, RequeueStatus
+
+if TYPE_CHECKING:
+    from tokenbus.producer.chains import Chains
+    from tokenbus.producer.scripts import Scripts
+
+J = "j-1"
+
+
+async def test_every_log_write_renews_the_belt(scripts: Scripts) -> None:
+    """A log that lost its terminal entry to a rollback still expires some day."""
+    worker = await pulled(scripts, J)
+    await worker.start(J, 1)
+    key = scripts.keys.log(J)
+    for write in (worker.append(J, 1, 1, 1), worker.end(J, 1, 1)):
+        await scripts.redis.persist(key)
+        await write
+        assert await scripts.redis.ttl(key) > 0
+
+
+async def test_two_reapers_count_one_crash(scripts: Scripts, chains: Chains) -> None:
+    """Of two reapers one gives the job back, the other is refused; one attempt is counted."""
+    worker = await pulled(scripts, J)
+    await worker.start(J, 1)
+    await worker.die()
+    orphan = await orphan_of(scripts)
+    now = chains._clock()
+    outcomes = await asyncio.gather(chains.reap("r1", orphan, now), chains.reap("r2", orphan, now))
+    assert sorted(str(outcome) for outcome in outcomes) == ["refused", "waiting"]
+    record = await scripts.queue.record(J)
+    assert record is not None
+    assert record.attempts == 1
+
+
+async def test_zombie_is_refused_by_log_and_queue(scripts: Scripts, chains: Chains) -> None:
+    """After another worker took a job over, its old owner can neither write, end nor requeue it."""
+    zombie = await pulled(scripts, J)
+    await zombie.start(J, 1)
+    await zombie.append(J, 1, 1, 2)
+    await zombie.die()
+    await chains.reap("reaper", await orphan_of(scripts), chains._clock())
+    heir = StubWorker(scripts)
+    await heir.reconcile()
+    [job] = (await heir.pull()).jobs
+    assert (await heir.start(J, job.epoch)).last == 2
+    assert (await zombie.append(J, 1, 3, 3)).status is LogStatus.FENCED
+    assert (await zombie.end(J, 1, 2)).status is LogStatus.FENCED
+    assert await scripts.lease.requeue(zombie.name, J, 1) is RequeueStatus.REFUSED
+    assert (await heir.append(J, job.epoch, 3, 3)).status is LogStatus.OK
+    assert await indices(scripts, J) == [1, 2, 3]
+
+
+async def test_batch_answers_each_job_for_itself(scripts: Scripts) -> None:
+    """In one batch a log of the wrong type fails alone; the jobs around it are appended."""
+    await submit(scripts, a_job("j-a"), a_job("j-b"), a_job("j-c"))
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    await worker.pull()
+    for job_id in ("j-a", "j-c"):
+        await worker.start(job_id, 1)
+    await scripts.redis.set(scripts.keys.log("j-b"), "not a stream")
+    batch = [tokens(job_id, 1, 1, 1) for job_id in ("j-a", "j-b", "j-c")]
+    statuses = [reply.status for reply in await scripts.log.append(batch)]
+    assert statuses == [LogStatus.OK, LogStatus.ERROR, LogStatus.OK]
+
+
+async def test_batch_is_cut_into_slices_in_order(scripts: Scripts) -> None:
+    """A batch over 64 items is answered item by item, in the order given."""
+    worker = await pulled(scripts, J)
+    await worker.start(J, 1)
+    batch = [tokens(J, 1, index, index) for index in range(1, 151)]
+    replies = await scripts.log.append(batch)
+    assert [reply.last for reply in replies] == list(range(1, 151))
