@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from bus_stubs import StubWorker, a_job, indices, orphan_of, pulled, submit, tokens
+from bus_stubs import StubWorker, a_job, indices, orphan_of, pulled, raw, submit, tokens
 
 from tokenbus.producer.replies import LogStatus, RequeueStatus
 
@@ -22,9 +22,9 @@ async def test_every_log_write_renews_the_belt(scripts: Scripts) -> None:
     await worker.start(J, 1)
     key = scripts.keys.log(J)
     for write in (worker.append(J, 1, 1, 1), worker.end(J, 1, 1)):
-        await scripts.redis.persist(key)
+        await raw(scripts).persist(key)
         await write
-        assert await scripts.redis.ttl(key) > 0
+        assert await raw(scripts).ttl(key) > 0
 
 
 async def test_two_reapers_count_one_crash(scripts: Scripts, chains: Chains) -> None:
@@ -67,7 +67,7 @@ async def test_batch_answers_each_job_for_itself(scripts: Scripts) -> None:
     await worker.pull()
     for job_id in ("j-a", "j-c"):
         await worker.start(job_id, 1)
-    await scripts.redis.set(scripts.keys.log("j-b"), "not a stream")
+    await raw(scripts).set(scripts.keys.log("j-b"), "not a stream")
     batch = [tokens(job_id, 1, 1, 1) for job_id in ("j-a", "j-b", "j-c")]
     statuses = [reply.status for reply in await scripts.log.append(batch)]
     assert statuses == [LogStatus.OK, LogStatus.ERROR, LogStatus.OK]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_stubs import PAGE_SIZE, StubWorker, a_job, submit
+from bus_stubs import PAGE_SIZE, StubWorker, a_job, raw, submit
 
 from tokenbus.producer.replies import JobState, PullStatus, RequeueStatus
 
@@ -86,9 +86,9 @@ async def test_empty_pull_says_so_and_work_rings_the_bell(
     """A pull that finds nothing answers `empty`; a submit then puts one token on the bell."""
     bell = scripts.keys.of("bell")
     assert (await worker.pull()).status is PullStatus.EMPTY
-    assert await scripts.redis.llen(bell) == 0
+    assert await raw(scripts).llen(bell) == 0
     await submit(scripts, a_job(), a_job())
-    assert await scripts.redis.llen(bell) == 1
+    assert await raw(scripts).llen(bell) == 1
 
 
 async def test_pull_that_leaves_work_behind_rings_again(
@@ -96,9 +96,9 @@ async def test_pull_that_leaves_work_behind_rings_again(
 ) -> None:
     """Work left by one worker's budget is announced to the others."""
     await submit(scripts, a_job(), a_job())
-    await scripts.redis.delete(scripts.keys.of("bell"))
+    await raw(scripts).delete(scripts.keys.of("bell"))
     assert len((await worker.pull(max_jobs=1)).jobs) == 1
-    assert await scripts.redis.llen(scripts.keys.of("bell")) == 1
+    assert await raw(scripts).llen(scripts.keys.of("bell")) == 1
 
 
 async def test_job_larger_than_every_pool_fails_after_its_time(
@@ -111,7 +111,7 @@ async def test_job_larger_than_every_pool_fails_after_its_time(
     [ending] = reply.endings
     assert ending.job_id == "huge"
     assert '"too_large"' in ending.finish
-    assert await scripts.redis.exists(scripts.keys.lane(1, "acme")) == 0
+    assert await raw(scripts).exists(scripts.keys.lane(1, "acme")) == 0
 
 
 async def test_job_too_large_here_waits_for_a_larger_worker(
@@ -132,13 +132,13 @@ async def test_too_big_after_tokenising_is_undone(scripts: Scripts, worker: Stub
     await submit(scripts, a_job("j-0"))
     await worker.pull()
     record = scripts.keys.of("job", "j-0")
-    assert await scripts.redis.hget(record, "charge") == b"48"
+    assert await raw(scripts).hget(record, "charge") == b"48"
     status = await scripts.lease.undo(worker.name, "j-0", 1, prompt_tokens=320)
     assert status is RequeueStatus.WAITING
-    assert await scripts.redis.hget(record, "charge") == b"0"
+    assert await raw(scripts).hget(record, "charge") == b"0"
     [job] = (await worker.pull()).jobs
     assert (job.pages, job.attempts, job.epoch) == (21, 0, 2)
-    assert await scripts.redis.hget(record, "charge") == b"336"
+    assert await raw(scripts).hget(record, "charge") == b"336"
 
 
 async def crash(scripts: Scripts, chains: Chains, worker: StubWorker) -> None:
@@ -185,7 +185,7 @@ async def test_third_crash_is_poison(scripts: Scripts, chains: Chains) -> None:
     assert finish is not None
     assert finish.error is not None
     assert finish.error.code == "poison"
-    [(_, letter)] = await scripts.redis.xrange(scripts.keys.of("dead"))
+    [(_, letter)] = await raw(scripts).xrange(scripts.keys.of("dead"))
     assert letter[b"job"] == b"killer"
 
 
@@ -209,7 +209,7 @@ async def test_dead_worker_is_struck_off_once_empty(
     await crash(scripts, chains, worker)
     assert await scripts.lease.scan() == []
     assert (
-        await scripts.redis.exists(
+        await raw(scripts).exists(
             scripts.keys.of("workers"), scripts.keys.of("worker", worker.name)
         )
         == 0

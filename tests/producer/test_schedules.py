@@ -16,6 +16,7 @@ from bus_stubs import (
     orphan_of,
     owned_end,
     pulled,
+    raw,
     submit,
 )
 
@@ -60,7 +61,7 @@ async def test_repeated_takeover_writes_one_marker(scripts: Scripts) -> None:
     reaping = Takeover(J, 2, "reaper", create=False)
     first, second = await scripts.log.takeover([reaping, reaping])
     assert (first.status, second.status) == (LogStatus.OK, LogStatus.LOG)
-    assert await scripts.redis.xlen(scripts.keys.log(J)) == 2
+    assert await raw(scripts).xlen(scripts.keys.log(J)) == 2
 
 
 async def test_end_is_never_already_because_of_the_index(scripts: Scripts) -> None:
@@ -107,9 +108,9 @@ async def test_lost_marker_is_written_again(scripts: Scripts) -> None:
     await scripts.lease.requeue(worker.name, J, 1)
     await worker.pull()
     key = scripts.keys.log(J)
-    before = await scripts.redis.dump(key)
+    before = await raw(scripts).dump(key)
     await worker.start(J, 2)
-    await scripts.redis.restore(key, 0, before, replace=True)
+    await raw(scripts).restore(key, 0, before, replace=True)
     assert (await worker.append(J, 2, 1, 1)).status is LogStatus.BEHIND
     assert (await worker.start(J, 2)).status is LogStatus.OK
     assert (await worker.append(J, 2, 1, 1)).status is LogStatus.OK
@@ -178,14 +179,14 @@ async def test_commit_outlives_the_completion(scripts: Scripts, chains: Chains) 
     worker = await pulled(scripts, J)
     await worker.run(J, 1, 2)
     for key in (scripts.keys.log(J), scripts.keys.result(J)):
-        assert await scripts.redis.ttl(key) > 24 * 3600
+        assert await raw(scripts).ttl(key) > 24 * 3600
     await worker.die()
     assert await chains.reap("reaper", await orphan_of(scripts), chains._clock()) is None
     record = await scripts.queue.record(J)
     assert record is not None
     assert record.state == "done"
     assert await num_ends(scripts, J) == 1
-    assert await scripts.redis.ttl(scripts.keys.log(J)) <= 120
+    assert await raw(scripts).ttl(scripts.keys.log(J)) <= 120
 
 
 async def test_tick_on_a_done_job_takes_only_the_last_steps(scripts: Scripts) -> None:
@@ -197,11 +198,11 @@ async def test_tick_on_a_done_job_takes_only_the_last_steps(scripts: Scripts) ->
     events = await scripts.log.events(J)
     assert events is None
     await chains.end_unowned(reply.ending, chains._clock())
-    await scripts.redis.delete(scripts.keys.log(J), scripts.keys.result(J))
-    await scripts.redis.zadd(scripts.keys.of("ending"), {J: 1})
+    await raw(scripts).delete(scripts.keys.log(J), scripts.keys.result(J))
+    await raw(scripts).zadd(scripts.keys.of("ending"), {J: 1})
     assert await chains.tick() is False
     assert await scripts.log.events(J) is None
-    assert await scripts.redis.zcard(scripts.keys.of("ending")) == 0
+    assert await raw(scripts).zcard(scripts.keys.of("ending")) == 0
 
 
 async def test_old_answers_start_nothing(scripts: Scripts) -> None:
@@ -228,7 +229,7 @@ async def test_owner_does_not_create_an_expired_log(scripts: Scripts) -> None:
     assert (await worker.end(J, 1, 0)).status is LogStatus.NOLOG
     [reaped] = await scripts.log.takeover([Takeover(J, 2, "reaper", create=False)])
     assert reaped.status is LogStatus.NOLOG
-    assert await scripts.redis.exists(scripts.keys.log(J)) == 0
+    assert await raw(scripts).exists(scripts.keys.log(J)) == 0
 
 
 async def test_chain_that_outlived_a_rollback_ends_nothing_unknown(
@@ -236,7 +237,7 @@ async def test_chain_that_outlived_a_rollback_ends_nothing_unknown(
 ) -> None:
     """A completion for a job that the server no longer knows does nothing and leaks nothing."""
     await chains.complete(J, owned_end(J, 1, 0).finish)
-    found = [key async for key in scripts.redis.scan_iter(f"{{tb:{scripts.keys.pool}*")]
+    found = [key async for key in raw(scripts).scan_iter(f"{{tb:{scripts.keys.pool}*")]
     assert found == []
 
 

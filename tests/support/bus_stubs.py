@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.events import Event, Finish, Usage
 from tokenbus.producer.result import build_result
@@ -39,6 +39,11 @@ def a_job(job_id: str = "", **fields: object) -> NewJob:
         "digest": "d",
     }
     return NewJob(**(chosen | fields))  # type: ignore[arg-type]  # fields are checked by the test
+
+
+def raw(scripts: Scripts) -> Any:
+    """Return the server's client untyped, for commands whose types redis-py states wrongly."""
+    return scripts.redis
 
 
 async def submit(scripts: Scripts, *jobs: NewJob) -> list[Submitted | Refused]:
