@@ -81,13 +81,15 @@ def attend_tile(q, k, v, m, l, acc, start, limit, first_visible, scale, softcap,
 def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end,
                  first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-                 DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                 PRECISION: tl.constexpr, EVICT: tl.constexpr):  # fmt: skip
+                 DEPTH: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                 HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+                 EVICT: tl.constexpr):  # fmt: skip
     """Attend R query rows over tokens [begin, end); `begin` is a multiple of BLOCK_N.
 
     Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R]; an empty range
-    gives zeros and -inf. Only the last tile is masked. DEPTH tiles are in flight: page ids and
-    the tiles that they name are two levels of loads, so the loop has 2 * DEPTH + 1 stages.
+    gives zeros and -inf. DEPTH tiles are in flight: page ids and the tiles that they name are two
+    levels of loads, so the loop has 2 * DEPTH + 1 stages. The last tile is masked inside the
+    loop: a tile of its own after it would wait for memory with nothing else in flight.
     """
     m = tl.full([R], float("-inf"), tl.float32)
     if R <= 16:
@@ -95,21 +97,13 @@ def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin
     else:
         l = tl.zeros([R], tl.float32)  # noqa: E741
     acc = tl.zeros([R, BLOCK_D], tl.float32)
-    full_end = begin + (end - begin) // BLOCK_N * BLOCK_N
-    for start in tl.range(begin, full_end, BLOCK_N, num_stages=2 * DEPTH + 1):
+    for start in tl.range(begin, end, BLOCK_N, num_stages=2 * DEPTH + 1):
         k = load_tile(k_pages, table_row, head_offset, page_stride, start, end,
-                      D, S, BLOCK_N, BLOCK_D, False, EVICT)  # fmt: skip
+                      D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
         v = load_tile(v_pages, table_row, head_offset, page_stride, start, end,
-                      D, S, BLOCK_N, BLOCK_D, False, EVICT)  # fmt: skip
+                      D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
         m, l, acc = attend_tile(q, k, v, m, l, acc, start, end, first_visible, scale, softcap,
-                                BLOCK_N, False, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
-    if full_end < end:
-        k = load_tile(k_pages, table_row, head_offset, page_stride, full_end, end,
-                      D, S, BLOCK_N, BLOCK_D, True, EVICT)  # fmt: skip
-        v = load_tile(v_pages, table_row, head_offset, page_stride, full_end, end,
-                      D, S, BLOCK_N, BLOCK_D, True, EVICT)  # fmt: skip
-        m, l, acc = attend_tile(q, k, v, m, l, acc, full_end, end, first_visible, scale, softcap,
-                                BLOCK_N, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+                                BLOCK_N, MASKED, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
     total = l
     if R <= 16:
         total = tl.sum(l, axis=1)

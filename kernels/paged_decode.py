@@ -12,11 +12,16 @@ import triton.language as tl
 
 from tokenbus.kernels.decode_tile import attend_range, merge_rows
 from tokenbus.kernels.launch import (
+    dependent_launch,
     next_power_of_2,
     num_processors,
+    release_successor,
     require,
     require_contiguous,
+    wait_for_inputs,
 )
+
+ITEM_FIELDS = tl.constexpr(8)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,20 +68,15 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
 
 
 @triton.jit
-def _own_item(index, head, q, k_pages, v_pages, out, block_table, context_lens, items, parts,
-              part_o, part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap,
-              window, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
-              BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-              DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-              PRECISION: tl.constexpr):  # fmt: skip
+def _own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, block_table,
+              context_lens, parts, part_o, part_lse, arrivals, table_stride, page_stride,
+              part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
+              D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+              ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
+              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Attend the heads of one KV head of one sequence over one part of its own pages."""
     GROUP: tl.constexpr = HQ // HKV
     GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
-    row = tl.load(items + index * 4)
-    begin = tl.load(items + index * 4 + 1)
-    end = tl.load(items + index * 4 + 2)
-    part = tl.load(items + index * 4 + 3)
-    num_parts = tl.load(parts + row)
     offs_r = tl.arange(0, ROWS)
     offs_d = tl.arange(0, BLOCK_D)
     heads = head * GROUP + offs_r
@@ -91,7 +91,7 @@ def _own_item(index, head, q, k_pages, v_pages, out, block_table, context_lens, 
     result, lse = attend_range(
         query, k_pages, v_pages, block_table + row.to(tl.int64) * table_stride, head * (S * D),
         page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        DEPTH, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
+        DEPTH, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
     )  # fmt: skip
     if num_parts == 1:
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
@@ -108,24 +108,19 @@ def _own_item(index, head, q, k_pages, v_pages, out, block_table, context_lens, 
             tl.debug_barrier()
             merge_rows(part_o, part_lse, out, slot_row + group_heads,
                        row.to(tl.int64) * HQ + group_heads, row_parts, is_last, HQ,
-                       D, BLOCK_D, 8)  # fmt: skip
+                       D, BLOCK_D, 4)  # fmt: skip
 
 
 @triton.jit
-def _shared_item(index, head, q, k_pages, v_pages, out, block_table, context_lens, run_items,
-                 members, parts, part_o, part_lse, arrivals, table_stride, page_stride,
-                 part_stride, scale, softcap, HQ: tl.constexpr, HKV: tl.constexpr,
-                 D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-                 ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+def _shared_item(table_row, begin, end, part, first_member, num_members, head, q, k_pages,
+                 v_pages, out, block_table, context_lens, members, parts, part_o, part_lse,
+                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
+                 HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+                 BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
+                 DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                  PRECISION: tl.constexpr):  # fmt: skip
     """Attend the stacked heads of several sequences over one part of their common pages."""
     GROUP: tl.constexpr = HQ // HKV
-    first_member = tl.load(run_items + index * 8)
-    num_members = tl.load(run_items + index * 8 + 1)
-    table_row = tl.load(run_items + index * 8 + 2)
-    begin = tl.load(run_items + index * 8 + 3)
-    end = tl.load(run_items + index * 8 + 4)
-    part = tl.load(run_items + index * 8 + 5)
     offs_r = tl.arange(0, ROWS)
     offs_d = tl.arange(0, BLOCK_D)
     member = offs_r // GROUP
@@ -139,7 +134,7 @@ def _shared_item(index, head, q, k_pages, v_pages, out, block_table, context_len
     result, lse = attend_range(
         query, k_pages, v_pages, block_table + table_row.to(tl.int64) * table_stride,
         head * (S * D), page_stride, begin, end, 0, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        DEPTH, False, HAS_SOFTCAP, PRECISION, "evict_last",
+        DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP, PRECISION, "evict_last",
     )  # fmt: skip
     first_slot = rows.to(tl.int64) * part_stride * HQ + heads
     _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ, D, BLOCK_D)
@@ -170,62 +165,55 @@ def _merge_tile(is_last, first_member, head, members, parts, part_o, part_lse, o
 
 @triton.jit
 def _decode_kernel(
-    q, k_pages, v_pages, out, block_table, context_lens, items, num_items, parts, run_items,
-    num_runs, members, part_o, part_lse, arrivals, tickets, table_stride, page_stride,
-    part_stride, scale, softcap, window, WAVE: tl.constexpr, HQ: tl.constexpr, HKV: tl.constexpr,
-    D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr, RUN_DEPTH: tl.constexpr,
-    GROUPED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, k_pages, v_pages, out, block_table, context_lens, items, num_items, parts, members, part_o,
+    part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap, window,
+    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    RUN_DEPTH: tl.constexpr, GROUPED: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Take items until none is left: the first by program id, further ones by ticket."""
-    num_own = tl.load(num_items) * HKV
-    num_shared = 0
-    if GROUPED:
-        num_shared = tl.load(num_runs) * HKV
-    total = num_own + num_shared
-    # Shared items compute, own items wait for memory: deal them out in alternating waves, so
-    # that every multiprocessor holds both kinds while both last.
-    waves = tl.minimum(num_own, num_shared) // WAVE
+    """Work through every num_programs-th item of the list, back and forth.
+
+    The list is sorted, so turning round after each pass gives every program the same work: no
+    ticket counter, no round trip to memory between items.
+    """
+    release_successor(PDL)
+    wait_for_inputs(PDL)
+    total = tl.load(num_items) * HKV
     num_programs = tl.num_programs(0)
-    ticket = tl.program_id(0)
-    while ticket < total:
-        following = total
-        if total > num_programs:
-            following = num_programs + tl.atomic_add(tickets, 1, sem="relaxed")
-        if GROUPED:
-            wave = ticket // WAVE
-            is_shared = (wave % 2) == 0
-            index = wave // 2 * WAVE + ticket % WAVE
-            if wave >= 2 * waves:
-                is_shared = ticket < waves * WAVE + num_shared
-                index = ticket - waves * WAVE
-                if not is_shared:
-                    index = ticket - num_shared
-            if is_shared:
-                _shared_item(index // HKV, index % HKV, q, k_pages, v_pages, out, block_table,
-                             context_lens, run_items, members, parts, part_o, part_lse, arrivals,
-                             table_stride, page_stride, part_stride, scale, softcap, HQ, HKV, D,
-                             S, BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH, HAS_SOFTCAP,
-                             PRECISION)  # fmt: skip
+    pid = tl.program_id(0)
+    for first in tl.range(0, total, num_programs, num_stages=1):
+        place = first + pid
+        if (first // num_programs) % 2 == 1:
+            place = first + num_programs - 1 - pid
+        if place < total:
+            item = items + (place // HKV) * ITEM_FIELDS
+            head = place % HKV
+            row = tl.load(item)
+            begin = tl.load(item + 1)
+            end = tl.load(item + 2)
+            part = tl.load(item + 3)
+            num_parts = tl.load(item + 4)
+            if GROUPED:
+                num_members = tl.load(item + 5)
+                if num_members > 0:
+                    _shared_item(row, begin, end, part, tl.load(item + 6), num_members, head, q,
+                                 k_pages, v_pages, out, block_table, context_lens, members, parts,
+                                 part_o, part_lse, arrivals, table_stride, page_stride,
+                                 part_stride, scale, softcap, HQ, HKV, D, S, BLOCK_N, BLOCK_D,
+                                 RUN_ROWS, RUN_DEPTH, HAS_SOFTCAP, PRECISION)  # fmt: skip
+                else:
+                    _own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
+                              block_table, context_lens, parts, part_o, part_lse, arrivals,
+                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
+                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
+                              PRECISION)  # fmt: skip
             else:
-                _own_item(index // HKV, index % HKV, q, k_pages, v_pages, out, block_table,
-                          context_lens, items, parts, part_o, part_lse, arrivals, table_stride,
-                          page_stride, part_stride, scale, softcap, window, HQ, HKV, D, S,
-                          BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
+                _own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
+                          block_table, context_lens, parts, part_o, part_lse, arrivals,
+                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
+                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
                           PRECISION)  # fmt: skip
-        else:
-            _own_item(ticket // HKV, ticket % HKV, q, k_pages, v_pages, out, block_table,
-                      context_lens, items, parts, part_o, part_lse, arrivals, table_stride,
-                      page_stride, part_stride, scale, softcap, window, HQ, HKV, D, S, BLOCK_N,
-                      BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
-        ticket = following
-    # Whoever leaves last puts the counters back for the next launch.
-    if total > num_programs:
-        left = tl.atomic_add(tickets + 1, 1, sem="acq_rel")
-        if left == num_programs - 1:
-            tl.store(tickets, 0)
-            tl.store(tickets + 1, 0)
 
 
 def _check(
@@ -280,8 +268,8 @@ def paged_decode(
     tuning = tuning or DecodeTuning()
     num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
     groups = work.groups
-    wave = num_processors(q.device)
-    _decode_kernel[(wave * tuning.programs_per_processor,)](
+    num_programs = num_processors(q.device) * tuning.programs_per_processor
+    _decode_kernel[(num_programs,)](
         q,
         k_pages,
         v_pages,
@@ -291,20 +279,16 @@ def paged_decode(
         work.items,
         work.num_items,
         work.parts,
-        groups.items if groups else work.items,
-        groups.num_items if groups else work.num_items,
         groups.members if groups else work.items,
         work.part_o,
         work.part_lse,
         work.arrivals,
-        work.tickets,
         block_table.stride(0),
         k_pages.stride(0),
         work.part_stride,
         scale,
         softcap or 1.0,
         work.sliding_window or 0,
-        WAVE=wave,
         HQ=num_heads,
         HKV=num_kv_heads,
         D=head_dim,
@@ -320,5 +304,6 @@ def paged_decode(
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tuning.num_warps,
+        **dependent_launch(q.device),
     )
     return out

@@ -18,7 +18,7 @@ MAX_RUN_PARTS = 16
 MIN_RUN_PART_PAGES = 4
 # An item longer than this would finish alone, after everything else.
 MAX_RUN_PART_PAGES = 32
-_ITEM_FIELDS = 8
+ITEM_FIELDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class PrefixGroup:
 class PrefixGroups:
     """Device tables of the groups, filled by the host when the batch changes.
 
-    items: [capacity, 8] int32: first member, members, table row, first token, end token, part.
+    items: [capacity, 8] int32, in the layout of DecodeWork.items.
     members: [2 * max_rows] int32, rows of the batch, group after group.
     shared_pages, shared_parts: [max_rows] int32, where a row's own pages begin and how many
     partial results its runs leave. num_items: [1] int32. All live in one tensor, so that a
@@ -64,12 +64,12 @@ class PrefixGroups:
         self._num_processors = num_processors
         # Every group has at least two rows, and a row is in at most two runs.
         self.capacity = (2 * ceil_div(max_rows, self.members_per_tile) + max_rows) * MAX_RUN_PARTS
-        sizes = [_ITEM_FIELDS * self.capacity, 2 * max_rows, max_rows, max_rows, 1]
+        sizes = [ITEM_FIELDS * self.capacity, 2 * max_rows, max_rows, max_rows, 1]
         self._table = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
         items, self.members, self.shared_pages, self.shared_parts, self.num_items = (
             self._table.split(sizes)
         )
-        self.items = items.view(self.capacity, _ITEM_FIELDS)
+        self.items = items.view(self.capacity, ITEM_FIELDS)
         self._is_empty = True
 
     def clear(self) -> None:
@@ -124,10 +124,10 @@ class PrefixGroups:
         for part in range(run_parts):
             begin = group.first_page + part * part_pages
             end = min(begin + part_pages, group.end_page)
-            tokens = [begin * self.page_size, end * self.page_size, first_part + part, 0, 0]
+            tokens = [begin * self.page_size, end * self.page_size, first_part + part, 0]
             for start in range(0, len(group.rows), self.members_per_tile):
                 count = min(self.members_per_tile, len(group.rows) - start)
-                items.append([first_member + start, count, group.rows[0], *tokens])
+                items.append([group.rows[0], *tokens, count, first_member + start, 0])
         return run_parts
 
     def _upload(
@@ -139,7 +139,7 @@ class PrefixGroups:
         is_cuda = self._table.is_cuda
         staging = torch.zeros(self._table.shape, dtype=torch.int32, pin_memory=is_cuda)
         flat = [field for item in items for field in item]
-        body = _ITEM_FIELDS * self.capacity
+        body = ITEM_FIELDS * self.capacity
         staging[: len(flat)] = torch.tensor(flat, dtype=torch.int32)
         staging[body : body + len(members)] = torch.tensor(members, dtype=torch.int32)
         tail = [*pages, *parts, len(items)]

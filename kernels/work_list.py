@@ -9,8 +9,14 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.launch import ceil_div, next_power_of_2, require, require_contiguous
-from tokenbus.kernels.prefix_groups import MAX_RUN_PARTS, PrefixGroups
+from tokenbus.kernels.launch import (
+    ceil_div,
+    next_power_of_2,
+    num_processors,
+    require,
+    require_contiguous,
+)
+from tokenbus.kernels.prefix_groups import ITEM_FIELDS, MAX_RUN_PARTS, PrefixGroups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,17 +52,51 @@ def _tail_key(context, first, num_pages, split, parts):
 
 
 @triton.jit
+def _own_place(index, num_own, num_runs, WAVE: tl.constexpr):
+    """Place the own item `index` in the list, waves of run items and of own items alternating.
+
+    Run items compute, own items wait for memory: side by side both units are busy.
+    """
+    mixed = tl.minimum(num_own, num_runs) // WAVE * WAVE
+    return tl.where(index < mixed, index + (index // WAVE + 1) * WAVE, index + num_runs)
+
+
+@triton.jit
+def _run_place(index, num_own, num_runs, WAVE: tl.constexpr):
+    """Place the run item `index` in the list; see `_own_place`."""
+    mixed = tl.minimum(num_own, num_runs) // WAVE * WAVE
+    return tl.where(index < mixed, index + index // WAVE * WAVE, index + mixed)
+
+
+@triton.jit
+def _copy_runs(run_items, items, num_own, num_runs, first, step, WAVE: tl.constexpr,
+               FIELDS: tl.constexpr):  # fmt: skip
+    """Copy every `step`-th block of run items to its place in the list."""
+    offs = tl.arange(0, FIELDS)[None, :]
+    for block in range(first, num_runs, step):
+        index = block + tl.arange(0, 16)
+        mask = (index < num_runs)[:, None] & (offs < FIELDS)
+        fields = tl.load(run_items + index[:, None] * FIELDS + offs, mask=mask)
+        place = _run_place(index, num_own, num_runs, WAVE)
+        tl.store(items + place[:, None] * FIELDS + offs, fields, mask=mask)
+
+
+@triton.jit
 def _build_kernel(
-    context_lens, shared_pages, shared_parts, items, num_items, parts_out, num_rows, window,
-    S: tl.constexpr, SPLIT_PAGES: tl.constexpr, MAX_PARTS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_J: tl.constexpr,
+    context_lens, shared_pages, shared_parts, run_items, num_runs, items, num_items, parts_out,
+    num_rows, window, S: tl.constexpr, SPLIT_PAGES: tl.constexpr, MAX_PARTS: tl.constexpr,
+    GROUPED: tl.constexpr, HAS_WINDOW: tl.constexpr, WAVE: tl.constexpr, FIELDS: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Emit the parts of BLOCK_R rows; whole splits first, then each row's last part by length."""
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     live = rows < num_rows
     context = tl.load(context_lens + rows, mask=live, other=0)
-    shared = tl.load(shared_pages + rows, mask=live & (context > 0), other=0)
+    shared = tl.zeros([BLOCK_R], tl.int32)
+    held = tl.zeros([BLOCK_R], tl.int32)
+    if GROUPED:
+        shared = tl.load(shared_pages + rows, mask=live & (context > 0), other=0)
+        held = tl.load(shared_parts + rows, mask=live & (context > 0), other=0)
     first, num_pages, split, parts = _row_plan(
         context, shared, window, S, SPLIT_PAGES, MAX_PARTS, HAS_WINDOW
     )
@@ -69,7 +109,9 @@ def _build_kernel(
         other = chunk + tl.arange(0, BLOCK_C)
         there = other < num_rows
         o_context = tl.load(context_lens + other, mask=there, other=0)
-        o_shared = tl.load(shared_pages + other, mask=there & (o_context > 0), other=0)
+        o_shared = tl.zeros([BLOCK_C], tl.int32)
+        if GROUPED:
+            o_shared = tl.load(shared_pages + other, mask=there & (o_context > 0), other=0)
         o_first, o_pages, o_split, o_parts = _row_plan(
             o_context, o_shared, window, S, SPLIT_PAGES, MAX_PARTS, HAS_WINDOW
         )
@@ -80,24 +122,31 @@ def _build_kernel(
         before += tl.sum(tl.where(earlier, o_whole[None, :], 0), axis=1)
         ahead = (o_key[None, :] > key[:, None]) | ((o_key[None, :] == key[:, None]) & earlier)
         rank += tl.sum(tl.where(ahead & there[None, :], 1, 0), axis=1)
-    held = tl.load(shared_parts + rows, mask=live & (context > 0), other=0)
     tl.store(parts_out + rows, held + parts, mask=live)
+    num_own = whole + num_rows
+    runs = 0
+    if GROUPED:
+        runs = tl.load(num_runs)
+        _copy_runs(run_items, items, num_own, runs, tl.program_id(0) * 16,
+                   tl.num_programs(0) * 16, WAVE, FIELDS)  # fmt: skip
     if tl.program_id(0) == 0:
-        tl.store(num_items, whole + num_rows)
+        tl.store(num_items, num_own + runs)
     most = tl.max(tl.where(live, parts, 0))
     for j0 in range(0, most, BLOCK_J):
         j = (j0 + tl.arange(0, BLOCK_J))[None, :]
         is_last = j == parts[:, None] - 1
-        place = tl.where(is_last, (whole + rank)[:, None], before[:, None] + j)
+        index = tl.where(is_last, (whole + rank)[:, None], before[:, None] + j)
         border = (first // split)[:, None] + j
         begin = tl.maximum(border * split[:, None], first[:, None]) * S
         end = tl.minimum((border + 1) * split[:, None] * S, context[:, None])
         emit = live[:, None] & (j < parts[:, None])
-        slot = items + place * 4
-        tl.store(slot, tl.broadcast_to(rows[:, None], place.shape), mask=emit)
+        slot = items + _own_place(index, num_own, runs, WAVE) * FIELDS
+        tl.store(slot, tl.broadcast_to(rows[:, None], index.shape), mask=emit)
         tl.store(slot + 1, tl.minimum(begin, end), mask=emit)
         tl.store(slot + 2, end, mask=emit)
         tl.store(slot + 3, held[:, None] + j, mask=emit)
+        tl.store(slot + 4, tl.broadcast_to((held + parts)[:, None], index.shape), mask=emit)
+        tl.store(slot + 5, tl.zeros(index.shape, tl.int32), mask=emit)
 
 
 class DecodeWork:
@@ -106,11 +155,11 @@ class DecodeWork:
     Build the list once per step; every layer of the same shape reads it. All batch sizes up to
     `max_rows` share one object, so graphs of several buckets share its memory.
 
-    items: [max_rows * max_parts, 4] int32: row, first token, end token, part.
+    items: [capacity, 8] int32: row, first token, end token, part, parts of the row, members
+        (0 for a row's own tokens), first member.
     parts: [max_rows] int32, partial results of each row, those of shared runs included.
     part_o, part_lse: fp32 partial results, [max_rows, part_stride, Hq, D] and [..., Hq].
     arrivals: [max_rows, Hq] int32, zero between launches; the last arriver resets it.
-    tickets: [2] int32, next item and finished programs, zero between launches.
     """
 
     def __init__(
@@ -141,15 +190,15 @@ class DecodeWork:
         self.max_parts = min(max_parts, ceil_div(max_pages, self.split_pages) + 1)
         self.part_stride = self.max_parts + (2 * MAX_RUN_PARTS if groups else 0)
         ints = {"dtype": torch.int32, "device": device}
-        self.items = torch.zeros(max_rows * self.max_parts, 4, **ints)
+        capacity = max_rows * self.max_parts + (groups.capacity if groups else 0)
+        self.items = torch.zeros(capacity, ITEM_FIELDS, **ints)
         self.num_items = torch.zeros(1, **ints)
         self.parts = torch.zeros(max_rows, **ints)
         self.arrivals = torch.zeros(max_rows, num_heads, **ints)
-        self.tickets = torch.zeros(2, **ints)
         shape = (max_rows, self.part_stride, num_heads)
         self.part_o = torch.empty(*shape, head_dim, dtype=torch.float32, device=device)
         self.part_lse = torch.empty(shape, dtype=torch.float32, device=device)
-        self._no_shared = torch.zeros(max_rows, **ints)
+        self._wave = ceil_div(num_processors(device), num_kv_heads)
 
     def build(self, context_lens: Tensor) -> None:
         """Write the work list for the rows of `context_lens`, [N] int32, on the device."""
@@ -161,8 +210,10 @@ class DecodeWork:
         block_r = 16
         _build_kernel[(ceil_div(num_rows, block_r),)](
             context_lens,
-            groups.shared_pages if groups else self._no_shared,
-            groups.shared_parts if groups else self._no_shared,
+            groups.shared_pages if groups else None,
+            groups.shared_parts if groups else None,
+            groups.items if groups else None,
+            groups.num_items if groups else None,
             self.items,
             self.num_items,
             self.parts,
@@ -171,7 +222,10 @@ class DecodeWork:
             S=self.page_size,
             SPLIT_PAGES=self.split_pages,
             MAX_PARTS=self.max_parts,
+            GROUPED=groups is not None,
             HAS_WINDOW=self.sliding_window is not None,
+            WAVE=self._wave,
+            FIELDS=ITEM_FIELDS,
             BLOCK_R=block_r,
             BLOCK_C=min(256, next_power_of_2(max(num_rows, 16))),
             BLOCK_J=16,

@@ -77,7 +77,6 @@ def test_decode_leaves_its_counters_ready_for_the_next_launch() -> None:
     first = run(batch, work)
     assert torch.equal(run(batch, work), first)
     assert not work.arrivals.any()
-    assert not work.tickets.any()
 
 
 @pytest.mark.parametrize("window", [1, 16, 37])

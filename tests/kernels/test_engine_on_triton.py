@@ -1,0 +1,121 @@
+"""The engine over Triton: the same tokens as transformers, in graphs where there is a GPU."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from tokenbus.engine.attention.triton_backend import TritonAttention
+from tokenbus.engine.build import engine_for
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.loader import LoadedModel, build_model
+from tokenbus.engine.models.triton_ops import TritonOps
+from tokenbus.engine.types import Request, SamplingParams
+
+ON_GPU = torch.cuda.is_available()
+# The interpreter takes about 0.1 s per launch.
+NUM_TOKENS = 40 if ON_GPU else 5
+LENS = (1, 5, 63, 64, 65, 200, 300) if ON_GPU else (1, 17, 40)
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.4,
+    "max_position_embeddings": 1024,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+
+
+@pytest.fixture(params=[LlamaConfig, Qwen3Config], ids=["llama", "qwen3"])
+def pair(request: pytest.FixtureRequest) -> tuple[Any, LoadedModel]:
+    """Return a random model of transformers and the same weights on the Triton backend."""
+    torch.manual_seed(0)
+    config = request.param(**SIZES)
+    reference = AutoModelForCausalLM.from_config(config).eval()
+    device = torch.device("cuda" if ON_GPU else "cpu")
+    attention = TritonAttention(max_rows=32)
+    model = build_model(
+        config,
+        reference.state_dict(),
+        dtype=torch.float32,
+        device=device,
+        max_model_len=1024,
+        attention=attention,
+        ops=TritonOps,
+    )
+    loaded = LoadedModel(
+        model, config, None, (), 1024, "tiny", torch.float32, device, attention=attention
+    )
+    return reference.to(device), loaded
+
+
+def expected(reference: Any, prompt: tuple[int, ...], device: torch.device) -> list[int]:
+    """Return what transformers generates greedily."""
+    with torch.no_grad():
+        out = reference.generate(
+            torch.tensor([prompt], device=device),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long, device=device),
+            max_new_tokens=NUM_TOKENS,
+            min_new_tokens=NUM_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("page_size", [16, 64])
+def test_greedy_tokens_equal_transformers(pair: tuple[Any, LoadedModel], page_size: int) -> None:
+    """Mixed lengths, shared prefixes and more sequences than one bucket give the same tokens."""
+    reference, loaded = pair
+    source = random.Random(0)
+    prompts = [tuple(source.randrange(320) for _ in range(length)) for length in LENS]
+    prompts += [(*prompts[-1], 7, idx) for idx in range(18 if ON_GPU else 1)]
+    engine = engine_for(
+        loaded,
+        EngineConfig("tiny", num_pages=300, page_size=page_size, max_num_seqs=32),
+    )
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0)
+    for idx, prompt in enumerate(prompts):
+        engine.add(Request(idx, prompt, params))
+    answers: list[list[int]] = [[] for _ in prompts]
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            answers[delta.request_id].extend(delta.token_ids)
+        engine.check_integrity()
+    device = loaded.device
+    assert answers == [expected(reference, prompt, device) for prompt in prompts]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+def test_grouped_decode_gives_the_tokens_of_ungrouped_decode(
+    pair: tuple[Any, LoadedModel],
+) -> None:
+    """Reading shared pages once for all rows changes no greedy token in fp32."""
+    _, loaded = pair
+    source = random.Random(1)
+    prefix = tuple(source.randrange(320) for _ in range(512))
+    prompts = [(*prefix, *(source.randrange(320) for _ in range(9))) for _ in range(24)]
+    answers = []
+    for pays in (lambda _rows, _pages: False, lambda rows, pages: rows > 1 and pages > 0):
+        loaded.attention.pays = pays  # type: ignore[union-attr,method-assign]
+        engine = engine_for(
+            loaded, EngineConfig("tiny", num_pages=200, page_size=64, max_num_seqs=32)
+        )
+        for idx, prompt in enumerate(prompts):
+            engine.add(Request(idx, prompt, SamplingParams(max_tokens=12 + idx, temperature=0.0)))
+        tokens: dict[int, list[int]] = {idx: [] for idx in range(len(prompts))}
+        while engine.has_work:
+            for delta in engine.step().deltas:
+                tokens[delta.request_id].extend(delta.token_ids)
+        answers.append(tokens)
+    assert answers[0] == answers[1]
