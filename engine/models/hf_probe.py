@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.forward import PagedModel
 
-_PROBE_TOKENS = 7
-_PAGE_SIZE = 4
+# More tokens than a page holds, in the smallest page that every backend takes.
+_PROBE_TOKENS = 20
+_PAGE_SIZE = 16
 # Mean over tokens of |difference| / |reference|; wrong attention or leaking tokens give > 0.1 in
 # trained models, rounding in bfloat16 stays below 0.03.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -43,7 +44,7 @@ def refuse_by_config(config: Any) -> None:
 
 @torch.no_grad()
 def run_eager(model: Any) -> Tensor:
-    """Return the hidden states [7, H] of the probe by the model's own eager attention."""
+    """Return the hidden states [20, H] of the probe by the model's own eager attention."""
     if getattr(model, "_is_stateful", False):
         raise ModelUnsupported(f"{model.config.model_type} keeps a recurrent state beside the KV")
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
@@ -165,4 +166,4 @@ def _probe_ids(model: Any) -> Tensor:
 
 def _ids(vocab_size: int, device: torch.device) -> Tensor:
     # Spread over the vocabulary, away from the special ids that crowd its start.
-    return torch.arange(1, 1 + _PROBE_TOKENS, device=device) * (vocab_size - 1) // 8
+    return torch.arange(1, 1 + _PROBE_TOKENS, device=device) * (vocab_size - 1) // (_PROBE_TOKENS + 1)
