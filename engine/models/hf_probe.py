@@ -166,4 +166,5 @@ def _probe_ids(model: Any) -> Tensor:
 
 def _ids(vocab_size: int, device: torch.device) -> Tensor:
     # Spread over the vocabulary, away from the special ids that crowd its start.
-    return torch.arange(1, 1 + _PROBE_TOKENS, device=device) * (vocab_size - 1) // (_PROBE_TOKENS + 1)
+    steps = torch.arange(1, 1 + _PROBE_TOKENS, device=device)
+    return steps * (vocab_size - 1) // (_PROBE_TOKENS + 1)
