@@ -132,7 +132,7 @@ def small_linear(
             fusion.eps,
             ROWS=16,
             BLOCK_N=tuning.block_n,
-            STAGES=tuning.stages,
+            SLICES=tuning.num_warps,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
             **options,
         )

@@ -41,6 +41,7 @@ class DecodeTuning:
     run_depth: int = 2
     programs_per_processor: int = 2
     block_n: int = 64
+    max_registers: int | None = None
 
 
 @triton.jit
@@ -304,6 +305,7 @@ def paged_decode(
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tuning.num_warps,
+        **({"maxnreg": tuning.max_registers} if tuning.max_registers else {}),
         **dependent_launch(q.device),
     )
     return out
