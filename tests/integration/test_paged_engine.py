@@ -1,4 +1,4 @@
-"""The real engine behind the queue: a tiny model, token for token like transformers, also resumed."""
+"""The real engine behind the queue: a tiny model, token for token like transformers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         eos_token_id=None,
         bos_token_id=None,
     )
-    made = LlamaForCausalLM(config).eval()
+    made: Any = LlamaForCausalLM(config)
+    made.requires_grad_(False).eval()
     folder = tmp_path_factory.mktemp("tiny-llama")
     made.save_pretrained(folder)
     build_null_tokenizer().save_pretrained(folder)
