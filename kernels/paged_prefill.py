@@ -12,7 +12,6 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.launch import (
-    ceil_div,
     next_power_of_2,
     require,
     require_contiguous,
@@ -37,6 +36,7 @@ class PrefillTuning:
     pair: bool
     num_warps: int
     num_stages: int
+    num_masked_stages: int
     use_bulk_copy: bool
 
 
@@ -45,14 +45,18 @@ def choose_tuning(
 ) -> PrefillTuning:
     """Return the layout that fits the registers and shared memory of a multiprocessor."""
     if dtype == torch.float32:
-        return PrefillTuning(32, 32, pair=False, num_warps=4, num_stages=1, use_bulk_copy=False)
+        return PrefillTuning(
+            32, 32, pair=False, num_warps=4, num_stages=1, num_masked_stages=1, use_bulk_copy=False
+        )
     has_bulk_copy = page_size >= 64 and (device.type != "cuda" or supports_dependent_launch(device))
     return PrefillTuning(
         block_m=128,
-        block_n=64,
+        # Of 64 keys, a row of 256 dims spills registers.
+        block_n=32 if head_dim > 128 else 64,
         pair=False,
         num_warps=8,
-        num_stages=2 if head_dim > 128 else 3,
+        num_stages=5,
+        num_masked_stages=3,
         use_bulk_copy=has_bulk_copy,
     )
 
@@ -79,7 +83,7 @@ def _prefill_kernel(
     num_tokens, num_sequences, q_stride, table_stride, page_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PAIR: tl.constexpr,
-    STAGES: tl.constexpr, BULK: tl.constexpr, HAS_WINDOW: tl.constexpr,
+    STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, BULK: tl.constexpr, HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend BLOCK_M rows, tokens x heads of one KV head, of one sequence; longest rows first."""
@@ -123,25 +127,25 @@ def _prefill_kernel(
     table_row = block_table + n.to(tl.int64) * table_stride
     head_offset = head * (S * D)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)  # noqa: E741
+    total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if HAS_WINDOW:
-        m, l, acc = attend_masked(
+        m, total, acc = attend_masked(
             query, k_pages, v_pages, table_row, head_offset, page_stride, begin, whole_begin,
-            context, position, m, l, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
-            1, True, HAS_SOFTCAP, PRECISION,
+            context, position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
+            MASKED_STAGES, True, HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
-    m, l, acc = attend_whole(
+    m, total, acc = attend_whole(
         query, k_pages, v_pages, k_tiles, v_tiles, table_row, head, head_offset, page_stride,
-        whole_begin, whole_end, position, m, l, acc, rate, scale, softcap, D, S, HKV, BLOCK_N,
+        whole_begin, whole_end, position, m, total, acc, rate, scale, softcap, D, S, HKV, BLOCK_N,
         BLOCK_D, PAIR, STAGES, BULK, HAS_SOFTCAP, PRECISION,
     )  # fmt: skip
-    m, l, acc = attend_masked(
+    m, total, acc = attend_masked(
         query, k_pages, v_pages, table_row, head_offset, page_stride, whole_end, end, context,
-        position, m, l, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D, 1, HAS_WINDOW,
-        HAS_SOFTCAP, PRECISION,
+        position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
+        MASKED_STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
     )  # fmt: skip
-    acc = acc / tl.where(l > 0.0, l, 1.0)[:, None]
+    acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
 
 
@@ -241,6 +245,7 @@ def paged_prefill(
         BLOCK_D=block_d,
         PAIR=tuning.pair,
         STAGES=tuning.num_stages,
+        MASKED_STAGES=tuning.num_masked_stages,
         BULK=tuning.use_bulk_copy,
         HAS_WINDOW=sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,

@@ -31,7 +31,7 @@ def _scores(q, k, start, position, scale, softcap, window, BLOCK_N: tl.constexpr
 
 
 @triton.jit
-def _rebase(m, l, acc, top, rate, MAYBE_EMPTY: tl.constexpr):
+def _rebase(m, total, acc, top, rate, MAYBE_EMPTY: tl.constexpr):
     """Move the running state to the maximum `top` [R] and return it with its base-2 exponent."""
     new_m = tl.maximum(m, top)
     base = new_m * rate
@@ -39,12 +39,12 @@ def _rebase(m, l, acc, top, rate, MAYBE_EMPTY: tl.constexpr):
         # A tile in front of a row's window leaves its maximum at -inf: keep differences finite.
         base = tl.where(new_m == float("-inf"), 0.0, base)
     alpha = tl.exp2(m * rate - base)
-    return new_m, l * alpha, acc * alpha[:, None], base
+    return new_m, total * alpha, acc * alpha[:, None], base
 
 
 @triton.jit
 def attend_masked(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end, limit,
-                   position, m, l, acc, rate, scale, softcap, window, D: tl.constexpr,
+                   position, m, total, acc, rate, scale, softcap, window, D: tl.constexpr,
                    S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                    STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                    PRECISION: tl.constexpr):  # fmt: skip
@@ -56,11 +56,11 @@ def attend_masked(q, k_pages, v_pages, table_row, head_offset, page_stride, begi
                       D, S, BLOCK_N, BLOCK_D, True, "")  # fmt: skip
         scores = _scores(q, k, start, position, scale, softcap, window, BLOCK_N, True,
                          HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
-        m, l, acc, base = _rebase(m, l, acc, tl.max(scores, axis=1), rate, HAS_WINDOW)
+        m, total, acc, base = _rebase(m, total, acc, tl.max(scores, axis=1), rate, HAS_WINDOW)
         p = tl.exp2(scores * rate - base[:, None])
-        l += tl.sum(p, axis=1)  # noqa: E741
+        total += tl.sum(p, axis=1)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-    return m, l, acc
+    return m, total, acc
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def _load_whole(pages, tiles, table_row, head, head_offset, page_stride, start, 
 
 @triton.jit
 def attend_whole(q, k_pages, v_pages, k_tiles, v_tiles, table_row, head, head_offset, page_stride,
-                  begin, end, position, m, l, acc, rate, scale, softcap, D: tl.constexpr,
+                  begin, end, position, m, total, acc, rate, scale, softcap, D: tl.constexpr,
                   S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
                   BLOCK_D: tl.constexpr, PAIR: tl.constexpr, STAGES: tl.constexpr,
                   BULK: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
@@ -96,16 +96,16 @@ def attend_whole(q, k_pages, v_pages, k_tiles, v_tiles, table_row, head, head_of
             top = tl.maximum(tl.max(scores, axis=1), tl.max(more, axis=1))
         else:
             top = tl.max(scores, axis=1)
-        m, l, acc, base = _rebase(m, l, acc, top, rate, False)
+        m, total, acc, base = _rebase(m, total, acc, top, rate, False)
         p = tl.exp2(scores * rate - base[:, None])
         v = _load_whole(v_pages, v_tiles, table_row, head, head_offset, page_stride, start,
                         D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
-        l += tl.sum(p, axis=1)  # noqa: E741
+        total += tl.sum(p, axis=1)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         if PAIR:
             p = tl.exp2(more * rate - base[:, None])
             v = _load_whole(v_pages, v_tiles, table_row, head, head_offset, page_stride,
                             start + BLOCK_N, D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
-            l += tl.sum(p, axis=1)  # noqa: E741
+            total += tl.sum(p, axis=1)
             acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-    return m, l, acc
+    return m, total, acc
