@@ -1,6 +1,6 @@
 """Device functions of paged decode: load a tile of pages, attend over it, merge parts."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 import triton
@@ -47,7 +47,7 @@ def bend_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def attend_tile(q, k, v, m, l, acc, start, limit, first_visible, scale, softcap,
+def attend_tile(q, k, v, m, sums, acc, start, limit, first_visible, scale, softcap,
                 BLOCK_N: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
                 HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Fold one tile into the running maximum [R], the sums and acc [R, BLOCK_D].
@@ -68,13 +68,10 @@ def attend_tile(q, k, v, m, l, acc, start, limit, first_visible, scale, softcap,
     base = tl.where(new_m == float("-inf"), 0.0, new_m)
     p = tl.exp2(scores - base[:, None])
     alpha = tl.exp2(m - base)
-    if len(l.shape) == 2:
-        l = l * alpha[:, None] + p  # noqa: E741
-    else:
-        l = l * alpha + tl.sum(p, axis=1)  # noqa: E741
+    sums = sums * alpha[:, None] + p if len(sums.shape) == 2 else sums * alpha + tl.sum(p, axis=1)
     acc = acc * alpha[:, None]
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-    return new_m, l, acc
+    return new_m, sums, acc
 
 
 @triton.jit
@@ -92,21 +89,18 @@ def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin
     loop: a tile of its own after it would wait for memory with nothing else in flight.
     """
     m = tl.full([R], float("-inf"), tl.float32)
-    if R <= 16:
-        l = tl.zeros([R, BLOCK_N], tl.float32)  # noqa: E741
-    else:
-        l = tl.zeros([R], tl.float32)  # noqa: E741
+    sums = tl.zeros([R, BLOCK_N] if R <= 16 else [R], tl.float32)
     acc = tl.zeros([R, BLOCK_D], tl.float32)
     for start in tl.range(begin, end, BLOCK_N, num_stages=2 * DEPTH + 1):
         k = load_tile(k_pages, table_row, head_offset, page_stride, start, end,
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
         v = load_tile(v_pages, table_row, head_offset, page_stride, start, end,
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
-        m, l, acc = attend_tile(q, k, v, m, l, acc, start, end, first_visible, scale, softcap,
+        m, sums, acc = attend_tile(q, k, v, m, sums, acc, start, end, first_visible, scale, softcap,
                                 BLOCK_N, MASKED, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
-    total = l
+    total = sums
     if R <= 16:
-        total = tl.sum(l, axis=1)
+        total = tl.sum(sums, axis=1)
     out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     return out, m + tl.log2(total)
 

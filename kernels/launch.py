@@ -1,6 +1,6 @@
 """What every launch shares: the input error, device facts and shape checks."""
 
-# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+# mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
 from __future__ import annotations
 
 from functools import cache
@@ -29,7 +29,7 @@ def require_contiguous(**tensors: torch.Tensor | None) -> None:
 
 @cache
 def num_processors(device: torch.device) -> int:
-    """Count the multiprocessors of a GPU; 4 under the interpreter on a CPU, enough to interleave."""
+    """Count the multiprocessors of a GPU; on a CPU 4, enough to interleave programs."""
     if device.type != "cuda":
         return 4
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,6 +1,6 @@
 """One row times a weight matrix, without matrix units: the linear layer of a lone sequence."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 import triton
@@ -32,10 +32,7 @@ def matvec_kernel(
     for block in tl.static_range((K + BLOCK_K - 1) // BLOCK_K):
         k = block * BLOCK_K + offs
         # A block that fits needs no mask; with one the loads would be checked element by element.
-        if (block + 1) * BLOCK_K <= K:
-            in_k = tl.full([BLOCK_K], True, tl.int1)
-        else:
-            in_k = k < K
+        in_k = tl.full([BLOCK_K], True, tl.int1) if (block + 1) * BLOCK_K <= K else k < K
         mask = live[:, None] & in_k[None, :]
         place = weight + rows[:, None] * K + k[None, :]
         w = tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first")

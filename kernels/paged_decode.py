@@ -1,6 +1,6 @@
 """Decode attention: one query token per sequence over its pages, shared runs read once."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 from dataclasses import dataclass

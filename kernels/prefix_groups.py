@@ -66,8 +66,8 @@ class PrefixGroups:
         self.capacity = (2 * ceil_div(max_rows, self.members_per_tile) + max_rows) * MAX_RUN_PARTS
         sizes = [ITEM_FIELDS * self.capacity, 2 * max_rows, max_rows, max_rows, 1]
         self._table = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
-        items, self.members, self.shared_pages, self.shared_parts, self.num_items = (
-            self._table.split(sizes)
+        items, self.members, self.shared_pages, self.shared_parts, self.num_items = torch.split(
+            self._table, sizes
         )
         self.items = items.view(self.capacity, ITEM_FIELDS)
         self._is_empty = True

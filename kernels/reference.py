@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def gather_pages(pages: Tensor, table_row: Tensor, length: int) -> Tensor:
-    """Collect the first `length` tokens of one sequence: [P, Hkv, S, D] -> [Hkv, length, D] fp32."""
+    """Collect the first tokens of one sequence: [P, Hkv, S, D] -> [Hkv, length, D] fp32."""
     page_size = pages.shape[2]
     used = table_row[: -(-length // page_size)].long()
     tokens = pages[used].transpose(0, 1).reshape(pages.shape[1], -1, pages.shape[3])

@@ -1,6 +1,6 @@
 """Two to sixteen rows times a weight matrix: one read of the weights for all rows."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 import triton

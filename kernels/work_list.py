@@ -1,6 +1,6 @@
 """The device-side work list of paged decode: which program reads which tokens of whom."""
 
-# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -189,12 +189,15 @@ class DecodeWork:
         # One part more than the pages ask for: a run that ends inside a split leaves a short one.
         self.max_parts = min(max_parts, ceil_div(max_pages, self.split_pages) + 1)
         self.part_stride = self.max_parts + (2 * MAX_RUN_PARTS if groups else 0)
-        ints = {"dtype": torch.int32, "device": device}
         capacity = max_rows * self.max_parts + (groups.capacity if groups else 0)
-        self.items = torch.zeros(capacity, ITEM_FIELDS, **ints)
-        self.num_items = torch.zeros(1, **ints)
-        self.parts = torch.zeros(max_rows, **ints)
-        self.arrivals = torch.zeros(max_rows, num_heads, **ints)
+
+        def counters(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        self.items = counters(capacity, ITEM_FIELDS)
+        self.num_items = counters(1)
+        self.parts = counters(max_rows)
+        self.arrivals = counters(max_rows, num_heads)
         shape = (max_rows, self.part_stride, num_heads)
         self.part_o = torch.empty(*shape, head_dim, dtype=torch.float32, device=device)
         self.part_lse = torch.empty(shape, dtype=torch.float32, device=device)

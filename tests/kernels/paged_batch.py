@@ -51,9 +51,7 @@ def make_batch(
             used = min(page_size, length - index * page_size)
             page = int(table[row, index])
             for pages in (k_pages, v_pages):
-                pages[page, :, :used] = torch.randn(
-                    num_kv_heads, used, head_dim, generator=rng
-                )
+                pages[page, :, :used] = torch.randn(num_kv_heads, used, head_dim, generator=rng)
     q = torch.randn(len(context_lens), num_heads, head_dim, generator=rng)
     return PagedBatch(
         q.to(DEVICE, dtype),
