@@ -40,13 +40,15 @@ class _Version(argparse.Action):
         """Print the version and leave."""
         from importlib.metadata import version
 
-        parser.exit(0, f"tokenbus {version('tokenbus')}\n")
+        print(f"tokenbus {version('tokenbus')}")
+        parser.exit(0)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe every sub-command; nothing but argparse is imported."""
     parser = _Parser(prog="tokenbus", description="LLM jobs through a Redis queue, by the busload.")
-    parser.add_argument("--version", nargs=0, action=_Version, help="print the version and exit")
+    parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS,
+        help="print the version and exit")  # fmt: skip
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add_demo(commands.add_parser("demo", help="two dozen shop jobs through a real model, live"))
     _add_worker(commands.add_parser("worker", help="pull jobs and generate until told to stop"))
@@ -203,8 +205,10 @@ def _exit_code(error: Exception) -> int | None:
     """Tell an error that was raised on purpose from a bug of ours, which is None."""
     from tokenbus.engine.errors import EngineError, ModelNotFound
     from tokenbus.producer.errors import ProducerError, RequestInvalid, UrlInvalid
-    from tokenbus.worker.errors import SettingsInvalid, WorkerError
+    from tokenbus.worker.errors import EngineStartFailed, SettingsInvalid, WorkerError
 
+    if isinstance(error, EngineStartFailed) and error.kind == ModelNotFound.__name__:
+        return EXIT_WRONG_INPUT
     if isinstance(error, RequestInvalid | UrlInvalid | SettingsInvalid | ModelNotFound):
         return EXIT_WRONG_INPUT
     return EXIT_FAILED if isinstance(error, ProducerError | EngineError | WorkerError) else None

@@ -58,7 +58,7 @@ def run_status(url: str | None, pool: str, *, here: bool) -> int:
     print(f"{status.held_jobs} jobs at {len(status.workers)} workers")
     for name in status.workers:
         print(f"  {name}")
-    prefix = socket.gethostname() if here else ""
+    prefix = f"{socket.gethostname()}-" if here else ""
     return 0 if any(name.startswith(prefix) for name in status.workers) else 1
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tokenbus.worker.demo.jobs import shop_jobs
 from tokenbus.worker.demo.taxi import TaxiBrokeDown, TaxiOrder, drive_taxi
@@ -15,35 +12,11 @@ from tokenbus.worker.demo.taxi import TaxiBrokeDown, TaxiOrder, drive_taxi
 if TYPE_CHECKING:
     from pathlib import Path
 
-TEMPLATE = "{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Save a tiny random Llama that stops by chance, and its tokenizer."""
-    path = tmp_path_factory.mktemp("model")
-    words = {word for job in shop_jobs(24) for m in job.messages for word in m["content"].split()}
-    vocabulary = {word: i for i, word in enumerate(["<unk>", "</s>", *sorted(words)])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", chat_template=TEMPLATE
-    )
-    fast.save_pretrained(path)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5,
-        bos_token_id=None, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(path)
-    return path
-
-
-def test_taxi_reports_each_job_and_the_ride(folder: Path) -> None:
+def test_taxi_reports_each_job_and_the_ride(tiny_model: Path) -> None:
     """Each job is reported in order, none is longer than asked, and the ride sums them up."""
     chats = [job.messages for job in shop_jobs(3)]
-    order = TaxiOrder(str(folder), chats, max_tokens=6, num_threads=1, dtype="float32")
+    order = TaxiOrder(str(tiny_model), chats, max_tokens=6, num_threads=1, dtype="float32")
     jobs: list[tuple[int, int, float]] = []
     ride = drive_taxi(order, on_job=lambda *job: jobs.append(job))
     assert [job for job, _, _ in jobs] == [0, 1, 2]

@@ -16,6 +16,7 @@ from tokenbus.engine import model_store
 from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.connection import open_server
 from tokenbus.producer.terminal import ProgressLine
+from tokenbus.worker import logs
 from tokenbus.worker.demo.figures import BusFigures
 from tokenbus.worker.demo.jobs import shop_jobs
 from tokenbus.worker.demo.report import DemoReport, bus_table, taxi_lines
@@ -29,6 +30,8 @@ from tokenbus.worker.supervisor import Worker
 if TYPE_CHECKING:
     from tokenbus.worker.demo.view import BusState, View
 
+# A worker that is well says nothing beside the picture.
+LOG_LEVEL = "warning"
 # The jobs' prompts are shorter than this, so the default pool has a seat for everyone.
 MAX_PROMPT_TOKENS = 512
 SMALLEST_PAGE_TOKENS = 16
@@ -79,13 +82,14 @@ class DemoOptions:
             dtype=self.dtype,
             num_threads=self.num_threads,
             num_pages=self.num_pages or self.jobs * pages_per_job,
-            log_level="warning",
+            log_level=LOG_LEVEL,
         )
 
 
 def run_demo(options: DemoOptions) -> int:
     """Drive the bus, then the taxi; return 0 if every job of the bus finished, else 1."""
     console = Console(highlight=False)
+    logs.configure(LOG_LEVEL, "console")
     model = options.model
     if model in model_store.ALIASES:
         model = str(model_store.pull(model, ProgressLine(model)))

@@ -34,17 +34,20 @@ class BusRide:
         """Send everything, follow it to the end and show it meanwhile; a late job stays open."""
         start_s = time.monotonic()
         self.clocks = [JobClock(start_s) for _ in self._jobs]
-        riders = asyncio.gather(*(self._ride(i) for i in range(len(self._jobs))))
-        with view:
-            try:
-                while not riders.done() and time.monotonic() - start_s < timeout_s:
-                    await asyncio.wait([riders], timeout=view.interval_s)
-                    self._show(view, read_gauges, time.monotonic() - start_s)
-            finally:
-                riders.cancel()
-        await asyncio.wait([riders])
-        if not riders.cancelled():
-            riders.result()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                riders = [tasks.create_task(self._ride(i)) for i in range(len(self._jobs))]
+                with view:
+                    pending = set(riders)
+                    while pending and (left_s := start_s + timeout_s - time.monotonic()) > 0:
+                        pause_s = min(view.interval_s, left_s)
+                        _, pending = await asyncio.wait(pending, timeout=pause_s)
+                        self._show(view, read_gauges, time.monotonic() - start_s)
+                for rider in pending:
+                    rider.cancel()
+        except ExceptionGroup as group:
+            # One reason is enough: riders fail together when the server goes.
+            raise group.exceptions[0] from group
 
     def _show(self, view: View, read_gauges: Callable[[BusState], None], elapsed_s: float) -> None:
         read_gauges(self.state)
