@@ -61,8 +61,8 @@ class Beacon:
                 await self._session.call(lambda: self._write(key))
             except SessionLost:
                 continue
-            except RedisError:
-                self._log.exception("status.write_refused")
+            except RedisError as error:
+                self._log.warning("status.write_refused", reason=str(error))
             await asyncio.sleep(INTERVAL_S)
 
     async def _write(self, key: str) -> None:

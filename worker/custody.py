@@ -171,6 +171,9 @@ class Custody:
         self._roster.drop(job)
         if status is not RequeueStatus.REFUSED:
             self._metrics.jobs_requeued += 1
+        if status is RequeueStatus.ENDING:
+            # A cancel of a job in `ending` changes nothing and ends it now, not at the next tick.
+            await self._session.call(lambda: self._chains.cancel(job.job_id))
         self._log.info(
             "job.requeued",
             job_id=job.job_id,

@@ -11,7 +11,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.errors import EngineDied, EngineStartFailed
+from tokenbus.engine import errors as engine_errors
+from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
 from tokenbus.worker.handoff import (
     Beat,
     EngineReady,
@@ -72,7 +73,8 @@ class EngineLink:
     async def start(self, timeout_s: float) -> EngineReady:
         """Spawn the process and wait until the engine is built.
 
-        Raises: EngineStartFailed with the reason it gave, its exit status or the timeout.
+        Raises: the EngineError that building it raised; SettingsInvalid for a setting it refused;
+            EngineStartFailed for anything else and after the timeout.
         """
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
@@ -190,4 +192,14 @@ class EngineLink:
         if self._ready is None or self._ready.done():
             return
         refusal = self._refusal or EngineRefused("EngineDied", "its process ended; see its output")
-        self._ready.set_exception(EngineStartFailed(refusal.kind, refusal.message))
+        self._ready.set_exception(_start_error(refusal))
+
+
+def _start_error(refusal: EngineRefused) -> Exception:
+    """Return the error that the engine process raised on purpose, else EngineStartFailed."""
+    kind = getattr(engine_errors, refusal.kind, None)
+    if not isinstance(kind, type) or not issubclass(kind, engine_errors.EngineError):
+        return EngineStartFailed(refusal.kind, refusal.message)
+    if issubclass(kind, engine_errors.RequestRejected):
+        return SettingsInvalid(refusal.message)
+    return kind(refusal.message)

@@ -21,7 +21,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Protocol
 
-from tokenbus.engine.errors import RequestRejected, SequenceTooLong
+from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.worker.handoff import (
     AbortRequest,
     AddRequest,
@@ -220,7 +220,9 @@ def serve(sock: socket.socket) -> int:
         sock.sendall(encode_frame(EngineReady(engine.limits, num_pages, folder)))
         EngineLoop(engine, sock, frames).run()
     except Exception as error:
-        traceback.print_exc()
+        # The process boundary: what was raised on purpose needs no trace, the rest is a bug.
+        if not isinstance(error, EngineError):
+            traceback.print_exc()
         with contextlib.suppress(OSError):
             sock.sendall(encode_frame(EngineRefused(type(error).__name__, str(error))))
     return 1

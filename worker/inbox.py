@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # What a raw entry waits at most on an idle pool; an empty look costs the server about 10 us.
 POLL_INTERVAL_S = 0.1
+# A server out of memory refuses new jobs: asking it ten times a second does not help.
+REFUSED_PAUSE_S = 1.0
 
 
 class Inbox:
@@ -58,8 +60,9 @@ class Inbox:
                 await self.drain()
             except SessionLost:
                 continue
-            except RedisError:
-                self._log.exception("inbox.drain_refused")
+            except RedisError as error:
+                self._log.error("inbox.drain_refused", reason=str(error))
+                await asyncio.sleep(REFUSED_PAUSE_S)
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def drain(self) -> None:

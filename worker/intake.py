@@ -132,7 +132,8 @@ class Intake:
             self._line_is_offered = takes_head_of_line
             try:
                 pulled = await self._session.call(
-                    lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget)
+                    lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget),
+                    bulk=True,
                 )
             finally:
                 self._line_is_offered = False
@@ -164,6 +165,9 @@ class Intake:
         """Prepare a job and let its log be taken over, or give it back if it is too big."""
         await self._starter.prepare(job)
         if job.phase is not Phase.PULLED:
+            return
+        if self._ledger.exceeds_pool(job):
+            await self._undo(job)
             return
         if job.prepared is not None and not job.is_waiting and not self._still_fits(job):
             if self._line_is_taken():

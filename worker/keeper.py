@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from tokenbus.producer.replies import RequeueStatus
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 
@@ -58,8 +59,8 @@ class Keeper:
                     await self._reap()
             except SessionLost:
                 continue
-            except RedisError:
-                self._log.exception("pool.tick_refused")
+            except RedisError as error:
+                self._log.error("pool.tick_refused", reason=str(error))
             await asyncio.sleep(TICK_INTERVAL_S)
 
     def _may_reap(self) -> bool:
@@ -76,6 +77,9 @@ class Keeper:
                 status = await self._session.call(
                     lambda: self._chains.reap(self._worker, orphan, asked_at)
                 )
+                if status is RequeueStatus.ENDING:
+                    # A cancel of a job in `ending` changes nothing and ends it now.
+                    await self._session.call(lambda: self._chains.cancel(orphan.job_id))
             self._metrics.jobs_reaped += 1
             self._log.warning(
                 "lease.reclaimed",

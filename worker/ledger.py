@@ -85,6 +85,17 @@ class Ledger:
         learned = {lane: self.estimator.expected(lane, unbounded) for lane in self._lanes}
         return {lane: tokens for lane, tokens in learned.items() if tokens < unbounded}
 
+    def exceeds_pool(self, job: HeldJob) -> bool:
+        """Tell whether a tokenised job is too large for this engine, as the pull counts it.
+
+        Given back with its exact size it goes to a larger worker, or fails where none lives.
+        """
+        if job.prepared is None:
+            return False
+        params = job.prepared.params
+        output = params.n * self.pages_for(params.max_tokens)
+        return self.pages_for(job.prepared.num_prompt_tokens) + output > self.total_pages
+
     def fits(self, job: HeldJob) -> bool:
         """Tell whether a waiting job may start: it has its pages and rows, or the engine alone."""
         if self.free_rows() >= job.num_rows and self.budget() >= self.cost(job):

@@ -15,6 +15,16 @@ Logger = structlog.stdlib.BoundLogger
 
 def configure(level: str, log_format: str) -> None:
     """Send logs to stderr; `auto` means console colours on a terminal and JSON elsewhere."""
+    _configure(level, log_format)
+
+
+def configure_once(level: str, log_format: str) -> None:
+    """Do the same unless the program around us has set up its logs."""
+    if not structlog.is_configured():
+        _configure(level, log_format)
+
+
+def _configure(level: str, log_format: str) -> None:
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     renderer: Any = (
         structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()

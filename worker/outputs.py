@@ -85,12 +85,14 @@ class Outputs:
             if job is not None and job.timings.admitted_at is None:
                 job.timings.admitted_at = now
                 job.cached_tokens = admission.num_cached_tokens
+                self._log.debug("job.admitted", job_id=job.job_id, cached=job.cached_tokens)
         for request_id in step.preempted:
             job = self._roster.by_request(request_id)
             if job is not None:
                 job.num_preemptions += 1
                 self._metrics.preemptions += 1
                 self._ledger.correct(job)
+                self._log.debug("job.preempted", job_id=job.job_id, tokens=job.last)
         for delta in step.deltas():
             self._take_delta(delta, now)
         if step.ends:

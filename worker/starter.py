@@ -140,6 +140,8 @@ class Starter:
             job.decide("failed", job.refusal)
         elif job.flag:
             job.decide(FLAG_REASONS[job.flag])
+        elif job.pulled.remaining_ms == 0:
+            job.decide("expired")
         elif self._replay(job):
             job.decide(job.outcome())
         else:

@@ -126,6 +126,7 @@ class Worker:
 
         Raises: the error that ended it, alone, whatever else it took down.
         """
+        logs.configure_once(self.settings.log_level, self.settings.log_format)
         logs.bind(worker_id=self.name)
         try:
             await self._run()

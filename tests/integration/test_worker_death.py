@@ -98,6 +98,33 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
             await until(lambda: second.num_held == 0)
 
 
+async def test_choices_and_stop_strings_continue_in_the_next_worker(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """Of a job with two choices one meets a stop string behind the cut: both texts are unbroken."""
+    texts = [expected_text(5, NUM_TOKENS, choice) for choice in range(2)]
+    stop = texts[0][150:160]
+    assert stop not in texts[1]
+    async with worker_process(pool, redis_url, null_tokens_per_s=60, **LEASE) as first:
+        job = await client.submit("hello", seed=5, n=2, max_tokens=NUM_TOKENS, stop=[stop])
+        midway = asyncio.Event()
+
+        def look(story: Story) -> None:
+            if story.last >= 40:
+                midway.set()
+
+        reader = asyncio.create_task(follow(client, job.job_id, look))
+        async with asyncio.timeout(30):
+            await midway.wait()
+        first.send(signal.SIGKILL)
+        async with worker(pool, redis_url, **LEASE):
+            story = await reader
+    assert story.texts == {0: texts[0][: texts[0].index(stop)], 1: texts[1]}
+    assert story.finish is not None
+    assert story.finish.choices == ("stop", "length")
+    assert story.epochs == {1, 3}
+
+
 async def _other_worker(scripts: Scripts, name: str) -> str:
     members = await command(scripts, "SMEMBERS", scripts.keys.of("workers"))
     [other] = {member.decode() for member in members} - {name}

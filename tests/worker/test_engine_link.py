@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import ModelNotFound
 from tokenbus.engine.null import NullConfig
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 from tokenbus.worker.engine_link import EngineLink
@@ -253,3 +255,10 @@ def test_engine_process_imports_neither_redis_nor_the_text_side() -> None:
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert output.stdout.strip() == "[]"
+
+
+async def test_missing_model_is_the_engines_own_error() -> None:
+    """A model that is not there ends the start with ModelNotFound."""
+    missing = EngineLink(StartEngine(engine=EngineConfig("/no/such/model")), lambda _: None)
+    with pytest.raises(ModelNotFound, match="/no/such/model"):
+        await missing.start(START_TIMEOUT_S)

@@ -65,7 +65,7 @@ def test_resumed_choice_that_had_ended_is_not_run() -> None:
     done = tuple(pseudo_token(3, 0, p, 256, 512) for p in range(6))
     half = tuple(pseudo_token(3, 1, p, 256, 512) for p in range(4))
     engine.add(Request(1, (1, 2), chosen, resumed_ids=(done, half), done_choices=(0,)))
-    tokens = []
+    tokens: list[int] = []
     while engine.has_work:
         for delta in engine.step().deltas:
             assert delta.choice == 1
