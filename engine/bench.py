@@ -178,7 +178,7 @@ def get_workload(name: str) -> Workload:
 
 _KINDS = {
     "attention": ("decode_kernel", "prefill_kernel", "attend", "build_kernel", "flash"),
-    "linear": ("gemm", "linear", "matvec", "cutlass", "nvjet", "splitk"),
+    "linear": ("gemm", "linear", "matvec", "matmul", "cutlass", "nvjet", "splitk"),
     "norm_rope": ("norm", "rope", "silu", "gated", "embed"),
     "sampling": ("sample", "argmax", "draw", "softmax", "sort", "topk", "reduce"),
 }

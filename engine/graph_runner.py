@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from tokenbus.engine.sequence import Sequence as DecodingSequence
 
 
+_PLAIN = SamplingPlan(Feature.RANDOM)
+
+
 @runtime_checkable
 class PrefixSharing(Protocol):
     """An attention backend that can read runs of pages once for several rows."""
@@ -82,19 +85,18 @@ class GraphRunner(Runner):
         self._staged = torch.zeros((2, self._buckets[-1]), dtype=torch.int64, device=rows.device)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Capture the graphs of greedy and of plain temperature sampling, largest batch first."""
-        plans = [SamplingPlan(), SamplingPlan(Feature.RANDOM)]
-        jobs = [(size, plan) for size in reversed(self._buckets) for plan in plans]
-        for done, (size, plan) in enumerate(jobs):
-            self._captured(size, plan)
+        """Capture the graphs of plain sampling, largest batch first; others come with first use."""
+        for done, size in enumerate(reversed(self._buckets)):
+            self._captured(size, _PLAIN)
             if progress is not None:
-                progress(done + 1, len(jobs))
+                progress(done + 1, len(self._buckets))
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
         """Start a step: prompts eagerly, decode by replay where a graph can hold it."""
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
-        sampling_plan = self.sampling.plan(row_list)
+        # Greedy rows ride in the graph of sampled ones, which knows them by a flag of the row.
+        sampling_plan = self.sampling.plan(row_list).union(_PLAIN)
         if not plan.decode or masks or sampling_plan.has(Feature.LOGPROBS):
             self._regroup([])
             return super().launch(plan, masks)

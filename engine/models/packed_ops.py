@@ -30,7 +30,7 @@ class PackedOps(TorchOps):
     def supports(dtype: torch.dtype, device: torch.device) -> bool:
         """Tell whether this build of torch packs weights of this dtype."""
         packs = hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        bf16_units = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - no public name
+        bf16_units = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         return packs and device.type == "cpu" and dtype == torch.bfloat16 and bool(bf16_units)
 
     def prepare(self, model: Decoder) -> None:
@@ -38,15 +38,13 @@ class PackedOps(TorchOps):
         linears = [linear for layer in model.layers for linear in layer.linears()]
         for linear in (*linears, model.lm_head):
             weight = linear.weight
-            linear.packed = torch.ops.mkldnn._reorder_linear_weight(  # noqa: SLF001
-                weight, _PACKED_FOR_ROWS
-            )
+            linear.packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR_ROWS)
             if weight is not model.embedding:
                 linear.weight = torch.empty((0, weight.shape[1]), dtype=weight.dtype)
 
     def linear(self, x: Tensor, linear: Linear) -> Tensor:
         """x: [T, in] -> [T, out]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(
             x, linear.packed, linear.bias, "none", [], ""
         )
         return out
