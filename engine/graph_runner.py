@@ -156,7 +156,7 @@ class GraphRunner(Runner):
         """Compile by running once on scratch rows, then capture."""
         self._staged[0].fill_(self.rows.padding_row)
         self._staged[1].fill_(-1)
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch has no type here
         stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode(), torch.cuda.stream(stream):
             self._decode_step(size, plan)

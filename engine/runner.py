@@ -179,7 +179,7 @@ class Runner:
             replace(drawn, token_ids=drawn.token_ids.to("cpu", non_blocking=True))
             for drawn in pending.draws
         ]
-        pending.ready = torch.cuda.Event()
+        pending.ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no type here
         pending.ready.record()
 
     def _bitmask(self, row_list: list[int], masks: dict[int, Tensor] | None) -> Tensor | None:

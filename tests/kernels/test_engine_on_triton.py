@@ -40,7 +40,8 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, LoadedModel]:
     """Return a random model of transformers and the same weights on the Triton backend."""
     torch.manual_seed(0)
     config = request.param(**SIZES)
-    reference = AutoModelForCausalLM.from_config(config).eval()
+    auto: Any = AutoModelForCausalLM
+    reference = auto.from_config(config).eval()
     device = torch.device("cuda" if ON_GPU else "cpu")
     attention = TritonAttention(max_rows=32)
     model = build_model(
@@ -107,7 +108,8 @@ def test_grouped_decode_gives_the_tokens_of_ungrouped_decode(
     prompts = [(*prefix, *(source.randrange(320) for _ in range(9))) for _ in range(24)]
     answers = []
     for pays in (lambda _rows, _pages: False, lambda rows, pages: rows > 1 and pages > 0):
-        loaded.attention.pays = pays  # type: ignore[union-attr,method-assign]
+        attention: Any = loaded.attention
+        attention.pays = pays
         engine = engine_for(
             loaded, EngineConfig("tiny", num_pages=200, page_size=64, max_num_seqs=32)
         )

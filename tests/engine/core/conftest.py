@@ -51,7 +51,8 @@ class TinyModel:
             eos_token_id=None,
             bos_token_id=None,
         )
-        self.reference: Any = AutoModelForCausalLM.from_config(config).eval()
+        auto: Any = AutoModelForCausalLM
+        self.reference = auto.from_config(config).eval()
         device = torch.device("cpu")
         self.loaded = LoadedModel(
             model=build_model(

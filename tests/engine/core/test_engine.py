@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
+from tokenbus.engine.output_estimator import OutputEstimator
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
+
+
+class Optimist(OutputEstimator):
+    """Expects one token per output, which over-admits until pages run out."""
+
+    def expected(self, lane: str, max_tokens: int) -> int:  # noqa: ARG002
+        """Return 1."""
+        return 1
+
 
 Run = Callable[..., dict[tuple[int, int], Any]]
 
@@ -50,7 +60,7 @@ def test_greedy_tokens_equal_transformers(
     engine._one_step_ahead = ahead
     if settings.get("num_pages") == 24:
         # Expecting one token per output over-admits, so that pages run out.
-        engine._scheduler.estimator.expected = lambda _lane, _limit: 1
+        engine._scheduler.estimator = Optimist()
     answers = run(engine, [Request(i, p, greedy) for i, p in enumerate(prompts)])
     assert [answers[i, 0].token_ids for i in range(len(prompts))] == references
     if settings.get("num_pages") == 24:
@@ -87,7 +97,7 @@ def test_sampled_tokens_depend_on_seed_choice_and_position_alone(
         alone.append(run(tiny.engine(), [request])[0, 0].token_ids)
     assert len({tuple(tokens) for tokens in alone}) == len(alone)
     engine = tiny.engine(**settings)
-    engine._scheduler.estimator.expected = lambda _lane, _limit: 1
+    engine._scheduler.estimator = Optimist()
     batch = [Request(i, p, replace(params, seed=i)) for i, p in enumerate(prompts)]
     answers = run(engine, batch)
     assert [answers[i, 0].token_ids for i in range(len(prompts))] == alone
