@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _VOCABULARY = 10_000
 
@@ -62,7 +66,7 @@ def shared_prefix(
     return Workload(f"shared{num_prefixes}x{num_shared}", prompts, (num_output,) * num_seqs)
 
 
-WORKLOADS = {
+WORKLOADS: dict[str, Callable[[], Workload]] = {
     "nano256": mixed,
     "single": lambda: uniform("single", 1, 100, 512),
     "batch8": lambda: uniform("batch8", 8, 100, 256),
