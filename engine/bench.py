@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tokenbus.engine.core import Engine
 
 _TEMPERATURE = 0.6
+# Kernels that a profile lists by name.
+_NUM_KERNELS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class Report:
     ceilings: dict[str, float]
     runs: list[RunFigures] = field(default_factory=list)
     budget_ms: dict[str, float] = field(default_factory=dict)
+    kernels_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def best(self) -> RunFigures:
@@ -143,8 +146,8 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     return found
 
 
-def profile_budget(run: Callable[[], object]) -> dict[str, float]:
-    """Return milliseconds of device time by kind of kernel over one run."""
+def profile_budget(run: Callable[[], object]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return milliseconds of device time over one run by kind, and of the costliest kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -153,10 +156,14 @@ def profile_budget(run: Callable[[], object]) -> dict[str, float]:
         torch.cuda.synchronize()
         wall_ms = (time.perf_counter() - started_at) * 1000
     budget = dict.fromkeys(("attention", "linear", "norm_rope", "sampling", "other"), 0.0)
+    kernels: dict[str, float] = {}
     for event in profiler.key_averages():
-        budget[_kind_of(event.key.lower())] += event.self_device_time_total / 1000
+        spent_ms = event.self_device_time_total / 1000
+        budget[_kind_of(event.key.lower())] += spent_ms
+        kernels[f"{event.key[:100]} x{event.count}"] = spent_ms
     budget["gaps"] = max(0.0, wall_ms - sum(budget.values()))
-    return budget
+    costliest = sorted(kernels.items(), key=lambda item: -item[1])[:_NUM_KERNELS]
+    return budget, dict(costliest)
 
 
 def to_json(report: Report, path: Path) -> None:

@@ -81,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
             report.runs.append(bench.run_workload(engine, workload))
         if args.profile and loaded.device.type == "cuda":
             engine.reset_prefix_cache()
-            report.budget_ms = bench.profile_budget(partial(bench.run_workload, engine, workload))
+            report.budget_ms, report.kernels_ms = bench.profile_budget(
+                partial(bench.run_workload, engine, workload)
+            )
         _print(report)
         if args.json is not None:
             args.json.mkdir(parents=True, exist_ok=True)
