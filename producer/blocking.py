@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import threading
+import weakref
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tokenbus.producer.client import AsyncClient, Job
@@ -21,12 +23,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_portals: weakref.WeakSet[_Portal] = weakref.WeakSet()
+
+
+def _abandon_portals() -> None:
+    """Keep what a fork inherited from ever being destroyed in the child.
+
+    Parent and child share one epoll instance. A connection that the child's garbage collector
+    closed would be struck off there, and the parent would never hear from its server again.
+    """
+    for portal in _portals:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(portal))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_portals)
+
 
 class _Portal:
     """One event loop in a thread of its own, with the asynchronous client that lives there."""
 
     def __init__(self, url: str | None, pool: str, settings: ClientSettings) -> None:
         self.pid = os.getpid()
+        _portals.add(self)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="tokenbus-client", daemon=True

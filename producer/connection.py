@@ -44,9 +44,18 @@ _AWAY = (
 _AWAY_ANSWERS = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
 
 
+def is_refused(error: BaseException | None) -> bool:
+    """Tell whether the server refused the credentials; redis-py hides that in its causes."""
+    while error is not None:
+        if isinstance(error, AuthenticationError):
+            return True
+        error = error.__cause__
+    return False
+
+
 def is_away(error: BaseException) -> bool:
     """Tell whether an error means that the server cannot be reached now, and may be later."""
-    if isinstance(error, AuthenticationError):
+    if is_refused(error):
         return False
     if isinstance(error, ResponseError):
         return str(error).startswith(_AWAY_ANSWERS)
@@ -135,11 +144,11 @@ async def _check(server: Server, call_timeout_s: float) -> None:
     async with asyncio.timeout(call_timeout_s):
         try:
             info = await server.redis.info()
-        except AuthenticationError as error:
-            raise ServerUnsuitable(
-                f"the server at {server.url} refuses the credentials: {error}"
-            ) from None
-        except ResponseError as error:
+        except RedisError as error:
+            if is_refused(error):
+                raise ServerUnsuitable(
+                    f"the server at {server.url} refuses the credentials: {error}"
+                ) from None
             if is_away(error):
                 raise
             raise ServerUnsuitable(f"the server at {server.url} refuses: {error}") from None

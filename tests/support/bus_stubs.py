@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from tokenbus.producer.result import build_result
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, NewJob, Scripts, Takeover
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tokenbus.producer.replies import (
         HeldJob,
         LogReply,
@@ -39,6 +42,13 @@ def a_job(job_id: str = "", **fields: object) -> NewJob:
         "digest": "d",
     }
     return NewJob(**(chosen | fields))  # type: ignore[arg-type]  # fields are checked by the test
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20) -> None:
+    """Ask the server until a condition holds that it announces to nobody."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():  # noqa: ASYNC110 -- nothing in this process can signal it
+            await asyncio.sleep(0.01)
 
 
 def raw(scripts: Scripts) -> Any:
