@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,6 +138,22 @@ def test_stop_string_ends_the_text_before_it(llm: LLM) -> None:
     assert output.text == free.text[: free.text.index(stop)]
     assert output.choices[0].stop_reason == stop
     assert output.finish_reason == "stop"
+
+
+def test_stop_reason_is_the_id_or_nothing(
+    llm: LLM, prompts: list[list[int]], references: list[list[int]]
+) -> None:
+    """A stop id is named as the reason; the model's own end and the length name none."""
+    stop = references[6][5]
+    by_id = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, stop_token_ids=(stop,))
+    output = llm.generate(prompts[6], by_id, progress=False)[0]
+    assert output.choices[0].stop_reason == stop
+    assert output.finish_reason == "stop"
+    bias = {llm.engine.limits.eos_token_ids[0]: 100.0}
+    ended = llm.generate(prompts[6], replace(params(), logit_bias=bias), progress=False)[0]
+    assert ended.finish_reason == "stop"
+    assert ended.choices[0].stop_reason is None
+    assert ended.text == ""
 
 
 def test_chat_goes_through_the_template(
