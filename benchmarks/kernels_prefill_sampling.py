@@ -1,0 +1,256 @@
+"""Measure paged prefill and sampling on a GPU, against their twins and against torch.
+
+Run: PYTHONPATH=build/typing python -P benchmarks/kernels_prefill_sampling.py [--sweep] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+
+from tokenbus.kernels import reference, reference_sampling
+from tokenbus.kernels.paged_prefill import PrefillTuning, choose_tuning, paged_prefill
+from tokenbus.kernels.sampling import SamplingWorkspace, sample_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEVICE = torch.device("cuda")
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCase:
+    """Sequences of (tokens of this pass, tokens in all) and an attention shape."""
+
+    name: str
+    lens: tuple[tuple[int, int], ...]
+    num_heads: int = 32
+    num_kv_heads: int = 8
+    head_dim: int = 128
+    page_size: int = 64
+
+    def flops(self) -> float:
+        """Count the operations of visible pairs: q k^T and p v, two each."""
+        pairs = sum(q * (c - q) + q * (q + 1) / 2 for q, c in self.lens)
+        return 4.0 * self.head_dim * self.num_heads * pairs
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingCase:
+    """A batch of rows that share temperature and filters; `spread` scales normal logits."""
+
+    name: str
+    num_rows: int
+    filters: tuple[float, int, float, float] = (0.6, 0, 1.0, 0.0)
+    spread: float = 2.0
+    dtype: torch.dtype = torch.float32
+    vocab_size: int = 151936
+    greedy: bool = False
+
+
+MIXED = tuple((100 + 924 * i // 31, 100 + 924 * i // 31) for i in range(32))
+PREFILL = [
+    PrefillCase("8k alone", ((8192, 8192),)),
+    PrefillCase("2k after 14k", ((2048, 16384),)),
+    PrefillCase("32 x 100-1024", MIXED),
+    PrefillCase("32 x 100-1024, 16 heads", MIXED, num_heads=16),
+    PrefillCase("8 x 256 after 2k", ((256, 2304),) * 8),
+    PrefillCase("8k alone, D 64", ((8192, 8192),), head_dim=64),
+    PrefillCase("8k alone, D 256", ((8192, 8192),), num_heads=16, head_dim=256),
+    PrefillCase("8k alone, pages of 16", ((8192, 8192),), page_size=16),
+]
+SWEEP = [
+    PrefillTuning(128, 64, False, 8, 5, 3, True),
+    PrefillTuning(128, 64, False, 8, 5, 1, True),
+    PrefillTuning(128, 64, False, 8, 3, 3, True),
+    PrefillTuning(128, 64, True, 8, 3, 3, True),
+    PrefillTuning(128, 64, True, 8, 5, 3, True),
+    PrefillTuning(64, 64, False, 4, 5, 3, True),
+    PrefillTuning(64, 64, False, 4, 3, 3, True),
+    PrefillTuning(64, 64, False, 4, 5, 1, True),
+    PrefillTuning(64, 64, True, 4, 3, 1, True),
+    PrefillTuning(128, 64, False, 8, 5, 3, False),
+    PrefillTuning(64, 64, False, 4, 5, 3, False),
+    PrefillTuning(128, 128, False, 8, 3, 1, False),
+]
+TOP_K_P = (0.7, 20, 0.95, 0.0)
+SAMPLING = [
+    *(SamplingCase(f"temperature, M {m}", m) for m in (1, 8, 64, 256)),
+    SamplingCase("greedy, M 256", 256, greedy=True),
+    SamplingCase("temperature, bf16, M 256", 256, dtype=torch.bfloat16),
+    *(SamplingCase(f"top-k 20, top-p 0.95, M {m}", m, TOP_K_P) for m in (1, 8, 256)),
+    SamplingCase("top-k 50, M 256", 256, (0.7, 50, 1.0, 0.0)),
+    SamplingCase("min-p 0.05, M 256", 256, (1.0, 0, 1.0, 0.05)),
+    *(SamplingCase(f"top-p 0.9, peaked, M {m}", m, (0.6, 0, 0.9, 0.0), 3.0) for m in (1, 256)),
+    *(SamplingCase(f"top-p 0.95, flat, M {m}", m, (1.0, 0, 0.95, 0.0), 1.0) for m in (1, 256)),
+    SamplingCase("top-p 0.95, flat, bf16, M 256", 256, (1.0, 0, 0.95, 0.0), 1.0, torch.bfloat16),
+]
+
+
+def median_us(function: Callable[[], object]) -> float:
+    """Time replays of a captured graph: device time without launch gaps."""
+    return 1e3 * float(triton.testing.do_bench_cudagraph(function, rep=15, return_mode="median"))
+
+
+def prepare_prefill(case: PrefillCase, tuning: PrefillTuning | None) -> Callable[[], torch.Tensor]:
+    """Allocate a case with its pages in random order and return its launch."""
+    counts = [-(-context // case.page_size) for _, context in case.lens]
+    order = (torch.randperm(sum(counts), device=DEVICE) + 1).int()
+    table = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=DEVICE)
+    for row, pages in enumerate(order.split(counts)):
+        table[row, : len(pages)] = pages
+    shape = (sum(counts) + 1, case.num_kv_heads, case.page_size, case.head_dim)
+    half = {"dtype": torch.bfloat16, "device": DEVICE}
+    k_pages, v_pages = torch.randn(shape, **half), torch.randn(shape, **half)
+    lens = torch.tensor(case.lens, dtype=torch.int32, device=DEVICE)
+    borders = torch.nn.functional.pad(lens[:, 0].cumsum(0, dtype=torch.int32), (1, 0))
+    context_lens = lens[:, 1].contiguous()
+    q = torch.randn(int(borders[-1]), case.num_heads, case.head_dim, **half)
+    out = torch.full_like(q, float("nan"))
+
+    def launch() -> torch.Tensor:
+        return paged_prefill(
+            q, k_pages, v_pages, table, context_lens, borders, scale=case.head_dim**-0.5,
+            out=out, tuning=tuning,
+        )  # fmt: skip
+
+    def twin() -> torch.Tensor:
+        return reference.paged_prefill(
+            q, k_pages, v_pages, table, context_lens, borders, scale=case.head_dim**-0.5
+        )
+
+    launch.twin = twin  # type: ignore[attr-defined]  # travels with the launch it checks
+    return launch
+
+
+def prepare_sampling(case: SamplingCase) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
+    """Allocate a case and return its launch and what its twin draws."""
+    rows = {"dtype": torch.float32, "device": DEVICE}
+    logits = torch.randn(case.num_rows, case.vocab_size, **rows) * case.spread
+    logits = logits.to(case.dtype)
+    temperature, k, p, least = case.filters
+    full = [torch.full((case.num_rows,), value, **rows) for value in (temperature, p, least)]
+    top_k = torch.full((case.num_rows,), k, device=DEVICE)
+    u = torch.rand(case.num_rows, dtype=torch.float64, device=DEVICE)
+    is_random = torch.full((case.num_rows,), int(not case.greedy), device=DEVICE)
+    workspace = SamplingWorkspace(case.num_rows, case.vocab_size, DEVICE)
+    scalars = (full[0], top_k, full[1], full[2], u, is_random)
+    out = torch.empty(case.num_rows, dtype=torch.int64, device=DEVICE)
+
+    def launch() -> torch.Tensor:
+        return sample_rows(
+            logits, *scalars, workspace, use_top_k=k > 0, use_top_p=p < 1, use_min_p=least > 0,
+            out=out,
+        )  # fmt: skip
+
+    expected = [
+        reference_sampling.sample_rows(logits[i : i + 32], *(s[i : i + 32] for s in scalars))
+        for i in range(0, case.num_rows, 32)
+    ]
+    return launch, torch.cat(expected)
+
+
+def compile_one(job: tuple[PrefillCase, PrefillTuning | None] | SamplingCase) -> str | None:
+    """Run a case once, so that its binary is in the cache; return what went wrong."""
+    try:
+        if isinstance(job, SamplingCase):
+            prepare_sampling(replace(job, num_rows=2))[0]()
+        else:
+            prepare_prefill(*job)()
+        torch.cuda.synchronize()
+    except triton.runtime.errors.OutOfResources as error:
+        return f"{job}: {error}"
+    return None
+
+
+def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of the difference over the norm; NaN stays NaN."""
+    return float((out.float() - expected).norm() / expected.norm())
+
+
+def torch_attention_us(case: PrefillCase) -> float:
+    """Time torch's fastest causal attention on one unpaged sequence."""
+    length = case.lens[0][0]
+    half = {"dtype": torch.bfloat16, "device": DEVICE}
+    q = torch.randn(1, case.num_heads, length, case.head_dim, **half)
+    k, v = (torch.randn(1, case.num_kv_heads, length, case.head_dim, **half) for _ in range(2))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return median_us(lambda: attend(q, k, v, is_causal=True, enable_gqa=True))
+
+
+def run_prefill(jobs: list[tuple[PrefillCase, PrefillTuning | None]]) -> list[dict[str, object]]:
+    """Measure every job; check the small ones against the twin."""
+    results: list[dict[str, object]] = []
+    for case, tuning in jobs:
+        launch = prepare_prefill(case, tuning)
+        layout = tuning or choose_tuning(torch.bfloat16, case.head_dim, case.page_size, DEVICE)
+        row: dict[str, object] = {"case": case.name, "tuning": str(layout)}
+        try:
+            out = launch().clone()
+        except triton.runtime.errors.OutOfResources:
+            continue
+        if max(context for _, context in case.lens) <= 2304:
+            row["error"] = relative_error(out, launch.twin())  # type: ignore[attr-defined]
+        row["us"] = median_us(launch)
+        row["tflops"] = case.flops() / float(str(row["us"])) / 1e6
+        results.append(row)
+        short = str(layout).replace("PrefillTuning", "")
+        print(f"{case.name:26s} {row['us']:9.1f} us {row['tflops']:6.0f} TFLOP/s "
+              f"err {row.get('error', float('nan')):.1e} {short}", flush=True)  # fmt: skip
+    return results
+
+
+def run_sampling(cases: list[SamplingCase]) -> list[dict[str, object]]:
+    """Measure every case; count the rows that draw another token than the fp64 twin."""
+    results: list[dict[str, object]] = []
+    for case in cases:
+        launch, expected = prepare_sampling(case)
+        differing = int((launch() != expected).sum())
+        time_us = median_us(launch)
+        size = case.num_rows * case.vocab_size * torch.finfo(case.dtype).bits / 8
+        results.append({"case": case.name, "us": time_us, "differing": differing,
+                        "gb_per_s": size / time_us / 1e3})  # fmt: skip
+        print(f"{case.name:34s} {time_us:8.1f} us, one read at {size / time_us / 1e3:5.0f} GB/s, "
+              f"{differing}/{case.num_rows} rows differ", flush=True)  # fmt: skip
+    return results
+
+
+def main() -> None:
+    """Parse the command line, compile in parallel, measure alone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweep", action="store_true", help="every layout of prefill")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--compile-jobs", type=int, default=8)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    prefill: list[tuple[PrefillCase, PrefillTuning | None]] = [(case, None) for case in PREFILL]
+    if args.sweep:
+        prefill += [(case, tuning) for tuning in SWEEP for case in (*PREFILL[:4], PREFILL[5])]
+    started = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.compile_jobs, mp_context=context) as pool:
+        problems = [p for p in pool.map(compile_one, [*SAMPLING, *prefill]) if p]
+    print(f"compiled in {time.monotonic() - started:.0f} s;", *problems, sep="\n  ")
+    name = torch.cuda.get_device_name()
+    results: dict[str, object] = {"gpu": name, "torch": torch.__version__}
+    results["triton"] = triton.__version__
+    results["torch_8k_us"] = torch_attention_us(PREFILL[0])
+    tflops = PREFILL[0].flops() / float(str(results["torch_8k_us"])) / 1e6
+    print(f"{name}: torch attention, 8k alone: {results['torch_8k_us']:.0f} us, {tflops:.0f}")
+    results["sampling"] = run_sampling(SAMPLING)
+    results["prefill"] = run_prefill(prefill)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""The sampling kernel against its fp64 twin and against the engine's own sampler."""
+
+import pytest
+import torch
+from paged_batch import DEVICE, HALF
+
+from tokenbus.engine.random_draw import stream_key, uniforms
+from tokenbus.engine.sampler import SamplingState
+from tokenbus.engine.types import SamplingParams
+from tokenbus.kernels import reference_sampling
+from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.sampling import SamplingWorkspace, sample_rows
+
+# Temperature, top-k, top-p, min-p: none alone, each alone, pairs, all; loose and tight.
+FILTERS = [
+    (1.0, 0, 1.0, 0.0),
+    (0.6, 20, 1.0, 0.0),
+    (1.0, 1, 1.0, 0.0),
+    (1.3, 400, 1.0, 0.0),
+    (0.8, 0, 0.9, 0.0),
+    (2.0, 0, 0.999, 0.0),
+    (1.0, 0, 1e-4, 0.0),
+    (1.0, 0, 1.0, 0.05),
+    (1.0, 0, 1.0, 1.0),
+    (0.7, 20, 0.95, 0.0),
+    (1.5, 3000, 0.5, 0.0),
+    (1.0, 50, 1.0, 0.02),
+    (1.0, 0, 0.8, 0.01),
+    (0.9, 64, 0.9, 0.03),
+    (1e-5, 40, 0.9, 0.0),
+]
+
+
+def make_logits(num_rows: int, vocab_size: int, spread: float, dtype: torch.dtype) -> torch.Tensor:
+    """Draw rows of logits around -3, so that a zero in their place would win."""
+    rng = torch.Generator().manual_seed(vocab_size)
+    logits = torch.randn(num_rows, vocab_size, generator=rng) * spread - 3.0
+    return logits.to(DEVICE, dtype)
+
+
+def draw(
+    logits: torch.Tensor,
+    filters: list[tuple[float, int, float, float]],
+    u: torch.Tensor,
+    is_random: torch.Tensor | None = None,
+    workspace: SamplingWorkspace | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample one row per entry of `filters`, by the kernel and by the twin."""
+    num_rows, vocab_size = logits.shape
+    assert len(filters) == num_rows
+    columns = list(zip(*filters, strict=True))
+    # Strided, as the columns of a table of rows are.
+    floats = torch.tensor([columns[0], columns[2], columns[3]], device=DEVICE).T.contiguous()
+    temperature, top_p, min_p = floats.unbind(-1)
+    top_k = torch.tensor(columns[1], device=DEVICE)
+    if is_random is None:
+        is_random = torch.ones(num_rows, dtype=torch.int64, device=DEVICE)
+    if workspace is None:
+        workspace = SamplingWorkspace(num_rows, vocab_size, DEVICE)
+        for name in ("chunk_max", "chunk_sum", "group_max", "values"):
+            getattr(workspace, name).fill_(float("nan"))
+        workspace.group_ids.fill_(1 << 30)
+    scalars = (temperature, top_k, top_p, min_p, u.to(DEVICE), is_random)
+    token_ids = sample_rows(
+        logits, *scalars, workspace, use_top_k=any(columns[1]),
+        use_top_p=min(columns[2]) < 1, use_min_p=max(columns[3]) > 0,
+    )  # fmt: skip
+    return token_ids, reference_sampling.sample_rows(logits, *scalars)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"),
+    [(1, HALF), (63, torch.float32), (4096, HALF), (4097, torch.float32), (13001, HALF)],
+    ids=str,
+)
+@pytest.mark.parametrize("spread", [0.2, 4.0], ids=["flat", "peaked"])
+def test_draws_equal_twin_in_a_mixed_batch(
+    vocab_size: int, spread: float, dtype: torch.dtype
+) -> None:
+    """Greedy, free and filtered rows of one launch agree with sorting every row."""
+    filters = FILTERS
+    logits = make_logits(len(filters), vocab_size, spread, dtype)
+    u = torch.rand(len(filters), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    is_random = torch.arange(len(filters), device=DEVICE) % 7 > 0
+    token_ids, expected = draw(logits, filters, u, is_random)
+    assert token_ids.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_draws_cover_the_kept_tokens_from_end_to_end(
+    filters: tuple[float, int, float, float],
+) -> None:
+    """Uniforms from 0 to just under 1 reach the first and the last kept token, as the twin's."""
+    u = torch.cat([torch.linspace(0.001, 0.999, 10), torch.tensor([0.0])]).double()
+    logits = make_logits(1, 5000, 2.5, torch.float32).expand(11, -1)
+    token_ids, expected = draw(logits, [filters] * 11, u)
+    assert token_ids.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("filters", [(0.7, 20, 0.95, 0.0), (1.0, 0, 0.9, 0.05), (1.2, 0, 1.0, 0.0)])
+def test_draws_equal_those_of_the_engine(filters: tuple[float, int, float, float]) -> None:
+    """Given the engine's uniforms, the kernel draws what the engine's sampler draws."""
+    temperature, top_k, top_p, min_p = filters
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=7, max_tokens=99
+    )
+    state = SamplingState(12, 6000, "cpu")
+    logits = make_logits(12, 6000, 3.0, torch.float32).cpu()
+    for row in range(12):
+        state.set_row(row, params, row, [1])
+    rows = torch.arange(12)
+    expected = state.sample(logits, rows, rows + 5).token_ids
+    keys = torch.tensor([stream_key(7, row) for row in range(12)])
+    u = uniforms(keys[:, 0], keys[:, 1], rows + 5)
+    token_ids, _ = draw(logits.to(DEVICE), [filters] * 12, u)
+    assert token_ids.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -1e30])
+def test_draws_among_equal_logits_keep_all_ties(value: float) -> None:
+    """A row of one value has no smaller cut than that value: every filter keeps all of it."""
+    filters = [(1.0, 10, 1.0, 0.0), (1.0, 0, 0.5, 0.0), (1.0, 10, 0.5, 0.5)]
+    logits = torch.full((3, 10000), value, device=DEVICE)
+    token_ids, _ = draw(logits, filters, torch.full((3,), 0.75))
+    assert token_ids.tolist() == [7500] * 3
+
+
+def test_draws_from_a_flat_row_narrow_it_by_passes() -> None:
+    """Rows with more candidates than the list holds still end with the exact cut."""
+    filters = [(1.0, 9000, 1.0, 0.0), (1.0, 0, 0.7, 0.0), (1.0, 15000, 0.9, 0.0)]
+    logits = make_logits(3, 20000, 0.5, torch.float32)
+    logits[:, 100:200] = float("-inf")
+    u = torch.tensor([0.1, 0.5, 0.93], dtype=torch.float64)
+    token_ids, expected = draw(logits, filters, u)
+    assert token_ids.tolist() == expected.tolist()
+
+
+def test_forbidden_tokens_are_never_drawn() -> None:
+    """With three tokens allowed, filters that would keep more draw from the three."""
+    logits = torch.full((4, 9000), float("-inf"), device=DEVICE)
+    logits[:, torch.tensor([17, 5000, 8999], device=DEVICE)] = torch.tensor([1.0, 2.0, 1.5]).to(
+        DEVICE
+    )
+    filters = [(1.0, 50, 1.0, 0.0), (1.0, 50, 0.99, 0.0), (1.0, 0, 0.99, 0.0), (1.0, 0, 1.0, 0.0)]
+    for u in (0.0, 0.3, 0.999999):
+        token_ids, expected = draw(logits, filters, torch.full((4,), u))
+        assert token_ids.tolist() == expected.tolist()
+
+
+def test_rows_without_a_distribution_get_some_token() -> None:
+    """Rows of NaN, of minus infinity or with plus infinity end with a token of the vocabulary."""
+    logits = make_logits(6, 5000, 1.0, torch.float32)
+    logits[0] = float("nan")
+    logits[1] = float("-inf")
+    logits[2, 4321] = float("inf")
+    logits[3:, 77] = float("nan")
+    filters = [(1.0, 10, 0.9, 0.1)] * 4 + [(1.0, 0, 1.0, 0.0)] * 2
+    is_random = torch.tensor([1, 1, 1, 1, 1, 0], device=DEVICE)
+    token_ids, _ = draw(logits, filters, torch.full((6,), 0.5), is_random)
+    assert ((token_ids >= 0) & (token_ids < 5000)).all()
+    assert token_ids[2] == 4321
+    assert not (token_ids[3:] == 77).any()
+
+
+def test_argmax_takes_the_first_of_equal_maxima() -> None:
+    """A tie goes to the smallest token id, within a chunk and across chunks."""
+    logits = torch.zeros(3, 9000, device=DEVICE)
+    logits[0, [8000, 300, 301]] = 4.0
+    logits[1, [8999, 4096]] = 4.0
+    is_random = torch.zeros(3, dtype=torch.int64, device=DEVICE)
+    token_ids, _ = draw(logits, [FILTERS[0]] * 3, torch.zeros(3), is_random)
+    assert token_ids.tolist() == [300, 4096, 0]
+
+
+def test_row_does_not_depend_on_its_company() -> None:
+    """A row draws the same token alone and in a batch that compiles other filters in."""
+    logits = make_logits(len(FILTERS), 5000, 3.0, torch.float32)
+    u = torch.rand(len(FILTERS), generator=torch.Generator().manual_seed(5))
+    together, _ = draw(logits, FILTERS, u)
+    for row, filters in enumerate(FILTERS):
+        alone, _ = draw(logits[row : row + 1], [filters], u[row : row + 1])
+        assert alone.item() == together[row].item()
+
+
+def test_logits_of_another_vocabulary_are_refused() -> None:
+    """A workspace made for another vocabulary raises instead of being overrun."""
+    workspace = SamplingWorkspace(2, 100, DEVICE)
+    with pytest.raises(KernelInputError, match="100 held"):
+        draw(
+            make_logits(1, 101, 1.0, torch.float32), FILTERS[:1], torch.zeros(1),
+            workspace=workspace,
+        )  # fmt: skip
