@@ -28,6 +28,7 @@ from tokenbus.worker.engine_keeper import EngineKeeper
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.roster import Roster
+from tokenbus.worker.tokenizer import import_library
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -158,7 +159,10 @@ class Worker:
 
     async def _prepare(self, server: Server, blocking: Redis) -> Parts:
         """Start the engine, wire the parts and reconcile for the first time."""
-        ready = await self._engine.start()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(asyncio.to_thread(import_library))
+            starting = tasks.create_task(self._engine.start())
+        ready = starting.result()
         parts = await assemble(
             self.settings,
             server,

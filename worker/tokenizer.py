@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+def import_library() -> None:
+    """Import what loading a tokenizer needs: seconds that can pass beside the engine's start."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+
+
 def load_tokenizer(folder: str | None, vocab_size: int) -> PreTrainedTokenizerFast:
     """Load the tokenizer in a model's folder; without a folder build the null engine's.
 
