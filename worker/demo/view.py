@@ -25,6 +25,9 @@ NUM_ANSWERS_SHOWN = 6
 SEAT_ROWS = 3
 # Seats are drawn up to this width, so that the panel fits a terminal of 80 columns.
 SEAT_COLUMNS = 72
+DESK_COLUMNS = 14
+# Borders and padding of the panel, and the gap after the desk.
+FRAME_COLUMNS = 6
 
 
 @dataclass(slots=True)
@@ -65,7 +68,7 @@ class BusState:
         """Move the clock, for the rate."""
         self.elapsed_s = elapsed_s
         self._history.append((elapsed_s, self.num_tokens))
-        while self._history[0][0] < elapsed_s - RATE_WINDOW_S:
+        while len(self._history) > 1 and self._history[1][0] <= elapsed_s - RATE_WINDOW_S:
             self._history.popleft()
 
     @property
@@ -153,11 +156,12 @@ class LiveView:
 
     def show(self, state: BusState) -> None:
         """Draw the state."""
-        self._live.update(draw_bus(state, self._title), refresh=True)
+        picture = draw_bus(state, self._title, self._live.console.width)
+        self._live.update(picture, refresh=True)
 
 
-def draw_bus(state: BusState, title: str) -> RenderableType:
-    """Draw seats, counters and the newest answers as one panel."""
+def draw_bus(state: BusState, title: str, width: int) -> RenderableType:
+    """Draw seats, counters and the newest answers as one panel, `width` characters wide."""
     counters = Text.assemble(
         (f"{state.num_running}", "bold green"), " on board   ",
         (f"{state.num_waiting}", "bold yellow"), " at the stop   ",
@@ -165,12 +169,15 @@ def draw_bus(state: BusState, title: str) -> RenderableType:
         (f"{state.tokens_per_s:.0f}", "bold"), f" tok/s   {state.num_tokens} tokens   ",
         f"{state.elapsed_s:.0f} s",
     )  # fmt: skip
+    text_columns = max(1, width - DESK_COLUMNS - FRAME_COLUMNS)
     answers = Table.grid(padding=(0, 1), expand=True)
-    answers.add_column(no_wrap=True, style="dim", width=14)
+    answers.add_column(no_wrap=True, style="dim", width=DESK_COLUMNS)
     answers.add_column(no_wrap=True, ratio=1)
     for answer in _answers_to_show(state.answers):
         style = "dim" if answer.ended else ""
-        answers.add_row(answer.desk, Text(_tail(answer.text), style=style, overflow="crop"))
+        answers.add_row(
+            answer.desk, Text(_tail(answer.text, text_columns), style=style, overflow="crop")
+        )
     seats = f"pages: {state.pages_in_use} taken, {state.pages_cached} kept for later, "
     seats += f"{state.num_pages} in all"
     body = Group(draw_seats(state), Text(seats, style="dim"), Text(), counters, Text(), answers)
@@ -205,7 +212,7 @@ def _answers_to_show(answers: list[Answer]) -> list[Answer]:
     return (growing + ended)[:NUM_ANSWERS_SHOWN]
 
 
-def _tail(text: str, width: int = 58) -> str:
+def _tail(text: str, width: int) -> str:
     """The last words of a text on one line."""
     line = " ".join(printable(text).split())
     return line if len(line) <= width else "…" + line[1 - width :]
