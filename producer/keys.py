@@ -35,8 +35,8 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 
 Per shard of token logs, each followed by the job id:
 
-| log      | stream | ids `<epoch>-<index>`; every write gives it a belt TTL of a week, completion |
-|          |        | a short one                                                               |
+| log      | stream | ids `<epoch>-<index>`; a belt TTL of a week from the marker on, renewed by |
+|          |        | later writes; completion sets a short one                                 |
 | result   | string | written with the terminal entry; TTL as the log's                         |
 | tok      | channel| the job's events, public                                                  |
 """

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # The server is never blocked for longer than about 0.3 ms by one call.
 MAX_BATCH = 64
-# Every log write renews it: longer than any job lives, so that no log leaks after a rollback.
+# Set by every marker and end, renewed by appends: longer than any job is silent, so that no log
+# leaks after a rollback.
 BELT_MS = 7 * 24 * 3600 * 1000
 _PAGE = 512
 
@@ -90,7 +91,7 @@ class LogScripts:
         return await self._batch(
             "takeover",
             items,
-            lambda item: [item.job_id, item.epoch, item.worker, int(item.create)],
+            lambda item: [item.job_id, item.epoch, item.worker, item.create],
         )
 
     async def append(self, items: Sequence[Append]) -> list[LogReply]:
@@ -128,7 +129,7 @@ class LogScripts:
                 item.job_id,
                 item.epoch,
                 item.last,
-                int(item.owned),
+                item.owned,
                 item.finish,
                 item.result,
             ],
@@ -166,7 +167,7 @@ class LogScripts:
             bound = f"({page[-1][0].decode()}"
 
     async def _batch(
-        self, name: str, items: Sequence[Any], pack: Callable[[Any], list[Argument]]
+        self, name: str, items: Sequence[Any], pack: Callable[[Any], list[str | int | bool]]
     ) -> list[LogReply]:
         """Run a batch script once per shard and slice, and put the answers in order."""
         replies: list[LogReply | None] = [None] * len(items)
@@ -177,8 +178,10 @@ class LogScripts:
             members = list(group)
             for first in range(0, len(members), MAX_BATCH):
                 part = members[first : first + MAX_BATCH]
-                args = [*self._head, *(arg for _, item in part for arg in pack(item))]
-                answers = await self._runner.run(name, self._keys.log_prefix(shard), args)
+                batch = json.dumps([pack(item) for _, item in part], separators=(",", ":"))
+                answers = await self._runner.run(
+                    name, self._keys.log_prefix(shard), [*self._head, batch]
+                )
                 for (number, _), answer in zip(part, answers, strict=True):
                     replies[number] = _log_reply(answer)
         return [reply for reply in replies if reply is not None]

@@ -2,35 +2,34 @@
 --@use tail
 -- The commit point: terminal entry and result value in one call. No short TTL here: the log must
 -- outlive the record's way to `done`.
-return each(6, function(job, epoch, last, owned, finish, result)
+return each(function(job, epoch, to, owned, finish, result)
   local log = L.log .. job
   local tail = tail_of(log)
-  local mine, to = tonumber(epoch), tonumber(last)
-  if owned == '1' then
+  if owned then
     if not tail then
       return answer('nolog')
     end
     if tail.ended then
-      return answer(tail.epoch == mine and 'already' or 'fenced', tail)
+      return answer(tail.epoch == epoch and 'already' or 'fenced', tail)
     end
-    if tail.epoch ~= mine then
-      return answer(tail.epoch > mine and 'fenced' or 'behind', tail)
+    if tail.epoch ~= epoch then
+      return answer(tail.epoch > epoch and 'fenced' or 'behind', tail)
     end
   elseif tail and tail.ended then
     return answer('terminal', tail)
-  elseif tail and tail.epoch > mine then
+  elseif tail and tail.epoch > epoch then
     return answer('fenced', tail)
   end
   local at = tail and tail.to or 0
   if at ~= to then
     return answer('gap', tail)
   end
-  redis.call('XADD', log, string.format('%d-%d', mine, to + 1), 'finish', finish, 'from', to + 1,
+  redis.call('XADD', log, string.format('%d-%d', epoch, to + 1), 'finish', finish, 'from', to + 1,
     'to', to)
   redis.call('PEXPIRE', log, BELT_MS)
   redis.call('SET', L.result .. job, result, 'PX', BELT_MS)
   redis.call(PUBLISH, L.tok .. job, '{"v":1,"job":"' .. job .. '","epoch":' .. epoch
     .. ',"choice":0,"from":' .. to + 1 .. ',"to":' .. to .. ',"text":"","ids":[],"ends":[],"finish":'
     .. finish .. '}')
-  return { 'ok', mine, to, finish }
+  return { 'ok', epoch, to, finish }
 end)

@@ -154,10 +154,10 @@ for class = 0, 2 do
   end
 end
 
--- One lane as seen by this pull: its entries are read eight at a time, and only if it is picked.
+-- One lane as seen by this pull: its entries are read four at a time, and only if it is picked.
 local function next_entry(lane)
   if lane.at > #lane.entries then
-    lane.entries = redis.call('XRANGE', lane.stream, lane.after, '+', 'COUNT', 8)
+    lane.entries = redis.call('XRANGE', lane.stream, lane.after, '+', 'COUNT', 4)
     lane.at = 1
   end
   local entry = lane.entries[lane.at]

@@ -21,15 +21,16 @@ end
 
 local BELT_MS, PUBLISH = ARGV[1], ARGV[2]
 
--- Run `one` for every `width` arguments; an item that raises fails alone.
-local function each(width, one)
+-- Run `one` for every item of the batch, a JSON array of arrays: one argument is parsed far faster
+-- than hundreds. An item that raises fails alone.
+local function each(one)
   local out = {}
-  for first = 3, #ARGV, width do
-    local ok, reply = pcall(one, unpack(ARGV, first, first + width - 1))
+  for number, item in ipairs(cjson.decode(ARGV[3])) do
+    local ok, reply = pcall(one, unpack(item))
     if not ok then
       reply = { 'error', 0, 0, type(reply) == 'table' and reply.err or tostring(reply) }
     end
-    out[#out + 1] = reply
+    out[number] = reply
   end
   return out
 end

@@ -1,24 +1,23 @@
 #!lua flags=allow-oom
 --@use tail
 -- Write the marker with which an owner starts and a reaper fences; it carries the last index.
-return each(4, function(job, epoch, worker, create)
+return each(function(job, epoch, worker, create)
   local log = L.log .. job
   local tail = tail_of(log)
-  if not tail and create ~= '1' then
+  if not tail and not create then
     return answer('nolog')
   end
   if tail and tail.ended then
     return answer('terminal', tail)
   end
-  local mine = tonumber(epoch)
-  if tail and tail.epoch > mine then
+  if tail and tail.epoch > epoch then
     return answer('fenced', tail)
   end
-  if tail and tail.epoch == mine then
+  if tail and tail.epoch == epoch then
     return answer('log', tail)
   end
   local last = tail and tail.to or 0
   redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', last)
   redis.call('PEXPIRE', log, BELT_MS)
-  return { 'ok', mine, last, '' }
+  return { 'ok', epoch, last, '' }
 end)

@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 J = "j-1"
 
 
-async def test_every_log_write_renews_the_belt(scripts: Scripts) -> None:
-    """A log that lost its terminal entry to a rollback still expires some day."""
+async def test_log_always_wears_its_belt(scripts: Scripts) -> None:
+    """A log has a TTL from its marker on, renewed while it grows, so that none leaks for ever."""
     worker = await pulled(scripts, J)
     await worker.start(J, 1)
     key = scripts.keys.log(J)
-    for write in (worker.append(J, 1, 1, 1), worker.end(J, 1, 1)):
+    await worker.append(J, 1, 1, 1)
+    assert await raw(scripts).ttl(key) > 0
+    for write in (worker.append(J, 1, 2, 300), worker.end(J, 1, 300)):
         await raw(scripts).persist(key)
         await write
         assert await raw(scripts).ttl(key) > 0
