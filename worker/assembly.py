@@ -81,19 +81,17 @@ async def assemble(
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
     preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits)
+    ttl_s = settings.lease_ttl_s
     scripts = Scripts(server.redis, settings.pool, timeout_s=settings.call_timeout_s)
-    chains = Chains(
-        scripts, Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
-    )
-    bounds = ClientSettings(redis_url=settings.redis_url)
-    session = Session(server.redis, settings.lease_ttl_s)
+    chains = Chains(scripts, _retention(settings))
+    session = Session(server.redis, ttl_s)
     ledger = Ledger(roster, limits, ready.num_pages, settings.reserve_fraction)
     custody = Custody(session, scripts, chains, roster, worker, metrics)
     starter = Starter(session, scripts, custody, ledger, preparer, tokenizer, limits, metrics)
     lease = Lease(session, scripts, custody, roster, worker, settings, str(server.url))
     lease.size(ready.num_pages, limits.page_size)
     lease.engine_moves = engine.moves
-    inbox_bounds = Bounds(bounds.max_tenant_tokens, bounds.max_pool_tokens, bounds.refuse_late)
+    # fmt: off
     parts = Parts(
         session=session,
         roster=roster,
@@ -103,36 +101,27 @@ async def assemble(
         starter=starter,
         outputs=Outputs(roster, ledger, metrics),
         lease=lease,
-        intake=Intake(
-            session,
-            scripts,
-            chains,
-            blocking,
-            lease,
-            starter,
-            ledger,
-            roster,
-            worker,
-            settings,
-            metrics,
-        ),
-        inbox=Inbox(session, scripts, chains, worker, inbox_bounds, metrics),
-        keeper=Keeper(session, scripts, chains, worker, settings.lease_ttl_s, metrics),
+        intake=Intake(session, scripts, chains, blocking, lease, starter, ledger, roster, worker,
+                      settings, metrics),
+        inbox=Inbox(session, scripts, chains, worker, _inbox_bounds(settings), metrics),
+        keeper=Keeper(session, scripts, chains, worker, ttl_s, metrics),
         notices=Notices(session, blocking, scripts.keys.of("ctl", worker), roster, custody),
-        beacon=Beacon(
-            session,
-            scripts,
-            roster,
-            ledger,
-            worker,
-            limits.model,
-            settings.lease_ttl_s,
-            metrics,
-            lambda: engine.link.stats if engine.link is not None else None,
-        ),
+        beacon=Beacon(session, scripts, roster, ledger, worker, limits.model, ttl_s, metrics,
+                      lambda: engine.link.stats if engine.link is not None else None),
     )
+    # fmt: on
     _wire(parts)
     return parts
+
+
+def _retention(settings: WorkerSettings) -> Retention:
+    return Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
+
+
+def _inbox_bounds(settings: WorkerSettings) -> Bounds:
+    """Bound raw jobs like those of a client that reads the same environment."""
+    client = ClientSettings(redis_url=settings.redis_url)
+    return Bounds(client.max_tenant_tokens, client.max_pool_tokens, client.refuse_late)
 
 
 def _wire(parts: Parts) -> None:
