@@ -1,6 +1,8 @@
 """Measure paged prefill and sampling on a GPU, against their twins and against torch.
 
-Run: PYTHONPATH=build/typing python -P benchmarks/kernels_prefill_sampling.py [--sweep] [--json FILE]
+    python -P benchmarks/kernels_prefill_sampling.py [--sweep] [--json FILE]
+
+Times are medians of CUDA-graph replays, taken after everything was compiled in parallel.
 """
 
 from __future__ import annotations
@@ -101,20 +103,26 @@ def median_us(function: Callable[[], object]) -> float:
     return 1e3 * float(triton.testing.do_bench_cudagraph(function, rep=15, return_mode="median"))
 
 
-def prepare_prefill(case: PrefillCase, tuning: PrefillTuning | None) -> Callable[[], torch.Tensor]:
-    """Allocate a case with its pages in random order and return its launch."""
+def randn(*shape: int) -> torch.Tensor:
+    """Draw normal bf16 values on the GPU."""
+    return torch.randn(shape, dtype=torch.bfloat16, device=DEVICE)
+
+
+def prepare_prefill(
+    case: PrefillCase, tuning: PrefillTuning | None
+) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+    """Allocate a case with its pages in random order and return its launch and its twin."""
     counts = [-(-context // case.page_size) for _, context in case.lens]
     order = (torch.randperm(sum(counts), device=DEVICE) + 1).int()
     table = torch.zeros(len(counts), max(counts), dtype=torch.int32, device=DEVICE)
-    for row, pages in enumerate(order.split(counts)):
+    for row, pages in enumerate(torch.split(order, counts)):
         table[row, : len(pages)] = pages
     shape = (sum(counts) + 1, case.num_kv_heads, case.page_size, case.head_dim)
-    half = {"dtype": torch.bfloat16, "device": DEVICE}
-    k_pages, v_pages = torch.randn(shape, **half), torch.randn(shape, **half)
+    k_pages, v_pages = randn(*shape), randn(*shape)
     lens = torch.tensor(case.lens, dtype=torch.int32, device=DEVICE)
     borders = torch.nn.functional.pad(lens[:, 0].cumsum(0, dtype=torch.int32), (1, 0))
     context_lens = lens[:, 1].contiguous()
-    q = torch.randn(int(borders[-1]), case.num_heads, case.head_dim, **half)
+    q = randn(int(borders[-1]), case.num_heads, case.head_dim)
     out = torch.full_like(q, float("nan"))
 
     def launch() -> torch.Tensor:
@@ -128,17 +136,15 @@ def prepare_prefill(case: PrefillCase, tuning: PrefillTuning | None) -> Callable
             q, k_pages, v_pages, table, context_lens, borders, scale=case.head_dim**-0.5
         )
 
-    launch.twin = twin  # type: ignore[attr-defined]  # travels with the launch it checks
-    return launch
+    return launch, twin
 
 
 def prepare_sampling(case: SamplingCase) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
     """Allocate a case and return its launch and what its twin draws."""
-    rows = {"dtype": torch.float32, "device": DEVICE}
-    logits = torch.randn(case.num_rows, case.vocab_size, **rows) * case.spread
+    logits = torch.randn(case.num_rows, case.vocab_size, device=DEVICE) * case.spread
     logits = logits.to(case.dtype)
     temperature, k, p, least = case.filters
-    full = [torch.full((case.num_rows,), value, **rows) for value in (temperature, p, least)]
+    full = [torch.full((case.num_rows,), x, device=DEVICE) for x in (temperature, p, least)]
     top_k = torch.full((case.num_rows,), k, device=DEVICE)
     u = torch.rand(case.num_rows, dtype=torch.float64, device=DEVICE)
     is_random = torch.full((case.num_rows,), int(not case.greedy), device=DEVICE)
@@ -165,11 +171,22 @@ def compile_one(job: tuple[PrefillCase, PrefillTuning | None] | SamplingCase) ->
         if isinstance(job, SamplingCase):
             prepare_sampling(replace(job, num_rows=2))[0]()
         else:
-            prepare_prefill(*job)()
+            prepare_prefill(*job)[0]()
         torch.cuda.synchronize()
     except triton.runtime.errors.OutOfResources as error:
         return f"{job}: {error}"
     return None
+
+
+def compile_all(
+    jobs: list[SamplingCase | tuple[PrefillCase, PrefillTuning | None]], num_processes: int
+) -> None:
+    """Fill the cache of binaries by several processes."""
+    started = time.monotonic()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        problems = [problem for problem in pool.map(compile_one, jobs) if problem]
+    print(f"compiled in {time.monotonic() - started:.0f} s", *problems, sep="\n  ", flush=True)
 
 
 def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
@@ -180,9 +197,8 @@ def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
 def torch_attention_us(case: PrefillCase) -> float:
     """Time torch's fastest causal attention on one unpaged sequence."""
     length = case.lens[0][0]
-    half = {"dtype": torch.bfloat16, "device": DEVICE}
-    q = torch.randn(1, case.num_heads, length, case.head_dim, **half)
-    k, v = (torch.randn(1, case.num_kv_heads, length, case.head_dim, **half) for _ in range(2))
+    q = randn(1, case.num_heads, length, case.head_dim)
+    k, v = (randn(1, case.num_kv_heads, length, case.head_dim) for _ in range(2))
     attend = torch.nn.functional.scaled_dot_product_attention
     return median_us(lambda: attend(q, k, v, is_causal=True, enable_gqa=True))
 
@@ -191,7 +207,7 @@ def run_prefill(jobs: list[tuple[PrefillCase, PrefillTuning | None]]) -> list[di
     """Measure every job; check the small ones against the twin."""
     results: list[dict[str, object]] = []
     for case, tuning in jobs:
-        launch = prepare_prefill(case, tuning)
+        launch, twin = prepare_prefill(case, tuning)
         layout = tuning or choose_tuning(torch.bfloat16, case.head_dim, case.page_size, DEVICE)
         row: dict[str, object] = {"case": case.name, "tuning": str(layout)}
         try:
@@ -199,7 +215,7 @@ def run_prefill(jobs: list[tuple[PrefillCase, PrefillTuning | None]]) -> list[di
         except triton.runtime.errors.OutOfResources:
             continue
         if max(context for _, context in case.lens) <= 2304:
-            row["error"] = relative_error(out, launch.twin())  # type: ignore[attr-defined]
+            row["error"] = relative_error(out, twin())
         row["us"] = median_us(launch)
         row["tflops"] = case.flops() / float(str(row["us"])) / 1e6
         results.append(row)
@@ -229,17 +245,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sweep", action="store_true", help="every layout of prefill")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--compile-only", action="store_true", help="fill the cache and stop")
     parser.add_argument("--compile-jobs", type=int, default=8)
     args = parser.parse_args()
     torch.manual_seed(0)
     prefill: list[tuple[PrefillCase, PrefillTuning | None]] = [(case, None) for case in PREFILL]
     if args.sweep:
-        prefill += [(case, tuning) for tuning in SWEEP for case in (*PREFILL[:4], PREFILL[5])]
-    started = time.monotonic()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.compile_jobs, mp_context=context) as pool:
-        problems = [p for p in pool.map(compile_one, [*SAMPLING, *prefill]) if p]
-    print(f"compiled in {time.monotonic() - started:.0f} s;", *problems, sep="\n  ")
+        prefill += [(case, tuning) for tuning in SWEEP for case in PREFILL[:3]]
+    compile_all([*SAMPLING, *prefill], args.compile_jobs)
+    if args.compile_only:
+        return
     name = torch.cuda.get_device_name()
     results: dict[str, object] = {"gpu": name, "torch": torch.__version__}
     results["triton"] = triton.__version__

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LOG2E = tl.constexpr(1.4426950408889634)
 _GROUPS_PER_CHUNK = 64
 _CHUNK_TOKENS = 4096
+_DRAW_WARPS = 8
 
 
 class SamplingWorkspace:
@@ -35,12 +36,12 @@ class SamplingWorkspace:
         self.vocab_size = vocab_size
         self.num_chunks = ceil_div(vocab_size, _CHUNK_TOKENS)
         num_groups = self.num_chunks * _GROUPS_PER_CHUNK
-        floats = {"dtype": torch.float32, "device": device}
-        self.chunk_max = torch.empty(max_rows, self.num_chunks, **floats)
-        self.chunk_sum = torch.empty(max_rows, self.num_chunks, **floats)
-        self.group_max = torch.empty(max_rows, num_groups, **floats)
-        self.group_ids = torch.empty(max_rows, num_groups, dtype=torch.int32, device=device)
-        self.values = torch.empty(max_rows, CAPACITY.value, **floats)
+        chunks, groups = (max_rows, self.num_chunks), (max_rows, num_groups)
+        self.chunk_max = torch.empty(chunks, dtype=torch.float32, device=device)
+        self.chunk_sum = torch.empty(chunks, dtype=torch.float32, device=device)
+        self.group_max = torch.empty(groups, dtype=torch.float32, device=device)
+        self.group_ids = torch.empty(groups, dtype=torch.int32, device=device)
+        self.values = torch.empty(max_rows, CAPACITY.value, dtype=torch.float32, device=device)
 
 
 @triton.jit
@@ -246,6 +247,6 @@ def sample_rows(
         top_p.stride(0), min_p.stride(0), u.stride(0), is_random.stride(0),
         USE_TOP_K=use_top_k, USE_TOP_P=use_top_p, USE_MIN_P=use_min_p,
         BLOCK_C=max(16, next_power_of_2(num_chunks)),
-        BLOCK_G=next_power_of_2(num_chunks * _GROUPS_PER_CHUNK), num_warps=8,
+        BLOCK_G=next_power_of_2(num_chunks * _GROUPS_PER_CHUNK), num_warps=_DRAW_WARPS,
     )  # fmt: skip
     return out
