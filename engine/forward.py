@@ -85,6 +85,10 @@ class PagedModel(Protocol):
         """token_ids: [T] int64 -> hidden states [T, H] before the final norm."""
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [M, H], chosen rows only -> [M, V] float32, final norm and scaling applied."""
+    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
+        """hidden: [M, H], chosen rows only -> [M, V], final norm and scaling applied.
+
+        Float32; without `exact` possibly the model's own dtype, which loses nothing if the logits
+        were computed in it and saves a pass over them.
+        """
         ...

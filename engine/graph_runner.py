@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
+# What the draw does by itself, on logits of any dtype.
+_DRAWS = Feature.RANDOM | Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
 
 
 @runtime_checkable
@@ -185,6 +187,7 @@ class GraphRunner(Runner):
         )
         hidden = self.model.forward(self.rows.last_token.index_select(0, rows), ctx)
         drawn_at = positions + 1 - self.rows.num_prompt.index_select(0, rows)
-        sampled = self.sampling.sample_with_plan(self.model.logits(hidden), rows, drawn_at, plan)
+        logits = self.model.logits(hidden, exact=plan.has(~_DRAWS))
+        sampled = self.sampling.sample_with_plan(logits, rows, drawn_at, plan)
         self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
         return sampled

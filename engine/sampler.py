@@ -26,6 +26,8 @@ from tokenbus.engine.types import SamplingParams
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenbus.engine.sampling.fused_draw import FusedDraw
+
 _NEUTRAL = SamplingParams(temperature=0.0)
 
 
@@ -66,6 +68,12 @@ class SamplingState:
         self.vocab_size = vocab_size
         self.padding_row = max_rows
         self._device = torch.device(device)
+        self._fused_draw: FusedDraw | None = None
+        if self._device.type == "cuda":
+            # Imported on use: without a GPU, Triton may be missing.
+            from tokenbus.engine.sampling.fused_draw import FusedDraw
+
+            self._fused_draw = FusedDraw(max_rows, vocab_size, self._device)
         self._num_rows = max_rows + 1
         self._plans = [SamplingPlan()] * self._num_rows
         self._table = RowTable(max_rows, eos_token_ids, self._device)
@@ -129,7 +137,7 @@ class SamplingState:
         """Draw one token per row and enter it into the row's state.
 
         Args:
-            logits: [M, V] float32; not written.
+            logits: [M, V], not written; float32, or on a GPU any dtype if the plan only draws.
             rows: [M] int64, distinct except for `padding_row`.
             positions: [M] int64, index of the token in its choice's output, from 0.
             plan: from `plan(rows)`; without it every row that is set counts, on a CPU those given.
@@ -151,12 +159,15 @@ class SamplingState:
     ) -> SampledTokens:
         """Run `sample` without touching the host, so that a CUDA graph can hold it."""
         allowed = self.adjusted_logits(logits, rows, positions, plan, bitmask)
-        token_ids = allowed.argmax(-1)
-        if plan.has(Feature.RANDOM):
+        if not plan.has(Feature.RANDOM):
+            token_ids = allowed.argmax(-1)
+        elif self._fused_draw is not None:
+            token_ids = self._fused_draw(allowed, self._table.gather(rows), positions, plan)
+        else:
             scalars = self._table.gather(rows)
             weights = filtered_weights(allowed, scalars, plan)
             drawn = draw(weights, uniforms(scalars.key, scalars.increment, positions))
-            token_ids = torch.where(scalars.is_random.bool(), drawn, token_ids)
+            token_ids = torch.where(scalars.is_random.bool(), drawn, allowed.argmax(-1))
         dead_ends = None
         if allowed is not logits:
             dead_ends = ~(allowed.amax(-1) > float("-inf"))

@@ -57,11 +57,15 @@ class Decoder:
             branch, residual = self._layer(layer, branch, residual, ctx)
         return residual if branch is None else residual + branch
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [M, H], chosen rows only -> [M, V] float32, final norm and scaling applied."""
+    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
+        """hidden: [M, H], chosen rows only -> [M, V] float32, or x's dtype if not `exact`."""
         config = self.config
         normed = self.ops.rms_norm(hidden, self.final_norm, config.norm_eps)
-        logits = self.ops.linear(normed, self.lm_head).float()
+        logits = self.ops.linear(normed, self.lm_head)
+        scaled = config.logits_divisor != 1.0 or config.final_softcap is not None
+        if not exact and not scaled:
+            return logits
+        logits = logits.float()
         if config.logits_divisor != 1.0:
             logits = logits.div_(config.logits_divisor)
         if config.final_softcap is not None:

@@ -77,7 +77,7 @@ class GenericModel:
         hidden: Tensor = out[0][0]
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:  # noqa: ARG002
         """hidden: [M, H], chosen rows only -> [M, V] float32, by the model's own head."""
         logits: Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
         return logits.float()
