@@ -110,33 +110,32 @@ def merge_rows(part_o, part_lse, out, first_slot, out_row, parts, valid, slot_st
                D: tl.constexpr, BLOCK_D: tl.constexpr, UNROLL: tl.constexpr):  # fmt: skip
     """Combine the partial results of each valid row and write its output.
 
-    first_slot: [R] int64, index of part 0 of a row in units of one head's vector; out_row: [R]
-    int64, likewise in `out`. Parts are summed in their order, whoever arrived last, so the result
-    does not depend on timing.
+    first_slot: [R], index of part 0 of a row in units of one head's vector; out_row: [R],
+    likewise in `out`. Parts are folded in their order, whoever arrived last, so the result does
+    not depend on timing. The weights are loaded once per output element: in one layout with the
+    vectors no exchange between threads stands between a load and the next.
     """
-    offs_d = tl.arange(0, BLOCK_D)
-    in_d = (offs_d < D)[None, :]
+    offs_d = tl.arange(0, BLOCK_D)[None, :]
+    in_d = offs_d < D
     most = tl.max(tl.where(valid, parts, 0))
-    top = tl.full(parts.shape, float("-inf"), tl.float32)
-    for j0 in range(0, most, UNROLL):
+    first_slot = first_slot[:, None] + tl.zeros_like(offs_d)
+    live = valid[:, None] & in_d
+    last = parts[:, None] + tl.zeros_like(offs_d)
+    top = tl.full(live.shape, float("-inf"), tl.float32)
+    total = tl.zeros(live.shape, tl.float32)
+    acc = tl.zeros(live.shape, tl.float32)
+    for j0 in tl.range(0, most, UNROLL, num_stages=1):
         for u in tl.static_range(UNROLL):
-            here = valid & (j0 + u < parts)
+            here = live & (j0 + u < last)
             slot = first_slot + (j0 + u) * slot_stride
             lse = tl.load(part_lse + slot, mask=here, other=float("-inf"), cache_modifier=".cg")
-            top = tl.maximum(top, lse)
-    top = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.zeros(parts.shape, tl.float32)
-    acc = tl.zeros([parts.shape[0], BLOCK_D], tl.float32)
-    for j0 in range(0, most, UNROLL):
-        for u in tl.static_range(UNROLL):
-            here = valid & (j0 + u < parts)
-            slot = first_slot + (j0 + u) * slot_stride
-            lse = tl.load(part_lse + slot, mask=here, other=float("-inf"), cache_modifier=".cg")
-            part = tl.load(part_o + slot[:, None] * D + offs_d[None, :],
-                           mask=here[:, None] & in_d, other=0.0, cache_modifier=".cg")  # fmt: skip
-            weight = tl.exp2(lse - top)
-            total += weight
-            acc += part * weight[:, None]
-    acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
-    tl.store(out + out_row[:, None] * D + offs_d[None, :], acc.to(out.dtype.element_ty),
-             mask=valid[:, None] & in_d)  # fmt: skip
+            part = tl.load(part_o + slot * D + offs_d, mask=here, other=0.0, cache_modifier=".cg")
+            new_top = tl.maximum(top, lse)
+            base = tl.where(new_top == float("-inf"), 0.0, new_top)
+            fade = tl.exp2(top - base)
+            weight = tl.exp2(lse - base)
+            total = total * fade + weight
+            acc = acc * fade + part * weight
+            top = new_top
+    acc = acc / tl.where(total > 0.0, total, 1.0)
+    tl.store(out + out_row[:, None] * D + offs_d, acc.to(out.dtype.element_ty), mask=live)

@@ -39,9 +39,10 @@ class DecodeTuning:
     num_warps: int = 4
     depth: int = 2
     run_depth: int = 2
-    programs_per_processor: int = 2
+    programs_per_processor: int = 3
     block_n: int = 64
-    max_registers: int | None = None
+    run_block_n: int = 32
+    max_registers: int | None = 168
 
 
 @triton.jit
@@ -60,7 +61,7 @@ def _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ: tl.c
 @triton.jit
 def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
     """Count one part of each row in; say for which rows it was the last, resetting their count."""
-    counter = arrivals + rows.to(tl.int64) * HQ + heads
+    counter = arrivals + rows * HQ + heads
     num_parts = tl.load(parts + rows, mask=valid, other=0)
     before = tl.atomic_add(counter, 1, mask=valid, sem="acq_rel", scope="gpu")
     is_last = valid & (before == num_parts - 1)
@@ -83,7 +84,7 @@ def _own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, 
     heads = head * GROUP + offs_r
     valid = offs_r < GROUP
     mask = valid[:, None] & (offs_d < D)[None, :]
-    out_row = row.to(tl.int64) * HQ + heads
+    out_row = row * HQ + heads
     place = out_row[:, None] * D + offs_d[None, :]
     query = tl.load(q + place, mask=mask, other=0.0)
     first_visible = 0
@@ -97,7 +98,7 @@ def _own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, 
     if num_parts == 1:
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
     else:
-        slot_row = row.to(tl.int64) * part_stride * HQ
+        slot_row = row * part_stride * HQ
         _store_part(result, lse, slot_row + heads, part, valid, part_o, part_lse,
                     HQ, D, BLOCK_D)  # fmt: skip
         # The heads alone, without the rows that pad the tile.
@@ -108,8 +109,8 @@ def _own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, 
         if tl.max(is_last.to(tl.int32)) > 0:
             tl.debug_barrier()
             merge_rows(part_o, part_lse, out, slot_row + group_heads,
-                       row.to(tl.int64) * HQ + group_heads, row_parts, is_last, HQ,
-                       D, BLOCK_D, 4)  # fmt: skip
+                       row * HQ + group_heads, row_parts, is_last, HQ, D, BLOCK_D,
+                       8)  # fmt: skip
 
 
 @triton.jit
@@ -130,14 +131,14 @@ def _shared_item(table_row, begin, end, part, first_member, num_members, head, q
     # A row that ended on the device stays in the table until the host regroups.
     valid = valid & (tl.load(context_lens + rows, mask=valid, other=0) > 0)
     heads = head * GROUP + offs_r % GROUP
-    place = (rows.to(tl.int64) * HQ + heads)[:, None] * D + offs_d[None, :]
+    place = (rows * HQ + heads)[:, None] * D + offs_d[None, :]
     query = tl.load(q + place, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
     result, lse = attend_range(
         query, k_pages, v_pages, block_table + table_row.to(tl.int64) * table_stride,
         head * (S * D), page_stride, begin, end, 0, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
         DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP, PRECISION, "evict_last",
     )  # fmt: skip
-    first_slot = rows.to(tl.int64) * part_stride * HQ + heads
+    first_slot = rows * part_stride * HQ + heads
     _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ, D, BLOCK_D)
     is_last, _ = _arrive(rows, heads, valid, arrivals, parts, HQ)
     if tl.max(is_last.to(tl.int32)) > 0:
@@ -159,8 +160,7 @@ def _merge_tile(is_last, first_member, head, members, parts, part_o, part_lse, o
         rows = tl.load(members + first_member + offs_r // GROUP, mask=done, other=0)
         heads = head * GROUP + offs_r % GROUP
         num_parts = tl.load(parts + rows, mask=done, other=0)
-        row = rows.to(tl.int64)
-        merge_rows(part_o, part_lse, out, row * part_stride * HQ + heads, row * HQ + heads,
+        merge_rows(part_o, part_lse, out, rows * part_stride * HQ + heads, rows * HQ + heads,
                    num_parts, done, HQ, D, BLOCK_D, 2)  # fmt: skip
 
 
@@ -170,8 +170,8 @@ def _decode_kernel(
     part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
-    RUN_DEPTH: tl.constexpr, GROUPED: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -201,7 +201,7 @@ def _decode_kernel(
                     _shared_item(row, begin, end, part, tl.load(item + 6), num_members, head, q,
                                  k_pages, v_pages, out, block_table, context_lens, members, parts,
                                  part_o, part_lse, arrivals, table_stride, page_stride,
-                                 part_stride, scale, softcap, HQ, HKV, D, S, BLOCK_N, BLOCK_D,
+                                 part_stride, scale, softcap, HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D,
                                  RUN_ROWS, RUN_DEPTH, HAS_SOFTCAP, PRECISION)  # fmt: skip
                 else:
                     _own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
@@ -300,12 +300,13 @@ def paged_decode(
         RUN_ROWS=groups.tile_rows if groups else 16,
         DEPTH=tuning.depth,
         RUN_DEPTH=tuning.run_depth,
+        RUN_BLOCK_N=tuning.run_block_n,
         GROUPED=groups is not None,
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tuning.num_warps,
-        **({"maxnreg": tuning.max_registers} if tuning.max_registers else {}),
+        **({"maxnreg": tuning.max_registers} if q.is_cuda and tuning.max_registers else {}),
         **dependent_launch(q.device),
     )
     return out

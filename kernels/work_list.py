@@ -3,6 +3,7 @@
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,33 +22,50 @@ from tokenbus.kernels.prefix_groups import ITEM_FIELDS, MAX_RUN_PARTS, PrefixGro
 if TYPE_CHECKING:
     from torch import Tensor
 
-# 256 tokens per item: short enough that one short sequence spreads over the chip, long enough
-# that its fp32 partial result (512 B per head) stays under 1 % of the K and V it read.
-SPLIT_TOKENS = 256
-# Longer sequences take longer items instead of more of them: 32 parts x 16 pages = 32k tokens.
-MAX_PARTS = 32
+
+@dataclass(frozen=True, slots=True)
+class SplitPolicy:
+    """Into how many parts a sequence is cut, by its own length alone.
+
+    Parts double from `min_tokens` until there are at most `target_parts` of them, from
+    `wide_tokens` on until there are at most `max_parts`: a lone short sequence spreads over the
+    chip, a crowd does not drown in small items. Sizes are powers of two; swept on an H200.
+    """
+
+    min_tokens: int = 128
+    wide_tokens: int = 1024
+    target_parts: int = 4
+    max_parts: int = 32
+
+    def most_parts(self, num_tokens: int) -> int:
+        """Bound the parts of a sequence of up to `num_tokens`."""
+        wide = ceil_div(num_tokens, self.wide_tokens) + 1
+        return min(self.max_parts, max(self.target_parts, wide))
 
 
 @triton.jit
-def _row_plan(context, shared_pages, window, S: tl.constexpr, SPLIT_PAGES: tl.constexpr,
-              MAX_PARTS: tl.constexpr, HAS_WINDOW: tl.constexpr):  # fmt: skip
-    """Cut each row's own pages into parts at borders that depend on its own length alone."""
+def _row_plan(context, shared_pages, window, S: tl.constexpr, MIN_SHIFT: tl.constexpr,
+              WIDE_SHIFT: tl.constexpr, TARGET_PARTS: tl.constexpr, MAX_PARTS: tl.constexpr,
+              HAS_WINDOW: tl.constexpr):  # fmt: skip
+    """Cut each row's own pages into parts of 1 << shift pages, at multiples of their size."""
     num_pages = (context + S - 1) // S
     first = shared_pages
     if HAS_WINDOW:
         first = tl.maximum(context - window, 0) // S
-    split = tl.full(context.shape, SPLIT_PAGES, tl.int32)
-    # 14 doublings take 256-token items to 4M tokens.
-    for _ in tl.static_range(14):
-        split = tl.where((num_pages - 1) // split - first // split >= MAX_PARTS, split * 2, split)
-    parts = tl.where(context > 0, (num_pages - 1) // split - first // split + 1, 1)
-    return first, num_pages, split, parts
+    last = tl.maximum(num_pages - 1, 0)
+    shift = tl.full(context.shape, MIN_SHIFT, tl.int32)
+    # 16 doublings take 128-token parts to 8M tokens.
+    for _ in tl.static_range(16):
+        limit = tl.where(shift < WIDE_SHIFT, TARGET_PARTS, MAX_PARTS)
+        shift += ((last >> shift) - (first >> shift) >= limit).to(tl.int32)
+    parts = tl.where(context > 0, (last >> shift) - (first >> shift) + 1, 1)
+    return first, num_pages, shift, parts
 
 
 @triton.jit
-def _tail_key(context, first, num_pages, split, parts):
+def _tail_key(context, first, num_pages, shift, parts):
     """Measure the last part of each row in pages; 0 for rows without tokens."""
-    begin = tl.where(parts > 1, (num_pages - 1) // split * split, first)
+    begin = tl.where(parts > 1, ((num_pages - 1) >> shift) << shift, first)
     return tl.where(context > 0, num_pages - begin, 0)
 
 
@@ -84,9 +102,10 @@ def _copy_runs(run_items, items, num_own, num_runs, first, step, WAVE: tl.conste
 @triton.jit
 def _build_kernel(
     context_lens, shared_pages, shared_parts, run_items, num_runs, items, num_items, parts_out,
-    num_rows, window, S: tl.constexpr, SPLIT_PAGES: tl.constexpr, MAX_PARTS: tl.constexpr,
-    GROUPED: tl.constexpr, HAS_WINDOW: tl.constexpr, WAVE: tl.constexpr, FIELDS: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+    num_rows, window, S: tl.constexpr, MIN_SHIFT: tl.constexpr, WIDE_SHIFT: tl.constexpr,
+    TARGET_PARTS: tl.constexpr, MAX_PARTS: tl.constexpr, GROUPED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, WAVE: tl.constexpr, FIELDS: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Emit the parts of BLOCK_R rows; whole splits first, then each row's last part by length."""
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -97,10 +116,10 @@ def _build_kernel(
     if GROUPED:
         shared = tl.load(shared_pages + rows, mask=live & (context > 0), other=0)
         held = tl.load(shared_parts + rows, mask=live & (context > 0), other=0)
-    first, num_pages, split, parts = _row_plan(
-        context, shared, window, S, SPLIT_PAGES, MAX_PARTS, HAS_WINDOW
+    first, num_pages, shift, parts = _row_plan(
+        context, shared, window, S, MIN_SHIFT, WIDE_SHIFT, TARGET_PARTS, MAX_PARTS, HAS_WINDOW
     )
-    key = _tail_key(context, first, num_pages, split, parts)
+    key = _tail_key(context, first, num_pages, shift, parts)
     # Every program ranks its rows against all rows: no second launch, no atomics, fixed order.
     before = tl.zeros([BLOCK_R], tl.int32)
     rank = tl.zeros([BLOCK_R], tl.int32)
@@ -112,10 +131,11 @@ def _build_kernel(
         o_shared = tl.zeros([BLOCK_C], tl.int32)
         if GROUPED:
             o_shared = tl.load(shared_pages + other, mask=there & (o_context > 0), other=0)
-        o_first, o_pages, o_split, o_parts = _row_plan(
-            o_context, o_shared, window, S, SPLIT_PAGES, MAX_PARTS, HAS_WINDOW
-        )
-        o_key = _tail_key(o_context, o_first, o_pages, o_split, o_parts)
+        o_first, o_pages, o_shift, o_parts = _row_plan(
+            o_context, o_shared, window, S, MIN_SHIFT, WIDE_SHIFT, TARGET_PARTS, MAX_PARTS,
+            HAS_WINDOW,
+        )  # fmt: skip
+        o_key = _tail_key(o_context, o_first, o_pages, o_shift, o_parts)
         o_whole = tl.where(there, o_parts - 1, 0)
         whole += tl.sum(o_whole)
         earlier = other[None, :] < rows[:, None]
@@ -136,9 +156,9 @@ def _build_kernel(
         j = (j0 + tl.arange(0, BLOCK_J))[None, :]
         is_last = j == parts[:, None] - 1
         index = tl.where(is_last, (whole + rank)[:, None], before[:, None] + j)
-        border = (first // split)[:, None] + j
-        begin = tl.maximum(border * split[:, None], first[:, None]) * S
-        end = tl.minimum((border + 1) * split[:, None] * S, context[:, None])
+        border = (first >> shift)[:, None] + j
+        begin = tl.maximum(border << shift[:, None], first[:, None]) * S
+        end = tl.minimum(((border + 1) << shift[:, None]) * S, context[:, None])
         emit = live[:, None] & (j < parts[:, None])
         slot = items + _own_place(index, num_own, runs, WAVE) * FIELDS
         tl.store(slot, tl.broadcast_to(rows[:, None], index.shape), mask=emit)
@@ -147,6 +167,14 @@ def _build_kernel(
         tl.store(slot + 3, held[:, None] + j, mask=emit)
         tl.store(slot + 4, tl.broadcast_to((held + parts)[:, None], index.shape), mask=emit)
         tl.store(slot + 5, tl.zeros(index.shape, tl.int32), mask=emit)
+
+
+DEFAULT_POLICY = SplitPolicy()
+
+
+def _shift(num_tokens: int, page_size: int) -> int:
+    """Return log2 of a split in pages, at least one page."""
+    return max(num_tokens // page_size, 1).bit_length() - 1
 
 
 class DecodeWork:
@@ -174,8 +202,7 @@ class DecodeWork:
         device: torch.device,
         sliding_window: int | None = None,
         groups: PrefixGroups | None = None,
-        split_tokens: int = SPLIT_TOKENS,
-        max_parts: int = MAX_PARTS,
+        policy: SplitPolicy = DEFAULT_POLICY,
     ) -> None:
         require(num_heads % num_kv_heads == 0, f"{num_heads} heads over {num_kv_heads} KV heads")
         require(next_power_of_2(page_size) == page_size >= 16, f"page size {page_size}")
@@ -185,9 +212,8 @@ class DecodeWork:
         self.sliding_window = sliding_window
         self.groups = groups
         self.max_rows = max_rows
-        self.split_pages = max(1, split_tokens // page_size)
-        # One part more than the pages ask for: a run that ends inside a split leaves a short one.
-        self.max_parts = min(max_parts, ceil_div(max_pages, self.split_pages) + 1)
+        self.policy = policy
+        self.max_parts = policy.most_parts(max_pages * page_size)
         self.part_stride = self.max_parts + (2 * MAX_RUN_PARTS if groups else 0)
         capacity = max_rows * self.max_parts + (groups.capacity if groups else 0)
 
@@ -223,7 +249,9 @@ class DecodeWork:
             num_rows,
             self.sliding_window or 0,
             S=self.page_size,
-            SPLIT_PAGES=self.split_pages,
+            MIN_SHIFT=_shift(self.policy.min_tokens, self.page_size),
+            WIDE_SHIFT=_shift(self.policy.wide_tokens, self.page_size),
+            TARGET_PARTS=self.policy.target_parts,
             MAX_PARTS=self.max_parts,
             GROUPED=groups is not None,
             HAS_WINDOW=self.sliding_window is not None,

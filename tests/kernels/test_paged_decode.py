@@ -8,7 +8,7 @@ from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.paged_decode import paged_decode
 from tokenbus.kernels.prefix_groups import PrefixGroup, PrefixGroups
-from tokenbus.kernels.work_list import DecodeWork
+from tokenbus.kernels.work_list import DecodeWork, SplitPolicy
 
 
 def make_work(batch: PagedBatch, max_rows: int | None = None, **options: object) -> DecodeWork:
@@ -63,7 +63,7 @@ def test_decode_equals_twin_at_page_borders(
         lens, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
         page_size=page_size, dtype=dtype,
     )  # fmt: skip
-    work = make_work(batch, split_tokens=2 * page_size)
+    work = make_work(batch, policy=SplitPolicy(2 * page_size, 2 * page_size))
     assert_close(run(batch, work), expect(batch), dtype)
 
 
@@ -73,7 +73,7 @@ def test_decode_leaves_its_counters_ready_for_the_next_launch() -> None:
         [300, 40, 7, 200, 129], num_heads=4, num_kv_heads=2, head_dim=64, page_size=16,
         dtype=torch.float32,
     )  # fmt: skip
-    work = make_work(batch, max_rows=9, split_tokens=32)
+    work = make_work(batch, max_rows=9, policy=SplitPolicy(32, 32))
     first = run(batch, work)
     assert torch.equal(run(batch, work), first)
     assert not work.arrivals.any()
@@ -86,7 +86,7 @@ def test_decode_with_window_sees_the_last_keys_only(window: int) -> None:
         [1, 16, 53, 100], num_heads=2, num_kv_heads=1, head_dim=64, page_size=16,
         dtype=torch.float32,
     )  # fmt: skip
-    work = make_work(batch, sliding_window=window, split_tokens=16)
+    work = make_work(batch, sliding_window=window, policy=SplitPolicy(16, 16))
     assert_close(run(batch, work), expect(batch, window=window), torch.float32)
 
 
@@ -104,7 +104,7 @@ def test_decode_caps_the_parts_of_a_long_sequence() -> None:
         [16 * 23 + 5, 3], num_heads=2, num_kv_heads=1, head_dim=64, page_size=16,
         dtype=torch.float32,
     )  # fmt: skip
-    work = make_work(batch, split_tokens=16, max_parts=4)
+    work = make_work(batch, policy=SplitPolicy(16, 16, 4, 4))
     assert_close(run(batch, work), expect(batch), torch.float32)
     assert int(work.parts[0]) <= 4
 
@@ -115,13 +115,15 @@ def test_decode_row_does_not_depend_on_its_company() -> None:
     batch = make_batch(
         lens, num_heads=4, num_kv_heads=2, head_dim=64, page_size=16, dtype=torch.float32
     )
-    together = run(batch, make_work(batch, split_tokens=32))
+    together = run(batch, make_work(batch, policy=SplitPolicy(32, 32)))
     for row in range(len(lens)):
         alone = PagedBatch(
             batch.q[row : row + 1], batch.k_pages, batch.v_pages,
             batch.block_table[row : row + 1], batch.context_lens[row : row + 1],
         )  # fmt: skip
-        assert torch.equal(run(alone, make_work(alone, split_tokens=32))[0], together[row])
+        assert torch.equal(
+            run(alone, make_work(alone, policy=SplitPolicy(32, 32)))[0], together[row]
+        )
 
 
 SHARED = {(0, 2, 3, 5): (0, 3), (3, 5): (3, 5), (1, 4): (0, 2)}
@@ -135,7 +137,7 @@ def grouped_work(batch: PagedBatch, groups: list[PrefixGroup]) -> DecodeWork:
         num_kv_heads=batch.k_pages.shape[1], device=DEVICE, tile_rows=16, num_processors=4,
     )  # fmt: skip
     tables.assign(groups)
-    return make_work(batch, groups=tables, split_tokens=2 * batch.k_pages.shape[2])
+    return make_work(batch, groups=tables, policy=SplitPolicy(2 * batch.k_pages.shape[2], 32))
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 2), (3, 1), (8, 1), (2, 2)])

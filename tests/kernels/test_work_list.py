@@ -8,9 +8,10 @@ from paged_batch import DEVICE
 
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.prefix_groups import MAX_RUN_PARTS, PrefixGroup, PrefixGroups
-from tokenbus.kernels.work_list import DecodeWork
+from tokenbus.kernels.work_list import DecodeWork, SplitPolicy
 
 PAGE = 16
+SMALL = SplitPolicy(2 * PAGE, 2 * PAGE, 8, 8)
 
 
 def build(
@@ -18,8 +19,7 @@ def build(
     groups: list[PrefixGroup] | None = None,
     window: int | None = None,
     max_rows: int | None = None,
-    split_pages: int = 2,
-    max_parts: int = 8,
+    policy: SplitPolicy = SMALL,
 ) -> DecodeWork:
     """Build a list of small splits, so that every row has several."""
     shape = {"page_size": PAGE, "num_heads": 4, "num_kv_heads": 2}
@@ -32,7 +32,7 @@ def build(
         tables.assign(groups)
     work = DecodeWork(
         max_rows=max_rows, max_pages=64, head_dim=64, device=DEVICE, sliding_window=window,
-        groups=tables, split_tokens=split_pages * PAGE, max_parts=max_parts, **shape,
+        groups=tables, policy=policy, **shape,
     )  # fmt: skip
     work.items.fill_(-1)
     work.build(torch.tensor(lens, dtype=torch.int32, device=DEVICE))
@@ -130,3 +130,12 @@ def test_more_rows_than_the_buffers_hold_are_refused() -> None:
     work = build([3, 4])
     with pytest.raises(KernelInputError, match="3 rows, buffers hold 2"):
         work.build(torch.ones(3, dtype=torch.int32, device=DEVICE))
+
+
+@pytest.mark.parametrize(
+    ("pages", "expected"), [(1, 1), (2, 1), (8, 4), (9, 3), (16, 4), (17, 3), (64, 4), (65, 5)]
+)
+def test_parts_grow_to_the_target_then_with_the_length(pages: int, expected: int) -> None:
+    """Short rows are cut finely into at most four, long ones into wide parts."""
+    work = build([pages * PAGE], policy=SplitPolicy(2 * PAGE, 16 * PAGE, 4, 32))
+    assert int(work.parts[0]) == expected
