@@ -79,7 +79,7 @@ def hide_password(text: str) -> str:
         parts = urlsplit(text)
         secret = parts.password
     except ValueError:
-        return text.split("@")[-1]
+        return text.rsplit("@", maxsplit=1)[-1]
     netloc, query = parts.netloc, parts.query
     if secret is None and "password=" not in query:
         return text

@@ -160,7 +160,7 @@ async def worker_process(pool: str, redis_url: str, **values: Any) -> AsyncItera
             await process.wait()
 
 
-async def command(scripts: Scripts, *args: bytes | str | int | float) -> Any:
+async def command(scripts: Scripts, *args: bytes | str | float) -> Any:
     """Run one Redis command as it stands."""
     run: Callable[..., Awaitable[Any]] = scripts.redis.execute_command
     return await run(*args)

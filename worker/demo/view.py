@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Group
 from rich.live import Live
@@ -85,7 +85,7 @@ class View(Protocol):
 
     interval_s: float
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> Self:
         """Begin to show."""
         ...
 
@@ -111,7 +111,7 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self._console = console
 
-    def __enter__(self) -> PlainView:
+    def __enter__(self) -> Self:
         """Begin with nothing."""
         return self
 
@@ -140,7 +140,7 @@ class LiveView:
         self._title = title
         self._live = Live(console=console, auto_refresh=False)
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> Self:
         """Take the terminal."""
         self._live.__enter__()
         return self
