@@ -71,18 +71,15 @@ PREFILL = [
     PrefillCase("8k alone, pages of 16", ((8192, 8192),), page_size=16),
 ]
 SWEEP = [
-    PrefillTuning(128, 64, False, 8, 5, 3, True),
-    PrefillTuning(128, 64, False, 8, 5, 1, True),
-    PrefillTuning(128, 64, False, 8, 3, 3, True),
-    PrefillTuning(128, 64, True, 8, 3, 3, True),
-    PrefillTuning(128, 64, True, 8, 5, 3, True),
-    PrefillTuning(64, 64, False, 4, 5, 3, True),
-    PrefillTuning(64, 64, False, 4, 3, 3, True),
-    PrefillTuning(64, 64, False, 4, 5, 1, True),
-    PrefillTuning(64, 64, True, 4, 3, 1, True),
-    PrefillTuning(128, 64, False, 8, 5, 3, False),
-    PrefillTuning(64, 64, False, 4, 5, 3, False),
-    PrefillTuning(128, 128, False, 8, 3, 1, False),
+    PrefillTuning(128, 64, 8, 5, 3, True),
+    PrefillTuning(128, 64, 8, 3, 3, True),
+    PrefillTuning(128, 64, 8, 5, 3, False),
+    PrefillTuning(128, 128, 8, 3, 1, False),
+    PrefillTuning(64, 64, 4, 5, 3, True),
+    PrefillTuning(64, 64, 4, 5, 1, True),
+    PrefillTuning(64, 64, 4, 3, 3, True),
+    PrefillTuning(64, 64, 4, 5, 3, False),
+    PrefillTuning(64, 32, 4, 5, 3, True),
 ]
 TOP_K_P = (0.7, 20, 0.95, 0.0)
 SAMPLING = [

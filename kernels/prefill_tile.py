@@ -44,7 +44,7 @@ def _rebase(m, total, acc, top, rate, MAYBE_EMPTY: tl.constexpr):
 
 @triton.jit
 def attend_masked(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end, limit,
-                   position, m, total, acc, rate, scale, softcap, window, D: tl.constexpr,
+                  position, m, total, acc, rate, scale, softcap, window, D: tl.constexpr,
                    S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                    STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                    PRECISION: tl.constexpr):  # fmt: skip
@@ -77,35 +77,23 @@ def _load_whole(pages, tiles, table_row, head, head_offset, page_stride, start, 
 
 @triton.jit
 def attend_whole(q, k_pages, v_pages, k_tiles, v_tiles, table_row, head, head_offset, page_stride,
-                  begin, end, position, m, total, acc, rate, scale, softcap, D: tl.constexpr,
-                  S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
-                  BLOCK_D: tl.constexpr, PAIR: tl.constexpr, STAGES: tl.constexpr,
-                  BULK: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                  PRECISION: tl.constexpr):  # fmt: skip
-    """Fold the tiles of [begin, end) that every row sees whole."""
-    for start in tl.range(begin, end, 2 * BLOCK_N if PAIR else BLOCK_N, num_stages=STAGES):
+                 begin, end, position, m, total, acc, rate, scale, softcap, D: tl.constexpr,
+                 S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
+                 BLOCK_D: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
+                 HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Fold the tiles of [begin, end) that every row sees whole.
+
+    Page ids and the tiles that they name are two levels of loads: of 5 stages, 3 tiles are held.
+    """
+    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         k = _load_whole(k_pages, k_tiles, table_row, head, head_offset, page_stride, start,
                         D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
         scores = _scores(q, k, start, position, scale, softcap, 0, BLOCK_N, False, False,
                          HAS_SOFTCAP, PRECISION)  # fmt: skip
-        if PAIR:
-            k = _load_whole(k_pages, k_tiles, table_row, head, head_offset, page_stride,
-                            start + BLOCK_N, D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
-            more = _scores(q, k, start, position, scale, softcap, 0, BLOCK_N, False, False,
-                           HAS_SOFTCAP, PRECISION)  # fmt: skip
-            top = tl.maximum(tl.max(scores, axis=1), tl.max(more, axis=1))
-        else:
-            top = tl.max(scores, axis=1)
-        m, total, acc, base = _rebase(m, total, acc, top, rate, False)
+        m, total, acc, base = _rebase(m, total, acc, tl.max(scores, axis=1), rate, False)
         p = tl.exp2(scores * rate - base[:, None])
         v = _load_whole(v_pages, v_tiles, table_row, head, head_offset, page_stride, start,
                         D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
         total += tl.sum(p, axis=1)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
-        if PAIR:
-            p = tl.exp2(more * rate - base[:, None])
-            v = _load_whole(v_pages, v_tiles, table_row, head, head_offset, page_stride,
-                            start + BLOCK_N, D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
-            total += tl.sum(p, axis=1)
-            acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return m, total, acc

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LOG2E = tl.constexpr(1.4426950408889634)
 _GROUPS_PER_CHUNK = 64
 _CHUNK_TOKENS = 4096
+# Of one row on an H200: 16 warps take 30 % longer, 4 take 30 % longer where lists are long.
 _DRAW_WARPS = 8
 
 

@@ -20,9 +20,11 @@ ROWS = tl.constexpr(64)
 # Candidates that are searched in a list: the nucleus of a peaked row, 32 kB that stay in L1.
 CAPACITY = tl.constexpr(8192)
 # A pass over the list waits for memory, one over the row is short of arithmetic: 16 and 4 pivots.
-LIST_BLOCK = tl.constexpr(1024)
+LIST_BLOCK = tl.constexpr(512)
 LIST_PIVOTS = tl.constexpr(16)
 ROW_PIVOTS = tl.constexpr(4)
+# A nucleus is looked for among the groups of the largest maxima first: most are that small.
+GUESSED_GROUPS = tl.constexpr(256)
 # 16 pivots end a search over all of fp32 in 8 rounds, 4 over clustered values in some 20.
 MAX_ROUNDS = tl.constexpr(64)
 
@@ -218,34 +220,39 @@ def filter_row(row, group_max, group_ids, values, vocab_size, num_groups, top, t
     has_k = False
     has_p = False
     cut = tl.full([], float("-inf"), tl.float32)
+    floor = cut
+    guess = cut
     if USE_MIN_P:
         cut = tl.where(min_p > 0.0, top + tl.log2(min_p) / rate, cut)
-    bound = tl.full([], float("-inf"), tl.float32)
+    if USE_TOP_P:
+        has_p = top_p < 1.0
     if USE_TOP_K:
         has_k = k > 0
         if has_k:
-            bound = _kth_bound(group_max, num_groups, k, top, BLOCK_G)
-    if USE_TOP_P:
-        has_p = top_p < 1.0
-        # All tokens below this one together weigh half of what top-p drops. With top-k before it,
-        # top-p needs the weight of the k tokens, light ones included.
-        tail = tl.log2(tl.maximum(0.5 * (1.0 - top_p) * total / vocab_size, 1e-37))
-        bound = tl.where(has_p & (has_k == 0), top + tail / rate, bound)
-    bound = tl.where(has_k & has_p, bound, tl.maximum(bound, cut))
-    num_listed = keep_groups(group_max, group_ids, num_groups, bound, BLOCK_G)
-    if has_k | has_p:
-        if bound == float("-inf"):
-            bound = _lowest(row, group_ids, num_listed, vocab_size)
-        low = _below(bound)
-        if has_k:
-            kth = _find_cut(row, group_ids, num_listed, values, vocab_size, low, top, rate,
-                            k.to(tl.float32), False)  # fmt: skip
-            cut = tl.maximum(cut, kth)
+            floor = _kth_bound(group_max, num_groups, k, top, BLOCK_G)
+            num_listed = keep_groups(group_max, group_ids, num_groups, floor, BLOCK_G)
+            if floor == float("-inf"):
+                floor = _lowest(row, group_ids, num_listed, vocab_size)
+            floor = _find_cut(row, group_ids, num_listed, values, vocab_size, _below(floor), top,
+                              rate, k.to(tl.float32), False)  # fmt: skip
+            cut = tl.maximum(cut, floor)
             if has_p:
-                total = _mass_of_top(row, group_ids, num_listed, vocab_size, kth, top, rate, k)
-                low = _below(kth)
-        if has_p:
+                total = _mass_of_top(row, group_ids, num_listed, vocab_size, floor, top, rate, k)
+    if has_p:
+        if has_k == 0:
+            # All tokens below the floor together weigh half of what top-p drops.
+            tail = tl.log2(tl.maximum(0.5 * (1.0 - top_p) * total / vocab_size, 1e-37))
+            floor = tl.maximum(cut, top + tail / rate)
+            guess = _kth_bound(group_max, num_groups, GUESSED_GROUPS, top, BLOCK_G)
+        bound = tl.maximum(floor, guess)
+        nucleus = floor
+        is_short = True
+        while is_short:
+            num_listed = keep_groups(group_max, group_ids, num_groups, bound, BLOCK_G)
+            low = _below(bound)
             nucleus = _find_cut(row, group_ids, num_listed, values, vocab_size, low, top, rate,
                                 top_p * total, True)  # fmt: skip
-            cut = tl.maximum(cut, nucleus)
+            is_short = (nucleus <= low) & (bound > floor)
+            bound = floor
+        cut = tl.maximum(cut, nucleus)
     return cut, keep_groups(group_max, group_ids, num_groups, cut, BLOCK_G)
