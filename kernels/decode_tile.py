@@ -112,12 +112,14 @@ def merge_rows(part_o, part_lse, out, first_slot, out_row, parts, valid, slot_st
 
     first_slot: [R], index of part 0 of a row in units of one head's vector; out_row: [R],
     likewise in `out`. Parts are folded in their order, whoever arrived last, so the result does
-    not depend on timing. The weights are loaded once per output element: in one layout with the
-    vectors no exchange between threads stands between a load and the next.
+    not depend on timing. A weight is loaded once per element of its vector, in the layout of the
+    vector: then no exchange between threads keeps a load from overtaking its predecessors.
     """
-    offs_d = tl.arange(0, BLOCK_D)[None, :]
-    in_d = offs_d < D
     most = tl.max(tl.where(valid, parts, 0))
+    # The exclusive or with zero hides from the compiler that the vector is contiguous, for which
+    # it would choose another layout than for the weight.
+    offs_d = (tl.arange(0, BLOCK_D) ^ (most >> 31))[None, :]
+    in_d = offs_d < D
     first_slot = first_slot[:, None] + tl.zeros_like(offs_d)
     live = valid[:, None] & in_d
     last = parts[:, None] + tl.zeros_like(offs_d)

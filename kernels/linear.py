@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.kernels.activation import KINDS
+from tokenbus.kernels.activation import KINDS, gated_act
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -15,7 +15,9 @@ from tokenbus.kernels.launch import (
     require,
     require_contiguous,
 )
+from tokenbus.kernels.linear_table import LinearTuning, choose_tuning
 from tokenbus.kernels.matvec import matvec_kernel
+from tokenbus.kernels.norm import rms_norm
 from tokenbus.kernels.small_matmul import small_matmul_kernel
 
 if TYPE_CHECKING:
@@ -24,32 +26,6 @@ if TYPE_CHECKING:
     from tokenbus.kernels.activation import ActivationKind
 
 MAX_ROWS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class LinearTuning:
-    """How one shape is laid out: outputs per program, columns per step, warps, steps in flight."""
-
-    block_n: int
-    block_k: int
-    num_warps: int
-    stages: int = 3
-
-
-def choose_tuning(num_rows: int, width_in: int, width_out: int, gated: bool) -> LinearTuning:
-    """Pick the layout for a shape.
-
-    One row: two outputs per program keep thousands of programs in flight; several rows: enough
-    programs to cover the chip twice.
-    """
-    if num_rows == 1:
-        return LinearTuning(2, min(1024, next_power_of_2(width_in)), 4)
-    block_n = 64
-    while block_n > 16 and ceil_div(width_out, block_n) < 264:
-        block_n //= 2
-    if gated:
-        block_n = max(16, block_n // 2)
-    return LinearTuning(block_n, 256 if width_in >= 256 else next_power_of_2(width_in), 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,28 +63,52 @@ def _check(x: Tensor, weight: Tensor, fusion: Fusion, num_rows: int, width_out: 
     )
 
 
+def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
+    """Compute the same through cuBLAS, one kernel per step."""
+    if fusion.norm_weight is not None:
+        x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
+    if out_dtype != x.dtype and x.is_cuda:
+        # Logits keep the precision of their sums; linear() would round them to x's dtype.
+        value = torch.mm(x, weight.T, out_dtype=out_dtype)
+        value = value if fusion.bias is None else value + fusion.bias
+    else:
+        value = torch.nn.functional.linear(x, weight, fusion.bias)
+    if fusion.act is not None:
+        value = gated_act(value, fusion.act)
+    if fusion.residual is not None:
+        value += fusion.residual
+    return value.to(out_dtype)
+
+
 def small_linear(
     x: Tensor,
     weight: Tensor,
     fusion: Fusion = PLAIN,
     *,
-    out: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
     tuning: LinearTuning | None = None,
 ) -> Tensor:
     """Multiply 1 to 16 rows by a weight, with what surrounds the product fused in.
 
+    Shapes for which cuBLAS is faster go through cuBLAS, unless `tuning` is given.
+
     Args:
         x: [M, K], contiguous, 1 <= M <= 16. weight: [N, K], or [2 N, K] with `fusion.act`.
+        out: [M, N] to write to, of the wanted dtype.
     Returns: [M, N], dtype of x or `out_dtype`; sums and everything fused are fp32.
     Raises: KernelInputError on other shapes. Twin: reference.fused_linear.
     """
     num_rows, width_in = x.shape
     width_out = weight.shape[0] // (2 if fusion.act else 1)
     _check(x, weight, fusion, num_rows, width_out)
+    dtype = out.dtype if out is not None else out_dtype or x.dtype
+    tuning = tuning or choose_tuning(num_rows, width_in, width_out, gated=fusion.act is not None)
+    if tuning is None:
+        value = _compose(x, weight, fusion, dtype)
+        return value if out is None else out.copy_(value)
     if out is None:
-        out = torch.empty(num_rows, width_out, dtype=out_dtype or x.dtype, device=x.device)
-    tuning = tuning or choose_tuning(num_rows, width_in, width_out, fusion.act is not None)
+        out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     tensors = (x, weight, fusion.bias, fusion.residual, fusion.norm_weight, out)
     grid = (ceil_div(width_out, tuning.block_n),)
     options = {
@@ -125,6 +125,7 @@ def small_linear(
     if num_rows == 1:
         matvec_kernel[grid](*tensors, width_out, fusion.eps, ROWS=tuning.block_n, **options)
     else:
+        early = tuning.early and options["PDL"]
         small_matmul_kernel[grid](
             *tensors,
             num_rows,
@@ -132,7 +133,9 @@ def small_linear(
             fusion.eps,
             ROWS=16,
             BLOCK_N=tuning.block_n,
-            SLICES=tuning.num_warps,
+            SLICES=tuning.slices,
+            STAGES=tuning.stages,
+            EARLY_LINES=next_power_of_2(ceil_div(width_in, 64)) if early else 0,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
             **options,
         )

@@ -8,7 +8,8 @@ from tokenbus.kernels import reference
 from tokenbus.kernels.activation import ActivationKind, gated_act
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear import Fusion, LinearTuning, small_linear
+from tokenbus.kernels.linear import Fusion, small_linear
+from tokenbus.kernels.linear_table import LinearTuning, choose_tuning
 from tokenbus.kernels.norm import add_rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 
@@ -102,9 +103,12 @@ FUSIONS = ["plain", "bias", "norm", "residual", "silu", "norm+gelu_tanh+bias"]
 
 @DTYPES
 @pytest.mark.parametrize("kind", FUSIONS)
-@pytest.mark.parametrize(("rows", "width_in", "width_out"), [(1, 96, 7), (1, 64, 33), (5, 80, 37)])
+@pytest.mark.parametrize(
+    ("rows", "width_in", "width_out", "slices"),
+    [(1, 96, 7, 2), (1, 64, 33, 1), (5, 80, 37, 1), (16, 136, 21, 4)],
+)
 def test_small_linear_equals_twin(
-    rows: int, width_in: int, width_out: int, kind: str, dtype: torch.dtype
+    rows: int, width_in: int, width_out: int, slices: int, kind: str, dtype: torch.dtype
 ) -> None:
     """Every fusion agrees with its parts done one by one, at widths that fill no tile."""
     act: ActivationKind | None = (
@@ -120,7 +124,8 @@ def test_small_linear_equals_twin(
         act=act,
     )
     out = torch.full((rows, width_out), float("nan"), device=DEVICE, dtype=dtype)
-    small_linear(x, weight, fusion, out=out, tuning=LinearTuning(16 if rows > 1 else 2, 32, 4))
+    tuning = LinearTuning(16 if rows > 1 else 2, 16 * slices, 4, slices=slices, early=True)
+    small_linear(x, weight, fusion, out=out, tuning=tuning)
     expected = reference.fused_linear(
         x, weight, norm_weight=fusion.norm_weight, eps=fusion.eps, bias=fusion.bias,
         act=fusion.act, residual=fusion.residual,
@@ -133,6 +138,24 @@ def test_small_linear_gives_fp32_logits() -> None:
     x, weight = randn(2, 64, dtype=HALF), randn(50, 64, dtype=HALF, seed=1)
     out = small_linear(x, weight, out_dtype=torch.float32)
     torch.testing.assert_close(out, x.float() @ weight.float().T, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_shapes_left_to_the_library_agree_as_well(kind: str) -> None:
+    """Where the table prefers the library, the fusions are done one by one with the same result."""
+    act: ActivationKind | None = "silu" if "silu" in kind else None
+    rows, width_in, width_out = 2, 16, 65536
+    assert choose_tuning(rows, width_in, width_out, gated=act is not None) is None
+    height = width_out * (2 if act else 1)
+    x, weight = randn(rows, width_in), randn(height, width_in, seed=1)
+    norm_weight = randn(width_in, seed=2) if "norm" in kind else None
+    bias = randn(height, seed=3) if "bias" in kind else None
+    residual = randn(rows, width_out, seed=4) if kind == "residual" else None
+    fusion = Fusion(norm_weight=norm_weight, bias=bias, residual=residual, act=act)
+    expected = reference.fused_linear(
+        x, weight, norm_weight=norm_weight, bias=bias, act=act, residual=residual
+    )
+    assert_close(small_linear(x, weight, fusion), expected, torch.float32)
 
 
 def test_too_many_rows_are_refused() -> None:
