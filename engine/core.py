@@ -157,8 +157,9 @@ class Engine:
             raise RequestRejected("request_id", f"{request.request_id} is running already")
         if not request.prompt_ids:
             raise RequestRejected("prompt_ids", "the prompt has no token")
-        bad = next((t for t in request.prompt_ids if not 0 <= t < limits.vocab_size), None)
-        if bad is not None:
+        low, high = min(request.prompt_ids), max(request.prompt_ids)
+        if low < 0 or high >= limits.vocab_size:
+            bad = low if low < 0 else high
             raise RequestRejected(
                 "prompt_ids", f"token id {bad} is not in the vocabulary of {limits.vocab_size}"
             )

@@ -193,6 +193,7 @@ class Scheduler:
         if plan.preempted:
             return
         position = 0
+        promised: int | None = None
         while position < len(self.waiting):
             head = self.waiting[position]
             if head.num_inflight:
@@ -201,14 +202,24 @@ class Scheduler:
                 position += 1
                 continue
             group = self._group_at(position)
-            if len(group) > len(self._free_rows) or not self._fits(group):
+            if len(group) > len(self._free_rows):
+                return
+            if promised is None:
+                promised = sum(self._pages_promised(seq) for seq in self.running)
+            prompts, outputs = self._pages_needed(group)
+            room = self.pool.num_available - promised
+            if prompts + (outputs if self.running else 0) > room:
                 # Alone on the pool, one choice goes after the other.
-                if self.running or not self._free_rows:
+                if self.running:
                     return
                 group = group[:1]
+            promised += prompts + outputs
+            evictable = self.pool.num_evictable
             for seq in group:
                 self.waiting.remove(seq)
                 self._start(seq)
+            # Hits on pages that nobody held are taken already; they are promised no more.
+            promised -= evictable - self.pool.num_evictable
 
     def _group_at(self, position: int) -> list[Sequence]:
         """Return the choices that are admitted together: all of a request that never ran."""
@@ -228,8 +239,8 @@ class Scheduler:
         seq.was_admitted = True
         self.prefill.take_hits(seq)
 
-    def _fits(self, group: list[Sequence]) -> bool:
-        """Tell whether the pool holds the prompts of a group beside what is promised already."""
+    def _pages_needed(self, group: list[Sequence]) -> tuple[int, int]:
+        """Return the pages a group still has to take for its prompts and for its outputs."""
         prompts = outputs = 0
         shared = 0
         for seq in group:
@@ -239,10 +250,7 @@ class Scheduler:
             prompts += max(0, own - shared)
             shared = max(0, self.prefill.cacheable_pages(seq) - held - claimed)
             outputs += self._pages_to_come(seq)
-        if not self.running:
-            return prompts <= self.pool.num_available
-        promised = sum(self._pages_promised(seq) for seq in self.running)
-        return prompts + outputs + promised <= self.pool.num_available
+        return prompts, outputs
 
     def _pages_to_come(self, seq: Sequence) -> int:
         """Pages of the output expected after the tokens known now."""
