@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
+# Odd and even lengths: kernels are compiled apart for sizes that 16 divides.
+_WARM_PROMPT_LENS = (17, 64, 100, 256, 500, 1024, 2048, 4096)
 # What the draw does by itself, on logits of any dtype.
 _DRAWS = Feature.RANDOM | Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
 
@@ -79,6 +81,7 @@ class GraphRunner(Runner):
     ) -> None:
         super().__init__(model, kv, sampling, rows)
         self._sharing = sharing
+        self._max_tokens = rows.block_table.shape[1] * kv.page_size
         self._grouped: list[DecodingSequence] = []
         self._buckets = buckets(rows.padding_row)
         self._graphs: dict[tuple[int, SamplingPlan], _CapturedStep] = {}
@@ -87,11 +90,22 @@ class GraphRunner(Runner):
         self._staged = torch.zeros((2, self._buckets[-1]), dtype=torch.int64, device=rows.device)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Capture the graphs of plain sampling, largest batch first; others come with first use."""
+        """Capture the graphs of plain sampling, largest batch first; others come with first use.
+
+        Prompts of several sizes run once on scratch, so that the first real one does not wait for
+        compilers and libraries either.
+        """
+        prompt_lens = [n for n in _WARM_PROMPT_LENS if n <= self._max_tokens]
+        total = len(self._buckets) + len(prompt_lens)
         for done, size in enumerate(reversed(self._buckets)):
             self._captured(size, _PLAIN)
             if progress is not None:
-                progress(done + 1, len(self._buckets))
+                progress(done + 1, total)
+        for done, num_tokens in enumerate(prompt_lens):
+            self._prefill_scratch(num_tokens)
+            if progress is not None:
+                progress(len(self._buckets) + done + 1, total)
+        torch.cuda.synchronize()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
@@ -168,6 +182,23 @@ class GraphRunner(Runner):
         with torch.inference_mode(), torch.cuda.graph(graph, pool=self._memory_pool):
             sampled = self._decode_step(size, plan)
         return _CapturedStep(graph, sampled)
+
+    @torch.inference_mode()
+    def _prefill_scratch(self, num_tokens: int) -> None:
+        device = self.rows.device
+        self.model.forward(
+            torch.zeros(num_tokens, dtype=torch.int64, device=device),
+            ForwardContext(
+                kv=self.kv,
+                positions=torch.arange(num_tokens, device=device),
+                slot_mapping=torch.zeros(num_tokens, dtype=torch.int64, device=device),
+                block_table=self.rows.block_table[self.rows.padding_row :],
+                context_lens=self.rows.to_device([num_tokens], torch.int32),
+                cu_seqlens_q=self.rows.to_device([0, num_tokens], torch.int32),
+                query_lens=[num_tokens],
+                context_lens_host=[num_tokens],
+            ),
+        )
 
     def _decode_step(self, size: int, plan: SamplingPlan) -> SampledTokens:
         rows, positions = self._staged[0, :size], self._staged[1, :size]
