@@ -79,6 +79,11 @@ class Worker:
         return self._engine.link.stats if self._engine.link is not None else None
 
     @property
+    def has_ended(self) -> bool:
+        """Tell whether a worker that was entered runs no more, by request or by an error."""
+        return self._main is not None and self._main.done()
+
+    @property
     def num_held(self) -> int:
         """Count the jobs that this worker holds."""
         return len(self._roster)

@@ -23,7 +23,7 @@ from tokenbus.worker.demo.report import DemoReport, bus_table, taxi_lines
 from tokenbus.worker.demo.ride import BusRide
 from tokenbus.worker.demo.taxi import TaxiOrder, TaxiRide, drive_taxi
 from tokenbus.worker.demo.view import LiveView, PlainView
-from tokenbus.worker.errors import SettingsInvalid
+from tokenbus.worker.errors import EngineDied, SettingsInvalid
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import Worker
 
@@ -132,7 +132,12 @@ def _view(options: DemoOptions, console: Console) -> View:
 
 
 def _gauge(worker: Worker, state: BusState) -> None:
-    """Copy the worker's gauges into the picture."""
+    """Copy the worker's gauges into the picture.
+
+    Raises: EngineDied if the worker has given up; leaving its context then tells why.
+    """
+    if worker.has_ended:
+        raise EngineDied("the worker stopped before the jobs had ended")
     stats = worker.stats
     if stats is None:
         return

@@ -60,8 +60,9 @@ def taxi_lines(report: DemoReport, num_threads: int, dtype: str) -> list[str]:
     if taxi is None:
         return []
     return [
-        f"The taxi: transformers generate, one job at a time, {taxi.attention} attention, {dtype}, "
-        f"{num_threads} threads, the first {taxi.num_jobs} of {report.bus.jobs} jobs",
+        "The taxi: transformers generate, one job at a time",
+        f"  {taxi.attention} attention, {dtype}, {num_threads} threads, "
+        f"the first {taxi.num_jobs} of {report.bus.jobs} jobs",
         f"  {taxi.output_tokens} tokens in {taxi.seconds:.1f} s = {taxi.tokens_per_s:.1f} tokens/s",
         f"The bus is {report.ratio:.1f}x as fast "
         f"({report.bus.tokens_per_s:.1f} against {taxi.tokens_per_s:.1f} tokens/s)",

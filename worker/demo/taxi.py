@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ATTENTIONS = ("sdpa", "eager")
-# Long enough that the cache grows as it does in a job, short enough to try both settings.
+# Long enough that the cache grows as it does in a job, short enough to try each setting twice:
+# one try alone picks the slower one when something else runs at that moment.
 NUM_TRIAL_TOKENS = 32
+NUM_TRIALS = 2
 MAX_LAST_WORDS = 2000
 
 
@@ -128,11 +130,11 @@ def _main() -> None:
         for chat in order.chats
     ]
     speed: dict[str, float] = {}
-    for attention in ATTENTIONS:
+    for attention in ATTENTIONS * NUM_TRIALS:
         model.set_attn_implementation(attention)
         _generate(model, prompts[0], 4)
         num_tokens, seconds = _generate(model, prompts[0], NUM_TRIAL_TOKENS)
-        speed[attention] = num_tokens / seconds
+        speed[attention] = max(num_tokens / seconds, speed.get(attention, 0.0))
         print(json.dumps({"attention": attention, "tokens_per_s": speed[attention]}), flush=True)
     best = max(speed, key=lambda attention: speed[attention])
     model.set_attn_implementation(best)
