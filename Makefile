@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: demo test test-full lint clean
+.PHONY: demo test test-full chaos lint clean
 
 demo: $(STAMP)
 	@$(BIN)/tokenbus demo $(DEMO_ARGS)
@@ -20,6 +20,11 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	@$(BIN)/pytest -q -rs $(TEST_ARGS)
+
+# The kill matrix at full size: CHAOS_JOBS jobs per case, on every kind of server there is.
+chaos: export CHAOS_JOBS ?= 200
+chaos: $(STAMP)
+	@$(BIN)/pytest -q -rs tests/chaos $(TEST_ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check

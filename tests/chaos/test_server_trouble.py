@@ -1,0 +1,122 @@
+"""The server dies, comes back, forgets its last second or hands over to a replica."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from bus_ride import Ride
+from bus_servers import server_binary
+from bus_stubs import until
+from bus_workers import command
+from chaos_scale import IS_SHORT, PATIENT
+from mortal_server import MortalServer
+from wire_proxy import WireProxy
+from worker_stable import forked_worker
+
+from tokenbus.producer.client import AsyncClient
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import AsyncIterator, Iterator
+
+    from bus_ride import Cargo
+
+NUM_DEATHS = 3
+# Enough for a busload to last through all deaths.
+NUM_TOKENS = 160 if IS_SHORT else 300
+
+
+@pytest.fixture
+def mortal(server_kind: str) -> Iterator[MortalServer]:
+    """Give a server that may die; it keeps an append-only file, flushed every second."""
+    made = MortalServer(server_binary(server_kind))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def mortal_ride(
+    mortal: MortalServer, pool: str, cargo: Cargo, rng: random.Random
+) -> AsyncIterator[Ride]:
+    """Give a ride on it."""
+    await mortal.start()
+    async with await AsyncClient.connect(mortal.url, pool=pool, settings=PATIENT) as client:
+        yield Ride(client, cargo, rng, mortal.url)
+
+
+async def test_server_killed_and_restarted_three_times(
+    mortal: MortalServer, mortal_ride: Ride, num_jobs: int
+) -> None:
+    """SIGKILL of the server loses nothing: what it wrote it reads again, all jobs go on."""
+    ride = mortal_ride
+    async with forked_worker(**ride.settings()), forked_worker(**ride.settings()):
+        await ride.board(num_jobs, NUM_TOKENS)
+        await ride.until_seen(5)
+        for _ in range(NUM_DEATHS):
+            mortal.kill()
+            await mortal.start()
+            await ride.until_more(num_jobs)
+        await ride.arrive()
+        await ride.check_nothing_left()
+
+
+async def test_server_loses_its_last_second_three_times(
+    mortal: MortalServer, mortal_ride: Ride, num_jobs: int
+) -> None:
+    """A power cut takes a tail off the file: readers keep what they showed, logs are repaired.
+
+    All jobs were accepted before the cut, so that each of them is known afterwards.
+    """
+    ride = mortal_ride
+    async with forked_worker(**ride.settings()), forked_worker(**ride.settings()):
+        await ride.board(num_jobs, NUM_TOKENS)
+        await ride.until_seen(5)
+        for _ in range(NUM_DEATHS):
+            mark = mortal.file_size()
+            await ride.until_more(2 * num_jobs)
+            mortal.kill()
+            assert mortal.roll_back(mark) > 0
+            await mortal.start()
+            await ride.until_more(num_jobs)
+        await ride.arrive()
+        await ride.check_nothing_left()
+
+
+async def test_replica_that_fell_behind_is_promoted(
+    server_kind: str, mortal: MortalServer, pool: str, cargo: Cargo, rng: random.Random,
+    num_jobs: int, unused_tcp_port: int,
+) -> None:  # fmt: skip
+    """A failover to a replica that missed the last writes costs a pause, as a power cut does."""
+    async with AsyncExitStack() as stack:
+        options = ["--port", str(unused_tcp_port), "--repl-diskless-sync-delay", "0"]
+        master = MortalServer(server_binary(server_kind), options)
+        stack.callback(master.close)
+        await master.start()
+        wire = await stack.enter_async_context(WireProxy(master.socket_path))
+        client = await AsyncClient.connect(wire.url, pool=pool, settings=PATIENT)
+        await stack.enter_async_context(client)
+        await mortal.start()
+        replica = await AsyncClient.connect(mortal.url, pool=pool)
+        await stack.enter_async_context(replica)
+        ride = Ride(client, cargo, rng, wire.url)
+        for _ in range(2):
+            await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.board(num_jobs, NUM_TOKENS)
+        await command(replica.scripts, "REPLICAOF", "127.0.0.1", unused_tcp_port)
+        await until(lambda: _follows(replica))
+        await ride.until_seen(5)
+        await command(replica.scripts, "REPLICAOF", "NO", "ONE")
+        await ride.until_more(2 * num_jobs)
+        master.kill()
+        wire.upstream = Path(mortal.socket_path)
+        wire.hang_up()
+        await ride.arrive()
+        await ride.check_nothing_left()
+
+
+async def _follows(replica: AsyncClient) -> bool:
+    info = await command(replica.scripts, "INFO", "replication")
+    return bool(info["master_link_status"] == "up")

@@ -1,0 +1,137 @@
+"""SIGKILL of a worker at every point of a job's life: another goes on, readers see a pause."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+from chaos_scale import long_row, short_row
+from wire_proxy import Moment
+from wired_worker import wired_worker
+from worker_stable import forked_worker
+
+if TYPE_CHECKING:
+    from bus_ride import Ride
+
+# Point of death -> the call at which the worker dies, whether the server carried it out, and which
+# one of its kind it is.
+POINTS = {
+    "pull_reply_lost": ("pull", Moment.LOST, 1),
+    "takeover_not_made": ("takeover", Moment.NEVER, 1),
+    "takeover_reply_lost": ("takeover", Moment.LOST, 1),
+    "prefill": ("takeover", Moment.DELIVERED, 1),
+    "first_token_not_logged": ("append", Moment.NEVER, 1),
+    "first_token_logged": ("append", Moment.LOST, 1),
+    "mid_decode": ("append", Moment.NEVER, 9),
+    "mid_decode_logged": ("append", Moment.LOST, 9),
+    "commit_not_made": ("end", Moment.NEVER, 1),
+    "commit_reply_lost": ("end", Moment.LOST, 1),
+    "between_commit_and_completion": ("complete", Moment.NEVER, 1),
+    "completion_reply_lost": ("complete", Moment.LOST, 1),
+    "before_the_last_step_of_completion": ("forget", Moment.NEVER, 1),
+    "after_completion": ("forget", Moment.LOST, 1),
+}
+
+
+@long_row
+@pytest.mark.parametrize("point", POINTS)
+async def test_worker_killed_at_a_point_of_the_protocol(
+    ride: Ride, num_jobs: int, point: str
+) -> None:
+    """Whatever call a worker dies in, all jobs end once with the text of the unbroken run."""
+    async with wired_worker(**ride.settings()) as victim:
+        trap = victim.die_at(*POINTS[point])
+        await ride.board(num_jobs)
+        await trap.sprung.wait()
+        assert await victim.wait() == -signal.SIGKILL
+        async with forked_worker(**ride.settings()):
+            await ride.arrive()
+            await ride.check_nothing_left()
+
+
+@short_row
+async def test_workers_killed_at_every_point_of_the_protocol(ride: Ride, num_jobs: int) -> None:
+    """Each worker holds two jobs and dies in another call; one that comes later ends all jobs."""
+    async with AsyncExitStack() as stack:
+        traps = []
+        for point in POINTS.values():
+            few = ride.settings(max_num_seqs=2, max_pull_jobs=2)
+            victim = await stack.enter_async_context(wired_worker(**few))
+            traps.append(victim.die_at(*point))
+        await ride.board(2 * len(POINTS) + num_jobs)
+        for trap in traps:
+            await trap.sprung.wait()
+        await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.arrive()
+        await ride.check_nothing_left()
+
+
+async def test_two_workers_die_in_turn_under_one_job(ride: Ride, num_jobs: int) -> None:
+    """The second dies while it takes over what the first left: the third goes on from the log.
+
+    Two deaths make a job a suspect, which runs alone; none of them is taken for poison.
+    """
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(wired_worker(**ride.settings()))
+        trap = first.die_at("append", Moment.LOST, 5)
+        await ride.board(num_jobs, 24)
+        await trap.sprung.wait()
+        second = await stack.enter_async_context(wired_worker(**ride.settings()))
+        trap = second.die_at("append", Moment.LOST, 2)
+        await trap.sprung.wait()
+        await stack.enter_async_context(forked_worker(**ride.settings()))
+        stories = await ride.arrive()
+        assert any(len(story.epochs) > 1 for story in stories.values())
+        await ride.check_nothing_left()
+
+
+@pytest.mark.parametrize("moment", [Moment.NEVER, Moment.LOST], ids=lambda moment: moment.value)
+async def test_worker_dies_while_it_takes_over(ride: Ride, num_jobs: int, moment: Moment) -> None:
+    """A reaper that dies after it fenced the log, with the job not or just back in the queue."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(wired_worker(**ride.settings()))
+        trap = first.die_at("append", Moment.LOST, 5)
+        await ride.board(num_jobs, 24)
+        await trap.sprung.wait()
+        reaper = await stack.enter_async_context(wired_worker(**ride.settings()))
+        trap = reaper.die_at("requeue", moment)
+        await trap.sprung.wait()
+        await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.arrive()
+        await ride.check_nothing_left()
+
+
+@pytest.mark.parametrize("moment", [Moment.NEVER, Moment.LOST], ids=lambda moment: moment.value)
+async def test_worker_killed_while_it_drains(ride: Ride, num_jobs: int, moment: Moment) -> None:
+    """SIGTERM, and SIGKILL at the first hand-back: what was given back and what was not goes on."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(wired_worker(**ride.settings(drain_deadline_s=0)))
+        trap = first.die_at("requeue", moment)
+        await ride.board(num_jobs, 120)
+        await ride.until_seen(5)
+        first.send(signal.SIGTERM)
+        await trap.sprung.wait()
+        assert await first.wait() == -signal.SIGKILL
+        await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.arrive()
+        await ride.check_nothing_left()
+
+
+@pytest.mark.parametrize("pause_s", [2.5])
+async def test_paused_worker_wakes_up_to_jobs_of_others(
+    ride: Ride, num_jobs: int, pause_s: float
+) -> None:
+    """SIGSTOP for longer than the lease, then SIGCONT: nothing the zombie writes is taken."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.board(num_jobs, 120)
+        await ride.until_seen(5)
+        await stack.enter_async_context(forked_worker(**ride.settings()))
+        first.send(signal.SIGSTOP)
+        await asyncio.sleep(pause_s)
+        first.send(signal.SIGCONT)
+        await ride.arrive()
+        await ride.check_nothing_left()

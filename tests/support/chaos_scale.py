@@ -1,0 +1,27 @@
+"""How large the chaos is.
+
+`CHAOS_JOBS` sets the jobs per case: unset, each case is a short row on the null engine and one
+server; set, as by `make chaos`, a tiny real model runs on every kind of server. `CHAOS_SEED`
+repeats a run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+
+from tokenbus.producer.settings import ClientSettings
+
+IS_SHORT = "CHAOS_JOBS" not in os.environ
+NUM_JOBS = int(os.environ.get("CHAOS_JOBS", "8"))
+SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 31))
+
+# The shortest lease there is, so that a death costs little time.
+LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3, "call_timeout_s": 2}
+# A client that rides out every outage of the matrix.
+PATIENT = ClientSettings(retry_for_s=120, silence_s=0.5)
+
+long_row = pytest.mark.skipif(IS_SHORT, reason="part of make chaos only")
+short_row = pytest.mark.skipif(not IS_SHORT, reason="make chaos has a longer row of it")

@@ -1,0 +1,88 @@
+"""Real worker processes that start fast: forked from one process that has imported everything."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from multiprocessing.context import ForkServerProcess
+
+_PR_SET_PDEATHSIG = 1
+_PATIENCE_S = 60.0
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    [
+        "tokenbus.worker.supervisor",
+        "tokenbus.worker.assembly",
+        "tokenbus.engine.null_tokenizer",
+        "transformers.models.auto.tokenization_auto",
+    ]
+)
+
+
+def _work(values: dict[str, Any]) -> None:
+    """Run one worker to its end; no worker outlives the tests."""
+    from tokenbus.worker.settings import WorkerSettings
+    from tokenbus.worker.supervisor import run_worker
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    sys.exit(run_worker(WorkerSettings.load(**values)))
+
+
+@dataclass(frozen=True, slots=True)
+class ForkedWorker:
+    """One worker process, to be killed and stopped."""
+
+    process: ForkServerProcess
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        if self.process.pid is None:
+            raise RuntimeError("the worker was not started")
+        return self.process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the worker process alone."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill the worker process as the kernel would: no warning, no last word."""
+        self.send(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait for its end and return the exit status, negative after a signal."""
+        async with asyncio.timeout(_PATIENCE_S):
+            await asyncio.to_thread(self.process.join, _PATIENCE_S)
+        if self.process.exitcode is None:
+            raise TimeoutError(f"worker {self.pid} did not end")
+        return self.process.exitcode
+
+    def engine_pid(self) -> int:
+        """Return the process id of its engine: its only child."""
+        with open(f"/proc/{self.pid}/task/{self.pid}/children") as children:
+            [child] = children.read().split()
+        return int(child)
+
+
+@asynccontextmanager
+async def forked_worker(**values: Any) -> AsyncIterator[ForkedWorker]:
+    """Run a worker with these settings in a process of its own; it is killed at the end."""
+    process = _FORKS.Process(target=_work, args=({"log_level": "error"} | values,), daemon=True)
+    process.start()
+    try:
+        yield ForkedWorker(process)
+    finally:
+        if process.is_alive():
+            process.kill()
+        await asyncio.to_thread(process.join, _PATIENCE_S)
