@@ -17,7 +17,9 @@ def _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ: tl.c
     slot = first_slot + part * HQ
     tl.store(part_o + slot[:, None] * D + offs_d[None, :], result,
              mask=valid[:, None] & (offs_d < D)[None, :], cache_modifier=".cg")  # fmt: skip
-    tl.store(part_lse + slot, lse, mask=valid, cache_modifier=".cg")
+    copies = tl.arange(0, 4)[None, :]
+    tl.store(part_lse + slot[:, None] * 4 + copies, lse[:, None] + tl.zeros([1, 4], tl.float32),
+             mask=valid[:, None] & (copies < 4), cache_modifier=".cg")  # fmt: skip
     # All threads' stores come before the arrival.
     tl.debug_barrier()
 
@@ -33,8 +35,7 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
     return is_last, num_parts
 
 
-# Real functions: inlined side by side, the invariants of both would fill the registers.
-@triton.jit(noinline=True)
+@triton.jit
 def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, block_table,
               context_lens, parts, part_o, part_lse, arrivals, table_stride, page_stride,
               part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
@@ -78,7 +79,7 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, b
                        8)  # fmt: skip
 
 
-@triton.jit(noinline=True)
+@triton.jit
 def shared_item(table_row, begin, end, part, first_member, num_members, head, q, k_pages,
                  v_pages, out, block_table, context_lens, members, parts, part_o, part_lse,
                  arrivals, table_stride, page_stride, part_stride, scale, softcap,
@@ -126,4 +127,4 @@ def _merge_tile(is_last, first_member, head, members, parts, part_o, part_lse, o
         heads = head * GROUP + offs_r % GROUP
         num_parts = tl.load(parts + rows, mask=done, other=0)
         merge_rows(part_o, part_lse, out, rows * part_stride * HQ + heads, rows * HQ + heads,
-                   num_parts, done, HQ, D, BLOCK_D, 2)  # fmt: skip
+                   num_parts, done, HQ, D, BLOCK_D, 4)  # fmt: skip

@@ -112,16 +112,15 @@ def merge_rows(part_o, part_lse, out, first_slot, out_row, parts, valid, slot_st
 
     first_slot: [R], index of part 0 of a row in units of one head's vector; out_row: [R],
     likewise in `out`. Parts are folded in their order, whoever arrived last, so the result does
-    not depend on timing. A weight is loaded once per element of its vector, in the layout of the
-    vector: then no exchange between threads keeps a load from overtaking its predecessors.
+    not depend on timing. A row's log-sum-exp lies four times side by side in memory: loaded for
+    every element it takes the same layout as the vectors, and no exchange between threads keeps
+    a load from overtaking its predecessors.
     """
+    offs_d = tl.arange(0, BLOCK_D)[None, :]
+    live = valid[:, None] & (offs_d < D)
     most = tl.max(tl.where(valid, parts, 0))
-    # The exclusive or with zero hides from the compiler that the vector is contiguous, for which
-    # it would choose another layout than for the weight.
-    offs_d = (tl.arange(0, BLOCK_D) ^ (most >> 31))[None, :]
-    in_d = offs_d < D
-    first_slot = first_slot[:, None] + tl.zeros_like(offs_d)
-    live = valid[:, None] & in_d
+    # Spread before the loop: inside, the comparison would be made per row and passed around.
+    slot = first_slot[:, None] + tl.zeros_like(offs_d)
     last = parts[:, None] + tl.zeros_like(offs_d)
     top = tl.full(live.shape, float("-inf"), tl.float32)
     total = tl.zeros(live.shape, tl.float32)
@@ -129,9 +128,10 @@ def merge_rows(part_o, part_lse, out, first_slot, out_row, parts, valid, slot_st
     for j0 in tl.range(0, most, UNROLL, num_stages=1):
         for u in tl.static_range(UNROLL):
             here = live & (j0 + u < last)
-            slot = first_slot + (j0 + u) * slot_stride
-            lse = tl.load(part_lse + slot, mask=here, other=float("-inf"), cache_modifier=".cg")
-            part = tl.load(part_o + slot * D + offs_d, mask=here, other=0.0, cache_modifier=".cg")
+            at = slot + (j0 + u) * slot_stride
+            lse = tl.load(part_lse + at * 4 + offs_d % 4, mask=here, other=float("-inf"),
+                          cache_modifier=".cg")  # fmt: skip
+            part = tl.load(part_o + at * D + offs_d, mask=here, other=0.0, cache_modifier=".cg")
             new_top = tl.maximum(top, lse)
             base = tl.where(new_top == float("-inf"), 0.0, new_top)
             fade = tl.exp2(top - base)

@@ -25,7 +25,7 @@ class LinearTuning:
 
 
 # (columns, outputs, gated), one row of x; swept on an H200 with the fusions of a decoder layer.
-_ONE_ROW: dict[tuple[int, int, bool], LinearTuning] = {
+_ONE_ROW: dict[tuple[int, int, bool], LinearTuning | None] = {
     (1024, 4096, False): LinearTuning(4, 1024, 4),
     (2048, 1024, False): LinearTuning(1, 2048, 1),
     (1024, 3072, True): LinearTuning(2, 1024, 2),
@@ -35,7 +35,7 @@ _ONE_ROW: dict[tuple[int, int, bool], LinearTuning] = {
     (4096, 4096, False): LinearTuning(2, 2048, 4),
     (4096, 14336, True): LinearTuning(4, 1024, 4),
     (14336, 4096, False): LinearTuning(2, 2048, 4),
-    (4096, 128256, False): LinearTuning(4, 4096, 8),
+    (4096, 128256, False): None,
 }
 # The same for 2 to 16 rows.
 _FEW_ROWS: dict[tuple[int, int, bool], LinearTuning | None] = {

@@ -64,7 +64,7 @@ def _decode_kernel(
     total = tl.load(num_items) * HKV
     num_programs = tl.num_programs(0)
     pid = tl.program_id(0)
-    for first in tl.range(0, total, num_programs, num_stages=1):
+    for first in tl.range(0, total, num_programs, num_stages=1, disable_licm=True):
         place = first + pid
         if (first // num_programs) % 2 == 1:
             place = first + num_programs - 1 - pid

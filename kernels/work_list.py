@@ -25,48 +25,57 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SplitPolicy:
-    """Into how many parts a sequence is cut, by its own length alone.
+    """Into how many parts a sequence's own tokens are cut, by their number alone.
 
     Parts double from `min_tokens` until there are at most `target_parts` of them, from
-    `wide_tokens` on until there are at most `max_parts`: a lone short sequence spreads over the
-    chip, a crowd does not drown in small items. Sizes are powers of two; swept on an H200.
+    `wide_tokens` on until there are at most `max_parts`. Sizes are powers of two.
     """
 
-    min_tokens: int = 128
-    wide_tokens: int = 1024
-    target_parts: int = 4
+    min_tokens: int
+    wide_tokens: int
+    target_parts: int = 32
     max_parts: int = 32
 
     def most_parts(self, num_tokens: int) -> int:
         """Bound the parts of a sequence of up to `num_tokens`."""
-        wide = ceil_div(num_tokens, self.wide_tokens) + 1
+        wide = ceil_div(num_tokens, self.wide_tokens)
         return min(self.max_parts, max(self.target_parts, wide))
+
+
+# Few rows have to spread over the chip; many fill it unsplit, and every part costs a merge. Up to
+# 16 rows the linears run in other kernels as well, so rounding changes at one more border only.
+# Swept on an H200: 64 tokens a part halve the time of one short sequence, 2,048 reach the
+# bandwidth of a copy with 256 mixed ones, of which 128 tokens lose 13 %.
+DEFAULT_POLICIES: tuple[tuple[int, SplitPolicy], ...] = (
+    (16, SplitPolicy(64, 1024, target_parts=8)),
+    (64, SplitPolicy(512, 512)),
+    (1 << 30, SplitPolicy(2048, 2048)),
+)
 
 
 @triton.jit
 def _row_plan(context, shared_pages, window, S: tl.constexpr, MIN_SHIFT: tl.constexpr,
               WIDE_SHIFT: tl.constexpr, TARGET_PARTS: tl.constexpr, MAX_PARTS: tl.constexpr,
               HAS_WINDOW: tl.constexpr):  # fmt: skip
-    """Cut each row's own pages into parts of 1 << shift pages, at multiples of their size."""
+    """Cut each row's own pages into parts of 1 << shift pages, the last one shorter."""
     num_pages = (context + S - 1) // S
     first = shared_pages
     if HAS_WINDOW:
         first = tl.maximum(context - window, 0) // S
-    last = tl.maximum(num_pages - 1, 0)
+    last = tl.maximum(num_pages - first - 1, 0)
     shift = tl.full(context.shape, MIN_SHIFT, tl.int32)
-    # 16 doublings take 128-token parts to 8M tokens.
+    # 16 doublings take 64-token parts to 4M tokens.
     for _ in tl.static_range(16):
         limit = tl.where(shift < WIDE_SHIFT, TARGET_PARTS, MAX_PARTS)
-        shift += ((last >> shift) - (first >> shift) >= limit).to(tl.int32)
-    parts = tl.where(context > 0, (last >> shift) - (first >> shift) + 1, 1)
+        shift += (last >> shift >= limit).to(tl.int32)
+    parts = (last >> shift) + 1
     return first, num_pages, shift, parts
 
 
 @triton.jit
 def _tail_key(context, first, num_pages, shift, parts):
     """Measure the last part of each row in pages; 0 for rows without tokens."""
-    begin = tl.where(parts > 1, ((num_pages - 1) >> shift) << shift, first)
-    return tl.where(context > 0, num_pages - begin, 0)
+    return tl.where(context > 0, num_pages - first - ((parts - 1) << shift), 0)
 
 
 @triton.jit
@@ -156,9 +165,8 @@ def _build_kernel(
         j = (j0 + tl.arange(0, BLOCK_J))[None, :]
         is_last = j == parts[:, None] - 1
         index = tl.where(is_last, (whole + rank)[:, None], before[:, None] + j)
-        border = (first >> shift)[:, None] + j
-        begin = tl.maximum(border << shift[:, None], first[:, None]) * S
-        end = tl.minimum(((border + 1) << shift[:, None]) * S, context[:, None])
+        begin = (first[:, None] + (j << shift[:, None])) * S
+        end = tl.minimum((first[:, None] + ((j + 1) << shift[:, None])) * S, context[:, None])
         emit = live[:, None] & (j < parts[:, None])
         slot = items + _own_place(index, num_own, runs, WAVE) * FIELDS
         tl.store(slot, tl.broadcast_to(rows[:, None], index.shape), mask=emit)
@@ -167,9 +175,6 @@ def _build_kernel(
         tl.store(slot + 3, held[:, None] + j, mask=emit)
         tl.store(slot + 4, tl.broadcast_to((held + parts)[:, None], index.shape), mask=emit)
         tl.store(slot + 5, tl.zeros(index.shape, tl.int32), mask=emit)
-
-
-DEFAULT_POLICY = SplitPolicy()
 
 
 def _shift(num_tokens: int, page_size: int) -> int:
@@ -186,7 +191,7 @@ class DecodeWork:
     items: [capacity, 8] int32: row, first token, end token, part, parts of the row, members
         (0 for a row's own tokens), first member.
     parts: [max_rows] int32, partial results of each row, those of shared runs included.
-    part_o, part_lse: fp32 partial results, [max_rows, part_stride, Hq, D] and [..., Hq].
+    part_o, part_lse: fp32 partial results, [max_rows, part_stride, Hq, D] and [..., Hq, 4].
     arrivals: [max_rows, Hq] int32, zero between launches; the last arriver resets it.
     """
 
@@ -202,7 +207,7 @@ class DecodeWork:
         device: torch.device,
         sliding_window: int | None = None,
         groups: PrefixGroups | None = None,
-        policy: SplitPolicy = DEFAULT_POLICY,
+        policy: SplitPolicy | None = None,
     ) -> None:
         require(num_heads % num_kv_heads == 0, f"{num_heads} heads over {num_kv_heads} KV heads")
         require(next_power_of_2(page_size) == page_size >= 16, f"page size {page_size}")
@@ -212,8 +217,9 @@ class DecodeWork:
         self.sliding_window = sliding_window
         self.groups = groups
         self.max_rows = max_rows
-        self.policy = policy
-        self.max_parts = policy.most_parts(max_pages * page_size)
+        self.policies = DEFAULT_POLICIES if policy is None else ((max_rows, policy),)
+        most = (policy.most_parts(max_pages * page_size) for _, policy in self.policies)
+        self.max_parts = max(most)
         self.part_stride = self.max_parts + (2 * MAX_RUN_PARTS if groups else 0)
         capacity = max_rows * self.max_parts + (groups.capacity if groups else 0)
 
@@ -226,7 +232,7 @@ class DecodeWork:
         self.arrivals = counters(max_rows, num_heads)
         shape = (max_rows, self.part_stride, num_heads)
         self.part_o = torch.empty(*shape, head_dim, dtype=torch.float32, device=device)
-        self.part_lse = torch.empty(shape, dtype=torch.float32, device=device)
+        self.part_lse = torch.empty(*shape, 4, dtype=torch.float32, device=device)
         self._wave = ceil_div(num_processors(device), num_kv_heads)
 
     def build(self, context_lens: Tensor) -> None:
@@ -235,6 +241,7 @@ class DecodeWork:
         require(num_rows <= self.max_rows, f"{num_rows} rows, buffers hold {self.max_rows}")
         require(context_lens.dtype == torch.int32, f"context_lens is {context_lens.dtype}")
         require_contiguous(context_lens=context_lens)
+        policy = next(policy for limit, policy in self.policies if num_rows <= limit)
         groups = self.groups
         block_r = 16
         _build_kernel[(ceil_div(num_rows, block_r),)](
@@ -249,9 +256,9 @@ class DecodeWork:
             num_rows,
             self.sliding_window or 0,
             S=self.page_size,
-            MIN_SHIFT=_shift(self.policy.min_tokens, self.page_size),
-            WIDE_SHIFT=_shift(self.policy.wide_tokens, self.page_size),
-            TARGET_PARTS=self.policy.target_parts,
+            MIN_SHIFT=_shift(policy.min_tokens, self.page_size),
+            WIDE_SHIFT=_shift(policy.wide_tokens, self.page_size),
+            TARGET_PARTS=min(policy.target_parts, self.max_parts),
             MAX_PARTS=self.max_parts,
             GROUPED=groups is not None,
             HAS_WINDOW=self.sliding_window is not None,

@@ -31,7 +31,7 @@ def build(
         )
         tables.assign(groups)
     work = DecodeWork(
-        max_rows=max_rows, max_pages=64, head_dim=64, device=DEVICE, sliding_window=window,
+        max_rows=max_rows, max_pages=128, head_dim=64, device=DEVICE, sliding_window=window,
         groups=tables, policy=policy, **shape,
     )  # fmt: skip
     work.items.fill_(-1)
@@ -123,6 +123,15 @@ def test_cleared_groups_leave_no_run() -> None:
     work.groups.clear()
     work.build(torch.tensor([50, 60, 70], dtype=torch.int32, device=DEVICE))
     assert sum(item[2] - item[1] for item in listed(work)) == 180
+
+
+def test_few_rows_are_cut_finer_than_many() -> None:
+    """By default a lone sequence spreads over the chip and a crowd is left whole."""
+    shape = {"page_size": PAGE, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    work = DecodeWork(max_rows=80, max_pages=64, device=DEVICE, **shape)
+    for rows, expected in ((1, 8), (16, 8), (17, 2), (80, 1)):
+        work.build(torch.full((rows,), 1024, dtype=torch.int32, device=DEVICE))
+        assert work.parts[:rows].tolist() == [expected] * rows
 
 
 def test_more_rows_than_the_buffers_hold_are_refused() -> None:
