@@ -219,6 +219,9 @@ def serve(sock: socket.socket) -> int:
         num_pages = stats.free_pages + stats.evictable_pages
         sock.sendall(encode_frame(EngineReady(engine.limits, num_pages, folder)))
         EngineLoop(engine, sock, frames).run()
+    except ConnectionError:
+        # The worker is gone: nobody is left to report to.
+        return 1
     except Exception as error:
         # The process boundary: what was raised on purpose needs no trace, the rest is a bug.
         if not isinstance(error, EngineError):

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bus_workers import Story, command, expected_ids, expected_text, leaked_keys
 from chaos_scale import LEASE
 
+from tokenbus.producer.result import JobResult
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
@@ -104,6 +106,7 @@ class Ride:
     patience_s: float = 120.0
     wanted: dict[str, Wanted] = field(default_factory=dict)
     seen: dict[str, int] = field(default_factory=dict)
+    _stories: dict[str, Story] = field(default_factory=dict)
     _readers: dict[str, asyncio.Task[Story]] = field(default_factory=dict)
     _progress: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -132,7 +135,8 @@ class Ride:
             )
             self.wanted[job.job_id] = wanted
             self.seen[job.job_id] = 0
-            self._readers[job.job_id] = asyncio.create_task(self._read(job.job_id))
+            story = self._stories[job.job_id] = Story(job.job_id)
+            self._readers[job.job_id] = asyncio.create_task(self._read(story))
 
     async def until_seen(self, num_tokens: int, num_jobs: int = 1) -> None:
         """Wait until that many readers have seen that many tokens."""
@@ -145,15 +149,32 @@ class Ride:
         goal = sum(self.seen.values()) + num_tokens
         await self._until(lambda: sum(self.seen.values()) >= goal)
 
-    async def arrive(self) -> dict[str, Story]:
-        """Wait for all ends; each text is that of the unbroken run, each result what was read."""
+    async def vanish(self) -> dict[str, Story]:
+        """Let every reader go away; return what each has seen."""
+        for reader in self._readers.values():
+            reader.cancel()
+        await asyncio.gather(*self._readers.values(), return_exceptions=True)
+        return self._stories
+
+    async def come_back(self, stories: dict[str, Story]) -> None:
+        """Let readers go on from what they had seen."""
+        for job_id, story in stories.items():
+            self._readers[job_id] = asyncio.create_task(self._read(story))
+
+    async def end(self) -> dict[str, Story]:
+        """Wait for all ends, whatever they are; each result says what was read."""
         async with asyncio.timeout(self.patience_s):
             stories = await asyncio.gather(*self._readers.values())
-        for story in stories:
-            assert story.reason == "length", (story.job_id, story.finish)
-            self.cargo.check(self.wanted[story.job_id], story)
         await self.check_records(stories)
         return {story.job_id: story for story in stories}
+
+    async def arrive(self) -> dict[str, Story]:
+        """Wait for all ends; each text is that of the unbroken run."""
+        stories = await self.end()
+        for job_id, story in stories.items():
+            assert story.reason == "length", (job_id, story.finish)
+            self.cargo.check(self.wanted[job_id], story)
+        return stories
 
     async def check_records(self, stories: list[Story]) -> None:
         """One terminal entry per log, and the result says what the reader saw."""
@@ -161,7 +182,9 @@ class Ride:
         for story in stories:
             events = await scripts.log.events(story.job_id) or []
             assert [e.finish is not None for e in events].count(True) == 1, story.job_id
-            result = await self.client.result(story.job_id, timeout_s=30)
+            value = await scripts.log.result(story.job_id)
+            assert value is not None, story.job_id
+            result = JobResult.parse(value)
             assert result.finish == story.finish
             assert {c.index: list(c.ids) for c in result.choices if c.ids} == story.ids
             assert {c.index: c.text for c in result.choices if c.ids} == story.texts
@@ -192,11 +215,10 @@ class Ride:
                 left.append(f"engine of {raw.decode()}: {engine}")
         return left
 
-    async def _read(self, job_id: str) -> Story:
-        story = Story(job_id)
-        async for event in self.client.stream(job_id):
+    async def _read(self, story: Story) -> Story:
+        async for event in self.client.stream(story.job_id, story.last):
             story.see(event)
-            self.seen[job_id] = story.last
+            self.seen[story.job_id] = story.last
             self._progress.set()
         return story
 

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,11 @@ _FORKS.set_forkserver_preload(
 )
 
 
-def _work(values: dict[str, Any]) -> None:
+def _work(values: dict[str, Any], clock_error_s: float) -> None:
     """Run one worker to its end; no worker outlives the tests."""
+    if clock_error_s:
+        true_time = time.time
+        time.time = lambda: true_time() + clock_error_s
     from tokenbus.worker.settings import WorkerSettings
     from tokenbus.worker.supervisor import run_worker
 
@@ -76,9 +80,13 @@ class ForkedWorker:
 
 
 @asynccontextmanager
-async def forked_worker(**values: Any) -> AsyncIterator[ForkedWorker]:
-    """Run a worker with these settings in a process of its own; it is killed at the end."""
-    process = _FORKS.Process(target=_work, args=({"log_level": "error"} | values,), daemon=True)
+async def forked_worker(clock_error_s: float = 0, **values: Any) -> AsyncIterator[ForkedWorker]:
+    """Run a worker with these settings in a process of its own; it is killed at the end.
+
+    `clock_error_s` is how far its wall clock is ahead.
+    """
+    settings = {"log_level": "error"} | values
+    process = _FORKS.Process(target=_work, args=(settings, clock_error_s), daemon=True)
     process.start()
     try:
         yield ForkedWorker(process)
