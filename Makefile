@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
+# Threads of torch that wait for each other give their core away soon (worker/compute_env.py).
+export GOMP_SPINCOUNT ?= 4000
 
 # The first interpreter that is new enough and can make a virtual environment.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenbus.engine import errors as engine_errors
+from tokenbus.worker.compute_env import compute_env
 from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
 from tokenbus.worker.handoff import (
     Beat,
@@ -89,6 +90,7 @@ class EngineLink:
                 str(theirs.fileno()),
                 str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
+                env=compute_env(),
                 pass_fds=(theirs.fileno(),),
                 process_group=0,
             )

@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.worker.compute_env import compute_env
 from tokenbus.worker.errors import WorkerError
 
 if TYPE_CHECKING:
@@ -72,7 +73,12 @@ def drive_taxi(order: TaxiOrder, *, on_job: Callable[[int, int, float], None]) -
     with (
         tempfile.TemporaryFile("w+", errors="replace") as stderr,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env=compute_env(),
         ) as process,
     ):
         try:
