@@ -10,14 +10,16 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from tokenbus.engine import bench
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.workloads import WORKLOADS, uniform
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,14 +110,20 @@ def _print(report: bench.Report) -> None:
         print(f"{'':>14}  device ms: {parts}", flush=True)
 
 
-def main() -> int:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def run_bench(argv: Sequence[str]) -> int:
+    """Parse a command line, run it and return the exit code.
+
+    Raises: EngineError if the model or a setting is wrong or a run is not equal work.
+    """
+    parser = argparse.ArgumentParser(prog="tokenbus bench engine", description=__doc__)
     add_arguments(parser)
-    args = parser.parse_args()
+    return run(parser.parse_args(argv))
+
+
+def main() -> int:
+    """Run as a module, where no command line of ours turns errors into exit codes."""
     try:
-        with torch.inference_mode():
-            return run(args)
+        return run_bench(sys.argv[1:])
     except EngineError as error:
         print(f"tokenbus: {error}", file=sys.stderr)
         return 2

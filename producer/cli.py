@@ -59,6 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
     pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
     pull.add_argument("alias", help="name of the model (required): smollm2-135m")
     pull.set_defaults(run=_run_pull)
+    bench = commands.add_parser("bench", help="measure")
+    benches = bench.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    # The engine's bench stands alone and has its own options, --help among them.
+    engine = benches.add_parser("engine", help="fixed workloads without a queue", add_help=False)
+    engine.set_defaults(run=_run_bench_engine, takes_rest=True)
     return parser
 
 
@@ -201,6 +206,12 @@ def _run_pull(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_bench_engine(args: argparse.Namespace) -> int:
+    from tokenbus.engine.bench_cli import run_bench
+
+    return run_bench(args.rest)
+
+
 def _exit_code(error: Exception) -> int | None:
     """Tell an error that was raised on purpose from a bug of ours, which is None."""
     from tokenbus.engine.errors import EngineError, ModelNotFound
@@ -216,7 +227,12 @@ def _exit_code(error: Exception) -> int | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if getattr(args, "takes_rest", False):
+        args.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         code: int = args.run(args)
     except KeyboardInterrupt:

@@ -50,11 +50,14 @@ def test_commands_are_those_of_the_readme() -> None:
     """Every command has its own help."""
     assert set(PARSERS) == {
         "tokenbus", "tokenbus demo", "tokenbus worker", "tokenbus submit", "tokenbus status",
-        "tokenbus model", "tokenbus model pull",
+        "tokenbus model", "tokenbus model pull", "tokenbus bench", "tokenbus bench engine",
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [c for c in PARSERS if c not in {"tokenbus", "tokenbus model"}])
+GROUPS = {"tokenbus", "tokenbus model", "tokenbus bench"}
+
+
+@pytest.mark.parametrize("command", [c for c in PARSERS if c not in GROUPS])
 def test_every_option_has_help_with_its_default(command: str) -> None:
     """Each option says what it does, and its default or that it is required."""
     for action in _options(command).values():

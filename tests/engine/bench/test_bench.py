@@ -1,0 +1,92 @@
+"""The bench: equal work or no figure, and one command that prints and writes it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from transformers import LlamaConfig
+
+from tokenbus.engine.bench import run_workload
+from tokenbus.engine.build import build_engine
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import EngineError
+from tokenbus.engine.workloads import Workload, mixed, shared_prefix, uniform
+from tokenbus.producer.cli import main
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """Return a folder that holds the config of a tiny model."""
+    LlamaConfig(
+        vocab_size=10_016,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        architectures=["LlamaForCausalLM"],
+    ).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_workloads_are_the_published_ones() -> None:
+    """256 mixed sequences make 133,966 output tokens; a shared prefix is shared by its group."""
+    nano = mixed()
+    assert len(nano.prompts) == 256
+    assert nano.num_output_tokens == 133_966
+    assert nano.num_prompt_tokens == 142_827
+    shared = shared_prefix(8, num_seqs=16)
+    assert shared.prompts[0][:2048] == shared.prompts[8][:2048]
+    assert shared.prompts[0][:2048] != shared.prompts[1][:2048]
+
+
+def test_run_counts_every_token_and_leaves_no_page(model: Path) -> None:
+    """A run delivers exactly the lengths of the workload."""
+    engine = build_engine(EngineConfig(str(model), random_weights=True, num_pages=100))
+    figures = run_workload(engine, uniform("few", 3, 40, 9))
+    assert figures.output_tokens == 27
+    assert figures.steps >= 9
+    stats = engine.stats()
+    assert stats.free_pages + stats.evictable_pages == 99
+
+
+def test_unequal_work_is_an_error(model: Path) -> None:
+    """A sequence that delivers another number of tokens than asked makes the run void."""
+    engine = build_engine(EngineConfig(str(model), random_weights=True, num_pages=100))
+    wrong = Workload("wrong", ((1, 2, 3),), (4,))
+    add = engine.add
+
+    def add_and_abort(request: object) -> None:
+        add(request)  # type: ignore[arg-type]
+        engine.abort(0)
+
+    engine.add = add_and_abort  # type: ignore[method-assign,assignment]
+    with pytest.raises(EngineError, match="0 tokens instead of 4"):
+        run_workload(engine, wrong)
+
+
+def test_command_prints_a_rate_and_writes_the_report(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tokenbus bench engine` runs a workload by name and writes all its figures."""
+    out = tmp_path / "reports"
+    arguments = ["--model", str(model), "--random-weights", "--workload", "single"]
+    arguments += ["--repeats", "1", "--max-num-seqs", "2", "--max-model-len", "1024"]
+    assert main(["bench", "engine", *arguments, "--json", str(out)]) == 0
+    assert "tok/s" in capsys.readouterr().out
+    report = json.loads(next(out.iterdir()).read_text())
+    assert report["best"]["output_tokens"] == 512
+    assert report["machine"]["torch"]
+
+
+def test_unknown_model_is_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A wrong model name ends with the message, not with a trace."""
+    assert main(["bench", "engine", "--model", "/nowhere/at/all"]) == 2
+    assert "no folder" in capsys.readouterr().err
