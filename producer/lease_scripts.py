@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tokenbus.producer.script_runner import Argument, ScriptRunner
 
 MAX_ATTEMPTS = 3
+# From this many crashes on a job is a suspect, which runs alone.
+SUSPECT_ATTEMPTS = 2
 MAX_ESTIMATES = 64
 
 
@@ -33,7 +35,8 @@ class Budget:
     gives tokens per choice of a lane (`<priority>:<tenant>`), `default_output` of all others; the
     pull counts min(max_tokens, that). `cached` gives tokens of a prefix that lie in the cache.
     `take_head_of_line` lets one job pass that does not fit: false while the worker has one. A job
-    larger than every live worker fails after `too_large_after_ms`.
+    larger than every live worker fails after `too_large_after_ms`. Jobs of a class after
+    `last_priority` are not looked at.
     """
 
     pages: int
@@ -43,6 +46,7 @@ class Budget:
     take_head_of_line: bool = True
     too_large_after_ms: int = 30_000
     default_output: int = 1_000_000
+    last_priority: int = 2
     expected_output: Mapping[str, int] = field(default_factory=dict)
     cached: Mapping[str, int] = field(default_factory=dict)
 
@@ -71,6 +75,7 @@ class LeaseScripts:
             int(budget.take_head_of_line),
             budget.default_output,
             budget.too_large_after_ms,
+            budget.last_priority,
         ]
         for pairs in (budget.expected_output, budget.cached):
             chosen = list(pairs.items())[:MAX_ESTIMATES]
@@ -186,4 +191,5 @@ def _pulled(reply: list[Any]) -> PulledJob:
         num_logged=int(reply[7]),
         remaining_ms=None if remaining < 0 else remaining,
         request=reply[9],
+        age_ms=int(reply[10]),
     )

@@ -82,13 +82,16 @@ class PullStatus(StrEnum):
 
     `jobs`: it returns some. `empty`: nothing waits, wait on the bell. `full`: work waits that does
     not fit; wait for pages (at most a second, others may have made room). `suspect`: the head is a
-    suspect, which runs alone; come back holding nothing. `reconcile`: the serial is not current.
+    suspect, which runs alone; come back holding nothing. `clear`: the same, and this worker has
+    claimed it: pulls bring nothing more until it holds nothing. `reconcile`: the serial is not
+    current.
     """
 
     JOBS = "jobs"
     EMPTY = "empty"
     FULL = "full"
     SUSPECT = "suspect"
+    CLEAR = "clear"
     RECONCILE = "reconcile"
 
 
@@ -98,6 +101,7 @@ class PulledJob:
 
     `pages` is what the pull counted for it. `head_of_line` marks the one job that did not fit.
     `num_logged` is what its last owner reported as logged (0 = fresh as far as the queue knows).
+    `age_ms` is how long ago it was accepted, by the server's clock.
     """
 
     job_id: str
@@ -110,6 +114,7 @@ class PulledJob:
     num_logged: int
     remaining_ms: int | None
     request: bytes
+    age_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from tokenbus.producer.chains import Chains, Retention
 from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.beacon import Beacon
+from tokenbus.worker.clearance import Clearance
 from tokenbus.worker.custody import Custody
 from tokenbus.worker.inbox import Inbox
 from tokenbus.worker.intake import Intake
@@ -91,6 +92,8 @@ async def assemble(
     lease = Lease(session, scripts, custody, roster, worker, settings, str(server.url))
     lease.size(ready.num_pages, limits.page_size)
     lease.engine_moves = engine.moves
+    clearance = Clearance(custody, ledger, roster, settings.suspect_wait_s, metrics)
+    starter.on_waiting = clearance.park_for
     # fmt: off
     parts = Parts(
         session=session,
@@ -101,8 +104,8 @@ async def assemble(
         starter=starter,
         outputs=Outputs(roster, ledger, metrics),
         lease=lease,
-        intake=Intake(session, scripts, chains, blocking, lease, starter, ledger, roster, worker,
-                      settings, metrics),
+        intake=Intake(session, scripts, chains, blocking, lease, starter,
+                      clearance, ledger, roster, worker, settings, metrics),
         inbox=Inbox(session, scripts, chains, worker, _inbox_bounds(settings), metrics),
         keeper=Keeper(session, scripts, chains, worker, ttl_s, metrics),
         notices=Notices(session, blocking, scripts.keys.of("ctl", worker), roster, custody),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from tokenbus.producer.connection import is_away
+from tokenbus.producer.keys import NUM_PRIORITIES
 from tokenbus.producer.replies import PullStatus
 from tokenbus.producer.scripts import Budget
 from tokenbus.worker.errors import SessionLost
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.chains import Chains
     from tokenbus.producer.replies import Ending, PulledJob
     from tokenbus.producer.scripts import Scripts
+    from tokenbus.worker.clearance import Clearance
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.lease import Lease
     from tokenbus.worker.ledger import Ledger
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 
 # Nothing is waited for longer: the wake-up may be lost with its server.
 MAX_WAIT_S = 1.0
+# How often a full worker looks for a job that goes before what it runs; an empty look costs the
+# server 14 us.
+URGENT_LOOK_S = 0.25
+LAST_CLASS = NUM_PRIORITIES - 1
 
 
 class Intake:
@@ -52,6 +58,7 @@ class Intake:
         bell: Redis,
         lease: Lease,
         starter: Starter,
+        clearance: Clearance,
         ledger: Ledger,
         roster: Roster,
         worker: str,
@@ -64,6 +71,7 @@ class Intake:
         self._blocking: Callable[..., Awaitable[Any]] = bell.execute_command
         self._lease = lease
         self._starter = starter
+        self._clearance = clearance
         self._ledger = ledger
         self._roster = roster
         self._worker = worker
@@ -87,47 +95,59 @@ class Intake:
                 await self._session.opened()
                 self._start_head_of_line()
                 self._pages_changed.clear()
-                if not self._may_pull():
+                last_priority = self._last_priority()
+                if last_priority < 0:
                     await self._wait_for_pages()
                     continue
                 try:
-                    status = await self._pull(tasks)
+                    status = await self._pull(tasks, last_priority)
                 except SessionLost:
                     continue
                 except RedisError as error:
                     self._log.exception("queue.pull_refused")
                     self._session.lose(f"the pull was refused: {error}")
                     continue
-                await self._wait_after(status)
+                if last_priority < LAST_CLASS:
+                    await self._wait_for_pages(URGENT_LOOK_S)
+                else:
+                    await self._wait_after(status)
 
-    def _may_pull(self) -> bool:
-        """Tell whether there is room, and the head-of-line job has not been passed for too long."""
-        if not self._starter.can_start:
-            return False
+    def _last_priority(self) -> int:
+        """Return the last class to pull, -1 for none.
+
+        Without room it is one that goes before something that runs, as the head-of-line job; and
+        nothing passes the head-of-line job for too long.
+        """
+        if not self._starter.can_start or self._clearance.is_parking:
+            return -1
         if self._ledger.free_rows() < 1 or self._ledger.budget() < 1:
-            return False
+            return -1 if self._line_is_taken() else self._clearance.lowest_priority() - 1
         since = self._head_of_line_since
-        return since is None or (time.monotonic() - since) * 1e3 < self._settings.hol_bypass_ms
+        passes = since is None or (time.monotonic() - since) * 1e3 < self._settings.hol_bypass_ms
+        return LAST_CLASS if passes else -1
 
     def _start_head_of_line(self) -> None:
         waiting = [job for job in self._roster.in_phase(Phase.PULLED) if job.is_waiting]
         for job in waiting:
             self._starter.admit(job)
+            if job.is_waiting and job.transcript is not None:
+                self._clearance.park_for(job)
         if not any(job.is_waiting for job in waiting):
             self._head_of_line_since = None
 
-    async def _pull(self, tasks: asyncio.TaskGroup) -> PullStatus:
+    async def _pull(self, tasks: asyncio.TaskGroup, last_priority: int) -> PullStatus:
         """Pull once and register what came before anyone else may look at what we hold."""
         asked_at = time.monotonic()
         async with self._lease.custody_lock:
             takes_head_of_line = not self._line_is_taken()
             budget = Budget(
-                pages=max(0, self._ledger.budget()),
+                pages=max(0, self._ledger.budget()) if last_priority == LAST_CLASS else 0,
                 page_size=self._ledger.page_size,
                 total_pages=self._ledger.total_pages,
-                max_jobs=min(self._settings.max_pull_jobs, self._ledger.free_rows()),
+                max_jobs=max(1, min(self._settings.max_pull_jobs, self._ledger.free_rows())),
                 take_head_of_line=takes_head_of_line,
                 expected_output=self._ledger.expected_outputs(),
+                last_priority=last_priority,
             )
             self._line_is_offered = takes_head_of_line
             try:
@@ -142,8 +162,13 @@ class Intake:
             tasks.create_task(self._bring_in(job))
         if pulled.endings:
             tasks.create_task(self._end_refused(pulled.endings, asked_at))
-        if pulled.status is PullStatus.RECONCILE:
-            self._session.lose("another serial is current")
+        match pulled.status:
+            case PullStatus.RECONCILE:
+                self._session.lose("another serial is current")
+            case PullStatus.CLEAR:
+                self._clearance.clear_for_suspect()
+            case _:
+                self._clearance.nothing_claimed()
         return pulled.status
 
     def _register(self, pulled: PulledJob) -> HeldJob:
@@ -223,12 +248,12 @@ class Intake:
                 return
             case PullStatus.EMPTY:
                 await self._wait_for_bell()
-            case PullStatus.FULL | PullStatus.SUSPECT:
+            case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR:
                 await self._wait_for_pages()
 
-    async def _wait_for_pages(self) -> None:
+    async def _wait_for_pages(self, wait_s: float = MAX_WAIT_S) -> None:
         try:
-            async with asyncio.timeout(MAX_WAIT_S):
+            async with asyncio.timeout(wait_s):
                 await self._pages_changed.wait()
         except TimeoutError:
             return

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
-    """Count an ended job and write its line; times in ms on this worker's clock."""
+    """Count an ended job and write its line.
+
+    `queue_ms` is from the submit to this worker's pull by the server's clock, the other times are
+    from the pull on by this worker's.
+    """
     finish = job.finish
     reason = finish.reason if finish is not None else "unknown"
     match reason:
@@ -37,6 +41,7 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
         prompt_tokens=job.prompt_tokens,
         cached_tokens=job.cached_tokens,
         output_tokens=job.last,
+        queue_ms=job.pulled.age_ms,
         wait_ms=_since(times.pulled_at, times.admitted_at),
         ttft_ms=_since(times.pulled_at, times.first_token_at),
         itl_p50_ms=_quantile(gaps, 0.5),

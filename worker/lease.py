@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _BACKOFF_START_S = 0.05
 _BACKOFF_MAX_S = 2.0
+# A session that was lost sooner than this after it was opened will hardly fare better at once.
+_SHORT_LIFE_S = 1.0
 
 
 class Lease:
@@ -101,6 +103,7 @@ class Lease:
 
         Raises: ServerUnreachable when the server stays away for `outage_timeout_s`.
         """
+        pause_s = 0.0
         while True:
             try:
                 async with asyncio.timeout(self._settings.renew_interval_s):
@@ -108,6 +111,10 @@ class Lease:
             except TimeoutError:
                 await self._renew()
                 continue
+            lived_s = time.monotonic() - self._session.opened_at
+            is_short = lived_s < _SHORT_LIFE_S
+            pause_s = min(max(2 * pause_s, _BACKOFF_START_S), _BACKOFF_MAX_S) if is_short else 0.0
+            await asyncio.sleep(pause_s)
             await self._session.drop_connections()
             await self.open(self._settings.outage_timeout_s)
             self._log.info("redis.reconnected", url=self._shown_url, jobs=len(self._roster))

@@ -57,6 +57,7 @@ class WorkerSettings(BaseSettings):
     connect_timeout_s: Seconds = 30.0
     outage_timeout_s: float = Field(default=300.0, ge=0, le=86_400)
     call_timeout_s: Seconds = 5.0
+    suspect_wait_s: float = Field(default=10.0, ge=0, le=3600)
     hol_bypass_ms: int = Field(default=500, ge=0, le=600_000)
     max_pull_jobs: int = Field(default=32, ge=1, le=1024)
     reserve_fraction: float = Field(default=0.02, ge=0, le=0.5)

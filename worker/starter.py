@@ -39,7 +39,10 @@ INLINE_BYTES = 2048
 
 
 class Starter:
-    """Starts jobs whose log was taken over; runs again for a job whose start was cut short."""
+    """Starts jobs whose log was taken over; runs again for a job whose start was cut short.
+
+    `on_waiting` is told of a head-of-line job that is ready but for its pages.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Starter:
         self._tasks: asyncio.TaskGroup | None = None
         self.engine: EngineLink | None = None
         self.touch: Callable[[HeldJob], None] = nobody
+        self.on_waiting: Callable[[HeldJob], None] = nobody
 
     def run_in(self, tasks: asyncio.TaskGroup) -> None:
         """Run the starts in a task group."""
@@ -146,6 +150,8 @@ class Starter:
             job.decide(job.outcome())
         else:
             self.admit(job)
+            if job.is_waiting:
+                self.on_waiting(job)
             return
         self.touch(job)
 

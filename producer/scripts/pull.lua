@@ -5,7 +5,8 @@ local worker, serial = ARGV[1], ARGV[2]
 local budget, page, total_pages = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local max_jobs, may_overflow = tonumber(ARGV[6]), ARGV[7] == '1'
 local default_output, too_large_ms = tonumber(ARGV[8]), tonumber(ARGV[9])
-local MAX_TENANTS, MAX_ENTRIES, SUSPECT_ATTEMPTS = 16, 64, 2
+local last_class = tonumber(ARGV[10])
+local MAX_TENANTS, MAX_ENTRIES, SUSPECT_ATTEMPTS, SUSPECT_PATIENCE_MS = 16, 64, 2, 2000
 
 if redis.call('HGET', K.worker .. worker, 'serial') ~= serial then
   return { 'reconcile', {}, {} }
@@ -15,7 +16,7 @@ if redis.call('HEXISTS', K.worker .. worker, 'suspect') == 1 then
   return { 'suspect', {}, {} }
 end
 
-local argument = 10
+local argument = 11
 local function read_pairs()
   local map = {}
   for _ = 1, tonumber(ARGV[argument]) do
@@ -28,7 +29,8 @@ end
 local expected, cached = read_pairs(), read_pairs()
 
 local now = now_ms()
-local jobs, endings, looked, tokens_pulled, suspect_waits = {}, {}, 0, 0, false
+local jobs, endings, looked, tokens_pulled = {}, {}, 0, 0
+local suspect_waits, is_clearing = false, false
 local num_held = redis.call('HLEN', K.held .. worker)
 
 local function pages(tokens)
@@ -90,12 +92,31 @@ local function take(found, record, stream, id, priority, in_lane, need, charge, 
   end
   if attempts >= SUSPECT_ATTEMPTS then
     redis.call('HSET', K.worker .. worker, 'suspect', job)
+    redis.call('HDEL', K.worker .. worker, 'claim')
+    redis.call('HDEL', K.job .. job, 'claimant')
     max_jobs = 0
   end
   local deadline = tonumber(record[8])
   jobs[#jobs + 1] = { job, epoch, attempts, tonumber(priority), tenant, need, overflow and 1 or 0,
-    found.logged, deadline and math.max(0, deadline - now) or -1, record[9] or '' }
+    found.logged, deadline and math.max(0, deadline - now) or -1, record[9] or '',
+    now - (tonumber(record[12]) or now) }
   return time
+end
+
+-- A suspect that found no empty worker for a while is claimed by one of the busy when its turn
+-- comes: that one takes nothing more until it holds nothing, and then the suspect, else under steady
+-- load it would never run.
+local function claims(job, id)
+  if now - tonumber(string.match(id, '^%d+')) < SUSPECT_PATIENCE_MS then
+    return false
+  end
+  local claimant = redis.call('HGET', K.job .. job, 'claimant')
+  if claimant and claimant ~= worker and redis.call('EXISTS', K.alive .. claimant) == 1 then
+    return false
+  end
+  redis.call('HSET', K.job .. job, 'claimant', worker)
+  redis.call('HSET', K.worker .. worker, 'claim', job)
+  return true
 end
 
 -- Take, skip or bury one entry; returns the virtual time that was charged, nil if it was not taken.
@@ -116,7 +137,8 @@ local function consider(stream, id, fields, priority, lane_tenant)
     return nil
   end
   local record = redis.call('HMGET', K.job .. found.job, 'state', 'epoch', 'attempts', 'stream',
-    'entry', 'charge', 'weight', 'deadline', 'request', 'queued', 'priority')
+    'entry', 'charge', 'weight', 'deadline', 'request', 'queued', 'priority',
+    'created')
   if record[1] ~= 'waiting' or record[4] ~= stream or record[5] ~= id then
     bury(stream, id, fields, 'job', 'no waiting job has this entry', priority, lane_tenant,
       endings, now)
@@ -128,6 +150,7 @@ local function consider(stream, id, fields, priority, lane_tenant)
   end
   if tonumber(record[3]) >= SUSPECT_ATTEMPTS and num_held + #jobs > 0 then
     suspect_waits = true
+    is_clearing = is_clearing or claims(found.job, id)
     return nil
   end
   if fits then
@@ -139,10 +162,27 @@ local function consider(stream, id, fields, priority, lane_tenant)
 end
 
 local function may_go_on()
-  return #jobs < max_jobs and looked < MAX_ENTRIES and (budget > 0 or may_overflow)
+  return #jobs < max_jobs and looked < MAX_ENTRIES and not is_clearing and (budget > 0 or may_overflow)
 end
 
-for class = 0, 2 do
+local claim = redis.call('HGET', K.worker .. worker, 'claim')
+if claim then
+  local record = redis.call('HMGET', K.job .. claim, 'state', 'claimant', 'stream', 'entry',
+    'priority', 'tenant')
+  if record[1] ~= 'waiting' or record[2] ~= worker then
+    redis.call('HDEL', K.worker .. worker, 'claim')
+  elseif num_held > 0 then
+    return { 'clear', {}, {} }
+  else
+    local entry = redis.call('XRANGE', record[3], record[4], record[4])[1]
+    local in_lane = record[3] == K.lane .. record[5] .. ':' .. record[6]
+    if entry then
+      consider(record[3], entry[1], entry[2], record[5], in_lane and record[6] or nil)
+    end
+  end
+end
+
+for class = 0, last_class do
   local priority, after = tostring(class), '-'
   while may_go_on() do
     local entry = redis.call('XRANGE', K.front .. priority, after, '+', 'COUNT', 1)[1]
@@ -177,7 +217,7 @@ local function fairest(lanes)
   return best
 end
 
-for class = 0, 2 do
+for class = 0, last_class do
   local priority, lanes = tostring(class), {}
   if may_go_on() then
     local first = redis.call('ZRANGE', K.backlog .. priority, 0, MAX_TENANTS - 1, 'WITHSCORES')
@@ -217,5 +257,8 @@ if tokens_pulled > 0 or left then
 end
 if #jobs > 0 then
   return { 'jobs', jobs, endings }
+end
+if is_clearing then
+  return { 'clear', jobs, endings }
 end
 return { suspect_waits and 'suspect' or left and waiting > 0 and 'full' or 'empty', jobs, endings }

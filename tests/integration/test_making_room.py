@@ -1,0 +1,75 @@
+"""Room made by giving jobs back: for suspects under steady load, and for higher priorities."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from bus_workers import expected_text, follow, until, worker
+
+if TYPE_CHECKING:
+    from bus_workers import Story
+
+    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.scripts import Scripts
+
+
+async def _steady_load(client: AsyncClient, stop: asyncio.Event) -> None:
+    """Keep two jobs running at any time."""
+
+    async def one_after_the_other(seed: int) -> None:
+        while not stop.is_set():
+            job = await client.submit("hello", seed=seed, max_tokens=240, priority=0)
+            assert (await follow(client, job.job_id)).text == expected_text(seed, 240)
+
+    await asyncio.gather(one_after_the_other(1), one_after_the_other(2))
+
+
+async def test_suspect_runs_also_on_a_worker_that_is_never_empty(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """A job that saw two crashes is claimed by a busy worker, which clears its bus for it.
+
+    It runs alone, ends, and what was given back for it goes on unbroken.
+    """
+    stop = asyncio.Event()
+    async with worker(pool, redis_url, null_tokens_per_s=60, suspect_wait_s=0.2) as running:
+        load = asyncio.create_task(_steady_load(client, stop))
+        await until(lambda: running.num_held == 2)
+        suspect = await client.submit("who, me?", seed=9, max_tokens=20, not_before_s=0.1)
+        await scripts.redis.hset(scripts.keys.of("job", suspect.job_id), "attempts", "2")  # type: ignore[misc]
+        story = await follow(client, suspect.job_id)
+        assert story.text == expected_text(9, 20)
+        stop.set()
+        await load
+        assert running.metrics.jobs_requeued >= 1
+
+
+async def test_low_priority_is_parked_for_a_higher_one(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """With every page taken by low-priority jobs, an urgent one runs at once; they go on later."""
+    async with worker(
+        pool, redis_url, num_pages=25, page_size=16, null_tokens_per_s=60, reserve_fraction=0
+    ) as running:
+        slow = [
+            await client.submit("x" * 16, seed=s, max_tokens=150, priority=2, tenant=f"t{s}")
+            for s in range(2)
+        ]
+        order: list[str] = []
+
+        async def read(job_id: str) -> Story:
+            story = await follow(client, job_id)
+            order.append(job_id)
+            return story
+
+        readers = [asyncio.create_task(read(job.job_id)) for job in slow]
+        await until(lambda: running.num_held == 2 and running.num_not_running == 0)
+        urgent = await client.submit("y" * 16, seed=5, max_tokens=30, priority=0)
+        story = await read(urgent.job_id)
+        assert story.text == expected_text(5, 30)
+        for seed, reader in enumerate(readers):
+            assert (await reader).text == expected_text(seed, 150)
+        assert order[0] == urgent.job_id
+        assert running.metrics.jobs_parked >= 1
+        assert running.metrics.preemptions == 0

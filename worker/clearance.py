@@ -1,0 +1,105 @@
+"""Room that is made by giving jobs back: for a suspect, and for a job of a higher priority.
+
+What is given back keeps its log; whoever has room goes on with it, and no attempt is counted.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.lease_scripts import SUSPECT_ATTEMPTS
+from tokenbus.worker.held_job import Phase
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from tokenbus.worker.custody import Custody
+    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.ledger import Ledger
+    from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.roster import Roster
+
+
+# Pages of what was given back are free once the queue has answered and the engine has counted.
+SETTLE_S = 1.0
+
+
+class Clearance:
+    """Decides which jobs of one worker go back to the queue so that another may run."""
+
+    def __init__(
+        self,
+        custody: Custody,
+        ledger: Ledger,
+        roster: Roster,
+        suspect_wait_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._custody = custody
+        self._ledger = ledger
+        self._roster = roster
+        self._suspect_wait_s = suspect_wait_s
+        self._metrics = metrics
+        self._claimed_at: float | None = None
+        self._parked_at = -SETTLE_S
+        self._log = get_logger()
+
+    def clear_for_suspect(self) -> None:
+        """Let what runs end for a while, then give it back: a claimed suspect waits for us.
+
+        Called after every pull that answered `clear`.
+        """
+        now = time.monotonic()
+        if self._claimed_at is None:
+            self._claimed_at = now
+        if now - self._claimed_at < self._suspect_wait_s:
+            return
+        self._claimed_at = None
+        for job in self._roster.in_phase(Phase.PULLED, Phase.RUNNING):
+            if job.pulled.attempts < SUSPECT_ATTEMPTS:
+                self._custody.hand_back(job)
+
+    def nothing_claimed(self) -> None:
+        """Note that a pull found no suspect that waits for this worker."""
+        self._claimed_at = None
+
+    @property
+    def is_parking(self) -> bool:
+        """Tell whether room is being made, which nobody else may take."""
+        return time.monotonic() - self._parked_at < SETTLE_S
+
+    def lowest_priority(self) -> int:
+        """Return the number of the least urgent class that runs here, 0 if none does."""
+        running = self._roster.in_phase(Phase.RUNNING)
+        return max((job.pulled.priority for job in running), default=0)
+
+    def park_for(self, urgent: HeldJob) -> None:
+        """Give running jobs of a lower class back until `urgent` fits: last class, newest first.
+
+        Nobody is disturbed unless that makes enough room, or while earlier hand-backs settle.
+        """
+        if urgent.prepared is None or self.is_parking:
+            return
+        lower = [
+            job
+            for job in self._roster.in_phase(Phase.RUNNING)
+            if job.pulled.priority > urgent.pulled.priority
+        ]
+        lower.sort(key=lambda job: (job.pulled.priority, job.request_id), reverse=True)
+        pages, rows = self._ledger.budget(), self._ledger.free_rows()
+        need_pages, need_rows = self._ledger.cost(urgent), urgent.num_rows
+        chosen: list[HeldJob] = []
+        while lower and (pages < need_pages or rows < need_rows):
+            job = lower.pop(0)
+            pages += self._ledger.cost(job)
+            rows += job.num_rows
+            chosen.append(job)
+        if pages < need_pages or rows < need_rows:
+            return
+        self._parked_at = time.monotonic()
+        for job in chosen:
+            self._metrics.jobs_parked += 1
+            self._log.info(
+                "job.parked", job_id=job.job_id, epoch=job.epoch, urgent_job_id=urgent.job_id
+            )
+            self._custody.hand_back(job)
