@@ -8,6 +8,22 @@ import triton.language as tl
 
 from tokenbus.kernels.decode_tile import attend_range, merge_rows
 
+ITEM_FIELDS = tl.constexpr(8)
+
+
+@triton.jit
+def load_item(items, index, there):
+    """Load the fields of one item: row, tokens, part, parts, members, first member."""
+    item = items + index * ITEM_FIELDS
+    row = tl.load(item, mask=there, other=0)
+    begin = tl.load(item + 1, mask=there, other=0)
+    end = tl.load(item + 2, mask=there, other=0)
+    part = tl.load(item + 3, mask=there, other=0)
+    num_parts = tl.load(item + 4, mask=there, other=0)
+    num_members = tl.load(item + 5, mask=there, other=0)
+    first_member = tl.load(item + 6, mask=there, other=0)
+    return row, begin, end, part, num_parts, num_members, first_member
+
 
 @triton.jit
 def _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ: tl.constexpr,

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.decode_items import own_item, shared_item
+from tokenbus.kernels.decode_items import load_item, own_item, shared_item
 from tokenbus.kernels.launch import (
     dependent_launch,
     next_power_of_2,
@@ -21,8 +21,6 @@ from tokenbus.kernels.launch import (
     wait_for_inputs,
 )
 
-ITEM_FIELDS = tl.constexpr(8)
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,18 +29,35 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DecodeTuning:
-    """How the decode kernel is laid out on the chip; the default was swept on an H200.
+    """How the decode kernel is laid out on the chip.
 
-    `depth` and `run_depth` count tiles in flight for own and for shared pages.
+    `depth` and `run_depth` count tiles in flight for own and for shared pages, of `block_n` and
+    `run_block_n` tokens. `programs_per_processor` has to fit: programs that wait for a place
+    would start their share when the others are done.
     """
 
-    num_warps: int = 4
-    depth: int = 2
+    depth: int
+    programs_per_processor: int
     run_depth: int = 2
-    programs_per_processor: int = 3
     block_n: int = 64
-    run_block_n: int = 32
-    max_registers: int | None = 168
+    run_block_n: int = 64
+    num_warps: int = 4
+
+
+# Bytes of a K tile for which the depths below fill the shared memory of an H100.
+_TILE_BYTES = 64 * 128 * 2
+
+
+def choose_tuning(num_rows: int, row_bytes: int, *, grouped: bool) -> DecodeTuning:
+    """Pick the layout; swept on an H200 with 64-token pages of 128 dims in bf16.
+
+    Three programs with two tiles each stream best; few rows leave no third program anything to
+    do and want deeper queues; the stacked rows of shared runs leave registers for two.
+    """
+    block_n = min(64, max(16, _TILE_BYTES // row_bytes))
+    if num_rows <= 16:
+        return DecodeTuning(3, 2, block_n=block_n, run_block_n=block_n)
+    return DecodeTuning(2, 2 if grouped else 3, block_n=block_n, run_block_n=block_n)
 
 
 @triton.jit
@@ -64,38 +79,40 @@ def _decode_kernel(
     total = tl.load(num_items) * HKV
     num_programs = tl.num_programs(0)
     pid = tl.program_id(0)
+    # An item's fields are on their way before the previous item is worked on; the first ones even
+    # before it is known whether there is an item, for which the list is padded.
+    place = pid
+    row, begin, end, part, num_parts, count, member = load_item(items, place // HKV, True)
     for first in tl.range(0, total, num_programs, num_stages=1, disable_licm=True):
-        place = first + pid
-        if (first // num_programs) % 2 == 1:
-            place = first + num_programs - 1 - pid
+        turned = (first // num_programs) % 2 == 0
+        following = first + num_programs + tl.where(turned, num_programs - 1 - pid, pid)
+        next_row, next_begin, next_end, next_part, next_parts, next_count, next_member = load_item(
+            items, following // HKV, following < total
+        )
+        head = place % HKV
         if place < total:
-            item = items + (place // HKV) * ITEM_FIELDS
-            head = place % HKV
-            row = tl.load(item)
-            begin = tl.load(item + 1)
-            end = tl.load(item + 2)
-            part = tl.load(item + 3)
-            num_parts = tl.load(item + 4)
             if GROUPED:
-                num_members = tl.load(item + 5)
-                if num_members > 0:
-                    shared_item(row, begin, end, part, tl.load(item + 6), num_members, head, q,
-                                 k_pages, v_pages, out, block_table, context_lens, members, parts,
-                                 part_o, part_lse, arrivals, table_stride, page_stride,
-                                 part_stride, scale, softcap, HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D,
-                                 RUN_ROWS, RUN_DEPTH, HAS_SOFTCAP, PRECISION)  # fmt: skip
+                if count > 0:
+                    shared_item(row, begin, end, part, member, count, head, q, k_pages, v_pages,
+                                out, block_table, context_lens, members, parts, part_o, part_lse,
+                                arrivals, table_stride, page_stride, part_stride, scale, softcap,
+                                HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
+                                HAS_SOFTCAP, PRECISION)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
-                              block_table, context_lens, parts, part_o, part_lse, arrivals,
-                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
-                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                              PRECISION)  # fmt: skip
+                             block_table, context_lens, parts, part_o, part_lse, arrivals,
+                             table_stride, page_stride, part_stride, scale, softcap, window, HQ,
+                             HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
+                             PRECISION)  # fmt: skip
             else:
                 own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
-                          block_table, context_lens, parts, part_o, part_lse, arrivals,
-                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
-                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                          PRECISION)  # fmt: skip
+                         block_table, context_lens, parts, part_o, part_lse, arrivals,
+                         table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
+                         D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
+                         PRECISION)  # fmt: skip
+        place = following
+        row, begin, end, part = next_row, next_begin, next_end, next_part
+        num_parts, count, member = next_parts, next_count, next_member
 
 
 def _check(
@@ -147,9 +164,10 @@ def paged_decode(
     _check(q, k_pages, v_pages, block_table, work)
     out = torch.empty_like(q) if out is None else out
     require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
-    tuning = tuning or DecodeTuning()
     num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
     groups = work.groups
+    row_bytes = next_power_of_2(head_dim) * q.element_size()
+    tuning = tuning or choose_tuning(q.shape[0], row_bytes, grouped=groups is not None)
     num_programs = num_processors(q.device) * tuning.programs_per_processor
     _decode_kernel[(num_programs,)](
         q,
@@ -187,7 +205,6 @@ def paged_decode(
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         num_warps=tuning.num_warps,
-        **({"maxnreg": tuning.max_registers} if q.is_cuda and tuning.max_registers else {}),
         **dependent_launch(q.device),
     )
     return out

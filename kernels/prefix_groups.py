@@ -18,6 +18,9 @@ MAX_RUN_PARTS = 16
 MIN_RUN_PART_PAGES = 4
 # An item longer than this would finish alone, after everything else.
 MAX_RUN_PART_PAGES = 32
+# Tokens of K (and V) that all runs together have to save, counted per KV head and row, before
+# stacked tiles beat the plain ones: on an H200 0.93 x at 260k, 1.7 x at 790k.
+MIN_SAVED_TOKENS = 512 * 1024
 ITEM_FIELDS = 8
 
 
@@ -54,6 +57,7 @@ class PrefixGroups:
         device: torch.device,
         tile_rows: int = 64,
         num_processors: int = 132,
+        min_saved_tokens: int = MIN_SAVED_TOKENS,
     ) -> None:
         require(num_heads // num_kv_heads <= tile_rows, f"{num_heads // num_kv_heads} heads a KV")
         self.page_size = page_size
@@ -62,6 +66,7 @@ class PrefixGroups:
         self.members_per_tile = tile_rows * num_kv_heads // num_heads
         self._num_kv_heads = num_kv_heads
         self._num_processors = num_processors
+        self._min_saved_tokens = min_saved_tokens
         # Every group has at least two rows, and a row is in at most two runs.
         self.capacity = (2 * ceil_div(max_rows, self.members_per_tile) + max_rows) * MAX_RUN_PARTS
         sizes = [ITEM_FIELDS * self.capacity, 2 * max_rows, max_rows, max_rows, 1]
@@ -79,8 +84,13 @@ class PrefixGroups:
     def assign(self, groups: Sequence[PrefixGroup]) -> None:
         """Replace all groups; takes effect for the next work list built on this stream.
 
+        Groups that together save less than `min_saved_tokens` are left apart.
+
         Raises: KernelInputError if a group's rows do not all stand at its first page.
         """
+        saved = sum((len(g.rows) - 1) * (g.end_page - g.first_page) for g in groups)
+        if saved * self.page_size * self._num_kv_heads < self._min_saved_tokens:
+            groups = ()
         if not groups and self._is_empty:
             return
         pages = [0] * self.max_rows

@@ -42,13 +42,17 @@ class SplitPolicy:
         return min(self.max_parts, max(self.target_parts, wide))
 
 
+# No layout of the decode kernel starts more programs per multiprocessor.
+PROGRAMS_PER_PROCESSOR = 4
+
 # Few rows have to spread over the chip; many fill it unsplit, and every part costs a merge. Up to
 # 16 rows the linears run in other kernels as well, so rounding changes at one more border only.
 # Swept on an H200: 64 tokens a part halve the time of one short sequence, 2,048 reach the
 # bandwidth of a copy with 256 mixed ones, of which 128 tokens lose 13 %.
 DEFAULT_POLICIES: tuple[tuple[int, SplitPolicy], ...] = (
     (16, SplitPolicy(64, 1024, target_parts=8)),
-    (64, SplitPolicy(512, 512)),
+    (32, SplitPolicy(512, 512)),
+    (128, SplitPolicy(1024, 1024)),
     (1 << 30, SplitPolicy(2048, 2048)),
 )
 
@@ -222,6 +226,8 @@ class DecodeWork:
         self.max_parts = max(most)
         self.part_stride = self.max_parts + (2 * MAX_RUN_PARTS if groups else 0)
         capacity = max_rows * self.max_parts + (groups.capacity if groups else 0)
+        # Programs look at their first item before they know how many there are.
+        capacity = max(capacity, PROGRAMS_PER_PROCESSOR * num_processors(device))
 
         def counters(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)

@@ -135,6 +135,7 @@ def grouped_work(batch: PagedBatch, groups: list[PrefixGroup]) -> DecodeWork:
     tables = PrefixGroups(
         max_rows=num_rows, page_size=batch.k_pages.shape[2], num_heads=num_heads,
         num_kv_heads=batch.k_pages.shape[1], device=DEVICE, tile_rows=16, num_processors=4,
+        min_saved_tokens=0,
     )  # fmt: skip
     tables.assign(groups)
     return make_work(batch, groups=tables, policy=SplitPolicy(2 * batch.k_pages.shape[2], 32))
@@ -173,7 +174,9 @@ def test_grouped_decode_skips_members_that_ended_on_the_device() -> None:
 
 def test_group_that_does_not_start_at_its_rows_is_refused() -> None:
     """A second-level run has to begin where the first one ends."""
-    tables = PrefixGroups(max_rows=4, page_size=16, num_heads=4, num_kv_heads=2, device=DEVICE)
+    tables = PrefixGroups(
+        max_rows=4, page_size=16, num_heads=4, num_kv_heads=2, device=DEVICE, min_saved_tokens=0
+    )
     with pytest.raises(KernelInputError, match="stands at page 0"):
         tables.assign([PrefixGroup((0, 1), 2, 4)])
 

@@ -27,7 +27,12 @@ def build(
     tables = None
     if groups is not None:
         tables = PrefixGroups(
-            max_rows=max_rows, device=DEVICE, tile_rows=16, num_processors=4, **shape
+            max_rows=max_rows,
+            device=DEVICE,
+            tile_rows=16,
+            num_processors=4,
+            min_saved_tokens=0,
+            **shape,
         )
         tables.assign(groups)
     work = DecodeWork(
@@ -108,11 +113,26 @@ def test_runs_and_own_parts_fill_the_list_together() -> None:
 
 def test_long_run_is_cut_into_few_parts() -> None:
     """However long a run is, its partial results fit the buffers."""
-    groups = PrefixGroups(max_rows=4, page_size=PAGE, num_heads=4, num_kv_heads=2, device=DEVICE)
+    groups = PrefixGroups(
+        max_rows=4, page_size=PAGE, num_heads=4, num_kv_heads=2, device=DEVICE, min_saved_tokens=0
+    )
     groups.assign([PrefixGroup((0, 1), 0, 5000)])
     assert int(groups.shared_parts[0]) == MAX_RUN_PARTS
     assert int(groups.shared_pages[1]) == 5000
     assert int(groups.num_items) == MAX_RUN_PARTS
+
+
+def test_groups_that_save_too_little_stay_apart() -> None:
+    """Below the break-even nothing is grouped; at it everything is."""
+    group = PrefixGroup((0, 1, 2), 0, 4)
+    saved = 2 * 4 * PAGE * 2
+    for least, expected in ((saved + 1, 0), (saved, 4)):
+        tables = PrefixGroups(
+            max_rows=3, page_size=PAGE, num_heads=4, num_kv_heads=2, device=DEVICE,
+            min_saved_tokens=least,
+        )  # fmt: skip
+        tables.assign([group])
+        assert tables.shared_pages.tolist() == [expected] * 3
 
 
 def test_cleared_groups_leave_no_run() -> None:
