@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_worker(commands.add_parser("worker", help="pull jobs and generate until told to stop"))
     _add_submit(commands.add_parser("submit", help="queue a prompt and stream the answer"))
     _add_status(commands.add_parser("status", help="tell what waits and which workers live"))
+    _add_dead(commands.add_parser("dead", help="look at dead letters, retry or delete them"))
     model = commands.add_parser("model", help="fetch models")
     model_commands = model.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
@@ -168,6 +169,28 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
     add("--here", action="store_true",
         help="fail unless a worker of this host lives (default: a worker anywhere)")
     parser.set_defaults(run=_run_status)
+
+
+def _add_dead(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True,
+        parser_class=_Parser)
+    listing = commands.add_parser("list", help="print a line per dead letter, the newest first")
+    listing.add_argument("--limit", type=int, default=50, metavar="N",
+        help="letters at most (default: 50)")
+    listing.set_defaults(names=[])
+    show = commands.add_parser("show", help="print dead letters with their requests")
+    retry = commands.add_parser("retry", help="send dead letters again as new jobs")
+    purge = commands.add_parser("purge", help="delete dead letters")
+    for command in (show, retry, purge):
+        command.set_defaults(limit=0)
+        command.add_argument("names", nargs="*", metavar="ID",
+            help="entry ids or job ids (required unless --all)")
+        command.add_argument("--all", action="store_true",
+            help="take every dead letter (default: those named)")
+    for command in (listing, show, retry, purge):
+        command.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
+        command.add_argument("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+    parser.set_defaults(run=_run_dead)
 # fmt: on
 
 
@@ -196,6 +219,15 @@ def _run_status(args: argparse.Namespace) -> int:
     from tokenbus.producer.status import run_status
 
     return run_status(args.redis, args.pool, here=args.here)
+
+
+def _run_dead(args: argparse.Namespace) -> int:
+    from tokenbus.producer.dead_letters import run_dead
+    from tokenbus.producer.errors import RequestInvalid
+
+    if args.action != "list" and bool(args.names) == args.all:
+        raise RequestInvalid("id", "name the dead letters, or give --all")
+    return run_dead(args.redis, args.pool, args.action, args.names, args.limit)
 
 
 def _run_pull(args: argparse.Namespace) -> int:

@@ -50,11 +50,12 @@ def test_commands_are_those_of_the_readme() -> None:
     """Every command has its own help."""
     assert set(PARSERS) == {
         "tokenbus", "tokenbus demo", "tokenbus worker", "tokenbus submit", "tokenbus status",
-        "tokenbus model", "tokenbus model pull", "tokenbus bench", "tokenbus bench engine",
+        "tokenbus dead", "tokenbus dead list", "tokenbus dead show", "tokenbus dead retry",
+        "tokenbus dead purge", "tokenbus model", "tokenbus model pull", "tokenbus bench", "tokenbus bench engine",
     }  # fmt: skip
 
 
-GROUPS = {"tokenbus", "tokenbus model", "tokenbus bench"}
+GROUPS = {"tokenbus", "tokenbus dead", "tokenbus model", "tokenbus bench"}
 
 
 @pytest.mark.parametrize("command", [c for c in PARSERS if c not in GROUPS])
