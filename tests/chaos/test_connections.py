@@ -39,7 +39,7 @@ async def test_reply_lost_after_the_script_ran(ride: Ride, num_jobs: int) -> Non
         await ride.arrive()
         await ride.board(num_jobs)
         for trap in traps:
-            await trap.sprung.wait()
+            await trap.closed()
         await ride.arrive()
         await ride.check_nothing_left()
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _READ_BYTES = 1 << 16
+_PATIENCE_S = 120.0
 SCRIPTS = (
     "append", "cancel", "complete", "end", "forget", "intake", "lift", "pull", "reject", "renew",
     "requeue", "scan", "submit", "takeover", "tick", "undo",
@@ -47,7 +48,17 @@ class Trap:
     moment: Moment
     nth: int
     spring: Callable[[], None]
-    sprung: asyncio.Event = field(default_factory=asyncio.Event)
+    _sprung: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def close(self) -> None:
+        """Do what the trap is for."""
+        self.spring()
+        self._sprung.set()
+
+    async def closed(self) -> None:
+        """Wait until it has closed."""
+        async with asyncio.timeout(_PATIENCE_S):
+            await self._sprung.wait()
 
 
 class WireProxy:
@@ -143,6 +154,7 @@ class WireProxy:
         finally:
             back.cancel()
             await asyncio.gather(back, return_exceptions=True)
+            connection.give_up()
             self._writers.discard(server_writer)
             server_writer.transport.abort()
 
@@ -180,6 +192,11 @@ class _Connection:
         self._server_reader, self._server_writer = server_reader, server_writer
         self._trap: Trap | None = None
 
+    def give_up(self) -> None:
+        """Close a trap whose reply will never come: somebody else cut the connection first."""
+        if self._trap is not None:
+            self._trap.close()
+
     async def carry_calls(self) -> None:
         """Forward calls one by one until either side ends."""
         parser = hiredis.Reader()
@@ -189,7 +206,7 @@ class _Connection:
             while (call := parser.gets()) is not False:
                 trap = self._proxy.trap_of(call)
                 if trap is not None and trap.moment is Moment.NEVER:
-                    _close(trap)
+                    trap.close()
                     return
                 self._trap = trap or self._trap
                 self._server_writer.write(hiredis.pack_command(tuple(call)))
@@ -202,15 +219,10 @@ class _Connection:
                 await self._proxy.flows()
                 trap, self._trap = self._trap, None
                 if trap is not None and trap.moment is Moment.LOST:
-                    _close(trap)
+                    trap.close()
                     break
                 self._writer.write(data)
                 await self._writer.drain()
                 if trap is not None:
-                    _close(trap)
+                    trap.close()
         self._writer.transport.abort()
-
-
-def _close(trap: Trap) -> None:
-    trap.spring()
-    trap.sprung.set()
