@@ -194,8 +194,6 @@ class LLM:
         except BaseException:
             for idx in range(len(prompts)):
                 self.engine.abort(first_id + idx)
-            while self.engine.has_work:
-                self.engine.step()
             raise
         return outputs
 
@@ -218,6 +216,8 @@ class LLM:
                     ].num_cached_tokens = admission.num_cached_tokens
                 for delta in step.deltas:
                     idx = delta.request_id - first_id
+                    if idx < 0:
+                        continue  # the end of a request that an earlier call gave up
                     if self._take(delta, outputs[idx], texts.get((idx, delta.choice))):
                         bar.advance(task)
 

@@ -59,6 +59,7 @@ class Runner:
         self.sampling = sampling
         self.rows = rows
 
+    @torch.inference_mode()
     def release(self, row: int) -> None:
         """Take a row back from a sequence that ended or was preempted."""
         self.rows.release(row)

@@ -208,3 +208,20 @@ def test_request_larger_than_the_pool_is_refused_with_the_numbers(tiny: Any) -> 
     engine = tiny.engine(num_pages=5)
     with pytest.raises(SequenceTooLong, match="7 pages of 16 tokens, the pool has 4"):
         engine.add(Request(0, (1,) * 60, SamplingParams(max_tokens=40)))
+
+
+def test_rules_leave_with_their_sequence(
+    tiny: Any, prompts: list[tuple[int, ...]], references: list[list[int]], run: Run
+) -> None:
+    """Bias, bad words and penalties bind one sequence; the next one on its row is free of them."""
+    engine = tiny.engine(max_num_seqs=1)
+    plain = SamplingParams(max_tokens=10, temperature=0.0)
+    wanted = references[6][:10]
+    for rules in (
+        {"logit_bias": {wanted[0]: -100.0}},
+        {"bad_words": ((wanted[0],),)},
+        {"repetition_penalty": 5.0, "presence_penalty": 2.0, "frequency_penalty": 2.0},
+    ):
+        bound = run(engine, [Request(0, prompts[6], replace(plain, **rules))])[0, 0]
+        assert bound.token_ids != wanted
+        assert run(engine, [Request(0, prompts[6], plain)])[0, 0].token_ids == wanted
