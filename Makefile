@@ -17,11 +17,14 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 demo: $(STAMP)
 	@$(BIN)/tokenbus demo $(DEMO_ARGS)
 
+# One process per core and one thread each; files stay together, because they share models.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n auto --maxprocesses=4 --dist loadfile
+
 test: $(STAMP)
-	@$(BIN)/pytest -q -rs -m "not slow" $(TEST_ARGS)
+	@$(PYTEST) -m "not slow" $(TEST_ARGS)
 
 test-full: $(STAMP)
-	@$(BIN)/pytest -q -rs $(TEST_ARGS)
+	@$(PYTEST) $(TEST_ARGS)
 
 # The kill matrix at full size: CHAOS_JOBS jobs per case, on every kind of server there is.
 chaos: export CHAOS_JOBS ?= 200
