@@ -91,7 +91,10 @@ def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin
     m = tl.full([R], float("-inf"), tl.float32)
     sums = tl.zeros([R, BLOCK_N] if R <= 16 else [R], tl.float32)
     acc = tl.zeros([R, BLOCK_D], tl.float32)
-    for start in tl.range(begin, end, BLOCK_N, num_stages=2 * DEPTH + 1):
+    # Counted from zero: Triton 3.6 takes a value for dead, and forgets to carry it through an outer
+    # loop, if its only use is as the bound of an inner one.
+    for offset in tl.range(0, end - begin, BLOCK_N, num_stages=2 * DEPTH + 1):
+        start = begin + offset
         k = load_tile(k_pages, table_row, head_offset, page_stride, start, end,
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
         v = load_tile(v_pages, table_row, head_offset, page_stride, start, end,

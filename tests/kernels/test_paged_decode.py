@@ -5,7 +5,7 @@ import torch
 from paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
-from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.launch import KernelInputError, num_processors
 from tokenbus.kernels.paged_decode import paged_decode
 from tokenbus.kernels.prefix_groups import PrefixGroup, PrefixGroups
 from tokenbus.kernels.work_list import DecodeWork, SplitPolicy
@@ -77,6 +77,17 @@ def test_decode_leaves_its_counters_ready_for_the_next_launch() -> None:
     first = run(batch, work)
     assert torch.equal(run(batch, work), first)
     assert not work.arrivals.any()
+
+
+def test_decode_serves_more_parts_than_it_has_programs() -> None:
+    """Programs that come back for a second and third item read the tokens of that item."""
+    # The interpreter has four processors, a GPU more than a hundred.
+    rows = 70 if DEVICE.type == "cuda" else 3
+    lens = [16 * (row % 7) + row + 1 for row in range(rows)]
+    batch = make_batch(lens, num_heads=8, num_kv_heads=8, head_dim=64, page_size=16, dtype=HALF)
+    work = make_work(batch, policy=SplitPolicy(16, 16))
+    assert_close(run(batch, work), expect(batch), HALF)
+    assert int(work.num_items) * 8 > 4 * num_processors(DEVICE)
 
 
 @pytest.mark.parametrize("window", [1, 16, 37])
