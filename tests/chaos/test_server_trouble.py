@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,8 @@ from mortal_server import MortalServer
 from wire_proxy import WireProxy
 from worker_stable import forked_worker
 
-from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.client import AsyncClient, Job
+from tokenbus.producer.errors import JobLost
 
 if TYPE_CHECKING:
     import random
@@ -85,6 +87,25 @@ async def test_server_loses_its_last_second_three_times(
         await ride.check_nothing_left()
 
 
+async def test_job_whose_submit_was_lost_is_reported(
+    mortal: MortalServer, mortal_ride: Ride
+) -> None:
+    """A job accepted in the second that a power cut took is unknown: its reader is told so."""
+    client = mortal_ride.client
+    await client.submit("the first job creates the file's entries")
+    mark = mortal.file_size()
+    job = await client.submit("lost")
+    stream = client.stream(job.job_id)
+    reading = asyncio.create_task(anext(stream))
+    await until(lambda: _has_reader(client, job))
+    mortal.kill()
+    mortal.roll_back(mark)
+    await mortal.start()
+    with pytest.raises(JobLost):
+        async with asyncio.timeout(30):
+            await reading
+
+
 async def test_replica_that_fell_behind_is_promoted(
     server_kind: str, mortal: MortalServer, pool: str, cargo: Cargo, rng: random.Random,
     num_jobs: int, unused_tcp_port: int,
@@ -115,6 +136,11 @@ async def test_replica_that_fell_behind_is_promoted(
         wire.hang_up()
         await ride.arrive()
         await ride.check_nothing_left()
+
+
+async def _has_reader(client: AsyncClient, job: Job) -> bool:
+    _, readers = await command(client.scripts, "PUBSUB", "NUMSUB", job.channel)
+    return bool(readers)
 
 
 async def _follows(replica: AsyncClient) -> bool:
