@@ -30,7 +30,9 @@ class JobResult:
     """Everything a job generated, and how it ended.
 
     `runs` lists (choice, first index, last index) in index order: which choice each token index
-    of the job belongs to.
+    of the job belongs to. `prompt_logprobs` has an entry per prompt token, in the form of a token's
+    logprobs, None for the first; it is empty unless it was asked for, and where the job was ended
+    by anyone but its worker.
     """
 
     job_id: str
@@ -38,6 +40,7 @@ class JobResult:
     finish: Finish
     choices: tuple[Choice, ...]
     runs: tuple[tuple[int, int, int], ...]
+    prompt_logprobs: tuple[Any, ...] = ()
 
     @property
     def text(self) -> str:
@@ -51,13 +54,15 @@ class JobResult:
 
     def dump(self) -> str:
         """Return the JSON value that is stored."""
-        wire = {
+        wire: dict[str, Any] = {
             "v": WIRE_VERSION,
             "job": self.job_id,
             "epoch": self.epoch,
             "choices": [_dump_choice(choice) for choice in self.choices],
             "runs": [list(run) for run in self.runs],
         }
+        if self.prompt_logprobs:
+            wire["prompt_logprobs"] = list(self.prompt_logprobs)
         head = json.dumps(wire, separators=(",", ":"), ensure_ascii=False)
         return f'{head[:-1]},"finish":{self.finish.dump()}}}'
 
@@ -81,6 +86,7 @@ class JobResult:
                 for number, choice in enumerate(wire["choices"])
             ),
             runs=tuple((run[0], run[1], run[2]) for run in wire["runs"]),
+            prompt_logprobs=tuple(wire.get("prompt_logprobs", ())),
         )
 
     def events(self, cursor: int) -> Iterator[Event]:

@@ -6,7 +6,7 @@ import time
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.events import Finish, Usage
 from tokenbus.worker.errors import WorkerError
@@ -97,6 +97,7 @@ class HeldJob:
         self.finish: Finish | None = None
         self.crashed = False
         self.cached_tokens = 0
+        self.prompt_logprobs: tuple[Any, ...] = ()
         self.prompt_tokens = 0
         self.num_preemptions = 0
         self.timings = Timings()

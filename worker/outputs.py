@@ -103,6 +103,10 @@ class Outputs:
         if job is None or job.phase is not Phase.RUNNING or job.reasons[delta.choice] is not None:
             self.credit(len(delta.token_ids))
             return
+        if delta.prompt_logprobs is not None:
+            job.prompt_logprobs = tuple(
+                None if entry is None else _wire_logprobs(entry) for entry in delta.prompt_logprobs
+            )
         if delta.token_ids:
             self._add_tokens(job, delta, now)
         if delta.finish_reason is not None and job.reasons[delta.choice] is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -223,5 +224,7 @@ def _next_append(job: HeldJob) -> Append:
 def _end_of(job: HeldJob) -> End:
     if job.transcript is None or job.finish is None:
         raise RuntimeError(f"job {job.job_id} ends without a decision")
-    result = job.transcript.result(job.epoch, job.finish)
+    result = replace(
+        job.transcript.result(job.epoch, job.finish), prompt_logprobs=job.prompt_logprobs
+    )
     return End(job.job_id, job.epoch, job.last, job.finish.dump(), result.dump())

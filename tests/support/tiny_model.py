@@ -58,6 +58,13 @@ class TinyModel:
         assert isinstance(text, str)
         return text
 
+    def prompt_logprobs(self, prompt: str) -> torch.Tensor:
+        """Return the logprob of each prompt token but the first: [num_tokens - 1]."""
+        ids = torch.tensor([self._tokenizer.encode(prompt)])
+        scores = self._model(ids).logits[0, :-1].log_softmax(-1)
+        found: torch.Tensor = scores.gather(1, ids[0, 1:, None])[:, 0]
+        return found
+
     def _reference(self, prompt: str, num_tokens: int) -> Reference:
         ids = self._tokenizer.encode(prompt)
         made = self._model.generate(
