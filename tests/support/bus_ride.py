@@ -216,6 +216,8 @@ class Ride:
         return left
 
     async def _read(self, story: Story) -> Story:
+        if story.finish is not None:
+            return story
         async for event in self.client.stream(story.job_id, story.last):
             story.see(event)
             self.seen[story.job_id] = story.last
