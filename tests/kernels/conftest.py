@@ -1,12 +1,6 @@
-"""Run the kernels on a GPU where there is one, else under Triton's interpreter."""
+"""Make the helpers beside the tests importable."""
 
-import os
 import sys
 from pathlib import Path
 
-import torch
-
-# Read by triton.jit when a kernel's module is imported, so before any test module.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
