@@ -18,7 +18,8 @@ demo: $(STAMP)
 	@$(BIN)/tokenbus demo $(DEMO_ARGS)
 
 # One process per core and one thread each; files stay together, because they share models.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n auto --maxprocesses=4 --dist loadfile
+# Native traces: the pretty ones parse sources, at which CPython 3.11 trips in a worker of xdist.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n auto --maxprocesses=4 --dist loadfile --tb=native
 
 test: $(STAMP)
 	@$(PYTEST) -m "not slow" $(TEST_ARGS)
