@@ -13,11 +13,14 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenbus.engine.build import build_engine
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.core import Engine
 from tokenbus.engine.types import Request, SamplingParams
+
+if TYPE_CHECKING:
+    from tokenbus.engine.core import Engine
 
 _LONG_ID = 1000
 _WIDTH, _HEIGHT, _MARGIN = 900, 320, 50
