@@ -58,13 +58,17 @@ class DecodeBatch:
         """Return (relative error, microseconds), merge included, work list not."""
         num_heads, num_kv_heads, head_dim = self.q.shape[1], *self.k_pages.shape[1::2]
         rows, scale = len(self.lens), head_dim**-0.5
-        shape = {"page_size": PAGE_SIZE, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
-        groups = PrefixGroups(max_rows=rows, device=DEVICE, **shape) if grouped else None
-        if groups is not None:
+        groups = None
+        if grouped:
+            groups = PrefixGroups(
+                max_rows=rows, page_size=PAGE_SIZE, num_heads=num_heads,
+                num_kv_heads=num_kv_heads, device=DEVICE,
+            )  # fmt: skip
             groups.assign([PrefixGroup(tuple(run), 0, pages) for run, pages in runs])
         work = DecodeWork(
-            max_rows=rows, max_pages=self.table.shape[1], head_dim=head_dim, device=DEVICE,
-            groups=groups, **shape,
+            max_rows=rows, max_pages=self.table.shape[1], page_size=PAGE_SIZE,
+            num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, device=DEVICE,
+            groups=groups,
         )  # fmt: skip
         work.build(self.lens)
         pages = (self.k_pages, self.v_pages, self.table)

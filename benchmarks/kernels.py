@@ -128,7 +128,7 @@ def sweep_fused(sweep: Sweep) -> None:
 
         def rope() -> Tensor:
             return qkv_rope(
-                qkv, *pages, positions, slots, num_heads=heads, cos=cos, sin=cos,  # noqa: B023
+                qkv, pages[0], pages[1], positions, slots, num_heads=heads, cos=cos, sin=cos,  # noqa: B023
             )  # fmt: skip
 
         q = qkv.view(tokens, -1, dim)[:, :heads]

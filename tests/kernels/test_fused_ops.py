@@ -84,7 +84,9 @@ def test_qkv_rope_writes_rotated_heads_and_pages(
         bias=bias, q_norm=q_norm, k_norm=k_norm, eps=1e-6,
     )  # fmt: skip
     heads = (qkv.float() + (0 if bias is None else bias.float())).view(tokens, -1, dim)
-    expected_q, expected_k, expected_v = heads.split([num_heads, num_kv_heads, num_kv_heads], 1)
+    expected_q, expected_k, expected_v = torch.split(
+        heads, [num_heads, num_kv_heads, num_kv_heads], 1
+    )
     if q_norm is not None and k_norm is not None:
         expected_q = reference.rms_norm(expected_q, q_norm, 1e-6)
         expected_k = reference.rms_norm(expected_k, k_norm, 1e-6)

@@ -147,8 +147,10 @@ def test_cleared_groups_leave_no_run() -> None:
 
 def test_few_rows_are_cut_finer_than_many() -> None:
     """By default a lone sequence spreads over the chip and a crowd is left whole."""
-    shape = {"page_size": PAGE, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
-    work = DecodeWork(max_rows=80, max_pages=64, device=DEVICE, **shape)
+    work = DecodeWork(
+        max_rows=130, max_pages=128, page_size=PAGE, num_heads=4, num_kv_heads=2, head_dim=64,
+        device=DEVICE,
+    )  # fmt: skip
     for rows, expected in ((1, 8), (16, 8), (17, 2), (80, 1)):
         work.build(torch.full((rows,), 1024, dtype=torch.int32, device=DEVICE))
         assert work.parts[:rows].tolist() == [expected] * rows
