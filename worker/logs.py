@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
 Logger = structlog.stdlib.BoundLogger
+
+
+class _Stderr(io.TextIOBase):
+    """Whatever stderr is at the time of writing: programs around a worker may redirect it."""
+
+    def write(self, text: str) -> int:
+        """Write to the stderr of this moment."""
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Flush the stderr of this moment."""
+        sys.stderr.flush()
 
 
 def configure(level: str, log_format: str) -> None:
@@ -39,7 +52,7 @@ def _configure(level: str, log_format: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, logging.ERROR)),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
         cache_logger_on_first_use=False,
     )
 
