@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 async def _steady_load(client: AsyncClient, stop: asyncio.Event) -> None:
     """Keep two jobs running at any time."""
 
-    async def one_after_the_other(seed: int) -> None:
+    async def one_after_the_other(seed: int, length: int) -> None:
         while not stop.is_set():
-            job = await client.submit("hello", seed=seed, max_tokens=240, priority=0)
-            assert (await follow(client, job.job_id)).text == expected_text(seed, 240)
+            job = await client.submit("hello", seed=seed, max_tokens=length, priority=0)
+            assert (await follow(client, job.job_id)).text == expected_text(seed, length)
 
-    await asyncio.gather(one_after_the_other(1), one_after_the_other(2))
+    # Lengths that differ: in step with each other, both would end at once and leave the bus empty.
+    await asyncio.gather(one_after_the_other(1, 240), one_after_the_other(2, 170))
 
 
 async def test_suspect_runs_also_on_a_worker_that_is_never_empty(
