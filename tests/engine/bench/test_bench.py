@@ -65,7 +65,7 @@ def test_unequal_work_is_an_error(model: Path) -> None:
         add(request)  # type: ignore[arg-type]
         engine.abort(0)
 
-    engine.add = add_and_abort  # type: ignore[method-assign,assignment]
+    engine.add = add_and_abort  # type: ignore[method-assign]
     with pytest.raises(EngineError, match="0 tokens instead of 4"):
         run_workload(engine, wrong)
 
