@@ -11,7 +11,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.errors import IntegrityError, RequestRejected, SequenceTooLong
+from tokenbus.engine.errors import RequestRejected, SequenceTooLong
+from tokenbus.engine.null_pages import NullPages
 from tokenbus.engine.types import (
     Admission,
     EngineLimits,
@@ -25,30 +26,9 @@ from tokenbus.engine.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tokenbus.engine.null_config import NullConfig
+
 _MASK64 = (1 << 64) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class NullConfig:
-    """Sizes, pace and planted faults.
-
-    `tokens_per_s` is per sequence, 0 = as fast as the CPU goes. Emitted ids lie in
-    [first_id, vocab_size). A prompt that contains `crash_id` kills the process at its first step,
-    `hang_id` stops the steps for ever, `fail_id` fails that request alone.
-    """
-
-    num_pages: int = 4097
-    page_size: int = 16
-    max_model_len: int = 8192
-    max_num_seqs: int = 256
-    vocab_size: int = 512
-    first_id: int = 256
-    eos_token_id: int = 0
-    tokens_per_s: float = 0.0
-    prefill_tokens_per_step: int = 8192
-    crash_id: int | None = None
-    hang_id: int | None = None
-    fail_id: int | None = None
 
 
 @dataclass(slots=True)
@@ -90,7 +70,7 @@ class NullEngine:
         self.config = config
         self._clock = clock
         self._sleep = sleep
-        self._free = list(range(config.num_pages - 1, 0, -1))
+        self._pages = NullPages(config.num_pages, config.page_size)
         self._sequences: dict[int, _Sequence] = {}
         self._deltas: list[TokenDelta] = []
         self._order = 0
@@ -140,9 +120,9 @@ class NullEngine:
                 f"prompt + max_tokens = {total} tokens exceed the context of "
                 f"{self.config.max_model_len}"
             )
-        need = self._pages_of(len(request.prompt_ids), [params.max_tokens] * params.n)
-        if need > self.config.num_pages - 1:
-            raise SequenceTooLong(f"needs {need} pages, the pool has {self.config.num_pages - 1}")
+        need = self._pages.needed(len(request.prompt_ids), [params.max_tokens] * params.n)
+        if need > self._pages.num_usable:
+            raise SequenceTooLong(f"needs {need} pages, the pool has {self._pages.num_usable}")
         lengths = [len(ids) for ids in request.resumed_ids] or [0] * params.n
         done = [choice in request.done_choices for choice in range(params.n)]
         self._order += 1
@@ -188,7 +168,7 @@ class NullEngine:
         running = len(self._running())
         return EngineStats(
             num_pages=self.config.num_pages,
-            free_pages=len(self._free),
+            free_pages=self._pages.num_free,
             evictable_pages=0,
             num_running=running,
             num_waiting=len(self._sequences) - running,
@@ -202,33 +182,23 @@ class NullEngine:
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless free and held pages are exactly the pool."""
-        held = [page for sequence in self._sequences.values() for page in sequence.pages]
-        seen = sorted([*held, *self._free])
-        if seen != list(range(1, self.config.num_pages)):
-            raise IntegrityError(
-                f"{len(held)} held + {len(self._free)} free pages are not each of the "
-                f"{self.config.num_pages - 1} pages once"
-            )
+        self._pages.check(page for seq in self._sequences.values() for page in seq.pages)
 
     def _running(self) -> list[_Sequence]:
         return [sequence for sequence in self._sequences.values() if sequence.running]
-
-    def _pages_of(self, prompt_tokens: int, lengths: list[int]) -> int:
-        size = self.config.page_size
-        return -(-prompt_tokens // size) + sum(-(-length // size) for length in lengths)
 
     def _admit(self) -> list[Admission]:
         admitted = []
         num_running = sum(len(s.lengths) for s in self._running())
         waiting = [s for s in self._sequences.values() if not s.running]
         for sequence in sorted(waiting, key=_service_order):
-            need = self._pages_of(
+            need = self._pages.needed(
                 len(sequence.request.prompt_ids), [length + 1 for length in sequence.lengths]
             )
             num_running += len(sequence.lengths)
-            if need > len(self._free) or num_running > self.config.max_num_seqs:
+            if need > self._pages.num_free or num_running > self.config.max_num_seqs:
                 break
-            sequence.pages = [self._free.pop() for _ in range(need)]
+            sequence.pages = self._pages.take(need)
             sequence.running = True
             sequence.num_prefilled = 0
             admitted.append(
@@ -237,11 +207,11 @@ class NullEngine:
         return admitted
 
     def _grow(self, sequence: _Sequence, preempted: list[int]) -> None:
-        need = self._pages_of(
+        need = self._pages.needed(
             len(sequence.request.prompt_ids),
             [n if done else n + 1 for n, done in zip(sequence.lengths, sequence.done, strict=True)],
         ) - len(sequence.pages)
-        while need > len(self._free):
+        while need > self._pages.num_free:
             victim = max(self._running(), key=_service_order)
             self._preemptions += 1
             self._preempted_tokens += victim.num_to_prefill
@@ -250,7 +220,7 @@ class NullEngine:
             victim.running = False
             if victim is sequence:
                 return
-        sequence.pages.extend(self._free.pop() for _ in range(need))
+        sequence.pages.extend(self._pages.take(need))
 
     def _emit(self, sequence: _Sequence) -> None:
         request, params, c = sequence.request, sequence.request.params, self.config
@@ -298,7 +268,7 @@ class NullEngine:
         return True
 
     def _release(self, sequence: _Sequence) -> None:
-        self._free.extend(sequence.pages)
+        self._pages.give_back(sequence.pages)
         sequence.pages = []
         sequence.num_prefilled = 0
 

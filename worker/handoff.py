@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenbus.engine.config import EngineConfig  # noqa: TC001 - msgspec reads the annotation
-from tokenbus.engine.null import NullConfig  # noqa: TC001 - msgspec reads the annotation
+from tokenbus.engine.null_config import NullConfig  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.types import (
     Admission,
     EngineLimits,

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.null import NullConfig
+from tokenbus.engine.null_config import NullConfig
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.handoff import StartEngine
 

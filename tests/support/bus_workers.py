@@ -10,7 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.null import NullConfig, pseudo_token
+from tokenbus.engine.null import pseudo_token
+from tokenbus.engine.null_config import NullConfig
 from tokenbus.engine.null_tokenizer import build_null_tokenizer
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import Worker

@@ -14,7 +14,7 @@ import pytest
 
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelNotFound
-from tokenbus.engine.null import NullConfig
+from tokenbus.engine.null_config import NullConfig
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 from tokenbus.worker.engine_link import EngineLink
 from tokenbus.worker.engine_process import HARD_BACKLOG_TOKENS
@@ -201,7 +201,7 @@ async def test_start_failure_gives_the_reason() -> None:
 _PARENT = textwrap.dedent(
     """
     import asyncio, sys
-    from tokenbus.engine.null import NullConfig
+    from tokenbus.engine.null_config import NullConfig
     from tokenbus.engine.types import Request, SamplingParams
     from tokenbus.worker.engine_link import EngineLink
     from tokenbus.worker.handoff import AddRequest, StartEngine
@@ -247,7 +247,7 @@ def test_engine_process_imports_neither_redis_nor_the_text_side() -> None:
     """The process that computes knows no Redis, no pydantic and, with the null engine, no torch."""
     code = (
         "import sys, tokenbus.worker.engine_process as p\n"
-        "from tokenbus.engine.null import NullConfig\n"
+        "from tokenbus.engine.null_config import NullConfig\n"
         "p.build(p.StartEngine(null=NullConfig()))\n"
         "print([m for m in ('redis', 'pydantic', 'torch', 'structlog') if m in sys.modules])"
     )

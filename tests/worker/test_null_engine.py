@@ -7,7 +7,8 @@ import random
 import pytest
 
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
-from tokenbus.engine.null import NullConfig, NullEngine, pseudo_token
+from tokenbus.engine.null import NullEngine, pseudo_token
+from tokenbus.engine.null_config import NullConfig
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
 
