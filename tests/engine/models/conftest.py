@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import architectures
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from tokenbus.engine.forward import ForwardContext, PagedModel
 from tokenbus.engine.kv_cache import KVCache
@@ -148,43 +148,13 @@ def prompts() -> Callable[[int, list[int]], list[list[int]]]:
     return draw
 
 
-def tiny_sizes(**changes: Any) -> dict[str, Any]:
-    """Return config fields of a model small enough for a test and lively enough to fail it."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 199,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "initializer_range": 0.35,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": 0,
-    }
-    return sizes | changes
-
-
 @pytest.fixture
 def sizes() -> Callable[..., dict[str, Any]]:
-    """Return `tiny_sizes`."""
-    return tiny_sizes
+    """Return `architectures.tiny_sizes`."""
+    return architectures.tiny_sizes
 
 
 @pytest.fixture
 def draw_model() -> Callable[..., Any]:
-    """Return a function that draws a transformers model, norm weights and biases included."""
-
-    def draw(config: Any, seed: int = 0) -> Any:
-        torch.manual_seed(seed)
-        config._attn_implementation = "eager"
-        factory: Any = AutoModelForCausalLM
-        model = factory.from_config(config, attn_implementation="eager").eval()
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1:
-                centre = 0.0 if name.endswith("bias") or "gemma" in config.model_type else 1.0
-                torch.nn.init.normal_(weight, centre, 0.3)
-        return model
-
-    return draw
+    """Return `architectures.draw_model`."""
+    return architectures.draw_model
