@@ -273,12 +273,17 @@ class NullEngine:
         sequence.num_prefilled = 0
 
     def _pace(self) -> None:
-        if self.config.tokens_per_s <= 0:
+        """Wait until the next step is due."""
+        rate, total_rate = self.config.tokens_per_s, self.config.total_tokens_per_s
+        step_s = 1.0 / rate if rate > 0 else 0.0
+        if total_rate > 0:
+            step_s = max(step_s, max(1, len(self._running())) / total_rate)
+        if step_s == 0:
             return
         now = self._clock()
         if self._next_step_at > now:
             self._sleep(self._next_step_at - now)
-        self._next_step_at = max(self._next_step_at, now) + 1.0 / self.config.tokens_per_s
+        self._next_step_at = max(self._next_step_at, now) + step_s
 
 
 def _service_order(sequence: _Sequence) -> tuple[int, int]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 class NullConfig:
     """Sizes, pace and planted faults.
 
-    `tokens_per_s` is per sequence, 0 = as fast as the CPU goes. Emitted ids lie in
-    [first_id, vocab_size). A prompt that contains `crash_id` kills the process at its first step,
-    `hang_id` stops the steps for ever, `fail_id` fails that request alone.
+    `tokens_per_s` is per sequence, `total_tokens_per_s` of all together; 0 = as fast as the CPU
+    goes. Emitted ids lie in [first_id, vocab_size). A prompt that contains `crash_id` kills the
+    process at its first step, `hang_id` stops the steps for ever, `fail_id` fails that request
+    alone.
     """
 
     num_pages: int = 4097
@@ -22,6 +23,7 @@ class NullConfig:
     first_id: int = 256
     eos_token_id: int = 0
     tokens_per_s: float = 0.0
+    total_tokens_per_s: float = 0.0
     prefill_tokens_per_step: int = 8192
     crash_id: int | None = None
     hang_id: int | None = None

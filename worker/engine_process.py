@@ -41,6 +41,7 @@ from tokenbus.worker.handoff import (
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
+    from tokenbus.worker.step_log import StepLog
 
 # 256 streams at 50 tokens/s reach these after 5 s and 80 s of an unreachable server.
 SOFT_BACKLOG_TOKENS = 64 * 1024
@@ -93,8 +94,15 @@ class Engine(Protocol):
 class EngineLoop:
     """Feeds commands to the engine between steps and sends one record per step."""
 
-    def __init__(self, engine: Engine, sock: socket.socket, frames: FrameReader) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sock: socket.socket,
+        frames: FrameReader,
+        step_log: StepLog | None = None,
+    ) -> None:
         self._engine = engine
+        self._step_log = step_log
         self._sock = sock
         self._frames = frames
         self._unsent = bytearray()
@@ -118,7 +126,10 @@ class EngineLoop:
             if self._engine.has_work and not paused:
                 output = self._engine.step()
                 self._backlog_tokens += sum(len(d.token_ids) for d in output.deltas)
-                self._send(pack_step(output, time.monotonic()))
+                now = time.monotonic()
+                self._send(pack_step(output, now))
+                if self._step_log is not None:
+                    self._step_log.stepped(output, now)
 
     def _take_commands(self) -> bool:
         """Apply what has arrived; return False at the end of the stream."""
@@ -148,6 +159,8 @@ class EngineLoop:
         for request in requests.values():
             try:
                 self._engine.add(request)
+                if self._step_log is not None:
+                    self._step_log.added(request, time.monotonic())
             except RequestRejected as error:
                 message = str(error).removeprefix(f"{error.field}: ")
                 self._send(RequestRefused(request.request_id, error.field, message))
@@ -159,6 +172,8 @@ class EngineLoop:
         if now - self._beat_at >= BEAT_INTERVAL_S / 2:
             self._beat_at = now
             self._send(Beat(paused, self._engine.stats()))
+            if self._step_log is not None:
+                self._step_log.flush()
 
     def _send(self, report: Report) -> None:
         self._unsent += encode_frame(report)
@@ -214,11 +229,12 @@ def serve(sock: socket.socket) -> int:
     threading.Thread(target=die_with_socket, args=(sock,), name="hang-up", daemon=True).start()
     frames = FrameReader()
     try:
-        engine, folder = build(_read_start(sock, frames))
+        start = _read_start(sock, frames)
+        engine, folder = build(start)
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
         sock.sendall(encode_frame(EngineReady(engine.limits, num_pages, folder)))
-        EngineLoop(engine, sock, frames).run()
+        EngineLoop(engine, sock, frames, _open_step_log(start.step_log)).run()
     except ConnectionError:
         # The worker is gone: nobody is left to report to.
         return 1
@@ -229,6 +245,14 @@ def serve(sock: socket.socket) -> int:
         with contextlib.suppress(OSError):
             sock.sendall(encode_frame(EngineRefused(type(error).__name__, str(error))))
     return 1
+
+
+def _open_step_log(folder: str | None) -> StepLog | None:
+    if folder is None:
+        return None
+    from tokenbus.worker.step_log import StepLog
+
+    return StepLog(folder)
 
 
 def _read_start(sock: socket.socket, frames: FrameReader) -> StartEngine:

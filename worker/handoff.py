@@ -36,10 +36,14 @@ MAX_FRAME_BYTES = 1 << 29
 
 
 class StartEngine(msgspec.Struct, tag="start", array_like=True):
-    """Build the engine; exactly one of the two configurations is set."""
+    """Build the engine; exactly one of the two configurations is set.
+
+    `step_log` is a folder in which to note when tokens were handed over, None = do not.
+    """
 
     engine: EngineConfig | None = None
     null: NullConfig | None = None
+    step_log: str | None = None
 
 
 class AddRequest(msgspec.Struct, tag="add", array_like=True):

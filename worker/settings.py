@@ -44,9 +44,12 @@ class WorkerSettings(BaseSettings):
     random_weights: bool | None = None
     cuda_graphs: bool | None = None
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
+    null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)
     null_crash_id: int | None = Field(default=None, ge=0)
     null_hang_id: int | None = Field(default=None, ge=0)
     null_fail_id: int | None = Field(default=None, ge=0)
+    # A folder in which the engine process notes when it handed tokens over, for measuring.
+    step_log: str | None = None
 
     lease_ttl_s: float = Field(default=5.0, ge=1, le=600)
     renew_interval_s: float = Field(default=1.0, ge=0.05, le=60)
@@ -95,7 +98,7 @@ class WorkerSettings(BaseSettings):
     def start_engine(self) -> StartEngine:
         """Return the message that builds this worker's engine."""
         if self.engine == "null":
-            return StartEngine(null=self._null_config())
+            return StartEngine(null=self._null_config(), step_log=self.step_log)
         names = (
             "page_size",
             "num_pages",
@@ -112,7 +115,8 @@ class WorkerSettings(BaseSettings):
         )
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return StartEngine(
-            engine=EngineConfig(model=self.model, dtype=self.dtype, device=self.device, **given)
+            engine=EngineConfig(model=self.model, dtype=self.dtype, device=self.device, **given),
+            step_log=self.step_log,
         )
 
     def _null_config(self) -> NullConfig:
@@ -120,6 +124,7 @@ class WorkerSettings(BaseSettings):
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return NullConfig(
             tokens_per_s=self.null_tokens_per_s,
+            total_tokens_per_s=self.null_total_tokens_per_s,
             crash_id=self.null_crash_id,
             hang_id=self.null_hang_id,
             fail_id=self.null_fail_id,

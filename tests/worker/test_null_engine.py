@@ -98,3 +98,24 @@ def test_pace_is_kept_on_the_given_clock() -> None:
     for _ in range(11):
         engine.step()
     assert now == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("num_seqs", "step_s"), [(2, 0.1), (8, 0.2)])
+def test_pace_is_the_slower_of_the_two_rates(num_seqs: int, step_s: float) -> None:
+    """A rate for all together slows a large batch down, the rate of each holds a small one."""
+    now = 0.0
+
+    def sleep(duration_s: float) -> None:
+        nonlocal now
+        now += duration_s
+
+    config = NullConfig(tokens_per_s=10, total_tokens_per_s=40)
+    engine = NullEngine(config, clock=lambda: now, sleep=sleep)
+    for request_id in range(num_seqs):
+        engine.add(Request(request_id, (1, 2), SamplingParams(max_tokens=11)))
+    engine.step()
+    engine.step()
+    started_at = now
+    for _ in range(8):
+        engine.step()
+    assert now - started_at == pytest.approx(8 * step_s)
