@@ -32,6 +32,13 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 | dead     | stream | dead letters, newest ten thousand                                         |
 | bell     | list   | at most one token: work became pullable                                   |
 | ctl      | channel| `ctl:<worker>`, cancel and expiry notices to the owner                    |
+| ended    | channel| ids of jobs whose record became `done`; the result can be read by then    |
+| hooks    | zset   | jobs whose webhook is due, by the time of the next try                    |
+| hook     | hash   | a job's webhook and its tries; a belt TTL of a week, less once settled    |
+| usage    | hash   | `usage:<hour since 1970>`, tokens per tenant; TTL of eight days           |
+| ticks    | hash   | cron -> its last tick in ms; bounded by the number of crons               |
+| digest   | hash   | how far the dead letters were digested, and the last digest               |
+| pressure | string | JSON for autoscalers: what waits, drain rate, seconds; TTL of a minute    |
 
 Per shard of token logs, each followed by the job id:
 
@@ -72,6 +79,13 @@ POOL_KEYS = {
     "dead": ":dead",
     "bell": ":bell",
     "ctl": ":ctl:",
+    "ended": ":ended",
+    "hooks": ":hooks",
+    "hook": ":hook:",
+    "usage": ":usage:",
+    "ticks": ":ticks",
+    "digest": ":digest",
+    "pressure": ":pressure",
 }
 
 LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,16 @@ def new_job(request: JobRequest, weight: float = 1.0, job_id: str = "") -> NewJo
         deadline_ms=None if request.deadline_s is None else int(request.deadline_s * 1000),
         not_before_ms=int((request.not_before_s or 0) * 1000),
         prefix=request.cache_group or "",
+        callback=_callback(request),
     )
+
+
+def _callback(request: JobRequest) -> str:
+    """Return what the webhook needs of the request, which goes when the job ends."""
+    if request.callback_url is None:
+        return ""
+    wire = {"url": request.callback_url, "metadata": request.metadata}
+    return json.dumps(wire, separators=(",", ":"))
 
 
 def _idempotency(tenant: str, key: str) -> str:

@@ -34,7 +34,10 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What `submit` stores; `output_tokens` is max_tokens, per choice."""
+    """What `submit` stores; `output_tokens` is max_tokens, per choice.
+
+    `callback` is the JSON of where and with which metadata a webhook tells of the end, or empty.
+    """
 
     job_id: str
     tenant: str
@@ -49,6 +52,7 @@ class NewJob:
     deadline_ms: int | None = None
     not_before_ms: int = 0
     prefix: str = ""
+    callback: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +211,7 @@ def _submit_args(
         ticket,
         int(bounds.refuse_late),
         entry_id,
+        job.callback,
     ]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tokenbus.producer.errors import RequestInvalid, SchemaMismatch
 from tokenbus.producer.keys import JOB_ID_PATTERN, NAME_PATTERN
@@ -22,6 +23,23 @@ TEMPLATE_TOKENS = 8
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 ShortText = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def _check_callback(url: str) -> str:
+    """Check what can be told without looking the host up; the control service does the rest."""
+    if any(character <= " " or character == "\x7f" for character in url):
+        raise ValueError("holds blanks or control characters")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("has to begin with https:// or http://")
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("names no host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds credentials; check the signature instead")
+    return url
+
+
+CallbackUrl = Annotated[str, Field(max_length=2048), AfterValidator(_check_callback)]
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -55,6 +73,7 @@ class JobRequest(BaseModel):
 
     `deadline_s` and `not_before_s` count from the moment the server accepts the job. Sampling
     fields mean what they mean in the engine; `seed` None is drawn when the job is submitted.
+    `callback_url` gets a signed POST from the control service once the job has ended.
     """
 
     model_config = _STRICT
@@ -72,6 +91,7 @@ class JobRequest(BaseModel):
     cache_group: Name | None = None
     metadata: dict[str, str] = Field(default_factory=dict, max_length=32)
     traceparent: str | None = Field(default=None, max_length=128)
+    callback_url: CallbackUrl | None = None
 
     n: int = Field(default=1, ge=1, le=64)
     max_tokens: int = Field(default=128, ge=1, le=MAX_TOKENS_LIMIT)

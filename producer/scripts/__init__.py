@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from tokenbus.producer.control_scripts import ControlScripts
 from tokenbus.producer.keys import Keys
 from tokenbus.producer.lease_scripts import Budget, LeaseScripts
 from tokenbus.producer.log_scripts import Append, End, LogScripts, Takeover
@@ -28,7 +29,8 @@ __all__ = [
 class Scripts:
     """Typed access to every script of a pool.
 
-    `queue` is for what enters and ends without an owner, `lease` for workers, `log` for tokens.
+    `queue` is for what enters and ends without an owner, `lease` for workers, `log` for tokens,
+    `control` for the control service.
     The client must not decode replies, and must not retry a command by itself: what a lost call
     did is settled by the rules of reconciling, never by sending it again.
     """
@@ -47,3 +49,4 @@ class Scripts:
         self.queue = QueueScripts(runner, self.keys)
         self.lease = LeaseScripts(runner, self.keys)
         self.log = LogScripts(runner, self.keys, publish)
+        self.control = ControlScripts(runner, self.keys)

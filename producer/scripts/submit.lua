@@ -101,6 +101,9 @@ redis.call('HSET', K.job .. job, 'state', 'delayed', 'epoch', 0, 'owner', '', 'a
 if idem ~= '' then
   redis.call('SET', K.idem .. idem, job)
 end
+if A[19] ~= '' then
+  redis.call('HSET', K.job .. job, 'callback', A[19])
+end
 if load_job(job, tenant, priority, cost) == cost then
   drain_opens(now)
 end

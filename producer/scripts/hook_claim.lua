@@ -1,0 +1,19 @@
+#!lua flags=allow-oom
+--@use base
+-- Hand out hooks that are due. Each is another's again after `lease_ms`, should the caller die.
+local limit, lease_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+local now = now_ms()
+local out = {}
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', K.hooks, '-inf', now, 'LIMIT', 0, limit)) do
+  local key = K.hook .. job
+  local hook = redis.call('HMGET', key, 'state', 'tenant', 'callback', 'finish', 'created', 'tries',
+    'body')
+  if hook[1] == 'due' then
+    redis.call('ZADD', K.hooks, now + lease_ms, job)
+    out[#out + 1] = { job, redis.call('HINCRBY', key, 'claims', 1), hook[2], hook[3], hook[4],
+      tonumber(hook[5]), tonumber(hook[6]), hook[7] or '' }
+  else
+    redis.call('ZREM', K.hooks, job)
+  end
+end
+return out
