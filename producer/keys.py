@@ -31,6 +31,8 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 | ending   | zset   | jobs that end without an owner, or whose completion is not over           |
 | dead     | stream | dead letters, newest ten thousand                                         |
 | bell     | list   | at most one token: work became pullable                                   |
+| wake     | list   | `wake:<worker>`, the same for one worker: a job of its prefix; TTL        |
+| home     | string | `home:<prefix>`, the worker whose cache holds the prefix; TTL             |
 | ctl      | channel| `ctl:<worker>`, cancel and expiry notices to the owner                    |
 | ended    | channel| ids of jobs whose record became `done`; the result can be read by then    |
 | hooks    | zset   | jobs whose webhook is due, by the time of the next try                    |
@@ -78,6 +80,8 @@ POOL_KEYS = {
     "ending": ":ending",
     "dead": ":dead",
     "bell": ":bell",
+    "wake": ":wake:",
+    "home": ":home:",
     "ctl": ":ctl:",
     "ended": ":ended",
     "hooks": ":hooks",

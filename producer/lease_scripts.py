@@ -16,7 +16,7 @@ from tokenbus.producer.replies import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from tokenbus.producer.keys import Keys
     from tokenbus.producer.script_runner import Argument, ScriptRunner
@@ -33,7 +33,11 @@ class Budget:
 
     `pages` may be spent now; `total_pages` is all a job could ever get here. `expected_output`
     gives tokens per choice of a lane (`<priority>:<tenant>`), `default_output` of all others; the
-    pull counts min(max_tokens, that). `cached` gives tokens of a prefix that lie in the cache.
+    pull counts min(max_tokens, that). `cached` names the prefixes that lie in the cache, each with
+    the tokens that a job of it need not be counted for; `lost_prefixes` fell out of it.
+    With `affinity_ms` the pull leaves jobs of a prefix that lies in another living worker's cache
+    to that one: for so long where it would find nothing else, else for a fifth of what they have
+    waited if that is longer. 0 turns that off.
     `take_head_of_line` lets one job pass that does not fit: false while the worker has one. A job
     larger than every live worker fails after `too_large_after_ms`. Jobs of a class after
     `last_priority` are not looked at.
@@ -49,6 +53,8 @@ class Budget:
     last_priority: int = 2
     expected_output: Mapping[str, int] = field(default_factory=dict)
     cached: Mapping[str, int] = field(default_factory=dict)
+    lost_prefixes: Sequence[str] = ()
+    affinity_ms: int = 0
 
 
 class LeaseScripts:
@@ -76,16 +82,19 @@ class LeaseScripts:
             budget.default_output,
             budget.too_large_after_ms,
             budget.last_priority,
+            budget.affinity_ms,
         ]
         for pairs in (budget.expected_output, budget.cached):
             chosen = list(pairs.items())[:MAX_ESTIMATES]
             args.append(len(chosen))
             for name, tokens in chosen:
                 args += (name, tokens)
+        args += (len(budget.lost_prefixes), *budget.lost_prefixes)
         reply = await self._runner.run("pull", self._keys.prefix, args)
         jobs = tuple(_pulled(job) for job in reply[1])
         endings = tuple(read_ending(ending) for ending in reply[2])
-        return Pulled(PullStatus(reply[0].decode()), jobs, endings)
+        retry_ms = int(reply[3]) if len(reply) > 3 else 0
+        return Pulled(PullStatus(reply[0].decode()), jobs, endings, retry_ms)
 
     async def renew(
         self, worker: str, ttl_ms: int, total_pages: int, page_size: int
@@ -192,4 +201,5 @@ def _pulled(reply: list[Any]) -> PulledJob:
         remaining_ms=None if remaining < 0 else remaining,
         request=reply[9],
         age_ms=int(reply[10]),
+        prefix=reply[11].decode(errors="replace"),
     )

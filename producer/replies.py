@@ -83,7 +83,8 @@ class PullStatus(StrEnum):
     `jobs`: it returns some. `empty`: nothing waits, wait on the bell. `full`: work waits that does
     not fit; wait for pages (at most a second, others may have made room). `suspect`: the head is a
     suspect, which runs alone; come back holding nothing. `clear`: the same, and this worker has
-    claimed it: pulls bring nothing more until it holds nothing. `reconcile`: the serial is not
+    claimed it: pulls bring nothing more until it holds nothing. `spared`: what waits is left to
+    workers that hold its prefix; look again after `retry_ms`. `reconcile`: the serial is not
     current.
     """
 
@@ -92,6 +93,7 @@ class PullStatus(StrEnum):
     FULL = "full"
     SUSPECT = "suspect"
     CLEAR = "clear"
+    SPARED = "spared"
     RECONCILE = "reconcile"
 
 
@@ -101,7 +103,8 @@ class PulledJob:
 
     `pages` is what the pull counted for it. `head_of_line` marks the one job that did not fit.
     `num_logged` is what its last owner reported as logged (0 = fresh as far as the queue knows).
-    `age_ms` is how long ago it was accepted, by the server's clock.
+    `age_ms` is how long ago it was accepted, by the server's clock. `prefix` names what its prompt
+    begins with, empty if that is nothing of note.
     """
 
     job_id: str
@@ -115,15 +118,20 @@ class PulledJob:
     remaining_ms: int | None
     request: bytes
     age_ms: int = 0
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """The answer to a pull; `endings` are entries it refused, to be ended at once."""
+    """The answer to a pull; `endings` are entries it refused, to be ended at once.
+
+    `retry_ms`, if not 0, is when what was left to other workers is nobody's any more.
+    """
 
     status: PullStatus
     jobs: tuple[PulledJob, ...] = ()
     endings: tuple[Ending, ...] = ()
+    retry_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +214,13 @@ class LogStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LogReply:
-    """One answer of a log script; `last` and `epoch` are the log's, where there is one."""
+    """One answer of a log script; `last` and `epoch` are the log's, where there is one.
+
+    `entries` counts those of the log where its owner goes on writing, else it is 0.
+    """
 
     status: LogStatus
     epoch: int = 0
     last: int = 0
     finish: str = ""
+    entries: int = 0

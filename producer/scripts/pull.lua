@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
---@use base fairness drain waiting ending owning entry
+--@use base fairness drain waiting ending owning entry lanes affinity
 -- Take as many jobs as fit the budget, fairest first. Bounded: 16 tenants per priority, 64 entries.
 local worker, serial = ARGV[1], ARGV[2]
 local budget, page, total_pages = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -7,6 +7,9 @@ local max_jobs, may_overflow = tonumber(ARGV[6]), ARGV[7] == '1'
 local default_output, too_large_ms = tonumber(ARGV[8]), tonumber(ARGV[9])
 local last_class = tonumber(ARGV[10])
 local MAX_TENANTS, MAX_ENTRIES, SUSPECT_ATTEMPTS, SUSPECT_PATIENCE_MS = 16, 64, 2, 2000
+-- Jobs of one lane that a pull leaves to other workers before it looks elsewhere, and how many jobs
+-- of service others may get ahead of their tenant through that.
+local MAX_SPARED, MAX_LEAD = 4, 4
 
 if redis.call('HGET', K.worker .. worker, 'serial') ~= serial then
   return { 'reconcile', {}, {} }
@@ -16,7 +19,7 @@ if redis.call('HEXISTS', K.worker .. worker, 'suspect') == 1 then
   return { 'suspect', {}, {} }
 end
 
-local argument = 11
+local argument = 12
 local function read_pairs()
   local map = {}
   for _ = 1, tonumber(ARGV[argument]) do
@@ -27,10 +30,16 @@ local function read_pairs()
   return map
 end
 local expected, cached = read_pairs(), read_pairs()
+affinity.ms, affinity.worker, affinity.held = tonumber(ARGV[11]), worker, cached
+for lost = argument + 1, argument + tonumber(ARGV[argument]) do
+  give_up_home(ARGV[lost])
+end
 
 local now = now_ms()
+affinity.now = now
 local jobs, endings, looked, tokens_pulled = {}, {}, 0, 0
 local suspect_waits, is_clearing = false, false
+local spared, unfit = {}, 0
 local num_held = redis.call('HLEN', K.held .. worker)
 
 local function pages(tokens)
@@ -84,6 +93,7 @@ local function take(found, record, stream, id, priority, in_lane, need, charge, 
   unload(job, tenant, priority)
   redis.call('HSET', K.job .. job, 'state', 'held', 'epoch', epoch, 'owner', worker,
     'stream', '', 'entry', '')
+  settle(found.prefix)
   local time = 0
   if charged == 0 then
     time = charge / (tonumber(record[7]) or 1)
@@ -99,7 +109,7 @@ local function take(found, record, stream, id, priority, in_lane, need, charge, 
   local deadline = tonumber(record[8])
   jobs[#jobs + 1] = { job, epoch, attempts, tonumber(priority), tenant, need, overflow and 1 or 0,
     found.logged, deadline and math.max(0, deadline - now) or -1, record[9] or '',
-    now - (tonumber(record[12]) or now) }
+    now - (tonumber(record[12]) or now), found.prefix }
   return time
 end
 
@@ -119,8 +129,9 @@ local function claims(job, id)
   return true
 end
 
--- Take, skip or bury one entry; returns the virtual time that was charged, nil if it was not taken.
-local function consider(stream, id, fields, priority, lane_tenant)
+-- Take, skip or bury one entry; returns the virtual time that was charged, nil if it was not taken,
+-- and its virtual time if it was left to another worker. `urge`: nil, `hasty` or `take`.
+local function consider(stream, id, fields, priority, lane_tenant, urge)
   looked = looked + 1
   local found, field, message = read_entry(fields)
   if found and lane_tenant and found.tenant ~= lane_tenant then
@@ -134,17 +145,19 @@ local function consider(stream, id, fields, priority, lane_tenant)
   local large = pages(found.prompt) + found.n * pages(found.output) > total_pages
   local fits = need <= budget
   if not (fits or may_overflow or large) then
+    unfit = unfit + 1
     return nil
   end
   local record = redis.call('HMGET', K.job .. found.job, 'state', 'epoch', 'attempts', 'stream',
     'entry', 'charge', 'weight', 'deadline', 'request', 'queued', 'priority',
-    'created')
+    'created', 'spared')
   if record[1] ~= 'waiting' or record[4] ~= stream or record[5] ~= id then
     bury(stream, id, fields, 'job', 'no waiting job has this entry', priority, lane_tenant,
       endings, now)
     return nil
   end
   if large then
+    unfit = unfit + 1
     too_large(found, record, priority)
     return nil
   end
@@ -152,6 +165,10 @@ local function consider(stream, id, fields, priority, lane_tenant)
     suspect_waits = true
     is_clearing = is_clearing or claims(found.job, id)
     return nil
+  end
+  if lane_tenant and urge ~= 'take' and tonumber(record[3]) < SUSPECT_ATTEMPTS
+    and spares(found.job, found.prefix, id, tonumber(record[13]), urge == 'hasty') then
+    return nil, charge / (tonumber(record[7]) or 1)
   end
   if fits then
     budget = budget - need
@@ -194,71 +211,85 @@ for class = 0, last_class do
   end
 end
 
--- One lane as seen by this pull: its entries are read four at a time, and only if it is picked.
-local function next_entry(lane)
-  if lane.at > #lane.entries then
-    lane.entries = redis.call('XRANGE', lane.stream, lane.after, '+', 'COUNT', 4)
-    lane.at = 1
-  end
-  local entry = lane.entries[lane.at]
-  if entry then
-    lane.at, lane.after = lane.at + 1, '(' .. entry[1]
-  end
-  return entry
+local function consider_spared(entry, urge)
+  consider(entry.stream, entry.id, entry.fields, entry.priority, entry.tenant, urge)
 end
 
-local function fairest(lanes)
-  local best
-  for index, lane in ipairs(lanes) do
-    if not best or lane.time < lanes[best].time then
-      best = index
+local function consider_next(lanes, best, priority)
+  local lane = lanes[best]
+  local entry = next_entry(lane)
+  if not entry then
+    if lane.after == '-' then
+      leave_backlog(priority, lane.tenant)
+    end
+    table.remove(lanes, best)
+    return
+  end
+  local charged, left_time = consider(lane.stream, entry[1], entry[2], priority, lane.tenant)
+  lane.time = lane.time + (charged or 0)
+  if left_time then
+    spared[#spared + 1] = { stream = lane.stream, id = entry[1], fields = entry[2],
+      priority = priority, tenant = lane.tenant, until_time = lane.time + MAX_LEAD * left_time }
+    lane.spared = lane.spared + 1
+    if lane.spared == MAX_SPARED then
+      table.remove(lanes, best)
     end
   end
-  return best
 end
 
 for class = 0, last_class do
   local priority, lanes = tostring(class), {}
   if may_go_on() then
-    local first = redis.call('ZRANGE', K.backlog .. priority, 0, MAX_TENANTS - 1, 'WITHSCORES')
-    for i = 1, #first, 2 do
-      lanes[#lanes + 1] = { tenant = first[i], time = tonumber(first[i + 1]), entries = {}, at = 1,
-        after = '-', stream = K.lane .. priority .. ':' .. first[i] }
-    end
+    lanes = fairest_lanes(priority, MAX_TENANTS)
   end
   local touched = #lanes > 0
   while #lanes > 0 and may_go_on() do
     local best = fairest(lanes)
     local lane = lanes[best]
-    local entry = next_entry(lane)
-    if entry then
-      local charged = consider(lane.stream, entry[1], entry[2], priority, lane.tenant)
-      lane.time = lane.time + (charged or 0)
+    if spared[1] and lane.time > spared[1].until_time then
+      consider_spared(table.remove(spared, 1), 'take')
     else
-      if lane.after == '-' then
-        leave_backlog(priority, lane.tenant)
-      end
-      table.remove(lanes, best)
+      consider_next(lanes, best, priority)
     end
+  end
+  -- Rather than idle, take what was left to others for long enough, in the same order.
+  for _, entry in ipairs(spared) do
+    if #jobs > 0 or not may_go_on() then
+      break
+    end
+    consider_spared(entry, 'hasty')
   end
   if touched then
     raise_floor(priority)
+  end
+  -- What is left to a full worker keeps its priority: no lower class goes past it.
+  if affinity.waits then
+    break
   end
 end
 
 local waiting = tonumber(redis.call('HGET', K.load, 'jobs')) or 0
 local left = redis.call('EXISTS', K.backlog .. '0', K.backlog .. '1', K.backlog .. '2',
   K.front .. '0', K.front .. '1', K.front .. '2') > 0
-if left then
+-- What is left to others was announced to them; the bell for everybody would wake this one again.
+local only_spared = #spared > 0 and #jobs == 0 and unfit == 0 and not suspect_waits and may_go_on()
+if left and not only_spared then
   ring()
 end
 if tokens_pulled > 0 or left then
   drained(tokens_pulled, now, left)
 end
+if affinity.ms > 0 then
+  redis.call('HSET', K.worker .. worker, 'room', #jobs < max_jobs and budget > 0 and 1 or 0)
+end
+local status = left and waiting > 0 and 'full' or 'empty'
 if #jobs > 0 then
-  return { 'jobs', jobs, endings }
+  status = 'jobs'
+elseif is_clearing then
+  status = 'clear'
+elseif suspect_waits then
+  status = 'suspect'
+elseif only_spared then
+  status = 'spared'
 end
-if is_clearing then
-  return { 'clear', jobs, endings }
-end
-return { suspect_waits and 'suspect' or left and waiting > 0 and 'full' or 'empty', jobs, endings }
+return { status, jobs, endings, affinity.retry_ms or 0 }

@@ -1,0 +1,76 @@
+-- Where a prefix is at home: with the first worker that pulled a job of it, until that one's cache
+-- has lost it, or the worker dies. Other workers leave jobs of the prefix to it for a while: for
+-- `ms` if they would idle, and as long as they find other work for a fifth of what the job has
+-- waited already. The key's TTL is renewed by every job that the home takes.
+local HOME_MS, WAKE_MS, MAX_PREFIX_BYTES, SPARED_SHARE = 600000, 5000, 128, 0.2
+local affinity = { ms = 0, worker = '', held = {}, now = 0, retry_ms = nil, waits = false }
+local seen, woken = {}, {}
+
+local function is_prefix(prefix)
+  return affinity.ms > 0 and prefix ~= '' and #prefix <= MAX_PREFIX_BYTES
+end
+
+-- The living worker other than this one that a prefix is at home with, or nil.
+local function home_elsewhere(prefix)
+  local home = redis.call('GET', K.home .. prefix)
+  if not home or home == affinity.worker then
+    return nil
+  end
+  if seen[home] == nil then
+    seen[home] = redis.call('EXISTS', K.alive .. home) == 1
+      and { room = redis.call('HGET', K.worker .. home, 'room') == '1' }
+  end
+  return seen[home] and home or nil
+end
+
+local function settle(prefix)
+  if is_prefix(prefix) and not home_elsewhere(prefix) then
+    redis.call('SET', K.home .. prefix, affinity.worker, 'PX', HOME_MS)
+  end
+end
+
+local function give_up_home(prefix)
+  if redis.call('GET', K.home .. prefix) == affinity.worker then
+    redis.call('DEL', K.home .. prefix)
+  end
+end
+
+-- A bell for one worker; it expires, because that one may never listen again.
+local function wake(worker)
+  if not woken[worker] then
+    woken[worker] = true
+    if redis.call('LLEN', K.wake .. worker) == 0 then
+      redis.call('LPUSH', K.wake .. worker, '1')
+    end
+    redis.call('PEXPIRE', K.wake .. worker, WAKE_MS)
+  end
+end
+
+-- Whether to leave a job to the home of its prefix. The time counts from the first pull that did,
+-- `since`; `hasty` is a pull that has found nothing else to do.
+local function spares(job, prefix, entry, since, hasty)
+  if not is_prefix(prefix) or affinity.held[prefix] then
+    return false
+  end
+  local home = home_elsewhere(prefix)
+  if not home then
+    return false
+  end
+  if not since then
+    since = affinity.now
+    redis.call('HSET', K.job .. job, 'spared', since)
+  end
+  local waited = since - (tonumber(string.match(entry, '^%d+')) or since)
+  local left_ms = affinity.ms - (affinity.now - since)
+  local patience_ms = hasty and 0 or math.max(waited * SPARED_SHARE - affinity.ms, 0)
+  if left_ms + patience_ms <= 0 then
+    return false
+  end
+  if seen[home].room then
+    wake(home)
+  else
+    affinity.waits = true
+  end
+  affinity.retry_ms = math.max(math.min(affinity.retry_ms or affinity.ms, left_ms), 1)
+  return true
+end
