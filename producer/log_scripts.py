@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
+from tokenbus.producer.append_batch import AppendBatch
 from tokenbus.producer.events import Event, Finish
 from tokenbus.producer.keys import shard_of
 from tokenbus.producer.replies import LogReply, LogStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tokenbus.producer.keys import Keys
     from tokenbus.producer.script_runner import Argument, ScriptRunner
@@ -37,7 +38,10 @@ class Takeover:
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """New tokens `start`…`to` of one choice; `logprobs` is a JSON array or empty."""
+    """New tokens `start`…`to` of one choice; `logprobs` is a JSON array or empty.
+
+    `entries` is the number of entries the log has if nobody else wrote, 0 if that is not known.
+    """
 
     job_id: str
     epoch: int
@@ -48,6 +52,7 @@ class Append:
     ids: Sequence[int]
     ends: Sequence[int]
     logprobs: str = ""
+    entries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +105,16 @@ class LogScripts:
         Answers `ok`, `already`, `gap`, `behind`, `fenced` or `nolog`; only `fenced` makes the
         owner drop the job.
         """
-        return await self._batch(
-            "append",
-            items,
-            lambda item: [
-                item.job_id,
-                item.epoch,
-                item.choice,
-                item.start,
-                item.to,
-                json.dumps(item.text),
-                ",".join(map(str, item.ids)),
-                ",".join(map(str, item.ends)),
-                item.logprobs,
-            ],
-        )
+        return await self._in_slices(items, self._append_slice)
+
+    async def append_batch(self, shard: int, batch: AppendBatch) -> list[tuple[int, LogReply]]:
+        """Run one packed batch of at most MAX_BATCH jobs of a shard.
+
+        Returns: the answers of those that were not simply written, each with its number.
+        """
+        args = [*self._head, batch.pack()]
+        answers = await self._runner.run("append", self._keys.log_prefix(shard), args)
+        return [(int(number), _log_reply(reply)) for number, *reply in answers]
 
     async def end(self, items: Sequence[End]) -> list[LogReply]:
         """Write terminal entry and result, once per job, and publish the terminal event (R4).
@@ -169,7 +169,43 @@ class LogScripts:
     async def _batch(
         self, name: str, items: Sequence[Any], pack: Callable[[Any], list[str | int | bool]]
     ) -> list[LogReply]:
-        """Run a batch script once per shard and slice, and put the answers in order."""
+        """Run a batch script that takes a JSON array per item."""
+
+        async def run(shard: int, part: Sequence[Any]) -> list[LogReply]:
+            batch = json.dumps([pack(item) for item in part], separators=(",", ":"))
+            key = self._keys.log_prefix(shard)
+            answers = await self._runner.run(name, key, [*self._head, batch])
+            return [_log_reply(answer) for answer in answers]
+
+        return await self._in_slices(items, run)
+
+    async def _append_slice(self, shard: int, items: Sequence[Append]) -> list[LogReply]:
+        batch = AppendBatch()
+        for item in items:
+            batch.add(
+                item.job_id,
+                item.epoch,
+                item.choice,
+                item.start,
+                item.text,
+                item.ids,
+                item.ends,
+                item.logprobs,
+                item.entries,
+            )
+        others = dict(await self.append_batch(shard, batch))
+        return [
+            others.get(number)
+            or LogReply(LogStatus.OK, item.epoch, item.to, entries=item.entries + 1)
+            for number, item in enumerate(items)
+        ]
+
+    async def _in_slices(
+        self,
+        items: Sequence[Any],
+        run: Callable[[int, Sequence[Any]], Awaitable[list[LogReply]]],
+    ) -> list[LogReply]:
+        """Call `run` once per shard and slice, and put the answers in order."""
         replies: list[LogReply | None] = [None] * len(items)
         numbered = sorted(
             enumerate(items), key=lambda pair: shard_of(pair[1].job_id)
@@ -178,19 +214,18 @@ class LogScripts:
             members = list(group)
             for first in range(0, len(members), MAX_BATCH):
                 part = members[first : first + MAX_BATCH]
-                batch = json.dumps([pack(item) for _, item in part], separators=(",", ":"))
-                answers = await self._runner.run(
-                    name, self._keys.log_prefix(shard), [*self._head, batch]
-                )
-                for (number, _), answer in zip(part, answers, strict=True):
-                    replies[number] = _log_reply(answer)
+                answers = await run(shard, [item for _, item in part])
+                for (number, _), reply in zip(part, answers, strict=True):
+                    replies[number] = reply
         return [reply for reply in replies if reply is not None]
 
 
 def _log_reply(answer: list[Any]) -> LogReply:
     """Read one item's answer."""
-    status, epoch, last, finish = answer
-    return LogReply(LogStatus(status.decode()), int(epoch), int(last), finish.decode())
+    status, epoch, last, finish, entries = answer
+    return LogReply(
+        LogStatus(status.decode()), int(epoch), int(last), finish.decode(), int(entries)
+    )
 
 
 def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | None:
@@ -202,14 +237,15 @@ def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | No
         finish = Finish.parse(wire[b"finish"])
         last = int(wire[b"to"])
         return Event(job_id, epoch, 0, last + 1, last, finish=finish)
+    choice, start, text, ids, ends, *logprobs = json.loads(wire[b"e"])
     return Event(
         job_id,
         epoch,
-        int(wire[b"choice"]),
-        int(wire[b"from"]),
-        int(wire[b"to"]),
-        text=json.loads(wire[b"text"]),
-        ids=tuple(map(int, wire[b"ids"].split(b","))),
-        ends=tuple(map(int, wire[b"ends"].split(b","))),
-        logprobs=tuple(json.loads(wire.get(b"logprobs", b"[]"))),
+        choice,
+        start,
+        start + len(ids) - 1,
+        text=text,
+        ids=tuple(ids),
+        ends=tuple(ends),
+        logprobs=tuple(logprobs[0]) if logprobs else (),
     )

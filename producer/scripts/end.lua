@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
---@use tail
+--@use tail each
 -- The commit point: terminal entry and result value in one call. No short TTL here: the log must
 -- outlive the record's way to `done`.
 return each(function(job, epoch, to, owned, finish, result)
@@ -31,5 +31,5 @@ return each(function(job, epoch, to, owned, finish, result)
   redis.call(PUBLISH, L.tok .. job, '{"v":1,"job":"' .. job .. '","epoch":' .. epoch
     .. ',"choice":0,"from":' .. to + 1 .. ',"to":' .. to .. ',"text":"","ids":[],"ends":[],"finish":'
     .. finish .. '}')
-  return { 'ok', epoch, to, finish }
+  return { 'ok', epoch, to, finish, 0 }
 end)

@@ -1,5 +1,5 @@
 -- The last entry of a token log, read in place of any counter: its fields are written in fixed
--- order, so the kind is the first name.
+-- order, so the kind is the first name. Tokens are one field `e`; their `to` is that of the id.
 local function tail_of(log)
   local last = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
   if not last then
@@ -7,30 +7,29 @@ local function tail_of(log)
   end
   local fields = last[2]
   local kind = fields[1]
+  local epoch, index = string.match(last[1], '^(%d+)-(%d+)$')
+  local to = index
+  if kind == 'marker' then
+    to = fields[4]
+  elseif kind == 'finish' then
+    to = fields[6]
+  end
   return {
-    epoch = tonumber(string.match(last[1], '^(%d+)-')),
-    to = tonumber(kind == 'marker' and fields[4] or fields[6]),
+    epoch = tonumber(epoch),
+    to = tonumber(to),
     ended = kind == 'finish',
     finish = kind == 'finish' and fields[2] or '',
   }
 end
 
-local function answer(status, tail)
-  return { status, tail and tail.epoch or 0, tail and tail.to or 0, tail and tail.finish or '' }
+-- The number of entries is asked for where the caller goes on writing.
+local function answer(status, tail, log)
+  return { status, tail and tail.epoch or 0, tail and tail.to or 0, tail and tail.finish or '',
+    log and redis.call('XLEN', log) or 0 }
+end
+
+local function failed(reason)
+  return { 'error', 0, 0, type(reason) == 'table' and reason.err or tostring(reason), 0 }
 end
 
 local BELT_MS, PUBLISH = ARGV[1], ARGV[2]
-
--- Run `one` for every item of the batch, a JSON array of arrays: one argument is parsed far faster
--- than hundreds. An item that raises fails alone.
-local function each(one)
-  local out = {}
-  for number, item in ipairs(cjson.decode(ARGV[3])) do
-    local ok, reply = pcall(one, unpack(item))
-    if not ok then
-      reply = { 'error', 0, 0, type(reply) == 'table' and reply.err or tostring(reply) }
-    end
-    out[number] = reply
-  end
-  return out
-end

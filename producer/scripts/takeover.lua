@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
---@use tail
+--@use tail each
 -- Write the marker with which an owner starts and a reaper fences; it carries the last index.
 return each(function(job, epoch, worker, create)
   local log = L.log .. job
@@ -14,10 +14,10 @@ return each(function(job, epoch, worker, create)
     return answer('fenced', tail)
   end
   if tail and tail.epoch == epoch then
-    return answer('log', tail)
+    return answer('log', tail, log)
   end
   local last = tail and tail.to or 0
   redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', last)
   redis.call('PEXPIRE', log, BELT_MS)
-  return { 'ok', epoch, last, '' }
+  return { 'ok', epoch, last, '', redis.call('XLEN', log) }
 end)

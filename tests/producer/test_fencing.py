@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bus_stubs import StubWorker, a_job, indices, orphan_of, pulled, raw, submit, tokens
 
+from tokenbus.producer.log_scripts import Takeover
 from tokenbus.producer.replies import LogStatus, RequeueStatus
 
 if TYPE_CHECKING:
     from tokenbus.producer.chains import Chains
+    from tokenbus.producer.replies import LogReply
     from tokenbus.producer.scripts import Scripts
 
 J = "j-1"
@@ -82,3 +85,28 @@ async def test_batch_is_cut_into_slices_in_order(scripts: Scripts) -> None:
     batch = [tokens(J, 1, index, index) for index in range(1, 151)]
     replies = await scripts.log.append(batch)
     assert [reply.last for reply in replies] == list(range(1, 151))
+
+
+async def test_counted_append_is_refused_like_any_other(scripts: Scripts) -> None:
+    """The short cut by the number of entries writes only where the long way would."""
+    worker = await pulled(scripts, J)
+    start = await worker.start(J, 1)
+    assert (start.status, start.entries) == (LogStatus.OK, 1)
+
+    async def append(epoch: int, start: int, to: int, entries: int) -> LogReply:
+        item = replace(tokens(J, epoch, start, to), entries=entries)
+        [reply] = await scripts.log.append([item])
+        return reply
+
+    first = await append(1, 1, 2, start.entries)
+    assert (first.status, first.last, first.entries) == (LogStatus.OK, 2, 2)
+    again = await append(1, 1, 2, start.entries)
+    assert (again.status, again.last, again.entries) == (LogStatus.ALREADY, 2, 2)
+    hole = await append(1, 5, 5, 1)
+    assert (hole.status, hole.last, hole.entries) == (LogStatus.GAP, 2, 2)
+    assert (await append(1, 3, 3, 2)).entries == 3
+    await scripts.log.takeover([Takeover(J, 2, "heir", create=False)])
+    # By luck the zombie's count is that of the log, the heir's marker included.
+    zombie = await append(1, 4, 4, 4)
+    assert (zombie.status, zombie.epoch) == (LogStatus.FENCED, 2)
+    assert await indices(scripts, J) == [1, 2, 3]

@@ -111,16 +111,11 @@ async def test_lost_messages_are_read_from_the_log(client: AsyncClient) -> None:
     stream = client.stream(job_id)
     await worker.append(job_id, 1, 1, 1)
     events = await take(stream, 1)
-    quiet = {"text": '"002 "', "ids": "2", "ends": "8"}
-    await raw(client.scripts).xadd(
-        client.scripts.keys.log(job_id), {"choice": 0, "from": 2, "to": 2} | quiet, "1-2"
-    )
+    key = client.scripts.keys.log(job_id)
+    await raw(client.scripts).xadd(key, {"e": '[0,2,"002 ",[2],[8]]'}, "1-2")
     await worker.append(job_id, 1, 3, 3)
     events += await take(stream, 3)
-    quiet = {"text": '"004 "', "ids": "4", "ends": "16"}
-    await raw(client.scripts).xadd(
-        client.scripts.keys.log(job_id), {"choice": 0, "from": 4, "to": 4} | quiet, "1-4"
-    )
+    await raw(client.scripts).xadd(key, {"e": '[0,4,"004 ",[4],[16]]'}, "1-4")
     events += await take(stream, 4)
     await finish(client, worker, job_id, 4)
     events += [event async for event in stream]
