@@ -137,7 +137,7 @@ GENERIC: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "deepseek_v3-mla": (DeepseekV3Config, _MLA),
     "opt": (OPTConfig, _OPT),
     "phi": (PhiConfig, {}),
-    "qwen2_moe": (Qwen2MoeConfig, MOE),
+    "qwen2_moe": (Qwen2MoeConfig, MOE | {"num_experts": 8, "num_experts_per_tok": 2}),
 }
 
 
@@ -160,7 +160,12 @@ def tiny_sizes(**changes: Any) -> dict[str, Any]:
 
 
 def draw_model(config: Any, seed: int = 0) -> Any:
-    """Draw a model of transformers, norm weights and biases included, with eager attention."""
+    """Draw a model of transformers, norm weights and biases included, with eager attention.
+
+    Mixtures of experts need a seed without a near tie between experts: where the last one chosen
+    and the first one left out differ by less than 1e-6 in the router's logits, the order of a sum
+    decides, in transformers itself too, and the tokens part.
+    """
     torch.manual_seed(seed)
     config._attn_implementation = "eager"
     factory: Any = AutoModelForCausalLM
