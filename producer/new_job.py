@@ -7,6 +7,7 @@ import json
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.prefix_key import prefix_key
 from tokenbus.producer.schema import SEED_BITS, JobRequest
 from tokenbus.producer.scripts import NewJob
 
@@ -38,7 +39,7 @@ def new_job(request: JobRequest, weight: float = 1.0, job_id: str = "") -> NewJo
         weight=weight,
         deadline_ms=None if request.deadline_s is None else int(request.deadline_s * 1000),
         not_before_ms=int((request.not_before_s or 0) * 1000),
-        prefix=request.cache_group or "",
+        prefix=prefix_key(request),
         callback=_callback(request),
     )
 

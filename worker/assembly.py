@@ -12,6 +12,7 @@ from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.beacon import Beacon
 from tokenbus.worker.clearance import Clearance
 from tokenbus.worker.custody import Custody
+from tokenbus.worker.held_prefixes import HeldPrefixes
 from tokenbus.worker.inbox import Inbox
 from tokenbus.worker.intake import Intake
 from tokenbus.worker.keeper import Keeper
@@ -45,6 +46,7 @@ class Parts:
     session: Session
     roster: Roster
     ledger: Ledger
+    prefixes: HeldPrefixes
     custody: Custody
     publisher: Publisher
     starter: Starter
@@ -61,6 +63,7 @@ class Parts:
         self.starter.engine = link
         self.outputs.engine = link
         self.ledger.available_pages = link.ready.num_pages
+        self.prefixes.clear()
         self.intake.pages_changed()
 
     def take_report(self, report: Report) -> None:
@@ -87,6 +90,7 @@ async def assemble(
     chains = Chains(scripts, _retention(settings))
     session = Session(server.redis, ttl_s)
     ledger = Ledger(roster, limits, ready.num_pages, settings.reserve_fraction)
+    prefixes = HeldPrefixes(ledger, is_on=settings.affinity_ms > 0)
     custody = Custody(session, scripts, chains, roster, worker, metrics)
     starter = Starter(session, scripts, custody, ledger, preparer, tokenizer, limits, metrics)
     lease = Lease(session, scripts, custody, roster, worker, settings, str(server.url))
@@ -99,13 +103,14 @@ async def assemble(
         session=session,
         roster=roster,
         ledger=ledger,
+        prefixes=prefixes,
         custody=custody,
         publisher=Publisher(session, scripts, custody, worker, metrics),
         starter=starter,
         outputs=Outputs(roster, ledger, metrics),
         lease=lease,
         intake=Intake(session, scripts, chains, blocking, lease, starter,
-                      clearance, ledger, roster, worker, settings, metrics),
+                      clearance, ledger, prefixes, roster, worker, settings, metrics),
         inbox=Inbox(session, scripts, chains, worker, _inbox_bounds(settings), metrics),
         keeper=Keeper(session, scripts, chains, worker, ttl_s, metrics),
         notices=Notices(session, blocking, scripts.keys.of("ctl", worker), roster, custody),
@@ -138,6 +143,7 @@ def _wire(parts: Parts) -> None:
     parts.outputs.pages_changed = parts.intake.pages_changed
 
     def gone(job: HeldJob) -> None:
+        parts.prefixes.gone(job)
         parts.outputs.forget(job)
 
     parts.roster.on_gone = gone

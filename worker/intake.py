@@ -1,7 +1,8 @@
 """Pulls as many jobs as there are free pages for, and one more that waits at the head of the line.
 
 After a pull that found nothing the worker waits on the doorbell; after one that found only what
-does not fit, for pages. What tokenises to more than the pull counted goes back, charge undone.
+does not fit, for pages; after one that left all to workers that hold its prefix, until that is
+nobody's any more. What tokenises to more than the pull counted goes back, charge undone.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.producer.chains import Chains
-    from tokenbus.producer.replies import Ending, PulledJob
+    from tokenbus.producer.replies import Ending, Pulled, PulledJob
     from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.clearance import Clearance
     from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held_prefixes import HeldPrefixes
     from tokenbus.worker.lease import Lease
     from tokenbus.worker.ledger import Ledger
     from tokenbus.worker.metrics import Metrics
@@ -45,6 +47,8 @@ MAX_WAIT_S = 1.0
 # server 14 us.
 URGENT_LOOK_S = 0.25
 LAST_CLASS = NUM_PRIORITIES - 1
+# Answers of a pull that has looked at everything it was given.
+NORMAL = (PullStatus.JOBS, PullStatus.EMPTY, PullStatus.FULL, PullStatus.SPARED)
 
 
 class Intake:
@@ -60,6 +64,7 @@ class Intake:
         starter: Starter,
         clearance: Clearance,
         ledger: Ledger,
+        prefixes: HeldPrefixes,
         roster: Roster,
         worker: str,
         settings: WorkerSettings,
@@ -73,6 +78,7 @@ class Intake:
         self._starter = starter
         self._clearance = clearance
         self._ledger = ledger
+        self._prefixes = prefixes
         self._roster = roster
         self._worker = worker
         self._settings = settings
@@ -100,7 +106,7 @@ class Intake:
                     await self._wait_for_pages()
                     continue
                 try:
-                    status = await self._pull(tasks, last_priority)
+                    pulled = await self._pull(tasks, last_priority)
                 except SessionLost:
                     continue
                 except RedisError as error:
@@ -110,7 +116,7 @@ class Intake:
                 if last_priority < LAST_CLASS:
                     await self._wait_for_pages(URGENT_LOOK_S)
                 else:
-                    await self._wait_after(status)
+                    await self._wait_after(pulled)
 
     def _last_priority(self) -> int:
         """Return the last class to pull, -1 for none.
@@ -135,20 +141,12 @@ class Intake:
         if not any(job.is_waiting for job in waiting):
             self._head_of_line_since = None
 
-    async def _pull(self, tasks: asyncio.TaskGroup, last_priority: int) -> PullStatus:
+    async def _pull(self, tasks: asyncio.TaskGroup, last_priority: int) -> Pulled:
         """Pull once and register what came before anyone else may look at what we hold."""
         asked_at = time.monotonic()
         async with self._lease.custody_lock:
             takes_head_of_line = not self._line_is_taken()
-            budget = Budget(
-                pages=max(0, self._ledger.budget()) if last_priority == LAST_CLASS else 0,
-                page_size=self._ledger.page_size,
-                total_pages=self._ledger.total_pages,
-                max_jobs=max(1, min(self._settings.max_pull_jobs, self._ledger.free_rows())),
-                take_head_of_line=takes_head_of_line,
-                expected_output=self._ledger.expected_outputs(),
-                last_priority=last_priority,
-            )
+            budget = self._budget(last_priority, takes_head_of_line)
             self._line_is_offered = takes_head_of_line
             try:
                 pulled = await self._session.call(
@@ -162,6 +160,9 @@ class Intake:
             tasks.create_task(self._bring_in(job))
         if pulled.endings:
             tasks.create_task(self._end_refused(pulled.endings, asked_at))
+        if pulled.status in NORMAL:
+            self._prefixes.told(budget.lost_prefixes)
+        self._metrics.pulls_spared += pulled.status is PullStatus.SPARED
         match pulled.status:
             case PullStatus.RECONCILE:
                 self._session.lose("another serial is current")
@@ -169,10 +170,27 @@ class Intake:
                 self._clearance.clear_for_suspect()
             case _:
                 self._clearance.nothing_claimed()
-        return pulled.status
+        return pulled
+
+    def _budget(self, last_priority: int, takes_head_of_line: bool) -> Budget:
+        """Say what there is room for, and whose prefixes lie in the cache."""
+        affinity_ms = self._settings.affinity_ms
+        return Budget(
+            pages=max(0, self._ledger.budget()) if last_priority == LAST_CLASS else 0,
+            page_size=self._ledger.page_size,
+            total_pages=self._ledger.total_pages,
+            max_jobs=max(1, min(self._settings.max_pull_jobs, self._ledger.free_rows())),
+            take_head_of_line=takes_head_of_line,
+            expected_output=self._ledger.expected_outputs(),
+            last_priority=last_priority,
+            cached=self._prefixes.held() if affinity_ms else {},
+            lost_prefixes=self._prefixes.lost() if affinity_ms else (),
+            affinity_ms=affinity_ms,
+        )
 
     def _register(self, pulled: PulledJob) -> HeldJob:
         job = self._roster.take(pulled)
+        self._prefixes.pulled(job)
         self._metrics.jobs_pulled += 1
         if job.is_waiting:
             self._head_of_line_since = time.monotonic()
@@ -189,6 +207,7 @@ class Intake:
     async def _bring_in(self, job: HeldJob) -> None:
         """Prepare a job and let its log be taken over, or give it back if it is too big."""
         await self._starter.prepare(job)
+        self._prefixes.prepared(job)
         if job.phase is not Phase.PULLED:
             return
         if self._ledger.exceeds_pool(job):
@@ -242,14 +261,15 @@ class Intake:
         except RedisError:
             self._log.exception("job.end_refused", job_id=ending.job_id)
 
-    async def _wait_after(self, status: PullStatus) -> None:
-        match status:
+    async def _wait_after(self, pulled: Pulled) -> None:
+        wait_s = min(pulled.retry_ms / 1000 or MAX_WAIT_S, MAX_WAIT_S)
+        match pulled.status:
             case PullStatus.JOBS | PullStatus.RECONCILE:
                 return
-            case PullStatus.EMPTY:
-                await self._wait_for_bell()
+            case PullStatus.EMPTY | PullStatus.SPARED:
+                await self._wait_for_bell(wait_s)
             case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR:
-                await self._wait_for_pages()
+                await self._wait_for_pages(wait_s)
 
     async def _wait_for_pages(self, wait_s: float = MAX_WAIT_S) -> None:
         try:
@@ -258,12 +278,13 @@ class Intake:
         except TimeoutError:
             return
 
-    async def _wait_for_bell(self) -> None:
-        """Wait until work became pullable, a second at most."""
+    async def _wait_for_bell(self, wait_s: float) -> None:
+        """Wait until work became pullable, for anybody or for this worker, a second at most."""
+        keys = self._scripts.keys
+        bells = (keys.of("wake", self._worker), keys.of("bell"))
         try:
-            async with asyncio.timeout(MAX_WAIT_S + self._settings.call_timeout_s):
-                bell = self._scripts.keys.of("bell")
-                await self._blocking("BLPOP", bell, MAX_WAIT_S)
+            async with asyncio.timeout(wait_s + self._settings.call_timeout_s):
+                await self._blocking("BLPOP", *bells, wait_s)
         except (RedisError, OSError) as error:
             if not is_away(error):
                 raise

@@ -106,13 +106,13 @@ class Ledger:
     def promised(self, job: HeldJob) -> int:
         """Return the pages that a job will still take, or that it gives back only later."""
         if job.phase in (Phase.ENDING, Phase.COMMITTED, Phase.RETURNING):
-            return self._held_pages(job) if job.was_added else 0
+            return self.held_pages(job) if job.was_added else 0
         cost = self.cost(job)
         if job.timings.admitted_at is None:
             return cost
         if job.timings.first_token_at is None:
             return max(0, cost - job.cached_tokens // self.page_size)
-        return max(0, cost - self._held_pages(job))
+        return max(0, cost - self.held_pages(job))
 
     def observe(self, job: HeldJob) -> None:
         """Learn the output lengths of a job that ended by itself."""
@@ -130,7 +130,8 @@ class Ledger:
         """Raise the estimate of a lane after the engine preempted a job of it."""
         self.estimator.correct(job.lane, job.longest_choice)
 
-    def _held_pages(self, job: HeldJob) -> int:
+    def held_pages(self, job: HeldJob) -> int:
+        """Return the pages that a job holds by what is known of its tokens."""
         if job.prepared is None or job.transcript is None:
             return 0
         prompt, counts = job.prepared.num_prompt_tokens, job.choice_lengths()

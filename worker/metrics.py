@@ -20,6 +20,7 @@ class Metrics:
     jobs_reaped: int = 0
     jobs_undone: int = 0
     jobs_parked: int = 0
+    pulls_spared: int = 0
     inbox_accepted: int = 0
     inbox_refused: int = 0
     tokens_logged: int = 0

@@ -62,6 +62,9 @@ class WorkerSettings(BaseSettings):
     call_timeout_s: Seconds = 5.0
     suspect_wait_s: float = Field(default=10.0, ge=0, le=3600)
     hol_bypass_ms: int = Field(default=500, ge=0, le=600_000)
+    # How long a job is left to another worker that has its prefix in the cache, where this one has
+    # nothing else to do; 0 turns that off.
+    affinity_wait_ms: int = Field(default=100, ge=0, le=600_000)
     max_pull_jobs: int = Field(default=32, ge=1, le=1024)
     reserve_fraction: float = Field(default=0.02, ge=0, le=0.5)
     max_prompt_bytes: int = Field(default=8 * 1024 * 1024, ge=1, le=2**29)
@@ -94,6 +97,12 @@ class WorkerSettings(BaseSettings):
             field = ".".join(str(part) for part in first["loc"])
             message = first["msg"].removeprefix("Value error, ")
             raise SettingsInvalid(f"{field}: {message}" if field else message) from None
+
+    @property
+    def affinity_ms(self) -> int:
+        """Return `affinity_wait_ms`, 0 for an engine that holds no prefixes."""
+        has_cache = self.engine == "paged" and self.prefix_cache is not False
+        return self.affinity_wait_ms if has_cache else 0
 
     def start_engine(self) -> StartEngine:
         """Return the message that builds this worker's engine."""

@@ -1,0 +1,130 @@
+"""Which prefixes the engine's cache still holds, as the worker can tell from what went through it.
+
+The engine evicts what was released longest ago, so a prefix that nobody runs on is gone once the
+pages released after it, and its own, are more than the engine has to give away:
+
+    in use              a job of the prefix is here: its pages are held
+    idle, held          own pages + shared pages of idle prefixes released later
+                        + all other pages released later  <=  available pages
+    lost                past that; the queue is told, so that any worker may take its next job
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.lease_scripts import MAX_ESTIMATES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.ledger import Ledger
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """What is known of one prefix; `num_shared` counts the tokens that its last prompts share."""
+
+    num_jobs: int = 0
+    num_shared: int = 0
+    last_prompt: Sequence[int] = ()
+    released_at: int = 0
+
+
+class HeldPrefixes:
+    """Follows the jobs of one worker from the pull to their end, unless it is off."""
+
+    def __init__(self, ledger: Ledger, *, is_on: bool = True) -> None:
+        self._ledger = ledger
+        self._is_on = is_on
+        # Least lately released first; those in use stand anywhere.
+        self._prefixes: OrderedDict[str, _Prefix] = OrderedDict()
+        self._lost: set[str] = set()
+        # Pages released so far that belonged to one job alone.
+        self._released_pages = 0
+
+    def pulled(self, job: HeldJob) -> None:
+        """Note a job that will bring its prefix."""
+        if self._is_on and job.pulled.prefix:
+            self._prefixes.setdefault(job.pulled.prefix, _Prefix()).num_jobs += 1
+            self._lost.discard(job.pulled.prefix)
+
+    def prepared(self, job: HeldJob) -> None:
+        """Learn from a tokenised prompt how much it shares with the one before."""
+        prefix = self._prefixes.get(job.pulled.prefix)
+        if prefix is None or job.prepared is None:
+            return
+        prompt = job.prepared.prompt_ids
+        shared = _num_shared(prefix.last_prompt, prompt) if prefix.last_prompt else len(prompt)
+        page_size = self._ledger.page_size
+        prefix.num_shared = shared // page_size * page_size
+        prefix.last_prompt = prompt
+
+    def gone(self, job: HeldJob) -> None:
+        """Note that a job has left and released its pages."""
+        prefix = self._prefixes.get(job.pulled.prefix)
+        own = self._ledger.held_pages(job)
+        if prefix is not None:
+            own = max(0, own - prefix.num_shared // self._ledger.page_size)
+            prefix.num_jobs -= 1
+            if prefix.num_jobs == 0:
+                self._prefixes.move_to_end(job.pulled.prefix)
+        self._released_pages += own
+        if prefix is not None:
+            prefix.released_at = self._released_pages
+
+    def held(self) -> dict[str, int]:
+        """Return the prefixes that are in the cache; of too many, those in use and the latest.
+
+        The value is what a job of one need not be counted for, in tokens: nothing, because an idle
+        prefix is counted among the pages that are free.
+        """
+        self._forget_evicted()
+        latest = reversed(self._prefixes.items())
+        names = [name for name, _ in sorted(latest, key=lambda item: item[1].num_jobs == 0)]
+        return dict.fromkeys(names[:MAX_ESTIMATES], 0)
+
+    def lost(self) -> list[str]:
+        """Return those that fell out of the cache and that the queue has not been told of."""
+        return list(self._lost)[:MAX_ESTIMATES]
+
+    def told(self, lost: Sequence[str]) -> None:
+        """Note that the queue knows."""
+        self._lost.difference_update(lost)
+
+    def clear(self) -> None:
+        """Forget what a dead engine held."""
+        for name in [name for name, prefix in self._prefixes.items() if prefix.num_jobs == 0]:
+            self._lose(name)
+
+    def _forget_evicted(self) -> None:
+        """Drop idle prefixes from the first one on that no longer fits."""
+        shared = 0
+        is_past = False
+        for name, prefix in list(reversed(self._prefixes.items())):
+            if prefix.num_jobs > 0:
+                continue
+            shared += prefix.num_shared // self._ledger.page_size
+            later = self._released_pages - prefix.released_at
+            is_past = is_past or shared + later > self._ledger.available_pages
+            if is_past:
+                self._lose(name)
+
+    def _lose(self, name: str) -> None:
+        del self._prefixes[name]
+        self._lost.add(name)
+
+
+def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """Count the leading tokens that two prompts share."""
+    low, high = 0, min(len(left), len(right))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if left[low:middle] == right[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
