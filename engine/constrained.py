@@ -61,6 +61,12 @@ class ConstrainedRows:
         error = seq.grammar.exception()
         return None if error is None else str(error)
 
+    def is_complete(self, seq: Sequence) -> bool:
+        """Tell whether the tokens that a sequence came with leave nothing to generate."""
+        if seq.grammar is None or seq.matcher is not None or not seq.grammar.done():
+            return False
+        return seq.grammar.exception() is None and seq.grammar.result().is_finished
+
     def masks(self, plan: StepPlan) -> dict[int, Tensor]:
         """Return the packed mask of each constrained row that samples in this step."""
         masks = {}

@@ -95,7 +95,7 @@ class Engine:
 
     def step(self) -> StepOutput:
         """Launch the next step and deliver what the last one sampled."""
-        self._fail_uncompiled()
+        self._settle_compiled()
         plan = self._scheduler.schedule()
         launched = None
         started_at = time.monotonic()
@@ -263,8 +263,11 @@ class Engine:
             if not seqs:
                 self._requests.pop(request_id, None)
 
-    def _fail_uncompiled(self) -> None:
+    def _settle_compiled(self) -> None:
+        """End what need not run: no grammar came of it, or earlier tokens completed it."""
         for seq in [seq for seq in self._scheduler.waiting if seq.grammar is not None]:
             error = self._constrained.failure(seq)
             if error is not None:
                 self._end(seq, FinishReason.FAILED, error)
+            elif self._constrained.is_complete(seq):
+                self._end(seq, FinishReason.STOP)

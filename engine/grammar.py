@@ -15,29 +15,16 @@ from llguidance.hf import from_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.json_schema import enforceable_schema
+from tokenbus.engine.json_schema import JSON_OPTIONS, enforceable_schema
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llguidance._lib import JsonCompileOptions
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-# One spelling per value, that of Python's json.dumps(ensure_ascii=False): most of the punctuation
-# is then forced and costs no draw, whitespace cannot go on for ever, and no escape can spell a
-# listed key in a way that passes for an unlisted one.
-JSON_OPTIONS: JsonCompileOptions = {
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-    "json_allowed_escapes": '"\\bfnrt',
-    "json_allow_general_unicode_escapes": False,
-    "coerce_one_of": False,
-    "lenient": False,
-}
 # Compiled grammars kept per tokenizer; one holds some 10 kB to 1 MB.
 _CACHE_SIZE = 256
 # Larger sources are refused before they are parsed.

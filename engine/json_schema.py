@@ -10,12 +10,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.json_pattern import PatternRefused, safe_pattern
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+# One spelling per value, that of Python's json.dumps(ensure_ascii=False): most of the punctuation
+# is then forced and costs no draw, whitespace cannot go on for ever, and no escape can spell a
+# listed key in a way that passes for an unlisted one.
+JSON_OPTIONS: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": '"\\bfnrt',
+    "json_allow_general_unicode_escapes": False,
+    "coerce_one_of": False,
+    "lenient": False,
+}
 # Keywords whose value is a schema, a map of schemas, or a list of schemas.
 _SCHEMA = frozenset({"items", "additionalProperties", "additionalItems"})
 _SCHEMA_MAP = frozenset({"properties", "patternProperties", "$defs", "definitions"})

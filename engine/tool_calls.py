@@ -13,16 +13,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.errors import GrammarRejected, RequestRejected
-from tokenbus.engine.grammar import JSON_OPTIONS
-from tokenbus.engine.json_schema import enforceable_schema
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.json_schema import JSON_OPTIONS
 from tokenbus.engine.tool_format import detect_tool_format
+from tokenbus.engine.tools import arguments_schema, tool_template
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
+
+    from tokenbus.engine.tools import Tool
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 # What may stand between calls besides the format's own marks.
@@ -35,15 +37,6 @@ class ToolChoice(StrEnum):
 
     AUTO = "auto"
     REQUIRED = "required"
-
-
-@dataclass(frozen=True, slots=True)
-class Tool:
-    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
-
-    name: str
-    parameters: Mapping[str, Any]
-    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +66,15 @@ class ToolCalling:
         """
         if not tools:
             raise RequestRejected("tools", "at least one tool is needed")
+        self._tools = tuple(tools)
         self._schemas: dict[str, Mapping[str, Any]] = {}
         for tool in tools:
             if not _NAME.fullmatch(tool.name):
                 raise RequestRejected("tools", f"name {tool.name!r} does not match {_NAME.pattern}")
             if tool.name in self._schemas:
                 raise RequestRejected("tools", f"{tool.name} is given twice")
-            self._schemas[tool.name] = _arguments_schema(tool)
-        template = tokenizer.chat_template
-        self.format = detect_tool_format(template if isinstance(template, str) else None)
+            self._schemas[tool.name] = arguments_schema(tool)
+        self.format = detect_tool_format(tool_template(tokenizer))
         vocabulary = tokenizer.get_added_vocab()
         self._special_ids = {
             text: vocabulary[text] for text in tokenizer.all_special_tokens if text in vocabulary
@@ -126,11 +119,17 @@ class ToolCalling:
     def instructions(self) -> str:
         """Describe tools and format, for the system message of a template without tools."""
         listed = "\n".join(
-            json.dumps({"name": name, "parameters": schema}, ensure_ascii=False)
-            for name, schema in self._schemas.items()
+            json.dumps(
+                {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": dict(tool.parameters),
+                },
+                ensure_ascii=False,
+            )
+            for tool in self._tools
         )
-        call = f'{{"name": "<name>", "{self.format.arguments_key}": {{...}}}}'
-        example = f"{self.format.marker}{self.format.opening}{call}{self.format.closing}"
+        example = self.format.write([("<name>", "{...}")])
         return f"You may call these functions:\n{listed}\nTo call one, write\n{example}"
 
     def _free_start(self) -> list[str]:
@@ -226,18 +225,3 @@ class ToolCalling:
             return None
         calls.append(ToolCall(name, text[between.end() : ends]))
         return closing.end()
-
-
-def _arguments_schema(tool: Tool) -> Mapping[str, Any]:
-    """Return the schema of a tool's arguments, which are always an object.
-
-    Raises: RequestRejected if a keyword would not be enforced.
-    """
-    schema = dict(tool.parameters) or {"properties": {}, "additionalProperties": False}
-    if schema.setdefault("type", "object") != "object":
-        raise RequestRejected("tools", f"{tool.name}: parameters must be of type object")
-    try:
-        enforceable: Mapping[str, Any] = enforceable_schema(schema)
-    except GrammarRejected as error:
-        raise RequestRejected("tools", f"{tool.name}: {error}") from error
-    return enforceable

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,18 @@ class ToolFormat:
     closing: str
     arguments_key: str
     is_repeated: bool
+
+    def write(self, calls: Iterable[tuple[str, str]]) -> str:
+        """Write calls, given as names and JSON objects, the way the model would."""
+        ones = [
+            f'{{"name": "{name}", "{self.arguments_key}": {arguments}}}'
+            for name, arguments in calls
+        ]
+        if self.is_repeated:
+            return self.separator.join(
+                f"{self.marker}{self.opening}{one}{self.closing}" for one in ones
+            )
+        return f"{self.marker}{self.opening}{self.separator.join(ones)}{self.closing}"
 
 
 HERMES = ToolFormat("<tool_call>", "\n", "\n", "\n</tool_call>", "arguments", True)

@@ -110,3 +110,13 @@ def test_forced_tokens_cost_no_draw(llm: LLM) -> None:
     )[0]
     assert output.text == "The answer is always the same sentence."
     assert llm.stats().steps_total - before < len(output.token_ids)
+
+
+def test_output_that_was_complete_when_it_was_resumed_ends_without_a_token(llm: LLM) -> None:
+    """Its earlier owner died between the last token and the end: nothing is added to it."""
+    ids = tuple(llm.tokenizer(PROMPT)["input_ids"])
+    params = SamplingParams(max_tokens=80, temperature=0.9, seed=11, grammar=JSON)
+    whole = tokens(run(llm, [Request(300, ids, params)])[300])
+    deltas = run(llm, [Request(301, ids, params, resumed_ids=(tuple(whole),))])[301]
+    assert tokens(deltas) == []
+    assert deltas[-1].finish_reason is FinishReason.STOP

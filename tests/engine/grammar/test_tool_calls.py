@@ -13,8 +13,9 @@ import torch
 from tokenbus.engine.detokenizer import IncrementalDetokenizer
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.sampler import SamplingState
-from tokenbus.engine.tool_calls import Tool, ToolCall, ToolCalling, ToolChoice
+from tokenbus.engine.tool_calls import ToolCall, ToolCalling, ToolChoice
 from tokenbus.engine.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat, detect_tool_format
+from tokenbus.engine.tools import Tool
 from tokenbus.engine.types import SamplingParams
 
 if TYPE_CHECKING:
