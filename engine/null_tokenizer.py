@@ -16,13 +16,13 @@ _NUM_BYTES = 256
 _ONSETS = ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"]
 _RIMES = ["a", "e", "i", "o", "u", "an", "en", "in", "on", "un", "ar", "er", "ir", "or", "ur", "é"]
 
-_CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """Return the printable stand-ins of byte-level BPE, in byte order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
@@ -37,7 +37,7 @@ def build_null_tokenizer(vocab_size: int = 512) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     space = alphabet[ord(" ")]
     words = [f"{onset}{rime}" for onset in _ONSETS for rime in _RIMES]
     num_words = vocab_size - _NUM_BYTES
@@ -52,5 +52,5 @@ def build_null_tokenizer(vocab_size: int = 512) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     fast = build(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
-    fast.chat_template = _CHAT_TEMPLATE
+    fast.chat_template = CHAT_TEMPLATE
     return fast

@@ -62,9 +62,11 @@ def build_parser() -> argparse.ArgumentParser:
     pull.set_defaults(run=_run_pull)
     bench = commands.add_parser("bench", help="measure")
     benches = bench.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    # The engine's bench stands alone and has its own options, --help among them.
+    # The benches have options of their own, --help among them; the engine's stands alone.
     engine = benches.add_parser("engine", help="fixed workloads without a queue", add_help=False)
     engine.set_defaults(run=_run_bench_engine, takes_rest=True)
+    pool = benches.add_parser("pool", help="load through the real queue", add_help=False)
+    pool.set_defaults(run=_run_bench_pool, takes_rest=True)
     return parser
 
 
@@ -240,6 +242,12 @@ def _run_pull(args: argparse.Namespace) -> int:
 
 def _run_bench_engine(args: argparse.Namespace) -> int:
     from tokenbus.engine.bench_cli import run_bench
+
+    return run_bench(args.rest)
+
+
+def _run_bench_pool(args: argparse.Namespace) -> int:
+    from tokenbus.worker.bench.arguments import run_bench
 
     return run_bench(args.rest)
 

@@ -1,0 +1,1 @@
+"""`tokenbus bench pool`: load through the real queue, measured at the readers."""

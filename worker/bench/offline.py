@@ -1,0 +1,125 @@
+"""The same jobs in the same engine without a queue, in a process of its own.
+
+Runs as `python -m tokenbus.worker.bench.offline`: options as JSON on stdin, a run's tokens/s a line
+on stdout. The engine is the one a worker would start; all jobs are given to it in one call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tokenbus.engine.errors import EngineError
+from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.worker.bench.arrivals import arrivals
+from tokenbus.worker.bench.options import BenchOptions
+from tokenbus.worker.bench.report import Offline
+from tokenbus.worker.bench.workload import Workload
+from tokenbus.worker.engine_process import build
+from tokenbus.worker.errors import EngineStartFailed
+from tokenbus.worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.worker.engine_process import Engine
+
+
+async def measure_offline(options: BenchOptions, on_run: Callable[[int, float], None]) -> Offline:
+    """Run the jobs offline `repeats` times; `on_run` is told the number and tokens/s of each.
+
+    Raises: EngineStartFailed with what the engine said.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "tokenbus.worker.bench.offline",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(msgspec.json.encode(options))
+        process.stdin.close()
+        runs: list[tuple[int, float]] = []
+        async for line in process.stdout:
+            runs.append(msgspec.json.decode(line, type=tuple[int, float]))
+            on_run(len(runs), runs[-1][0] / runs[-1][1])
+        code = await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if code != 0 or not runs:
+        raise EngineStartFailed("offline", f"the offline run ended with {code}, see above")
+    return Offline([round(tokens / seconds, 1) for tokens, seconds in runs], runs[0][0])
+
+
+def run_offline(engine: Engine, options: BenchOptions) -> tuple[int, float]:
+    """Generate everything; return the output tokens and the seconds from call to return.
+
+    Raises: EngineError if a sequence ended early or with an error.
+    """
+    workload = Workload(options)
+    planned = [workload.job(a.number) for a in arrivals(options, workload.num_jobs)]
+    requests = [
+        Request(
+            job.number,
+            tuple(job.token_ids or ()),
+            SamplingParams(
+                max_tokens=job.max_tokens,
+                temperature=options.temperature,
+                ignore_eos=True,
+                seed=job.seed,
+            ),
+            priority=job.priority,
+            cache_salt=f"group:{job.cache_group}",
+        )
+        for job in planned
+    ]
+    num_wanted = sum(job.max_tokens for job in planned)
+    num_tokens = 0
+    started_s = time.perf_counter()
+    for request in requests:
+        engine.add(request)
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            num_tokens += len(delta.token_ids)
+            if delta.error is not None:
+                raise EngineError(f"sequence {delta.request_id}: {delta.error}")
+    duration_s = time.perf_counter() - started_s
+    if num_tokens != num_wanted:
+        raise EngineError(f"{num_tokens} tokens were generated instead of {num_wanted}")
+    return num_tokens, duration_s
+
+
+def main() -> int:
+    """Build the engine and run the jobs as often as asked."""
+    # Nothing that prints may come between the lines.
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    options = msgspec.json.decode(sys.stdin.buffer.read(), type=BenchOptions)
+    settings = WorkerSettings.load(engine=options.engine, **options.worker)
+    try:
+        engine, _ = build(settings.start_engine())
+        for idx in range(options.repeats):
+            figures = run_offline(engine, options.replace(run_idx=options.run_idx + idx))
+            print(msgspec.json.encode(figures).decode(), file=out, flush=True)
+    except EngineError as error:
+        print(f"tokenbus: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    # Helper threads of an engine have nothing left to do.
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,91 @@
+"""One run: load on a stage that is up, observed from all sides."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tokenbus.worker.bench.arrivals import arrivals, span_s
+from tokenbus.worker.bench.figures import Measured, sum_up
+from tokenbus.worker.bench.processes import cpu_times
+from tokenbus.worker.bench.readers import Readers
+from tokenbus.worker.bench.sampler import Sampler
+from tokenbus.worker.bench.workload import Workload
+from tokenbus.worker.step_log import read_step_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.worker.bench.figures import Figures
+    from tokenbus.worker.bench.options import BenchOptions
+    from tokenbus.worker.bench.sampler import Sample
+    from tokenbus.worker.bench.stage import Stage
+
+# An idle engine writes its log out this often.
+_STEP_LOG_DELAY_S = 0.75
+
+
+class State(msgspec.Struct):
+    """How far a run has come; `num_jobs` is None where nobody knows how many there will be."""
+
+    num_jobs: int | None
+    span_s: float
+    num_submitted: int = 0
+    num_open: int = 0
+    num_tokens: int = 0
+    sample: Sample | None = None
+
+
+async def run_load(
+    stage: Stage, options: BenchOptions, on_state: Callable[[State], None]
+) -> Figures:
+    """Run the load of `options` and return its figures.
+
+    Raises: ReaderBroken, EngineDied, or ServerError if what it runs on fails.
+    """
+    workload = Workload(options)
+    planned = arrivals(options, workload.num_jobs) if options.is_open_loop else []
+    limit = options.jobs or workload.num_jobs
+    length_s = span_s(options, planned) if options.is_open_loop else options.duration_s
+    state = State(len(planned) if options.is_open_loop else limit, length_s)
+    sampler = Sampler(stage.redis, stage.keys)
+    async with Readers(options, stage.url, stage.keys.pool) as readers:
+
+        def look(sample: Sample) -> None:
+            stage.check_workers()
+            state.num_submitted, state.num_open = readers.num_submitted, readers.num_open
+            state.num_tokens, state.sample = readers.num_tokens, sample
+            on_state(state)
+
+        before = await sampler.counters()
+        spent = await cpu_times(stage.redis, stage.worker_pids)
+        observing = asyncio.create_task(sampler.run(look))
+        riding = asyncio.create_task(readers.run(length_s))
+        try:
+            await asyncio.wait([observing, riding], return_when=asyncio.FIRST_COMPLETED)
+            if observing.done():
+                observing.result()
+            await riding
+        finally:
+            for task in (observing, riding):
+                task.cancel()
+            await asyncio.gather(observing, riding, return_exceptions=True)
+        cpu = (await cpu_times(stage.redis, stage.worker_pids)).since(spent)
+        num_tokens = sum(report.output_tokens for report in readers.reports)
+        after = await sampler.settled_counters(before.tokens_logged + num_tokens)
+        await asyncio.sleep(_STEP_LOG_DELAY_S if options.lag else 0)
+        return sum_up(
+            Measured(
+                options=options,
+                start_s=readers.start_s,
+                span_s=length_s,
+                reports=readers.reports,
+                handoffs=read_step_logs(stage.step_logs) if options.lag else {},
+                samples=sampler.samples,
+                counters=after.since(before),
+                cpu=cpu,
+                reader_cpu_s=readers.cpu_s,
+            )
+        )
