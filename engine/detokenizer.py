@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Tokens before the new ones that a window decoder decodes again, for their effect on spaces.
-_WINDOW_CONTEXT = 8
+WINDOW_CONTEXT = 8
 # A character has at most four bytes, hence tokens; what is still broken after that stays broken.
 _MAX_TOKENS_PER_CHARACTER = 4
 
@@ -47,16 +47,20 @@ class IncrementalDetokenizer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, prompt_tail_ids: Sequence[int] = ()
+        self,
+        tokenizer: PreTrainedTokenizerBase | ByteTable,
+        prompt_tail_ids: Sequence[int] = (),
     ) -> None:
         """Start behind the prompt; its last few ids decide on a leading space."""
-        tail = prompt_tail_ids[-_WINDOW_CONTEXT:]
-        table = byte_table(tokenizer)
+        tail = prompt_tail_ids[-WINDOW_CONTEXT:]
         self._decoder: _TokenText
-        if table is None:
-            self._decoder = _WindowDecoder(tokenizer, tail)
-        else:
+        if isinstance(tokenizer, ByteTable):
+            self._decoder = _ByteDecoder(tokenizer, tail)
+        elif (table := byte_table(tokenizer)) is not None:
             self._decoder = _ByteDecoder(table, tail)
+        else:
+            self._decoder = _WindowDecoder(tokenizer, tail)
+        self.push_one = self._decoder.push
 
     def push(self, ids: Iterable[int]) -> tuple[str, ...]:
         """Return the text that each token completes; "" for one that ends inside a character."""
@@ -68,7 +72,10 @@ class IncrementalDetokenizer:
 
 
 class ByteTable:
-    """The bytes of every token, looked up on first use."""
+    """The bytes of every token, looked up on first use.
+
+    A table made of all of them (`dump`) needs no tokenizer, for processes without the library.
+    """
 
     def __init__(self, tokenizer: Any, decoders: Sequence[dict[str, Any]]) -> None:
         """Read the decoder steps of a tokenizer of the tokenizers library."""
@@ -81,6 +88,19 @@ class ByteTable:
         self.strips_first_space = any(_strips_first_space(step) for step in decoders)
         added = tokenizer.get_added_tokens_decoder()
         self._bytes = {token_id: b"" for token_id, token in added.items() if token.special}
+
+    @classmethod
+    def load(cls, token_bytes: Sequence[bytes], strips_first_space: bool) -> ByteTable:
+        """Make a table of what `dump` returned."""
+        table = cls.__new__(cls)
+        table._tokenizer = _NoTokenizer()
+        table._bytes = dict(enumerate(token_bytes))
+        table.strips_first_space = strips_first_space
+        return table
+
+    def dump(self, vocab_size: int) -> list[bytes]:
+        """Return the bytes of each id below `vocab_size`."""
+        return [self.bytes_of(token_id) for token_id in range(vocab_size)]
 
     def bytes_of(self, token_id: int) -> bytes:
         """Return a token's bytes; special tokens and ids outside the vocabulary have none."""
@@ -101,6 +121,13 @@ class ByteTable:
         for old, new in self._replacements:
             token = token.replace(old, new)
         return token.encode()
+
+
+class _NoTokenizer:
+    """Knows no token beyond those in the table."""
+
+    def id_to_token(self, token_id: int) -> None:  # noqa: ARG002 - as the library's
+        return None
 
 
 @lru_cache(maxsize=4)
@@ -169,7 +196,7 @@ class _WindowDecoder:
         return self._decode(self._ids)[len(before) :]
 
     def _publish(self) -> None:
-        self._ids = self._ids[-_WINDOW_CONTEXT:]
+        self._ids = self._ids[-WINDOW_CONTEXT:]
         self._num_published = len(self._ids)
 
     def _decode(self, ids: list[int]) -> str:

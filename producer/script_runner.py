@@ -53,9 +53,15 @@ class ScriptRunner:
     server is unknown, so the rules of reconciling apply.
     """
 
-    def __init__(self, redis: Redis, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        timeout_s: float = 10.0,
+        execute: Callable[..., Awaitable[Any]] | None = None,
+    ) -> None:
+        """Run on the client's connections, single calls through `execute` where it is given."""
         self._pipeline = redis.pipeline
-        self._execute: Callable[..., Awaitable[Any]] = redis.execute_command
+        self._execute: Callable[..., Awaitable[Any]] = execute or redis.execute_command
         self._timeout_s = timeout_s
 
     async def command(self, *args: Argument) -> Any:

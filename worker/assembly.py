@@ -21,7 +21,7 @@ from tokenbus.worker.ledger import Ledger
 from tokenbus.worker.notices import Notices
 from tokenbus.worker.outputs import Outputs
 from tokenbus.worker.prompt import PromptPreparer
-from tokenbus.worker.publisher import Publisher
+from tokenbus.worker.publishing.build import start_publishers
 from tokenbus.worker.session import Session
 from tokenbus.worker.starter import Starter
 from tokenbus.worker.tokenizer import load_tokenizer
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.handoff import EngineReady, Report
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.publishing.publishers import Publishers
     from tokenbus.worker.roster import Roster
     from tokenbus.worker.settings import WorkerSettings
 
@@ -48,7 +49,7 @@ class Parts:
     ledger: Ledger
     prefixes: HeldPrefixes
     custody: Custody
-    publisher: Publisher
+    publishers: Publishers
     starter: Starter
     outputs: Outputs
     lease: Lease
@@ -92,7 +93,10 @@ async def assemble(
     ledger = Ledger(roster, limits, ready.num_pages, settings.reserve_fraction)
     prefixes = HeldPrefixes(ledger, is_on=settings.affinity_ms > 0)
     custody = Custody(session, scripts, chains, roster, worker, metrics)
-    starter = Starter(session, scripts, custody, ledger, preparer, tokenizer, limits, metrics)
+    publishers = await start_publishers(
+        settings, server, session, scripts, roster, tokenizer, ready, worker
+    )
+    starter = Starter(custody, ledger, preparer, limits, metrics)
     lease = Lease(session, scripts, custody, roster, worker, settings, str(server.url))
     lease.size(ready.num_pages, limits.page_size)
     lease.engine_moves = engine.moves
@@ -105,7 +109,7 @@ async def assemble(
         ledger=ledger,
         prefixes=prefixes,
         custody=custody,
-        publisher=Publisher(session, scripts, custody, worker, metrics),
+        publishers=publishers,
         starter=starter,
         outputs=Outputs(roster, ledger, metrics),
         lease=lease,
@@ -134,11 +138,18 @@ def _inbox_bounds(settings: WorkerSettings) -> Bounds:
 
 def _wire(parts: Parts) -> None:
     """Let the parts tell each other what happened."""
-    touch = parts.publisher.touch
-    for listener in (parts.custody, parts.starter, parts.outputs, parts.lease, parts.intake):
-        listener.touch = touch
-    parts.publisher.on_taken = parts.starter.taken
-    parts.publisher.on_logged = parts.outputs.credit
+    publishers = parts.publishers
+    for user in (parts.custody, parts.starter, parts.outputs, parts.lease):
+        user.publishers = publishers
+    parts.intake.open_log = parts.starter.open_log
+    publishers.on_taken = parts.starter.taken
+    publishers.on_decided = parts.outputs.decided
+    publishers.on_choice_stopped = parts.outputs.choice_stopped
+    publishers.on_progress = parts.outputs.progressed
+    publishers.on_committed = parts.custody.committed
+    publishers.on_fenced = parts.custody.fenced
+    publishers.on_broken = parts.custody.broken
+    publishers.on_settled = parts.custody.settled
     parts.custody.stop = parts.outputs.stop
     parts.outputs.pages_changed = parts.intake.pages_changed
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from tokenbus.engine.detokenizer import ByteTable
     from tokenbus.engine.types import SamplingParams
 
 
@@ -34,13 +35,18 @@ class ChoiceText:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | ByteTable,
         prompt_ids: Sequence[int],
         params: SamplingParams,
     ) -> None:
         self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_ids)
         self._stops = StopStrings(params.stop, params.include_stop, params.min_tokens)
         self._shows_stop_token = params.include_stop
+        self.is_plain = not any(params.stop)
+
+    def push_plain(self, token_id: int) -> str:
+        """Take one token that does not end the choice, where there is no stop string to watch."""
+        return self._detokenizer.push_one(token_id)
 
     def push(
         self, ids: Sequence[int], *, is_last: bool = False, stop_token_id: int | None = None

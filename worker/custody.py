@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from tokenbus.producer.chains import Chains
+    from tokenbus.producer.events import Failure
     from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.publishing.publishers import Publishers
     from tokenbus.worker.roster import Roster
     from tokenbus.worker.session import Session
 
@@ -35,7 +37,7 @@ FLAG_REASONS = {"cancel": "cancelled", "expire": "expired"}
 class Custody:
     """Ends the worker's hold on jobs. `stop` takes a job out of the engine, whatever its state.
 
-    `touch` tells the publisher that a job may want something of its log.
+    `publishers` finish its log first, where it has begun.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class Custody:
         self._tasks: asyncio.TaskGroup | None = None
         self._log = get_logger()
         self.stop: Callable[[HeldJob], None] = nobody
-        self.touch: Callable[[HeldJob], None] = nobody
+        self.publishers: Publishers | None = None
 
     def run_in(self, tasks: asyncio.TaskGroup) -> None:
         """Run the chains in a task group."""
@@ -68,7 +70,6 @@ class Custody:
             return
         self.stop(job)
         job.finish = Finish.parse(finish)
-        job.log_known = True
         job.move_to(Phase.COMMITTED)
         self._start(job, self._complete(job, finish))
 
@@ -79,16 +80,14 @@ class Custody:
         self._metrics.jobs_fenced += 1
         self._log.warning("lease.lost", job_id=job.job_id, epoch=job.epoch, log_epoch=epoch)
         job.marker_epoch = max(job.marker_epoch, epoch)
-        job.log_known = False
-        self._give_back(job)
+        self._give_back(job, has_log=False)
 
     def broken(self, job: HeldJob, why: str) -> None:
         """Give back a job whose log breaks the rules; another start may do better."""
         if job.phase is Phase.GONE:
             return
         self._log.error("job.log_broken", job_id=job.job_id, epoch=job.epoch, why=why)
-        job.log_known = False
-        self._give_back(job, crashed=True)
+        self._give_back(job, crashed=True, has_log=False)
 
     def hand_back(self, job: HeldJob, *, crashed: bool = False) -> None:
         """Return a job to the queue, after what it generated is in its log."""
@@ -101,33 +100,43 @@ class Custody:
         if reason is None or job.phase not in (Phase.PULLED, Phase.RUNNING):
             return
         job.flag = flag
-        if job.transcript is None or job.is_starting:
-            return
-        self.stop(job)
-        job.decide(reason)
-        self.touch(job)
+        if job.taken is not None:
+            self.decide(job, reason)
 
-    def settle(self, job: HeldJob) -> None:
-        """Start the requeue of a job that has nothing left to log."""
-        if job.phase is Phase.RETURNING and not job.in_flight and not self._has_unlogged(job):
+    def decide(self, job: HeldJob, reason: str, error: Failure | None = None) -> None:
+        """End a job with what it has; its publisher commits that."""
+        self.stop(job)
+        job.move_to(Phase.ENDING)
+        if self.publishers is not None:
+            self.publishers.decide(job, reason, error)
+
+    def settled(self, job: HeldJob, num_logged: int) -> None:
+        """Note that a job that goes back has nothing left to log."""
+        job.num_logged = num_logged
+        job.is_settled = True
+        self.go_on(job)
+
+    def go_on(self, job: HeldJob) -> None:
+        """Start the requeue of a job that goes back, unless its publisher still logs."""
+        if job.phase is Phase.RETURNING and job.is_settled:
             self._start(job, self._requeue(job))
 
     def return_unknown(self, job_id: str, epoch: int) -> None:
         """Return a job that the server says is held here and that nobody here knows."""
         self._spawn(self._requeue_unknown(job_id, epoch))
 
-    def _give_back(self, job: HeldJob, *, crashed: bool = False) -> None:
+    def _give_back(self, job: HeldJob, *, crashed: bool = False, has_log: bool = True) -> None:
+        """Let a job go back, after its publisher has logged what it has if the log is ours."""
         self.stop(job)
         job.crashed = job.crashed or crashed
         if job.phase is Phase.COMMITTED:
             return
         job.move_to(Phase.RETURNING)
-        self.touch(job)
-        self.settle(job)
-
-    @staticmethod
-    def _has_unlogged(job: HeldJob) -> bool:
-        return job.log_known and job.num_logged < job.last
+        if has_log and job.press is not None and self.publishers is not None:
+            self.publishers.give_back(job)
+        else:
+            job.is_settled = True
+            self.go_on(job)
 
     def _start(self, job: HeldJob, chain: Coroutine[None, None, None]) -> None:
         if job.is_leaving:

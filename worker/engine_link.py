@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import socket
-import sys
 import time
 from typing import TYPE_CHECKING
 
 from tokenbus.engine import errors as engine_errors
-from tokenbus.worker.compute_env import compute_env
+from tokenbus.worker.child_process import spawn
 from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
 from tokenbus.worker.handoff import (
     Beat,
@@ -79,23 +76,8 @@ class EngineLink:
         """
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "tokenbus.worker.engine_process",
-                str(theirs.fileno()),
-                str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
-                env=compute_env(),
-                pass_fds=(theirs.fileno(),),
-                process_group=0,
-            )
-        self._transport, _ = await loop.create_unix_connection(
-            lambda: _Wire(self._take, self._lost), sock=ours
+        self._process, self._transport = await spawn(
+            "tokenbus.worker.engine_process", lambda: _Wire(self._take, self._lost)
         )
         self.send(self._start)
         try:

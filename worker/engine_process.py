@@ -10,10 +10,7 @@ it. Past `SOFT_BACKLOG_TOKENS` no request is admitted while decode goes on; past
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -22,6 +19,7 @@ import traceback
 from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
+from tokenbus.worker.child_process import die_with_parent, die_with_socket, ignore_signals
 from tokenbus.worker.handoff import (
     AbortRequest,
     AddRequest,
@@ -52,8 +50,6 @@ BEAT_INTERVAL_S = 0.5
 
 # While every request left waits for its grammar to compile.
 STALL_POLL_S = 0.005
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Engine(Protocol):
@@ -205,25 +201,6 @@ def build(start: StartEngine) -> tuple[Engine, str | None]:
     return engine, str(find_folder(start.engine.model))
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Ask the kernel for SIGKILL when the parent's thread ends; elsewhere the socket's end does it.
-
-    A parent that died before the call is noticed by its changed pid.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(1)
-
-
-def die_with_socket(sock: socket.socket) -> None:
-    """End the process when the peer hangs up, however deep in a step or a load the engine is."""
-    poll = select.poll()
-    poll.register(sock, getattr(select, "POLLRDHUP", 0))
-    poll.poll()
-    os._exit(0)
-
-
 def serve(sock: socket.socket) -> int:
     """Build the engine named by the first command and step it; return the exit status."""
     threading.Thread(target=die_with_socket, args=(sock,), name="hang-up", daemon=True).start()
@@ -267,9 +244,7 @@ def _read_start(sock: socket.socket, frames: FrameReader) -> StartEngine:
 
 def main(argv: list[str]) -> int:
     """Take the socket's descriptor and the parent's pid, then serve."""
-    # Ctrl-C reaches the whole terminal group and SIGTERM the whole unit: the worker decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
     die_with_parent(int(argv[1]))
     return serve(socket.socket(fileno=int(argv[0])))
 

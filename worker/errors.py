@@ -23,6 +23,10 @@ class EngineDied(WorkerError):
     """The engine process ended or hung; its jobs go back to the queue."""
 
 
+class PublisherDied(WorkerError):
+    """A publisher process ended; the worker goes down with it and others take its jobs over."""
+
+
 class SessionLost(WorkerError):
     """The server did not answer or the lease is stale: reconcile before anything is written."""
 

@@ -6,17 +6,16 @@ import time
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tokenbus.producer.events import Finish, Usage
 from tokenbus.worker.errors import WorkerError
 
 if TYPE_CHECKING:
-    from tokenbus.producer.events import Failure
+    from tokenbus.producer.events import Failure, Finish
     from tokenbus.producer.replies import PulledJob
-    from tokenbus.worker.choice_text import ChoiceText
     from tokenbus.worker.prompt import PreparedJob
-    from tokenbus.worker.transcript import Transcript
+    from tokenbus.worker.publishing.messages import Taken
+    from tokenbus.worker.publishing.presses import Press
 
 
 class Phase(Enum):
@@ -40,8 +39,7 @@ _LEGAL = {
     Phase.PULLED: {Phase.RUNNING, Phase.ENDING, Phase.COMMITTED, Phase.RETURNING, Phase.GONE},
     Phase.RUNNING: {Phase.ENDING, Phase.COMMITTED, Phase.RETURNING, Phase.GONE},
     Phase.ENDING: {Phase.COMMITTED, Phase.RETURNING, Phase.GONE},
-    # The server may have lost the terminal entry: the commit is made again.
-    Phase.COMMITTED: {Phase.ENDING, Phase.GONE},
+    Phase.COMMITTED: {Phase.GONE},
     Phase.RETURNING: {Phase.COMMITTED, Phase.GONE},
     Phase.GONE: set(),
 }
@@ -68,10 +66,11 @@ class Timings:
 
 
 class HeldJob:
-    """One job that this worker owns.
+    """One job that this worker owns, as far as the queue and the engine are concerned.
 
-    `num_logged` is the index up to which the log is known to hold it; it counts only while
-    `log_known`, that is between a takeover and the next reconcile.
+    What its log holds is known to its publisher, which `press` leads to. `lengths` counts the
+    tokens of each choice that the engine has delivered; those behind a stop string go again when
+    the end is decided. `num_running` counts the choices that the engine has not ended.
     """
 
     def __init__(self, pulled: PulledJob, request_id: int) -> None:
@@ -82,14 +81,12 @@ class HeldJob:
         self.phase = Phase.PULLED
         self.prepared: PreparedJob | None = None
         self.refusal: Failure | None = None
-        self.transcript: Transcript | None = None
-        self.texts: list[ChoiceText] = []
-        self.reasons: list[str | None] = []
+        self.press: Press | None = None
+        self.taken: Taken | None = None
+        self.lengths: list[int] = []
+        self.num_running = 0
+        self.is_settled = False
         self.num_logged = 0
-        self.num_credited = 0
-        self.log_known = False
-        self.in_flight = False
-        self.is_starting = False
         self.is_leaving = False
         self.is_waiting = pulled.head_of_line
         self.flag = ""
@@ -97,7 +94,6 @@ class HeldJob:
         self.finish: Finish | None = None
         self.crashed = False
         self.cached_tokens = 0
-        self.prompt_logprobs: tuple[Any, ...] = ()
         self.prompt_tokens = 0
         self.num_preemptions = 0
         self.timings = Timings()
@@ -109,13 +105,8 @@ class HeldJob:
 
     @property
     def last(self) -> int:
-        """Return the index of the last token known."""
-        return self.transcript.last if self.transcript is not None else 0
-
-    @property
-    def is_fully_logged(self) -> bool:
-        """Tell whether the log holds every token known."""
-        return self.log_known and self.num_logged >= self.last
+        """Return the index of the last token delivered."""
+        return sum(self.lengths)
 
     @property
     def was_added(self) -> bool:
@@ -130,13 +121,7 @@ class HeldJob:
     @property
     def longest_choice(self) -> int:
         """Count the tokens of its longest choice."""
-        return max(self.choice_lengths(), default=0)
-
-    def choice_lengths(self) -> list[int]:
-        """Count the tokens of each choice."""
-        if self.transcript is None:
-            return []
-        return [self.transcript.num_tokens(choice) for choice in range(len(self.reasons))]
+        return max(self.lengths, default=0)
 
     def move_to(self, phase: Phase) -> None:
         """Change the phase.
@@ -150,17 +135,3 @@ class HeldJob:
                 f"job {self.job_id} cannot go from {self.phase.value} to {phase.value}"
             )
         self.phase = phase
-
-    def decide(self, reason: str, error: Failure | None = None) -> None:
-        """Fix the outcome; what is not logged yet is logged before the terminal entry."""
-        usage = Usage(self.prompt_tokens, self.cached_tokens, self.last)
-        choices = tuple(choice or reason for choice in self.reasons)
-        self.finish = Finish(reason, usage, error, choices)
-        self.move_to(Phase.ENDING)
-
-    def outcome(self) -> str:
-        """Return the reason of the whole from those of its choices."""
-        for reason in ("failed", "length"):
-            if reason in self.reasons:
-                return reason
-        return "stop"

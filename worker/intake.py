@@ -87,7 +87,7 @@ class Intake:
         self._head_of_line_since: float | None = None
         self._line_is_offered = False
         self._log = get_logger()
-        self.touch: Callable[[HeldJob], None] = nobody
+        self.open_log: Callable[[HeldJob], None] = nobody
 
     def pages_changed(self) -> None:
         """Let the head-of-line job and then the loop have what may have become free."""
@@ -136,7 +136,7 @@ class Intake:
         waiting = [job for job in self._roster.in_phase(Phase.PULLED) if job.is_waiting]
         for job in waiting:
             self._starter.admit(job)
-            if job.is_waiting and job.transcript is not None:
+            if job.is_waiting and job.taken is not None:
                 self._clearance.park_for(job)
         if not any(job.is_waiting for job in waiting):
             self._head_of_line_since = None
@@ -219,7 +219,7 @@ class Intake:
                 return
             job.is_waiting = True
             self._head_of_line_since = time.monotonic()
-        self.touch(job)
+        self.open_log(job)
 
     def _line_is_taken(self) -> bool:
         """Tell whether a job waits at the head of the line, or a pull under way may bring one."""
@@ -239,7 +239,7 @@ class Intake:
                 )
             )
         except SessionLost:
-            self.touch(job)
+            self.open_log(job)
             return
         except RedisError:
             self._log.exception("job.undo_refused", job_id=job.job_id)

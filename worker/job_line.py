@@ -40,7 +40,7 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
         priority=job.pulled.priority,
         prompt_tokens=job.prompt_tokens,
         cached_tokens=job.cached_tokens,
-        output_tokens=job.last,
+        output_tokens=finish.usage.completion_tokens if finish is not None else job.last,
         queue_ms=job.pulled.age_ms,
         wait_ms=_since(times.pulled_at, times.admitted_at),
         ttft_ms=_since(times.pulled_at, times.first_token_at),

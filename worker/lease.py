@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 from tokenbus.producer.connection import is_away
 from tokenbus.producer.errors import ServerUnreachable
 from tokenbus.worker.errors import SessionLost
-from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.replies import HeldJob as HeldEntry
     from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.custody import Custody
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.publishing.publishers import Publishers
     from tokenbus.worker.roster import Roster
     from tokenbus.worker.session import Session
     from tokenbus.worker.settings import WorkerSettings
@@ -66,7 +65,7 @@ class Lease:
         self.serial = 0
         self.custody_lock = asyncio.Lock()
         self.engine_moves: Callable[[], bool] = lambda: True
-        self.touch: Callable[[HeldJob], None] = nobody
+        self.publishers: Publishers | None = None
 
     def size(self, total_pages: int, page_size: int) -> None:
         """Set what the lease tells other workers about the largest job that fits here."""
@@ -137,6 +136,8 @@ class Lease:
                 self._session.lose(f"the renewal was refused: {error}")
                 return
             self._session.renewed()
+            if self.publishers is not None:
+                self.publishers.renewed()
             self._compare(held)
 
     async def _reconcile(self) -> None:
@@ -146,13 +147,13 @@ class Lease:
             held = await self._scripts.lease.reconcile(
                 self._worker, self.serial, self._ttl_ms, self._total_pages, self._page_size
             )
-            for job in self._roster:
-                job.log_known = False
             self._session.open()
             self._compare(held)
+            # Last, so that no log of a job that is not ours any more is taken over.
+            if self.publishers is not None:
+                self.publishers.open_gate()
             for job in self._roster:
-                self.touch(job)
-                self._custody.settle(job)
+                self._custody.go_on(job)
 
     def _compare(self, held: list[HeldEntry]) -> None:
         epochs = {entry.job_id: entry.epoch for entry in held}

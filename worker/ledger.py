@@ -20,6 +20,8 @@ from tokenbus.producer.lease_scripts import MAX_ESTIMATES
 from tokenbus.worker.held_job import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenbus.engine.types import EngineLimits, EngineStats
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.roster import Roster
@@ -114,17 +116,15 @@ class Ledger:
             return max(0, cost - job.cached_tokens // self.page_size)
         return max(0, cost - self.held_pages(job))
 
-    def observe(self, job: HeldJob) -> None:
-        """Learn the output lengths of a job that ended by itself."""
-        if job.transcript is None:
-            return
+    def observe(self, job: HeldJob, reasons: Sequence[str | None]) -> None:
+        """Learn the output lengths of a job whose choices ended by themselves."""
         self._lanes[job.lane] = None
         self._lanes.move_to_end(job.lane)
         if len(self._lanes) > MAX_ESTIMATES:
             self._lanes.popitem(last=False)
-        for choice, reason in enumerate(job.reasons):
+        for length, reason in zip(job.lengths, reasons, strict=True):
             if reason in ("stop", "length"):
-                self.estimator.observe(job.lane, job.transcript.num_tokens(choice))
+                self.estimator.observe(job.lane, length)
 
     def correct(self, job: HeldJob) -> None:
         """Raise the estimate of a lane after the engine preempted a job of it."""
@@ -132,9 +132,9 @@ class Ledger:
 
     def held_pages(self, job: HeldJob) -> int:
         """Return the pages that a job holds by what is known of its tokens."""
-        if job.prepared is None or job.transcript is None:
+        if job.prepared is None or job.taken is None:
             return 0
-        prompt, counts = job.prepared.num_prompt_tokens, job.choice_lengths()
+        prompt, counts = job.prepared.num_prompt_tokens, job.lengths
         if len(counts) == 1:
             return self.pages_for(prompt + counts[0])
         return self.pages_for(prompt) + sum(self.pages_for(count) for count in counts)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenbus.engine.types import EngineStats
+    from tokenbus.worker.publishing.messages import Progress
 
 
 @dataclass(slots=True)
@@ -31,6 +36,17 @@ class Metrics:
     preemptions: int = 0
     peak_running: int = 0
     peak_waiting: int = 0
+
+    def stepped(self, stats: EngineStats) -> None:
+        """Note the engine's load after a step."""
+        self.peak_running = max(self.peak_running, stats.num_running)
+        self.peak_waiting = max(self.peak_waiting, stats.num_waiting)
+
+    def published(self, progress: Progress) -> None:
+        """Add what a publisher has done."""
+        self.tokens_logged += progress.logged_tokens
+        self.log_entries += progress.entries
+        self.log_calls += progress.calls
 
     def as_dict(self) -> dict[str, int]:
         """Return all counters by name."""

@@ -1,27 +1,27 @@
-"""Turns what the engine reports into transcripts, outcomes and page counts."""
+"""Takes what the engine reports: counts it and passes it on to the publishers."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tokenbus.engine.types import FinishReason, TokenDelta
+from tokenbus.engine.types import FinishReason
 from tokenbus.producer.events import Failure
 from tokenbus.worker.handoff import AbortRequest, Beat, Credit, RequestRefused, StepRecord
 from tokenbus.worker.held_job import Phase
-from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.prompt import INVALID, TOO_LONG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.engine.types import TokenLogprobs
     from tokenbus.worker.engine_link import EngineLink
     from tokenbus.worker.handoff import Report
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.ledger import Ledger
     from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.publishing.messages import Decided, Progress
+    from tokenbus.worker.publishing.publishers import Publishers
     from tokenbus.worker.roster import Roster
 
 # Credit goes back in lumps: a message per confirmed token would cost more than the token.
@@ -31,7 +31,7 @@ CREDIT_LUMP_TOKENS = 256
 class Outputs:
     """Receives the engine's reports on the event loop, in order.
 
-    `touch` tells the publisher of new tokens; `pages_changed` whoever waits for pages.
+    `pages_changed` tells whoever waits for pages.
     """
 
     def __init__(self, roster: Roster, ledger: Ledger, metrics: Metrics) -> None:
@@ -41,7 +41,7 @@ class Outputs:
         self._uncredited = 0
         self._log = get_logger()
         self.engine: EngineLink | None = None
-        self.touch: Callable[[HeldJob], None] = nobody
+        self.publishers: Publishers | None = None
         self.pages_changed: Callable[[], None] = lambda: None
 
     def take(self, report: Report) -> None:
@@ -71,85 +71,81 @@ class Outputs:
 
     def forget(self, job: HeldJob) -> None:
         """Settle the accounts of a job that leaves the worker."""
-        self.credit(max(0, job.last - job.num_credited))
-        job.num_credited = max(job.num_credited, job.last)
+        if self.publishers is not None:
+            self.publishers.forget(job)
         self.pages_changed()
+
+    def progressed(self, progress: Progress) -> None:
+        """Count what a publisher has done."""
+        self._metrics.published(progress)
+        self.credit(progress.freed_tokens)
+
+    def decided(self, job: HeldJob, decided: Decided) -> None:
+        """Note how a job ended by itself; its publisher commits that."""
+        job.lengths = decided.lengths
+        if decided.reason != "failed":
+            self._ledger.observe(job, decided.reasons)
+        if job.phase is Phase.RUNNING:
+            self.stop(job)
+            job.move_to(Phase.ENDING)
+            self.pages_changed()
+
+    def choice_stopped(self, job: HeldJob, choice: int) -> None:
+        """Take a choice that met a stop string out of the engine."""
+        if job.phase is Phase.RUNNING and self.engine is not None:
+            self.engine.send(AbortRequest(job.request_id, choice))
 
     def _take_step(self, step: StepRecord) -> None:
         now = time.monotonic()
         self._ledger.see_stats(step.stats)
-        self._metrics.peak_running = max(self._metrics.peak_running, step.stats.num_running)
-        self._metrics.peak_waiting = max(self._metrics.peak_waiting, step.stats.num_waiting)
+        self._metrics.stepped(step.stats)
+        find = self._roster.by_request
         for admission in step.admitted:
-            job = self._roster.by_request(admission.request_id)
+            job = find(admission.request_id)
             if job is not None and job.timings.admitted_at is None:
                 job.timings.admitted_at = now
                 job.cached_tokens = admission.num_cached_tokens
                 self._log.debug("job.admitted", job_id=job.job_id, cached=job.cached_tokens)
         for request_id in step.preempted:
-            job = self._roster.by_request(request_id)
+            job = find(request_id)
             if job is not None:
                 job.num_preemptions += 1
                 self._metrics.preemptions += 1
                 self._ledger.correct(job)
                 self._log.debug("job.preempted", job_id=job.job_id, tokens=job.last)
-        for delta in step.deltas():
-            self._take_delta(delta, now)
+        jobs = [find(request_id) for request_id in step.request_ids]
+        choices, counts = step.choices, step.counts
+        for row, job in enumerate(jobs):
+            if job is not None and job.phase is Phase.RUNNING and counts[row]:
+                job.lengths[choices[row]] += counts[row]
+                job.timings.see_tokens(now)
+        for row, reason, *_ in step.ends:
+            self._take_end(jobs[row], reason)
+        if self.publishers is not None:
+            self.credit(self.publishers.take_step(step, jobs))
         if step.ends:
             self.pages_changed()
 
-    def _take_delta(self, delta: TokenDelta, now: float) -> None:
-        job = self._roster.by_request(delta.request_id)
-        if job is None or job.phase is not Phase.RUNNING or job.reasons[delta.choice] is not None:
-            self.credit(len(delta.token_ids))
+    def _take_end(self, job: HeldJob | None, reason: FinishReason) -> None:
+        """Note that the engine has ended a choice; with the last its pages are free there.
+
+        The publisher comes to the same end on its own; until the queue has answered they count as
+        held, so the phase must not wait for it.
+        """
+        if job is None or job.phase is not Phase.RUNNING:
             return
-        if delta.prompt_logprobs is not None:
-            job.prompt_logprobs = tuple(
-                None if entry is None else _wire_logprobs(entry) for entry in delta.prompt_logprobs
-            )
-        if delta.token_ids:
-            self._add_tokens(job, delta, now)
-        if delta.finish_reason is not None and job.reasons[delta.choice] is None:
-            job.reasons[delta.choice] = delta.finish_reason.value
-        self._end_if_done(job, delta)
-        self.touch(job)
-
-    def _add_tokens(self, job: HeldJob, delta: TokenDelta, now: float) -> None:
-        if job.transcript is None:
-            raise RuntimeError(f"job {job.job_id} runs without a transcript")
-        choice = delta.choice
-        released = job.texts[choice].push(
-            delta.token_ids,
-            is_last=delta.finish_reason is not None,
-            stop_token_id=delta.stop_token_id,
-        )
-        logprobs = [_wire_logprobs(entry) for entry in delta.logprobs[: len(released.ids)]]
-        job.transcript.append(choice, released.ids, released.texts, logprobs)
-        job.timings.see_tokens(now)
-        self.credit(len(delta.token_ids) - len(released.ids))
-        if released.stopped_by is not None:
-            job.reasons[choice] = FinishReason.STOP.value
-            if delta.finish_reason is None and self.engine is not None:
-                self.engine.send(AbortRequest(job.request_id, choice))
-
-    def _end_if_done(self, job: HeldJob, delta: TokenDelta) -> None:
-        if delta.finish_reason is FinishReason.FAILED:
+        job.num_running -= 1
+        if reason is FinishReason.FAILED:
             self.stop(job)
-            message = delta.error or "the engine gave this sequence up"
-            job.decide("failed", Failure("engine", message))
-        elif all(reason is not None for reason in job.reasons):
-            self._ledger.observe(job)
-            job.decide(job.outcome())
+        if reason is FinishReason.FAILED or job.num_running <= 0:
+            job.move_to(Phase.ENDING)
 
     def _take_refusal(self, report: RequestRefused) -> None:
         job = self._roster.by_request(report.request_id)
         if job is None or job.phase is not Phase.RUNNING:
             return
         code = INVALID if report.field else TOO_LONG
-        job.decide("failed", Failure(code, report.message, report.field or "max_tokens"))
-        self.touch(job)
-
-
-def _wire_logprobs(entry: TokenLogprobs) -> list[Any]:
-    """Return [logprob, rank, [[id, logprob] …]] of one token."""
-    return [entry.logprob, entry.rank, [list(pair) for pair in entry.top]]
+        failure = Failure(code, report.message, report.field or "max_tokens")
+        job.move_to(Phase.ENDING)
+        if self.publishers is not None:
+            self.publishers.decide(job, "failed", failure)

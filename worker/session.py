@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from tokenbus.producer.connection import is_away
 from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Calls under way at once; the publisher's own two are not counted.
+# Calls under way at once; those of the pumps are not counted.
 MAX_CONCURRENT_CALLS = 6
 
 
 class Session:
-    """One worker's standing with the server; `generation` grows with every loss."""
+    """One worker's standing with the server; `generation` grows with every loss.
+
+    A publisher process has one of its own, which the worker opens and renews. `on_lost` is told why
+    a session was lost.
+    """
 
     def __init__(self, redis: Redis, lease_ttl_s: float) -> None:
         self._redis = redis
@@ -41,6 +46,7 @@ class Session:
         self._under_way: set[asyncio.Timeout] = set()
         self._renewed_at = 0.0
         self._log = get_logger()
+        self.on_lost: Callable[[str], None] = nobody
         self.generation = 0
         self.opened_at = 0.0
         self.num_losses = 0
@@ -61,16 +67,21 @@ class Session:
         """Wait until the session has to be opened again."""
         await self._lost.wait()
 
-    def open(self) -> None:
-        """Let calls through after a reconcile."""
-        self.renewed()
+    def open(self, renewed_at: float | None = None) -> None:
+        """Let calls through after a reconcile, which has renewed the lease now or at that time."""
+        self.renewed(renewed_at)
         self.opened_at = time.monotonic()
         self._lost.clear()
         self._opened.set()
 
-    def renewed(self) -> None:
-        """Note that the server answered a renewal just now."""
-        self._renewed_at = time.monotonic()
+    @property
+    def renewed_at(self) -> float:
+        """Return when the lease was renewed last, by the monotonic clock."""
+        return self._renewed_at
+
+    def renewed(self, at: float | None = None) -> None:
+        """Note that the server answered a renewal just now, or at that time."""
+        self._renewed_at = time.monotonic() if at is None else at
 
     def lose(self, reason: str) -> None:
         """Close the session: nothing is written before the next reconcile."""
@@ -85,6 +96,7 @@ class Session:
             if not call.expired():
                 call.reschedule(now)
         self._log.warning("session.lost", reason=reason)
+        self.on_lost(reason)
 
     async def call(self, act: Callable[[], Awaitable[T]], *, bulk: bool = False) -> T:
         """Run one exchange with the server; `bulk` ones have connections of their own.

@@ -65,6 +65,8 @@ class WorkerSettings(BaseSettings):
     # How long a job is left to another worker that has its prefix in the cache, where this one has
     # nothing else to do; 0 turns that off.
     affinity_wait_ms: int = Field(default=100, ge=0, le=600_000)
+    # Processes that turn tokens into text and log entries; 0 leaves that to the worker process.
+    publishers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
     max_pull_jobs: int = Field(default=32, ge=1, le=1024)
     reserve_fraction: float = Field(default=0.02, ge=0, le=0.5)
     max_prompt_bytes: int = Field(default=8 * 1024 * 1024, ge=1, le=2**29)

@@ -1,4 +1,4 @@
-"""Brings pulled jobs into the engine: check and tokenise, resume from the log, wait for pages."""
+"""Brings pulled jobs into the engine: check and tokenise, have the log, wait for pages."""
 
 from __future__ import annotations
 
@@ -6,32 +6,28 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
+from tokenbus.engine.detokenizer import WINDOW_CONTEXT
 from tokenbus.producer.events import Failure
-from tokenbus.worker.choice_text import ChoiceText
 from tokenbus.worker.custody import FLAG_REASONS
-from tokenbus.worker.errors import JobRefused, SessionLost
+from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.handoff import AddRequest
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.transcript import Transcript
+from tokenbus.worker.publishing.messages import TextRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import PreTrainedTokenizerFast
-
     from tokenbus.engine.types import EngineLimits
-    from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.custody import Custody
     from tokenbus.worker.engine_link import EngineLink
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.ledger import Ledger
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.prompt import PromptPreparer
-    from tokenbus.worker.session import Session
+    from tokenbus.worker.publishing.messages import Taken
+    from tokenbus.worker.publishing.publishers import Publishers
 
 # Above this a request is checked and tokenised in a thread: it would hold up everyone's tokens for
 # longer than a thread's hop costs (about 1 ms at 1 MB/s of tokenising).
@@ -39,39 +35,28 @@ INLINE_BYTES = 2048
 
 
 class Starter:
-    """Starts jobs whose log was taken over; runs again for a job whose start was cut short.
+    """Starts jobs whose log was taken over.
 
     `on_waiting` is told of a head-of-line job that is ready but for its pages.
     """
 
     def __init__(
         self,
-        session: Session,
-        scripts: Scripts,
         custody: Custody,
         ledger: Ledger,
         preparer: PromptPreparer,
-        tokenizer: PreTrainedTokenizerFast,
         limits: EngineLimits,
         metrics: Metrics,
     ) -> None:
-        self._session = session
-        self._scripts = scripts
         self._custody = custody
         self._ledger = ledger
         self._preparer = preparer
-        self._tokenizer = tokenizer
         self._limits = limits
         self._metrics = metrics
         self._log = get_logger()
-        self._tasks: asyncio.TaskGroup | None = None
         self.engine: EngineLink | None = None
-        self.touch: Callable[[HeldJob], None] = nobody
+        self.publishers: Publishers | None = None
         self.on_waiting: Callable[[HeldJob], None] = nobody
-
-    def run_in(self, tasks: asyncio.TaskGroup) -> None:
-        """Run the starts in a task group."""
-        self._tasks = tasks
 
     @property
     def can_start(self) -> bool:
@@ -95,69 +80,50 @@ class Starter:
         else:
             job.prompt_tokens = job.prepared.num_prompt_tokens
 
-    def taken(self, job: HeldJob, last: int) -> None:
-        """Start a job, now that its log is ours up to `last`."""
-        if job.phase is not Phase.PULLED or job.is_starting or self._tasks is None:
-            return
-        if job.transcript is None:
-            job.is_starting = True
-            self._tasks.create_task(self._start(job, last))
+    def open_log(self, job: HeldJob) -> None:
+        """Let a job's log be taken over; `taken` is told when it is ours."""
+        if self.publishers is not None:
+            self.publishers.take_over(job, self._rules(job))
 
-    async def _start(self, job: HeldJob, last: int) -> None:
-        try:
-            transcript = await self._restore(job, last)
-        except SessionLost:
+    def taken(self, job: HeldJob, taken: Taken) -> None:
+        """Start a job, now that its log is ours: end one that needs no engine, admit any other."""
+        if job.phase is not Phase.PULLED or job.taken is not None:
             return
-        except RedisError:
-            self._log.exception("job.resume_refused", job_id=job.job_id)
-            self._custody.hand_back(job, crashed=True)
-            return
-        finally:
-            job.is_starting = False
-        if job.phase is not Phase.PULLED:
-            return
-        job.transcript = transcript
-        job.num_credited = transcript.last
-        job.reasons = [None] * transcript.num_choices
-        self._decide_or_wait(job)
-
-    async def _restore(self, job: HeldJob, last: int) -> Transcript:
-        """Read what earlier owners logged, up to the takeover."""
-        num_choices = job.prepared.params.n if job.prepared is not None else 1
-        if last == 0:
-            return Transcript(job.job_id, num_choices)
-        events = await self._session.call(lambda: self._scripts.log.events(job.job_id))
-        tokens = [event for event in events or () if event.finish is None and event.to <= last]
-        num_choices = max(num_choices, 1 + max((event.choice for event in tokens), default=0))
-        transcript = Transcript(job.job_id, num_choices)
-        transcript.restore(tokens)
-        if transcript.last != last:
-            self._session.lose(f"the log of {job.job_id} changed while it was read")
-            raise SessionLost("the log changed")
-        self._metrics.jobs_resumed += 1
-        self._log.info("job.resumed", job_id=job.job_id, epoch=job.epoch, logged_tokens=last)
-        return transcript
-
-    def _decide_or_wait(self, job: HeldJob) -> None:
-        """End a job that needs no engine; let any other run when it has its pages."""
+        job.taken = taken
+        job.lengths = [len(ids) for ids in taken.ids]
+        if taken.last:
+            self._metrics.jobs_resumed += 1
         if job.refusal is not None:
-            job.decide("failed", job.refusal)
+            self._custody.decide(job, "failed", job.refusal)
         elif job.flag:
-            job.decide(FLAG_REASONS[job.flag])
+            self._custody.decide(job, FLAG_REASONS[job.flag])
         elif job.pulled.remaining_ms == 0:
-            job.decide("expired")
-        elif self._replay(job):
-            job.decide(job.outcome())
+            self._custody.decide(job, "expired")
+        elif all(reason is not None for reason in taken.reasons):
+            self._custody.decide(job, "length" if "length" in taken.reasons else "stop")
         else:
             self.admit(job)
             if job.is_waiting:
                 self.on_waiting(job)
-            return
-        self.touch(job)
+
+    def _rules(self, job: HeldJob) -> TextRules | None:
+        if job.prepared is None:
+            return None
+        params = job.prepared.params
+        eos = () if params.ignore_eos else self._limits.eos_token_ids
+        return TextRules(
+            params.n,
+            params.max_tokens,
+            params.min_tokens,
+            params.stop,
+            params.include_stop,
+            (*params.stop_token_ids, *eos),
+            job.prepared.prompt_ids[-WINDOW_CONTEXT:],
+        )
 
     def admit(self, job: HeldJob) -> None:
         """Give a job to the engine, unless it is the head-of-line one and lacks pages."""
-        if job.phase is not Phase.PULLED or job.transcript is None or job.prepared is None:
+        if job.phase is not Phase.PULLED or job.taken is None or job.prepared is None:
             return
         if job.is_waiting and not self._ledger.fits(job):
             return
@@ -165,37 +131,15 @@ class Starter:
             self._custody.hand_back(job)
             return
         job.is_waiting = False
-        num_choices = len(job.reasons)
+        reasons = job.taken.reasons
         request = job.prepared.to_engine(
             job.request_id,
             job.pulled.priority,
             job.lane,
-            tuple(job.transcript.ids_of(choice) for choice in range(num_choices)),
-            tuple(choice for choice, reason in enumerate(job.reasons) if reason is not None),
+            tuple(job.taken.ids),
+            tuple(choice for choice, reason in enumerate(reasons) if reason is not None),
         )
+        job.num_running = reasons.count(None)
         job.timings.added_at = time.monotonic()
         job.move_to(Phase.RUNNING)
         self.engine.send(AddRequest(request))
-
-    def _replay(self, job: HeldJob) -> bool:
-        """Rebuild text and stop state of every choice; tell whether all of them had ended."""
-        prepared, transcript = job.prepared, job.transcript
-        if prepared is None or transcript is None:
-            raise RuntimeError(f"job {job.job_id} starts unprepared")
-        params = prepared.params
-        stop_ids = set(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_ids.update(self._limits.eos_token_ids)
-        job.texts = []
-        for choice in range(params.n):
-            text = ChoiceText(self._tokenizer, prepared.prompt_ids, params)
-            job.texts.append(text)
-            ids = transcript.ids_of(choice)
-            released = text.push(ids)
-            if released.stopped_by is not None or (
-                ids and ids[-1] in stop_ids and len(ids) >= params.min_tokens
-            ):
-                job.reasons[choice] = "stop"
-            elif len(ids) >= params.max_tokens:
-                job.reasons[choice] = "length"
-        return all(reason is not None for reason in job.reasons)

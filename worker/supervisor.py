@@ -158,6 +158,8 @@ class Worker:
                 await self._take_leave(server)
         finally:
             await self._engine.stop()
+            if self._parts is not None:
+                await self._parts.publishers.stop()
             await blocking.aclose()
             await server.close()
             self._log.info("worker.stopped", jobs_left=len(self._roster))
@@ -205,9 +207,8 @@ class Worker:
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts.custody.run_in(tasks)
-                parts.starter.run_in(tasks)
                 for part in (
-                    parts.publisher,
+                    parts.publishers,
                     parts.lease,
                     parts.inbox,
                     parts.keeper,

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tokenbus.producer.events import Finish
 
 
+# Choice, first index, text, ids, ends and logprobs of the tokens of one entry.
+Slice = tuple[int, int, str, list[int], list[int], list[Any]]
+
+
 @dataclass(slots=True)
 class _Column:
     """Tokens of one choice; `ends[i]` is the end of the text published with token i."""
@@ -79,6 +83,19 @@ class Transcript:
         column.logprobs.extend(logprobs)
         self.last += len(ids)
 
+    def append_one(self, choice: int, token_id: int, text: str) -> None:
+        """Add one token without logprobs: most steps bring just that, so it is kept short."""
+        runs = self._runs
+        if not runs or runs[-1].choice != choice:
+            self.append(choice, (token_id,), (text,))
+            return
+        column = self._columns[choice]
+        runs[-1].count += 1
+        column.ids.append(token_id)
+        column.texts.append(text)
+        column.ends.append(column.ends[-1] + len(text))
+        self.last += 1
+
     def restore(self, events: Iterable[Event]) -> None:
         """Add token events read from a log, in index order."""
         for event in events:
@@ -94,20 +111,38 @@ class Transcript:
         """Return everything after `index` that fits in one entry: one choice, no gap."""
         if index >= self.last:
             return None
-        run = self._runs[bisect_right(self._starts, index + 1) - 1]
-        column = self._columns[run.choice]
-        low = run.offset + index + 1 - run.start
-        high = run.offset + run.count
+        choice, start, text, ids, ends, logprobs = self.slice_after(index)
+        to = start + len(ids) - 1
         return Event(
             self.job_id,
             epoch,
+            choice,
+            start,
+            to,
+            text=text,
+            ids=tuple(ids),
+            ends=tuple(ends),
+            logprobs=tuple(logprobs),
+        )
+
+    def slice_after(self, index: int, limit: int | None = None) -> Slice:
+        """Return at most `limit` tokens after `index` that fit in one entry; there is one."""
+        run = self._runs[-1]
+        if index + 1 < run.start:
+            run = self._runs[bisect_right(self._starts, index + 1) - 1]
+        column = self._columns[run.choice]
+        low = run.offset + index + 1 - run.start
+        high = run.offset + run.count
+        if limit is not None:
+            high = min(high, low + limit)
+        texts = column.texts
+        return (
             run.choice,
             index + 1,
-            run.start + run.count - 1,
-            text="".join(column.texts[low:high]),
-            ids=tuple(column.ids[low:high]),
-            ends=tuple(column.ends[low:high]),
-            logprobs=tuple(column.logprobs[low:high]),
+            texts[low] if high == low + 1 else "".join(texts[low:high]),
+            column.ids[low:high],
+            column.ends[low:high],
+            column.logprobs[low:high],
         )
 
     def ids_of(self, choice: int) -> tuple[int, ...]:

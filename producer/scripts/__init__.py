@@ -44,6 +44,8 @@ class Scripts:
         publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH",
     ) -> None:
         self.redis = redis
+        self.timeout_s = timeout_s
+        self.publish = publish
         self.keys = Keys(pool)
         runner = ScriptRunner(redis, timeout_s)
         self.queue = QueueScripts(runner, self.keys)

@@ -1,0 +1,99 @@
+"""Chooses how many processes publish for a worker, and starts them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.detokenizer import byte_table
+from tokenbus.worker.publishing.desk import Desk
+from tokenbus.worker.publishing.messages import Configure
+from tokenbus.worker.publishing.presses import LocalPress, ProcessPress
+from tokenbus.worker.publishing.publishers import Publishers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tokenbus.producer.connection import Server
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.worker.handoff import EngineReady
+    from tokenbus.worker.publishing.messages import Answer
+    from tokenbus.worker.roster import Roster
+    from tokenbus.worker.session import Session
+    from tokenbus.worker.settings import WorkerSettings
+
+# Below this many cores a process more takes from the engine what it saves the worker.
+_MIN_CORES = 3
+# Cores per publisher process: at the start, and at the most where the rate asks for more.
+_CORES_AT_START = 8
+_CORES_AT_MOST = 4
+
+
+def num_processes(setting: str | int, num_cores: int) -> tuple[int, int]:
+    """Return how many publisher processes there are at the start, and at the most."""
+    if isinstance(setting, int):
+        return setting, setting
+    if num_cores < _MIN_CORES:
+        return 0, 0
+    return max(1, num_cores // _CORES_AT_START), max(1, num_cores // _CORES_AT_MOST)
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+async def start_publishers(
+    settings: WorkerSettings,
+    server: Server,
+    session: Session,
+    scripts: Scripts,
+    roster: Roster,
+    tokenizer: PreTrainedTokenizerBase,
+    ready: EngineReady,
+    worker: str,
+) -> Publishers:
+    """Make the publishers of a worker; those in processes of their own take orders already.
+
+    Raises: PublisherDied.
+    """
+    num_first, num_most = num_processes(settings.publishers, usable_cores())
+    publishers: Publishers
+
+    def receive(answer: Answer) -> None:
+        publishers.receive(answer)
+
+    if num_first == 0:
+        desk = Desk(session, server.redis, scripts, tokenizer, worker, receive)
+        publishers = Publishers(session, roster, [LocalPress(desk)])
+        return publishers
+    vocab_size = ready.limits.vocab_size
+    table = byte_table(tokenizer)
+    configure = Configure(
+        redis_url=server.effective_url,
+        pool=settings.pool,
+        worker=worker,
+        call_timeout_s=settings.call_timeout_s,
+        lease_ttl_s=settings.lease_ttl_s,
+        vocab_size=vocab_size,
+        tokenizer_folder=ready.tokenizer_folder,
+        token_bytes=await asyncio.to_thread(table.dump, vocab_size) if table else None,
+        strips_first_space=table is not None and table.strips_first_space,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
+    presses = [ProcessPress(configure, receive) for _ in range(num_first)]
+    publishers = Publishers(
+        session, roster, presses, lambda: ProcessPress(configure, receive), num_most
+    )
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for press in presses:
+                tasks.create_task(press.start())
+    except BaseException:
+        await publishers.stop()
+        raise
+    return publishers

@@ -1,0 +1,176 @@
+"""A job as its publisher knows it: what it has generated, and how much of that its log holds."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.types import FinishReason
+from tokenbus.producer.events import Finish, Usage
+from tokenbus.producer.keys import shard_of
+from tokenbus.worker.choice_text import ChoiceText
+from tokenbus.worker.transcript import Transcript
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from transformers import PreTrainedTokenizerBase
+
+    from tokenbus.engine.detokenizer import ByteTable
+    from tokenbus.producer.events import Event, Failure
+    from tokenbus.worker.publishing.messages import TakeOver
+
+
+class State(Enum):
+    """Which way a manuscript is going.
+
+    `open`: tokens come. `ending`: its outcome is decided, tokens or the terminal entry are not in
+    the log yet. `committed`: the terminal entry is in the log. `returning`: it goes back to the
+    queue once its tokens are logged.
+    """
+
+    OPEN = "open"
+    ENDING = "ending"
+    COMMITTED = "committed"
+    RETURNING = "returning"
+
+
+class Manuscript:
+    """One job's tokens and texts, and the end of its log.
+
+    `num_logged` and `num_entries` say where the log is known to end; they count only while
+    `log_known`, that is between a takeover and the next opening of the session. `unlogged_since` is
+    when the oldest token that no call has taken yet was handed over.
+    """
+
+    __slots__ = (
+        "cached_tokens",
+        "epoch",
+        "finish",
+        "has_spoken",
+        "in_flight",
+        "is_barred",
+        "is_fed",
+        "is_forgotten",
+        "is_queued",
+        "is_restoring",
+        "job_id",
+        "key",
+        "log_known",
+        "num_credited",
+        "num_entries",
+        "num_logged",
+        "prompt_logprobs",
+        "prompt_tokens",
+        "reasons",
+        "rules",
+        "sent_at",
+        "shard",
+        "state",
+        "texts",
+        "transcript",
+        "unlogged_since",
+    )
+
+    def __init__(self, order: TakeOver) -> None:
+        self.key = order.key
+        self.job_id = order.job_id
+        self.shard = shard_of(order.job_id)
+        self.epoch = order.epoch
+        self.prompt_tokens = order.prompt_tokens
+        self.rules = order.rules
+        self.state = State.OPEN
+        self.transcript: Transcript | None = None
+        self.texts: list[ChoiceText] = []
+        self.reasons: list[str | None] = []
+        self.finish: Finish | None = None
+        self.prompt_logprobs: tuple[Any, ...] = ()
+        self.cached_tokens = 0
+        self.num_logged = self.num_credited = self.num_entries = 0
+        self.sent_at = 0.0
+        self.unlogged_since: float | None = None
+        self.log_known = self.in_flight = self.is_queued = self.is_restoring = False
+        # Barred: the log is another's, nothing is tried before the session opens anew. Fed: the
+        # worker has seen `Taken`. Spoken: a token of this owner is logged.
+        self.is_barred = self.is_fed = self.has_spoken = self.is_forgotten = False
+
+    @property
+    def last(self) -> int:
+        """Return the index of the last token known."""
+        return self.transcript.last if self.transcript is not None else 0
+
+    @property
+    def is_fully_logged(self) -> bool:
+        """Tell whether the log holds every token known."""
+        return self.log_known and self.num_logged >= self.last
+
+    @property
+    def wants_log(self) -> bool:
+        """Tell whether there is something to write."""
+        if self.is_barred or self.is_restoring or self.is_forgotten:
+            return False
+        match self.state:
+            case State.OPEN:
+                return not self.log_known or self.num_logged < self.last
+            case State.ENDING:
+                return True
+            case State.COMMITTED:
+                return not self.log_known
+            case State.RETURNING:
+                return self.log_known and self.num_logged < self.last
+
+    @property
+    def is_settled(self) -> bool:
+        """Tell whether it may go back to the queue."""
+        return self.state is State.RETURNING and not self.in_flight and not self.wants_log
+
+    def restore(
+        self,
+        events: Iterable[Event],
+        tokenizer: PreTrainedTokenizerBase | ByteTable,
+    ) -> None:
+        """Begin from what earlier owners logged: text, stop state and which choices had ended."""
+        tokens = list(events)
+        num_choices = max((event.choice + 1 for event in tokens), default=1)
+        if self.rules is not None:
+            num_choices = max(num_choices, self.rules.num_choices)
+        transcript = Transcript(self.job_id, num_choices)
+        transcript.restore(tokens)
+        self.reasons = [None] * num_choices
+        self.num_credited = transcript.last
+        self.transcript = transcript
+        rules = self.rules
+        if rules is None:
+            return
+        params = rules.params()
+        for choice in range(rules.num_choices):
+            text = ChoiceText(tokenizer, rules.prompt_tail, params)
+            self.texts.append(text)
+            ids = transcript.ids_of(choice)
+            if not ids:
+                continue
+            is_stopped = text.push(ids).stopped_by is not None
+            if is_stopped or (ids[-1] in rules.stop_ids and len(ids) >= rules.min_tokens):
+                self.reasons[choice] = FinishReason.STOP.value
+            elif len(ids) >= rules.max_tokens:
+                self.reasons[choice] = FinishReason.LENGTH.value
+
+    def decide(self, reason: str, error: Failure | None = None) -> None:
+        """Fix the outcome; what is not logged yet is logged before the terminal entry."""
+        usage = Usage(self.prompt_tokens, self.cached_tokens, self.last)
+        choices = tuple(choice or reason for choice in self.reasons)
+        self.finish = Finish(reason, usage, error, choices)
+        self.state = State.ENDING
+
+    def outcome(self) -> str:
+        """Return the reason of the whole from those of its choices."""
+        for reason in ("failed", "length"):
+            if reason in self.reasons:
+                return reason
+        return "stop"
+
+    def lengths(self) -> list[int]:
+        """Count the tokens of each choice."""
+        if self.transcript is None:
+            return []
+        return [self.transcript.num_tokens(choice) for choice in range(len(self.reasons))]

@@ -1,0 +1,163 @@
+"""Where a job is published: by a desk in the worker process, or by one in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from tokenbus.worker.child_process import spawn
+from tokenbus.worker.errors import PublisherDied
+from tokenbus.worker.handoff import FrameReader
+from tokenbus.worker.publishing.messages import Progress, Ready, decode_answer, encode_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.worker.publishing.desk import Desk
+    from tokenbus.worker.publishing.messages import Answer, Configure, Order
+
+_START_TIMEOUT_S = 60.0
+_REAP_TIMEOUT_S = 5.0
+_MODULE = "tokenbus.worker.publishing.publisher_process"
+
+
+class Press(Protocol):
+    """Takes orders for the jobs that it was given; `num_jobs` counts them."""
+
+    num_jobs: int
+
+    def send(self, order: Order) -> None:
+        """Pass an order on; orders keep their order."""
+        ...
+
+    def busy_share(self) -> float:
+        """Return the share of a core that it used since it was asked last."""
+        ...
+
+    async def run(self) -> None:
+        """Work for ever. Raises: PublisherDied."""
+        ...
+
+    async def stop(self) -> None:
+        """End what was started."""
+        ...
+
+
+class LocalPress:
+    """A desk of the worker process."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self.num_jobs = 0
+
+    def send(self, order: Order) -> None:
+        """Let the desk obey."""
+        self._desk.obey(order)
+
+    def busy_share(self) -> float:
+        """Return nothing: its time is the worker's."""
+        return 0.0
+
+    async def run(self) -> None:
+        """Run the desk's pumps for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            self._desk.run_in(tasks)
+
+    async def stop(self) -> None:
+        """End nothing."""
+
+
+class _Wire(asyncio.Protocol):
+    """Cuts what a publisher process sends into answers."""
+
+    def __init__(self, press: ProcessPress) -> None:
+        self._press = press
+        self._frames = FrameReader()
+
+    def data_received(self, data: bytes) -> None:
+        """Deliver every answer that `data` completes."""
+        for body in self._frames.feed(data):
+            self._press.take(decode_answer(body))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Tell that the process has hung up."""
+        self._press.died.set()
+
+
+class ProcessPress:
+    """A desk in a process of its own, which dies with us; without it we are of no use either."""
+
+    def __init__(self, configure: Configure, on_answer: Callable[[Answer], None]) -> None:
+        self._configure = configure
+        self._on_answer = on_answer
+        self._process: asyncio.subprocess.Process | None = None
+        self._transport: asyncio.Transport | None = None
+        self._ready = asyncio.Event()
+        self._cpu_s = 0.0
+        self._asked_at = time.monotonic()
+        self.died = asyncio.Event()
+        self.num_jobs = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None before the start."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Spawn the process and wait until it takes orders.
+
+        Raises: PublisherDied.
+        """
+        self._process, self._transport = await spawn(_MODULE, lambda: _Wire(self))
+        self.send(self._configure)
+        waits = [asyncio.ensure_future(self._ready.wait()), asyncio.ensure_future(self.died.wait())]
+        try:
+            await asyncio.wait(waits, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._ready.is_set() or self.died.is_set():
+            await self.stop()
+            raise PublisherDied("a publisher process did not start; see its output")
+
+    def send(self, order: Order) -> None:
+        """Send an order; what is on its way is bounded by the engine's credit."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(encode_frame(order))
+
+    def take(self, answer: Answer) -> None:
+        """Receive an answer."""
+        if isinstance(answer, Ready):
+            self._ready.set()
+            return
+        if isinstance(answer, Progress):
+            self._cpu_s += answer.cpu_s
+        self._on_answer(answer)
+
+    def busy_share(self) -> float:
+        """Return the share of a core that the process used since this was asked last."""
+        now = time.monotonic()
+        share = self._cpu_s / max(now - self._asked_at, 1e-3)
+        self._cpu_s, self._asked_at = 0.0, now
+        return share
+
+    async def run(self) -> None:
+        """Watch the process for ever. Raises: PublisherDied."""
+        await self.died.wait()
+        raise PublisherDied(f"publisher process {self.pid} has ended")
+
+    async def stop(self) -> None:
+        """Kill the process and wait for it."""
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        if self._transport is not None:
+            self._transport.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REAP_TIMEOUT_S):
+                await process.wait()

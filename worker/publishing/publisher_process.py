@@ -1,0 +1,121 @@
+"""The process that writes logs: a desk and its pumps, without engine, queue or leases.
+
+It runs as `python -m tokenbus.worker.publishing.publisher_process FD PARENT_PID`. It ends when its
+socket closes or its parent dies; it writes only while the worker keeps the gate open, and stops by
+itself when the worker's last renewal has become too old (R7).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.detokenizer import ByteTable
+from tokenbus.producer.connection import make_redis
+from tokenbus.producer.scripts import Scripts
+from tokenbus.worker import logs
+from tokenbus.worker.child_process import die_with_parent, die_with_socket, ignore_signals
+from tokenbus.worker.handoff import FrameReader
+from tokenbus.worker.publishing.desk import Desk
+from tokenbus.worker.publishing.messages import (
+    Configure,
+    Lost,
+    Progress,
+    Ready,
+    decode_order,
+    encode_frame,
+)
+from tokenbus.worker.session import Session
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tokenbus.worker.publishing.messages import Answer
+
+
+class PublisherProcess(asyncio.Protocol):
+    """Receives orders, builds the desk from the first of them, sends what it answers."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self._tasks = tasks
+        self._frames = FrameReader()
+        self._desk: Desk | None = None
+        self._transport: asyncio.Transport | None = None
+        self._cpu_s = time.process_time()
+        self.hung_up = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the way to the worker."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Obey every order that `data` completes."""
+        for body in self._frames.feed(data):
+            order = decode_order(body)
+            if self._desk is not None:
+                self._desk.obey(order)
+            elif isinstance(order, Configure):
+                self._desk = self._build(order)
+                self._emit(Ready())
+            else:
+                raise TypeError(f"expected to be configured, got {type(order).__name__}")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """End with the worker."""
+        self.hung_up.set()
+
+    def _build(self, order: Configure) -> Desk:
+        logs.configure(order.log_level, order.log_format)
+        logs.bind(worker_id=order.worker)
+        redis = make_redis(order.redis_url, order.call_timeout_s)
+        session = Session(redis, order.lease_ttl_s)
+        scripts = Scripts(redis, order.pool, timeout_s=order.call_timeout_s)
+        desk = Desk(session, redis, scripts, _text_source(order), order.worker, self._emit)
+        session.on_lost = lambda reason: self._emit(Lost(desk.generation, reason))
+        desk.run_in(self._tasks)
+        return desk
+
+    def _emit(self, answer: Answer) -> None:
+        if isinstance(answer, Progress):
+            cpu_s = time.process_time()
+            answer.cpu_s, self._cpu_s = cpu_s - self._cpu_s, cpu_s
+        if self._transport is not None:
+            self._transport.write(encode_frame(answer))
+
+
+def _text_source(order: Configure) -> ByteTable | PreTrainedTokenizerBase:
+    """Return what tells the text of a token; the tokenizers library is loaded only if need be."""
+    if order.token_bytes is not None:
+        return ByteTable.load(order.token_bytes, order.strips_first_space)
+    from tokenbus.worker.tokenizer import load_tokenizer
+
+    return load_tokenizer(order.tokenizer_folder, order.vocab_size)
+
+
+async def serve(sock: socket.socket) -> None:
+    """Publish until the worker hangs up."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+        _, process = await loop.create_unix_connection(lambda: PublisherProcess(tasks), sock=sock)
+        await process.hung_up.wait()
+        raise SystemExit(0)
+
+
+def main(argv: list[str]) -> int:
+    """Take the socket's descriptor and the parent's pid, then serve."""
+    ignore_signals()
+    die_with_parent(int(argv[1]))
+    sock = socket.socket(fileno=int(argv[0]))
+    threading.Thread(target=die_with_socket, args=(sock.dup(),), daemon=True).start()
+    sock.setblocking(False)
+    asyncio.run(serve(sock))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,238 @@
+"""Moves tokens into the logs, in order and once, and commits the ends.
+
+Each job wants at most one thing of its log: a takeover, the next tokens, or its end. A pump takes
+up to 64 such jobs and spends one script call per kind; while a call is under way new tokens gather,
+so that a slow server gets fewer and larger entries. A job belongs to one pump, and so to one
+connection, for life, and is in one call at a time. What the log answers decides: it is never argued
+with (rules R1 to R4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from dataclasses import replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.append_batch import AppendBatch
+from tokenbus.producer.log_scripts import MAX_BATCH, End, LogScripts, Takeover
+from tokenbus.producer.replies import LogStatus
+from tokenbus.producer.script_runner import ScriptRunner
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.logs import get_logger
+from tokenbus.worker.publishing.log_wire import LogWire
+from tokenbus.worker.publishing.manuscript import State
+from tokenbus.worker.publishing.messages import Broken, Committed, Fenced
+from tokenbus.worker.publishing.pace import Pace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.replies import LogReply
+    from tokenbus.worker.publishing.desk import Desk
+    from tokenbus.worker.publishing.manuscript import Manuscript
+
+# Two calls keep the server busy while the other's answer is read; more only split the batches.
+NUM_PUMPS = 2
+
+
+class Pump:
+    """Keeps the logs of its share of a desk's jobs up to date."""
+
+    def __init__(self, desk: Desk, redis: Redis) -> None:
+        self._desk = desk
+        self._wire = LogWire(redis)
+        scripts = desk.scripts
+        runner = ScriptRunner(redis, scripts.timeout_s, self._wire.execute)
+        self._scripts = LogScripts(runner, scripts.keys, scripts.publish)
+        self._pace = Pace()
+        self._first: deque[Manuscript] = deque()
+        self._later: deque[Manuscript] = deque()
+        self._wake = asyncio.Event()
+        self._first_came = asyncio.Event()
+        self._must_renew = False
+        self._log = get_logger()
+
+    def queue(self, job: Manuscript) -> None:
+        """Let a job have its turn; before any token of this owner was logged it goes first."""
+        job.is_queued = True
+        if job.has_spoken:
+            self._later.append(job)
+        else:
+            self._first.append(job)
+            self._first_came.set()
+        self._wake.set()
+
+    def renew(self) -> None:
+        """Take another connection for the session that opens."""
+        self._must_renew = True
+
+    async def run(self) -> None:
+        """Pump for ever."""
+        while True:
+            await self._wake.wait()
+            await self._desk.session.opened()
+            if self._must_renew:
+                self._must_renew = False
+                await self._wire.renew()
+            await self._hold()
+            jobs = self._next_batch()
+            try:
+                await self._advance(jobs)
+            except SessionLost:
+                continue
+            except RedisError as error:
+                # The server refuses the call itself: no job can be blamed, so start over cleanly.
+                self._log.exception("log.call_refused")
+                self._desk.session.lose(f"log call refused: {error}")
+            finally:
+                for job in jobs:
+                    job.in_flight = False
+                    self._desk.touch(job)
+                    self._desk.settle(job)
+
+    async def _hold(self) -> None:
+        """Wait until the next job was left alone for as long as the pace says, first tokens not."""
+        hold_s = self._pace.hold_s
+        while hold_s and self._later and not self._first:
+            left_s = self._later[0].sent_at + hold_s - time.monotonic()
+            if left_s <= 0:
+                return
+            self._first_came.clear()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._first_came.wait()
+            except TimeoutError:
+                return
+
+    def _next_batch(self) -> list[Manuscript]:
+        """Take jobs without a logged token alone, so that first tokens wait for nobody."""
+        queue = self._first or self._later
+        jobs: list[Manuscript] = []
+        while queue and len(jobs) < MAX_BATCH:
+            job = queue.popleft()
+            job.is_queued = False
+            if job.wants_log:
+                job.in_flight = True
+                jobs.append(job)
+        if not self._first and not self._later:
+            self._wake.clear()
+        return jobs
+
+    async def _advance(self, jobs: Sequence[Manuscript]) -> None:
+        takeovers = [job for job in jobs if not job.log_known]
+        if takeovers:
+            await self._take_over(takeovers)
+        appends = [job for job in jobs if job.log_known and job.num_logged < job.last]
+        for shard, members in groupby(sorted(appends, key=_shard), key=_shard):
+            await self._append(shard, list(members))
+        ends = [job for job in jobs if job.state is State.ENDING and job.is_fully_logged]
+        if ends:
+            await self._end(ends)
+
+    async def _take_over(self, jobs: list[Manuscript]) -> None:
+        items = [Takeover(job.job_id, job.epoch, self._desk.worker) for job in jobs]
+        replies = await self._desk.session.call(lambda: self._scripts.takeover(items), bulk=True)
+        for job, reply in zip(jobs, replies, strict=True):
+            if reply.status in (LogStatus.OK, LogStatus.LOG):
+                self._desk.taken(job, reply.last, reply.entries)
+            else:
+                self._yield_to(job, reply)
+
+    async def _append(self, shard: int, jobs: list[Manuscript]) -> None:
+        batch = AppendBatch()
+        started_at = time.monotonic()
+        waits_s = 0.0
+        sent: list[tuple[Manuscript, int, float | None]] = []
+        for job in jobs:
+            to, since = _pack(job, batch), job.unlogged_since
+            sent.append((job, to, since))
+            waits_s += started_at - since if since is not None else 0.0
+            job.unlogged_since = None if to == job.last else since
+            job.sent_at = started_at
+        others = dict(
+            await self._desk.session.call(
+                lambda: self._scripts.append_batch(shard, batch), bulk=True
+            )
+        )
+        now = time.monotonic()
+        for number, (job, to, since) in enumerate(sent):
+            reply = others.get(number)
+            if reply is None:
+                job.num_entries += 1
+            elif reply.status in (LogStatus.OK, LogStatus.ALREADY):
+                job.num_entries = reply.entries
+            elif reply.status is LogStatus.GAP:
+                self._desk.follow(job, reply.last, reply.entries)
+                continue
+            else:
+                self._yield_to(job, reply)
+                continue
+            job.has_spoken = True
+            self._desk.confirm(job, to, since, now)
+        self._pace.called(started_at, now)
+        self._desk.called(waits_s, self._pace.hold_s)
+
+    async def _end(self, jobs: list[Manuscript]) -> None:
+        items = [_end_of(job) for job in jobs]
+        replies = await self._desk.session.call(lambda: self._scripts.end(items), bulk=True)
+        for job, item, reply in zip(jobs, items, replies, strict=True):
+            if reply.status in (LogStatus.OK, LogStatus.ALREADY):
+                self._commit(job, reply.finish or item.finish)
+            elif reply.status is LogStatus.GAP:
+                self._desk.follow(job, reply.last, 0)
+            else:
+                self._yield_to(job, reply)
+
+    def _commit(self, job: Manuscript, finish: str) -> None:
+        job.state = State.COMMITTED
+        job.log_known = True
+        self._desk.emit(Committed(self._desk.generation, job.key, finish))
+
+    def _yield_to(self, job: Manuscript, reply: LogReply) -> None:
+        """Do what the log says where it does not let us go on."""
+        desk = self._desk
+        match reply.status:
+            case LogStatus.TERMINAL:
+                self._commit(job, reply.finish)
+            case LogStatus.FENCED:
+                desk.bar(job)
+                desk.emit(Fenced(desk.generation, job.key, reply.epoch))
+            case LogStatus.BEHIND:
+                job.log_known = False
+            case LogStatus.NOLOG:
+                desk.session.lose(f"the log of {job.job_id} is gone")
+            case _:
+                desk.bar(job)
+                desk.emit(Broken(desk.generation, job.key, reply.finish))
+
+
+def _shard(job: Manuscript) -> int:
+    return job.shard
+
+
+def _pack(job: Manuscript, batch: AppendBatch) -> int:
+    """Add what the log lacks to a batch and return its last index; a first token goes alone."""
+    if job.transcript is None:
+        raise RuntimeError(f"job {job.job_id} has tokens but no transcript")
+    limit = None if job.has_spoken else 1
+    choice, start, text, ids, ends, logprobs = job.transcript.slice_after(job.num_logged, limit)
+    wire = json.dumps(logprobs, separators=(",", ":")) if logprobs else ""
+    batch.add(job.job_id, job.epoch, choice, start, text, ids, ends, wire, job.num_entries)
+    return start + len(ids) - 1
+
+
+def _end_of(job: Manuscript) -> End:
+    if job.transcript is None or job.finish is None:
+        raise RuntimeError(f"job {job.job_id} ends without a decision")
+    result = replace(
+        job.transcript.result(job.epoch, job.finish), prompt_logprobs=job.prompt_logprobs
+    )
+    return End(job.job_id, job.epoch, job.last, job.finish.dump(), result.dump())
