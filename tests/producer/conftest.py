@@ -9,10 +9,13 @@ from bus_servers import pool, redis_url, server
 
 from tokenbus.producer.chains import Chains
 from tokenbus.producer.connection import make_redis
+from tokenbus.producer.embedded import start_private
 from tokenbus.producer.scripts import Scripts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from tokenbus.producer.embedded import EmbeddedServer
 
 __all__ = ["pool", "redis_url", "server"]
 
@@ -32,3 +35,11 @@ async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
 def chains(scripts: Scripts) -> Chains:
     """Give the chains over the scripts."""
     return Chains(scripts)
+
+
+@pytest.fixture(scope="session")
+def private_server() -> Iterator[EmbeddedServer]:
+    """Run one embedded server, for tests that need no second kind."""
+    running = start_private()
+    yield running
+    running.close()
