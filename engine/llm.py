@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from tokenbus.engine.build import engine_for, load_for
+from tokenbus.engine.chat_prompt import chat_text
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.detokenizer import IncrementalDetokenizer
 from tokenbus.engine.errors import EngineError, RequestRejected
+from tokenbus.engine.output import Completion, Output
 from tokenbus.engine.stop_strings import StopStrings
+from tokenbus.engine.tool_calls import ToolCalling, ToolChoice
+from tokenbus.engine.tools import tools_of
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -20,55 +24,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tokenbus.engine.core import Engine
-    from tokenbus.engine.types import EngineStats, TokenDelta, TokenLogprobs
+    from tokenbus.engine.types import EngineStats, TokenDelta
 
 Prompt = str | list[int] | tuple[int, ...]
-
-
-@dataclass(slots=True)
-class Completion:
-    """One choice of one prompt.
-
-    `stop_reason` is the stop string or stop id that ended it, None for the model's own end or for
-    length. `logprobs` has one entry per sampled token if they were asked for; tokens that a grammar
-    forced have none.
-    """
-
-    text: str = ""
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
-    logprobs: list[TokenLogprobs] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Output:
-    """What became of one prompt; the plain attributes are those of its first choice."""
-
-    prompt_ids: tuple[int, ...]
-    choices: list[Completion]
-    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
-    num_cached_tokens: int = 0
-
-    @property
-    def text(self) -> str:
-        """Text of the first choice."""
-        return self.choices[0].text
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Token ids of the first choice."""
-        return self.choices[0].token_ids
-
-    @property
-    def finish_reason(self) -> FinishReason | None:
-        """Why the first choice ended: stop or length."""
-        return self.choices[0].finish_reason
-
-    @property
-    def logprobs(self) -> list[TokenLogprobs]:
-        """Log-probabilities of the first choice."""
-        return self.choices[0].logprobs
 
 
 class _ChoiceText:
@@ -142,19 +100,41 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: list[dict[str, Any]] | None = None,
+        tool_choice: ToolChoice | str = ToolChoice.AUTO,
+        parallel_tool_calls: bool = True,
         progress: bool = True,
     ) -> list[Output]:
-        """Answer one conversation or several, through the model's chat template."""
+        """Answer one conversation or several, through the model's chat template.
+
+        Args:
+            tools: functions as chat APIs spell them; calls have arguments that satisfy their
+                schemas.
+            tool_choice: auto, none, required, or the name of the one tool to call.
+            parallel_tool_calls: whether an answer may hold more than one call.
+        Raises: as `generate` does; RequestRejected for a tool that cannot be enforced.
+        """
         if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
             raise RequestRejected("messages", "the model has no chat template")
         many = messages if messages and isinstance(messages[0], (list, tuple)) else [messages]
-        prompts: list[Prompt] = []
-        for conversation in many:
-            encoded = self.tokenizer.apply_chat_template(
-                list(conversation), tools=tools, add_generation_prompt=True, return_dict=True
-            )
-            prompts.append([int(token_id) for token_id in encoded["input_ids"]])
-        return self.generate(prompts, params, progress=progress)
+        if not tools or tool_choice == ToolChoice.NONE:
+            prompts = [self._render(list(conversation)) for conversation in many]
+            return self.generate(prompts, params, progress=progress)
+        calling = ToolCalling(tools_of(tools), self.tokenizer)
+        grammar = calling.grammar(tool_choice, parallel_tool_calls)
+        given = params or SamplingParams()
+        listed = [given] * len(many) if isinstance(given, SamplingParams) else list(given)
+        if any(item.grammar is not None for item in listed):
+            raise RequestRejected("tools", "a grammar and tools cannot both rule an answer")
+        outputs = self.generate(
+            [self._render(list(conversation), tools, calling) for conversation in many],
+            [replace(item, grammar=grammar) for item in listed],
+            progress=progress,
+        )
+        reader = calling.reader()
+        for output in outputs:
+            for choice in output.choices:
+                choice.tool_calls = reader.parse(choice.text).calls
+        return outputs
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes."""
@@ -167,6 +147,15 @@ class LLM:
     def close(self) -> None:
         """Stop helper threads."""
         self.engine.close()
+
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] = (),
+        calling: ToolCalling | None = None,
+    ) -> Prompt:
+        text = chat_text(self.tokenizer, messages, tools, calling)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""Tool calls: constrain the output to calls of given tools, and read them back.
+"""Tool calls: constrain the output to calls of given tools.
 
 The way a model writes a call is a property of its chat template. The grammar spells the punctuation
 of that way literally and takes the arguments from the tool's schema, so every call that is read
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.json_schema import JSON_OPTIONS
 from tokenbus.engine.tool_format import detect_tool_format
+from tokenbus.engine.tool_reader import ToolReader
 from tokenbus.engine.tools import arguments_schema, tool_template
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
@@ -27,32 +27,14 @@ if TYPE_CHECKING:
     from tokenbus.engine.tools import Tool
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-# What may stand between calls besides the format's own marks.
-_GLUE = re.compile(r"[\s,;\[\]]*")
-_NAME_KEY = re.compile(r'\{\s*"name"\s*:\s*')
 
 
 class ToolChoice(StrEnum):
     """How free the model is to call."""
 
     AUTO = "auto"
+    NONE = "none"
     REQUIRED = "required"
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """One call; `arguments` is a JSON object as the model wrote it."""
-
-    name: str
-    arguments: str
-
-
-@dataclass(frozen=True, slots=True)
-class ToolOutput:
-    """An output taken apart: the text before the calls, and the calls."""
-
-    content: str
-    calls: tuple[ToolCall, ...] = ()
 
 
 class ToolCalling:
@@ -102,19 +84,11 @@ class ToolCalling:
         lines += [self._call_rule(index, name) for index, name in enumerate(names)]
         return GrammarSpec(GrammarKind.LARK, "\n".join(lines) + "\n")
 
-    def parse(self, text: str) -> ToolOutput:
-        """Take an output apart; text that holds no complete calls is content as a whole.
-
-        A marker that is a special token is not in the text; the first call is then looked for.
-        """
-        before, position = self._find_calls(text)
-        calls: list[ToolCall] = []
-        while position is not None:
-            position = self._skip_glue(text, position)
-            if position == len(text):
-                return ToolOutput(before, tuple(calls))
-            position = self._read_call(text, position, calls)
-        return ToolOutput(text)
+    def reader(self) -> ToolReader:
+        """Return what reads the calls back from an output."""
+        return ToolReader(
+            self.format, tuple(self._schemas), self.format.marker in self._special_ids
+        )
 
     def instructions(self) -> str:
         """Describe tools and format, for the system message of a template without tools."""
@@ -180,48 +154,3 @@ class ToolCalling:
                 parts = (self._literal(before), f"<[{token_id}]>", self._literal(after))
                 return " ".join(part for part in parts if part)
         return json.dumps(text)
-
-    def _find_calls(self, text: str) -> tuple[str, int | None]:
-        """Return the text before the calls and where they begin; None if there are none."""
-        marker = self.format.marker
-        if marker and marker in text:
-            begins = text.index(marker)
-            return text[:begins], begins
-        if marker and marker not in self._special_ids:
-            return text, None
-        found = _NAME_KEY.search(text)
-        if found is None or (not marker and text[: found.start()].strip()):
-            return text, None
-        return text[: found.start()].removesuffix(self.format.opening), found.start()
-
-    def _skip_glue(self, text: str, position: int) -> int:
-        """Return where the next call begins, behind marks and separators."""
-        marks = [mark for mark in (self.format.marker, self.format.closing.strip()) if mark]
-        while True:
-            mark = next((mark for mark in marks if text.startswith(mark, position)), "")
-            glue = _GLUE.match(text, position + len(mark))
-            ends = glue.end() if glue else position
-            if ends == position:
-                return position
-            position = ends
-
-    def _read_call(self, text: str, position: int, calls: list[ToolCall]) -> int | None:
-        """Append the call at `position`; return where it ends, None if there is none."""
-        decoder = json.JSONDecoder()
-        key = _NAME_KEY.match(text, position)
-        if key is None:
-            return None
-        arguments_key = re.compile(rf'\s*,\s*"{self.format.arguments_key}"\s*:\s*')
-        try:
-            name, position = decoder.raw_decode(text, key.end())
-            between = arguments_key.match(text, position)
-            if between is None or not isinstance(name, str) or name not in self._schemas:
-                return None
-            arguments, ends = decoder.raw_decode(text, between.end())
-        except (ValueError, RecursionError):
-            return None
-        closing = re.compile(r"\s*\}").match(text, ends)
-        if closing is None or not isinstance(arguments, dict):
-            return None
-        calls.append(ToolCall(name, text[between.end() : ends]))
-        return closing.end()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tokenbus.producer.errors import SchemaMismatch
@@ -31,16 +31,33 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool; `arguments` is a JSON object that satisfies the tool's schema.
+
+    `at` is where the calls of its choice begin in the text of the choice, in characters: what
+    stands before is the answer's own text.
+    """
+
+    choice: int
+    id: str
+    name: str
+    arguments: str
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """How a job ended: `stop`, `length`, `cancelled`, `expired` or `failed`.
 
     `choices` holds the reason of each choice, in order; empty where the job ended as a whole.
+    `tool_calls` are those of all choices, in order.
     """
 
     reason: str
     usage: Usage = Usage()
     error: Failure | None = None
     choices: tuple[str, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def dump(self) -> str:
         """Return the JSON object that the terminal event carries as `finish`."""
@@ -58,6 +75,8 @@ class Finish:
         if self.error is not None:
             error = self.error
             wire["error"] = {"code": error.code, "field": error.field, "message": error.message}
+        if self.tool_calls:
+            wire["tool_calls"] = [asdict(call) for call in self.tool_calls]
         return json.dumps(wire, separators=(",", ":"))
 
     @classmethod
@@ -79,6 +98,16 @@ class Finish:
             ),
             error=error and Failure(str(error["code"]), str(error["message"]), error.get("field")),
             choices=tuple(str(reason) for reason in wire.get("choices") or ()),
+            tool_calls=tuple(
+                ToolCall(
+                    int(call["choice"]),
+                    str(call["id"]),
+                    str(call["name"]),
+                    str(call["arguments"]),
+                    int(call["at"]),
+                )
+                for call in wire.get("tool_calls") or ()
+            ),
         )
 
 

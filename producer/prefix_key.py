@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -40,8 +39,8 @@ def _head(request: JobRequest) -> str:
     messages = request.messages or []
     num_system = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
     parts = [message.content or "" for message in messages[:num_system]]
-    if request.tools:
-        parts.append(json.dumps(request.tools, sort_keys=True))
+    if request.tools and request.tool_choice != "none":
+        parts += [tool.model_dump_json(exclude_none=True) for tool in request.tools]
     if parts:
         head = "\n".join(parts)
         return head if len(head) >= MIN_CHARACTERS else ""

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.events import Event, Finish
+from tokenbus.producer.events import Event, Finish, ToolCall
 from tokenbus.producer.schema import WIRE_VERSION
 
 if TYPE_CHECKING:
@@ -46,6 +46,17 @@ class JobResult:
     def text(self) -> str:
         """Return the text of the first choice."""
         return self.choices[0].text if self.choices else ""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Return the tool calls of the first choice."""
+        return tuple(call for call in self.finish.tool_calls if call.choice == 0)
+
+    @property
+    def content(self) -> str:
+        """Return the text of the first choice without its tool calls."""
+        calls = self.tool_calls
+        return self.text[: calls[0].at] if calls else self.text
 
     @property
     def last(self) -> int:

@@ -22,6 +22,8 @@ TEMPLATE_TOKENS = 8
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
+
 ShortText = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
@@ -68,11 +70,41 @@ class Grammar(BaseModel):
     source: str = Field(min_length=1, max_length=262_144)
 
 
+class ToolFunction(BaseModel):
+    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+
+    model_config = _STRICT
+
+    name: str = Field(pattern=TOOL_NAME_PATTERN)
+    description: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """A tool as chat APIs spell it; arguments satisfy their schema whatever `strict` says."""
+
+    model_config = _STRICT
+
+    type: Literal["function"] = "function"
+    function: ToolFunction
+
+
+class NamedTool(BaseModel):
+    """A `tool_choice` that asks for calls of one tool."""
+
+    model_config = _STRICT
+
+    name: str = Field(pattern=TOOL_NAME_PATTERN)
+
+
 class JobRequest(BaseModel):
     """A generation job: one of prompt, messages or token_ids, and how to sample.
 
     `deadline_s` and `not_before_s` count from the moment the server accepts the job. Sampling
-    fields mean what they mean in the engine; `seed` None is drawn when the job is submitted.
+    fields mean what they mean in the engine; `seed` None is drawn when the job is submitted. With
+    `tools` and a `tool_choice` of auto, required or {"name": …}, what is called is one of them with
+    arguments that satisfy its schema; none leaves the tools out of the prompt.
     `callback_url` gets a signed POST from the control service once the job has ended.
     """
 
@@ -115,7 +147,9 @@ class JobRequest(BaseModel):
     logprobs: int | None = Field(default=None, ge=0, le=20)
     prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
     grammar: Grammar | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = Field(default=None, min_length=1, max_length=128)
+    tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _check_whole(self) -> Self:
@@ -127,6 +161,15 @@ class JobRequest(BaseModel):
             raise ValueError(f"min_tokens: {self.min_tokens} exceeds max_tokens {self.max_tokens}")
         if self.tools is not None and self.messages is None:
             raise ValueError("tools: only together with messages")
+        if self.tools is None and self.tool_choice not in ("auto", "none"):
+            raise ValueError("tool_choice: only together with tools")
+        if self.tools is not None and self.grammar is not None and self.tool_choice != "none":
+            raise ValueError("grammar: not together with tools, unless tool_choice is none")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools: two have the same name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.name not in names:
+            raise ValueError(f"tool_choice: {self.tool_choice.name} is not among the tools")
         return self
 
     @classmethod
@@ -163,7 +206,9 @@ class JobRequest(BaseModel):
         if self.prompt is not None:
             return len(self.prompt.encode("utf-8", "replace")) // BYTES_PER_TOKEN + 1
         texts = [m.model_dump_json(exclude_defaults=True) for m in self.messages or ()]
-        num_bytes = sum(len(text.encode()) for text in texts) + len(str(self.tools or ""))
+        if self.tool_choice != "none":
+            texts += [tool.model_dump_json(exclude_none=True) for tool in self.tools or ()]
+        num_bytes = sum(len(text.encode()) for text in texts)
         return num_bytes // BYTES_PER_TOKEN + TEMPLATE_TOKENS * len(texts)
 
 
@@ -171,7 +216,8 @@ def _invalid(error: ValidationError) -> RequestInvalid:
     """Turn the first finding into one sentence that names the field."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
-    path = [str(part) for part in first["loc"]]
+    # Of a union the path names the member that was tried, which is no field.
+    path = [str(part) for part in first["loc"] if not str(part).startswith("literal[")]
     if not path and first["type"] == "value_error" and ": " in message:
         head, message = message.split(": ", 1)
         path = [head]

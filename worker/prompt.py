@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.chat_prompt import chat_text
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.tool_calls import ToolCalling
+from tokenbus.engine.tools import tools_of
 from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingParams
 from tokenbus.producer.errors import RequestInvalid
-from tokenbus.producer.schema import JobRequest
+from tokenbus.producer.schema import JobRequest, NamedTool
 from tokenbus.worker.errors import JobRefused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from tokenbus.engine.tool_reader import ToolReader
     from tokenbus.engine.types import EngineLimits
 
 INVALID = "invalid_request"
@@ -21,11 +26,15 @@ TOO_LONG = "too_long"
 
 @dataclass(frozen=True, slots=True)
 class PreparedJob:
-    """A request whose prompt is token ids and whose sizes are known exactly."""
+    """A request whose prompt is token ids and whose sizes are known exactly.
+
+    `tool_reader` takes tool calls out of the output, where there may be any.
+    """
 
     request: JobRequest
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    tool_reader: ToolReader | None = None
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -77,7 +86,9 @@ class PromptPreparer:
             request = JobRequest.parse(raw)
         except RequestInvalid as error:
             raise JobRefused(INVALID, error.field, error.message) from None
-        field, ids = self._tokenise(request)
+        tools = _tool_dicts(request)
+        calling = self._calling(tools)
+        field, ids = self._tokenise(request, tools, calling)
         if not ids:
             raise JobRefused(INVALID, field, "the prompt has no token")
         limit = self._limits.max_model_len
@@ -90,9 +101,26 @@ class PromptPreparer:
                 f" context of {limit} tokens; at most {limit - len(ids)} fit"
             )
             raise JobRefused(TOO_LONG, "max_tokens", message)
-        return PreparedJob(request, tuple(ids), _sampling_params(request))
+        params = _sampling_params(request)
+        if calling is None:
+            return PreparedJob(request, tuple(ids), params)
+        choice = request.tool_choice
+        named = choice.name if isinstance(choice, NamedTool) else choice
+        grammar = calling.grammar(named, request.parallel_tool_calls)
+        return PreparedJob(request, tuple(ids), replace(params, grammar=grammar), calling.reader())
 
-    def _tokenise(self, request: JobRequest) -> tuple[str, list[int]]:
+    def _calling(self, tools: list[dict[str, Any]]) -> ToolCalling | None:
+        if not tools:
+            return None
+        try:
+            return ToolCalling(tools_of(tools), self._tokenizer)
+        except RequestRejected as error:
+            message = str(error).removeprefix(f"{error.field}: ")
+            raise JobRefused(INVALID, error.field, message) from None
+
+    def _tokenise(
+        self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None
+    ) -> tuple[str, list[int]]:
         """Return the name of the field that holds the prompt and its token ids."""
         if request.token_ids is not None:
             bad = next((t for t in request.token_ids if t >= self._limits.vocab_size), None)
@@ -102,7 +130,8 @@ class PromptPreparer:
             return "token_ids", request.token_ids
         if request.prompt is not None:
             return "prompt", self._encode("prompt", request.prompt, special=True)
-        return "messages", self._encode("messages", self._render(request), special=False)
+        text = self._render(request, tools, calling)
+        return "messages", self._encode("messages", text, special=False)
 
     def _encode(self, field: str, text: str, *, special: bool) -> list[int]:
         if len(text) > self._max_characters:
@@ -114,22 +143,31 @@ class PromptPreparer:
             raise JobRefused(INVALID, field, f"cannot be tokenised: {error}") from None
         return ids
 
-    def _render(self, request: JobRequest) -> str:
+    def _render(
+        self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None
+    ) -> str:
         messages = [m.model_dump(exclude_none=True) for m in request.messages or ()]
-        for message in messages:
-            message.setdefault("content", "")
         if self._tokenizer.chat_template is None:
             raise JobRefused(INVALID, "messages", "this model has no chat template; send a prompt")
         try:
-            tools: Any = request.tools
-            text = self._tokenizer.apply_chat_template(
-                messages, tools=tools, add_generation_prompt=True, tokenize=False
-            )
+            return chat_text(self._tokenizer, messages, tools, calling)
         # Templates are programs that come with the model and raise whatever they like.
         except Exception as error:
             reason = f"the model's chat template refuses them: {error}"
             raise JobRefused(INVALID, "messages", reason) from error
-        return str(text)
+
+
+def _tool_dicts(request: JobRequest) -> list[dict[str, Any]]:
+    """Return the tools that the model may call, in the form that templates take."""
+    if request.tools is None or request.tool_choice == "none":
+        return []
+    listed = [tool.model_dump(exclude_none=True) for tool in request.tools]
+    for tool in listed:
+        tool["function"]["parameters"] = tool["function"]["parameters"] or {
+            "type": "object",
+            "properties": {},
+        }
+    return listed
 
 
 def _sampling_params(request: JobRequest) -> SamplingParams:

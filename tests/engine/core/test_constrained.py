@@ -9,8 +9,8 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from tokenbus.engine import model_store
-from tokenbus.engine.llm import LLM
+from tokenbus.engine import LLM, model_store
+from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.types import (
     FinishReason,
     GrammarKind,
@@ -120,3 +120,23 @@ def test_output_that_was_complete_when_it_was_resumed_ends_without_a_token(llm: 
     deltas = run(llm, [Request(301, ids, params, resumed_ids=(tuple(whole),))])[301]
     assert tokens(deltas) == []
     assert deltas[-1].finish_reason is FinishReason.STOP
+
+
+def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM) -> None:
+    """A required call names a given tool, its arguments validate; `none` leaves the tools out."""
+    messages = [{"role": "user", "content": "Where is my order 4711?"}]
+    tools = [{"type": "function", "function": {"name": "describe", "parameters": SCHEMA}}]
+    params = SamplingParams(max_tokens=100, temperature=1.5, seed=3)
+    output = llm.chat(messages, params, tools=tools, tool_choice="required", progress=False)[0]
+    assert output.finish_reason is FinishReason.STOP
+    assert output.tool_calls
+    for call in output.tool_calls:
+        assert call.name == "describe"
+        jsonschema.validate(json.loads(call.arguments), SCHEMA)
+    prompt = llm.tokenizer.decode(output.prompt_ids)
+    assert "describe" in prompt
+    free = replace(params, max_tokens=2)
+    plain = llm.chat(messages, free, tools=tools, tool_choice="none", progress=False)[0]
+    assert plain.prompt_ids == llm.chat(messages, free, progress=False)[0].prompt_ids
+    with pytest.raises(RequestRejected, match="cannot both"):
+        llm.chat(messages, replace(params, grammar=JSON), tools=tools, progress=False)

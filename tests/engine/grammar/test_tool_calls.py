@@ -13,8 +13,9 @@ import torch
 from tokenbus.engine.detokenizer import IncrementalDetokenizer
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.sampler import SamplingState
-from tokenbus.engine.tool_calls import ToolCall, ToolCalling, ToolChoice
+from tokenbus.engine.tool_calls import ToolCalling, ToolChoice
 from tokenbus.engine.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat, detect_tool_format
+from tokenbus.engine.tool_reader import ToolCall
 from tokenbus.engine.tools import Tool
 from tokenbus.engine.types import SamplingParams
 
@@ -127,7 +128,7 @@ def test_text_may_stand_before_tagged_calls(
     tools = calling(tokenizer, "hermes")
     output = "Let me look.\n" + WRITTEN["hermes"][0]
     assert accepts(compiler, tokenizer, tools.grammar(), output)
-    parsed = tools.parse(output)
+    parsed = tools.reader().parse(output)
     assert parsed.content == "Let me look.\n"
     assert [call.name for call in parsed.calls] == ["get_weather"]
 
@@ -148,7 +149,7 @@ def test_named_choice_and_single_calls_narrow_the_grammar(
 
 def test_calls_are_read_back_as_written(tokenizer: PreTrainedTokenizerFast, family: str) -> None:
     """Names and arguments come back to the letter, in order, with no content beside them."""
-    parsed = calling(tokenizer, family).parse("".join(WRITTEN[family]))
+    parsed = calling(tokenizer, family).reader().parse("".join(WRITTEN[family]))
     assert parsed.content == ""
     assert parsed.calls == (
         ToolCall("get_weather", '{"city": "Oslo", "days": 3}'),
@@ -172,7 +173,7 @@ def test_text_without_complete_calls_is_content(
     tokenizer: PreTrainedTokenizerFast, text: str
 ) -> None:
     """What was cut off, or is no call of a given tool, stays text."""
-    parsed = calling(tokenizer, "hermes").parse(text)
+    parsed = calling(tokenizer, "hermes").reader().parse(text)
     assert (parsed.content, parsed.calls) == (text, ())
 
 
@@ -183,7 +184,7 @@ def test_strings_that_look_like_marks_do_not_end_a_call(
     tools = calling(tokenizer, "hermes")
     call = '{"name": "now", "arguments": {"note": "</tool_call>\\n<tool_call> ]"}}'
     text = f"<tool_call>\n{call}\n</tool_call>"
-    assert json.loads(tools.parse(text).calls[0].arguments) == {
+    assert json.loads(tools.reader().parse(text).calls[0].arguments) == {
         "note": "</tool_call>\n<tool_call> ]"
     }
 
@@ -212,7 +213,7 @@ def test_random_output_is_calls_with_valid_arguments(
             break
         matcher.accept(token_id)
         ids.append(token_id)
-    parsed = tools.parse("".join(IncrementalDetokenizer(tokenizer).push(ids)))
+    parsed = tools.reader().parse("".join(IncrementalDetokenizer(tokenizer).push(ids)))
     assert parsed.calls
     schemas: dict[str, Any] = {"get_weather": WEATHER, "now": {"maxProperties": 0}}
     for call in parsed.calls:
