@@ -13,15 +13,19 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tokenbus.engine import model_store
+from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.attention.torch_backend import TorchAttention
 from tokenbus.engine.checkpoint import read_tensors, verify_checksums
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
+from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.models.packed_ops import PackedOps
 from tokenbus.engine.models.rope import natural_max_len, rope_table
 from tokenbus.engine.models.weights import DecoderWeights
+from tokenbus.engine.native import native_library
+from tokenbus.kernels.cpu.native import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.engine.forward import AttentionBackend, PagedModel
+    from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.ops import Ops
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -121,6 +126,9 @@ def build_model(
 
     Raises: ModelBroken if tensors are missing, ModelUnsupported if the architecture cannot run.
     """
+    if attention is None and ops is None and device.type == "cpu" and dtype in DTYPES:
+        library = native_library()
+        attention = None if library is None else NativeAttention(library)
     attention = attention or TorchAttention()
     text = config.get_text_config()
     quantisation = getattr(config, "quantization_config", None)
@@ -139,8 +147,17 @@ def build_model(
         for name, layer_type in shape.rope_layer_types.items()
     }
     if ops is None:
-        ops = PackedOps if PackedOps.supports(dtype, device) else TorchOps
+        ops = _ops(shape, attention, dtype, device)
     return decoder.build(ropes, ops(attention))
+
+
+def _ops(
+    shape: DecoderConfig, attention: AttentionBackend, dtype: torch.dtype, device: torch.device
+) -> Callable[[AttentionBackend], Ops]:
+    """Return the fastest steps for a device that no caller chose them for."""
+    if isinstance(attention, NativeAttention) and NativeOps.supports(shape, dtype):
+        return NativeOps
+    return PackedOps if PackedOps.supports(dtype, device) else TorchOps
 
 
 def find_folder(model: str | Path, *, with_weights: bool = True) -> Path:

@@ -47,11 +47,9 @@ class Decoder:
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """token_ids: [T] int64 -> hidden states [T, H] before the final norm."""
         residual = self.ops.embed(token_ids, self.embedding, self.embed_scale)
-        fused = self.ops.fused_layer(self.config, token_ids.shape[0])
-        if fused is not None:
-            for layer in self.layers:
-                residual = fused(residual, layer, self.config, ctx)
-            return residual
+        done = self.ops.run_layers(self, residual, ctx)
+        if done is not None:
+            return done
         branch: Tensor | None = None
         for layer in self.layers:
             branch, residual = self._layer(layer, branch, residual, ctx)
@@ -60,8 +58,7 @@ class Decoder:
     def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """hidden: [M, H], chosen rows only -> [M, V] float32, or x's dtype if not `exact`."""
         config = self.config
-        normed = self.ops.rms_norm(hidden, self.final_norm, config.norm_eps)
-        logits = self.ops.linear(normed, self.lm_head)
+        logits = self.ops.logits(hidden, self.final_norm, config.norm_eps, self.lm_head)
         scaled = config.logits_divisor != 1.0 or config.final_softcap is not None
         if not exact and not scaled:
             return logits

@@ -14,18 +14,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.forward import AttentionBackend, ForwardContext
     from tokenbus.engine.models.decoder import Decoder
-    from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.layers import DecoderLayer, Linear
-
-
-class FusedLayer(Protocol):
-    """One layer in few launches."""
-
-    def __call__(
-        self, hidden: Tensor, layer: DecoderLayer, config: DecoderConfig, ctx: ForwardContext
-    ) -> Tensor:
-        """Run a layer, [T, H] -> [T, H], both residual sums included."""
-        ...
 
 
 class Ops(Protocol):
@@ -66,8 +55,12 @@ class Ops(Protocol):
         """gate_up: [T, 2 I] -> activation(gate) * up, [T, I]."""
         ...
 
-    def fused_layer(self, config: DecoderConfig, num_tokens: int) -> FusedLayer | None:
-        """Return what runs a whole layer of a pass of this many tokens; None: step by step."""
+    def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor | None:
+        """Take hidden [T, H] through all layers in few launches, or return None: step by step."""
+        ...
+
+    def logits(self, hidden: Tensor, norm: Tensor, eps: float, head: Linear) -> Tensor:
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype or float32."""
         ...
 
 
@@ -125,9 +118,13 @@ class TorchOps:
         approximate = "tanh" if kind is Activation.GELU_TANH else "none"
         return F.gelu(gate, approximate=approximate).mul_(up)
 
-    def fused_layer(self, config: DecoderConfig, num_tokens: int) -> FusedLayer | None:  # noqa: ARG002
+    def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor | None:  # noqa: ARG002
         """Return None: plain torch runs layers step by step."""
         return None
+
+    def logits(self, hidden: Tensor, norm: Tensor, eps: float, head: Linear) -> Tensor:
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype."""
+        return self.linear(self.rms_norm(hidden, norm, eps), head)
 
     def _norm_qk(
         self,

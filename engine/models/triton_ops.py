@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.attention.triton_backend import TritonAttention
     from tokenbus.engine.forward import AttentionBackend, ForwardContext
+    from tokenbus.engine.models.decoder import Decoder
     from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.layers import DecoderLayer, Linear
-    from tokenbus.engine.models.ops import FusedLayer
     from tokenbus.kernels.activation import ActivationKind
 
 _GATES: dict[Activation, ActivationKind] = {
@@ -90,12 +90,15 @@ class TritonOps(TorchOps):
         )
         return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
 
-    def fused_layer(self, config: DecoderConfig, num_tokens: int) -> FusedLayer | None:
-        """Return the fused layer for few tokens, if the layer's layout is the plain one."""
+    def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor | None:
+        """Fuse the layers of few tokens, if their layout is the plain one."""
+        config = model.config
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
-        if plain and config.activation in _GATES and num_tokens <= MAX_FUSED_ROWS:
-            return self._run_layer
-        return None
+        if not plain or config.activation not in _GATES or hidden.shape[0] > MAX_FUSED_ROWS:
+            return None
+        for layer in model.layers:
+            hidden = self._run_layer(hidden, layer, config, ctx)
+        return hidden
 
     def _run_layer(
         self, hidden: Tensor, layer: DecoderLayer, config: DecoderConfig, ctx: ForwardContext

@@ -10,27 +10,33 @@ from architectures import DECODER
 
 from tokenbus.engine.loader import build_model
 from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.models.ops import TorchOps
 
 
 @pytest.mark.parametrize("name", DECODER)
 def test_greedy_tokens_equal_transformers(
     name: str, sizes: Any, draw_model: Any, prompts: Any, driver: Any, reference: Any
 ) -> None:
-    """Batched with strangers, chunked and paged, each prompt yields transformers' own tokens."""
+    """Batched with strangers, chunked and paged, each prompt yields transformers' own tokens.
+
+    By the compiled kernels, where there is a compiler, and step by step in torch.
+    """
     config_class, changes = DECODER[name]
     config = config_class(**sizes(**changes))
     theirs = draw_model(config)
-    ours = build_model(
-        config,
-        theirs.state_dict(),
-        dtype=torch.float32,
-        device=torch.device("cpu"),
-        max_model_len=700,
-    )
-    assert isinstance(ours, Decoder)
     texts = prompts(199, [1, 15, 16, 17, 130, 600])
     expected = reference(theirs).generate(texts, 48)
     assert max(len(set(answer)) for answer in expected) >= 10, "the reference itself is too dull"
-    assert driver(ours, page_size=16, chunk=7, seed=1).generate(texts[:5], 48) == expected[:5]
-    assert driver(ours, page_size=64, chunk=64, seed=2).generate(texts, 48) == expected
-    assert driver(ours, page_size=16, chunk=64).generate(texts[3:4], 48) == expected[3:4]
+    for ops in (None, TorchOps):
+        ours = build_model(
+            config,
+            theirs.state_dict(),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+            max_model_len=700,
+            ops=ops,
+        )
+        assert isinstance(ours, Decoder)
+        assert driver(ours, page_size=16, chunk=7, seed=1).generate(texts[:5], 48) == expected[:5]
+        assert driver(ours, page_size=64, chunk=64, seed=2).generate(texts, 48) == expected
+        assert driver(ours, page_size=16, chunk=64).generate(texts[3:4], 48) == expected[3:4]

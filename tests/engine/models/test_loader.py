@@ -14,6 +14,7 @@ from tokenbus.engine.checkpoint import write_checksums
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
 from tokenbus.engine.loader import load_model
 from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.models.ops import TorchOps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,7 +81,7 @@ def test_dtype_is_the_one_asked_for(saved: Any, dtype: str) -> None:
 def test_random_weights_need_only_a_config(tmp_path: Path, sizes: Any) -> None:
     """A folder with nothing but a config gives a model of its shape with finite weights."""
     LlamaConfig(**sizes()).save_pretrained(tmp_path)
-    model = load_model(tmp_path, random_weights=True, **_F32).model
+    model = load_model(tmp_path, random_weights=True, ops=TorchOps, **_F32).model
     assert isinstance(model, Decoder)
     assert all(layer.qkv.weight.isfinite().all() for layer in model.layers)
     assert float(model.layers[0].down.weight.std()) == pytest.approx(0.35, rel=0.1)

@@ -36,7 +36,7 @@ def build(sizes: Any, draw_model: Any) -> Any:
             dtype=torch.float32,
             device=torch.device("cpu"),
             max_model_len=256,
-            attention=attention,
+            attention=attention or TorchAttention(),
         )
 
     return make

@@ -1,4 +1,4 @@
-"""Paged attention in torch against a plain fp32 computation, over poisoned memory."""
+"""Paged attention on a CPU against a plain fp32 computation, over poisoned memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import random
 import pytest
 import torch
 
+from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.attention.torch_backend import TorchAttention
 from tokenbus.engine.attention.torch_plan import MAX_BUCKET_TOKENS, MAX_PADDING_TOKENS, plan_of
-from tokenbus.engine.forward import AttentionSpec, ForwardContext
+from tokenbus.engine.forward import AttentionBackend, AttentionSpec, ForwardContext
 from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.native import native_library
 
 _CPU = torch.device("cpu")
 # (queries of this pass, tokens after it) per sequence.
@@ -67,8 +69,8 @@ class _Batch:
             context_lens_host=[context for _, context in lens],
         )
 
-    def attend(self) -> torch.Tensor:
-        return TorchAttention().attend(self.q, self.k, self.v, self.spec, self.ctx)
+    def attend(self, backend: AttentionBackend) -> torch.Tensor:
+        return backend.attend(self.q, self.k, self.v, self.spec, self.ctx)
 
     def expected(self) -> torch.Tensor:
         """Return softmax(cap(q·k)) v in float32, one sequence at a time."""
@@ -91,6 +93,17 @@ class _Batch:
         return torch.cat(rows)
 
 
+@pytest.fixture(params=["torch", "compiled"])
+def backend(request: pytest.FixtureRequest) -> AttentionBackend:
+    """Return each attention of the CPU."""
+    if request.param == "torch":
+        return TorchAttention()
+    library = native_library()
+    if library is None:
+        pytest.skip("there is no C++ compiler")
+    return NativeAttention(library)
+
+
 def _spec(
     heads: int, kv_heads: int, dim: int, window: int | None = None, softcap: float | None = None
 ) -> AttentionSpec:
@@ -105,24 +118,28 @@ def _spec(
     ids=["Hq9-Hkv3-D64", "Hq4-Hkv4-D24", "Hq8-Hkv1-D16-window20", "Hq6-Hkv2-D32-window64-cap3"],
 )
 def test_attention_equals_plain_softmax(
-    spec: AttentionSpec, size: int, lens: list[tuple[int, int]]
+    backend: AttentionBackend, spec: AttentionSpec, size: int, lens: list[tuple[int, int]]
 ) -> None:
     """Whatever the pages' order and size, the result is causal attention over the own tokens."""
     batch = _Batch(spec, lens, size, torch.float32)
-    torch.testing.assert_close(batch.attend(), batch.expected(), atol=2e-6, rtol=2e-5)
+    torch.testing.assert_close(batch.attend(backend), batch.expected(), atol=2e-6, rtol=2e-5)
 
 
 @pytest.mark.parametrize("lens", [_DECODES, _MIXED], ids=["decode", "mixed"])
-def test_bfloat16_stays_within_rounding(lens: list[tuple[int, int]]) -> None:
+def test_bfloat16_stays_within_rounding(
+    backend: AttentionBackend, lens: list[tuple[int, int]]
+) -> None:
     """In bfloat16 only scores, weights and the result are rounded, never the sums."""
     batch = _Batch(_spec(9, 3, 64), lens, 16, torch.bfloat16)
-    torch.testing.assert_close(batch.attend().float(), batch.expected(), atol=0.02, rtol=0.02)
+    torch.testing.assert_close(
+        batch.attend(backend).float(), batch.expected(), atol=0.02, rtol=0.02
+    )
 
 
-def test_new_tokens_are_written_to_their_slots_and_nowhere_else() -> None:
+def test_new_tokens_are_written_to_their_slots_and_nowhere_else(backend: AttentionBackend) -> None:
     """After a pass the pages hold its keys and values, and what was poisoned elsewhere still is."""
     batch = _Batch(_spec(4, 2, 16), _MIXED, 16, torch.float32)
-    batch.attend()
+    batch.attend(backend)
     page, offset = batch.ctx.slot_mapping // 16, batch.ctx.slot_mapping % 16
     torch.testing.assert_close(batch.kv.k[0][page, :, offset], batch.k)
     torch.testing.assert_close(batch.kv.v[0][page, :, offset], batch.v)
@@ -131,27 +148,27 @@ def test_new_tokens_are_written_to_their_slots_and_nowhere_else() -> None:
     assert int(batch.kv.v[0].isfinite().sum()) == written
 
 
-def test_rows_on_the_scratch_page_disturb_nobody() -> None:
+def test_rows_on_the_scratch_page_disturb_nobody(backend: AttentionBackend) -> None:
     """A dropped row that writes NaN to page 0 changes no result of the others."""
     batch = _Batch(_spec(4, 2, 16), [(1, 20), (1, 1), (1, 33)], 16, torch.float32)
     ctx = batch.ctx
     ctx.slot_mapping[1], ctx.block_table[1, 0] = 0, 0
     batch.k[1], batch.v[1] = torch.nan, torch.nan
-    out, expected = batch.attend(), batch.expected()
+    out, expected = batch.attend(backend), batch.expected()
     torch.testing.assert_close(out[[0, 2]], expected[[0, 2]], atol=2e-6, rtol=2e-5)
 
 
-def test_result_does_not_depend_on_the_rest_of_the_batch() -> None:
+def test_result_does_not_depend_on_the_rest_of_the_batch(backend: AttentionBackend) -> None:
     """A sequence attends to the same values alone and among strangers of any length."""
     together = _Batch(_spec(9, 3, 64), _DECODES, 16, torch.float32)
-    both = together.attend()
+    both = together.attend(backend)
     for idx, lens in enumerate(_DECODES):
         alone = _Batch(_spec(9, 3, 64), [lens], 16, torch.float32)
         alone.q, alone.k, alone.v = (x[idx : idx + 1] for x in (together.q, together.k, together.v))
         alone.ctx.slot_mapping = together.ctx.slot_mapping[idx : idx + 1]
         alone.ctx.block_table = together.ctx.block_table[idx : idx + 1]
         alone.ctx.kv = together.kv
-        torch.testing.assert_close(alone.attend()[0], both[idx], atol=2e-6, rtol=2e-5)
+        torch.testing.assert_close(alone.attend(backend)[0], both[idx], atol=2e-6, rtol=2e-5)
 
 
 def test_layers_of_one_shape_share_a_plan() -> None:
@@ -172,4 +189,6 @@ def test_buckets_bound_padding_and_size() -> None:
         pages = [-(-lens[int(idx)][1] // 16) * 16 for idx in bucket.token_idx]
         assert sum(bucket.num_keys - page for page in pages) <= MAX_PADDING_TOKENS
         assert len(pages) * bucket.num_keys <= max(MAX_BUCKET_TOKENS, bucket.num_keys)
-    torch.testing.assert_close(batch.attend(), batch.expected(), atol=2e-6, rtol=2e-5)
+    torch.testing.assert_close(
+        batch.attend(TorchAttention()), batch.expected(), atol=2e-6, rtol=2e-5
+    )

@@ -1,0 +1,150 @@
+"""The decoder on a CPU in one call per pass, by kernels compiled for the machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.attention.native_attention import NativeAttention, batch_args, shape_args
+from tokenbus.engine.models.decoder_config import Activation
+from tokenbus.engine.models.layers import Linear
+from tokenbus.engine.models.ops import TorchOps
+from tokenbus.kernels.cpu.native import DTYPES, LayerArgs, LinearArgs, ModelArgs, NativeLibrary
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tokenbus.engine.forward import AttentionBackend, ForwardContext
+    from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.models.decoder import Decoder
+    from tokenbus.engine.models.decoder_config import DecoderConfig
+    from tokenbus.engine.models.layers import DecoderLayer
+
+_ACTIVATIONS = {Activation.SILU: 0, Activation.GELU_TANH: 1, Activation.GELU: 2}
+
+
+class NativeOps(TorchOps):
+    """All layers, whatever their family's layout, in one call of compiled code per pass.
+
+    The steps in torch are not used: their weights are gone once they are packed.
+    """
+
+    attention: NativeAttention
+
+    def __init__(self, attention: AttentionBackend) -> None:
+        """Compute through `attention`, which has to be a NativeAttention."""
+        super().__init__(attention)
+        self._library: NativeLibrary = self.attention.library
+        self._model: ModelArgs | None = None
+        self._layers: Any = None
+        self._used = 0
+        self._kv: KVCache | None = None
+        # Memory that the structures point to.
+        self._owned: list[Tensor] = []
+
+    @staticmethod
+    def supports(config: DecoderConfig, dtype: torch.dtype) -> bool:
+        """Tell whether the kernels cover a model: bfloat16 is multiplied in pairs of inputs."""
+        sizes = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
+        return dtype in DTYPES and all(size % 2 == 0 for size in sizes)
+
+    def prepare(self, model: Decoder) -> None:
+        """Pack every weight; plain ones are dropped unless the embedding shares them."""
+        config = model.config
+        width = self._library.panel_width
+        # Gate and up are filled up to whole panels each.
+        inner = -(-config.intermediate_size // width) * width
+        self._layers = (LayerArgs * len(model.layers))()
+        shapes = [
+            shape
+            for layer in model.layers
+            for shape in (
+                layer.qkv.weight.shape,
+                layer.o.weight.shape,
+                (2 * inner, config.hidden_size),
+                layer.down.weight.shape,
+            )
+        ]
+        shapes.append(model.lm_head.weight.shape)
+        total = sum(self._library.packed_size(*shape) for shape in shapes)
+        self._arena = self._library.empty(total, model.embedding.dtype)
+        for args, layer in zip(self._layers, model.layers, strict=True):
+            self._describe(args, layer, inner)
+        self._pack(model.lm_head, keep=model.lm_head.weight is model.embedding)
+        self._model = ModelArgs(
+            self._layers, len(model.layers), config.hidden_size, config.intermediate_size,
+            _ACTIVATIONS[config.activation], config.norm_eps, config.residual_scale,
+        )  # fmt: skip
+
+    def logits(self, hidden: Tensor, norm: Tensor, eps: float, head: Linear) -> Tensor:
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] float32."""
+        return self._library.linear(hidden, head.packed, norm.float(), eps)
+
+    def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
+        """Take hidden [T, H] through all layers, in place."""
+        assert self._model is not None
+        if self._kv is not ctx.kv:
+            self._bind(ctx.kv)
+        self._library.forward(self._model, batch_args(ctx), hidden)
+        return hidden
+
+    def _bind(self, kv: KVCache) -> None:
+        for args, k_pages, v_pages in zip(self._layers, kv.k, kv.v, strict=True):
+            args.k_pages, args.v_pages = k_pages.data_ptr(), v_pages.data_ptr()
+            args.shape.page_size = kv.page_size
+        self._kv = kv
+
+    def _describe(self, args: LayerArgs, layer: DecoderLayer, inner: int) -> None:
+        args.qkv = self._pack(layer.qkv)
+        args.o = self._pack(layer.o)
+        args.gate_up = self._pack(_interleaved(layer.gate_up, inner, self._library.panel_width))
+        layer.gate_up.weight = layer.gate_up.weight.new_empty((0, layer.gate_up.weight.shape[1]))
+        args.down = self._pack(layer.down)
+        args.pre_attention_norm = self._floats(layer.pre_attention_norm)
+        args.post_attention_norm = self._floats(layer.post_attention_norm)
+        args.pre_mlp_norm = self._floats(layer.pre_mlp_norm)
+        args.post_mlp_norm = self._floats(layer.post_mlp_norm)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            args.q_norm, args.k_norm = self._floats(layer.q_norm), self._floats(layer.k_norm)
+            args.q_norm_size, args.k_norm_size = layer.q_norm.numel(), layer.k_norm.numel()
+        if layer.rope is not None:
+            args.cos, args.sin = self._floats(layer.rope.cos), self._floats(layer.rope.sin)
+            args.rot_dim = layer.rope.rot_dim
+        args.shape = shape_args(layer.spec, 1)
+
+    def _pack(self, linear: Linear, *, keep: bool = False) -> LinearArgs:
+        num_outputs, num_inputs = linear.weight.shape
+        size = self._library.packed_size(num_outputs, num_inputs)
+        packed = self._arena[self._used : self._used + size]
+        self._used += size
+        self._library.pack(linear.weight.contiguous(), packed)
+        bias = None
+        if linear.bias is not None:
+            bias = linear.bias.new_zeros(size // num_inputs)
+            bias[:num_outputs] = linear.bias
+        linear.packed = LinearArgs(packed.data_ptr(), self._floats(bias), num_inputs, num_outputs)
+        if not keep:
+            linear.weight = linear.weight.new_empty((0, num_inputs))
+        return linear.packed
+
+    def _floats(self, values: Tensor | None) -> int | None:
+        """Return the address of a float32 copy, or of the tensor itself if it is one."""
+        if values is None:
+            return None
+        owned = values.float().contiguous()
+        self._owned.append(owned)
+        return owned.data_ptr()
+
+
+def _interleaved(gate_up: Linear, inner: int, width: int) -> Linear:
+    """Return the linear with panels of gate and of up alternating, each half `inner` outputs."""
+
+    def mixed(values: Tensor) -> Tensor:
+        halves = values.view(2, -1, *values.shape[1:])
+        full = values.new_zeros((2, inner, *values.shape[1:]))
+        full[:, : halves.shape[1]] = halves
+        panels = full.view(2, inner // width, width, *values.shape[1:]).transpose(0, 1)
+        return panels.reshape(2 * inner, *values.shape[1:])
+
+    bias = None if gate_up.bias is None else mixed(gate_up.bias)
+    return Linear(mixed(gate_up.weight), bias)

@@ -1,0 +1,192 @@
+"""The compiled kernels as Python sees them: structures of pointers, and calls without the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_size_t, c_void_p
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class LinearArgs(Structure):
+    """`Linear` of multiply.h."""
+
+    _fields_ = (
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("num_inputs", c_int32),
+        ("num_outputs", c_int32),
+    )
+
+
+class ShapeArgs(Structure):
+    """`AttentionShape` of pages.h."""
+
+    _fields_ = (
+        ("num_heads", c_int32),
+        ("num_kv_heads", c_int32),
+        ("head_dim", c_int32),
+        ("page_size", c_int32),
+        ("window", c_int32),
+        ("scale", c_float),
+        ("softcap", c_float),
+    )
+
+
+class BatchArgs(Structure):
+    """`Batch` of pages.h."""
+
+    _fields_ = (
+        ("num_tokens", c_int32),
+        ("num_seqs", c_int32),
+        ("table_stride", c_int32),
+        ("num_threads", c_int32),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("block_table", c_void_p),
+        ("context_lens", c_void_p),
+        ("query_starts", c_void_p),
+    )
+
+
+class LayerArgs(Structure):
+    """`Layer` of decoder.h."""
+
+    _fields_ = (
+        ("qkv", LinearArgs),
+        ("o", LinearArgs),
+        ("gate_up", LinearArgs),
+        ("down", LinearArgs),
+        ("pre_attention_norm", c_void_p),
+        ("post_attention_norm", c_void_p),
+        ("pre_mlp_norm", c_void_p),
+        ("post_mlp_norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("k_norm", c_void_p),
+        ("cos", c_void_p),
+        ("sin", c_void_p),
+        ("k_pages", c_void_p),
+        ("v_pages", c_void_p),
+        ("shape", ShapeArgs),
+        ("rot_dim", c_int32),
+        ("q_norm_size", c_int32),
+        ("k_norm_size", c_int32),
+    )
+
+
+class ModelArgs(Structure):
+    """`Model` of decoder.h."""
+
+    _fields_ = (
+        ("layers", POINTER(LayerArgs)),
+        ("num_layers", c_int32),
+        ("hidden_size", c_int32),
+        ("inner_size", c_int32),
+        ("activation", c_int32),
+        ("norm_eps", c_float),
+        ("residual_scale", c_float),
+    )
+
+
+class NativeLibrary:
+    """A loaded library and the memory that its passes work in; not for two threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        # Loaded after torch, the library's OpenMP is torch's: one team of threads, not two.
+        self._c = ctypes.CDLL(str(path))
+        self._c.tokenbus_workspace_new.restype = c_void_p
+        self._c.tokenbus_workspace_delete.argtypes = (c_void_p,)
+        self._c.tokenbus_use_huge_pages.argtypes = (c_void_p, c_size_t)
+        self._c.tokenbus_pack.argtypes = (c_int, c_void_p, c_int, c_int, c_void_p, c_int)
+        self._c.tokenbus_forward.argtypes = (
+            c_int, POINTER(ModelArgs), POINTER(BatchArgs), c_void_p, c_void_p,
+        )  # fmt: skip
+        self._c.tokenbus_attend.argtypes = (
+            c_int, POINTER(BatchArgs), POINTER(ShapeArgs), c_void_p, c_size_t, c_void_p, c_void_p,
+            c_void_p, c_void_p,
+        )  # fmt: skip
+        self._c.tokenbus_linear.argtypes = (
+            c_int, POINTER(LinearArgs), c_void_p, c_float, c_void_p, c_int, c_int, c_void_p,
+            c_void_p,
+        )  # fmt: skip
+        self.has_bf16_products = bool(self._c.tokenbus_has_bf16_products())
+        self.panel_width: int = self._c.tokenbus_panel_width()
+        self._workspace = c_void_p(self._c.tokenbus_workspace_new())
+
+    def __del__(self) -> None:
+        """Free the workspace."""
+        if hasattr(self, "_workspace"):
+            self._c.tokenbus_workspace_delete(self._workspace)
+
+    def empty(self, num_values: int, dtype: torch.dtype) -> Tensor:
+        """Allocate memory for weights, on huge pages where the system has them."""
+        memory = torch.empty(num_values, dtype=dtype)
+        self._c.tokenbus_use_huge_pages(memory.data_ptr(), memory.nbytes)
+        return memory
+
+    def packed_size(self, num_outputs: int, num_inputs: int) -> int:
+        """Values that a packed weight takes, its outputs filled up to whole panels."""
+        width = self.panel_width
+        return -(-num_outputs // width) * width * num_inputs
+
+    def pack(self, weight: Tensor, out: Tensor) -> None:
+        """weight: [out, in], contiguous -> panels; out: [packed_size]."""
+        rows, columns = weight.shape
+        self._c.tokenbus_pack(
+            DTYPES[weight.dtype], weight.data_ptr(), rows, columns, out.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+
+    def forward(self, model: ModelArgs, batch: BatchArgs, hidden: Tensor) -> None:
+        """Take hidden [T, H] through all layers, in place."""
+        _check(
+            self._c.tokenbus_forward(
+                DTYPES[hidden.dtype], byref(model), byref(batch), hidden.data_ptr(),
+                self._workspace,
+            )
+        )  # fmt: skip
+
+    def attend(
+        self, batch: BatchArgs, shape: ShapeArgs, q: Tensor, k_pages: Tensor, v_pages: Tensor
+    ) -> Tensor:
+        """q: [T, Hq, D], a token's heads contiguous; keys and values are in their pages.
+
+        Returns: [T, Hq, D].
+        """
+        out = torch.empty(q.shape, dtype=q.dtype)
+        _check(
+            self._c.tokenbus_attend(
+                DTYPES[q.dtype], byref(batch), byref(shape), q.data_ptr(), q.stride(0),
+                k_pages.data_ptr(), v_pages.data_ptr(), self._workspace, out.data_ptr(),
+            )
+        )  # fmt: skip
+        return out
+
+    def linear(self, x: Tensor, linear: LinearArgs, norm: Tensor | None, eps: float) -> Tensor:
+        """Multiply rows, normalised before if there is a norm.
+
+        x: [M, in], norm: [in] float32 or None -> [M, out] float32.
+        """
+        out = torch.empty((x.shape[0], linear.num_outputs), dtype=torch.float32)
+        x = x.contiguous()
+        _check(
+            self._c.tokenbus_linear(
+                DTYPES[x.dtype], byref(linear), None if norm is None else norm.data_ptr(), eps,
+                x.data_ptr(), x.shape[0], torch.get_num_threads(), self._workspace,
+                out.data_ptr(),
+            )
+        )  # fmt: skip
+        return out
+
+
+def _check(status: int) -> None:
+    if status:
+        raise MemoryError("there is no memory for the activations of this batch")

@@ -1,0 +1,153 @@
+"""The compiled decoder against the one in torch, and machines that cannot compile it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import Gemma2Config, LlamaConfig
+
+from tokenbus.engine import native
+from tokenbus.engine.forward import ForwardContext
+from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.loader import build_model
+from tokenbus.engine.models.native_ops import NativeOps
+from tokenbus.engine.models.ops import TorchOps
+from tokenbus.kernels.cpu import compile as kernels
+from tokenbus.kernels.cpu.compile import CompilerMissing, compiled_library
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_CPU = torch.device("cpu")
+# (queries, tokens after the pass) per sequence: few rows, many rows, one and many mixed.
+_BATCHES = {
+    "N1-T1": [(1, 1)],
+    "N5-T5": [(1, 17), (1, 16), (1, 200), (1, 1), (1, 33)],
+    "N3-T20": [(7, 7), (1, 50), (12, 90)],
+    "N2-T450": [(430, 430), (20, 300)],
+    "N40-T330": [(1, 40)] * 30 + [(30, 31)] * 10,
+}
+
+
+def _hidden(model: Any, lens: list[tuple[int, int]], dtype: torch.dtype) -> torch.Tensor:
+    """Return what a pass computes over finite history and poisoned memory."""
+    torch.manual_seed(5)
+    counts = [-(-context // 16) for _, context in lens]
+    kv = KVCache(model.attention_specs, 1 + sum(counts), 16, dtype, _CPU)
+    for pages in (*kv.k, *kv.v):
+        pages.fill_(torch.nan)
+    tables, slots, positions, page = [], [], [], 1
+    for (queries, context), count in zip(lens, counts, strict=True):
+        tables.append(list(range(page, page + count)))
+        old = torch.arange(context - queries)
+        for pages in (*kv.k, *kv.v):
+            heads, dim = pages.shape[1], pages.shape[3]
+            past = torch.randn(context - queries, heads, dim).to(dtype)
+            pages[page + old // 16, :, old % 16] = past
+        positions.append(torch.arange(context - queries, context))
+        slots.append(page * 16 + positions[-1])
+        page += count
+    width, query_lens = max(counts), [queries for queries, _ in lens]
+    ctx = ForwardContext(
+        kv=kv,
+        positions=torch.cat(positions),
+        slot_mapping=torch.cat(slots),
+        block_table=torch.tensor(
+            [pages + [10**8] * (width - len(pages)) for pages in tables], dtype=torch.int32
+        ),
+        context_lens=torch.tensor([context for _, context in lens], dtype=torch.int32),
+        cu_seqlens_q=torch.tensor([0, *query_lens]).cumsum(0).int(),
+        query_lens=query_lens,
+        context_lens_host=[context for _, context in lens],
+    )
+    ids = torch.randint(3, 199, (sum(query_lens),))
+    hidden: torch.Tensor = model.forward(ids, ctx)
+    return model.logits(hidden)
+
+
+@pytest.fixture(params=["llama", "llama-biased", "gemma2"])
+def make(request: pytest.FixtureRequest, sizes: Any, draw_model: Any) -> Any:
+    """Return a function that builds one model over any steps in any dtype."""
+    config: Any = {
+        "llama": LlamaConfig(**sizes(hidden_size=80, intermediate_size=130)),
+        "llama-biased": LlamaConfig(**sizes(attention_bias=True, mlp_bias=True)),
+        "gemma2": Gemma2Config(**sizes(sliding_window=24, query_pre_attn_scalar=20)),
+    }[request.param]
+    weights = draw_model(config).state_dict()
+
+    def build(dtype: torch.dtype, ops: Any) -> Any:
+        return build_model(config, weights, dtype=dtype, device=_CPU, max_model_len=700, ops=ops)
+
+    return build
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("name", _BATCHES)
+@torch.inference_mode()
+def test_compiled_pass_equals_torch(make: Any, name: str, num_threads: int) -> None:
+    """In float32 the logits are equal, by panels or blocks of rows, on any number of threads."""
+    ours = make(torch.float32, None)
+    if not isinstance(ours.ops, NativeOps):
+        pytest.skip("there is no C++ compiler")
+    expected = _hidden(make(torch.float32, TorchOps), _BATCHES[name], torch.float32)
+    torch.set_num_threads(num_threads)
+    try:
+        logits = _hidden(ours, _BATCHES[name], torch.float32)
+    finally:
+        torch.set_num_threads(1)
+    torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", _BATCHES)
+@torch.inference_mode()
+def test_bfloat16_is_as_near_to_float32_as_torch_is(make: Any, name: str) -> None:
+    """Rounded weights and activations cost no more than in torch's own bfloat16 steps."""
+    ours = make(torch.bfloat16, None)
+    if not isinstance(ours.ops, NativeOps):
+        pytest.skip("there is no C++ compiler")
+    exact = _hidden(make(torch.float32, TorchOps), _BATCHES[name], torch.float32)
+    theirs = _hidden(make(torch.bfloat16, TorchOps), _BATCHES[name], torch.bfloat16)
+    logits = _hidden(ours, _BATCHES[name], torch.bfloat16)
+    error, their_error = (logits - exact).norm(), (theirs - exact).norm()
+    assert error <= 1.1 * their_error
+
+
+def test_without_a_compiler_a_model_runs_in_torch_and_says_so(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An empty PATH costs speed and one warning, which tells what to install."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("TOKENBUS_CACHE", str(tmp_path))
+    native._library_path.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            models = [make(torch.float32, None) for _ in range(2)]
+    finally:
+        native._library_path.cache_clear()
+    assert not any(isinstance(model.ops, NativeOps) for model in models)
+    assert len(caplog.messages) == 1
+    assert "no C++ compiler" in caplog.text
+    assert "Install g++ or clang++" in caplog.text
+    assert _hidden(models[0], [(5, 5)], torch.float32).isfinite().all()
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler complains about is in the message, and nothing half-made is kept."""
+    compiler = tmp_path / "bin" / "c++"
+    compiler.parent.mkdir()
+    compiler.write_text("#!/bin/sh\necho too old for this >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(compiler.parent))
+    with pytest.raises(CompilerMissing, match="too old for this"):
+        compiled_library(tmp_path / "kernels")
+    assert list((tmp_path / "kernels").iterdir()) == []
+
+
+def test_another_processor_gets_a_library_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that share a home folder never load each other's instructions."""
+    here = kernels._fingerprint(())
+    monkeypatch.setattr(kernels, "_instructions", lambda: "flags: fpu sse2")
+    assert kernels._fingerprint(()) != here
