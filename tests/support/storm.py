@@ -1,6 +1,6 @@
 """Run random schedules of the job protocol against a real server: one, or thousands in parallel.
 
-    python -P tests/support/storm.py --schedules 20000
+    PYTHONPATH=tests/support python -P -m storm --schedules 20000
 
 Each schedule has a number, its seed: the same number is the same schedule. What is checked is
 P1 to P5 of the contract, that each charge counts once, and that no key is left behind.
