@@ -55,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_submit(commands.add_parser("submit", help="queue a prompt and stream the answer"))
     _add_status(commands.add_parser("status", help="tell what waits and which workers live"))
     _add_dead(commands.add_parser("dead", help="look at dead letters, retry or delete them"))
+    _add_control(commands.add_parser("control", help="run crons and webhooks, or the arq adapter"))
     model = commands.add_parser("model", help="fetch models")
     model_commands = model.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
@@ -159,6 +160,8 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
         help="seconds from now after which the answer is useless (default: none)")
     add("--idempotency-key", metavar="KEY",
         help="the same key and request give the same job (default: none)")
+    add("--callback-url", metavar="URL",
+        help="POST the end of the job there, by tokenbus control (default: nowhere)")
     add("--json", action="store_true",
         help="print each event as a line of JSON (default: the text)")
     parser.set_defaults(run=_run_submit)
@@ -193,6 +196,34 @@ def _add_dead(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
         command.add_argument("--pool", default="default", metavar="NAME", help=_POOL_HELP)
     parser.set_defaults(run=_run_dead)
+
+
+def _add_control(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("role", nargs="?", choices=("service", "adapter", "check"), default="service",
+        help="service runs crons and webhooks, adapter runs arq's generate jobs on the pool,"
+        " check tells whether a service lives (default: service)")
+    add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
+    add("--arq-redis", dest="arq_redis_url", metavar="URL",
+        help="where arq keeps its jobs (default: the server of the pool)")
+    add("--pool", metavar="NAME", help=_POOL_HELP)
+    add("--crons", metavar="FILE",
+        help="table of jobs to submit at set times, in TOML (default: none)")
+    add("--webhook-keys", dest="webhook_keys_file", metavar="FILE",
+        help="signing keys by tenant, in JSON (default: TOKENBUS_WEBHOOK_KEYS)")
+    add("--queue", dest="adapter_queue", metavar="NAME",
+        help="arq queue of the adapter (default: arq:tokenbus)")
+    add("--max-jobs", dest="adapter_max_jobs", type=int, metavar="N",
+        help="jobs that the adapter waits for at once (default: 1000)")
+    add("--poll-delay-s", dest="adapter_poll_delay_s", type=float, metavar="S",
+        help="seconds between the adapter's looks into its queue (default: 0.02)")
+    add("--job-timeout-s", dest="adapter_job_timeout_s", type=float, metavar="S",
+        help="seconds until arq gives a job up, past every deadline (default: 3600)")
+    add("--log-level", choices=("debug", "info", "warning", "error"),
+        help="least severe event that is logged (default: info)")
+    add("--log-format", choices=("auto", "json", "console"),
+        help="form of the log lines (default: auto, json unless in a terminal)")
+    parser.set_defaults(run=_run_control, extra="control")
 # fmt: on
 
 
@@ -230,6 +261,15 @@ def _run_dead(args: argparse.Namespace) -> int:
     if args.action != "list" and bool(args.names) == args.all:
         raise RequestInvalid("id", "name the dead letters, or give --all")
     return run_dead(args.redis, args.pool, args.action, args.names, args.limit)
+
+
+def _run_control(args: argparse.Namespace) -> int:
+    from tokenbus.worker.control.service import run_control
+    from tokenbus.worker.control.settings import ControlSettings
+
+    beside = ("run", "role", "extra")
+    given = {name: value for name, value in vars(args).items() if name not in beside}
+    return run_control(args.role, ControlSettings.load(**given))
 
 
 def _run_pull(args: argparse.Namespace) -> int:
@@ -284,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "tokenbus").startswith("tokenbus"):
             raise
-        message = f"this command needs {error.name}: pip install 'tokenbus[worker]'"
+        extra = getattr(args, "extra", "worker")
+        message = f"this command needs {error.name}: pip install 'tokenbus[{extra}]'"
         print(f"tokenbus: {message}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     except Exception as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # How long Ctrl-C waits for the server to take the cancel.
 CANCEL_TIMEOUT_S = 3.0
 _SAMPLING = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop")
-_QUEUEING = ("tenant", "priority", "deadline_s", "idempotency_key")
+_QUEUEING = ("tenant", "priority", "deadline_s", "idempotency_key", "callback_url")
 
 
 def run_submit(args: argparse.Namespace) -> int:

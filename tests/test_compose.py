@@ -13,24 +13,27 @@ from tokenbus.producer.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+CONTROL_DOCKERFILE = ROOT / "deploy" / "Dockerfile.control"
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 WORKERS = [name for name in SERVICES if name.startswith("worker")]
+OURS = [*WORKERS, "control"]
 
 
-def _instructions(name: str) -> list[str]:
-    """Arguments of every such instruction of the Dockerfile, continued lines joined."""
-    lines = DOCKERFILE.read_text().replace("\\\n", " ").splitlines()
+def _instructions(name: str, path: Path = DOCKERFILE) -> list[str]:
+    """Arguments of every such instruction of a Dockerfile, continued lines joined."""
+    lines = path.read_text().replace("\\\n", " ").splitlines()
     return [line.split(maxsplit=1)[1] for line in lines if line.split(maxsplit=1)[:1] == [name]]
 
 
-def test_services_are_a_queue_and_a_worker_per_profile() -> None:
-    """The queue always runs; a GPU and a CPU worker are chosen by profile."""
-    assert set(SERVICES) == {"valkey", "worker", "worker-cpu"}
+def test_services_are_a_queue_a_control_service_and_a_worker_per_profile() -> None:
+    """The queue always runs; a GPU and a CPU worker are chosen by profile, control with both."""
+    assert set(SERVICES) == {"valkey", "worker", "worker-cpu", "control"}
     assert {name: SERVICES[name].get("profiles") for name in SERVICES} == {
         "valkey": None,
         "worker": ["gpu"],
         "worker-cpu": ["cpu"],
+        "control": ["gpu", "cpu"],
     }
 
 
@@ -49,8 +52,9 @@ def test_valkey_keeps_what_it_accepted() -> None:
 
 def test_images_are_pinned() -> None:
     """Every image names a full version, and so does the base of our own."""
-    images = [service["image"] for service in SERVICES.values()] + _instructions("FROM")
-    assert len(images) == 4
+    images = [service["image"] for service in SERVICES.values()]
+    images += _instructions("FROM") + _instructions("FROM", CONTROL_DOCKERFILE)
+    assert len(images) == 6
     assert all(re.search(r":\d+\.\d+\.\d+(-[a-z0-9-]+)?$", image) for image in images)
 
 
@@ -69,15 +73,17 @@ def test_service_is_checked_and_comes_back(name: str) -> None:
     assert SERVICES[name]["restart"] == "unless-stopped"
 
 
-@pytest.mark.parametrize("name", WORKERS)
+@pytest.mark.parametrize("name", OURS)
 def test_commands_exist_in_the_command_line(name: str) -> None:
     """What the container runs, and what checks it, is understood by `tokenbus`."""
-    assert _instructions("ENTRYPOINT") == ['["tokenbus"]']
+    for path in (DOCKERFILE, CONTROL_DOCKERFILE):
+        assert _instructions("ENTRYPOINT", path) == ['["tokenbus"]']
     args = build_parser().parse_args(SERVICES[name]["command"])
     assert args.redis_url == "redis://valkey:6379/0"
     program, *check = SERVICES[name]["healthcheck"]["test"][1:]
     assert program == "tokenbus"
-    assert build_parser().parse_args(check).redis == args.redis_url
+    checked = build_parser().parse_args(check)
+    assert (checked.redis_url if name == "control" else checked.redis) == args.redis_url
 
 
 @pytest.mark.parametrize("name", WORKERS)
@@ -100,6 +106,7 @@ def test_gpu_is_reserved_by_its_profile_alone() -> None:
 def test_nothing_runs_as_root_or_gains_rights() -> None:
     """The image switches to a user before it starts, and no service keeps a capability."""
     assert _instructions("USER") == ["tokenbus"]
+    assert _instructions("USER", CONTROL_DOCKERFILE) == ["tokenbus"]
     assert SERVICES["valkey"]["user"] == "valkey"
     for service in SERVICES.values():
         assert service["cap_drop"] == ["ALL"]
@@ -109,9 +116,17 @@ def test_nothing_runs_as_root_or_gains_rights() -> None:
 
 def test_image_is_built_from_files_that_exist() -> None:
     """Every COPY source is in the repository and let through by the ignore file."""
-    allowed = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
-    sources = [source for line in _instructions("COPY") for source in line.split()[:-1]]
-    assert sources
-    assert all((ROOT / source).exists() and f"!{source}" in allowed for source in sources)
-    for name in WORKERS:
-        assert (ROOT / SERVICES[name]["build"]["dockerfile"]) == DOCKERFILE
+    for path in (DOCKERFILE, CONTROL_DOCKERFILE):
+        allowed = path.with_name(f"{path.name}.dockerignore").read_text().splitlines()
+        sources = [source for line in _instructions("COPY", path) for source in line.split()[:-1]]
+        assert sources
+        assert all((ROOT / source).exists() and f"!{source}" in allowed for source in sources)
+    for name in OURS:
+        wanted = CONTROL_DOCKERFILE if name == "control" else DOCKERFILE
+        assert (ROOT / SERVICES[name]["build"]["dockerfile"]) == wanted
+
+
+def test_control_image_has_no_torch() -> None:
+    """The control service installs its own extra and nothing of the engine's."""
+    installs = [line for line in _instructions("RUN", CONTROL_DOCKERFILE) if "pip" in line]
+    assert [re.findall(r"/src\[(\w+)\]", line) for line in installs] == [["control"]]

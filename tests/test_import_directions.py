@@ -29,7 +29,7 @@ RULES = {
     "engine": Rule(frozenset({"engine", "kernels"}), _QUEUE),
     "producer": Rule(frozenset({"producer"}), _TENSORS | {"arq"}),
     "worker": Rule(frozenset({"worker", "producer", "engine"}), frozenset({"arq"})),
-    "worker/control.py": Rule(frozenset({"worker", "producer"}), _TENSORS),
+    "worker/control": Rule(frozenset({"worker", "producer"}), _TENSORS),
 }
 # The command line imports each sub-command on use, and so may reach across, inside functions only.
 COMMAND_LINE = "producer/cli.py"
@@ -41,8 +41,8 @@ def _modules() -> list[Path]:
 
 
 def _rule_of(path: Path) -> Rule:
-    name = path.relative_to(ROOT).as_posix()
-    return RULES.get(name) or RULES[name.split("/", maxsplit=1)[0]]
+    parents = [parent.as_posix() for parent in path.relative_to(ROOT).parents]
+    return next(RULES[name] for name in parents if name in RULES)
 
 
 def _imports(tree: ast.AST, *, package: str) -> set[str]:
@@ -130,6 +130,18 @@ def test_importing_the_producer_loads_no_tensors_and_no_worker() -> None:
     loaded = _loaded_by(_names_in("producer"))
     assert "tokenbus.producer" in loaded
     assert not loaded & (_TENSORS | {"tokenbus.engine", "tokenbus.worker", "tokenbus.kernels"})
+
+
+def test_importing_the_producer_loads_no_arq() -> None:
+    """Who only submits needs nothing of the control service."""
+    assert not _loaded_by(_names_in("producer")) & {"arq", "aiohttp", "structlog"}
+
+
+def test_importing_the_control_service_loads_no_engine() -> None:
+    """The control service and every backend on arq run where no torch is installed."""
+    loaded = _loaded_by(_names_in("worker/control"))
+    assert "arq" in loaded
+    assert not loaded & (_TENSORS | {"numpy", "tokenbus.engine", "tokenbus.kernels"})
 
 
 def test_importing_the_command_line_loads_no_client_and_no_tensors() -> None:

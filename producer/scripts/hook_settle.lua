@@ -18,7 +18,9 @@ if outcome ~= 'postpone' then
 end
 local state = outcome
 if outcome == 'retry' or outcome == 'postpone' then
-  redis.call('HSETNX', key, 'body', body)
+  if body ~= '' then
+    redis.call('HSETNX', key, 'body', body)
+  end
   local left = hook[3] + max_age - now
   if left > 0 then
     -- A caller that overslept its lease leaves the time of the next try to the later one.

@@ -1,0 +1,39 @@
+"""One server for the tests of the control service, and a pool of one's own on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from bus_servers import pool, redis_url, server_binary
+
+from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.embedded import EmbeddedServer, start_private
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from tokenbus.producer.scripts import Scripts
+
+__all__ = ["pool", "redis_url"]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """Run a server; the scripts have tests of their own on every kind of server."""
+    running = start_private(server_binary("valkey"))
+    yield running
+    running.close()
+
+
+@pytest.fixture
+async def client(redis_url: str, pool: str) -> AsyncIterator[AsyncClient]:
+    """Give a client of an empty pool."""
+    async with await AsyncClient.connect(redis_url, pool=pool) as made:
+        yield made
+
+
+@pytest.fixture
+def scripts(client: AsyncClient) -> Scripts:
+    """Give the typed calls of the pool."""
+    return client.scripts

@@ -1,0 +1,99 @@
+"""How the control service starts, stops and is checked, as an operator sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bus_workers import PATIENCE_S
+from control_processes import KEY, control_process, receiver
+
+from tokenbus.producer.cli import main
+from tokenbus.producer.control_scripts import HookState
+from tokenbus.worker.control.settings import ControlSettings
+from tokenbus.worker.errors import SettingsInvalid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenbus.producer.client import AsyncClient
+
+
+async def _check(redis_url: str, pool: str) -> int:
+    """Ask for the health of the service as its container does."""
+    return await asyncio.to_thread(main, ["control", "check", "--redis", redis_url, "--pool", pool])
+
+
+async def test_service_delivers_and_is_healthy_and_stops_in_order(
+    client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
+) -> None:
+    """A job's end is told by the service as started from the command line; SIGTERM ends it well."""
+    keys = tmp_path / "keys.json"
+    keys.write_text(json.dumps({"default": KEY}))
+    assert await _check(redis_url, pool) == 1
+    async with (
+        receiver() as shop,
+        control_process(
+            pool,
+            redis_url,
+            "--webhook-keys",
+            str(keys),
+            webhook_allowed_networks='["127.0.0.1/32"]',
+        ) as service,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        job = await client.submit("x", callback_url=shop.url())
+        await client.cancel(job.job_id)
+        while not service.logged("webhook.tried"):  # noqa: ASYNC110 -- another process logs
+            await asyncio.sleep(0.01)
+        while await _check(redis_url, pool) != 0:
+            pass
+        service.process.send_signal(signal.SIGTERM)
+        assert await service.process.wait() == 0
+    hook = await client.scripts.control.hook(job.job_id)
+    assert hook is not None
+    assert hook.state is HookState.DELIVERED
+    [call] = shop.calls
+    assert call.message["finish"]["reason"] == "cancelled"
+    assert call.message["tenant"] == "default"
+    assert service.logged("control.stopped")
+    assert KEY not in json.dumps(service.lines)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"webhook_keys": {"shop": "short"}}, "webhook_keys.shop"),
+        ({"webhook_keys": {"shop": f"{KEY} short"}}, "webhook_keys.shop"),
+        ({"webhook_keys": {"shop": ""}}, "webhook_keys.shop"),
+        ({"webhook_keys_file": "/nowhere/keys.json"}, "webhook_keys_file"),
+        ({"webhook_allowed_networks": ["10.0.0.1/8"]}, "webhook_allowed_networks"),
+        ({"webhook_timeout_s": 0}, "webhook_timeout_s"),
+        ({"adapter_job_timeout_s": 1}, "adapter_job_timeout_s"),
+    ],
+)
+def test_wrong_setting_is_named(values: dict[str, Any], why: str) -> None:
+    """What cannot be meant stops the start, with its name and without the secret."""
+    with pytest.raises(SettingsInvalid, match=why) as caught:
+        ControlSettings.load(**values).signing_keys()
+    assert KEY not in str(caught.value)
+
+
+def test_keys_that_are_no_json_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that cannot be read is named, its value kept out of the message."""
+    monkeypatch.setenv("TOKENBUS_WEBHOOK_KEYS", "{my-secret-signing-key")
+    with pytest.raises(SettingsInvalid, match="webhook_keys") as caught:
+        ControlSettings.load()
+    assert "my-secret" not in str(caught.value)
+
+
+def test_wrong_table_ends_with_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line says in one line what is wrong."""
+    table = tmp_path / "crons.toml"
+    table.write_text("[[cron]]\nname = 'a'\n")
+    code = main(["control", "--redis", "redis://127.0.0.1:1", "--crons", str(table)])
+    assert code == 2
+    assert "crons.toml" in capsys.readouterr().err

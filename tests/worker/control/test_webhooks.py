@@ -1,0 +1,246 @@
+"""Webhooks as their receivers see them: signed, repeated until answered, told once."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from bus_stubs import StubWorker, raw, submit, until
+from control_processes import KEY, receiver
+
+from tokenbus.producer.chains import Chains
+from tokenbus.producer.control_scripts import HookState
+from tokenbus.producer.new_job import new_job
+from tokenbus.producer.schema import JobRequest
+from tokenbus.worker.control.addresses import AddressPolicy
+from tokenbus.worker.control.courier import Courier
+from tokenbus.worker.control.settings import ControlSettings
+from tokenbus.worker.control.webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from control_processes import Call
+
+    from tokenbus.producer.control_scripts import Hook
+    from tokenbus.producer.scripts import Scripts
+
+DOCS = Path(__file__).resolve().parents[3] / "docs" / "control.md"
+LOOPBACK = ["127.0.0.1/32"]
+
+
+async def ended(scripts: Scripts, job_id: str, url: str, **fields: Any) -> None:
+    """Run a job with a webhook to its end, by hand."""
+    request = JobRequest.build(id=job_id, prompt="x", tenant="acme", callback_url=url, **fields)
+    await submit(scripts, new_job(request))
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    [job] = (await worker.pull()).jobs
+    await worker.run(job.job_id, job.epoch, 2)
+    event = (await scripts.log.events(job_id) or [])[-1]
+    assert event.finish is not None
+    await Chains(scripts).complete(job_id, event.finish.dump())
+
+
+@asynccontextmanager
+async def delivering(scripts: Scripts, **values: Any) -> AsyncIterator[None]:
+    """Deliver the webhooks of a pool beside the test."""
+    fast = {
+        "webhook_keys": {"acme": KEY},
+        "webhook_allowed_networks": LOOPBACK,
+        "webhook_backoff_s": 0.02,
+        "webhook_timeout_s": 5,
+    }
+    settings = ControlSettings.load(**(fast | values))
+    policy = AddressPolicy(settings.webhook_allowed_networks)
+    async with Courier(policy, settings.webhook_timeout_s, 16) as courier:
+        webhooks = Webhooks(scripts, courier, settings.signing_keys(), settings)
+        task = asyncio.create_task(webhooks.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def settled(scripts: Scripts, job_id: str) -> Hook:
+    """Wait until nothing more will happen to a job's webhook."""
+
+    async def is_settled() -> bool:
+        hook = await scripts.control.hook(job_id)
+        return hook is not None and hook.state is not HookState.DUE
+
+    await until(is_settled)
+    hook = await scripts.control.hook(job_id)
+    assert hook is not None
+    return hook
+
+
+async def tried(scripts: Scripts, job_id: str, count: int = 1) -> Hook:
+    """Wait until a job's webhook was tried."""
+
+    async def is_tried() -> bool:
+        hook = await scripts.control.hook(job_id)
+        return hook is not None and len(hook.tries) >= count
+
+    await until(is_tried)
+    hook = await scripts.control.hook(job_id)
+    assert hook is not None
+    return hook
+
+
+async def test_receiver_that_fails_and_hangs_is_told_once(scripts: Scripts) -> None:
+    """Five failures, one silence, then an answer: seven tries, one recorded success."""
+    silent = asyncio.Event()
+
+    async def answer(call: Call) -> web.Response:
+        number = int(call.headers["tokenbus-try"])
+        if number <= 5:
+            return web.Response(status=503)
+        if number == 6:
+            await silent.wait()
+        return web.Response(status=200)
+
+    async with receiver(answer) as shop, delivering(scripts, webhook_timeout_s=0.5):
+        await ended(scripts, "a", shop.url(), metadata={"order": "7"})
+        hook = await settled(scripts, "a")
+        silent.set()
+    assert hook.state is HookState.DELIVERED
+    assert [attempt.status for attempt in hook.tries] == [503] * 5 + [None, 200]
+    assert "no answer within 0.5 s" in hook.tries[5].error
+    assert all(attempt.at_ms > 0 for attempt in hook.tries)
+    assert len(shop.calls) == 7
+    assert len({call.body for call in shop.calls}) == 1
+    message = shop.calls[-1].message
+    assert message["job"] == "a"
+    assert message["metadata"] == {"order": "7"}
+    assert message["finish"]["usage"]["completion_tokens"] == 2
+    assert message["choices"] == [{"index": 0, "text": "001 002 ", "reason": "stop"}]
+
+
+async def test_signature_is_what_the_docs_check(scripts: Scripts) -> None:
+    """The check in the docs accepts the call, and no other body, key or hour."""
+    [check] = re.findall(r"```python\n(import hashlib.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(check.strip().splitlines()) <= 10
+    names: dict[str, Any] = {}
+    exec(check, names)  # noqa: S102 -- the example as it stands
+    is_ours = names["is_ours"]
+    new = KEY[::-1]
+    async with receiver() as shop, delivering(scripts, webhook_keys={"acme": f"{KEY} {new}"}):
+        await ended(scripts, "a", shop.url())
+        await settled(scripts, "a")
+    [call] = shop.calls
+    header = call.headers["tokenbus-signature"]
+    assert is_ours(header, call.body, KEY)
+    assert is_ours(header, call.body, new)
+    assert not is_ours(header, call.body + b" ", KEY)
+    assert not is_ours(header, call.body, KEY + "x")
+    assert not is_ours(re.sub(r"t=\d+", "t=1700000000", header), call.body, KEY)
+    assert not is_ours("", call.body, KEY)
+
+
+async def test_gone_receiver_is_left_alone(scripts: Scripts) -> None:
+    """410 ends it: nothing is tried again."""
+
+    async def answer(_: Call) -> web.Response:
+        return web.Response(status=410)
+
+    async with receiver(answer) as shop, delivering(scripts):
+        await ended(scripts, "a", shop.url())
+        hook = await settled(scripts, "a")
+    assert (hook.state, len(hook.tries), len(shop.calls)) == (HookState.GONE, 1, 1)
+
+
+async def test_retry_after_is_honoured(scripts: Scripts) -> None:
+    """A receiver that names a time is not called before it, whatever the back-off says."""
+
+    async def answer(_: Call) -> web.Response:
+        return web.Response(status=429, headers={"Retry-After": "120"})
+
+    async with receiver(answer) as shop, delivering(scripts):
+        await ended(scripts, "a", shop.url())
+        hook = await tried(scripts, "a")
+    redis = raw(scripts)
+    due_ms = await redis.zscore(scripts.keys.of("hooks"), "a")
+    assert due_ms - hook.tries[0].at_ms == 120_000
+
+
+async def test_back_off_doubles_and_ends_at_the_age(scripts: Scripts) -> None:
+    """The last try is made at the set age; then the hook is expired."""
+
+    async def answer(_: Call) -> web.Response:
+        return web.Response(status=500)
+
+    async with receiver(answer) as shop, delivering(scripts, webhook_max_age_s=1.2):
+        await ended(scripts, "a", shop.url())
+        hook = await settled(scripts, "a")
+    assert hook.state is HookState.EXPIRED
+    waits = [b.at_ms - a.at_ms for a, b in zip(hook.tries, hook.tries[1:], strict=False)]
+    assert len(waits) >= 2
+    assert hook.tries[-1].at_ms - hook.tries[0].at_ms < 5000
+
+
+async def test_redirect_keeps_body_and_signature(scripts: Scripts) -> None:
+    """307 is followed with the same call; a redirect that would turn it into a GET is a failure."""
+
+    async def answer(call: Call) -> web.Response:
+        if call.path == "/old":
+            return web.Response(status=307, headers={"Location": "/new"})
+        if call.path == "/lost":
+            return web.Response(status=302, headers={"Location": "/new"})
+        return web.Response(status=200)
+
+    async with receiver(answer) as shop, delivering(scripts):
+        await ended(scripts, "a", shop.url("/old"))
+        assert (await settled(scripts, "a")).state is HookState.DELIVERED
+        await ended(scripts, "b", shop.url("/lost"))
+        assert (await tried(scripts, "b")).tries[0].status == 302
+    old, new, *_ = shop.calls
+    assert (old.path, new.path) == ("/old", "/new")
+    assert old.body == new.body
+    assert old.headers["tokenbus-signature"] == new.headers["tokenbus-signature"]
+
+
+async def test_tenant_without_a_key_is_not_called(scripts: Scripts) -> None:
+    """Nothing goes out unsigned; the try says what is missing and is made again later."""
+    async with receiver() as shop, delivering(scripts, webhook_keys={"other": KEY}):
+        await ended(scripts, "a", shop.url())
+        hook = await tried(scripts, "a")
+    assert hook.state is HookState.DUE
+    assert "no signing key" in hook.tries[0].error
+    assert shop.calls == []
+
+
+async def test_hanging_receiver_holds_up_no_other(scripts: Scripts) -> None:
+    """With every place wanted by a receiver that hangs, another's call still goes through."""
+    hang = asyncio.Event()
+
+    async def answer(_: Call) -> web.Response:
+        await hang.wait()
+        return web.Response(status=200)
+
+    values = {"webhook_concurrency": 4, "webhook_timeout_s": 30}
+    async with receiver(answer) as slow, receiver() as shop:
+        for number in range(8):
+            await ended(scripts, f"slow-{number}", slow.url())
+        await ended(scripts, "quick", shop.url())
+        async with delivering(scripts, **values):
+            assert (await settled(scripts, "quick")).state is HookState.DELIVERED
+            assert len(slow.calls) <= 2
+            hang.set()
+
+
+async def test_result_that_expired_is_told_without_its_text(scripts: Scripts) -> None:
+    """A call made after the result's time still says how the job ended."""
+    async with receiver() as shop:
+        await ended(scripts, "a", shop.url())
+        await raw(scripts).delete(scripts.keys.result("a"))
+        async with delivering(scripts):
+            await settled(scripts, "a")
+    [call] = shop.calls
+    assert call.message["choices"] is None
+    assert call.message["finish"]["reason"] == "stop"

@@ -1,0 +1,138 @@
+"""`tokenbus control`: the service (crons, webhooks), the adapter for arq, and a health check.
+
+Several of each may run at once, on any machine; none of them keeps anything that the server does
+not have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from arq.constants import health_check_key_suffix
+
+from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.server_url import ServerUrl
+from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker import logs
+from tokenbus.worker.control.adapter import Adapter
+from tokenbus.worker.control.addresses import AddressPolicy
+from tokenbus.worker.control.arq_worker import connect_arq, keep_running
+from tokenbus.worker.control.courier import Courier
+from tokenbus.worker.control.crons import Crons, chores_of
+from tokenbus.worker.control.housekeeping import Housekeeping
+from tokenbus.worker.control.timetable import Timetable
+from tokenbus.worker.control.webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from tokenbus.worker.control.settings import ControlSettings
+
+Role = Literal["service", "adapter", "check"]
+
+
+class _Stopped(Exception):
+    """Ends a service that was asked to stop."""
+
+
+def run_control(role: Role, settings: ControlSettings) -> int:
+    """Run in the foreground until told to stop; return 0 after an orderly end.
+
+    The role `check` returns at once: 0 if a service of the pool lives, else 1.
+    Raises: ServerError, SettingsInvalid or ControlError if it could not start or go on.
+    """
+    ServerUrl.parse(settings.redis_url).refuse_private("control")
+    if role == "check":
+        return asyncio.run(_check(settings))
+    logs.configure(settings.log_level, settings.log_format)
+    run = serve if role == "service" else adapt
+    asyncio.run(_until_stopped(run(settings)))
+    return 0
+
+
+async def serve(settings: ControlSettings) -> None:
+    """Run the crons and the webhooks of one pool until cancelled."""
+    table = Timetable.load(settings.crons)
+    keys = settings.signing_keys()
+    policy = AddressPolicy(settings.webhook_allowed_networks)
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(await _connect(settings))
+        courier = await stack.enter_async_context(
+            Courier(policy, settings.webhook_timeout_s, settings.webhook_concurrency)
+        )
+        webhooks = Webhooks(client.scripts, courier, keys, settings)
+        folder = Path() if settings.crons is None else settings.crons.parent
+        crons = Crons(client, chores_of(Housekeeping(client, settings)), table, folder)
+        logs.get_logger().info("control.started", pool=settings.pool, crons=len(table.cron))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(webhooks.run())
+            tasks.create_task(
+                keep_running(
+                    crons.make_worker,
+                    settings.arq_redis_url or client.effective_url,
+                    crons.queue,
+                    settings.call_timeout_s,
+                    settings.outage_timeout_s,
+                )
+            )
+
+
+async def adapt(settings: ControlSettings) -> None:
+    """Run arq's `generate` jobs on one pool until cancelled."""
+    async with await _connect(settings) as client:
+        logs.get_logger().info("adapter.started", pool=settings.pool, queue=settings.adapter_queue)
+        await Adapter(client, settings).run()
+
+
+async def _connect(settings: ControlSettings) -> AsyncClient:
+    return await AsyncClient.connect(
+        settings.redis_url,
+        settings.pool,
+        ClientSettings(
+            retry_for_s=settings.connect_timeout_s,
+            call_timeout_s=settings.call_timeout_s,
+            result_ttl_s=settings.result_ttl_s,
+            log_ttl_s=settings.log_ttl_s,
+        ),
+    )
+
+
+async def _until_stopped(work: Coroutine[None, None, None]) -> None:
+    """Run until SIGTERM or SIGINT. Raises: the first error alone, whatever else it took down."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+    async def until_asked() -> None:
+        await stop.wait()
+        raise _Stopped
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(work)
+            tasks.create_task(until_asked())
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if not isinstance(error, _Stopped):
+            raise error from group
+        logs.get_logger().info("control.stopped")
+
+
+async def _check(settings: ControlSettings) -> int:
+    """Look for the sign of life of a service."""
+    async with await _connect(settings) as client:
+        url = settings.arq_redis_url or client.effective_url
+        queue = Crons(client, [], Timetable(), Path()).queue
+        redis = connect_arq(url, queue, settings.call_timeout_s)
+        try:
+            lives = bool(await redis.exists(queue + health_check_key_suffix))
+        finally:
+            await redis.aclose(close_connection_pool=True)
+    print("a control service lives" if lives else "no control service lives")
+    return 0 if lives else 1

@@ -1,0 +1,98 @@
+"""Every tunable of the control service, read once from arguments and `TOKENBUS_*` variables."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Network, IPv6Network  # noqa: TC003 -- pydantic reads the annotations
+from pathlib import Path  # noqa: TC003 -- pydantic reads the annotations
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from tokenbus.worker.errors import SettingsInvalid
+
+Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
+
+
+class ControlSettings(BaseSettings):
+    """Settings of one control service or adapter; times in seconds.
+
+    `webhook_keys` maps a tenant to its signing key; two, separated by a blank, sign both while a
+    receiver changes from one to the other. `webhook_keys_file` is the same as a JSON file.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TOKENBUS_", extra="forbid", frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    # Where arq keeps its jobs; None is the server of the pool.
+    arq_redis_url: str | None = None
+    pool: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    connect_timeout_s: Seconds = 30.0
+    outage_timeout_s: float = Field(default=300.0, ge=0, le=86_400)
+    call_timeout_s: Seconds = 5.0
+    # As the workers': the backstop takes a worker for dead after two leases.
+    lease_ttl_s: float = Field(default=5.0, ge=1, le=600)
+    result_ttl_s: Seconds = 3600.0
+    log_ttl_s: Seconds = 120.0
+    crons: Path | None = None
+
+    webhook_keys: dict[str, SecretStr] = Field(default_factory=dict)
+    webhook_keys_file: Path | None = None
+    webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(default_factory=list)
+    webhook_timeout_s: float = Field(default=10.0, gt=0, le=300)
+    webhook_max_age_s: Seconds = 86_400.0
+    webhook_backoff_s: float = Field(default=5.0, gt=0, le=3600)
+    webhook_max_backoff_s: Seconds = 3600.0
+    webhook_concurrency: int = Field(default=64, ge=1, le=4096)
+
+    adapter_queue: str = Field(default="arq:tokenbus", min_length=1, max_length=256)
+    adapter_max_jobs: int = Field(default=1000, ge=1, le=100_000)
+    adapter_poll_delay_s: float = Field(default=0.02, ge=0.001, le=60)
+    # What arq gives a job as a whole; the job's own deadline at the pool lies 5 s before it.
+    adapter_job_timeout_s: float = Field(default=3600.0, ge=10, le=86_400)
+    # arq locks a job for its whole timeout, so that a killed worker's jobs would wait as long; here
+    # the lock is short and prolonged. Two adapters at one job wait for the same generation.
+    adapter_lock_s: float = Field(default=15.0, ge=1, le=3600)
+    adapter_max_tries: int = Field(default=100, ge=1, le=100_000)
+    adapter_result_ttl_s: Seconds = 3600.0
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @classmethod
+    def load(cls, **values: Any) -> Self:
+        """Read the environment, `values` that are not None going first.
+
+        Raises: SettingsInvalid, one sentence that names the setting.
+        """
+        try:
+            return cls(**{name: value for name, value in values.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise SettingsInvalid(f"{field}: {first['msg']}") from None
+        except SettingsError as error:
+            # A variable that has to be JSON and is not; its value may be a key and is not shown.
+            raise SettingsInvalid(f"{error}: it has to be JSON") from None
+
+    def signing_keys(self) -> dict[str, tuple[str, ...]]:
+        """Return the keys of every tenant. Raises: SettingsInvalid if the file is not as it says.
+
+        The error never shows what the file holds.
+        """
+        keys = {tenant: key.get_secret_value() for tenant, key in self.webhook_keys.items()}
+        if self.webhook_keys_file is not None:
+            try:
+                stored = json.loads(self.webhook_keys_file.read_text(encoding="utf-8"))
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
+                raise SettingsInvalid(f"webhook_keys_file: {reason}") from None
+            if not isinstance(stored, dict) or not all(isinstance(k, str) for k in stored.values()):
+                raise SettingsInvalid("webhook_keys_file: not an object of tenant to key")
+            keys |= stored
+        short = [tenant for tenant, key in keys.items() if any(len(k) < 16 for k in key.split())]
+        short += [tenant for tenant, key in keys.items() if not key.split()]
+        if short:
+            raise SettingsInvalid(f"webhook_keys.{short[0]}: a key has at least 16 characters")
+        return {tenant: tuple(key.split()) for tenant, key in keys.items()}

@@ -1,0 +1,191 @@
+"""Delivers webhooks: claims what is due, posts, and settles each try with the server.
+
+The hook, its next time and its tries live with the pool, written by the completion of the job and
+by the settling script, so that delivery survives this process. A claim is a lease: what a killed
+service had claimed is due again once the lease is over, and a recorded success is never tried
+again. arq's own retries are not used for it: a killed arq worker's jobs stay locked for the longest
+timeout of all its functions, a job is forgotten after a day, and a try costs five round trips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.connection import is_away
+from tokenbus.producer.control_scripts import HookOutcome, HookTry
+from tokenbus.producer.result import JobResult
+from tokenbus.worker.control.courier import Answer
+from tokenbus.worker.control.signature import HEADER, sign
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from tokenbus.producer.control_scripts import ClaimedHook
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.worker.control.courier import Courier
+    from tokenbus.worker.control.settings import ControlSettings
+
+POLL_INTERVAL_S = 0.2
+# Between the end of a POST and its record; a call to the server takes a fraction of it.
+_RECORD_MARGIN_S = 5.0
+_BUSY_HOST_PAUSE_S = 1.0
+_OUTAGE_PAUSE_S = 2.0
+_GONE = 410
+
+
+class Webhooks:
+    """Delivers the webhooks of one pool."""
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        courier: Courier,
+        keys: dict[str, tuple[str, ...]],
+        settings: ControlSettings,
+    ) -> None:
+        self._scripts = scripts
+        self._courier = courier
+        self._keys = keys
+        self._settings = settings
+        self._lease_s = settings.webhook_timeout_s + _RECORD_MARGIN_S
+        # A receiver that never answers holds up its own calls only.
+        self._max_per_host = max(1, settings.webhook_concurrency // 2)
+        self._hosts: Counter[str] = Counter()
+        self._running: set[asyncio.Task[None]] = set()
+        self._log = get_logger()
+
+    async def run(self) -> None:
+        """Deliver for ever; a server that is away is asked again."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                room = self._settings.webhook_concurrency - len(self._running)
+                claimed = await self._claim(room)
+                claimed_at = time.monotonic()
+                for hook in claimed:
+                    task = tasks.create_task(self._deliver(hook, claimed_at))
+                    self._running.add(task)
+                    task.add_done_callback(self._running.discard)
+                if len(claimed) < room or not self._running:
+                    await asyncio.sleep(POLL_INTERVAL_S)
+                else:
+                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _claim(self, room: int) -> list[ClaimedHook]:
+        try:
+            return await self._scripts.control.claim_hooks(room, int(self._lease_s * 1000))
+        except (RedisError, OSError) as error:
+            self._log.warning("webhook.claim_failed", reason=str(error), away=is_away(error))
+            await asyncio.sleep(_OUTAGE_PAUSE_S)
+            return []
+
+    async def _deliver(self, hook: ClaimedHook, claimed_at: float) -> None:
+        """Try one hook; what cannot be recorded is tried again when the lease is over."""
+        host = urlsplit(hook.url).netloc
+        self._hosts[host] += 1
+        try:
+            if self._hosts[host] > self._max_per_host:
+                pause_s = _BUSY_HOST_PAUSE_S * random.uniform(0.5, 1.0)
+                await self._settle(hook, HookOutcome.POSTPONE, Answer(None), b"", pause_s)
+                return
+            body = hook.body or await self._body(hook)
+            answer = await self._try(hook, body, claimed_at)
+            if answer is not None:
+                await self._settle(
+                    hook, _outcome(answer), answer, body, self._delay_s(hook, answer)
+                )
+        except (RedisError, OSError) as error:
+            self._log.warning("webhook.record_failed", job_id=hook.job_id, reason=str(error))
+        except Exception:
+            # The job boundary: one hook takes down no other.
+            self._log.exception("webhook.failed", job_id=hook.job_id)
+        finally:
+            self._hosts[host] -= 1
+            if not self._hosts[host]:
+                del self._hosts[host]
+
+    async def _try(self, hook: ClaimedHook, body: bytes, claimed_at: float) -> Answer | None:
+        """Post the body; None where the claim grew too old for it, so that another may have it."""
+        keys = self._keys.get(hook.tenant)
+        if keys is None:
+            return Answer(None, f"tenant {hook.tenant} has no signing key (webhook_keys)")
+        if time.monotonic() - claimed_at > _RECORD_MARGIN_S / 2:
+            return None
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "tokenbus",
+            HEADER: sign(keys, int(time.time()), body),
+            "tokenbus-job": hook.job_id,
+            "tokenbus-try": str(hook.num_tries + 1),
+        }
+        return await self._courier.post(hook.url, headers, body)
+
+    def _delay_s(self, hook: ClaimedHook, answer: Answer) -> float:
+        """Return how long to wait: doubled each time, spread, and never less than asked for."""
+        settings = self._settings
+        longest = min(
+            settings.webhook_max_backoff_s,
+            settings.webhook_backoff_s * 2.0 ** min(hook.num_tries, 32),
+        )
+        return max(longest * random.uniform(0.5, 1.0), answer.retry_after_s or 0.0)
+
+    async def _settle(
+        self, hook: ClaimedHook, outcome: HookOutcome, answer: Answer, body: bytes, delay_s: float
+    ) -> None:
+        state = await self._scripts.control.settle_hook(
+            hook,
+            outcome,
+            HookTry(answer.status, answer.error, answer.took_ms),
+            body=body,
+            delay_ms=int(delay_s * 1000),
+            max_age_ms=int(self._settings.webhook_max_age_s * 1000),
+        )
+        if outcome is not HookOutcome.POSTPONE:
+            self._log.info(
+                "webhook.tried",
+                job_id=hook.job_id,
+                tenant=hook.tenant,
+                attempt=hook.num_tries + 1,
+                status=answer.status,
+                error=answer.error or None,
+                took_ms=answer.took_ms,
+                state=state,
+            )
+
+    async def _body(self, hook: ClaimedHook) -> bytes:
+        """Put the message together; `choices` is null where the result expired before the try."""
+        stored = await self._scripts.log.result(hook.job_id)
+        result = None if stored is None else JobResult.parse(stored)
+        finish = json.loads(hook.finish) if result is None else json.loads(result.finish.dump())
+        wire = {
+            "v": 1,
+            "event": "job.ended",
+            "job": hook.job_id,
+            "tenant": hook.tenant,
+            "ended_ms": hook.created_ms,
+            "metadata": hook.metadata,
+            "finish": finish,
+            "choices": None
+            if result is None
+            else [
+                {"index": choice.index, "text": choice.text, "reason": choice.reason}
+                for choice in result.choices
+            ],
+        }
+        return json.dumps(wire, separators=(",", ":")).encode()
+
+
+def _outcome(answer: Answer) -> HookOutcome:
+    if answer.is_refused:
+        return HookOutcome.REFUSED
+    if answer.status == _GONE:
+        return HookOutcome.GONE
+    if answer.status is not None and 200 <= answer.status < 300:
+        return HookOutcome.DELIVERED
+    return HookOutcome.RETRY
