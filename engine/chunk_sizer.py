@@ -8,6 +8,9 @@ MIN_CHUNK_TOKENS = 16
 _DECAY = 0.25
 # Tokens of the first chunk, before anything was measured.
 _FIRST_CHUNK_TOKENS = 64
+# How much longer a step may take, in decode steps, because of jobs that another worker lost: who
+# streams here sees a gap of two steps instead of one, however many jobs come at once.
+_REFILL_STEPS = 1.0
 
 
 class ChunkSizer:
@@ -40,9 +43,21 @@ class ChunkSizer:
         """Return the prompt tokens that the next step may compute."""
         if self.target_s is None or not streaming:
             return self.max_tokens
+        return self._fitting(self.target_s - self._decode_s)
+
+    def refill_budget(self, *, streaming: bool) -> int:
+        """Return how many of them may be tokens whose readers have seen some of the answer."""
+        budget = self.budget(streaming=streaming)
+        if not streaming:
+            return budget
+        if not self._decode_s:
+            return min(budget, _FIRST_CHUNK_TOKENS)
+        return min(budget, self._fitting(_REFILL_STEPS * self._decode_s))
+
+    def _fitting(self, room_s: float) -> int:
+        """Return the largest chunk that is expected to take `room_s` at most."""
         if not self._chunk_s:
             return min(self.max_tokens, _FIRST_CHUNK_TOKENS)
-        room_s = self.target_s - self._decode_s
         best = min(self.max_tokens, MIN_CHUNK_TOKENS)
         size = MIN_CHUNK_TOKENS
         while size <= self.max_tokens:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tokenbus.engine.plan import PrefillChunk
 
 if TYPE_CHECKING:
+    from tokenbus.engine.chunk_sizer import ChunkSizer
     from tokenbus.engine.page_pool import PagePool
     from tokenbus.engine.plan import StepPlan
     from tokenbus.engine.prefix_cache import PageHash
@@ -86,25 +87,54 @@ class PrefillPlanner:
             if self._claims.get(page_hash) is seq:
                 del self._claims[page_hash]
 
-    def plan(self, candidates: list[Sequence], budget: int, plan: StepPlan) -> None:
-        """Add chunks for `candidates` (best first) of at most `budget` tokens to the plan."""
+    def plan_step(
+        self, candidates: list[Sequence], sizer: ChunkSizer, plan: StepPlan, *, streaming: bool
+    ) -> None:
+        """Add chunks for `candidates` (best first) of what a step may compute.
+
+        What was lost elsewhere is computed again one after the other, new prompts share the rest.
+        Readers of lost ones wait in the middle of a sentence, so these come first; but they come in
+        a crowd, so they may lengthen a step only so far while others are `streaming` here.
+        """
+        budget = sizer.budget(streaming=streaming)
+        refilling = [seq for seq in candidates if seq.is_refilling]
+        if refilling and streaming:
+            most = sizer.refill_budget(streaming=True)
+            budget -= self.plan(refilling, most, plan, in_turn=True)
+            candidates = [seq for seq in candidates if not seq.is_refilling]
+        self.plan(candidates, budget, plan)
+
+    def plan(
+        self, candidates: list[Sequence], budget: int, plan: StepPlan, *, in_turn: bool = False
+    ) -> int:
+        """Add chunks for `candidates` (best first) of at most `budget` tokens to the plan.
+
+        Each gets a fair share; `in_turn`, the next one gets what the ones before it leave.
+        Returns: the number of tokens planned.
+        """
         open_seqs = list(candidates)
+        total = 0
         while open_seqs and budget > 0:
             active: list[Sequence] = []
             waiting: list[Sequence] = []
             for seq in open_seqs:
                 self.take_hits(seq)
                 (active if seq.leader is None else waiting).append(seq)
-            taken = self._plan_round(active, budget, plan)
+            taken = self._plan_round(active, budget, plan, in_turn=in_turn)
+            total += taken
             if not taken:
-                return
+                break
             budget -= taken
             open_seqs = waiting
+        return total
 
-    def _plan_round(self, active: list[Sequence], budget: int, plan: StepPlan) -> int:
+    def _plan_round(
+        self, active: list[Sequence], budget: int, plan: StepPlan, *, in_turn: bool
+    ) -> int:
         wanted = [len(seq.token_ids) - seq.num_computed for seq in active]
+        shares = shares_in_turn(wanted, budget) if in_turn else fair_shares(wanted, budget)
         taken = 0
-        for seq, share in zip(active, fair_shares(wanted, budget), strict=True):
+        for seq, share in zip(active, shares, strict=True):
             if share:
                 taken += self._plan_chunk(seq, share, plan)
         return taken
@@ -166,4 +196,13 @@ def fair_shares(wanted: list[int], budget: int) -> list[int]:
         extra = min(left, wish - shares[idx])
         shares[idx] += extra
         left -= extra
+    return shares
+
+
+def shares_in_turn(wanted: list[int], budget: int) -> list[int]:
+    """Split `budget` so that the first in line has its wish before the next one gets anything."""
+    shares = []
+    for wish in wanted:
+        shares.append(min(wish, budget))
+        budget -= shares[-1]
     return shares

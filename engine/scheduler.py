@@ -273,10 +273,11 @@ class Scheduler:
             if not candidates:
                 return
             streaming = any(seq.decoding for seq in self.running)
-            self.prefill.plan(candidates, self.sizer.budget(streaming=streaming), plan)
+            self.prefill.plan_step(candidates, self.sizer, plan, streaming=streaming)
             for chunk in plan.prefill:
                 if chunk.samples:
                     chunk.seq.decoding = True
+                    chunk.seq.is_refilling = False
                     chunk.seq.num_inflight += 1
             if not plan.is_empty or any(seq.num_inflight for seq in self.running):
                 return

@@ -48,6 +48,7 @@ class Sequence:
         "decoding",
         "finish_reason",
         "grammar",
+        "is_refilling",
         "leader",
         "matcher",
         "max_length",
@@ -87,6 +88,7 @@ class Sequence:
         self.pages: list[int] = []
         self.row: int | None = None
         self.decoding = False
+        self.is_refilling = bool(resumed)
         self.was_admitted = False
         self.was_started = False
         self.leader: Sequence | None = None
@@ -145,4 +147,5 @@ class Sequence:
         self.pages = []
         self.row = None
         self.decoding = False
+        self.is_refilling = self.num_output > 0
         self.leader = None

@@ -2,62 +2,12 @@
 
 from __future__ import annotations
 
+from scheduler_bench import EOS, Bench, Optimist
+
 from tokenbus.engine.chunk_sizer import ChunkSizer
-from tokenbus.engine.output_estimator import OutputEstimator
-from tokenbus.engine.page_pool import PagePool
 from tokenbus.engine.prefill import fair_shares
-from tokenbus.engine.scheduler import Scheduler
 from tokenbus.engine.sequence import Sequence, SequenceState
-from tokenbus.engine.types import FinishReason, Request, SamplingParams
-
-EOS = 2
-
-
-class Optimist(OutputEstimator):
-    """Expects one token per output, which over-admits until pages run out."""
-
-    def expected(self, lane: str, max_tokens: int) -> int:  # noqa: ARG002
-        """Return 1."""
-        return 1
-
-
-class Bench:
-    """A scheduler with a step that samples whatever the test says."""
-
-    def __init__(
-        self, num_pages: int = 1001, page_size: int = 16, budget: int = 1024, max_num_seqs: int = 64
-    ) -> None:
-        self.pool = PagePool(num_pages, page_size)
-        self.scheduler = Scheduler(
-            self.pool, ChunkSizer(budget, None), max_num_seqs=max_num_seqs, prefix_cache=True
-        )
-        self.count = 0
-
-    def add(
-        self,
-        num_prompt: int,
-        *,
-        priority: int = 1,
-        first: int | None = None,
-        prompt: list[int] | None = None,
-        **params: object,
-    ) -> Sequence:
-        """Queue one sequence; prompts differ unless `first` or `prompt` says otherwise."""
-        base = 1000 * (self.count + 1) if first is None else first
-        ids = prompt or [base + i for i in range(num_prompt)]
-        sampling = SamplingParams(**params)  # type: ignore[arg-type]
-        seq = Sequence(Request(self.count, tuple(ids), sampling, priority), 0, self.count, (EOS,))
-        self.count += 1
-        self.scheduler.add([seq])
-        return seq
-
-    def step(self, tokens: dict[Sequence, int] | None = None) -> dict[Sequence, int]:
-        """Plan and complete one step; return the prompt tokens each sequence computed."""
-        plan = self.scheduler.schedule()
-        for seq in plan.sampled():
-            self.scheduler.complete(seq, [(tokens or {}).get(seq, 7)])
-        self.scheduler.check_integrity()
-        return {chunk.seq: chunk.end - chunk.start for chunk in plan.prefill}
+from tokenbus.engine.types import FinishReason
 
 
 def test_step_budget_is_split_fairly_over_long_prompts() -> None:
@@ -83,6 +33,45 @@ def test_short_prompt_beside_a_long_one_is_done_in_the_same_step() -> None:
     assert fair_shares([5000, 10], 1024) == [1014, 10]
     assert fair_shares([5000], 1024) == [1024]
     assert fair_shares([3, 5000, 5000], 11) == [3, 4, 4]
+
+
+def test_jobs_of_a_dead_worker_come_back_one_after_the_other_by_priority() -> None:
+    """While somebody streams, refills lengthen a step by one decode step at most, best first.
+
+    New prompts get what is left of the step, and the crowd is done in the order of its priority.
+    """
+    bench = Bench()
+    sizer = bench.scheduler.sizer
+    streaming = bench.add(10, max_tokens=500)
+    bench.step()
+    for _ in range(20):
+        sizer.observe(0, 1, 0.010)
+        sizer.observe(64, 1, 0.020)
+    crowd = [
+        bench.add(60, priority=priority, resumed=tuple(range(40)), max_tokens=500)
+        for priority in (2, 1, 0)
+    ]
+    late: list[Sequence] = []
+    fresh = bench.add(300, priority=2)
+    steps = 0
+    while not all(seq.decoding for seq in crowd):
+        before = len(streaming.token_ids)
+        shares = bench.step()
+        assert sum(shares.get(seq, 0) for seq in crowd) <= 64
+        assert len(streaming.token_ids) == before + 1
+        late += [seq for seq in crowd if seq.decoding and seq not in late]
+        steps += 1
+    assert late == crowd[::-1]
+    assert steps == 5  # 300 tokens, 64 a step
+    assert fresh.decoding
+
+
+def test_jobs_of_a_dead_worker_get_the_whole_step_where_nobody_streams() -> None:
+    """Nobody is disturbed, so all of them are computed at once."""
+    bench = Bench()
+    crowd = [bench.add(60, resumed=tuple(range(40))) for _ in range(3)]
+    assert sum(bench.step().values()) == 300
+    assert all(seq.decoding for seq in crowd)
 
 
 def test_long_prompt_at_the_head_is_never_skipped() -> None:
