@@ -2,9 +2,9 @@
 -- has lost it, or the worker dies. Other workers leave jobs of the prefix to it for a while: for
 -- `ms` if they would idle, and as long as they find other work for a fifth of what the job has
 -- waited already. The key's TTL is renewed by every job that the home takes.
-local HOME_MS, WAKE_MS, MAX_PREFIX_BYTES, SPARED_SHARE = 600000, 5000, 128, 0.2
+local HOME_MS, MAX_PREFIX_BYTES, SPARED_SHARE = 600000, 128, 0.2
 local affinity = { ms = 0, worker = '', held = {}, now = 0, retry_ms = nil, waits = false }
-local seen, woken = {}, {}
+local seen = {}
 
 local function is_prefix(prefix)
   return affinity.ms > 0 and prefix ~= '' and #prefix <= MAX_PREFIX_BYTES
@@ -35,17 +35,6 @@ local function give_up_home(prefix)
   end
 end
 
--- A bell for one worker; it expires, because that one may never listen again.
-local function wake(worker)
-  if not woken[worker] then
-    woken[worker] = true
-    if redis.call('LLEN', K.wake .. worker) == 0 then
-      redis.call('LPUSH', K.wake .. worker, '1')
-    end
-    redis.call('PEXPIRE', K.wake .. worker, WAKE_MS)
-  end
-end
-
 -- Whether to leave a job to the home of its prefix. The time counts from the first pull that did,
 -- `since`; `hasty` is a pull that has found nothing else to do.
 local function spares(job, prefix, entry, since, hasty)
@@ -66,10 +55,11 @@ local function spares(job, prefix, entry, since, hasty)
   if left_ms + patience_ms <= 0 then
     return false
   end
-  if seen[home].room then
-    wake(home)
-  else
+  if not seen[home].room then
     affinity.waits = true
+  elseif not seen[home].woken then
+    seen[home].woken = true
+    wake(home)
   end
   affinity.retry_ms = math.max(math.min(affinity.retry_ms or affinity.ms, left_ms), 1)
   return true

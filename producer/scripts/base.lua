@@ -19,6 +19,14 @@ local function ring()
   end
 end
 
+-- A bell for one worker; it expires, because that one may never listen again.
+local function wake(worker)
+  if redis.call('LLEN', K.wake .. worker) == 0 then
+    redis.call('LPUSH', K.wake .. worker, '1')
+  end
+  redis.call('PEXPIRE', K.wake .. worker, 5000)
+end
+
 -- Dead letters are for people: the newest ten thousand, bodies cut at 64 kB.
 local function dead_letter(job, tenant, finish, body, at)
   redis.call('XADD', K.dead, 'MAXLEN', '~', 10000, '*', 'job', job, 'tenant', tenant,

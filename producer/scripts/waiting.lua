@@ -11,6 +11,16 @@ local function add_load(tenant, priority, tokens, jobs)
   return total
 end
 
+-- Tell the worker whose cache holds a prefix, if it has room: to the others the bell means nothing
+-- then, because they leave the job to that one.
+local function wake_home(prefix)
+  local home = redis.call('GET', K.home .. prefix)
+  if home and redis.call('HGET', K.worker .. home, 'room') == '1'
+    and redis.call('EXISTS', K.alive .. home) == 1 then
+    wake(home)
+  end
+end
+
 -- Put a job into its lane or, with `front`, into the list that every pull empties first.
 -- The record must hold its costs; its load counts from here on until `unload`.
 local function wait_in(job, tenant, priority, front)
@@ -23,6 +33,9 @@ local function wait_in(job, tenant, priority, front)
     'owner', '')
   if not front then
     enter_backlog(priority, tenant)
+    if cost[5] and cost[5] ~= '' then
+      wake_home(cost[5])
+    end
   end
   ring()
 end

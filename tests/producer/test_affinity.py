@@ -74,7 +74,8 @@ async def test_job_is_left_to_the_worker_that_holds_its_prefix(
 ) -> None:
     """The other worker leaves it, wakes the one that holds the prefix, and is not woken itself."""
     await submit(scripts, a_job("next", prefix="p"))
-    await raw(scripts).delete(scripts.keys.of("bell"))
+    assert await length(scripts, "wake", home.name) == 1
+    await raw(scripts).delete(scripts.keys.of("bell"), scripts.keys.of("wake", home.name))
     reply = await other.pull(affinity_ms=LONG_MS)
     assert (reply.status, reply.jobs) == (PullStatus.SPARED, ())
     assert 0 < reply.retry_ms <= LONG_MS
