@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import jsonschema
 import pytest
 
 from tokenbus.engine import LLM, model_store
-from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.types import (
     FinishReason,
     GrammarKind,
@@ -19,6 +20,9 @@ from tokenbus.engine.types import (
     SamplingParams,
     TokenDelta,
 )
+
+if TYPE_CHECKING:
+    from tokenbus.engine.sequence import Sequence
 
 SCHEMA = {
     "type": "object",
@@ -87,6 +91,29 @@ def test_grammar_that_does_not_compile_fails_its_own_request(llm: LLM) -> None:
     assert "contentEncoding" in str(deltas[100][-1].error)
     assert tokens(deltas[100]) == []
     assert deltas[101][-1].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
+    stats = llm.stats()
+    assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1
+
+
+def test_grammar_that_cannot_advance_fails_its_own_request(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matcher that breaks in the middle ends one sequence; its neighbour is served on."""
+    advance = llm.engine._constrained.accept
+
+    def break_one(seq: Sequence, token_id: int) -> list[int]:
+        if seq.request.request_id == 110 and seq.num_output >= 3:
+            raise GrammarRejected("grammar", "the parser gave up")
+        return advance(seq, token_id)
+
+    monkeypatch.setattr(llm.engine._constrained, "accept", break_one)
+    ids = tuple(llm.tokenizer(PROMPT)["input_ids"])
+    params = SamplingParams(max_tokens=80, temperature=0.9, seed=11, grammar=JSON)
+    deltas = run(llm, [Request(110, ids, params), Request(111, ids, params)])
+    assert deltas[110][-1].finish_reason is FinishReason.FAILED
+    assert "the parser gave up" in str(deltas[110][-1].error)
+    assert deltas[111][-1].finish_reason is FinishReason.STOP
+    jsonschema.validate(json.loads(llm.tokenizer.decode(tokens(deltas[111]))), SCHEMA)
     stats = llm.stats()
     assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1
 

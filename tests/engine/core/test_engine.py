@@ -7,19 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from scheduler_bench import Optimist
 
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
-from tokenbus.engine.output_estimator import OutputEstimator
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
-
-
-class Optimist(OutputEstimator):
-    """Expects one token per output, which over-admits until pages run out."""
-
-    def expected(self, lane: str, max_tokens: int) -> int:  # noqa: ARG002
-        """Return 1."""
-        return 1
-
 
 Run = Callable[..., dict[tuple[int, int], Any]]
 

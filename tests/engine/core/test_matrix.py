@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 from architectures import DECODER, GENERIC, draw_model, tiny_sizes
+from scheduler_bench import Optimist
 
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.loader import LoadedModel, build_model
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.hf_generic import GenericModel
-from tokenbus.engine.output_estimator import OutputEstimator
 from tokenbus.engine.types import Request, SamplingParams
 
 VOCAB_SIZE = 199
@@ -31,14 +31,6 @@ SMALL_LENGTHS = (1, 15, 16, 17, 63, 130)
 STRANGER = 1000
 # Closer than this, two tokens may change places with the order of a sum.
 NEAR_TIE = 1e-4
-
-
-class Optimist(OutputEstimator):
-    """Expects one token per output, which over-admits until pages run out."""
-
-    def expected(self, lane: str, max_tokens: int) -> int:  # noqa: ARG002
-        """Return 1."""
-        return 1
 
 
 @dataclass(frozen=True, slots=True)

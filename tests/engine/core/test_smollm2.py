@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from scheduler_bench import Optimist
 from transformers import AutoModelForCausalLM
 
 from tokenbus.engine import model_store
 from tokenbus.engine.llm import LLM
-from tokenbus.engine.output_estimator import OutputEstimator
 from tokenbus.engine.types import SamplingParams
 
 NUM_TOKENS = 24
@@ -33,14 +33,6 @@ TEXTS = (
     "A",
     "Ingredients for pancakes: flour, eggs,",
 )
-
-
-class Optimist(OutputEstimator):
-    """Expects one token per output, which over-admits until pages run out."""
-
-    def expected(self, lane: str, max_tokens: int) -> int:  # noqa: ARG002
-        """Return 1."""
-        return 1
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,19 @@ def test_eviction_forgets_the_hash() -> None:
     assert len(pool.prefixes) == 0
 
 
+def test_full_pool_of_cached_pages_is_taken_least_recently_used_first() -> None:
+    """Ten new pages replace cached ones in eviction order: older prompts first, tails first."""
+    pool = PagePool(13, 16)
+    prompts = [list(range(start, start + 64)) for start in (0, 100, 200)]
+    held = [fill(pool, prompt) for prompt in prompts]
+    for pages in (held[1], held[0], held[2]):
+        pool.release(pages)
+    assert (pool.num_free, pool.num_evictable) == (0, 12)
+    assert pool.allocate(10) == [*held[1][::-1], *held[0][::-1], held[2][3], held[2][2]]
+    assert len(pool.prefixes) == 2
+    assert all(pool.lookup(h) is None for prompt in prompts[:2] for h in hashes(prompt, 16))
+
+
 def test_page_just_hit_is_not_evicted_for_the_same_sequence() -> None:
     """With two cached pages and a hit on the first, the second one is evicted."""
     pool = PagePool(3, 16)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -12,10 +12,11 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
+    run_state_machine_as_test,
 )
+from scheduler_bench import Optimist
 
 from tokenbus.engine.chunk_sizer import ChunkSizer
-from tokenbus.engine.output_estimator import OutputEstimator
 from tokenbus.engine.page_pool import PagePool
 from tokenbus.engine.scheduler import Scheduler
 from tokenbus.engine.sequence import Sequence, SequenceState
@@ -36,16 +37,11 @@ def next_token(token_ids: list[int], choice: int) -> int:
     return state % 10
 
 
-class Optimist(OutputEstimator):
-    """Expects one token per output, which over-admits until pages run out."""
-
-    def expected(self, lane: str, max_tokens: int) -> int:  # noqa: ARG002
-        """Return 1."""
-        return 1
-
-
 class EngineModel(RuleBasedStateMachine):
     """Drives the scheduler as the core does, one step ahead, and keeps what was delivered."""
+
+    num_steps: ClassVar = 0
+    num_preemptions: ClassVar = 0
 
     def __init__(self) -> None:
         """Start with an empty pool of a size that forces preemption."""
@@ -110,7 +106,9 @@ class EngineModel(RuleBasedStateMachine):
 
     def one_step(self) -> None:
         """Launch a step, then read back the previous one."""
+        EngineModel.num_steps += 1
         plan = self.scheduler.schedule()
+        EngineModel.num_preemptions += len(plan.preempted)
         launched = self.launch(plan)
         results, self.inflight = self.inflight, launched
         for seq, known, token_id in results:
@@ -173,10 +171,17 @@ class EngineModel(RuleBasedStateMachine):
                     assert len(self.delivered[seq]) == seq.request.params.max_tokens
 
 
-TestEngineModel = EngineModel.TestCase
-TestEngineModel.settings = settings(
-    max_examples=60,
-    stateful_step_count=50,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+def test_random_load_loses_no_page_and_no_token() -> None:
+    """At least 2,000 steps of random adds, aborts, forks, preemptions and cache resets."""
+    EngineModel.num_steps = EngineModel.num_preemptions = 0
+    run_state_machine_as_test(
+        EngineModel,
+        settings=settings(
+            max_examples=80,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert EngineModel.num_steps >= 2000
+    assert EngineModel.num_preemptions >= 20
