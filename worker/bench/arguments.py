@@ -164,6 +164,8 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     add("--peak-s", type=float, metavar="S", help="how long the peak lasts (default: 0)")
     add("--retries", type=int, metavar="N",
         help="how often a refused client comes back after the time it was told (default: 0)")
+    add("--patience-s", type=float, metavar="S",
+        help="a client that is told to wait longer gives up (default: 600)")
 
 
 def _add_prompts(group: argparse._ArgumentGroup) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Times: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
+    from tokenbus.worker.step_log import Times
 
 _SHARES = (0.50, 0.90, 0.95, 0.99)
 # Points of a curve in a report: enough for its shape at any width of a page.

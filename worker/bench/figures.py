@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from tokenbus.worker.bench.distribution import Distribution, Times, cdf_ms
+from tokenbus.worker.bench.distribution import Distribution, cdf_ms
 from tokenbus.worker.bench.journeys import Journey, gaps_s, known
 from tokenbus.worker.bench.options import BenchOptions  # noqa: TC001 -- msgspec reads it
 from tokenbus.worker.bench.processes import CpuTimes  # noqa: TC001 -- msgspec reads it
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenbus.worker.bench.wire import JobReport
-    from tokenbus.worker.step_log import Handoffs
+    from tokenbus.worker.step_log import Handoffs, Times
 
 _MAX_FAULTS = 20
 # Tokens/s over time are counted in bins of this width.

@@ -12,9 +12,8 @@ from tokenbus.producer.events import FINISHED_REASONS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.worker.bench.distribution import Times
     from tokenbus.worker.bench.wire import JobReport
-    from tokenbus.worker.step_log import Handoffs
+    from tokenbus.worker.step_log import Handoffs, Times
 
 _NOTHING = np.empty(0)
 

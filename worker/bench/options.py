@@ -36,6 +36,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "groups": (1, 100_000),
     "tenants": (1, 1_000_000),
     "retries": (0, 1000),
+    "patience_s": (0, 86_400),
     "repeats": (1, 100),
     "drain_s": (0, 86_400),
     "warm_up_s": (0, 86_400),
@@ -82,6 +83,7 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     peak_at_s: float = 0.0
     peak_s: float = 0.0
     retries: int = 0
+    patience_s: float = 600.0
 
     workload: str = "synthetic"
     retail_file: str | None = None

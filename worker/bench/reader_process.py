@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.errors import ProducerError
@@ -164,7 +164,7 @@ class Reports:
 
 def client_settings(order: Order) -> ClientSettings:
     """Return the settings of the reader's client."""
-    bounds = {
+    bounds: dict[str, Any] = {
         "max_tenant_tokens": order.options.max_tenant_tokens,
         "max_pool_tokens": order.options.max_pool_tokens,
     }

@@ -113,10 +113,10 @@ class Rider:
                 return await self._ask(ticket)
             except QueueFull as refusal:
                 self._num_refusals += 1
-                if self._num_refusals > self._options.retries:
+                ticket, wait_s = refusal.ticket, refusal.retry_after_s
+                is_last = self._num_refusals > self._options.retries
+                if is_last or wait_s > self._options.patience_s:
                     return None
-                ticket = refusal.ticket
-                wait_s = refusal.retry_after_s
             await asyncio.sleep(wait_s + random.uniform(0, _JITTER_SHARE * wait_s + _JITTER_S))
 
     async def _ask(self, ticket: int) -> Job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.keys import Keys
 
 INTERVAL_S = 0.25
+_SCRATCH_PAGES = 1
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -105,22 +106,24 @@ class Sampler:
             pipe.info("memory")
             (jobs, tokens), memory = await pipe.execute()
         engines = [status["engine"] for status in await self._statuses() if status["engine"]]
+        num_pages = sum(engine["num_pages"] - _SCRATCH_PAGES for engine in engines)
+        num_free = sum(engine["free_pages"] for engine in engines)
+        num_cached = sum(engine["evictable_pages"] for engine in engines)
         return Sample(
             at_s=time.monotonic() - self._began_s,
             waiting_jobs=int(jobs or 0),
             waiting_tokens=int(tokens or 0),
             running=sum(engine["num_running"] for engine in engines),
-            pages_used=sum(
-                engine["num_pages"] - engine["free_pages"] - engine["evictable_pages"]
-                for engine in engines
-            ),
-            pages_cached=sum(engine["evictable_pages"] for engine in engines),
-            pages_total=sum(engine["num_pages"] for engine in engines),
+            pages_used=num_pages - num_free - num_cached,
+            pages_cached=num_cached,
+            pages_total=num_pages,
             server_bytes=int(memory["used_memory"]),
         )
 
     async def _statuses(self) -> list[dict[str, dict[str, int]]]:
-        names = await self._redis.smembers(self._keys.of("workers"))
+        # By its types it may not be awaitable.
+        found: Any = self._redis.smembers(self._keys.of("workers"))
+        names: set[bytes] = await found
         if not names:
             return []
         keys = [self._keys.of("status", name.decode()) for name in sorted(names)]

@@ -106,10 +106,14 @@ class Stage:
     async def _start_worker(self, number: int) -> None:
         log = (Path(self._folder.name) / f"worker-{number}.log").open("w+b")
         self._logs.append(log)
-        command = [sys.executable, "-P", "-m", "tokenbus.producer.cli", "worker"]
+        module = "tokenbus.worker.bench.worker_process"
         self._workers.append(
             await asyncio.create_subprocess_exec(
-                *command,
+                sys.executable,
+                "-P",
+                "-m",
+                module,
+                str(os.getpid()),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -74,8 +74,8 @@ def latency_table(figures: Figures) -> Table:
     table.add_column("ms")
     for name in MARKS:
         table.add_column(name, justify="right")
-    for name, label in distributions(figures):
-        table.add_row(label, *(f"{value:.2f}" for value in marks(name)))
+    for sample, label in distributions(figures):
+        table.add_row(label, *(f"{value:.2f}" for value in marks(sample)))
     return table
 
 
