@@ -26,6 +26,33 @@ def load_item(items, index, there):
 
 
 @triton.jit
+def _fetch_line(address):
+    """Ask for 128 bytes at each address to be brought to the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address.to(tl.int64, bitcast=True)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def fetch_first_tile(k_pages, v_pages, table_row, head, page_stride, begin, D: tl.constexpr,
+                     S: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """Ask for an item's first keys and values before the inputs are there.
+
+    A token that an earlier kernel still writes may be among them: the L2 cache is where writes
+    and reads meet, so nothing goes stale.
+    """
+    PER_LINE: tl.constexpr = 1024 // k_pages.dtype.element_ty.primitive_bitwidth
+    TOKENS: tl.constexpr = min(BLOCK_N, S)
+    LINES: tl.constexpr = (TOKENS * D + PER_LINE - 1) // PER_LINE
+    page = tl.load(table_row + begin // S).to(tl.int64)
+    base = page * page_stride + head * (S * D) + begin % S * D
+    lines = tl.minimum(tl.arange(0, triton.next_power_of_2(LINES)), LINES - 1)
+    _fetch_line(k_pages + base + lines * PER_LINE)
+    _fetch_line(v_pages + base + lines * PER_LINE)
+
+
+@triton.jit
 def _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ: tl.constexpr,
                 D: tl.constexpr, BLOCK_D: tl.constexpr):  # fmt: skip
     """Leave the partial result of some rows where the last arriver will find it."""

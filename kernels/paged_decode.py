@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.decode_items import load_item, own_item, shared_item
+from tokenbus.kernels.decode_items import fetch_first_tile, load_item, own_item, shared_item
 from tokenbus.kernels.launch import (
     dependent_launch,
     next_power_of_2,
@@ -67,15 +67,20 @@ def _decode_kernel(
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
     The list is sorted, so turning round after each pass gives every program the same work: no
     ticket counter, no round trip to memory between items.
+
+    The successor is released only after the wait: what was written before this launch's inputs is
+    then visible to the next launch over the same list, which so may look at it before its own wait.
     """
-    release_successor(PDL)
-    wait_for_inputs(PDL)
+    if not LISTED:
+        wait_for_inputs(PDL)
+        release_successor(PDL)
     total = tl.load(num_items) * HKV
     num_programs = tl.num_programs(0)
     pid = tl.program_id(0)
@@ -83,6 +88,12 @@ def _decode_kernel(
     # before it is known whether there is an item, for which the list is padded.
     place = pid
     row, begin, end, part, num_parts, count, member = load_item(items, place // HKV, True)
+    if LISTED:
+        if place < total:
+            fetch_first_tile(k_pages, v_pages, block_table + row.to(tl.int64) * table_stride,
+                             place % HKV, page_stride, begin, D, S, BLOCK_N)  # fmt: skip
+        wait_for_inputs(PDL)
+        release_successor(PDL)
     for first in tl.range(0, total, num_programs, num_stages=1, disable_licm=True):
         turned = (first // num_programs) % 2 == 0
         following = first + num_programs + tl.where(turned, num_programs - 1 - pid, pid)
@@ -143,6 +154,7 @@ def paged_decode(
     *,
     scale: float,
     softcap: float | None = None,
+    listed: bool = False,
     out: Tensor | None = None,
     tuning: DecodeTuning | None = None,
 ) -> Tensor:
@@ -155,6 +167,8 @@ def paged_decode(
         k_pages, v_pages: [P, Hkv, S, D], dtype of q; the current token is already in them.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
         context_lens: [N] int32, tokens including the current one; 0 = no sequence, writes zeros.
+        listed: this function was called before since `build`, with the same table. Then a launch
+            reads the list and fetches its first pages while its predecessor still runs.
     Returns: [N, Hq, D], dtype of q; softmax and sums in fp32. A row depends on its own tokens
         and on the run it shares, not on the other rows or on timing.
     Raises: KernelInputError if shapes, dtypes or layouts do not match the work list.
@@ -169,6 +183,7 @@ def paged_decode(
     row_bytes = next_power_of_2(head_dim) * q.element_size()
     tuning = tuning or choose_tuning(q.shape[0], row_bytes, grouped=groups is not None)
     num_programs = num_processors(q.device) * tuning.programs_per_processor
+    options = dependent_launch(q.device)
     _decode_kernel[(num_programs,)](
         q,
         k_pages,
@@ -204,7 +219,8 @@ def paged_decode(
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        LISTED=listed and options["PDL"],
         num_warps=tuning.num_warps,
-        **dependent_launch(q.device),
+        **options,
     )
     return out

@@ -52,15 +52,17 @@ class TritonAttention:
         """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous."""
         k_pages, v_pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
         if ctx.is_decode:
+            work, listed = self._work(q, spec, ctx)
             return paged_decode(
                 q,
                 k_pages,
                 v_pages,
                 ctx.block_table,
                 ctx.context_lens,
-                self._work(q, spec, ctx),
+                work,
                 scale=spec.scale,
                 softcap=spec.softcap,
+                listed=listed,
             )
         return paged_prefill(
             q,
@@ -85,17 +87,21 @@ class TritonAttention:
         """Tell whether reading a run together beats reading it per row."""
         return num_rows > 1 and (num_rows - 1) * num_pages >= _BREAK_EVEN_PAGES
 
-    def _work(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> DecodeWork:
-        """Return the work list of this pass for layers shaped like `spec`, built on first use."""
+    def _work(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> tuple[DecodeWork, bool]:
+        """Return the work list of this pass for layers shaped like `spec`, built on first use.
+
+        The second value tells whether a layer of this pass has read the list already.
+        """
         shape = (spec.num_heads, spec.num_kv_heads, spec.head_dim, spec.sliding_window)
         key = ("decode_work", shape)
-        if key not in ctx.memo:
+        listed = key in ctx.memo
+        if not listed:
             if shape not in self._works:
                 self._works[shape] = self._allocate(q, spec, ctx)
             self._works[shape].build(ctx.context_lens)
             ctx.memo[key] = self._works[shape]
         work: DecodeWork = ctx.memo[key]
-        return work
+        return work, listed
 
     def _allocate(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> DecodeWork:
         groups = None

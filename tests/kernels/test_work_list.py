@@ -151,7 +151,7 @@ def test_few_rows_are_cut_finer_than_many() -> None:
         max_rows=130, max_pages=128, page_size=PAGE, num_heads=4, num_kv_heads=2, head_dim=64,
         device=DEVICE,
     )  # fmt: skip
-    for rows, expected in ((1, 8), (16, 8), (17, 2), (80, 1)):
+    for rows, expected in ((1, 8), (8, 4), (16, 2), (17, 2), (80, 1)):
         work.build(torch.full((rows,), 1024, dtype=torch.int32, device=DEVICE))
         assert work.parts[:rows].tolist() == [expected] * rows
 
