@@ -2,13 +2,13 @@
 
 A replayed node costs the host 1 us instead of 7 to 12 for a launch. A graph reads which rows take
 part from a small staging tensor; everything else it needs is device state of those rows, so one
-graph serves all lengths and all members. Steps that a graph cannot hold (grammar masks and
-log-probabilities) run eagerly.
+graph serves all lengths and all members. Steps that a graph cannot hold (grammar masks) run
+eagerly.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -16,7 +16,6 @@ import torch
 from tokenbus.engine.forward import ForwardContext
 from tokenbus.engine.prefix_grouping import find_shared_runs
 from tokenbus.engine.runner import PendingStep, Runner
-from tokenbus.engine.sampler import SampledTokens
 from tokenbus.engine.sampling.plan import Feature, SamplingPlan
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.plan import StepPlan
     from tokenbus.engine.prefix_grouping import SharedRun
     from tokenbus.engine.rows import RowState
-    from tokenbus.engine.sampler import SamplingState
+    from tokenbus.engine.sampler import SampledTokens, SamplingState
     from tokenbus.engine.sequence import Sequence as DecodingSequence
 
 
@@ -65,6 +64,13 @@ def buckets(max_num_seqs: int) -> list[int]:
     sizes += range(16, min(max_num_seqs, 256), 16)
     sizes += range(256, max_num_seqs, 32)
     return [*sizes, max_num_seqs]
+
+
+def _rounded(plan: SamplingPlan) -> SamplingPlan:
+    """Round the number of alternatives up, so that few graphs serve all numbers."""
+    if not plan.num_top_logprobs:
+        return plan
+    return replace(plan, num_top_logprobs=1 << (plan.num_top_logprobs - 1).bit_length())
 
 
 class GraphRunner(Runner):
@@ -112,8 +118,8 @@ class GraphRunner(Runner):
         """Start a step: prompts eagerly, decode by replay where a graph can hold it."""
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
         # Greedy rows ride in the graph of sampled ones, which knows them by a flag of the row.
-        sampling_plan = self.sampling.plan(row_list).union(_PLAIN)
-        if not plan.decode or masks or sampling_plan.has(Feature.LOGPROBS):
+        sampling_plan = _rounded(self.sampling.plan(row_list).union(_PLAIN))
+        if not plan.decode or masks:
             self._regroup([])
             return super().launch(plan, masks)
         pending = PendingStep(plan, plan.sampled())
@@ -160,7 +166,7 @@ class GraphRunner(Runner):
         )
         self.sampling.flush()
         step.graph.replay()
-        return SampledTokens(step.sampled.token_ids[:num], None, step.sampled.dead_ends)
+        return replace(step.sampled, token_ids=step.sampled.token_ids[:num])
 
     def _captured(self, size: int, plan: SamplingPlan) -> _CapturedStep:
         key = (size, plan)

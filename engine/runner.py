@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -173,13 +173,11 @@ class Runner:
         pending.draws.append(sampled)
 
     def _read_back(self, pending: PendingStep) -> None:
-        """Start the copy of the tokens to the host; `collect` waits for it."""
+        """Start the copy of what was drawn to the host; `collect` waits for it."""
         if self.rows.device.type != "cuda" or not pending.draws:
             return
-        pending.draws = [
-            replace(drawn, token_ids=drawn.token_ids.to("cpu", non_blocking=True))
-            for drawn in pending.draws
-        ]
+        # The next replay of a graph writes over what this one left.
+        pending.draws = [drawn.leave() for drawn in pending.draws]
         pending.ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no type here
         pending.ready.record()
 

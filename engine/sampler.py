@@ -44,6 +44,15 @@ class SampledTokens:
     logprobs: RawLogprobs | None
     dead_ends: Tensor | None
 
+    def leave(self) -> SampledTokens:
+        """Start to copy all of it to the host, as many rows as there are token ids."""
+        num = len(self.token_ids)
+        return SampledTokens(
+            self.token_ids.to("cpu", non_blocking=True),
+            None if self.logprobs is None else self.logprobs.leave(num),
+            None if self.dead_ends is None else self.dead_ends[:num].to("cpu", non_blocking=True),
+        )
+
 
 class SamplingState:
     """The sampling state of every row, in static tensors.

@@ -28,6 +28,20 @@ class RawLogprobs:
     top_ids: Tensor
     top_logprobs: Tensor
 
+    def leave(self, num_rows: int) -> RawLogprobs:
+        """Start to copy the first rows to the host."""
+        copies = (
+            item[:num_rows].to("cpu", non_blocking=True)
+            for item in (
+                self.token_ids,
+                self.logprobs,
+                self.ranks,
+                self.top_ids,
+                self.top_logprobs,
+            )
+        )
+        return RawLogprobs(*copies)
+
     def to_host(self, num_top: Sequence[int | None]) -> list[TokenLogprobs | None]:
         """Return one entry per position with its own number of alternatives; None stays None."""
         ids, logprobs = self.token_ids.tolist(), self.logprobs.tolist()

@@ -121,3 +121,36 @@ def test_grouped_decode_gives_the_tokens_of_ungrouped_decode(
                 tokens[delta.request_id].extend(delta.token_ids)
         answers.append(tokens)
     assert answers[0] == answers[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
+def test_graphs_draw_and_score_what_eager_steps_do(pair: tuple[Any, LoadedModel]) -> None:
+    """Penalties, filters and log-probabilities ride in graphs, in batches that fill no bucket."""
+    _, loaded = pair
+    source = random.Random(2)
+    prompts = [tuple(source.randrange(320) for _ in range(10 + 3 * idx)) for idx in range(11)]
+    kinds = (
+        SamplingParams(max_tokens=30, temperature=0.0, logprobs=3),
+        SamplingParams(max_tokens=24, temperature=0.9, top_p=0.9, logprobs=0, seed=5),
+        SamplingParams(max_tokens=27, temperature=0.0, repetition_penalty=1.3),
+        SamplingParams(max_tokens=21, temperature=0.7, top_k=20, logit_bias={7: 2.0}, seed=9),
+    )
+    runs = []
+    for graphs in (True, False):
+        config = EngineConfig("tiny", num_pages=200, max_num_seqs=32, cuda_graphs=graphs)
+        engine = engine_for(loaded, config)
+        for idx, prompt in enumerate(prompts):
+            engine.add(Request(idx, prompt, kinds[idx % len(kinds)]))
+        tokens: dict[int, list[int]] = {idx: [] for idx in range(len(prompts))}
+        scores: dict[int, list[float]] = {idx: [] for idx in range(len(prompts))}
+        while engine.has_work:
+            for delta in engine.step().deltas:
+                tokens[delta.request_id].extend(delta.token_ids)
+                for score in delta.logprobs:
+                    scores[delta.request_id] += [score.logprob, *(item[1] for item in score.top)]
+        runs.append((tokens, scores))
+    assert runs[0][0] == runs[1][0]
+    assert len(runs[0][1][0]) == 30 * 4
+    for idx, values in runs[0][1].items():
+        assert values == pytest.approx(runs[1][1][idx], abs=1e-4)
