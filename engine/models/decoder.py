@@ -78,7 +78,7 @@ class Decoder:
         x = ops.qkv_attention(ops.linear(x, layer.qkv), layer, config.norm_eps, ctx)
         x = self._leave(ops.linear(x, layer.o), layer.post_attention_norm)
         x, residual = self._enter(x, residual, layer.pre_mlp_norm)
-        x = ops.gated_act(ops.linear(x, layer.gate_up), config.activation)
+        x = ops.gated_linear(x, layer.gate_up, config.activation)
         return self._leave(ops.linear(x, layer.down), layer.post_mlp_norm), residual
 
     def _enter(

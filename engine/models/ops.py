@@ -51,8 +51,8 @@ class Ops(Protocol):
         """
         ...
 
-    def gated_act(self, gate_up: Tensor, kind: Activation) -> Tensor:
-        """gate_up: [T, 2 I] -> activation(gate) * up, [T, I]."""
+    def gated_linear(self, x: Tensor, gate_up: Linear, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
         ...
 
     def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor | None:
@@ -110,9 +110,9 @@ class TorchOps:
         q, k = torch.split(qk, [num_q, num_kv], 1)
         return self.attention.attend(q, k, v, spec, ctx).reshape(-1, num_q * spec.head_dim)
 
-    def gated_act(self, gate_up: Tensor, kind: Activation) -> Tensor:
-        """gate_up: [T, 2 I] -> activation(gate) * up, [T, I]."""
-        gate, up = gate_up.chunk(2, -1)
+    def gated_linear(self, x: Tensor, gate_up: Linear, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+        gate, up = self.linear(x, gate_up).chunk(2, -1)
         if kind is Activation.SILU:
             return F.silu(gate).mul_(up)
         approximate = "tanh" if kind is Activation.GELU_TANH else "none"

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from tokenbus.engine.models.decoder_config import Activation, NormNames
 from tokenbus.engine.models.ops import TorchOps
-from tokenbus.kernels.activation import gated_act
 from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.gated_linear import gated_linear
 from tokenbus.kernels.linear import Fusion, small_linear
 from tokenbus.kernels.norm import add_rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
@@ -118,8 +118,8 @@ class TritonOps(TorchOps):
         x = small_linear(hidden, layer.gate_up.weight, gate)
         return small_linear(x, layer.down.weight, Fusion(bias=layer.down.bias, residual=hidden))
 
-    def gated_act(self, gate_up: Tensor, kind: Activation) -> Tensor:
-        """gate_up: [T, 2 I] -> activation(gate) * up, [T, I]."""
+    def gated_linear(self, x: Tensor, gate_up: Linear, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
         if kind not in _GATES:
-            return super().gated_act(gate_up, kind)
-        return gated_act(gate_up, _GATES[kind])
+            return super().gated_linear(x, gate_up, kind)
+        return gated_linear(x, gate_up.weight, gate_up.bias, _GATES[kind])

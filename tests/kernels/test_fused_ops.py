@@ -7,6 +7,7 @@ from paged_batch import DEVICE, HALF, assert_close
 from tokenbus.kernels import reference
 from tokenbus.kernels.activation import ActivationKind, gated_act
 from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.gated_linear import GatedTuning, choose_gated_tuning, gated_linear
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear import Fusion, small_linear
 from tokenbus.kernels.linear_table import LinearTuning, choose_tuning
@@ -50,6 +51,32 @@ def test_gated_act_equals_twin(kind: ActivationKind, dtype: torch.dtype) -> None
     """Gate and up halves are told apart at odd widths, far from zero as well."""
     gate_up = randn(3, 2 * 1037, dtype=dtype) * 8
     assert_close(gated_act(gate_up, kind), reference.gated_act(gate_up, kind), dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(
+    ("rows", "width_in", "width_out", "bias"), [(17, 104, 80, True), (70, 64, 33, False)]
+)
+def test_gated_linear_equals_twin(
+    rows: int, width_in: int, width_out: int, bias: bool, kind: ActivationKind, dtype: torch.dtype
+) -> None:
+    """Rows, outputs and columns that fill no tile leave no trace; bias comes before the gate."""
+    x = randn(rows, width_in, dtype=dtype)
+    weight = randn(2 * width_out, width_in, dtype=dtype, seed=1) * 0.2
+    shift = randn(2 * width_out, dtype=dtype, seed=2) if bias else None
+    got = gated_linear(x, weight, shift, kind, tuning=GatedTuning(32, 32, 32, 2, 4))
+    expected = reference.fused_linear(x, weight, bias=shift, act=kind)
+    assert_close(got, expected, dtype)
+
+
+@pytest.mark.parametrize("rows", [17, 33, 65, 128, 129])
+def test_gated_linear_equals_twin_at_every_layout(rows: int) -> None:
+    """Whatever layout a number of rows runs in, the values are the same."""
+    x, weight = randn(rows, 512, dtype=HALF), randn(2 * 96, 512, dtype=HALF, seed=1) * 0.1
+    assert (choose_gated_tuning(rows, weight) is None) == (rows in {17, 129})
+    got = gated_linear(x, weight, None, "silu")
+    assert_close(got, reference.fused_linear(x, weight, act="silu"), HALF)
 
 
 def test_embed_gathers_and_scales() -> None:
