@@ -159,8 +159,9 @@ def test_every_option_has_help_with_its_default() -> None:
         (["--priorities", "0,0,0"], "--priorities"),
         (["--prompt-tokens", "9-3"], "--prompt-tokens"),
         (["--json", "/nowhere/figures.json"], "--json"),
-        (["--offline-compare", "--arrival", "poisson"], "--offline-compare"),
+        (["--offline-compare", "--jobs", "4", "--arrival", "poisson"], "--offline-compare"),
         (["--users", "4", "--load", "1"], "--load"),
+        (["--arrival", "at-once"], "--jobs"),
     ],
 )
 def test_nonsense_is_refused_by_the_options_name(argv: list[str], named: str) -> None:

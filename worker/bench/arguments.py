@@ -105,6 +105,9 @@ def _refuse_nonsense(options: BenchOptions) -> None:
         raise SettingsInvalid("--generate-tokenizer: only for a model")
     if options.offline_compare and (options.arrival != "at-once" or options.as_text):
         raise SettingsInvalid("--offline-compare: only for ids that arrive at once")
+    has_number = options.workload in WORKLOADS or options.trace is not None
+    if options.arrival == "at-once" and options.jobs is None and not has_number:
+        raise SettingsInvalid("--jobs: say how many arrive at once")
     if options.slo and not options.slo_users:
         raise SettingsInvalid("--slo-users: give at least one count")
     if options.load is not None and options.arrival not in ("poisson", "burst", "trace"):
