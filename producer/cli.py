@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     # The benches have options of their own, --help among them; the engine's stands alone.
     engine = benches.add_parser("engine", help="fixed workloads without a queue", add_help=False)
     engine.set_defaults(run=_run_bench_engine, takes_rest=True)
+    cpu = benches.add_parser("cpu", help="engines side by side on this CPU", add_help=False)
+    cpu.set_defaults(run=_run_bench_cpu, takes_rest=True)
     pool = benches.add_parser("pool", help="load through the real queue", add_help=False)
     pool.set_defaults(run=_run_bench_pool, takes_rest=True)
     return parser
@@ -130,6 +132,10 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
         help="least severe event that is logged (default: info)")
     add("--log-format", choices=("auto", "json", "console"),
         help="form of the log lines (default: auto, json unless in a terminal)")
+    add("--publishers", metavar="N",
+        help="processes that write tokens to the server, 0 = the worker itself (default: auto)")
+    add("--metrics-port", type=int, metavar="PORT",
+        help="serve Prometheus metrics on this port of the loopback (default: none)")
     parser.set_defaults(run=_run_worker)
 
 
@@ -282,6 +288,12 @@ def _run_pull(args: argparse.Namespace) -> int:
 
 def _run_bench_engine(args: argparse.Namespace) -> int:
     from tokenbus.engine.bench_cli import run_bench
+
+    return run_bench(args.rest)
+
+
+def _run_bench_cpu(args: argparse.Namespace) -> int:
+    from tokenbus.engine.bench_cpu import run_bench
 
     return run_bench(args.rest)
 
