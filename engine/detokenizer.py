@@ -86,6 +86,7 @@ class ByteTable:
         replacements = map(_replacement, decoders)
         self._replacements = [pair for pair in replacements if pair is not None]
         self.strips_first_space = any(_strips_first_space(step) for step in decoders)
+        self._texts: dict[int, str | None] = {}
         added = tokenizer.get_added_tokens_decoder()
         self._bytes = {token_id: b"" for token_id, token in added.items() if token.special}
 
@@ -95,6 +96,7 @@ class ByteTable:
         table = cls.__new__(cls)
         table._tokenizer = _NoTokenizer()
         table._bytes = dict(enumerate(token_bytes))
+        table._texts = {}
         table.strips_first_space = strips_first_space
         return table
 
@@ -109,6 +111,20 @@ class ByteTable:
             token = self._tokenizer.id_to_token(token_id)
             known = self._bytes[token_id] = b"" if token is None else self._convert(token)
         return known
+
+    def text_of(self, token_id: int) -> str | None:
+        """Return the text of a token whose bytes are whole characters, None for any other."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            pass
+        text: str | None
+        try:
+            text = self.bytes_of(token_id).decode()
+        except UnicodeDecodeError:
+            text = None
+        self._texts[token_id] = text
+        return text
 
     def _convert(self, token: str) -> bytes:
         if self._is_byte_level:
@@ -147,13 +163,22 @@ class _ByteDecoder:
 
     def __init__(self, table: ByteTable, tail: Sequence[int]) -> None:
         self._bytes_of = table.bytes_of
+        self._text_of = table.text_of
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         # The space that SentencePiece writes before the first word of a text is not part of it.
         starts_text = not any(table.bytes_of(token_id) for token_id in tail)
         self._drops_space = table.strips_first_space and starts_text
+        # Between characters, and no space is to be dropped: the text of a whole token is its own.
+        self._is_plain = not self._drops_space
 
     def push(self, token_id: int) -> str:
-        return self._without_first_space(self._utf8.decode(self._bytes_of(token_id)))
+        if self._is_plain:
+            whole = self._text_of(token_id)
+            if whole is not None:
+                return whole
+        text = self._without_first_space(self._utf8.decode(self._bytes_of(token_id)))
+        self._is_plain = not self._drops_space and not self._utf8.getstate()[0]
+        return text
 
     def flush(self) -> str:
         return self._without_first_space(self._utf8.decode(b"", final=True))

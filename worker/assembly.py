@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.connection import Server
     from tokenbus.worker.engine_keeper import EngineKeeper
     from tokenbus.worker.engine_link import EngineLink
+    from tokenbus.worker.exporter import Exporter
     from tokenbus.worker.handoff import EngineReady, Report
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.metrics import Metrics
@@ -58,6 +59,7 @@ class Parts:
     keeper: Keeper
     notices: Notices
     beacon: Beacon
+    exporter: Exporter | None
 
     def use_engine(self, link: EngineLink) -> None:
         """Let a new engine take the place of the one before."""
@@ -119,11 +121,30 @@ async def assemble(
         keeper=Keeper(session, scripts, chains, worker, ttl_s, metrics),
         notices=Notices(session, blocking, scripts.keys.of("ctl", worker), roster, custody),
         beacon=Beacon(session, scripts, roster, ledger, worker, limits.model, ttl_s, metrics,
-                      lambda: engine.link.stats if engine.link is not None else None),
+                      engine.stats),
+        exporter=_exporter(settings, session, scripts, roster, ledger, metrics, engine),
     )
     # fmt: on
     _wire(parts)
     return parts
+
+
+def _exporter(
+    settings: WorkerSettings,
+    session: Session,
+    scripts: Scripts,
+    roster: Roster,
+    ledger: Ledger,
+    metrics: Metrics,
+    engine: EngineKeeper,
+) -> Exporter | None:
+    """Return what serves metrics, if it is to; only then its library is imported."""
+    if settings.metrics_port is None:
+        return None
+    from tokenbus.worker.exporter import Exporter
+
+    host, port = settings.metrics_host, settings.metrics_port
+    return Exporter(session, scripts, roster, ledger, metrics, engine.stats, host, port)
 
 
 def _retention(settings: WorkerSettings) -> Retention:

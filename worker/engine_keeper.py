@@ -15,6 +15,7 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tokenbus.engine.types import EngineStats
     from tokenbus.worker.custody import Custody
     from tokenbus.worker.handoff import EngineReady, Report
     from tokenbus.worker.metrics import Metrics
@@ -56,6 +57,10 @@ class EngineKeeper:
     def moves(self) -> bool:
         """Tell whether the lease may be renewed: nothing runs, or what runs was seen to move."""
         return not self.is_up or not self._is_hung()
+
+    def stats(self) -> EngineStats | None:
+        """Return the engine's counters after its last step, None before the first."""
+        return self.link.stats if self.link is not None else None
 
     async def start(self) -> EngineReady:
         """Start the engine.

@@ -19,6 +19,7 @@ import traceback
 from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
+from tokenbus.worker import collector
 from tokenbus.worker.child_process import die_with_parent, die_with_socket, ignore_signals
 from tokenbus.worker.handoff import (
     AbortRequest,
@@ -211,6 +212,7 @@ def serve(sock: socket.socket) -> int:
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
         sock.sendall(encode_frame(EngineReady(engine.limits, num_pages, folder)))
+        collector.settle()
         EngineLoop(engine, sock, frames, _open_step_log(start.step_log)).run()
     except ConnectionError:
         # The worker is gone: nobody is left to report to.

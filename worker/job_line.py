@@ -31,6 +31,9 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
             metrics.jobs_finished += 1
     times = job.timings
     gaps = sorted(times.gaps_ms)
+    metrics.itl.add_sorted([gap_ms / 1e3 for gap_ms in gaps])
+    if times.first_token_at is not None:
+        metrics.ttft.add(times.first_token_at - times.pulled_at)
     error = finish.error if finish is not None else None
     log.info(
         "job.finished",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
+
+from tokenbus.worker.histogram import Histogram
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineStats
@@ -36,6 +38,11 @@ class Metrics:
     preemptions: int = 0
     peak_running: int = 0
     peak_waiting: int = 0
+    hold_s: float = 0.0
+    publish_wait_s: float = 0.0
+    publish_lag: Histogram = field(default_factory=Histogram)
+    ttft: Histogram = field(default_factory=Histogram)
+    itl: Histogram = field(default_factory=Histogram)
 
     def stepped(self, stats: EngineStats) -> None:
         """Note the engine's load after a step."""
@@ -47,7 +54,11 @@ class Metrics:
         self.tokens_logged += progress.logged_tokens
         self.log_entries += progress.entries
         self.log_calls += progress.calls
+        self.hold_s = progress.hold_s
+        self.publish_wait_s += progress.waits_s
+        self.publish_lag.merge(progress.lags, progress.lag_sum_s)
 
     def as_dict(self) -> dict[str, int]:
         """Return all counters by name."""
-        return asdict(self)
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, int)}

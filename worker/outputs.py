@@ -113,11 +113,11 @@ class Outputs:
                 self._metrics.preemptions += 1
                 self._ledger.correct(job)
                 self._log.debug("job.preempted", job_id=job.job_id, tokens=job.last)
-        jobs = [find(request_id) for request_id in step.request_ids]
-        choices, counts = step.choices, step.counts
-        for row, job in enumerate(jobs):
-            if job is not None and job.phase is Phase.RUNNING and counts[row]:
-                job.lengths[choices[row]] += counts[row]
+        jobs = list(map(find, step.request_ids))
+        running = Phase.RUNNING
+        for job, choice, count in zip(jobs, step.choices, step.counts, strict=True):
+            if count and job is not None and job.phase is running:
+                job.lengths[choice] += count
                 job.timings.see_tokens(now)
         for row, reason, *_ in step.ends:
             self._take_end(jobs[row], reason)

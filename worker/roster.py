@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 class Roster:
-    """The jobs between pull and completion. `on_gone` is told each that leaves."""
+    """The jobs between pull and completion. `on_gone` is told each that leaves.
+
+    `by_request` finds a job by the engine's id.
+    """
 
     def __init__(self) -> None:
         self._jobs: dict[str, HeldJob] = {}
         self._by_request: dict[int, HeldJob] = {}
+        # Asked for every token of every job, so without a frame of its own.
+        self.by_request: Callable[[int], HeldJob | None] = self._by_request.get
         self._last_request_id = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
@@ -60,10 +65,6 @@ class Roster:
     def get(self, job_id: str) -> HeldJob | None:
         """Find a job by its id."""
         return self._jobs.get(job_id)
-
-    def by_request(self, request_id: int) -> HeldJob | None:
-        """Find a job by the engine's id."""
-        return self._by_request.get(request_id)
 
     def in_phase(self, *phases: Phase) -> list[HeldJob]:
         """List the jobs in any of the phases, oldest first."""

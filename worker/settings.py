@@ -73,6 +73,10 @@ class WorkerSettings(BaseSettings):
     result_ttl_s: Seconds = 3600.0
     log_ttl_s: Seconds = 120.0
 
+    # Prometheus metrics over HTTP; no port, no server. Who may reach the host sees them.
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535)
+    metrics_host: str = "127.0.0.1"
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
 

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from tokenbus.producer.connection import make_redis, open_server
 from tokenbus.producer.keys import Keys
 from tokenbus.producer.server_url import ServerUrl
-from tokenbus.worker import logs
+from tokenbus.worker import collector, logs
 from tokenbus.worker.assembly import assemble
 from tokenbus.worker.engine_keeper import EngineKeeper
 from tokenbus.worker.held_job import Phase
@@ -76,7 +76,7 @@ class Worker:
     @property
     def stats(self) -> EngineStats | None:
         """Return the engine's counters after its last step."""
-        return self._engine.link.stats if self._engine.link is not None else None
+        return self._engine.stats()
 
     @property
     def has_ended(self) -> bool:
@@ -185,6 +185,8 @@ class Worker:
         if self._engine.link is not None:
             parts.use_engine(self._engine.link)
         await parts.lease.open(self.settings.connect_timeout_s)
+        if self._started is None:
+            collector.settle()
         return parts
 
     async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
@@ -217,6 +219,8 @@ class Worker:
                 ):
                     tasks.create_task(part.run())
                 tasks.create_task(self._engine.run(parts.custody))
+                if parts.exporter is not None:
+                    tasks.create_task(parts.exporter.run())
                 intake = tasks.create_task(parts.intake.run())
                 self._log.info("worker.started", pool=self.settings.pool)
                 if self._started is not None:

@@ -58,11 +58,19 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture
-def cargo(request: pytest.FixtureRequest) -> Cargo:
+def num_publishers(request: pytest.FixtureRequest) -> int:
+    """Say how many processes publish for a worker, beside itself."""
+    return int(getattr(request, "param", 0))
+
+
+@pytest.fixture
+def cargo(request: pytest.FixtureRequest, num_publishers: int) -> Cargo:
     """Give short rows made-up tokens and the others a real model."""
-    if IS_SHORT:
-        return NullCargo(tokens_per_s=100)
-    return ModelCargo(request.getfixturevalue("model"))
+    made: Cargo = NullCargo(tokens_per_s=100)
+    if not IS_SHORT:
+        made = ModelCargo(request.getfixturevalue("model"))
+    made.settings["publishers"] = num_publishers
+    return made
 
 
 @pytest.fixture

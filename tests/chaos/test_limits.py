@@ -9,7 +9,7 @@ import pytest
 from bus_ride import NullCargo, Ride
 from bus_servers import server_binary
 from bus_workers import Story, command
-from chaos_scale import PATIENT
+from chaos_scale import PATIENT, both_ways
 from worker_stable import forked_worker
 
 from tokenbus.producer.client import AsyncClient
@@ -66,6 +66,7 @@ async def test_server_at_maxmemory(small_ride: Ride, num_jobs: int) -> None:
         await ride.check_nothing_left()
 
 
+@both_ways
 async def test_slow_reader_reads_everything(ride: Ride, num_jobs: int, pool: str) -> None:
     """A reader that holds back three tokens at most is fed from the log: nothing is missing."""
     settings = ClientSettings(max_buffered_tokens=3, silence_s=0.2)

@@ -8,12 +8,15 @@ import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
+import pytest
+from chaos_scale import both_ways
 from worker_stable import forked_worker
 
 if TYPE_CHECKING:
     from bus_ride import Ride
 
 
+@both_ways
 async def test_engine_process_killed(ride: Ride, num_jobs: int) -> None:
     """SIGKILL of the engine alone: its worker starts another and goes on from the logs."""
     async with forked_worker(**ride.settings()) as worker:
@@ -25,22 +28,68 @@ async def test_engine_process_killed(ride: Ride, num_jobs: int) -> None:
         await ride.check_nothing_left()
 
 
-async def test_engine_dies_with_its_worker(ride: Ride, num_jobs: int) -> None:
-    """SIGKILL of the worker process alone: its engine is gone within a second, another goes on."""
+@both_ways
+async def test_engine_and_publishers_die_with_their_worker(
+    ride: Ride, num_jobs: int, num_publishers: int
+) -> None:
+    """SIGKILL of the worker process alone: its others are gone within a second, another goes on."""
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.board(num_jobs, 80)
         await ride.until_seen(5)
-        engine = os.pidfd_open(worker.engine_pid())
+        publishers = worker.publisher_pids()
+        assert len(publishers) == num_publishers
+        orphans = [os.pidfd_open(pid) for pid in (worker.engine_pid(), *publishers)]
         worker.kill()
-        ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(engine, ended.set)
         async with asyncio.timeout(1):
-            await ended.wait()
-        asyncio.get_running_loop().remove_reader(engine)
-        os.close(engine)
+            await asyncio.gather(*map(_ended, orphans))
         await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.arrive()
+        await ride.check_nothing_left()
+
+
+async def _ended(process: int) -> None:
+    """Wait for the end of the process behind a descriptor, and close that."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(process, ended.set)
+    await ended.wait()
+    loop.remove_reader(process)
+    os.close(process)
+
+
+@pytest.mark.parametrize("num_publishers", [2], indirect=True)
+async def test_publisher_process_killed(ride: Ride, num_jobs: int) -> None:
+    """SIGKILL of one publisher: its worker ends with an error, another goes on from the logs."""
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.board(num_jobs, 80)
+        await ride.until_seen(5)
+        os.kill(worker.publisher_pids()[0], signal.SIGKILL)
+        assert await worker.wait() > 0
+        await stack.enter_async_context(forked_worker(**ride.settings()))
+        stories = await ride.arrive()
+        assert any(len(story.epochs) > 1 for story in stories.values())
+        await ride.check_nothing_left()
+
+
+@pytest.mark.parametrize("num_publishers", [2], indirect=True)
+async def test_hung_worker_process_leaves_no_publisher_that_writes(
+    ride: Ride, num_jobs: int
+) -> None:
+    """While the worker process is stopped past its lease, its publishers do not wait for it.
+
+    They write what they have at most, and are fenced where others took over.
+    """
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.board(num_jobs, 80)
+        await ride.until_seen(5)
+        await stack.enter_async_context(forked_worker(**ride.settings()))
+        worker.send(signal.SIGSTOP)
+        stories = await ride.arrive()
+        assert any(len(story.epochs) > 1 for story in stories.values())
+        worker.send(signal.SIGCONT)
         await ride.check_nothing_left()
 
 

@@ -12,7 +12,7 @@ from bus_ride import Ride
 from bus_servers import server_binary
 from bus_stubs import until
 from bus_workers import command
-from chaos_scale import IS_SHORT, PATIENT
+from chaos_scale import IS_SHORT, PATIENT, both_ways
 from mortal_server import MortalServer
 from wire_proxy import WireProxy
 from worker_stable import forked_worker
@@ -49,6 +49,7 @@ async def mortal_ride(
         yield Ride(client, cargo, rng, mortal.url)
 
 
+@both_ways
 async def test_server_killed_and_restarted_three_times(
     mortal: MortalServer, mortal_ride: Ride, num_jobs: int
 ) -> None:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from chaos_scale import long_row, short_row
+from chaos_scale import both_ways, long_row, short_row
 from wire_proxy import Moment
 from wired_worker import wired_worker
 from worker_stable import forked_worker
@@ -36,6 +36,7 @@ POINTS = {
 }
 
 
+@both_ways
 @long_row
 @pytest.mark.parametrize("point", POINTS)
 async def test_worker_killed_at_a_point_of_the_protocol(
@@ -104,6 +105,7 @@ async def test_worker_dies_while_it_takes_over(ride: Ride, num_jobs: int, moment
         await ride.check_nothing_left()
 
 
+@both_ways
 @pytest.mark.parametrize("moment", [Moment.NEVER, Moment.LOST], ids=lambda moment: moment.value)
 async def test_worker_killed_while_it_drains(ride: Ride, num_jobs: int, moment: Moment) -> None:
     """SIGTERM, and SIGKILL at the first hand-back: what was given back and what was not goes on."""
@@ -120,6 +122,7 @@ async def test_worker_killed_while_it_drains(ride: Ride, num_jobs: int, moment: 
         await ride.check_nothing_left()
 
 
+@both_ways
 @pytest.mark.parametrize("pause_s", [2.5])
 async def test_paused_worker_wakes_up_to_jobs_of_others(
     ride: Ride, num_jobs: int, pause_s: float

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,10 +74,18 @@ class ForkedWorker:
         return self.process.exitcode
 
     def engine_pid(self) -> int:
-        """Return the process id of its engine: its only child."""
-        with open(f"/proc/{self.pid}/task/{self.pid}/children") as children:
-            [child] = children.read().split()
-        return int(child)
+        """Return the process id of its engine."""
+        [child] = self._children("engine_process")
+        return child
+
+    def publisher_pids(self) -> list[int]:
+        """Return the process ids of its publishers."""
+        return self._children("publisher_process")
+
+    def _children(self, module: str) -> list[int]:
+        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in listed}
+        return [pid for pid, command in commands.items() if module.encode() in command]
 
 
 @asynccontextmanager

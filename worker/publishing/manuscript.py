@@ -44,6 +44,7 @@ class Manuscript:
     """
 
     __slots__ = (
+        "append_one",
         "cached_tokens",
         "epoch",
         "finish",
@@ -109,15 +110,11 @@ class Manuscript:
         """Tell whether there is something to write."""
         if self.is_barred or self.is_restoring or self.is_forgotten:
             return False
-        match self.state:
-            case State.OPEN:
-                return not self.log_known or self.num_logged < self.last
-            case State.ENDING:
-                return True
-            case State.COMMITTED:
-                return not self.log_known
-            case State.RETURNING:
-                return self.log_known and self.num_logged < self.last
+        if self.state is State.OPEN:
+            return not self.log_known or self.num_logged < self.last
+        if self.state is State.RETURNING:
+            return self.log_known and self.num_logged < self.last
+        return self.state is State.ENDING or not self.log_known
 
     @property
     def is_settled(self) -> bool:
@@ -139,6 +136,7 @@ class Manuscript:
         self.reasons = [None] * num_choices
         self.num_credited = transcript.last
         self.transcript = transcript
+        self.append_one = transcript.append_one
         rules = self.rules
         if rules is None:
             return

@@ -203,7 +203,7 @@ class Progress(msgspec.Struct, tag="progress", array_like=True):
 
     `freed_tokens` were logged or dropped and count no longer as backlog. `waits_s` is from the
     hand-off of an entry's first token to the call, `lags` counts entries by the time until the log
-    confirmed them, in the buckets of `LAG_BOUNDS_S`. `hold_s` is the coalescing in force, `cpu_s`
+    confirmed them, in the buckets of a `Histogram`. `hold_s` is the coalescing in force, `cpu_s`
     the publisher's time since the last progress, 0 inside the worker process.
     """
 
@@ -217,8 +217,6 @@ class Progress(msgspec.Struct, tag="progress", array_like=True):
     hold_s: float = 0.0
     cpu_s: float = 0.0
 
-
-LAG_BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 
 Answer = (
     Ready

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tokenbus.engine.detokenizer import ByteTable
 from tokenbus.producer.connection import make_redis
 from tokenbus.producer.scripts import Scripts
-from tokenbus.worker import logs
+from tokenbus.worker import collector, logs
 from tokenbus.worker.child_process import die_with_parent, die_with_socket, ignore_signals
 from tokenbus.worker.handoff import FrameReader
 from tokenbus.worker.publishing.desk import Desk
@@ -78,6 +78,7 @@ class PublisherProcess(asyncio.Protocol):
         desk = Desk(session, redis, scripts, _text_source(order), order.worker, self._emit)
         session.on_lost = lambda reason: self._emit(Lost(desk.generation, reason))
         desk.run_in(self._tasks)
+        collector.settle()
         return desk
 
     def _emit(self, answer: Answer) -> None:

@@ -95,8 +95,9 @@ class Pump:
             finally:
                 for job in jobs:
                     job.in_flight = False
-                    self._desk.touch(job)
-                    self._desk.settle(job)
+                    if job.state is not State.OPEN or not job.is_fully_logged:
+                        self._desk.touch(job)
+                        self._desk.settle(job)
 
     async def _hold(self) -> None:
         """Wait until the next job was left alone for as long as the pace says, first tokens not."""
@@ -163,8 +164,10 @@ class Pump:
             )
         )
         now = time.monotonic()
+        num_fresh = 0
+        lags_s: list[float] = []
         for number, (job, to, since) in enumerate(sent):
-            reply = others.get(number)
+            reply = others.get(number) if others else None
             if reply is None:
                 job.num_entries += 1
             elif reply.status in (LogStatus.OK, LogStatus.ALREADY):
@@ -176,9 +179,13 @@ class Pump:
                 self._yield_to(job, reply)
                 continue
             job.has_spoken = True
-            self._desk.confirm(job, to, since, now)
+            job.num_logged = to
+            lags_s.append(now - (started_at if since is None else since))
+            if to > job.num_credited:
+                num_fresh += to - job.num_credited
+                job.num_credited = to
         self._pace.called(started_at, now)
-        self._desk.called(waits_s, self._pace.hold_s)
+        self._desk.called(num_fresh, lags_s, waits_s, self._pace.hold_s)
 
     async def _end(self, jobs: list[Manuscript]) -> None:
         items = [_end_of(job) for job in jobs]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tokenbus.engine.detokenizer import IncrementalDetokenizer, byte_table
+from tokenbus.engine.detokenizer import ByteTable, IncrementalDetokenizer, byte_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -174,3 +174,18 @@ def test_window_does_not_stall_on_what_never_becomes_a_character(
     lone = id_of(byte_level, "Ģ")
     texts = IncrementalDetokenizer(byte_level).push([lone] * 12)
     assert all("".join(texts[start : start + 4]) for start in range(0, 12, 4))
+
+
+def test_table_without_its_tokenizer_gives_the_same_texts(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """A process that was sent the bytes of all tokens publishes what the tokenizer would."""
+    table = byte_table(tokenizer)
+    assert table is not None
+    sent = ByteTable.load(table.dump(len(tokenizer)), table.strips_first_space)
+    rng = random.Random(5)
+    ids = [*encode(tokenizer, "".join(TEXTS)), *rng.choices(range(len(tokenizer)), k=500)]
+    for tail in ([], ids[:3]):
+        here, there = IncrementalDetokenizer(tokenizer, tail), IncrementalDetokenizer(sent, tail)
+        assert here.push(ids) == there.push(ids)
+        assert here.flush() == there.flush()

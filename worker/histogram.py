@@ -1,0 +1,53 @@
+"""Counts of durations by bucket, cheap to add to and to merge."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Seconds; wide enough for a first token after a minute in the engine's queue.
+BOUNDS_S = (
+    0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0,
+)  # fmt: skip
+
+
+class Histogram:
+    """`counts[i]` is the number up to bound i and past the one before; the last has no bound."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS_S) + 1)
+        self.sum_s = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.sum_s += seconds
+
+    def add_sorted(self, seconds: Sequence[float]) -> None:
+        """Count durations in ascending order, which takes a look per bucket, not per duration."""
+        self.sum_s += sum(seconds)
+        first = 0
+        while first < len(seconds):
+            bucket = bisect_left(BOUNDS_S, seconds[first])
+            is_last = bucket == len(BOUNDS_S)
+            end = len(seconds) if is_last else bisect_right(seconds, BOUNDS_S[bucket], first)
+            self.counts[bucket] += end - first
+            first = end
+
+    def merge(self, counts: Sequence[int], sum_s: float) -> None:
+        """Add what another has counted."""
+        for bucket, count in enumerate(counts):
+            self.counts[bucket] += count
+        self.sum_s += sum_s
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Return (upper bound, number of durations up to it), as Prometheus has it."""
+        total = 0
+        buckets = []
+        for bound, count in zip((*BOUNDS_S, float("inf")), self.counts, strict=True):
+            total += count
+            buckets.append(("+Inf" if bound == float("inf") else str(bound), float(total)))
+        return buckets
