@@ -119,6 +119,7 @@ class Starter:
             params.include_stop,
             (*params.stop_token_ids, *eos),
             job.prepared.prompt_ids[-WINDOW_CONTEXT:],
+            job.prepared.tool_reader,
         )
 
     def admit(self, job: HeldJob) -> None:

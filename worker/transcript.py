@@ -149,6 +149,10 @@ class Transcript:
         """Return all token ids of a choice."""
         return tuple(self._columns[choice].ids)
 
+    def text_of(self, choice: int) -> str:
+        """Return the whole text of a choice."""
+        return "".join(self._columns[choice].texts)
+
     def num_tokens(self, choice: int) -> int:
         """Count the tokens of a choice."""
         return len(self._columns[choice].ids)

@@ -6,9 +6,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.types import FinishReason
-from tokenbus.producer.events import Finish, Usage
+from tokenbus.producer.events import FINISHED_REASONS, Finish, Usage
 from tokenbus.producer.keys import shard_of
 from tokenbus.worker.choice_text import ChoiceText
+from tokenbus.worker.tool_output import read_tool_calls
 from tokenbus.worker.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tokenbus.engine.detokenizer import ByteTable
-    from tokenbus.producer.events import Event, Failure
+    from tokenbus.producer.events import Event, Failure, ToolCall
     from tokenbus.worker.publishing.messages import TakeOver
 
 
@@ -157,8 +158,15 @@ class Manuscript:
         """Fix the outcome; what is not logged yet is logged before the terminal entry."""
         usage = Usage(self.prompt_tokens, self.cached_tokens, self.last)
         choices = tuple(choice or reason for choice in self.reasons)
-        self.finish = Finish(reason, usage, error, choices)
+        self.finish = Finish(reason, usage, error, choices, self._tool_calls(reason))
         self.state = State.ENDING
+
+    def _tool_calls(self, reason: str) -> tuple[ToolCall, ...]:
+        reader = self.rules.tools if self.rules is not None else None
+        if reader is None or self.transcript is None or reason not in FINISHED_REASONS:
+            return ()
+        texts = [self.transcript.text_of(choice) for choice in range(len(self.reasons))]
+        return read_tool_calls(reader, self.job_id, texts)
 
     def outcome(self) -> str:
         """Return the reason of the whole from those of its choices."""

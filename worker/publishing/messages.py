@@ -12,6 +12,7 @@ import struct
 
 import msgspec
 
+from tokenbus.engine.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.types import (
     SamplingParams,
     TokenLogprobs,
@@ -61,7 +62,8 @@ class Renewed(msgspec.Struct, tag="renewed", array_like=True):
 class TextRules(msgspec.Struct, array_like=True, frozen=True):
     """What decides on the text and the end of each choice.
 
-    `prompt_tail` are the prompt's last ids; `stop_ids` include those that end any sequence.
+    `prompt_tail` are the prompt's last ids; `stop_ids` include those that end any sequence; `tools`
+    reads the tool calls of the whole text, where there may be any.
     """
 
     num_choices: int
@@ -71,6 +73,7 @@ class TextRules(msgspec.Struct, array_like=True, frozen=True):
     include_stop: bool
     stop_ids: tuple[int, ...]
     prompt_tail: tuple[int, ...]
+    tools: ToolReader | None = None
 
     def params(self) -> SamplingParams:
         """Return the part that the text depends on."""
