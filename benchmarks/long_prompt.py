@@ -43,7 +43,7 @@ def percentile_ms(gaps: list[float], q: float) -> float:
 
 
 def play(engine: Engine, target_ms: float | None, num_readers: int, num_prompt: int) -> Scene:
-    """Let readers stream, add the long prompt after 40 tokens, stop when it has its first token."""
+    """Let readers stream, add the long prompt after 40 tokens, stop once it has its first."""
     source = random.Random(1)
     vocab = engine.limits.vocab_size
     readers = SamplingParams(max_tokens=4000, temperature=0.0, ignore_eos=True)
@@ -55,16 +55,14 @@ def play(engine: Engine, target_ms: float | None, num_readers: int, num_prompt: 
     gaps: list[tuple[float, float]] = []
     counts = dict.fromkeys(range(num_readers), 0)
     asked_at: float | None = None
+    first_at: float | None = None
     while True:
         deltas = engine.step().deltas
         now = time.perf_counter()
         for delta in deltas:
             if delta.request_id == _LONG_ID:
-                for idx in [*range(num_readers), _LONG_ID]:
-                    engine.abort(idx)
-                engine.step()
-                assert asked_at is not None
-                return Scene(target_ms, alone, gaps, now - asked_at)
+                first_at = now
+                continue
             counts[delta.request_id] += 1
             before = last_at.get(delta.request_id)
             last_at[delta.request_id] = now
@@ -74,6 +72,12 @@ def play(engine: Engine, target_ms: float | None, num_readers: int, num_prompt: 
                 alone.append(now - before)
             else:
                 gaps.append((now - asked_at, now - before))
+        # Readers of the step that finished the prompt have waited for it too.
+        if asked_at is not None and first_at is not None and gaps:
+            for idx in [*range(num_readers), _LONG_ID]:
+                engine.abort(idx)
+            engine.step()
+            return Scene(target_ms, alone, gaps, first_at - asked_at)
         if asked_at is None and min(counts.values()) >= 40:
             asked_at = time.perf_counter()
             prompt = tuple(source.randrange(vocab) for _ in range(num_prompt))
@@ -92,10 +96,15 @@ def draw(scenes: list[Scene], path: Path) -> None:
         " the long prompt arrived</text>",
     ]
     for scene, colour in zip(scenes, ("#c0392b", "#2471a3"), strict=False):
-        for seconds, gap in scene.gaps:
-            x = _MARGIN + seconds / longest * (_WIDTH - 2 * _MARGIN)
-            y = _y(gap, highest)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.5" fill="{colour}"/>')
+        # Readers of one step have the same gap and would be drawn over each other.
+        points = {
+            (
+                f"{_MARGIN + seconds / longest * (_WIDTH - 2 * _MARGIN):.1f}",
+                f"{_y(gap, highest):.1f}",
+            )
+            for seconds, gap in scene.gaps
+        }
+        parts += [f'<circle cx="{x}" cy="{y}" r="1.5" fill="{colour}"/>' for x, y in sorted(points)]
         name = "no target" if scene.target_ms is None else f"target {scene.target_ms:.0f} ms"
         row = 40 if scene.target_ms is None else 56
         parts.append(f'<text x="{_WIDTH - 200}" y="{row}" fill="{colour}">{name}</text>')
