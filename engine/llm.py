@@ -115,7 +115,8 @@ class LLM:
         """
         if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
             raise RequestRejected("messages", "the model has no chat template")
-        many = messages if messages and isinstance(messages[0], (list, tuple)) else [messages]
+        is_one = not messages or not isinstance(messages[0], (list, tuple))
+        many: list[Any] = [messages] if is_one else list(messages)
         if not tools or tool_choice == ToolChoice.NONE:
             prompts = [self._render(list(conversation)) for conversation in many]
             return self.generate(prompts, params, progress=progress)
