@@ -104,7 +104,7 @@ def test_counts_and_rates_are_those_of_the_journeys(figures: Figures) -> None:
     assert (figures.num_lost, figures.num_faults) == (1, 1)
     assert figures.faults == ["job 4: JobLost: gone"]
     assert (figures.refusals.refused_at_first, figures.refusals.given_up) == (2, 1)
-    assert figures.refusals.comebacks == [0, 1]
+    assert (figures.refusals.came_back, figures.refusals.accepted_at) == (1, [0, 1])
     assert figures.tokens_per_log_entry == 1.5
     assert figures.cpu_us_per_token["server"] == pytest.approx(1e5)
     assert figures.cpu_us_per_token["reader"] == pytest.approx(1e4)

@@ -133,7 +133,7 @@ async def test_refused_clients_come_back(stage: Stage) -> None:
     )
     _assert_sound(figures, 24)
     assert figures.refusals.refused_at_first > 0
-    assert sum(figures.refusals.comebacks) == figures.refusals.refused_at_first
+    assert sum(figures.refusals.accepted_at) == figures.refusals.refused_at_first
     assert figures.refusals.given_up == 0
     assert figures.peak_pages_used > 0
 

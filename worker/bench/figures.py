@@ -53,10 +53,14 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class Refusals(msgspec.Struct, frozen=True):
-    """Jobs by the tries they needed: `comebacks[k]` were accepted at try k after a refusal."""
+    """Jobs by the tries they needed: `accepted_at[k]` were accepted at try k + 1 after a refusal.
+
+    `came_back` are those of the refused that tried again at all.
+    """
 
     refused_at_first: int
-    comebacks: list[int]
+    came_back: int
+    accepted_at: list[int]
     given_up: int
 
 
@@ -222,7 +226,8 @@ def _refusals(reports: Sequence[JobReport]) -> Refusals:
     most = max(tries, default=0)
     return Refusals(
         refused_at_first=len(refused),
-        comebacks=[tries[number] for number in range(1, most + 1)],
+        came_back=sum(r.num_refusals > 1 or r.accepted_s is not None for r in refused),
+        accepted_at=[tries[number] for number in range(1, most + 1)],
         given_up=sum(report.accepted_s is None for report in refused),
     )
 

@@ -193,6 +193,8 @@ async def _serve(orders: asyncio.StreamReader, reports: Reports) -> None:
             return
         hang_up.cancel()
         run.result()
+        # What ended while the frame before was being sent.
+        await reports.send(reader.progress())
         await reports.send(Done(time.process_time() - cpu_s))
 
 

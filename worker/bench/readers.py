@@ -127,6 +127,9 @@ class Readers:
             raise ReaderBroken(f"the readers did not end within {limit_s:.0f} s") from None
         except ExceptionGroup as group:
             raise group.exceptions[0] from group
+        if len(self.reports) != self.num_submitted:
+            message = f"{len(self.reports)} of {self.num_submitted} jobs were reported"
+            raise ReaderBroken(message)
 
     async def _start(self, idx: int) -> None:
         process = await asyncio.create_subprocess_exec(

@@ -43,7 +43,7 @@ def rows(figures: Figures) -> Iterator[tuple[str, str]]:
         yield (
             "refused at first",
             f"{refusals.refused_at_first}; accepted after 1, 2, … refusals:"
-            f" {', '.join(map(str, refusals.comebacks))}; given up {refusals.given_up}",
+            f" {', '.join(map(str, refusals.accepted_at))}; given up {refusals.given_up}",
         )
     yield (
         "tokens per log entry, per event",
