@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 
 from tokenbus.engine.forward import ForwardContext
-from tokenbus.engine.prefix_grouping import find_shared_runs
+from tokenbus.engine.prefix_grouping import BatchGrouping
 from tokenbus.engine.runner import PendingStep, Runner
 from tokenbus.engine.sampling.plan import Feature, SamplingPlan
 
@@ -88,7 +88,7 @@ class GraphRunner(Runner):
         super().__init__(model, kv, sampling, rows)
         self._sharing = sharing
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
-        self._grouped: list[DecodingSequence] = []
+        self._grouping = None if sharing is None else BatchGrouping(kv.page_size, sharing.pays)
         self._buckets = buckets(rows.padding_row)
         self._graphs: dict[tuple[int, SamplingPlan], _CapturedStep] = {}
         self._memory_pool = torch.cuda.graph_pool_handle()
@@ -136,16 +136,11 @@ class GraphRunner(Runner):
 
     def _regroup(self, seqs: list[DecodingSequence]) -> None:
         """Find shared runs anew if other sequences decode than in the last step."""
-        if self._sharing is None or seqs == self._grouped:
+        if self._sharing is None or self._grouping is None:
             return
-        self._grouped = list(seqs)
-        page_size = self.kv.page_size
-        runs = find_shared_runs(
-            [seq.pages for seq in seqs],
-            [(seq.num_computed - 1) // page_size for seq in seqs],
-            self._sharing.pays,
-        )
-        self._sharing.assign_runs(runs)
+        runs = self._grouping.update(seqs)
+        if runs is not None:
+            self._sharing.assign_runs(runs)
 
     def _replay(
         self, seqs: list[DecodingSequence], row_list: list[int], plan: SamplingPlan

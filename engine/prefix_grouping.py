@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tokenbus.engine.sequence import Sequence as DecodingSequence
+
 # A tenant's prompt, then a campaign or conversation template under it.
 MAX_LEVELS = 2
 
@@ -19,6 +21,32 @@ class SharedRun:
     rows: tuple[int, ...]
     first_page: int
     end_page: int
+
+
+class BatchGrouping:
+    """Keeps the shared runs of the decoding batch, found anew only when the batch changes.
+
+    While a sequence stays in the batch its full pages do not change, so neither do its runs; one
+    that is preempted leaves the batch for at least a step.
+    """
+
+    def __init__(self, page_size: int, pays: Callable[[int, int], bool]) -> None:
+        """Group rows by pages of `page_size` tokens where `pays(rows, pages)` says so."""
+        self._page_size = page_size
+        self._pays = pays
+        self._batch: list[DecodingSequence] = []
+
+    def update(self, batch: list[DecodingSequence]) -> list[SharedRun] | None:
+        """Return the runs of this batch, or None if it is that of the last call."""
+        if batch == self._batch:
+            return None
+        self._batch = list(batch)
+        return find_shared_runs(
+            [seq.pages for seq in batch],
+            # The page of the newest token is still written.
+            [(seq.num_computed - 1) // self._page_size for seq in batch],
+            self._pays,
+        )
 
 
 def find_shared_runs(

@@ -18,6 +18,7 @@ from scheduler_bench import Optimist
 
 from tokenbus.engine.chunk_sizer import ChunkSizer
 from tokenbus.engine.page_pool import PagePool
+from tokenbus.engine.prefix_grouping import BatchGrouping, SharedRun
 from tokenbus.engine.scheduler import Scheduler
 from tokenbus.engine.sequence import Sequence, SequenceState
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
@@ -42,6 +43,7 @@ class EngineModel(RuleBasedStateMachine):
 
     num_steps: ClassVar = 0
     num_preemptions: ClassVar = 0
+    num_regroupings: ClassVar = 0
 
     def __init__(self) -> None:
         """Start with an empty pool of a size that forces preemption."""
@@ -53,6 +55,8 @@ class EngineModel(RuleBasedStateMachine):
         self.requests: dict[int, list[Sequence]] = {}
         self.inflight: list[tuple[Sequence, list[int], int]] = []
         self.next_id = 0
+        self.grouping = BatchGrouping(PAGE_SIZE, lambda rows, pages: rows > 1 and pages > 0)
+        self.runs: list[SharedRun] = []
 
     @initialize(optimistic=st.booleans())
     def choose_admission(self, optimistic: bool) -> None:
@@ -130,7 +134,21 @@ class EngineModel(RuleBasedStateMachine):
             self.read(seq, tokens)
             token_id = next_token(tokens, seq.choice)
             results.append((seq, tokens, token_id))
+        self.read_shared(plan)
         return results
+
+    def read_shared(self, plan: StepPlan) -> None:
+        """Find the tokens of every row of a shared run in the pages of its first row."""
+        runs = self.grouping.update(plan.decode)
+        if runs is not None:
+            EngineModel.num_regroupings += runs != self.runs
+            self.runs = runs
+        for run in self.runs:
+            table = plan.decode[run.rows[0]].pages
+            for row in run.rows:
+                for position in range(run.first_page * PAGE_SIZE, run.end_page * PAGE_SIZE):
+                    page = self.content[table[position // PAGE_SIZE]]
+                    assert page[position % PAGE_SIZE] == plan.decode[row].token_ids[position]
 
     def write(self, seq: Sequence, tokens: list[int], start: int, end: int) -> None:
         """Store tokens as a kernel stores keys, never on the scratch page."""
@@ -172,8 +190,11 @@ class EngineModel(RuleBasedStateMachine):
 
 
 def test_random_load_loses_no_page_and_no_token() -> None:
-    """At least 2,000 steps of random adds, aborts, forks, preemptions and cache resets."""
-    EngineModel.num_steps = EngineModel.num_preemptions = 0
+    """At least 2,000 steps of random adds, aborts, forks, preemptions and cache resets.
+
+    Groups of rows that share pages come and go meanwhile.
+    """
+    EngineModel.num_steps = EngineModel.num_preemptions = EngineModel.num_regroupings = 0
     run_state_machine_as_test(
         EngineModel,
         settings=settings(
@@ -185,3 +206,4 @@ def test_random_load_loses_no_page_and_no_token() -> None:
     )
     assert EngineModel.num_steps >= 2000
     assert EngineModel.num_preemptions >= 20
+    assert EngineModel.num_regroupings >= 200
