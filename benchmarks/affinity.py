@@ -127,7 +127,8 @@ async def ride(server: EmbeddedServer, folder: Path, pool: str, args: Any, wait_
 
 def report(wait_ms: int, logs: list[Path], elapsed_s: float) -> None:
     """Print hit rate and waits of one ride."""
-    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    texts = [line for log in logs for line in log.read_text().splitlines()]
+    lines = [json.loads(line) for line in texts if line.startswith("{")]
     done = [line for line in lines if line.get("event") == "job.finished"]
     prompt = sum(line["prompt_tokens"] for line in done)
     cached = sum(line["cached_tokens"] for line in done)
