@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from tokenbus.engine.bench_demand import Achieved, Demand
     from tokenbus.engine.core import Engine
 
 _TEMPERATURE = 0.6
@@ -42,6 +43,7 @@ class RunFigures:
     steps: int
     step_ms: dict[str, float]
     preemptions: int
+    achieved: Achieved | None = None
 
 
 @dataclass(slots=True)
@@ -63,9 +65,14 @@ class Report:
 
 
 def run_workload(
-    engine: Engine, workload: Workload, progress: Callable[[int, int], None] | None = None
+    engine: Engine,
+    workload: Workload,
+    progress: Callable[[int, int], None] | None = None,
+    demand: Demand | None = None,
 ) -> RunFigures:
     """Run all sequences of a workload from one call to the last token.
+
+    With `demand`, the figures say what share of the machine the run achieved.
 
     Raises: EngineError if a sequence ended early, late or with an error.
     """
@@ -98,7 +105,7 @@ def run_workload(
             f" {received[wrong[0]]} tokens instead of {workload.output_lens[wrong[0]]}"
         )
     after = engine.stats()
-    return RunFigures(
+    figures = RunFigures(
         workload=workload.name,
         output_tokens=workload.num_output_tokens,
         prompt_tokens=workload.num_prompt_tokens,
@@ -108,6 +115,9 @@ def run_workload(
         steps=len(step_s),
         step_ms=_percentiles_ms(step_s),
         preemptions=after.preemptions_total - before.preemptions_total,
+    )
+    return (
+        figures if demand is None else replace(figures, achieved=demand.achieved(workload, figures))
     )
 
 

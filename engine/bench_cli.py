@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenbus.engine import bench
+from tokenbus.engine.bench_demand import Demand
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import EngineError
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_for(config)
     loaded_at = time.perf_counter()
     ceilings = bench.measure_ceilings(loaded.device)
+    demand = Demand.of(loaded)
     engine = engine_for(loaded, config)
     bench.run_workload(engine, uniform("warm-up", 4, 100, 8))
     ready_at = time.perf_counter()
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         workload = bench.get_workload(name)
         for _ in range(args.repeats):
             engine.reset_prefix_cache()
-            report.runs.append(bench.run_workload(engine, workload))
+            report.runs.append(bench.run_workload(engine, workload, demand=demand))
         if args.profile and loaded.device.type == "cuda":
             engine.reset_prefix_cache()
             report.budget_ms, report.kernels_ms = bench.profile_budget(
@@ -104,6 +106,14 @@ def _print(report: bench.Report) -> None:
         f" ms: {steps}, cached {best.cached_tokens}, preempted {best.preemptions}",
         flush=True,
     )
+    if best.achieved is not None and report.ceilings:
+        read, flops = best.achieved.read_tb_s, best.achieved.tflop_s
+        copy, matmul = report.ceilings["copy_tb_s"], report.ceilings["matmul_tflop_s"]
+        print(
+            f"{'':>14}  needed at least {read:.2f} TB/s ({read / copy:.0%} of copy) and"
+            f" {flops:.0f} TFLOP/s ({flops / matmul:.0%} of matmul)",
+            flush=True,
+        )
     if report.budget_ms:
         total = sum(report.budget_ms.values())
         parts = ", ".join(f"{k} {v:.0f} ({v / total:.0%})" for k, v in report.budget_ms.items())
