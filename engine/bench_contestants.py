@@ -13,11 +13,20 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Distribution that has to be installed for a contestant to take part.
-DISTRIBUTIONS = {"transformers": "transformers", "tokenbus": "tokenbus", "vllm": "vllm"}
+DISTRIBUTIONS = {
+    "transformers": "transformers",
+    "tokenbus": "tokenbus",
+    "tokenbus-int8": "tokenbus",
+    "vllm": "vllm",
+}
 # Ids that prompts are drawn from: plain tokens in every vocabulary of some size.
 _NUM_IDS = 10_000
 # Long enough to tell transformers' attentions apart.
@@ -112,7 +121,7 @@ class _Transformers(Contestant):
 class _Tokenbus(Contestant):
     """The engine of this package, offline."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, quantization: str | None = None) -> None:
         from tokenbus.engine.llm import LLM
         from tokenbus.engine.types import SamplingParams
 
@@ -120,7 +129,7 @@ class _Tokenbus(Contestant):
         self._params = SamplingParams
         self._llm = LLM(
             order.model, dtype=order.dtype, device="cpu", num_threads=order.num_threads,
-            max_model_len=longest + 1,
+            max_model_len=longest + 1, quantization=quantization,
         )  # fmt: skip
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
@@ -153,7 +162,12 @@ class _Vllm(Contestant):
         return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-_CLASSES = {"transformers": _Transformers, "tokenbus": _Tokenbus, "vllm": _Vllm}
+_CLASSES: dict[str, Callable[[Order], Contestant]] = {
+    "transformers": _Transformers,
+    "tokenbus": _Tokenbus,
+    "tokenbus-int8": partial(_Tokenbus, quantization="int8"),
+    "vllm": _Vllm,
+}
 
 
 def main() -> None:

@@ -37,6 +37,8 @@ QUICK_CASES = (Case("1 sequence", 1, 64, 32), Case("8 sequences", 8, 64, 32))
 # The baseline of every ratio.
 UNIT = "transformers"
 _MAX_LAST_WORDS = 2000
+# Columns of the table where no terminal has any.
+_WIDTH = 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def contestants(only: Sequence[str]) -> list[str]:
 
     Raises: EngineError for a name that is unknown or not installed.
     """
-    installed = [name for name in DISTRIBUTIONS if find_spec(name) is not None]
+    installed = [name for name in DISTRIBUTIONS if find_spec(DISTRIBUTIONS[name]) is not None]
     for name in only:
         if name not in installed:
             raise EngineError(f"{name} cannot take part; there are {', '.join(installed)}")
@@ -162,7 +164,9 @@ def print_table(report: CpuReport, cases: Sequence[Case], console: Console) -> N
         if name == UNIT or UNIT not in names:
             continue
         shares = ", ".join(f"{report.equal_tokens(name, case.name):.0%}" for case in cases)
-        console.print(f"{name}: tokens before the first that differs from {UNIT}: {shares}")
+        console.print(
+            f"{name}: tokens before the first that differs from {UNIT}: {shares}", soft_wrap=True
+        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -195,6 +199,8 @@ def run_bench(argv: Sequence[str]) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH
     cases = QUICK_CASES if args.quick else CASES
     in_alias = args.model in model_store.ALIASES
     folder = model_store.pull(args.model) if in_alias else find_folder(args.model)
@@ -207,7 +213,7 @@ def run_bench(argv: Sequence[str]) -> int:
             report.runs += runs
             report.versions |= versions
             rates = ", ".join(f"{run.case} {run.tokens_per_s:.0f}" for run in runs)
-            console.print(f"{repeat + 1}  {name}: {rates} tokens/s")
+            console.print(f"{repeat + 1}  {name}: {rates} tokens/s", soft_wrap=True)
     print_table(report, cases, console)
     if args.json is not None:
         report.to_json(args.json)

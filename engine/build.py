@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.chunk_sizer import ChunkSizer
 from tokenbus.engine.constrained import ConstrainedRows
 from tokenbus.engine.core import Engine
-from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.errors import ModelUnsupported, RequestRejected
 from tokenbus.engine.graph_runner import GraphRunner, PrefixSharing
 from tokenbus.engine.kv_cache import KVCache
 from tokenbus.engine.loader import choose_device, load_model
+from tokenbus.engine.models.hf_generic import GenericModel
+from tokenbus.engine.models.native_ops import NativeOps
+from tokenbus.engine.native import native_library
 from tokenbus.engine.page_pool import PagePool
 from tokenbus.engine.rows import RowState
 from tokenbus.engine.runner import Runner
@@ -59,7 +64,11 @@ def load_for(config: EngineConfig) -> LoadedModel:
         from tokenbus.engine.models.triton_ops import TritonOps
 
         attention, ops = TritonAttention(config.max_num_seqs), TritonOps
-    return load_model(
+    elif config.quantization is not None:
+        attention, ops = _int8_backends()
+    if config.quantization is not None and not isinstance(attention, NativeAttention):
+        raise RequestRejected("quantization", f"{config.quantization} weights are for CPUs only")
+    loaded = load_model(
         config.model,
         dtype=config.dtype,
         device=config.device,
@@ -68,6 +77,16 @@ def load_for(config: EngineConfig) -> LoadedModel:
         attention=attention,
         ops=ops,
     )
+    if config.quantization is not None and isinstance(loaded.model, GenericModel):
+        raise ModelUnsupported(f"{config.model} runs in transformers' code, which has no int8")
+    return loaded
+
+
+def _int8_backends() -> tuple[AttentionBackend, Callable[[AttentionBackend], Ops]]:
+    library = native_library()
+    if library is None:
+        raise RequestRejected("quantization", "int8 weights need the compiled kernels")
+    return NativeAttention(library), partial(NativeOps, int8_weights=True)
 
 
 def engine_for(

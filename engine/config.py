@@ -27,6 +27,7 @@ class EngineConfig:
         random_weights: ignore weight files and draw weights (benchmarks).
         num_threads: compute threads on a CPU (None: torch's choice).
         cuda_graphs: capture decode steps on a GPU.
+        quantization: int8 rounds weights to a byte with a scale per output, on a CPU (None: off).
     """
 
     model: str
@@ -44,9 +45,12 @@ class EngineConfig:
     random_weights: bool = False
     num_threads: int | None = None
     cuda_graphs: bool = True
+    quantization: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values outside their bounds by the field's name."""
+        if self.quantization not in (None, "int8"):
+            raise RequestRejected("quantization", f"{self.quantization} is not int8")
         bounds: dict[str, tuple[float, float]] = {
             "page_size": (1, 1024),
             "num_pages": (2, 2**31 - 1),

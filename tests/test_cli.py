@@ -52,7 +52,7 @@ def test_commands_are_those_of_the_readme() -> None:
         "tokenbus", "tokenbus demo", "tokenbus worker", "tokenbus submit", "tokenbus status",
         "tokenbus dead", "tokenbus dead list", "tokenbus dead show", "tokenbus dead retry",
         "tokenbus dead purge", "tokenbus control", "tokenbus model", "tokenbus model pull",
-        "tokenbus bench", "tokenbus bench engine", "tokenbus bench pool",
+        "tokenbus bench", "tokenbus bench cpu", "tokenbus bench engine", "tokenbus bench pool",
     }  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class WorkerSettings(BaseSettings):
     prefix_cache: bool | None = None
     random_weights: bool | None = None
     cuda_graphs: bool | None = None
+    quantization: Literal["int8"] | None = None
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
     null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)
     null_crash_id: int | None = Field(default=None, ge=0)
@@ -127,6 +128,7 @@ class WorkerSettings(BaseSettings):
             "prefix_cache",
             "random_weights",
             "cuda_graphs",
+            "quantization",
         )
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return StartEngine(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+import torch.nn.functional as F
+
 from tokenbus.engine.attention.native_attention import NativeAttention, batch_args, shape_args
+from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.layers import Linear
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.kernels.cpu.native import DTYPES, LayerArgs, LinearArgs, ModelArgs, NativeLibrary
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from tokenbus.engine.forward import AttentionBackend, ForwardContext
@@ -31,9 +34,10 @@ class NativeOps(TorchOps):
 
     attention: NativeAttention
 
-    def __init__(self, attention: AttentionBackend) -> None:
+    def __init__(self, attention: AttentionBackend, *, int8_weights: bool = False) -> None:
         """Compute through `attention`, which has to be a NativeAttention."""
         super().__init__(attention)
+        self._int8_weights = int8_weights
         self._library: NativeLibrary = self.attention.library
         self._model: ModelArgs | None = None
         self._layers: Any = None
@@ -49,8 +53,13 @@ class NativeOps(TorchOps):
         return dtype in DTYPES and all(size % 2 == 0 for size in sizes)
 
     def prepare(self, model: Decoder) -> None:
-        """Pack every weight; plain ones are dropped unless the embedding shares them."""
+        """Pack every weight; plain ones are dropped unless the embedding shares them.
+
+        Raises: ModelUnsupported for a size or dtype that the kernels do not have.
+        """
         config = model.config
+        if not self.supports(config, model.embedding.dtype):
+            raise ModelUnsupported(f"the CPU's kernels cover no {model.embedding.dtype} like this")
         width = self._library.panel_width
         # Gate and up are filled up to whole panels each.
         inner = -(-config.intermediate_size // width) * width
@@ -67,7 +76,9 @@ class NativeOps(TorchOps):
         ]
         shapes.append(model.lm_head.weight.shape)
         total = sum(self._library.packed_size(*shape) for shape in shapes)
-        self._arena = self._library.empty(total, model.embedding.dtype)
+        dtype = torch.int8 if self._int8_weights else model.embedding.dtype
+        self._arena = model.embedding.new_empty(total, dtype=dtype)
+        self._library.use_huge_pages(self._arena)
         for args, layer in zip(self._layers, model.layers, strict=True):
             self._describe(args, layer, inner)
         self._pack(model.lm_head, keep=model.lm_head.weight is model.embedding)
@@ -77,7 +88,7 @@ class NativeOps(TorchOps):
         )  # fmt: skip
 
     def logits(self, hidden: Tensor, norm: Tensor, eps: float, head: Linear) -> Tensor:
-        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] float32."""
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] float32, until the next call."""
         return self._library.linear(hidden, head.packed, norm.float(), eps)
 
     def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
@@ -92,6 +103,8 @@ class NativeOps(TorchOps):
         for args, k_pages, v_pages in zip(self._layers, kv.k, kv.v, strict=True):
             args.k_pages, args.v_pages = k_pages.data_ptr(), v_pages.data_ptr()
             args.shape.page_size = kv.page_size
+            self._library.use_huge_pages(k_pages)
+            self._library.use_huge_pages(v_pages)
         self._kv = kv
 
     def _describe(self, args: LayerArgs, layer: DecoderLayer, inner: int) -> None:
@@ -117,15 +130,24 @@ class NativeOps(TorchOps):
         size = self._library.packed_size(num_outputs, num_inputs)
         packed = self._arena[self._used : self._used + size]
         self._used += size
-        self._library.pack(linear.weight.contiguous(), packed)
-        bias = None
-        if linear.bias is not None:
-            bias = linear.bias.new_zeros(size // num_inputs)
-            bias[:num_outputs] = linear.bias
-        linear.packed = LinearArgs(packed.data_ptr(), self._floats(bias), num_inputs, num_outputs)
+        weight, scales = linear.weight.contiguous(), None
+        if self._int8_weights:
+            weight, scales = _int8(weight)
+        self._library.pack(weight, packed, linear.weight.dtype)
+        linear.packed = LinearArgs(
+            packed.data_ptr(), self._panel_floats(linear.bias, num_outputs),
+            self._panel_floats(scales, num_outputs), num_inputs, num_outputs,
+        )  # fmt: skip
         if not keep:
             linear.weight = linear.weight.new_empty((0, num_inputs))
         return linear.packed
+
+    def _panel_floats(self, values: Tensor | None, num_outputs: int) -> int | None:
+        """Return the address of one float32 per output, filled up to whole panels."""
+        if values is None:
+            return None
+        width = self._library.panel_width
+        return self._floats(F.pad(values, (0, -num_outputs % width)))
 
     def _floats(self, values: Tensor | None) -> int | None:
         """Return the address of a float32 copy, or of the tensor itself if it is one."""
@@ -134,6 +156,12 @@ class NativeOps(TorchOps):
         owned = values.float().contiguous()
         self._owned.append(owned)
         return owned.data_ptr()
+
+
+def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight [out, in] to int8: (rounded, scale of each output in float32)."""
+    scales = weight.abs().amax(1).float().div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
 def _interleaved(gate_up: Linear, inner: int, width: int) -> Linear:

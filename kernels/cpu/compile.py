@@ -24,13 +24,15 @@ class CompilerMissing(Exception):
     """The kernels cannot be compiled here; the message says why."""
 
 
-def compiled_library(cache: Path) -> Path:
+def compiled_library(cache: Path, target: str | None = None) -> Path:
     """Return the shared library for this machine, compiling it into `cache` unless it is there.
 
-    Several processes may call it at once: the library appears by one rename.
+    Several processes may call it at once: the library appears by one rename. `target` is the
+    compiler's flag for a processor, by default that of this machine.
     Raises: CompilerMissing if there is no compiler or it fails.
     """
-    target = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+    arm = platform.machine() in ("aarch64", "arm64")
+    target = target or ("-mcpu=native" if arm else "-march=native")
     flags = (*_FLAGS, target)
     library = cache / f"{_fingerprint(flags)}.so"
     if library.is_file():

@@ -10,7 +10,7 @@
 #include <tuple>
 
 #include "attention.h"
-#include "multiply.h"
+#include "layers.h"
 #include "rows.h"
 
 namespace tokenbus {
@@ -19,65 +19,6 @@ namespace tokenbus {
 constexpr int kRowsPerThread = 64;
 // Rows of a block: their widest vectors fill a fraction of L2.
 constexpr int kBlock = 64;
-
-// Norms are [H] or null; q_norm, k_norm: [norm_size], the head or all heads side by side.
-struct Layer {
-    Linear qkv;
-    Linear o;
-    Linear gate_up;  // panels of gate and up alternate, each half padded to whole panels
-    Linear down;
-    const float* pre_attention_norm;
-    const float* post_attention_norm;
-    const float* pre_mlp_norm;
-    const float* post_mlp_norm;
-    const float* q_norm;
-    const float* k_norm;
-    const float* cos;  // [positions, rot_dim], null without rotation
-    const float* sin;
-    void* k_pages;
-    void* v_pages;
-    AttentionShape shape;
-    int32_t rot_dim;
-    int32_t q_norm_size;
-    int32_t k_norm_size;
-};
-
-struct Model {
-    const Layer* layers;
-    int32_t num_layers;
-    int32_t hidden_size;
-    int32_t inner_size;
-    int32_t activation;
-    float norm_eps;
-    float residual_scale;
-};
-
-// Multiply rows by one panel: sink(row, first output, number of outputs, sums with bias).
-template <class Kind, class Sink>
-TOKENBUS_INLINE void linear_panel(const Linear& linear, const typename Kind::Value* x, size_t stride,
-                                  int num_rows, int panel, Sink sink) {
-    alignas(kCacheLine) float tile[kTileRows<kLinearVectors> * kPanel];
-    auto weight = panel_of<Kind>(linear, panel);
-    int column = panel * kPanel, width = std::min(kPanel, linear.num_outputs - column);
-    for_tiles<kLinearVectors>(0, num_rows, [&](int row, int count) {
-        multiply_tile<Kind, kLinearVectors>(x + row * stride, stride, count, weight,
-                                            linear.num_inputs, tile);
-        for (int r = 0; r < count; r++) {
-            float* sums = tile + r * kPanel;
-            if (linear.bias != nullptr)
-                for (int j = 0; j < kPanel; j += kLanes)
-                    store(sums + j, load(sums + j) + load(linear.bias + column + j));
-            sink(row + r, column, width, sums);
-        }
-    });
-}
-
-template <class T>
-TOKENBUS_INLINE void store_row(T* to, const float* from, int count) {
-    int i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
-    for (; i < count; i++) put(to + i, from[i]);
-}
 
 template <class Kind>
 class Pass {
@@ -94,6 +35,9 @@ class Pass {
         for (int idx = 0; idx < model.num_layers; idx++) {
             const Layer& layer = model.layers[idx];
             qkv_width_ = std::max(qkv_width_, size_t(layer.qkv.num_outputs));
+            for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+                if (linear->scales != nullptr)
+                    widest_ = std::max(widest_, padded<Kind>(linear->num_inputs));
             auto& plan = plans_[key(layer.shape)];
             if (!plan) plan = std::make_unique<AttentionPlan<Kind>>(batch, layer.shape);
             num_phases_ += 8 + plan->num_phases();
@@ -120,6 +64,7 @@ class Pass {
         T* x;           // [rows, H], normalised
         T* inner;       // [rows, I]
         float* branch;  // [rows, H], to be added to the residual stream
+        T* wide;        // a panel of widened weights
         int origin;
     };
 
@@ -129,23 +74,29 @@ class Pass {
         return {s.num_heads, s.num_kv_heads, s.head_dim, s.window, s.scale, s.softcap};
     }
 
+    // Every member has a view: rows of its own, or a look at those that all share.
     void cut(Cutter& cutter) {
-        size_t rows = batch_.num_tokens, views = 1;
-        qkv_ = cutter.take<T>(rows * qkv_width_);
-        attended_ = cutter.take<T>(rows * qkv_width_);
-        if (by_rows_) rows = kBlock, views = batch_.num_threads;
-        views_.resize(views);
-        for (auto& view : views_) {
-            view.x = cutter.take<T>(rows * model_.hidden_size);
-            view.inner = cutter.take<T>(rows * model_.inner_size);
-            view.branch = cutter.take<float>(rows * model_.hidden_size);
-            view.origin = 0;
+        const size_t rows = by_rows_ ? kBlock : batch_.num_tokens;
+        qkv_ = cutter.take<T>(batch_.num_tokens * qkv_width_);
+        attended_ = cutter.take<T>(batch_.num_tokens * qkv_width_);
+        views_.resize(batch_.num_threads);
+        for (size_t idx = 0; idx < views_.size(); idx++) {
+            View& view = views_[idx];
+            if (idx == 0 || by_rows_) {
+                view.x = cutter.take<T>(rows * model_.hidden_size);
+                view.inner = cutter.take<T>(rows * model_.inner_size);
+                view.branch = cutter.take<float>(rows * model_.hidden_size);
+                view.origin = 0;
+            } else {
+                view = views_[0];
+            }
+            view.wide = cutter.take<T>(kPanel * widest_);
         }
         for (auto& [_, plan] : plans_) plan->cut(cutter, batch_.num_threads);
     }
 
     void run_by_panels(Member& member) {
-        const View& view = views_[0];
+        const View& view = views_[member.rank()];
         const int num_rows = batch_.num_tokens;
         auto rows = [&](auto f) {
             member.share(num_rows, std::max(1, num_rows / (4 * member.size())), f);
@@ -228,7 +179,7 @@ class Pass {
 
     void qkv_panel(const View& view, const Layer& layer, int panel, int num_rows) {
         T* to = qkv_ + view.origin * qkv_width_;
-        linear_panel<Kind>(layer.qkv, view.x, model_.hidden_size, num_rows, panel,
+        linear_panel<Kind>(layer.qkv, view.x, model_.hidden_size, num_rows, panel, view.wide,
                            [&](int row, int column, int width, const float* sums) {
                                store_row(to + row * qkv_width_ + column, sums, width);
                            });
@@ -245,7 +196,7 @@ class Pass {
 
     void branch_panel(const View& view, const Linear& linear, const T* x, size_t stride, int panel,
                       int num_rows) {
-        linear_panel<Kind>(linear, x, stride, num_rows, panel,
+        linear_panel<Kind>(linear, x, stride, num_rows, panel, view.wide,
                            [&](int row, int column, int width, const float* sums) {
                                float* to = view.branch + size_t(row) * model_.hidden_size + column;
                                std::memcpy(to, sums, width * sizeof(float));
@@ -263,12 +214,13 @@ class Pass {
             auto keep = [&](int row, int, int, const float* sums) {
                 std::memcpy(gates + row * kPanel, sums, kPanel * sizeof(float));
             };
-            linear_panel<Kind>(layer.gate_up, x, hidden_size, count, 2 * pair, keep);
+            linear_panel<Kind>(layer.gate_up, x, hidden_size, count, 2 * pair, view.wide, keep);
             auto combine = [&](int row, int, int, const float* ups) {
                 gate(gates + row * kPanel, ups, width, Activation(model_.activation),
                      view.inner + (first + row) * inner_size + column);
             };
-            linear_panel<Kind>(layer.gate_up, x, hidden_size, count, 2 * pair + 1, combine);
+            linear_panel<Kind>(layer.gate_up, x, hidden_size, count, 2 * pair + 1, view.wide,
+                               combine);
         }
     }
 
@@ -310,6 +262,7 @@ class Pass {
     int num_blocks_ = 0;
     size_t num_phases_ = 0;
     size_t qkv_width_ = 0;
+    size_t widest_ = 0;  // inputs of the widest linear of int8
     T* qkv_ = nullptr;
     T* attended_ = nullptr;
     std::vector<View> views_;

@@ -19,9 +19,11 @@ int linear_rows(const Linear& linear, const float* norm, float eps, const typena
                 int num_rows, int num_threads, Workspace& workspace, float* out) {
     using T = typename Kind::Value;
     const size_t size = linear.num_inputs;
-    char* base = workspace.reserve(kLinearRows * size * sizeof(T));
+    const size_t widened = linear.scales == nullptr ? 0 : kPanel * padded<Kind>(linear.num_inputs);
+    char* base = workspace.reserve((kLinearRows * size + num_threads * widened) * sizeof(T));
     if (base == nullptr) return 1;
     T* normed = reinterpret_cast<T*>(base);
+    T* wide = normed + kLinearRows * size;
     for (int first = 0; first < num_rows; first += kLinearRows) {
         int count = std::min(kLinearRows, num_rows - first);
         run_team(num_threads, 2, [&](Member& member) {
@@ -36,6 +38,7 @@ int linear_rows(const Linear& linear, const float* norm, float eps, const typena
             member.wait();
             member.share(num_panels(linear), 4, [&](int panel) {
                 linear_panel<Kind>(linear, normed, size, count, panel,
+                                   wide + member.rank() * widened,
                                    [&](int row, int column, int width, const float* sums) {
                     float* to = out + size_t(first + row) * linear.num_outputs + column;
                     std::memcpy(to, sums, width * sizeof(float));
@@ -96,20 +99,27 @@ void tokenbus_use_huge_pages(void* start, size_t size) {
 #endif
 }
 
-// weight: [num_outputs, num_inputs], row-major; to: panels as described in multiply.h.
-void tokenbus_pack(int dtype, const void* weight, int num_outputs, int num_inputs, void* to,
-                   int num_threads) {
+// weight: [num_outputs, num_inputs], row-major, of int8 or of dtype; to: panels as described in
+// multiply.h, for products in dtype.
+void tokenbus_pack(int dtype, int is_int8, const void* weight, int num_outputs, int num_inputs,
+                   void* to, int num_threads) {
     with_kind(dtype, [&](auto kind) {
         using Kind = decltype(kind);
-        using T = typename Kind::Value;
-        int count = (num_outputs + kPanel - 1) / kPanel;
-        run_team(num_threads, 1, [&](Member& member) {
-            member.share(count, 1, [&](int panel) {
-                pack_panels<Kind, kLinearVectors>(static_cast<const T*>(weight), num_inputs,
-                                                  num_outputs, num_inputs, panel, panel + 1,
-                                                  static_cast<T*>(to));
+        auto pack = [&](auto from, auto out) {
+            int count = (num_outputs + kPanel - 1) / kPanel;
+            run_team(num_threads, 1, [&](Member& member) {
+                member.share(count, 1, [&](int panel) {
+                    pack_panels<Kind, kLinearVectors>(from, num_inputs, num_outputs, num_inputs,
+                                                      panel, panel + 1, out);
+                });
             });
-        });
+        };
+        using T = typename Kind::Value;
+        if (is_int8) {
+            pack(static_cast<const int8_t*>(weight), static_cast<int8_t*>(to));
+        } else {
+            pack(static_cast<const T*>(weight), static_cast<T*>(to));
+        }
     });
 }
 

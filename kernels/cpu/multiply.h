@@ -8,6 +8,7 @@
 #include <cstddef>
 
 #include "simd.h"
+#include "workspace.h"
 
 namespace tokenbus {
 
@@ -83,10 +84,12 @@ TOKENBUS_INLINE void for_tiles(int begin, int end, F f) {
     }
 }
 
-// One linear: weight packed in panels of kPanel, bias [num_outputs] or null.
+// One linear: weight packed in panels of kPanel, bias [num_outputs] or null, both filled up to whole
+// panels. With scales [num_outputs] the weight is of int8, otherwise of the model's type.
 struct Linear {
     const void* weight;
     const float* bias;
+    const float* scales;
     int32_t num_inputs;
     int32_t num_outputs;
 };
@@ -99,17 +102,26 @@ inline size_t padded(int num_inputs) {
     return size_t((num_inputs + Kind::kStep - 1) / Kind::kStep * Kind::kStep);
 }
 
+// A panel's weights. Those of int8 are widened into `wide`, [kPanel * inputs], once for all rows:
+// read from memory they are half of bfloat16, and the copy does not leave L2.
 template <class Kind>
-inline const typename Kind::Value* panel_of(const Linear& linear, int panel) {
-    auto weight = static_cast<const typename Kind::Value*>(linear.weight);
-    return weight + size_t(panel) * kPanel * padded<Kind>(linear.num_inputs);
+inline const typename Kind::Value* panel_of(const Linear& linear, int panel,
+                                            typename Kind::Value* wide) {
+    const size_t size = kPanel * padded<Kind>(linear.num_inputs);
+    if (linear.scales == nullptr)
+        return static_cast<const typename Kind::Value*>(linear.weight) + panel * size;
+    const int8_t* narrow = static_cast<const int8_t*>(linear.weight) + panel * size;
+    for (size_t i = 0; i < size; i += kLanes) {
+        if (i % kCacheLine == 0) __builtin_prefetch(narrow + i + kPrefetchBytes);
+        store(wide + i, load(narrow + i));
+    }
+    return wide;
 }
 
-// Copy a row-major [num_outputs, num_inputs] matrix into panels of NR vectors.
-template <class Kind, int NR>
-inline void pack_panels(const typename Kind::Value* weight, size_t stride, int num_outputs,
-                        int num_inputs, int first_panel, int last_panel,
-                        typename Kind::Value* to) {
+// Copy a row-major [num_outputs, num_inputs] matrix of T into panels of NR vectors.
+template <class Kind, int NR, class T>
+inline void pack_panels(const T* weight, size_t stride, int num_outputs, int num_inputs,
+                        int first_panel, int last_panel, T* to) {
     constexpr int kWidth = NR * kLanes, kStep = Kind::kStep;
     size_t depth = padded<Kind>(num_inputs);
     for (int panel = first_panel; panel < last_panel; panel++) {
@@ -119,7 +131,7 @@ inline void pack_panels(const typename Kind::Value* weight, size_t stride, int n
             for (size_t k = 0; k < depth; k++) {
                 bool inside = row < num_outputs && k < size_t(num_inputs);
                 out[(k / kStep * kWidth + lane) * kStep + k % kStep] =
-                    inside ? weight[row * stride + k] : typename Kind::Value(0);
+                    inside ? weight[row * stride + k] : T(0);
             }
         }
     }

@@ -22,6 +22,7 @@ class LinearArgs(Structure):
     _fields_ = (
         ("weight", c_void_p),
         ("bias", c_void_p),
+        ("scales", c_void_p),
         ("num_inputs", c_int32),
         ("num_outputs", c_int32),
     )
@@ -105,7 +106,9 @@ class NativeLibrary:
         self._c.tokenbus_workspace_new.restype = c_void_p
         self._c.tokenbus_workspace_delete.argtypes = (c_void_p,)
         self._c.tokenbus_use_huge_pages.argtypes = (c_void_p, c_size_t)
-        self._c.tokenbus_pack.argtypes = (c_int, c_void_p, c_int, c_int, c_void_p, c_int)
+        self._c.tokenbus_pack.argtypes = (
+            c_int, c_int, c_void_p, c_int, c_int, c_void_p, c_int,
+        )  # fmt: skip
         self._c.tokenbus_forward.argtypes = (
             c_int, POINTER(ModelArgs), POINTER(BatchArgs), c_void_p, c_void_p,
         )  # fmt: skip
@@ -120,29 +123,40 @@ class NativeLibrary:
         self.has_bf16_products = bool(self._c.tokenbus_has_bf16_products())
         self.panel_width: int = self._c.tokenbus_panel_width()
         self._workspace = c_void_p(self._c.tokenbus_workspace_new())
+        self._out = torch.empty(0)
+
+    def _output(self, num_rows: int, num_columns: int) -> Tensor:
+        """Return memory for a result: logits of fresh memory cost more page faults than sums."""
+        size = num_rows * num_columns
+        if self._out.numel() < size:
+            # Under inference mode it could not be written to outside of it.
+            with torch.inference_mode(mode=False):
+                self._out = torch.empty(size)
+        return self._out[:size].view(num_rows, num_columns)
 
     def __del__(self) -> None:
         """Free the workspace."""
         if hasattr(self, "_workspace"):
             self._c.tokenbus_workspace_delete(self._workspace)
 
-    def empty(self, num_values: int, dtype: torch.dtype) -> Tensor:
-        """Allocate memory for weights, on huge pages where the system has them."""
-        memory = torch.empty(num_values, dtype=dtype)
+    def use_huge_pages(self, memory: Tensor) -> None:
+        """Ask for huge pages under memory that nobody has written to yet, where there are any."""
         self._c.tokenbus_use_huge_pages(memory.data_ptr(), memory.nbytes)
-        return memory
 
     def packed_size(self, num_outputs: int, num_inputs: int) -> int:
         """Values that a packed weight takes, its outputs filled up to whole panels."""
         width = self.panel_width
         return -(-num_outputs // width) * width * num_inputs
 
-    def pack(self, weight: Tensor, out: Tensor) -> None:
-        """weight: [out, in], contiguous -> panels; out: [packed_size]."""
+    def pack(self, weight: Tensor, out: Tensor, dtype: torch.dtype) -> None:
+        """Lay a weight out for products in `dtype`.
+
+        weight: [out, in], contiguous, int8 or of dtype; out: [packed_size], dtype of weight.
+        """
         rows, columns = weight.shape
         self._c.tokenbus_pack(
-            DTYPES[weight.dtype], weight.data_ptr(), rows, columns, out.data_ptr(),
-            torch.get_num_threads(),
+            DTYPES[dtype], int(weight.dtype == torch.int8), weight.data_ptr(), rows, columns,
+            out.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
 
     def forward(self, model: ModelArgs, batch: BatchArgs, hidden: Tensor) -> None:
@@ -173,9 +187,9 @@ class NativeLibrary:
     def linear(self, x: Tensor, linear: LinearArgs, norm: Tensor | None, eps: float) -> Tensor:
         """Multiply rows, normalised before if there is a norm.
 
-        x: [M, in], norm: [in] float32 or None -> [M, out] float32.
+        x: [M, in], norm: [in] float32 or None -> [M, out] float32, valid until the next call.
         """
-        out = torch.empty((x.shape[0], linear.num_outputs), dtype=torch.float32)
+        out = self._output(x.shape[0], linear.num_outputs)
         x = x.contiguous()
         _check(
             self._c.tokenbus_linear(

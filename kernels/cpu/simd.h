@@ -21,6 +21,7 @@ constexpr int kLanes = 8;
 using vf = float __attribute__((vector_size(kLanes * 4)));
 using vu = uint32_t __attribute__((vector_size(kLanes * 4)));
 using vi = int32_t __attribute__((vector_size(kLanes * 4)));
+using vb = int8_t __attribute__((vector_size(kLanes)));
 using vh = uint16_t __attribute__((vector_size(kLanes * 2)));
 
 using bf16 = uint16_t;
@@ -55,6 +56,12 @@ TOKENBUS_INLINE void store(bf16* to, vf value) {
     vh half = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), vh);
     std::memcpy(to, &half, sizeof half);
 #endif
+}
+
+TOKENBUS_INLINE vf load(const int8_t* x) {
+    vb bytes;
+    std::memcpy(&bytes, x, sizeof bytes);
+    return __builtin_convertvector(__builtin_convertvector(bytes, vi), vf);
 }
 
 TOKENBUS_INLINE float to_float(float x) { return x; }

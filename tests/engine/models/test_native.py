@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,13 +11,19 @@ import torch
 from transformers import Gemma2Config, LlamaConfig
 
 from tokenbus.engine import native
+from tokenbus.engine.attention.native_attention import NativeAttention
+from tokenbus.engine.build import load_for
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import ModelUnsupported, RequestRejected
 from tokenbus.engine.forward import ForwardContext
 from tokenbus.engine.kv_cache import KVCache
 from tokenbus.engine.loader import build_model
 from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.native import native_library
 from tokenbus.kernels.cpu import compile as kernels
 from tokenbus.kernels.cpu.compile import CompilerMissing, compiled_library
+from tokenbus.kernels.cpu.native import NativeLibrary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +91,15 @@ def make(request: pytest.FixtureRequest, sizes: Any, draw_model: Any) -> Any:
     return build
 
 
+@pytest.fixture(scope="module")
+def library_for_haswell(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the kernels as a processor without AVX-512 would have them."""
+    try:
+        return compiled_library(tmp_path_factory.mktemp("haswell"), "-march=haswell")
+    except CompilerMissing as error:
+        pytest.skip(str(error))
+
+
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("name", _BATCHES)
 @torch.inference_mode()
@@ -115,6 +131,48 @@ def test_bfloat16_is_as_near_to_float32_as_torch_is(make: Any, name: str) -> Non
     assert error <= 1.1 * their_error
 
 
+@torch.inference_mode()
+def test_int8_weights_are_rounded_and_nothing_else(make: Any) -> None:
+    """The logits are those of a float32 model whose weights were rounded to a byte each."""
+
+    def int8(attention: Any) -> NativeOps:
+        return NativeOps(attention, int8_weights=True)
+
+    library = native_library()
+    if library is None:
+        pytest.skip("there is no C++ compiler")
+    rounded = make(torch.float32, TorchOps)
+    layers = [linear for layer in rounded.layers for linear in layer.linears()]
+    for linear in (*layers, rounded.lm_head):
+        scale = (linear.weight.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
+        linear.weight = (linear.weight / scale).round() * scale
+    ours = make(torch.float32, lambda _: int8(NativeAttention(library)))
+    for lens in _BATCHES.values():
+        expected = _hidden(rounded, lens, torch.float32)
+        logits = _hidden(ours, lens, torch.float32)
+        torch.testing.assert_close(logits, expected, atol=5e-4, rtol=5e-4)
+
+
+def test_int8_weights_are_refused_where_they_cannot_be(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other names, other dtypes and machines without a compiler are told, not ignored."""
+    with pytest.raises(RequestRejected, match="int3 is not int8"):
+        EngineConfig("model", quantization="int3")
+    library = native_library()
+    if library is not None:
+        with pytest.raises(ModelUnsupported, match="float16"):
+            make(torch.float16, lambda _: NativeOps(NativeAttention(library)))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("TOKENBUS_CACHE", str(tmp_path))
+    native._library_path.cache_clear()
+    try:
+        with pytest.raises(RequestRejected, match="compiled kernels"):
+            load_for(EngineConfig("model", device="cpu", quantization="int8"))
+    finally:
+        native._library_path.cache_clear()
+
+
 def test_without_a_compiler_a_model_runs_in_torch_and_says_so(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,6 +190,25 @@ def test_without_a_compiler_a_model_runs_in_torch_and_says_so(
     assert "no C++ compiler" in caplog.text
     assert "Install g++ or clang++" in caplog.text
     assert _hidden(models[0], [(5, 5)], torch.float32).isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86 processor")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_a_processor_without_wide_vectors_computes_the_same(
+    make: Any, library_for_haswell: Path, dtype: torch.dtype
+) -> None:
+    """Compiled for AVX2 alone, the kernels are as near to float32 as torch."""
+
+    def ops(_: Any) -> NativeOps:
+        return NativeOps(NativeAttention(NativeLibrary(library_for_haswell)))
+
+    for lens in _BATCHES.values():
+        exact = _hidden(make(torch.float32, TorchOps), lens, torch.float32)
+        theirs = _hidden(make(dtype, TorchOps), lens, dtype)
+        logits = _hidden(make(dtype, ops), lens, dtype)
+        assert (logits - exact).norm() <= 1.1 * (theirs - exact).norm() + 1e-5 * exact.norm()
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
