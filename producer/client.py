@@ -218,7 +218,8 @@ class AsyncClient:
 
     def _prepare(self, request: JobRequest) -> NewJob:
         """Draw what the request leaves open and weigh it."""
-        return new_job(request, self._settings.tenant_weights.get(request.tenant, 1.0))
+        weight = self._settings.tenant_weights.get(request.tenant, 1.0)
+        return new_job(request, weight, num_shards=self._server.num_shards)
 
     def _job(self, new: NewJob, reply: Submitted, *, retried: bool) -> Job:
         place = reply.place

@@ -9,19 +9,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
+from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     BusyLoadingError,
+    ClusterDownError,
+    ClusterError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from tokenbus.producer.cluster import NUM_SHARDS, make_cluster
 from tokenbus.producer.embedded import EmbeddedServer, join_shared, start_private
 from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable
-from tokenbus.producer.server_url import ServerKind, ServerUrl
+from tokenbus.producer.server_url import SentinelUrl, ServerKind, ServerUrl
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,6 +45,12 @@ _AWAY = (
     RedisTimeoutError,
     BusyLoadingError,
     ReadOnlyError,
+    # A cluster that is moving slots, electing a master or not whole.
+    AskError,
+    ClusterError,
+    ClusterDownError,
+    TryAgainError,
+    RedisClusterException,
     TimeoutError,
     OSError,
 )
@@ -57,9 +70,9 @@ def is_away(error: BaseException) -> bool:
     """Tell whether an error means that the server cannot be reached now, and may be later."""
     if is_refused(error):
         return False
-    if isinstance(error, ResponseError):
-        return str(error).startswith(_AWAY_ANSWERS)
-    return isinstance(error, _AWAY)
+    if isinstance(error, _AWAY):
+        return True
+    return isinstance(error, ResponseError) and str(error).startswith(_AWAY_ANSWERS)
 
 
 async def retrying(call: Callable[[], Awaitable[T]], url: ServerUrl, retry_for_s: float) -> T:
@@ -98,6 +111,11 @@ class Server:
         """Return the URL other processes connect to: the socket of an embedded server."""
         return self._effective_url
 
+    @property
+    def num_shards(self) -> int:
+        """Return over how many hash slots the token logs of a pool are spread."""
+        return NUM_SHARDS if self.url.kind is ServerKind.CLUSTER else 1
+
     async def close(self) -> None:
         """Close the connections and let an embedded server go."""
         await self.redis.aclose()
@@ -107,9 +125,38 @@ class Server:
 
 def make_redis(url: str, call_timeout_s: float = 5.0, **options: Any) -> Redis:
     """Make a client that reads bytes and repeats nothing by itself."""
+    kind = ServerUrl.parse(url).kind
+    if kind is ServerKind.CLUSTER:
+        plain = url.replace("+cluster", "", 1)
+        cluster: Any = make_cluster(plain, socket_connect_timeout=call_timeout_s, **options)
+        made: Redis = cluster
+        return made
+    if kind is ServerKind.SENTINEL:
+        return _behind_sentinels(SentinelUrl.parse(url), call_timeout_s, options)
     if url.startswith("redis"):
         options.setdefault("socket_keepalive", True)
     redis: Redis = Redis.from_url(url, socket_connect_timeout=call_timeout_s, **options)
+    return redis
+
+
+def _behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str, Any]) -> Redis:
+    """Make a client that asks the sentinels for the master at every new connection."""
+    common = {"socket_connect_timeout": call_timeout_s, "ssl": url.is_tls}
+    asking = common | {
+        "username": url.sentinel_username,
+        "password": url.sentinel_password,
+        "socket_timeout": call_timeout_s,
+    }
+    sentinel = Sentinel(url.sentinels, sentinel_kwargs=asking)
+    redis: Redis = sentinel.master_for(
+        url.master,
+        db=url.db,
+        username=url.username,
+        password=url.password,
+        socket_keepalive=True,
+        **common,
+        **options,
+    )
     return redis
 
 
@@ -157,6 +204,10 @@ async def _check(server: Server, call_timeout_s: float) -> None:
         raise ServerUnsuitable(
             f"the server at {server.url} is version {info['redis_version']};"
             " Redis 7.0 or Valkey 7.2 is the oldest that will do"
+        )
+    if info.get("cluster_enabled") and server.url.kind is not ServerKind.CLUSTER:
+        raise ServerUnsuitable(
+            f"the server at {server.url} is a node of a cluster; write redis+cluster://host:port"
         )
     policy = str(info.get("maxmemory_policy", "noeviction"))
     if policy != "noeviction":

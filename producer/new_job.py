@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def new_job(request: JobRequest, weight: float = 1.0, job_id: str = "") -> NewJob:
+def new_job(
+    request: JobRequest, weight: float = 1.0, job_id: str = "", num_shards: int = 1
+) -> NewJob:
     """Turn a request into what the queue stores; draws the job id and the seed where open.
+
+    The id says which of `num_shards` holds the job's log.
 
     The digest that tells a repeated submit from a conflicting one covers neither of the two.
     """
     digest = hashlib.sha256(request.model_copy(update={"id": None}).dump().encode()).hexdigest()
-    chosen_id = request.id or job_id or f"s0-{secrets.token_hex(12)}"
+    chosen_id = request.id or job_id or f"s{secrets.randbelow(num_shards)}-{secrets.token_hex(12)}"
     drawn: dict[str, Any] = {"id": chosen_id}
     if request.seed is None:
         drawn["seed"] = secrets.randbits(SEED_BITS)

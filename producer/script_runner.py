@@ -87,9 +87,28 @@ class ScriptRunner:
         exception. Raises: TimeoutError, redis.ConnectionError.
         """
         async with asyncio.timeout(self._timeout_s):
-            pipeline: Any = self._pipeline(transaction=False)
-            pipeline.execute_command("SCRIPT LOAD", script_source(name))
-            for args in calls:
-                pipeline.execute_command("EVALSHA", script_sha(name), 1, key, *args)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies[1:]
+            replies = await self._pipelined(name, key, calls)
+            unknown = [number for number, reply in enumerate(replies) if _lacks_script(reply)]
+            if unknown:
+                # The first brings the text along; what was refused for want of it did nothing.
+                first, *rest = unknown
+                replies[first] = await self._execute(
+                    "EVAL", script_source(name), 1, key, *calls[first]
+                )
+                later = await self._pipelined(name, key, [calls[number] for number in rest])
+                for number, reply in zip(rest, later, strict=True):
+                    replies[number] = reply
+        return replies
+
+    async def _pipelined(
+        self, name: str, key: str, calls: Sequence[Sequence[Argument]]
+    ) -> list[Any]:
+        pipeline: Any = self._pipeline(transaction=False)
+        for args in calls:
+            pipeline.execute_command("EVALSHA", script_sha(name), 1, key, *args)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+
+def _lacks_script(reply: Any) -> bool:
+    return isinstance(reply, NoScriptError)

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from tokenbus.producer.errors import UrlInvalid
 
-_SCHEMES = "redis://, rediss://, unix:///socket, embedded:///path or embedded://"
+_SCHEMES = (
+    "redis://, rediss://, unix:///socket, redis+cluster://node, redis+sentinel://sentinels/master,"
+    " embedded:///path or embedded://"
+)
+SENTINEL_PORT = 26379
 
 
 class ServerKind(StrEnum):
     """How a server comes to be there."""
 
     REMOTE = "remote"
+    CLUSTER = "cluster"
+    SENTINEL = "sentinel"
     SHARED = "shared"
     PRIVATE = "private"
 
@@ -33,9 +39,16 @@ class ServerUrl:
         """Check a URL. Raises: UrlInvalid with a sentence that says what is possible."""
         try:
             parts = urlsplit(text)
+            if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
+                SentinelUrl.parse(text)
+                return cls(text, ServerKind.SENTINEL)
             port = parts.port
         except ValueError as error:
             raise UrlInvalid(f"server URL {hide_password(text)!r}: {error}") from None
+        if parts.scheme in ("redis+cluster", "rediss+cluster"):
+            if not parts.hostname or port == 0:
+                raise UrlInvalid(f"server URL {hide_password(text)!r} names no node")
+            return cls(text, ServerKind.CLUSTER)
         if parts.scheme in ("redis", "rediss"):
             if not parts.hostname or port == 0:
                 raise UrlInvalid(f"server URL {hide_password(text)!r} names no host")
@@ -73,6 +86,54 @@ class ServerUrl:
         return hide_password(self.text)
 
 
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """`redis+sentinel://[user:password@]host[:port],host[:port]…/master[/db]`, taken apart.
+
+    User and password are those of the master; the sentinels' own go into the query as
+    `sentinel_username` and `sentinel_password`.
+    """
+
+    sentinels: tuple[tuple[str, int], ...]
+    master: str
+    db: int
+    is_tls: bool
+    username: str | None
+    password: str | None
+    sentinel_username: str | None
+    sentinel_password: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> SentinelUrl:
+        """Take a URL apart. Raises: ValueError with what is wrong."""
+        parts = urlsplit(text)
+        credentials, _, hosts = parts.netloc.rpartition("@")
+        username, _, password = (unquote(part) for part in credentials.partition(":"))
+        master, _, db = parts.path.strip("/").partition("/")
+        query = dict(parse_qsl(parts.query))
+        if not master:
+            raise ValueError("it names no master: redis+sentinel://host:26379/mymaster")
+        if not hosts:
+            raise ValueError("it names no sentinel")
+        return cls(
+            tuple(_address(host) for host in hosts.split(",")),
+            master,
+            int(db or 0),
+            parts.scheme == "rediss+sentinel",
+            username or None,
+            password or None,
+            query.get("sentinel_username"),
+            query.get("sentinel_password"),
+        )
+
+
+def _address(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(f"{text!r} is no address of a sentinel")
+    return parts.hostname, parts.port or SENTINEL_PORT
+
+
 def hide_password(text: str) -> str:
     """Replace the password in a URL, also in its query, by stars."""
     try:
@@ -88,7 +149,7 @@ def hide_password(text: str) -> str:
         netloc = f"{user.split(':', 1)[0]}:***@{host}"
     if "password=" in query:
         pairs = [
-            pair.split("=", 1)[0] + "=***" if pair.startswith("password=") else pair
+            pair.split("=", 1)[0] + "=***" if "password=" in pair else pair
             for pair in query.split("&")
         ]
         query = "&".join(pairs)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
         ("redis://localhost", ServerKind.REMOTE),
         ("rediss://u:p@h:6380/2", ServerKind.REMOTE),
         ("unix:///run/valkey.sock", ServerKind.REMOTE),
+        ("redis+cluster://h:7000", ServerKind.CLUSTER),
+        ("rediss+sentinel://u:p@h1:26379,h2/bus/1", ServerKind.SENTINEL),
         ("embedded://", ServerKind.PRIVATE),
         ("embedded:///", ServerKind.PRIVATE),
         ("embedded:///var/lib/bus", ServerKind.SHARED),
@@ -35,7 +37,19 @@ def test_urls_that_have_a_meaning(text: str, kind: ServerKind) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "localhost:6379", "http://x", "redis://", "redis://h:x", "unix://", "embedded://data"],
+    [
+        *(
+            "",
+            "localhost:6379",
+            "http://x",
+            "redis://",
+            "redis://h:x",
+            "unix://",
+            "embedded://data",
+        ),
+        *("redis+cluster://", "redis+sentinel://h", "redis+sentinel:///bus"),
+        *("redis+sentinel://h:x/bus", "redis+sentinel://h/bus/first"),
+    ],
 )
 def test_urls_without_meaning_are_refused(text: str) -> None:
     """Anything else is told what would do."""
@@ -50,6 +64,7 @@ def test_urls_without_meaning_are_refused(text: str) -> None:
         "rediss://:hush@h",
         "unix:///s?password=hush&db=1",
         "redis://me:hush@[broken",
+        "redis+sentinel://me:hush@h1:1,h2:2/bus?sentinel_password=hush",
     ],
 )
 def test_password_is_never_shown(text: str) -> None:

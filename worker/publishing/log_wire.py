@@ -2,6 +2,7 @@
 
 A client's pool reconnects behind its user's back and costs 60-100 us a call. Here a connection that
 broke stays broken until the session was opened anew: what was known about the logs is void then.
+On a cluster it is one connection per node, and a slot that moved counts as a break.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tokenbus.producer.cluster import ClusterRedis, NodeConnections
 
 if TYPE_CHECKING:
     from redis.asyncio import Connection, Redis
@@ -20,45 +23,53 @@ class LogWire:
     """Sends one command at a time and waits for its reply."""
 
     def __init__(self, redis: Redis) -> None:
-        self._pool = redis.connection_pool
-        self._connection: Connection | None = None
-        self._may_connect = True
+        self._redis = redis
+        self._connections: dict[str, Connection] = {}
+        self._broken: set[str] = set()
 
     async def execute(self, *args: Argument) -> Any:
-        """Run one command; replies come as bytes.
+        """Run one command, a script on one key; replies come as bytes.
 
         Raises: redis.ConnectionError, also where the connection was lost before; ResponseError.
         """
-        connection = self._connection or await self._connect()
+        name, pool = await self._way_to(str(args[3]))
+        connection = self._connections.get(name) or await self._connect(name, pool)
         try:
             await connection.send_packed_command([_pack(args)], check_health=False)
             reply = await connection.read_response(disable_decoding=True)
         except BaseException as error:
             # A reply that nobody waited for would be taken for that of the next command.
             if not _is_answer(error):
-                await self._break()
+                await self._break(name)
             raise
         return reply
 
     async def renew(self) -> None:
-        """Close the connection and allow another one."""
-        await self._break()
-        self._may_connect = True
+        """Close the connections and allow others."""
+        for name in list(self._connections):
+            await self._break(name)
+        self._broken.clear()
 
-    async def _connect(self) -> Connection:
-        if not self._may_connect:
+    async def _way_to(self, key: str) -> tuple[str, Any]:
+        """Return the name of the node that serves a key, and what makes connections to it."""
+        if isinstance(self._redis, ClusterRedis):
+            node = await self._redis.node_of(key)
+            return node.name, NodeConnections(self._redis, node)
+        return "", self._redis.connection_pool
+
+    async def _connect(self, name: str, pool: Any) -> Connection:
+        if name in self._broken:
             raise RedisConnectionError("the connection for the logs was lost")
-        self._may_connect = False
+        self._broken.add(name)
         # redis-py leaves both methods untyped.
-        pool: Any = self._pool
         connection: Any = pool.make_connection()
         await connection.connect()
         made: Connection = connection
-        self._connection = made
+        self._connections[name] = made
         return made
 
-    async def _break(self) -> None:
-        connection, self._connection = self._connection, None
+    async def _break(self, name: str) -> None:
+        connection = self._connections.pop(name, None)
         if connection is not None:
             await connection.disconnect(nowait=True)
 

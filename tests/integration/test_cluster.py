@@ -1,0 +1,73 @@
+"""Redis Cluster: the same scripts, one slot per pool and one per shard of logs."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+from bus_ride import NullCargo, Ride
+from bus_servers import pool, server_binary
+from chaos_scale import PATIENT
+from server_groups import ServerGroup, start_cluster
+from worker_stable import forked_worker
+
+from tokenbus.producer.client import AsyncClient, Job
+from tokenbus.producer.errors import JobCancelled, ServerUnsuitable
+from tokenbus.producer.keys import shard_of
+from tokenbus.producer.schema import JobRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["pool"]
+
+
+@pytest.fixture(scope="module", params=["valkey", pytest.param("redis", marks=pytest.mark.slow)])
+def binary(request: pytest.FixtureRequest) -> str:
+    """Return a server that can be part of a cluster."""
+    return server_binary(request.param)
+
+
+@pytest.fixture
+async def cluster_url(binary: str) -> AsyncIterator[str]:
+    """Give the URL of three masters."""
+    async with ServerGroup(binary) as group:
+        yield await start_cluster(group)
+
+
+async def test_jobs_survive_a_worker_on_three_masters(cluster_url: str, pool: str) -> None:
+    """Submit, stream, the death of a worker and a cancel on a cluster: all ends as on one server.
+
+    The logs lie on several shards, so that more than one master carries the tokens.
+    """
+    async with await AsyncClient.connect(cluster_url, pool=pool, settings=PATIENT) as client:
+        ride = Ride(client, NullCargo(tokens_per_s=60), random.Random(6), cluster_url)
+        async with forked_worker(**ride.settings()) as first, forked_worker(**ride.settings()):
+            await ride.board(12, 60)
+            assert len({shard_of(job_id) for job_id in ride.wanted}) > 1
+            unwanted = await client.submit("never mind", max_tokens=4000)
+            await ride.until_seen(5, 12)
+            first.kill()
+            assert await client.cancel(unwanted.job_id)
+            stories = await ride.arrive()
+            assert any(len(story.epochs) > 1 for story in stories.values())
+            with pytest.raises(JobCancelled):
+                await client.result(unwanted.job_id)
+            await ride.check_nothing_left()
+
+
+async def test_many_submits_at_once_on_a_cluster(cluster_url: str, pool: str) -> None:
+    """A batch of submits goes to the pool's node, also when that node lacks the script."""
+    async with await AsyncClient.connect(cluster_url, pool=pool) as client:
+        for start in (0, 3):
+            requests = [JobRequest.build(prompt=f"job {start + n}") for n in range(3)]
+            jobs = await client.submit_many(requests)
+            assert [isinstance(job, Job) for job in jobs] == [True] * 3
+        assert (await client.scripts.lease.load())["jobs"] == 6
+
+
+async def test_node_of_a_cluster_is_no_server_of_its_own(cluster_url: str) -> None:
+    """Whoever names one node as if it were all is told how to name the cluster."""
+    with pytest.raises(ServerUnsuitable, match=r"redis\+cluster://"):
+        await AsyncClient.connect(cluster_url.replace("+cluster", ""))
