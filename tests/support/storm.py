@@ -18,9 +18,9 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from storm_audit import Change, audited_scripts
-from storm_network import Truth
-from storm_world import Violation, World
+from storm_audit import Change, Violation, audited_scripts
+from storm_wire import Truth
+from storm_world import World
 
 from tokenbus.producer import connection
 from tokenbus.producer.embedded import start_private
@@ -65,7 +65,7 @@ async def check_jobs(world: World) -> None:
     """Each accepted job is done, with one end and every index once. Raises: Violation."""
     truth: Any = Truth(world.network.wire)
     scripts = Scripts(truth, world.pool)
-    for job in set(world.accepted) - world.lost - world.forgotten:
+    for job in set(world.clients.accepted) - world.lost - world.forgotten:
         record = await scripts.queue.record(job)
         if record is None or record.state is not JobState.DONE:
             raise Violation(f"{job} is not done: {record}")

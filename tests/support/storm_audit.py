@@ -23,6 +23,10 @@ _ADD_TIME = "local function add_time(priority, tenant, amount)\n"
 _NOTE = "  redis.call('HINCRBYFLOAT', KEYS[1]..':audit', tenant, amount)\n"
 
 
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One line of a script that is replaced, to switch the rule off that it stands for."""

@@ -9,7 +9,7 @@ from tokenbus.producer.keys import Keys
 
 if TYPE_CHECKING:
     from storm_audit import Audit
-    from storm_network import Wire
+    from storm_wire import Wire
 
 _DUMP = """
 local out = {}

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import hiredis
-from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
+from storm_wire import Wire
 
 from tokenbus.producer import script_runner
 from tokenbus.producer.events import Event
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-_READ_BYTES = 1 << 16
 # Scripts that publish.
 _LOUD = ("append", "end")
 _FATES = ("request lost", "reply lost", "late", "twice")
@@ -35,41 +32,6 @@ TRACE_LENGTH = 400
 
 class CallLost(ConnectionError):
     """What a caller sees of a call whose request or reply went missing."""
-
-
-class Wire:
-    """A blocking connection to the server on a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(30)
-        self._socket.connect(path)
-        self._reader = hiredis.Reader()
-        self._parsers: dict[str, Callable[[Any], Any]] = dict(Redis().response_callbacks)
-
-    def send(self, *args: Any) -> None:
-        """Send one command."""
-        self._socket.sendall(hiredis.pack_command(args))
-
-    def read(self) -> Any:
-        """Wait for one reply as it came."""
-        while (reply := self._reader.gets()) is False:
-            self._reader.feed(self._socket.recv(_READ_BYTES))
-        return reply
-
-    def run(self, *args: Any) -> Any:
-        """Run one command and read its reply as redis-py does. Raises: ResponseError."""
-        self.send(*args)
-        reply = self.read()
-        if isinstance(reply, hiredis.ReplyError):
-            text = str(reply)
-            raise (NoScriptError if text.startswith("NOSCRIPT") else ResponseError)(text)
-        parse = self._parsers.get(args[0])
-        return reply if parse is None else parse(reply)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._socket.close()
 
 
 @dataclass
@@ -102,21 +64,6 @@ class Call:
     def weight(self) -> float:
         """Return how often it is picked beside others: work before housekeeping."""
         return _WEIGHTS.get(self.name, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """A client whose calls all arrive at once and all get their reply."""
-
-    wire: Wire
-
-    async def execute_command(self, *args: Any) -> Any:
-        """Run one command. Raises: ResponseError."""
-        return self.wire.run(*args)
-
-    def pipeline(self, **_: Any) -> Any:
-        """Refuse: nobody needs one here."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

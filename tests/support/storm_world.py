@@ -13,16 +13,12 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
-from bus_stubs import WIDE, a_job
-from storm_audit import Audit
+from storm_audit import Audit, Violation
+from storm_clients import StormClients
 from storm_keys import PoolKeys, Snapshot
-from storm_network import Actor, CallLost, Clock, Network
+from storm_network import Actor, Clock, Network
 from storm_reader import StormReader
 from storm_worker import MAX_HELD, StormWorker
-
-from tokenbus.producer.chains import Chains
-from tokenbus.producer.replies import Submitted
-from tokenbus.producer.scripts import NewJob, Scripts
 
 if TYPE_CHECKING:
     from typing import Any
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
 
 NUM_STEPS = 260
 MAX_SETTLE_STEPS = 4000
-MAX_JOBS = 4
 MAX_LATE_S = 4.0
 # Between two steps; while it heals time passes faster.
 STEP_S, SETTLE_STEP_S = 0.03, 0.25
@@ -59,10 +54,6 @@ CLIMATES = (
 )
 
 
-class Violation(AssertionError):
-    """A promise was broken."""
-
-
 @dataclass
 class World:
     """Everything that acts on one pool, and the powers above it."""
@@ -73,12 +64,9 @@ class World:
     skips: frozenset[str] = frozenset()
     workers: list[StormWorker] = field(default_factory=list)
     readers: list[StormReader] = field(default_factory=list)
-    clients: list[asyncio.Task[None]] = field(default_factory=list)
-    accepted: list[str] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     forgotten: set[str] = field(default_factory=set)
     num_born: int = 0
-    num_submitted: int = 0
 
     def __post_init__(self) -> None:
         """Prepare the network."""
@@ -90,6 +78,10 @@ class World:
         self.network.on_done = self._on_done
         self.network.on_event = self._on_event
         self.keys = PoolKeys(self.network.wire, self.pool)
+        self.clients = StormClients(
+            self.network, self.chance, self.clock, self.pool, self.skips, self._on_accepted
+        )
+        self.audit.tenants = self.clients.tenants
         self._owed_s = 0.0
         self._snapshot: Snapshot | None = None
 
@@ -112,8 +104,8 @@ class World:
     def _happen(self) -> None:
         """Let one thing happen that no actor asked for."""
         events = [
-            (self._submit, 5),
-            (self._cancel, 2),
+            (self.clients.submit, 5),
+            (self.clients.cancel, 2),
             (self._kill, 1),
             (self._pause, 2),
             (self._wake, 4),
@@ -154,67 +146,6 @@ class World:
         self.workers.append(
             StormWorker(name, self.network, self.chance, self.clock, self.pool, self.skips)
         )
-
-    def _submit(self) -> None:
-        if self.num_submitted < MAX_JOBS:
-            self.num_submitted += 1
-            number = self.num_submitted
-            fields: dict[str, Any] = {"tenant": self.chance.choice("ab")}
-            if self.chance.random() < 0.2:
-                fields["deadline_ms"] = self.chance.randrange(100, 9000)
-            if self.chance.random() < 0.2:
-                fields["not_before_ms"] = self.chance.randrange(100, 4000)
-            job = a_job(f"j{number}", idempotency=f"i{number}", **fields)
-            self._start_client(f"client {number}", self._deliver(job))
-            if self.chance.random() < 0.3:
-                twin = a_job(f"k{number}", idempotency=f"i{number}", **fields)
-                self._start_client(f"client {number}'", self._deliver(twin))
-
-    def _start_client(self, name: str, life: Any) -> None:
-        self.network.note(f"{name} appears")
-        self.clients.append(asyncio.create_task(life))
-
-    async def _deliver(self, job: NewJob) -> None:
-        """Submit until the server has answered; then somebody reads."""
-        scripts = self._scripts(f"client of {job.job_id}")
-        self.audit.tenants[job.job_id] = job.tenant
-        while True:
-            try:
-                reply = await scripts.queue.submit(job, WIDE)
-                break
-            except CallLost:
-                continue
-        if not isinstance(reply, Submitted):
-            raise Violation(f"{job.job_id} was refused: {reply}")
-        job_id = reply.place.job_id
-        if job_id not in self.accepted:
-            self.accepted.append(job_id)
-            self.readers.append(StormReader(job_id, self.network, self.pool))
-
-    def _scripts(self, name: str) -> Scripts:
-        actor: Any = Actor(name, self.network)
-        return Scripts(actor, self.pool)
-
-    def _cancel(self) -> None:
-        if self.accepted:
-            job_id = self.chance.choice(self.accepted)
-            self._start_client(f"canceller of {job_id}", self._withdraw(job_id))
-
-    async def _withdraw(self, job_id: str) -> None:
-        """Cancel a job; some clients die of the first call that is lost."""
-        chains = Chains(self._scripts(f"canceller of {job_id}"), clock=self._chain_clock)
-        while True:
-            try:
-                await chains.cancel(job_id)
-            except CallLost:
-                if self.chance.random() < 0.3:
-                    return
-                continue
-            return
-
-    @property
-    def _chain_clock(self) -> Any:
-        return (lambda: 0.0) if "stale answers" in self.skips else self.clock
 
     def _kill(self) -> None:
         worker = self.chance.choice(self.workers)
@@ -278,7 +209,7 @@ class World:
         if self.chance.random() < 0.5:
             self.keys.forget_volatile()
         self.audit = snapshot.audit
-        self.lost |= {job for job in self.accepted if not self.keys.knows(job)}
+        self.lost |= {job for job in self.clients.accepted if not self.keys.knows(job)}
 
     def _on_done(self, name: str, args: tuple[Any, ...], answer: Any) -> None:
         """Look at what a script has just done."""
@@ -295,6 +226,9 @@ class World:
             num_held = self.keys.num_held(args[4])
             if num_held > MAX_HELD:
                 raise Violation(f"{args[4]} holds {num_held} jobs and has pages for {MAX_HELD}")
+
+    def _on_accepted(self, job_id: str) -> None:
+        self.readers.append(StormReader(job_id, self.network, self.pool))
 
     def _on_event(self, channel: str, event: Event) -> None:
         """Hand an event to whoever listens; a log gets one end."""
@@ -330,11 +264,8 @@ class World:
             for task in worker.tasks:
                 if task.done():
                     task.result()
-        for client in self.clients:
-            if client.done():
-                client.result()
         return (
-            all(client.done() for client in self.clients)
+            self.clients.are_done
             and all(reader.is_done for reader in self.readers)
             and not self.keys.at_work()
         )
@@ -343,7 +274,7 @@ class World:
         """Stop all actors and delete all keys."""
         for worker in self.workers:
             worker.die()
-        tasks = [reader.task for reader in self.readers] + self.clients
+        tasks = [reader.task for reader in self.readers] + self.clients.tasks
         tasks += [task for worker in self.workers for task in worker.tasks]
         for task in tasks:
             task.cancel()
