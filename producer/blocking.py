@@ -7,8 +7,10 @@ import ctypes
 import os
 import threading
 import weakref
+from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from tokenbus.producer.blocking_stream import BlockingStream
 from tokenbus.producer.client import AsyncClient, Job
 from tokenbus.producer.errors import ClientClosed
 from tokenbus.producer.settings import ClientSettings
@@ -46,9 +48,9 @@ class _Portal:
     def __init__(self, url: str | None, pool: str, settings: ClientSettings) -> None:
         self.pid = os.getpid()
         _portals.add(self)
-        self._loop = asyncio.new_event_loop()
+        self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
-            target=self._loop.run_forever, name="tokenbus-client", daemon=True
+            target=self.loop.run_forever, name="tokenbus-client", daemon=True
         )
         self._thread.start()
         try:
@@ -59,9 +61,11 @@ class _Portal:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the loop and wait; an interrupted wait cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
+        except CancelledError:
+            raise ClientClosed("the client was closed during the call") from None
         except BaseException:
             future.cancel()
             raise
@@ -70,13 +74,22 @@ class _Portal:
         """Close the client and end the thread."""
         try:
             self.run(self.client.close())
+            self.run(_end_tasks())
         finally:
             self._stop()
 
     def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
-        self._loop.close()
+        self.loop.close()
+
+
+async def _end_tasks() -> None:
+    """Cancel what still runs in the loop, so that every thread that waits for it is told."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Client:
@@ -121,16 +134,7 @@ class Client:
     def stream(self, job_id: str, cursor: int = 0) -> Iterator[Event]:
         """Yield the job's events after `cursor`. Raises: as `AsyncClient.stream`."""
         portal = self._portal()
-        events = portal.client.stream(job_id, cursor)
-
-        async def following() -> Event | None:
-            return await anext(events, None)
-
-        try:
-            while (event := portal.run(following())) is not None:
-                yield event
-        finally:
-            portal.run(events.aclose())
+        yield from BlockingStream(portal.client.stream(job_id, cursor), portal.loop)
 
     def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
         """Wait for the end of a job. Raises: as `AsyncClient.result`."""

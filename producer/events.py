@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
+
+import msgspec
 
 from tokenbus.producer.errors import SchemaMismatch
 from tokenbus.producer.schema import WIRE_VERSION
@@ -111,8 +113,7 @@ class Finish:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, rename={"job_id": "job", "start": "from"}):
     """New tokens of one choice, or the end of the job.
 
     `start` and `to` are the job's token indices of the first and last token, from 1, counted over
@@ -143,7 +144,14 @@ class Event:
         Raises: SchemaMismatch for another wire version; ValueError, KeyError or TypeError if the
         message is none of ours.
         """
-        wire = json.loads(text)
+        body = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+        if body.startswith(_HEAD):
+            # A tenth of the time of the general way, and refused for anything unusual.
+            try:
+                return _decode(body)
+            except msgspec.MsgspecError:
+                pass
+        wire = json.loads(body)
         if wire["v"] != WIRE_VERSION:
             raise SchemaMismatch("v", f"event speaks wire version {wire['v']!r}")
         finish = wire.get("finish")
@@ -185,7 +193,7 @@ class Event:
         if num_seen <= 0 or self.finish is not None:
             return self
         text_start = self.ends[-1] - len(self.text)
-        return replace(
+        return msgspec.structs.replace(
             self,
             start=cursor + 1,
             text=self.text[self.ends[num_seen - 1] - text_start :],
@@ -200,7 +208,7 @@ class Event:
             return None
         if later.choice != self.choice or later.start != self.to + 1:
             return None
-        return replace(
+        return msgspec.structs.replace(
             self,
             epoch=later.epoch,
             to=later.to,
@@ -209,3 +217,7 @@ class Event:
             ends=self.ends + later.ends,
             logprobs=self.logprobs + later.logprobs,
         )
+
+
+_HEAD = f'{{"v":{WIRE_VERSION},'.encode()
+_decode = msgspec.json.Decoder(Event).decode

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.server_url import ServerUrl
     from tokenbus.producer.settings import ClientSettings
-    from tokenbus.producer.subscriptions import Subscription, SubscriptionHub
+    from tokenbus.producer.subscriptions import SubscriptionHub
 
 
 class Reader:
@@ -44,11 +44,15 @@ class Reader:
     async def stream(self, job_id: str, cursor: int = 0) -> AsyncGenerator[Event, None]:
         """Yield the job's events after `cursor`, the terminal one last.
 
+        What is live ends at a hole (an event that does not follow, the terminal one included) or
+        after silence; then the log is read again.
+
         Raises: CursorInvalid, JobUnknown, JobLost, ServerUnreachable, ClientClosed.
         """
         if cursor < 0:
             raise CursorInvalid("cursor", f"{cursor} is negative; 0 reads from the start")
         channel = self._scripts.keys.channel(job_id)
+        silence_s = self._settings.silence_s
         subscription = await self._hub.open(channel, self._settings.retry_for_s)
         try:
             heard = cursor > 0
@@ -60,12 +64,16 @@ class Reader:
                     cursor = event.cursor
                     heard = True
                 heard = True
-                async with aclosing(self._live(subscription, cursor)) as live:
-                    async for event in live:
+                while (event := await subscription.get(silence_s)) is not None:
+                    if event.start > cursor + 1:
+                        break
+                    if event.finish is not None:
                         yield event
-                        if event.finish is not None:
-                            return
-                        cursor = event.cursor
+                        return
+                    if event.to > cursor:
+                        event = event.after(cursor)
+                        cursor = event.to
+                        yield event
         finally:
             await self._hub.release(subscription)
 
@@ -115,23 +123,6 @@ class Reader:
         log = self._scripts.log
         value = await retrying(lambda: log.result(job_id), self._url, self._settings.retry_for_s)
         return None if value is None else JobResult.parse(value)
-
-    async def _live(self, subscription: Subscription, cursor: int) -> AsyncGenerator[Event, None]:
-        """Yield live events that follow `cursor`; end at a hole or after silence."""
-        while True:
-            event = await subscription.get(self._settings.silence_s)
-            if event is None:
-                return
-            if event.finish is not None:
-                if event.to > cursor:
-                    return
-                yield event
-            elif event.start > cursor + 1:
-                return
-            elif event.to > cursor:
-                event = event.after(cursor)
-                cursor = event.to
-                yield event
 
 
 def _merged(events: list[Event]) -> list[Event]:

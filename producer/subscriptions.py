@@ -39,7 +39,9 @@ class Subscription:
         self._events: deque[Event] = deque()
         self._num_tokens = 0
         self._has_hole = False
-        self._wake = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
+        self._waiting_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self.error: Exception | None = None
 
     def put(self, event: Event) -> None:
@@ -56,19 +58,25 @@ class Subscription:
                 self._events[-1] = merged
                 return
         self._events.append(event)
-        self._wake.set()
+        if self._waiter is not None:
+            self._wake()
 
     def break_off(self) -> None:
         """Forget what waits: the log has to be read."""
         self._events.clear()
         self._num_tokens = 0
         self._has_hole = True
-        self._wake.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         """Let the stream raise `error`."""
         self.error = error
-        self._wake.set()
+        self._wake()
+
+    def stop(self) -> None:
+        """Let go of the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def get(self, timeout_s: float) -> Event | None:
         """Wait for the next event; None after silence or for a hole: look at the log.
@@ -76,10 +84,15 @@ class Subscription:
         Raises: what the connection failed with for good.
         """
         if not self._events and not self._has_hole and self.error is None:
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._wake.wait()
+            loop = asyncio.get_running_loop()
+            self._waiting_since = loop.time()
+            if self._timer is None:
+                self._timer = loop.call_later(timeout_s, self._look, loop, timeout_s)
+            self._waiter = loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         if self.error is not None:
             raise self.error
         if self._has_hole or not self._events:
@@ -88,6 +101,21 @@ class Subscription:
         event = self._events.popleft()
         self._num_tokens -= len(event.ids)
         return event
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        """End a wait that was silent; one timer serves all waits of that time, which are many."""
+        self._timer = None
+        if self._waiter is None:
+            return
+        left_s = self._waiting_since + timeout_s - loop.time()
+        if left_s > 0:
+            self._timer = loop.call_later(left_s, self._look, loop, timeout_s)
+        else:
+            self._wake()
 
 
 class SubscriptionHub:
@@ -135,6 +163,7 @@ class SubscriptionHub:
 
     async def release(self, subscription: Subscription) -> None:
         """End a subscription; the channel is left with its last one. Safe to repeat."""
+        subscription.stop()
         streams = self._streams.get(subscription.channel)
         if streams is None or subscription not in streams:
             return
