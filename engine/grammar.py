@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.hf import from_tokenizer
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tokenbus.engine.errors import GrammarRejected
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # Compiled grammars kept per tokenizer; one holds some 10 kB to 1 MB.
 _CACHE_SIZE = 256
+# Spells the end of sequence of tokenizers that have none.
+_END = "<|tokenbus end|>"
 # Larger sources are refused before they are parsed.
 _MAX_SOURCE_BYTES = 1 << 20
 
@@ -121,8 +124,8 @@ class GrammarCompiler:
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             name = type(tokenizer).__name__
             raise GrammarRejected("grammar", f"not possible with the slow tokenizer {name}")
-        self._tokenizer: LLTokenizer = from_tokenizer(
-            tokenizer, n_vocab=max(vocab_size, len(tokenizer)), eos_token=list(eos_token_ids)
+        self._tokenizer = _library_tokenizer(
+            tokenizer, max(vocab_size, len(tokenizer)), list(eos_token_ids)
         )
         self._width = bitmask_width(vocab_size)
         self._limits = LLParserLimits(verbose_errors=False)
@@ -177,6 +180,24 @@ def _compiler_of(
 ) -> GrammarCompiler:
     """Return the compiler of a tokenizer; a process serves few models."""
     return GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
+
+
+def _library_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, num_ids: int, eos_token_ids: list[int]
+) -> LLTokenizer:
+    """Wrap a tokenizer for the library, which wants an end of sequence.
+
+    A model without one gets an id behind its own: its output ends where the grammar leaves nothing
+    else, or by length.
+    """
+    if eos_token_ids:
+        return from_tokenizer(tokenizer, n_vocab=num_ids, eos_token=eos_token_ids)
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    backend.add_special_tokens([_END])
+    end_id = backend.token_to_id(_END)
+    return LLTokenizer(backend.to_str(), n_vocab=max(num_ids, end_id + 1), eos_token=[end_id])
 
 
 def _first_line(message: str) -> str:

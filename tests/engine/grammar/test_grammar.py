@@ -192,3 +192,20 @@ def test_listed_key_cannot_be_spelled_as_an_unlisted_one(
     assert accepts(compiler, tokenizer, spec, '{"b": true}')
     for text in ('{"a": true}', '{"\\u0061": true}', '{"\\/": true}', '{"a": 1, "a": true}'):
         assert not accepts(compiler, tokenizer, spec, text)
+
+
+def test_model_without_an_end_of_sequence_is_constrained_all_the_same(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """The mask has no bit for an end that the model cannot sample; the grammar still finishes."""
+    vocab_size = len(tokenizer)
+    matcher = (
+        GrammarCompiler(tokenizer, vocab_size, ())
+        .compile(GrammarSpec(GrammarKind.CHOICE, json.dumps(["yes", "no"])))
+        .matcher()
+    )
+    for token_id in encode(tokenizer, "yes"):
+        assert allowed(matcher, vocab_size)
+        matcher.accept(token_id)
+    assert matcher.is_finished
+    assert not allowed(matcher, vocab_size)

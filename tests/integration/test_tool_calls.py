@@ -1,0 +1,93 @@
+"""Tools of a job: the model calls them, validly by construction, also past a death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+from bus_workers import Story, follow, worker
+
+from tokenbus.engine import model_store
+from tokenbus.producer.errors import JobFailed
+
+if TYPE_CHECKING:
+    from tokenbus.producer.client import AsyncClient
+
+ORDER = {
+    "type": "object",
+    "properties": {
+        "order_id": {"type": "integer", "minimum": 1000, "maximum": 9999},
+        "carrier": {"enum": ["north post", "fast parcels"]},
+        "note": {"type": "string", "minLength": 20, "maxLength": 60},
+    },
+    "required": ["order_id", "carrier", "note"],
+    "additionalProperties": False,
+}
+MESSAGES = [{"role": "user", "content": "Where is my order 4711?"}]
+
+
+def tool(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Spell a tool as chat APIs do."""
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+@pytest.fixture(params=[pytest.param("smollm2-135m", marks=pytest.mark.slow)])
+def model(request: pytest.FixtureRequest) -> str:
+    """Return the folder of a model."""
+    return str(model_store.pull(request.param))
+
+
+async def test_calls_are_valid_and_the_same_after_the_engine_died(
+    client: AsyncClient, redis_url: str, pool: str, model: str
+) -> None:
+    """At temperature 1.5 the call validates; killed in the middle of it, it ends as unbroken.
+
+    A tool whose schema cannot be met fails its own job with the reason.
+    """
+    settings = {
+        "engine": "paged", "model": model, "dtype": "float32",
+        "device": "cpu", "num_pages": 100, "num_threads": 1,
+    }  # fmt: skip
+    asked: dict[str, Any] = {
+        "messages": MESSAGES, "tools": [tool("track", ORDER), tool("wait", {})],
+        "tool_choice": {"name": "track"}, "parallel_tool_calls": False,
+        "temperature": 1.5, "seed": 5, "max_tokens": 150,
+    }  # fmt: skip
+    async with worker(pool, redis_url, **settings) as running:
+        unbroken = await client.submit(**asked)
+        bad = {"type": "integer", "minimum": 5, "maximum": 3}
+        refused = await client.submit(
+            messages=MESSAGES, tools=[tool("count", {"properties": {"n": bad}, "required": ["n"]})]
+        )
+        whole = await client.result(unbroken.job_id, timeout_s=60)
+        with pytest.raises(JobFailed, match="Unsatisfiable"):
+            await client.result(refused.job_id, timeout_s=60)
+        job = await client.submit(**asked)
+        killed = False
+
+        def kill_once(story: Story) -> None:
+            nonlocal killed
+            if story.last >= len(whole.choices[0].ids) // 2 and not killed:
+                assert running.engine_pid is not None
+                killed = True
+                os.kill(running.engine_pid, signal.SIGKILL)
+
+        story = await follow(client, job.job_id, kill_once)
+        resumed = await client.result(job.job_id, timeout_s=60)
+    assert killed
+    assert len(story.epochs) == 2
+    assert resumed.choices[0].ids == whole.choices[0].ids
+    for result in (whole, resumed):
+        assert result.finish.reason == "stop"
+        [call] = result.tool_calls
+        assert call.name == "track"
+        jsonschema.validate(json.loads(call.arguments), ORDER)
+        assert result.content == ""
+        assert result.text.endswith("</tool_call>")
+        assert len(call.id) == 9
+    assert whole.tool_calls[0].arguments == resumed.tool_calls[0].arguments
+    assert whole.tool_calls[0].id != resumed.tool_calls[0].id
