@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.embedded import EmbeddedServer
 
-POOL = "arq-adapter"
+POOL = "default"
 NUM_TOKENS = 20
 START_TIMEOUT_S = 60.0
 BAR_MS = 60.0

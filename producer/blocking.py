@@ -18,6 +18,7 @@ from tokenbus.producer.settings import ClientSettings
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
+    from tokenbus.producer.control_scripts import Hook
     from tokenbus.producer.errors import ProducerError
     from tokenbus.producer.events import Event
     from tokenbus.producer.result import JobResult
@@ -145,6 +146,11 @@ class Client:
         """Cancel a job; False if it had ended before. Raises: as `AsyncClient.cancel`."""
         portal = self._portal()
         return portal.run(portal.client.cancel(job_id))
+
+    def webhook(self, job_id: str) -> Hook | None:
+        """Return the job's webhook with every try. Raises: as `AsyncClient.webhook`."""
+        portal = self._portal()
+        return portal.run(portal.client.webhook(job_id))
 
     def close(self) -> None:
         """Close all connections. Safe to repeat."""

@@ -220,7 +220,7 @@ def _add_control(parser: argparse.ArgumentParser) -> None:
     add("--webhook-keys", dest="webhook_keys_file", metavar="FILE",
         help="signing keys by tenant, in JSON (default: TOKENBUS_WEBHOOK_KEYS)")
     add("--queue", dest="adapter_queue", metavar="NAME",
-        help="arq queue of the adapter (default: arq:tokenbus)")
+        help="arq queue of the adapter (default: arq:tokenbus, with :POOL unless it is default)")
     add("--max-jobs", dest="adapter_max_jobs", type=int, metavar="N",
         help="jobs that the adapter waits for at once (default: 1000)")
     add("--poll-delay-s", dest="adapter_poll_delay_s", type=float, metavar="S",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from tokenbus.producer.connection import Server
+    from tokenbus.producer.control_scripts import Hook
     from tokenbus.producer.events import Event
     from tokenbus.producer.result import JobResult
     from tokenbus.producer.schema import JobRequest
@@ -197,6 +198,14 @@ class AsyncClient:
         if status == "unknown":
             raise JobUnknown(job_id)
         return status != "done"
+
+    async def webhook(self, job_id: str) -> Hook | None:
+        """Return the job's webhook with every try so far; None before the end or without one.
+
+        Raises: ServerUnreachable.
+        """
+        control, settings = self._scripts.control, self._settings
+        return await retrying(lambda: control.hook(job_id), self._server.url, settings.retry_for_s)
 
     async def close(self) -> None:
         """Close all connections; an embedded server ends with its last client."""

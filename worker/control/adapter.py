@@ -57,7 +57,7 @@ class AdapterWorker(Worker):
     def __init__(self, adapter: Adapter, redis: ArqRedis, settings: ControlSettings) -> None:
         super().__init__(
             [func(adapter.generate, name="generate")],
-            queue_name=settings.adapter_queue,
+            queue_name=settings.queue,
             redis_pool=redis,
             handle_signals=False,
             max_jobs=settings.adapter_max_jobs,
@@ -127,7 +127,7 @@ class Adapter:
                 keep_running(
                     lambda redis: AdapterWorker(self, redis, settings),
                     settings.arq_redis_url or self._client.effective_url,
-                    settings.adapter_queue,
+                    settings.queue,
                     settings.call_timeout_s,
                     settings.outage_timeout_s,
                 )
@@ -170,7 +170,9 @@ class Adapter:
     def _request(self, job_id: str, fields: dict[str, Any]) -> JobRequest:
         """Check the fields, and let the job expire before arq gives it up."""
         longest = self._settings.adapter_job_timeout_s - DEADLINE_MARGIN_S
-        deadline_s = min(fields.get("deadline_s") or longest, longest)
+        deadline_s = fields.get("deadline_s")
+        if deadline_s is None or (isinstance(deadline_s, int | float) and deadline_s > longest):
+            deadline_s = longest
         return JobRequest.build(**(fields | {"id": job_id, "deadline_s": deadline_s}))
 
     async def _submit(self, request: JobRequest, *, first_try: bool) -> Job | None:

@@ -106,7 +106,8 @@ class Crons:
                 await chore.run()
                 self._ran(chore.name, tick_ms, began)
 
-        return cron(run, name=f"chore:{chore.name}", timeout=CHORE_TIMEOUT_S, **chore.at)
+        name = self._arq_name(chore.name)
+        return cron(run, name=name, timeout=CHORE_TIMEOUT_S, **chore.at)
 
     def _entry(self, entry: Entry) -> CronJob:
         name = f"table:{entry.name}"
@@ -122,8 +123,16 @@ class Crons:
                 self._ran(name, tick_ms, began)
 
         return cron(
-            run, name=name, timeout=TABLE_TIMEOUT_S, max_tries=TABLE_MAX_TRIES, **entry.at.fields()
+            run,
+            name=self._arq_name(name),
+            timeout=TABLE_TIMEOUT_S,
+            max_tries=TABLE_MAX_TRIES,
+            **entry.at.fields(),
         )
+
+    def _arq_name(self, name: str) -> str:
+        """Return a cron's name with its pool: arq's job ids are one space for all queues."""
+        return f"{self.queue}:{name}"
 
     async def _submit(self, entry: Entry, tick_ms: int) -> None:
         """Submit the jobs of one tick. Raises: Retry while they cannot all be submitted."""

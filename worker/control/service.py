@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -59,6 +60,10 @@ async def serve(settings: ControlSettings) -> None:
     table = Timetable.load(settings.crons)
     keys = settings.signing_keys()
     policy = AddressPolicy(settings.webhook_allowed_networks)
+    # Names are looked up in threads; a few that hang must not keep the others waiting.
+    asyncio.get_running_loop().set_default_executor(
+        ThreadPoolExecutor(settings.webhook_concurrency, "look-up")
+    )
     async with contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(await _connect(settings))
         courier = await stack.enter_async_context(
@@ -84,7 +89,7 @@ async def serve(settings: ControlSettings) -> None:
 async def adapt(settings: ControlSettings) -> None:
     """Run arq's `generate` jobs on one pool until cancelled."""
     async with await _connect(settings) as client:
-        logs.get_logger().info("adapter.started", pool=settings.pool, queue=settings.adapter_queue)
+        logs.get_logger().info("adapter.started", pool=settings.pool, queue=settings.queue)
         await Adapter(client, settings).run()
 
 

@@ -46,7 +46,8 @@ class ControlSettings(BaseSettings):
     webhook_max_backoff_s: Seconds = 3600.0
     webhook_concurrency: int = Field(default=64, ge=1, le=4096)
 
-    adapter_queue: str = Field(default="arq:tokenbus", min_length=1, max_length=256)
+    # None is `arq:tokenbus`, with `:<pool>` behind it for any pool but the default one.
+    adapter_queue: str | None = Field(default=None, min_length=1, max_length=256)
     adapter_max_jobs: int = Field(default=1000, ge=1, le=100_000)
     adapter_poll_delay_s: float = Field(default=0.02, ge=0.001, le=60)
     # What arq gives a job as a whole; the job's own deadline at the pool lies 5 s before it.
@@ -75,6 +76,12 @@ class ControlSettings(BaseSettings):
         except SettingsError as error:
             # A variable that has to be JSON and is not; its value may be a key and is not shown.
             raise SettingsInvalid(f"{error}: it has to be JSON") from None
+
+    @property
+    def queue(self) -> str:
+        """Return the arq queue of the adapter."""
+        own = "arq:tokenbus" if self.pool == "default" else f"arq:tokenbus:{self.pool}"
+        return self.adapter_queue or own
 
     def signing_keys(self) -> dict[str, tuple[str, ...]]:
         """Return the keys of every tenant. Raises: SettingsInvalid if the file is not as it says.

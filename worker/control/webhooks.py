@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 POLL_INTERVAL_S = 0.2
 # Between the end of a POST and its record; a call to the server takes a fraction of it.
 _RECORD_MARGIN_S = 5.0
-_BUSY_HOST_PAUSE_S = 1.0
+_BUSY_PAUSE_S = 1.0
 _OUTAGE_PAUSE_S = 2.0
 _GONE = 410
 
@@ -55,9 +55,9 @@ class Webhooks:
         self._keys = keys
         self._settings = settings
         self._lease_s = settings.webhook_timeout_s + _RECORD_MARGIN_S
-        # A receiver that never answers holds up its own calls only.
-        self._max_per_host = max(1, settings.webhook_concurrency // 2)
-        self._hosts: Counter[str] = Counter()
+        # A receiver that never answers, and a tenant with many of them, hold up their own calls.
+        self._max_per_party = max(1, settings.webhook_concurrency // 2)
+        self._parties: Counter[str] = Counter()
         self._running: set[asyncio.Task[None]] = set()
         self._log = get_logger()
 
@@ -87,11 +87,11 @@ class Webhooks:
 
     async def _deliver(self, hook: ClaimedHook, claimed_at: float) -> None:
         """Try one hook; what cannot be recorded is tried again when the lease is over."""
-        host = urlsplit(hook.url).netloc
-        self._hosts[host] += 1
+        parties = (f"host {urlsplit(hook.url).netloc}", f"tenant {hook.tenant}")
+        self._parties.update(parties)
         try:
-            if self._hosts[host] > self._max_per_host:
-                pause_s = _BUSY_HOST_PAUSE_S * random.uniform(0.5, 1.0)
+            if any(self._parties[party] > self._max_per_party for party in parties):
+                pause_s = _BUSY_PAUSE_S * random.uniform(0.5, 1.0)
                 await self._settle(hook, HookOutcome.POSTPONE, Answer(None), b"", pause_s)
                 return
             body = hook.body or await self._body(hook)
@@ -106,9 +106,9 @@ class Webhooks:
             # The job boundary: one hook takes down no other.
             self._log.exception("webhook.failed", job_id=hook.job_id)
         finally:
-            self._hosts[host] -= 1
-            if not self._hosts[host]:
-                del self._hosts[host]
+            self._parties.subtract(parties)
+            # What counts nothing is dropped, or every host ever called would stay.
+            self._parties = +self._parties
 
     async def _try(self, hook: ClaimedHook, body: bytes, claimed_at: float) -> Answer | None:
         """Post the body; None where the claim grew too old for it, so that another may have it."""

@@ -8,11 +8,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from bus_servers import server_binary
 from bus_stubs import raw, until
 from bus_workers import PATIENCE_S, expected_text, follow
 from bus_workers import worker as pool_worker
 from control_processes import control_process
+from mortal_server import MortalServer
 
+from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.errors import JobUnknown
 from tokenbus.producer.replies import JobState
 from tokenbus.worker.control.adapter import Adapter
@@ -25,8 +28,6 @@ if TYPE_CHECKING:
 
     from arq.connections import ArqRedis
     from arq.jobs import Job
-
-    from tokenbus.producer.client import AsyncClient
 
 
 @pytest.fixture
@@ -240,11 +241,34 @@ async def test_pickled_job_is_refused_and_said_so(
     assert await raw(client.scripts).zcard(queue) == 0
 
 
+async def test_server_that_dies_and_comes_back_is_waited_for(queue: str, pool: str) -> None:
+    """Arq's worker starts anew with the server, and the jobs go on where they were."""
+    server = MortalServer(server_binary("valkey"))
+    await server.start()
+    try:
+        arq = connect_arq(server.url, queue)
+        async with (
+            await AsyncClient.connect(server.url, pool) as client,
+            pool_worker(pool, server.url, null_tokens_per_s=30),
+            adapting(client, queue, adapter_lock_s=1),
+        ):
+            job = await enqueue(arq, "survivor", prompt="x", max_tokens=40, seed=4)
+            await until(running(client, "survivor"))
+            server.kill()
+            await server.start()
+            async with Results(arq, queue) as done, asyncio.timeout(PATIENCE_S):
+                result = await done.of(job)
+            await arq.aclose(close_connection_pool=True)
+    finally:
+        server.close()
+    assert result["text"] == expected_text(4, 40)
+
+
 async def test_full_queue_is_waited_for(
     client: AsyncClient, arq: ArqRedis, queue: str, pool: str, redis_url: str
 ) -> None:
     """Jobs over the queue's bound wait in line instead of failing."""
-    small = type(client).connect(
+    small = AsyncClient.connect(
         redis_url, pool, client._settings.model_copy(update={"max_pool_tokens": 60})
     )
     async with (

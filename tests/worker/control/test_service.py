@@ -53,7 +53,7 @@ async def test_service_delivers_and_is_healthy_and_stops_in_order(
             pass
         service.process.send_signal(signal.SIGTERM)
         assert await service.process.wait() == 0
-    hook = await client.scripts.control.hook(job.job_id)
+    hook = await client.webhook(job.job_id)
     assert hook is not None
     assert hook.state is HookState.DELIVERED
     [call] = shop.calls

@@ -35,7 +35,9 @@ LOOPBACK = ["127.0.0.1/32"]
 
 async def ended(scripts: Scripts, job_id: str, url: str, **fields: Any) -> None:
     """Run a job with a webhook to its end, by hand."""
-    request = JobRequest.build(id=job_id, prompt="x", tenant="acme", callback_url=url, **fields)
+    request = JobRequest.build(
+        **({"id": job_id, "prompt": "x", "tenant": "acme", "callback_url": url} | fields)
+    )
     await submit(scripts, new_job(request))
     worker = StubWorker(scripts)
     await worker.reconcile()
@@ -224,11 +226,12 @@ async def test_hanging_receiver_holds_up_no_other(scripts: Scripts) -> None:
         return web.Response(status=200)
 
     values = {"webhook_concurrency": 4, "webhook_timeout_s": 30}
+    keys = {"acme": KEY, "other": KEY}
     async with receiver(answer) as slow, receiver() as shop:
         for number in range(8):
             await ended(scripts, f"slow-{number}", slow.url())
-        await ended(scripts, "quick", shop.url())
-        async with delivering(scripts, **values):
+        await ended(scripts, "quick", shop.url(), tenant="other")
+        async with delivering(scripts, webhook_keys=keys, **values):
             assert (await settled(scripts, "quick")).state is HookState.DELIVERED
             assert len(slow.calls) <= 2
             hang.set()
