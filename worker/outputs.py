@@ -114,6 +114,18 @@ class Outputs:
                 self._ledger.correct(job)
                 self._log.debug("job.preempted", job_id=job.job_id, tokens=job.last)
         jobs = list(map(find, step.request_ids))
+        # Other processes begin at once. A desk of this one decides on ends before it returns, which
+        # must not come before the phases say which pages the engine has freed.
+        if self.publishers is not None and self.publishers.num_processes:
+            self.credit(self.publishers.take_step(step, jobs))
+        self._account(step, jobs, now)
+        if self.publishers is not None and not self.publishers.num_processes:
+            self.credit(self.publishers.take_step(step, jobs))
+        if step.ends:
+            self.pages_changed()
+
+    def _account(self, step: StepRecord, jobs: list[HeldJob | None], now: float) -> None:
+        """Count the tokens of a step and note which jobs the engine has ended."""
         running = Phase.RUNNING
         for job, choice, count in zip(jobs, step.choices, step.counts, strict=True):
             if count and job is not None and job.phase is running:
@@ -121,10 +133,6 @@ class Outputs:
                 job.timings.see_tokens(now)
         for row, reason, *_ in step.ends:
             self._take_end(jobs[row], reason)
-        if self.publishers is not None:
-            self.credit(self.publishers.take_step(step, jobs))
-        if step.ends:
-            self.pages_changed()
 
     def _take_end(self, job: HeldJob | None, reason: FinishReason) -> None:
         """Note that the engine has ended a choice; with the last its pages are free there.

@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from bus_servers import pool, redis_url, server
 from bus_workers import expected_ids, expected_text, follow, until, worker
 
+from tokenbus.engine.null_tokenizer import build_null_tokenizer
+from tokenbus.engine.types import Admission, EngineStats, FinishReason
 from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.connection import make_redis
+from tokenbus.producer.replies import PulledJob
+from tokenbus.producer.scripts import Scripts
+from tokenbus.worker.handoff import StepRecord
 from tokenbus.worker.publishing.build import num_processes
+from tokenbus.worker.publishing.desk import Desk
+from tokenbus.worker.publishing.messages import (
+    Committed,
+    GiveBack,
+    Lost,
+    OpenGate,
+    Taken,
+    TakeOver,
+    Tokens,
+)
 from tokenbus.worker.publishing.pace import MAX_HOLD_S, Pace
+from tokenbus.worker.publishing.publishers import Publishers
+from tokenbus.worker.roster import Roster
+from tokenbus.worker.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from bus_workers import Story
+
+    from tokenbus.worker.publishing.messages import Answer, Order
 
 __all__ = ["pool", "redis_url", "server"]
 
@@ -108,3 +130,158 @@ async def test_stop_string_and_cancel_cross_the_process_border(
         await until(lambda: running.num_held == 0)
         assert running.metrics.jobs_finished == 1
         assert running.metrics.jobs_cancelled == 1
+
+
+async def test_publisher_without_renewals_stops_by_itself(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """A gate opened on a renewal that is too old lets nothing through; the next one does."""
+    redis = make_redis(redis_url)
+    session = Session(redis, lease_ttl_s=1.0)
+    answers: list[Answer] = []
+    news = asyncio.Event()
+
+    def emit(answer: Answer) -> None:
+        answers.append(answer)
+        news.set()
+
+    desk = Desk(session, redis, Scripts(redis, pool), build_null_tokenizer(), "w", emit)
+    session.on_lost = lambda reason: emit(Lost(desk.generation, reason))
+    pumps = asyncio.create_task(_pump(desk))
+    async with asyncio.timeout(20):
+        desk.obey(OpenGate(0, time.monotonic() - 3.5))
+        desk.obey(TakeOver(1, "s0-j", 1, 1, None))
+        await news.wait()
+        assert [type(answer) for answer in answers] == [Lost]
+        assert await client.scripts.log.events("s0-j") is None
+        news.clear()
+        desk.obey(OpenGate(1, time.monotonic()))
+        await news.wait()
+    assert answers[1:] == [Taken(1, 1, 0, [()], [None])]
+    pumps.cancel()
+    await asyncio.wait([pumps])
+    await redis.aclose()
+
+
+async def _pump(desk: Desk) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        desk.run_in(tasks)
+
+
+async def test_answers_of_a_lost_session_count_for_nothing(redis_url: str) -> None:
+    """What a server said before it was lost is not acted upon; after it, it is (R7)."""
+    redis = make_redis(redis_url)
+    session = Session(redis, lease_ttl_s=5.0)
+    roster = Roster()
+    job = roster.take(PulledJob("s0-j", 1, 1, 1, "t", 1, False, 0, None, b"{}"))
+    publishers = Publishers(session, roster, [])
+    seen: list[tuple[str, str]] = []
+    publishers.on_committed = lambda job, finish: seen.append((job.job_id, finish))
+    session.open()
+    session.lose("a test")
+    session.open()
+    publishers.receive(Committed(session.generation - 1, job.request_id, "old"))
+    assert seen == []
+    publishers.receive(Committed(session.generation, job.request_id, "new"))
+    assert seen == [("s0-j", "new")]
+    publishers.receive(Lost(session.generation - 1, "old news"))
+    assert session.is_open
+    publishers.receive(Lost(session.generation, "news"))
+    assert not session.is_open
+    await redis.aclose()
+
+
+class _PaperPress:
+    """A press that notes its orders and claims to be as busy as it is told."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.num_jobs = 0
+        self.orders: list[Order] = []
+
+    def send(self, order: Order) -> None:
+        self.orders.append(order)
+
+    def busy_share(self) -> float:
+        return self.share
+
+    async def start(self) -> None:
+        """Be there at once."""
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def stop(self) -> None:
+        """End nothing."""
+
+
+async def test_busy_publishers_get_company_for_the_jobs_to_come(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full press is joined by another with an open gate; jobs stay where they are."""
+    monkeypatch.setattr("tokenbus.worker.publishing.publishers._LOOK_INTERVAL_S", 0.01)
+    redis = make_redis(redis_url)
+    session = Session(redis, lease_ttl_s=5.0)
+    roster = Roster()
+    first, second = _PaperPress(0.9), _PaperPress(0.1)
+    publishers = Publishers(session, roster, [first], lambda: second, 3)
+    session.open()
+    publishers.open_gate()
+    old, new = (
+        roster.take(PulledJob(f"s0-{name}", 1, 1, 1, "t", 1, False, 0, None, b"{}"))
+        for name in ("old", "new")
+    )
+    publishers.take_over(old, None)
+    running = asyncio.create_task(publishers.run())
+    await until(lambda: publishers.num_processes == 2)
+    publishers.take_over(new, None)
+    publishers.give_back(old)
+    publishers.give_back(new)
+    assert [type(order) for order in first.orders] == [OpenGate, TakeOver, GiveBack]
+    assert [type(order) for order in second.orders] == [OpenGate, TakeOver, GiveBack]
+    running.cancel()
+    await asyncio.wait([running])
+    await redis.aclose()
+
+
+def _step(keys: list[int]) -> StepRecord:
+    """Make a step of one token a key, the last of which ends."""
+    rows = len(keys)
+    end = (rows - 1, FinishReason.LENGTH, None, None)
+    admitted = [Admission(keys[0], 8, 4)]
+    stats = EngineStats(9, 1, 0, rows, 0)
+    ids = [100 + key for key in keys]
+    return StepRecord(keys, [0] * rows, [1] * rows, ids, [end], [], [], admitted, [], stats, 1.0)
+
+
+async def test_each_press_gets_the_rows_of_its_jobs(redis_url: str) -> None:
+    """A step is cut by job; rows of jobs that have left are counted, not sent."""
+    redis = make_redis(redis_url)
+    roster = Roster()
+    presses = [_PaperPress(0.0), _PaperPress(0.0)]
+    publishers = Publishers(Session(redis, lease_ttl_s=5.0), roster, presses)
+    jobs = [
+        roster.take(PulledJob(f"s0-{number}", 1, 1, 1, "t", 1, False, 0, None, b"{}"))
+        for number in range(5)
+    ]
+    for job in jobs:
+        publishers.take_over(job, None)
+    keys = [job.request_id for job in jobs]
+    publishers.forget(jobs[1])
+    found = [jobs[0], None, *jobs[2:]]
+    assert publishers.take_step(_step(keys), found) == 1
+    parts = [press.orders[-1] for press in presses]
+    assert [part.keys for part in parts if isinstance(part, Tokens)] == [
+        [keys[0], keys[2], keys[4]],
+        [keys[3]],
+    ]
+    assert [part.token_ids for part in parts if isinstance(part, Tokens)] == [
+        [100 + keys[0], 100 + keys[2], 100 + keys[4]],
+        [100 + keys[3]],
+    ]
+    assert [part.ends for part in parts if isinstance(part, Tokens)] == [
+        [(2, "length", None, None)],
+        [],
+    ]
+    assert [part.cached for part in parts if isinstance(part, Tokens)] == [[(keys[0], 4)], []]
+    await redis.aclose()

@@ -6,6 +6,7 @@ obeys the worker's orders at once and answers through `emit`; pumps do what take
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -33,7 +34,6 @@ from tokenbus.worker.publishing.messages import (
 from tokenbus.worker.publishing.pump import NUM_PUMPS, Pump
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from redis.asyncio import Redis
@@ -47,7 +47,10 @@ if TYPE_CHECKING:
 
 
 class Desk:
-    """All manuscripts of one publisher. `emit` takes its answers, in order."""
+    """All manuscripts of one publisher. `emit` takes its answers, in order.
+
+    Progress is told of `report_after_s` later, where each answer costs a message.
+    """
 
     def __init__(
         self,
@@ -57,6 +60,7 @@ class Desk:
         tokenizer: PreTrainedTokenizerBase | ByteTable,
         worker: str,
         emit: Callable[[Answer], None],
+        report_after_s: float = 0.0,
     ) -> None:
         self.session = session
         self.scripts = scripts
@@ -69,6 +73,8 @@ class Desk:
         self._composer = Composer(self._manuscripts, self._queue, emit)
         self._progress = Progress()
         self._lags = Histogram()
+        self._report_after_s = report_after_s
+        self._report_is_due = False
         self._tasks: asyncio.TaskGroup | None = None
         self._log = get_logger()
 
@@ -77,6 +83,11 @@ class Desk:
         self._tasks = tasks
         for pump in self._pumps:
             tasks.create_task(pump.run())
+
+    async def close(self) -> None:
+        """Close the connections of pumps that have stopped."""
+        for pump in self._pumps:
+            await pump.close()
 
     def obey(self, order: Order) -> None:
         """Carry one order out, as far as it needs no server; start what does."""
@@ -159,7 +170,15 @@ class Desk:
         self.report()
 
     def report(self) -> None:
-        """Tell the worker what was done since the last time."""
+        """Tell the worker, at once or soon, what was done since the last time."""
+        if self._report_after_s <= 0:
+            self._report_now()
+        elif not self._report_is_due:
+            self._report_is_due = True
+            asyncio.get_running_loop().call_later(self._report_after_s, self._report_now)
+
+    def _report_now(self) -> None:
+        self._report_is_due = False
         done = self._progress
         if done.freed_tokens or done.calls:
             done.lags, done.lag_sum_s = self._lags.counts, self._lags.sum_s

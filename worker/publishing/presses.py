@@ -36,6 +36,10 @@ class Press(Protocol):
         """Return the share of a core that it used since it was asked last."""
         ...
 
+    async def start(self) -> None:
+        """Get ready for orders. Raises: PublisherDied."""
+        ...
+
     async def run(self) -> None:
         """Work for ever. Raises: PublisherDied."""
         ...
@@ -60,13 +64,17 @@ class LocalPress:
         """Return nothing: its time is the worker's."""
         return 0.0
 
+    async def start(self) -> None:
+        """Be ready: the desk is."""
+
     async def run(self) -> None:
         """Run the desk's pumps for ever."""
         async with asyncio.TaskGroup() as tasks:
             self._desk.run_in(tasks)
 
     async def stop(self) -> None:
-        """End nothing."""
+        """Close the desk's connections."""
+        await self._desk.close()
 
 
 class _Wire(asyncio.Protocol):

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
     from tokenbus.worker.publishing.messages import Answer
 
+# Progress of several calls in one message; the credit that it returns is for seconds of tokens.
+_REPORT_AFTER_S = 0.005
+
 
 class PublisherProcess(asyncio.Protocol):
     """Receives orders, builds the desk from the first of them, sends what it answers."""
@@ -75,7 +78,8 @@ class PublisherProcess(asyncio.Protocol):
         redis = make_redis(order.redis_url, order.call_timeout_s)
         session = Session(redis, order.lease_ttl_s)
         scripts = Scripts(redis, order.pool, timeout_s=order.call_timeout_s)
-        desk = Desk(session, redis, scripts, _text_source(order), order.worker, self._emit)
+        text, worker = _text_source(order), order.worker
+        desk = Desk(session, redis, scripts, text, worker, self._emit, _REPORT_AFTER_S)
         session.on_lost = lambda reason: self._emit(Lost(desk.generation, reason))
         desk.run_in(self._tasks)
         collector.settle()

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.handoff import StepRecord
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.publishing.messages import Answer, Order, TextRules
-    from tokenbus.worker.publishing.presses import Press, ProcessPress
+    from tokenbus.worker.publishing.presses import Press
     from tokenbus.worker.roster import Roster
     from tokenbus.worker.session import Session
 
@@ -55,7 +55,7 @@ class Publishers:
         session: Session,
         roster: Roster,
         presses: Sequence[Press],
-        make_press: Callable[[], ProcessPress] | None = None,
+        make_press: Callable[[], Press] | None = None,
         max_presses: int = 0,
     ) -> None:
         self._session = session
@@ -182,13 +182,13 @@ class Publishers:
         for press in self._presses:
             await press.stop()
 
-    async def _add(self, press: ProcessPress, tasks: asyncio.TaskGroup) -> None:
+    async def _add(self, press: Press, tasks: asyncio.TaskGroup) -> None:
         await press.start()
         self._presses.append(press)
         tasks.create_task(press.run())
         if self._gate is not None and self._session.is_open:
             press.send(OpenGate(self._session.generation, self._session.renewed_at))
-        self._log.info("publisher.started", pid=press.pid, publishers=len(self._presses))
+        self._log.info("publisher.started", publishers=len(self._presses))
 
     def _pass_on(self, job: HeldJob, answer: Answer) -> None:
         match answer:

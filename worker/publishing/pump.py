@@ -74,6 +74,10 @@ class Pump:
         """Take another connection for the session that opens."""
         self._must_renew = True
 
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._wire.renew()
+
     async def run(self) -> None:
         """Pump for ever."""
         while True:
