@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 from bus_workers import Story, follow, worker
+from tiny_model import TinyModel
 
 from tokenbus.engine import model_store
 from tokenbus.producer.errors import JobFailed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tokenbus.producer.client import AsyncClient
 
 ORDER = {
@@ -35,9 +38,11 @@ def tool(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "parameters": parameters}}
 
 
-@pytest.fixture(params=[pytest.param("smollm2-135m", marks=pytest.mark.slow)])
-def model(request: pytest.FixtureRequest) -> str:
-    """Return the folder of a model."""
+@pytest.fixture(params=["tiny", pytest.param("smollm2-135m", marks=pytest.mark.slow)])
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Return the folder of a tiny model, or of the demo model."""
+    if request.param == "tiny":
+        return str(TinyModel(tmp_path).folder)
     return str(model_store.pull(request.param))
 
 

@@ -38,7 +38,7 @@ class TinyModel:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=1024,
             # Wide enough that the output varies and few positions are near ties.
             initializer_range=0.4,
             eos_token_id=None,
