@@ -197,6 +197,7 @@ def _library_tokenizer(
     backend.no_truncation()
     backend.add_special_tokens([_END])
     end_id = backend.token_to_id(_END)
+    assert end_id is not None
     return LLTokenizer(backend.to_str(), n_vocab=max(num_ids, end_id + 1), eos_token=[end_id])
 
 
