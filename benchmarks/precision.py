@@ -63,7 +63,12 @@ def sample(
         attention: Any = loaded.attention
         attention.pays = lambda rows, pages: grouped and rows > 1 and pages > 0
     engine = engine_for(loaded, config)
-    params = {"max_tokens": NUM_TOKENS, "temperature": TEMPERATURE, "ignore_eos": True, "logprobs": 0}
+    params = {
+        "max_tokens": NUM_TOKENS,
+        "temperature": TEMPERATURE,
+        "ignore_eos": True,
+        "logprobs": 0,
+    }
     for idx, prompt in enumerate(prompts):
         engine.add(Request(idx, prompt, SamplingParams(seed=idx, **params)))
     tokens: list[list[int]] = [[] for _ in prompts]
