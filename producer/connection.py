@@ -16,6 +16,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     ClusterError,
+    OutOfMemoryError,
     ReadOnlyError,
     RedisClusterException,
     RedisError,
@@ -45,6 +46,7 @@ _AWAY = (
     RedisTimeoutError,
     BusyLoadingError,
     ReadOnlyError,
+    OutOfMemoryError,
     # A cluster that is moving slots, electing a master or not whole.
     AskError,
     ClusterError,
@@ -54,7 +56,9 @@ _AWAY = (
     TimeoutError,
     OSError,
 )
-_AWAY_ANSWERS = ("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY")
+_AWAY_ANSWERS = (
+    *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "ASK"),
+)
 
 
 def is_refused(error: BaseException | None) -> bool:

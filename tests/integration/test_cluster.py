@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,12 +44,14 @@ async def test_jobs_survive_a_worker_on_three_masters(cluster_url: str, pool: st
     """
     async with await AsyncClient.connect(cluster_url, pool=pool, settings=PATIENT) as client:
         ride = Ride(client, NullCargo(tokens_per_s=60), random.Random(6), cluster_url)
-        async with forked_worker(**ride.settings()) as first, forked_worker(**ride.settings()):
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(forked_worker(**ride.settings()))
             await ride.board(12, 60)
             assert len({shard_of(job_id) for job_id in ride.wanted}) > 1
             unwanted = await client.submit("never mind", max_tokens=4000)
             await ride.until_seen(5, 12)
             first.kill()
+            await stack.enter_async_context(forked_worker(**ride.settings()))
             assert await client.cancel(unwanted.job_id)
             stories = await ride.arrive()
             assert any(len(story.epochs) > 1 for story in stories.values())

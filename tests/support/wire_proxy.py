@@ -41,13 +41,15 @@ class Moment(Enum):
 class Trap:
     """Wait for the `nth` call of a script from now on, then run `spring` at the moment asked for.
 
-    Unless `delivered`, the connection of the call is cut.
+    Unless `delivered`, the connection of the call is cut. With an `answer`, an error as the server
+    words it, the call gets that instead and the connection stays.
     """
 
     script: str
     moment: Moment
     nth: int
     spring: Callable[[], None]
+    answer: str = ""
     _sprung: asyncio.Event = field(default_factory=asyncio.Event)
 
     def close(self) -> None:
@@ -103,6 +105,12 @@ class WireProxy:
     def trap(self, script: str, moment: Moment, spring: Callable[[], None], nth: int = 1) -> Trap:
         """Set a trap that closes once."""
         trap = Trap(script, moment, nth, spring)
+        self._traps.append(trap)
+        return trap
+
+    def refuse(self, script: str, answer: str, nth: int = 1) -> Trap:
+        """Let a call be answered by an error, as by a server that did not carry it out."""
+        trap = Trap(script, Moment.NEVER, nth, lambda: None, answer)
         self._traps.append(trap)
         return trap
 
@@ -205,6 +213,10 @@ class _Connection:
             parser.feed(data)
             while (call := parser.gets()) is not False:
                 trap = self._proxy.trap_of(call)
+                if trap is not None and trap.answer:
+                    self._writer.write(f"-{trap.answer}\r\n".encode())
+                    trap.close()
+                    continue
                 if trap is not None and trap.moment is Moment.NEVER:
                     trap.close()
                     return
