@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +146,10 @@ class _Vllm(Contestant):
     """vLLM's CPU build as installed, offline."""
 
     def __init__(self, order: Order) -> None:
-        import vllm
+        vllm: Any = import_module("vllm")
 
         longest = max(case.prompt_len + case.output_len for case in order.cases)
-        self._vllm: Any = vllm
+        self._vllm = vllm
         self._llm: Any = vllm.LLM(
             order.model, dtype=order.dtype, max_model_len=longest + 1, enable_prefix_caching=False
         )

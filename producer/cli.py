@@ -110,7 +110,7 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"),
         help="number format of weights and pages (default: auto, what the model was saved in)")
     add("--quantization", choices=("int8",),
-        help="round weights to a byte each on a CPU: faster, a little less exact (default: off)")
+        help="round weights to a byte each on a CPU, for few jobs at a time (default: off)")
     add("--device", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
     add("--threads", dest="num_threads", type=int, metavar="N",
         help="compute threads on a CPU (default: one per core)")

@@ -134,13 +134,14 @@ class NativeOps(TorchOps):
         if self._int8_weights:
             weight, scales = _int8(weight)
         self._library.pack(weight, packed, linear.weight.dtype)
-        linear.packed = LinearArgs(
+        packed_args = LinearArgs(
             packed.data_ptr(), self._panel_floats(linear.bias, num_outputs),
             self._panel_floats(scales, num_outputs), num_inputs, num_outputs,
         )  # fmt: skip
+        linear.packed = packed_args
         if not keep:
             linear.weight = linear.weight.new_empty((0, num_inputs))
-        return linear.packed
+        return packed_args
 
     def _panel_floats(self, values: Tensor | None, num_outputs: int) -> int | None:
         """Return the address of one float32 per output, filled up to whole panels."""

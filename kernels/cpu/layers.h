@@ -45,11 +45,19 @@ template <class Kind, class Sink>
 TOKENBUS_INLINE void linear_panel(const Linear& linear, const typename Kind::Value* x, size_t stride,
                                   int num_rows, int panel, typename Kind::Value* wide, Sink sink) {
     alignas(kCacheLine) float tile[kTileRows<kLinearVectors> * kPanel];
-    auto weight = panel_of<Kind>(linear, panel, wide);
+    // A single tile of rows widens as it multiplies, while the next weights are on their way.
+    const bool narrow = linear.scales != nullptr && num_rows <= kTileRows<kLinearVectors>;
+    auto weight = narrow ? nullptr : panel_of<Kind>(linear, panel, wide);
     int column = panel * kPanel, width = std::min(kPanel, linear.num_outputs - column);
     for_tiles<kLinearVectors>(0, num_rows, [&](int row, int count) {
-        multiply_tile<Kind, kLinearVectors>(x + row * stride, stride, count, weight,
-                                            linear.num_inputs, tile);
+        if (narrow) {
+            multiply_tile<Kind, kLinearVectors>(x + row * stride, stride, count,
+                                                narrow_panel_of<Kind>(linear, panel),
+                                                linear.num_inputs, tile);
+        } else {
+            multiply_tile<Kind, kLinearVectors>(x + row * stride, stride, count, weight,
+                                                linear.num_inputs, tile);
+        }
         for (int r = 0; r < count; r++) {
             float* sums = tile + r * kPanel;
             if (linear.scales != nullptr)

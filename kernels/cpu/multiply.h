@@ -28,9 +28,10 @@ constexpr int kTileRows = kLanes == 16 ? (NR == 3 ? 8 : 6) : (NR == 3 ? 4 : 3);
 // Bytes that a row or two of products run ahead of the weights: memory is what they wait for.
 constexpr int kPrefetchBytes = 4096;
 
-template <class Kind, int NR, int MR>
-inline void multiply_rows(const typename Kind::Value* x, size_t stride, const typename Kind::Value* w,
-                          int num_inputs, float* out) {
+// Weights are of the kind's own type, or of int8 and widened on the way.
+template <class Kind, int NR, int MR, class W>
+inline void multiply_rows(const typename Kind::Value* x, size_t stride, const W* w, int num_inputs,
+                          float* out) {
     vf acc[MR][NR];
     for (int r = 0; r < MR; r++)
         for (int j = 0; j < NR; j++) acc[r][j] = vf{};
@@ -51,9 +52,9 @@ inline void multiply_rows(const typename Kind::Value* x, size_t stride, const ty
 }
 
 // out: [num_rows, NR * kLanes]; num_rows <= kTileRows<NR>; x: rows `stride` values apart.
-template <class Kind, int NR>
-inline void multiply_tile(const typename Kind::Value* x, size_t stride, int num_rows,
-                          const typename Kind::Value* w, int num_inputs, float* out) {
+template <class Kind, int NR, class W>
+inline void multiply_tile(const typename Kind::Value* x, size_t stride, int num_rows, const W* w,
+                          int num_inputs, float* out) {
     switch (num_rows) {
         case 1: return multiply_rows<Kind, NR, 1>(x, stride, w, num_inputs, out);
         case 2: return multiply_rows<Kind, NR, 2>(x, stride, w, num_inputs, out);
@@ -102,6 +103,12 @@ inline size_t padded(int num_inputs) {
     return size_t((num_inputs + Kind::kStep - 1) / Kind::kStep * Kind::kStep);
 }
 
+template <class Kind>
+inline const int8_t* narrow_panel_of(const Linear& linear, int panel) {
+    const size_t size = kPanel * padded<Kind>(linear.num_inputs);
+    return static_cast<const int8_t*>(linear.weight) + panel * size;
+}
+
 // A panel's weights. Those of int8 are widened into `wide`, [kPanel * inputs], once for all rows:
 // read from memory they are half of bfloat16, and the copy does not leave L2.
 template <class Kind>
@@ -110,7 +117,7 @@ inline const typename Kind::Value* panel_of(const Linear& linear, int panel,
     const size_t size = kPanel * padded<Kind>(linear.num_inputs);
     if (linear.scales == nullptr)
         return static_cast<const typename Kind::Value*>(linear.weight) + panel * size;
-    const int8_t* narrow = static_cast<const int8_t*>(linear.weight) + panel * size;
+    const int8_t* narrow = narrow_panel_of<Kind>(linear, panel);
     for (size_t i = 0; i < size; i += kLanes) {
         if (i % kCacheLine == 0) __builtin_prefetch(narrow + i + kPrefetchBytes);
         store(wide + i, load(narrow + i));

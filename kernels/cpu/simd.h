@@ -137,6 +137,7 @@ struct Float {
     static constexpr int kStep = 1;
 
     static TOKENBUS_INLINE vf weights(const float* w) { return load(w); }
+    static TOKENBUS_INLINE vf weights(const int8_t* w) { return load(w); }
     static TOKENBUS_INLINE vf spread(const float* x) { return splat(*x); }
     static TOKENBUS_INLINE vf dot(vf acc, vf w, vf x) { return acc + w * x; }
 };
@@ -149,6 +150,16 @@ struct Bfloat {
         vu value;
         std::memcpy(&value, w, sizeof value);
         return value;
+    }
+    static TOKENBUS_INLINE vu weights(const int8_t* w) {
+#if defined(__AVX512BF16__)
+        return (vu)_mm512_cvtne2ps_pbh((__m512)load(w + kLanes), (__m512)load(w));
+#else
+        bf16 wide[2 * kLanes];
+        store(wide, load(w));
+        store(wide + kLanes, load(w + kLanes));
+        return weights(wide);
+#endif
     }
     static TOKENBUS_INLINE vu spread(const bf16* x) {
         uint32_t pair;
