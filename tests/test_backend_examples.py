@@ -1,0 +1,155 @@
+"""The examples of web backends and of other languages run as they stand, against one worker."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+from urllib.parse import urlencode
+
+import pytest
+
+from tokenbus.producer.blocking import Client
+from tokenbus.producer.embedded import start_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+_WORKER = [sys.executable, "-P", "-m", "tokenbus.producer.cli", "worker", "--engine", "null"]
+START_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def bus() -> Iterator[str]:
+    """Run a server and a worker that takes its time; give the URL."""
+    server = start_private()
+    env = {"TOKENBUS_REDIS_URL": server.url, "TOKENBUS_NULL_TOKENS_PER_S": "100"}
+    with subprocess.Popen(_WORKER, env=os.environ | env, stderr=subprocess.DEVNULL) as worker:
+        yield server.url
+        worker.kill()
+    server.close()
+
+
+class Backend:
+    """A backend of the examples as its users start it."""
+
+    def __init__(self, name: str, url: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        env = os.environ | {"TOKENBUS_REDIS_URL": url, "PORT": str(self.port)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", EXAMPLES / name], env=env, stderr=subprocess.DEVNULL
+        )
+
+    def __enter__(self) -> Self:
+        """Wait until it listens."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+            except ConnectionError:
+                assert self._process.poll() is None, "the example ended"
+                assert time.monotonic() < deadline, "the example does not listen"
+                time.sleep(0.05)
+            else:
+                return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def ask(
+        self, method: str, path: str, body: str | None = None, **headers: str
+    ) -> http.client.HTTPResponse:
+        """Send a request and return the response, its body unread."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, named)
+        return connection.getresponse()
+
+
+def _events(response: http.client.HTTPResponse, until: int | None = None) -> list[tuple[int, str]]:
+    """Read events as (id, text) to the end, or until one with an id of at least `until`."""
+    seen = []
+    cursor = 0
+    for raw in response:
+        name, _, value = raw.decode().rstrip("\n").partition(": ")
+        if name == "id":
+            cursor = int(value)
+        elif name == "data":
+            seen.append((cursor, json.loads(value)["text"]))
+            if until is not None and cursor >= until:
+                break
+    return seen
+
+
+def test_fastapi_relay_resumes_after_the_last_event_id(bus: str) -> None:
+    """A browser that lost its connection gets the rest from its last event on; 404 if unknown."""
+    with Backend("fastapi_sse.py", bus) as backend:
+        body = json.dumps({"prompt": "rain", "max_tokens": 40})
+        response = backend.ask("POST", "/jobs", body, Content_Type="application/json")
+        assert response.status == 202
+        path = f"/jobs/{json.load(response)['job_id']}/events"
+        before = backend.ask("GET", path)
+        assert before.headers["Content-Type"].startswith("text/event-stream")
+        seen = _events(before, until=5)
+        before.close()
+        seen += _events(backend.ask("GET", path, Last_Event_ID=str(seen[-1][0])))
+        with Client.connect(bus) as client:
+            result = client.result(path.split("/")[2], timeout_s=START_S)
+        assert "".join(text for _, text in seen) == result.text
+        assert seen[-1] == (40, "")
+        assert backend.ask("GET", "/jobs/nobody/events").status == 404
+
+
+def test_flask_views_stream_and_take_batches(bus: str) -> None:
+    """One view streams text, the other submits many prompts and refuses the wrong one alone."""
+    with Backend("flask_view.py", bus) as backend:
+        form = {"Content_Type": "application/x-www-form-urlencoded"}
+        response = backend.ask("POST", "/answer", urlencode({"prompt": "rain"}), **form)
+        assert len(response.read().decode()) > 64
+        prompts = json.dumps(["one", 2, "three"])
+        response = backend.ask("POST", "/batch", prompts, Content_Type="application/json")
+        first, second, third = json.load(response)
+        assert first["text"]
+        assert third["text"]
+        assert "prompt" in second["error"]
+
+
+def _run(*command: str | Path, **env: str) -> str:
+    run = subprocess.run(
+        command, env=os.environ | env, capture_output=True, text=True, timeout=START_S
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_redis_cli_alone_asks_and_listens(bus: str) -> None:
+    """A shell script gets every event of its job, the last one the end."""
+    if shutil.which("redis-cli") is None:
+        pytest.skip("no redis-cli on PATH")
+    cli = f"redis-cli -s {bus.removeprefix('unix://')}"
+    lines = _run(EXAMPLES / "redis_cli.sh", '"rain"', REDIS_CLI=cli).splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [i for e in events[:-1] for i in range(e["from"], e["to"] + 1)] == list(range(1, 33))
+    assert events[-1]["finish"]["reason"] == "length"
+
+
+def test_node_without_a_library_asks_and_listens(bus: str) -> None:
+    """A few lines of JavaScript print the text and how it ended."""
+    if shutil.which("node") is None:
+        pytest.skip("no node on PATH")
+    output = _run(
+        "node", EXAMPLES / "node_subscribe.mjs", "rain", REDIS=bus.removeprefix("unix://")
+    )
+    text, end = output.rstrip("\n").rsplit("\n", 1)
+    assert len(text) > 32
+    assert end == "length after 32 tokens"
