@@ -1,0 +1,185 @@
+"""The options of every sub-command: their names, defaults and help, and nothing but argparse."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+EXIT_WRONG_INPUT = 2
+
+_POOL_HELP = "name of the pool, the workers that serve one model (default: default)"
+_MODEL_HELP = "alias, local folder or hub id (default: smollm2-135m)"
+_REDIS_HELP = (
+    "redis://, rediss://, unix:// or embedded:///path "
+    "(default: redis://127.0.0.1:6379/0, or TOKENBUS_REDIS_URL)"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers wrong input in one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and leave with code 2."""
+        self.exit(EXIT_WRONG_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+# One option an entry, its help below its name.
+# fmt: off
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus demo` takes."""
+    add = parser.add_argument
+    add("--model", default="smollm2-135m", metavar="MODEL", help=_MODEL_HELP)
+    add("--jobs", type=int, default=24, metavar="N", help="jobs sent at once (default: 24)")
+    add("--max-tokens", type=int, default=128, metavar="N",
+        help="longest answer in tokens (default: 128)")
+    add("--threads", type=int, metavar="N",
+        help="compute threads of the bus and of the taxi (default: the cores of this process)")
+    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
+        help="number format of the weights, for both (default: bfloat16)")
+    add("--num-pages", type=int, metavar="N",
+        help="KV pages of the bus (default: enough for every job at once)")
+    add("--redis", default="embedded://", metavar="URL",
+        help="a server to use (default: embedded://, started for the demo)")
+    add("--taxi-jobs", type=int, default=9, metavar="N",
+        help="jobs that the taxi drives, from the first on (default: 9)")
+    add("--skip-taxi", action="store_true", help="leave the comparison out (default: compare)")
+    add("--plain", action="store_true",
+        help="print lines instead of the live view (default: live in a terminal)")
+    add("--json", metavar="FILE", help="write the figures to a file as JSON (default: none)")
+    add("--timeout-s", type=float, default=900.0, metavar="S",
+        help="seconds after which the bus ride is given up (default: 900)")
+
+
+def add_worker(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus worker` takes; what is left out comes from the environment."""
+    add = parser.add_argument
+    add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
+    add("--pool", metavar="NAME", help=_POOL_HELP)
+    add("--model", metavar="MODEL", help=_MODEL_HELP)
+    add("--engine", choices=("paged", "null"),
+        help="paged runs a model, null emits made-up tokens to try a queue (default: paged)")
+    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"),
+        help="number format of weights and pages (default: auto, what the model was saved in)")
+    add("--quantization", choices=("int8",),
+        help="round weights to a byte each on a CPU, for few jobs at a time (default: off)")
+    add("--device", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
+    add("--threads", dest="num_threads", type=int, metavar="N",
+        help="compute threads on a CPU (default: one per core)")
+    add("--page-size", type=int, metavar="TOKENS",
+        help="tokens per KV page (default: 16 on a CPU, 64 on a GPU)")
+    add("--num-pages", type=int, metavar="N", help="KV pages (default: from free memory)")
+    add("--kv-cache-gib", type=float, metavar="GIB",
+        help="memory for KV pages on a CPU in GiB (default: 2)")
+    add("--memory-fraction", type=float, metavar="SHARE",
+        help="share of a GPU's memory for weights and pages, 0.05 to 0.98 (default: 0.9)")
+    add("--max-num-seqs", type=int, metavar="N", help="largest running batch (default: 256)")
+    add("--max-model-len", type=int, metavar="TOKENS",
+        help="longest prompt plus output in tokens (default: the model's own limit)")
+    add("--itl-target-ms", type=float, metavar="MS",
+        help="longest gap that a prefill may put between streamed tokens (default: none)")
+    add("--drain-deadline-s", type=float, metavar="S",
+        help="seconds that running jobs get to end after Ctrl-C (default: 30)")
+    add("--lease-ttl-s", type=float, metavar="S",
+        help="seconds without a sign of life until others take the jobs over (default: 5)")
+    add("--log-level", choices=("debug", "info", "warning", "error"),
+        help="least severe event that is logged (default: info)")
+    add("--log-format", choices=("auto", "json", "console"),
+        help="form of the log lines (default: auto, json unless in a terminal)")
+    add("--publishers", metavar="N",
+        help="processes that write tokens to the server, 0 = the worker itself (default: auto)")
+    add("--metrics-port", type=int, metavar="PORT",
+        help="serve Prometheus metrics on this port of the loopback (default: none)")
+
+
+def add_submit(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus submit` takes."""
+    add = parser.add_argument
+    add("prompt", help="what to answer (required); - reads standard input")
+    add("--redis", metavar="URL", help=_REDIS_HELP)
+    add("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+    add("--system", metavar="TEXT", help="system prompt (default: the model's own, if any)")
+    add("--raw", action="store_true",
+        help="continue the prompt as it is, without a chat template (default: chat)")
+    add("--max-tokens", type=int, default=256, metavar="N",
+        help="longest answer in tokens (default: 256)")
+    add("--temperature", type=float, default=0.0, metavar="T",
+        help="spread of the sampling, 0 = greedy (default: 0)")
+    add("--top-k", type=int, default=0, metavar="K",
+        help="draw from the K likeliest tokens, 0 = all (default: 0)")
+    add("--top-p", type=float, default=1.0, metavar="P",
+        help="draw from the likeliest tokens that make up this share (default: 1)")
+    add("--seed", type=int, metavar="N", help="seed of the sampling (default: drawn)")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="end before this text; may be given several times (default: none)")
+    add("--tenant", default="default", metavar="NAME",
+        help="whose share of the pool the job uses (default: default)")
+    add("--priority", type=int, default=1, metavar="N",
+        help="0 goes first, 2 last (default: 1)")
+    add("--deadline-s", type=float, metavar="S",
+        help="seconds from now after which the answer is useless (default: none)")
+    add("--idempotency-key", metavar="KEY",
+        help="the same key and request give the same job (default: none)")
+    add("--callback-url", metavar="URL",
+        help="POST the end of the job there, by tokenbus control (default: nowhere)")
+    add("--json", action="store_true",
+        help="print each event as a line of JSON (default: the text)")
+
+
+def add_status(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus status` takes."""
+    add = parser.add_argument
+    add("--redis", metavar="URL", help=_REDIS_HELP)
+    add("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+    add("--here", action="store_true",
+        help="fail unless a worker of this host lives (default: a worker anywhere)")
+
+
+def add_dead(parser: argparse.ArgumentParser) -> None:
+    """Declare what the commands of `tokenbus dead` take."""
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True,
+        parser_class=Parser)
+    listing = commands.add_parser("list", help="print a line per dead letter, the newest first")
+    listing.add_argument("--limit", type=int, default=50, metavar="N",
+        help="letters at most (default: 50)")
+    listing.set_defaults(names=[])
+    show = commands.add_parser("show", help="print dead letters with their requests")
+    retry = commands.add_parser("retry", help="send dead letters again as new jobs")
+    purge = commands.add_parser("purge", help="delete dead letters")
+    for command in (show, retry, purge):
+        command.set_defaults(limit=0)
+        command.add_argument("names", nargs="*", metavar="ID",
+            help="entry ids or job ids (required unless --all)")
+        command.add_argument("--all", action="store_true",
+            help="take every dead letter (default: those named)")
+    for command in (listing, show, retry, purge):
+        command.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
+        command.add_argument("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+
+
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus control` takes."""
+    add = parser.add_argument
+    add("role", nargs="?", choices=("service", "adapter", "check"), default="service",
+        help="service runs crons and webhooks, adapter runs arq's generate jobs on the pool,"
+        " check tells whether a service lives (default: service)")
+    add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
+    add("--arq-redis", dest="arq_redis_url", metavar="URL",
+        help="where arq keeps its jobs (default: the server of the pool)")
+    add("--pool", metavar="NAME", help=_POOL_HELP)
+    add("--crons", metavar="FILE",
+        help="table of jobs to submit at set times, in TOML (default: none)")
+    add("--webhook-keys", dest="webhook_keys_file", metavar="FILE",
+        help="signing keys by tenant, in JSON (default: TOKENBUS_WEBHOOK_KEYS)")
+    add("--queue", dest="adapter_queue", metavar="NAME",
+        help="arq queue of the adapter (default: arq:tokenbus, with :POOL unless it is default)")
+    add("--max-jobs", dest="adapter_max_jobs", type=int, metavar="N",
+        help="jobs that the adapter waits for at once (default: 1000)")
+    add("--poll-delay-s", dest="adapter_poll_delay_s", type=float, metavar="S",
+        help="seconds between the adapter's looks into its queue (default: 0.02)")
+    add("--job-timeout-s", dest="adapter_job_timeout_s", type=float, metavar="S",
+        help="seconds until arq gives a job up, past every deadline (default: 3600)")
+    add("--log-level", choices=("debug", "info", "warning", "error"),
+        help="least severe event that is logged (default: info)")
+    add("--log-format", choices=("auto", "json", "console"),
+        help="form of the log lines (default: auto, json unless in a terminal)")
+# fmt: on
