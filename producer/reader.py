@@ -64,16 +64,16 @@ class Reader:
                     cursor = event.cursor
                     heard = True
                 heard = True
-                while (event := await subscription.get(silence_s)) is not None:
-                    if event.start > cursor + 1:
+                while (live := await subscription.get(silence_s)) is not None:
+                    if live.start > cursor + 1:
                         break
-                    if event.finish is not None:
-                        yield event
+                    if live.finish is not None:
+                        yield live
                         return
-                    if event.to > cursor:
-                        event = event.after(cursor)
-                        cursor = event.to
-                        yield event
+                    if live.to > cursor:
+                        live = live.after(cursor)
+                        cursor = live.to
+                        yield live
         finally:
             await self._hub.release(subscription)
 
