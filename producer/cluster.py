@@ -44,7 +44,8 @@ class ClusterRedis(RedisCluster):
 
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:  # noqa: ARG002 -- redis-py's
         """Collect commands, to be sent together to the nodes that they belong to."""
-        return OnePass(self)
+        # Abstract only to the stubs: a pipeline of a cluster has no connection pool.
+        return OnePass(self)  # type: ignore[abstract]
 
     def any_node(self) -> ClusterNode:
         """Return a node that may be there, another one at every try."""

@@ -145,13 +145,14 @@ def make_redis(url: str, call_timeout_s: float = 5.0, **options: Any) -> Redis:
 
 def _behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str, Any]) -> Redis:
     """Make a client that asks the sentinels for the master at every new connection."""
-    common = {"socket_connect_timeout": call_timeout_s, "ssl": url.is_tls}
+    common: dict[str, Any] = {"socket_connect_timeout": call_timeout_s, "ssl": url.is_tls}
     asking = common | {
         "username": url.sentinel_username,
         "password": url.sentinel_password,
         "socket_timeout": call_timeout_s,
     }
-    sentinel = Sentinel(url.sentinels, sentinel_kwargs=asking)
+    # redis-py leaves this class untyped.
+    sentinel = Sentinel(url.sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
     redis: Redis = sentinel.master_for(
         url.master,
         db=url.db,
