@@ -113,6 +113,8 @@ class Intake:
                     self._log.exception("queue.pull_refused")
                     self._session.lose(f"the pull was refused: {error}")
                     continue
+                # It may have been kept waiting by what the pull was offered and did not take.
+                self._start_head_of_line()
                 if last_priority < LAST_CLASS:
                     await self._wait_for_pages(URGENT_LOOK_S)
                 else:
@@ -148,6 +150,8 @@ class Intake:
             takes_head_of_line = not self._line_is_taken()
             budget = self._budget(last_priority, takes_head_of_line)
             self._line_is_offered = takes_head_of_line
+            # Until the answer is here, nobody else may count on what the pull was told is free.
+            self._ledger.offered_pages = budget.pages
             try:
                 pulled = await self._session.call(
                     lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget),
@@ -155,6 +159,7 @@ class Intake:
                 )
             finally:
                 self._line_is_offered = False
+                self._ledger.offered_pages = 0
             jobs = [self._register(job) for job in pulled.jobs]
         for job in jobs:
             tasks.create_task(self._bring_in(job))

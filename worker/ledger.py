@@ -1,6 +1,7 @@
 """Pages: how many the jobs of this worker will still ask for, hence how many it may pull for.
 
-    budget = free + evictable - reserve - what is promised to jobs that are here
+    budget = free + evictable - reserve - what a pull under way was offered
+             - what is promised to jobs that are here
 
 What a job is promised, in pages of `page_size` tokens, L being prompt + expected output:
 
@@ -39,6 +40,7 @@ class Ledger:
         self.max_rows = limits.max_num_seqs
         self.reserve_pages = int(total_pages * reserve_fraction)
         self.available_pages = total_pages
+        self.offered_pages = 0
         self.estimator = OutputEstimator()
         self._lanes: OrderedDict[str, None] = OrderedDict()
 
@@ -53,7 +55,7 @@ class Ledger:
     def budget(self) -> int:
         """Return the pages that new jobs may be pulled for; negative while over-admitted."""
         promised = sum(self.promised(job) for job in self._roster if not self._is_waiting(job))
-        return self.available_pages - self.reserve_pages - promised
+        return self.available_pages - self.reserve_pages - self.offered_pages - promised
 
     def free_rows(self) -> int:
         """Return the sequences that the engine could still run."""
@@ -102,6 +104,8 @@ class Ledger:
         """Tell whether a waiting job may start: it has its pages and rows, or the engine alone."""
         if self.free_rows() >= job.num_rows and self.budget() >= self.cost(job):
             return True
+        if self.offered_pages:
+            return False
         others = (other for other in self._roster if other is not job)
         return all(self._is_waiting(other) for other in others)
 
