@@ -18,7 +18,7 @@ ROWS = [
 
 
 @cache
-def tests() -> frozenset[str]:
+def names_of_tests() -> frozenset[str]:
     """Return the names of all test functions and of the state machines."""
     names: set[str] = set()
     for path in (ROOT / "tests").rglob("test_*.py"):
@@ -43,7 +43,7 @@ def test_row_names_tests_that_exist(row: list[str]) -> None:
     assert here
     names = re.findall(r"`(\w+)`", shown)
     assert names
-    assert set(names) <= tests()
+    assert set(names) <= names_of_tests()
 
 
 @pytest.mark.parametrize("page", ["behaviours.md", "failures.md"])
@@ -51,4 +51,4 @@ def test_tests_named_in_the_docs_exist(page: str) -> None:
     """No page of the docs names a test that was renamed or removed."""
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / page).read_text()))
     assert named
-    assert named <= tests()
+    assert named <= names_of_tests()
