@@ -27,7 +27,7 @@ class ClusterRedis(RedisCluster):
     """A client of all nodes, as far as tokenbus uses a client of one."""
 
     @property
-    def connection_pool(self) -> NodeConnections:
+    def connection_pool(self) -> NodeConnections:  # type: ignore[override] # as far as ours use it
         """Return a source of connections of one's own, to whichever node is there."""
         return NodeConnections(self)
 
@@ -36,7 +36,7 @@ class ClusterRedis(RedisCluster):
         pool = ConnectionPool(**self.any_node().connection_kwargs)
         return Redis(connection_pool=pool).pubsub(**options)
 
-    async def info(self, *sections: str, **_: Any) -> dict[str, Any]:
+    async def info(self, *sections: str, **_: Any) -> dict[str, Any]:  # type: ignore[override] # the same
         """Ask one node for its state."""
         await self.initialize()
         found = await self.execute_command("INFO", *sections, target_nodes=self.get_default_node())

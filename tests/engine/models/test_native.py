@@ -71,8 +71,8 @@ def _hidden(model: Any, lens: list[tuple[int, int]], dtype: torch.dtype) -> torc
         context_lens_host=[context for _, context in lens],
     )
     ids = torch.randint(3, 199, (sum(query_lens),))
-    hidden: torch.Tensor = model.forward(ids, ctx)
-    return model.logits(hidden)
+    logits: torch.Tensor = model.logits(model.forward(ids, ctx))
+    return logits
 
 
 @pytest.fixture(params=["llama", "llama-biased", "gemma2"])
