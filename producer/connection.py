@@ -29,6 +29,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tokenbus.producer.cluster import NUM_SHARDS, make_cluster
 from tokenbus.producer.embedded import EmbeddedServer, join_shared, start_private
 from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable
+from tokenbus.producer.limited_connection import keep_cancellations
 from tokenbus.producer.server_url import SentinelUrl, ServerKind, ServerUrl
 
 if TYPE_CHECKING:
@@ -153,6 +154,8 @@ def _behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str
     }
     # redis-py leaves this class untyped.
     sentinel = Sentinel(url.sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+    for asked in sentinel.sentinels:
+        keep_cancellations(asked.connection_pool)
     redis: Redis = sentinel.master_for(
         url.master,
         db=url.db,

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from tokenbus.producer.connection import is_away
 from tokenbus.producer.errors import ServerUnreachable
+from tokenbus.producer.limited_connection import keep_cancellations
 from tokenbus.producer.server_url import ServerUrl
 from tokenbus.worker.control.serializer import pack, unpack
 from tokenbus.worker.logs import get_logger
@@ -50,6 +51,7 @@ def connect_arq(url: str, queue: str, call_timeout_s: float = 5.0) -> ArqRedis:
         socket_timeout=call_timeout_s,
         **options,
     )
+    keep_cancellations(pool)
     return ArqRedis(pool, job_serializer=pack, job_deserializer=unpack, default_queue_name=queue)
 
 
