@@ -54,15 +54,20 @@ class DecodeBatch:
         lengths = torch.tensor(lens, dtype=torch.int32, device=DEVICE)
         return cls(q, k_pages, v_pages, table.to(DEVICE), lengths)
 
-    def measure(self, runs: list[tuple[range, int]], *, grouped: bool) -> tuple[float, float]:
-        """Return (relative error, microseconds), merge included, work list not."""
+    def measure(
+        self, runs: list[tuple[range, int]], *, grouped: bool, least: int = 0
+    ) -> tuple[float, float]:
+        """Return (relative error, microseconds), merge included, work list not.
+
+        Grouped, runs are read together if they save at least `least` tokens times KV heads.
+        """
         num_heads, num_kv_heads, head_dim = self.q.shape[1], *self.k_pages.shape[1::2]
         rows, scale = len(self.lens), head_dim**-0.5
         groups = None
         if grouped:
             groups = PrefixGroups(
                 max_rows=rows, page_size=PAGE_SIZE, num_heads=num_heads,
-                num_kv_heads=num_kv_heads, device=DEVICE,
+                num_kv_heads=num_kv_heads, device=DEVICE, min_saved_tokens=least,
             )  # fmt: skip
             groups.assign([PrefixGroup(tuple(run), 0, pages) for run, pages in runs])
         work = DecodeWork(

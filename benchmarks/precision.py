@@ -56,11 +56,9 @@ def sample(
     """Run the prompts; return their tokens and log-probabilities."""
     loaded = load_for(config)
     if loaded.device.type == "cuda":
-        from tokenbus.kernels.prefix_groups import PrefixGroups
-
-        # So few rows would be left apart by the gate of the kernel, which counts saved reads.
-        PrefixGroups.__init__.__kwdefaults__["min_saved_tokens"] = 0
+        # So few rows would be left apart by the gates, which count saved reads.
         attention: Any = loaded.attention
+        attention.min_saved_tokens = 0
         attention.pays = lambda rows, pages: grouped and rows > 1 and pages > 0
     engine = engine_for(loaded, config)
     params = {

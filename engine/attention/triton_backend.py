@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenbus.kernels.launch import num_processors
 from tokenbus.kernels.paged_decode import paged_decode
 from tokenbus.kernels.paged_prefill import paged_prefill
-from tokenbus.kernels.prefix_groups import PrefixGroup, PrefixGroups
+from tokenbus.kernels.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
 from tokenbus.kernels.work_list import DecodeWork
 
 if TYPE_CHECKING:
@@ -29,11 +29,12 @@ class TritonAttention:
 
     Decode reads a work list that is built on the device once per pass and shape; its buffers are
     static, so that graphs of all batch sizes share them. Shared runs are read once for their rows
-    in every layer without a sliding window.
+    in every layer without a sliding window, if together they save `min_saved_tokens`.
     """
 
-    def __init__(self, max_rows: int) -> None:
+    def __init__(self, max_rows: int, min_saved_tokens: int = MIN_SAVED_TOKENS) -> None:
         """Serve batches of up to `max_rows` sequences."""
+        self.min_saved_tokens = min_saved_tokens
         self._max_rows = max_rows
         self._works: dict[_Shape, DecodeWork] = {}
         self._runs: tuple[PrefixGroup, ...] = ()
@@ -113,6 +114,7 @@ class TritonAttention:
                 num_kv_heads=spec.num_kv_heads,
                 device=q.device,
                 num_processors=num_processors(q.device),
+                min_saved_tokens=self.min_saved_tokens,
             )
             groups.assign(self._runs)
         return DecodeWork(
