@@ -22,10 +22,10 @@ def _rows_of(seqs: list[Sequence]) -> list[int]:
     return [seq.row for seq in seqs if seq.row is not None]
 
 
-def prefill_batch(
-    chunks: list[PrefillChunk], rows: RowState, kv: KVCache
+def step_batch(
+    chunks: list[PrefillChunk], seqs: list[Sequence], rows: RowState, kv: KVCache
 ) -> tuple[Tensor, ForwardContext]:
-    """Return token ids [T] and the context of chunks laid one after the other."""
+    """Return token ids [T] and the context of chunks, then of one token per decoding sequence."""
     token_ids: list[int] = []
     positions: list[int] = []
     owners: list[int] = []
@@ -33,15 +33,23 @@ def prefill_batch(
         token_ids.extend(chunk.seq.token_ids[chunk.start : chunk.end])
         positions.extend(range(chunk.start, chunk.end))
         owners.extend([chunk.seq.row or 0] * (chunk.end - chunk.start))
-    query_lens = [chunk.end - chunk.start for chunk in chunks]
-    context_lens = [chunk.end for chunk in chunks]
+    num_known = len(token_ids)
+    decode_rows = _rows_of(seqs)
+    positions.extend(seq.num_computed - 1 for seq in seqs)
+    owners.extend(decode_rows)
+    query_lens = [*(chunk.end - chunk.start for chunk in chunks), *[1] * len(seqs)]
+    context_lens = [*(chunk.end for chunk in chunks), *(seq.num_computed for seq in seqs)]
+    num_tokens = len(positions)
     staged = rows.to_device([*token_ids, *positions, *owners])
-    num_tokens = len(token_ids)
-    ids, pos, own = staged.view(3, num_tokens)
-    row_ids = rows.to_device(_rows_of([chunk.seq for chunk in chunks]))
-    return ids, _context(
+    ids, pos, own = torch.split(staged, [num_known, num_tokens, num_tokens])
+    if seqs:
+        ids = torch.cat((ids, rows.last_token[own[num_known:]]))
+    row_ids = rows.to_device([*_rows_of([chunk.seq for chunk in chunks]), *decode_rows])
+    ctx = _context(
         rows, kv, pos, own, row_ids, query_lens, context_lens, [0, *accumulate(query_lens)]
     )
+    ctx.num_decode = len(seqs)
+    return ids, ctx
 
 
 def decode_batch(
@@ -55,6 +63,7 @@ def decode_batch(
     ctx = _context(
         rows, kv, positions, row_ids, row_ids, [1] * num, context_lens, list(range(num + 1))
     )
+    ctx.num_decode = num
     return rows.last_token[row_ids], row_ids, ctx
 
 
@@ -70,7 +79,10 @@ def _context(
 ) -> ForwardContext:
     page_size = kv.page_size
     page_ids = rows.block_table[owners, positions // page_size].to(torch.int64)
-    num_pages = -(-max(context_lens) // page_size)
+    num_pages = rows.block_table.shape[1]
+    if rows.device.type == "cpu":
+        # Narrow tables gather faster; on a GPU one width for all keeps kernels from compiling anew.
+        num_pages = -(-max(context_lens) // page_size)
     return ForwardContext(
         kv=kv,
         positions=positions,

@@ -12,13 +12,14 @@ from tokenbus.engine.chunk_sizer import ChunkSizer
 from tokenbus.engine.constrained import ConstrainedRows
 from tokenbus.engine.core import Engine
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
-from tokenbus.engine.graph_runner import GraphRunner, PrefixSharing
+from tokenbus.engine.graph_runner import GraphRunner
 from tokenbus.engine.kv_cache import KVCache
 from tokenbus.engine.loader import choose_device, load_model
 from tokenbus.engine.models.hf_generic import GenericModel
 from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.native import native_library
 from tokenbus.engine.page_pool import PagePool
+from tokenbus.engine.prefix_grouping import PrefixSharing
 from tokenbus.engine.rows import RowState
 from tokenbus.engine.runner import Runner
 from tokenbus.engine.sampler import SamplingState
@@ -107,9 +108,10 @@ def engine_for(
     sampling = SamplingState(
         config.max_num_seqs, loaded.model.vocab_size, device, loaded.eos_token_ids
     )
-    runner = Runner(loaded.model, kv, sampling, rows)
+    sharing = _sharing(loaded)
+    runner = Runner(loaded.model, kv, sampling, rows, sharing=sharing)
     if device.type == "cuda" and config.cuda_graphs:
-        graphs = GraphRunner(loaded.model, kv, sampling, rows, sharing=_sharing(loaded))
+        graphs = GraphRunner(loaded.model, kv, sampling, rows, sharing=sharing)
         graphs.warm_up(progress)
         runner = graphs
     pool = PagePool(num_pages, page_size)

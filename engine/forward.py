@@ -40,6 +40,8 @@ class ForwardContext:
     context_lens: [N] int32, tokens of the sequence after this pass, its queries included.
     cu_seqlens_q: [N + 1] int32, offsets of each sequence's tokens in T.
     query_lens, context_lens_host: the same lengths as Python ints.
+    num_decode: how many of the last sequences decode: one query token each, and the rows that
+        shared runs speak of, counted from the first of them.
     memo: what backends and models derive once per pass and reuse in every layer.
     """
 
@@ -51,12 +53,13 @@ class ForwardContext:
     cu_seqlens_q: Tensor
     query_lens: list[int]
     context_lens_host: list[int]
+    num_decode: int = 0
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def is_decode(self) -> bool:
-        """True if every sequence has exactly one query token."""
-        return len(self.query_lens) == self.positions.shape[0]
+        """True if every sequence decodes."""
+        return self.num_decode == len(self.query_lens)
 
 
 class AttentionBackend(Protocol):

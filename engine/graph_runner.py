@@ -2,54 +2,41 @@
 
 A replayed node costs the host 1 us instead of 7 to 12 for a launch. A graph reads which rows take
 part from a small staging tensor; everything else it needs is device state of those rows, so one
-graph serves all lengths and all members. Steps that a graph cannot hold (grammar masks) run
-eagerly.
+graph serves all lengths and all members. Steps that a graph cannot hold (prompts, grammar masks)
+run eagerly, prompts and decoding rows in one pass, so that the weights are read once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 
 from tokenbus.engine.forward import ForwardContext
-from tokenbus.engine.prefix_grouping import BatchGrouping
 from tokenbus.engine.runner import PendingStep, Runner
 from tokenbus.engine.sampling.plan import Feature, SamplingPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from torch import Tensor
 
     from tokenbus.engine.forward import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.plan import StepPlan
-    from tokenbus.engine.prefix_grouping import SharedRun
+    from tokenbus.engine.prefix_grouping import PrefixSharing
     from tokenbus.engine.rows import RowState
     from tokenbus.engine.sampler import SampledTokens, SamplingState
     from tokenbus.engine.sequence import Sequence as DecodingSequence
 
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
-# Odd and even lengths: kernels are compiled apart for sizes that 16 divides.
-_WARM_PROMPT_LENS = (17, 64, 100, 256, 500, 1024, 2048, 4096)
+# Prompt tokens and decoding rows of a step. Kernels are compiled apart for sizes that 16 divides
+# and for a single row.
+_WARM_STEPS = ((17, 1), (64, 3), (100, 16), (256, 0), (500, 0), (1024, 0), (2048, 0), (4096, 0))
 # What the draw does by itself, on logits of any dtype.
 _DRAWS = Feature.RANDOM | Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
-
-
-@runtime_checkable
-class PrefixSharing(Protocol):
-    """An attention backend that can read runs of pages once for several rows."""
-
-    def assign_runs(self, runs: Sequence[SharedRun]) -> None:
-        """Read these runs together from the next decode pass on; rows are those of the batch."""
-        ...
-
-    def pays(self, num_rows: int, num_pages: int) -> bool:
-        """Tell whether reading a run together beats reading it per row."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +72,8 @@ class GraphRunner(Runner):
         *,
         sharing: PrefixSharing | None = None,
     ) -> None:
-        super().__init__(model, kv, sampling, rows)
-        self._sharing = sharing
+        super().__init__(model, kv, sampling, rows, sharing=sharing)
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
-        self._grouping = None if sharing is None else BatchGrouping(kv.page_size, sharing.pays)
         self._buckets = buckets(rows.padding_row)
         self._graphs: dict[tuple[int, SamplingPlan], _CapturedStep] = {}
         self._memory_pool = torch.cuda.graph_pool_handle()
@@ -98,49 +83,38 @@ class GraphRunner(Runner):
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Capture the graphs of plain sampling, largest batch first; others come with first use.
 
-        Prompts of several sizes run once on scratch, so that the first real one does not wait for
-        compilers and libraries either.
+        Prompts of several sizes run once on scratch, some with decoding rows, so that the first
+        real one does not wait for compilers and libraries either.
         """
-        prompt_lens = [n for n in _WARM_PROMPT_LENS if n <= self._max_tokens]
-        total = len(self._buckets) + len(prompt_lens)
+        steps = [step for step in _WARM_STEPS if step[0] <= self._max_tokens]
+        total = len(self._buckets) + len(steps)
         for done, size in enumerate(reversed(self._buckets)):
             self._captured(size, _PLAIN)
             if progress is not None:
                 progress(done + 1, total)
-        for done, num_tokens in enumerate(prompt_lens):
-            self._prefill_scratch(num_tokens)
+        for done, (num_tokens, num_rows) in enumerate(steps):
+            self._warm_step(num_tokens, min(num_rows, self.rows.padding_row))
             if progress is not None:
                 progress(len(self._buckets) + done + 1, total)
         torch.cuda.synchronize()
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
-        """Start a step: prompts eagerly, decode by replay where a graph can hold it."""
+        """Start a step, by replay where a graph can hold it."""
+        if plan.prefill or masks:
+            return super().launch(plan, masks)
+        self._regroup(plan.decode)
+        pending = PendingStep(plan, plan.sampled())
+        self._set_up(plan)
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
         # Greedy rows ride in the graph of sampled ones, which knows them by a flag of the row.
         sampling_plan = _rounded(self.sampling.plan(row_list).union(_PLAIN))
-        if not plan.decode or masks:
-            self._regroup([])
-            return super().launch(plan, masks)
-        pending = PendingStep(plan, plan.sampled())
-        self._set_up(plan)
-        if plan.prefill:
-            hidden = self._prefill(plan.prefill, pending)
-            if hidden.shape[0]:
-                seqs = pending.seqs[: hidden.shape[0]]
-                self._sample(hidden, seqs, pending, masks)
-        self._regroup(plan.decode)
         pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
         self._read_back(pending)
         return pending
 
-    def _regroup(self, seqs: list[DecodingSequence]) -> None:
-        """Find shared runs anew if other sequences decode than in the last step."""
-        if self._sharing is None or self._grouping is None:
-            return
-        runs = self._grouping.update(seqs)
-        if runs is not None:
-            self._sharing.assign_runs(runs)
+    def _logits(self, hidden: Tensor, plan: SamplingPlan, *, masked: bool) -> Tensor:
+        return self.model.logits(hidden, exact=masked or plan.has(~_DRAWS))
 
     def _replay(
         self, seqs: list[DecodingSequence], row_list: list[int], plan: SamplingPlan
@@ -185,21 +159,30 @@ class GraphRunner(Runner):
         return _CapturedStep(graph, sampled)
 
     @torch.inference_mode()
-    def _prefill_scratch(self, num_tokens: int) -> None:
-        device = self.rows.device
-        self.model.forward(
-            torch.zeros(num_tokens, dtype=torch.int64, device=device),
+    def _warm_step(self, num_tokens: int, num_rows: int) -> None:
+        """Take one prompt and some rows through the model, and draw, all on scratch."""
+        rows, num_seqs = self.rows, num_rows + 1
+        total = num_tokens + num_rows
+        positions = torch.zeros(total, dtype=torch.int64, device=rows.device)
+        positions[:num_tokens] = torch.arange(num_tokens, device=rows.device)
+        query_lens, context_lens = [num_tokens, *[1] * num_rows], [num_tokens, *[1] * num_rows]
+        row_ids = rows.to_device([rows.padding_row] * num_seqs)
+        hidden = self.model.forward(
+            torch.zeros_like(positions),
             ForwardContext(
                 kv=self.kv,
-                positions=torch.arange(num_tokens, device=device),
-                slot_mapping=torch.zeros(num_tokens, dtype=torch.int64, device=device),
-                block_table=self.rows.block_table[self.rows.padding_row :],
-                context_lens=self.rows.to_device([num_tokens], torch.int32),
-                cu_seqlens_q=self.rows.to_device([0, num_tokens], torch.int32),
-                query_lens=[num_tokens],
-                context_lens_host=[num_tokens],
+                positions=positions,
+                slot_mapping=torch.zeros_like(positions),
+                block_table=rows.block_table[row_ids],
+                context_lens=rows.to_device(context_lens, torch.int32),
+                cu_seqlens_q=rows.to_device([0, *range(num_tokens, total + 1)], torch.int32),
+                query_lens=query_lens,
+                context_lens_host=context_lens,
+                num_decode=num_rows,
             ),
         )
+        logits = self._logits(hidden[-num_seqs:], _PLAIN, masked=False)
+        self.sampling.sample(logits, row_ids, torch.zeros_like(row_ids), plan=_PLAIN)
 
     def _decode_step(self, size: int, plan: SamplingPlan) -> SampledTokens:
         rows, positions = self._staged[0, :size], self._staged[1, :size]
@@ -216,6 +199,7 @@ class GraphRunner(Runner):
             cu_seqlens_q=torch.arange(size + 1, dtype=torch.int32, device=rows.device),
             query_lens=[1] * size,
             context_lens_host=[1] * size,
+            num_decode=size,
         )
         hidden = self.model.forward(self.rows.last_token.index_select(0, rows), ctx)
         drawn_at = positions + 1 - self.rows.num_prompt.index_select(0, rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +21,19 @@ class SharedRun:
     rows: tuple[int, ...]
     first_page: int
     end_page: int
+
+
+@runtime_checkable
+class PrefixSharing(Protocol):
+    """An attention backend that can read runs of pages once for several rows."""
+
+    def assign_runs(self, runs: Sequence[SharedRun]) -> None:
+        """Read these runs together from the next pass on; rows are those of the decode batch."""
+        ...
+
+    def pays(self, num_rows: int, num_pages: int) -> bool:
+        """Tell whether reading a run together beats reading it per row."""
+        ...
 
 
 class BatchGrouping:

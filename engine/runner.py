@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokenbus.engine.batch import decode_batch, prefill_batch
+from tokenbus.engine.batch import decode_batch, step_batch
+from tokenbus.engine.prefix_grouping import BatchGrouping
 from tokenbus.engine.sampling.logprobs import RawLogprobs, raw_logprobs
 
 if TYPE_CHECKING:
     from tokenbus.engine.forward import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.plan import PrefillChunk, StepPlan
+    from tokenbus.engine.prefix_grouping import PrefixSharing
     from tokenbus.engine.rows import RowState
     from tokenbus.engine.sampler import SampledTokens, SamplingState
+    from tokenbus.engine.sampling.plan import SamplingPlan
     from tokenbus.engine.sequence import Sequence
     from tokenbus.engine.types import TokenLogprobs
 
@@ -49,15 +52,27 @@ class StepResult:
 
 
 class Runner:
-    """Runs plans eagerly, on any device; the reference for faster runners."""
+    """Runs plans eagerly, on any device; the reference for faster runners.
+
+    With an attention that shares runs of pages, prompts and decoding rows go through the model in
+    one pass, so that the weights are read once.
+    """
 
     def __init__(
-        self, model: PagedModel, kv: KVCache, sampling: SamplingState, rows: RowState
+        self,
+        model: PagedModel,
+        kv: KVCache,
+        sampling: SamplingState,
+        rows: RowState,
+        *,
+        sharing: PrefixSharing | None = None,
     ) -> None:
         self.model = model
         self.kv = kv
         self.sampling = sampling
         self.rows = rows
+        self._sharing = sharing
+        self._grouping = None if sharing is None else BatchGrouping(kv.page_size, sharing.pays)
 
     @torch.inference_mode()
     def release(self, row: int) -> None:
@@ -70,14 +85,10 @@ class Runner:
         """Start a step; `masks` holds the packed grammar mask of each constrained row."""
         pending = PendingStep(plan, plan.sampled())
         self._set_up(plan)
-        hidden = []
-        if plan.prefill:
-            hidden.append(self._prefill(plan.prefill, pending))
-        if plan.decode:
-            hidden.append(self._decode(plan.decode))
+        self._regroup(plan.decode)
+        hidden = self._hidden(plan, pending)
         if pending.seqs:
-            rows = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
-            self._sample(rows, pending.seqs, pending, masks)
+            self._sample(hidden, pending.seqs, pending, masks)
         self._read_back(pending)
         return pending
 
@@ -122,8 +133,30 @@ class Runner:
                 )
         self.rows.send([*(chunk.seq for chunk in plan.prefill), *plan.decode])
 
-    def _prefill(self, chunks: list[PrefillChunk], pending: PendingStep) -> Tensor:
-        token_ids, ctx = prefill_batch(chunks, self.rows, self.kv)
+    def _regroup(self, seqs: list[Sequence]) -> None:
+        """Find shared runs anew if other sequences decode than in the last step."""
+        if self._sharing is None or self._grouping is None:
+            return
+        runs = self._grouping.update(seqs)
+        if runs is not None:
+            self._sharing.assign_runs(runs)
+
+    def _hidden(self, plan: StepPlan, pending: PendingStep) -> Tensor:
+        """Return the last hidden states of the sequences that sample, [S, H]."""
+        if plan.prefill and self._sharing is not None:
+            return self._prefill(plan.prefill, plan.decode, pending)
+        parts = []
+        if plan.prefill:
+            parts.append(self._prefill(plan.prefill, [], pending))
+        if plan.decode:
+            parts.append(self._decode(plan.decode))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _prefill(
+        self, chunks: list[PrefillChunk], seqs: list[Sequence], pending: PendingStep
+    ) -> Tensor:
+        """Take chunks, and one token each of `seqs` behind them, through the model."""
+        token_ids, ctx = step_batch(chunks, seqs, self.rows, self.kv)
         hidden = self.model.forward(token_ids, ctx)
         offset = 0
         last: list[int] = []
@@ -133,6 +166,7 @@ class Runner:
             offset += chunk.end - chunk.start
             if chunk.samples:
                 last.append(offset - 1)
+        last.extend(range(offset, offset + len(seqs)))
         return hidden[self.rows.to_device(last)]
 
     def _decode(self, seqs: list[Sequence]) -> Tensor:
@@ -162,15 +196,20 @@ class Runner:
         row_list = [seq.row for seq in seqs if seq.row is not None]
         positions = [seq.num_computed - seq.num_prompt for seq in seqs]
         rows = self.rows.to_device(row_list)
+        plan = self.sampling.plan(row_list)
         sampled: SampledTokens = self.sampling.sample(
-            self.model.logits(hidden),
+            self._logits(hidden, plan, masked=bool(masks)),
             rows,
             self.rows.to_device(positions),
-            plan=self.sampling.plan(row_list),
+            plan=plan,
             bitmask=self._bitmask(row_list, masks),
         )
         self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
         pending.draws.append(sampled)
+
+    def _logits(self, hidden: Tensor, plan: SamplingPlan, *, masked: bool) -> Tensor:  # noqa: ARG002
+        """Return the logits that `plan` needs, [S, V]."""
+        return self.model.logits(hidden)
 
     def _read_back(self, pending: PendingStep) -> None:
         """Start the copy of what was drawn to the host; `collect` waits for it."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from tokenbus.kernels.launch import num_processors
 from tokenbus.kernels.paged_decode import paged_decode
 from tokenbus.kernels.paged_prefill import paged_prefill
@@ -51,31 +53,37 @@ class TritonAttention:
 
     def read(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> Tensor:
         """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous."""
-        k_pages, v_pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
-        if ctx.is_decode:
-            work, listed = self._work(q, spec, ctx)
-            return paged_decode(
-                q,
-                k_pages,
-                v_pages,
-                ctx.block_table,
-                ctx.context_lens,
+        pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        out = torch.empty_like(q)
+        num_tokens = q.shape[0] - ctx.num_decode
+        if num_tokens:
+            num_seqs = len(ctx.query_lens) - ctx.num_decode
+            paged_prefill(
+                q[:num_tokens],
+                *pages,
+                ctx.block_table[:num_seqs],
+                ctx.context_lens[:num_seqs],
+                ctx.cu_seqlens_q[: num_seqs + 1],
+                scale=spec.scale,
+                sliding_window=spec.sliding_window,
+                softcap=spec.softcap,
+                out=out[:num_tokens],
+            )
+        if ctx.num_decode:
+            table, lens = _decode_tables(ctx)
+            work, listed = self._work(q, lens, spec, ctx)
+            paged_decode(
+                q[num_tokens:],
+                *pages,
+                table,
+                lens,
                 work,
                 scale=spec.scale,
                 softcap=spec.softcap,
                 listed=listed,
+                out=out[num_tokens:],
             )
-        return paged_prefill(
-            q,
-            k_pages,
-            v_pages,
-            ctx.block_table,
-            ctx.context_lens,
-            ctx.cu_seqlens_q,
-            scale=spec.scale,
-            sliding_window=spec.sliding_window,
-            softcap=spec.softcap,
-        )
+        return out
 
     def assign_runs(self, runs: Sequence[SharedRun]) -> None:
         """Read these runs once for all their rows, from the next decode pass on."""
@@ -88,7 +96,9 @@ class TritonAttention:
         """Tell whether reading a run together beats reading it per row."""
         return num_rows > 1 and (num_rows - 1) * num_pages >= _BREAK_EVEN_PAGES
 
-    def _work(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> tuple[DecodeWork, bool]:
+    def _work(
+        self, q: Tensor, lens: Tensor, spec: AttentionSpec, ctx: ForwardContext
+    ) -> tuple[DecodeWork, bool]:
         """Return the work list of this pass for layers shaped like `spec`, built on first use.
 
         The second value tells whether a layer of this pass has read the list already.
@@ -99,7 +109,7 @@ class TritonAttention:
         if not listed:
             if shape not in self._works:
                 self._works[shape] = self._allocate(q, spec, ctx)
-            self._works[shape].build(ctx.context_lens)
+            self._works[shape].build(lens)
             ctx.memo[key] = self._works[shape]
         work: DecodeWork = ctx.memo[key]
         return work, listed
@@ -128,3 +138,18 @@ class TritonAttention:
             sliding_window=spec.sliding_window,
             groups=groups,
         )
+
+
+def _decode_tables(ctx: ForwardContext) -> tuple[Tensor, Tensor]:
+    """Return block table and lengths of the decoding sequences, made once per pass."""
+    if ctx.is_decode:
+        return ctx.block_table, ctx.context_lens
+    if "decode_tables" not in ctx.memo:
+        first = len(ctx.query_lens) - ctx.num_decode
+        # Copies begin at an aligned address, as the tables of a whole batch do; kernels are
+        # compiled apart for others.
+        ctx.memo["decode_tables"] = tuple(
+            tensor[first:].clone() for tensor in (ctx.block_table, ctx.context_lens)
+        )
+    tables: tuple[Tensor, Tensor] = ctx.memo["decode_tables"]
+    return tables

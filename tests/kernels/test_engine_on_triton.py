@@ -96,6 +96,44 @@ def test_greedy_tokens_equal_transformers(pair: tuple[Any, LoadedModel], page_si
     assert answers == [expected(reference, prompt, device) for prompt in prompts]
 
 
+def test_prompts_join_rows_that_read_a_shared_run(pair: tuple[Any, LoadedModel]) -> None:
+    """Prompts of one unknown token or many share passes with grouped rows and change no token."""
+    reference, loaded = pair
+    attention: Any = loaded.attention
+    attention.min_saved_tokens = 0
+    attention.pays = lambda rows, pages: rows > 1 and pages > 0
+    shared: list[int] = []
+    attention.assign_runs = _noting(attention.assign_runs, shared)
+    source = random.Random(3)
+    prefix = tuple(source.randrange(320) for _ in range(33))
+    other = tuple(source.randrange(320) for _ in range(33))
+    prompts = [other, *((*prefix, idx) for idx in range(3)), other, prefix, other[:18]]
+    engine = engine_for(loaded, EngineConfig("tiny", num_pages=100, page_size=16, max_num_seqs=32))
+    answers: list[list[int]] = [[] for _ in prompts]
+    waiting = list(enumerate(prompts))
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0)
+    while engine.has_work or waiting:
+        # One that is alone and three that share, then one more with every step.
+        for _ in range(4 if len(waiting) == len(prompts) else 1):
+            if waiting:
+                engine.add(Request(*waiting.pop(0), params))
+        for delta in engine.step().deltas:
+            answers[delta.request_id].extend(delta.token_ids)
+        engine.check_integrity()
+    assert answers == [expected(reference, prompt, loaded.device) for prompt in prompts]
+    assert max(shared) >= 3
+
+
+def _noting(assign: Any, sizes: list[int]) -> Any:
+    """Note how many rows share the largest run of each assignment."""
+
+    def noted(runs: Any) -> None:
+        sizes.append(max((len(run.rows) for run in runs), default=0))
+        assign(runs)
+
+    return noted
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
 def test_grouped_decode_gives_the_tokens_of_ungrouped_decode(
@@ -107,6 +145,8 @@ def test_grouped_decode_gives_the_tokens_of_ungrouped_decode(
     prefix = tuple(source.randrange(320) for _ in range(512))
     prompts = [(*prefix, *(source.randrange(320) for _ in range(9))) for _ in range(24)]
     answers = []
+    grouping: Any = loaded.attention
+    grouping.min_saved_tokens = 0
     for pays in (lambda _rows, _pages: False, lambda rows, pages: rows > 1 and pages > 0):
         attention: Any = loaded.attention
         attention.pays = pays
