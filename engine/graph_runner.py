@@ -16,6 +16,7 @@ import torch
 from tokenbus.engine.forward import ForwardContext
 from tokenbus.engine.runner import PendingStep, Runner
 from tokenbus.engine.sampling.plan import Feature, SamplingPlan
+from tokenbus.kernels.compile_ahead import compiling_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +89,7 @@ class GraphRunner(Runner):
         """
         steps = [step for step in _WARM_STEPS if step[0] <= self._max_tokens]
         total = len(self._buckets) + len(steps)
+        self._compile_ahead(steps)
         for done, size in enumerate(reversed(self._buckets)):
             self._captured(size, _PLAIN)
             if progress is not None:
@@ -136,6 +138,17 @@ class GraphRunner(Runner):
         self.sampling.flush()
         step.graph.replay()
         return replace(step.sampled, token_ids=step.sampled.token_ids[:num])
+
+    @torch.inference_mode()
+    def _compile_ahead(self, steps: list[tuple[int, int]]) -> None:
+        """Compile all kernels at once; the passes themselves compute nothing yet."""
+        with compiling_ahead():
+            for size in self._buckets:
+                self._decode_step(size, _PLAIN)
+            for num_tokens, num_rows in steps:
+                self._warm_step(num_tokens, min(num_rows, self.rows.padding_row))
+        # What was drawn is no token.
+        self.rows.last_token.zero_()
 
     def _captured(self, size: int, plan: SamplingPlan) -> _CapturedStep:
         key = (size, plan)
