@@ -17,6 +17,7 @@ from tokenbus.producer.errors import ClientClosed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
 
+    from tokenbus.producer.event_stream import EventStream
     from tokenbus.producer.events import Event
 
 _FULL = 64
@@ -27,7 +28,7 @@ class BlockingStream:
     """Carries the events of one stream from the loop to one thread."""
 
     def __init__(
-        self, events: AsyncGenerator[Event, None], loop: asyncio.AbstractEventLoop
+        self, events: EventStream | AsyncGenerator[Event, None], loop: asyncio.AbstractEventLoop
     ) -> None:
         self._events = events
         self._loop = loop

@@ -26,11 +26,11 @@ from tokenbus.producer.settings import ClientSettings
 from tokenbus.producer.subscriptions import SubscriptionHub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenbus.producer.connection import Server
     from tokenbus.producer.control_scripts import Hook
-    from tokenbus.producer.events import Event
+    from tokenbus.producer.event_stream import EventStream
     from tokenbus.producer.result import JobResult
     from tokenbus.producer.schema import JobRequest
     from tokenbus.producer.server_url import ServerUrl
@@ -159,7 +159,7 @@ class AsyncClient:
                 )
         return [answer for answer in answers if answer is not None]
 
-    def stream(self, job_id: str, cursor: int = 0) -> AsyncGenerator[Event, None]:
+    def stream(self, job_id: str, cursor: int = 0) -> EventStream:
         """Yield the job's events after `cursor`, the terminal one last.
 
         `event.cursor` of the last event handled resumes the stream, here or in another process,

@@ -17,11 +17,12 @@ from tokenbus.producer.errors import (
     JobUnknown,
     ResultTimeout,
 )
+from tokenbus.producer.event_stream import EventStream
 from tokenbus.producer.replies import JobState
 from tokenbus.producer.result import JobResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import Iterable
 
     from tokenbus.producer.events import Event
     from tokenbus.producer.scripts import Scripts
@@ -41,41 +42,22 @@ class Reader:
         self._url = url
         self._settings = settings
 
-    async def stream(self, job_id: str, cursor: int = 0) -> AsyncGenerator[Event, None]:
-        """Yield the job's events after `cursor`, the terminal one last.
+    def stream(self, job_id: str, cursor: int = 0) -> EventStream:
+        """Return the job's events after `cursor`. Raises: CursorInvalid.
 
-        What is live ends at a hole (an event that does not follow, the terminal one included) or
-        after silence; then the log is read again.
-
-        Raises: CursorInvalid, JobUnknown, JobLost, ServerUnreachable, ClientClosed.
+        Reading it raises: JobUnknown, JobLost, ServerUnreachable, ClientClosed.
         """
         if cursor < 0:
             raise CursorInvalid("cursor", f"{cursor} is negative; 0 reads from the start")
-        channel = self._scripts.keys.channel(job_id)
-        silence_s = self._settings.silence_s
-        subscription = await self._hub.open(channel, self._settings.retry_for_s)
-        try:
-            heard = cursor > 0
-            while True:
-                for event in await self._replay(job_id, cursor, heard):
-                    yield event
-                    if event.finish is not None:
-                        return
-                    cursor = event.cursor
-                    heard = True
-                heard = True
-                while (live := await subscription.get(silence_s)) is not None:
-                    if live.start > cursor + 1:
-                        break
-                    if live.finish is not None:
-                        yield live
-                        return
-                    if live.to > cursor:
-                        live = live.after(cursor)
-                        cursor = live.to
-                        yield live
-        finally:
-            await self._hub.release(subscription)
+        return EventStream(
+            self._hub,
+            self._replay,
+            job_id,
+            self._scripts.keys.channel(job_id),
+            cursor,
+            open_timeout_s=self._settings.retry_for_s,
+            silence_s=self._settings.silence_s,
+        )
 
     async def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
         """Wait for the end of a job and return everything it generated.

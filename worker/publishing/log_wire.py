@@ -7,16 +7,48 @@ On a cluster it is one connection per node, and a slot that moved counts as a br
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from tokenbus.producer.cluster import ClusterRedis, NodeConnections
+from tokenbus.producer.raw_wire import RawWire, pack
 
 if TYPE_CHECKING:
-    from redis.asyncio import Connection, Redis
+    from redis.asyncio import Redis
+    from redis.asyncio.connection import AbstractConnection
 
-    from tokenbus.producer.script_runner import Argument
+    from tokenbus.producer.raw_wire import Argument
+
+
+class _Line:
+    """One connection with at most one command under way."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._wire = RawWire(connection, self._take, self._lose)
+        self._reply: asyncio.Future[Any] | None = None
+        self.open = self._wire.open
+        self.close = self._wire.close
+
+    async def run(self, command: bytes) -> Any:
+        """Send a command and wait for its reply."""
+        reply = self._reply = asyncio.get_running_loop().create_future()
+        self._wire.send(command)
+        return await reply
+
+    def _take(self, reply: Any) -> None:
+        waiting, self._reply = self._reply, None
+        if waiting is None or waiting.done():
+            return
+        if isinstance(reply, Exception):
+            waiting.set_exception(reply)
+        else:
+            waiting.set_result(reply)
+
+    def _lose(self) -> None:
+        self._take(RedisConnectionError("the server closed the connection for the logs"))
 
 
 class LogWire:
@@ -24,7 +56,7 @@ class LogWire:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._connections: dict[str, Connection] = {}
+        self._lines: dict[str, _Line] = {}
         self._broken: set[str] = set()
 
     async def execute(self, *args: Argument) -> Any:
@@ -33,20 +65,20 @@ class LogWire:
         Raises: redis.ConnectionError, also where the connection was lost before; ResponseError.
         """
         name, pool = await self._way_to(str(args[3]))
-        connection = self._connections.get(name) or await self._connect(name, pool)
+        line = self._lines.get(name) or await self._connect(name, pool)
         try:
-            await connection.send_packed_command([_pack(args)], check_health=False)
-            reply = await connection.read_response(disable_decoding=True)
-        except BaseException as error:
-            # A reply that nobody waited for would be taken for that of the next command.
-            if not _is_answer(error):
-                await self._break(name)
+            return await line.run(pack(args))
+        except ResponseError:
+            # The server itself answered: the connection is in step.
             raise
-        return reply
+        except BaseException:
+            # A reply that nobody waited for would be taken for that of the next command.
+            await self._break(name)
+            raise
 
     async def renew(self) -> None:
         """Close the connections and allow others."""
-        for name in list(self._connections):
+        for name in list(self._lines):
             await self._break(name)
         self._broken.clear()
 
@@ -57,34 +89,16 @@ class LogWire:
             return node.name, NodeConnections(self._redis, node)
         return "", self._redis.connection_pool
 
-    async def _connect(self, name: str, pool: Any) -> Connection:
+    async def _connect(self, name: str, pool: Any) -> _Line:
         if name in self._broken:
             raise RedisConnectionError("the connection for the logs was lost")
         self._broken.add(name)
-        # redis-py leaves both methods untyped.
-        connection: Any = pool.make_connection()
-        await connection.connect()
-        made: Connection = connection
-        self._connections[name] = made
-        return made
+        line = _Line(pool.make_connection())
+        await line.open()
+        self._lines[name] = line
+        return line
 
     async def _break(self, name: str) -> None:
-        connection = self._connections.pop(name, None)
-        if connection is not None:
-            await connection.disconnect(nowait=True)
-
-
-def _is_answer(error: BaseException) -> bool:
-    """Tell whether the server itself sent this error, so that the connection is in step."""
-    from redis.exceptions import ResponseError
-
-    return isinstance(error, ResponseError)
-
-
-def _pack(args: tuple[Argument, ...]) -> bytes:
-    """Write a command in RESP."""
-    parts = [b"*%d\r\n" % len(args)]
-    for arg in args:
-        value = arg if isinstance(arg, bytes) else str(arg).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(value), value))
-    return b"".join(parts)
+        line = self._lines.pop(name, None)
+        if line is not None:
+            await line.close()
