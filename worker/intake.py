@@ -157,10 +157,12 @@ class Intake:
                     lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget),
                     bulk=True,
                 )
+                # Under the offer: to register a job may forget an older epoch of it, whose pages
+                # would start the waiting job before all that came is counted.
+                jobs = [self._register(job) for job in pulled.jobs]
             finally:
                 self._line_is_offered = False
                 self._ledger.offered_pages = 0
-            jobs = [self._register(job) for job in pulled.jobs]
         for job in jobs:
             tasks.create_task(self._bring_in(job))
         if pulled.endings:
