@@ -46,7 +46,7 @@ class LoadedModel:
 
     config: the transformers config; tokenizer: a transformers tokenizer, None if the model has
     none; max_model_len: the longest text in tokens whose positions are sound; attention: the
-    backend that the caller chose, if it did.
+    backend that all layers attend through, None if whoever built the model keeps it to himself.
     """
 
     model: PagedModel
@@ -88,6 +88,7 @@ def load_model(
     chosen = _dtype(dtype, config, target)
     if not random_weights:
         verify_checksums(folder)
+    attention = attention or _attention(chosen, target, ops)
     longest = max_model_len or natural_max_len(config.get_text_config())
     paged = build_model(
         config,
@@ -126,10 +127,7 @@ def build_model(
 
     Raises: ModelBroken if tensors are missing, ModelUnsupported if the architecture cannot run.
     """
-    if attention is None and ops is None and device.type == "cpu" and dtype in DTYPES:
-        library = native_library()
-        attention = None if library is None else NativeAttention(library)
-    attention = attention or TorchAttention()
+    attention = attention or _attention(dtype, device, ops)
     text = config.get_text_config()
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
@@ -149,6 +147,17 @@ def build_model(
     if ops is None:
         ops = _ops(shape, attention, dtype, device)
     return decoder.build(ropes, ops(attention))
+
+
+def _attention(
+    dtype: torch.dtype, device: torch.device, ops: Callable[[AttentionBackend], Ops] | None
+) -> AttentionBackend:
+    """Return the fastest attention for a device, plain torch under steps that a caller chose."""
+    if ops is None and device.type == "cpu" and dtype in DTYPES:
+        library = native_library()
+        if library is not None:
+            return NativeAttention(library)
+    return TorchAttention()
 
 
 def _ops(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from tokenbus.engine.attention.native_attention import NativeAttention, batch_args, shape_args
+from tokenbus.engine.attention.native_attention import NativeAttention, shape_args
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.layers import Linear
@@ -96,7 +96,7 @@ class NativeOps(TorchOps):
         assert self._model is not None
         if self._kv is not ctx.kv:
             self._bind(ctx.kv)
-        self._library.forward(self._model, batch_args(ctx), hidden)
+        self._library.forward(self._model, self.attention.batch_args(ctx), hidden)
         return hidden
 
     def _bind(self, kv: KVCache) -> None:

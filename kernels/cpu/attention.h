@@ -1,11 +1,10 @@
-// A pass's attention as pieces of work: one query over pages, blocks of queries over packed keys.
+// A pass's attention: sequences with one query over pages, others in blocks over packed keys.
 #pragma once
 
 #include <vector>
 
-#include "decode_attention.h"
+#include "decode_plan.h"
 #include "prefill_attention.h"
-#include "team.h"
 #include "workspace.h"
 
 namespace tokenbus {
@@ -13,28 +12,17 @@ namespace tokenbus {
 // Packed keys and values that exist at once; more spans wait for the next wave.
 constexpr size_t kWaveBytes = size_t(64) << 20;
 
-// Queries as rows `q_stride` values apart, heads side by side; out: [T, Hq * D].
-template <class T>
-struct AttentionTensors {
-    Pages<T> keys;
-    Pages<T> values;
-    const T* q;
-    size_t q_stride;
-    T* out;
-};
-
 // What one pass attends to, in layers of one shape.
 template <class Kind>
 class AttentionPlan {
    public:
     using T = typename Kind::Value;
 
-    AttentionPlan(const Batch& batch, const AttentionShape& shape) : batch_(batch), shape_(shape) {
+    AttentionPlan(const Batch& batch, const AttentionShape& shape)
+        : batch_(batch), shape_(shape), decode_(batch, shape) {
         size_t used = 0;
         for (int seq = 0; seq < batch.num_seqs; seq++) {
             int num_queries = batch.query_len(seq), context_len = batch.context_lens[seq];
-            longest_ = std::max(longest_, context_len);
-            if (num_queries == 1) single_.push_back(seq);
             if (num_queries <= 1) continue;
             int first = first_visible(shape, context_len - num_queries) / kHeadPanel * kHeadPanel;
             PrefillSpan span{seq, batch.query_starts[seq], num_queries, context_len, first, 0};
@@ -51,23 +39,24 @@ class AttentionPlan {
     }
 
     // Calls of Member::share that one layer needs.
-    size_t num_phases() const { return 1 + 2 * waves_.size(); }
+    size_t num_phases() const { return decltype(decode_)::kNumPhases + 2 * waves_.size(); }
 
     void cut(Cutter& cutter, int num_threads) {
         const int group = shape_.num_heads / shape_.num_kv_heads;
         const size_t rows = std::max(kBlockRows, group);
         packed_at_ = cutter.take<T>(packed_);
-        threads_.resize(num_threads);
-        for (auto& own : threads_) {
-            own.decode = cutter.take<float>(decode_scratch(shape_, longest_));
-            if (waves_.empty()) continue;
-            own.block.queries = cutter.take<T>(rows * key_depth<Kind>(shape_));
-            own.block.weights = cutter.take<T>(rows * kBlockKeys);
-            own.block.scores = cutter.take<float>(rows * kBlockKeys);
-            own.block.sums = cutter.take<float>(rows * value_panels(shape_) * kHeadPanel);
-            own.block.tile = cutter.take<float>(size_t(kTileRows<kHeadVectors>) * kHeadPanel);
-            own.block.most = cutter.take<float>(rows);
-            own.block.total = cutter.take<float>(rows);
+        singles_.resize(num_threads);
+        decode_.cut(cutter, singles_);
+        if (waves_.empty()) return;
+        blocks_.resize(num_threads);
+        for (auto& own : blocks_) {
+            own.queries = cutter.take<T>(rows * key_depth<Kind>(shape_));
+            own.weights = cutter.take<T>(rows * kBlockKeys);
+            own.scores = cutter.take<float>(rows * kBlockKeys);
+            own.sums = cutter.take<float>(rows * value_panels(shape_) * kHeadPanel);
+            own.tile = cutter.take<float>(size_t(kTileRows<kHeadVectors>) * kHeadPanel);
+            own.most = cutter.take<float>(rows);
+            own.total = cutter.take<float>(rows);
         }
     }
 
@@ -84,25 +73,10 @@ class AttentionPlan {
             attend_wave(member, wave, tensors);
             member.wait();
         }
-        const int heads = shape_.num_kv_heads, group = shape_.num_heads / heads;
-        const size_t width = size_t(shape_.num_heads) * shape_.head_dim;
-        member.share(int(single_.size()) * heads, 1, [&](int idx) {
-            int seq = single_[idx / heads], head = idx % heads, token = batch_.query_starts[seq];
-            size_t column = size_t(head) * group * shape_.head_dim;
-            attend_one<Kind>(tensors.q + token * tensors.q_stride + column, tensors.keys,
-                             tensors.values, table(seq), batch_.context_lens[seq], head,
-                             threads_[member.rank()].decode,
-                             tensors.out + token * width + column);
-        });
-        member.wait();
+        decode_.run(member, tensors, singles_);
     }
 
    private:
-    struct Own {
-        float* decode;
-        BlockScratch<T> block;
-    };
-
     const int32_t* table(int seq) const {
         return batch_.block_table + size_t(seq) * batch_.table_stride;
     }
@@ -128,19 +102,19 @@ class AttentionPlan {
             size_t token = size_t(span->first_token) + begin;
             attend_block<Kind>(*span, shape_, begin, num,
                                tensors.q + token * tensors.q_stride + column, tensors.q_stride,
-                               packed_head(*span, head), threads_[member.rank()].block,
+                               packed_head(*span, head), blocks_[member.rank()],
                                tensors.out + token * width + column, width);
         });
     }
 
     const Batch& batch_;
     AttentionShape shape_;
-    int longest_ = 0;
     size_t packed_ = 0;
     T* packed_at_ = nullptr;
-    std::vector<int> single_;
     std::vector<std::vector<PrefillSpan>> waves_;
-    std::vector<Own> threads_;
+    DecodePlan<Kind> decode_;
+    std::vector<DecodeScratch<T>> singles_;
+    std::vector<BlockScratch<T>> blocks_;
 };
 
 }  // namespace tokenbus

@@ -1,17 +1,26 @@
-// Attention of one query token per sequence over pages that are read where they lie.
+// Attention of one query token over pages that are read where they lie.
 #pragma once
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "pages.h"
+#include "workspace.h"
 
 namespace tokenbus {
 
 // Queries of a group whose sums are held in registers at once.
 constexpr int kGroupQueries = 4;
+// Keys between a fetch and its use: pages lie anywhere, so no processor guesses the next one.
+constexpr int kKeysAhead = 48;
 // Keys whose products are summed across lanes together.
 constexpr int kKeyTile = 4;
+
+template <class T>
+TOKENBUS_INLINE void prefetch(const T* from, size_t count) {
+    for (size_t i = 0; i < count; i += kCacheLine / sizeof(T)) __builtin_prefetch(from + i);
+}
 
 // Values [c, c + width) of a row of `dim`, zero past its end.
 template <class Kind>
@@ -99,8 +108,9 @@ inline void add_page(const float* weights, size_t stride, const T* values, const
                 out[g * dim + c] += weights[g * stride + key] * to_float(values[key * dim + c]);
 }
 
-// Turn raw scores of `count` keys into weights; returns one over their sum.
-inline float softmax(float* scores, int count, const AttentionShape& shape) {
+// Turn raw scores of `count` keys into weights; leaves the largest score and the weights' sum.
+inline void softmax(float* scores, int count, const AttentionShape& shape, float* most_score,
+                    float* total_weight) {
     int padded = (count + kLanes - 1) / kLanes * kLanes;
     for (int i = count; i < padded; i++) scores[i] = 0.0f;
     vf most = splat(-std::numeric_limits<float>::infinity());
@@ -113,71 +123,109 @@ inline float softmax(float* scores, int count, const AttentionShape& shape) {
         store(scores + i, weight);
         total += weight;
     }
-    return 1.0f / sum(total);
+    *most_score = top[0];
+    *total_weight = sum(total);
 }
 
-// Floats that `attend_one` needs for a context.
-inline size_t decode_scratch(const AttentionShape& shape, int context_len) {
-    return size_t(kGroupQueries) * (size_t(context_len) + kLanes + shape.head_dim);
+// What query heads found in a part of their keys: [heads, D] sums of values weighted by
+// exp(score - most), and [heads] largest scores and sums of weights.
+struct Partial {
+    float* sums;
+    float* most;
+    float* total;
+
+    Partial from_head(int head, int dim) const {
+        return {sums + size_t(head) * dim, most + head, total + head};
+    }
+};
+
+// Floats that `attend_part` needs for so many keys.
+inline size_t score_scratch(int num_keys) {
+    return size_t(kGroupQueries) * (size_t(num_keys) + kLanes);
 }
 
-// Attend NG queries of one KV head; q, out: [NG, D], scratch: decode_scratch floats.
+// Attend NG queries of one KV head over keys [first, end); q: [NG, D].
 template <class Kind, int NG>
 void attend_queries(const typename Kind::Value* q, const Pages<typename Kind::Value>& keys,
-                    const Pages<typename Kind::Value>& values, const int32_t* table,
-                    int context_len, int kv_head, float* scratch, typename Kind::Value* out) {
+                    const Pages<typename Kind::Value>& values, const int32_t* table, int first,
+                    int end, int kv_head, float* scores, const Partial& out) {
     const AttentionShape& shape = keys.shape;
-    int dim = shape.head_dim, size = shape.page_size;
-    int first = first_visible(shape, context_len - 1), count = context_len - first;
+    int dim = shape.head_dim, size = shape.page_size, count = end - first;
     size_t stride = size_t(count + kLanes - 1) / kLanes * kLanes;
-    float* sums = scratch + NG * stride;
-    // Page by page: f(keys seen before, page, offset in it, keys in it, the page after).
-    auto for_pages = [&](auto f) {
-        for (int key = first; key < context_len;) {
-            int page = key / size, offset = key % size;
-            int num = std::min(size - offset, context_len - key);
-            int next = key + num < context_len ? page + 1 : page;
-            f(key - first, table[page], offset, num, table[next]);
+    const int last = (end - 1) / size, ahead = std::max(1, kKeysAhead / size);
+    // Page by page: f(keys seen before, page, offset in it, keys in it, the page to fetch).
+    auto for_pages = [&](auto fetched, auto f) {
+        for (int key = first; key < end;) {
+            const int page = key / size, num = std::min(size - key % size, end - key);
+            f(key - first, table[page], key % size, num, fetched(page + ahead));
             key += num;
         }
     };
-    for_pages([&](int done, int page, int offset, int num, int next) {
-        score_keys<Kind, NG>(q, keys.row(page, kv_head, offset), keys.row(next, kv_head, 0), num,
-                             dim, scratch + done, stride);
-    });
-    float inverse[NG];
-    for (int g = 0; g < NG; g++) inverse[g] = softmax(scratch + g * stride, count, shape);
-    std::fill(sums, sums + NG * dim, 0.0f);
-    for_pages([&](int done, int page, int offset, int num, int next) {
-        add_page<typename Kind::Value, NG>(scratch + done, stride,
-                                           values.row(page, kv_head, offset),
-                                           values.row(next, kv_head, 0), num, dim, sums);
+    // What comes after the last page of keys is the first one of values.
+    auto next_values = [&](int page) {
+        return values.row(table[std::min(page, last)], kv_head, 0);
+    };
+    auto next_keys = [&](int page) {
+        if (page <= last) return keys.row(table[page], kv_head, 0);
+        return next_values(first / size + page - last - 1);
+    };
+    for (int page = first / size; page < std::min(first / size + ahead, last + 1); page++)
+        prefetch(keys.row(table[page], kv_head, 0), size_t(size) * dim);
+    for_pages(next_keys, [&](int done, int page, int offset, int num, auto next) {
+        score_keys<Kind, NG>(q, keys.row(page, kv_head, offset), next, num, dim, scores + done,
+                             stride);
     });
     for (int g = 0; g < NG; g++)
-        for (int d = 0; d < dim; d++) put(out + g * dim + d, sums[g * dim + d] * inverse[g]);
+        softmax(scores + g * stride, count, shape, out.most + g, out.total + g);
+    std::fill(out.sums, out.sums + NG * dim, 0.0f);
+    for_pages(next_values, [&](int done, int page, int offset, int num, auto next) {
+        add_page<typename Kind::Value, NG>(scores + done, stride,
+                                           values.row(page, kv_head, offset), next, num, dim,
+                                           out.sums);
+    });
 }
 
-// Attend the query heads of one KV head of one sequence; q, out: [Hq / Hkv, D].
+// Attend the query heads of one KV head over keys [first, end); q: [Hq / Hkv, D].
 template <class Kind>
-void attend_one(const typename Kind::Value* q, const Pages<typename Kind::Value>& keys,
-                const Pages<typename Kind::Value>& values, const int32_t* table, int context_len,
-                int kv_head, float* scratch, typename Kind::Value* out) {
+void attend_part(const typename Kind::Value* q, const Pages<typename Kind::Value>& keys,
+                 const Pages<typename Kind::Value>& values, const int32_t* table, int first,
+                 int end, int kv_head, float* scores, const Partial& out) {
     int group = keys.shape.num_heads / keys.shape.num_kv_heads, dim = keys.shape.head_dim;
-    for (int g = 0; g < group;) {
-        int left = group - g;
+    for (int g = 0; g < group; g += kGroupQueries) {
         auto from = q + g * dim;
-        auto to = out + g * dim;
-        if (left >= 4) {
-            attend_queries<Kind, 4>(from, keys, values, table, context_len, kv_head, scratch, to);
-        } else if (left == 3) {
-            attend_queries<Kind, 3>(from, keys, values, table, context_len, kv_head, scratch, to);
-        } else if (left == 2) {
-            attend_queries<Kind, 2>(from, keys, values, table, context_len, kv_head, scratch, to);
-        } else {
-            attend_queries<Kind, 1>(from, keys, values, table, context_len, kv_head, scratch, to);
+        Partial to = out.from_head(g, dim);
+        auto attend = [&](auto count) {
+            attend_queries<Kind, decltype(count)::value>(from, keys, values, table, first, end,
+                                                         kv_head, scores, to);
+        };
+        switch (std::min(group - g, kGroupQueries)) {
+            case 1: attend(std::integral_constant<int, 1>{}); break;
+            case 2: attend(std::integral_constant<int, 2>{}); break;
+            case 3: attend(std::integral_constant<int, 3>{}); break;
+            default: attend(std::integral_constant<int, kGroupQueries>{});
         }
-        g += std::min(left, kGroupQueries);
     }
+}
+
+// Write what a head found in all of its keys; out: [D].
+template <class T>
+TOKENBUS_INLINE void finish_head(const Partial& found, int dim, T* out) {
+    const float inverse = 1.0f / *found.total;
+    int d = 0;
+    for (; d + kLanes <= dim; d += kLanes) store(out + d, load(found.sums + d) * inverse);
+    for (; d < dim; d++) put(out + d, found.sums[d] * inverse);
+}
+
+// Add what a head found in other keys; both end on the larger of their maxima.
+TOKENBUS_INLINE void merge_head(const Partial& into, const Partial& other, int dim) {
+    const float most = std::max(*into.most, *other.most);
+    const float keep = std::exp(*into.most - most), add = std::exp(*other.most - most);
+    int d = 0;
+    for (; d + kLanes <= dim; d += kLanes)
+        store(into.sums + d, load(into.sums + d) * keep + load(other.sums + d) * add);
+    for (; d < dim; d++) into.sums[d] = into.sums[d] * keep + other.sums[d] * add;
+    *into.total = *into.total * keep + *other.total * add;
+    *into.most = most;
 }
 
 }  // namespace tokenbus

@@ -42,6 +42,17 @@ class ShapeArgs(Structure):
     )
 
 
+class RunArgs(Structure):
+    """`Run` of pages.h."""
+
+    _fields_ = (
+        ("first_member", c_int32),
+        ("num_members", c_int32),
+        ("first_page", c_int32),
+        ("end_page", c_int32),
+    )
+
+
 class BatchArgs(Structure):
     """`Batch` of pages.h."""
 
@@ -55,6 +66,9 @@ class BatchArgs(Structure):
         ("block_table", c_void_p),
         ("context_lens", c_void_p),
         ("query_starts", c_void_p),
+        ("runs", POINTER(RunArgs)),
+        ("members", POINTER(c_int32)),
+        ("num_runs", c_int32),
     )
 
 

@@ -18,6 +18,16 @@ struct AttentionShape {
     float softcap;
 };
 
+// Sequences with one query each, members [first_member, first_member + num_members) of the batch's
+// list, whose block tables agree in [first_page, end_page). A run that follows another starts where
+// that one ends, and its sequences all belong to it; each keeps a key of its own after the last.
+struct Run {
+    int32_t first_member;
+    int32_t num_members;
+    int32_t first_page;
+    int32_t end_page;
+};
+
 // The batch of a pass, as engine/forward.py describes it.
 struct Batch {
     int32_t num_tokens;
@@ -29,6 +39,9 @@ struct Batch {
     const int32_t* block_table;
     const int32_t* context_lens;
     const int32_t* query_starts;  // [num_seqs + 1]
+    const Run* runs;              // [num_runs], a run before those that follow it
+    const int32_t* members;
+    int32_t num_runs;
 
     int query_len(int seq) const { return query_starts[seq + 1] - query_starts[seq]; }
 };

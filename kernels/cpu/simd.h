@@ -140,6 +140,10 @@ struct Float {
     static TOKENBUS_INLINE vf weights(const int8_t* w) { return load(w); }
     static TOKENBUS_INLINE vf spread(const float* x) { return splat(*x); }
     static TOKENBUS_INLINE vf dot(vf acc, vf w, vf x) { return acc + w * x; }
+    static TOKENBUS_INLINE void store_step(float* to, const vf (&step)[1]) { store(to, step[0]); }
+    static TOKENBUS_INLINE void join(const float* const (&rows)[1], int size, float* to) {
+        std::memcpy(to, rows[0], size * sizeof(float));
+    }
 };
 
 struct Bfloat {
@@ -173,6 +177,31 @@ struct Bfloat {
         acc += (vf)(w << 16) * (vf)(x << 16);
         return acc + (vf)(w & 0xffff0000u) * (vf)(x & 0xffff0000u);
 #endif
+    }
+    // Round two neighbours along a sum for all lanes.
+    static TOKENBUS_INLINE void store_step(bf16* to, const vf (&step)[2]) {
+        const bf16* halves[2];
+        bf16 rounded[2][kLanes];
+        for (int s = 0; s < 2; s++) {
+            store(rounded[s], step[s]);
+            halves[s] = rounded[s];
+        }
+        join(halves, kLanes, to);
+    }
+    // Lay two rows side by side, value by value.
+    static TOKENBUS_INLINE void join(const bf16* const (&rows)[2], int size, bf16* to) {
+        int i = 0;
+        for (; i + kLanes <= size; i += kLanes) {
+            vh first, second;
+            std::memcpy(&first, rows[0] + i, sizeof first);
+            std::memcpy(&second, rows[1] + i, sizeof second);
+            vu pairs = __builtin_convertvector(first, vu) | __builtin_convertvector(second, vu) << 16;
+            std::memcpy(to + 2 * i, &pairs, sizeof pairs);
+        }
+        for (; i < size; i++) {
+            to[2 * i] = rows[0][i];
+            to[2 * i + 1] = rows[1][i];
+        }
     }
 };
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.loader import LoadedModel, build_model
+from tokenbus.engine.native import native_library
 from tokenbus.engine.types import FinishReason, Request, SamplingParams, TokenDelta
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class TinyModel:
         auto: Any = AutoModelForCausalLM
         self.reference = auto.from_config(config).eval()
         device = torch.device("cpu")
+        library = native_library()
+        attention = None if library is None else NativeAttention(library)
         self.loaded = LoadedModel(
             model=build_model(
                 config,
@@ -61,6 +65,7 @@ class TinyModel:
                 dtype=torch.float32,
                 device=device,
                 max_model_len=MAX_LEN,
+                attention=attention,
             ),
             config=config,
             tokenizer=None,
@@ -69,6 +74,7 @@ class TinyModel:
             name="tiny",
             dtype=torch.float32,
             device=device,
+            attention=attention,
         )
 
     def engine(self, **settings: Any) -> Engine:

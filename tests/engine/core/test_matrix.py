@@ -16,11 +16,13 @@ import torch
 from architectures import DECODER, GENERIC, draw_model, tiny_sizes
 from scheduler_bench import Optimist
 
+from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.loader import LoadedModel, build_model
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.hf_generic import GenericModel
+from tokenbus.engine.native import native_library
 from tokenbus.engine.types import Request, SamplingParams
 
 VOCAB_SIZE = 199
@@ -67,12 +69,15 @@ def case(name: str) -> Case:
     config = config_class(**tiny_sizes(**changes))
     reference = draw_model(config)
     device = torch.device("cpu")
+    library = native_library()
+    attention = None if library is None else NativeAttention(library)
     model = build_model(
         config,
         reference.state_dict(),
         dtype=torch.float32,
         device=device,
         max_model_len=MAX_LEN,
+        attention=attention,
     )
     assert isinstance(model, Decoder if name in DECODER else GenericModel)
     loaded = LoadedModel(
@@ -84,6 +89,7 @@ def case(name: str) -> Case:
         name=name,
         dtype=torch.float32,
         device=device,
+        attention=attention,
     )
     return Case(reference, loaded)
 
