@@ -59,6 +59,7 @@ _AWAY = (
 )
 _AWAY_ANSWERS = (
     *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "ASK"),
+    "NOREPLICAS",  # min-replicas-to-write: a master that may have been deposed takes nothing
 )
 
 

@@ -31,8 +31,11 @@ ERRORS = {
     "masterdown": "MASTERDOWN Link with MASTER is down",
     "clusterdown": "CLUSTERDOWN The cluster is down",
     "moved": "MOVED 1 127.0.0.1:1",
+    "noreplicas": "NOREPLICAS Not enough good replicas to write.",
 }
-RARE = dict.fromkeys(("noscript", "masterdown", "clusterdown", "moved"), pytest.mark.slow)
+RARE = dict.fromkeys(
+    ("noscript", "masterdown", "clusterdown", "moved", "noreplicas"), pytest.mark.slow
+)
 WORKERS_CALLS = ("pull", "takeover", "append", "renew", "end", "complete", "tick")
 LEASE = {"lease_ttl_s": 2, "renew_interval_s": 0.2}
 
@@ -76,7 +79,9 @@ async def test_refused_calls_of_a_worker_cost_a_pause(
         await server_says(is_tidy)
 
 
-@pytest.mark.parametrize("error", ["loading", "readonly", "noscript", "masterdown", "clusterdown"])
+@pytest.mark.parametrize(
+    "error", ["loading", "readonly", "noscript", "masterdown", "clusterdown", "noreplicas"]
+)
 async def test_submit_waits_for_a_server_that_will_take_it(
     wire: WireProxy, pool: str, error: str
 ) -> None:
