@@ -26,7 +26,7 @@ from tokenbus.producer.settings import ClientSettings
 from tokenbus.producer.subscriptions import SubscriptionHub
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tokenbus.producer.connection import Server
     from tokenbus.producer.control_scripts import Hook
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # One round trip of `submit_many`; the server answers others in between.
 MAX_SUBMITS = 256
+# The same for long prompts: writing this much keeps the server from others for about 10 ms.
+MAX_SUBMIT_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +130,13 @@ class AsyncClient:
     async def submit_many(
         self, requests: Sequence[JobRequest | Mapping[str, Any]]
     ) -> list[Job | ProducerError]:
-        """Queue many jobs, 256 a round trip; each is accepted or refused on its own.
+        """Queue many jobs, 256 or 512 KiB a round trip; each is accepted or refused on its own.
 
         Raises: ServerUnreachable; what was accepted before stays accepted, and submitting the same
         requests again under their ids or idempotency keys is safe.
         """
         answers: list[Job | ProducerError | None] = [None] * len(requests)
-        prepared: list[tuple[int, NewJob]] = []
-        for number, request in enumerate(requests):
-            try:
-                prepared.append((number, self._prepare(as_request(request, {}))))
-            except ProducerError as error:
-                answers[number] = error
-        for first in range(0, len(prepared), MAX_SUBMITS):
-            part = prepared[first : first + MAX_SUBMITS]
+        for part in self._parts(requests, answers):
             jobs = [new for _, new in part]
             tries = 0
 
@@ -158,6 +153,34 @@ class AsyncClient:
                     else self._job(new, reply, retried=tries > 1)
                 )
         return [answer for answer in answers if answer is not None]
+
+    def _parts(
+        self,
+        requests: Sequence[JobRequest | Mapping[str, Any]],
+        answers: list[Job | ProducerError | None],
+    ) -> Iterator[list[tuple[int, NewJob]]]:
+        """Prepare requests and yield what one round trip takes; answer those that are invalid.
+
+        The first are under way before the last are prepared.
+        """
+        part: list[tuple[int, NewJob]] = []
+        num_bytes = 0
+        for number, request in enumerate(requests):
+            try:
+                new = self._prepare(as_request(request, {}))
+            except ProducerError as error:
+                answers[number] = error
+                continue
+            if part and num_bytes + len(new.request) > MAX_SUBMIT_BYTES:
+                yield part
+                part, num_bytes = [], 0
+            part.append((number, new))
+            num_bytes += len(new.request)
+            if len(part) == MAX_SUBMITS:
+                yield part
+                part, num_bytes = [], 0
+        if part:
+            yield part
 
     def stream(self, job_id: str, cursor: int = 0) -> EventStream:
         """Yield the job's events after `cursor`, the terminal one last.
