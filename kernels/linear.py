@@ -67,10 +67,8 @@ def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) 
     """Compute the same through cuBLAS, one kernel per step."""
     if fusion.norm_weight is not None:
         x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
-    if out_dtype != x.dtype and x.is_cuda:
-        # Logits keep the precision of their sums; linear() would round them to x's dtype.
-        value = torch.mm(x, weight.T, out_dtype=out_dtype)
-        value = value if fusion.bias is None else value + fusion.bias
+    if out_dtype == torch.float32:
+        value = wide_linear(x, weight, fusion.bias)
     else:
         value = torch.nn.functional.linear(x, weight, fusion.bias)
     if fusion.act is not None:
@@ -78,6 +76,14 @@ def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) 
     if fusion.residual is not None:
         value += fusion.residual
     return value.to(out_dtype)
+
+
+def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x: [M, K], weight: [N, K], bias: [N] or None -> [M, N] float32, the sums unrounded."""
+    if x.is_cuda and x.dtype != torch.float32:
+        value = torch.mm(x, weight.T, out_dtype=torch.float32)
+        return value if bias is None else value + bias
+    return torch.nn.functional.linear(x, weight, bias).float()
 
 
 def small_linear(

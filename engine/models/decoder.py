@@ -58,8 +58,10 @@ class Decoder:
     def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """hidden: [M, H], chosen rows only -> [M, V] float32, or x's dtype if not `exact`."""
         config = self.config
-        logits = self.ops.logits(hidden, self.final_norm, config.norm_eps, self.lm_head)
         scaled = config.logits_divisor != 1.0 or config.final_softcap is not None
+        logits = self.ops.logits(
+            hidden, self.final_norm, config.norm_eps, self.lm_head, exact=exact or scaled
+        )
         if not exact and not scaled:
             return logits
         logits = logits.float()

@@ -12,7 +12,14 @@ from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.layers import Linear
 from tokenbus.engine.models.ops import TorchOps
-from tokenbus.kernels.cpu.native import DTYPES, LayerArgs, LinearArgs, ModelArgs, NativeLibrary
+from tokenbus.kernels.cpu.native import (
+    DTYPES,
+    LayerArgs,
+    LinearArgs,
+    ModelArgs,
+    NativeLibrary,
+    WeightFormat,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +30,9 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.layers import DecoderLayer
 
+_FORMATS = {None: WeightFormat.PLAIN, "int8": WeightFormat.INT8, "int4": WeightFormat.INT4}
+# Packed weights begin on lines of the cache.
+_ALIGNMENT = 64
 _ACTIVATIONS = {Activation.SILU: 0, Activation.GELU_TANH: 1, Activation.GELU: 2}
 
 
@@ -34,10 +44,17 @@ class NativeOps(TorchOps):
 
     attention: NativeAttention
 
-    def __init__(self, attention: AttentionBackend, *, int8_weights: bool = False) -> None:
-        """Compute through `attention`, which has to be a NativeAttention."""
+    def __init__(
+        self, attention: AttentionBackend, *, quantization: str | None = None
+    ) -> None:
+        """Compute through `attention`, which has to be a NativeAttention.
+
+        `quantization` is int8, int4 or None; with int4 the head, on which every choice of a token
+        hangs, keeps 8 bits.
+        """
         super().__init__(attention)
-        self._int8_weights = int8_weights
+        self._format = _FORMATS[quantization]
+        self._head_format = min(self._format, WeightFormat.INT8)
         self._library: NativeLibrary = self.attention.library
         self._model: ModelArgs | None = None
         self._layers: Any = None
@@ -65,7 +82,7 @@ class NativeOps(TorchOps):
         inner = -(-config.intermediate_size // width) * width
         self._layers = (LayerArgs * len(model.layers))()
         shapes = [
-            shape
+            (shape, self._format)
             for layer in model.layers
             for shape in (
                 layer.qkv.weight.shape,
@@ -74,21 +91,25 @@ class NativeOps(TorchOps):
                 layer.down.weight.shape,
             )
         ]
-        shapes.append(model.lm_head.weight.shape)
-        total = sum(self._library.packed_size(*shape) for shape in shapes)
-        dtype = torch.int8 if self._int8_weights else model.embedding.dtype
-        self._arena = model.embedding.new_empty(total, dtype=dtype)
+        shapes.append((model.lm_head.weight.shape, self._head_format))
+        dtype = model.embedding.dtype
+        total = sum(self._arena_bytes(shape, fmt, dtype) for shape, fmt in shapes)
+        self._arena = torch.empty(total, dtype=torch.uint8)
         self._library.use_huge_pages(self._arena)
         for args, layer in zip(self._layers, model.layers, strict=True):
             self._describe(args, layer, inner)
-        self._pack(model.lm_head, keep=model.lm_head.weight is model.embedding)
+        keep = model.lm_head.weight is model.embedding
+        self._pack(model.lm_head, self._head_format, keep=keep)
         self._model = ModelArgs(
             self._layers, len(model.layers), config.hidden_size, config.intermediate_size,
             _ACTIVATIONS[config.activation], config.norm_eps, config.residual_scale,
         )  # fmt: skip
 
-    def logits(self, hidden: Tensor, norm: Tensor, eps: float, head: Linear) -> Tensor:
+    def logits(
+        self, hidden: Tensor, norm: Tensor, eps: float, head: Linear, *, exact: bool
+    ) -> Tensor:
         """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] float32, until the next call."""
+        del exact
         return self._library.linear(hidden, head.packed, norm.float(), eps)
 
     def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
@@ -108,11 +129,12 @@ class NativeOps(TorchOps):
         self._kv = kv
 
     def _describe(self, args: LayerArgs, layer: DecoderLayer, inner: int) -> None:
-        args.qkv = self._pack(layer.qkv)
-        args.o = self._pack(layer.o)
-        args.gate_up = self._pack(_interleaved(layer.gate_up, inner, self._library.panel_width))
+        args.qkv = self._pack(layer.qkv, self._format)
+        args.o = self._pack(layer.o, self._format)
+        gate_up = _interleaved(layer.gate_up, inner, self._library.panel_width)
+        args.gate_up = self._pack(gate_up, self._format)
         layer.gate_up.weight = layer.gate_up.weight.new_empty((0, layer.gate_up.weight.shape[1]))
-        args.down = self._pack(layer.down)
+        args.down = self._pack(layer.down, self._format)
         args.pre_attention_norm = self._floats(layer.pre_attention_norm)
         args.post_attention_norm = self._floats(layer.post_attention_norm)
         args.pre_mlp_norm = self._floats(layer.pre_mlp_norm)
@@ -125,18 +147,21 @@ class NativeOps(TorchOps):
             args.rot_dim = layer.rope.rot_dim
         args.shape = shape_args(layer.spec, 1)
 
-    def _pack(self, linear: Linear, *, keep: bool = False) -> LinearArgs:
+    def _arena_bytes(self, shape: tuple[int, int], fmt: WeightFormat, dtype: torch.dtype) -> int:
+        size = self._library.packed_bytes(shape, fmt, dtype)
+        return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+    def _pack(self, linear: Linear, fmt: WeightFormat, *, keep: bool = False) -> LinearArgs:
         num_outputs, num_inputs = linear.weight.shape
-        size = self._library.packed_size(num_outputs, num_inputs)
-        packed = self._arena[self._used : self._used + size]
-        self._used += size
-        weight, scales = linear.weight.contiguous(), None
-        if self._int8_weights:
+        weight, scales, dtype = linear.weight.contiguous(), None, linear.weight.dtype
+        packed = self._arena[self._used :]
+        self._used += self._arena_bytes((num_outputs, num_inputs), fmt, dtype)
+        if fmt == WeightFormat.INT8:
             weight, scales = _int8(weight)
-        self._library.pack(weight, packed, linear.weight.dtype)
+        self._library.pack(weight, packed, fmt, dtype)
         packed_args = LinearArgs(
             packed.data_ptr(), self._panel_floats(linear.bias, num_outputs),
-            self._panel_floats(scales, num_outputs), num_inputs, num_outputs,
+            self._panel_floats(scales, num_outputs), num_inputs, num_outputs, fmt,
         )  # fmt: skip
         linear.packed = packed_args
         if not keep:

@@ -59,8 +59,13 @@ class Ops(Protocol):
         """Take hidden [T, H] through all layers in few launches, or return None: step by step."""
         ...
 
-    def logits(self, hidden: Tensor, norm: Tensor, eps: float, head: Linear) -> Tensor:
-        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype or float32."""
+    def logits(
+        self, hidden: Tensor, norm: Tensor, eps: float, head: Linear, *, exact: bool
+    ) -> Tensor:
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype or float32.
+
+        `exact` asks for the sums as they are, where the device can give them unrounded.
+        """
         ...
 
 
@@ -122,8 +127,11 @@ class TorchOps:
         """Return None: plain torch runs layers step by step."""
         return None
 
-    def logits(self, hidden: Tensor, norm: Tensor, eps: float, head: Linear) -> Tensor:
+    def logits(
+        self, hidden: Tensor, norm: Tensor, eps: float, head: Linear, *, exact: bool
+    ) -> Tensor:
         """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype."""
+        del exact
         return self.linear(self.rms_norm(hidden, norm, eps), head)
 
     def _norm_qk(

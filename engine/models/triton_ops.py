@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 
 from tokenbus.engine.models.decoder_config import Activation, NormNames
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.gated_linear import gated_linear
-from tokenbus.kernels.linear import Fusion, small_linear
+from tokenbus.kernels.linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.norm import add_rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 
@@ -62,6 +63,15 @@ class TritonOps(TorchOps):
     ) -> tuple[Tensor, Tensor]:
         """Return (rms_norm(x + residual), x + residual), both [T, H]."""
         return add_rms_norm(x, residual, weight, eps)
+
+    def logits(
+        self, hidden: Tensor, norm: Tensor, eps: float, head: Linear, *, exact: bool
+    ) -> Tensor:
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype, float32 if `exact`."""
+        x = self.rms_norm(hidden, norm, eps)
+        if not exact or x.dtype == torch.float32:
+            return self.linear(x, head)
+        return wide_linear(x, head.weight, head.bias)
 
     def qkv_attention(
         self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
