@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held_job import Phase
@@ -66,8 +66,17 @@ class Beacon:
             await asyncio.sleep(INTERVAL_S)
 
     async def _write(self, key: str) -> None:
+        """Write the gauges; a server without memory keeps those of before.
+
+        It refuses to store anything but still runs the scripts that end jobs, so this must not pass
+        for a server that is away.
+        """
         value = json.dumps(self.gauges(), separators=(",", ":"))
-        await self._scripts.redis.set(key, value, px=self._ttl_ms)
+        try:
+            await self._scripts.redis.set(key, value, px=self._ttl_ms)
+        except OutOfMemoryError as error:
+            self._log.warning("status.write_refused", reason=str(error))
+            await self._scripts.redis.pexpire(key, self._ttl_ms)
 
     def gauges(self) -> dict[str, object]:
         """Return the gauges: jobs by phase, pages, the engine's counters, the worker's."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from bus_stubs import until as server_says
-from bus_workers import expected_text, follow, leaked_keys, until, worker
+from bus_workers import command, expected_text, follow, leaked_keys, until, worker
 from wire_proxy import WireProxy
 
 from tokenbus.producer.client import AsyncClient
@@ -104,6 +104,24 @@ async def test_submit_to_a_server_without_memory_says_when_to_come_back(
         with pytest.raises(QueueFull) as refusal:
             await client.submit("hello")
         assert refusal.value.retry_after_s > 0
+
+
+async def test_server_without_memory_lets_a_worker_go_on(pool: str) -> None:
+    """A worker whose status cannot be stored for seconds pulls, logs and ends what was accepted."""
+    server = start_private()
+    async with (
+        await AsyncClient.connect(server.url, pool=pool) as client,
+        worker(pool, server.url, null_tokens_per_s=100, max_num_seqs=1) as running,
+    ):
+        jobs = [await client.submit("x", seed=seed, max_tokens=120) for seed in range(3)]
+        await command(client.scripts, "CONFIG", "SET", "maxmemory", "1mb")
+        for seed, job in enumerate(jobs):
+            assert (await follow(client, job.job_id)).text == expected_text(seed, 120)
+        assert running._parts is not None
+        assert running._parts.session.num_losses == 0
+        status = client.scripts.keys.of("status", running.name)
+        assert await command(client.scripts, "PTTL", status) > 0
+    await asyncio.to_thread(server.close)
 
 
 async def test_deadline_that_the_measured_rate_cannot_meet_is_refused(
