@@ -56,7 +56,8 @@ async def test_everyone_follows_the_sentinels_to_the_promoted_replica(
 ) -> None:
     """The master dies mid-stream, or lives on deposed: all jobs end at its replica, unbroken.
 
-    A deposed master goes on answering for seconds, and what it took then would be lost.
+    A deposed master goes on answering for seconds, and what it took then would be lost; it refuses
+    from the moment at which it notices that its replica is gone.
     """
     master, replica, sentinel, url = await _start(group)
     async with await AsyncClient.connect(url, pool=pool, settings=PATIENT) as client:
@@ -71,6 +72,8 @@ async def test_everyone_follows_the_sentinels_to_the_promoted_replica(
                 await group.kill(master)
             await group.client(sentinel).execute_command("SENTINEL", "FAILOVER", MASTER)
             await until(lambda: _rules(group, replica))
+            if not dies:
+                await until(lambda: _is_alone(group, master))
             await ride.board(2)
             await ride.arrive()
             await ride.check_nothing_left()
@@ -104,3 +107,7 @@ async def _rules(group: ServerGroup, replica: int) -> bool:
     except RedisError:
         # Whoever was connected to a replica that is promoted is cut off.
         return False
+
+
+async def _is_alone(group: ServerGroup, master: int) -> bool:
+    return bool((await group.client(master).info("replication"))["connected_slaves"] == 0)
