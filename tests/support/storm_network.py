@@ -132,8 +132,12 @@ class Network:
         try:
             return await call.reply
         finally:
-            if call in self.pending:
-                self.pending.remove(call)
+            self.forget(call)
+
+    def forget(self, call: Call) -> None:
+        """Let the schedule pick a call no more, if it has not yet."""
+        if call in self.pending:
+            self.pending.remove(call)
 
     def settle(self, call: Call) -> None:
         """Decide one call: carried out, or one of the ways in which it goes wrong."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bus_stubs import text_of
@@ -15,6 +15,7 @@ from tokenbus.producer.reader import Reader
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server_url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.producer.subscription import Subscription
 
 if TYPE_CHECKING:
     from storm_network import Network
@@ -22,49 +23,57 @@ if TYPE_CHECKING:
     from tokenbus.producer.events import Event, Finish
 
 SETTINGS = ClientSettings(retry_for_s=3600)
+# More than any job of a schedule has.
+MAX_TOKENS = 1000
 
 
-@dataclass(eq=False)
-class Ear:
+class Ear(Subscription):
     """A hub and its one subscription: an event, a hole or silence, whenever the schedule says."""
 
-    actor: Actor
-    channel: str
-    events: deque[Event] = field(default_factory=deque)
-    is_open: bool = False
+    def __init__(self, actor: Actor) -> None:
+        super().__init__(b"", MAX_TOKENS)
+        self._actor = actor
+        self._heard: deque[Event] = deque()
+        self._is_open = False
 
     async def open(self, channel: str, timeout_s: float) -> Ear:  # noqa: ARG002 -- as the hub's
         """Subscribe."""
-        self.channel, self.is_open = channel, True
+        self.channel, self._is_open = channel.encode(), True
         return self
 
-    async def release(self, subscription: Ear) -> None:
+    def release(self, _: Subscription) -> None:
         """Unsubscribe."""
-        subscription.is_open = False
-        subscription.events.clear()
+        self._is_open = False
+        self._heard.clear()
+        self.events.clear()
+
+    abandon = release
 
     def hear(self, channel: str, event: Event) -> None:
         """Take what was published, if it is ours and we listen."""
-        if self.is_open and channel == self.channel:
-            self.events.append(event)
+        if self._is_open and channel.encode() == self.channel:
+            self._heard.append(event)
 
-    async def get(self, timeout_s: float) -> Event | None:  # noqa: ARG002 -- the schedule decides
-        """Wait until the schedule picks us; None is silence, or a connection that was renewed."""
-        network = self.actor.network
-        call = Call(self.actor, "listen", (), asyncio.get_running_loop().create_future())
-        network.pending.append(call)
-        try:
-            await call.reply
-        except ConnectionError:
-            self.events.clear()
-            return None
-        finally:
-            if call in network.pending:
-                network.pending.remove(call)
-        if self.events and network.chance.random() < network.fault_rate / 4:
-            self.events.clear()
-            return None
-        return self.events.popleft() if self.events else None
+    def wait(self, silence_s: float) -> asyncio.Future[None]:  # noqa: ARG002 -- the schedule decides
+        """Return what is done when the schedule picks us."""
+        loop = asyncio.get_running_loop()
+        call = Call(self._actor, "listen", (), loop.create_future())
+        self._actor.network.pending.append(call)
+        waiter = self.waiter = loop.create_future()
+        waiter.add_done_callback(lambda _: self._actor.network.forget(call))
+        call.reply.add_done_callback(lambda reply: self._picked(reply, waiter))
+        return waiter
+
+    def _picked(self, reply: asyncio.Future[Any], waiter: asyncio.Future[None]) -> None:
+        """Let the stream have the next event; none is silence, or a connection that was renewed."""
+        network = self._actor.network
+        is_renewed = reply.cancelled() or reply.exception() is not None
+        if is_renewed or (self._heard and network.chance.random() < network.fault_rate / 4):
+            self._heard.clear()
+        elif self._heard:
+            self.put(self._heard.popleft())
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 @dataclass(eq=False)
@@ -81,7 +90,7 @@ class StormReader:
     def __post_init__(self) -> None:
         """Start reading."""
         self.actor = Actor(f"reader of {self.job_id}", self.network)
-        self.ear = Ear(self.actor, "")
+        self.ear = Ear(self.actor)
         redis: Any = self.actor
         hub: Any = self.ear
         scripts = Scripts(redis, self.pool)
