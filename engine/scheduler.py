@@ -253,19 +253,19 @@ class Scheduler:
         return prompts, outputs
 
     def _pages_to_come(self, seq: Sequence) -> int:
-        """Pages of the output expected after the tokens known now."""
+        """Pages of the output expected after the tokens known now and the one in flight."""
         expected = self.estimator.expected(seq.request.lane, seq.request.params.max_tokens)
         total = min(seq.max_length, max(seq.num_prompt + expected, seq.length + 1))
-        known = self.pool.pages_for(len(seq.token_ids) + 1)
-        return max(0, self.pool.pages_for(total) - known)
+        return max(0, self.pool.pages_for(total) - self.pool.pages_for(seq.length + 1))
 
     def _pages_promised(self, seq: Sequence) -> int:
         """Pages a running sequence will still ask for: prompt not computed, output expected."""
-        prompt = self.pool.pages_for(seq.length + 1) - len(seq.pages)
+        found = len(seq.pages)
         if seq.leader is not None:
-            _, _, claimed = self.prefill.count_hits(seq)
-            prompt -= max(0, claimed)
-        return max(0, prompt) + self._pages_to_come(seq)
+            # Those that its leader has filled are taken with the next chunk of its own.
+            held, _, claimed = self.prefill.count_hits(seq)
+            found = max(found, held) + claimed
+        return max(0, self.pool.pages_for(seq.length + 1) - found) + self._pages_to_come(seq)
 
     def _plan_prefill(self, plan: StepPlan) -> None:
         while True:

@@ -235,6 +235,34 @@ def test_sibling_waits_for_its_leader_and_leads_on_when_it_goes() -> None:
     assert sibling.decoding
 
 
+def test_sibling_is_promised_only_what_its_leader_does_not_compute_for_it() -> None:
+    """A leader of eight pages and two siblings of two more each run in twelve, from the start."""
+    bench = Bench(num_pages=13, budget=32)
+    for _ in range(2):
+        bench.add(0, prompt=list(range(100)), max_tokens=16)
+    bench.step()
+    late = bench.add(0, prompt=list(range(100)), max_tokens=16)
+    bench.step()
+    assert late.state is SequenceState.RUNNING
+    while bench.scheduler.running:
+        bench.step()
+    assert bench.scheduler.preemptions_total == 0
+
+
+def test_page_that_the_token_in_flight_fills_is_promised_once() -> None:
+    """At the end of a page a running sequence has two pages to come of four, and leaves the rest.
+
+    Of seven pages it holds two then, so that a newcomer of three is admitted in the same step.
+    """
+    bench = Bench(num_pages=8)
+    running = bench.add(16, max_tokens=48)
+    while len(running.token_ids) < 31:
+        bench.step()
+    late = bench.add(16, max_tokens=32)
+    bench.step()
+    assert late.state is SequenceState.RUNNING
+
+
 def test_second_turn_hits_the_pages_of_the_first() -> None:
     """Prompt plus answer of turn one, sent again in turn two, is not computed again."""
     bench = Bench()
