@@ -26,6 +26,7 @@ DISTRIBUTIONS = {
     "transformers": "transformers",
     "tokenbus": "tokenbus",
     "tokenbus-int8": "tokenbus",
+    "tokenbus-int4": "tokenbus",
     "vllm": "vllm",
 }
 # Ids that prompts are drawn from: plain tokens in every vocabulary of some size.
@@ -167,6 +168,7 @@ _CLASSES: dict[str, Callable[[Order], Contestant]] = {
     "transformers": _Transformers,
     "tokenbus": _Tokenbus,
     "tokenbus-int8": partial(_Tokenbus, quantization="int8"),
+    "tokenbus-int4": partial(_Tokenbus, quantization="int4"),
     "vllm": _Vllm,
 }
 

@@ -66,7 +66,7 @@ def load_for(config: EngineConfig) -> LoadedModel:
 
         attention, ops = TritonAttention(config.max_num_seqs), TritonOps
     elif config.quantization is not None:
-        attention, ops = _int8_backends()
+        attention, ops = _quantized_backends(config.quantization)
     if config.quantization is not None and not isinstance(attention, NativeAttention):
         raise RequestRejected("quantization", f"{config.quantization} weights are for CPUs only")
     loaded = load_model(
@@ -79,15 +79,19 @@ def load_for(config: EngineConfig) -> LoadedModel:
         ops=ops,
     )
     if config.quantization is not None and isinstance(loaded.model, GenericModel):
-        raise ModelUnsupported(f"{config.model} runs in transformers' code, which has no int8")
+        raise ModelUnsupported(
+            f"{config.model} runs in transformers' code, which has no {config.quantization}"
+        )
     return loaded
 
 
-def _int8_backends() -> tuple[AttentionBackend, Callable[[AttentionBackend], Ops]]:
+def _quantized_backends(
+    quantization: str,
+) -> tuple[AttentionBackend, Callable[[AttentionBackend], Ops]]:
     library = native_library()
     if library is None:
-        raise RequestRejected("quantization", "int8 weights need the compiled kernels")
-    return NativeAttention(library), partial(NativeOps, int8_weights=True)
+        raise RequestRejected("quantization", f"{quantization} weights need the compiled kernels")
+    return NativeAttention(library), partial(NativeOps, quantization=quantization)
 
 
 def engine_for(

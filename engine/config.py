@@ -27,7 +27,8 @@ class EngineConfig:
         random_weights: ignore weight files and draw weights (benchmarks).
         num_threads: compute threads on a CPU (None: torch's choice).
         cuda_graphs: capture decode steps on a GPU.
-        quantization: int8 rounds weights to a byte with a scale per output, on a CPU (None: off).
+        quantization: on a CPU, int8 rounds weights to a byte with a scale per output, int4 those of
+            the layers to 4 bits with a scale and an offset per 32 inputs (None: off).
     """
 
     model: str
@@ -49,8 +50,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         """Refuse values outside their bounds by the field's name."""
-        if self.quantization not in (None, "int8"):
-            raise RequestRejected("quantization", f"{self.quantization} is not int8")
+        if self.quantization not in (None, "int8", "int4"):
+            raise RequestRejected("quantization", f"{self.quantization} is not int8 or int4")
         bounds: dict[str, tuple[float, float]] = {
             "page_size": (1, 1024),
             "num_pages": (2, 2**31 - 1),

@@ -60,8 +60,9 @@ def add_worker(parser: argparse.ArgumentParser) -> None:
         help="paged runs a model, null emits made-up tokens to try a queue (default: paged)")
     add("--dtype", choices=("auto", "float32", "bfloat16", "float16"),
         help="number format of weights and pages (default: auto, what the model was saved in)")
-    add("--quantization", choices=("int8",),
-        help="round weights to a byte each on a CPU, for few jobs at a time (default: off)")
+    add("--quantization", choices=("int8", "int4"),
+        help="round weights to a byte or half of one on a CPU, for few jobs at a time"
+        " (default: off)")
     add("--device", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
     add("--threads", dest="num_threads", type=int, metavar="N",
         help="compute threads on a CPU (default: one per core)")

@@ -44,9 +44,7 @@ class NativeOps(TorchOps):
 
     attention: NativeAttention
 
-    def __init__(
-        self, attention: AttentionBackend, *, quantization: str | None = None
-    ) -> None:
+    def __init__(self, attention: AttentionBackend, *, quantization: str | None = None) -> None:
         """Compute through `attention`, which has to be a NativeAttention.
 
         `quantization` is int8, int4 or None; with int4 the head, on which every choice of a token

@@ -36,7 +36,7 @@ class Pass {
             const Layer& layer = model.layers[idx];
             qkv_width_ = std::max(qkv_width_, size_t(layer.qkv.num_outputs));
             for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
-                if (linear->scales != nullptr)
+                if (linear->format != kPlain)
                     widest_ = std::max(widest_, padded<Kind>(linear->num_inputs));
             auto& plan = plans_[key(layer.shape)];
             if (!plan) plan = std::make_unique<AttentionPlan<Kind>>(batch, layer.shape);
@@ -262,7 +262,7 @@ class Pass {
     int num_blocks_ = 0;
     size_t num_phases_ = 0;
     size_t qkv_width_ = 0;
-    size_t widest_ = 0;  // inputs of the widest linear of int8
+    size_t widest_ = 0;  // inputs of the widest rounded linear
     T* qkv_ = nullptr;
     T* attended_ = nullptr;
     std::vector<View> views_;

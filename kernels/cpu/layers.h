@@ -46,17 +46,21 @@ TOKENBUS_INLINE void linear_panel(const Linear& linear, const typename Kind::Val
                                   int num_rows, int panel, typename Kind::Value* wide, Sink sink) {
     alignas(kCacheLine) float tile[kTileRows<kLinearVectors> * kPanel];
     // A single tile of rows widens as it multiplies, while the next weights are on their way.
-    const bool narrow = linear.scales != nullptr && num_rows <= kTileRows<kLinearVectors>;
-    auto weight = narrow ? nullptr : panel_of<Kind>(linear, panel, wide);
+    const bool widens = num_rows <= kTileRows<kLinearVectors>;
+    const uint8_t* start = panel_start<Kind>(linear, panel);
+    const auto* weight = widens ? nullptr : panel_of<Kind>(linear, panel, wide);
     int column = panel * kPanel, width = std::min(kPanel, linear.num_outputs - column);
     for_tiles<kLinearVectors>(0, num_rows, [&](int row, int count) {
-        if (narrow) {
-            multiply_tile<Kind, kLinearVectors>(x + row * stride, stride, count,
-                                                narrow_panel_of<Kind>(linear, panel),
+        auto multiply = [&](auto from) {
+            multiply_tile<Kind, kLinearVectors>(x + row * stride, stride, count, from,
                                                 linear.num_inputs, tile);
+        };
+        if (widens && linear.format == kInt4) {
+            multiply(NibblePanel<kLinearVectors>{start});
+        } else if (widens && linear.format == kInt8) {
+            multiply(reinterpret_cast<const int8_t*>(start));
         } else {
-            multiply_tile<Kind, kLinearVectors>(x + row * stride, stride, count, weight,
-                                                linear.num_inputs, tile);
+            multiply(widens ? reinterpret_cast<const typename Kind::Value*>(start) : weight);
         }
         for (int r = 0; r < count; r++) {
             float* sums = tile + r * kPanel;

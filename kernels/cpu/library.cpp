@@ -19,7 +19,7 @@ int linear_rows(const Linear& linear, const float* norm, float eps, const typena
                 int num_rows, int num_threads, Workspace& workspace, float* out) {
     using T = typename Kind::Value;
     const size_t size = linear.num_inputs;
-    const size_t widened = linear.scales == nullptr ? 0 : kPanel * padded<Kind>(linear.num_inputs);
+    const size_t widened = linear.format == kPlain ? 0 : kPanel * padded<Kind>(linear.num_inputs);
     char* base = workspace.reserve((kLinearRows * size + num_threads * widened) * sizeof(T));
     if (base == nullptr) return 1;
     T* normed = reinterpret_cast<T*>(base);
@@ -99,26 +99,42 @@ void tokenbus_use_huge_pages(void* start, size_t size) {
 #endif
 }
 
-// weight: [num_outputs, num_inputs], row-major, of int8 or of dtype; to: panels as described in
-// multiply.h, for products in dtype.
-void tokenbus_pack(int dtype, int is_int8, const void* weight, int num_outputs, int num_inputs,
+// Bytes of a packed weight, its outputs filled up to whole panels.
+size_t tokenbus_packed_bytes(int dtype, int format, int num_outputs, int num_inputs) {
+    return with_kind(dtype, [&](auto kind) {
+        size_t panels = (num_outputs + kPanel - 1) / kPanel;
+        return panels * panel_bytes<decltype(kind)>(WeightFormat(format), num_inputs);
+    });
+}
+
+// weight: [num_outputs, num_inputs], row-major, of int8 for that format and of dtype for others;
+// to: panels as described in multiply.h and nibbles.h, for products in dtype.
+void tokenbus_pack(int dtype, int format, const void* weight, int num_outputs, int num_inputs,
                    void* to, int num_threads) {
     with_kind(dtype, [&](auto kind) {
         using Kind = decltype(kind);
-        auto pack = [&](auto from, auto out) {
+        using T = typename Kind::Value;
+        auto panels = [&](auto f) {
             int count = (num_outputs + kPanel - 1) / kPanel;
-            run_team(num_threads, 1, [&](Member& member) {
-                member.share(count, 1, [&](int panel) {
-                    pack_panels<Kind, kLinearVectors>(from, num_inputs, num_outputs, num_inputs,
-                                                      panel, panel + 1, out);
-                });
+            run_team(num_threads, 1, [&](Member& member) { member.share(count, 1, f); });
+        };
+        auto copy = [&](auto from, auto out) {
+            panels([&](int panel) {
+                pack_panels<Kind, kLinearVectors>(from, num_inputs, num_outputs, num_inputs, panel,
+                                                  panel + 1, out);
             });
         };
-        using T = typename Kind::Value;
-        if (is_int8) {
-            pack(static_cast<const int8_t*>(weight), static_cast<int8_t*>(to));
+        if (format == kInt8) {
+            copy(static_cast<const int8_t*>(weight), static_cast<int8_t*>(to));
+        } else if (format == kInt4) {
+            const size_t size = panel_bytes<Kind>(kInt4, num_inputs);
+            panels([&](int panel) {
+                pack_nibbles<Kind, kLinearVectors>(static_cast<const T*>(weight), num_outputs,
+                                                   num_inputs, panel * kPanel,
+                                                   static_cast<uint8_t*>(to) + panel * size);
+            });
         } else {
-            pack(static_cast<const T*>(weight), static_cast<T*>(to));
+            copy(static_cast<const T*>(weight), static_cast<T*>(to));
         }
     });
 }

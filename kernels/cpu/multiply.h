@@ -7,6 +7,7 @@
 
 #include <cstddef>
 
+#include "nibbles.h"
 #include "simd.h"
 #include "workspace.h"
 
@@ -51,9 +52,29 @@ inline void multiply_rows(const typename Kind::Value* x, size_t stride, const W*
         for (int j = 0; j < NR; j++) store(out + (r * NR + j) * kLanes, acc[r][j]);
 }
 
+// The same with weights of 4 bits.
+template <class Kind, int NR, int MR>
+inline void multiply_rows(const typename Kind::Value* x, size_t stride, NibblePanel<NR> w,
+                          int num_inputs, float* out) {
+    vf acc[MR][NR];
+    for (int r = 0; r < MR; r++)
+        for (int j = 0; j < NR; j++) acc[r][j] = vf{};
+    for_input_pairs<Kind>(w, num_inputs, [&](int k, const auto& loaded, const uint8_t* at) {
+        __builtin_prefetch(at + kPrefetchBytes);
+        for (int r = 0; r < MR; r++) {
+            for (int v = 0; v < NibbleGroup<Kind>::kVectors; v++) {
+                auto value = Kind::spread(x + r * stride + k + v);
+                for (int j = 0; j < NR; j++) acc[r][j] = Kind::dot(acc[r][j], loaded[j][v], value);
+            }
+        }
+    });
+    for (int r = 0; r < MR; r++)
+        for (int j = 0; j < NR; j++) store(out + (r * NR + j) * kLanes, acc[r][j]);
+}
+
 // out: [num_rows, NR * kLanes]; num_rows <= kTileRows<NR>; x: rows `stride` values apart.
 template <class Kind, int NR, class W>
-inline void multiply_tile(const typename Kind::Value* x, size_t stride, int num_rows, const W* w,
+inline void multiply_tile(const typename Kind::Value* x, size_t stride, int num_rows, W w,
                           int num_inputs, float* out) {
     switch (num_rows) {
         case 1: return multiply_rows<Kind, NR, 1>(x, stride, w, num_inputs, out);
@@ -85,14 +106,18 @@ TOKENBUS_INLINE void for_tiles(int begin, int end, F f) {
     }
 }
 
-// One linear: weight packed in panels of kPanel, bias [num_outputs] or null, both filled up to whole
-// panels. With scales [num_outputs] the weight is of int8, otherwise of the model's type.
+// How a weight is kept: in the model's type, or rounded and widened as it is multiplied.
+enum WeightFormat : int32_t { kPlain = 0, kInt8 = 1, kInt4 = 2 };
+
+// One linear: weight packed in panels of kPanel, bias [num_outputs] or null, scales [num_outputs]
+// for int8; bias and scales are filled up to whole panels.
 struct Linear {
     const void* weight;
     const float* bias;
     const float* scales;
     int32_t num_inputs;
     int32_t num_outputs;
+    int32_t format;
 };
 
 inline int num_panels(const Linear& linear) { return (linear.num_outputs + kPanel - 1) / kPanel; }
@@ -103,26 +128,48 @@ inline size_t padded(int num_inputs) {
     return size_t((num_inputs + Kind::kStep - 1) / Kind::kStep * Kind::kStep);
 }
 
+// Bytes of one panel.
 template <class Kind>
-inline const int8_t* narrow_panel_of(const Linear& linear, int panel) {
-    const size_t size = kPanel * padded<Kind>(linear.num_inputs);
-    return static_cast<const int8_t*>(linear.weight) + panel * size;
+inline size_t panel_bytes(WeightFormat format, int num_inputs) {
+    if (format == kInt4) return NibblePanel<kLinearVectors>::size(num_inputs);
+    const size_t size = kPanel * padded<Kind>(num_inputs);
+    return format == kInt8 ? size : size * sizeof(typename Kind::Value);
 }
 
-// A panel's weights. Those of int8 are widened into `wide`, [kPanel * inputs], once for all rows:
-// read from memory they are half of bfloat16, and the copy does not leave L2.
+template <class Kind>
+inline const uint8_t* panel_start(const Linear& linear, int panel) {
+    return static_cast<const uint8_t*>(linear.weight) +
+           panel * panel_bytes<Kind>(WeightFormat(linear.format), linear.num_inputs);
+}
+
+// A panel's weights in the kind's type. Rounded ones are widened into `wide`, [kPanel * inputs],
+// once for all rows: read from memory they are half of bfloat16, and the copy does not leave L2.
 template <class Kind>
 inline const typename Kind::Value* panel_of(const Linear& linear, int panel,
                                             typename Kind::Value* wide) {
-    const size_t size = kPanel * padded<Kind>(linear.num_inputs);
-    if (linear.scales == nullptr)
-        return static_cast<const typename Kind::Value*>(linear.weight) + panel * size;
-    const int8_t* narrow = narrow_panel_of<Kind>(linear, panel);
-    for (size_t i = 0; i < size; i += kLanes) {
-        if (i % kCacheLine == 0) __builtin_prefetch(narrow + i + kPrefetchBytes);
-        store(wide + i, load(narrow + i));
+    const uint8_t* from = panel_start<Kind>(linear, panel);
+    if (linear.format == kInt8) {
+        const int8_t* narrow = reinterpret_cast<const int8_t*>(from);
+        const size_t size = kPanel * padded<Kind>(linear.num_inputs);
+        for (size_t i = 0; i < size; i += kLanes) {
+            if (i % kCacheLine == 0) __builtin_prefetch(narrow + i + kPrefetchBytes);
+            store(wide + i, load(narrow + i));
+        }
+        return wide;
     }
-    return wide;
+    if (linear.format == kInt4) {
+        constexpr int kLoad = kLanes * Kind::kStep;
+        auto keep = [&](int k, const auto& loaded, const uint8_t* at) {
+            __builtin_prefetch(at + kPrefetchBytes);
+            for (int v = 0; v < NibbleGroup<Kind>::kVectors; v++)
+                for (int j = 0; j < kLinearVectors; j++)
+                    std::memcpy(wide + size_t(k + v) * kPanel + j * kLoad, &loaded[j][v],
+                                sizeof loaded[j][v]);
+        };
+        for_input_pairs<Kind>(NibblePanel<kLinearVectors>{from}, linear.num_inputs, keep);
+        return wide;
+    }
+    return reinterpret_cast<const typename Kind::Value*>(from);
 }
 
 // Copy a row-major [num_outputs, num_inputs] matrix of T into panels of NR vectors.

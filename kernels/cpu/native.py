@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_size_t, c_void_p
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
+class WeightFormat(IntEnum):
+    """How a packed weight is kept: in the model's dtype, or rounded (see nibbles.h for INT4)."""
+
+    PLAIN = 0
+    INT8 = 1
+    INT4 = 2
+
+
 class LinearArgs(Structure):
     """`Linear` of multiply.h."""
 
@@ -25,6 +34,7 @@ class LinearArgs(Structure):
         ("scales", c_void_p),
         ("num_inputs", c_int32),
         ("num_outputs", c_int32),
+        ("format", c_int32),
     )
 
 
@@ -120,6 +130,8 @@ class NativeLibrary:
         self._c.tokenbus_workspace_new.restype = c_void_p
         self._c.tokenbus_workspace_delete.argtypes = (c_void_p,)
         self._c.tokenbus_use_huge_pages.argtypes = (c_void_p, c_size_t)
+        self._c.tokenbus_packed_bytes.argtypes = (c_int, c_int, c_int, c_int)
+        self._c.tokenbus_packed_bytes.restype = c_size_t
         self._c.tokenbus_pack.argtypes = (
             c_int, c_int, c_void_p, c_int, c_int, c_void_p, c_int,
         )  # fmt: skip
@@ -157,20 +169,21 @@ class NativeLibrary:
         """Ask for huge pages under memory that nobody has written to yet, where there are any."""
         self._c.tokenbus_use_huge_pages(memory.data_ptr(), memory.nbytes)
 
-    def packed_size(self, num_outputs: int, num_inputs: int) -> int:
-        """Values that a packed weight takes, its outputs filled up to whole panels."""
-        width = self.panel_width
-        return -(-num_outputs // width) * width * num_inputs
+    def packed_bytes(self, shape: tuple[int, int], fmt: WeightFormat, dtype: torch.dtype) -> int:
+        """Bytes that a packed weight of [out, in] takes, its outputs filled up to whole panels."""
+        size: int = self._c.tokenbus_packed_bytes(DTYPES[dtype], fmt, *shape)
+        return size
 
-    def pack(self, weight: Tensor, out: Tensor, dtype: torch.dtype) -> None:
+    def pack(self, weight: Tensor, out: Tensor, fmt: WeightFormat, dtype: torch.dtype) -> None:
         """Lay a weight out for products in `dtype`.
 
-        weight: [out, in], contiguous, int8 or of dtype; out: [packed_size], dtype of weight.
+        weight: [out, in], contiguous, rounded already for INT8, else of dtype; out: [packed_bytes]
+        uint8.
         """
         rows, columns = weight.shape
         self._c.tokenbus_pack(
-            DTYPES[dtype], int(weight.dtype == torch.int8), weight.data_ptr(), rows, columns,
-            out.data_ptr(), torch.get_num_threads(),
+            DTYPES[dtype], fmt, weight.data_ptr(), rows, columns, out.data_ptr(),
+            torch.get_num_threads(),
         )  # fmt: skip
 
     def forward(self, model: ModelArgs, batch: BatchArgs, hidden: Tensor) -> None:

@@ -131,33 +131,72 @@ def test_bfloat16_is_as_near_to_float32_as_torch_is(make: Any, name: str) -> Non
     assert error <= 1.1 * their_error
 
 
-@torch.inference_mode()
-def test_int8_weights_are_rounded_and_nothing_else(make: Any) -> None:
-    """The logits are those of a float32 model whose weights were rounded to a byte each."""
+def _rounded_to_int8(weight: torch.Tensor) -> torch.Tensor:
+    scale = (weight.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
+    return (weight / scale).round() * scale
 
-    def int8(attention: Any) -> NativeOps:
-        return NativeOps(attention, int8_weights=True)
 
-    library = native_library()
+def _rounded_to_int4(weight: torch.Tensor) -> torch.Tensor:
+    """Round to 16 steps between the least and the largest of every 32 inputs of an output."""
+    parts = []
+    for part in weight.split(32, 1):
+        low = part.amin(1, keepdim=True).bfloat16().float()
+        scale = ((part.amax(1, keepdim=True) - low) / 15).bfloat16().float()
+        steps = ((part - low) / scale.clamp(min=1e-30)).round().clamp(0, 15)
+        parts.append(steps * scale + low)
+    return torch.cat(parts, 1)
+
+
+_ROUND = {"int8": _rounded_to_int8, "int4": _rounded_to_int4}
+
+
+def _round_all(model: Any, quantization: str) -> Any:
+    for layer in model.layers:
+        for linear in layer.linears():
+            linear.weight = _ROUND[quantization](linear.weight.float()).to(linear.weight.dtype)
+    # The head keeps a byte.
+    model.lm_head.weight = _rounded_to_int8(model.lm_head.weight.float()).to(model.embedding.dtype)
+    return model
+
+
+def _quantized(quantization: str, library: NativeLibrary | None = None) -> Any:
+    library = library or native_library()
     if library is None:
         pytest.skip("there is no C++ compiler")
-    rounded = make(torch.float32, TorchOps)
-    layers = [linear for layer in rounded.layers for linear in layer.linears()]
-    for linear in (*layers, rounded.lm_head):
-        scale = (linear.weight.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
-        linear.weight = (linear.weight / scale).round() * scale
-    ours = make(torch.float32, lambda _: int8(NativeAttention(library)))
+    return lambda _: NativeOps(NativeAttention(library), quantization=quantization)
+
+
+@pytest.mark.parametrize("quantization", _ROUND)
+@torch.inference_mode()
+def test_quantized_weights_are_rounded_and_nothing_else(make: Any, quantization: str) -> None:
+    """The logits are those of a float32 model whose weights were rounded in the same way."""
+    rounded = _round_all(make(torch.float32, TorchOps), quantization)
+    ours = make(torch.float32, _quantized(quantization))
     for lens in _BATCHES.values():
         expected = _hidden(rounded, lens, torch.float32)
         logits = _hidden(ours, lens, torch.float32)
         torch.testing.assert_close(logits, expected, atol=5e-4, rtol=5e-4)
 
 
-def test_int8_weights_are_refused_where_they_cannot_be(
+@pytest.mark.parametrize("quantization", _ROUND)
+@torch.inference_mode()
+def test_quantized_weights_multiply_in_bfloat16(make: Any, quantization: str) -> None:
+    """Few rows and many are as near to the rounded model in float32 as torch's bfloat16 is."""
+    exact_model = _round_all(make(torch.float32, TorchOps), quantization)
+    torch_model = _round_all(make(torch.bfloat16, TorchOps), quantization)
+    ours = make(torch.bfloat16, _quantized(quantization))
+    for lens in _BATCHES.values():
+        exact = _hidden(exact_model, lens, torch.float32)
+        theirs = _hidden(torch_model, lens, torch.bfloat16)
+        logits = _hidden(ours, lens, torch.bfloat16)
+        assert (logits - exact).norm() <= 1.2 * (theirs - exact).norm()
+
+
+def test_quantized_weights_are_refused_where_they_cannot_be(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other names, other dtypes and machines without a compiler are told, not ignored."""
-    with pytest.raises(RequestRejected, match="int3 is not int8"):
+    with pytest.raises(RequestRejected, match="int3 is not int8 or int4"):
         EngineConfig("model", quantization="int3")
     library = native_library()
     if library is not None:
@@ -209,6 +248,22 @@ def test_a_processor_without_wide_vectors_computes_the_same(
         theirs = _hidden(make(dtype, TorchOps), lens, dtype)
         logits = _hidden(make(dtype, ops), lens, dtype)
         assert (logits - exact).norm() <= 1.1 * (theirs - exact).norm() + 1e-5 * exact.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86 processor")
+@pytest.mark.parametrize("quantization", _ROUND)
+@torch.inference_mode()
+def test_a_processor_without_wide_vectors_rounds_the_same(
+    make: Any, library_for_haswell: Path, quantization: str
+) -> None:
+    """Compiled for AVX2 alone, rounded weights are the same numbers."""
+    rounded = _round_all(make(torch.float32, TorchOps), quantization)
+    ours = make(torch.float32, _quantized(quantization, NativeLibrary(library_for_haswell)))
+    for lens in _BATCHES.values():
+        expected = _hidden(rounded, lens, torch.float32)
+        logits = _hidden(ours, lens, torch.float32)
+        torch.testing.assert_close(logits, expected, atol=5e-4, rtol=5e-4)
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
