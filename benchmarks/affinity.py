@@ -5,6 +5,9 @@ same ones with affinity off and on. Neither worker's page pool holds all eight p
 are of prompt tokens; waits are from submit to pull, by the server's clock.
 
     python -P benchmarks/affinity.py --jobs 240 --rate 3
+
+With --crowd all jobs come at once to one worker whose pages hold six prompts and the own tokens of
+--beside jobs: how many of them run at once, and whether any goes back and forth.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.embedded import start_private
 from tokenbus.producer.status import read_status
+from tokenbus.worker.settings import WorkerSettings
+from tokenbus.worker.supervisor import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +42,9 @@ PAGE_SIZE = 16
 # Five of the eight prompts, and four jobs with their own tokens.
 NUM_PAGES = 5 * NUM_SHARED // PAGE_SIZE + 48
 MAX_NUM_SEQS = 4
+# Of a crowd: prompts that fit, and output long enough for jobs to meet.
+NUM_CROWD_PROMPTS, NUM_CROWD_OUT = 6, 80
+LOOK_INTERVAL_S = 0.02
 START_TIMEOUT_S = 120.0
 
 
@@ -148,12 +156,66 @@ def quantile(ordered: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+async def crowd(server: EmbeddedServer, folder: Path, args: Any) -> None:
+    """Send all jobs at once to one worker and print how many ran at a time."""
+    own_pages = -(-(NUM_OWN + NUM_CROWD_OUT) // PAGE_SIZE)
+    settings = WorkerSettings.load(
+        pool="crowd",
+        redis_url=server.url,
+        model=str(folder),
+        num_pages=1 + NUM_CROWD_PROMPTS * NUM_SHARED // PAGE_SIZE + args.beside * own_pages,
+        page_size=PAGE_SIZE,
+        reserve_fraction=0,
+        max_num_seqs=256,
+        dtype="float32",
+        device="cpu",
+        num_threads=1,
+        log_level="error",
+    )
+    running: list[int] = []
+
+    async def look() -> None:
+        while True:
+            if worker.stats is not None:
+                running.append(worker.stats.num_running)
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    async with (
+        Worker(settings) as worker,
+        await AsyncClient.connect(server.url, pool="crowd") as client,
+    ):
+        looking = asyncio.create_task(look())
+        started_at = asyncio.get_running_loop().time()
+        jobs = [
+            await client.submit(max_tokens=NUM_CROWD_OUT, ignore_eos=True, **request)
+            for _, request in draw_jobs(args.jobs, args.rate, args.seed)
+        ]
+        await asyncio.gather(*(client.result(job.job_id) for job in jobs))
+        elapsed_s = asyncio.get_running_loop().time() - started_at
+        looking.cancel()
+        stats, metrics = worker.stats, worker.metrics
+    busy = [count for count in running if count]
+    print(f"crowd of {args.jobs}, pages for {NUM_CROWD_PROMPTS} prompts and {args.beside} jobs:")
+    print(
+        f"  {max(running)} at most and {sum(busy) / len(busy):.1f} on average ran at once,", end=""
+    )
+    print(f" done in {elapsed_s:.1f} s; {metrics.jobs_pulled} pulls of a job,", end=" ")
+    print(f"{metrics.jobs_undone} undone, {metrics.jobs_requeued} handed back,", end=" ")
+    print(f"{metrics.preemptions} preempted; at most {metrics.peak_waiting} waited in the engine;")
+    if stats is not None:
+        cached = stats.cached_tokens_total / (stats.cached_tokens_total + stats.prompt_tokens_total)
+        print(f"  engine's prompt tokens from the cache {cached:.1%}", flush=True)
+
+
 async def measure(args: argparse.Namespace) -> None:
-    """Ride with affinity off and on."""
+    """Ride with affinity off and on, or with a crowd."""
     server = await asyncio.to_thread(start_private)
     try:
         with tempfile.TemporaryDirectory() as folder:
             await asyncio.to_thread(build_model, Path(folder))
+            if args.crowd:
+                await crowd(server, Path(folder), args)
+                return
             for number, wait_ms in enumerate([0, args.affinity_wait_ms] * args.repeats):
                 await ride(server, Path(folder), f"affinity-{number}", args, wait_ms)
     finally:
@@ -168,6 +230,8 @@ def main() -> int:
     parser.add_argument("--affinity-wait-ms", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--crowd", action="store_true", help="all jobs at once, one worker")
+    parser.add_argument("--beside", type=int, default=16, help="jobs that fit beside the prompts")
     asyncio.run(measure(parser.parse_args()))
     return 0
 

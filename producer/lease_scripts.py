@@ -16,7 +16,7 @@ from tokenbus.producer.replies import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from tokenbus.producer.keys import Keys
     from tokenbus.producer.script_runner import Argument, ScriptRunner
@@ -33,8 +33,10 @@ class Budget:
 
     `pages` may be spent now; `total_pages` is all a job could ever get here. `expected_output`
     gives tokens per choice of a lane (`<priority>:<tenant>`), `default_output` of all others; the
-    pull counts min(max_tokens, that). `cached` names the prefixes that lie in the cache, each with
-    the tokens that a job of it need not be counted for; `lost_prefixes` fell out of it.
+    pull counts min(max_tokens, that). `max_rows` bounds the choices of all jobs together.
+    `cached` names the prefixes that lie in the cache, each with the tokens that all jobs of it
+    share: they are not counted, but for the first job of an `idle` one, whose pages nobody holds.
+    `lost_prefixes` fell out of the cache.
     With `affinity_ms` the pull leaves jobs of a prefix that lies in another living worker's cache
     to that one: for so long where it would find nothing else, else for a fifth of what they have
     waited if that is longer. 0 turns that off.
@@ -53,8 +55,10 @@ class Budget:
     last_priority: int = 2
     expected_output: Mapping[str, int] = field(default_factory=dict)
     cached: Mapping[str, int] = field(default_factory=dict)
+    idle: Collection[str] = ()
     lost_prefixes: Sequence[str] = ()
     affinity_ms: int = 0
+    max_rows: int = 1_000_000
 
 
 class LeaseScripts:
@@ -83,13 +87,15 @@ class LeaseScripts:
             budget.too_large_after_ms,
             budget.last_priority,
             budget.affinity_ms,
+            budget.max_rows,
         ]
         for pairs in (budget.expected_output, budget.cached):
             chosen = list(pairs.items())[:MAX_ESTIMATES]
             args.append(len(chosen))
             for name, tokens in chosen:
                 args += (name, tokens)
-        args += (len(budget.lost_prefixes), *budget.lost_prefixes)
+        for names in (budget.idle, budget.lost_prefixes):
+            args += (len(names), *names)
         reply = await self._runner.run("pull", self._keys.prefix, args)
         jobs = tuple(_pulled(job) for job in reply[1])
         endings = tuple(read_ending(ending) for ending in reply[2])
@@ -146,15 +152,28 @@ class LeaseScripts:
         )
         return RequeueStatus(reply.decode())
 
-    async def undo(self, worker: str, job_id: str, epoch: int, prompt_tokens: int) -> RequeueStatus:
+    async def undo(
+        self,
+        worker: str,
+        job_id: str,
+        epoch: int,
+        prompt_tokens: int,
+        *,
+        loses_prefix: bool = False,
+    ) -> RequeueStatus:
         """Give back a fresh job that tokenised to more than was counted, as if never pulled.
 
         The charge is refunded and the exact prompt length stored; only before the first token.
+        One that shares less than jobs of its prefix do `loses_prefix`: it counts in full then.
         """
         reply = await self._runner.run(
-            "undo", self._keys.prefix, [worker, job_id, epoch, prompt_tokens]
+            "undo", self._keys.prefix, [worker, job_id, epoch, prompt_tokens, int(loses_prefix)]
         )
         return RequeueStatus(reply.decode())
+
+    async def leave(self, worker: str) -> None:
+        """Tell the pool that a worker pulls no more, so that no job is left to its cache."""
+        await self._runner.run("leave", self._keys.prefix, [worker])
 
     async def complete(
         self, job_id: str, finish: str, actual_tokens: int, *, failed: bool = False
@@ -202,4 +221,6 @@ def _pulled(reply: list[Any]) -> PulledJob:
         request=reply[9],
         age_ms=int(reply[10]),
         prefix=reply[11].decode(errors="replace"),
+        shared_pages=int(reply[12]),
+        num_choices=int(reply[13]),
     )

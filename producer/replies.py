@@ -101,7 +101,8 @@ class PullStatus(StrEnum):
 class PulledJob:
     """One job that now belongs to the caller, at `epoch`; its start is a takeover.
 
-    `pages` is what the pull counted for it. `head_of_line` marks the one job that did not fit.
+    `pages` is what the pull counted for it, beside `shared_pages` that jobs of its prefix have
+    already. `head_of_line` marks the one job that did not fit.
     `num_logged` is what its last owner reported as logged (0 = fresh as far as the queue knows).
     `age_ms` is how long ago it was accepted, by the server's clock. `prefix` names what its prompt
     begins with, empty if that is nothing of note.
@@ -119,6 +120,8 @@ class PulledJob:
     request: bytes
     age_ms: int = 0
     prefix: str = ""
+    shared_pages: int = 0
+    num_choices: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.beacon import Beacon
 from tokenbus.worker.clearance import Clearance
 from tokenbus.worker.custody import Custody
+from tokenbus.worker.doorbell import Doorbell
 from tokenbus.worker.held_prefixes import HeldPrefixes
 from tokenbus.worker.inbox import Inbox
 from tokenbus.worker.intake import Intake
@@ -93,7 +94,7 @@ async def assemble(
     chains = Chains(scripts, _retention(settings))
     session = Session(server.redis, ttl_s)
     ledger = Ledger(roster, limits, ready.num_pages, settings.reserve_fraction)
-    prefixes = HeldPrefixes(ledger, is_on=settings.affinity_ms > 0)
+    prefixes = HeldPrefixes(ledger, is_on=settings.holds_prefixes)
     custody = Custody(session, scripts, chains, roster, worker, metrics)
     publishers = await start_publishers(
         settings, server, session, scripts, roster, tokenizer, ready, worker
@@ -104,6 +105,7 @@ async def assemble(
     lease.engine_moves = engine.moves
     clearance = Clearance(custody, ledger, roster, settings.suspect_wait_s, metrics)
     starter.on_waiting = clearance.park_for
+    doorbell = Doorbell(blocking, session, scripts.keys, worker, settings.call_timeout_s)
     # fmt: off
     parts = Parts(
         session=session,
@@ -115,7 +117,7 @@ async def assemble(
         starter=starter,
         outputs=Outputs(roster, ledger, metrics),
         lease=lease,
-        intake=Intake(session, scripts, chains, blocking, lease, starter,
+        intake=Intake(session, scripts, chains, doorbell, lease, starter,
                       clearance, ledger, prefixes, roster, worker, settings, metrics),
         inbox=Inbox(session, scripts, chains, worker, _inbox_bounds(settings), metrics),
         keeper=Keeper(session, scripts, chains, worker, ttl_s, metrics),

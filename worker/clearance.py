@@ -6,6 +6,7 @@ What is given back keeps its log; whoever has room goes on with it, and no attem
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.lease_scripts import SUSPECT_ATTEMPTS
@@ -86,18 +87,15 @@ class Clearance:
             if job.pulled.priority > urgent.pulled.priority
         ]
         lower.sort(key=lambda job: (job.pulled.priority, job.request_id), reverse=True)
-        pages, rows = self._ledger.budget(), self._ledger.free_rows()
-        need_pages, need_rows = self._ledger.cost(urgent), urgent.num_rows
-        chosen: list[HeldJob] = []
-        while lower and (pages < need_pages or rows < need_rows):
-            job = lower.pop(0)
-            pages += self._ledger.cost(job)
-            rows += job.num_rows
-            chosen.append(job)
-        if pages < need_pages or rows < need_rows:
+        num_chosen = bisect_left(
+            range(len(lower) + 1),
+            True,
+            key=lambda num: self._ledger.has_room(urgent, set(lower[:num])),
+        )
+        if num_chosen > len(lower):
             return
         self._parked_at = time.monotonic()
-        for job in chosen:
+        for job in lower[:num_chosen]:
             self._metrics.jobs_parked += 1
             self._log.info(
                 "job.parked", job_id=job.job_id, epoch=job.epoch, urgent_job_id=urgent.job_id

@@ -6,6 +6,7 @@ phase, and the reconcile either drops it or starts the chain again (R6, R7).
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -19,7 +20,6 @@ from tokenbus.worker.job_line import log_finished
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Coroutine
 
     from tokenbus.producer.chains import Chains
@@ -56,6 +56,9 @@ class Custody:
         self._worker = worker
         self._metrics = metrics
         self._tasks: asyncio.TaskGroup | None = None
+        self._num_unknown = 0
+        self._unknown_returned = asyncio.Event()
+        self._unknown_returned.set()
         self._log = get_logger()
         self.stop: Callable[[HeldJob], None] = nobody
         self.publishers: Publishers | None = None
@@ -123,7 +126,18 @@ class Custody:
 
     def return_unknown(self, job_id: str, epoch: int) -> None:
         """Return a job that the server says is held here and that nobody here knows."""
+        self._num_unknown += 1
+        self._unknown_returned.clear()
         self._spawn(self._requeue_unknown(job_id, epoch))
+
+    @property
+    def returns_unknown(self) -> bool:
+        """Tell whether the hand-back of an unknown job is under way."""
+        return self._num_unknown > 0
+
+    async def unknown_returned(self) -> None:
+        """Wait until every hand-back of an unknown job was answered or given up."""
+        await self._unknown_returned.wait()
 
     def _give_back(self, job: HeldJob, *, crashed: bool = False, has_log: bool = True) -> None:
         """Let a job go back, after its publisher has logged what it has if the log is ours."""
@@ -201,3 +215,7 @@ class Custody:
             return
         except RedisError:
             self._log.exception("job.requeue_refused", job_id=job_id, epoch=epoch)
+        finally:
+            self._num_unknown -= 1
+            if not self._num_unknown:
+                self._unknown_returned.set()

@@ -96,6 +96,7 @@ class HeldJob:
         self.cached_tokens = 0
         self.prompt_tokens = 0
         self.num_preemptions = 0
+        self.is_preempted = False
         self.timings = Timings()
 
     @property
@@ -114,9 +115,15 @@ class HeldJob:
         return self.timings.added_at is not None
 
     @property
+    def is_in_engine(self) -> bool:
+        """Tell whether the engine has admitted it and lets it hold pages."""
+        is_admitted = self.timings.admitted_at is not None
+        return is_admitted and self.phase is Phase.RUNNING and not self.is_preempted
+
+    @property
     def num_rows(self) -> int:
         """Count the sequences it is in the engine."""
-        return self.prepared.params.n if self.prepared is not None else 1
+        return self.prepared.params.n if self.prepared is not None else self.pulled.num_choices
 
     @property
     def longest_choice(self) -> int:

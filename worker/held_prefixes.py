@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Prefix:
-    """What is known of one prefix; `num_shared` counts the tokens that its last prompts share."""
+    """What is known of one prefix; `num_shared` counts the tokens that its prompts share."""
 
     num_jobs: int = 0
     num_shared: int = 0
-    last_prompt: Sequence[int] = ()
     released_at: int = 0
 
 
@@ -39,6 +38,7 @@ class HeldPrefixes:
 
     def __init__(self, ledger: Ledger, *, is_on: bool = True) -> None:
         self._ledger = ledger
+        self._shares = ledger.shares
         self._is_on = is_on
         # Least lately released first; those in use stand anywhere.
         self._prefixes: OrderedDict[str, _Prefix] = OrderedDict()
@@ -53,20 +53,21 @@ class HeldPrefixes:
             self._lost.discard(job.pulled.prefix)
 
     def prepared(self, job: HeldJob) -> None:
-        """Learn from a tokenised prompt how much it shares with the one before."""
-        prefix = self._prefixes.get(job.pulled.prefix)
+        """Learn from a tokenised prompt how much it shares with others of its prefix."""
+        name = job.pulled.prefix
+        prefix = self._prefixes.get(name)
         if prefix is None or job.prepared is None:
             return
-        prompt = job.prepared.prompt_ids
-        shared = _num_shared(prefix.last_prompt, prompt) if prefix.last_prompt else len(prompt)
+        self._shares.join(job)
+        shared = self._shares.tokens_of(name) or job.prepared.num_prompt_tokens
         page_size = self._ledger.page_size
         prefix.num_shared = shared // page_size * page_size
-        prefix.last_prompt = prompt
 
     def gone(self, job: HeldJob) -> None:
         """Note that a job has left and released its pages."""
         prefix = self._prefixes.get(job.pulled.prefix)
         own = self._ledger.held_pages(job)
+        self._shares.leave(job)
         if prefix is not None:
             own = max(0, own - prefix.num_shared // self._ledger.page_size)
             prefix.num_jobs -= 1
@@ -79,13 +80,12 @@ class HeldPrefixes:
     def held(self) -> dict[str, int]:
         """Return the prefixes that are in the cache; of too many, those in use and the latest.
 
-        The value is what a job of one need not be counted for, in tokens: nothing, because an idle
-        prefix is counted among the pages that are free.
+        The value is how many tokens another job of one may be expected to share.
         """
         self._forget_evicted()
         latest = reversed(self._prefixes.items())
         names = [name for name, _ in sorted(latest, key=lambda item: item[1].num_jobs == 0)]
-        return dict.fromkeys(names[:MAX_ESTIMATES], 0)
+        return {name: self._shares.tokens_of(name) for name in names[:MAX_ESTIMATES]}
 
     def lost(self) -> list[str]:
         """Return those that fell out of the cache and that the queue has not been told of."""
@@ -115,16 +115,5 @@ class HeldPrefixes:
 
     def _lose(self, name: str) -> None:
         del self._prefixes[name]
+        self._shares.forget(name)
         self._lost.add(name)
-
-
-def _num_shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """Count the leading tokens that two prompts share."""
-    low, high = 0, min(len(left), len(right))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if left[low:middle] == right[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from tokenbus.producer.connection import is_away
 from tokenbus.producer.keys import NUM_PRIORITIES
 from tokenbus.producer.replies import PullStatus
 from tokenbus.producer.scripts import Budget
@@ -23,14 +22,13 @@ from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
-
-    from redis.asyncio import Redis
+    from collections.abc import Callable, Iterable
 
     from tokenbus.producer.chains import Chains
     from tokenbus.producer.replies import Ending, Pulled, PulledJob
     from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.clearance import Clearance
+    from tokenbus.worker.doorbell import Doorbell
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.held_prefixes import HeldPrefixes
     from tokenbus.worker.lease import Lease
@@ -49,17 +47,19 @@ URGENT_LOOK_S = 0.25
 LAST_CLASS = NUM_PRIORITIES - 1
 # Answers of a pull that has looked at everything it was given.
 NORMAL = (PullStatus.JOBS, PullStatus.EMPTY, PullStatus.FULL, PullStatus.SPARED)
+# Answers after which the next pull is made at once.
+AT_ONCE = (PullStatus.JOBS, PullStatus.RECONCILE)
 
 
 class Intake:
-    """The pull loop of one worker; `bell` is a client of its own, because it blocks."""
+    """The pull loop of one worker."""
 
     def __init__(
         self,
         session: Session,
         scripts: Scripts,
         chains: Chains,
-        bell: Redis,
+        doorbell: Doorbell,
         lease: Lease,
         starter: Starter,
         clearance: Clearance,
@@ -73,7 +73,7 @@ class Intake:
         self._session = session
         self._scripts = scripts
         self._chains = chains
-        self._blocking: Callable[..., Awaitable[Any]] = bell.execute_command
+        self._doorbell = doorbell
         self._lease = lease
         self._starter = starter
         self._clearance = clearance
@@ -99,8 +99,8 @@ class Intake:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await self._session.opened()
-                self._start_head_of_line()
                 self._pages_changed.clear()
+                self._start_head_of_line()
                 last_priority = self._last_priority()
                 if last_priority < 0:
                     await self._wait_for_pages()
@@ -112,6 +112,8 @@ class Intake:
                 except RedisError as error:
                     self._log.exception("queue.pull_refused")
                     self._session.lose(f"the pull was refused: {error}")
+                    continue
+                if last_priority == LAST_CLASS and pulled.status in AT_ONCE:
                     continue
                 # It may have been kept waiting by what the pull was offered and did not take.
                 self._start_head_of_line()
@@ -145,13 +147,18 @@ class Intake:
 
     async def _pull(self, tasks: asyncio.TaskGroup, last_priority: int) -> Pulled:
         """Pull once and register what came before anyone else may look at what we hold."""
-        asked_at = time.monotonic()
-        async with self._lease.custody_lock:
+        async with self._lease.custody():
+            asked_at = time.monotonic()
             takes_head_of_line = not self._line_is_taken()
             budget = self._budget(last_priority, takes_head_of_line)
             self._line_is_offered = takes_head_of_line
             # Until the answer is here, nobody else may count on what the pull was told is free.
             self._ledger.offered_pages = budget.pages
+            self._ledger.offered_prefixes = {
+                name: self._ledger.pages_for(tokens)
+                for name, tokens in budget.cached.items()
+                if name not in budget.idle
+            }
             try:
                 pulled = await self._session.call(
                     lambda: self._scripts.lease.pull(self._worker, self._lease.serial, budget),
@@ -162,7 +169,7 @@ class Intake:
                 jobs = [self._register(job) for job in pulled.jobs]
             finally:
                 self._line_is_offered = False
-                self._ledger.offered_pages = 0
+                self._ledger.offered_pages, self._ledger.offered_prefixes = 0, {}
         for job in jobs:
             tasks.create_task(self._bring_in(job))
         if pulled.endings:
@@ -181,18 +188,22 @@ class Intake:
 
     def _budget(self, last_priority: int, takes_head_of_line: bool) -> Budget:
         """Say what there is room for, and whose prefixes lie in the cache."""
-        affinity_ms = self._settings.affinity_ms
+        cached = self._prefixes.held()
+        carried = self._ledger.carried_prefixes()
+        free_rows = max(0, self._ledger.free_rows())
         return Budget(
             pages=max(0, self._ledger.budget()) if last_priority == LAST_CLASS else 0,
             page_size=self._ledger.page_size,
             total_pages=self._ledger.total_pages,
-            max_jobs=max(1, min(self._settings.max_pull_jobs, self._ledger.free_rows())),
+            max_jobs=max(1, min(self._settings.max_pull_jobs, free_rows)),
             take_head_of_line=takes_head_of_line,
             expected_output=self._ledger.expected_outputs(),
             last_priority=last_priority,
-            cached=self._prefixes.held() if affinity_ms else {},
-            lost_prefixes=self._prefixes.lost() if affinity_ms else (),
-            affinity_ms=affinity_ms,
+            cached=cached,
+            idle=cached.keys() - carried,
+            lost_prefixes=self._prefixes.lost(),
+            affinity_ms=self._settings.affinity_ms,
+            max_rows=free_rows,
         )
 
     def _register(self, pulled: PulledJob) -> HeldJob:
@@ -234,7 +245,7 @@ class Intake:
 
     def _still_fits(self, job: HeldJob) -> bool:
         """Tell whether the exact size is covered by what the pull counted, or else by free room."""
-        if job.num_rows == 1 and self._ledger.cost(job) <= job.pulled.pages:
+        if self._ledger.is_as_pulled(job):
             return True
         return self._ledger.budget() >= 0 and self._ledger.free_rows() >= 0
 
@@ -242,7 +253,11 @@ class Intake:
         try:
             await self._session.call(
                 lambda: self._scripts.lease.undo(
-                    self._worker, job.job_id, job.epoch, job.prompt_tokens
+                    self._worker,
+                    job.job_id,
+                    job.epoch,
+                    job.prompt_tokens,
+                    loses_prefix=self._ledger.shares_less(job),
                 )
             )
         except SessionLost:
@@ -271,10 +286,8 @@ class Intake:
     async def _wait_after(self, pulled: Pulled) -> None:
         wait_s = min(pulled.retry_ms / 1000 or MAX_WAIT_S, MAX_WAIT_S)
         match pulled.status:
-            case PullStatus.JOBS | PullStatus.RECONCILE:
-                return
             case PullStatus.EMPTY | PullStatus.SPARED:
-                await self._wait_for_bell(wait_s)
+                await self._doorbell.wait(wait_s)
             case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR:
                 await self._wait_for_pages(wait_s)
 
@@ -284,15 +297,3 @@ class Intake:
                 await self._pages_changed.wait()
         except TimeoutError:
             return
-
-    async def _wait_for_bell(self, wait_s: float) -> None:
-        """Wait until work became pullable, for anybody or for this worker, a second at most."""
-        keys = self._scripts.keys
-        bells = (keys.of("wake", self._worker), keys.of("bell"))
-        try:
-            async with asyncio.timeout(wait_s + self._settings.call_timeout_s):
-                await self._blocking("BLPOP", *bells, wait_s)
-        except (RedisError, OSError) as error:
-            if not is_away(error):
-                raise
-            self._session.lose(f"the bell does not answer: {error}")

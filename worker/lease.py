@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -19,7 +20,7 @@ from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from tokenbus.producer.replies import HeldJob as HeldEntry
     from tokenbus.producer.scripts import Scripts
@@ -38,8 +39,8 @@ _SHORT_LIFE_S = 1.0
 class Lease:
     """Keeps one worker's lease.
 
-    `engine_moves` tells whether the engine may be vouched for; `custody_lock` is held by a pull
-    until its jobs are known, so that a renewal never takes them for unknown.
+    `engine_moves` tells whether the engine may be vouched for. A pull holds the custody until its
+    jobs are known, so that a renewal never takes them for unknown.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Lease:
         self._total_pages = 0
         self._page_size = 1
         self.serial = 0
-        self.custody_lock = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self.engine_moves: Callable[[], bool] = lambda: True
         self.publishers: Publishers | None = None
 
@@ -71,6 +72,27 @@ class Lease:
         """Set what the lease tells other workers about the largest job that fits here."""
         self._total_pages = total_pages
         self._page_size = page_size
+
+    @asynccontextmanager
+    async def custody(self) -> AsyncIterator[None]:
+        """Let nobody compare what is held meanwhile; wait until nothing unknown is.
+
+        What a lost pull brought counts as held here until its hand-back was answered (R8): a pull
+        before that would hold more than there are pages for.
+        """
+        while True:
+            await self._custody.unknown_returned()
+            async with self._lock:
+                if not self._custody.returns_unknown:
+                    yield
+                    return
+
+    async def leave(self) -> None:
+        """Tell the pool that this worker pulls no more, so that nothing is left to its cache."""
+        try:
+            await self._session.call(lambda: self._scripts.lease.leave(self._worker))
+        except (SessionLost, RedisError) as error:
+            self._log.warning("lease.leave_unsaid", reason=str(error))
 
     async def open(self, within_s: float) -> None:
         """Reconcile until it works, with back-off; then let calls through.
@@ -122,7 +144,7 @@ class Lease:
         if not self.engine_moves():
             self._log.error("lease.withheld", reason="the engine does not move")
             return
-        async with self.custody_lock:
+        async with self._lock:
             try:
                 held = await self._session.call(
                     lambda: self._scripts.lease.renew(
@@ -142,7 +164,7 @@ class Lease:
 
     async def _reconcile(self) -> None:
         """Take a new serial, settle what we hold, and forget everything known about the logs."""
-        async with self.custody_lock:
+        async with self._lock:
             self.serial += 1
             held = await self._scripts.lease.reconcile(
                 self._worker, self.serial, self._ttl_ms, self._total_pages, self._page_size

@@ -3,33 +3,55 @@
     budget = free + evictable - reserve - what a pull under way was offered
              - what is promised to jobs that are here
 
-What a job is promised, in pages of `page_size` tokens, L being prompt + expected output:
+What a job is promised, in pages of `page_size` tokens, L being prompt + expected output and S the
+full pages that jobs of its prefix share:
 
-    not admitted yet           L of every choice, its prompt counted once
-    admitted, no token yet     the same less the prompt pages that the prefix cache gave
-    streaming                  L less what it holds now
-    ended, not completed yet   what it held: those pages count as free once the queue has answered
+    not admitted, preempted    L of every choice, its prompt counted once, less S
+    admitted, no token yet     L less the prompt pages that the prefix cache gave
+    streaming                  L less what it holds now for certain
+    ended, not completed yet   what it held less S: free once the queue has answered
+
+    S itself                   once per prefix, unless a job of it is in the engine and holds it
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.output_estimator import OutputEstimator
 from tokenbus.producer.lease_scripts import MAX_ESTIMATES
 from tokenbus.worker.held_job import Phase
+from tokenbus.worker.prefix_shares import PrefixShares
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from tokenbus.engine.types import EngineLimits, EngineStats
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.roster import Roster
 
 
+@dataclass(slots=True)
+class _Tally:
+    """Pages promised to jobs: `own` to each alone, `once` by prefix to all that share them.
+
+    The shared pages of `held` prefixes are in use; those of `freed` ones were, by jobs that leave.
+    """
+
+    own: int = 0
+    once: dict[str, int] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)
+    freed: dict[str, int] = field(default_factory=dict)
+
+
 class Ledger:
-    """Page and row accounts of one engine."""
+    """Page and row accounts of one engine.
+
+    While a pull is under way `offered_pages` are spoken for, and so are the pages that it was told
+    to be held of `offered_prefixes`.
+    """
 
     def __init__(
         self, roster: Roster, limits: EngineLimits, total_pages: int, reserve_fraction: float
@@ -41,6 +63,8 @@ class Ledger:
         self.reserve_pages = int(total_pages * reserve_fraction)
         self.available_pages = total_pages
         self.offered_pages = 0
+        self.offered_prefixes: Mapping[str, int] = {}
+        self.shares = PrefixShares(limits.page_size)
         self.estimator = OutputEstimator()
         self._lanes: OrderedDict[str, None] = OrderedDict()
 
@@ -54,8 +78,7 @@ class Ledger:
 
     def budget(self) -> int:
         """Return the pages that new jobs may be pulled for; negative while over-admitted."""
-        promised = sum(self.promised(job) for job in self._roster if not self._is_waiting(job))
-        return self.available_pages - self.reserve_pages - self.offered_pages - promised
+        return self._pages_left(None, ())
 
     def free_rows(self) -> int:
         """Return the sequences that the engine could still run."""
@@ -63,16 +86,18 @@ class Ledger:
         return self.max_rows - rows
 
     def cost(self, job: HeldJob) -> int:
-        """Return the pages a job needs from its start, as the engine's admission counts them."""
+        """Return the pages a job needs from its start, shared ones included."""
         prepared = job.prepared
         if prepared is None:
-            return job.pulled.pages
+            return job.pulled.pages + job.pulled.shared_pages
         params = prepared.params
         expected = self.expected_output(job)
         prompt = self.pages_for(prepared.num_prompt_tokens)
         if params.n == 1:
             return self.pages_for(prepared.num_prompt_tokens + expected)
-        return prompt + params.n * self.pages_for(expected)
+        # Each choice but the first has a copy of the page in which the prompt ends.
+        num_copies = params.n - 1 if prepared.num_prompt_tokens % self.page_size else 0
+        return prompt + num_copies + params.n * self.pages_for(expected)
 
     def expected_output(self, job: HeldJob) -> int:
         """Return the output tokens to count per choice: learned, and never less than is there."""
@@ -102,23 +127,80 @@ class Ledger:
 
     def fits(self, job: HeldJob) -> bool:
         """Tell whether a waiting job may start: it has its pages and rows, or the engine alone."""
-        if self.free_rows() >= job.num_rows and self.budget() >= self.cost(job):
+        if self.has_room(job):
             return True
         if self.offered_pages:
             return False
         others = (other for other in self._roster if other is not job)
         return all(self._is_waiting(other) for other in others)
 
+    def has_room(self, job: HeldJob, without: Collection[HeldJob] = ()) -> bool:
+        """Tell whether a waiting job would have its pages and rows if others were given back."""
+        rows = self.free_rows() + sum(other.num_rows for other in without)
+        return rows >= job.num_rows and self._pages_left(job, without) >= 0
+
+    def is_as_pulled(self, job: HeldJob) -> bool:
+        """Tell whether a tokenised job needs no more than the pull counted for it."""
+        pulled = job.pulled
+        return (
+            job.num_rows <= pulled.num_choices
+            and self.cost(job) <= pulled.pages + pulled.shared_pages
+            and not self.shares_less(job)
+        )
+
+    def shares_less(self, job: HeldJob) -> bool:
+        """Tell whether a tokenised job shares fewer pages than the pull took for granted."""
+        return self.shares.pages_of(job) < job.pulled.shared_pages
+
+    def carried_prefixes(self) -> set[str]:
+        """Name the prefixes whose shared pages are held or promised: more jobs need only theirs."""
+        tally = self._tally(None, ())
+        return tally.held.union(tally.once)
+
+    def _pages_left(self, also: HeldJob | None, without: Collection[HeldJob]) -> int:
+        """Return the budget if the waiting job `also` started and those `without` were given back.
+
+        What the latter hold becomes free, but for what others that stay share with them.
+        """
+        tally = self._tally(also, without)
+        left = self.available_pages - self.reserve_pages - self.offered_pages - tally.own
+        left -= sum(pages for name, pages in tally.once.items() if name not in tally.held)
+        return left + sum(pages for name, pages in tally.freed.items() if name not in tally.held)
+
+    def _tally(self, also: HeldJob | None, without: Collection[HeldJob]) -> _Tally:
+        # What the pull was told is held stays promised should its holder go meanwhile.
+        tally = _Tally(once=dict(self.offered_prefixes))
+        for job in self._roster:
+            if self._is_waiting(job) and job is not also:
+                continue
+            name, promised = job.pulled.prefix, self.promised(job)
+            shared = self.shares.pages_of(job) if name else 0
+            if job.is_in_engine:
+                if job in without:
+                    tally.own -= self.cost(job) - promised - shared
+                    _raise_to(tally.freed, name, shared)
+                    continue
+                tally.own += promised
+                if shared:
+                    tally.held.add(name)
+            elif job not in without:
+                shared = min(shared, promised)
+                tally.own += promised - shared
+                if shared:
+                    _raise_to(tally.once, name, shared)
+        return tally
+
     def promised(self, job: HeldJob) -> int:
         """Return the pages that a job will still take, or that it gives back only later."""
         if job.phase in (Phase.ENDING, Phase.COMMITTED, Phase.RETURNING):
             return self.held_pages(job) if job.was_added else 0
         cost = self.cost(job)
-        if job.timings.admitted_at is None:
+        if not job.is_in_engine:
             return cost
         if job.timings.first_token_at is None:
             return max(0, cost - job.cached_tokens // self.page_size)
-        return max(0, cost - self.held_pages(job))
+        # The page of the newest token may not be taken before the next step.
+        return max(0, cost - self.held_pages(job, num_newest=1))
 
     def observe(self, job: HeldJob, reasons: Sequence[str | None]) -> None:
         """Learn the output lengths of a job whose choices ended by themselves."""
@@ -134,11 +216,12 @@ class Ledger:
         """Raise the estimate of a lane after the engine preempted a job of it."""
         self.estimator.correct(job.lane, job.longest_choice)
 
-    def held_pages(self, job: HeldJob) -> int:
-        """Return the pages that a job holds by what is known of its tokens."""
+    def held_pages(self, job: HeldJob, num_newest: int = 0) -> int:
+        """Return the pages of a job's tokens, but for the newest ones of each choice."""
         if job.prepared is None or job.taken is None:
             return 0
-        prompt, counts = job.prepared.num_prompt_tokens, job.lengths
+        prompt = job.prepared.num_prompt_tokens
+        counts = [max(0, length - num_newest) for length in job.lengths]
         if len(counts) == 1:
             return self.pages_for(prompt + counts[0])
         return self.pages_for(prompt) + sum(self.pages_for(count) for count in counts)
@@ -147,3 +230,8 @@ class Ledger:
     def _is_waiting(job: HeldJob) -> bool:
         """Tell whether a job is the head-of-line one, which has no pages yet."""
         return job.is_waiting
+
+
+def _raise_to(pages: dict[str, int], name: str, count: int) -> None:
+    """Let an entry be at least `count`."""
+    pages[name] = max(pages.get(name, 0), count)

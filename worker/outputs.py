@@ -119,6 +119,11 @@ class Outputs:
         if self.publishers is not None and self.publishers.num_processes:
             self.credit(self.publishers.take_step(step, jobs))
         self._account(step, jobs, now)
+        for request_id in step.preempted:
+            job = find(request_id)
+            if job is not None:
+                # After the token that was in flight, which comes with the same step.
+                job.is_preempted = True
         if self.publishers is not None and not self.publishers.num_processes:
             self.credit(self.publishers.take_step(step, jobs))
         if step.ends:
@@ -129,6 +134,7 @@ class Outputs:
         running = Phase.RUNNING
         for job, choice, count in zip(jobs, step.choices, step.counts, strict=True):
             if count and job is not None and job.phase is running:
+                job.is_preempted = False
                 job.lengths[choice] += count
                 job.timings.see_tokens(now)
         for row, reason, *_ in step.ends:

@@ -43,7 +43,7 @@ class WorkerSettings(BaseSettings):
     prefix_cache: bool | None = None
     random_weights: bool | None = None
     cuda_graphs: bool | None = None
-    quantization: Literal["int8"] | None = None
+    quantization: Literal["int8", "int4"] | None = None
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
     null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)
     null_crash_id: int | None = Field(default=None, ge=0)
@@ -106,10 +106,14 @@ class WorkerSettings(BaseSettings):
             raise SettingsInvalid(f"{field}: {message}" if field else message) from None
 
     @property
+    def holds_prefixes(self) -> bool:
+        """Tell whether the engine keeps the pages of prompts for others that begin alike."""
+        return self.engine == "paged" and self.prefix_cache is not False
+
+    @property
     def affinity_ms(self) -> int:
         """Return `affinity_wait_ms`, 0 for an engine that holds no prefixes."""
-        has_cache = self.engine == "paged" and self.prefix_cache is not False
-        return self.affinity_wait_ms if has_cache else 0
+        return self.affinity_wait_ms if self.holds_prefixes else 0
 
     def start_engine(self) -> StartEngine:
         """Return the message that builds this worker's engine."""

@@ -227,6 +227,7 @@ class Worker:
                     self._started.set_result(None)
                 await self._stop_requested.wait()
                 intake.cancel()
+                tasks.create_task(parts.lease.leave())
                 await self._drain(parts)
                 raise _Drained
         except* _Drained:

@@ -1,5 +1,5 @@
 -- Where a prefix is at home: with the first worker that pulled a job of it, until that one's cache
--- has lost it, or the worker dies. Other workers leave jobs of the prefix to it for a while: for
+-- has lost it, or the worker leaves or dies. Other workers leave jobs of the prefix to it for a while: for
 -- `ms` if they would idle, and as long as they find other work for a fifth of what the job has
 -- waited already. The key's TTL is renewed by every job that the home takes.
 local HOME_MS, MAX_PREFIX_BYTES, SPARED_SHARE = 600000, 128, 0.2
@@ -10,15 +10,16 @@ local function is_prefix(prefix)
   return affinity.ms > 0 and prefix ~= '' and #prefix <= MAX_PREFIX_BYTES
 end
 
--- The living worker other than this one that a prefix is at home with, or nil.
+-- The worker other than this one that a prefix is at home with, if it lives and goes on pulling.
 local function home_elsewhere(prefix)
   local home = redis.call('GET', K.home .. prefix)
   if not home or home == affinity.worker then
     return nil
   end
   if seen[home] == nil then
-    seen[home] = redis.call('EXISTS', K.alive .. home) == 1
-      and { room = redis.call('HGET', K.worker .. home, 'room') == '1' }
+    local standing = redis.call('HMGET', K.worker .. home, 'room', 'leaving')
+    seen[home] = not standing[2] and redis.call('EXISTS', K.alive .. home) == 1
+      and { room = standing[1] == '1' }
   end
   return seen[home] and home or nil
 end

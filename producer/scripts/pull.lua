@@ -1,25 +1,29 @@
 #!lua flags=allow-oom
---@use base fairness drain waiting ending owning entry lanes affinity
+--@use base fairness drain waiting ending owning entry lanes affinity room
 -- Take as many jobs as fit the budget, fairest first. Bounded: 16 tenants per priority, 64 entries.
 local worker, serial = ARGV[1], ARGV[2]
-local budget, page, total_pages = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local max_jobs, may_overflow = tonumber(ARGV[6]), ARGV[7] == '1'
-local default_output, too_large_ms = tonumber(ARGV[8]), tonumber(ARGV[9])
-local last_class = tonumber(ARGV[10])
+local total_pages, max_jobs, may_overflow = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
+local too_large_ms, last_class = tonumber(ARGV[9]), tonumber(ARGV[10])
+room.pages, room.page, room.rows = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[12])
+room.default_output = tonumber(ARGV[8])
 local MAX_TENANTS, MAX_ENTRIES, SUSPECT_ATTEMPTS, SUSPECT_PATIENCE_MS = 16, 64, 2, 2000
 -- Jobs of one lane that a pull leaves to other workers before it looks elsewhere, and how many jobs
 -- of service others may get ahead of their tenant through that.
 local MAX_SPARED, MAX_LEAD = 4, 4
 
-if redis.call('HGET', K.worker .. worker, 'serial') ~= serial then
+local standing = redis.call('HMGET', K.worker .. worker, 'serial', 'suspect', 'leaving')
+if standing[1] ~= serial then
   return { 'reconcile', {}, {} }
 end
 redis.call('SADD', K.workers, worker)
-if redis.call('HEXISTS', K.worker .. worker, 'suspect') == 1 then
+if standing[2] then
   return { 'suspect', {}, {} }
 end
+if standing[3] then
+  return { 'empty', {}, {} }
+end
 
-local argument = 12
+local argument = 13
 local function read_pairs()
   local map = {}
   for _ = 1, tonumber(ARGV[argument]) do
@@ -29,10 +33,18 @@ local function read_pairs()
   argument = argument + 1
   return map
 end
-local expected, cached = read_pairs(), read_pairs()
-affinity.ms, affinity.worker, affinity.held = tonumber(ARGV[11]), worker, cached
-for lost = argument + 1, argument + tonumber(ARGV[argument]) do
-  give_up_home(ARGV[lost])
+local function read_names()
+  local first = argument + 1
+  argument = first + tonumber(ARGV[argument])
+  return { unpack(ARGV, first, argument - 1) }
+end
+room.expected, room.cached = read_pairs(), read_pairs()
+for _, prefix in ipairs(read_names()) do
+  room.idle[prefix] = true
+end
+affinity.ms, affinity.worker, affinity.held = tonumber(ARGV[11]), worker, room.cached
+for _, prefix in ipairs(read_names()) do
+  give_up_home(prefix)
 end
 
 local now = now_ms()
@@ -41,20 +53,6 @@ local jobs, endings, looked, tokens_pulled = {}, {}, 0, 0
 local suspect_waits, is_clearing = false, false
 local spared, unfit = {}, 0
 local num_held = redis.call('HLEN', K.held .. worker)
-
-local function pages(tokens)
-  return math.ceil(tokens / page)
-end
-
--- Pages that the job needs now: uncached prompt, and per choice what is logged and expected.
-local function cost_of(found, lane)
-  local logged = math.ceil(found.logged / found.n)
-  local output = math.min(found.output, expected[lane] or default_output)
-  output = math.max(output, math.min(found.output, logged + page))
-  local known = math.min(cached[found.prefix] or 0, math.max(found.prompt - 1, 0))
-  return pages(found.prompt) - math.floor(known / page) + found.n * pages(output),
-    found.prompt + found.n * output
-end
 
 local function fail_waiting(job, tenant, priority, epoch, code, field, message)
   stop_waiting(job, tenant, priority)
@@ -78,11 +76,11 @@ local function too_large(found, record, priority)
   elseif now - since >= too_large_ms then
     fail_waiting(found.job, found.tenant, priority, tonumber(record[2]), 'too_large', 'max_tokens',
       'prompt and output of ' .. tokens .. ' tokens exceed the pages of every worker; this one has '
-      .. total_pages * page .. ' tokens')
+      .. total_pages * room.page .. ' tokens')
   end
 end
 
-local function take(found, record, stream, id, priority, in_lane, need, charge, overflow)
+local function take(found, record, stream, id, priority, in_lane, need, shared, charge, overflow)
   local job, tenant = found.job, found.tenant
   local epoch, attempts = tonumber(record[2]) + 1, tonumber(record[3])
   local charged = tonumber(record[6]) or 0
@@ -109,7 +107,7 @@ local function take(found, record, stream, id, priority, in_lane, need, charge, 
   local deadline = tonumber(record[8])
   jobs[#jobs + 1] = { job, epoch, attempts, tonumber(priority), tenant, need, overflow and 1 or 0,
     found.logged, deadline and math.max(0, deadline - now) or -1, record[9] or '',
-    now - (tonumber(record[12]) or now), found.prefix }
+    now - (tonumber(record[12]) or now), found.prefix, shared, found.n }
   return time
 end
 
@@ -141,9 +139,9 @@ local function consider(stream, id, fields, priority, lane_tenant, urge)
     bury(stream, id, fields, field, message, priority, lane_tenant, endings, now)
     return nil
   end
-  local need, charge = cost_of(found, priority .. ':' .. found.tenant)
+  local need, shared, charge = cost_of(found, priority .. ':' .. found.tenant)
   local large = pages(found.prompt) + found.n * pages(found.output) > total_pages
-  local fits = need <= budget
+  local fits = has_room_for(found, need)
   if not (fits or may_overflow or large) then
     unfit = unfit + 1
     return nil
@@ -171,15 +169,17 @@ local function consider(stream, id, fields, priority, lane_tenant, urge)
     return nil, charge / (tonumber(record[7]) or 1)
   end
   if fits then
-    budget = budget - need
+    spend_room(found, need)
   else
     may_overflow = false
   end
-  return take(found, record, stream, id, priority, lane_tenant ~= nil, need, charge, not fits)
+  return take(found, record, stream, id, priority, lane_tenant ~= nil, need, shared, charge,
+    not fits)
 end
 
 local function may_go_on()
-  return #jobs < max_jobs and looked < MAX_ENTRIES and not is_clearing and (budget > 0 or may_overflow)
+  return #jobs < max_jobs and looked < MAX_ENTRIES and not is_clearing
+    and (is_room_left() or may_overflow)
 end
 
 local claim = redis.call('HGET', K.worker .. worker, 'claim')
@@ -280,7 +280,7 @@ if tokens_pulled > 0 or left then
   drained(tokens_pulled, now, left)
 end
 if affinity.ms > 0 then
-  redis.call('HSET', K.worker .. worker, 'room', #jobs < max_jobs and budget > 0 and 1 or 0)
+  redis.call('HSET', K.worker .. worker, 'room', #jobs < max_jobs and is_room_left() and 1 or 0)
 end
 local status = left and waiting > 0 and 'full' or 'empty'
 if #jobs > 0 then

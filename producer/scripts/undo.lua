@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
 --@use base fairness waiting ending owning
--- Give back a fresh job that turned out larger than it was counted, charge refunded.
+-- Give back a fresh job that turned out larger than it was counted, charge refunded. A job that
+-- shares less with others of its prefix than was counted loses the prefix, so that it counts in full.
 local worker, job, epoch, prompt = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local loses_prefix = ARGV[5] == '1'
 if not is_held(worker, job, epoch) then
   return 'refused'
 end
@@ -15,6 +17,9 @@ end
 add_time(priority, tenant, -(tonumber(record[7]) or 0) / (tonumber(record[8]) or 1))
 let_go(worker, job, tenant, priority)
 redis.call('HSET', K.job .. job, 'prompt', prompt, 'charge', 0)
+if loses_prefix then
+  redis.call('HDEL', K.job .. job, 'prefix')
+end
 if record[3] then
   local reason = record[3] == 'cancel' and 'cancelled' or 'expired'
   to_ending(job, record[4] + 1, cjson.encode({ reason = reason }), now_ms())

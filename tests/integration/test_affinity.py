@@ -51,3 +51,79 @@ async def test_jobs_of_a_prefix_go_to_the_worker_that_holds_it(
             if number >= 2:
                 assert result.finish.usage.cached_tokens == NUM_SHARED, number
         assert [len(names) for names in takers] == [1, 1]
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_forth(
+    client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
+) -> None:
+    """Pages for three prompts and their jobs' own tokens hold many times three jobs at once.
+
+    Counted in full no more than four would be there.
+    """
+    model = TinyModel(tmp_path)
+    num_tenants, own_pages, num_out = 3, 3, 40
+    settings = {
+        "engine": "paged",
+        "model": str(model.folder),
+        "dtype": "float32",
+        "device": "cpu",
+        "page_size": PAGE_SIZE,
+        "num_pages": 1 + num_tenants * NUM_SHARED // PAGE_SIZE + 12 * own_pages,
+        "num_threads": 1,
+        "reserve_fraction": 0,
+    }
+    async with worker(pool, redis_url, **settings) as running:
+        jobs = []
+        for number in range(36):
+            tenant = number % num_tenants
+            prompt = [10 + (tenant + index) % 400 for index in range(NUM_SHARED)]
+            job = await client.submit(
+                token_ids=[*prompt, 450 + number], max_tokens=num_out, tenant=f"tenant-{tenant}"
+            )
+            jobs.append(job)
+        for job in jobs:
+            result = await client.result(job.job_id, timeout_s=60)
+            assert result.finish.reason == "length"
+        counted = running.metrics
+        assert counted.peak_running >= 8
+        assert counted.jobs_pulled == len(jobs)
+        assert counted.jobs_undone == counted.jobs_requeued == counted.preemptions == 0
+        assert running.stats is not None
+        assert running.stats.num_running == running.stats.num_waiting == 0
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_group_whose_prompts_differ_is_served_without_going_in_circles(
+    client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
+) -> None:
+    """A cache group names its prefix by itself: what turns out to share nothing is counted in full.
+
+    It goes back once at most.
+    """
+    model = TinyModel(tmp_path)
+    settings = {
+        "engine": "paged",
+        "model": str(model.folder),
+        "dtype": "float32",
+        "device": "cpu",
+        "page_size": PAGE_SIZE,
+        "num_pages": 1 + 3 * NUM_SHARED // PAGE_SIZE,
+        "num_threads": 1,
+        "reserve_fraction": 0,
+    }
+    async with worker(pool, redis_url, **settings) as running:
+        jobs = []
+        for number in range(30):
+            # Two of three begin alike, the third is a stranger to all.
+            first = 10 if number % 3 else 11 + number
+            prompt = [10 + (first + index) % 400 for index in range(NUM_SHARED)]
+            job = await client.submit(
+                token_ids=[*prompt, 450 + number], max_tokens=24, cache_group="mixed"
+            )
+            jobs.append(job)
+        for job in jobs:
+            result = await client.result(job.job_id, timeout_s=60)
+            assert result.finish.reason == "length"
+        assert running.metrics.jobs_undone <= len(jobs)
+        assert running.metrics.jobs_pulled == len(jobs) + running.metrics.jobs_undone

@@ -126,6 +126,34 @@ async def test_job_is_taken_at_once_where_nothing_is_gained(
     assert names(await other.pull(**budget)) == ["next"]
 
 
+async def test_leaving_worker_gives_its_prefixes_up_at_once(
+    scripts: Scripts, home: StubWorker, other: StubWorker
+) -> None:
+    """What was left to it is announced and taken by another, and stays at home there."""
+    await submit(scripts, a_job("next", prefix="p"))
+    assert (await other.pull(affinity_ms=LONG_MS)).status is PullStatus.SPARED
+    await raw(scripts).delete(scripts.keys.of("bell"), scripts.keys.of("wake", home.name))
+    await scripts.lease.leave(home.name)
+    assert await length(scripts, "bell") == 1
+    assert names(await other.pull(affinity_ms=LONG_MS)) == ["next"]
+    assert await raw(scripts).get(scripts.keys.of("home", "p")) == other.name.encode()
+    await submit(scripts, a_job("later", prefix="p"))
+    assert await length(scripts, "wake", home.name) == 0
+
+
+async def test_leaving_worker_pulls_nothing_more(scripts: Scripts, home: StubWorker) -> None:
+    """A pull of it that was late on its way brings no job to one that will not run it."""
+    await submit(scripts, a_job("next"))
+    await scripts.lease.leave(home.name)
+    assert (await home.pull()).jobs == ()
+
+
+async def test_worker_that_was_struck_off_leaves_no_trace(scripts: Scripts) -> None:
+    """A worker without a lease that nobody lists any more is not written down again."""
+    await scripts.lease.leave("long-gone")
+    assert await raw(scripts).exists(scripts.keys.of("worker", "long-gone")) == 0
+
+
 async def test_off_leaves_no_trace(scripts: Scripts, other: StubWorker) -> None:
     """Without affinity nothing is stored for a prefix."""
     await submit(scripts, a_job(prefix="p"))

@@ -60,6 +60,38 @@ async def test_expected_output_and_cache_lower_the_cost(
     assert (full.pages, learned.pages, cached.pages) == (10 + 40, 10 + 4, 2 + 4)
 
 
+async def test_idle_prefix_is_counted_with_the_first_job_of_it(
+    scripts: Scripts, worker: StubWorker
+) -> None:
+    """Nobody holds its pages before that job, and the next ones of the same pull share them."""
+    job = {"prompt_tokens": 160, "prefix": "shop"}
+    await submit(scripts, *(a_job(f"j-{i}", **job) for i in range(4)))
+    reply = await worker.pull(pages=16, cached={"shop": 130}, idle=["shop"])
+    assert [(job.pages, job.shared_pages) for job in reply.jobs] == [(11, 0), (3, 8), (3, 8)]
+
+
+async def test_head_of_line_job_leaves_its_prefix_idle(
+    scripts: Scripts, worker: StubWorker
+) -> None:
+    """It has no pages yet that the next job could share."""
+    job = {"prompt_tokens": 160, "prefix": "shop"}
+    await submit(scripts, *(a_job(f"j-{i}", **job) for i in range(2)))
+    reply = await worker.pull(pages=8, cached={"shop": 130}, idle=["shop"])
+    assert [(job.pages, job.head_of_line) for job in reply.jobs] == [(11, True)]
+
+
+async def test_choices_of_all_jobs_fit_the_rows(scripts: Scripts, worker: StubWorker) -> None:
+    """A job that needs more rows than are left waits at the head of the line, one more is left."""
+    await submit(scripts, *(a_job(f"j-{i}", n=3) for i in range(4)), a_job("one"))
+    reply = await worker.pull(max_rows=7)
+    assert [(job.job_id, job.num_choices, job.head_of_line) for job in reply.jobs] == [
+        ("j-0", 3, False),
+        ("j-1", 3, False),
+        ("j-2", 3, True),
+        ("one", 1, False),
+    ]
+
+
 async def test_resumed_job_counts_its_logged_tokens(scripts: Scripts, worker: StubWorker) -> None:
     """A job handed back with tokens in its log is counted with at least a page beyond them."""
     await submit(scripts, a_job("j-0", output_tokens=160))
@@ -139,6 +171,19 @@ async def test_too_big_after_tokenising_is_undone(scripts: Scripts, worker: Stub
     [job] = (await worker.pull()).jobs
     assert (job.pages, job.attempts, job.epoch) == (21, 0, 2)
     assert await raw(scripts).hget(record, "charge") == b"336"
+
+
+async def test_job_that_shared_less_than_counted_is_counted_in_full_after_its_undo(
+    scripts: Scripts, worker: StubWorker
+) -> None:
+    """It comes back as a job of no prefix, so that it is not undone for the same reason again."""
+    await submit(scripts, a_job("j-0", prompt_tokens=160, prefix="shop"))
+    shop = {"shop": 130}
+    [first] = (await worker.pull(cached=shop)).jobs
+    await scripts.lease.undo(worker.name, "j-0", 1, prompt_tokens=160, loses_prefix=True)
+    [again] = (await worker.pull(cached=shop)).jobs
+    assert (first.pages, first.prefix) == (3, "shop")
+    assert (again.pages, again.shared_pages, again.prefix) == (11, 0, "")
 
 
 async def crash(scripts: Scripts, chains: Chains, worker: StubWorker) -> None:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _READ_BYTES = 1 << 16
 _PATIENCE_S = 120.0
 SCRIPTS = (
-    "append", "cancel", "complete", "end", "forget", "intake", "lift", "pull", "reject", "renew",
-    "requeue", "scan", "submit", "takeover", "tick", "undo",
+    "append", "cancel", "complete", "end", "forget", "intake", "leave", "lift", "pull", "reject",
+    "renew", "requeue", "scan", "submit", "takeover", "tick", "undo",
 )  # fmt: skip
 
 
