@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from decode_batch import PAGE_SIZE, DecodeBatch, decode_bytes
 from harness import Sweep
 
-from tokenbus.kernels.prefix_groups import MIN_SAVED_TOKENS
+from tokenbus.engine.attention.triton_backend import TritonAttention
 
 OWN_TOKENS = 164
 HEADS = {"Hq16 Hkv8 D128": (16, 8, 128), "Hq32 Hkv8 D128": (32, 8, 128)}
@@ -53,6 +53,7 @@ class Point:
 def measure(sweep: Sweep) -> list[Point]:
     """Time all cases."""
     points: list[Point] = []
+    attention = TritonAttention(max(BATCHES))
     for label, heads in HEADS.items():
         for num_groups in GROUPS:
             for tokens in PREFIXES:
@@ -68,7 +69,8 @@ def measure(sweep: Sweep) -> list[Point]:
                     _, flat = batch.measure(runs, grouped=False)
                     error, time = batch.measure(runs, grouped=True)
                     saved = (rows - num_groups) * tokens * heads[1]
-                    is_open = saved >= MIN_SAVED_TOKENS
+                    pays = attention.pays(size, tokens // PAGE_SIZE)
+                    is_open = pays and saved >= attention.min_saved_tokens
                     moved = decode_bytes([OWN_TOKENS] * rows + [tokens] * num_groups, heads)
                     name = f"{rows} x {tokens} in {num_groups} {label}"
                     gate = "" if is_open else ", gate closed"

@@ -51,13 +51,12 @@ _TILE_BYTES = 64 * 128 * 2
 def choose_tuning(num_rows: int, row_bytes: int, *, grouped: bool) -> DecodeTuning:
     """Pick the layout; swept on an H200 with 64-token pages of 128 dims in bf16.
 
-    Three programs with two tiles each stream best; few rows leave no third program anything to
-    do and want deeper queues; the stacked rows of shared runs leave registers for two.
+    Three programs with two tiles each stream best; few rows leave no third program anything to do;
+    the stacked rows of shared runs leave registers for two.
     """
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
-    if num_rows <= 16:
-        return DecodeTuning(3, 2, block_n=block_n, run_block_n=block_n)
-    return DecodeTuning(2, 2 if grouped else 3, block_n=block_n, run_block_n=block_n)
+    programs = 2 if grouped or num_rows <= 16 else 3
+    return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
 
 
 @triton.jit

@@ -19,8 +19,10 @@ MIN_RUN_PART_PAGES = 4
 # An item longer than this would finish alone, after everything else.
 MAX_RUN_PART_PAGES = 32
 # Tokens of K (and V) that all runs together have to save, counted per KV head and row, before
-# stacked tiles beat the plain ones: on an H200 0.93 x at 260k, 1.7 x at 790k.
-MIN_SAVED_TOKENS = 512 * 1024
+# stacked tiles beat the plain ones.
+MIN_SAVED_TOKENS = 100_000
+# Rows of one tile of the matrix unit: less would only be padding.
+_LEAST_TILE_ROWS = 16
 ITEM_FIELDS = 8
 
 
@@ -98,10 +100,10 @@ class PrefixGroups:
         members: list[int] = []
         items: list[list[int]] = []
         ordered = sorted(groups, key=lambda group: (group.first_page, -len(group.rows)))
-        num_tiles = sum(ceil_div(len(group.rows), self.members_per_tile) for group in ordered)
+        tile_members, num_tiles = self._choose_tiles(ordered)
         for group in ordered:
             first_part = parts[group.rows[0]]
-            run_parts = self._cut(group, num_tiles, first_part, len(members), items)
+            run_parts = self._cut(group, tile_members, num_tiles, first_part, len(members), items)
             for row in group.rows:
                 require(
                     pages[row] == group.first_page and parts[row] == first_part,
@@ -114,9 +116,25 @@ class PrefixGroups:
         self._upload(items, members, pages, parts)
         self._is_empty = not groups
 
+    def _choose_tiles(self, groups: Sequence[PrefixGroup]) -> tuple[int, int]:
+        """Return how many rows share a tile, and the number of tiles.
+
+        The last part of a tile to end merges all its rows, so few rows are spread over more tiles
+        than they would fill, at the price of reading their run once for each.
+        """
+        members = self.members_per_tile
+        while True:
+            num_tiles = sum(ceil_div(len(group.rows), members) for group in groups)
+            spread = num_tiles * self._num_kv_heads * 8 >= self._num_processors * 3
+            halved = members * self.tile_rows // self.members_per_tile // 2
+            if spread or halved < _LEAST_TILE_ROWS:
+                return members, num_tiles
+            members //= 2
+
     def _cut(
         self,
         group: PrefixGroup,
+        tile_members: int,
         num_tiles: int,
         first_part: int,
         first_member: int,
@@ -135,8 +153,8 @@ class PrefixGroups:
             begin = group.first_page + part * part_pages
             end = min(begin + part_pages, group.end_page)
             tokens = [begin * self.page_size, end * self.page_size, first_part + part, 0]
-            for start in range(0, len(group.rows), self.members_per_tile):
-                count = min(self.members_per_tile, len(group.rows) - start)
+            for start in range(0, len(group.rows), tile_members):
+                count = min(tile_members, len(group.rows) - start)
                 items.append([group.rows[0], *tokens, count, first_member + start, 0])
         return run_parts
 

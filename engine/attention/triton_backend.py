@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.forward import AttentionSpec, ForwardContext
     from tokenbus.engine.prefix_grouping import SharedRun
 
-# Page reads saved per layer that pay for the merge of one more partial result per row.
+# Page reads saved per layer that pay for the merge of one more partial result per row, and pages
+# under which a run does not, however many rows read it.
 _BREAK_EVEN_PAGES = 64
+_LEAST_RUN_PAGES = 8
 
 _Shape = tuple[int, int, int, int | None]
 
@@ -94,7 +96,8 @@ class TritonAttention:
 
     def pays(self, num_rows: int, num_pages: int) -> bool:
         """Tell whether reading a run together beats reading it per row."""
-        return num_rows > 1 and (num_rows - 1) * num_pages >= _BREAK_EVEN_PAGES
+        saved_pages = (num_rows - 1) * num_pages
+        return num_pages >= _LEAST_RUN_PAGES and saved_pages >= _BREAK_EVEN_PAGES
 
     def _work(
         self, q: Tensor, lens: Tensor, spec: AttentionSpec, ctx: ForwardContext
