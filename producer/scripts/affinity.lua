@@ -3,7 +3,8 @@
 -- `ms` if they would idle, and as long as they find other work for a fifth of what the job has
 -- waited already. The key's TTL is renewed by every job that the home takes.
 local HOME_MS, MAX_PREFIX_BYTES, SPARED_SHARE = 600000, 128, 0.2
-local affinity = { ms = 0, worker = '', held = {}, now = 0, retry_ms = nil, waits = false }
+local affinity = { ms = 0, worker = '', held = {}, now = 0, retry_ms = nil, waits = false,
+  holds_back = false }
 local seen = {}
 
 local function is_prefix(prefix)
@@ -36,6 +37,25 @@ local function give_up_home(prefix)
   end
 end
 
+local function retry_within(ms)
+  affinity.retry_ms = math.max(math.min(affinity.retry_ms or affinity.ms, ms), 1)
+end
+
+local function entered_at(entry)
+  return tonumber(string.match(entry, '^%d+'))
+end
+
+-- Whether a job of a lower class stays behind what is left to a full worker, which keeps its
+-- priority: for the time that such a job may be left, and no longer, however many of them come.
+local function is_held_back(entry)
+  local left_ms = affinity.ms - (affinity.now - (entered_at(entry) or 0))
+  if not affinity.holds_back or left_ms <= 0 then
+    return false
+  end
+  retry_within(left_ms)
+  return true
+end
+
 -- Whether to leave a job to the home of its prefix. The time counts from the first pull that did,
 -- `since`; `hasty` is a pull that has found nothing else to do.
 local function spares(job, prefix, entry, since, hasty)
@@ -50,7 +70,7 @@ local function spares(job, prefix, entry, since, hasty)
     since = affinity.now
     redis.call('HSET', K.job .. job, 'spared', since)
   end
-  local waited = since - (tonumber(string.match(entry, '^%d+')) or since)
+  local waited = since - (entered_at(entry) or since)
   local left_ms = affinity.ms - (affinity.now - since)
   local patience_ms = hasty and 0 or math.max(waited * SPARED_SHARE - affinity.ms, 0)
   if left_ms + patience_ms <= 0 then
@@ -62,6 +82,6 @@ local function spares(job, prefix, entry, since, hasty)
     seen[home].woken = true
     wake(home)
   end
-  affinity.retry_ms = math.max(math.min(affinity.retry_ms or affinity.ms, left_ms), 1)
+  retry_within(left_ms)
   return true
 end

@@ -225,6 +225,10 @@ local function consider_next(lanes, best, priority)
     table.remove(lanes, best)
     return
   end
+  if is_held_back(entry[1]) then
+    table.remove(lanes, best)
+    return
+  end
   local charged, left_time = consider(lane.stream, entry[1], entry[2], priority, lane.tenant)
   lane.time = lane.time + (charged or 0)
   if left_time then
@@ -262,10 +266,7 @@ for class = 0, last_class do
   if touched then
     raise_floor(priority)
   end
-  -- What is left to a full worker keeps its priority: no lower class goes past it.
-  if affinity.waits then
-    break
-  end
+  affinity.holds_back = affinity.waits
 end
 
 local waiting = tonumber(redis.call('HGET', K.load, 'jobs')) or 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_workers import worker
+from bus_workers import until, worker
 from tiny_model import TinyModel
 
 if TYPE_CHECKING:
@@ -127,3 +127,35 @@ async def test_group_whose_prompts_differ_is_served_without_going_in_circles(
             assert result.finish.reason == "length"
         assert running.metrics.jobs_undone <= len(jobs)
         assert running.metrics.jobs_pulled == len(jobs) + running.metrics.jobs_undone
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_draining_worker_leaves_its_prefixes_to_others_at_once(
+    client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
+) -> None:
+    """While one job of a prefix runs out on a worker that drains, the next runs elsewhere."""
+    model = TinyModel(tmp_path)
+    settings = {
+        "engine": "paged",
+        "model": str(model.folder),
+        "dtype": "float32",
+        "device": "cpu",
+        "page_size": PAGE_SIZE,
+        "num_pages": 128,
+        "num_threads": 1,
+        "affinity_wait_ms": 600_000,
+        "drain_deadline_s": 60,
+    }
+    prompt = [10 + index % 400 for index in range(NUM_SHARED)]
+    async with (
+        worker(pool, redis_url, **settings) as one,
+        worker(pool, redis_url, **settings) as two,
+    ):
+        long = await client.submit(token_ids=prompt, max_tokens=600)
+        await until(lambda: one.num_held + two.num_held == 1)
+        draining, other = (one, two) if one.num_held else (two, one)
+        draining.request_stop()
+        job = await client.submit(token_ids=[*prompt, 450], max_tokens=4)
+        assert (await client.result(job.job_id, timeout_s=60)).finish.reason == "length"
+        assert (other.metrics.jobs_pulled, draining.metrics.jobs_pulled) == (1, 1)
+        assert (await client.result(long.job_id, timeout_s=60)).finish.reason == "length"

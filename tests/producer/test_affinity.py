@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,9 +60,11 @@ async def leave_for(scripts: Scripts, job_id: str, ms: int) -> None:
     await raw(scripts).hset(record, "spared", await server_ms(scripts) - ms)
 
 
-async def entered_before(scripts: Scripts, job_id: str, tenant: str, ms: int) -> None:
+async def entered_before(
+    scripts: Scripts, job_id: str, tenant: str, ms: int, priority: int = 1
+) -> None:
     """Let the only job of a lane look as if it had entered it `ms` ago."""
-    record, lane = scripts.keys.of("job", job_id), scripts.keys.lane(1, tenant)
+    record, lane = scripts.keys.of("job", job_id), scripts.keys.lane(priority, tenant)
     [(_, fields)] = await raw(scripts).xrange(lane)
     await raw(scripts).delete(lane)
     entry = f"{await server_ms(scripts) - ms}-0"
@@ -238,3 +241,52 @@ async def test_idle_worker_waits_less_than_one_with_other_work(
     assert names(await other.pull(**budget)) == ["own"]
     assert names(await other.pull(**budget)) == ["old"]
     assert home.name != other.name
+
+
+async def test_lower_class_is_held_back_for_the_bounded_time_alone(
+    scripts: Scripts, home: StubWorker, other: StubWorker
+) -> None:
+    """Urgent jobs of a full home may come without end: who has waited the time goes past them."""
+    bound_ms = 60_000
+    await submit(scripts, a_job("low", priority=2, tenant="plain"))
+    await submit(scripts, a_job("urgent-0", priority=0, tenant="a", prefix="p"))
+    await home.pull(pages=0, take_head_of_line=False, affinity_ms=bound_ms)
+    reply = await other.pull(affinity_ms=bound_ms)
+    assert (names(reply), reply.status) == ([], PullStatus.SPARED)
+    assert 0 < reply.retry_ms <= bound_ms
+    await entered_before(scripts, "low", "plain", bound_ms, priority=2)
+    await submit(scripts, a_job("urgent-1", priority=0, tenant="a", prefix="p"))
+    assert names(await other.pull(affinity_ms=bound_ms)) == ["low"]
+
+
+async def test_tenant_without_affinity_never_waits_longer_than_the_bounded_time(
+    scripts: Scripts, home: StubWorker, other: StubWorker
+) -> None:
+    """Whatever the classes, a worker with room leaves no plain job that has waited the time.
+
+    Half of the jobs that come are of prefixes at home with a worker that is full for good.
+    """
+    bound_ms = 30
+    chance = random.Random(1)
+    await submit(scripts, *(a_job(f"home-{i}", prefix=f"p{i}") for i in range(6)))
+    assert len((await home.pull(affinity_ms=bound_ms)).jobs) == 6
+    await home.pull(pages=0, take_head_of_line=False, affinity_ms=bound_ms)
+    plain: dict[str, int] = {}
+    num_held_back = 0
+    for number in range(300):
+        priority = chance.randrange(3)
+        if chance.random() < 0.5:
+            index = chance.randrange(6)
+            await submit(scripts, a_job(priority=priority, tenant=f"t{index}", prefix=f"p{index}"))
+        else:
+            await submit(scripts, a_job(f"plain-{number}", priority=priority, tenant="plain"))
+            plain[f"plain-{number}"] = await server_ms(scripts)
+        asked_ms = await server_ms(scripts)
+        reply = await other.pull(affinity_ms=bound_ms)
+        for job in reply.jobs:
+            plain.pop(job.job_id, None)
+            end = owned_end(job.job_id, 1, 0)
+            await scripts.lease.complete(job.job_id, end.finish, 1)
+        num_held_back += len(plain)
+        assert all(asked_ms - came_ms < bound_ms for came_ms in plain.values())
+    assert num_held_back > 0
