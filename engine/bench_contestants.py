@@ -1,87 +1,47 @@
 """One engine of `tokenbus bench cpu`, in a process of its own.
 
 `python -P -m tokenbus.engine.bench_contestants` reads one `Order` as JSON on its standard input and
-prints a JSON object a line: the versions it runs, then `{"case", "seconds", "token_ids"}` per case.
+prints a JSON object a line: the versions it runs and a remark if it has one, then
+`{"case", "seconds", "token_ids"}` per case.
 The clock covers generation alone: loading, packing and warming up are left out.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import sys
 import time
-from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.bench_llama_cpp import LlamaCpp
+from tokenbus.engine.bench_order import Contestant, Order
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Distribution that has to be installed for a contestant to take part.
-DISTRIBUTIONS = {
-    "transformers": "transformers",
-    "tokenbus": "tokenbus",
-    "tokenbus-int8": "tokenbus",
-    "tokenbus-int4": "tokenbus",
-    "vllm": "vllm",
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """Where a contestant comes from: the module it imports and the distribution that has it."""
+
+    module: str
+    distribution: str
+
+
+PACKAGES = {
+    "transformers": Package("transformers", "transformers"),
+    "tokenbus": Package("tokenbus", "tokenbus"),
+    "tokenbus-int8": Package("tokenbus", "tokenbus"),
+    "tokenbus-int4": Package("tokenbus", "tokenbus"),
+    "vllm": Package("vllm", "vllm"),
+    "llama.cpp": Package("llama_cpp", "llama-cpp-python"),
 }
-# Ids that prompts are drawn from: plain tokens in every vocabulary of some size.
-_NUM_IDS = 10_000
 # Long enough to tell transformers' attentions apart.
 _TRIAL_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Sequences sent at once, greedy, each to its full length, without a shared prefix."""
-
-    name: str
-    num_seqs: int
-    prompt_len: int
-    output_len: int
-
-    def prompts(self, seed: int) -> list[list[int]]:
-        """Draw the prompts, the same for every contestant."""
-        rng = random.Random(f"{self.name}/{seed}")
-        return [[rng.randrange(_NUM_IDS) for _ in range(self.prompt_len)]
-                for _ in range(self.num_seqs)]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a contestant is to run, one case after the other."""
-
-    contestant: str
-    model: str
-    dtype: str
-    num_threads: int
-    cases: tuple[Case, ...]
-    seed: int
-
-    def to_json(self) -> str:
-        """Return the order as one line."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Order:
-        """Read an order."""
-        fields = json.loads(text)
-        return cls(**{**fields, "cases": tuple(Case(**case) for case in fields["cases"])})
-
-
-class Contestant(ABC):
-    """An engine with its model loaded."""
-
-    @abstractmethod
-    def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-        """Continue all prompts at once, greedily, by exactly `num_tokens` each."""
-
-    def forget(self) -> None:  # noqa: B027 # most keep nothing
-        """Drop what earlier cases left behind."""
 
 
 class _Transformers(Contestant):
@@ -127,17 +87,20 @@ class _Tokenbus(Contestant):
         from tokenbus.engine.llm import LLM
         from tokenbus.engine.types import SamplingParams
 
-        longest = max(case.prompt_len + case.output_len for case in order.cases)
         self._params = SamplingParams
+        self._quantization = quantization
         self._llm = LLM(
             order.model, dtype=order.dtype, device="cpu", num_threads=order.num_threads,
-            max_model_len=longest + 1, quantization=quantization,
+            max_model_len=order.longest + 1, quantization=quantization,
         )  # fmt: skip
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
         params = self._params(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
         outputs = self._llm.generate(prompts, params, progress=False)
         return [list(output.token_ids) for output in outputs]
+
+    def remark(self) -> str | None:
+        return self._quantization and f"weights rounded to {self._quantization}"
 
     def forget(self) -> None:
         self._llm.reset_prefix_cache()
@@ -149,10 +112,12 @@ class _Vllm(Contestant):
     def __init__(self, order: Order) -> None:
         vllm: Any = import_module("vllm")
 
-        longest = max(case.prompt_len + case.output_len for case in order.cases)
         self._vllm = vllm
         self._llm: Any = vllm.LLM(
-            order.model, dtype=order.dtype, max_model_len=longest + 1, enable_prefix_caching=False
+            order.model,
+            dtype=order.dtype,
+            max_model_len=order.longest + 1,
+            enable_prefix_caching=False,
         )
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
@@ -170,6 +135,7 @@ _CLASSES: dict[str, Callable[[Order], Contestant]] = {
     "tokenbus-int8": partial(_Tokenbus, quantization="int8"),
     "tokenbus-int4": partial(_Tokenbus, quantization="int4"),
     "vllm": _Vllm,
+    "llama.cpp": LlamaCpp,
 }
 
 
@@ -177,8 +143,9 @@ def main() -> None:
     """Run the order on standard input."""
     order = Order.from_json(sys.stdin.read())
     contestant = _CLASSES[order.contestant](order)
-    names = dict.fromkeys((DISTRIBUTIONS[order.contestant], "torch"))
-    print(json.dumps({"versions": {name: version(name) for name in names}}), flush=True)
+    names = dict.fromkeys((PACKAGES[order.contestant].distribution, "torch"))
+    start = {"versions": {name: version(name) for name in names}, "remark": contestant.remark()}
+    print(json.dumps(start), flush=True)
     for case in order.cases:
         # The first call at a batch size makes buffers and chooses kernels.
         contestant.generate(case.prompts(order.seed + 1), min(case.output_len, 4))

@@ -1,7 +1,8 @@
 """`tokenbus bench cpu`: engines side by side on the same CPU, interleaved, a process per run.
 
-Prints output tokens/s with 1, 8 and 32 sequences of 128 tokens in and 128 out, prompts included,
-and prompt tokens/s of 16 times 512, each with its ratio to `transformers` in the same call.
+Engines that are not installed are left out. Prints output tokens/s with 1, 8 and 32 sequences of
+128 tokens in and 128 out, prompts included, and prompt tokens/s of 16 times 512, each with its
+ratio to `transformers` in the same call.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence  # noqa: TC003 # read by dataclasses
-from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from tokenbus.engine import model_store
-from tokenbus.engine.bench_contestants import DISTRIBUTIONS, Case, Order
+from tokenbus.engine.bench_contestants import PACKAGES
+from tokenbus.engine.bench_order import Case, Order
+from tokenbus.engine.bench_report import CpuReport, Run, print_table
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.loader import find_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CASES = (
     Case("1 sequence", 1, 128, 128),
@@ -34,61 +37,10 @@ CASES = (
     Case("prefill 16 x 512", 16, 512, 1),
 )
 QUICK_CASES = (Case("1 sequence", 1, 64, 32), Case("8 sequences", 8, 64, 32))
-# The baseline of every ratio.
-UNIT = "transformers"
+_LLAMA_CPP = "llama.cpp"
 _MAX_LAST_WORDS = 2000
 # Columns of the table where no terminal has any.
 _WIDTH = 150
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One case of one contestant in one process."""
-
-    contestant: str
-    case: str
-    seconds: float
-    tokens_per_s: float
-    token_ids: list[list[int]]
-
-
-@dataclass(slots=True)
-class CpuReport:
-    """All runs, in the order they were made, and what they ran on."""
-
-    command: list[str]
-    machine: dict[str, str]
-    versions: dict[str, str] = field(default_factory=dict)
-    runs: list[Run] = field(default_factory=list)
-
-    def rates(self, contestant: str, case: str) -> list[float]:
-        """Return tokens/s of every repeat."""
-        return [run.tokens_per_s for run in self.runs
-                if (run.contestant, run.case) == (contestant, case)]  # fmt: skip
-
-    def ratio(self, contestant: str, case: str) -> float:
-        """Return the best repeat over the best of the unit, NaN if either is missing."""
-        ours, unit = self.rates(contestant, case), self.rates(UNIT, case)
-        return max(ours) / max(unit) if ours and unit else float("nan")
-
-    def equal_tokens(self, contestant: str, case: str) -> float:
-        """Return the share of tokens before the first that differs from the unit's."""
-        made = {run.contestant: run.token_ids for run in self.runs if run.case == case}
-        if contestant not in made or UNIT not in made:
-            return float("nan")
-        same = total = 0
-        for ours, theirs in zip(made[contestant], made[UNIT], strict=True):
-            pairs = enumerate(zip(ours, theirs, strict=True))
-            same += next((idx for idx, (a, b) in pairs if a != b), len(theirs))
-            total += len(theirs)
-        return same / total
-
-    def to_json(self, path: Path) -> None:
-        """Write everything but the token ids."""
-        content: dict[str, Any] = asdict(self)
-        for run in content["runs"]:
-            del run["token_ids"]
-        path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def contestants(only: Sequence[str]) -> list[str]:
@@ -96,15 +48,15 @@ def contestants(only: Sequence[str]) -> list[str]:
 
     Raises: EngineError for a name that is unknown or not installed.
     """
-    installed = [name for name in DISTRIBUTIONS if find_spec(DISTRIBUTIONS[name]) is not None]
+    installed = [name for name in PACKAGES if find_spec(PACKAGES[name].module) is not None]
     for name in only:
         if name not in installed:
             raise EngineError(f"{name} cannot take part; there are {', '.join(installed)}")
     return [name for name in installed if name in only] if only else installed
 
 
-def run_contestant(order: Order, timeout_s: float) -> tuple[list[Run], dict[str, str]]:
-    """Run an order in a new process; return its runs and the versions of what ran.
+def run_contestant(order: Order, timeout_s: float, report: CpuReport) -> list[Run]:
+    """Run an order in a new process; return its runs and report them.
 
     Raises: EngineError with the process's last words, or if it made other lengths than asked.
     """
@@ -122,15 +74,17 @@ def run_contestant(order: Order, timeout_s: float) -> tuple[list[Run], dict[str,
             words = stderr.read().strip()[-_MAX_LAST_WORDS:]
             raise EngineError(f"{order.contestant} ended with {done.returncode}: {words}")
     runs: list[Run] = []
-    versions: dict[str, str] = {}
     cases = {case.name: case for case in order.cases}
     for line in done.stdout.splitlines():
         # Libraries print banners between the records.
         record = json.loads(line) if line.startswith("{") else {}
-        versions |= record.get("versions", {})
+        report.versions |= record.get("versions", {})
+        if record.get("remark"):
+            report.remarks[order.contestant] = record["remark"]
         if "case" in record:
             runs.append(_run_of(order.contestant, cases[record["case"]], record))
-    return runs, versions
+    report.runs += runs
+    return runs
 
 
 def _run_of(contestant: str, case: Case, record: dict[str, Any]) -> Run:
@@ -141,32 +95,6 @@ def _run_of(contestant: str, case: Case, record: dict[str, Any]) -> Run:
     counted = case.prompt_len if case.output_len == 1 else case.output_len
     rate = case.num_seqs * counted / record["seconds"]
     return Run(contestant, case.name, record["seconds"], rate, record["token_ids"])
-
-
-def print_table(report: CpuReport, cases: Sequence[Case], console: Console) -> None:
-    """Print best rates, ratios and how far greedy tokens agree."""
-    names = list(dict.fromkeys(run.contestant for run in report.runs))
-    table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column("tokens/s, best (all)")
-    for name in names:
-        table.add_column(f"{name} {report.versions.get(DISTRIBUTIONS[name], '')}", justify="right")
-    for case in cases:
-        cells = []
-        for name in names:
-            rates = report.rates(name, case.name)
-            every = " ".join(f"{rate:.0f}" for rate in rates)
-            cells.append(f"{max(rates):.0f} ({every})")
-            if name != UNIT and UNIT in names:
-                cells[-1] += f"  {report.ratio(name, case.name):.2f}x"
-        table.add_row(case.name, *cells)
-    console.print(table)
-    for name in names:
-        if name == UNIT or UNIT not in names:
-            continue
-        shares = ", ".join(f"{report.equal_tokens(name, case.name):.0%}" for case in cases)
-        console.print(
-            f"{name}: tokens before the first that differs from {UNIT}: {shares}", soft_wrap=True
-        )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -182,6 +110,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", default=[], metavar="NAME",
         help="an engine that takes part; may be given several times (default: those installed)",
     )  # fmt: skip
+    parser.add_argument("--gguf", type=Path, metavar="FILE",
+        help="the model for llama.cpp (default: the file that an alias comes from)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one repeat of two short cases")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts (default: 0)")
     parser.add_argument("--timeout-s", type=float, default=600.0, metavar="S",
@@ -202,22 +132,36 @@ def run_bench(argv: Sequence[str]) -> int:
     if not console.is_terminal:
         console.width = _WIDTH
     cases = QUICK_CASES if args.quick else CASES
-    in_alias = args.model in model_store.ALIASES
-    folder = model_store.pull(args.model) if in_alias else find_folder(args.model)
+    is_alias = args.model in model_store.ALIASES
+    folder = model_store.pull(args.model) if is_alias else find_folder(args.model)
     names = contestants(args.only)
+    gguf = _gguf(args, names, console)
     report = CpuReport(["tokenbus", "bench", "cpu", *argv], _describe_machine(args.threads))
     for repeat in range(1 if args.quick else args.repeats):
         for name in names:
-            order = Order(name, str(folder), args.dtype, args.threads, cases, args.seed)
-            runs, versions = run_contestant(order, args.timeout_s)
-            report.runs += runs
-            report.versions |= versions
+            order = Order(name, str(folder), args.dtype, args.threads, cases, args.seed, gguf)
+            runs = run_contestant(order, args.timeout_s, report)
             rates = ", ".join(f"{run.case} {run.tokens_per_s:.0f}" for run in runs)
             console.print(f"{repeat + 1}  {name}: {rates} tokens/s", soft_wrap=True)
     print_table(report, cases, console)
     if args.json is not None:
         report.to_json(args.json)
     return 0
+
+
+def _gguf(args: argparse.Namespace, names: list[str], console: Console) -> str | None:
+    """Return llama.cpp's file; without one it leaves the list, unless it was asked for."""
+    if _LLAMA_CPP not in names:
+        return None
+    if args.gguf is not None:
+        return str(args.gguf)
+    if args.model in model_store.ALIASES:
+        return str(model_store.pull_gguf(args.model))
+    if args.only:
+        raise EngineError(f"{_LLAMA_CPP} needs a GGUF file of {args.model}: --gguf FILE")
+    names.remove(_LLAMA_CPP)
+    console.print(f"{_LLAMA_CPP} is left out: it needs --gguf FILE")
+    return None
 
 
 def _num_cores() -> int:

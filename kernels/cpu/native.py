@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -169,7 +170,7 @@ class NativeLibrary:
         """Ask for huge pages under memory that nobody has written to yet, where there are any."""
         self._c.tokenbus_use_huge_pages(memory.data_ptr(), memory.nbytes)
 
-    def packed_bytes(self, shape: tuple[int, int], fmt: WeightFormat, dtype: torch.dtype) -> int:
+    def packed_bytes(self, shape: Sequence[int], fmt: WeightFormat, dtype: torch.dtype) -> int:
         """Bytes that a packed weight of [out, in] takes, its outputs filled up to whole panels."""
         size: int = self._c.tokenbus_packed_bytes(DTYPES[dtype], fmt, *shape)
         return size

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import os
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokenbus.engine.bench_contestants import Case, Order
-from tokenbus.engine.bench_cpu import CpuReport, Run, contestants
+from tokenbus.engine.bench_cpu import contestants
+from tokenbus.engine.bench_llama_cpp import LlamaCpp
+from tokenbus.engine.bench_order import Case, Order
+from tokenbus.engine.bench_report import CpuReport, Run
 from tokenbus.engine.errors import EngineError
 from tokenbus.producer.cli import main
 
-if TYPE_CHECKING:
-    from pathlib import Path
+_STAND_INS = Path(__file__).parents[2] / "support" / "stand_ins"
 
 
 def test_order_survives_the_way_to_its_process() -> None:
@@ -45,6 +50,71 @@ def test_an_engine_that_is_not_installed_is_named() -> None:
     """Asking for an engine that is not there is an error, not a table without it."""
     with pytest.raises(EngineError, match="llamafile cannot take part"):
         contestants(["llamafile"])
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install modules with the calls of llama-cpp-python and vLLM, here and in child processes."""
+    for name in ("llama_cpp_python", "vllm"):
+        package = tmp_path / "site" / f"{name}-9.8.7.dist-info"
+        package.mkdir(parents=True)
+        (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.8.7\n")
+    for folder in (_STAND_INS, tmp_path / "site"):
+        monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(_STAND_INS), str(tmp_path / "site"))))
+    gguf = tmp_path / "model.gguf"
+    gguf.write_bytes(b"GGUF")
+    return gguf
+
+
+def _sums(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+    """Return what the stand-ins' model says."""
+    next_token = import_module("llama_cpp").next_token
+    texts = [list(prompt) for prompt in prompts]
+    for text in texts:
+        for _ in range(num_tokens):
+            text.append(next_token(text))
+    return [text[-num_tokens:] for text in texts]
+
+
+def test_llama_cpp_continues_all_sequences_of_a_batch(stand_ins: Path) -> None:
+    """Prompts longer than a batch, one sequence and many: each gets its own greedy tokens."""
+    cases = (Case("one", 1, 5, 6), Case("many", 7, 400, 3), Case("short", 3, 1, 9))
+    contestant = LlamaCpp(Order("llama.cpp", "", "bfloat16", 2, cases, 3, str(stand_ins)))
+    for case in (*cases, *cases):
+        prompts = case.prompts(3)
+        assert contestant.generate(prompts, case.output_len) == _sums(prompts, case.output_len)
+        contestant.forget()
+    assert "stand-in 1B Q4_1" in contestant.remark()
+
+
+def test_llama_cpp_without_its_file_is_refused(stand_ins: Path) -> None:
+    """No file, one that is not there and sequences beyond the order end with a reason."""
+    order = Order("llama.cpp", "", "bfloat16", 2, (Case("one", 1, 5, 6),), 3)
+    with pytest.raises(EngineError, match="--gguf"):
+        LlamaCpp(order)
+    with pytest.raises(EngineError, match="cannot load nowhere"):
+        LlamaCpp(replace(order, gguf="nowhere"))
+    with pytest.raises(EngineError, match="refused a batch of 20 tokens: 1"):
+        LlamaCpp(replace(order, gguf=str(stand_ins))).generate([[1] * 20], 2)
+
+
+def test_installed_engines_take_part(
+    stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """VLLM and llama.cpp run in processes of their own, with versions and what differs."""
+    LlamaConfig().save_pretrained(tmp_path / "model")
+    only = ["--only", "vllm", "--only", "llama.cpp", "--threads", "2"]
+    options = ["--quick", "--model", str(tmp_path / "model"), *only]
+    out = tmp_path / "figures.json"
+    assert main(["bench", "cpu", *options, "--gguf", str(stand_ins), "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "llama.cpp: runs a file of its own, stand-in 1B Q4_1" in printed
+    report = json.loads(out.read_text())
+    assert {report["versions"][name] for name in ("vllm", "llama-cpp-python")} == {"9.8.7"}
+    assert [run["contestant"] for run in report["runs"]] == ["vllm"] * 2 + ["llama.cpp"] * 2
+    assert main(["bench", "cpu", *options]) != 0
+    assert "llama.cpp needs a GGUF file" in "".join(capsys.readouterr())
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def _rounded_to_int8(weight: torch.Tensor) -> torch.Tensor:
 def _rounded_to_int4(weight: torch.Tensor) -> torch.Tensor:
     """Round to 16 steps between the least and the largest of every 32 inputs of an output."""
     parts = []
-    for part in weight.split(32, 1):
+    for part in torch.split(weight, 32, 1):
         low = part.amin(1, keepdim=True).bfloat16().float()
         scale = ((part.amax(1, keepdim=True) - low) / 15).bfloat16().float()
         steps = ((part - low) / scale.clamp(min=1e-30)).round().clamp(0, 15)
