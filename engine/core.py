@@ -18,6 +18,8 @@ from tokenbus.engine.types import (
     Admission,
     EngineLimits,
     EngineStats,
+    Fault,
+    FaultCode,
     FinishReason,
     Request,
     StepOutput,
@@ -194,7 +196,9 @@ class Engine:
             if seq.state is SequenceState.FINISHED:
                 continue
             if is_dead_end:
-                self._end(seq, FinishReason.FAILED, "its rules and grammar leave no token")
+                code = FaultCode.RULES if seq.grammar is None else FaultCode.GRAMMAR
+                rules = "rules" if seq.grammar is None else "rules and grammar"
+                self._end(seq, FinishReason.FAILED, Fault(code, f"its {rules} leave no token"))
             elif seq.grammar is not None:
                 self._deliver_constrained(seq, token_id, logprob)
             else:
@@ -213,7 +217,7 @@ class Engine:
             try:
                 forced = self._constrained.accept(seq, token_id)
             except GrammarRejected as error:
-                self._end(seq, FinishReason.FAILED, str(error))
+                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, str(error)))
                 return
             before = len(seq.token_ids)
             if forced:
@@ -226,7 +230,7 @@ class Engine:
                 self._constrained.await_next(seq)
         self._emit(seq, tuple(kept), reason, logprobs)
 
-    def _end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
+    def _end(self, seq: Sequence, reason: FinishReason, error: Fault | None = None) -> None:
         if seq.state is SequenceState.FINISHED:
             return
         self._scheduler.remove(seq, reason)
@@ -238,7 +242,7 @@ class Engine:
         token_ids: tuple[int, ...],
         reason: FinishReason | None,
         logprobs: tuple[TokenLogprobs, ...],
-        error: str | None = None,
+        error: Fault | None = None,
     ) -> None:
         request_id = seq.request.request_id
         self._generated_tokens_total += len(token_ids)
@@ -268,6 +272,6 @@ class Engine:
         for seq in [seq for seq in self._scheduler.waiting if seq.grammar is not None]:
             error = self._constrained.failure(seq)
             if error is not None:
-                self._end(seq, FinishReason.FAILED, error)
+                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, error))
             elif self._constrained.is_complete(seq):
                 self._end(seq, FinishReason.STOP)

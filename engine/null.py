@@ -17,6 +17,8 @@ from tokenbus.engine.types import (
     Admission,
     EngineLimits,
     EngineStats,
+    Fault,
+    FaultCode,
     FinishReason,
     Request,
     StepOutput,
@@ -241,7 +243,7 @@ class NullEngine:
         self._drop_if_done(sequence)
 
     def _end(
-        self, sequence: _Sequence, choice: int, reason: FinishReason, error: str | None = None
+        self, sequence: _Sequence, choice: int, reason: FinishReason, error: Fault | None = None
     ) -> None:
         sequence.done[choice] = True
         delta = TokenDelta(sequence.request.request_id, choice, (), reason, error=error)
@@ -263,7 +265,8 @@ class NullEngine:
             return False
         for choice, done in enumerate(sequence.done):
             if not done:
-                self._end(sequence, choice, FinishReason.FAILED, "planted fault")
+                fault = Fault(FaultCode.ENGINE, "planted fault")
+                self._end(sequence, choice, FinishReason.FAILED, fault)
         self._drop_if_done(sequence)
         return True
 

@@ -17,6 +17,30 @@ class FinishReason(StrEnum):
     FAILED = "failed"
 
 
+class FaultCode(StrEnum):
+    """Why the engine gave a sequence up.
+
+    `grammar`: its grammar does not compile, cannot advance or leaves no token. `rules`: its bad
+    words, biases and filters leave none. `engine`: anything else.
+    """
+
+    GRAMMAR = "grammar"
+    RULES = "rules"
+    ENGINE = "engine"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What ended a sequence that failed, in one sentence."""
+
+    code: FaultCode
+    message: str
+
+    def __str__(self) -> str:
+        """Return the sentence."""
+        return self.message
+
+
 class GrammarKind(StrEnum):
     """The source language of a grammar."""
 
@@ -112,7 +136,7 @@ class TokenDelta:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
-    error: str | None = None
+    error: Fault | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 

@@ -25,7 +25,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job failed: a stable code, the offending field if there is one, one sentence."""
+    """Why a job failed: a stable code, the offending field if there is one, one sentence.
+
+    The codes are listed in docs/failures.md.
+    """
 
     code: str
     message: str
@@ -52,7 +55,8 @@ class Finish:
     """How a job ended: `stop`, `length`, `cancelled`, `expired` or `failed`.
 
     `choices` holds the reason of each choice, in order; empty where the job ended as a whole.
-    `tool_calls` are those of all choices, in order.
+    `tool_calls` are those of all choices, in order. `stop_reasons` names the stop string or stop id
+    that ended each choice, None for the model's own end and for length; empty where all are None.
     """
 
     reason: str
@@ -60,6 +64,11 @@ class Finish:
     error: Failure | None = None
     choices: tuple[str, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    stop_reasons: tuple[int | str | None, ...] = ()
+
+    def stop_reason_of(self, choice: int) -> int | str | None:
+        """Return the stop string or stop id that ended a choice, if one did."""
+        return self.stop_reasons[choice] if choice < len(self.stop_reasons) else None
 
     def dump(self) -> str:
         """Return the JSON object that the terminal event carries as `finish`."""
@@ -79,6 +88,8 @@ class Finish:
             wire["error"] = {"code": error.code, "field": error.field, "message": error.message}
         if self.tool_calls:
             wire["tool_calls"] = [asdict(call) for call in self.tool_calls]
+        if self.stop_reasons:
+            wire["stop_reasons"] = list(self.stop_reasons)
         return json.dumps(wire, separators=(",", ":"))
 
     @classmethod
@@ -110,6 +121,7 @@ class Finish:
                 )
                 for call in wire.get("tool_calls") or ()
             ),
+            stop_reasons=tuple(wire.get("stop_reasons") or ()),
         )
 
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The whole output of one choice."""
+    """The whole output of one choice.
+
+    `stop_reason` is the stop string or stop id that ended it, None for the model's own end or for
+    length.
+    """
 
     index: int
     text: str
@@ -23,6 +27,7 @@ class Choice:
     ends: tuple[int, ...]
     logprobs: tuple[Any, ...] = ()
     reason: str = ""
+    stop_reason: int | str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +86,11 @@ class JobResult:
     def parse(cls, text: bytes | str) -> JobResult:
         """Read what `dump` wrote."""
         wire = json.loads(text)
+        finish = Finish.from_wire(wire["finish"])
         return cls(
             job_id=wire["job"],
             epoch=wire["epoch"],
-            finish=Finish.from_wire(wire["finish"]),
+            finish=finish,
             choices=tuple(
                 Choice(
                     number,
@@ -93,6 +99,7 @@ class JobResult:
                     tuple(choice["ends"]),
                     tuple(choice.get("logprobs", ())),
                     choice["reason"],
+                    finish.stop_reason_of(number),
                 )
                 for number, choice in enumerate(wire["choices"])
             ),
@@ -161,6 +168,7 @@ def build_result(
             tuple(part.ends),
             tuple(part.logprobs),
             reasons[number] if number < len(reasons) else finish.reason,
+            finish.stop_reason_of(number),
         )
         for number, part in enumerate(growing)
     )

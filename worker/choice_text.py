@@ -27,7 +27,7 @@ class Released:
 
 
 class ChoiceText:
-    """Detokeniser and stop-string window of one choice.
+    """Detokeniser and stop-string window of one choice; `stopped_by` is what ended it, if so.
 
     Both depend on the ids alone, so that a choice rebuilt from logged ids releases exactly the text
     that the unbroken one would have.
@@ -43,6 +43,7 @@ class ChoiceText:
         self._stops = StopStrings(params.stop, params.include_stop, params.min_tokens)
         self._shows_stop_token = params.include_stop
         self.is_plain = not any(params.stop)
+        self.stopped_by: str | None = None
 
     def push_plain(self, token_id: int) -> str:
         """Take one token that does not end the choice, where there is no stop string to watch."""
@@ -61,6 +62,7 @@ class ChoiceText:
         if texts and is_last:
             texts[-1] += self._detokenizer.flush()
         scan = self._stops.push(texts)
+        self.stopped_by = scan.matched
         released = list(scan.texts)
         if scan.matched is None and is_last and released:
             released[-1] += self._stops.flush()

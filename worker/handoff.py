@@ -18,6 +18,7 @@ from tokenbus.engine.types import (
     Admission,
     EngineLimits,
     EngineStats,
+    Fault,
     FinishReason,
     Request,
     TokenDelta,
@@ -111,7 +112,7 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True):
     choices: list[int]
     counts: list[int]
     token_ids: list[int]
-    ends: list[tuple[int, FinishReason, int | None, str | None]]
+    ends: list[tuple[int, FinishReason, int | None, Fault | None]]
     logprobs: list[tuple[int, tuple[TokenLogprobs, ...]]]
     prompt_logprobs: list[tuple[int, tuple[TokenLogprobs | None, ...]]]
     admitted: list[Admission]

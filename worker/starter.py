@@ -120,6 +120,7 @@ class Starter:
             (*params.stop_token_ids, *eos),
             job.prepared.prompt_ids[-WINDOW_CONTEXT:],
             job.prepared.tool_reader,
+            self._limits.eos_token_ids,
         )
 
     def admit(self, job: HeldJob) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.types import FinishReason
+from tokenbus.engine.types import Fault, FaultCode, FinishReason
 from tokenbus.producer.events import Failure
 from tokenbus.worker.publishing.manuscript import State
 from tokenbus.worker.publishing.messages import ChoiceStopped, Decided
@@ -79,8 +79,8 @@ class Composer:
         elif reason is None:
             self._emit(ChoiceStopped(job.key, choice))
         if reason == FinishReason.FAILED:
-            message = error or "the engine gave this sequence up"
-            self._end(job, "failed", Failure("engine", message))
+            fault = error or Fault(FaultCode.ENGINE, "the engine gave this sequence up")
+            self._end(job, "failed", Failure(fault.code.value, fault.message))
         elif all(reason is not None for reason in job.reasons):
             self._end(job, job.outcome(), None)
         if not job.is_queued and not job.in_flight and job.wants_log:

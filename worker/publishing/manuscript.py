@@ -158,8 +158,24 @@ class Manuscript:
         """Fix the outcome; what is not logged yet is logged before the terminal entry."""
         usage = Usage(self.prompt_tokens, self.cached_tokens, self.last)
         choices = tuple(choice or reason for choice in self.reasons)
-        self.finish = Finish(reason, usage, error, choices, self._tool_calls(reason))
+        stops = self._stop_reasons()
+        self.finish = Finish(reason, usage, error, choices, self._tool_calls(reason), stops)
         self.state = State.ENDING
+
+    def _stop_reasons(self) -> tuple[int | str | None, ...]:
+        """Return per choice the stop string or stop id that ended it; empty where none did."""
+        stops = tuple(self._stop_reason(choice) for choice in range(len(self.texts)))
+        return stops if any(stop is not None for stop in stops) else ()
+
+    def _stop_reason(self, choice: int) -> int | str | None:
+        rules = self.rules
+        if self.reasons[choice] != FinishReason.STOP or rules is None or self.transcript is None:
+            return None
+        ids, stopped_by = self.transcript.ids_of(choice), self.texts[choice].stopped_by
+        if stopped_by is not None or not ids or len(ids) < rules.min_tokens:
+            return stopped_by
+        is_own = ids[-1] in rules.stop_ids and ids[-1] not in rules.eos_ids
+        return ids[-1] if is_own else None
 
     def _tool_calls(self, reason: str) -> tuple[ToolCall, ...]:
         reader = self.rules.tools if self.rules is not None else None

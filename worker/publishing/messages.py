@@ -14,6 +14,7 @@ import msgspec
 
 from tokenbus.engine.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.types import (
+    Fault,
     SamplingParams,
     TokenLogprobs,
 )
@@ -62,8 +63,8 @@ class Renewed(msgspec.Struct, tag="renewed", array_like=True):
 class TextRules(msgspec.Struct, array_like=True, frozen=True):
     """What decides on the text and the end of each choice.
 
-    `prompt_tail` are the prompt's last ids; `stop_ids` include those that end any sequence; `tools`
-    reads the tool calls of the whole text, where there may be any.
+    `prompt_tail` are the prompt's last ids; `stop_ids` include the model's own, `eos_ids`, unless
+    these are ignored; `tools` reads the tool calls of the whole text, where there may be any.
     """
 
     num_choices: int
@@ -74,6 +75,7 @@ class TextRules(msgspec.Struct, array_like=True, frozen=True):
     stop_ids: tuple[int, ...]
     prompt_tail: tuple[int, ...]
     tools: ToolReader | None = None
+    eos_ids: tuple[int, ...] = ()
 
     def params(self) -> SamplingParams:
         """Return the part that the text depends on."""
@@ -102,7 +104,7 @@ class Tokens(msgspec.Struct, tag="tokens", array_like=True):
     choices: list[int]
     counts: list[int]
     token_ids: list[int]
-    ends: list[tuple[int, str, int | None, str | None]]
+    ends: list[tuple[int, str, int | None, Fault | None]]
     logprobs: list[tuple[int, tuple[TokenLogprobs, ...]]]
     prompt_logprobs: list[tuple[int, tuple[TokenLogprobs | None, ...]]]
     cached: list[tuple[int, int]]
