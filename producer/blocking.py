@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import threading
-import weakref
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tokenbus.producer.blocking_stream import BlockingStream
 from tokenbus.producer.client import AsyncClient, Job
 from tokenbus.producer.errors import ClientClosed
+from tokenbus.producer.home_process import HomeProcess
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
@@ -26,29 +25,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_portals: weakref.WeakSet[_Portal] = weakref.WeakSet()
-
-
-def _abandon_portals() -> None:
-    """Keep what a fork inherited from ever being destroyed in the child.
-
-    Parent and child share one epoll instance. A connection that the child's garbage collector
-    closed would be struck off there, and the parent would never hear from its server again.
-    """
-    for portal in _portals:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(portal))
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_portals)
-
 
 class _Portal:
     """One event loop in a thread of its own, with the asynchronous client that lives there."""
 
     def __init__(self, url: str | None, pool: str, settings: ClientSettings) -> None:
-        self.pid = os.getpid()
-        _portals.add(self)
+        self.home = HomeProcess(self)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self.loop.run_forever, name="tokenbus-client", daemon=True
@@ -156,7 +138,7 @@ class Client:
         """Close all connections. Safe to repeat."""
         self._closed = True
         portal, self._open_portal = self._open_portal, None
-        if portal is not None and portal.pid == os.getpid():
+        if portal is not None and portal.home.is_here:
             portal.close()
 
     def __enter__(self) -> Self:
@@ -175,6 +157,6 @@ class Client:
         if self._lock_pid != pid:
             self._lock, self._lock_pid = threading.Lock(), pid
         with self._lock:
-            if self._open_portal is None or self._open_portal.pid != pid:
+            if self._open_portal is None or not self._open_portal.home.is_here:
                 self._open_portal = _Portal(self._url, self._pool, self._settings)
             return self._open_portal

@@ -18,6 +18,7 @@ from tokenbus.producer.errors import (
     QueueFull,
 )
 from tokenbus.producer.events import FINISHED_REASONS
+from tokenbus.producer.home_process import HomeProcess
 from tokenbus.producer.new_job import as_request, new_job
 from tokenbus.producer.reader import Reader
 from tokenbus.producer.replies import JobState, Refused, Submitted
@@ -60,9 +61,14 @@ class Job:
 
 
 class AsyncClient:
-    """A client of one pool; safe to share between the tasks of one event loop."""
+    """A client of one pool; safe to share between the tasks of one event loop.
+
+    It belongs to the process that made it: in a fork of that every call raises ClientClosed, and
+    the parent's goes on undisturbed. `Client` connects anew there by itself.
+    """
 
     def __init__(self, server: Server, pool: str, settings: ClientSettings) -> None:
+        self._home = HomeProcess(self)
         self._server = server
         self._settings = settings
         self._scripts = Scripts(server.redis, pool, timeout_s=settings.call_timeout_s)
@@ -114,6 +120,7 @@ class AsyncClient:
         Raises: RequestInvalid, QueueFull, IdempotencyConflict, DeadlineUnmeetable,
         ServerUnreachable.
         """
+        self._home.check()
         new = self._prepare(as_request(prompt, fields))
         tries = 0
 
@@ -135,6 +142,7 @@ class AsyncClient:
         Raises: ServerUnreachable; what was accepted before stays accepted, and submitting the same
         requests again under their ids or idempotency keys is safe.
         """
+        self._home.check()
         answers: list[Job | ProducerError | None] = [None] * len(requests)
         for part in self._parts(requests, answers):
             jobs = [new for _, new in part]
@@ -189,6 +197,7 @@ class AsyncClient:
         for as long as the result is kept.
         Raises: CursorInvalid, JobUnknown, JobLost, ServerUnreachable, ClientClosed.
         """
+        self._home.check()
         return self._reader.stream(job_id, cursor)
 
     async def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
@@ -197,6 +206,7 @@ class AsyncClient:
         Raises: JobFailed, JobCancelled, JobExpired (each holds the result so far), ResultTimeout,
         and what `stream` raises.
         """
+        self._home.check()
         result = await self._reader.result(job_id, timeout_s)
         reason, error = result.finish.reason, result.finish.error
         if reason in FINISHED_REASONS:
@@ -215,6 +225,7 @@ class AsyncClient:
         A running job ends within moments; its stream tells.
         Raises: JobUnknown, ServerUnreachable.
         """
+        self._home.check()
         status = await retrying(
             lambda: self._chains.cancel(job_id), self._server.url, self._settings.retry_for_s
         )
@@ -227,11 +238,17 @@ class AsyncClient:
 
         Raises: ServerUnreachable.
         """
+        self._home.check()
         control, settings = self._scripts.control, self._settings
         return await retrying(lambda: control.hook(job_id), self._server.url, settings.retry_for_s)
 
     async def close(self) -> None:
-        """Close all connections; an embedded server ends with its last client."""
+        """Close all connections; an embedded server ends with its last client.
+
+        In a fork it does nothing: the connections are the parent's.
+        """
+        if not self._home.is_here:
+            return
         await self._hub.close()
         await self._server.close()
 

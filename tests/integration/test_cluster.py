@@ -37,21 +37,26 @@ async def cluster_url(binary: str) -> AsyncIterator[str]:
         yield await start_cluster(group)
 
 
-async def test_jobs_survive_a_worker_on_three_masters(cluster_url: str, pool: str) -> None:
+@pytest.mark.parametrize("publishers", [0, 1], ids=["in-worker", "own-process"])
+async def test_jobs_survive_a_worker_on_three_masters(
+    cluster_url: str, pool: str, publishers: int
+) -> None:
     """Submit, stream, the death of a worker and a cancel on a cluster: all ends as on one server.
 
-    The logs lie on several shards, so that more than one master carries the tokens.
+    The logs lie on several shards, so that more than one master carries the tokens, whichever
+    process writes them.
     """
     async with await AsyncClient.connect(cluster_url, pool=pool, settings=PATIENT) as client:
         ride = Ride(client, NullCargo(tokens_per_s=60), random.Random(6), cluster_url)
         async with AsyncExitStack() as stack:
-            first = await stack.enter_async_context(forked_worker(**ride.settings()))
+            settings = ride.settings() | {"publishers": publishers}
+            first = await stack.enter_async_context(forked_worker(**settings))
             await ride.board(12, 60)
             assert len({shard_of(job_id) for job_id in ride.wanted}) > 1
             unwanted = await client.submit("never mind", max_tokens=4000)
             await ride.until_seen(5, 12)
             first.kill()
-            await stack.enter_async_context(forked_worker(**ride.settings()))
+            await stack.enter_async_context(forked_worker(**settings))
             assert await client.cancel(unwanted.job_id)
             stories = await ride.arrive()
             assert any(len(story.epochs) > 1 for story in stories.values())

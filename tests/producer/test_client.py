@@ -276,6 +276,49 @@ def test_blocking_client_works_after_a_fork(redis_url: str, pool: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
+FORKED_LOOP = """
+import asyncio, gc, os, sys
+from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.errors import ClientClosed
+
+async def main():
+    client = await AsyncClient.connect(sys.argv[1], sys.argv[2])
+    job = await client.submit("parent")
+    stream = client.stream(job.job_id)
+    reading = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    pid = os.fork()
+    if pid == 0:
+        refused = 0
+        for call in (lambda: client.submit("child"), lambda: client.cancel(job.job_id)):
+            try:
+                await call()
+            except ClientClosed as error:
+                refused += str(os.getppid()) in str(error)
+        await client.close()
+        del client, stream, reading
+        gc.collect()
+        os._exit(0 if refused == 2 else 1)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    await client.cancel(job.job_id)
+    ended = (await asyncio.wait_for(reading, 20)).finish.reason == "cancelled"
+    await client.close()
+    return code or not ended
+
+sys.exit(asyncio.run(main()))
+"""
+
+
+def test_client_of_a_loop_is_refused_in_a_fork_and_lives_on_in_the_parent(
+    redis_url: str, pool: str
+) -> None:
+    """A fork gets a clear error from its parent's client, and takes nothing from the parent."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", FORKED_LOOP, redis_url, pool], timeout=60, check=False
+    )
+    assert done.returncode == 0
+
+
 def test_importing_the_producer_pulls_in_no_torch() -> None:
     """A web backend that imports the clients loads neither torch nor transformers."""
     code = (
