@@ -183,4 +183,6 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         help="least severe event that is logged (default: info)")
     add("--log-format", choices=("auto", "json", "console"),
         help="form of the log lines (default: auto, json unless in a terminal)")
+    add("--metrics-port", type=int, metavar="PORT",
+        help="serve Prometheus metrics on this port of the loopback (default: none)")
 # fmt: on

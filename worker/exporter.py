@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -17,9 +16,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from tokenbus.worker.errors import SessionLost, SettingsInvalid
+from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.metrics_server import metrics_served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,22 +68,10 @@ class Exporter(Collector):
 
         Raises: SettingsInvalid if the port cannot be had.
         """
-        registry = CollectorRegistry()
-        registry.register(self)
-        try:
-            server, thread = start_http_server(self._port, self._host, registry)
-        except OSError as error:
-            raise SettingsInvalid(f"metrics_port: {self._host}:{self._port}: {error}") from None
-        self._log.info("metrics.served", host=self._host, port=self._port)
-        try:
+        async with metrics_served(self, self._host, self._port):
             while True:
                 await self._look_at_the_queue()
                 await asyncio.sleep(DEPTH_INTERVAL_S)
-        finally:
-            # Its shutdown waits for the thread's next look at its flag, half a second at most.
-            await asyncio.to_thread(server.shutdown)
-            server.server_close()
-            thread.join()
 
     def collect(self) -> Iterator[Metric]:
         """Return everything as of now; called by the server's thread."""

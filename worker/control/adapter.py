@@ -31,6 +31,7 @@ from tokenbus.producer.schema import JobRequest
 from tokenbus.worker.control.arq_worker import HEALTH_INTERVAL_S, keep_running
 from tokenbus.worker.control.endings import Endings
 from tokenbus.worker.control.errors import GenerationFailed
+from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.submitter import Submitter
 from tokenbus.worker.logs import get_logger
 
@@ -108,7 +109,13 @@ class AdapterWorker(Worker):
 class Adapter:
     """Runs arq's `generate` jobs on a pool."""
 
-    def __init__(self, client: AsyncClient, settings: ControlSettings) -> None:
+    def __init__(
+        self,
+        client: AsyncClient,
+        settings: ControlSettings,
+        metrics: ControlMetrics | None = None,
+    ) -> None:
+        self.metrics = metrics or ControlMetrics()
         self._client = client
         self._settings = settings
         self._endings = Endings(client.scripts, settings.call_timeout_s)
@@ -138,6 +145,23 @@ class Adapter:
 
         Raises: GenerationFailed, RequestInvalid, IdempotencyConflict; Retry while the pool is away.
         """
+        outcome = "failed"
+        self.metrics.adapter_running += 1
+        try:
+            answer = await self._generate(ctx, fields)
+            outcome = "finished"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except Retry:
+            outcome = "retried"
+            raise
+        finally:
+            self.metrics.adapter_running -= 1
+            self.metrics.adapter_jobs[outcome] += 1
+        return answer
+
+    async def _generate(self, ctx: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
         job_id: str = ctx["job_id"]
         request = self._request(job_id, fields)
         try:

@@ -20,6 +20,7 @@ from arq.worker import Retry, Worker
 
 from tokenbus.producer.errors import ProducerError, QueueFull, RequestInvalid, ServerError
 from tokenbus.worker.control.arq_worker import HEALTH_INTERVAL_S
+from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -65,8 +66,14 @@ class Crons:
     """Makes arq workers that run the crons of one pool."""
 
     def __init__(
-        self, client: AsyncClient, chores: list[Chore], table: Timetable, folder: Path
+        self,
+        client: AsyncClient,
+        chores: list[Chore],
+        table: Timetable,
+        folder: Path,
+        metrics: ControlMetrics | None = None,
     ) -> None:
+        self.metrics = metrics or ControlMetrics()
         self._client = client
         self._chores = chores
         self._table = table
@@ -164,6 +171,7 @@ class Crons:
 
     def _ran(self, name: str, tick_ms: int, began: float) -> None:
         took_ms = int((time.monotonic() - began) * 1000)
+        self.metrics.crons[name] += 1
         self._log.debug("cron.ran", cron=name, tick_ms=tick_ms, took_ms=took_ms)
 
 

@@ -25,6 +25,7 @@ from tokenbus.worker.control.arq_worker import connect_arq, keep_running
 from tokenbus.worker.control.courier import Courier
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
+from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.timetable import Timetable
 from tokenbus.worker.control.webhooks import Webhooks
 
@@ -69,9 +70,11 @@ async def serve(settings: ControlSettings) -> None:
         courier = await stack.enter_async_context(
             Courier(policy, settings.webhook_timeout_s, settings.webhook_concurrency)
         )
-        webhooks = Webhooks(client.scripts, courier, keys, settings)
+        metrics = await _metrics(stack, settings)
+        webhooks = Webhooks(client.scripts, courier, keys, settings, metrics)
         folder = Path() if settings.crons is None else settings.crons.parent
-        crons = Crons(client, chores_of(Housekeeping(client, settings)), table, folder)
+        chores = chores_of(Housekeeping(client, settings))
+        crons = Crons(client, chores, table, folder, metrics)
         logs.get_logger().info("control.started", pool=settings.pool, crons=len(table.cron))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(webhooks.run())
@@ -88,9 +91,25 @@ async def serve(settings: ControlSettings) -> None:
 
 async def adapt(settings: ControlSettings) -> None:
     """Run arq's `generate` jobs on one pool until cancelled."""
-    async with await _connect(settings) as client:
+    async with contextlib.AsyncExitStack() as stack:
+        client = await stack.enter_async_context(await _connect(settings))
+        metrics = await _metrics(stack, settings)
         logs.get_logger().info("adapter.started", pool=settings.pool, queue=settings.queue)
-        await Adapter(client, settings).run()
+        await Adapter(client, settings, metrics).run()
+
+
+async def _metrics(stack: contextlib.AsyncExitStack, settings: ControlSettings) -> ControlMetrics:
+    """Return new counters, served if a port is set; only then their library is imported."""
+    metrics = ControlMetrics()
+    if settings.metrics_port is not None:
+        from tokenbus.worker.control.exporter import ControlExporter
+        from tokenbus.worker.metrics_server import metrics_served
+
+        served = metrics_served(
+            ControlExporter(metrics), settings.metrics_host, settings.metrics_port
+        )
+        await stack.enter_async_context(served)
+    return metrics
 
 
 async def _connect(settings: ControlSettings) -> AsyncClient:

@@ -36,6 +36,9 @@ class ControlSettings(BaseSettings):
     result_ttl_s: Seconds = 3600.0
     log_ttl_s: Seconds = 120.0
     crons: Path | None = None
+    # Prometheus metrics over HTTP; no port, no server. Who may reach the host sees them.
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535)
+    metrics_host: str = "127.0.0.1"
 
     webhook_keys: dict[str, SecretStr] = Field(default_factory=dict)
     webhook_keys_file: Path | None = None

@@ -20,9 +20,10 @@ from urllib.parse import urlsplit
 from redis.exceptions import RedisError
 
 from tokenbus.producer.connection import is_away
-from tokenbus.producer.control_scripts import HookOutcome, HookTry
+from tokenbus.producer.control_scripts import HookOutcome, HookState, HookTry
 from tokenbus.producer.result import JobResult
 from tokenbus.worker.control.courier import Answer
+from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.signature import HEADER, sign
 from tokenbus.worker.logs import get_logger
 
@@ -49,7 +50,9 @@ class Webhooks:
         courier: Courier,
         keys: dict[str, tuple[str, ...]],
         settings: ControlSettings,
+        metrics: ControlMetrics | None = None,
     ) -> None:
+        self._metrics = metrics or ControlMetrics()
         self._scripts = scripts
         self._courier = courier
         self._keys = keys
@@ -146,6 +149,8 @@ class Webhooks:
             delay_ms=int(delay_s * 1000),
             max_age_ms=int(self._settings.webhook_max_age_s * 1000),
         )
+        if outcome is not HookOutcome.POSTPONE or state == HookState.EXPIRED:
+            self._metrics.webhooks["retried" if state == HookState.DUE else state] += 1
         if outcome is not HookOutcome.POSTPONE:
             self._log.info(
                 "webhook.tried",

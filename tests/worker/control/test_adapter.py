@@ -91,10 +91,12 @@ async def test_result_has_text_and_usage_and_tokens_can_be_followed(
     client: AsyncClient, arq: ArqRedis, queue: str, pool: str, redis_url: str
 ) -> None:
     """`Job.result()` gives the answer, the stream of the same id its tokens."""
-    async with pool_worker(pool, redis_url), adapting(client, queue):
+    async with pool_worker(pool, redis_url), adapting(client, queue) as adapter:
         job = await enqueue(arq, "order-1", prompt="x", max_tokens=12, seed=5, tenant="shop")
         result = await result_of(job)
         story = await follow(client, "order-1")
+        assert adapter.metrics.adapter_jobs == {"finished": 1}
+        assert adapter.metrics.adapter_running == 0
     assert result["text"] == story.text == expected_text(5, 12)
     assert result["reason"] == "length"
     assert result["usage"]["completion_tokens"] == 12

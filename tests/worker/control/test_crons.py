@@ -77,6 +77,7 @@ async def test_late_service_does_not_repeat_a_tick(client: AsyncClient, tmp_path
     for tick_ms in (2000, 2000, 1000):
         await run({"job_id": f"table:n:{tick_ms}"})
     assert (await client.scripts.lease.load())["jobs"] == 1
+    assert crons.metrics.crons == {"table:n": 1}
 
 
 async def test_tick_that_was_cut_short_is_finished_under_the_same_ids(

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 from typing import TYPE_CHECKING, Any
+from urllib.request import urlopen
 
 import pytest
+from aiohttp import web
 from bus_workers import PATIENCE_S
 from control_processes import KEY, control_process, receiver
 
@@ -18,6 +21,8 @@ from tokenbus.worker.errors import SettingsInvalid
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from control_processes import Call
 
     from tokenbus.producer.client import AsyncClient
 
@@ -61,6 +66,47 @@ async def test_service_delivers_and_is_healthy_and_stops_in_order(
     assert call.message["tenant"] == "default"
     assert service.logged("control.stopped")
     assert KEY not in json.dumps(service.lines)
+
+
+async def test_metrics_tell_what_became_of_webhooks(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """A scrape of the port asked for counts the tries by what followed, and the ticks of crons."""
+
+    async def answer(call: Call) -> web.Response:
+        return web.Response(status=503 if call.headers["tokenbus-try"] == "1" else 200)
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    async with (
+        receiver(answer) as shop,
+        control_process(
+            pool,
+            redis_url,
+            "--metrics-port",
+            str(port),
+            webhook_keys=json.dumps({"default": KEY}),
+            webhook_allowed_networks='["127.0.0.1/32"]',
+            webhook_backoff_s=0.02,
+        ) as service,
+        asyncio.timeout(PATIENCE_S),
+    ):
+        job = await client.submit("x", callback_url=shop.url())
+        await client.cancel(job.job_id)
+        while len(service.logged("webhook.tried")) < 2:  # noqa: ASYNC110 -- another process logs
+            await asyncio.sleep(0.01)
+        text = await asyncio.to_thread(_scrape, port)
+    assert 'tokenbus_webhook_tries_total{outcome="retried"} 1.0' in text
+    assert 'tokenbus_webhook_tries_total{outcome="delivered"} 1.0' in text
+    assert 'tokenbus_webhook_tries_total{outcome="expired"} 0.0' in text
+    assert "tokenbus_cron_ticks" in text
+
+
+def _scrape(port: int) -> str:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        text: str = reply.read().decode()
+    return text
 
 
 @pytest.mark.parametrize(

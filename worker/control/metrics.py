@@ -1,0 +1,21 @@
+"""What a control process counts: plain numbers, read by the tests and the metrics server."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class ControlMetrics:
+    """Counters since the start.
+
+    `webhooks` counts tries by what followed: `delivered`, `retried`, or dead as `gone`, `refused`
+    or `expired`. `crons` counts ticks taken by name. `adapter_jobs` counts arq jobs by outcome:
+    `finished`, `failed`, `cancelled`, `retried`; `adapter_running` are under way now.
+    """
+
+    webhooks: Counter[str] = field(default_factory=Counter)
+    crons: Counter[str] = field(default_factory=Counter)
+    adapter_jobs: Counter[str] = field(default_factory=Counter)
+    adapter_running: int = 0
