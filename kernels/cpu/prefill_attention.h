@@ -5,8 +5,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "decode_attention.h"
 #include "multiply.h"
 #include "pages.h"
+#include "transpose.h"
 
 namespace tokenbus {
 
@@ -47,29 +49,50 @@ inline size_t packed_size(const PrefillSpan& span, const AttentionShape& shape) 
 }
 
 // Lay one KV head of a span out for the products: keys as [panel][D][keys], values as
-// [panel of D][keys][D], neighbours along the sum side by side, zero where there is no token.
+// [panel of D][keys][D], neighbours along the sum side by side.
 template <class Kind>
 void pack_head(const PrefillSpan& span, const Pages<typename Kind::Value>& keys,
                const Pages<typename Kind::Value>& values, const int32_t* table, int kv_head,
                typename Kind::Value* to) {
+    using T = typename Kind::Value;
     constexpr int kStep = Kind::kStep;
     const AttentionShape& shape = keys.shape;
-    int dim = shape.head_dim, size = shape.page_size, num_packed = span.num_packed();
-    size_t depth = key_depth<Kind>(shape);
-    auto packed_values = to + size_t(num_packed) * depth;
-    std::fill(to, to + packed_size<Kind>(span, shape), typename Kind::Value(0));
-    for (int idx = 0; idx < span.context_len - span.first_key; idx++) {
-        int key = span.first_key + idx;
-        auto from = keys.row(table[key / size], kv_head, key % size);
-        auto panel = to + size_t(idx / kHeadPanel) * kHeadPanel * depth;
-        int lane = idx % kHeadPanel;
-        for (int d = 0; d < dim; d += kStep)
-            for (int s = 0; s < kStep && d + s < dim; s++)
-                panel[(d / kStep * kHeadPanel + lane) * kStep + s] = from[d + s];
-        from = values.row(table[key / size], kv_head, key % size);
-        for (int d = 0; d < dim; d++) {
-            auto part = packed_values + size_t(d / kHeadPanel) * kHeadPanel * num_packed;
-            part[(size_t(idx / kStep) * kHeadPanel + d % kHeadPanel) * kStep + idx % kStep] = from[d];
+    const int dim = shape.head_dim, size = shape.page_size, num_packed = span.num_packed();
+    const int num_keys = span.context_len - span.first_key;
+    const size_t depth = key_depth<Kind>(shape);
+    T* packed_values = to + size_t(num_packed) * depth;
+    // Past the end the last token comes again; its weights there are zero.
+    auto row = [&](const Pages<T>& pages, int idx) {
+        const int key = span.first_key + std::min(idx, num_keys - 1);
+        return pages.row(table[key / size], kv_head, key % size);
+    };
+    if (dim % kHeadPanel != 0) std::fill(packed_values, to + packed_size<Kind>(span, shape), T(0));
+    for (int idx = 0; idx < num_packed; idx += kLanes) {
+        const T* rows[kLanes];
+        for (int lane = 0; lane < kLanes; lane++) {
+            rows[lane] = row(keys, idx + lane);
+            prefetch(row(keys, idx + lane + kKeysAhead), dim);
+        }
+        T* panel = to + size_t(idx / kHeadPanel) * kHeadPanel * depth;
+        T* at = panel + idx % kHeadPanel * kStep;
+        transpose_words(rows, dim / kStep, reinterpret_cast<char*>(at), kHeadPanel);
+        if (depth == size_t(dim)) continue;
+        T* last = at + (depth - kStep) * kHeadPanel;
+        for (int lane = 0; lane < kLanes; lane++)
+            for (int s = 0; s < kStep; s++) {
+                const int d = int(depth) - kStep + s;
+                last[lane * kStep + s] = d < dim ? rows[lane][d] : T(0);
+            }
+    }
+    for (int idx = 0; idx < num_packed; idx += kStep) {
+        for (int d = 0; d < dim; d += kHeadPanel) {
+            const T* rows[kStep];
+            for (int s = 0; s < kStep; s++) {
+                rows[s] = row(values, idx + s) + d;
+                if (d == 0) prefetch(row(values, idx + s + kKeysAhead), dim);
+            }
+            Kind::join(rows, std::min(kHeadPanel, dim - d),
+                       packed_values + size_t(d) * num_packed + size_t(idx) * kHeadPanel);
         }
     }
 }
