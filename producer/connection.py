@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
-from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import (
     AskError,
     AuthenticationError,
@@ -29,7 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from tokenbus.producer.cluster import NUM_SHARDS, make_cluster
 from tokenbus.producer.embedded import EmbeddedServer, join_shared, start_private
 from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable
-from tokenbus.producer.limited_connection import keep_cancellations
+from tokenbus.producer.sentinels import behind_sentinels
 from tokenbus.producer.server_url import SentinelUrl, ServerKind, ServerUrl
 
 if TYPE_CHECKING:
@@ -138,34 +137,10 @@ def make_redis(url: str, call_timeout_s: float = 5.0, **options: Any) -> Redis:
         made: Redis = cluster
         return made
     if kind is ServerKind.SENTINEL:
-        return _behind_sentinels(SentinelUrl.parse(url), call_timeout_s, options)
+        return behind_sentinels(SentinelUrl.parse(url), call_timeout_s, options)
     if url.startswith("redis"):
         options.setdefault("socket_keepalive", True)
     redis: Redis = Redis.from_url(url, socket_connect_timeout=call_timeout_s, **options)
-    return redis
-
-
-def _behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str, Any]) -> Redis:
-    """Make a client that asks the sentinels for the master at every new connection."""
-    common: dict[str, Any] = {"socket_connect_timeout": call_timeout_s, "ssl": url.is_tls}
-    asking = common | {
-        "username": url.sentinel_username,
-        "password": url.sentinel_password,
-        "socket_timeout": call_timeout_s,
-    }
-    # redis-py leaves this class untyped.
-    sentinel = Sentinel(url.sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
-    for asked in sentinel.sentinels:
-        keep_cancellations(asked.connection_pool)
-    redis: Redis = sentinel.master_for(
-        url.master,
-        db=url.db,
-        username=url.username,
-        password=url.password,
-        socket_keepalive=True,
-        **common,
-        **options,
-    )
     return redis
 
 

@@ -10,6 +10,8 @@ import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
 from tokenbus.producer.connection import retrying
 from tokenbus.producer.errors import (
     CursorInvalid,
@@ -20,6 +22,7 @@ from tokenbus.producer.errors import (
 from tokenbus.producer.event_stream import EventStream
 from tokenbus.producer.replies import JobState
 from tokenbus.producer.result import JobResult
+from tokenbus.producer.sentinels import followed_master, named_master
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -81,10 +84,12 @@ class Reader:
 
         A job that nobody knows raises JobUnknown, or JobLost once it was heard of (R12). The
         record is read first: when it is done, terminal entry and result were written before.
+        What a deposed master says proves nothing: it is asked for again before either is raised.
         """
         queue, log = self._scripts.queue, self._scripts.log
 
         async def read() -> Iterable[Event]:
+            master = followed_master(self._scripts.redis)
             record = await queue.record(job_id)
             events = await log.events(job_id, cursor)
             if events and events[-1].finish is not None:
@@ -92,11 +97,13 @@ class Reader:
             value = await log.result(job_id)
             if value is not None:
                 return JobResult.parse(value).events(cursor)
+            if record is not None and record.state is not JobState.DONE:
+                return _merged(events or [])
+            if await named_master(self._scripts.redis) != master:
+                raise RedisConnectionError("another master rules by now")
             if record is None and not events and not heard:
                 raise JobUnknown(job_id)
-            if record is None or record.state is JobState.DONE:
-                raise JobLost(job_id)
-            return _merged(events or [])
+            raise JobLost(job_id)
 
         return await retrying(read, self._url, self._settings.retry_for_s)
 
