@@ -16,7 +16,8 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 | held     | hash   | `held:<worker>`, job -> epoch; gone when empty                            |
 | flags    | hash   | `flags:<worker>`, held job -> cancel or expire                            |
 | alive    | string | `alive:<worker>`, pages and page size of the worker, TTL = lease          |
-| worker   | hash   | `worker:<worker>`, serial of its last reconcile; goes with `workers`      |
+| worker   | hash   | `worker:<worker>`, serial of its last reconcile, whether it has room or   |
+|          |        | leaves, the suspect it claims or holds; goes with `workers`               |
 | status   | string | `status:<worker>`, JSON gauges for people and metrics, TTL = lease         |
 | workers  | set    | every worker that may hold jobs                                           |
 | backlog  | zset   | `backlog:<priority>`, tenant -> virtual time, tenants with waiting jobs   |
