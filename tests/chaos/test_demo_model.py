@@ -12,6 +12,7 @@ from demo_cargo import DemoCargo
 from worker_stable import forked_worker
 
 from tokenbus.engine import model_store
+from tokenbus.engine.errors import ModelNotFound
 
 if TYPE_CHECKING:
     import random
@@ -27,7 +28,7 @@ def demo_cargo() -> DemoCargo:
     """Give jobs for the demo model; skip where it is neither kept nor to be fetched."""
     try:
         return DemoCargo(model_store.pull("smollm2-135m"))
-    except model_store.ModelNotFound as error:
+    except ModelNotFound as error:
         pytest.skip(str(error))
 
 
