@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from bus_ride import NullCargo, Ride
 from bus_servers import pool, server_binary
 from bus_stubs import until
 from chaos_scale import PATIENT
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from server_groups import MASTER, ServerGroup
 from worker_stable import forked_worker
 
 from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.connection import open_server
+from tokenbus.producer.connection import make_redis, open_server
 from tokenbus.producer.errors import ServerUnreachable
+from tokenbus.producer.sentinels import named_master
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,6 +47,7 @@ async def _start(group: ServerGroup) -> tuple[int, int, int, str]:
     master = await group.start(*SAFE)
     replica = await group.start("--replicaof", "127.0.0.1", str(master))
     await until(lambda: _follows(group, replica))
+    await until(lambda: _is_followed(group, master))
     sentinel = await group.start(config=CONFIG.format(name=MASTER, port=master), sentinel=True)
     await until(lambda: _knows_a_replica(group, sentinel))
     return master, replica, sentinel, f"redis+sentinel://127.0.0.1:{sentinel}/{MASTER}"
@@ -70,13 +73,39 @@ async def test_everyone_follows_the_sentinels_to_the_promoted_replica(
             await until(lambda: _has(group, replica, written))
             if dies:
                 await group.kill(master)
-            await group.client(sentinel).execute_command("SENTINEL", "FAILOVER", MASTER)
+            await until(lambda: _fails_over(group, sentinel))
             await until(lambda: _rules(group, replica))
             if not dies:
                 await until(lambda: _is_alone(group, master))
             await ride.board(2)
             await ride.arrive()
             await ride.check_nothing_left()
+
+
+async def test_connection_that_was_in_use_at_the_failover_is_not_used_on(
+    group: ServerGroup,
+) -> None:
+    """Once another master is named no call reaches the old one, which still answers."""
+    master, replica, sentinel, url = await _start(group)
+    redis: Any = make_redis(url)
+    asked: asyncio.Future[Any] = asyncio.ensure_future(redis.blpop("nothing", 60))
+    await until(lambda: _has_blocked(group, master))
+    await until(lambda: _fails_over(group, sentinel))
+
+    async def is_named() -> bool:
+        try:
+            address = await named_master(redis)
+        except RedisError:
+            return False
+        return address is not None and address[1] == replica
+
+    await until(is_named)
+    for client in await group.client(master).client_list():
+        await group.client(master).client_unblock(int(client["id"]))
+    assert await asked is None
+    infos = await asyncio.gather(redis.info("server"), redis.info("server"))
+    await redis.aclose()
+    assert [info["tcp_port"] for info in infos] == [replica, replica]
 
 
 async def test_sentinel_without_such_a_master_is_told() -> None:
@@ -111,3 +140,22 @@ async def _rules(group: ServerGroup, replica: int) -> bool:
 
 async def _is_alone(group: ServerGroup, master: int) -> bool:
     return bool((await group.client(master).info("replication"))["connected_slaves"] == 0)
+
+
+async def _has_blocked(group: ServerGroup, master: int) -> bool:
+    return bool((await group.client(master).info("clients"))["blocked_clients"])
+
+
+async def _is_followed(group: ServerGroup, master: int) -> bool:
+    return bool((await group.client(master).info("replication"))["min_slaves_good_slaves"])
+
+
+async def _fails_over(group: ServerGroup, sentinel: int) -> bool:
+    try:
+        await group.client(sentinel).execute_command("SENTINEL", "FAILOVER", MASTER)
+    except ResponseError as error:
+        # A sentinel that has just begun to watch does not trust the replica yet.
+        if str(error).startswith("NOGOODSLAVE"):
+            return False
+        raise
+    return True
