@@ -4,6 +4,9 @@ Streams of the null engine at a set rate through a real worker and an embedded s
 subscribes to every channel and reads nothing into it, so that the server pays for delivery.
 
     python -P benchmarks/publishing.py --streams 256 --rate 50 --seconds 8 --publishers 0
+    python -P benchmarks/publishing.py --streams 1000 --rate 100 --seconds 30 --publishers 4
+
+`docs/bench.md` has the runs with readers that decode and check every token.
 """
 
 from __future__ import annotations
@@ -125,7 +128,9 @@ async def _run(args: argparse.Namespace) -> None:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--streams", type=int, default=256)
     parser.add_argument("--rate", type=float, default=50.0, help="tokens/s of each, 0 = flat out")
     parser.add_argument("--tokens", type=int, default=3500, help="of each where the rate is 0")

@@ -36,6 +36,23 @@ class AppendBatch:
         """Count the jobs."""
         return len(self._values) // COLUMNS
 
+    def add_one(
+        self, job_id: str, epoch: int, index: int, token: tuple[int, str, int, int], entries: int
+    ) -> None:
+        """Add one token without logprobs: choice, text, id, end. Most calls consist of those."""
+        choice, text, token_id, end = token
+        shown = quoted(text)
+        self._values += (
+            job_id,
+            index,
+            f"{epoch}-{index}",
+            entries,
+            0 if index % _BELT_TOKENS else 1,
+            f"[{choice},{index},{shown},[{token_id}],[{end}]]",
+            f'{{"v":{WIRE_VERSION},"job":"{job_id}","epoch":{epoch},"choice":{choice},'
+            f'"from":{index},"to":{index},"text":{shown},"ids":[{token_id}],"ends":[{end}]}}',
+        )
+
     def add(
         self,
         job_id: str,
@@ -53,11 +70,8 @@ class AppendBatch:
         `logprobs` is a JSON array or empty; `entries` is the number of entries that the log has if
         nobody else wrote, 0 if that is not known.
         """
-        if len(ids) == 1:
-            id_list, end_list, to = str(ids[0]), str(ends[0]), start
-        else:
-            id_list, end_list = ",".join(map(str, ids)), ",".join(map(str, ends))
-            to = start + len(ids) - 1
+        id_list, end_list = ",".join(map(str, ids)), ",".join(map(str, ends))
+        to = start + len(ids) - 1
         shown = quoted(text)
         extra, named = (f",{logprobs}", f',"logprobs":{logprobs}') if logprobs else ("", "")
         self._values += (

@@ -125,7 +125,7 @@ class Finish:
         )
 
 
-class Event(msgspec.Struct, frozen=True, rename={"job_id": "job", "start": "from"}):
+class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "start": "from"}):
     """New tokens of one choice, or the end of the job.
 
     `start` and `to` are the job's token indices of the first and last token, from 1, counted over
@@ -180,6 +180,27 @@ class Event(msgspec.Struct, frozen=True, rename={"job_id": "job", "start": "from
             finish=None if finish is None else Finish.from_wire(finish),
         )
 
+    @classmethod
+    def of_entry(cls, job_id: str, entry_id: bytes, body: bytes) -> Event:
+        """Read a log entry: tokens, or the end.
+
+        Raises: ValueError, KeyError or TypeError if it is none of ours.
+        """
+        epoch, _, index = entry_id.partition(b"-")
+        if body.startswith(b"{"):
+            last = int(index) - 1
+            return cls(job_id, int(epoch), 0, last + 1, last, finish=Finish.parse(body))
+        try:
+            entry = _decode_entry(body)
+        except msgspec.MsgspecError:
+            entry = _Entry(*json.loads(body))
+        ids = tuple(entry.ids)
+        to = entry.start + len(ids) - 1
+        ends, logprobs = tuple(entry.ends), tuple(entry.logprobs)
+        return cls(
+            job_id, int(epoch), entry.choice, entry.start, to, entry.text, ids, ends, logprobs
+        )
+
     def dump(self) -> dict[str, Any]:
         """Return the event as the JSON object of the public contract."""
         wire: dict[str, Any] = {
@@ -231,5 +252,17 @@ class Event(msgspec.Struct, frozen=True, rename={"job_id": "job", "start": "from
         )
 
 
+class _Entry(msgspec.Struct, array_like=True, gc=False):
+    """The columns of a log entry."""
+
+    choice: int
+    start: int
+    text: str
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    logprobs: tuple[Any, ...] = ()
+
+
 _HEAD = f'{{"v":{WIRE_VERSION},'.encode()
 _decode = msgspec.json.Decoder(Event).decode
+_decode_entry = msgspec.json.Decoder(_Entry).decode

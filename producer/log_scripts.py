@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenbus.producer.append_batch import AppendBatch
-from tokenbus.producer.events import Event, Finish
+from tokenbus.producer.events import Event
 from tokenbus.producer.keys import shard_of
 from tokenbus.producer.replies import LogReply, LogStatus
 
@@ -107,14 +107,14 @@ class LogScripts:
         """
         return await self._in_slices(items, self._append_slice)
 
-    async def append_batch(self, shard: int, batch: AppendBatch) -> list[tuple[int, LogReply]]:
+    async def append_batch(self, shard: int, batch: AppendBatch) -> dict[int, LogReply]:
         """Run one packed batch of at most MAX_BATCH jobs of a shard.
 
-        Returns: the answers of those that were not simply written, each with its number.
+        Returns: the answers of those that were not simply written, by their numbers.
         """
         args = [*self._head, batch.pack()]
         answers = await self._runner.run("append", self._keys.log_prefix(shard), args)
-        return [(int(number), _log_reply(reply)) for number, *reply in answers]
+        return {int(number): _log_reply(reply) for number, *reply in answers}
 
     async def end(self, items: Sequence[End]) -> list[LogReply]:
         """Write terminal entry and result, once per job, and publish the terminal event (R4).
@@ -193,7 +193,7 @@ class LogScripts:
                 item.logprobs,
                 item.entries,
             )
-        others = dict(await self.append_batch(shard, batch))
+        others = await self.append_batch(shard, batch)
         return [
             others.get(number)
             or LogReply(LogStatus.OK, item.epoch, item.to, entries=item.entries + 1)
@@ -230,22 +230,5 @@ def _log_reply(answer: list[Any]) -> LogReply:
 
 def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | None:
     """Turn a log entry into the event that was published; None for a marker."""
-    epoch = int(entry_id.split(b"-")[0])
-    if b"marker" in wire:
-        return None
-    if b"finish" in wire:
-        finish = Finish.parse(wire[b"finish"])
-        last = int(wire[b"to"])
-        return Event(job_id, epoch, 0, last + 1, last, finish=finish)
-    choice, start, text, ids, ends, *logprobs = json.loads(wire[b"e"])
-    return Event(
-        job_id,
-        epoch,
-        choice,
-        start,
-        start + len(ids) - 1,
-        text=text,
-        ids=tuple(ids),
-        ends=tuple(ends),
-        logprobs=tuple(logprobs[0]) if logprobs else (),
-    )
+    body = wire.get(b"finish") or wire.get(b"e")
+    return None if body is None else Event.of_entry(job_id, entry_id, body)

@@ -145,6 +145,14 @@ class Transcript:
             column.logprobs[low:high],
         )
 
+    def newest(self) -> tuple[int, str, int, int] | None:
+        """Return choice, text, id and end of the last token; None where there are logprobs."""
+        choice = self._runs[-1].choice
+        column = self._columns[choice]
+        if column.logprobs:
+            return None
+        return choice, column.texts[-1], column.ids[-1], column.ends[-1]
+
     def ids_of(self, choice: int) -> tuple[int, ...]:
         """Return all token ids of a choice."""
         return tuple(self._columns[choice].ids)

@@ -10,11 +10,16 @@ from tokenbus.worker.publishing.manuscript import State
 from tokenbus.worker.publishing.messages import ChoiceStopped, Decided
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tokenbus.engine.types import TokenLogprobs
     from tokenbus.worker.publishing.manuscript import Manuscript
     from tokenbus.worker.publishing.messages import Answer, Tokens
+
+
+# Rows after which others get their turn: as many as one call takes, so that the server works on the
+# first of them while the next are written.
+_SLICE_ROWS = 64
 
 
 class Composer:
@@ -30,8 +35,11 @@ class Composer:
         self._queue = queue
         self._emit = emit
 
-    def take(self, step: Tokens) -> int:
-        """Add a step's tokens to their manuscripts; return how many are not to be logged."""
+    def take(self, step: Tokens) -> Iterator[int]:
+        """Add a step's tokens to their manuscripts, slice by slice.
+
+        Yields: how many of a slice are not to be logged.
+        """
         for key, num_cached in step.cached:
             if key in self._manuscripts:
                 self._manuscripts[key].cached_tokens = num_cached
@@ -40,6 +48,9 @@ class Composer:
         find, sent_at, opened, queue = self._manuscripts.get, step.sent_at, State.OPEN, self._queue
         num_dropped = start = 0
         for row, key in enumerate(step.keys):
+            if row and not row % _SLICE_ROWS:
+                yield num_dropped
+                num_dropped = 0
             count, choice = counts[row], choices[row]
             end = start + count
             job = find(key)
@@ -50,6 +61,7 @@ class Composer:
                 # tokens per second.
                 token_id = token_ids[start]
                 job.append_one(choice, token_id, job.texts[choice].push_plain(token_id))
+                job.last += 1
                 if job.unlogged_since is None:
                     job.unlogged_since = sent_at
                 if not job.is_queued and not job.in_flight:
@@ -57,7 +69,7 @@ class Composer:
             else:
                 num_dropped += self._take_row(job, step, row, token_ids[start:end])
             start = end
-        return num_dropped
+        yield num_dropped
 
     def _take_row(self, job: Manuscript, step: Tokens, row: int, ids: list[int]) -> int:
         """Add the tokens of a row that has anything out of the ordinary."""
@@ -107,6 +119,7 @@ def _add_tokens(
     released = job.texts[choice].push(ids, is_last=is_last, stop_token_id=stop_id)
     wire = [_wire_logprobs(entry) for entry in logprobs[: len(released.ids)]]
     job.transcript.append(choice, released.ids, released.texts, wire)
+    job.last = job.transcript.last
     if released.stopped_by is not None:
         job.reasons[choice] = FinishReason.STOP.value
     return len(ids) - len(released.ids)

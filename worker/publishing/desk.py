@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from tokenbus.producer.log_scripts import MAX_BATCH
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.histogram import Histogram
 from tokenbus.worker.logs import get_logger
@@ -34,7 +35,7 @@ from tokenbus.worker.publishing.messages import (
 from tokenbus.worker.publishing.pump import NUM_PUMPS, Pump
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from redis.asyncio import Redis
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +72,7 @@ class Desk:
         self._manuscripts: dict[int, Manuscript] = {}
         self._pumps = [Pump(self, redis) for _ in range(NUM_PUMPS)]
         self._composer = Composer(self._manuscripts, self._queue, emit)
+        self._slices: Iterator[int] | None = None
         self._progress = Progress()
         self._lags = Histogram()
         self._report_after_s = report_after_s
@@ -90,11 +92,15 @@ class Desk:
             await pump.close()
 
     def obey(self, order: Order) -> None:
-        """Carry one order out, as far as it needs no server; start what does."""
+        """Carry one order out, as far as it needs no server; start what does.
+
+        Of a large step the first part is taken at once and the rest soon: before any other order.
+        """
+        self._finish_slices()
         match order:
             case Tokens():
-                self._progress.freed_tokens += self._composer.take(order)
-                self.report()
+                self._slices = self._composer.take(order)
+                self._take_slices()
             case Renewed(at):
                 self.session.renewed(at)
             case OpenGate():
@@ -111,6 +117,27 @@ class Desk:
                 self._forget(key)
             case Configure():
                 raise ValueError("the publisher is configured already")
+
+    def _take_slices(self) -> None:
+        """Take one slice now and the others in later turns of the event loop."""
+        self._take_slice()
+        if self._slices is not None:
+            asyncio.get_running_loop().call_soon(self._take_slices)
+
+    def _finish_slices(self) -> None:
+        while self._slices is not None:
+            self._take_slice()
+
+    def _take_slice(self) -> None:
+        # Kept aside meanwhile: an answer to what a slice decides may be an order at once.
+        slices, self._slices = self._slices, None
+        num_dropped = next(slices, None) if slices is not None else None
+        if num_dropped is None:
+            return
+        self._slices = slices
+        if num_dropped:
+            self._progress.freed_tokens += num_dropped
+            self.report()
 
     def touch(self, job: Manuscript) -> None:
         """Note that a job may want something of its log; safe to repeat."""
@@ -186,7 +213,8 @@ class Desk:
             self.emit(done)
 
     def _queue(self, job: Manuscript) -> None:
-        self._pumps[job.key % NUM_PUMPS].queue(job)
+        # Neighbours of a step share a pump, so that a slice of it fills one call; keys begin at 1.
+        self._pumps[(job.key - 1) // MAX_BATCH % NUM_PUMPS].queue(job)
 
     def _open(self, order: OpenGate) -> None:
         self.generation = order.generation

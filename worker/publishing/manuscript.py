@@ -40,8 +40,9 @@ class Manuscript:
     """One job's tokens and texts, and the end of its log.
 
     `num_logged` and `num_entries` say where the log is known to end; they count only while
-    `log_known`, that is between a takeover and the next opening of the session. `unlogged_since` is
-    when the oldest token that no call has taken yet was handed over.
+    `log_known`, that is between a takeover and the next opening of the session. `last` is the index
+    of the last token known; `unlogged_since` is when the oldest token that no call has taken yet
+    was handed over.
     """
 
     __slots__ = (
@@ -58,6 +59,7 @@ class Manuscript:
         "is_restoring",
         "job_id",
         "key",
+        "last",
         "log_known",
         "num_credited",
         "num_entries",
@@ -88,18 +90,13 @@ class Manuscript:
         self.finish: Finish | None = None
         self.prompt_logprobs: tuple[Any, ...] = ()
         self.cached_tokens = 0
-        self.num_logged = self.num_credited = self.num_entries = 0
+        self.num_logged = self.num_credited = self.num_entries = self.last = 0
         self.sent_at = 0.0
         self.unlogged_since: float | None = None
         self.log_known = self.in_flight = self.is_queued = self.is_restoring = False
         # Barred: the log is another's, nothing is tried before the session opens anew. Fed: the
         # worker has seen `Taken`. Spoken: a token of this owner is logged.
         self.is_barred = self.is_fed = self.has_spoken = self.is_forgotten = False
-
-    @property
-    def last(self) -> int:
-        """Return the index of the last token known."""
-        return self.transcript.last if self.transcript is not None else 0
 
     @property
     def is_fully_logged(self) -> bool:
@@ -135,7 +132,7 @@ class Manuscript:
         transcript = Transcript(self.job_id, num_choices)
         transcript.restore(tokens)
         self.reasons = [None] * num_choices
-        self.num_credited = transcript.last
+        self.num_credited = self.last = transcript.last
         self.transcript = transcript
         self.append_one = transcript.append_one
         rules = self.rules

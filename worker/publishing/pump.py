@@ -14,7 +14,6 @@ import json
 import time
 from collections import deque
 from dataclasses import replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -99,7 +98,11 @@ class Pump:
             finally:
                 for job in jobs:
                     job.in_flight = False
-                    if job.state is not State.OPEN or not job.is_fully_logged:
+                    if (
+                        job.num_logged != job.last
+                        or job.state is not State.OPEN
+                        or not job.log_known
+                    ):
                         self._desk.touch(job)
                         self._desk.settle(job)
 
@@ -136,8 +139,8 @@ class Pump:
         if takeovers:
             await self._take_over(takeovers)
         appends = [job for job in jobs if job.log_known and job.num_logged < job.last]
-        for shard, members in groupby(sorted(appends, key=_shard), key=_shard):
-            await self._append(shard, list(members))
+        for shard in sorted({job.shard for job in appends}):
+            await self._append(shard, [job for job in appends if job.shard == shard])
         ends = [job for job in jobs if job.state is State.ENDING and job.is_fully_logged]
         if ends:
             await self._end(ends)
@@ -154,42 +157,46 @@ class Pump:
     async def _append(self, shard: int, jobs: list[Manuscript]) -> None:
         batch = AppendBatch()
         started_at = time.monotonic()
-        waits_s = 0.0
-        sent: list[tuple[Manuscript, int, float | None]] = []
+        sent: list[tuple[Manuscript, int]] = []
+        sinces: list[float] = []
         for job in jobs:
             to, since = _pack(job, batch), job.unlogged_since
-            sent.append((job, to, since))
-            waits_s += started_at - since if since is not None else 0.0
-            job.unlogged_since = None if to == job.last else since
+            sent.append((job, to))
+            sinces.append(started_at if since is None else since)
+            if to == job.last:
+                job.unlogged_since = None
             job.sent_at = started_at
-        others = dict(
-            await self._desk.session.call(
-                lambda: self._scripts.append_batch(shard, batch), bulk=True
-            )
+        others = await self._desk.session.call(
+            lambda: self._scripts.append_batch(shard, batch), bulk=True
         )
         now = time.monotonic()
-        num_fresh = 0
         lags_s: list[float] = []
-        for number, (job, to, since) in enumerate(sent):
-            reply = others.get(number) if others else None
-            if reply is None:
+        num_fresh = 0
+        for number, (job, to) in enumerate(sent):
+            if number in others and not self._accept(job, others[number]):
+                continue
+            if number not in others:
                 job.num_entries += 1
-            elif reply.status in (LogStatus.OK, LogStatus.ALREADY):
-                job.num_entries = reply.entries
-            elif reply.status is LogStatus.GAP:
-                self._desk.follow(job, reply.last, reply.entries)
-                continue
-            else:
-                self._yield_to(job, reply)
-                continue
             job.has_spoken = True
             job.num_logged = to
-            lags_s.append(now - (started_at if since is None else since))
+            lags_s.append(now - sinces[number])
             if to > job.num_credited:
                 num_fresh += to - job.num_credited
                 job.num_credited = to
         self._pace.called(started_at, now)
+        waits_s = len(sinces) * started_at - sum(sinces)
         self._desk.called(num_fresh, lags_s, waits_s, self._pace.hold_s)
+
+    def _accept(self, job: Manuscript, reply: LogReply) -> bool:
+        """Take an answer out of the ordinary; True if the log holds what was sent."""
+        if reply.status in (LogStatus.OK, LogStatus.ALREADY):
+            job.num_entries = reply.entries
+            return True
+        if reply.status is LogStatus.GAP:
+            self._desk.follow(job, reply.last, reply.entries)
+        else:
+            self._yield_to(job, reply)
+        return False
 
     async def _end(self, jobs: list[Manuscript]) -> None:
         items = [_end_of(job) for job in jobs]
@@ -225,18 +232,19 @@ class Pump:
                 desk.emit(Broken(desk.generation, job.key, reply.finish))
 
 
-def _shard(job: Manuscript) -> int:
-    return job.shard
-
-
 def _pack(job: Manuscript, batch: AppendBatch) -> int:
     """Add what the log lacks to a batch and return its last index; a first token goes alone."""
-    if job.transcript is None:
+    transcript = job.transcript
+    if transcript is None:
         raise RuntimeError(f"job {job.job_id} has tokens but no transcript")
+    job_id, epoch, start = job.job_id, job.epoch, job.num_logged + 1
+    if start == job.last and (newest := transcript.newest()) is not None:
+        batch.add_one(job_id, epoch, start, newest, job.num_entries)
+        return start
     limit = None if job.has_spoken else 1
-    choice, start, text, ids, ends, logprobs = job.transcript.slice_after(job.num_logged, limit)
+    choice, start, text, ids, ends, logprobs = transcript.slice_after(job.num_logged, limit)
     wire = json.dumps(logprobs, separators=(",", ":")) if logprobs else ""
-    batch.add(job.job_id, job.epoch, choice, start, text, ids, ends, wire, job.num_entries)
+    batch.add(job_id, epoch, choice, start, text, ids, ends, wire, job.num_entries)
     return start + len(ids) - 1
 
 
