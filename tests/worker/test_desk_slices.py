@@ -1,0 +1,98 @@
+"""A large step is taken in slices: nothing of it is overtaken, and neighbours share a call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from bus_servers import pool, redis_url, server
+
+from tokenbus.engine.null_tokenizer import build_null_tokenizer
+from tokenbus.producer.connection import make_redis
+from tokenbus.producer.scripts import Scripts
+from tokenbus.worker.publishing.desk import Desk
+from tokenbus.worker.publishing.messages import (
+    GiveBack,
+    OpenGate,
+    Progress,
+    Settled,
+    Taken,
+    TakeOver,
+    TextRules,
+    Tokens,
+)
+from tokenbus.worker.session import Session
+
+if TYPE_CHECKING:
+    from tokenbus.worker.publishing.messages import Answer
+
+__all__ = ["pool", "redis_url", "server"]
+
+NUM_JOBS = 256
+CALL_JOBS = 64
+TOKEN_ID = 300
+RULES = TextRules(1, 1000, 0, (), False, (), (1,))
+
+
+def step(keys: list[int]) -> Tokens:
+    """Return a step that brings a token for each job."""
+    ones = [1] * len(keys)
+    return Tokens(
+        keys, [0] * len(keys), ones, [TOKEN_ID] * len(keys), [], [], [], [], time.monotonic()
+    )
+
+
+async def test_order_after_a_large_step_finds_all_of_it_taken(redis_url: str, pool: str) -> None:
+    """A job that is given back right after a step of many rows still logs its token of that step.
+
+    And a step of all jobs takes as many calls as it must, no more.
+    """
+    redis = make_redis(redis_url)
+    session = Session(redis, lease_ttl_s=60.0)
+    answers: list[Answer] = []
+    news = asyncio.Event()
+
+    def emit(answer: Answer) -> None:
+        answers.append(answer)
+        news.set()
+
+    async def until(kind: type, number: int) -> None:
+        while sum(isinstance(answer, kind) for answer in answers) < number:
+            news.clear()
+            await news.wait()
+
+    def progress(name: str) -> int:
+        return sum(getattr(each, name) for each in answers if isinstance(each, Progress))
+
+    desk = Desk(session, redis, Scripts(redis, pool), build_null_tokenizer(), "w", emit)
+    keys = list(range(1, NUM_JOBS + 1))
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        group = tasks.create_task(_pump(desk))
+        desk.obey(OpenGate(0, time.monotonic()))
+        for key in keys:
+            desk.obey(TakeOver(key, f"s0-{key}", 1, 1, RULES))
+        await until(Taken, NUM_JOBS)
+        desk.obey(step(keys))
+        while progress("logged_tokens") < NUM_JOBS:
+            news.clear()
+            await news.wait()
+        answers.clear()
+        # The first tokens are logged: from here on nothing goes out alone.
+        desk.obey(step(keys))
+        desk.obey(GiveBack(NUM_JOBS))
+        await until(Settled, 1)
+        while progress("logged_tokens") < NUM_JOBS:
+            news.clear()
+            await news.wait()
+        group.cancel()
+    [settled] = [answer for answer in answers if isinstance(answer, Settled)]
+    assert (settled.key, settled.num_logged) == (NUM_JOBS, 2)
+    assert progress("calls") == NUM_JOBS // CALL_JOBS
+    await desk.close()
+    await redis.aclose()
+
+
+async def _pump(desk: Desk) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        desk.run_in(tasks)
