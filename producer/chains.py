@@ -83,13 +83,17 @@ class Chains:
         return None
 
     async def cancel(self, job_id: str) -> str:
-        """Cancel a job; `unknown`, `done`, `held` (its owner ends it) or `ended`."""
+        """Cancel a job.
+
+        Returns: `unknown`, `done` (it had ended before), `held` (its owner ends it), `ended`, or
+        `ending` where somebody else has to: the tick does.
+        """
         asked_at = self._clock()
         reply = await self._scripts.queue.cancel(job_id)
         if reply.ending is None:
             return reply.status
-        await self.end_unowned(reply.ending, asked_at)
-        return "ended"
+        finish = await self.end_unowned(reply.ending, asked_at)
+        return "ending" if finish is None else "ended"
 
     async def tick(self) -> bool:
         """Run one tick and end what it found; True if more is due."""

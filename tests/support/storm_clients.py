@@ -26,7 +26,10 @@ MAX_JOBS = 4
 
 @dataclass
 class StormClients:
-    """All clients of one schedule; `on_accepted` is told each new job once."""
+    """All clients of one schedule.
+
+    `on_accepted` is told each new job once, `on_cancelled` each answer to a cancel.
+    """
 
     network: Network
     chance: random.Random
@@ -34,7 +37,9 @@ class StormClients:
     pool: str
     skips: frozenset[str]
     on_accepted: Callable[[str], None]
+    on_cancelled: Callable[[str, str], None]
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    actors: list[Actor] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
     tenants: dict[str, str] = field(default_factory=dict)
     _num_submitted: int = 0
@@ -97,13 +102,16 @@ class StormClients:
         chains = Chains(self._scripts(f"canceller of {job_id}"), clock=stale_clock)
         while True:
             try:
-                await chains.cancel(job_id)
+                status = await chains.cancel(job_id)
             except CallLost:
                 if self.chance.random() < 0.3:
                     return
                 continue
+            self.on_cancelled(job_id, status)
             return
 
     def _scripts(self, name: str) -> Scripts:
-        actor: Any = Actor(name, self.network)
-        return Scripts(actor, self.pool)
+        actor = Actor(name, self.network)
+        self.actors.append(actor)
+        redis: Any = actor
+        return Scripts(redis, self.pool)

@@ -186,12 +186,15 @@ class Network:
         for actor in actors:
             actor.is_cut = True
 
-    def answer_early(self, actors: list[Actor]) -> None:
-        """Carry out what these actors have sent, or lose it; they learn of it when they run."""
+    def answer_early(self, actors: list[Actor], *, surely: bool = False) -> None:
+        """Carry out what these actors have sent, or lose it; they learn of it when they run.
+
+        With `surely` nothing is lost.
+        """
         for call in [call for call in self.pending if call.actor in actors]:
             if call.name == "listen" or call.outcome is not None:
                 continue
-            fate = self.chance.randrange(3)
+            fate = 1 if surely else self.chance.randrange(3)
             call.outcome = CallLost(f"{call.name} was lost")
             if fate > 0:
                 with suppress(NoScriptError):

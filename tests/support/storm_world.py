@@ -18,6 +18,7 @@ from storm_clients import StormClients
 from storm_keys import PoolKeys, Snapshot
 from storm_network import Actor, Clock, Network
 from storm_reader import StormReader
+from storm_sleep import Sleepers
 from storm_worker import MAX_HELD, StormWorker
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 NUM_STEPS = 260
 MAX_SETTLE_STEPS = 4000
 MAX_LATE_S = 4.0
-# Between two steps; while it heals time passes faster.
-STEP_S, SETTLE_STEP_S = 0.03, 0.25
+# Between two steps; while it heals, or somebody oversleeps, time passes faster.
+STEP_S, SETTLE_STEP_S, DREAM_STEP_S = 0.03, 0.25, 0.1
 # A power cut takes about the last second.
 ROLLBACK_S = 1.5
 # Longer than log and result are kept.
@@ -79,9 +80,11 @@ class World:
         self.network.on_event = self._on_event
         self.keys = PoolKeys(self.network.wire, self.pool)
         self.clients = StormClients(
-            self.network, self.chance, self.clock, self.pool, self.skips, self._on_accepted
-        )
+            self.network, self.chance, self.clock, self.pool, self.skips,
+            self._on_accepted, self._on_cancelled,
+        )  # fmt: skip
         self.audit.tenants = self.clients.tenants
+        self.sleepers = Sleepers(self.network, self.chance, self._may_sleep, self._age)
         self._owed_s = 0.0
         self._snapshot: Snapshot | None = None
 
@@ -91,7 +94,8 @@ class World:
             for _ in range(2 + self.chance.randrange(3)):
                 self._bear()
             for _ in range(NUM_STEPS):
-                self._pass_time(STEP_S)
+                self._pass_time(DREAM_STEP_S if self.sleepers.is_dreaming else STEP_S)
+                self.sleepers.step()
                 if self.chance.random() < 0.14:
                     self._happen()
                 else:
@@ -108,7 +112,7 @@ class World:
             (self.clients.cancel, 2),
             (self._kill, 1),
             (self._pause, 2),
-            (self._wake, 4),
+            (self.sleepers.wake, 4),
             (self._read_again, 2),
             (self._let_late_land, 5),
             (self._wait, 3),
@@ -116,7 +120,7 @@ class World:
         if Weather.RESTARTS in self.weather:
             events.append((self._restart, 1))
         if Weather.AGES in self.weather:
-            events.append((self._age, 1))
+            events += [(self._age, 1), (self._cancel_and_oversleep, 4)]
         if Weather.ROLLBACKS in self.weather:
             events += [(self._remember, 2), (self._roll_back, 2)]
         acts, weights = zip(*events, strict=True)
@@ -155,14 +159,11 @@ class World:
         self._bear()
 
     def _pause(self) -> None:
-        worker = self.chance.choice(self.workers)
-        self.network.note(f"{worker.name} sleeps")
-        self.network.answer_early([worker.actor])
-        worker.actor.is_paused = True
+        self.sleepers.fall_asleep(self.chance.choice(self.workers).actor)
 
-    def _wake(self) -> None:
-        for worker in self.workers:
-            worker.actor.is_paused = False
+    def _cancel_and_oversleep(self) -> None:
+        self.clients.cancel()
+        self.sleepers.oversleep()
 
     def _read_again(self) -> None:
         if self.readers:
@@ -173,6 +174,9 @@ class World:
 
     def _wait(self) -> None:
         self._pass_time(self.chance.choice((0.5, 2.0, 6.0)))
+
+    def _may_sleep(self) -> list[Actor]:
+        return [worker.actor for worker in self.workers] + self.clients.actors
 
     def _actors(self) -> list[Actor]:
         workers = [worker.actor for worker in self.workers]
@@ -227,6 +231,11 @@ class World:
             if num_held > MAX_HELD:
                 raise Violation(f"{args[4]} holds {num_held} jobs and has pages for {MAX_HELD}")
 
+    def _on_cancelled(self, job_id: str, status: str) -> None:
+        """Whoever is told that a job has ended can rely on it."""
+        if status in ("done", "ended") and job_id not in self.audit.ended:
+            raise Violation(f"the cancel of {job_id} was answered {status}, which it is not")
+
     def _on_accepted(self, job_id: str) -> None:
         self.readers.append(StormReader(job_id, self.network, self.pool))
 
@@ -243,7 +252,7 @@ class World:
         """Mend the network, leave some worker alive, and wait until nothing is left to do."""
         self.network.note("the network heals")
         self.network.fault_rate = 0.0
-        self._wake()
+        self.sleepers.wake_all()
         self.network.deliver_late(1.0, self.clock.now_s - MAX_LATE_S)
         for worker in self.workers.copy():
             if self.chance.random() < 0.7:
