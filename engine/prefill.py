@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.prefix_cache import PageHash
     from tokenbus.engine.sequence import Sequence
 
+# How many parts a step's tokens are split into at most, and how small a part may be.
+_MAX_SHARES = 16
+_LEAST_SHARE_TOKENS = 16
+
 
 class PrefillPlanner:
     """Splits a step's token budget over the sequences whose prompts are not computed yet."""
@@ -109,7 +113,8 @@ class PrefillPlanner:
     ) -> int:
         """Add chunks for `candidates` (best first) of at most `budget` tokens to the plan.
 
-        Each gets a fair share; `in_turn`, the next one gets what the ones before it leave.
+        As many as `choose_wishes` says get fair shares; `in_turn`, the next one gets what the ones
+        before it leave.
         Returns: the number of tokens planned.
         """
         open_seqs = list(candidates)
@@ -132,6 +137,9 @@ class PrefillPlanner:
         self, active: list[Sequence], budget: int, plan: StepPlan, *, in_turn: bool
     ) -> int:
         wanted = [len(seq.token_ids) - seq.num_computed for seq in active]
+        if not in_turn:
+            chosen = choose_wishes(wanted, budget)
+            active, wanted = [active[i] for i in chosen], [wanted[i] for i in chosen]
         shares = shares_in_turn(wanted, budget) if in_turn else fair_shares(wanted, budget)
         taken = 0
         for seq, share in zip(active, shares, strict=True):
@@ -176,6 +184,38 @@ class PrefillPlanner:
             if self._claims.get(page_hash) is seq:
                 del self._claims[page_hash]
         seq.num_registered = max(seq.num_registered, num_full)
+
+
+def choose_wishes(wanted: list[int], budget: int) -> list[int]:
+    """Return the places of the wishes that share `budget`, first come first, in their order.
+
+    Shares of a few tokens would bring all prompts of a crowd to their first token at the end, in
+    chunks that use a tile of the attention badly: as many take part as can have a sixteenth of the
+    budget or all they wish. Wishes for more leave half of it to shorter ones behind them.
+    """
+    least = max(_LEAST_SHARE_TOKENS, budget // _MAX_SHARES)
+    room, long_room = budget, budget // 2
+    chosen: list[int] = []
+    passed: list[int] = []
+    for idx, wish in enumerate(wanted):
+        part = min(wish, least)
+        if room < part:
+            chosen += [idx] * (room >= _LEAST_SHARE_TOKENS)
+            room = 0
+            break
+        if wish > least and long_room < part:
+            passed.append(idx)
+            continue
+        chosen.append(idx)
+        room -= part
+        long_room -= part if wish > least else 0
+    for idx in passed:
+        if room < least:
+            break
+        chosen.append(idx)
+        room -= least
+    # Whatever the budget is, somebody goes on.
+    return sorted(chosen) or [0] * bool(wanted)
 
 
 def fair_shares(wanted: list[int], budget: int) -> list[int]:
