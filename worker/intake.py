@@ -238,6 +238,9 @@ class Intake:
             job.is_waiting = True
             self._head_of_line_since = time.monotonic()
         self.open_log(job)
+        if job.prepared is not None and self._ledger.needs_less(job):
+            # Who found the pool full may find room now.
+            self._pages_changed.set()
 
     def _line_is_taken(self) -> bool:
         """Tell whether a job waits at the head of the line, or a pull under way may bring one."""

@@ -148,6 +148,10 @@ class Ledger:
             and not self.shares_less(job)
         )
 
+    def needs_less(self, job: HeldJob) -> bool:
+        """Tell whether a tokenised job needs fewer pages of its own than the pull counted."""
+        return self.cost(job) - self.shares.pages_of(job) < job.pulled.pages
+
     def shares_less(self, job: HeldJob) -> bool:
         """Tell whether a tokenised job shares fewer pages than the pull took for granted."""
         return self.shares.pages_of(job) < job.pulled.shared_pages

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from tokenbus.engine.types import SamplingParams
+from tokenbus.engine.types import EngineLimits, SamplingParams
 from tokenbus.producer.replies import PulledJob
 from tokenbus.producer.schema import JobRequest
 from tokenbus.worker.held_job import HeldJob
+from tokenbus.worker.ledger import Ledger
 from tokenbus.worker.prefix_shares import PrefixShares, count_common
 from tokenbus.worker.prompt import PreparedJob
+from tokenbus.worker.roster import Roster
 
 PAGE_SIZE = 16
 REQUEST_IDS = count(1)
@@ -98,3 +100,13 @@ def test_job_that_computes_its_whole_prompt_shares_nothing(shares: PrefixShares)
     shares.join(one)
     shares.join(two)
     assert (shares.pages_of(two), shares.tokens_of("p")) == (0, 0)
+
+
+def test_job_that_turns_out_to_share_needs_less_than_was_pulled_for_it() -> None:
+    """The pull did not know the prefix and counted all pages; room for more is there at once."""
+    ledger = Ledger(Roster(), EngineLimits("m", 100, PAGE_SIZE, 4096, 8, (), 512), 100, 0.0)
+    jobs = [a_job((1, 130), prefix=name, max_tokens=1) for name in ("p", "p", "")]
+    for job in jobs:
+        assert job.pulled.pages == 9
+        ledger.shares.join(job)
+    assert [ledger.needs_less(job) for job in jobs[1:]] == [True, False]
