@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bus_workers import expected_text, follow, until, worker
+from wire_proxy import Moment, WireProxy
+
+from tokenbus.worker.clearance import SETTLE_S
 
 if TYPE_CHECKING:
     from bus_workers import Story
@@ -74,3 +79,42 @@ async def test_low_priority_is_parked_for_a_higher_one(
         assert order[0] == urgent.job_id
         assert running.metrics.jobs_parked >= 1
         assert running.metrics.preemptions == 0
+
+
+async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """The engine has freed them, but until the queue has answered nothing is started in them (R8).
+
+    The queue still counts the job as held here: another in its place would be twice the budget.
+    """
+    async with (
+        WireProxy(Path(redis_url.removeprefix("unix://"))) as wire,
+        worker(
+            pool, wire.url, num_pages=13, page_size=16, null_tokens_per_s=60, reserve_fraction=0,
+            renew_interval_s=0.2,
+        ) as running,
+    ):  # fmt: skip
+        slow = await client.submit("x" * 16, seed=1, max_tokens=170, priority=2)
+        has_pages = asyncio.Event()
+        reader = asyncio.create_task(
+            follow(client, slow.job_id, lambda story: has_pages.set() if story.last > 90 else None)
+        )
+        await has_pages.wait()
+        trap = wire.trap("requeue", Moment.HELD, lambda: None)
+        urgent = [
+            await client.submit("y" * 16, seed=seed, max_tokens=100, priority=0)
+            for seed in range(2, 4)
+        ]
+        await trap.closed()
+        await until(lambda: running.stats is not None and running.stats.num_running == 0)
+        # Longer than the worker waits for what it gave back before it looks for room again.
+        later = wire.trap("renew", Moment.DELIVERED, lambda: None, nth=ceil(2 * SETTLE_S / 0.2))
+        await later.closed()
+        assert running.stats is not None
+        assert running.stats.num_running == 0
+        assert running.num_held == 2
+        trap.open()
+        for seed, job in enumerate(urgent, start=2):
+            assert (await follow(client, job.job_id)).text == expected_text(seed, 100)
+        assert (await reader).text == expected_text(1, 170)

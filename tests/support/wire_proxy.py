@@ -30,9 +30,13 @@ SCRIPTS = (
 
 
 class Moment(Enum):
-    """When a trap closes: the call is `never` sent, its reply `lost` or just `delivered`."""
+    """When a trap closes, and what becomes of the call.
+
+    It is `never` sent, or `held` until the trap is opened; its reply is `lost` or just `delivered`.
+    """
 
     NEVER = "never"
+    HELD = "held"
     LOST = "lost"
     DELIVERED = "delivered"
 
@@ -41,8 +45,8 @@ class Moment(Enum):
 class Trap:
     """Wait for the `nth` call of a script from now on, then run `spring` at the moment asked for.
 
-    Unless `delivered`, the connection of the call is cut. With an `answer`, an error as the server
-    words it, the call gets that instead and the connection stays.
+    If the call is `never` sent or its reply `lost`, its connection is cut. With an `answer`, an
+    error as the server words it, the call gets that instead and the connection stays.
     """
 
     script: str
@@ -51,6 +55,7 @@ class Trap:
     spring: Callable[[], None]
     answer: str = ""
     _sprung: asyncio.Event = field(default_factory=asyncio.Event)
+    _opened: asyncio.Event = field(default_factory=asyncio.Event)
 
     def close(self) -> None:
         """Do what the trap is for."""
@@ -61,6 +66,14 @@ class Trap:
         """Wait until it has closed."""
         async with asyncio.timeout(_PATIENCE_S):
             await self._sprung.wait()
+
+    def open(self) -> None:
+        """Let a held call go on."""
+        self._opened.set()
+
+    async def opened(self) -> None:
+        """Wait until a held call may go on."""
+        await self._opened.wait()
 
 
 class WireProxy:
@@ -220,6 +233,10 @@ class _Connection:
                 if trap is not None and trap.moment is Moment.NEVER:
                     trap.close()
                     return
+                if trap is not None and trap.moment is Moment.HELD:
+                    trap.close()
+                    await trap.opened()
+                    trap = None
                 self._trap = trap or self._trap
                 self._server_writer.write(hiredis.pack_command(tuple(call)))
             await self._server_writer.drain()
