@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from tokenbus.engine.forward import AttentionSpec, ForwardContext
     from tokenbus.engine.prefix_grouping import SharedRun
 
-# Page reads saved per layer that pay for the merge of one more partial result per row, and pages
-# under which a run does not, however many rows read it.
-_BREAK_EVEN_PAGES = 64
-_LEAST_RUN_PAGES = 8
+# Page reads saved per layer that pay for the merge of one more partial result per row, from runs of
+# 16 and of 8 pages on: the shorter a run, the more of its time is merging. Shorter ones never do.
+_BREAK_EVEN_PAGES = ((16, 64), (8, 1000))
 
 _Shape = tuple[int, int, int, int | None]
 
@@ -97,7 +96,7 @@ class TritonAttention:
     def pays(self, num_rows: int, num_pages: int) -> bool:
         """Tell whether reading a run together beats reading it per row."""
         saved_pages = (num_rows - 1) * num_pages
-        return num_pages >= _LEAST_RUN_PAGES and saved_pages >= _BREAK_EVEN_PAGES
+        return any(num_pages >= run and saved_pages >= least for run, least in _BREAK_EVEN_PAGES)
 
     def _work(
         self, q: Tensor, lens: Tensor, spec: AttentionSpec, ctx: ForwardContext
