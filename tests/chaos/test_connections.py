@@ -35,9 +35,7 @@ async def test_reply_lost_after_the_script_ran(ride: Ride, num_jobs: int) -> Non
         await ride.board(num_jobs, 120)
         await ride.until_seen(5)
         traps = [worker.wire.trap(name, Moment.LOST, _nothing) for name in LOST_REPLIES]
-        await ride.board(num_jobs)
-        await ride.arrive()
-        await ride.board(num_jobs)
+        await ride.board(2 * num_jobs)
         for trap in traps:
             await trap.closed()
         await ride.arrive()

@@ -126,7 +126,7 @@ async def test_one_killer_among_many(
 ) -> None:
     """Of 64 jobs one kills every engine that runs it: it ends as poison, 63 finish unbroken."""
     ride = Ride(client, NullCargo(tokens_per_s=200), rng, redis_url)
-    settings = ride.settings(null_crash_id=7, max_engine_restarts=20)
+    settings = ride.settings(null_crash_id=7, max_engine_restarts=20, suspect_wait_s=0.5)
     async with forked_worker(**settings), forked_worker(**settings):
         await ride.board(NUM_PASSENGERS - 1, 60)
         killer = await client.submit(token_ids=[7], max_tokens=4, priority=1)

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from chaos_scale import both_ways
+from chaos_scale import both_ways, publishers_too
 from worker_stable import forked_worker
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ async def test_engine_process_killed(ride: Ride, num_jobs: int) -> None:
         await ride.check_nothing_left()
 
 
-@both_ways
+@publishers_too
 async def test_engine_and_publishers_die_with_their_worker(
     ride: Ride, num_jobs: int, num_publishers: int
 ) -> None:

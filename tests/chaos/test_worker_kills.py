@@ -35,6 +35,12 @@ POINTS = {
     "after_completion": ("forget", Moment.LOST, 1),
 }
 
+both_moments = pytest.mark.parametrize(
+    "moment",
+    [pytest.param(Moment.NEVER, marks=long_row), Moment.LOST],
+    ids=lambda moment: moment.value,
+)
+
 
 @both_ways
 @long_row
@@ -89,7 +95,7 @@ async def test_two_workers_die_in_turn_under_one_job(ride: Ride, num_jobs: int) 
         await ride.check_nothing_left()
 
 
-@pytest.mark.parametrize("moment", [Moment.NEVER, Moment.LOST], ids=lambda moment: moment.value)
+@both_moments
 async def test_worker_dies_while_it_takes_over(ride: Ride, num_jobs: int, moment: Moment) -> None:
     """A reaper that dies after it fenced the log, with the job not or just back in the queue."""
     async with AsyncExitStack() as stack:
@@ -106,7 +112,7 @@ async def test_worker_dies_while_it_takes_over(ride: Ride, num_jobs: int, moment
 
 
 @both_ways
-@pytest.mark.parametrize("moment", [Moment.NEVER, Moment.LOST], ids=lambda moment: moment.value)
+@both_moments
 async def test_worker_killed_while_it_drains(ride: Ride, num_jobs: int, moment: Moment) -> None:
     """SIGTERM, and SIGKILL at the first hand-back: what was given back and what was not goes on."""
     async with AsyncExitStack() as stack:
