@@ -1,6 +1,8 @@
-"""How long a reader waits when a worker is killed: SIGKILL to the next token of each of its jobs.
+"""What readers notice when a worker is killed, of its own jobs and of the other worker's.
 
 Two workers on one embedded server share eight jobs; one worker is killed in the middle of them.
+Measured are the wait from SIGKILL to the next token of each job that changed hands, and how far
+apart the tokens of the others come before, while those are computed again, and afterwards.
 
     python -P benchmarks/takeover.py --rounds 5 --model smollm2-135m
 """
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.client import AsyncClient
@@ -27,13 +30,16 @@ POOL = "takeover"
 NUM_JOBS = 8
 # The kill comes when every job has this many tokens; prompt and log together stay under 200.
 NUM_LOGGED = 24
-NUM_TOKENS = 96
+# Enough for the others to stream on until the last job has been taken over.
+NUM_TOKENS = 700
 PROMPT = (
     "A customer writes: my parcel was promised for Tuesday, it is Friday and the tracking page has "
     "shown the same depot for three days. Answer kindly, explain what happens next, and ask for "
     "nothing that the order number already tells you. Order number {number}."
 )
 START_TIMEOUT_S = 300.0
+# How long all stream undisturbed before the kill.
+STREAM_S = 1.0
 
 
 @dataclass(slots=True)
@@ -50,6 +56,38 @@ class Job:
         before = {epoch for at, epoch in self.arrivals if at <= moment}
         later = [at for at, epoch in self.arrivals if at > moment and epoch not in before]
         return later[0] - moment if later else None
+
+    def steps(self, start: float, end: float) -> list[float]:
+        """Return the times between neighbouring arrivals, of which the later is in the window."""
+        moments = [at for at, _ in self.arrivals]
+        return [later - earlier for earlier, later in pairwise(moments) if start < later <= end]
+
+
+@dataclass(slots=True)
+class Measured:
+    """Waits of the jobs that changed hands; times between tokens of those that did not, all in s.
+
+    `during` is from a second before the first job comes back until the last one has.
+    """
+
+    waits: list[float] = field(default_factory=list)
+    before: list[float] = field(default_factory=list)
+    during: list[float] = field(default_factory=list)
+    after: list[float] = field(default_factory=list)
+
+    def add(self, jobs: list[Job], began_at: float, killed_at: float) -> None:
+        """Take the jobs of one round."""
+        gaps = [(job, job.gap_after(killed_at)) for job in jobs]
+        waits = [gap for _, gap in gaps if gap is not None]
+        if not waits:
+            return
+        self.waits += waits
+        first, last = killed_at + min(waits) - 1, killed_at + max(waits)
+        for job, gap in gaps:
+            if gap is None:
+                self.before += job.steps(began_at, killed_at)
+                self.during += job.steps(first, last)
+                self.after += job.steps(last, float("inf"))
 
 
 def _start_worker(server: EmbeddedServer, args: argparse.Namespace) -> subprocess.Popen[bytes]:
@@ -87,9 +125,9 @@ async def _until_both_live(client: AsyncClient, lease_ttl_s: float) -> None:
 
 
 async def _round(
-    client: AsyncClient, server: EmbeddedServer, args: argparse.Namespace
-) -> list[float]:
-    """Kill a worker under its jobs once; return the waits of those that changed hands."""
+    client: AsyncClient, server: EmbeddedServer, args: argparse.Namespace, measured: Measured
+) -> None:
+    """Kill a worker under its jobs once."""
     workers = [_start_worker(server, args) for _ in range(2)]
     try:
         await _until_both_live(client, args.lease_ttl_s)
@@ -102,25 +140,32 @@ async def _round(
                 jobs.append(Job(job.job_id))
                 readers.create_task(_read(client, jobs[-1], progress))
             await _until_midway(jobs, progress)
+            began_at = time.monotonic()
+            await asyncio.sleep(STREAM_S)
             killed_at = time.monotonic()
             workers[0].kill()
-        return [gap for job in jobs if (gap := job.gap_after(killed_at)) is not None]
+        measured.add(jobs, began_at, killed_at)
     finally:
         for process in workers:
             process.kill()
             process.wait()
 
 
-async def _measure(args: argparse.Namespace) -> list[float]:
+async def _measure(args: argparse.Namespace) -> Measured:
     server = await asyncio.to_thread(start_private)
     try:
         async with await AsyncClient.connect(server.url, pool=POOL) as client:
-            waits: list[float] = []
-            while len(waits) < args.rounds * NUM_JOBS // 2:
-                waits += await _round(client, server, args)
-            return sorted(waits)
+            measured = Measured()
+            while len(measured.waits) < args.rounds * NUM_JOBS // 2:
+                await _round(client, server, args, measured)
+            return measured
     finally:
         await asyncio.to_thread(server.close)
+
+
+def share_of(values: list[float], share: float) -> float:
+    """Return the value that this share of all does not exceed."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def main() -> int:
@@ -131,11 +176,18 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--lease-ttl-s", type=float, default=5.0)
     args = parser.parse_args()
-    waits = asyncio.run(_measure(args))
-    p50, p95 = (waits[min(len(waits) - 1, int(share * len(waits)))] for share in (0.5, 0.95))
+    measured = asyncio.run(_measure(args))
+    waits = measured.waits
+    p50, p95 = share_of(waits, 0.5), share_of(waits, 0.95)
     limit = args.lease_ttl_s + 2
     print(f"{len(waits)} jobs changed hands, lease {args.lease_ttl_s:g} s")
-    print(f"SIGKILL to next token: p50 {p50:.2f} s, p95 {p95:.2f} s, worst {waits[-1]:.2f} s")
+    print(f"SIGKILL to next token: p50 {p50:.2f} s, p95 {p95:.2f} s, worst {max(waits):.2f} s")
+    for name in ("before", "during", "after"):
+        steps: list[float] = getattr(measured, name)
+        if steps:
+            figures = [f"p{share:.0%} {share_of(steps, share) * 1e3:.1f}" for share in (0.5, 0.99)]
+            worst = f"worst {max(steps) * 1e3:.1f} ms of {len(steps)}"
+            print(f"tokens of the others, {name}: {', '.join(figures)}, {worst}".replace("%", ""))
     print(f"bar: p95 <= {limit:g} s: {'met' if p95 <= limit else 'missed'}")
     return 0 if p95 <= limit else 1
 
