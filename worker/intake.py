@@ -8,6 +8,7 @@ nobody's any more. What tokenises to more than the pull counted goes back, charg
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -238,9 +239,8 @@ class Intake:
             job.is_waiting = True
             self._head_of_line_since = time.monotonic()
         self.open_log(job)
-        if job.prepared is not None and self._ledger.needs_less(job):
-            # Who found the pool full may find room now.
-            self._pages_changed.set()
+        if self._ledger.needs_less(job):
+            self._pages_changed.set()  # A pull that found the pool full may find room now.
 
     def _line_is_taken(self) -> bool:
         """Tell whether a job waits at the head of the line, or a pull under way may bring one."""
@@ -295,8 +295,6 @@ class Intake:
                 await self._wait_for_pages(wait_s)
 
     async def _wait_for_pages(self, wait_s: float = MAX_WAIT_S) -> None:
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait_s):
                 await self._pages_changed.wait()
-        except TimeoutError:
-            return

@@ -14,7 +14,7 @@ from bus_stubs import StubWorker, raw
 
 from tokenbus.producer.blocking import Client
 from tokenbus.producer.chains import Chains
-from tokenbus.producer.client import MAX_SUBMIT_BYTES, AsyncClient, Job
+from tokenbus.producer.client import AsyncClient, Job
 from tokenbus.producer.errors import (
     ClientClosed,
     IdempotencyConflict,
@@ -32,8 +32,7 @@ from tokenbus.producer.settings import ClientSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tokenbus.producer.replies import Refused, Submitted
-    from tokenbus.producer.scripts import Bounds, NewJob, Scripts
+    from tokenbus.producer.scripts import Scripts
 
 
 @pytest.fixture
@@ -121,38 +120,6 @@ async def test_idempotency_key_gives_the_same_job(client: AsyncClient) -> None:
         await client.submit("y", idempotency_key="order-7")
     other = await client.submit("y", idempotency_key="order-7", tenant="other")
     assert other.created
-
-
-async def test_submit_many_answers_each_for_itself(client: AsyncClient) -> None:
-    """Among many requests a wrong one is refused alone, in its place."""
-    requests: list[dict[str, object]] = [{"prompt": f"p{i}"} for i in range(300)]
-    requests[7] = {"prompt": 7}
-    requests[9] = {"prompt": "x", "n": 0}
-    answers = await client.submit_many(requests)
-    assert [i for i, answer in enumerate(answers) if not isinstance(answer, Job)] == [7, 9]
-    assert isinstance(answers[7], RequestInvalid)
-    assert (await client.scripts.lease.load())["jobs"] == 298
-
-
-async def test_submit_many_spreads_long_prompts(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No round trip carries more than it may, unless a single request does; order stays."""
-    queue = client.scripts.queue
-    sent: list[int] = []
-    submit_many = queue.submit_many
-
-    async def noted(jobs: list[NewJob], bounds: Bounds) -> list[Submitted | Refused]:
-        sent.append(sum(len(job.request) for job in jobs))
-        assert len(jobs) == 1 or sent[-1] <= MAX_SUBMIT_BYTES
-        return await submit_many(jobs, bounds)
-
-    monkeypatch.setattr(queue, "submit_many", noted)
-    sizes = [1, 2, MAX_SUBMIT_BYTES + 1, 3, *[MAX_SUBMIT_BYTES // 3] * 4]
-    requests = [{"prompt": "x" * size, "id": f"job-{i}"} for i, size in enumerate(sizes)]
-    answers = await client.submit_many(requests)
-    assert [a.job_id for a in answers if isinstance(a, Job)] == [r["id"] for r in requests]
-    assert len(sent) == 4
 
 
 async def test_full_queue_says_when_to_come_back(redis_url: str, scripts: Scripts) -> None:
