@@ -23,8 +23,6 @@ from tokenbus.engine.bench_order import Contestant, Order
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.engine.bench_order import Case
-
 
 @dataclass(frozen=True, slots=True)
 class Package:
@@ -36,46 +34,34 @@ class Package:
 
 PACKAGES = {
     "transformers": Package("transformers", "transformers"),
+    # Decodes batches faster than the default attention, and reads prompts half as fast.
+    "transformers-eager": Package("transformers", "transformers"),
     "tokenbus": Package("tokenbus", "tokenbus"),
     "tokenbus-int8": Package("tokenbus", "tokenbus"),
     "tokenbus-int4": Package("tokenbus", "tokenbus"),
     "vllm": Package("vllm", "vllm"),
     "llama.cpp": Package("llama_cpp", "llama-cpp-python"),
 }
-# Tokens of a batch: long enough to tell transformers' attentions apart.
-_TRIAL_TOKENS = 16
+# Tokens that a case starts with, off the clock.
+_WARM_TOKENS = 4
 
 
 class _Transformers(Contestant):
-    """`generate` on a static batch, in each case with the faster of its two attentions.
+    """`generate` on a static batch, with the attention that transformers chooses or another."""
 
-    Eager attention decodes a batch up to half again as fast, and reads prompts half as fast.
-    """
-
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, attention: str | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(order.num_threads)
         factory: Any = AutoModelForCausalLM
-        self._model = factory.from_pretrained(order.model, dtype=getattr(torch, order.dtype)).eval()
+        self._model = factory.from_pretrained(
+            order.model, dtype=getattr(torch, order.dtype), attn_implementation=attention
+        ).eval()
         self._torch = torch
 
-    def warm_up(self, case: Case, prompts: list[list[int]]) -> None:
-        # A fresh model is slower, whatever its attention.
-        self.generate(prompts[:1], 1)
-        speed: dict[str, float] = {}
-        for attention in ("sdpa", "eager"):
-            self._model.set_attn_implementation(attention)
-            started_at = time.perf_counter()
-            self.generate(prompts, 1)
-            prompt_s = time.perf_counter() - started_at
-            more = min(case.output_len, _TRIAL_TOKENS)
-            started_at = time.perf_counter()
-            self.generate(prompts, more)
-            per_token_s = max(time.perf_counter() - started_at - prompt_s, 0) / max(more - 1, 1)
-            speed[attention] = prompt_s + per_token_s * (case.output_len - 1)
-        self._model.set_attn_implementation(min(speed, key=lambda name: speed[name]))
+    def remark(self) -> str:
+        return f"attention by {self._model.config._attn_implementation}"
 
     def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
         ids = self._torch.tensor(prompts)
@@ -143,6 +129,7 @@ class _Vllm(Contestant):
 
 _CLASSES: dict[str, Callable[[Order], Contestant]] = {
     "transformers": _Transformers,
+    "transformers-eager": partial(_Transformers, attention="eager"),
     "tokenbus": _Tokenbus,
     "tokenbus-int8": partial(_Tokenbus, quantization="int8"),
     "tokenbus-int4": partial(_Tokenbus, quantization="int4"),
@@ -159,7 +146,8 @@ def main() -> None:
     start = {"versions": {name: version(name) for name in names}, "remark": contestant.remark()}
     print(json.dumps(start), flush=True)
     for case in order.cases:
-        contestant.warm_up(case, case.prompts(order.seed + 1))
+        # The first call at a batch size makes buffers and chooses kernels.
+        contestant.generate(case.prompts(order.seed + 1), min(case.output_len, _WARM_TOKENS))
         contestant.forget()
         prompts = case.prompts(order.seed)
         started_at = time.perf_counter()

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 
 # Ids that prompts are drawn from: plain tokens in every vocabulary of some size.
 _NUM_IDS = 10_000
-_WARM_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +61,6 @@ class Contestant(ABC):
     @abstractmethod
     def generate(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
         """Continue all prompts at once, greedily, by exactly `num_tokens` each."""
-
-    def warm_up(self, case: Case, prompts: list[list[int]]) -> None:
-        """Make the buffers and choose the kernels of a case, on prompts of its own."""
-        self.generate(prompts, min(case.output_len, _WARM_TOKENS))
 
     def remark(self) -> str | None:
         """Return what readers of its figures have to know, if anything."""

@@ -15,7 +15,7 @@ _SOURCES = Path(__file__).parent
 # No -ffast-math: it would fold the rounding trick in exp() away. Vectors are spelled out, so -O3
 # brings little over -O2, and products and sums still become one instruction.
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-fopenmp", "-w")
-# It takes 6 s of one core; a machine that is this much slower has other troubles.
+# It takes 10 s of one core; a machine that is this much slower has other troubles.
 _TIMEOUT_S = 240
 _MAX_LAST_WORDS = 400
 

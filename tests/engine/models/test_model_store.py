@@ -128,6 +128,19 @@ def _leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.parent.iterdir() if path.name.startswith(".")]
 
 
+def test_source_file_is_kept_and_mended(shelf: Any, tmp_path: Path) -> None:
+    """The GGUF file is fetched once, and again if its copy is not what was published."""
+    _, downloads = shelf
+    kept = model_store.pull_gguf(_ALIAS)
+    assert kept.read_bytes() == (tmp_path / "source.gguf").read_bytes()
+    assert model_store.pull_gguf(_ALIAS) == kept
+    assert len(downloads) == 1
+    kept.write_bytes(b"half")
+    assert model_store.pull_gguf(_ALIAS).read_bytes() == (tmp_path / "source.gguf").read_bytes()
+    assert len(downloads) == 2
+    assert _leftovers(kept) == []
+
+
 def test_pulled_model_generates_what_its_source_does(
     shelf: Any, prompts: Any, driver: Any, reference: Any
 ) -> None:
