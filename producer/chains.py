@@ -85,11 +85,15 @@ class Chains:
     async def cancel(self, job_id: str) -> str:
         """Cancel a job.
 
-        Returns: `unknown`, `done` (it had ended before), `held` (its owner ends it), `ended`, or
-        `ending` where somebody else has to: the tick does.
+        Returns: `unknown`, `done` (it had ended before), `told` (so it had, and its owner is about
+        to say so), `held` (its owner ends it), `ended`, or `ending` where somebody else has to: the
+        tick does.
         """
         asked_at = self._clock()
         reply = await self._scripts.queue.cancel(job_id)
+        if reply.status == "held":
+            events = await self._scripts.log.events(job_id)
+            return "told" if events and events[-1].finish is not None else "held"
         if reply.ending is None:
             return reply.status
         finish = await self.end_unowned(reply.ending, asked_at)
