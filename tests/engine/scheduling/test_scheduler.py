@@ -5,7 +5,7 @@ from __future__ import annotations
 from scheduler_bench import EOS, Bench, Optimist
 
 from tokenbus.engine.chunk_sizer import ChunkSizer
-from tokenbus.engine.sequence import Sequence, SequenceState
+from tokenbus.engine.sequence import SequenceState
 from tokenbus.engine.types import FinishReason
 
 
@@ -22,37 +22,6 @@ def test_step_budget_is_split_fairly_over_long_prompts() -> None:
     assert sum(bench.step().values()) == 1024
     assert sum(bench.step().values()) == 2400 - 2048
     assert all(seq.decoding for seq in seqs)
-
-
-def test_jobs_of_a_dead_worker_come_back_one_after_the_other_by_priority() -> None:
-    """While somebody streams, refills lengthen a step by one decode step at most, best first.
-
-    New prompts get what is left of the step, and the crowd is done in the order of its priority.
-    """
-    bench = Bench()
-    sizer = bench.scheduler.sizer
-    streaming = bench.add(10, max_tokens=500)
-    bench.step()
-    for _ in range(20):
-        sizer.observe(0, 1, 0.010)
-        sizer.observe(64, 1, 0.020)
-    crowd = [
-        bench.add(60, priority=priority, resumed=tuple(range(40)), max_tokens=500)
-        for priority in (2, 1, 0)
-    ]
-    late: list[Sequence] = []
-    fresh = bench.add(300, priority=2)
-    steps = 0
-    while not all(seq.decoding for seq in crowd):
-        before = len(streaming.token_ids)
-        shares = bench.step()
-        assert sum(shares.get(seq, 0) for seq in crowd) <= 64
-        assert len(streaming.token_ids) == before + 1
-        late += [seq for seq in crowd if seq.decoding and seq not in late]
-        steps += 1
-    assert late == crowd[::-1]
-    assert steps == 5  # 300 tokens, 64 a step
-    assert fresh.decoding
 
 
 def test_jobs_of_a_dead_worker_get_the_whole_step_where_nobody_streams() -> None:

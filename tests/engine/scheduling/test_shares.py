@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from scheduler_bench import Bench
+
 from tokenbus.engine.prefill import choose_wishes, fair_shares
+
+if TYPE_CHECKING:
+    from tokenbus.engine.sequence import Sequence
 
 
 def test_short_prompt_beside_a_long_one_is_done_in_the_same_step() -> None:
@@ -31,3 +38,34 @@ def test_long_prompts_leave_half_of_a_step_to_short_ones_behind_them() -> None:
     assert set(range(40, 60)) <= set(chosen)
     # What the short ones leave goes to more of the long ones.
     assert len(chosen) - 20 == 14
+
+
+def test_jobs_of_a_dead_worker_come_back_one_after_the_other_by_priority() -> None:
+    """While somebody streams, refills lengthen a step by one decode step at most, best first.
+
+    New prompts get what is left of the step, and the crowd is done in the order of its priority.
+    """
+    bench = Bench()
+    sizer = bench.scheduler.sizer
+    streaming = bench.add(10, max_tokens=500)
+    bench.step()
+    for _ in range(20):
+        sizer.observe(0, 1, 0.010)
+        sizer.observe(64, 1, 0.020)
+    crowd = [
+        bench.add(60, priority=priority, resumed=tuple(range(40)), max_tokens=500)
+        for priority in (2, 1, 0)
+    ]
+    late: list[Sequence] = []
+    fresh = bench.add(300, priority=2)
+    steps = 0
+    while not all(seq.decoding for seq in crowd):
+        before = len(streaming.token_ids)
+        shares = bench.step()
+        assert sum(shares.get(seq, 0) for seq in crowd) <= 64
+        assert len(streaming.token_ids) == before + 1
+        late += [seq for seq in crowd if seq.decoding and seq not in late]
+        steps += 1
+    assert late == crowd[::-1]
+    assert steps == 5  # 300 tokens, 64 a step
+    assert fresh.decoding
