@@ -198,7 +198,7 @@ def test_random_load_loses_no_page_and_no_token() -> None:
     run_state_machine_as_test(
         EngineModel,
         settings=settings(
-            max_examples=80,
+            max_examples=160,
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
