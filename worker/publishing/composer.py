@@ -34,11 +34,12 @@ class Composer:
         self._manuscripts = manuscripts
         self._queue = queue
         self._emit = emit
+        self.num_dropped = 0
 
-    def take(self, step: Tokens) -> Iterator[int]:
-        """Add a step's tokens to their manuscripts, slice by slice.
+    def take(self, step: Tokens) -> Iterator[None]:
+        """Add a step's tokens to their manuscripts; pause between slices.
 
-        Yields: how many of a slice are not to be logged.
+        `num_dropped` grows by those that are not to be logged.
         """
         for key, num_cached in step.cached:
             if key in self._manuscripts:
@@ -46,16 +47,15 @@ class Composer:
         rare = {row for row, *_ in (*step.ends, *step.logprobs, *step.prompt_logprobs)}
         token_ids, choices, counts = step.token_ids, step.choices, step.counts
         find, sent_at, opened, queue = self._manuscripts.get, step.sent_at, State.OPEN, self._queue
-        num_dropped = start = 0
+        start = 0
         for row, key in enumerate(step.keys):
             if row and not row % _SLICE_ROWS:
-                yield num_dropped
-                num_dropped = 0
+                yield
             count, choice = counts[row], choices[row]
             end = start + count
             job = find(key)
             if job is None or job.state is not opened or job.reasons[choice] is not None:
-                num_dropped += count
+                self.num_dropped += count
             elif count == 1 and row not in rare and job.texts[choice].is_plain:
                 # What nearly every row is; a microsecond here is a tenth of a core at 100,000
                 # tokens per second.
@@ -67,9 +67,8 @@ class Composer:
                 if not job.is_queued and not job.in_flight:
                     queue(job)
             else:
-                num_dropped += self._take_row(job, step, row, token_ids[start:end])
+                self.num_dropped += self._take_row(job, step, row, token_ids[start:end])
             start = end
-        yield num_dropped
 
     def _take_row(self, job: Manuscript, step: Tokens, row: int, ids: list[int]) -> int:
         """Add the tokens of a row that has anything out of the ordinary."""

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 class Desk:
     """All manuscripts of one publisher. `emit` takes its answers, in order.
 
-    Progress is told of `report_after_s` later, where each answer costs a message.
+    `is_taking` says that more rows of a step come at once. Progress is told of `report_after_s`
+    later, where each answer costs a message.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class Desk:
         self._manuscripts: dict[int, Manuscript] = {}
         self._pumps = [Pump(self, redis) for _ in range(NUM_PUMPS)]
         self._composer = Composer(self._manuscripts, self._queue, emit)
-        self._slices: Iterator[int] | None = None
+        self._slices: Iterator[None] | None = None
+        self.is_taking = False
         self._progress = Progress()
         self._lags = Histogram()
         self._report_after_s = report_after_s
@@ -99,8 +101,7 @@ class Desk:
         self._finish_slices()
         match order:
             case Tokens():
-                self._slices = self._composer.take(order)
-                self._take_slices()
+                self._take(order)
             case Renewed(at):
                 self.session.renewed(at)
             case OpenGate():
@@ -118,11 +119,19 @@ class Desk:
             case Configure():
                 raise ValueError("the publisher is configured already")
 
-    def _take_slices(self) -> None:
-        """Take one slice now and the others in later turns of the event loop."""
+    def _take(self, step: Tokens) -> None:
+        """Take the first slice of a step now, and the rest in turns of its own."""
+        self._slices = self._composer.take(step)
+        self.is_taking = True
         self._take_slice()
-        if self._slices is not None:
-            asyncio.get_running_loop().call_soon(self._take_slices)
+        if self._slices is not None and self._tasks is not None:
+            self._tasks.create_task(self._take_rest())
+
+    async def _take_rest(self) -> None:
+        """Take one slice in each turn of the event loop; what goes wrong ends the publisher."""
+        while self._slices is not None:
+            await asyncio.sleep(0)
+            self._take_slice()
 
     def _finish_slices(self) -> None:
         while self._slices is not None:
@@ -131,10 +140,15 @@ class Desk:
     def _take_slice(self) -> None:
         # Kept aside meanwhile: an answer to what a slice decides may be an order at once.
         slices, self._slices = self._slices, None
-        num_dropped = next(slices, None) if slices is not None else None
-        if num_dropped is None:
+        if slices is None:
             return
-        self._slices = slices
+        if next(slices, False) is None:
+            self._slices = slices
+            return
+        self.is_taking = False
+        for pump in self._pumps:
+            pump.go_on()
+        num_dropped, self._composer.num_dropped = self._composer.num_dropped, 0
         if num_dropped:
             self._progress.freed_tokens += num_dropped
             self.report()
@@ -213,7 +227,8 @@ class Desk:
             self.emit(done)
 
     def _queue(self, job: Manuscript) -> None:
-        # Neighbours of a step share a pump, so that a slice of it fills one call; keys begin at 1.
+        # Neighbours of a step share a pump, so that a slice of it mostly fills a call; keys are
+        # counted from 1.
         self._pumps[(job.key - 1) // MAX_BATCH % NUM_PUMPS].queue(job)
 
     def _open(self, order: OpenGate) -> None:

@@ -67,7 +67,13 @@ class Pump:
         else:
             self._first.append(job)
             self._first_came.set()
-        self._wake.set()
+        if not self._is_filling():
+            self._wake.set()
+
+    def go_on(self) -> None:
+        """Send what waited for more of a step."""
+        if self._first or self._later:
+            self._wake.set()
 
     def renew(self) -> None:
         """Take another connection for the session that opens."""
@@ -86,6 +92,9 @@ class Pump:
                 self._must_renew = False
                 await self._wire.renew()
             await self._hold()
+            if self._is_filling():
+                self._wake.clear()
+                continue
             jobs = self._next_batch()
             try:
                 await self._advance(jobs)
@@ -105,6 +114,10 @@ class Pump:
                     ):
                         self._desk.touch(job)
                         self._desk.settle(job)
+
+    def _is_filling(self) -> bool:
+        """Tell whether the next call has room for what comes at once."""
+        return self._desk.is_taking and not self._first and len(self._later) < MAX_BATCH
 
     async def _hold(self) -> None:
         """Wait until the next job was left alone for as long as the pace says, first tokens not."""
