@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_workers import until, worker
+from bus_workers import worker
 from tiny_model import TinyModel
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ async def test_draining_worker_leaves_its_prefixes_to_others_at_once(
         worker(pool, redis_url, **settings) as two,
     ):
         long = await client.submit(token_ids=prompt, max_tokens=600)
-        await until(lambda: one.num_held + two.num_held == 1)
+        # Had it not begun, the draining worker would give it back at once.
+        await anext(aiter(client.stream(long.job_id)))
         draining, other = (one, two) if one.num_held else (two, one)
         draining.request_stop()
         job = await client.submit(token_ids=[*prompt, 450], max_tokens=4)
