@@ -93,8 +93,8 @@ class Chains:
         reply = await self._scripts.queue.cancel(job_id)
         if reply.status == "held":
             events = await self._scripts.log.events(job_id)
-            finish = events[-1].finish if events else None
-            return "held" if finish is None or finish.reason == "cancelled" else "told"
+            end = events[-1].finish if events else None
+            return "held" if end is None or end.reason == "cancelled" else "told"
         if reply.ending is None:
             return reply.status
         finish = await self.end_unowned(reply.ending, asked_at)
