@@ -17,6 +17,8 @@ constexpr int kKeysAhead = 48;
 // Keys whose products are summed across lanes together.
 constexpr int kKeyTile = 4;
 
+constexpr int kLineFloats = kCacheLine / sizeof(float);
+
 template <class T>
 TOKENBUS_INLINE void prefetch(const T* from, size_t count) {
     for (size_t i = 0; i < count; i += kCacheLine / sizeof(T)) __builtin_prefetch(from + i);
@@ -77,10 +79,10 @@ inline void score_keys(const typename Kind::Value* q, const typename Kind::Value
 // out[g] += weights[g][key] * values[key] over keys of one page, NV vectors of the head from c on.
 template <class T, int NG, int NV>
 inline void add_values(const float* weights, size_t stride, const T* values, const T* next,
-                       int num_keys, int dim, int c, float* out) {
+                       int num_keys, int dim, int c, float* out, size_t out_stride) {
     vf acc[NG][NV];
     for (int g = 0; g < NG; g++)
-        for (int j = 0; j < NV; j++) acc[g][j] = load(out + g * dim + c + j * kLanes);
+        for (int j = 0; j < NV; j++) acc[g][j] = load(out + g * out_stride + c + j * kLanes);
     for (int key = 0; key < num_keys; key++) {
         const T* row = values + key * dim + c;
         for (int j = 0; j < NV; j++) {
@@ -91,21 +93,21 @@ inline void add_values(const float* weights, size_t stride, const T* values, con
         }
     }
     for (int g = 0; g < NG; g++)
-        for (int j = 0; j < NV; j++) store(out + g * dim + c + j * kLanes, acc[g][j]);
+        for (int j = 0; j < NV; j++) store(out + g * out_stride + c + j * kLanes, acc[g][j]);
 }
 
 template <class T, int NG>
 inline void add_page(const float* weights, size_t stride, const T* values, const T* next,
-                     int num_keys, int dim, float* out) {
+                     int num_keys, int dim, float* out, size_t out_stride) {
     int c = 0;
     for (; c + 4 * kLanes <= dim; c += 4 * kLanes)
-        add_values<T, NG, 4>(weights, stride, values, next, num_keys, dim, c, out);
+        add_values<T, NG, 4>(weights, stride, values, next, num_keys, dim, c, out, out_stride);
     for (; c + kLanes <= dim; c += kLanes)
-        add_values<T, NG, 1>(weights, stride, values, next, num_keys, dim, c, out);
+        add_values<T, NG, 1>(weights, stride, values, next, num_keys, dim, c, out, out_stride);
     for (; c < dim; c++)
         for (int g = 0; g < NG; g++)
             for (int key = 0; key < num_keys; key++)
-                out[g * dim + c] += weights[g * stride + key] * to_float(values[key * dim + c]);
+                out[g * out_stride + c] += weights[g * stride + key] * to_float(values[key * dim + c]);
 }
 
 // Turn raw scores of `count` keys into weights; leaves the largest score and the weights' sum.
@@ -127,16 +129,20 @@ inline void softmax(float* scores, int count, const AttentionShape& shape, float
     *total_weight = sum(total);
 }
 
-// What query heads found in a part of their keys: [heads, D] sums of values weighted by
-// exp(score - most), and [heads] largest scores and sums of weights.
+// What query heads found in a part of their keys: per head the sum of values weighted by
+// exp(score - most), [D], the largest score and the sum of weights. Heads begin on lines of the
+// cache, since threads write neighbours at the same time.
 struct Partial {
     float* sums;
-    float* most;
-    float* total;
+    int dim;
 
-    Partial from_head(int head, int dim) const {
-        return {sums + size_t(head) * dim, most + head, total + head};
+    static size_t stride(int dim) {
+        return (size_t(dim) + 2 + kLineFloats - 1) / kLineFloats * kLineFloats;
     }
+
+    float& most() const { return sums[dim]; }
+    float& total() const { return sums[dim + 1]; }
+    Partial head(size_t idx) const { return {sums + idx * stride(dim), dim}; }
 };
 
 // Floats that `attend_part` needs for so many keys.
@@ -175,13 +181,15 @@ void attend_queries(const typename Kind::Value* q, const Pages<typename Kind::Va
         score_keys<Kind, NG>(q, keys.row(page, kv_head, offset), next, num, dim, scores + done,
                              stride);
     });
-    for (int g = 0; g < NG; g++)
-        softmax(scores + g * stride, count, shape, out.most + g, out.total + g);
-    std::fill(out.sums, out.sums + NG * dim, 0.0f);
+    for (int g = 0; g < NG; g++) {
+        const Partial found = out.head(g);
+        softmax(scores + g * stride, count, shape, &found.most(), &found.total());
+        std::fill_n(found.sums, dim, 0.0f);
+    }
     for_pages(next_values, [&](int done, int page, int offset, int num, auto next) {
         add_page<typename Kind::Value, NG>(scores + done, stride,
                                            values.row(page, kv_head, offset), next, num, dim,
-                                           out.sums);
+                                           out.sums, Partial::stride(dim));
     });
 }
 
@@ -193,7 +201,7 @@ void attend_part(const typename Kind::Value* q, const Pages<typename Kind::Value
     int group = keys.shape.num_heads / keys.shape.num_kv_heads, dim = keys.shape.head_dim;
     for (int g = 0; g < group; g += kGroupQueries) {
         auto from = q + g * dim;
-        Partial to = out.from_head(g, dim);
+        const Partial to = out.head(g);
         auto attend = [&](auto count) {
             attend_queries<Kind, decltype(count)::value>(from, keys, values, table, first, end,
                                                          kv_head, scores, to);
@@ -209,23 +217,23 @@ void attend_part(const typename Kind::Value* q, const Pages<typename Kind::Value
 
 // Write what a head found in all of its keys; out: [D].
 template <class T>
-TOKENBUS_INLINE void finish_head(const Partial& found, int dim, T* out) {
-    const float inverse = 1.0f / *found.total;
+TOKENBUS_INLINE void finish_head(const Partial& found, T* out) {
+    const float inverse = 1.0f / found.total();
     int d = 0;
-    for (; d + kLanes <= dim; d += kLanes) store(out + d, load(found.sums + d) * inverse);
-    for (; d < dim; d++) put(out + d, found.sums[d] * inverse);
+    for (; d + kLanes <= found.dim; d += kLanes) store(out + d, load(found.sums + d) * inverse);
+    for (; d < found.dim; d++) put(out + d, found.sums[d] * inverse);
 }
 
 // Add what a head found in other keys; both end on the larger of their maxima.
-TOKENBUS_INLINE void merge_head(const Partial& into, const Partial& other, int dim) {
-    const float most = std::max(*into.most, *other.most);
-    const float keep = std::exp(*into.most - most), add = std::exp(*other.most - most);
+TOKENBUS_INLINE void merge_head(const Partial& into, const Partial& other) {
+    const float most = std::max(into.most(), other.most());
+    const float keep = std::exp(into.most() - most), add = std::exp(other.most() - most);
     int d = 0;
-    for (; d + kLanes <= dim; d += kLanes)
+    for (; d + kLanes <= into.dim; d += kLanes)
         store(into.sums + d, load(into.sums + d) * keep + load(other.sums + d) * add);
-    for (; d < dim; d++) into.sums[d] = into.sums[d] * keep + other.sums[d] * add;
-    *into.total = *into.total * keep + *other.total * add;
-    *into.most = most;
+    for (; d < into.dim; d++) into.sums[d] = into.sums[d] * keep + other.sums[d] * add;
+    into.total() = into.total() * keep + other.total() * add;
+    into.most() = most;
 }
 
 }  // namespace tokenbus

@@ -171,12 +171,11 @@ class DecodePlan {
     }
 
     Partial take_partial(Cutter& cutter, size_t heads) const {
-        return {cutter.take<float>(heads * shape_.head_dim), cutter.take<float>(heads),
-                cutter.take<float>(heads)};
+        return {cutter.take<float>(heads * Partial::stride(shape_.head_dim)), shape_.head_dim};
     }
 
     Partial partial(int seq, int part, int head) const {
-        return partials_.from_head((slots_[seq] + part) * shape_.num_heads + head, shape_.head_dim);
+        return partials_.head(size_t(slots_[seq] + part) * shape_.num_heads + head);
     }
 
     const int32_t* table(int seq) const {
@@ -184,7 +183,8 @@ class DecodePlan {
     }
 
     const T* query(const AttentionTensors<T>& tensors, int seq, int head) const {
-        return tensors.q + batch_.query_starts[seq] * tensors.q_stride + size_t(head) * shape_.head_dim;
+        const T* token = tensors.q + batch_.query_starts[seq] * tensors.q_stride;
+        return token + size_t(head) * shape_.head_dim;
     }
 
     T* result(const AttentionTensors<T>& tensors, int seq, int head) const {
@@ -200,8 +200,7 @@ class DecodePlan {
         attend_part<Kind>(query(tensors, own.seq, head), tensors.keys, tensors.values,
                           table(own.seq), own.first, own.end, kv_head, scratch.scores, to);
         for (int g = 0; whole && g < group(); g++)
-            finish_head(to.from_head(g, shape_.head_dim), shape_.head_dim,
-                        result(tensors, own.seq, head + g));
+            finish_head(to.head(g), result(tensors, own.seq, head + g));
     }
 
     void attend_shared(const Shared& shared, int kv_head, const AttentionTensors<T>& tensors,
@@ -221,8 +220,8 @@ class DecodePlan {
         for (int head = kv_head * group(); head < (kv_head + 1) * group(); head++) {
             const Partial into = partial(seq, 0, head);
             for (int part = 1; part < num_parts_[seq]; part++)
-                merge_head(into, partial(seq, part, head), shape_.head_dim);
-            finish_head(into, shape_.head_dim, result(tensors, seq, head));
+                merge_head(into, partial(seq, part, head));
+            finish_head(into, result(tensors, seq, head));
         }
     }
 

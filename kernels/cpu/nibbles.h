@@ -3,7 +3,7 @@
 //
 // A panel of them is a row of groups: the scales of its outputs, their lows, and for every two
 // inputs and each vector of outputs kLanes bytes. Of the 2 * kLanes values that two inputs of a
-// vector have, in the order in which a product takes them, byte i holds the ones at i and i + kLanes.
+// vector have, in the order in which a product takes them, byte i holds those at i and i + kLanes.
 #pragma once
 
 #include <algorithm>
@@ -121,7 +121,8 @@ TOKENBUS_INLINE void for_input_pairs(const NibblePanel<NR>& panel, int num_input
         at += NibblePanel<NR>::kScaleBytes;
         const int end = std::min(first + kGroupInputs, num_inputs);
         for (int k = first; k < end; k += 2, at += NR * kLanes) {
-            decltype(Kind::weights((const typename Kind::Value*)nullptr)) loaded[NR][Group::kVectors];
+            using Vector = decltype(Kind::weights((const typename Kind::Value*)nullptr));
+            Vector loaded[NR][Group::kVectors];
             for (int j = 0; j < NR; j++) groups[j].weights(at + j * kLanes, loaded[j]);
             f(k, loaded, at);
         }

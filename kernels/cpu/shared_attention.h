@@ -130,8 +130,8 @@ class SharedQueries {
         const int width = panel_width(panel);
         const float* from = scratch_.sums + size_t(panel) * dim + row - panel;
         for (int d = 0; d < dim; d++) to.sums[d] = from[size_t(d) * width];
-        *to.most = scratch_.most[row];
-        *to.total = scratch_.total[row];
+        to.most() = scratch_.most[row];
+        to.total() = scratch_.total[row];
     }
 
    private:

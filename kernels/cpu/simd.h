@@ -195,7 +195,8 @@ struct Bfloat {
             vh first, second;
             std::memcpy(&first, rows[0] + i, sizeof first);
             std::memcpy(&second, rows[1] + i, sizeof second);
-            vu pairs = __builtin_convertvector(first, vu) | __builtin_convertvector(second, vu) << 16;
+            vu pairs = __builtin_convertvector(second, vu) << 16;
+            pairs |= __builtin_convertvector(first, vu);
             std::memcpy(to + 2 * i, &pairs, sizeof pairs);
         }
         for (; i < size; i++) {
