@@ -68,9 +68,12 @@ class BlockingStream:
             self._queue.put(None)
 
     async def _wait_for_room(self) -> None:
-        self._has_room.clear()
         self._is_full = True
-        # Looked at again, because the consumer may have missed the flag.
-        if self._queue.qsize() > _LOW:
+        while True:
+            self._has_room.clear()
+            # Looked at after that: the consumer may have missed the flag, and a call that it made
+            # before may come late.
+            if self._queue.qsize() <= _LOW:
+                break
             await self._has_room.wait()
         self._is_full = False
