@@ -178,7 +178,7 @@ class GraphRunner(Runner):
         total = num_tokens + num_rows
         positions = torch.zeros(total, dtype=torch.int64, device=rows.device)
         positions[:num_tokens] = torch.arange(num_tokens, device=rows.device)
-        query_lens, context_lens = [num_tokens, *[1] * num_rows], [num_tokens, *[1] * num_rows]
+        lens = [num_tokens, *[1] * num_rows]
         row_ids = rows.to_device([rows.padding_row] * num_seqs)
         hidden = self.model.forward(
             torch.zeros_like(positions),
@@ -187,10 +187,10 @@ class GraphRunner(Runner):
                 positions=positions,
                 slot_mapping=torch.zeros_like(positions),
                 block_table=rows.block_table[row_ids],
-                context_lens=rows.to_device(context_lens, torch.int32),
+                context_lens=rows.to_device(lens, torch.int32),
                 cu_seqlens_q=rows.to_device([0, *range(num_tokens, total + 1)], torch.int32),
-                query_lens=query_lens,
-                context_lens_host=context_lens,
+                query_lens=lens,
+                context_lens_host=lens,
                 num_decode=num_rows,
             ),
         )

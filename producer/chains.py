@@ -7,6 +7,7 @@ ending tick of any worker then goes on from what the server holds (R10).
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -85,20 +86,23 @@ class Chains:
     async def cancel(self, job_id: str) -> str:
         """Cancel a job.
 
-        Returns: `unknown`, `done` (it had ended before), `told` (so it had, and its owner is about
-        to say so), `held` (its owner ends it), `ended`, or `ending` where somebody else has to: the
-        tick does.
+        Returns: `unknown`, `done` (it had ended before), `over` (so it had, and its owner is about
+        to complete it), `held` (its owner ends it), `ended`, or `ending` where somebody else has
+        to: the tick does.
         """
         asked_at = self._clock()
         reply = await self._scripts.queue.cancel(job_id)
         if reply.status == "held":
-            events = await self._scripts.log.events(job_id)
+            # Behind all indices: only an end may follow.
+            events = await self._scripts.log.events(job_id, sys.maxsize)
             end = events[-1].finish if events else None
-            return "held" if end is None or end.reason == "cancelled" else "told"
+            return "held" if end is None or end.reason == "cancelled" else "over"
         if reply.ending is None:
             return reply.status
         finish = await self.end_unowned(reply.ending, asked_at)
-        return "ending" if finish is None else "ended"
+        if finish is None:
+            return "ending"
+        return "ended" if Finish.parse(finish).reason == "cancelled" else "done"
 
     async def tick(self) -> bool:
         """Run one tick and end what it found; True if more is due."""

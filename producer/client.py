@@ -231,7 +231,7 @@ class AsyncClient:
         )
         if status == "unknown":
             raise JobUnknown(job_id)
-        return status not in ("done", "told")
+        return status not in ("done", "over")
 
     async def webhook(self, job_id: str) -> Hook | None:
         """Return the job's webhook with every try so far; None before the end or without one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from bus_workers import worker
@@ -18,22 +18,31 @@ NUM_SHARED = 320
 NUM_JOBS = 5
 
 
-@pytest.mark.parametrize("server", ["valkey"], indirect=True)
-async def test_jobs_of_a_prefix_go_to_the_worker_that_holds_it(
-    client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
-) -> None:
-    """Of two idle workers the same one takes every job of a tenant's prompt, from its cache."""
-    model = TinyModel(tmp_path)
-    settings = {
+def settings_of(model: TinyModel, num_pages: int = 128, **more: Any) -> dict[str, Any]:
+    """Settings of a worker with a real engine."""
+    return {
         "engine": "paged",
         "model": str(model.folder),
         "dtype": "float32",
         "device": "cpu",
         "page_size": PAGE_SIZE,
-        "num_pages": 128,
+        "num_pages": num_pages,
         "num_threads": 1,
-        "affinity_wait_ms": 60_000,
+        **more,
     }
+
+
+def prompt_of(first: int) -> list[int]:
+    """Return the beginning that prompts of a kind have in common."""
+    return [10 + (first + index) % 400 for index in range(NUM_SHARED)]
+
+
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
+async def test_jobs_of_a_prefix_go_to_the_worker_that_holds_it(
+    client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
+) -> None:
+    """Of two idle workers the same one takes every job of a tenant's prompt, from its cache."""
+    settings = settings_of(TinyModel(tmp_path), affinity_wait_ms=60_000)
     async with (
         worker(pool, redis_url, **settings) as one,
         worker(pool, redis_url, **settings) as two,
@@ -42,7 +51,7 @@ async def test_jobs_of_a_prefix_go_to_the_worker_that_holds_it(
         for number in range(2 * NUM_JOBS):
             tenant = number % 2
             before = one.metrics.jobs_pulled
-            prompt = [10 + (tenant + index) % 400 for index in range(NUM_SHARED)]
+            prompt = prompt_of(tenant)
             job = await client.submit(
                 token_ids=[*prompt, 450 + number], max_tokens=4, tenant=f"tenant-{tenant}"
             )
@@ -61,23 +70,14 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
 
     Counted in full no more than four would be there.
     """
-    model = TinyModel(tmp_path)
     num_tenants, own_pages, num_out = 3, 3, 40
-    settings = {
-        "engine": "paged",
-        "model": str(model.folder),
-        "dtype": "float32",
-        "device": "cpu",
-        "page_size": PAGE_SIZE,
-        "num_pages": 1 + num_tenants * NUM_SHARED // PAGE_SIZE + 12 * own_pages,
-        "num_threads": 1,
-        "reserve_fraction": 0,
-    }
+    num_pages = 1 + num_tenants * NUM_SHARED // PAGE_SIZE + 12 * own_pages
+    settings = settings_of(TinyModel(tmp_path), num_pages=num_pages, reserve_fraction=0)
     async with worker(pool, redis_url, **settings) as running:
         jobs = []
         for number in range(36):
             tenant = number % num_tenants
-            prompt = [10 + (tenant + index) % 400 for index in range(NUM_SHARED)]
+            prompt = prompt_of(tenant)
             job = await client.submit(
                 token_ids=[*prompt, 450 + number], max_tokens=num_out, tenant=f"tenant-{tenant}"
             )
@@ -101,23 +101,15 @@ async def test_group_whose_prompts_differ_is_served_without_going_in_circles(
 
     It goes back once at most.
     """
-    model = TinyModel(tmp_path)
-    settings = {
-        "engine": "paged",
-        "model": str(model.folder),
-        "dtype": "float32",
-        "device": "cpu",
-        "page_size": PAGE_SIZE,
-        "num_pages": 1 + 3 * NUM_SHARED // PAGE_SIZE,
-        "num_threads": 1,
-        "reserve_fraction": 0,
-    }
+    settings = settings_of(
+        TinyModel(tmp_path), num_pages=1 + 3 * NUM_SHARED // PAGE_SIZE, reserve_fraction=0
+    )
     async with worker(pool, redis_url, **settings) as running:
         jobs = []
         for number in range(30):
             # Two of three begin alike, the third is a stranger to all.
             first = 10 if number % 3 else 11 + number
-            prompt = [10 + (first + index) % 400 for index in range(NUM_SHARED)]
+            prompt = prompt_of(first)
             job = await client.submit(
                 token_ids=[*prompt, 450 + number], max_tokens=24, cache_group="mixed"
             )
@@ -134,19 +126,8 @@ async def test_draining_worker_leaves_its_prefixes_to_others_at_once(
     client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
 ) -> None:
     """While one job of a prefix runs out on a worker that drains, the next runs elsewhere."""
-    model = TinyModel(tmp_path)
-    settings = {
-        "engine": "paged",
-        "model": str(model.folder),
-        "dtype": "float32",
-        "device": "cpu",
-        "page_size": PAGE_SIZE,
-        "num_pages": 128,
-        "num_threads": 1,
-        "affinity_wait_ms": 600_000,
-        "drain_deadline_s": 60,
-    }
-    prompt = [10 + index % 400 for index in range(NUM_SHARED)]
+    settings = settings_of(TinyModel(tmp_path), affinity_wait_ms=600_000, drain_deadline_s=60)
+    prompt = prompt_of(0)
     async with (
         worker(pool, redis_url, **settings) as one,
         worker(pool, redis_url, **settings) as two,

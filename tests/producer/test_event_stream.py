@@ -7,7 +7,7 @@ import gc
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_stubs import StubWorker, raw, text_of, until
+from bus_stubs import raw, running, text_of, until
 
 from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.settings import ClientSettings
@@ -27,16 +27,6 @@ async def client(redis_url: str, scripts: Scripts) -> AsyncIterator[AsyncClient]
     settings = ClientSettings(silence_s=0.2)
     async with await AsyncClient.connect(redis_url, scripts.keys.pool, settings) as made:
         yield made
-
-
-async def running(client: AsyncClient) -> tuple[StubWorker, str]:
-    """Submit a job and start it at epoch 1."""
-    job = await client.submit("x", max_tokens=1000)
-    worker = StubWorker(client.scripts)
-    await worker.reconcile()
-    await worker.pull()
-    await worker.start(job.job_id, 1)
-    return worker, job.job_id
 
 
 async def test_cancelled_waits_lose_nothing(client: AsyncClient) -> None:

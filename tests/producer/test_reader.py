@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_stubs import StubWorker, owned_end, raw, text_of, tokens, until
+from bus_stubs import StubWorker, owned_end, raw, running, text_of, tokens, until
 
 from tokenbus.producer.chains import Chains
 from tokenbus.producer.client import AsyncClient
@@ -28,16 +28,6 @@ async def client(redis_url: str, scripts: Scripts) -> AsyncIterator[AsyncClient]
     settings = ClientSettings(silence_s=0.2, max_buffered_tokens=50)
     async with await AsyncClient.connect(redis_url, scripts.keys.pool, settings) as made:
         yield made
-
-
-async def running(client: AsyncClient) -> tuple[StubWorker, str]:
-    """Submit a job and start it at epoch 1."""
-    job = await client.submit("x", max_tokens=1000)
-    worker = StubWorker(client.scripts)
-    await worker.reconcile()
-    await worker.pull()
-    await worker.start(job.job_id, 1)
-    return worker, job.job_id
 
 
 async def finish(client: AsyncClient, worker: StubWorker, job_id: str, last: int) -> None:

@@ -14,6 +14,7 @@ from tokenbus.producer.scripts import Append, Bounds, Budget, End, NewJob, Scrip
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tokenbus.producer.client import AsyncClient
     from tokenbus.producer.replies import (
         HeldJob,
         LogReply,
@@ -155,3 +156,13 @@ async def orphan_of(scripts: Scripts) -> Orphan:
     """Return the one job of a dead worker."""
     [orphan] = await scripts.lease.scan()
     return orphan
+
+
+async def running(client: AsyncClient) -> tuple[StubWorker, str]:
+    """Submit a job and start it at epoch 1; return its worker and its id."""
+    job = await client.submit("x", max_tokens=1000)
+    worker = StubWorker(client.scripts)
+    await worker.reconcile()
+    await worker.pull()
+    await worker.start(job.job_id, 1)
+    return worker, job.job_id
