@@ -32,8 +32,8 @@ MAX_ROWS = 16
 class Fusion:
     """What surrounds the product: rms_norm(x) in front, + bias, act(gate) * up, + residual.
 
-    norm_weight: [K]. bias: [width of weight]. residual: [M, N]. With `act` the weight holds gate
-    and up rows, [2 N, K].
+    norm_weight: [K]. bias: [width of weight]. With `act` the weight holds gate and up rows,
+    [2 N, K]. residual: [M, N] float32, overwritten with the sum, of which the result is rounded.
     """
 
     norm_weight: Tensor | None = None
@@ -61,6 +61,7 @@ def _check(x: Tensor, weight: Tensor, fusion: Fusion, num_rows: int, width_out: 
         residual is None or residual.shape == (num_rows, width_out),
         f"residual does not have the result's shape ({num_rows}, {width_out})",
     )
+    require(residual is None or residual.dtype == torch.float32, "residual is not float32")
 
 
 def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
@@ -74,7 +75,7 @@ def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) 
     if fusion.act is not None:
         value = gated_act(value, fusion.act)
     if fusion.residual is not None:
-        value += fusion.residual
+        value = fusion.residual.add_(value)
     return value.to(out_dtype)
 
 

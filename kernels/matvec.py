@@ -64,5 +64,6 @@ def matvec_kernel(
             up += tl.load(bias + N + rows, mask=live, other=0.0).to(tl.float32)
         y = gate(y, ACT) * up
     if HAS_RESIDUAL:
-        y += tl.load(residual + rows, mask=live, other=0.0).to(tl.float32)
+        y += tl.load(residual + rows, mask=live, other=0.0)
+        tl.store(residual + rows, y, mask=live)
     tl.store(out + rows, y.to(out.dtype.element_ty), mask=live)

@@ -36,10 +36,7 @@ def _add_rms_norm_kernel(
     value = tl.load(x + row + offs, mask=mask, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
         value += tl.load(residual + row + offs, mask=mask, other=0.0).to(tl.float32)
-        rounded = value.to(added.dtype.element_ty)
-        tl.store(added + row + offs, rounded, mask=mask)
-        # Later layers see the rounded sum, so the norm is taken of it as well.
-        value = rounded.to(tl.float32)
+        tl.store(added + row + offs, value, mask=mask)
     if ADD_ONE:
         w += 1.0
     scale = tl.rsqrt(tl.sum(value * value) / H + eps)
@@ -53,20 +50,23 @@ def add_rms_norm(
     eps: float,
     *,
     add_one: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return (rms_norm(x + residual), x + residual); without a residual the sum is x itself.
 
     Args:
-        x, residual: [T, H], contiguous; weight: [H], x's dtype or fp32, applied as w or 1 + w.
-    Returns: two [T, H] tensors, dtype of x; squares are summed in fp32.
+        x, residual: [T, H], contiguous, each of its own dtype; weight: [H], applied as w or 1 + w.
+        dtype: of the normed rows, that of x unless given.
+    Returns: two [T, H] tensors; squares are summed in fp32. The sum is fp32, for it is added to
+        in every layer, and one more rounding each time is most of what bf16 costs.
     Raises: KernelInputError if shapes or layouts differ. Twin: reference.rms_norm.
     """
     num_tokens, width = x.shape
     require_contiguous(x=x, residual=residual, weight=weight)
     require(residual is None or residual.shape == x.shape, "residual and x differ in shape")
     require(weight.shape == (width,), f"weight has shape {tuple(weight.shape)}, x is {width} wide")
-    normed = torch.empty_like(x)
-    added = x if residual is None else torch.empty_like(x)
+    normed = torch.empty_like(x, dtype=dtype)
+    added = x if residual is None else torch.empty_like(x, dtype=torch.float32)
     if num_tokens == 0:
         return normed, added
     block = next_power_of_2(width)
@@ -87,6 +87,13 @@ def add_rms_norm(
     return normed, added
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, add_one: bool = False) -> Tensor:
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    *,
+    add_one: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
     """Normalise the rows of x, [T, H]; see `add_rms_norm`."""
-    return add_rms_norm(x, None, weight, eps, add_one=add_one)[0]
+    return add_rms_norm(x, None, weight, eps, add_one=add_one, dtype=dtype)[0]

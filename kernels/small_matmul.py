@@ -115,5 +115,6 @@ def small_matmul_kernel(
     mask = some[:, None] & live[None, :]
     place = rows[:, None] * N + cols[None, :]
     if HAS_RESIDUAL:
-        acc += tl.load(residual + place, mask=mask, other=0.0).to(tl.float32)
+        acc += tl.load(residual + place, mask=mask, other=0.0)
+        tl.store(residual + place, acc, mask=mask)
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=mask)

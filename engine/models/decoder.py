@@ -45,7 +45,11 @@ class Decoder:
         ops.prepare(self)
 
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
-        """token_ids: [T] int64 -> hidden states [T, H] before the final norm."""
+        """token_ids: [T] int64 -> hidden states [T, H] before the final norm, not rounded.
+
+        The sum over layers is kept in float32: rounded to bfloat16 after every layer it would cost
+        more precision than all that is computed in between.
+        """
         residual = self.ops.embed(token_ids, self.embedding, self.embed_scale)
         done = self.ops.run_layers(self, residual, ctx)
         if done is not None:
@@ -53,7 +57,7 @@ class Decoder:
         branch: Tensor | None = None
         for layer in self.layers:
             branch, residual = self._layer(layer, branch, residual, ctx)
-        return residual if branch is None else residual + branch
+        return residual if branch is None else residual.float() + branch
 
     def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """hidden: [M, H], chosen rows only -> [M, V] float32, or x's dtype if not `exact`."""
@@ -91,8 +95,8 @@ class Decoder:
         if branch is None:
             return (residual if norm is None else self.ops.rms_norm(residual, norm, eps)), residual
         if norm is None:
-            residual = residual + branch
-            return residual, residual
+            residual = residual.float() + branch
+            return residual.to(branch.dtype), residual
         return self.ops.add_rms_norm(branch, residual, norm, eps)
 
     def _leave(self, x: Tensor, norm: Tensor | None) -> Tensor:

@@ -58,6 +58,7 @@ class NativeOps(TorchOps):
         self._library: NativeLibrary = self.attention.library
         self._model: ModelArgs | None = None
         self._layers: Any = None
+        self._dtype = torch.float32
         self._used = 0
         self._kv: KVCache | None = None
         # Memory that the structures point to.
@@ -92,7 +93,7 @@ class NativeOps(TorchOps):
             )
         ]
         shapes.append((model.lm_head.weight.shape, self._head_format))
-        dtype = model.embedding.dtype
+        self._dtype = dtype = model.embedding.dtype
         total = sum(self._arena_bytes(shape, fmt, dtype) for shape, fmt in shapes)
         self._arena = torch.empty(total, dtype=torch.uint8)
         self._library.use_huge_pages(self._arena)
@@ -110,14 +111,15 @@ class NativeOps(TorchOps):
     ) -> Tensor:
         """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] float32, until the next call."""
         del exact
-        return self._library.linear(hidden, head.packed, norm.float(), eps)
+        return self._library.linear(hidden, head.packed, norm.float(), eps, self._dtype)
 
     def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
-        """Take hidden [T, H] through all layers, in place."""
+        """Take hidden [T, H] through all layers, the sum of which is kept in float32."""
         assert self._model is not None
         if self._kv is not ctx.kv:
             self._bind(ctx.kv)
-        self._library.forward(self._model, self.attention.batch_args(ctx), hidden)
+        hidden = hidden.float()
+        self._library.forward(self._model, self.attention.batch_args(ctx), hidden, self._dtype)
         return hidden
 
     def _bind(self, kv: KVCache) -> None:

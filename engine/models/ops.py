@@ -39,7 +39,7 @@ class Ops(Protocol):
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Return (rms_norm(x + residual), x + residual), both [T, H]."""
+        """Return rms_norm(x + residual) in x's dtype and x + residual in float32, both [T, H]."""
         ...
 
     def qkv_attention(
@@ -62,7 +62,7 @@ class Ops(Protocol):
     def logits(
         self, hidden: Tensor, norm: Tensor, eps: float, head: Linear, *, exact: bool
     ) -> Tensor:
-        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype or float32.
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in head's dtype or float32.
 
         `exact` asks for the sums as they are, where the device can give them unrounded.
         """
@@ -91,14 +91,14 @@ class TorchOps:
         """x: [..., H], weight: [H], float32 or x's dtype -> [..., H]."""
         if weight.dtype == x.dtype:
             return F.rms_norm(x, weight.shape, weight, eps)
-        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+        return F.rms_norm(x.float(), weight.shape, weight.float(), eps).to(x.dtype)
 
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Return (rms_norm(x + residual), x + residual), both [T, H]."""
-        residual = x + residual
-        return self.rms_norm(residual, weight, eps), residual
+        """Return rms_norm(x + residual) in x's dtype and x + residual in float32, both [T, H]."""
+        residual = residual.float() + x
+        return self.rms_norm(residual, weight, eps).to(x.dtype), residual
 
     def qkv_attention(
         self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
@@ -130,9 +130,9 @@ class TorchOps:
     def logits(
         self, hidden: Tensor, norm: Tensor, eps: float, head: Linear, *, exact: bool
     ) -> Tensor:
-        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype."""
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in head's dtype."""
         del exact
-        return self.linear(self.rms_norm(hidden, norm, eps), head)
+        return self.linear(self.rms_norm(hidden, norm, eps).to(head.weight.dtype), head)
 
     def _norm_qk(
         self,

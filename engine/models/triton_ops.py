@@ -12,7 +12,7 @@ from tokenbus.engine.models.ops import TorchOps
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.gated_linear import gated_linear
 from tokenbus.kernels.linear import Fusion, small_linear, wide_linear
-from tokenbus.kernels.norm import add_rms_norm
+from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 
 if TYPE_CHECKING:
@@ -56,19 +56,19 @@ class TritonOps(TorchOps):
         """x: [T, H], weight: [H], float32 or x's dtype -> [T, H]."""
         if x.dim() != 2 or not x.is_contiguous():
             return super().rms_norm(x, weight, eps)
-        return add_rms_norm(x, None, weight, eps)[0]
+        return rms_norm(x, weight, eps)
 
     def add_rms_norm(
         self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
-        """Return (rms_norm(x + residual), x + residual), both [T, H]."""
+        """Return rms_norm(x + residual) in x's dtype and x + residual in float32, both [T, H]."""
         return add_rms_norm(x, residual, weight, eps)
 
     def logits(
         self, hidden: Tensor, norm: Tensor, eps: float, head: Linear, *, exact: bool
     ) -> Tensor:
-        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in x's dtype, float32 if `exact`."""
-        x = self.rms_norm(hidden, norm, eps)
+        """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in head's dtype, float32 if `exact`."""
+        x = rms_norm(hidden, norm, eps, dtype=head.weight.dtype)
         if not exact or x.dtype == torch.float32:
             return self.linear(x, head)
         return wide_linear(x, head.weight, head.bias)
@@ -106,19 +106,29 @@ class TritonOps(TorchOps):
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in _GATES or hidden.shape[0] > MAX_FUSED_ROWS:
             return None
+        residual = hidden.float()
         for layer in model.layers:
-            hidden = self._run_layer(hidden, layer, config, ctx)
-        return hidden
+            hidden = self._run_layer(hidden, residual, layer, config, ctx)
+        return residual
 
     def _run_layer(
-        self, hidden: Tensor, layer: DecoderLayer, config: DecoderConfig, ctx: ForwardContext
+        self,
+        hidden: Tensor,
+        residual: Tensor,
+        layer: DecoderLayer,
+        config: DecoderConfig,
+        ctx: ForwardContext,
     ) -> Tensor:
-        """Run one layer in six launches: norms, gate and residual sums ride on the linears."""
+        """Run one layer in six launches: norms, gate and residual sums ride on the linears.
+
+        The sums stay exact in `residual`, [T, H] float32, which is added to; `hidden` and what is
+        returned are the same rounded to the weights' dtype.
+        """
         eps = config.norm_eps
         norm = Fusion(norm_weight=layer.pre_attention_norm, eps=eps, bias=layer.qkv.bias)
         qkv = small_linear(hidden, layer.qkv.weight, norm)
         x = self.qkv_attention(qkv, layer, eps, ctx)
-        hidden = small_linear(x, layer.o.weight, Fusion(bias=layer.o.bias, residual=hidden))
+        hidden = small_linear(x, layer.o.weight, Fusion(bias=layer.o.bias, residual=residual))
         gate = Fusion(
             norm_weight=layer.pre_mlp_norm,
             eps=eps,
@@ -126,7 +136,7 @@ class TritonOps(TorchOps):
             act=_GATES[config.activation],
         )
         x = small_linear(hidden, layer.gate_up.weight, gate)
-        return small_linear(x, layer.down.weight, Fusion(bias=layer.down.bias, residual=hidden))
+        return small_linear(x, layer.down.weight, Fusion(bias=layer.down.bias, residual=residual))
 
     def gated_linear(self, x: Tensor, gate_up: Linear, kind: Activation) -> Tensor:
         """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""

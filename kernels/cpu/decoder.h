@@ -25,7 +25,7 @@ class Pass {
    public:
     using T = typename Kind::Value;
 
-    Pass(const Model& model, const Batch& batch, T* hidden)
+    Pass(const Model& model, const Batch& batch, float* hidden)
         : model_(model), batch_(batch), hidden_(hidden) {
         const int num_threads = batch.num_threads;
         by_rows_ = num_threads > 1 ? batch.num_tokens >= kRowsPerThread * num_threads
@@ -162,10 +162,10 @@ class Pass {
 
     void enter(const View& view, int row, const float* norm) {
         const size_t size = model_.hidden_size;
-        const T* from = hidden_ + row * size;
+        const float* from = hidden_ + row * size;
         T* to = view.x + (row - view.origin) * size;
         if (norm == nullptr) {
-            std::memcpy(to, from, size * sizeof(T));
+            round_row(from, int(size), to);
         } else {
             rms_norm(from, norm, int(size), model_.norm_eps, to);
         }
@@ -257,7 +257,7 @@ class Pass {
 
     const Model& model_;
     const Batch& batch_;
-    T* hidden_;  // [T, H], the residual stream
+    float* hidden_;  // [T, H], the residual stream, never rounded
     bool by_rows_ = false;
     int num_blocks_ = 0;
     size_t num_phases_ = 0;

@@ -15,7 +15,7 @@ auto with_kind(int dtype, F f) {
 constexpr int kLinearRows = 128;
 
 template <class Kind>
-int linear_rows(const Linear& linear, const float* norm, float eps, const typename Kind::Value* x,
+int linear_rows(const Linear& linear, const float* norm, float eps, const float* x,
                 int num_rows, int num_threads, Workspace& workspace, float* out) {
     using T = typename Kind::Value;
     const size_t size = linear.num_inputs;
@@ -28,12 +28,7 @@ int linear_rows(const Linear& linear, const float* norm, float eps, const typena
         int count = std::min(kLinearRows, num_rows - first);
         run_team(num_threads, 2, [&](Member& member) {
             member.share(count, 1, [&](int row) {
-                const T* from = x + (first + row) * size;
-                if (norm == nullptr) {
-                    std::memcpy(normed + row * size, from, size * sizeof(T));
-                } else {
-                    rms_norm(from, norm, int(size), eps, normed + row * size);
-                }
+                rms_norm(x + (first + row) * size, norm, int(size), eps, normed + row * size);
             });
             member.wait();
             member.share(num_panels(linear), 4, [&](int panel) {
@@ -139,13 +134,11 @@ void tokenbus_pack(int dtype, int format, const void* weight, int num_outputs, i
     });
 }
 
-// Take hidden [T, H] through all layers, in place.
-int tokenbus_forward(int dtype, const Model* model, const Batch* batch, void* hidden,
+// Take hidden [T, H] through all layers, in place; products are in dtype.
+int tokenbus_forward(int dtype, const Model* model, const Batch* batch, float* hidden,
                      Workspace* workspace) {
     return with_kind(dtype, [&](auto kind) {
-        using Kind = decltype(kind);
-        using T = typename Kind::Value;
-        return Pass<Kind>(*model, *batch, static_cast<T*>(hidden)).run(*workspace) ? 0 : 1;
+        return Pass<decltype(kind)>(*model, *batch, hidden).run(*workspace) ? 0 : 1;
     });
 }
 
@@ -159,14 +152,12 @@ int tokenbus_attend(int dtype, const Batch* batch, const AttentionShape* shape, 
     });
 }
 
-// out [M, num_outputs] = linear(rms_norm(x)), in float; norm: [num_inputs] or null.
-int tokenbus_linear(int dtype, const Linear* linear, const float* norm, float eps, const void* x,
+// out [M, num_outputs] = linear(rms_norm(x)), products in dtype; norm: [num_inputs].
+int tokenbus_linear(int dtype, const Linear* linear, const float* norm, float eps, const float* x,
                     int num_rows, int num_threads, Workspace* workspace, float* out) {
     return with_kind(dtype, [&](auto kind) {
-        using Kind = decltype(kind);
-        return linear_rows<Kind>(*linear, norm, eps,
-                                 static_cast<const typename Kind::Value*>(x), num_rows,
-                                 num_threads, *workspace, out);
+        return linear_rows<decltype(kind)>(*linear, norm, eps, x, num_rows, num_threads,
+                                           *workspace, out);
     });
 }
 

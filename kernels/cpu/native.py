@@ -187,11 +187,13 @@ class NativeLibrary:
             torch.get_num_threads(),
         )  # fmt: skip
 
-    def forward(self, model: ModelArgs, batch: BatchArgs, hidden: Tensor) -> None:
-        """Take hidden [T, H] through all layers, in place."""
+    def forward(
+        self, model: ModelArgs, batch: BatchArgs, hidden: Tensor, dtype: torch.dtype
+    ) -> None:
+        """Take hidden, [T, H] float32, through all layers, in place; products are in `dtype`."""
         _check(
             self._c.tokenbus_forward(
-                DTYPES[hidden.dtype], byref(model), byref(batch), hidden.data_ptr(),
+                DTYPES[dtype], byref(model), byref(batch), hidden.data_ptr(),
                 self._workspace,
             )
         )  # fmt: skip
@@ -212,16 +214,18 @@ class NativeLibrary:
         )  # fmt: skip
         return out
 
-    def linear(self, x: Tensor, linear: LinearArgs, norm: Tensor | None, eps: float) -> Tensor:
-        """Multiply rows, normalised before if there is a norm.
+    def linear(
+        self, x: Tensor, linear: LinearArgs, norm: Tensor, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        """Normalise and multiply rows, the products in `dtype`.
 
-        x: [M, in], norm: [in] float32 or None -> [M, out] float32, valid until the next call.
+        x: [M, in], norm: [in], both float32 -> [M, out] float32, valid until the next call.
         """
         out = self._output(x.shape[0], linear.num_outputs)
         x = x.contiguous()
         _check(
             self._c.tokenbus_linear(
-                DTYPES[x.dtype], byref(linear), None if norm is None else norm.data_ptr(), eps,
+                DTYPES[dtype], byref(linear), norm.data_ptr(), eps,
                 x.data_ptr(), x.shape[0], torch.get_num_threads(), self._workspace,
                 out.data_ptr(),
             )

@@ -29,15 +29,22 @@ inline void rms_norm(const T* x, const float* weight, int size, float eps, Out* 
     for (; i < size; i++) put(out + i, to_float(x[i]) * scale * weight[i]);
 }
 
+// out = x, rounded to out's type.
+template <class Out>
+inline void round_row(const float* x, int size, Out* out) {
+    int i = 0;
+    for (; i + kLanes <= size; i += kLanes) store(out + i, load(x + i));
+    for (; i < size; i++) put(out + i, x[i]);
+}
+
 // hidden += branch * scale, the branch normalised before if it has a weight of its own.
-template <class T>
-inline void add_branch(T* hidden, float* branch, const float* weight, int size, float eps,
+inline void add_branch(float* hidden, float* branch, const float* weight, int size, float eps,
                        float scale) {
     if (weight != nullptr) rms_norm(branch, weight, size, eps, branch);
     int i = 0;
     for (; i + kLanes <= size; i += kLanes)
         store(hidden + i, load(hidden + i) + load(branch + i) * scale);
-    for (; i < size; i++) put(hidden + i, to_float(hidden[i]) + branch[i] * scale);
+    for (; i < size; i++) hidden[i] += branch[i] * scale;
 }
 
 // Rotate the first `size` values of a head; cos, sin: [size] of the token's position.

@@ -11,7 +11,7 @@ from tokenbus.kernels.gated_linear import GatedTuning, choose_gated_tuning, gate
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear import Fusion, small_linear
 from tokenbus.kernels.linear_table import LinearTuning, choose_tuning
-from tokenbus.kernels.norm import add_rms_norm
+from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "half"])
@@ -29,12 +29,21 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> tor
 def test_add_rms_norm_equals_twin(
     tokens: int, width: int, add_one: bool, dtype: torch.dtype
 ) -> None:
-    """The sum is exact and the norm is taken of it."""
-    x, residual = randn(tokens, width, dtype=dtype), randn(tokens, width, dtype=dtype, seed=1)
+    """The sum is kept in fp32, whatever x is rounded to, and the norm is taken of it."""
+    x, residual = randn(tokens, width, dtype=dtype), randn(tokens, width, seed=1)
     weight = randn(width, seed=2).to(dtype)
     normed, added = add_rms_norm(x, residual, weight, 1e-6, add_one=add_one)
-    assert torch.equal(added, x + residual)
+    assert torch.equal(added, x.float() + residual)
+    assert normed.dtype == dtype
     assert_close(normed, reference.rms_norm(added, weight, 1e-6, add_one=add_one), dtype)
+
+
+def test_norm_of_an_exact_sum_is_rounded_to_the_weights_dtype() -> None:
+    """The last norm reads fp32 and gives what the head multiplies."""
+    x, weight = randn(3, 96), randn(96, seed=1).to(HALF)
+    normed = rms_norm(x, weight, 1e-6, dtype=HALF)
+    assert normed.dtype == HALF
+    assert torch.equal(normed, rms_norm(x, weight, 1e-6).to(HALF))
 
 
 def test_rms_norm_without_residual_returns_its_input() -> None:
@@ -149,17 +158,20 @@ def test_small_linear_equals_twin(
     fusion = Fusion(
         norm_weight=randn(width_in, dtype=dtype, seed=2) if "norm" in kind else None,
         bias=randn(height, dtype=dtype, seed=3) if "bias" in kind else None,
-        residual=randn(rows, width_out, dtype=dtype, seed=4) if kind == "residual" else None,
+        residual=randn(rows, width_out, seed=4) if kind == "residual" else None,
         act=act,
     )
-    out = torch.full((rows, width_out), float("nan"), device=DEVICE, dtype=dtype)
-    tuning = LinearTuning(16 if rows > 1 else 2, 16 * slices, 4, slices=slices, early=True)
-    small_linear(x, weight, fusion, out=out, tuning=tuning)
     expected = reference.fused_linear(
         x, weight, norm_weight=fusion.norm_weight, eps=fusion.eps, bias=fusion.bias,
         act=fusion.act, residual=fusion.residual,
     )  # fmt: skip
+    out = torch.full((rows, width_out), float("nan"), device=DEVICE, dtype=dtype)
+    tuning = LinearTuning(16 if rows > 1 else 2, 16 * slices, 4, slices=slices, early=True)
+    small_linear(x, weight, fusion, out=out, tuning=tuning)
     assert_close(out, expected, dtype)
+    if fusion.residual is not None:
+        torch.testing.assert_close(fusion.residual, expected, rtol=1e-5, atol=1e-4)
+        assert torch.equal(out, fusion.residual.to(dtype))
 
 
 def test_small_linear_gives_fp32_logits() -> None:
@@ -185,6 +197,15 @@ def test_shapes_left_to_the_library_agree_as_well(kind: str) -> None:
         x, weight, norm_weight=norm_weight, bias=bias, act=act, residual=residual
     )
     assert_close(small_linear(x, weight, fusion), expected, torch.float32)
+    if residual is not None:
+        assert_close(residual, expected, torch.float32)
+
+
+def test_rounded_residual_is_refused() -> None:
+    """The sum over layers stays exact: there is no kernel that rounds it."""
+    fusion = Fusion(residual=randn(2, 8, dtype=HALF))
+    with pytest.raises(KernelInputError, match="float32"):
+        small_linear(randn(2, 64), randn(8, 64), fusion)
 
 
 def test_too_many_rows_are_refused() -> None:
