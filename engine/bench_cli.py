@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-model-len", type=int, default=4096, help="tokens per sequence (default: 4096)"
     )
+    parser.add_argument(
+        "--no-prefix-grouping",
+        action="store_true",
+        help="read what sequences share once per sequence",
+    )
     parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the GPU's memory")
     parser.add_argument("--no-graphs", action="store_true", help="launch decode steps one by one")
     parser.add_argument(
@@ -62,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         max_model_len=args.max_model_len,
         memory_fraction=args.memory_fraction,
         cuda_graphs=not args.no_graphs,
+        prefix_grouping=not args.no_prefix_grouping,
     )
     loaded = load_for(config)
     loaded_at = time.perf_counter()

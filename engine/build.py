@@ -64,7 +64,8 @@ def load_for(config: EngineConfig) -> LoadedModel:
         from tokenbus.engine.attention.triton_backend import TritonAttention
         from tokenbus.engine.models.triton_ops import TritonOps
 
-        attention, ops = TritonAttention(config.max_num_seqs), TritonOps
+        attention = TritonAttention(config.max_num_seqs, grouping=config.prefix_grouping)
+        ops = TritonOps
     elif config.quantization is not None:
         attention, ops = _quantized_backends(config.quantization)
     if config.quantization is not None and not isinstance(attention, NativeAttention):
@@ -112,7 +113,7 @@ def engine_for(
     sampling = SamplingState(
         config.max_num_seqs, loaded.model.vocab_size, device, loaded.eos_token_ids
     )
-    sharing = _sharing(loaded)
+    sharing = _sharing(loaded) if config.prefix_grouping else None
     runner = Runner(loaded.model, kv, sampling, rows, sharing=sharing)
     if device.type == "cuda" and config.cuda_graphs:
         graphs = GraphRunner(loaded.model, kv, sampling, rows, sharing=sharing)

@@ -24,6 +24,7 @@ class EngineConfig:
         max_batch_tokens: prompt tokens per step when nobody is streaming.
         itl_target_ms: longest step while somebody is streaming (None: no target).
         prefix_cache: share pages between sequences with the same prefix and salt.
+        prefix_grouping: let decoding sequences with the same pages read these once for all of them.
         random_weights: ignore weight files and draw weights (benchmarks).
         num_threads: compute threads on a CPU (None: torch's choice).
         cuda_graphs: capture decode steps on a GPU.
@@ -43,6 +44,7 @@ class EngineConfig:
     max_batch_tokens: int = 8192
     itl_target_ms: float | None = None
     prefix_cache: bool = True
+    prefix_grouping: bool = True
     random_weights: bool = False
     num_threads: int | None = None
     cuda_graphs: bool = True

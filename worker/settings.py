@@ -41,6 +41,7 @@ class WorkerSettings(BaseSettings):
     itl_target_ms: float | None = Field(default=None, ge=0.1, le=60_000)
     num_threads: int | None = Field(default=None, ge=1, le=1024)
     prefix_cache: bool | None = None
+    prefix_grouping: bool | None = None
     random_weights: bool | None = None
     cuda_graphs: bool | None = None
     quantization: Literal["int8", "int4"] | None = None
@@ -130,6 +131,7 @@ class WorkerSettings(BaseSettings):
             "itl_target_ms",
             "num_threads",
             "prefix_cache",
+            "prefix_grouping",
             "random_weights",
             "cuda_graphs",
             "quantization",

@@ -35,9 +35,12 @@ class TritonAttention:
     in every layer without a sliding window, if together they save `min_saved_tokens`.
     """
 
-    def __init__(self, max_rows: int, min_saved_tokens: int = MIN_SAVED_TOKENS) -> None:
-        """Serve batches of up to `max_rows` sequences."""
+    def __init__(
+        self, max_rows: int, min_saved_tokens: int = MIN_SAVED_TOKENS, *, grouping: bool = True
+    ) -> None:
+        """Serve batches of up to `max_rows` sequences, with kernels that know no runs if asked to."""
         self.min_saved_tokens = min_saved_tokens
+        self._grouping = grouping
         self._max_rows = max_rows
         self._works: dict[_Shape, DecodeWork] = {}
         self._runs: tuple[PrefixGroup, ...] = ()
@@ -118,7 +121,7 @@ class TritonAttention:
 
     def _allocate(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> DecodeWork:
         groups = None
-        if spec.sliding_window is None:
+        if self._grouping and spec.sliding_window is None:
             groups = PrefixGroups(
                 max_rows=self._max_rows,
                 page_size=ctx.kv.page_size,

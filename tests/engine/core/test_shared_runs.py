@@ -46,8 +46,9 @@ def engines(tiny: Any) -> Callable[..., tuple[Engine, Engine, _Recorder]]:
         config = EngineConfig("tiny", page_size=16, max_num_seqs=32, **settings)
         recorder = _Recorder(tiny.loaded.attention)
         recorder.assign_runs([])
-        apart = engine_for(replace(tiny.loaded, attention=None), config)
-        return engine_for(replace(tiny.loaded, attention=recorder), config), apart, recorder
+        loaded = replace(tiny.loaded, attention=recorder)
+        apart = engine_for(loaded, replace(config, prefix_grouping=False))
+        return engine_for(loaded, config), apart, recorder
 
     return build
 
@@ -71,6 +72,7 @@ def test_tokens_are_the_same_with_and_without_shared_runs(engines: Any, run: Any
     ]  # fmt: skip
     # One backend serves both: the engine that assigns no runs comes first.
     expected = _tokens(run, apart, requests)
+    assert recorder.runs == 0
     assert _tokens(run, together, requests) == expected
     assert (recorder.runs, recorder.rows) == (1, 12)
 
@@ -93,5 +95,6 @@ def test_any_tree_of_prompts_gives_the_same_tokens(
         requests.append(Request(idx, tuple(prompt), params))
     # One backend serves both: the engine that assigns no runs comes first.
     expected = _tokens(run, apart, requests)
+    assert recorder.runs == 0
     assert _tokens(run, together, requests) == expected
     assert recorder.rows >= 6
