@@ -38,7 +38,7 @@ class TritonAttention:
     def __init__(
         self, max_rows: int, min_saved_tokens: int = MIN_SAVED_TOKENS, *, grouping: bool = True
     ) -> None:
-        """Serve batches of up to `max_rows` sequences, with kernels that know no runs if asked to."""
+        """Serve batches of up to `max_rows` sequences; without `grouping` kernels know no runs."""
         self.min_saved_tokens = min_saved_tokens
         self._grouping = grouping
         self._max_rows = max_rows
