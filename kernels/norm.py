@@ -81,7 +81,7 @@ def add_rms_norm(
         BLOCK_H=block,
         HAS_RESIDUAL=residual is not None,
         ADD_ONE=add_one,
-        num_warps=min(16, max(1, block // 512)),
+        num_warps=min(16, max(1, block // 256)),
         **dependent_launch(x.device),
     )
     return normed, added
