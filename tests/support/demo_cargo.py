@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tiny_model import NEAR_TIE
+from tiny_model import num_greedy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class DemoCargo:
             for (prompt, ids), (_, said), logits in zip(
                 batch, rows, _logits(reference, rows), strict=True
             ):
-                num_certain += _is_greedy(said, logits)
+                num_certain += num_greedy(said, logits) == len(said)
                 assert self._answers[prompt, ids] == tokenizer.decode(
                     said, skip_special_tokens=True
                 )
@@ -82,14 +82,3 @@ def _logits(model: Any, rows: list[tuple[list[int], list[int]]]) -> Iterator[tor
         logits = model(padded).logits
     for row, (prompt, said) in zip(logits, rows, strict=True):
         yield row[len(prompt) - 1 : len(prompt) + len(said) - 1]
-
-
-def _is_greedy(said: list[int], logits: torch.Tensor) -> bool:
-    """Check each token against the best one; return False if a near tie ended the check early."""
-    best = logits.topk(2, dim=-1)
-    for position, token_id in enumerate(said):
-        first, second = best.values[position].tolist()
-        if first - second < NEAR_TIE:
-            return False
-        assert token_id == int(best.indices[position, 0]), f"token {position + 1} is another"
-    return True

@@ -1,8 +1,7 @@
-"""A tiny fp32 Llama on disk, and what it says unbroken: greedy, by transformers."""
+"""A tiny fp32 Llama on disk, and what it says unbroken: greedy, proven by transformers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +17,16 @@ if TYPE_CHECKING:
 NEAR_TIE = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """An unbroken run; `num_certain` tokens come before the first near tie."""
+def num_greedy(ids: list[int], logits: torch.Tensor) -> int:
+    """Check each id up to the first near tie against the best one; return how many these are.
 
-    ids: list[int]
-    num_certain: int
+    `logits` is [len(ids), vocab], each row computed from what stands before its id.
+    """
+    best = logits.topk(2, dim=-1)
+    near = (best.values[:, 0] - best.values[:, 1] < NEAR_TIE).nonzero()
+    num_certain = int(near[0]) if len(near) else len(ids)
+    assert ids[:num_certain] == best.indices[:num_certain, 0].tolist()
+    return num_certain
 
 
 class TinyModel:
@@ -50,7 +53,7 @@ class TinyModel:
         self._model.save_pretrained(folder)
         self._tokenizer = build_null_tokenizer()
         self._tokenizer.save_pretrained(folder)
-        self.reference = cache(self._reference)
+        self.num_certain = cache(self._num_certain)
 
     def text(self, ids: list[int]) -> str:
         """Return the text of generated ids."""
@@ -65,17 +68,13 @@ class TinyModel:
         found: torch.Tensor = scores.gather(1, ids[0, 1:, None])[:, 0]
         return found
 
-    def _reference(self, prompt: str, num_tokens: int) -> Reference:
-        ids = self._tokenizer.encode(prompt)
-        made = self._model.generate(
-            torch.tensor([ids]),
-            max_new_tokens=num_tokens,
-            do_sample=False,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        best = torch.stack(made.logits, dim=1)[0].topk(2, dim=-1).values  # [num_tokens, 2]
-        near = (best[:, 0] - best[:, 1] < NEAR_TIE).nonzero()
-        num_certain = int(near[0]) if len(near) else num_tokens
-        return Reference(made.sequences[0, len(ids) :].tolist(), num_certain)
+    def _num_certain(self, prompt: str, ids: tuple[int, ...]) -> int:
+        """Prove an answer greedy; return how many of its ids come before the first near tie.
+
+        By induction: what each id is compared with follows from the ids before it. So one pass over
+        prompt and answer proves what another unbroken run would show, in a hundredth of its time.
+        """
+        before = self._tokenizer.encode(prompt)
+        with torch.inference_mode():
+            logits = self._model(torch.tensor([[*before, *ids]])).logits[0]
+        return num_greedy(list(ids), logits[len(before) - 1 : -1])
