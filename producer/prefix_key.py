@@ -33,7 +33,7 @@ def _head(request: JobRequest) -> str:
     """Return the text that decides; empty if it is too short."""
     if request.token_ids is not None:
         ids = request.token_ids[:MIN_IDS]
-        return ",".join(map(str, ids)) if len(ids) == MIN_IDS else ""
+        return ids.tobytes().hex() if len(ids) == MIN_IDS else ""
     if request.prompt is not None:
         return _beginning(request.prompt)
     messages = request.messages or []

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from tokenbus.producer.errors import RequestInvalid, SchemaMismatch
 from tokenbus.producer.keys import JOB_ID_PATTERN, NAME_PATTERN
+from tokenbus.producer.token_ids import TokenId, TokenIds  # noqa: TC001 - pydantic reads them
 
 WIRE_VERSION = 1
 MAX_TOKENS_LIMIT = 1_000_000
@@ -20,7 +21,6 @@ BYTES_PER_TOKEN = 3
 # Tokens a chat template adds around one message.
 TEMPLATE_TOKENS = 8
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 
@@ -101,6 +101,7 @@ class NamedTool(BaseModel):
 class JobRequest(BaseModel):
     """A generation job: one of prompt, messages or token_ids, and how to sample.
 
+    `token_ids` is a list, or the base64 of little-endian int32, as which it is stored.
     `deadline_s` and `not_before_s` count from the moment the server accepts the job. Sampling
     fields mean what they mean in the engine; `seed` None is drawn when the job is submitted. With
     `tools` and a `tool_choice` of auto, required or {"name": …}, what is called is one of them with
@@ -114,7 +115,7 @@ class JobRequest(BaseModel):
     id: Annotated[str, Field(pattern=JOB_ID_PATTERN)] | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)
-    token_ids: list[TokenId] | None = Field(default=None, min_length=1)
+    token_ids: TokenIds | None = None
     tenant: Name = "default"
     priority: int = Field(default=1, ge=0, le=2)
     deadline_s: float | None = Field(default=None, gt=0, le=MAX_WAIT_S)

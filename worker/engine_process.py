@@ -140,7 +140,7 @@ class EngineLoop:
     def _apply(self, command: Command) -> None:
         match command:
             case AddRequest(request):
-                self._held_back[request.request_id] = request
+                self._held_back[request.request_id] = command.unpacked()
             case AbortRequest(request_id, choice):
                 if self._held_back.pop(request_id, None) is None:
                     self._engine.abort(request_id, choice)

@@ -7,6 +7,8 @@ array. Tokens of a step travel in columns: one record per step, whatever the bat
 from __future__ import annotations
 
 import struct
+from array import array
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +50,20 @@ class StartEngine(msgspec.Struct, tag="start", array_like=True):
 
 
 class AddRequest(msgspec.Struct, tag="add", array_like=True):
-    """Give a request to the engine."""
+    """Give a request to the engine.
+
+    `prompt` has the ids of its prompt as native int32 where the request has none: packed they cost
+    both ends a fraction.
+    """
 
     request: Request
+    prompt: bytes = b""
+
+    def unpacked(self) -> Request:
+        """Return the request with its prompt."""
+        if not self.prompt:
+            return self.request
+        return replace(self.request, prompt_ids=tuple(array("i", self.prompt)))
 
 
 class AbortRequest(msgspec.Struct, tag="abort", array_like=True):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from tokenbus.engine.chat_prompt import chat_text
 from tokenbus.engine.errors import RequestRejected
@@ -13,8 +16,11 @@ from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingPar
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.schema import JobRequest, NamedTool
 from tokenbus.worker.errors import JobRefused
+from tokenbus.worker.handoff import AddRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedTokenizerFast
 
     from tokenbus.engine.tool_reader import ToolReader
@@ -28,11 +34,12 @@ TOO_LONG = "too_long"
 class PreparedJob:
     """A request whose prompt is token ids and whose sizes are known exactly.
 
-    `tool_reader` takes tool calls out of the output, where there may be any.
+    Of two thousand ids every look at each costs as much as the rest of a job's way to the engine,
+    so they stay an array. `tool_reader` takes tool calls out of the output, where there may be any.
     """
 
     request: JobRequest
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
     params: SamplingParams
     tool_reader: ToolReader | None = None
 
@@ -54,11 +61,11 @@ class PreparedJob:
         lane: str,
         resumed_ids: tuple[tuple[int, ...], ...],
         done_choices: tuple[int, ...],
-    ) -> Request:
-        """Return what the engine takes; resumed ids are empty for a fresh start."""
-        return Request(
+    ) -> AddRequest:
+        """Return what gives it to the engine; resumed ids are empty for a fresh start."""
+        request = Request(
             request_id,
-            self.prompt_ids,
+            (),
             self.params,
             priority=priority,
             cache_salt=self.cache_salt,
@@ -66,6 +73,7 @@ class PreparedJob:
             resumed_ids=resumed_ids if any(resumed_ids) else (),
             done_choices=done_choices,
         )
+        return AddRequest(request, array("i", self.prompt_ids).tobytes())
 
 
 class PromptPreparer:
@@ -77,18 +85,21 @@ class PromptPreparer:
         longest = max((len(token) for token in tokenizer.get_vocab()), default=1)
         self._max_characters = limits.max_model_len * longest
 
-    def prepare(self, raw: bytes) -> PreparedJob:
-        """Check a request and tokenise its prompt.
+    def read(self, raw: bytes) -> JobRequest:
+        """Check a request. Raises: JobRefused naming the field."""
+        try:
+            return JobRequest.parse(raw)
+        except RequestInvalid as error:
+            raise JobRefused(INVALID, error.field, error.message) from None
+
+    def tokenise(self, request: JobRequest) -> PreparedJob:
+        """Tokenise the prompt of a request and take its sizes.
 
         Raises: JobRefused naming the field, if the job can never run on this model.
         """
-        try:
-            request = JobRequest.parse(raw)
-        except RequestInvalid as error:
-            raise JobRefused(INVALID, error.field, error.message) from None
         tools = _tool_dicts(request)
         calling = self._calling(tools)
-        field, ids = self._tokenise(request, tools, calling)
+        field, ids = self._prompt_ids(request, tools, calling)
         if not ids:
             raise JobRefused(INVALID, field, "the prompt has no token")
         limit = self._limits.max_model_len
@@ -103,11 +114,11 @@ class PromptPreparer:
             raise JobRefused(TOO_LONG, "max_tokens", message)
         params = _sampling_params(request)
         if calling is None:
-            return PreparedJob(request, tuple(ids), params)
+            return PreparedJob(request, ids, params)
         choice = request.tool_choice
         named = choice.name if isinstance(choice, NamedTool) else choice
         grammar = calling.grammar(named, request.parallel_tool_calls)
-        return PreparedJob(request, tuple(ids), replace(params, grammar=grammar), calling.reader())
+        return PreparedJob(request, ids, replace(params, grammar=grammar), calling.reader())
 
     def _calling(self, tools: list[dict[str, Any]]) -> ToolCalling | None:
         if not tools:
@@ -118,14 +129,14 @@ class PromptPreparer:
             message = str(error).removeprefix(f"{error.field}: ")
             raise JobRefused(INVALID, error.field, message) from None
 
-    def _tokenise(
+    def _prompt_ids(
         self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None
-    ) -> tuple[str, list[int]]:
+    ) -> tuple[str, array[int]]:
         """Return the name of the field that holds the prompt and its token ids."""
         if request.token_ids is not None:
-            bad = next((t for t in request.token_ids if t >= self._limits.vocab_size), None)
-            if bad is not None:
-                message = f"{bad} is not in the vocabulary of {self._limits.vocab_size}"
+            highest = int(np.frombuffer(request.token_ids, np.intc).max())
+            if highest >= self._limits.vocab_size:
+                message = f"{highest} is not in the vocabulary of {self._limits.vocab_size}"
                 raise JobRefused(INVALID, "token_ids", message)
             return "token_ids", request.token_ids
         if request.prompt is not None:
@@ -133,7 +144,7 @@ class PromptPreparer:
         text = self._render(request, tools, calling)
         return "messages", self._encode("messages", text, special=False)
 
-    def _encode(self, field: str, text: str, *, special: bool) -> list[int]:
+    def _encode(self, field: str, text: str, *, special: bool) -> array[int]:
         if len(text) > self._max_characters:
             message = f"{len(text)} characters exceed any prompt of this model"
             raise JobRefused(TOO_LONG, field, message)
@@ -141,7 +152,7 @@ class PromptPreparer:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
         except (UnicodeError, ValueError) as error:
             raise JobRefused(INVALID, field, f"cannot be tokenised: {error}") from None
-        return ids
+        return array("i", ids)
 
     def _render(
         self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None

@@ -10,7 +10,6 @@ from tokenbus.engine.detokenizer import WINDOW_CONTEXT
 from tokenbus.producer.events import Failure
 from tokenbus.worker.custody import FLAG_REASONS
 from tokenbus.worker.errors import JobRefused
-from tokenbus.worker.handoff import AddRequest
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
@@ -25,13 +24,15 @@ if TYPE_CHECKING:
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.ledger import Ledger
     from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.prompt import PromptPreparer
+    from tokenbus.worker.prompt import PreparedJob, PromptPreparer
     from tokenbus.worker.publishing.messages import Taken
     from tokenbus.worker.publishing.publishers import Publishers
 
-# Above this a request is checked and tokenised in a thread: it would hold up everyone's tokens for
-# longer than a thread's hop costs (about 1 ms at 1 MB/s of tokenising).
-INLINE_BYTES = 2048
+# Above this a text is tokenised in a thread: it would hold up everyone's tokens for longer than a
+# thread's hop costs (about 1 ms at 1 MB/s of tokenising).
+INLINE_TEXT_BYTES = 2048
+# The same for a request that only has to be read, at 300 MB/s.
+INLINE_BYTES = 64 * 1024
 
 
 class Starter:
@@ -65,12 +66,8 @@ class Starter:
 
     async def prepare(self, job: HeldJob) -> None:
         """Check and tokenise a pulled job, so that its exact size is known."""
-        raw = job.pulled.request
         try:
-            if len(raw) <= INLINE_BYTES:
-                job.prepared = self._preparer.prepare(raw)
-            else:
-                job.prepared = await asyncio.to_thread(self._preparer.prepare, raw)
+            job.prepared = await self._prepared(job.pulled.request)
         except JobRefused as error:
             job.refusal = Failure(error.code, str(error), error.field)
         except Exception as error:
@@ -79,6 +76,15 @@ class Starter:
             job.refusal = Failure("internal", f"the request could not be prepared: {error}")
         else:
             job.prompt_tokens = job.prepared.num_prompt_tokens
+
+    async def _prepared(self, raw: bytes) -> PreparedJob:
+        preparer = self._preparer
+        if len(raw) > INLINE_BYTES:
+            return await asyncio.to_thread(lambda: preparer.tokenise(preparer.read(raw)))
+        request = preparer.read(raw)
+        if request.token_ids is None and len(raw) > INLINE_TEXT_BYTES:
+            return await asyncio.to_thread(preparer.tokenise, request)
+        return preparer.tokenise(request)
 
     def open_log(self, job: HeldJob) -> None:
         """Let a job's log be taken over; `taken` is told when it is ours."""
@@ -118,7 +124,7 @@ class Starter:
             params.stop,
             params.include_stop,
             (*params.stop_token_ids, *eos),
-            job.prepared.prompt_ids[-WINDOW_CONTEXT:],
+            tuple(job.prepared.prompt_ids[-WINDOW_CONTEXT:]),
             job.prepared.tool_reader,
             self._limits.eos_token_ids,
         )
@@ -134,7 +140,7 @@ class Starter:
             return
         job.is_waiting = False
         reasons = job.taken.reasons
-        request = job.prepared.to_engine(
+        order = job.prepared.to_engine(
             job.request_id,
             job.pulled.priority,
             job.lane,
@@ -144,4 +150,4 @@ class Starter:
         job.num_running = reasons.count(None)
         job.timings.added_at = time.monotonic()
         job.move_to(Phase.RUNNING)
-        self.engine.send(AddRequest(request))
+        self.engine.send(order)

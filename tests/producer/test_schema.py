@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 
 import pytest
 
@@ -38,6 +40,15 @@ from tokenbus.producer.schema import JobRequest
         ('{"prompt":"a","colour":"red"}', "colour"),
         ('{"messages":[{"role":"user","content":7}]}', "messages.0.content"),
         ('{"token_ids":[1,-2]}', "token_ids.1"),
+        ('{"token_ids":[1,true]}', "token_ids.1"),
+        ('{"token_ids":[1.5]}', "token_ids.0"),
+        ('{"token_ids":[2147483648]}', "token_ids.0"),
+        ('{"token_ids":[]}', "token_ids"),
+        ('{"token_ids":""}', "token_ids"),
+        ('{"token_ids":"AAAA"}', "token_ids"),
+        ('{"token_ids":"/////w=="}', "token_ids"),
+        ('{"token_ids":"AQAAAA"}', "token_ids"),
+        ('{"token_ids":"\u00fc"}', "token_ids"),
         ('{"prompt":"a","grammar":{"kind":"poem","source":"x"}}', "grammar.kind"),
     ],
 )
@@ -62,6 +73,18 @@ def test_dump_keeps_every_value() -> None:
     )
     assert JobRequest.parse(request.dump()) == request
     assert json.loads(request.dump())["v"] == 1
+
+
+def test_token_ids_may_be_packed_and_are_stored_so() -> None:
+    """A list of ids and the base64 of little-endian int32 are one request with one digest."""
+    ids = [0, 1, 258, 151_935, 2**31 - 1]
+    packed = base64.b64encode(struct.pack("<5i", *ids)).decode()
+    as_list = JobRequest.parse(json.dumps({"token_ids": ids, "seed": 1}))
+    as_text = JobRequest.build(token_ids=packed, seed=1)
+    assert as_list == as_text == JobRequest.build(**as_text.model_dump())
+    assert list(as_text.token_ids or ()) == ids
+    assert json.loads(as_list.dump())["token_ids"] == packed
+    assert new_job(as_list).digest == new_job(as_text).digest
 
 
 def test_draws_are_stored_with_the_job_but_not_in_its_digest() -> None:

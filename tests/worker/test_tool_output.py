@@ -27,7 +27,8 @@ def prepare(**fields: Any) -> Any:
         eos_token_ids=(0,), vocab_size=512,
     )  # fmt: skip
     request = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8} | fields
-    return PromptPreparer(build_null_tokenizer(), limits).prepare(json.dumps(request).encode())
+    preparer = PromptPreparer(build_null_tokenizer(), limits)
+    return preparer.tokenise(preparer.read(json.dumps(request).encode()))
 
 
 def test_calls_of_every_choice_have_their_place_and_an_id_of_nine() -> None:
