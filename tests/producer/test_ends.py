@@ -111,7 +111,7 @@ async def test_deadline_of_a_held_job_flags_it(scripts: Scripts, chains: Chains)
     [held] = await worker.reconcile()
     assert held.flag == "expire"
     assert await scripts.lease.requeue(worker.name, J, 1) is RequeueStatus.ENDING
-    assert await chains.cancel(J) == "ended"
+    assert await chains.cancel(J) == "done"
     assert await reason_of(scripts) == "expired"
 
 
