@@ -15,7 +15,7 @@ from tokenbus.kernels.launch import (
     require,
     require_contiguous,
 )
-from tokenbus.kernels.linear_table import LinearTuning, choose_tuning
+from tokenbus.kernels.linear_table import LinearRole, LinearTuning, choose_tuning
 from tokenbus.kernels.matvec import matvec_kernel
 from tokenbus.kernels.norm import rms_norm
 from tokenbus.kernels.small_matmul import small_matmul_kernel
@@ -42,6 +42,15 @@ class Fusion:
     bias: Tensor | None = None
     act: ActivationKind | None = None
     residual: Tensor | None = None
+
+    @property
+    def role(self) -> LinearRole:
+        """What costs most beside the product itself."""
+        if self.act is not None:
+            return LinearRole.GATED
+        if self.residual is not None:
+            return LinearRole.RESIDUAL
+        return LinearRole.PLAIN if self.norm_weight is None else LinearRole.NORM
 
 
 PLAIN = Fusion()
@@ -110,14 +119,14 @@ def small_linear(
     width_out = weight.shape[0] // (2 if fusion.act else 1)
     _check(x, weight, fusion, num_rows, width_out)
     dtype = out.dtype if out is not None else out_dtype or x.dtype
-    tuning = tuning or choose_tuning(num_rows, width_in, width_out, gated=fusion.act is not None)
+    tuning = tuning or choose_tuning(num_rows, width_in, width_out, fusion.role)
     if tuning is None:
         value = _compose(x, weight, fusion, dtype)
         return value if out is None else out.copy_(value)
     if out is None:
         out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     tensors = (x, weight, fusion.bias, fusion.residual, fusion.norm_weight, out)
-    grid = (ceil_div(width_out, tuning.block_n),)
+    grid = (ceil_div(width_out, tuning.width or tuning.block_n),)
     options = {
         "K": width_in,
         "BLOCK_K": tuning.block_k,
@@ -139,6 +148,7 @@ def small_linear(
             width_out,
             fusion.eps,
             ROWS=16,
+            WIDTH=tuning.width or tuning.block_n,
             BLOCK_N=tuning.block_n,
             SLICES=tuning.slices,
             STAGES=tuning.stages,

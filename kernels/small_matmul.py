@@ -52,10 +52,13 @@ def _scale_columns(value, norm_weight, start, K: tl.constexpr, SLICES: tl.conste
 
 
 @triton.jit
-def _fetch_early(weight, rows, N, K: tl.constexpr, LINES: tl.constexpr):
-    """Ask for a program's weights before its inputs are there, 128 bytes a line."""
+def _fetch_early(weight, rows, end, K: tl.constexpr, LINES: tl.constexpr):
+    """Ask for the rows before `end` of a program's weights before its inputs are there.
+
+    128 bytes a line.
+    """
     k = tl.minimum(tl.arange(0, LINES) * 64, K - 1)
-    place = weight + tl.minimum(rows, N - 1)[:, None] * K + k[None, :]
+    place = weight + tl.minimum(rows, end - 1)[:, None] * K + k[None, :]
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [place.to(tl.int64, bitcast=True)],
         dtype=tl.int32, is_pure=False, pack=1,
@@ -65,29 +68,34 @@ def _fetch_early(weight, rows, N, K: tl.constexpr, LINES: tl.constexpr):
 @triton.jit
 def small_matmul_kernel(
     x, weight, bias, residual, norm_weight, out, M, N, eps, K: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr, STAGES: tl.constexpr,
-    EARLY_LINES: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr,
-    PDL: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr,
+    STAGES: tl.constexpr, EARLY_LINES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute [M, BLOCK_N] outputs: norm in front, bias, gate and residual behind.
+    """Compute [M, WIDTH] outputs: norm in front, bias, gate and residual behind.
+
+    A tile of BLOCK_N outputs is filled up to WIDTH, so that any number of programs can share out
+    the outputs evenly; what is not filled is not read.
 
     With slices each warp takes its own columns: a narrow product is one chain of dependent
     matrix instructions, and slices make it shorter. The squares for the norm come from the
     diagonal of x x^T, a few matrix instructions, so x is read once.
     """
     release_successor(PDL)
-    cols = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    live = cols < N
+    first = tl.program_id(0).to(tl.int64) * WIDTH
+    cols = first + tl.arange(0, BLOCK_N)
+    end = tl.minimum(first + WIDTH, N)
+    live = cols < end
     rows = tl.arange(0, ROWS)
     some = rows < M
     acc = tl.zeros([ROWS, BLOCK_N] if SLICES == 1 else [SLICES, ROWS, BLOCK_N], tl.float32)
     acc_up = tl.zeros_like(acc)
     gram = tl.zeros([ROWS, ROWS] if SLICES == 1 else [SLICES, ROWS, ROWS], tl.float32)
     if EARLY_LINES > 0:
-        _fetch_early(weight, cols, N, K, EARLY_LINES)
+        _fetch_early(weight, cols, end, K, EARLY_LINES)
         if ACT != "none":
-            _fetch_early(weight + N * K, cols, N, K, EARLY_LINES)
+            _fetch_early(weight + N * K, cols, end, K, EARLY_LINES)
     wait_for_inputs(PDL)
     for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
         w = _load_block(weight, cols, live, start, K, SLICES, BLOCK_K, "evict_first")

@@ -142,11 +142,23 @@ FUSIONS = ["plain", "bias", "norm", "residual", "silu", "norm+gelu_tanh+bias"]
 @DTYPES
 @pytest.mark.parametrize("kind", FUSIONS)
 @pytest.mark.parametrize(
-    ("rows", "width_in", "width_out", "slices"),
-    [(1, 96, 7, 2), (1, 64, 33, 1), (5, 80, 37, 1), (16, 136, 21, 4)],
+    ("rows", "width_in", "width_out", "slices", "width"),
+    [
+        (1, 96, 7, 2, 0),
+        (1, 64, 33, 1, 0),
+        (5, 80, 37, 1, 0),
+        (16, 136, 21, 4, 0),
+        (3, 80, 37, 1, 11),
+    ],
 )
 def test_small_linear_equals_twin(
-    rows: int, width_in: int, width_out: int, slices: int, kind: str, dtype: torch.dtype
+    rows: int,
+    width_in: int,
+    width_out: int,
+    slices: int,
+    width: int,
+    kind: str,
+    dtype: torch.dtype,
 ) -> None:
     """Every fusion agrees with its parts done one by one, at widths that fill no tile."""
     act: ActivationKind | None = (
@@ -166,7 +178,8 @@ def test_small_linear_equals_twin(
         act=fusion.act, residual=fusion.residual,
     )  # fmt: skip
     out = torch.full((rows, width_out), float("nan"), device=DEVICE, dtype=dtype)
-    tuning = LinearTuning(16 if rows > 1 else 2, 16 * slices, 4, slices=slices, early=True)
+    block_n = 16 if rows > 1 else 2
+    tuning = LinearTuning(block_n, 16 * slices, 4, slices=slices, early=True, width=width)
     small_linear(x, weight, fusion, out=out, tuning=tuning)
     assert_close(out, expected, dtype)
     if fusion.residual is not None:
@@ -186,13 +199,13 @@ def test_shapes_left_to_the_library_agree_as_well(kind: str) -> None:
     """Where the table prefers the library, the fusions are done one by one with the same result."""
     act: ActivationKind | None = "silu" if "silu" in kind else None
     rows, width_in, width_out = 2, 16, 65536
-    assert choose_tuning(rows, width_in, width_out, gated=act is not None) is None
     height = width_out * (2 if act else 1)
     x, weight = randn(rows, width_in), randn(height, width_in, seed=1)
     norm_weight = randn(width_in, seed=2) if "norm" in kind else None
     bias = randn(height, seed=3) if "bias" in kind else None
     residual = randn(rows, width_out, seed=4) if kind == "residual" else None
     fusion = Fusion(norm_weight=norm_weight, bias=bias, residual=residual, act=act)
+    assert choose_tuning(rows, width_in, width_out, fusion.role) is None
     expected = reference.fused_linear(
         x, weight, norm_weight=norm_weight, bias=bias, act=act, residual=residual
     )
