@@ -1,7 +1,10 @@
-"""Rules switched off, and books kept beside the scripts: what was charged, and how often.
+"""Rules switched off, a clock for the scripts, and books: what was charged and ended, how often.
 
 The scripts run as they are but for one line that notes every change of a tenant's virtual time in a
-key of its own, and but for the rule that a test switches off.
+key of its own, for the rule that a test switches off, and for time. They read it from a key that
+the schedule moves on, and their TTLs are a million times as long, of which the schedule takes a
+million milliseconds for each one that passes. So a slow machine changes nothing: the same seed is
+the same schedule.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from tokenbus.producer import script_runner
+from tokenbus.producer.events import Event
 from tokenbus.producer.script_runner import script_source
 
 if TYPE_CHECKING:
@@ -21,10 +25,36 @@ if TYPE_CHECKING:
 
 _ADD_TIME = "local function add_time(priority, tenant, amount)\n"
 _NOTE = "  redis.call('HINCRBYFLOAT', KEYS[1]..':audit', tenant, amount)\n"
+TTL_SCALE = 1_000_000
+_CLOCK = f"""
+local server = redis
+local redis = {{ call = function(name, ...)
+  if name == 'TIME' then
+    local ms = tonumber(server.call('GET', KEYS[1] .. ':now'))
+    return {{ math.floor(ms / 1000), ms % 1000 * 1000 }}
+  end
+  local args = {{ ... }}
+  if name == 'PEXPIRE' then
+    args[2] = args[2] * {TTL_SCALE}
+  elseif name == 'SET' and args[3] == 'PX' then
+    args[4] = args[4] * {TTL_SCALE}
+  end
+  return server.call(name, unpack(args))
+end }}
+"""
 
 
 class Violation(AssertionError):
     """A promise was broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grave:
+    """A log at the moment at which it expired, and whether its job was done by then."""
+
+    job_id: str
+    is_done: bool
+    entries: list[tuple[bytes, list[bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +66,30 @@ class Change:
     instead: str
 
 
+def check_log(job_id: str, entries: list[tuple[bytes, list[bytes]]]) -> None:
+    """A log holds every index once, in order, and one end behind them. Raises: Violation."""
+    kinds = [fields[0] for _, fields in entries]
+    if kinds.count(b"finish") != 1:
+        raise Violation(f"{job_id} has not one terminal entry: {entries}")
+    if kinds[-1] != b"finish":
+        raise Violation(f"{job_id} has an entry after its terminal one: {entries}")
+    ids: list[int] = []
+    for entry_id, fields in entries:
+        if fields[0] == b"e":
+            ids += Event.of_entry(job_id, entry_id, fields[1]).ids
+    if ids != list(range(1, len(ids) + 1)):
+        raise Violation(f"{job_id} has the indices {ids}")
+
+
 @contextmanager
 def audited_scripts(*changes: Change) -> Iterator[None]:
-    """Run the scripts with the audit line and with some lines replaced."""
+    """Run the scripts with clock and audit line, and with some lines replaced."""
     texts: dict[str, str] = {}
 
     def text_of(name: str) -> str:
         if name not in texts:
             text = script_source(name).replace(_ADD_TIME, _ADD_TIME + _NOTE)
+            text = text.replace("\n", _CLOCK, 1)
             for change in changes:
                 if change.script == name:
                     if change.line not in text:
@@ -75,6 +121,7 @@ class Audit:
     completions: Counter[str] = field(default_factory=Counter)
     used: Counter[str] = field(default_factory=Counter)
     ended: set[str] = field(default_factory=set)
+    buried: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
 
     def copy(self) -> Audit:
@@ -84,6 +131,7 @@ class Audit:
             Counter(self.completions),
             Counter(self.used),
             set(self.ended),
+            set(self.buried),
             set(self.cancelled),
         )
 
@@ -92,3 +140,10 @@ class Audit:
         job_id, actual = args[4], args[6]
         self.completions[job_id] += 1
         self.used[self.tenants.get(job_id, "")] += actual
+
+    def bury(self, grave: Grave) -> None:
+        """Look at a log for the last time. Raises: Violation."""
+        if not grave.is_done:
+            raise Violation(f"the log of {grave.job_id} expired and the job is not done")
+        check_log(grave.job_id, grave.entries)
+        self.buried.add(grave.job_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from storm_audit import TTL_SCALE, Grave
+
 from tokenbus.producer.keys import Keys
 
 if TYPE_CHECKING:
@@ -23,32 +25,34 @@ for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
   redis.call('DEL', key)
 end
 """
-# TTLs run, and every stored time moves into the past.
-_AGE = """
-local ms = tonumber(ARGV[2])
+_LOG = "return redis.call('XRANGE', ARGV[2], '-', '+')"
+# TTLs run; the logs that expire are handed out, with the states of their jobs.
+_AGE = f"""
+local scaled = tonumber(ARGV[2]) * {TTL_SCALE}
+local expired, buried = {{}}, {{}}
 for _, key in ipairs(redis.call('KEYS', ARGV[1])) do
   local left = redis.call('PTTL', key)
-  if left >= 0 and left <= ms then
-    redis.call('DEL', key)
-  elseif left >= 0 then
-    redis.call('PEXPIRE', key, left - ms)
-  end
-  if string.find(key, ':job:', 1, true) then
-    local deadline = tonumber(redis.call('HGET', key, 'deadline'))
-    if deadline then
-      redis.call('HSET', key, 'deadline', deadline - ms)
+  if left >= 0 and left <= scaled then
+    expired[#expired + 1] = key
+    local job = string.match(key, '}}:log:(.*)$')
+    if job then
+      local state = redis.call('HGET', KEYS[1] .. ':job:' .. job, 'state')
+      buried[#buried + 1] = {{ job, state, redis.call('XRANGE', key, '-', '+') }}
     end
+  elseif left >= 0 then
+    redis.call('PEXPIRE', key, left - scaled)
   end
 end
-for _, name in ipairs({ ':ending', ':due' }) do
-  local members = redis.call('ZRANGE', KEYS[1] .. name, 0, -1, 'WITHSCORES')
-  for i = 1, #members, 2 do
-    redis.call('ZADD', KEYS[1] .. name, members[i + 1] - ms, members[i])
-  end
+for _, key in ipairs(expired) do
+  redis.call('DEL', key)
 end
+redis.call('SET', KEYS[1] .. ':now', ARGV[3])
+return buried
 """
+# Any date: the scripts compare times with each other only.
+FIRST_MS = 1_700_000_000_000
 # What is left of a pool at rest without a TTL.
-AT_REST = {":floor", ":load", ":drain", ":bell", ":dead", ":workers", ":audit"}
+AT_REST = {":floor", ":load", ":drain", ":bell", ":dead", ":workers", ":audit", ":now"}
 AT_REST_PREFIXES = (":worker:", ":resting:")
 
 
@@ -86,9 +90,18 @@ class PoolKeys:
         """Delete all keys."""
         self._run(_DELETE)
 
-    def pass_time(self, seconds: float) -> None:
-        """Let time pass for every TTL and stored time."""
-        self._run(_AGE, round(seconds * 1000))
+    def pass_time(self, seconds: float, now_s: float) -> list[Grave]:
+        """Let time pass for every TTL, up to `now_s`; return the logs that expired on the way."""
+        buried = self._run(_AGE, round(seconds * 1000), FIRST_MS + round(now_s * 1000))
+        return [
+            Grave(job.decode(), state == b"done", [(entry_id, fields) for entry_id, fields in log])
+            for job, state, log in buried
+        ]
+
+    def log(self, job_id: str) -> list[tuple[bytes, list[bytes]]]:
+        """Return the entries of a job's log as they are."""
+        entries = self._run(_LOG, self._names.log(job_id))
+        return [(entry_id, fields) for entry_id, fields in entries]
 
     def forget_volatile(self) -> None:
         """Drop what a restart drops: scripts, leases and other keys that live for seconds."""

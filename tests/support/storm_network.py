@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, ResponseError
+from storm_audit import TTL_SCALE
 from storm_wire import Wire
 
 from tokenbus.producer import script_runner
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 _LOUD = ("append", "end")
 _FATES = ("request lost", "reply lost", "late", "twice")
 _WEIGHTS = {"listen": 0.4, "tick": 0.4, "scan": 0.4, "renew": 0.6}
-TRACE_LENGTH = 400
 
 
 class CallLost(ConnectionError):
@@ -212,8 +212,9 @@ class Network:
 
     def carry_out(self, who: str, name: str, args: tuple[Any, ...], fate: str) -> Any:
         """Run a call on the server and hand out what it published. Raises: ResponseError."""
+        sent = (*args[:2], args[2] * TTL_SCALE) if name == "PEXPIRE" else args
         try:
-            answer = self.wire.run(*args)
+            answer = self.wire.run(*sent)
         except NoScriptError:
             self._note(who, name, args, "NOSCRIPT")
             raise
@@ -270,8 +271,6 @@ class Network:
     def note(self, line: str) -> None:
         """Remember a line for whoever has to find out what went wrong."""
         self.trace.append(line)
-        if len(self.trace) > 2 * TRACE_LENGTH:
-            del self.trace[:TRACE_LENGTH]
 
 
 SCRIPTS = (

@@ -1,8 +1,9 @@
 """A pool under one random schedule: who acts next, what goes wrong, how it heals, what must hold.
 
 Server and network fail as real ones do, at the level of keys: a restart drops connections, scripts
-and leases; a rollback brings an earlier state of all keys back; time passes for every TTL and every
-stored time. Requests land late by seconds, never by more than `MAX_LATE_S`.
+and leases; a rollback brings an earlier state of all keys back; time passes for every TTL and for
+the scripts, on no clock but the schedule's. Requests land late by seconds, never by more than
+`MAX_LATE_S`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
-from enum import IntFlag
 from typing import TYPE_CHECKING
 
 from storm_audit import Audit, Violation
@@ -19,6 +19,7 @@ from storm_keys import PoolKeys, Snapshot
 from storm_network import Actor, Clock, Network
 from storm_reader import StormReader
 from storm_sleep import Sleepers
+from storm_weather import CLIMATES, Weather
 from storm_worker import MAX_HELD, StormWorker
 
 if TYPE_CHECKING:
@@ -35,24 +36,6 @@ STEP_S, SETTLE_STEP_S, DREAM_STEP_S = 0.03, 0.25, 0.1
 ROLLBACK_S = 1.5
 # Longer than log and result are kept.
 AGES_S = (130.0, 4000.0)
-
-
-class Weather(IntFlag):
-    """What a schedule may meet beside a faulty network, dying and pausing workers and readers."""
-
-    CALM = 0
-    RESTARTS = 1
-    AGES = 2
-    ROLLBACKS = 4
-
-
-CLIMATES = (
-    Weather.CALM,
-    Weather.RESTARTS,
-    Weather.RESTARTS | Weather.AGES,
-    Weather.RESTARTS | Weather.ROLLBACKS,
-    Weather.RESTARTS | Weather.AGES | Weather.ROLLBACKS,
-)
 
 
 @dataclass
@@ -86,15 +69,18 @@ class World:
         self.audit.tenants = self.clients.tenants
         self.sleepers = Sleepers(self.network, self.chance, self._may_sleep, self._age)
         self._owed_s = 0.0
+        self._let_expire()
         self._snapshot: Snapshot | None = None
 
     async def run(self) -> None:
         """Run the schedule and let everything heal. Raises: Violation, or what an actor died of."""
+        # What earlier schedules left there is none of this one's.
+        self.network.wire.run("SCRIPT", "FLUSH")
         try:
             for _ in range(2 + self.chance.randrange(3)):
                 self._bear()
             for _ in range(NUM_STEPS):
-                self._pass_time(DREAM_STEP_S if self.sleepers.is_dreaming else STEP_S)
+                self.pass_time(DREAM_STEP_S if self.sleepers.is_dreaming else STEP_S)
                 self.sleepers.step()
                 if self.chance.random() < 0.14:
                     self._happen()
@@ -137,12 +123,18 @@ class World:
         for _ in range(3):
             await asyncio.sleep(0)
 
-    def _pass_time(self, seconds: float) -> None:
+    def pass_time(self, seconds: float) -> None:
+        """Move all clocks on. Raises: Violation if a log expires that is not whole."""
         self.clock.now_s += seconds
         self._owed_s += seconds
         if self._owed_s > 0.25:
-            self.keys.pass_time(self._owed_s)
-            self._owed_s = 0.0
+            self._let_expire()
+
+    def _let_expire(self) -> None:
+        """Let the server's time go as far as ours; a log that expires is looked at once more."""
+        owed_s, self._owed_s = self._owed_s, 0.0
+        for grave in self.keys.pass_time(owed_s, self.clock.now_s):
+            self.audit.bury(grave)
 
     def _bear(self) -> None:
         self.num_born += 1
@@ -173,7 +165,7 @@ class World:
         self.network.deliver_late(self.chance.random(), self.clock.now_s - MAX_LATE_S)
 
     def _wait(self) -> None:
-        self._pass_time(self.chance.choice((0.5, 2.0, 6.0)))
+        self.pass_time(self.chance.choice((0.5, 2.0, 6.0)))
 
     def _may_sleep(self) -> list[Actor]:
         return [worker.actor for worker in self.workers] + self.clients.actors
@@ -195,10 +187,10 @@ class World:
         self.network.answer_early([call.actor for call in self.network.pending])
         self.network.late.clear()
         self.forgotten |= self.audit.ended
-        self._pass_time(seconds)
+        self.pass_time(seconds)
 
     def _remember(self) -> None:
-        self._pass_time(0.3)
+        self.pass_time(0.3)
         self._snapshot = Snapshot(self.clock.now_s, self.keys.dump(), self.audit.copy())
 
     def _roll_back(self) -> None:
@@ -209,10 +201,11 @@ class World:
         self.network.note("the server loses its last second")
         self.network.break_all(self._actors())
         self.keys.restore(snapshot.values)
-        self.keys.pass_time(self.clock.now_s - snapshot.at_s)
+        self.audit = snapshot.audit
+        self._owed_s = self.clock.now_s - snapshot.at_s
+        self._let_expire()
         if self.chance.random() < 0.5:
             self.keys.forget_volatile()
-        self.audit = snapshot.audit
         self.lost |= {job for job in self.clients.accepted if not self.keys.knows(job)}
 
     def _on_done(self, name: str, args: tuple[Any, ...], answer: Any) -> None:
@@ -260,7 +253,7 @@ class World:
                 self.workers.remove(worker)
         self._bear()
         for step in range(MAX_SETTLE_STEPS):
-            self._pass_time(SETTLE_STEP_S)
+            self.pass_time(SETTLE_STEP_S)
             self._settle_one()
             await self._breathe()
             if step % 20 == 19 and self._is_at_rest():
