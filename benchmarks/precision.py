@@ -1,6 +1,6 @@
 """How far bf16 answers lie from transformers: log-probabilities of the same tokens.
 
-    python -P benchmarks/precision.py [--model DIR ...] [--tiny] [--json FILE]
+    python -P benchmarks/precision.py [--model DIR ...] [--tiny] [--temperature T] [--json FILE]
 
 The engine samples in bf16 with log-probabilities on; transformers scores the same tokens, once in
 bf16 and once in fp32 with the same weights. Printed are mean and largest absolute differences;
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 NUM_ROWS = 24
 NUM_TOKENS = 64
-# That of the speed benchmarks.
-TEMPERATURE = 0.6
 SHARED_TOKENS = 768
 
 Prompt = tuple[int, ...]
@@ -51,7 +49,7 @@ class Distance:
 
 
 def sample(
-    config: EngineConfig, prompts: list[Prompt], *, grouped: bool
+    config: EngineConfig, prompts: list[Prompt], *, temperature: float, grouped: bool
 ) -> list[tuple[Prompt, list[float]]]:
     """Run the prompts; return their tokens and log-probabilities."""
     loaded = load_for(config)
@@ -63,7 +61,7 @@ def sample(
     engine = engine_for(loaded, config)
     params = {
         "max_tokens": NUM_TOKENS,
-        "temperature": TEMPERATURE,
+        "temperature": temperature,
         "ignore_eos": True,
         "logprobs": 0,
     }
@@ -91,7 +89,7 @@ def score(model: Any, prompts: list[Prompt], outputs: list[Prompt]) -> torch.Ten
     return torch.cat(scores)
 
 
-def compare(path: str, name: str) -> list[Distance]:
+def compare(path: str, name: str, temperature: float) -> list[Distance]:
     """Measure one model on prompts of mixed lengths and on prompts under one prefix."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     auto: Any = AutoModelForCausalLM
@@ -112,7 +110,7 @@ def compare(path: str, name: str) -> list[Distance]:
     )
     found = []
     for case, (prompts, grouped) in cases.items():
-        sampled = sample(config, prompts, grouped=grouped)
+        sampled = sample(config, prompts, temperature=temperature, grouped=grouped)
         outputs = [output for output, _ in sampled]
         ours = torch.tensor([value for _, values in sampled for value in values])
         narrow, exact = (
@@ -184,6 +182,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", action="append", default=[])
     parser.add_argument("--tiny", action="store_true", help="random models as well")
+    parser.add_argument(
+        "--temperature", type=float, default=0.6, help="default: that of the speed benchmarks"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found: list[Distance] = []
@@ -192,7 +193,7 @@ def main() -> int:
         if args.tiny:
             models += _tiny_models(Path(folder))
         for path, name in models:
-            found += compare(path, name)
+            found += compare(path, name, args.temperature)
     if args.json is not None:
         args.json.write_text(json.dumps([asdict(item) for item in found], indent=1) + "\n")
     return 0
