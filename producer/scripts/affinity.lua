@@ -5,7 +5,7 @@
 local HOME_MS, MAX_PREFIX_BYTES, SPARED_SHARE = 600000, 128, 0.2
 local affinity = { ms = 0, worker = '', held = {}, now = 0, retry_ms = nil, waits = false,
   holds_back = false }
-local seen = {}
+local seen, homes = {}, {}
 
 local function is_prefix(prefix)
   return affinity.ms > 0 and prefix ~= '' and #prefix <= MAX_PREFIX_BYTES
@@ -13,7 +13,10 @@ end
 
 -- The worker other than this one that a prefix is at home with, if it lives and goes on pulling.
 local function home_elsewhere(prefix)
-  local home = redis.call('GET', K.home .. prefix)
+  if homes[prefix] == nil then
+    homes[prefix] = redis.call('GET', K.home .. prefix)
+  end
+  local home = homes[prefix]
   if not home or home == affinity.worker then
     return nil
   end

@@ -20,11 +20,15 @@ local function ring()
 end
 
 -- A bell for one worker; it expires, because that one may never listen again.
+local function is_woken(worker)
+  return redis.call('LLEN', K.wake .. worker) > 0
+end
+
 local function wake(worker)
-  if redis.call('LLEN', K.wake .. worker) == 0 then
+  if not is_woken(worker) then
     redis.call('LPUSH', K.wake .. worker, '1')
+    redis.call('PEXPIRE', K.wake .. worker, 5000)
   end
-  redis.call('PEXPIRE', K.wake .. worker, 5000)
 end
 
 -- Dead letters are for people: the newest ten thousand, bodies cut at 64 kB.

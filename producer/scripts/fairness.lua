@@ -77,8 +77,8 @@ local function add_time(priority, tenant, amount)
   end
 end
 
-local function begin_holding(priority, tenant)
-  if redis.call('HINCRBY', K.holding .. priority, tenant, 1) == 1 then
+local function begin_holding(priority, tenant, num_jobs)
+  if redis.call('HINCRBY', K.holding .. priority, tenant, num_jobs) == num_jobs then
     local time = redis.call('ZSCORE', K.backlog .. priority, tenant)
       or redis.call('ZSCORE', K.resting .. priority, tenant)
     redis.call('ZADD', K.running .. priority, math.max(tonumber(time) or 0, floor_of(priority)),

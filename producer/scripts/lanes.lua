@@ -1,5 +1,5 @@
--- The lanes of the tenants with the least virtual time, as seen by one pull: entries are read four at
--- a time, and only of a lane that is picked.
+-- The lanes of the tenants with the least virtual time, as seen by one pull: entries are read only of a
+-- lane that is picked, four at first and then sixteen at a time.
 local function fairest_lanes(priority, count)
   local lanes = {}
   local first = redis.call('ZRANGE', K.backlog .. priority, 0, count - 1, 'WITHSCORES')
@@ -12,7 +12,8 @@ end
 
 local function next_entry(lane)
   if lane.at > #lane.entries then
-    lane.entries = redis.call('XRANGE', lane.stream, lane.after, '+', 'COUNT', 4)
+    lane.entries = redis.call('XRANGE', lane.stream, lane.after, '+', 'COUNT',
+      lane.after == '-' and 4 or 16)
     lane.at = 1
   end
   local entry = lane.entries[lane.at]

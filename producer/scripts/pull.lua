@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
---@use base fairness drain waiting ending owning entry lanes affinity room
+--@use base fairness drain waiting ending owning entry lanes affinity room taking
 -- Take as many jobs as fit the budget, fairest first. Bounded: 16 tenants per priority, 64 entries.
 local worker, serial = ARGV[1], ARGV[2]
 local total_pages, max_jobs, may_overflow = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
@@ -83,21 +83,13 @@ end
 local function take(found, record, stream, id, priority, in_lane, need, shared, charge, overflow)
   local job, tenant = found.job, found.tenant
   local epoch, attempts = tonumber(record[2]) + 1, tonumber(record[3])
-  local charged = tonumber(record[6]) or 0
-  tokens_pulled = tokens_pulled + (tonumber(record[10]) or 0)
-  begin_holding(priority, tenant)
-  redis.call('HSET', K.held .. worker, job, epoch)
-  drop_entry(stream, id, priority, in_lane and tenant or nil)
-  unload(job, tenant, priority)
-  redis.call('HSET', K.job .. job, 'state', 'held', 'epoch', epoch, 'owner', worker,
-    'stream', '', 'entry', '')
-  settle(found.prefix)
-  local time = 0
-  if charged == 0 then
-    time = charge / (tonumber(record[7]) or 1)
-    redis.call('HSET', K.job .. job, 'charge', charge)
-    add_time(priority, tenant, time)
-  end
+  local queued, is_charged = tonumber(record[10]), (tonumber(record[6]) or 0) > 0
+  local time = is_charged and 0 or charge / (tonumber(record[7]) or 1)
+  tokens_pulled = tokens_pulled + (queued or 0)
+  local entries = entries_of(stream, priority, in_lane and tenant or nil)
+  entries[#entries + 1] = id
+  note_taken(job, epoch, priority, tenant, found.prefix, queued, not is_charged and charge or nil,
+    time)
   if attempts >= SUSPECT_ATTEMPTS then
     redis.call('HSET', K.worker .. worker, 'suspect', job)
     redis.call('HDEL', K.worker .. worker, 'claim')
@@ -195,6 +187,7 @@ if claim then
     local in_lane = record[3] == K.lane .. record[5] .. ':' .. record[6]
     if entry then
       consider(record[3], entry[1], entry[2], record[5], in_lane and record[6] or nil)
+      write_taken(worker)
     end
   end
 end
@@ -210,6 +203,7 @@ for class = 0, last_class do
     consider(K.front .. priority, entry[1], entry[2], priority, nil)
   end
 end
+write_taken(worker)
 
 local function consider_spared(entry, urge)
   consider(entry.stream, entry.id, entry.fields, entry.priority, entry.tenant, urge)
@@ -263,6 +257,7 @@ for class = 0, last_class do
     end
     consider_spared(entry, 'hasty')
   end
+  write_taken(worker)
   if touched then
     raise_floor(priority)
   end

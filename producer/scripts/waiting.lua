@@ -1,4 +1,5 @@
 -- Jobs that wait: their entry in a lane or front list, and the load they add to the queue's bounds.
+-- `queued` of a record is what its job adds; empty once it adds nothing.
 local function add_load(tenant, priority, tokens, jobs)
   local total = redis.call('HINCRBY', K.load, 'tokens', tokens)
   redis.call('HINCRBY', K.load, 'jobs', jobs)
@@ -15,29 +16,36 @@ end
 -- then, because they leave the job to that one.
 local function wake_home(prefix)
   local home = redis.call('GET', K.home .. prefix)
-  if home and redis.call('HGET', K.worker .. home, 'room') == '1'
+  if home and not is_woken(home) and redis.call('HGET', K.worker .. home, 'room') == '1'
     and redis.call('EXISTS', K.alive .. home) == 1 then
     wake(home)
   end
 end
 
--- Put a job into its lane or, with `front`, into the list that every pull empties first.
--- The record must hold its costs; its load counts from here on until `unload`.
-local function wait_in(job, tenant, priority, front)
-  local cost = redis.call('HMGET', K.job .. job, 'prompt', 'output', 'n', 'logged', 'prefix')
+-- Append a job's entry to its lane or, with `front`, to the list that every pull empties first, and
+-- tell who may care; returns the stream and the entry's id. The record has to name both.
+local function add_entry(job, tenant, priority, front, cost)
   local stream = front and K.front .. priority or K.lane .. priority .. ':' .. tenant
   local entry = redis.call('XADD', stream, '*', 'v', 1, 'job', job, 'tenant', tenant,
-    'prompt', cost[1], 'output', cost[2], 'n', cost[3], 'logged', cost[4] or 0,
-    'prefix', cost[5] or '')
-  redis.call('HSET', K.job .. job, 'state', 'waiting', 'stream', stream, 'entry', entry,
-    'owner', '')
+    'prompt', cost.prompt, 'output', cost.output, 'n', cost.n, 'logged', cost.logged,
+    'prefix', cost.prefix)
   if not front then
     enter_backlog(priority, tenant)
-    if cost[5] and cost[5] ~= '' then
-      wake_home(cost[5])
+    if cost.prefix ~= '' then
+      wake_home(cost.prefix)
     end
   end
   ring()
+  return stream, entry
+end
+
+-- Let a job wait whose record holds its costs; its load counts from here on until `unload`.
+local function wait_in(job, tenant, priority, front)
+  local record = redis.call('HMGET', K.job .. job, 'prompt', 'output', 'n', 'logged', 'prefix')
+  local stream, entry = add_entry(job, tenant, priority, front, { prompt = record[1],
+    output = record[2], n = record[3], logged = record[4] or 0, prefix = record[5] or '' })
+  redis.call('HSET', K.job .. job, 'state', 'waiting', 'stream', stream, 'entry', entry,
+    'owner', '')
 end
 
 local function load_job(job, tenant, priority, tokens)
@@ -47,21 +55,25 @@ end
 
 local function unload(job, tenant, priority)
   local queued = redis.call('HGET', K.job .. job, 'queued')
-  if queued then
-    redis.call('HDEL', K.job .. job, 'queued')
+  if queued and queued ~= '' then
+    redis.call('HSET', K.job .. job, 'queued', '')
     add_load(tenant, priority, -queued, -1)
   end
 end
 
--- Delete an entry; an emptied stream goes with it, and an emptied lane leaves the backlog.
-local function drop_entry(stream, entry, lane_priority, lane_tenant)
-  redis.call('XDEL', stream, entry)
+-- Delete entries; an emptied stream goes with them, and an emptied lane leaves the backlog.
+local function drop_entries(stream, entries, lane_priority, lane_tenant)
+  redis.call('XDEL', stream, unpack(entries))
   if redis.call('XLEN', stream) == 0 then
     redis.call('DEL', stream)
     if lane_tenant then
       leave_backlog(lane_priority, lane_tenant)
     end
   end
+end
+
+local function drop_entry(stream, entry, lane_priority, lane_tenant)
+  drop_entries(stream, { entry }, lane_priority, lane_tenant)
 end
 
 -- Take a waiting or delayed job out of wherever it waits.
