@@ -32,6 +32,22 @@ class EventStream(AsyncIterator[Event]):
     subscription go when it is collected.
     """
 
+    __slots__ = (
+        "_channel",
+        "_cursor",
+        "_heard",
+        "_hub",
+        "_is_ended",
+        "_job_id",
+        "_live",
+        "_logged",
+        "_must_read",
+        "_open_timeout_s",
+        "_replay",
+        "_silence_s",
+        "_subscription",
+    )
+
     def __init__(
         self,
         hub: SubscriptionHub,
@@ -69,11 +85,7 @@ class EventStream(AsyncIterator[Event]):
             elif live.events:
                 event = live.take()
             else:
-                waiter = live.wait(self._silence_s)
-                try:
-                    await waiter
-                finally:
-                    live.waiter = None
+                await live.wait(self._silence_s)
                 if not live.events:
                     self._end_live(live)
                     continue

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.bell import Bell
+
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from tokenbus.producer.events import Event
 
 # From this many waiting events on, neighbours are merged.
@@ -21,6 +26,8 @@ class Subscription:
     """
 
     __slots__ = (
+        "_bell",
+        "_loop",
         "_max_tokens",
         "_num_tokens",
         "_timer",
@@ -29,22 +36,26 @@ class Subscription:
         "error",
         "events",
         "has_hole",
-        "waiter",
     )
 
     def __init__(self, channel: bytes, max_tokens: int) -> None:
+        """Belong to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._bell = Bell(self._loop)
         self.channel = channel
         self.events: deque[Event] = deque()
         self.has_hole = False
         self.error: Exception | None = None
-        self.waiter: asyncio.Future[None] | None = None
         self._max_tokens = max_tokens
         self._num_tokens = 0
         self._waiting_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def put(self, event: Event) -> None:
-        """Add a live event; a consumer that is too slow gets a hole instead of a long buffer."""
+        """Add a live event and run the task on that waits for it.
+
+        A consumer that is too slow gets a hole instead of a long buffer.
+        """
         if self.has_hole:
             return
         self._num_tokens += len(event.ids)
@@ -58,9 +69,7 @@ class Subscription:
                 events[-1] = merged
                 return
         events.append(event)
-        waiter = self.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._bell.ring()
 
     def take(self) -> Event:
         """Return the oldest event; there is one."""
@@ -73,46 +82,42 @@ class Subscription:
         self.events.clear()
         self._num_tokens = 0
         self.has_hole = True
-        self._wake()
+        self._bell.ring_soon()
 
     def fail(self, error: Exception) -> None:
         """Let the stream raise `error` once it has taken what waits."""
         self.error = error
-        self._wake()
+        self._bell.ring_soon()
 
     def stop(self) -> None:
         """Let go of the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def wait(self, silence_s: float) -> asyncio.Future[None]:
-        """Return what is done once there is an event, a hole, an error, or silence for so long.
+    def wait(self, silence_s: float) -> Awaitable[None]:
+        """Return what ends once there is an event, a hole, an error, or silence for so long.
 
-        Whoever has waited takes `waiter` back. Raises: RuntimeError where another waits already.
+        Raises: RuntimeError where another waits already.
         """
-        if self.waiter is not None:
+        bell = self._bell
+        if bell.is_awaited:
             raise RuntimeError("the stream is being read by another task")
-        loop = asyncio.get_running_loop()
-        waiter = self.waiter = loop.create_future()
         if self.has_hole or self.error is not None:
-            waiter.set_result(None)
-            return waiter
-        self._waiting_since = loop.time()
+            done = self._loop.create_future()
+            done.set_result(None)
+            return done
+        self._waiting_since = monotonic()
         if self._timer is None:
-            self._timer = loop.call_later(silence_s, self._look, loop, silence_s)
-        return waiter
+            self._timer = self._loop.call_later(silence_s, self._look, silence_s)
+        return bell
 
-    def _wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    def _look(self, loop: asyncio.AbstractEventLoop, silence_s: float) -> None:
+    def _look(self, silence_s: float) -> None:
         """End a wait that was silent; one timer serves all waits of that time, which are many."""
         self._timer = None
-        if self.waiter is None:
+        if not self._bell.is_awaited:
             return
-        left_s = self._waiting_since + silence_s - loop.time()
+        left_s = self._waiting_since + silence_s - monotonic()
         if left_s > 0:
-            self._timer = loop.call_later(left_s, self._look, loop, silence_s)
+            self._timer = self._loop.call_later(left_s, self._look, silence_s)
         else:
-            self._wake()
+            self._bell.ring()

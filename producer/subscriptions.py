@@ -197,5 +197,10 @@ class SubscriptionHub:
             event = Event.parse(body)
         except (ValueError, KeyError, TypeError):
             return
-        for stream in streams:
+        if len(streams) == 1:
+            (stream,) = streams
+            stream.put(event)
+            return
+        # A task that runs on may end its stream, or open another.
+        for stream in tuple(streams):
             stream.put(event)
