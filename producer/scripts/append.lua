@@ -18,19 +18,6 @@ local function write(log, job, id, belt, entry, message)
   call(PUBLISH, CHANNEL .. job, message)
 end
 
--- A log only ever grows, and every writer but the caller adds an entry of its own. So a log with as
--- many entries as the caller left in it ends where the caller left it, which costs a quarter of
--- reading its tail. After a rollback the count could be right by accident: then the server was
--- away and the caller has to take over first, and a zombie's entry is refused by the order of ids.
-local function append_counted(job, start, id, entries, belt, entry, message)
-  local log = LOG .. job
-  if entries == 0 or call('XLEN', log) ~= entries then
-    return false
-  end
-  write(log, job, id, belt, entry, message)
-  return true
-end
-
 local function append_compared(job, start, id, _, belt, entry, message)
   local log = LOG .. job
   local tail = tail_of(log)
@@ -56,17 +43,38 @@ local function append_compared(job, start, id, _, belt, entry, message)
 end
 
 local items = cmsgpack.unpack(ARGV[3])
+local first, count = 1, #items
+
+-- A log only ever grows, and every writer but the caller adds an entry of its own. So a log with as
+-- many entries as the caller left in it ends where the caller left it, which costs a quarter of
+-- reading its tail. After a rollback the count could be right by accident: then the server was
+-- away and the caller has to take over first, and a zombie's entry is refused by the order of ids.
+--
+-- Goes on from `first` to the first item of which that cannot be said. One loop for all of them:
+-- a function and a pcall for each cost a fifth of the whole.
+local function append_counted()
+  while first <= count do
+    local job, entries = items[first], items[first + 3]
+    local log = LOG .. job
+    if entries == 0 or call('XLEN', log) ~= entries then
+      return
+    end
+    write(log, job, items[first + 2], items[first + 4], items[first + 5], items[first + 6])
+    first = first + COLUMNS
+  end
+end
+
 local out = {}
-for first = 1, #items, COLUMNS do
-  local ok, done = pcall(append_counted, unpack(items, first, first + COLUMNS - 1))
-  if not (ok and done) then
-    local reply
-    ok, reply = pcall(append_compared, unpack(items, first, first + COLUMNS - 1))
+while first <= count do
+  pcall(append_counted)
+  if first <= count then
+    local ok, reply = pcall(append_compared, unpack(items, first, first + COLUMNS - 1))
     if not ok then
       reply = failed(reply)
     end
     table.insert(reply, 1, (first - 1) / COLUMNS)
     out[#out + 1] = reply
+    first = first + COLUMNS
   end
 end
 return out
