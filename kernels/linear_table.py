@@ -1,4 +1,4 @@
-"""Which layout each shape of small linear runs best in; None where cuBLAS is faster.
+"""Which layout each shape of small linear runs best in; None where step by step is faster.
 
 Swept on an H200 over the layers of sixteen models from 135M to 14B parameters, 1 and 8 rows, with
 the fusions of a decoder layer: up to 37 layouts for each of 57 shapes. What the rules below pick is
@@ -62,9 +62,6 @@ def choose_tuning(
         return _for_gate(width_in, width_out)
     if role is LinearRole.NORM:
         return _behind_norm(width_in, width_out)
-    if role is LinearRole.PLAIN and width_in >= 2048 and width_out > 2048:
-        # Bare cuBLAS is as fast, and there is no other launch to save.
-        return None
     return _before_sum(width_in, width_out)
 
 
@@ -95,7 +92,7 @@ def _for_one_row_before_sum(width_in: int, width_out: int) -> LinearTuning:
     return LinearTuning(2, 1024, 2)
 
 
-def _for_gate(width_in: int, width_out: int) -> LinearTuning:
+def _for_gate(width_in: int, width_out: int) -> LinearTuning | None:
     early = 4 * width_in * width_out < _EARLY_BYTES
     if width_in <= 1024 and width_out <= 4096:
         return LinearTuning(32, 256, 4, stages=4, early=early)
@@ -105,6 +102,9 @@ def _for_gate(width_in: int, width_out: int) -> LinearTuning:
     while ceil_div(width_out, 2 * rounds * _PROCESSORS) > 32:
         rounds += 1
     width = ceil_div(width_out, 2 * rounds * _PROCESSORS)
+    if width <= 20:
+        # Too much of each tile would stay empty; see gated_linear.
+        return None
     return LinearTuning(32, 256, 4, stages=3, early=early, width=width)
 
 
