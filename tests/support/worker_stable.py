@@ -12,7 +12,11 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
+
+import engine_stem
+from chaos_scale import IS_SHORT
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,14 +25,14 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1
 _PATIENCE_S = 60.0
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    [
-        "tokenbus.worker.supervisor",
-        "tokenbus.worker.assembly",
-        "tokenbus.engine.null_tokenizer",
-        "transformers.models.auto.tokenization_auto",
-    ]
-)
+IMPORTS = [
+    "tokenbus.worker.supervisor",
+    "tokenbus.worker.assembly",
+    "tokenbus.engine.null_tokenizer",
+    "transformers.models.auto.tokenization_auto",
+    *([] if IS_SHORT else engine_stem.IMPORTS),
+]
+_FORKS.set_forkserver_preload(IMPORTS)
 
 
 def _work(values: dict[str, Any], clock_error_s: float) -> None:
@@ -41,7 +45,18 @@ def _work(values: dict[str, Any], clock_error_s: float) -> None:
 
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if not IS_SHORT and values.get("engine") == "paged":
+            engine_stem.plant()
+    Thread(target=_die_with_tests, name="tests' end", daemon=True).start()
     sys.exit(run_worker(WorkerSettings.load(**values)))
+
+
+def _die_with_tests() -> None:
+    """End the worker with the process of its tests, which the forking process may outlive."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +99,12 @@ class ForkedWorker:
 
     def _children(self, module: str) -> list[int]:
         listed = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in listed}
-        return [pid for pid, command in commands.items() if module.encode() in command]
+        names = {
+            int(pid): Path(f"/proc/{pid}/cmdline").read_bytes()
+            + Path(f"/proc/{pid}/comm").read_bytes()
+            for pid in listed
+        }
+        return [pid for pid, name in names.items() if module.encode() in name]
 
 
 @asynccontextmanager
