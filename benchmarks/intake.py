@@ -55,7 +55,7 @@ BUDGET = Budget(
 NUM_OUTPUT = 128
 # Rounds of the whole way, the first of which warms everything up.
 NUM_ROUNDS = 4
-# Until all streams run, and until the engine is idle and has written its log.
+# Until the engine is idle and has written its log.
 _SETTLE_S = 1.5
 
 
@@ -158,7 +158,9 @@ def _start_worker(
     return subprocess.Popen([*command, "--redis", redis_url, "--pool", pool], env=os.environ | env)
 
 
-async def _round(client: AsyncClient, worker: int, num_jobs: int, folder: str, idx: int) -> None:
+async def _round(
+    client: AsyncClient, worker: int, held: str, num_jobs: int, folder: str, idx: int
+) -> None:
     """Send all jobs once and print when the engine process had them."""
     given = requests(num_jobs, idx, NullConfig().vocab_size)
     redis = client.scripts.redis
@@ -169,7 +171,7 @@ async def _round(client: AsyncClient, worker: int, num_jobs: int, folder: str, i
         jobs += await client.submit_many(given[first : first + BATCH])
     submitted_ms = (time.monotonic() - started_at) * 1e3
     own_s = time.process_time() - own_s
-    await asyncio.sleep(_SETTLE_S)
+    await _until_held(client, held, num_jobs)
     spent = (await cpu_times(redis, [worker])).since(before)
     for job in jobs:
         if isinstance(job, ProducerError):
@@ -188,10 +190,20 @@ async def _round(client: AsyncClient, worker: int, num_jobs: int, folder: str, i
           f"submitted after {submitted_ms:6.1f}; {cpu}")  # fmt: skip
 
 
-async def _until_pulling(client: AsyncClient) -> None:
+async def _held_key(client: AsyncClient) -> str:
+    """Wait for the worker and return where the server has what it holds."""
     scripts = client.scripts
-    while not (await read_status(scripts.redis, scripts.keys)).workers:  # noqa: ASYNC110 -- remote
+    while not (found := (await read_status(scripts.redis, scripts.keys)).workers):  # noqa: ASYNC110
         await asyncio.sleep(0.1)
+    return scripts.keys.of("held", found[0])
+
+
+async def _until_held(client: AsyncClient, held: str, num_jobs: int) -> None:
+    """Wait until the worker has pulled all jobs and handed them on."""
+    redis: Any = client.scripts.redis
+    while await redis.hlen(held) < num_jobs:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
 
 
 async def measure_way(num_jobs: int, publishers: str) -> None:
@@ -201,13 +213,13 @@ async def measure_way(num_jobs: int, publishers: str) -> None:
         worker = _start_worker(server.url, POOL, folder, publishers)
         try:
             async with await AsyncClient.connect(server.url, pool=POOL) as client:
-                await _until_pulling(client)
+                held = await _held_key(client)
                 print(
                     "ms from the first submit until the engine process has a job; us of CPU a job"
                 )
-                print("of producer / server / worker / publishers until all streams run:")
+                print("of producer / server / worker / publishers until all are there:")
                 for idx in range(NUM_ROUNDS):
-                    await _round(client, worker.pid, num_jobs, folder, idx)
+                    await _round(client, worker.pid, held, num_jobs, folder, idx)
         finally:
             worker.terminate()
             worker.wait()

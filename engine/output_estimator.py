@@ -22,6 +22,12 @@ class _Lane:
     count: int = 0
     mean: float = 0.0
     variance: float = 0.0
+    estimate: float = math.inf
+
+    def estimate_anew(self) -> None:
+        """Follow mean and variance; asked for far more often than they change."""
+        if self.count >= _MIN_SAMPLES:
+            self.estimate = max(1, math.ceil(self.mean + _DEVIATIONS * math.sqrt(self.variance)))
 
 
 class OutputEstimator:
@@ -41,6 +47,7 @@ class OutputEstimator:
         delta = num_output_tokens - entry.mean
         entry.mean += weight * delta
         entry.variance = (1 - weight) * (entry.variance + weight * delta * delta)
+        entry.estimate_anew()
 
     def correct(self, lane: str, num_output_tokens: int) -> None:
         """Raise the estimate after a preemption: a running output is already this long."""
@@ -48,11 +55,11 @@ class OutputEstimator:
         if entry is not None and entry.count >= _MIN_SAMPLES:
             excess = max(0.0, num_output_tokens - entry.mean)
             entry.variance = max(entry.variance, excess * excess)
+            entry.estimate_anew()
 
     def expected(self, lane: str, max_tokens: int) -> int:
         """Return the output tokens to reserve for a new job of this lane, at most `max_tokens`."""
         entry = self._lanes.get(lane)
-        if entry is None or entry.count < _MIN_SAMPLES:
+        if entry is None or entry.estimate > max_tokens:
             return max_tokens
-        estimate = entry.mean + _DEVIATIONS * math.sqrt(entry.variance)
-        return max(1, min(max_tokens, math.ceil(estimate)))
+        return int(entry.estimate)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from tokenbus.engine import errors as engine_errors
 from tokenbus.worker.child_process import spawn
 from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
+from tokenbus.worker.frame_writer import FrameWriter
 from tokenbus.worker.handoff import (
+    AddRequest,
     Beat,
     EngineReady,
     EngineRefused,
@@ -59,7 +61,7 @@ class EngineLink:
         self._start = start
         self._on_report = on_report
         self._process: asyncio.subprocess.Process | None = None
-        self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
         self._ready: asyncio.Future[EngineReady] | None = None
         self._died = asyncio.Event()
         self._refusal: EngineRefused | None = None
@@ -76,9 +78,10 @@ class EngineLink:
         """
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
-        self._process, self._transport = await spawn(
+        self._process, transport = await spawn(
             "tokenbus.worker.engine_process", lambda: _Wire(self._take, self._lost)
         )
+        self._writer = FrameWriter(transport)
         self.send(self._start)
         try:
             async with asyncio.timeout(timeout_s):
@@ -120,8 +123,12 @@ class EngineLink:
 
     def send(self, command: Command) -> None:
         """Queue a command; one to a dead engine is dropped, its jobs are handed back anyway."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(command))
+        if self._writer is None:
+            return
+        if isinstance(command, AddRequest):
+            self._writer.send_soon(encode_frame(command))
+        else:
+            self._writer.send(encode_frame(command))
 
     async def wait_died(self) -> EngineDied:
         """Wait until the process ends and describe how."""
@@ -138,8 +145,8 @@ class EngineLink:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-        if self._transport is not None:
-            self._transport.close()
+        if self._writer is not None:
+            self._writer.close()
         await self._reap()
 
     async def _reap(self) -> int | None:

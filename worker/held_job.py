@@ -76,6 +76,8 @@ class HeldJob:
     def __init__(self, pulled: PulledJob, request_id: int) -> None:
         self.pulled = pulled
         self.job_id = pulled.job_id
+        # Under which output lengths are learned.
+        self.lane = f"{pulled.priority}:{pulled.tenant}"
         self.epoch = pulled.epoch
         self.request_id = request_id
         self.phase = Phase.PULLED
@@ -100,11 +102,6 @@ class HeldJob:
         self.timings = Timings()
 
     @property
-    def lane(self) -> str:
-        """Name the lane under which output lengths are learned."""
-        return f"{self.pulled.priority}:{self.pulled.tenant}"
-
-    @property
     def last(self) -> int:
         """Return the index of the last token delivered."""
         return sum(self.lengths)
@@ -117,8 +114,11 @@ class HeldJob:
     @property
     def is_in_engine(self) -> bool:
         """Tell whether the engine has admitted it and lets it hold pages."""
-        is_admitted = self.timings.admitted_at is not None
-        return is_admitted and self.phase is Phase.RUNNING and not self.is_preempted
+        return (
+            self.phase is Phase.RUNNING
+            and self.timings.admitted_at is not None
+            and not self.is_preempted
+        )
 
     @property
     def num_rows(self) -> int:

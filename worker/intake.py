@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.held_prefixes import HeldPrefixes
     from tokenbus.worker.lease import Lease
-    from tokenbus.worker.ledger import Ledger
+    from tokenbus.worker.ledger import Ledger, Room
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.roster import Roster
     from tokenbus.worker.session import Session
@@ -46,9 +47,8 @@ MAX_WAIT_S = 1.0
 # server 14 us.
 URGENT_LOOK_S = 0.25
 LAST_CLASS = NUM_PRIORITIES - 1
-# Answers of a pull that has looked at everything it was given.
+# Answers of a pull that has looked at everything it was given, and those after which one follows.
 NORMAL = (PullStatus.JOBS, PullStatus.EMPTY, PullStatus.FULL, PullStatus.SPARED)
-# Answers after which the next pull is made at once.
 AT_ONCE = (PullStatus.JOBS, PullStatus.RECONCILE)
 
 
@@ -84,10 +84,10 @@ class Intake:
         self._worker = worker
         self._settings = settings
         self._metrics = metrics
+        self._log = get_logger()
         self._pages_changed = asyncio.Event()
         self._head_of_line_since: float | None = None
         self._line_is_offered = False
-        self._log = get_logger()
         self.open_log: Callable[[HeldJob], None] = nobody
 
     def pages_changed(self) -> None:
@@ -102,17 +102,16 @@ class Intake:
                 await self._session.opened()
                 self._pages_changed.clear()
                 self._start_head_of_line()
-                last_priority = self._last_priority()
-                if last_priority < 0:
-                    await self._wait_for_pages()
-                    continue
                 try:
-                    pulled = await self._pull(tasks, last_priority)
+                    last_priority, pulled = await self._pull(tasks)
                 except SessionLost:
                     continue
                 except RedisError as error:
                     self._log.exception("queue.pull_refused")
                     self._session.lose(f"the pull was refused: {error}")
+                    continue
+                if pulled is None:
+                    await self._wait_for_pages()
                     continue
                 if last_priority == LAST_CLASS and pulled.status in AT_ONCE:
                     continue
@@ -123,7 +122,7 @@ class Intake:
                 else:
                     await self._wait_after(pulled)
 
-    def _last_priority(self) -> int:
+    def _last_priority(self, room: Room) -> int:
         """Return the last class to pull, -1 for none.
 
         Without room it is one that goes before something that runs, as the head-of-line job; and
@@ -131,7 +130,7 @@ class Intake:
         """
         if not self._starter.can_start or self._clearance.is_parking:
             return -1
-        if self._ledger.free_rows() < 1 or self._ledger.budget() < 1:
+        if room.rows < 1 or room.pages < 1:
             return -1 if self._line_is_taken() else self._clearance.lowest_priority() - 1
         since = self._head_of_line_since
         passes = since is None or (time.monotonic() - since) * 1e3 < self._settings.hol_bypass_ms
@@ -146,12 +145,18 @@ class Intake:
         if not any(job.is_waiting for job in waiting):
             self._head_of_line_since = None
 
-    async def _pull(self, tasks: asyncio.TaskGroup, last_priority: int) -> Pulled:
-        """Pull once and register what came before anyone else may look at what we hold."""
+    async def _pull(self, tasks: asyncio.TaskGroup) -> tuple[int, Pulled | None]:
+        """Pull once and register what came before anyone else may look at what we hold.
+
+        Returns: the last class that was pulled, and what came; None where nothing may be pulled.
+        """
         async with self._lease.custody():
-            asked_at = time.monotonic()
+            asked_at, room = time.monotonic(), self._ledger.room()
+            last_priority = self._last_priority(room)
+            if last_priority < 0:
+                return last_priority, None
             takes_head_of_line = not self._line_is_taken()
-            budget = self._budget(last_priority, takes_head_of_line)
+            budget = self._budget(room, last_priority, takes_head_of_line)
             self._line_is_offered = takes_head_of_line
             # Until the answer is here, nobody else may count on what the pull was told is free.
             self._ledger.offered_pages = budget.pages
@@ -178,22 +183,20 @@ class Intake:
         if pulled.status in NORMAL:
             self._prefixes.told(budget.lost_prefixes)
         self._metrics.pulls_spared += pulled.status is PullStatus.SPARED
-        match pulled.status:
-            case PullStatus.RECONCILE:
-                self._session.lose("another serial is current")
-            case PullStatus.CLEAR:
-                self._clearance.clear_for_suspect()
-            case _:
-                self._clearance.nothing_claimed()
-        return pulled
+        if pulled.status is PullStatus.RECONCILE:
+            self._session.lose("another serial is current")
+        elif pulled.status is PullStatus.CLEAR:
+            self._clearance.clear_for_suspect()
+        else:
+            self._clearance.nothing_claimed()
+        return last_priority, pulled
 
-    def _budget(self, last_priority: int, takes_head_of_line: bool) -> Budget:
+    def _budget(self, room: Room, last_priority: int, takes_head_of_line: bool) -> Budget:
         """Say what there is room for, and whose prefixes lie in the cache."""
         cached = self._prefixes.held()
-        carried = self._ledger.carried_prefixes()
-        free_rows = max(0, self._ledger.free_rows())
+        free_rows = max(0, room.rows)
         return Budget(
-            pages=max(0, self._ledger.budget()) if last_priority == LAST_CLASS else 0,
+            pages=max(0, room.pages) if last_priority == LAST_CLASS else 0,
             page_size=self._ledger.page_size,
             total_pages=self._ledger.total_pages,
             max_jobs=max(1, min(self._settings.max_pull_jobs, free_rows)),
@@ -201,7 +204,7 @@ class Intake:
             expected_output=self._ledger.expected_outputs(),
             last_priority=last_priority,
             cached=cached,
-            idle=cached.keys() - carried,
+            idle=cached.keys() - room.carried,
             lost_prefixes=self._prefixes.lost(),
             affinity_ms=self._settings.affinity_ms,
             max_rows=free_rows,
@@ -276,15 +279,12 @@ class Intake:
         """Write the failed events of entries that the pull refused."""
         for ending in endings:
             self._log.warning("job.dead_lettered", job_id=ending.job_id, finish=ending.finish)
-            await self._end_one(ending, asked_at)
-
-    async def _end_one(self, ending: Ending, asked_at: float) -> None:
-        try:
-            await self._session.call(lambda: self._chains.end_unowned(ending, asked_at))
-        except SessionLost:
-            return
-        except RedisError:
-            self._log.exception("job.end_refused", job_id=ending.job_id)
+            try:
+                await self._session.call(partial(self._chains.end_unowned, ending, asked_at))
+            except SessionLost:
+                continue
+            except RedisError:
+                self._log.exception("job.end_refused", job_id=ending.job_id)
 
     async def _wait_after(self, pulled: Pulled) -> None:
         wait_s = min(pulled.retry_ms / 1000 or MAX_WAIT_S, MAX_WAIT_S)

@@ -33,14 +33,31 @@ if TYPE_CHECKING:
     from tokenbus.worker.roster import Roster
 
 
+_LEAVING = (Phase.ENDING, Phase.COMMITTED, Phase.RETURNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What new jobs may be pulled for; `pages` is negative while over-admitted.
+
+    Of the `carried` prefixes the shared pages are held or promised: more jobs need only their own.
+    """
+
+    pages: int
+    rows: int
+    carried: set[str]
+
+
 @dataclass(slots=True)
 class _Tally:
     """Pages promised to jobs: `own` to each alone, `once` by prefix to all that share them.
 
-    The shared pages of `held` prefixes are in use; those of `freed` ones were, by jobs that leave.
+    `rows` are those of all jobs that are counted. The shared pages of `held` prefixes are in use;
+    those of `freed` ones were, by jobs that leave.
     """
 
     own: int = 0
+    rows: int = 0
     once: dict[str, int] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     freed: dict[str, int] = field(default_factory=dict)
@@ -76,37 +93,42 @@ class Ledger:
         """Return the pages that hold `num_tokens`."""
         return -(-num_tokens // self.page_size)
 
+    def room(self) -> Room:
+        """Look at every job once and say what new ones may be pulled for."""
+        tally = self._tally(None, ())
+        carried = tally.held.union(tally.once)
+        return Room(self._pages_beside(tally), self.max_rows - tally.rows, carried)
+
     def budget(self) -> int:
         """Return the pages that new jobs may be pulled for; negative while over-admitted."""
-        return self._pages_left(None, ())
+        return self._pages_beside(self._tally(None, ()))
 
     def free_rows(self) -> int:
         """Return the sequences that the engine could still run."""
-        rows = sum(job.num_rows for job in self._roster if not self._is_waiting(job))
-        return self.max_rows - rows
+        return self.max_rows - sum(job.num_rows for job in self._roster if not job.is_waiting)
 
     def cost(self, job: HeldJob) -> int:
         """Return the pages a job needs from its start, shared ones included."""
         prepared = job.prepared
         if prepared is None:
             return job.pulled.pages + job.pulled.shared_pages
-        params = prepared.params
+        num_choices, num_prompt = prepared.params.n, prepared.num_prompt_tokens
         expected = self.expected_output(job)
-        prompt = self.pages_for(prepared.num_prompt_tokens)
-        if params.n == 1:
-            return self.pages_for(prepared.num_prompt_tokens + expected)
+        if num_choices == 1:
+            return -(-(num_prompt + expected) // self.page_size)
         # Each choice but the first has a copy of the page in which the prompt ends.
-        num_copies = params.n - 1 if prepared.num_prompt_tokens % self.page_size else 0
-        return prompt + num_copies + params.n * self.pages_for(expected)
+        num_copies = num_choices - 1 if num_prompt % self.page_size else 0
+        return self.pages_for(num_prompt) + num_copies + num_choices * self.pages_for(expected)
 
     def expected_output(self, job: HeldJob) -> int:
         """Return the output tokens to count per choice: learned, and never less than is there."""
         if job.prepared is None:
             return 0
-        params = job.prepared.params
-        longest = job.longest_choice
-        expected = self.estimator.expected(job.lane, params.max_tokens)
-        return min(params.max_tokens, max(expected, longest + 1))
+        max_tokens = job.prepared.params.max_tokens
+        expected = self.estimator.expected(job.lane, max_tokens)
+        if expected == max_tokens:
+            return max_tokens
+        return min(max_tokens, max(expected, job.longest_choice + 1))
 
     def expected_outputs(self) -> dict[str, int]:
         """Return the learned output length of each lane seen lately, for the pull to count by."""
@@ -132,12 +154,13 @@ class Ledger:
         if self.offered_pages:
             return False
         others = (other for other in self._roster if other is not job)
-        return all(self._is_waiting(other) for other in others)
+        return all(other.is_waiting for other in others)
 
     def has_room(self, job: HeldJob, without: Collection[HeldJob] = ()) -> bool:
         """Tell whether a waiting job would have its pages and rows if others were given back."""
         rows = self.free_rows() + sum(other.num_rows for other in without)
-        return rows >= job.num_rows and self._pages_left(job, without) >= 0
+        # What those leave becomes free, but for what others that stay share with them.
+        return rows >= job.num_rows and self._pages_beside(self._tally(job, without)) >= 0
 
     def is_as_pulled(self, job: HeldJob) -> bool:
         """Tell whether a tokenised job needs no more than the pull counted for it."""
@@ -156,27 +179,20 @@ class Ledger:
         """Tell whether a tokenised job shares fewer pages than the pull took for granted."""
         return self.shares.pages_of(job) < job.pulled.shared_pages
 
-    def carried_prefixes(self) -> set[str]:
-        """Name the prefixes whose shared pages are held or promised: more jobs need only theirs."""
-        tally = self._tally(None, ())
-        return tally.held.union(tally.once)
-
-    def _pages_left(self, also: HeldJob | None, without: Collection[HeldJob]) -> int:
-        """Return the budget if the waiting job `also` started and those `without` were given back.
-
-        What the latter hold becomes free, but for what others that stay share with them.
-        """
-        tally = self._tally(also, without)
+    def _pages_beside(self, tally: _Tally) -> int:
+        """Return the pages that are left beside what was promised and what becomes free."""
         left = self.available_pages - self.reserve_pages - self.offered_pages - tally.own
         left -= sum(pages for name, pages in tally.once.items() if name not in tally.held)
         return left + sum(pages for name, pages in tally.freed.items() if name not in tally.held)
 
     def _tally(self, also: HeldJob | None, without: Collection[HeldJob]) -> _Tally:
+        """Sum up, as if the waiting job `also` started and those `without` were given back."""
         # What the pull was told is held stays promised should its holder go meanwhile.
         tally = _Tally(once=dict(self.offered_prefixes))
         for job in self._roster:
-            if self._is_waiting(job) and job is not also:
+            if job.is_waiting and job is not also:
                 continue
+            tally.rows += job.num_rows
             name, promised = job.pulled.prefix, self.promised(job)
             shared = self.shares.pages_of(job) if name else 0
             if job.is_in_engine:
@@ -196,7 +212,7 @@ class Ledger:
 
     def promised(self, job: HeldJob) -> int:
         """Return the pages that a job will still take, or that it gives back only later."""
-        if job.phase in (Phase.ENDING, Phase.COMMITTED, Phase.RETURNING):
+        if job.phase in _LEAVING:
             return self.held_pages(job) if job.was_added else 0
         cost = self.cost(job)
         if not job.is_in_engine:
@@ -224,16 +240,11 @@ class Ledger:
         """Return the pages of a job's tokens, but for the newest ones of each choice."""
         if job.prepared is None or job.taken is None:
             return 0
-        prompt = job.prepared.num_prompt_tokens
-        counts = [max(0, length - num_newest) for length in job.lengths]
-        if len(counts) == 1:
-            return self.pages_for(prompt + counts[0])
+        prompt, lengths = job.prepared.num_prompt_tokens, job.lengths
+        if len(lengths) == 1:
+            return -(-(prompt + max(0, lengths[0] - num_newest)) // self.page_size)
+        counts = [max(0, length - num_newest) for length in lengths]
         return self.pages_for(prompt) + sum(self.pages_for(count) for count in counts)
-
-    @staticmethod
-    def _is_waiting(job: HeldJob) -> bool:
-        """Tell whether a job is the head-of-line one, which has no pages yet."""
-        return job.is_waiting
 
 
 def _raise_to(pages: dict[str, int], name: str, count: int) -> None:

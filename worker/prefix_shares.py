@@ -71,9 +71,9 @@ class PrefixShares:
 
         Its last prompt token is always computed. Before it is tokenised, what the pull says.
         """
-        prefix = self._prefixes.get(job.pulled.prefix)
         if job.prepared is None:
             return job.pulled.shared_pages
+        prefix = self._prefixes.get(job.pulled.prefix)
         if prefix is None or job.request_id not in prefix.common:
             return 0
         return min(prefix.least, job.prepared.num_prompt_tokens - 1) // self._page_size

@@ -11,7 +11,7 @@ from tokenbus.engine.types import EngineLimits, SamplingParams
 from tokenbus.producer.replies import Pulled, PulledJob, PullStatus
 from tokenbus.producer.schema import JobRequest
 from tokenbus.worker.held_prefixes import HeldPrefixes
-from tokenbus.worker.intake import LAST_CLASS, Intake
+from tokenbus.worker.intake import Intake
 from tokenbus.worker.ledger import Ledger
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.prompt import PreparedJob
@@ -104,7 +104,7 @@ async def test_job_that_replaces_its_older_epoch_is_counted_before_a_waiting_one
     )
     waiting.lengths = [0]
     async with asyncio.TaskGroup() as tasks:
-        await intake._pull(tasks, LAST_CLASS)
+        await intake._pull(tasks)
     assert starter.started == []
     assert roster.get("again") is not None
     assert ledger.budget() == NUM_PAGES - again.pages

@@ -135,7 +135,7 @@ def test_shared_pages_are_promised_once(crowd: Crowd) -> None:
     assert crowd.ledger.budget() == 40 - 8 - 3
     crowd.stream(jobs[1], 1)
     assert crowd.ledger.budget() == 40 - 8 - 3
-    assert crowd.ledger.carried_prefixes() == {"p"}
+    assert crowd.ledger.room().carried == {"p"}
 
 
 def test_shared_pages_stay_promised_when_their_holder_ends(crowd: Crowd) -> None:
@@ -148,7 +148,7 @@ def test_shared_pages_stay_promised_when_their_holder_ends(crowd: Crowd) -> None
     assert crowd.ledger.budget() == 40 - 8 - 1 - 1
     crowd.roster.drop(holder)
     assert crowd.ledger.budget() == 40 - 8 - 1
-    assert crowd.ledger.carried_prefixes() == {"p"}
+    assert crowd.ledger.room().carried == {"p"}
 
 
 def test_ended_job_keeps_from_others_only_what_it_did_not_share(crowd: Crowd) -> None:
@@ -208,7 +208,7 @@ def test_idle_prefix_is_carried_by_nobody(crowd: Crowd) -> None:
     """When the last job has gone the first one of the next crowd is counted in full."""
     job = crowd.pull(5)
     crowd.roster.drop(job)
-    assert crowd.ledger.carried_prefixes() == set()
+    assert crowd.ledger.room().carried == set()
 
 
 def test_waiting_job_starts_when_its_own_pages_are_free(crowd: Crowd) -> None:

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.worker.child_process import spawn
 from tokenbus.worker.errors import PublisherDied
+from tokenbus.worker.frame_writer import FrameWriter
 from tokenbus.worker.handoff import FrameReader
-from tokenbus.worker.publishing.messages import Progress, Ready, decode_answer, encode_frame
+from tokenbus.worker.publishing.messages import (
+    Progress,
+    Ready,
+    TakeOver,
+    decode_answer,
+    encode_frame,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,7 +108,7 @@ class ProcessPress:
         self._configure = configure
         self._on_answer = on_answer
         self._process: asyncio.subprocess.Process | None = None
-        self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
         self._ready = asyncio.Event()
         self._cpu_s = 0.0
         self._asked_at = time.monotonic()
@@ -118,7 +125,8 @@ class ProcessPress:
 
         Raises: PublisherDied.
         """
-        self._process, self._transport = await spawn(_MODULE, lambda: _Wire(self))
+        self._process, transport = await spawn(_MODULE, lambda: _Wire(self))
+        self._writer = FrameWriter(transport)
         self.send(self._configure)
         waits = [asyncio.ensure_future(self._ready.wait()), asyncio.ensure_future(self.died.wait())]
         try:
@@ -132,8 +140,12 @@ class ProcessPress:
 
     def send(self, order: Order) -> None:
         """Send an order; what is on its way is bounded by the engine's credit."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(encode_frame(order))
+        if self._writer is None:
+            return
+        if isinstance(order, TakeOver):
+            self._writer.send_soon(encode_frame(order))
+        else:
+            self._writer.send(encode_frame(order))
 
     def take(self, answer: Answer) -> None:
         """Receive an answer."""
@@ -164,8 +176,8 @@ class ProcessPress:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-        if self._transport is not None:
-            self._transport.close()
+        if self._writer is not None:
+            self._writer.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_TIMEOUT_S):
                 await process.wait()

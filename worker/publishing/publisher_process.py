@@ -19,6 +19,7 @@ from tokenbus.producer.connection import make_redis
 from tokenbus.producer.scripts import Scripts
 from tokenbus.worker import collector, logs
 from tokenbus.worker.child_process import die_with_parent, die_with_socket, ignore_signals
+from tokenbus.worker.frame_writer import FrameWriter
 from tokenbus.worker.handoff import FrameReader
 from tokenbus.worker.publishing.desk import Desk
 from tokenbus.worker.publishing.messages import (
@@ -47,14 +48,14 @@ class PublisherProcess(asyncio.Protocol):
         self._tasks = tasks
         self._frames = FrameReader()
         self._desk: Desk | None = None
-        self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
         self._cpu_s = time.process_time()
         self.hung_up = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way to the worker."""
         assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._writer = FrameWriter(transport)
 
     def data_received(self, data: bytes) -> None:
         """Obey every order that `data` completes."""
@@ -89,8 +90,8 @@ class PublisherProcess(asyncio.Protocol):
         if isinstance(answer, Progress):
             cpu_s = time.process_time()
             answer.cpu_s, self._cpu_s = cpu_s - self._cpu_s, cpu_s
-        if self._transport is not None:
-            self._transport.write(encode_frame(answer))
+        if self._writer is not None:
+            self._writer.send_soon(encode_frame(answer))
 
 
 def _text_source(order: Configure) -> ByteTable | PreTrainedTokenizerBase:

@@ -1,0 +1,43 @@
+"""Sends frames to another process of ours, few system calls for many of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+# What waits for more of its turn goes when there is this much of it.
+MAX_WAITING_BYTES = 128 * 1024
+
+
+class FrameWriter:
+    """Writes frames in order; one to a process that is gone is dropped."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._waiting = bytearray()
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame at once, behind those that wait."""
+        if self._waiting:
+            self._waiting += frame
+            self._flush()
+        elif not self._transport.is_closing():
+            self._transport.write(frame)
+
+    def send_soon(self, frame: bytes) -> None:
+        """Send a frame together with the others of this turn of the event loop."""
+        if not self._waiting:
+            self._loop.call_soon(self._flush)
+        self._waiting += frame
+        if len(self._waiting) >= MAX_WAITING_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Close the way; what waits is dropped."""
+        self._waiting.clear()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._waiting and not self._transport.is_closing():
+            self._transport.write(bytes(self._waiting))
+        self._waiting.clear()
