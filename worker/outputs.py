@@ -97,6 +97,10 @@ class Outputs:
 
     def _take_step(self, step: StepRecord) -> None:
         now = time.monotonic()
+        # Other processes begin at once. A desk of this one decides on ends before it returns, which
+        # must not come before the phases say which pages the engine has freed.
+        if self.publishers is not None and self.publishers.num_processes:
+            self.publishers.take_step(step)
         self._ledger.see_stats(step.stats)
         self._metrics.stepped(step.stats)
         find = self._roster.by_request
@@ -114,31 +118,35 @@ class Outputs:
                 self._ledger.correct(job)
                 self._log.debug("job.preempted", job_id=job.job_id, tokens=job.last)
         jobs = list(map(find, step.request_ids))
-        # Other processes begin at once. A desk of this one decides on ends before it returns, which
-        # must not come before the phases say which pages the engine has freed.
-        if self.publishers is not None and self.publishers.num_processes:
-            self.credit(self.publishers.take_step(step, jobs))
-        self._account(step, jobs, now)
+        num_homeless = self._account(step, jobs, now)
         for request_id in step.preempted:
             job = find(request_id)
             if job is not None:
                 # After the token that was in flight, which comes with the same step.
                 job.is_preempted = True
         if self.publishers is not None and not self.publishers.num_processes:
-            self.credit(self.publishers.take_step(step, jobs))
+            self.publishers.take_step(step)
+        self.credit(num_homeless)
         if step.ends:
             self.pages_changed()
 
-    def _account(self, step: StepRecord, jobs: list[HeldJob | None], now: float) -> None:
-        """Count the tokens of a step and note which jobs the engine has ended."""
+    def _account(self, step: StepRecord, jobs: list[HeldJob | None], now: float) -> int:
+        """Count the tokens of a step and note which jobs the engine has ended.
+
+        Returns: the tokens of jobs that no publisher has any more.
+        """
         running = Phase.RUNNING
+        num_homeless = 0
         for job, choice, count in zip(jobs, step.choices, step.counts, strict=True):
-            if count and job is not None and job.phase is running:
+            if job is None or job.press is None:
+                num_homeless += count
+            elif count and job.phase is running:
                 job.is_preempted = False
                 job.lengths[choice] += count
                 job.timings.see_tokens(now)
         for row, reason, *_ in step.ends:
             self._take_end(jobs[row], reason)
+        return num_homeless
 
     def _take_end(self, job: HeldJob | None, reason: FinishReason) -> None:
         """Note that the engine has ended a choice; with the last its pages are free there.

@@ -11,8 +11,11 @@ import pytest
 from bus_servers import pool, redis_url, server
 
 from tokenbus.engine.null_tokenizer import build_null_tokenizer
+from tokenbus.engine.types import EngineStats
 from tokenbus.producer.connection import make_redis
 from tokenbus.producer.scripts import Scripts
+from tokenbus.worker.handoff import StepRecord
+from tokenbus.worker.publishing.composer import SLICE_ROWS
 from tokenbus.worker.publishing.desk import Desk
 from tokenbus.worker.publishing.messages import (
     GiveBack,
@@ -22,7 +25,6 @@ from tokenbus.worker.publishing.messages import (
     Taken,
     TakeOver,
     TextRules,
-    Tokens,
 )
 from tokenbus.worker.publishing.pump import NUM_PUMPS
 from tokenbus.worker.session import Session
@@ -33,16 +35,16 @@ if TYPE_CHECKING:
 __all__ = ["pool", "redis_url", "server"]
 
 NUM_JOBS = 256
-CALL_JOBS = 64
 TOKEN_ID = 300
 RULES = TextRules(1, 1000, 0, (), False, (), (1,))
 
 
-def step(keys: list[int]) -> Tokens:
+def step(keys: list[int]) -> StepRecord:
     """Return a step that brings a token for each job."""
-    ones = [1] * len(keys)
-    return Tokens(
-        keys, [0] * len(keys), ones, [TOKEN_ID] * len(keys), [], [], [], [], time.monotonic()
+    num = len(keys)
+    stats = EngineStats(9, 1, 0, num, 0)
+    return StepRecord(
+        keys, [0] * num, [1] * num, [TOKEN_ID] * num, [], [], [], [], [], stats, time.monotonic()
     )
 
 
@@ -90,7 +92,7 @@ async def test_order_after_a_large_step_finds_all_of_it_taken(
         while progress("logged_tokens") < NUM_JOBS:
             news.clear()
             await news.wait()
-        assert progress("calls") <= NUM_JOBS // CALL_JOBS + NUM_PUMPS
+        assert progress("calls") <= NUM_JOBS // SLICE_ROWS + NUM_PUMPS
         answers.clear()
         desk.obey(step(keys))
         desk.obey(GiveBack(keys[-1]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from bus_servers import pool, redis_url, server
@@ -16,9 +17,12 @@ from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.connection import make_redis
 from tokenbus.producer.replies import PulledJob
 from tokenbus.producer.scripts import Scripts
-from tokenbus.worker.handoff import StepRecord
+from tokenbus.worker.handoff import Credit, StepRecord
+from tokenbus.worker.outputs import CREDIT_LUMP_TOKENS, Outputs
 from tokenbus.worker.publishing.build import num_processes
+from tokenbus.worker.publishing.composer import Composer
 from tokenbus.worker.publishing.desk import Desk
+from tokenbus.worker.publishing.manuscript import Manuscript
 from tokenbus.worker.publishing.messages import (
     Committed,
     GiveBack,
@@ -26,7 +30,9 @@ from tokenbus.worker.publishing.messages import (
     OpenGate,
     Taken,
     TakeOver,
-    Tokens,
+    TextRules,
+    decode_order,
+    encode_frame,
 )
 from tokenbus.worker.publishing.pace import MAX_HOLD_S, Pace
 from tokenbus.worker.publishing.publishers import Publishers
@@ -41,6 +47,8 @@ if TYPE_CHECKING:
     from tokenbus.worker.publishing.messages import Answer, Order
 
 __all__ = ["pool", "redis_url", "server"]
+
+RULES = TextRules(1, 1000, 0, (), False, (), (1,))
 
 
 @pytest.fixture
@@ -254,34 +262,40 @@ def _step(keys: list[int]) -> StepRecord:
     return StepRecord(keys, [0] * rows, [1] * rows, ids, [end], [], [], admitted, [], stats, 1.0)
 
 
-async def test_each_press_gets_the_rows_of_its_jobs(redis_url: str) -> None:
-    """A step is cut by job; rows of jobs that have left are counted, not sent."""
+async def test_each_publisher_takes_the_rows_of_its_jobs(redis_url: str) -> None:
+    """A step goes to every publisher as it is; rows of others are neither taken nor dropped."""
     redis = make_redis(redis_url)
-    roster = Roster()
     presses = [_PaperPress(0.0), _PaperPress(0.0)]
-    publishers = Publishers(Session(redis, lease_ttl_s=5.0), roster, presses)
-    jobs = [
-        roster.take(PulledJob(f"s0-{number}", 1, 1, 1, "t", 1, False, 0, None, b"{}"))
-        for number in range(5)
-    ]
-    for job in jobs:
-        publishers.take_over(job, None)
-    keys = [job.request_id for job in jobs]
-    publishers.forget(jobs[1])
-    found = [jobs[0], None, *jobs[2:]]
-    assert publishers.take_step(_step(keys), found) == 1
-    parts = [press.orders[-1] for press in presses]
-    assert [part.keys for part in parts if isinstance(part, Tokens)] == [
-        [keys[0], keys[2], keys[4]],
-        [keys[3]],
-    ]
-    assert [part.token_ids for part in parts if isinstance(part, Tokens)] == [
-        [100 + keys[0], 100 + keys[2], 100 + keys[4]],
-        [100 + keys[3]],
-    ]
-    assert [part.ends for part in parts if isinstance(part, Tokens)] == [
-        [(2, "length", None, None)],
-        [],
-    ]
-    assert [part.cached for part in parts if isinstance(part, Tokens)] == [[(keys[0], 4)], []]
+    publishers = Publishers(Session(redis, lease_ttl_s=5.0), Roster(), presses)
+    whole = _step([1, 2, 3, 4])
+    publishers.take_step(whole)
+    for press, keys in zip(presses, ([1, 3], [2, 4]), strict=True):
+        [step] = press.orders
+        sent = decode_order(encode_frame(step)[4:])
+        assert isinstance(sent, StepRecord)
+        jobs = {key: Manuscript(TakeOver(key, f"s0-{key}", 1, 1, RULES)) for key in keys}
+        for job in jobs.values():
+            job.restore((), build_null_tokenizer())
+        composer = Composer(jobs, lambda _: None, lambda _: None)
+        assert list(composer.take(sent)) == []
+        ids = {key: job.transcript and job.transcript.ids_of(0) for key, job in jobs.items()}
+        assert ids == {key: (100 + key,) for key in keys}
+        assert [job.cached_tokens for job in jobs.values()] == [
+            4 if key == 1 else 0 for key in keys
+        ]
+        ended = [key for key, job in jobs.items() if job.reasons == ["length"]]
+        assert ended == [key for key in keys if key == 4]
+        assert composer.num_dropped == 0
     await redis.aclose()
+
+
+def test_tokens_of_jobs_that_have_left_are_credited_at_once() -> None:
+    """No publisher counts them, so the worker gives the engine their room back."""
+    sent: list[object] = []
+    stub: Any = Mock()
+    engine: Any = Mock(send=sent.append)
+    outputs = Outputs(Roster(), stub, stub)
+    outputs.engine = engine
+    outputs.publishers = stub
+    outputs.take(_step(list(range(1, CREDIT_LUMP_TOKENS + 1))))
+    assert sent == [Credit(CREDIT_LUMP_TOKENS)]

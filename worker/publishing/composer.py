@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tokenbus.engine.types import TokenLogprobs
+    from tokenbus.worker.handoff import StepRecord
     from tokenbus.worker.publishing.manuscript import Manuscript
-    from tokenbus.worker.publishing.messages import Answer, Tokens
+    from tokenbus.worker.publishing.messages import Answer
 
 
 # Rows after which others get their turn: as many as one call takes, so that the server works on the
 # first of them while the next are written.
-_SLICE_ROWS = 64
+SLICE_ROWS = 64
 
 
 class Composer:
@@ -36,25 +37,32 @@ class Composer:
         self._emit = emit
         self.num_dropped = 0
 
-    def take(self, step: Tokens) -> Iterator[None]:
+    def take(self, step: StepRecord) -> Iterator[None]:
         """Add a step's tokens to their manuscripts; pause between slices.
 
-        `num_dropped` grows by those that are not to be logged.
+        `num_dropped` grows by those that are not to be logged. Rows of jobs that are not here are
+        another publisher's, or the worker counts them.
         """
-        for key, num_cached in step.cached:
-            if key in self._manuscripts:
-                self._manuscripts[key].cached_tokens = num_cached
+        for each in step.admitted:
+            if each.request_id in self._manuscripts:
+                self._manuscripts[each.request_id].cached_tokens = each.num_cached_tokens
         rare = {row for row, *_ in (*step.ends, *step.logprobs, *step.prompt_logprobs)}
         token_ids, choices, counts = step.token_ids, step.choices, step.counts
         find, sent_at, opened, queue = self._manuscripts.get, step.sent_at, State.OPEN, self._queue
         start = 0
-        for row, key in enumerate(step.keys):
-            if row and not row % _SLICE_ROWS:
-                yield
+        num_taken = 0
+        for row, key in enumerate(step.request_ids):
             count, choice = counts[row], choices[row]
             end = start + count
             job = find(key)
-            if job is None or job.state is not opened or job.reasons[choice] is not None:
+            if job is None:
+                start = end
+                continue
+            if num_taken == SLICE_ROWS:
+                num_taken = 0
+                yield
+            num_taken += 1
+            if job.state is not opened or job.reasons[choice] is not None:
                 self.num_dropped += count
             elif count == 1 and row not in rare and job.texts[choice].is_plain:
                 # What nearly every row is; a microsecond here is a tenth of a core at 100,000
@@ -70,10 +78,11 @@ class Composer:
                 self.num_dropped += self._take_row(job, step, row, token_ids[start:end])
             start = end
 
-    def _take_row(self, job: Manuscript, step: Tokens, row: int, ids: list[int]) -> int:
+    def _take_row(self, job: Manuscript, step: StepRecord, row: int, ids: list[int]) -> int:
         """Add the tokens of a row that has anything out of the ordinary."""
         choice = step.choices[row]
-        reason, stop_id, error = next((end[1:] for end in step.ends if end[0] == row), (None,) * 3)
+        ended, stop_id, error = next((end[1:] for end in step.ends if end[0] == row), (None,) * 3)
+        reason = None if ended is None else ended.value
         for other, prompt_logprobs in step.prompt_logprobs:
             if other == row:
                 job.prompt_logprobs = tuple(

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from tokenbus.producer.log_scripts import MAX_BATCH
 from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.handoff import StepRecord
 from tokenbus.worker.histogram import Histogram
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing.composer import Composer
+from tokenbus.worker.publishing.composer import SLICE_ROWS, Composer
 from tokenbus.worker.publishing.manuscript import Manuscript, State
 from tokenbus.worker.publishing.messages import (
     Broken,
@@ -30,7 +30,6 @@ from tokenbus.worker.publishing.messages import (
     Settled,
     Taken,
     TakeOver,
-    Tokens,
 )
 from tokenbus.worker.publishing.pump import NUM_PUMPS, Pump
 
@@ -71,6 +70,7 @@ class Desk:
         self.generation = 0
         self._tokenizer = tokenizer
         self._manuscripts: dict[int, Manuscript] = {}
+        self._num_added = 0
         self._pumps = [Pump(self, redis) for _ in range(NUM_PUMPS)]
         self._composer = Composer(self._manuscripts, self._queue, emit)
         self._slices: Iterator[None] | None = None
@@ -100,7 +100,7 @@ class Desk:
         """
         self._finish_slices()
         match order:
-            case Tokens():
+            case StepRecord():
                 self._take(order)
             case Renewed(at):
                 self.session.renewed(at)
@@ -119,7 +119,7 @@ class Desk:
             case Configure():
                 raise ValueError("the publisher is configured already")
 
-    def _take(self, step: Tokens) -> None:
+    def _take(self, step: StepRecord) -> None:
         """Take the first slice of a step now, and the rest in turns of its own."""
         self._slices = self._composer.take(step)
         self.is_taking = True
@@ -227,9 +227,7 @@ class Desk:
             self.emit(done)
 
     def _queue(self, job: Manuscript) -> None:
-        # Neighbours of a step share a pump, so that a slice of it mostly fills a call; keys are
-        # counted from 1.
-        self._pumps[(job.key - 1) // MAX_BATCH % NUM_PUMPS].queue(job)
+        self._pumps[job.pump_idx].queue(job)
 
     def _open(self, order: OpenGate) -> None:
         self.generation = order.generation
@@ -244,6 +242,9 @@ class Desk:
 
     def _add(self, job: Manuscript) -> None:
         self._manuscripts[job.key] = job
+        # Neighbours of a step share a pump, so that a slice of it is mostly one call.
+        job.pump_idx = self._num_added // SLICE_ROWS % NUM_PUMPS
+        self._num_added += 1
         self.touch(job)
 
     def _decide(self, key: int, reason: str, error: Failure | None) -> None:

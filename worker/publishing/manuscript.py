@@ -66,6 +66,7 @@ class Manuscript:
         "num_logged",
         "prompt_logprobs",
         "prompt_tokens",
+        "pump_idx",
         "reasons",
         "rules",
         "sent_at",
@@ -90,6 +91,7 @@ class Manuscript:
         self.finish: Finish | None = None
         self.prompt_logprobs: tuple[Any, ...] = ()
         self.cached_tokens = 0
+        self.pump_idx = 0
         self.num_logged = self.num_credited = self.num_entries = self.last = 0
         self.sent_at = 0.0
         self.unlogged_since: float | None = None

@@ -13,12 +13,9 @@ import struct
 import msgspec
 
 from tokenbus.engine.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
-from tokenbus.engine.types import (
-    Fault,
-    SamplingParams,
-    TokenLogprobs,
-)
+from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.events import Failure  # noqa: TC001 - msgspec reads the annotation
+from tokenbus.worker.handoff import StepRecord
 
 _LENGTH = struct.Struct("<I")
 
@@ -94,23 +91,6 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True):
     rules: TextRules | None
 
 
-class Tokens(msgspec.Struct, tag="tokens", array_like=True):
-    """One step's tokens in the columns of `StepRecord`, `keys` being its request ids.
-
-    `cached` holds (key, prompt tokens that the prefix cache gave) of what was admitted.
-    """
-
-    keys: list[int]
-    choices: list[int]
-    counts: list[int]
-    token_ids: list[int]
-    ends: list[tuple[int, str, int | None, Fault | None]]
-    logprobs: list[tuple[int, tuple[TokenLogprobs, ...]]]
-    prompt_logprobs: list[tuple[int, tuple[TokenLogprobs | None, ...]]]
-    cached: list[tuple[int, int]]
-    sent_at: float
-
-
 class Decide(msgspec.Struct, tag="decide", array_like=True):
     """End a job with what it has."""
 
@@ -131,7 +111,10 @@ class Forget(msgspec.Struct, tag="forget", array_like=True):
     key: int
 
 
-Order = Configure | OpenGate | CloseGate | Renewed | TakeOver | Tokens | Decide | GiveBack | Forget
+# A step travels as the engine has sent it, to every publisher: each takes the rows of its own jobs.
+Order = (
+    Configure | OpenGate | CloseGate | Renewed | TakeOver | StepRecord | Decide | GiveBack | Forget
+)
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True):

@@ -24,7 +24,6 @@ from tokenbus.worker.publishing.messages import (
     Settled,
     Taken,
     TakeOver,
-    Tokens,
 )
 
 if TYPE_CHECKING:
@@ -98,40 +97,9 @@ class Publishers:
         order = TakeOver(job.request_id, job.job_id, job.epoch, job.prompt_tokens, rules)
         job.press.send(order)
 
-    def take_step(self, step: StepRecord, jobs: Sequence[HeldJob | None]) -> int:
-        """Pass a step's tokens on; `jobs` has the job of each row.
-
-        Returns: the tokens that belong to no press any more.
-        """
-        if len(self._presses) == 1:
-            self._presses[0].send(_whole(step))
-            return 0
-        parts: dict[Press, Tokens] = {}
-        num_homeless = 0
-        start = 0
-        rows: dict[int, tuple[Press, int]] = {}
-        for row, job in enumerate(jobs):
-            end = start + step.counts[row]
-            press = job.press if job is not None else None
-            if press is None:
-                num_homeless += end - start
-            else:
-                part = parts.get(press) or parts.setdefault(press, _empty(step))
-                rows[row] = press, len(part.keys)
-                part.keys.append(step.request_ids[row])
-                part.choices.append(step.choices[row])
-                part.counts.append(step.counts[row])
-                part.token_ids += step.token_ids[start:end]
-            start = end
-        _add_rare(step, parts, rows)
-        for each in step.admitted:
-            job = self._roster.by_request(each.request_id)
-            if job is not None and job.press is not None:
-                part = parts.get(job.press) or parts.setdefault(job.press, _empty(step))
-                part.cached.append((each.request_id, each.num_cached_tokens))
-        for press, part in parts.items():
-            press.send(part)
-        return num_homeless
+    def take_step(self, step: StepRecord) -> None:
+        """Pass a step's tokens on; each press takes the rows of its own jobs."""
+        self._tell_all(step)
 
     def decide(self, job: HeldJob, reason: str, error: Failure | None = None) -> None:
         """End a job with what it has."""
@@ -215,39 +183,3 @@ class Publishers:
 
     def _close(self, _: str) -> None:
         self._tell_all(CloseGate())
-
-
-def _whole(step: StepRecord) -> Tokens:
-    return Tokens(
-        step.request_ids,
-        step.choices,
-        step.counts,
-        step.token_ids,
-        [(row, reason.value, stop_id, error) for row, reason, stop_id, error in step.ends],
-        step.logprobs,
-        step.prompt_logprobs,
-        [(each.request_id, each.num_cached_tokens) for each in step.admitted],
-        step.sent_at,
-    )
-
-
-def _empty(step: StepRecord) -> Tokens:
-    return Tokens([], [], [], [], [], [], [], [], step.sent_at)
-
-
-def _add_rare(
-    step: StepRecord, parts: dict[Press, Tokens], rows: dict[int, tuple[Press, int]]
-) -> None:
-    """Add the rare columns, their rows numbered as in the part."""
-    for row, reason, stop_id, error in step.ends:
-        if row in rows:
-            press, number = rows[row]
-            parts[press].ends.append((number, reason.value, stop_id, error))
-    for row, logprobs in step.logprobs:
-        if row in rows:
-            press, number = rows[row]
-            parts[press].logprobs.append((number, logprobs))
-    for row, prompt_logprobs in step.prompt_logprobs:
-        if row in rows:
-            press, number = rows[row]
-            parts[press].prompt_logprobs.append((number, prompt_logprobs))

@@ -24,6 +24,7 @@ from tokenbus.producer.replies import LogStatus
 from tokenbus.producer.script_runner import ScriptRunner
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.publishing.composer import SLICE_ROWS
 from tokenbus.worker.publishing.log_wire import LogWire
 from tokenbus.worker.publishing.manuscript import State
 from tokenbus.worker.publishing.messages import Broken, Committed, Fenced
@@ -116,8 +117,8 @@ class Pump:
                         self._desk.settle(job)
 
     def _is_filling(self) -> bool:
-        """Tell whether the next call has room for what comes at once."""
-        return self._desk.is_taking and not self._first and len(self._later) < MAX_BATCH
+        """Tell whether the next call is less than a slice while more comes at once."""
+        return self._desk.is_taking and not self._first and len(self._later) < SLICE_ROWS
 
     async def _hold(self) -> None:
         """Wait until the next job was left alone for as long as the pace says, first tokens not."""
