@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.producer.prefix_key import prefix_key
 from tokenbus.producer.schema import SEED_BITS, JobRequest
 from tokenbus.producer.scripts import NewJob
+from tokenbus.producer.token_ids import pack_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,9 @@ def new_job(
 
     The digest that tells a repeated submit from a conflicting one covers neither of the two.
     """
-    digest = hashlib.sha256(request.model_copy(update={"id": None}).dump().encode()).hexdigest()
+    ids = request.token_ids
+    told = request.model_copy(update={"id": None, "token_ids": None}).dump().encode()
+    digest = hashlib.sha256(told + (b"" if ids is None else pack_ids(ids))).hexdigest()
     chosen_id = request.id or job_id or f"s{secrets.randbelow(num_shards)}-{secrets.token_hex(12)}"
     drawn: dict[str, Any] = {"id": chosen_id}
     if request.seed is None:

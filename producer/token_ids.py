@@ -25,9 +25,14 @@ _CHECKED = list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
 _IS_BIG_ENDIAN = sys.byteorder == "big"
 
 
+def pack_ids(ids: array[int]) -> bytes:
+    """Return ids as little-endian int32."""
+    return _little(ids).tobytes()
+
+
 def pack_text(ids: array[int]) -> str:
     """Return ids as text."""
-    return b2a_base64(_little(ids).tobytes(), newline=False).decode()
+    return b2a_base64(pack_ids(ids), newline=False).decode()
 
 
 def unpack_text(text: str) -> array[int]:

@@ -7,7 +7,6 @@ array. Tokens of a step travel in columns: one record per step, whatever the bat
 from __future__ import annotations
 
 import struct
-from array import array
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import StepOutput
 
 _LENGTH = struct.Struct("<I")
+_ID_BYTES = 4
 
 # A prompt of 50 MB tokenises to fewer than 64 Mi ids of 5 bytes; anything larger is a broken peer.
 MAX_FRAME_BYTES = 1 << 29
@@ -63,7 +63,8 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True):
         """Return the request with its prompt."""
         if not self.prompt:
             return self.request
-        return replace(self.request, prompt_ids=tuple(array("i", self.prompt)))
+        num_ids = len(self.prompt) // _ID_BYTES
+        return replace(self.request, prompt_ids=struct.unpack(f"={num_ids}i", self.prompt))
 
 
 class AbortRequest(msgspec.Struct, tag="abort", array_like=True):
