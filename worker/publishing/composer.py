@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from tokenbus.worker.publishing.messages import Answer
 
 
-# Rows after which others get their turn: as many as one call takes, so that the server works on the
-# first of them while the next are written.
-SLICE_ROWS = 64
+# Rows after which others get their turn and the pump that has them calls: server and readers work
+# on the first of a step while the next are written. Half as many cost a fifth more of the
+# publisher's time; twice as many bring the middle of a step to its readers 0.1 ms later.
+SLICE_ROWS = 32
 
 
 class Composer:

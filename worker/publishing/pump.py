@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from tokenbus.worker.publishing.desk import Desk
     from tokenbus.worker.publishing.manuscript import Manuscript
 
-# Two calls keep the server busy while the other's answer is read; more only split the batches.
-NUM_PUMPS = 2
+# A slice does not wait for the answer to the one before: four calls bridge the way to the server
+# and back while a step is written.
+NUM_PUMPS = 4
 
 
 class Pump:
