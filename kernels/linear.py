@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenbus.kernels.activation import KINDS, gated_act
-from tokenbus.kernels.gated_linear import gated_linear
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -75,18 +74,15 @@ def _check(x: Tensor, weight: Tensor, fusion: Fusion, num_rows: int, width_out: 
 
 
 def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
-    """Compute the same step by step, products through cuBLAS or `gated_linear`."""
+    """Compute the same through cuBLAS, one kernel per step."""
     if fusion.norm_weight is not None:
         x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
-    if fusion.act is not None and out_dtype == x.dtype:
-        value = gated_linear(x, weight, fusion.bias, fusion.act)
+    if out_dtype == torch.float32:
+        value = wide_linear(x, weight, fusion.bias)
     else:
-        if out_dtype == torch.float32:
-            value = wide_linear(x, weight, fusion.bias)
-        else:
-            value = torch.nn.functional.linear(x, weight, fusion.bias)
-        if fusion.act is not None:
-            value = gated_act(value, fusion.act)
+        value = torch.nn.functional.linear(x, weight, fusion.bias)
+    if fusion.act is not None:
+        value = gated_act(value, fusion.act)
     if fusion.residual is not None:
         value = fusion.residual.add_(value)
     return value.to(out_dtype)

@@ -142,6 +142,6 @@ class TritonOps(TorchOps):
         """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
         if kind not in _GATES:
             return super().gated_linear(x, gate_up, kind)
-        if x.shape[0] <= MAX_FUSED_ROWS:
+        if x.shape[0] == 1:
             return small_linear(x, gate_up.weight, Fusion(bias=gate_up.bias, act=_GATES[kind]))
         return gated_linear(x, gate_up.weight, gate_up.bias, _GATES[kind])
