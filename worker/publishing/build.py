@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
 # Below this many cores a process more takes from the engine what it saves the worker.
 _MIN_CORES = 3
-# Cores per publisher process: at the start, and at the most where the rate asks for more.
-_CORES_AT_START = 8
+# Cores per publisher process: at the start, and at the most where the rate asks for more. Two bring
+# the middle of a step later to its readers than one that keeps up, for both ask the server at once.
+_CORES_AT_START = 16
 _CORES_AT_MOST = 4
 
 
