@@ -281,9 +281,7 @@ async def test_each_publisher_takes_the_rows_of_its_jobs(redis_url: str) -> None
         assert list(composer.take(sent)) == []
         ids = {key: job.transcript and job.transcript.ids_of(0) for key, job in jobs.items()}
         assert ids == {key: (100 + key,) for key in keys}
-        assert [job.cached_tokens for job in jobs.values()] == [
-            4 if key == 1 else 0 for key in keys
-        ]
+        assert [job.cached_tokens for job in jobs.values()] == [4 if keys[0] == 1 else 0, 0]
         ended = [key for key, job in jobs.items() if job.reasons == ["length"]]
         assert ended == [key for key in keys if key == 4]
         assert composer.num_dropped == 0
