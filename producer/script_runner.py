@@ -60,7 +60,7 @@ class ScriptRunner:
         execute: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
         """Run on the client's connections, single calls through `execute` where it is given."""
-        self._pipeline = redis.pipeline
+        self._redis = redis
         self._execute: Callable[..., Awaitable[Any]] = execute or redis.execute_command
         self._timeout_s = timeout_s
 
@@ -103,7 +103,7 @@ class ScriptRunner:
     async def _pipelined(
         self, name: str, key: str, calls: Sequence[Sequence[Argument]]
     ) -> list[Any]:
-        pipeline: Any = self._pipeline(transaction=False)
+        pipeline: Any = self._redis.pipeline(transaction=False)
         for args in calls:
             pipeline.execute_command("EVALSHA", script_sha(name), 1, key, *args)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)

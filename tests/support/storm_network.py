@@ -88,10 +88,6 @@ class Actor:
         """Make one call and wait for what becomes of it. Raises: CallLost."""
         return await self.network.make(self, args)
 
-    def pipeline(self, **_: Any) -> Any:
-        """Refuse: no actor uses a pipeline."""
-        raise NotImplementedError
-
 
 @dataclass
 class Network:

@@ -60,7 +60,3 @@ class Truth:
     async def execute_command(self, *args: Any) -> Any:
         """Run one command. Raises: ResponseError."""
         return self.wire.run(*args)
-
-    def pipeline(self, **_: Any) -> Any:
-        """Refuse: nobody needs one here."""
-        raise NotImplementedError
