@@ -146,11 +146,13 @@ class Custody:
         if job.phase is Phase.COMMITTED:
             return
         job.move_to(Phase.RETURNING)
-        if has_log and job.press is not None and self.publishers is not None:
-            self.publishers.give_back(job)
-        else:
+        if not has_log or job.press is None:
             job.is_settled = True
             self.go_on(job)
+        # Also where nothing can be logged: its log may be ours again after the server lost a
+        # second, and must not be ended by who has given the job back.
+        if self.publishers is not None:
+            self.publishers.give_back(job)
 
     def _start(self, job: HeldJob, chain: Coroutine[None, None, None]) -> None:
         if job.is_leaving:

@@ -83,7 +83,8 @@ class Composer:
         """Add the tokens of a row that has anything out of the ordinary."""
         choice = step.choices[row]
         ended, stop_id, error = next((end[1:] for end in step.ends if end[0] == row), (None,) * 3)
-        reason = None if ended is None else ended.value
+        # Whoever takes a job out of the engine also says what becomes of it: not its last token.
+        reason = None if ended in (None, FinishReason.ABORTED) else ended.value
         for other, prompt_logprobs in step.prompt_logprobs:
             if other == row:
                 job.prompt_logprobs = tuple(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from tokenbus.producer.append_batch import AppendBatch
+from tokenbus.producer.events import Finish
 from tokenbus.producer.log_scripts import MAX_BATCH, End, LogScripts, Takeover
 from tokenbus.producer.replies import LogStatus
 from tokenbus.producer.script_runner import ScriptRunner
@@ -234,6 +235,9 @@ class Pump:
         desk = self._desk
         match reply.status:
             case LogStatus.TERMINAL:
+                if job.finish is None:
+                    # Should the server forget this end, it is written again.
+                    job.finish = Finish.parse(reply.finish)
                 self._commit(job, reply.finish)
             case LogStatus.FENCED:
                 desk.bar(job)

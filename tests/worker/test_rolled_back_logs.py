@@ -1,0 +1,223 @@
+"""A server that lost its last second: what a worker knew of a log is void, what it did is not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
+
+import pytest
+from bus_servers import pool, redis_url, server
+from bus_workers import command
+
+from tokenbus.engine.null_tokenizer import build_null_tokenizer
+from tokenbus.engine.types import EngineStats, FinishReason
+from tokenbus.producer.connection import make_redis
+from tokenbus.producer.events import Finish
+from tokenbus.producer.log_scripts import Takeover
+from tokenbus.producer.replies import PulledJob
+from tokenbus.producer.scripts import End, Scripts
+from tokenbus.worker.custody import Custody
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.handoff import StepRecord
+from tokenbus.worker.held_job import Phase
+from tokenbus.worker.metrics import Metrics
+from tokenbus.worker.publishing.desk import Desk
+from tokenbus.worker.publishing.messages import (
+    Broken,
+    Committed,
+    Fenced,
+    GiveBack,
+    OpenGate,
+    Progress,
+    Settled,
+    Taken,
+    TakeOver,
+    TextRules,
+)
+from tokenbus.worker.publishing.publishers import Publishers
+from tokenbus.worker.roster import Roster
+from tokenbus.worker.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tokenbus.worker.publishing.messages import Answer, Order
+
+__all__ = ["pool", "redis_url", "server"]
+
+PATIENCE_S = 20.0
+JOB_ID, KEY, EPOCH = "s0-j", 1, 1
+RULES = TextRules(1, 1000, 0, (), False, (), (1,))
+
+
+def step(*ids: int, end: FinishReason | None = None) -> StepRecord:
+    """Return a step that brings these tokens for the job, and perhaps its end."""
+    ends = [] if end is None else [(0, end, None, None)]
+    stats = EngineStats(9, 1, 0, 1, 0)
+    now = time.monotonic()
+    return StepRecord([KEY], [0], [len(ids)], list(ids), ends, [], [], [], [], stats, now)
+
+
+@dataclass
+class Bench:
+    """A desk with one job whose takeover and first two tokens are logged."""
+
+    desk: Desk
+    scripts: Scripts
+    answers: list[Answer] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    dump: bytes = b""
+
+    def emit(self, answer: Answer) -> None:
+        """Note an answer."""
+        self.answers.append(answer)
+        self.news.set()
+
+    async def first(self, *kinds: type[Any]) -> Any:
+        """Wait for an answer of these kinds and take everything up to it."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                for number, answer in enumerate(self.answers):
+                    if isinstance(answer, kinds):
+                        del self.answers[: number + 1]
+                        return answer
+                self.news.clear()
+                await self.news.wait()
+
+    async def log(self, *ids: int) -> None:
+        """Let the engine bring tokens and wait until they are logged."""
+        self.desk.obey(step(*ids))
+        while not (await self.first(Progress)).logged_tokens:
+            pass
+
+    async def remember(self) -> None:
+        """Keep the log as it is now."""
+        self.dump = await command(self.scripts, "DUMP", self.scripts.keys.log(JOB_ID))
+
+    async def roll_back(self) -> None:
+        """Let the server lose what came since, and with it the session."""
+        keys = self.scripts.keys
+        await command(self.scripts, "RESTORE", keys.log(JOB_ID), 0, self.dump, "REPLACE")
+        await command(self.scripts, "DEL", keys.result(JOB_ID))
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Lose the session and open it anew."""
+        self.desk.session.lose("the server is gone")
+        self.answers.clear()
+        self.desk.obey(OpenGate(self.desk.generation + 1, time.monotonic()))
+
+    async def finishes(self) -> list[Finish]:
+        """Return the terminal entries of the log."""
+        events = await self.scripts.log.events(JOB_ID) or []
+        return [event.finish for event in events if event.finish is not None]
+
+
+@pytest.fixture
+async def bench(redis_url: str, pool: str) -> AsyncIterator[Bench]:
+    """Give a desk whose pumps run."""
+    redis = make_redis(redis_url)
+    scripts = Scripts(redis, pool)
+    session = Session(redis, lease_ttl_s=60.0)
+    made: list[Bench] = []
+    desk = Desk(session, redis, scripts, build_null_tokenizer(), "w", lambda a: made[0].emit(a))
+    made.append(Bench(desk, scripts))
+    pumps = asyncio.create_task(_pump(desk))
+    desk.obey(OpenGate(0, time.monotonic()))
+    desk.obey(TakeOver(KEY, JOB_ID, EPOCH, 1, RULES))
+    await made[0].first(Taken)
+    await made[0].log(300)
+    await made[0].log(301)
+    yield made[0]
+    pumps.cancel()
+    await asyncio.wait([pumps])
+    await desk.close()
+    await redis.aclose()
+
+
+async def _pump(desk: Desk) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        desk.run_in(tasks)
+
+
+async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: Bench) -> None:
+    """Fenced, given back, taken out of the engine; then the server forgets who fenced it.
+
+    Whoever pulls the job goes on where the log ends: an end here would cut the answer short.
+    """
+    await bench.remember()
+    [reply] = await bench.scripts.log.takeover([Takeover(JOB_ID, EPOCH + 1, "other")])
+    assert reply.last == 2
+    bench.desk.obey(step(302))
+    await bench.first(Fenced)
+    bench.desk.obey(GiveBack(KEY))
+    bench.desk.obey(step(end=FinishReason.ABORTED))
+    await bench.roll_back()
+    settled = await bench.first(Settled, Committed)
+    assert isinstance(settled, Settled)
+    assert await bench.finishes() == []
+
+
+async def test_abort_alone_is_no_end(bench: Bench) -> None:
+    """The engine was told to drop the job; what becomes of it is said by whoever told it."""
+    bench.desk.obey(step(302, end=FinishReason.ABORTED))
+    bench.desk.obey(GiveBack(KEY))
+    settled = await bench.first(Settled, Committed)
+    assert isinstance(settled, Settled)
+    assert settled.num_logged == 3
+    assert await bench.finishes() == []
+
+
+async def test_foreign_end_that_the_server_forgot_is_written_again(bench: Bench) -> None:
+    """Another ended the job, this worker has told so, and then the end is lost: it stands again."""
+    await bench.remember()
+    finish = Finish("cancelled", choices=("cancelled",)).dump()
+    await bench.scripts.log.takeover([Takeover(JOB_ID, EPOCH + 1, "other")])
+    await bench.scripts.log.end([End(JOB_ID, EPOCH + 1, 2, finish, "{}")])
+    bench.reopen()
+    assert (await bench.first(Committed)).finish == finish
+    await bench.roll_back()
+    again = await bench.first(Committed, Broken)
+    assert isinstance(again, Committed)
+    assert await bench.finishes() == [Finish.parse(finish)] == [Finish.parse(again.finish)]
+
+
+class _PaperPress:
+    """A press that notes its orders."""
+
+    def __init__(self) -> None:
+        self.num_jobs = 0
+        self.orders: list[Order] = []
+
+    def send(self, order: Order) -> None:
+        """Note an order."""
+        self.orders.append(order)
+
+
+async def _lost(_: object) -> object:
+    """Be a call that the end of the session breaks off."""
+    raise SessionLost("gone")
+
+
+@pytest.mark.parametrize("why", ["fenced", "broken"])
+async def test_publisher_hears_of_jobs_that_go_back_unlogged(why: str) -> None:
+    """It is told to let the job go, and the hand-back does not wait for its answer."""
+    roster, press = Roster(), _PaperPress()
+    session: Any = Mock(generation=0, call=_lost)
+    custody = Custody(session, Mock(), Mock(), roster, "w", Metrics())
+    custody.stop = lambda _: None
+    custody.publishers = Publishers(session, roster, [press])  # type: ignore[list-item]
+    job = roster.take(PulledJob(JOB_ID, EPOCH, 1, 1, "t", 1, False, 0, None, b"{}"))
+    custody.publishers.take_over(job, None)
+    async with asyncio.TaskGroup() as tasks:
+        custody.run_in(tasks)
+        if why == "fenced":
+            custody.fenced(job, EPOCH + 1)
+        else:
+            custody.broken(job, "a test")
+        assert job.phase is Phase.RETURNING
+        assert job.is_leaving
+    assert [type(order) for order in press.orders] == [TakeOver, GiveBack]
