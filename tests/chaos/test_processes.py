@@ -21,7 +21,7 @@ async def test_engine_process_killed(ride: Ride, num_jobs: int) -> None:
     """SIGKILL of the engine alone: its worker starts another and goes on from the logs."""
     async with forked_worker(**ride.settings()) as worker:
         await ride.board(num_jobs, 80)
-        await ride.until_seen(5)
+        await ride.board_long()
         os.kill(worker.engine_pid(), signal.SIGKILL)
         stories = await ride.arrive()
         assert any(len(story.epochs) > 1 for story in stories.values())
@@ -64,7 +64,7 @@ async def test_publisher_process_killed(ride: Ride, num_jobs: int) -> None:
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.board(num_jobs, 80)
-        await ride.until_seen(5)
+        await ride.board_long()
         os.kill(worker.publisher_pids()[0], signal.SIGKILL)
         assert await worker.wait() > 0
         await stack.enter_async_context(forked_worker(**ride.settings()))
@@ -84,7 +84,7 @@ async def test_hung_worker_process_leaves_no_publisher_that_writes(
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.board(num_jobs, 80)
-        await ride.until_seen(5)
+        await ride.board_long()
         await stack.enter_async_context(forked_worker(**ride.settings()))
         worker.send(signal.SIGSTOP)
         stories = await ride.arrive()

@@ -74,6 +74,7 @@ async def test_server_loses_its_last_second_three_times(
     All jobs were accepted before the cut, so that each of them is known afterwards.
     """
     ride = mortal_ride
+    ride.is_rolled_back = True
     async with forked_worker(**ride.settings()), forked_worker(**ride.settings()):
         await ride.board(num_jobs, NUM_TOKENS)
         await ride.until_seen(5)
@@ -129,7 +130,7 @@ async def test_replica_that_fell_behind_is_promoted(
         await mortal.start()
         replica = await AsyncClient.connect(mortal.url, pool=pool)
         await stack.enter_async_context(replica)
-        ride = Ride(client, cargo, rng, wire.url)
+        ride = Ride(client, cargo, rng, wire.url, is_rolled_back=True)
         for _ in range(2):
             await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.board(num_jobs, NUM_TOKENS)
