@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 # One round trip of `submit_many`; the server answers others in between.
 MAX_SUBMITS = 256
-# The same for long prompts: writing this much keeps the server from others for about 10 ms.
-MAX_SUBMIT_BYTES = 512 * 1024
+# The same for long prompts: writing the most keeps others from the server for about 10 ms. Each has
+# up to twice the one before, so that workers begin at once.
+FIRST_SUBMIT_BYTES, MAX_SUBMIT_BYTES = 128 * 1024, 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +173,16 @@ class AsyncClient:
         The first are under way before the last are prepared.
         """
         part: list[tuple[int, NewJob]] = []
-        num_bytes = 0
+        num_bytes, most_bytes = 0, FIRST_SUBMIT_BYTES
         for number, request in enumerate(requests):
             try:
                 new = self._prepare(as_request(request, {}))
             except ProducerError as error:
                 answers[number] = error
                 continue
-            if part and num_bytes + len(new.request) > MAX_SUBMIT_BYTES:
+            if part and num_bytes + len(new.request) > most_bytes:
                 yield part
-                part, num_bytes = [], 0
+                part, num_bytes, most_bytes = [], 0, min(2 * most_bytes, MAX_SUBMIT_BYTES)
             part.append((number, new))
             num_bytes += len(new.request)
             if len(part) == MAX_SUBMITS:

@@ -16,17 +16,19 @@ MIN_IDS = 256
 def prefix_key(request: JobRequest) -> str:
     """Name the beginning of a request's prompt, empty if there is little of it.
 
-    A cache group names it by itself. Else it is the tools and system messages, or without any the
-    beginning of the prompt or first message, of one tenant.
+    It is the tools and system messages, or without any the beginning of the prompt or first
+    message, of one tenant. Of a cache group it is the group and how the prompt begins: those of one
+    group that differ there share less than is worth a name, and go by the group's alone where they
+    are short.
     """
-    if request.cache_group is not None:
-        return request.cache_group
-    head = _head(request)
+    group, head = request.cache_group, _head(request)
     if not head:
-        return ""
-    digest = blake2b(request.tenant.encode() + b"\n", digest_size=12)
+        return group or ""
+    if group is not None:
+        head = head[:MIN_CHARACTERS]
+    digest = blake2b((group or request.tenant).encode() + b"\n", digest_size=12)
     digest.update(head.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    return f"{group}/{digest.hexdigest()}" if group is not None else digest.hexdigest()
 
 
 def _head(request: JobRequest) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from binascii import a2b_base64, b2a_base64
+from binascii import b2a_base64
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -41,8 +41,9 @@ def unpack_text(text: str) -> array[int]:
     Raises: ValueError.
     """
     try:
-        content = a2b_base64(text, strict_mode=True)
-    except ValueError as error:
+        # In less than half of binascii's time.
+        content = msgspec.convert(text, bytes)
+    except msgspec.ValidationError as error:
         raise ValueError(f"is no base64: {error}") from None
     if not content or len(content) % ID_BYTES:
         raise ValueError(f"{len(content)} bytes are no whole number of ids of {ID_BYTES} bytes")

@@ -56,13 +56,15 @@ class Timings:
     last_token_at: float | None = None
     gaps_ms: array[float] = field(default_factory=lambda: array("f"))
 
-    def see_tokens(self, now: float) -> None:
-        """Note that tokens arrived."""
-        if self.first_token_at is None:
+    def see_tokens(self, now: float) -> bool:
+        """Note that tokens arrived; tell whether they are the first."""
+        is_first = self.first_token_at is None
+        if is_first:
             self.first_token_at = now
         elif self.last_token_at is not None:
             self.gaps_ms.append((now - self.last_token_at) * 1e3)
         self.last_token_at = now
+        return is_first
 
 
 class HeldJob:

@@ -118,7 +118,7 @@ class Outputs:
                 self._ledger.correct(job)
                 self._log.debug("job.preempted", job_id=job.job_id, tokens=job.last)
         jobs = list(map(find, step.request_ids))
-        num_homeless = self._account(step, jobs, now)
+        num_homeless, num_begun = self._account(step, jobs, now)
         for request_id in step.preempted:
             job = find(request_id)
             if job is not None:
@@ -127,26 +127,27 @@ class Outputs:
         if self.publishers is not None and not self.publishers.num_processes:
             self.publishers.take_step(step)
         self.credit(num_homeless)
-        if step.ends:
+        # With its first token a job is known to hold what until then it was promised as well.
+        if step.ends or num_begun:
             self.pages_changed()
 
-    def _account(self, step: StepRecord, jobs: list[HeldJob | None], now: float) -> int:
+    def _account(self, step: StepRecord, jobs: list[HeldJob | None], now: float) -> tuple[int, int]:
         """Count the tokens of a step and note which jobs the engine has ended.
 
-        Returns: the tokens of jobs that no publisher has any more.
+        Returns: the tokens of jobs that no publisher has any more, and how many jobs have begun.
         """
         running = Phase.RUNNING
-        num_homeless = 0
+        num_homeless = num_begun = 0
         for job, choice, count in zip(jobs, step.choices, step.counts, strict=True):
             if job is None or job.press is None:
                 num_homeless += count
             elif count and job.phase is running:
                 job.is_preempted = False
                 job.lengths[choice] += count
-                job.timings.see_tokens(now)
+                num_begun += job.timings.see_tokens(now)
         for row, reason, *_ in step.ends:
             self._take_end(jobs[row], reason)
-        return num_homeless
+        return num_homeless, num_begun
 
     def _take_end(self, job: HeldJob | None, reason: FinishReason) -> None:
         """Note that the engine has ended a choice; with the last its pages are free there.

@@ -8,6 +8,8 @@ import pytest
 from bus_workers import worker
 from tiny_model import TinyModel
 
+from tokenbus.producer.prefix_key import MIN_IDS
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -94,22 +96,22 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
-async def test_group_whose_prompts_differ_is_served_without_going_in_circles(
+async def test_beginnings_that_go_apart_are_served_without_going_in_circles(
     client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
 ) -> None:
-    """A cache group names its prefix by itself: what turns out to share nothing is counted in full.
+    """A prefix is named by its first 256 ids: what shares no more is counted in full.
 
     It goes back once at most.
     """
     settings = settings_of(
-        TinyModel(tmp_path), num_pages=1 + 3 * NUM_SHARED // PAGE_SIZE, reserve_fraction=0
+        TinyModel(tmp_path), num_pages=1 + 6 * NUM_SHARED // PAGE_SIZE, reserve_fraction=0
     )
     async with worker(pool, redis_url, **settings) as running:
         jobs = []
         for number in range(30):
-            # Two of three begin alike, the third is a stranger to all.
+            # Two of three go on alike, the third is a stranger to all from there.
             first = 10 if number % 3 else 11 + number
-            prompt = prompt_of(first)
+            prompt = prompt_of(10)[:MIN_IDS] + prompt_of(first)
             job = await client.submit(
                 token_ids=[*prompt, 450 + number], max_tokens=24, cache_group="mixed"
             )

@@ -29,10 +29,20 @@ def test_same_system_message_has_one_key_per_tenant() -> None:
     assert 0 < len(one) <= 64
 
 
-def test_cache_group_is_the_key_by_itself() -> None:
-    """Tenants that share a group on purpose share the key, whatever their prompts."""
+def test_key_of_a_cache_group_is_its_name_and_how_the_prompt_begins() -> None:
+    """Tenants that share a group on purpose share the keys, one for each of its beginnings."""
     assert key(prompt="x", tenant="a", cache_group="promo") == "promo"
-    assert key(prompt=POLICY, tenant="b", cache_group="promo") == "promo"
+    one = key(prompt=POLICY, tenant="a", cache_group="promo")
+    assert one == key(prompt=POLICY + "?", tenant="b", cache_group="promo")
+    assert one != key(prompt="Not so. " + POLICY, tenant="a", cache_group="promo")
+    assert one != key(prompt=POLICY, tenant="a", cache_group="other")
+    assert one.startswith("promo/")
+
+
+def test_key_of_a_cache_group_looks_no_further_than_what_is_worth_sharing() -> None:
+    """Names and dates that stand later in a system message leave the group together."""
+    one = key(messages=chat(POLICY + "Today is Monday.", "a"), cache_group="promo")
+    assert one == key(messages=chat(POLICY + "Today is Tuesday.", "b"), cache_group="promo")
 
 
 def test_prompts_and_token_ids_are_named_by_their_beginning() -> None:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tokenbus.producer.client import MAX_SUBMIT_BYTES, AsyncClient, Job
+from tokenbus.producer.client import (
+    FIRST_SUBMIT_BYTES,
+    MAX_SUBMIT_BYTES,
+    MAX_SUBMITS,
+    AsyncClient,
+    Job,
+)
 from tokenbus.producer.errors import RequestInvalid
 
 if TYPE_CHECKING:
@@ -53,3 +59,25 @@ async def test_submit_many_spreads_long_prompts(
     answers = await client.submit_many(requests)
     assert [a.job_id for a in answers if isinstance(a, Job)] == [r["id"] for r in requests]
     assert len(sent) == 4
+
+
+async def test_submit_many_begins_with_few_long_prompts(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have the first jobs while the rest is still prepared; short ones go in one trip."""
+    queue = client.scripts.queue
+    sent: list[int] = []
+    submit_many = queue.submit_many
+
+    async def noted(jobs: list[NewJob], bounds: Bounds) -> list[Submitted | Refused]:
+        sent.append(len(jobs))
+        return await submit_many(jobs, bounds)
+
+    monkeypatch.setattr(queue, "submit_many", noted)
+    long = FIRST_SUBMIT_BYTES // 10
+    await client.submit_many([{"prompt": "x" * long} for _ in range(120)])
+    assert sent[0] < 10 < sent[1] < 20 < sent[2] == sent[3] < 40
+    assert sum(sent) == 120
+    sent.clear()
+    await client.submit_many([{"prompt": "x"} for _ in range(MAX_SUBMITS)])
+    assert sent == [MAX_SUBMITS]

@@ -55,7 +55,7 @@ RULES = TextRules(1, 1000, 0, (), False, (), (1,))
 
 def step(*ids: int, end: FinishReason | None = None) -> StepRecord:
     """Return a step that brings these tokens for the job, and perhaps its end."""
-    ends = [] if end is None else [(0, end, None, None)]
+    ends: list[Any] = [] if end is None else [(0, end, None, None)]
     stats = EngineStats(9, 1, 0, 1, 0)
     now = time.monotonic()
     return StepRecord([KEY], [0], [len(ids)], list(ids), ends, [], [], [], [], stats, now)
