@@ -18,9 +18,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from tokenbus.engine.chunk_sizer import ChunkSizer
+from tokenbus.engine.id_range import id_range
 from tokenbus.engine.null_config import NullConfig
 from tokenbus.engine.null_tokenizer import build_null_tokenizer
-from tokenbus.engine.types import EngineLimits
+from tokenbus.engine.page_pool import PagePool
+from tokenbus.engine.sampling.row_table import RowTable
+from tokenbus.engine.scheduler import Scheduler
+from tokenbus.engine.sequence import Sequence
+from tokenbus.engine.types import EngineLimits, Request
 from tokenbus.engine.workloads import shared_prefix
 from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.embedded import start_private
@@ -41,6 +49,8 @@ if TYPE_CHECKING:
 POOL = "intake"
 WIDE = Bounds(10**12, 10**12)
 PAGE_SIZE = 16
+# What engines on a GPU use.
+ENGINE_PAGE_SIZE = 64
 VOCAB_SIZE = 151_936
 NUM_PAGES = 200_000
 BATCH = 48
@@ -91,6 +101,30 @@ def taken(frame: bytes) -> object:
     return command.unpacked() if isinstance(command, AddRequest) else command
 
 
+def admitted_us(frames: list[bytes]) -> float:
+    """Return what the engine pays for a job before its prompt is computed, in us of CPU.
+
+    The ids are looked at, their pages hashed and looked up, and rows of the sampler filled in; the
+    first of each prefix is taken as computed.
+    """
+    requests = [taken(frame) for frame in frames]
+    table = RowTable(len(requests), (1,), torch.device("cpu"))
+    times = []
+    for _ in range(5):
+        sizer = ChunkSizer(1 << 20, None)
+        scheduler = Scheduler(PagePool(NUM_PAGES, ENGINE_PAGE_SIZE), sizer, max_num_seqs=512)
+        started_at = time.process_time()
+        for number, request in enumerate(requests):
+            assert isinstance(request, Request)
+            id_range(request.prompt_ids)
+            scheduler.add([Sequence(request, 0, number, (1,))])
+        for seq in scheduler.schedule().admitted:
+            assert seq.row is not None
+            table.write(seq.row, seq.request.params, 0)
+        times.append((time.process_time() - started_at) / len(requests) * 1e6)
+    return min(times)
+
+
 def measure_processes(num_jobs: int) -> list[NewJob]:
     """Print what a job costs the producer, the worker and the engine process beside all calls."""
     given = requests(num_jobs, 0, VOCAB_SIZE)
@@ -110,6 +144,7 @@ def measure_processes(num_jobs: int) -> list[NewJob]:
     print(f"{len(raw[0])} bytes a request, {len(frames[0])} to the engine; us of CPU a job:")
     for name, act in stages.items():
         print(f"  {name:<39}{each_us(act, num_jobs):7.1f}")
+    print(f"  {'engine process: check, hash and admit it':<39}{admitted_us(frames):6.1f}")
     return new
 
 

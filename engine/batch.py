@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from tokenbus.engine.forward import ForwardContext
@@ -26,21 +27,24 @@ def step_batch(
     chunks: list[PrefillChunk], seqs: list[Sequence], rows: RowState, kv: KVCache
 ) -> tuple[Tensor, ForwardContext]:
     """Return token ids [T] and the context of chunks, then of one token per decoding sequence."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    owners: list[int] = []
-    for chunk in chunks:
-        token_ids.extend(chunk.seq.token_ids[chunk.start : chunk.end])
-        positions.extend(range(chunk.start, chunk.end))
-        owners.extend([chunk.seq.row or 0] * (chunk.end - chunk.start))
-    num_known = len(token_ids)
-    decode_rows = _rows_of(seqs)
-    positions.extend(seq.num_computed - 1 for seq in seqs)
-    owners.extend(decode_rows)
     query_lens = [*(chunk.end - chunk.start for chunk in chunks), *[1] * len(seqs)]
     context_lens = [*(chunk.end for chunk in chunks), *(seq.num_computed for seq in seqs)]
-    num_tokens = len(positions)
-    staged = rows.to_device([*token_ids, *positions, *owners])
+    num_tokens = sum(query_lens)
+    num_known = num_tokens - len(seqs)
+    decode_rows = _rows_of(seqs)
+    host = np.empty(num_known + 2 * num_tokens, np.int64)
+    ids_host, positions, owners = np.split(host, [num_known, num_known + num_tokens])
+    first = 0
+    for chunk in chunks:
+        end = first + chunk.end - chunk.start
+        ids_host[first:end] = chunk.seq.token_ids[chunk.start : chunk.end]
+        positions[first:end] = np.arange(chunk.start, chunk.end)
+        owners[first:end] = chunk.seq.row or 0
+        first = end
+    positions[num_known:] = context_lens[len(chunks) :]
+    positions[num_known:] -= 1
+    owners[num_known:] = decode_rows
+    staged = rows.to_device(host)
     ids, pos, own = torch.split(staged, [num_known, num_tokens, num_tokens])
     if seqs:
         ids = torch.cat((ids, rows.last_token[own[num_known:]]))

@@ -46,7 +46,9 @@ class ConstrainedRows:
         """
         if self._tokenizer is None:
             raise GrammarRejected("grammar", "the model has no tokenizer")
-        seq.grammar = self._threads.submit(self._compile, spec, seq.token_ids[seq.num_prompt :])
+        seq.grammar = self._threads.submit(
+            self._compile, spec, list(seq.token_ids[seq.num_prompt :])
+        )
 
     def start(self, seq: Sequence) -> None:
         """Take over the compiled matcher when the sequence is first planned."""

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected, RequestRejected, SequenceTooLong
+from tokenbus.engine.id_range import id_range
 from tokenbus.engine.sampling.validation import validate_sampling
 from tokenbus.engine.sequence import Sequence, SequenceState
 from tokenbus.engine.types import (
@@ -159,7 +160,7 @@ class Engine:
             raise RequestRejected("request_id", f"{request.request_id} is running already")
         if not request.prompt_ids:
             raise RequestRejected("prompt_ids", "the prompt has no token")
-        low, high = min(request.prompt_ids), max(request.prompt_ids)
+        low, high = id_range(request.prompt_ids)
         if low < 0 or high >= limits.vocab_size:
             bad = low if low < 0 else high
             raise RequestRejected(

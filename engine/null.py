@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
+from tokenbus.engine.id_range import id_range
 from tokenbus.engine.null_pages import NullPages
 from tokenbus.engine.types import (
     Admission,
@@ -112,7 +113,8 @@ class NullEngine:
         params = request.params
         if not request.prompt_ids:
             raise RequestRejected("prompt", "is empty")
-        if any(not 0 <= token < self.config.vocab_size for token in request.prompt_ids):
+        low, high = id_range(request.prompt_ids)
+        if low < 0 or high >= self.config.vocab_size:
             raise RequestRejected("prompt", f"has ids outside 0..{self.config.vocab_size - 1}")
         if request.request_id in self._sequences:
             raise RequestRejected("request_id", f"{request.request_id} is already running")

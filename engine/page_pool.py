@@ -18,7 +18,7 @@ from tokenbus.engine.errors import IntegrityError, PagePoolExhausted
 from tokenbus.engine.prefix_cache import PageHash, PrefixCache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 SCRATCH_PAGE = 0
 
@@ -31,6 +31,8 @@ class PagePool:
         self.num_pages = num_pages
         self.page_size = page_size
         self.prefixes = PrefixCache()
+        # Returns a page that holds a content, held or evictable; asked for every page of a prompt.
+        self.lookup: Callable[[PageHash], int | None] = self.prefixes.lookup
         self._refs = [0] * num_pages
         self._free = deque(range(1, num_pages))
         self._evictable: OrderedDict[int, None] = OrderedDict()
@@ -105,10 +107,6 @@ class PagePool:
                     self._free.append(page_id)
                 else:
                     self._evictable[page_id] = None
-
-    def lookup(self, page_hash: PageHash) -> int | None:
-        """Return a page that holds this content, held or evictable."""
-        return self.prefixes.lookup(page_hash)
 
     def register(self, page_id: int, page_hash: PageHash) -> None:
         """Give a held, full page its hash; from now on it is never written."""

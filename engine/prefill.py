@@ -42,9 +42,9 @@ class PrefillPlanner:
     def count_hits(self, seq: Sequence) -> tuple[int, int, int]:
         """Return how many leading pages are (held, evictable, being computed by a leader)."""
         held = evictable = claimed = 0
-        for page_idx in range(self.cacheable_pages(seq)):
-            page_hash = seq.page_hash(page_idx, self._pool.page_size)
-            page_id = self._pool.lookup(page_hash)
+        limit, lookup = self.cacheable_pages(seq), self._pool.lookup
+        for page_hash in seq.page_hashes(limit, self._pool.page_size)[:limit]:
+            page_id = lookup(page_hash)
             if page_id is not None and not claimed:
                 if self._pool.ref_count(page_id):
                     held += 1
@@ -64,9 +64,10 @@ class PrefillPlanner:
             return
         limit = self.cacheable_pages(seq)
         page_idx = seq.num_computed // page_size
+        hashes, lookup = seq.page_hashes(limit, page_size), self._pool.lookup
         while page_idx < limit and page_idx == len(seq.pages):
-            page_hash = seq.page_hash(page_idx, page_size)
-            page_id = self._pool.lookup(page_hash)
+            page_hash = hashes[page_idx]
+            page_id = lookup(page_hash)
             if page_id is None:
                 leader = self._claims.get(page_hash)
                 if leader is not None and leader is not seq:
@@ -78,16 +79,15 @@ class PrefillPlanner:
             page_idx += 1
             seq.num_computed = page_idx * page_size
             seq.num_registered = page_idx
-        for claimed_idx in range(page_idx, limit):
-            self._claims.setdefault(seq.page_hash(claimed_idx, page_size), seq)
+        for page_hash in hashes[page_idx:limit]:
+            self._claims.setdefault(page_hash, seq)
 
     def drop_claims(self, seq: Sequence) -> None:
         """Stop leading (the sequence was preempted, aborted or is done with its prompt)."""
         if not self._claims:
             return
-        page_size = self._pool.page_size
-        for page_idx in range(self.cacheable_pages(seq)):
-            page_hash = seq.page_hash(page_idx, page_size)
+        limit = self.cacheable_pages(seq)
+        for page_hash in seq.page_hashes(limit, self._pool.page_size)[:limit]:
             if self._claims.get(page_hash) is seq:
                 del self._claims[page_hash]
 
@@ -178,12 +178,15 @@ class PrefillPlanner:
             return
         page_size = self._pool.page_size
         num_full = min(seq.num_computed, len(seq.token_ids)) // page_size
+        if num_full <= seq.num_registered:
+            return
+        hashes = seq.page_hashes(num_full, page_size)
         for page_idx in range(seq.num_registered, num_full):
-            page_hash = seq.page_hash(page_idx, page_size)
+            page_hash = hashes[page_idx]
             self._pool.register(seq.pages[page_idx], page_hash)
             if self._claims.get(page_hash) is seq:
                 del self._claims[page_hash]
-        seq.num_registered = max(seq.num_registered, num_full)
+        seq.num_registered = num_full
 
 
 def choose_wishes(wanted: list[int], budget: int) -> list[int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from array import array
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from array import array
 
 PageHash = bytes
 
@@ -17,9 +16,9 @@ def root_hash(salt: str) -> PageHash:
     return blake2b(salt.encode(), digest_size=16).digest()
 
 
-def chain_hash(parent: PageHash, token_ids: Sequence[int]) -> PageHash:
+def chain_hash(parent: PageHash, token_ids: array[int]) -> PageHash:
     """Hash one full page given the hash of everything before it."""
-    return blake2b(array("q", token_ids).tobytes(), key=parent, digest_size=16).digest()
+    return blake2b(parent + token_ids.tobytes(), digest_size=16).digest()
 
 
 class PrefixCache:
@@ -42,8 +41,9 @@ class PrefixCache:
 
     def lookup(self, page_hash: PageHash) -> int | None:
         """Return a page that holds this content."""
-        pages = self._pages_of.get(page_hash)
-        return next(iter(pages)) if pages else None
+        for page_id in self._pages_of.get(page_hash, ()):
+            return page_id
+        return None
 
     def hash_of(self, page_id: int) -> PageHash | None:
         """Return the hash of a page, if it has one."""

@@ -10,6 +10,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tokenbus.engine.sequence import Sequence
 
 
@@ -76,9 +79,14 @@ class RowState:
             staged = self.to_device([*slots, *pages]).view(2, -1)
             self.block_table.view(-1).index_copy_(0, staged[0], staged[1].to(torch.int32))
 
-    def to_device(self, values: list[int], dtype: torch.dtype = torch.int64) -> Tensor:
-        """Copy a list of integers without waiting for the device."""
-        host = torch.tensor(values, dtype=dtype)
+    def to_device(
+        self, values: list[int] | NDArray[np.int64], dtype: torch.dtype = torch.int64
+    ) -> Tensor:
+        """Copy integers without waiting for the device; int64 arrays need no loop.
+
+        On a CPU an array and what is returned are one memory.
+        """
+        host = torch.as_tensor(values, dtype=dtype)
         if self.device.type == "cuda":
             return host.pin_memory().to(self.device, non_blocking=True)
         return host

@@ -182,7 +182,7 @@ class Runner:
             stop = min(start + _PROMPT_LOGPROB_ROWS, end)
             first = offset + start - chunk.start
             logits = self.model.logits(hidden[first : first + stop - start])
-            targets = self.rows.to_device(seq.token_ids[start + 1 : stop + 1])
+            targets = self.rows.to_device(list(seq.token_ids[start + 1 : stop + 1]))
             num_top = seq.request.params.prompt_logprobs or 0
             pending.prompt_scores.append((seq, raw_logprobs(logits, targets, num_top)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,8 @@ class Sequence:
         self.choice = choice
         self.arrival = arrival
         self.state = SequenceState.WAITING
-        self.token_ids: list[int] = [*request.prompt_ids, *resumed]
+        self.token_ids = array("i", request.prompt_ids)
+        self.token_ids.extend(resumed)
         self.num_prompt = len(request.prompt_ids)
         self.max_length = self.num_prompt + params.max_tokens
         self.num_computed = 0
@@ -131,14 +133,14 @@ class Sequence:
             )
         self.state = state
 
-    def page_hash(self, page_idx: int, page_size: int) -> PageHash:
-        """Return the chain hash of a page whose tokens the host knows."""
+    def page_hashes(self, num_pages: int, page_size: int) -> list[PageHash]:
+        """Return the chain hashes of at least the first pages, whose tokens the host knows."""
         hashes = self._hashes
-        while len(hashes) <= page_idx:
+        while len(hashes) < num_pages:
             start = len(hashes) * page_size
             parent = hashes[-1] if hashes else root_hash(self.request.cache_salt)
             hashes.append(chain_hash(parent, self.token_ids[start : start + page_size]))
-        return hashes[page_idx]
+        return hashes
 
     def rewind(self) -> None:
         """Forget all progress in pages; known tokens stay (recompute after a preemption)."""

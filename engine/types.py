@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - read at run time to decode the hand-off
+# Read at run time to decode the hand-off.
+from collections.abc import Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -96,6 +97,8 @@ class SamplingParams:
 class Request:
     """One job as the engine sees it: token ids only.
 
+    `prompt_ids` that come as an array of C ints are looked at only by what needs no loop: of two
+    thousand ids each of those costs as much as the rest of a request's way into the batch.
     `resumed_ids` holds, per choice, tokens that were already delivered by an earlier owner; they
     count as output (max_tokens, penalties, draw positions) and are not delivered again;
     `done_choices` ended under that owner and are not run. Stop
@@ -105,7 +108,7 @@ class Request:
     """
 
     request_id: int
-    prompt_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
     params: SamplingParams
     priority: int = 1
     cache_salt: str = ""

@@ -7,6 +7,7 @@ array. Tokens of a step travel in columns: one record per step, whatever the bat
 from __future__ import annotations
 
 import struct
+from array import array
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import StepOutput
 
 _LENGTH = struct.Struct("<I")
-_ID_BYTES = 4
 
 # A prompt of 50 MB tokenises to fewer than 64 Mi ids of 5 bytes; anything larger is a broken peer.
 MAX_FRAME_BYTES = 1 << 29
@@ -63,8 +63,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True):
         """Return the request with its prompt."""
         if not self.prompt:
             return self.request
-        num_ids = len(self.prompt) // _ID_BYTES
-        return replace(self.request, prompt_ids=struct.unpack(f"={num_ids}i", self.prompt))
+        return replace(self.request, prompt_ids=array("i", self.prompt))
 
 
 class AbortRequest(msgspec.Struct, tag="abort", array_like=True):

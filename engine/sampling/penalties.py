@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,9 +42,10 @@ class PenaltyCounts:
     def write(self, row: int, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
         """Set a row from its tokens so far."""
         vocab_size = self._shape[1]
-        counts = torch.bincount(torch.tensor(output_ids, dtype=torch.int64), minlength=vocab_size)
+        outputs = torch.from_numpy(np.asarray(output_ids, np.int64))
+        counts = torch.bincount(outputs, minlength=vocab_size)
         counts = counts.to(torch.int32)
-        counts[torch.tensor(prompt_ids, dtype=torch.int64)] |= _IN_PROMPT
+        counts[torch.from_numpy(np.asarray(prompt_ids, np.int64))] |= _IN_PROMPT
         write_row(self.allocate(), row, counts)
 
     def record(self, rows: Tensor, token_ids: Tensor) -> None:

@@ -66,6 +66,10 @@ class RowTable:
         self._host_floats[:] = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])
         shape = (max_rows + 1, MAX_STOP_IDS)
         self._host_stop_ids = torch.full(shape, NO_STOP_ID, dtype=torch.int64)
+        # What a write goes through: an assignment of torch takes ten times as long.
+        self._float_rows = self._host_floats.numpy()
+        self._int_rows = self._host_ints.numpy()
+        self._stop_rows = self._host_stop_ids.numpy()
         self._floats = self._host_floats.to(device)
         self._ints = self._host_ints.to(device)
         self.stop_ids = self._host_stop_ids.to(device)
@@ -75,24 +79,22 @@ class RowTable:
         """Set a row's scalars; they reach the device with the next `flush`."""
         greedy = is_greedy(params)
         key, increment = stream_key(params.seed, choice)
-        self._host_floats[row] = torch.tensor(
-            [
-                1.0 if greedy else params.temperature,
-                params.top_p,
-                params.min_p,
-                params.repetition_penalty,
-                params.presence_penalty,
-                params.frequency_penalty,
-            ]
+        self._float_rows[row] = (
+            1.0 if greedy else params.temperature,
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
         )
-        self._host_ints[row] = torch.tensor(
-            [key, increment, params.top_k, params.min_tokens, params.max_tokens, int(not greedy)]
-        )
+        self._int_rows[row] = (
+            key, increment, params.top_k, params.min_tokens, params.max_tokens, not greedy,
+        )  # fmt: skip
         # With `ignore_eos` the model's own ids do not end a choice, so min_tokens spares them too.
         eos_ids = () if params.ignore_eos else self._eos_token_ids
         stop_ids = list(dict.fromkeys((*eos_ids, *params.stop_token_ids)))
-        stop_ids += [NO_STOP_ID] * (MAX_STOP_IDS - len(stop_ids))
-        self._host_stop_ids[row] = torch.tensor(stop_ids)
+        self._stop_rows[row] = NO_STOP_ID
+        self._stop_rows[row, : len(stop_ids)] = stop_ids
         self._changed.add(row)
 
     def flush(self) -> None:

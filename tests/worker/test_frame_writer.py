@@ -95,5 +95,5 @@ def test_prompt_reaches_the_engine_as_it_was_submitted() -> None:
         assert isinstance(command, AddRequest)
         request = command.unpacked()
         assert request.request_id == 7
-        assert request.prompt_ids == tuple(prepared.prompt_ids)
-        assert "prompt" in prompt or request.prompt_ids == tuple(listed)
+        assert list(request.prompt_ids) == list(prepared.prompt_ids)
+        assert "prompt" in prompt or list(request.prompt_ids) == listed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 from tokenbus.engine.errors import IntegrityError, PagePoolExhausted
@@ -13,7 +15,7 @@ def hashes(token_ids: list[int], page_size: int, salt: str = "") -> list[bytes]:
     """Hash the full pages of a prompt."""
     chain, parent = [], root_hash(salt)
     for start in range(0, len(token_ids) - page_size + 1, page_size):
-        parent = chain_hash(parent, token_ids[start : start + page_size])
+        parent = chain_hash(parent, array("i", token_ids[start : start + page_size]))
         chain.append(parent)
     return chain
 

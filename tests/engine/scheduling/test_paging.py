@@ -41,7 +41,7 @@ def test_prompt_with_hits_that_does_not_fit_takes_none_of_them() -> None:
     first = bench.add(0, prompt=prompt, max_tokens=1)
     bench.step()
     assert first.finish_reason is FinishReason.LENGTH
-    cached = [first.page_hash(idx, 16) for idx in range(6)]
+    cached = first.page_hashes(6, 16)[:6]
     assert all(bench.pool.lookup(page_hash) is not None for page_hash in cached)
     other = bench.add(80, max_tokens=80)
     bench.step()

@@ -60,7 +60,7 @@ def test_ignore_eos_goes_on() -> None:
     seq = bench.add(5, ignore_eos=True, max_tokens=3)
     for _ in range(3):
         bench.step({seq: EOS})
-    assert seq.token_ids[5:] == [EOS] * 3
+    assert list(seq.token_ids[5:]) == [EOS] * 3
     assert seq.finish_reason is FinishReason.LENGTH
 
 
@@ -106,7 +106,7 @@ def test_preempted_sequence_keeps_its_token_in_flight() -> None:
     for seq in second.sampled():
         bench.scheduler.complete(seq, [42])
     assert two.state is SequenceState.WAITING
-    assert two.token_ids[79:] == [41, 42]
+    assert list(two.token_ids[79:]) == [41, 42]
     bench.scheduler.check_integrity()
 
 

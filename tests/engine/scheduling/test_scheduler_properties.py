@@ -116,7 +116,7 @@ class EngineModel(RuleBasedStateMachine):
         launched = self.launch(plan)
         results, self.inflight = self.inflight, launched
         for seq, known, token_id in results:
-            assert known == seq.token_ids or seq.state is SequenceState.FINISHED
+            assert known == list(seq.token_ids) or seq.state is SequenceState.FINISHED
             kept, _ = self.scheduler.complete(seq, [token_id])
             self.delivered[seq].extend(kept)
 
@@ -124,7 +124,7 @@ class EngineModel(RuleBasedStateMachine):
         """Check that a step reads only what was computed, and sample."""
         unread = {id(seq): token_id for seq, _, token_id in self.inflight}
         for chunk in plan.prefill:
-            self.write(chunk.seq, chunk.seq.token_ids, chunk.start, chunk.end)
+            self.write(chunk.seq, list(chunk.seq.token_ids), chunk.start, chunk.end)
         results = []
         for seq in plan.sampled():
             known = list(seq.token_ids)
