@@ -65,8 +65,9 @@ async def test_jobs_of_a_prefix_go_to_the_worker_that_holds_it(
 
 
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
+@pytest.mark.parametrize("group", [None, "shop"], ids=["by-tenant", "in-one-group"])
 async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_forth(
-    client: AsyncClient, redis_url: str, pool: str, tmp_path: Path
+    client: AsyncClient, redis_url: str, pool: str, tmp_path: Path, group: str | None
 ) -> None:
     """Pages for three prompts and their jobs' own tokens hold many times three jobs at once.
 
@@ -81,7 +82,10 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
             tenant = number % num_tenants
             prompt = prompt_of(tenant)
             job = await client.submit(
-                token_ids=[*prompt, 450 + number], max_tokens=num_out, tenant=f"tenant-{tenant}"
+                token_ids=[*prompt, 450 + number],
+                max_tokens=num_out,
+                tenant=f"tenant-{tenant}",
+                cache_group=group,
             )
             jobs.append(job)
         for job in jobs:
