@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokenbus.engine.chunk_sizer import ChunkSizer
-from tokenbus.engine.id_range import id_range
 from tokenbus.engine.null_config import NullConfig
 from tokenbus.engine.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.page_pool import PagePool
+from tokenbus.engine.prompt_ids import id_range
 from tokenbus.engine.sampling.row_table import RowTable
 from tokenbus.engine.scheduler import Scheduler
 from tokenbus.engine.sequence import Sequence

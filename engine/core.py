@@ -9,10 +9,11 @@ once.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected, RequestRejected, SequenceTooLong
-from tokenbus.engine.id_range import id_range
+from tokenbus.engine.prompt_ids import id_range, packed
 from tokenbus.engine.sampling.validation import validate_sampling
 from tokenbus.engine.sequence import Sequence, SequenceState
 from tokenbus.engine.types import (
@@ -76,6 +77,7 @@ class Engine:
 
         Raises: RequestRejected with the field's name; SequenceTooLong with the numbers.
         """
+        request = replace(request, prompt_ids=packed(request.prompt_ids))
         self._check(request)
         params = request.params
         seqs = [

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
-from tokenbus.engine.id_range import id_range
 from tokenbus.engine.null_pages import NullPages
+from tokenbus.engine.prompt_ids import id_range
 from tokenbus.engine.types import (
     Admission,
     EngineLimits,

@@ -97,8 +97,8 @@ class SamplingParams:
 class Request:
     """One job as the engine sees it: token ids only.
 
-    `prompt_ids` that come as an array of C ints are looked at only by what needs no loop: of two
-    thousand ids each of those costs as much as the rest of a request's way into the batch.
+    `prompt_ids` are best an array of C ints, which the engine looks at without a loop: of two
+    thousand ids each loop costs as much as the rest of a request's way into the batch.
     `resumed_ids` holds, per choice, tokens that were already delivered by an earlier owner; they
     count as output (max_tokens, penalties, draw positions) and are not delivered again;
     `done_choices` ended under that owner and are not run. Stop

@@ -1,0 +1,29 @@
+"""The ids of a prompt as an array of C ints, looked at without a loop."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def packed(token_ids: Sequence[int]) -> Sequence[int]:
+    """Return ids as an array of C ints, or as they are if one is too large for that."""
+    if isinstance(token_ids, array) and token_ids.typecode == "i":
+        return token_ids
+    try:
+        return array("i", token_ids)
+    except OverflowError:
+        return token_ids
+
+
+def id_range(token_ids: Sequence[int]) -> tuple[int, int]:
+    """Return the lowest and the highest of at least one id."""
+    if isinstance(token_ids, array) and token_ids.typecode == "i":
+        ids = np.frombuffer(token_ids, np.intc)
+        return int(ids.min()), int(ids.max())
+    return min(token_ids), max(token_ids)
