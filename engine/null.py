@@ -36,12 +36,13 @@ _MASK64 = (1 << 64) - 1
 
 @dataclass(slots=True)
 class _Sequence:
-    """One request: tokens so far per choice and the pages it holds."""
+    """One request: tokens so far per choice, the pages it holds, and its planted faults."""
 
     request: Request
     order: int
     lengths: list[int]
     done: list[bool]
+    faults: set[int]
     num_prefilled: int = 0
     pages: list[int] = field(default_factory=list)
     running: bool = False
@@ -130,7 +131,11 @@ class NullEngine:
         lengths = [len(ids) for ids in request.resumed_ids] or [0] * params.n
         done = [choice in request.done_choices for choice in range(params.n)]
         self._order += 1
-        self._sequences[request.request_id] = _Sequence(request, self._order, lengths, done)
+        c = self.config
+        # Looked for once: a long prompt is not to be searched in every step.
+        planted = {each for each in (c.crash_id, c.hang_id, c.fail_id) if each is not None}
+        faults = planted.intersection(request.prompt_ids) if planted else set()
+        self._sequences[request.request_id] = _Sequence(request, self._order, lengths, done, faults)
 
     def abort(self, request_id: int, choice: int | None = None) -> None:
         """End a request, or one choice of it; its pages are free with its last choice."""
@@ -159,7 +164,7 @@ class NullEngine:
                 self._prompt_tokens += chunk
             if sequence.num_prefilled < sequence.num_to_prefill:
                 continue
-            if self._trip_fault(sequence):
+            if sequence.faults and self._trip_fault(sequence):
                 continue
             self._grow(sequence, preempted)
             if sequence.running:
@@ -258,12 +263,12 @@ class NullEngine:
             sequence.running = False
 
     def _trip_fault(self, sequence: _Sequence) -> bool:
-        c, request = self.config, sequence.request
-        if c.crash_id in request.prompt_ids:
+        c = self.config
+        if c.crash_id in sequence.faults:
             os.abort()
-        while c.hang_id in request.prompt_ids:
+        while c.hang_id in sequence.faults:
             self._sleep(1.0)
-        if c.fail_id not in request.prompt_ids:
+        if c.fail_id not in sequence.faults:
             return False
         for choice, done in enumerate(sequence.done):
             if not done:

@@ -49,6 +49,12 @@ HARD_BACKLOG_TOKENS = 1024 * 1024
 # A tenth of the shortest lease, so that an idle engine is never taken for a hung one.
 BEAT_INTERVAL_S = 0.5
 
+# Who had this much to say before a step may have more, which a full socket (200 KB, two dozen long
+# prompts) kept back: it is waited for that long at a time, and that long in all.
+_CROWD_BYTES = 64 * 1024
+_REFILL_S = 0.001
+_MAX_TAKE_S = 0.005
+
 # While every request left waits for its grammar to compile.
 STALL_POLL_S = 0.005
 
@@ -129,13 +135,26 @@ class EngineLoop:
                     self._step_log.stepped(output, now)
 
     def _take_commands(self) -> bool:
-        """Apply what has arrived; return False at the end of the stream."""
-        with contextlib.suppress(BlockingIOError):
-            while chunk := self._sock.recv(1 << 16, socket.MSG_DONTWAIT):
-                for body in self._frames.feed(chunk):
-                    self._apply(decode_command(body))
-            return False
-        return True
+        """Apply what has arrived, and what follows at once; return False at the end of the stream.
+
+        Else of a crowd of long prompts each step would take only as many as a socket holds.
+        """
+        until = time.monotonic() + _MAX_TAKE_S
+        num_bytes = 0
+        while True:
+            try:
+                chunk = self._sock.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if num_bytes < _CROWD_BYTES or time.monotonic() > until:
+                    return True
+                num_bytes = 0
+                select.select([self._sock], [], [], _REFILL_S)
+                continue
+            if not chunk:
+                return False
+            num_bytes += len(chunk)
+            for body in self._frames.feed(chunk):
+                self._apply(decode_command(body))
 
     def _apply(self, command: Command) -> None:
         match command:
