@@ -5,14 +5,16 @@ from __future__ import annotations
 import select
 import socket
 import threading
+from typing import TYPE_CHECKING
 from unittest.mock import Mock
-
-import pytest
 
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.worker import engine_process
 from tokenbus.worker.engine_process import EngineLoop
 from tokenbus.worker.handoff import AddRequest, FrameReader, encode_frame
+
+if TYPE_CHECKING:
+    import pytest
 
 NUM_REQUESTS = 200
 PROMPT_BYTES = 16 * 1024
