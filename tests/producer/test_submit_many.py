@@ -40,44 +40,42 @@ async def test_submit_many_answers_each_for_itself(client: AsyncClient) -> None:
     assert (await client.scripts.lease.load())["jobs"] == 298
 
 
-async def test_submit_many_spreads_long_prompts(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No round trip carries more than it may, unless a single request does; order stays."""
-    queue = client.scripts.queue
-    sent: list[int] = []
-    submit_many = queue.submit_many
+@pytest.fixture
+def sent(client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> list[list[NewJob]]:
+    """Note what each round trip of the client carries."""
+    trips: list[list[NewJob]] = []
+    submit_many = client.scripts.queue.submit_many
 
     async def noted(jobs: list[NewJob], bounds: Bounds) -> list[Submitted | Refused]:
-        sent.append(sum(len(job.request) for job in jobs))
-        assert len(jobs) == 1 or sent[-1] <= MAX_SUBMIT_BYTES
+        trips.append(jobs)
         return await submit_many(jobs, bounds)
 
-    monkeypatch.setattr(queue, "submit_many", noted)
+    monkeypatch.setattr(client.scripts.queue, "submit_many", noted)
+    return trips
+
+
+async def test_submit_many_spreads_long_prompts(
+    client: AsyncClient, sent: list[list[NewJob]]
+) -> None:
+    """No round trip carries more than it may, unless a single request does; order stays."""
     sizes = [1, 2, MAX_SUBMIT_BYTES + 1, 3, *[MAX_SUBMIT_BYTES // 3] * 4]
     requests = [{"prompt": "x" * size, "id": f"job-{i}"} for i, size in enumerate(sizes)]
     answers = await client.submit_many(requests)
     assert [a.job_id for a in answers if isinstance(a, Job)] == [r["id"] for r in requests]
+    for jobs in sent:
+        assert len(jobs) == 1 or sum(len(job.request) for job in jobs) <= MAX_SUBMIT_BYTES
     assert len(sent) == 4
 
 
 async def test_submit_many_begins_with_few_long_prompts(
-    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+    client: AsyncClient, sent: list[list[NewJob]]
 ) -> None:
     """Workers have the first jobs while the rest is still prepared; short ones go in one trip."""
-    queue = client.scripts.queue
-    sent: list[int] = []
-    submit_many = queue.submit_many
-
-    async def noted(jobs: list[NewJob], bounds: Bounds) -> list[Submitted | Refused]:
-        sent.append(len(jobs))
-        return await submit_many(jobs, bounds)
-
-    monkeypatch.setattr(queue, "submit_many", noted)
     long = FIRST_SUBMIT_BYTES // 10
     await client.submit_many([{"prompt": "x" * long} for _ in range(120)])
-    assert sent[0] < 10 < sent[1] < 20 < sent[2] == sent[3] < 40
-    assert sum(sent) == 120
+    counts = [len(jobs) for jobs in sent]
+    assert counts[0] < 10 < counts[1] < 20 < counts[2] == counts[3] < 40
+    assert sum(counts) == 120
     sent.clear()
     await client.submit_many([{"prompt": "x"} for _ in range(MAX_SUBMITS)])
-    assert sent == [MAX_SUBMITS]
+    assert [len(jobs) for jobs in sent] == [MAX_SUBMITS]

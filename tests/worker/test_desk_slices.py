@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 from bus_servers import pool, redis_url, server
+from desk_bench import running_desk
 
-from tokenbus.engine.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import EngineStats
-from tokenbus.producer.connection import make_redis
-from tokenbus.producer.scripts import Scripts
 from tokenbus.worker.handoff import StepRecord
 from tokenbus.worker.publishing.composer import SLICE_ROWS
-from tokenbus.worker.publishing.desk import Desk
 from tokenbus.worker.publishing.messages import (
     GiveBack,
     OpenGate,
@@ -27,10 +22,6 @@ from tokenbus.worker.publishing.messages import (
     TextRules,
 )
 from tokenbus.worker.publishing.pump import NUM_PUMPS
-from tokenbus.worker.session import Session
-
-if TYPE_CHECKING:
-    from tokenbus.worker.publishing.messages import Answer
 
 __all__ = ["pool", "redis_url", "server"]
 
@@ -56,54 +47,31 @@ async def test_order_after_a_large_step_finds_all_of_it_taken(
 
     And a step of all jobs, in whatever order, takes few calls, full ones where there are enough.
     """
-    redis = make_redis(redis_url)
-    session = Session(redis, lease_ttl_s=60.0)
-    answers: list[Answer] = []
-    news = asyncio.Event()
-
-    def emit(answer: Answer) -> None:
-        answers.append(answer)
-        news.set()
-
-    async def until(kind: type, number: int) -> None:
-        while sum(isinstance(answer, kind) for answer in answers) < number:
-            news.clear()
-            await news.wait()
-
-    def progress(name: str) -> int:
-        return sum(getattr(each, name) for each in answers if isinstance(each, Progress))
-
-    desk = Desk(session, redis, Scripts(redis, pool), build_null_tokenizer(), "w", emit)
     keys = list(range(first_key, first_key + NUM_JOBS))
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
-        group = tasks.create_task(_pump(desk))
+    async with running_desk(redis_url, pool) as bench:
+        desk, answers = bench.desk, bench.answers
+
+        def progress(name: str) -> int:
+            return sum(getattr(each, name) for each in answers if isinstance(each, Progress))
+
+        async def all_logged() -> None:
+            while progress("logged_tokens") < NUM_JOBS:
+                await bench.more()
+
         desk.obey(OpenGate(0, time.monotonic()))
         for key in keys:
             desk.obey(TakeOver(key, f"s0-{key}", 1, 1, RULES))
-        await until(Taken, NUM_JOBS)
+        for _ in keys:
+            await bench.first(Taken)
         desk.obey(step(keys))
-        while progress("logged_tokens") < NUM_JOBS:
-            news.clear()
-            await news.wait()
+        await all_logged()
         # The first tokens are logged: from here on nothing goes out alone.
         answers.clear()
         random.Random(first_key).shuffle(keys)
         desk.obey(step(keys))
-        while progress("logged_tokens") < NUM_JOBS:
-            news.clear()
-            await news.wait()
+        await all_logged()
         assert progress("calls") <= NUM_JOBS // SLICE_ROWS + NUM_PUMPS
-        answers.clear()
         desk.obey(step(keys))
         desk.obey(GiveBack(keys[-1]))
-        await until(Settled, 1)
-        group.cancel()
-    [settled] = [answer for answer in answers if isinstance(answer, Settled)]
+        settled = await bench.first(Settled)
     assert (settled.key, settled.num_logged) == (keys[-1], 3)
-    await desk.close()
-    await redis.aclose()
-
-
-async def _pump(desk: Desk) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        desk.run_in(tasks)

@@ -10,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 from bus_servers import pool, redis_url, server
 from bus_workers import expected_ids, expected_text, follow, until, worker
+from desk_bench import pump
 
 from tokenbus.engine.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import Admission, EngineStats, FinishReason
@@ -156,7 +157,7 @@ async def test_publisher_without_renewals_stops_by_itself(
 
     desk = Desk(session, redis, Scripts(redis, pool), build_null_tokenizer(), "w", emit)
     session.on_lost = lambda reason: emit(Lost(desk.generation, reason))
-    pumps = asyncio.create_task(_pump(desk))
+    pumps = asyncio.create_task(pump(desk))
     async with asyncio.timeout(20):
         desk.obey(OpenGate(0, time.monotonic() - 3.5))
         desk.obey(TakeOver(1, "s0-j", 1, 1, None))
@@ -170,11 +171,6 @@ async def test_publisher_without_renewals_stops_by_itself(
     pumps.cancel()
     await asyncio.wait([pumps])
     await redis.aclose()
-
-
-async def _pump(desk: Desk) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        desk.run_in(tasks)
 
 
 async def test_answers_of_a_lost_session_count_for_nothing(redis_url: str) -> None:

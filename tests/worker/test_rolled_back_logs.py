@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
 from bus_servers import pool, redis_url, server
 from bus_workers import command
+from desk_bench import DeskBench, running_desk
 
-from tokenbus.engine.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import EngineStats, FinishReason
-from tokenbus.producer.connection import make_redis
 from tokenbus.producer.events import Finish
 from tokenbus.producer.log_scripts import Takeover
 from tokenbus.producer.replies import PulledJob
@@ -24,7 +23,6 @@ from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.handoff import StepRecord
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.metrics import Metrics
-from tokenbus.worker.publishing.desk import Desk
 from tokenbus.worker.publishing.messages import (
     Broken,
     Committed,
@@ -39,16 +37,15 @@ from tokenbus.worker.publishing.messages import (
 )
 from tokenbus.worker.publishing.publishers import Publishers
 from tokenbus.worker.roster import Roster
-from tokenbus.worker.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tokenbus.worker.publishing.messages import Answer, Order
+    from tokenbus.worker.publishing.desk import Desk
+    from tokenbus.worker.publishing.messages import Order
 
 __all__ = ["pool", "redis_url", "server"]
 
-PATIENCE_S = 20.0
 JOB_ID, KEY, EPOCH = "s0-j", 1, 1
 RULES = TextRules(1, 1000, 0, (), False, (), (1,))
 
@@ -62,30 +59,25 @@ def step(*ids: int, end: FinishReason | None = None) -> StepRecord:
 
 
 @dataclass
-class Bench:
-    """A desk with one job whose takeover and first two tokens are logged."""
+class LostSecond:
+    """A desk with one job, and what its server remembers of that."""
 
-    desk: Desk
-    scripts: Scripts
-    answers: list[Answer] = field(default_factory=list)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    bench: DeskBench
     dump: bytes = b""
 
-    def emit(self, answer: Answer) -> None:
-        """Note an answer."""
-        self.answers.append(answer)
-        self.news.set()
+    @property
+    def desk(self) -> Desk:
+        """The desk."""
+        return self.bench.desk
+
+    @property
+    def scripts(self) -> Scripts:
+        """The scripts of its pool."""
+        return self.bench.scripts
 
     async def first(self, *kinds: type[Any]) -> Any:
-        """Wait for an answer of these kinds and take everything up to it."""
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                for number, answer in enumerate(self.answers):
-                    if isinstance(answer, kinds):
-                        del self.answers[: number + 1]
-                        return answer
-                self.news.clear()
-                await self.news.wait()
+        """Wait for an answer of these kinds."""
+        return await self.bench.first(*kinds)
 
     async def log(self, *ids: int) -> None:
         """Let the engine bring tokens and wait until they are logged."""
@@ -107,7 +99,7 @@ class Bench:
     def reopen(self) -> None:
         """Lose the session and open it anew."""
         self.desk.session.lose("the server is gone")
-        self.answers.clear()
+        self.bench.answers.clear()
         self.desk.obey(OpenGate(self.desk.generation + 1, time.monotonic()))
 
     async def finishes(self) -> list[Finish]:
@@ -117,33 +109,19 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(redis_url: str, pool: str) -> AsyncIterator[Bench]:
-    """Give a desk whose pumps run."""
-    redis = make_redis(redis_url)
-    scripts = Scripts(redis, pool)
-    session = Session(redis, lease_ttl_s=60.0)
-    made: list[Bench] = []
-    desk = Desk(session, redis, scripts, build_null_tokenizer(), "w", lambda a: made[0].emit(a))
-    made.append(Bench(desk, scripts))
-    pumps = asyncio.create_task(_pump(desk))
-    desk.obey(OpenGate(0, time.monotonic()))
-    desk.obey(TakeOver(KEY, JOB_ID, EPOCH, 1, RULES))
-    await made[0].first(Taken)
-    await made[0].log(300)
-    await made[0].log(301)
-    yield made[0]
-    pumps.cancel()
-    await asyncio.wait([pumps])
-    await desk.close()
-    await redis.aclose()
+async def bench(redis_url: str, pool: str) -> AsyncIterator[LostSecond]:
+    """Give a desk with one job whose takeover and first two tokens are logged."""
+    async with running_desk(redis_url, pool) as running:
+        made = LostSecond(running)
+        made.desk.obey(OpenGate(0, time.monotonic()))
+        made.desk.obey(TakeOver(KEY, JOB_ID, EPOCH, 1, RULES))
+        await made.first(Taken)
+        await made.log(300)
+        await made.log(301)
+        yield made
 
 
-async def _pump(desk: Desk) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        desk.run_in(tasks)
-
-
-async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: Bench) -> None:
+async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: LostSecond) -> None:
     """Fenced, given back, taken out of the engine; then the server forgets who fenced it.
 
     Whoever pulls the job goes on where the log ends: an end here would cut the answer short.
@@ -161,7 +139,7 @@ async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: Bench) 
     assert await bench.finishes() == []
 
 
-async def test_abort_alone_is_no_end(bench: Bench) -> None:
+async def test_abort_alone_is_no_end(bench: LostSecond) -> None:
     """The engine was told to drop the job; what becomes of it is said by whoever told it."""
     bench.desk.obey(step(302, end=FinishReason.ABORTED))
     bench.desk.obey(GiveBack(KEY))
@@ -171,7 +149,7 @@ async def test_abort_alone_is_no_end(bench: Bench) -> None:
     assert await bench.finishes() == []
 
 
-async def test_foreign_end_that_the_server_forgot_is_written_again(bench: Bench) -> None:
+async def test_foreign_end_that_the_server_forgot_is_written_again(bench: LostSecond) -> None:
     """Another ended the job, this worker has told so, and then the end is lost: it stands again."""
     await bench.remember()
     finish = Finish("cancelled", choices=("cancelled",)).dump()
