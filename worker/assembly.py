@@ -166,6 +166,7 @@ def _wire(parts: Parts) -> None:
         user.publishers = publishers
     parts.intake.open_log = parts.starter.open_log
     publishers.on_taken = parts.starter.taken
+    publishers.on_preceded = parts.custody.preceded
     publishers.on_decided = parts.outputs.decided
     publishers.on_choice_stopped = parts.outputs.choice_stopped
     publishers.on_progress = parts.outputs.progressed

@@ -85,6 +85,14 @@ class Custody:
         job.marker_epoch = max(job.marker_epoch, epoch)
         self._give_back(job, has_log=False)
 
+    def preceded(self, job: HeldJob, last: int) -> None:
+        """Give back a job that began from nothing while its log has tokens, to go on from those."""
+        if job.phase is Phase.GONE:
+            return
+        self._log.warning("job.log_not_empty", job_id=job.job_id, epoch=job.epoch, last=last)
+        job.num_logged = last
+        self._give_back(job, has_log=False)
+
     def broken(self, job: HeldJob, why: str) -> None:
         """Give back a job whose log breaks the rules; another start may do better."""
         if job.phase is Phase.GONE:

@@ -109,6 +109,11 @@ class HeldJob:
         return sum(self.lengths)
 
     @property
+    def is_fresh(self) -> bool:
+        """Tell whether nobody has owned it before, as far as the queue knows."""
+        return self.epoch == 1 and self.pulled.num_logged == 0
+
+    @property
     def was_added(self) -> bool:
         """Tell whether the engine ever got it."""
         return self.timings.added_at is not None

@@ -1,4 +1,8 @@
-"""Brings pulled jobs into the engine: check and tokenise, have the log, wait for pages."""
+"""Brings pulled jobs into the engine: check and tokenise, have the log, wait for pages.
+
+A job that nobody has owned before has nothing in its log: the engine begins while the log is being
+taken over, and its publisher says nothing before it has the log.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing.messages import TextRules
+from tokenbus.worker.publishing.messages import Taken, TextRules
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
     from tokenbus.worker.ledger import Ledger
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.prompt import PreparedJob, PromptPreparer
-    from tokenbus.worker.publishing.messages import Taken
     from tokenbus.worker.publishing.publishers import Publishers
 
 # Above this a text is tokenised in a thread: it would hold up everyone's tokens for longer than a
@@ -36,7 +39,7 @@ INLINE_BYTES = 64 * 1024
 
 
 class Starter:
-    """Starts jobs whose log was taken over.
+    """Starts jobs.
 
     `on_waiting` is told of a head-of-line job that is ready but for its pages.
     """
@@ -87,12 +90,22 @@ class Starter:
         return preparer.tokenise(request)
 
     def open_log(self, job: HeldJob) -> None:
-        """Let a job's log be taken over; `taken` is told when it is ours."""
-        if self.publishers is not None:
-            self.publishers.take_over(job, self._rules(job))
+        """Let a job's log be taken over, and start it: a fresh one at once, else once that is ours.
+
+        Safe to repeat.
+        """
+        if self.publishers is None or job.press is not None:
+            return
+        rules = self._rules(job)
+        is_ahead = rules is not None and job.is_fresh
+        self.publishers.take_over(job, rules, is_ahead=is_ahead)
+        if rules is not None and is_ahead:
+            num_choices = rules.num_choices
+            nothing = Taken(0, job.request_id, 0, [()] * num_choices, [None] * num_choices)
+            self.taken(job, nothing)
 
     def taken(self, job: HeldJob, taken: Taken) -> None:
-        """Start a job, now that its log is ours: end one that needs no engine, admit any other."""
+        """Start a job that goes on after `taken`: end one that needs no engine, admit any other."""
         if job.phase is not Phase.PULLED or job.taken is not None:
             return
         job.taken = taken

@@ -13,8 +13,8 @@ from redis.exceptions import RedisError
 
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.handoff import StepRecord
-from tokenbus.worker.histogram import Histogram
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.publishing.account import Account
 from tokenbus.worker.publishing.composer import SLICE_ROWS, Composer
 from tokenbus.worker.publishing.manuscript import Manuscript, State
 from tokenbus.worker.publishing.messages import (
@@ -25,7 +25,7 @@ from tokenbus.worker.publishing.messages import (
     Forget,
     GiveBack,
     OpenGate,
-    Progress,
+    Preceded,
     Renewed,
     Settled,
     Taken,
@@ -68,6 +68,7 @@ class Desk:
         self.worker = worker
         self.emit = emit
         self.generation = 0
+        self.account = Account(emit, report_after_s)
         self._tokenizer = tokenizer
         self._manuscripts: dict[int, Manuscript] = {}
         self._num_added = 0
@@ -75,10 +76,6 @@ class Desk:
         self._composer = Composer(self._manuscripts, self._queue, emit)
         self._slices: Iterator[None] | None = None
         self.is_taking = False
-        self._progress = Progress()
-        self._lags = Histogram()
-        self._report_after_s = report_after_s
-        self._report_is_due = False
         self._tasks: asyncio.TaskGroup | None = None
         self._log = get_logger()
 
@@ -150,8 +147,7 @@ class Desk:
             pump.go_on()
         num_dropped, self._composer.num_dropped = self._composer.num_dropped, 0
         if num_dropped:
-            self._progress.freed_tokens += num_dropped
-            self.report()
+            self.account.freed(num_dropped)
 
     def touch(self, job: Manuscript) -> None:
         """Note that a job may want something of its log; safe to repeat."""
@@ -179,10 +175,19 @@ class Desk:
         job.log_known = False
 
     def taken(self, job: Manuscript, last: int, num_entries: int) -> None:
-        """Start or go on with a job whose log is ours up to `last`."""
+        """Start or go on with a job whose log is ours up to `last`.
+
+        What the engine has generated from nothing does not belong behind another's tokens.
+        """
         job.log_known = True
+        if job.is_ahead and last:
+            job.num_logged = last
+            self.bar(job)
+            self.emit(Preceded(self.generation, job.key, last))
+            return
         self.follow(job, last, num_entries)
-        if job.is_barred:
+        if job.is_ahead or job.is_barred:
+            job.is_ahead = False
             return
         if job.transcript is not None:
             self._say_taken(job)
@@ -192,39 +197,6 @@ class Desk:
         elif self._tasks is not None:
             job.is_restoring = True
             self._tasks.create_task(self._restore(job, last))
-
-    def called(self, num_tokens: int, lags_s: list[float], waits_s: float, hold_s: float) -> None:
-        """Note one append call and tell the worker what it did.
-
-        `lags_s` has the seconds from the hand-off to now of each entry that was written.
-        """
-        progress = self._progress
-        progress.calls += 1
-        progress.entries += len(lags_s)
-        progress.logged_tokens += num_tokens
-        progress.freed_tokens += num_tokens
-        progress.waits_s += waits_s
-        # Entries of one step have nearly the same lag.
-        lags_s.sort()
-        self._lags.add_sorted(lags_s)
-        progress.hold_s = hold_s
-        self.report()
-
-    def report(self) -> None:
-        """Tell the worker, at once or soon, what was done since the last time."""
-        if self._report_after_s <= 0:
-            self._report_now()
-        elif not self._report_is_due:
-            self._report_is_due = True
-            asyncio.get_running_loop().call_later(self._report_after_s, self._report_now)
-
-    def _report_now(self) -> None:
-        self._report_is_due = False
-        done = self._progress
-        if done.freed_tokens or done.calls:
-            done.lags, done.lag_sum_s = self._lags.counts, self._lags.sum_s
-            self._progress, self._lags = Progress(hold_s=done.hold_s), Histogram()
-            self.emit(done)
 
     def _queue(self, job: Manuscript) -> None:
         self._pumps[job.pump_idx].queue(job)
@@ -245,6 +217,8 @@ class Desk:
         # Neighbours of a step share a pump, so that a slice of it is mostly one call.
         job.pump_idx = self._num_added // SLICE_ROWS % NUM_PUMPS
         self._num_added += 1
+        if job.is_ahead:
+            job.restore((), self._tokenizer)
         self.touch(job)
 
     def _decide(self, key: int, reason: str, error: Failure | None) -> None:
@@ -264,8 +238,7 @@ class Desk:
         job = self._manuscripts.pop(key, None)
         if job is not None:
             job.is_forgotten = True
-            self._progress.freed_tokens += max(0, job.last - job.num_credited)
-            self.report()
+            self.account.freed(max(0, job.last - job.num_credited))
 
     def _say_taken(self, job: Manuscript) -> None:
         if job.transcript is None or job.state is not State.OPEN:

@@ -52,8 +52,8 @@ class Manuscript:
         "finish",
         "has_spoken",
         "in_flight",
+        "is_ahead",
         "is_barred",
-        "is_fed",
         "is_forgotten",
         "is_queued",
         "is_restoring",
@@ -96,9 +96,10 @@ class Manuscript:
         self.sent_at = 0.0
         self.unlogged_since: float | None = None
         self.log_known = self.in_flight = self.is_queued = self.is_restoring = False
-        # Barred: the log is another's, nothing is tried before the session opens anew. Fed: the
-        # worker has seen `Taken`. Spoken: a token of this owner is logged.
-        self.is_barred = self.is_fed = self.has_spoken = self.is_forgotten = False
+        # Barred: the log is another's, nothing is tried before the session opens anew. Ahead: the
+        # engine began it before its log was taken over. Spoken: a token of this owner is logged.
+        self.is_ahead = order.is_ahead
+        self.is_barred = self.has_spoken = self.is_forgotten = False
 
     @property
     def is_fully_logged(self) -> bool:

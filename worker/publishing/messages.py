@@ -82,13 +82,18 @@ class TextRules(msgspec.Struct, array_like=True, frozen=True):
 
 
 class TakeOver(msgspec.Struct, tag="takeover", array_like=True):
-    """Take a job's log over; without rules only its end is to be written."""
+    """Take a job's log over; without rules only its end is to be written.
+
+    `is_ahead`: nobody can have logged anything, so the engine begins meanwhile, and `Taken` tells
+    nothing new.
+    """
 
     key: int
     job_id: str
     epoch: int
     prompt_tokens: int
     rules: TextRules | None
+    is_ahead: bool = False
 
 
 class Decide(msgspec.Struct, tag="decide", array_like=True):
@@ -129,6 +134,14 @@ class Taken(msgspec.Struct, tag="taken", array_like=True):
     last: int
     ids: list[tuple[int, ...]]
     reasons: list[str | None]
+
+
+class Preceded(msgspec.Struct, tag="preceded", array_like=True):
+    """A log that was thought empty, of a job that runs already, ends at `last`."""
+
+    generation: int
+    key: int
+    last: int
 
 
 class ChoiceStopped(msgspec.Struct, tag="stopped", array_like=True):
@@ -209,6 +222,7 @@ class Progress(msgspec.Struct, tag="progress", array_like=True):
 Answer = (
     Ready
     | Taken
+    | Preceded
     | ChoiceStopped
     | Decided
     | Committed

@@ -19,6 +19,7 @@ from tokenbus.worker.publishing.messages import (
     GiveBack,
     Lost,
     OpenGate,
+    Preceded,
     Progress,
     Renewed,
     Settled,
@@ -65,6 +66,7 @@ class Publishers:
         self._gate: OpenGate | None = None
         self._log = get_logger()
         self.on_taken: Callable[[HeldJob, Taken], None] = nobody
+        self.on_preceded: Callable[[HeldJob, int], None] = nobody
         self.on_decided: Callable[[HeldJob, Decided], None] = nobody
         self.on_choice_stopped: Callable[[HeldJob, int], None] = nobody
         self.on_committed: Callable[[HeldJob, str], None] = nobody
@@ -88,14 +90,13 @@ class Publishers:
         """Tell all that the lease was renewed."""
         self._tell_all(Renewed(self._session.renewed_at))
 
-    def take_over(self, job: HeldJob, rules: TextRules | None) -> None:
-        """Let a job's log be taken over; safe to repeat."""
-        if job.press is not None:
-            return
+    def take_over(self, job: HeldJob, rules: TextRules | None, *, is_ahead: bool = False) -> None:
+        """Let a job's log be taken over, once; `is_ahead` if the engine gets the job meanwhile."""
         job.press = min(self._presses, key=lambda press: press.num_jobs)
         job.press.num_jobs += 1
-        order = TakeOver(job.request_id, job.job_id, job.epoch, job.prompt_tokens, rules)
-        job.press.send(order)
+        job.press.send(
+            TakeOver(job.request_id, job.job_id, job.epoch, job.prompt_tokens, rules, is_ahead)
+        )
 
     def take_step(self, step: StepRecord) -> None:
         """Pass a step's tokens on; each press takes the rows of its own jobs."""
@@ -162,6 +163,8 @@ class Publishers:
         match answer:
             case Taken():
                 self.on_taken(job, answer)
+            case Preceded(last=last):
+                self.on_preceded(job, last)
             case Decided():
                 self.on_decided(job, answer)
             case ChoiceStopped(choice=choice):

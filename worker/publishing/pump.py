@@ -201,7 +201,7 @@ class Pump:
                 job.num_credited = to
         self._pace.called(started_at, now)
         waits_s = len(sinces) * started_at - sum(sinces)
-        self._desk.called(num_fresh, lags_s, waits_s, self._pace.hold_s)
+        self._desk.account.called(num_fresh, lags_s, waits_s, self._pace.hold_s)
 
     def _accept(self, job: Manuscript, reply: LogReply) -> bool:
         """Take an answer out of the ordinary; True if the log holds what was sent."""

@@ -1,0 +1,115 @@
+"""A job that nobody has owned runs while its log is being taken over, and says nothing before."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from bus_servers import pool, redis_url, server
+from bus_workers import command, expected_ids, expected_text, follow, worker
+from desk_bench import running_desk
+
+from tokenbus.engine.types import EngineStats, FinishReason
+from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.log_scripts import Append, Takeover
+from tokenbus.worker.handoff import StepRecord
+from tokenbus.worker.publishing.messages import (
+    Committed,
+    GiveBack,
+    OpenGate,
+    Preceded,
+    Settled,
+    Taken,
+    TakeOver,
+    TextRules,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from desk_bench import DeskBench
+
+    from tokenbus.producer.scripts import Scripts
+
+__all__ = ["pool", "redis_url", "server"]
+
+KEY, JOB_ID, EPOCH = 1, "s0-j", 1
+RULES = TextRules(1, 1000, 0, (), False, (), (1,))
+AHEAD = TakeOver(KEY, JOB_ID, EPOCH, 1, RULES, is_ahead=True)
+NUM_BEFORE, NUM_TOKENS, SEED = 3, 40, 5
+
+
+def step(*ids: int, end: FinishReason | None = None) -> StepRecord:
+    """Return a step that brings these tokens for the job, and perhaps its end."""
+    ends: list[Any] = [] if end is None else [(0, end, None, None)]
+    stats = EngineStats(9, 1, 0, 1, 0)
+    now = time.monotonic()
+    return StepRecord([KEY], [0], [len(ids)], list(ids), ends, [], [], [], [], stats, now)
+
+
+async def write_log(scripts: Scripts, job_id: str, epoch: int) -> None:
+    """Leave the first tokens of an answer in a log."""
+    ids = expected_ids(SEED, NUM_BEFORE)
+    ends = [len(expected_text(SEED, count)) for count in range(1, NUM_BEFORE + 1)]
+    await scripts.log.takeover([Takeover(job_id, epoch, "earlier")])
+    text = expected_text(SEED, NUM_BEFORE)
+    await scripts.log.append([Append(job_id, epoch, 0, 1, NUM_BEFORE, text, ids, ends)])
+
+
+@pytest.fixture
+async def bench(redis_url: str, pool: str) -> AsyncIterator[DeskBench]:
+    """Give a desk whose gate is still closed."""
+    async with running_desk(redis_url, pool) as running:
+        yield running
+
+
+async def test_nothing_is_logged_before_the_takeover(bench: DeskBench) -> None:
+    """A whole answer comes before the server may be asked; it is logged once the log is ours."""
+    bench.desk.obey(AHEAD)
+    bench.desk.obey(step(300))
+    bench.desk.obey(step(301, 302, end=FinishReason.LENGTH))
+    await asyncio.sleep(0.05)
+    assert await bench.scripts.log.events(JOB_ID) is None
+    bench.desk.obey(OpenGate(0, time.monotonic()))
+    await bench.first(Committed)
+    events = await bench.scripts.log.events(JOB_ID) or []
+    assert [event.ids for event in events] == [(300,), (301, 302), ()]
+    assert events[-1].finish is not None
+    assert not any(isinstance(answer, Taken) for answer in bench.answers)
+
+
+async def test_log_with_tokens_gets_none_that_began_from_nothing(bench: DeskBench) -> None:
+    """A record that lost a second says that nobody owned the job, and its log says otherwise."""
+    await write_log(bench.scripts, JOB_ID, EPOCH)
+    before = await bench.scripts.log.events(JOB_ID)
+    bench.desk.obey(OpenGate(0, time.monotonic()))
+    bench.desk.obey(AHEAD)
+    bench.desk.obey(step(300, 301, 302, 303))
+    assert (await bench.first(Preceded)).last == NUM_BEFORE
+    bench.desk.session.lose("the server is gone")
+    bench.desk.obey(OpenGate(1, time.monotonic()))
+    assert (await bench.first(Preceded)).last == NUM_BEFORE
+    bench.desk.obey(GiveBack(KEY))
+    assert (await bench.first(Settled)).num_logged == NUM_BEFORE
+    assert await bench.scripts.log.events(JOB_ID) == before
+
+
+async def test_worker_goes_on_after_tokens_that_it_knew_nothing_of(
+    redis_url: str, pool: str
+) -> None:
+    """The job runs again from where its log ends, and that costs it none of its attempts."""
+    async with await AsyncClient.connect(redis_url, pool=pool) as client:
+        job = await client.submit("hello", seed=SEED, max_tokens=NUM_TOKENS)
+        await write_log(client.scripts, job.job_id, EPOCH)
+        async with worker(pool, redis_url):
+            story = await follow(client, job.job_id)
+        attempts = await command(
+            client.scripts, "HGET", client.scripts.keys.of("job", job.job_id), "attempts"
+        )
+        assert attempts == b"0"
+        assert story.epochs == {EPOCH, EPOCH + 1}
+        assert story.ids[0] == expected_ids(SEED, NUM_TOKENS)
+        assert story.text == expected_text(SEED, NUM_TOKENS)
+        assert story.reason == "length"
