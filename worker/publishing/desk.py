@@ -15,7 +15,7 @@ from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.handoff import StepRecord
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.publishing.account import Account
-from tokenbus.worker.publishing.composer import SLICE_ROWS, Composer
+from tokenbus.worker.publishing.composer import FIRST_ROWS, SLICE_ROWS, Composer
 from tokenbus.worker.publishing.manuscript import Manuscript, State
 from tokenbus.worker.publishing.messages import (
     Broken,
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
 class Desk:
     """All manuscripts of one publisher. `emit` takes its answers, in order.
 
-    `is_taking` says that more rows of a step come at once. Progress is told of `report_after_s`
-    later, where each answer costs a message.
+    `rows_to_call` is what makes a call worth while: more while other rows of a step come at once.
+    Progress is told of `report_after_s` later, where each answer costs a message.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Desk:
         self._pumps = [Pump(self, redis) for _ in range(NUM_PUMPS)]
         self._composer = Composer(self._manuscripts, self._queue, emit)
         self._slices: Iterator[None] | None = None
-        self.is_taking = False
+        self.rows_to_call = 1
         self._tasks: asyncio.TaskGroup | None = None
         self._log = get_logger()
 
@@ -119,16 +119,18 @@ class Desk:
     def _take(self, step: StepRecord) -> None:
         """Take the first slice of a step now, and the rest in turns of its own."""
         self._slices = self._composer.take(step)
-        self.is_taking = True
+        self.rows_to_call = FIRST_ROWS // 2
         self._take_slice()
         if self._slices is not None and self._tasks is not None:
             self._tasks.create_task(self._take_rest())
 
     async def _take_rest(self) -> None:
         """Take one slice in each turn of the event loop; what goes wrong ends the publisher."""
+        await asyncio.sleep(0)
         while self._slices is not None:
-            await asyncio.sleep(0)
+            self.rows_to_call = SLICE_ROWS - FIRST_ROWS
             self._take_slice()
+            await asyncio.sleep(0)
 
     def _finish_slices(self) -> None:
         while self._slices is not None:
@@ -142,7 +144,7 @@ class Desk:
         if next(slices, False) is None:
             self._slices = slices
             return
-        self.is_taking = False
+        self.rows_to_call = 1
         for pump in self._pumps:
             pump.go_on()
         num_dropped, self._composer.num_dropped = self._composer.num_dropped, 0

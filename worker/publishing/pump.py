@@ -25,7 +25,6 @@ from tokenbus.producer.replies import LogStatus
 from tokenbus.producer.script_runner import ScriptRunner
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing.composer import SLICE_ROWS
 from tokenbus.worker.publishing.log_wire import LogWire
 from tokenbus.worker.publishing.manuscript import State
 from tokenbus.worker.publishing.messages import Broken, Committed, Fenced
@@ -120,7 +119,7 @@ class Pump:
 
     def _is_filling(self) -> bool:
         """Tell whether the next call is less than a slice while more comes at once."""
-        return self._desk.is_taking and not self._first and len(self._later) < SLICE_ROWS
+        return not self._first and len(self._later) < self._desk.rows_to_call
 
     async def _hold(self) -> None:
         """Wait until the next job was left alone for as long as the pace says, first tokens not."""
