@@ -142,29 +142,29 @@ class LogScripts:
 
     async def result(self, job_id: str) -> bytes | None:
         """Read the result value."""
-        value: bytes | None = await self._runner.command("GET", self._keys.result(job_id))
+        value: bytes | None = await self._runner.command(*self.result_command(job_id))
         return value
+
+    def result_command(self, job_id: str) -> tuple[str, ...]:
+        """Return the command that reads the result value."""
+        return ("GET", self._keys.result(job_id))
 
     async def events(self, job_id: str, cursor: int = 0) -> list[Event] | None:
         """Read the logged events after `cursor`, in order, markers left out; None without a log.
 
         It reads backwards from the end, so that catching up costs what was missed.
         """
-        key = self._keys.log(job_id)
         found: list[Event] = []
         bound = "+"
         while True:
-            page = await self._runner.command("XREVRANGE", key, bound, "-", "COUNT", _PAGE)
-            for entry_id, fields in page:
-                event = _event(job_id, entry_id, fields)
-                if event is None:
-                    continue
-                if event.finish is None and event.to <= cursor:
-                    return found[::-1]
-                found.append(event.after(cursor))
-            if len(page) < _PAGE:
+            page = await self._runner.command(*self.page_command(job_id, bound))
+            if take_page(job_id, cursor, page, found):
                 return found[::-1] if page or bound != "+" else None
             bound = f"({page[-1][0].decode()}"
+
+    def page_command(self, job_id: str, bound: str = "+") -> tuple[str | int, ...]:
+        """Return the command that reads the log's last entries up to `bound`, for `take_page`."""
+        return ("XREVRANGE", self._keys.log(job_id), bound, "-", "COUNT", _PAGE)
 
     async def _batch(
         self, name: str, items: Sequence[Any], pack: Callable[[Any], list[str | int | bool]]
@@ -232,3 +232,17 @@ def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | No
     """Turn a log entry into the event that was published; None for a marker."""
     body = wire.get(b"finish") or wire.get(b"e")
     return None if body is None else Event.of_entry(job_id, entry_id, body)
+
+
+def take_page(
+    job_id: str, cursor: int, page: Sequence[tuple[bytes, dict[bytes, bytes]]], found: list[Event]
+) -> bool:
+    """Add a page's events after `cursor` to those found, latest first; True if that is all."""
+    for entry_id, fields in page:
+        event = _event(job_id, entry_id, fields)
+        if event is None:
+            continue
+        if event.finish is None and event.to <= cursor:
+            return True
+        found.append(event.after(cursor))
+    return len(page) < _PAGE

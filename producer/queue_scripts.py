@@ -30,6 +30,7 @@ STALE_ANSWER_S = 5.0
 # How long to stay away when the server's memory, not a bound of ours, is full.
 MEMORY_RETRY_MS = 1000
 MAX_BODY_BYTES = 8 * 1024 * 1024
+_RECORD_FIELDS = ("state", "epoch", "owner", "attempts", "tenant", "priority", "finish")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,25 +153,12 @@ class QueueScripts:
 
     async def record(self, job_id: str) -> JobRecord | None:
         """Read a job record."""
-        fields = ["state", "epoch", "owner", "attempts", "tenant", "priority", "finish"]
-        reply: list[Any] = await self._runner.command(
-            "HMGET", self._keys.of("job", job_id), *fields
-        )
-        if reply[0] is None:
-            return None
-        state, epoch, owner, attempts, tenant, priority, finish = (
-            b"" if value is None else value for value in reply
-        )
-        return JobRecord(
-            job_id,
-            JobState(state.decode()),
-            int(epoch or 0),
-            owner.decode(),
-            int(attempts or 0),
-            tenant.decode(),
-            int(priority or 0),
-            finish.decode(),
-        )
+        reply = await self._runner.command(*self.record_command(job_id))
+        return read_record(job_id, reply)
+
+    def record_command(self, job_id: str) -> tuple[str, ...]:
+        """Return the command that reads a job record, for `read_record`."""
+        return ("HMGET", self._keys.of("job", job_id), *_RECORD_FIELDS)
 
 
 def _submitted(reply: list[Any] | Exception) -> Submitted | Refused:
@@ -218,3 +206,22 @@ def _submit_args(
 def read_ending(reply: list[Any]) -> Ending:
     """Read the four fields of an ending."""
     return Ending(reply[0].decode(), int(reply[1]), bool(int(reply[2])), reply[3].decode())
+
+
+def read_record(job_id: str, reply: Sequence[bytes | None]) -> JobRecord | None:
+    """Read what `record_command` brought; None if there is no such job."""
+    if reply[0] is None:
+        return None
+    state, epoch, owner, attempts, tenant, priority, finish = (
+        b"" if value is None else value for value in reply
+    )
+    return JobRecord(
+        job_id,
+        JobState(state.decode()),
+        int(epoch or 0),
+        owner.decode(),
+        int(attempts or 0),
+        tenant.decode(),
+        int(priority or 0),
+        finish.decode(),
+    )

@@ -20,6 +20,7 @@ from tokenbus.producer.errors import (
     ResultTimeout,
 )
 from tokenbus.producer.event_stream import EventStream
+from tokenbus.producer.lookup import Lookup
 from tokenbus.producer.replies import JobState
 from tokenbus.producer.result import JobResult
 from tokenbus.producer.sentinels import followed_master, named_master
@@ -41,6 +42,7 @@ class Reader:
         self, scripts: Scripts, hub: SubscriptionHub, url: ServerUrl, settings: ClientSettings
     ) -> None:
         self._scripts = scripts
+        self._lookup = Lookup(scripts)
         self._hub = hub
         self._url = url
         self._settings = settings
@@ -82,21 +84,18 @@ class Reader:
     async def _replay(self, job_id: str, cursor: int, heard: bool) -> Iterable[Event]:
         """Return what is known after `cursor`: from the result, else the log; merged.
 
-        A job that nobody knows raises JobUnknown, or JobLost once it was heard of (R12). The
-        record is read first: when it is done, terminal entry and result were written before.
+        A job that nobody knows raises JobUnknown, or JobLost once it was heard of (R12).
         What a deposed master says proves nothing: it is asked for again before either is raised.
         """
-        queue, log = self._scripts.queue, self._scripts.log
 
         async def read() -> Iterable[Event]:
             master = followed_master(self._scripts.redis)
-            record = await queue.record(job_id)
-            events = await log.events(job_id, cursor)
+            known = await self._lookup.look(job_id, cursor)
+            record, events = known.record, known.events
             if events and events[-1].finish is not None:
                 return _merged(events)
-            value = await log.result(job_id)
-            if value is not None:
-                return JobResult.parse(value).events(cursor)
+            if known.result is not None:
+                return JobResult.parse(known.result).events(cursor)
             if record is not None and record.state is not JobState.DONE:
                 return _merged(events or [])
             if await named_master(self._scripts.redis) != master:
