@@ -72,7 +72,7 @@ def choose_gated_tuning(num_rows: int, weight: Tensor) -> GatedTuning | None:
     return GatedTuning(128, 32, 128, 4, 4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _gated_linear_kernel(
     x, weight, bias, out, M, N, K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr, ACT: tl.constexpr,

@@ -62,7 +62,7 @@ def _store_part(value, q_out, k_pages, v_pages, token, page_base, heads, live, d
     tl.store(v_pages + place, value, mask=mask & is_v)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _qkv_rope_kernel(
     qkv, bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages, v_pages, page_stride,
     rope_stride, eps, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,

@@ -65,7 +65,7 @@ def _fetch_early(weight, rows, end, K: tl.constexpr, LINES: tl.constexpr):
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def small_matmul_kernel(
     x, weight, bias, residual, norm_weight, out, M, N, eps, K: tl.constexpr, ROWS: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SLICES: tl.constexpr,

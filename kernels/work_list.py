@@ -115,7 +115,7 @@ def _copy_runs(run_items, items, num_own, num_runs, first, step, WAVE: tl.conste
         tl.store(items + place[:, None] * FIELDS + offs, fields, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _build_kernel(
     context_lens, shared_pages, shared_parts, run_items, num_runs, items, num_items, parts_out,
     num_rows, window, S: tl.constexpr, MIN_SHIFT: tl.constexpr, WIDE_SHIFT: tl.constexpr,
