@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound=asyncio.Protocol)
 
 _PR_SET_PDEATHSIG = 1
+_SOCKET_BYTES = 4 << 20
 
 
 async def spawn(
@@ -27,6 +28,9 @@ async def spawn(
     """Run `python -m module FD PARENT_PID` with one end of a socket pair; we keep the other."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
+    for end in (ours, theirs):
+        # The kernel gives what it may, at least twice its default.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
     with theirs:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

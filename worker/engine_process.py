@@ -10,7 +10,6 @@ it. Past `SOFT_BACKLOG_TOKENS` no request is admitted while decode goes on; past
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.worker import collector
 from tokenbus.worker.child_process import die_with_parent, die_with_socket, ignore_signals
+from tokenbus.worker.ear import Ear
 from tokenbus.worker.handoff import (
     AbortRequest,
     AddRequest,
@@ -48,12 +48,6 @@ HARD_BACKLOG_TOKENS = 1024 * 1024
 
 # A tenth of the shortest lease, so that an idle engine is never taken for a hung one.
 BEAT_INTERVAL_S = 0.5
-
-# Who had this much to say before a step may have more, which a full socket (200 KB, two dozen long
-# prompts) kept back: it is waited for that long at a time, and that long in all.
-_CROWD_BYTES = 64 * 1024
-_REFILL_S = 0.001
-_MAX_TAKE_S = 0.005
 
 # While every request left waits for its grammar to compile.
 STALL_POLL_S = 0.005
@@ -107,6 +101,7 @@ class EngineLoop:
         self._engine = engine
         self._step_log = step_log
         self._sock = sock
+        self._ear = Ear(sock)
         self._frames = frames
         self._unsent = bytearray()
         self._held_back: dict[int, Request] = {}
@@ -122,12 +117,12 @@ class EngineLoop:
             if idle or self._engine.is_stalled:
                 self._beat(paused)
                 self._flush(wait=idle)
-                wait_s = BEAT_INTERVAL_S if idle else STALL_POLL_S
-                select.select([self._sock], [], [], wait_s)
+                self._ear.wait(BEAT_INTERVAL_S if idle else STALL_POLL_S)
             connected = self._take_commands()
             self._admit_held_back()
             if self._engine.has_work and not paused:
-                output = self._engine.step()
+                with self._ear.listening():
+                    output = self._engine.step()
                 self._backlog_tokens += sum(len(d.token_ids) for d in output.deltas)
                 now = time.monotonic()
                 self._send(pack_step(output, now))
@@ -135,26 +130,13 @@ class EngineLoop:
                     self._step_log.stepped(output, now)
 
     def _take_commands(self) -> bool:
-        """Apply what has arrived, and what follows at once; return False at the end of the stream.
-
-        Else of a crowd of long prompts each step would take only as many as a socket holds.
-        """
-        until = time.monotonic() + _MAX_TAKE_S
-        num_bytes = 0
-        while True:
-            try:
-                chunk = self._sock.recv(1 << 16, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                if num_bytes < _CROWD_BYTES or time.monotonic() > until:
-                    return True
-                num_bytes = 0
-                select.select([self._sock], [], [], _REFILL_S)
-                continue
+        """Apply what has arrived; return False at the end of the stream."""
+        for chunk in self._ear.take():
             if not chunk:
                 return False
-            num_bytes += len(chunk)
             for body in self._frames.feed(chunk):
                 self._apply(decode_command(body))
+        return True
 
     def _apply(self, command: Command) -> None:
         match command:
