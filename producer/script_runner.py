@@ -49,14 +49,14 @@ def script_sha(name: str) -> str:
 class ScriptRunner:
     """Runs scripts by digest; a server that lost them gets their text again.
 
-    Replies come as bytes. Every call is bounded by `timeout_s`; what a timed-out call did on the
-    server is unknown, so the rules of reconciling apply.
+    Replies come as bytes. Every call is bounded by `timeout_s` (None: by its caller); what a
+    timed-out call did on the server is unknown, so the rules of reconciling apply.
     """
 
     def __init__(
         self,
         redis: Redis,
-        timeout_s: float = 10.0,
+        timeout_s: float | None = 10.0,
         execute: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
         """Run on the client's connections, single calls through `execute` where it is given."""
@@ -74,11 +74,16 @@ class ScriptRunner:
 
         Raises: TimeoutError, redis.ConnectionError, redis.ResponseError (also OOM).
         """
+        if self._timeout_s is None:
+            return await self._run(name, key, args)
         async with asyncio.timeout(self._timeout_s):
-            try:
-                return await self._execute("EVALSHA", script_sha(name), 1, key, *args)
-            except NoScriptError:
-                return await self._execute("EVAL", script_source(name), 1, key, *args)
+            return await self._run(name, key, args)
+
+    async def _run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
+        try:
+            return await self._execute("EVALSHA", script_sha(name), 1, key, *args)
+        except NoScriptError:
+            return await self._execute("EVAL", script_source(name), 1, key, *args)
 
     async def run_many(self, name: str, key: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
         """Run one script once per entry of `calls`, in order and in one round trip.

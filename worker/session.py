@@ -98,22 +98,30 @@ class Session:
         self._log.warning("session.lost", reason=reason)
         self.on_lost(reason)
 
-    async def call(self, act: Callable[[], Awaitable[T]], *, bulk: bool = False) -> T:
+    async def call(
+        self,
+        act: Callable[[], Awaitable[T]],
+        *,
+        bulk: bool = False,
+        timeout_s: float | None = None,
+    ) -> T:
         """Run one exchange with the server; `bulk` ones have connections of their own.
+
+        One that does not bound itself gets `timeout_s`, after which the session is lost.
 
         Raises: SessionLost if the session is or gets lost; RedisError for a call that was wrong.
         """
         if bulk:
-            return await self._call(act)
+            return await self._call(act, timeout_s)
         async with self._slots:
-            return await self._call(act)
+            return await self._call(act, timeout_s)
 
-    async def _call(self, act: Callable[[], Awaitable[T]]) -> T:
+    async def _call(self, act: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
         if not self.is_open:
             raise SessionLost("the session is not open")
         generation = self.generation
         try:
-            async with asyncio.timeout(None) as scope:
+            async with asyncio.timeout(timeout_s) as scope:
                 self._under_way.add(scope)
                 try:
                     answer = await act()

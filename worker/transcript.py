@@ -35,12 +35,15 @@ class _Column:
 
 @dataclass(slots=True)
 class _Run:
-    """Consecutive indices of one choice: token `offset` of the choice has index `start`."""
+    """Consecutive indices of one choice: token `offset` of the choice has index `start`.
+
+    The last run of a transcript is counted when the next one begins.
+    """
 
     choice: int
     start: int
     offset: int
-    count: int
+    count: int = 0
 
 
 class Transcript:
@@ -52,6 +55,10 @@ class Transcript:
         self._columns = [_Column() for _ in range(num_choices)]
         self._runs: list[_Run] = []
         self._starts: list[int] = []
+        # The choice of the last run, its column, and the end of its text.
+        self._choice = -1
+        self._column = _Column()
+        self._end = 0
 
     @property
     def num_choices(self) -> int:
@@ -68,16 +75,12 @@ class Transcript:
         """Add tokens of one choice with the text that each of them releases."""
         if not ids:
             return
-        column = self._columns[choice]
-        if self._runs and self._runs[-1].choice == choice:
-            self._runs[-1].count += len(ids)
-        else:
-            self._runs.append(_Run(choice, self.last + 1, len(column.ids), len(ids)))
-            self._starts.append(self.last + 1)
-        end = column.ends[-1] if column.ends else 0
+        if choice != self._choice:
+            self._begin_run(choice)
+        column = self._column
         for text in texts:
-            end += len(text)
-            column.ends.append(end)
+            self._end += len(text)
+            column.ends.append(self._end)
         column.ids.extend(ids)
         column.texts.extend(texts)
         column.logprobs.extend(logprobs)
@@ -85,16 +88,26 @@ class Transcript:
 
     def append_one(self, choice: int, token_id: int, text: str) -> None:
         """Add one token without logprobs: most steps bring just that, so it is kept short."""
-        runs = self._runs
-        if not runs or runs[-1].choice != choice:
-            self.append(choice, (token_id,), (text,))
-            return
-        column = self._columns[choice]
-        runs[-1].count += 1
+        if choice != self._choice:
+            self._begin_run(choice)
+        column = self._column
+        self._end = end = self._end + len(text)
         column.ids.append(token_id)
         column.texts.append(text)
-        column.ends.append(column.ends[-1] + len(text))
+        column.ends.append(end)
         self.last += 1
+
+    def _begin_run(self, choice: int) -> None:
+        if self._runs:
+            self._runs[-1].count = self._count(self._runs[-1])
+        self._choice, self._column = choice, self._columns[choice]
+        self._end = self._column.ends[-1] if self._column.ends else 0
+        self._runs.append(_Run(choice, self.last + 1, len(self._column.ids)))
+        self._starts.append(self.last + 1)
+
+    def _count(self, run: _Run) -> int:
+        """Count the tokens of a run."""
+        return len(self._column.ids) - run.offset if run is self._runs[-1] else run.count
 
     def restore(self, events: Iterable[Event]) -> None:
         """Add token events read from a log, in index order."""
@@ -132,7 +145,7 @@ class Transcript:
             run = self._runs[bisect_right(self._starts, index + 1) - 1]
         column = self._columns[run.choice]
         low = run.offset + index + 1 - run.start
-        high = run.offset + run.count
+        high = run.offset + self._count(run)
         if limit is not None:
             high = min(high, low + limit)
         texts = column.texts
@@ -147,11 +160,10 @@ class Transcript:
 
     def newest(self) -> tuple[int, str, int, int] | None:
         """Return choice, text, id and end of the last token; None where there are logprobs."""
-        choice = self._runs[-1].choice
-        column = self._columns[choice]
+        column = self._column
         if column.logprobs:
             return None
-        return choice, column.texts[-1], column.ids[-1], column.ends[-1]
+        return self._choice, column.texts[-1], column.ids[-1], self._end
 
     def ids_of(self, choice: int) -> tuple[int, ...]:
         """Return all token ids of a choice."""
@@ -183,5 +195,5 @@ class Transcript:
                 )
                 for number, column in enumerate(self._columns)
             ),
-            tuple((run.choice, run.start, run.start + run.count - 1) for run in self._runs),
+            tuple((run.choice, run.start, run.start + self._count(run) - 1) for run in self._runs),
         )

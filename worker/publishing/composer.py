@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.types import Fault, FaultCode, FinishReason
@@ -19,11 +20,35 @@ if TYPE_CHECKING:
 
 
 # Rows after which others get their turn and the pump that has them calls: server and readers work
-# on the first of a step while the next are written. Half as many cost a fifth more of the
-# publisher's time; twice as many bring the middle of a step to its readers 0.1 ms later.
-SLICE_ROWS = 32
-# And of each step these first, so that server and readers begin a third of a millisecond earlier.
-FIRST_ROWS = 8
+# on the first of a step while the next are written. Of each step the first rows go ahead, because
+# until then server and readers stand idle. Fewer begin earlier, and their calls cost publisher and
+# server more than that wins (benchmarks/RESULTS.md has the sweep).
+SLICE_ROWS = 48
+FIRST_ROWS = 24
+
+
+@dataclass(slots=True)
+class _Extras:
+    """What a row brings beside tokens; most bring nothing."""
+
+    end: tuple[FinishReason | None, int | None, Fault | None] = (None, None, None)
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+_NOTHING = _Extras()
+
+
+def _rare_rows(step: StepRecord) -> dict[int, _Extras]:
+    """Find the rows that bring more than tokens; in the last step of a crowd these are many."""
+    rare: dict[int, _Extras] = {}
+    for row, reason, stop_id, error in step.ends:
+        rare.setdefault(row, _Extras()).end = reason, stop_id, error
+    for row, logprobs in step.logprobs:
+        rare.setdefault(row, _Extras()).logprobs = logprobs
+    for row, prompt_logprobs in step.prompt_logprobs:
+        rare.setdefault(row, _Extras()).prompt_logprobs = prompt_logprobs
+    return rare
 
 
 class Composer:
@@ -49,9 +74,9 @@ class Composer:
         for each in step.admitted:
             if each.request_id in self._manuscripts:
                 self._manuscripts[each.request_id].cached_tokens = each.num_cached_tokens
-        rare = {row for row, *_ in (*step.ends, *step.logprobs, *step.prompt_logprobs)}
+        rare = _rare_rows(step)
         token_ids, choices, counts = step.token_ids, step.choices, step.counts
-        find, sent_at, opened, queue = self._manuscripts.get, step.sent_at, State.OPEN, self._queue
+        find, sent_at, opened = self._manuscripts.get, step.sent_at, State.OPEN
         start = 0
         num_taken, slice_end = 0, FIRST_ROWS
         for row, key in enumerate(step.request_ids):
@@ -76,28 +101,32 @@ class Composer:
                 if job.unlogged_since is None:
                     job.unlogged_since = sent_at
                 if not job.is_queued and not job.in_flight:
-                    queue(job)
+                    job.is_queued = True
+                    job.line_up(job)
             else:
-                self.num_dropped += self._take_row(job, step, row, token_ids[start:end])
+                extras = rare.get(row, _NOTHING)
+                self.num_dropped += self._take_row(
+                    job, choice, token_ids[start:end], extras, sent_at
+                )
             start = end
 
-    def _take_row(self, job: Manuscript, step: StepRecord, row: int, ids: list[int]) -> int:
+    def _take_row(
+        self, job: Manuscript, choice: int, ids: list[int], extras: _Extras, sent_at: float
+    ) -> int:
         """Add the tokens of a row that has anything out of the ordinary."""
-        choice = step.choices[row]
-        ended, stop_id, error = next((end[1:] for end in step.ends if end[0] == row), (None,) * 3)
+        ended, stop_id, error = extras.end
         # Whoever takes a job out of the engine also says what becomes of it: not its last token.
         reason = None if ended in (None, FinishReason.ABORTED) else ended.value
-        for other, prompt_logprobs in step.prompt_logprobs:
-            if other == row:
-                job.prompt_logprobs = tuple(
-                    None if entry is None else _wire_logprobs(entry) for entry in prompt_logprobs
-                )
+        if extras.prompt_logprobs is not None:
+            job.prompt_logprobs = tuple(
+                None if entry is None else _wire_logprobs(entry) for entry in extras.prompt_logprobs
+            )
         num_dropped = 0
         if ids:
-            logprobs = next((found for other, found in step.logprobs if other == row), ())
-            num_dropped = _add_tokens(job, choice, ids, reason is not None, stop_id, logprobs)
+            is_last = reason is not None
+            num_dropped = _add_tokens(job, choice, ids, is_last, stop_id, extras.logprobs)
             if job.unlogged_since is None:
-                job.unlogged_since = step.sent_at
+                job.unlogged_since = sent_at
         if job.reasons[choice] is None:
             job.reasons[choice] = reason
         elif reason is None:

@@ -141,12 +141,15 @@ class Desk:
         slices, self._slices = self._slices, None
         if slices is None:
             return
-        if next(slices, False) is None:
+        is_done = next(slices, True) is not None
+        if is_done:
+            self.rows_to_call = 1
+        else:
             self._slices = slices
-            return
-        self.rows_to_call = 1
         for pump in self._pumps:
             pump.go_on()
+        if not is_done:
+            return
         num_dropped, self._composer.num_dropped = self._composer.num_dropped, 0
         if num_dropped:
             self.account.freed(num_dropped)
@@ -201,7 +204,9 @@ class Desk:
             self._tasks.create_task(self._restore(job, last))
 
     def _queue(self, job: Manuscript) -> None:
-        self._pumps[job.pump_idx].queue(job)
+        job.is_queued = True
+        job.line_up(job)
+        self._pumps[job.pump_idx].go_on()
 
     def _open(self, order: OpenGate) -> None:
         self.generation = order.generation
@@ -218,6 +223,7 @@ class Desk:
         self._manuscripts[job.key] = job
         # Neighbours of a step share a pump, so that a slice of it is mostly one call.
         job.pump_idx = self._num_added // SLICE_ROWS % NUM_PUMPS
+        job.line_up = self._pumps[job.pump_idx].queue
         self._num_added += 1
         if job.is_ahead:
             job.restore((), self._tokenizer)

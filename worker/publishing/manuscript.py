@@ -9,11 +9,12 @@ from tokenbus.engine.types import FinishReason
 from tokenbus.producer.events import FINISHED_REASONS, Finish, Usage
 from tokenbus.producer.keys import shard_of
 from tokenbus.worker.choice_text import ChoiceText
+from tokenbus.worker.hooks import nobody
 from tokenbus.worker.tool_output import read_tool_calls
 from tokenbus.worker.transcript import Transcript
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from transformers import PreTrainedTokenizerBase
 
@@ -60,6 +61,7 @@ class Manuscript:
         "job_id",
         "key",
         "last",
+        "line_up",
         "log_known",
         "num_credited",
         "num_entries",
@@ -93,6 +95,8 @@ class Manuscript:
         self.cached_tokens = 0
         self.pump_idx = 0
         self.num_logged = self.num_credited = self.num_entries = self.last = 0
+        # How it gets its turn with its pump.
+        self.line_up: Callable[[Manuscript], None] = nobody
         self.sent_at = 0.0
         self.unlogged_since: float | None = None
         self.log_known = self.in_flight = self.is_queued = self.is_restoring = False

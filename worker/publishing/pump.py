@@ -14,7 +14,7 @@ import json
 import time
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from redis.exceptions import RedisError
 
@@ -31,13 +31,15 @@ from tokenbus.worker.publishing.messages import Broken, Committed, Fenced
 from tokenbus.worker.publishing.pace import Pace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from redis.asyncio import Redis
 
     from tokenbus.producer.replies import LogReply
     from tokenbus.worker.publishing.desk import Desk
     from tokenbus.worker.publishing.manuscript import Manuscript
+
+T = TypeVar("T")
 
 # A slice does not wait for the answer to the one before: four calls bridge the way to the server
 # and back while a step is written.
@@ -51,30 +53,31 @@ class Pump:
         self._desk = desk
         self._wire = LogWire(redis)
         scripts = desk.scripts
-        runner = ScriptRunner(redis, scripts.timeout_s, self._wire.execute)
+        # The session bounds these calls.
+        runner = ScriptRunner(redis, None, self._wire.execute)
+        self._timeout_s = scripts.timeout_s
         self._scripts = LogScripts(runner, scripts.keys, scripts.publish)
         self._pace = Pace()
         self._first: deque[Manuscript] = deque()
-        self._later: deque[Manuscript] = deque()
+        self._line: deque[Manuscript] = deque()
         self._wake = asyncio.Event()
         self._first_came = asyncio.Event()
         self._must_renew = False
         self._log = get_logger()
 
     def queue(self, job: Manuscript) -> None:
-        """Let a job have its turn; before any token of this owner was logged it goes first."""
-        job.is_queued = True
-        if job.has_spoken:
-            self._later.append(job)
-        else:
-            self._first.append(job)
-            self._first_came.set()
-        if not self._is_filling():
-            self._wake.set()
+        """Let a job that is not queued have its turn at once: it goes first.
+
+        When a token of this owner is logged the job lines up behind others instead, and waits for
+        `go_on`.
+        """
+        self._first.append(job)
+        self._first_came.set()
+        self._wake.set()
 
     def go_on(self) -> None:
-        """Send what waited for more of a step."""
-        if self._first or self._later:
+        """Send what has come into the line, if that is worth a call."""
+        if not self._is_filling():
             self._wake.set()
 
     def renew(self) -> None:
@@ -119,13 +122,13 @@ class Pump:
 
     def _is_filling(self) -> bool:
         """Tell whether the next call is less than a slice while more comes at once."""
-        return not self._first and len(self._later) < self._desk.rows_to_call
+        return not self._first and len(self._line) < self._desk.rows_to_call
 
     async def _hold(self) -> None:
         """Wait until the next job was left alone for as long as the pace says, first tokens not."""
         hold_s = self._pace.hold_s
-        while hold_s and self._later and not self._first:
-            left_s = self._later[0].sent_at + hold_s - time.monotonic()
+        while hold_s and self._line and not self._first:
+            left_s = self._line[0].sent_at + hold_s - time.monotonic()
             if left_s <= 0:
                 return
             self._first_came.clear()
@@ -137,7 +140,7 @@ class Pump:
 
     def _next_batch(self) -> list[Manuscript]:
         """Take jobs without a logged token alone, so that first tokens wait for nobody."""
-        queue = self._first or self._later
+        queue = self._first or self._line
         jobs: list[Manuscript] = []
         while queue and len(jobs) < MAX_BATCH:
             job = queue.popleft()
@@ -145,7 +148,7 @@ class Pump:
             if job.wants_log:
                 job.in_flight = True
                 jobs.append(job)
-        if not self._first and not self._later:
+        if not self._first and not self._line:
             self._wake.clear()
         return jobs
 
@@ -160,9 +163,13 @@ class Pump:
         if ends:
             await self._end(ends)
 
+    async def _call(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Ask the server on this pump's connection. Raises: SessionLost; RedisError."""
+        return await self._desk.session.call(act, bulk=True, timeout_s=self._timeout_s)
+
     async def _take_over(self, jobs: list[Manuscript]) -> None:
         items = [Takeover(job.job_id, job.epoch, self._desk.worker) for job in jobs]
-        replies = await self._desk.session.call(lambda: self._scripts.takeover(items), bulk=True)
+        replies = await self._call(lambda: self._scripts.takeover(items))
         for job, reply in zip(jobs, replies, strict=True):
             if reply.status in (LogStatus.OK, LogStatus.LOG):
                 self._desk.taken(job, reply.last, reply.entries)
@@ -181,9 +188,7 @@ class Pump:
             if to == job.last:
                 job.unlogged_since = None
             job.sent_at = started_at
-        others = await self._desk.session.call(
-            lambda: self._scripts.append_batch(shard, batch), bulk=True
-        )
+        others = await self._call(lambda: self._scripts.append_batch(shard, batch))
         now = time.monotonic()
         lags_s: list[float] = []
         num_fresh = 0
@@ -192,7 +197,9 @@ class Pump:
                 continue
             if number not in others:
                 job.num_entries += 1
-            job.has_spoken = True
+            if not job.has_spoken:
+                job.has_spoken = True
+                job.line_up = self._line.append
             job.num_logged = to
             lags_s.append(now - sinces[number])
             if to > job.num_credited:
@@ -215,7 +222,7 @@ class Pump:
 
     async def _end(self, jobs: list[Manuscript]) -> None:
         items = [_end_of(job) for job in jobs]
-        replies = await self._desk.session.call(lambda: self._scripts.end(items), bulk=True)
+        replies = await self._call(lambda: self._scripts.end(items))
         for job, item, reply in zip(jobs, items, replies, strict=True):
             if reply.status in (LogStatus.OK, LogStatus.ALREADY):
                 self._commit(job, reply.finish or item.finish)
