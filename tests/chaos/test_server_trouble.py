@@ -17,7 +17,7 @@ from mortal_server import MortalServer
 from wire_proxy import WireProxy
 from worker_stable import forked_worker
 
-from tokenbus.producer.client import AsyncClient, Job
+from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.errors import JobLost
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from bus_ride import Cargo
+
+    from tokenbus.producer.event_stream import EventStream
 
 NUM_DEATHS = 3
 # Enough for a busload to last through all deaths.
@@ -105,7 +107,7 @@ async def test_job_whose_submit_was_lost_is_reported(
     job = await client.submit("lost")
     stream = client.stream(job.job_id)
     reading = asyncio.create_task(anext(stream))
-    await until(lambda: _has_reader(client, job))
+    await until(lambda: _is_live(stream))
     mortal.kill()
     mortal.roll_back(mark)
     await mortal.start()
@@ -146,9 +148,9 @@ async def test_replica_that_fell_behind_is_promoted(
         await ride.check_nothing_left()
 
 
-async def _has_reader(client: AsyncClient, job: Job) -> bool:
-    _, readers = await command(client.scripts, "PUBSUB", "NUMSUB", job.channel)
-    return bool(readers)
+async def _is_live(stream: EventStream) -> bool:
+    """Tell whether a stream has learnt that its job exists."""
+    return stream._live is not None
 
 
 async def _follows(replica: AsyncClient) -> bool:
