@@ -102,14 +102,15 @@ class Runner:
         for drawn in pending.draws:
             ids = drawn.token_ids.tolist()
             seqs = pending.seqs[len(token_ids) : len(token_ids) + len(ids)]
-            wanted = [seq.request.params.logprobs for seq in seqs]
             token_ids.extend(ids)
             dead_ends.extend(
                 [False] * len(ids) if drawn.dead_ends is None else drawn.dead_ends.tolist()
             )
-            logprobs.extend(
-                [None] * len(ids) if drawn.logprobs is None else drawn.logprobs.to_host(wanted)
-            )
+            if drawn.logprobs is None:
+                logprobs.extend([None] * len(ids))
+            else:
+                wanted = [seq.request.params.logprobs for seq in seqs]
+                logprobs.extend(drawn.logprobs.to_host(wanted))
         prompt_logprobs = [
             (seq, scores.to_host([seq.request.params.prompt_logprobs] * len(scores.token_ids)))
             for seq, scores in pending.prompt_scores

@@ -85,6 +85,9 @@ class SamplingState:
             self._fused_draw = FusedDraw(max_rows, vocab_size, self._device)
         self._num_rows = max_rows + 1
         self._plans = [SamplingPlan()] * self._num_rows
+        # Equal plans are few: rows have numbers of them, for a batch is looked through every step.
+        self._known_plans = {SamplingPlan(): 0}
+        self._plan_numbers = [0] * self._num_rows
         self._table = RowTable(max_rows, eos_token_ids, self._device)
         self._penalties = PenaltyCounts(self._num_rows, vocab_size, self._device)
         self._logit_bias: LogitBias | None = None
@@ -105,6 +108,7 @@ class SamplingState:
         """
         plan, previous = plan_of(params), self._plans[row]
         self._plans[row] = plan
+        self._plan_numbers[row] = self._known_plans.setdefault(plan, len(self._known_plans))
         self._table.write(row, params, choice)
         if plan.has(Feature.PENALTIES):
             self._penalties.write(row, prompt_ids, output_ids)
@@ -126,8 +130,9 @@ class SamplingState:
     def plan(self, rows: Sequence[int]) -> SamplingPlan:
         """Return what a batch of these rows needs: the key of the graph that serves it."""
         merged = SamplingPlan()
-        for distinct in {self._plans[row] for row in rows}:
-            merged = merged.union(distinct)
+        plans = list(self._known_plans)
+        for number in set(map(self._plan_numbers.__getitem__, rows)):
+            merged = merged.union(plans[number])
         return merged
 
     def flush(self) -> None:

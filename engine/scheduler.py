@@ -11,6 +11,7 @@ from bisect import insort
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.output_estimator import OutputEstimator
+from tokenbus.engine.page_demand import PageDemand
 from tokenbus.engine.plan import StepPlan
 from tokenbus.engine.prefill import PrefillPlanner
 from tokenbus.engine.sequence import Sequence, SequenceState
@@ -47,6 +48,7 @@ class Scheduler:
         self.sizer = sizer
         self.estimator = OutputEstimator()
         self.prefill = PrefillPlanner(pool, prefix_cache=prefix_cache)
+        self._demand = PageDemand(pool, self.prefill)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions_total = 0
@@ -91,15 +93,29 @@ class Scheduler:
         for token_id in token_ids:
             if seq.state is SequenceState.FINISHED:
                 break
-            seq.token_ids.append(token_id)
             kept.append(token_id)
+            reason = self._append(seq, token_id)
+            if reason is not None:
+                return kept, reason
+        return kept, None
+
+    def complete_one(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        """Take the one token that a step sampled for a live sequence; return why that ended it."""
+        if seq.num_inflight:
+            seq.num_inflight -= 1
+        return self._append(seq, token_id)
+
+    def _append(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        seq.token_ids.append(token_id)
+        if token_id in seq.stop_token_ids or len(seq.token_ids) >= seq.max_length:
             reason = self._ends(seq, token_id)
             if reason is not None:
                 self.remove(seq, reason)
-                return kept, reason
-        if kept and seq.state is SequenceState.RUNNING:
+                return reason
+        fills_page = seq.num_computed >= (seq.num_registered + 1) * self.pool.page_size
+        if fills_page and seq.state is SequenceState.RUNNING:
             self.prefill.register_full_pages(seq)
-        return kept, None
+        return None
 
     def check_integrity(self) -> None:
         """Check pages, rows and claims against the live sequences (raises IntegrityError)."""
@@ -138,7 +154,7 @@ class Scheduler:
         for seq in list(self.running):
             if not seq.decoding or seq.state is not SequenceState.RUNNING:
                 continue
-            length = seq.length
+            length = len(seq.token_ids) + seq.num_inflight
             if length >= seq.max_length or (seq.grammar is not None and seq.num_inflight):
                 continue
             if length > len(seq.pages) * page_size and not self._grow(seq, plan):
@@ -205,8 +221,8 @@ class Scheduler:
             if len(group) > len(self._free_rows):
                 return
             if promised is None:
-                promised = sum(self._pages_promised(seq) for seq in self.running)
-            prompts, outputs = self._pages_needed(group)
+                promised = self._demand.of_running(self.running, self.estimator)
+            prompts, outputs = self._demand.of_new(group, self.estimator)
             room = self.pool.num_available - promised
             if prompts + (outputs if self.running else 0) > room:
                 # Alone on the pool, one choice goes after the other.
@@ -238,34 +254,6 @@ class Scheduler:
         insort(self.running, seq, key=_by_order)
         seq.was_admitted = True
         self.prefill.take_hits(seq)
-
-    def _pages_needed(self, group: list[Sequence]) -> tuple[int, int]:
-        """Return the pages a group still has to take for its prompts and for its outputs."""
-        prompts = outputs = 0
-        shared = 0
-        for seq in group:
-            held, _, claimed = self.prefill.count_hits(seq)
-            own = self.pool.pages_for(len(seq.token_ids) + 1) - held - claimed
-            # Later choices take the full prompt pages that the first one computes.
-            prompts += max(0, own - shared)
-            shared = max(0, self.prefill.cacheable_pages(seq) - held - claimed)
-            outputs += self._pages_to_come(seq)
-        return prompts, outputs
-
-    def _pages_to_come(self, seq: Sequence) -> int:
-        """Pages of the output expected after the tokens known now and the one in flight."""
-        expected = self.estimator.expected(seq.request.lane, seq.request.params.max_tokens)
-        total = min(seq.max_length, max(seq.num_prompt + expected, seq.length + 1))
-        return max(0, self.pool.pages_for(total) - self.pool.pages_for(seq.length + 1))
-
-    def _pages_promised(self, seq: Sequence) -> int:
-        """Pages a running sequence will still ask for: prompt not computed, output expected."""
-        found = len(seq.pages)
-        if seq.leader is not None:
-            # Those that its leader has filled are taken with the next chunk of its own.
-            held, _, claimed = self.prefill.count_hits(seq)
-            found = max(found, held) + claimed
-        return max(0, self.pool.pages_for(seq.length + 1) - found) + self._pages_to_come(seq)
 
     def _plan_prefill(self, plan: StepPlan) -> None:
         while True:

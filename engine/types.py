@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 
 class FinishReason(StrEnum):
@@ -127,11 +128,11 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class TokenDelta:
+class TokenDelta(NamedTuple):
     """New tokens of one choice, in order; the last delta of a choice has a `finish_reason`.
 
     `stop_token_id` is the id that ended the choice (already the last of `token_ids`), if one did.
+    A tuple, because a step makes one for each of its rows.
     """
 
     request_id: int

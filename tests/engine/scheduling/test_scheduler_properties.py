@@ -117,8 +117,27 @@ class EngineModel(RuleBasedStateMachine):
         results, self.inflight = self.inflight, launched
         for seq, known, token_id in results:
             assert known == list(seq.token_ids) or seq.state is SequenceState.FINISHED
-            kept, _ = self.scheduler.complete(seq, [token_id])
+            if EngineModel.num_steps % 2 and seq.state is not SequenceState.FINISHED:
+                self.scheduler.complete_one(seq, token_id)
+                kept = [token_id]
+            else:
+                kept, _ = self.scheduler.complete(seq, [token_id])
             self.delivered[seq].extend(kept)
+        self.check_demand()
+
+    def check_demand(self) -> None:
+        """What all running sequences will ask for is what each of them will, one by one."""
+        scheduler = self.scheduler
+        demand, estimator = scheduler._demand, scheduler.estimator
+        total = 0
+        for seq in scheduler.running:
+            found = len(seq.pages)
+            if seq.leader is not None:
+                held, _, claimed = scheduler.prefill.count_hits(seq)
+                found = max(found, held) + claimed
+            total += max(0, self.pool.pages_for(seq.length + 1) - found)
+            total += demand._to_come(seq, estimator)
+        assert demand.of_running(scheduler.running, estimator) == total
 
     def launch(self, plan: StepPlan) -> list[tuple[Sequence, list[int], int]]:
         """Check that a step reads only what was computed, and sample."""
