@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from tokenbus.producer.errors import SchemaMismatch
+from tokenbus.producer.fast_json import to_json
 from tokenbus.producer.schema import WIRE_VERSION
 
 FINISHED_REASONS = frozenset({"stop", "length"})
@@ -90,7 +91,7 @@ class Finish:
             wire["tool_calls"] = [asdict(call) for call in self.tool_calls]
         if self.stop_reasons:
             wire["stop_reasons"] = list(self.stop_reasons)
-        return json.dumps(wire, separators=(",", ":"))
+        return to_json(wire).decode()
 
     @classmethod
     def parse(cls, text: bytes | str) -> Finish:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenbus.producer.append_batch import AppendBatch
 from tokenbus.producer.events import Event
+from tokenbus.producer.fast_json import to_json
 from tokenbus.producer.keys import shard_of
 from tokenbus.producer.replies import LogReply, LogStatus
 
@@ -172,7 +172,7 @@ class LogScripts:
         """Run a batch script that takes a JSON array per item."""
 
         async def run(shard: int, part: Sequence[Any]) -> list[LogReply]:
-            batch = json.dumps([pack(item) for item in part], separators=(",", ":"))
+            batch = to_json([pack(item) for item in part])
             key = self._keys.log_prefix(shard)
             answers = await self._runner.run(name, key, [*self._head, batch])
             return [_log_reply(answer) for answer in answers]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.events import Event, Finish, ToolCall
+from tokenbus.producer.fast_json import to_json
 from tokenbus.producer.schema import WIRE_VERSION
 
 if TYPE_CHECKING:
@@ -79,7 +80,13 @@ class JobResult:
         }
         if self.prompt_logprobs:
             wire["prompt_logprobs"] = list(self.prompt_logprobs)
-        head = json.dumps(wire, separators=(",", ":"), ensure_ascii=False)
+        has_logprobs = self.prompt_logprobs or any(choice.logprobs for choice in self.choices)
+        # Numbers that JSON has no name for are written as Python's reader takes them.
+        head = (
+            json.dumps(wire, separators=(",", ":"), ensure_ascii=False)
+            if has_logprobs
+            else (to_json(wire).decode())
+        )
         return f'{head[:-1]},"finish":{self.finish.dump()}}}'
 
     @classmethod

@@ -1,0 +1,21 @@
+"""JSON of what is mostly long lists and texts, several times as fast as the standard library's.
+
+When a crowd of answers ends in one step, their results are what its readers wait for.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+_encode = msgspec.json.Encoder().encode
+
+
+def to_json(value: Any) -> bytes:
+    """Write a value without floats as compact JSON in UTF-8; half a surrogate pair is escaped."""
+    try:
+        return _encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
