@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.null_tokenizer import build_null_tokenizer
+from tokenbus.engine.types import EngineStats
 from tokenbus.producer.connection import make_redis
 from tokenbus.producer.scripts import Scripts
+from tokenbus.worker.handoff import StepRecord
 from tokenbus.worker.publishing.desk import Desk
+from tokenbus.worker.publishing.messages import TextRules
 from tokenbus.worker.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tokenbus.engine.types import FinishReason
     from tokenbus.worker.publishing.messages import Answer
 
 PATIENCE_S = 20.0
+# The one job of most benches.
+KEY, JOB_ID, EPOCH = 1, "s0-j", 1
+RULES = TextRules(1, 1000, 0, (), False, (), (1,))
+
+
+def step(*ids: int, end: FinishReason | None = None) -> StepRecord:
+    """Return a step that brings these tokens for the job, and perhaps its end."""
+    ends: list[Any] = [] if end is None else [(0, end, None, None)]
+    stats = EngineStats(9, 1, 0, 1, 0)
+    now = time.monotonic()
+    return StepRecord([KEY], [0], [len(ids)], list(ids), ends, [], [], [], [], stats, now)
 
 
 @dataclass

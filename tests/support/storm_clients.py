@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bus_stubs import WIDE, a_job
+from storm_actor import Actor
 from storm_audit import Violation
-from storm_network import Actor, CallLost
+from storm_network import CallLost
 
 from tokenbus.producer.chains import Chains
 from tokenbus.producer.replies import Submitted

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bus_stubs import text_of
-from storm_network import Actor, Call
+from storm_actor import Actor
+from storm_network import Call
 
 from tokenbus.producer.errors import JobLost, JobUnknown
 from tokenbus.producer.reader import Reader

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-    from storm_network import Actor, Network
+    from storm_actor import Actor
+    from storm_network import Network
 
 # How many steps the others have before an oversleeper's answer is older than all results.
 DREAM_STEPS = 150

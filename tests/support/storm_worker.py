@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from bus_stubs import owned_end, tokens
-from storm_network import Actor, CallLost
+from storm_actor import Actor
+from storm_network import CallLost
 
 from tokenbus.producer.chains import Chains
 from tokenbus.producer.replies import LogStatus, PullStatus, RequeueStatus

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from storm_audit import Audit, Violation
 from storm_clients import StormClients
 from storm_keys import PoolKeys, Snapshot
-from storm_network import Actor, Clock, Network
+from storm_network import Clock, Network
 from storm_reader import StormReader
 from storm_sleep import Sleepers
 from storm_weather import CLIMATES, Weather
@@ -24,6 +24,8 @@ from storm_worker import MAX_HELD, StormWorker
 
 if TYPE_CHECKING:
     from typing import Any
+
+    from storm_actor import Actor
 
     from tokenbus.producer.events import Event
 

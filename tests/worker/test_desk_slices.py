@@ -7,7 +7,7 @@ import time
 
 import pytest
 from bus_servers import pool, redis_url, server
-from desk_bench import running_desk
+from desk_bench import RULES, running_desk
 
 from tokenbus.engine.types import EngineStats
 from tokenbus.worker.handoff import StepRecord
@@ -19,7 +19,6 @@ from tokenbus.worker.publishing.messages import (
     Settled,
     Taken,
     TakeOver,
-    TextRules,
 )
 from tokenbus.worker.publishing.pump import NUM_PUMPS
 
@@ -27,7 +26,6 @@ __all__ = ["pool", "redis_url", "server"]
 
 NUM_JOBS = 256
 TOKEN_ID = 300
-RULES = TextRules(1, 1000, 0, (), False, (), (1,))
 
 
 def step(keys: list[int]) -> StepRecord:

@@ -11,16 +11,15 @@ from unittest.mock import Mock
 import pytest
 from bus_servers import pool, redis_url, server
 from bus_workers import command
-from desk_bench import DeskBench, running_desk
+from desk_bench import EPOCH, JOB_ID, KEY, RULES, DeskBench, running_desk, step
 
-from tokenbus.engine.types import EngineStats, FinishReason
+from tokenbus.engine.types import FinishReason
 from tokenbus.producer.events import Finish
 from tokenbus.producer.log_scripts import Takeover
 from tokenbus.producer.replies import PulledJob
 from tokenbus.producer.scripts import End, Scripts
 from tokenbus.worker.custody import Custody
 from tokenbus.worker.errors import SessionLost
-from tokenbus.worker.handoff import StepRecord
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.publishing.messages import (
@@ -33,7 +32,6 @@ from tokenbus.worker.publishing.messages import (
     Settled,
     Taken,
     TakeOver,
-    TextRules,
 )
 from tokenbus.worker.publishing.publishers import Publishers
 from tokenbus.worker.roster import Roster
@@ -45,17 +43,6 @@ if TYPE_CHECKING:
     from tokenbus.worker.publishing.messages import Order
 
 __all__ = ["pool", "redis_url", "server"]
-
-JOB_ID, KEY, EPOCH = "s0-j", 1, 1
-RULES = TextRules(1, 1000, 0, (), False, (), (1,))
-
-
-def step(*ids: int, end: FinishReason | None = None) -> StepRecord:
-    """Return a step that brings these tokens for the job, and perhaps its end."""
-    ends: list[Any] = [] if end is None else [(0, end, None, None)]
-    stats = EngineStats(9, 1, 0, 1, 0)
-    now = time.monotonic()
-    return StepRecord([KEY], [0], [len(ids)], list(ids), ends, [], [], [], [], stats, now)
 
 
 @dataclass

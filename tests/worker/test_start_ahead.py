@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from bus_servers import pool, redis_url, server
 from bus_workers import command, expected_ids, expected_text, follow, worker
-from desk_bench import running_desk
+from desk_bench import EPOCH, JOB_ID, KEY, RULES, running_desk, step
 
-from tokenbus.engine.types import EngineStats, FinishReason
+from tokenbus.engine.types import FinishReason
 from tokenbus.producer.client import AsyncClient
 from tokenbus.producer.log_scripts import Append, Takeover
-from tokenbus.worker.handoff import StepRecord
 from tokenbus.worker.publishing.messages import (
     Committed,
     GiveBack,
@@ -23,7 +22,6 @@ from tokenbus.worker.publishing.messages import (
     Settled,
     Taken,
     TakeOver,
-    TextRules,
 )
 
 if TYPE_CHECKING:
@@ -35,18 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["pool", "redis_url", "server"]
 
-KEY, JOB_ID, EPOCH = 1, "s0-j", 1
-RULES = TextRules(1, 1000, 0, (), False, (), (1,))
 AHEAD = TakeOver(KEY, JOB_ID, EPOCH, 1, RULES, is_ahead=True)
 NUM_BEFORE, NUM_TOKENS, SEED = 3, 40, 5
-
-
-def step(*ids: int, end: FinishReason | None = None) -> StepRecord:
-    """Return a step that brings these tokens for the job, and perhaps its end."""
-    ends: list[Any] = [] if end is None else [(0, end, None, None)]
-    stats = EngineStats(9, 1, 0, 1, 0)
-    now = time.monotonic()
-    return StepRecord([KEY], [0], [len(ids)], list(ids), ends, [], [], [], [], stats, now)
 
 
 async def write_log(scripts: Scripts, job_id: str, epoch: int) -> None:
