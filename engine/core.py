@@ -194,7 +194,7 @@ class Engine:
         result = self._runner.collect(done)
         for seq, scores in result.prompt_logprobs:
             seq.prompt_logprobs.extend(scores)
-        complete, deltas = self._scheduler.complete, self._deltas
+        complete_one, deltas = self._scheduler.complete_one, self._deltas
         rows = zip(done.seqs, result.token_ids, result.dead_ends, result.logprobs, strict=True)
         for seq, token_id, is_dead_end, logprob in rows:
             if seq.state is SequenceState.FINISHED:
@@ -206,7 +206,7 @@ class Engine:
             elif seq.grammar is not None:
                 self._deliver_constrained(seq, token_id, logprob)
             else:
-                reason = complete(seq, token_id)
+                reason = complete_one(seq, token_id)
                 if reason is None and logprob is None and not seq.prompt_logprobs:
                     # What nearly every row is; the host takes as long as the GPU for a step.
                     self._generated_tokens_total += 1
@@ -218,7 +218,7 @@ class Engine:
     def _deliver_constrained(
         self, seq: Sequence, token_id: int, logprob: TokenLogprobs | None
     ) -> None:
-        reason = self._scheduler.complete(seq, token_id)
+        reason = self._scheduler.complete_one(seq, token_id)
         kept = [token_id]
         logprobs = (logprob,) if logprob is not None else ()
         if reason is None:

@@ -79,13 +79,33 @@ class Scheduler:
         self._plan_prefill(plan)
         return plan
 
-    def complete(self, seq: Sequence, token_id: int) -> FinishReason | None:
-        """Take the token that a step sampled for a sequence; return why that ended it, if it did.
+    def complete(
+        self, seq: Sequence, token_ids: list[int]
+    ) -> tuple[list[int], FinishReason | None]:
+        """Take the tokens that a step sampled for a sequence.
 
-        What a sequence sampled past its end is not for the scheduler: its caller drops it.
+        Returns the tokens kept and the reason if the sequence ended with the last of them. What a
+        sequence sampled past its end is dropped.
         """
         if seq.num_inflight:
             seq.num_inflight -= 1
+        kept: list[int] = []
+        for token_id in token_ids:
+            if seq.state is SequenceState.FINISHED:
+                break
+            kept.append(token_id)
+            reason = self._append(seq, token_id)
+            if reason is not None:
+                return kept, reason
+        return kept, None
+
+    def complete_one(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        """Take the one token that a step sampled for a live sequence; return why that ended it."""
+        if seq.num_inflight:
+            seq.num_inflight -= 1
+        return self._append(seq, token_id)
+
+    def _append(self, seq: Sequence, token_id: int) -> FinishReason | None:
         seq.token_ids.append(token_id)
         if token_id in seq.stop_token_ids or len(seq.token_ids) >= seq.max_length:
             reason = self._ends(seq, token_id)

@@ -67,6 +67,6 @@ class Bench:
         """Plan and complete one step; return the prompt tokens each sequence computed."""
         plan = self.scheduler.schedule()
         for seq in plan.sampled():
-            self.scheduler.complete(seq, (tokens or {}).get(seq, 7))
+            self.scheduler.complete(seq, [(tokens or {}).get(seq, 7)])
         self.scheduler.check_integrity()
         return {chunk.seq: chunk.end - chunk.start for chunk in plan.prefill}

@@ -64,25 +64,20 @@ def test_ignore_eos_goes_on() -> None:
     assert seq.finish_reason is FinishReason.LENGTH
 
 
-def test_stop_token_is_the_last() -> None:
-    """Of [10, 42] with stop id 42 the second ends the sequence, which holds nothing afterwards."""
+def test_tokens_after_a_stop_token_are_dropped() -> None:
+    """Of [10, 42, 12] with stop id 42, two tokens are kept."""
     bench = Bench()
     seq = bench.add(5, stop_token_ids=(42,))
     bench.scheduler.schedule()
-    reasons = [bench.scheduler.complete(seq, token_id) for token_id in (10, 42)]
-    assert reasons == [None, FinishReason.STOP]
-    assert (list(seq.token_ids[5:]), seq.state) == ([10, 42], SequenceState.FINISHED)
-    assert seq.pages == []
+    assert bench.scheduler.complete(seq, [10, 42, 12]) == ([10, 42], FinishReason.STOP)
 
 
-def test_last_of_max_tokens_ends_the_sequence() -> None:
-    """With max_tokens 2 the second token is the last and the reason is length."""
+def test_tokens_after_max_tokens_are_dropped() -> None:
+    """Of three tokens with max_tokens 2, two are kept and the reason is length."""
     bench = Bench()
     seq = bench.add(5, max_tokens=2)
     bench.scheduler.schedule()
-    reasons = [bench.scheduler.complete(seq, token_id) for token_id in (10, 11)]
-    assert reasons == [None, FinishReason.LENGTH]
-    assert (list(seq.token_ids[5:]), seq.state) == ([10, 11], SequenceState.FINISHED)
+    assert bench.scheduler.complete(seq, [10, 11, 12]) == ([10, 11], FinishReason.LENGTH)
 
 
 def test_max_tokens_wins_over_min_tokens() -> None:
@@ -105,11 +100,11 @@ def test_preempted_sequence_keeps_its_token_in_flight() -> None:
     assert first.sampled() == [one, two]
     second = bench.scheduler.schedule()  # one step ahead: both grow to the last page
     for seq in first.sampled():
-        bench.scheduler.complete(seq, 41)
+        bench.scheduler.complete(seq, [41])
     third = bench.scheduler.schedule()  # one needs a sixth page
     assert third.preempted == [two]
     for seq in second.sampled():
-        bench.scheduler.complete(seq, 42)
+        bench.scheduler.complete(seq, [42])
     assert two.state is SequenceState.WAITING
     assert list(two.token_ids[79:]) == [41, 42]
     bench.scheduler.check_integrity()
@@ -122,7 +117,7 @@ def test_lowest_priority_then_newest_is_preempted() -> None:
         bench.scheduler.estimator = Optimist()
         seqs = [bench.add(80, priority=priority) for priority in priorities[:1]]
         bench.scheduler.schedule()
-        bench.scheduler.complete(seqs[0], 7)
+        bench.scheduler.complete(seqs[0], [7])
         seqs.append(bench.add(60, priority=priorities[1]))
         bench.step()
         for _ in range(40):

@@ -117,9 +117,12 @@ class EngineModel(RuleBasedStateMachine):
         results, self.inflight = self.inflight, launched
         for seq, known, token_id in results:
             assert known == list(seq.token_ids) or seq.state is SequenceState.FINISHED
-            if seq.state is not SequenceState.FINISHED:
-                self.scheduler.complete(seq, token_id)
-                self.delivered[seq].append(token_id)
+            if EngineModel.num_steps % 2 and seq.state is not SequenceState.FINISHED:
+                self.scheduler.complete_one(seq, token_id)
+                kept = [token_id]
+            else:
+                kept, _ = self.scheduler.complete(seq, [token_id])
+            self.delivered[seq].extend(kept)
         self.check_demand()
 
     def check_demand(self) -> None:
