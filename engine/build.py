@@ -116,7 +116,14 @@ def engine_for(
     sharing = _sharing(loaded) if config.prefix_grouping else None
     runner = Runner(loaded.model, kv, sampling, rows, sharing=sharing)
     if device.type == "cuda" and config.cuda_graphs:
-        graphs = GraphRunner(loaded.model, kv, sampling, rows, sharing=sharing)
+        graphs = GraphRunner(
+            loaded.model,
+            kv,
+            sampling,
+            rows,
+            sharing=sharing,
+            max_batch_tokens=config.max_batch_tokens,
+        )
         graphs.warm_up(progress)
         runner = graphs
     pool = PagePool(num_pages, page_size)

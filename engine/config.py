@@ -27,7 +27,7 @@ class EngineConfig:
         prefix_grouping: let decoding sequences with the same pages read these once for all of them.
         random_weights: ignore weight files and draw weights (benchmarks).
         num_threads: compute threads on a CPU (None: torch's choice).
-        cuda_graphs: capture decode steps on a GPU.
+        cuda_graphs: capture steps on a GPU: decode steps, and those with few prompt tokens.
         quantization: on a CPU, int8 rounds weights to a byte with a scale per output, int4 those of
             the layers to 4 bits with a scale and an offset per 32 inputs (None: off).
     """

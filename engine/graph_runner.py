@@ -1,9 +1,10 @@
-"""Decode steps as CUDA graphs: one graph per batch bucket, from embedding to sampled token.
+"""Steps as CUDA graphs: decode steps from embedding to sampled token, one graph per batch bucket.
 
 A replayed node costs the host 1 us instead of 7 to 12 for a launch. A graph reads which rows take
 part from a small staging tensor; everything else it needs is device state of those rows, so one
-graph serves all lengths and all members. Steps that a graph cannot hold (prompts, grammar masks)
-run eagerly, prompts and decoding rows in one pass, so that the weights are read once.
+graph serves all lengths and all members. Prompts and decoding rows go through the model in one
+pass, so that the weights are read once: in the graphs of `prompt_graphs` where these gain, and
+eagerly otherwise, as steps with grammar masks do.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenbus.engine.forward import ForwardContext
+from tokenbus.engine.prompt_graphs import PromptGraphs
 from tokenbus.engine.runner import PendingStep, Runner
 from tokenbus.engine.sampling.plan import Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.forward import PagedModel
     from tokenbus.engine.kv_cache import KVCache
-    from tokenbus.engine.plan import StepPlan
+    from tokenbus.engine.plan import PrefillChunk, StepPlan
     from tokenbus.engine.prefix_grouping import PrefixSharing
     from tokenbus.engine.rows import RowState
     from tokenbus.engine.sampler import SampledTokens, SamplingState
@@ -42,6 +44,8 @@ _WARM_STEPS = (
 )
 # What the draw does by itself, on logits of any dtype.
 _DRAWS = Feature.RANDOM | Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
+# Lone prompts of up to so many tokens find their graph captured; others pay for it once.
+_PREPARED_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +80,16 @@ class GraphRunner(Runner):
         rows: RowState,
         *,
         sharing: PrefixSharing | None = None,
+        max_batch_tokens: int = 8192,
     ) -> None:
         super().__init__(model, kv, sampling, rows, sharing=sharing)
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
         self._buckets = buckets(rows.padding_row)
         self._graphs: dict[tuple[int, SamplingPlan], _CapturedStep] = {}
         self._memory_pool = torch.cuda.graph_pool_handle()
+        # Graphs share memory only if one stream captured them.
+        self._capture_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # none in torch
+        self._prompts = PromptGraphs(model, kv, rows, max_batch_tokens, self._capture_pass)
         # [rows, positions] of the batch, and where the host writes the next two steps.
         self._staged = torch.zeros((2, self._buckets[-1]), dtype=torch.int64, device=rows.device)
 
@@ -92,7 +100,8 @@ class GraphRunner(Runner):
         real one does not wait for compilers and libraries either.
         """
         steps = [step for step in _WARM_STEPS if step[0] <= self._max_tokens]
-        total = len(self._buckets) + len(steps)
+        prompts = self._prompts.shapes_of_lone_prompts(_PREPARED_TOKENS)
+        total = len(self._buckets) + len(steps) + len(prompts)
         self._compile_ahead(steps)
         for done, size in enumerate(reversed(self._buckets)):
             self._captured(size, _PLAIN)
@@ -102,6 +111,10 @@ class GraphRunner(Runner):
             self._warm_step(num_tokens, min(num_rows, self.rows.padding_row))
             if progress is not None:
                 progress(len(self._buckets) + done + 1, total)
+        for done, shape in enumerate(prompts):
+            self._prompts.prepare(shape)
+            if progress is not None:
+                progress(total - len(prompts) + done + 1, total)
         torch.cuda.synchronize()
 
     @torch.inference_mode()
@@ -121,6 +134,9 @@ class GraphRunner(Runner):
 
     def _logits(self, hidden: Tensor, plan: SamplingPlan, *, masked: bool) -> Tensor:
         return self.model.logits(hidden, exact=masked or plan.has(~_DRAWS))
+
+    def _pass(self, chunks: list[PrefillChunk], seqs: list[DecodingSequence]) -> tuple[Tensor, int]:
+        return self._prompts.run(chunks, seqs) or super()._pass(chunks, seqs)
 
     def _replay(
         self, seqs: list[DecodingSequence], row_list: list[int], plan: SamplingPlan
@@ -171,9 +187,24 @@ class GraphRunner(Runner):
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.inference_mode(), torch.cuda.graph(graph, pool=self._memory_pool):
+        captured = torch.cuda.graph(graph, pool=self._memory_pool, stream=self._capture_stream)
+        with torch.inference_mode(), captured:
             sampled = self._decode_step(size, plan)
         return _CapturedStep(graph, sampled)
+
+    def _capture_pass(self, compute: Callable[[], None]) -> Callable[[], None]:
+        """Capture a pass amid serving: no run before, no wait for the device, no memory given back.
+
+        All its kernels are compiled; what libraries load for a new size, they may load meanwhile.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(self._capture_stream):
+            graph.capture_begin(pool=self._memory_pool, capture_error_mode="relaxed")
+            try:
+                compute()
+            finally:
+                graph.capture_end()
+        return graph.replay
 
     @torch.inference_mode()
     def _warm_step(self, num_tokens: int, num_rows: int) -> None:

@@ -156,9 +156,8 @@ class Runner:
     def _prefill(
         self, chunks: list[PrefillChunk], seqs: list[Sequence], pending: PendingStep
     ) -> Tensor:
-        """Take chunks, and one token each of `seqs` behind them, through the model."""
-        token_ids, ctx = step_batch(chunks, seqs, self.rows, self.kv)
-        hidden = self.model.forward(token_ids, ctx)
+        """Return the last hidden states of the chunks that sample, then those of `seqs`."""
+        hidden, first_row = self._pass(chunks, seqs)
         offset = 0
         last: list[int] = []
         for chunk in chunks:
@@ -167,8 +166,16 @@ class Runner:
             offset += chunk.end - chunk.start
             if chunk.samples:
                 last.append(offset - 1)
-        last.extend(range(offset, offset + len(seqs)))
+        last.extend(range(first_row, first_row + len(seqs)))
         return hidden[self.rows.to_device(last)]
+
+    def _pass(self, chunks: list[PrefillChunk], seqs: list[Sequence]) -> tuple[Tensor, int]:
+        """Take chunks, and one token each of `seqs` behind them, through the model.
+
+        Returns: hidden states [T, H] and where the rows of `seqs` begin in them.
+        """
+        token_ids, ctx = step_batch(chunks, seqs, self.rows, self.kv)
+        return self.model.forward(token_ids, ctx), len(token_ids) - len(seqs)
 
     def _decode(self, seqs: list[Sequence]) -> Tensor:
         token_ids, _, ctx = decode_batch(seqs, self.rows, self.kv)

@@ -28,6 +28,7 @@ PROGRAM = Path(__file__).parents[1] / "support" / "launch_keys.py"
 def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
     """Whatever comes together in a step, its launches are compiled for what the warm-up's were."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROGRAM.parent), env.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-P", str(PROGRAM), *map(str, NUM_ROWS)],
         env=env,

@@ -15,6 +15,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
+from padded_runner import PaddedRunner
 from transformers import LlamaConfig, LlamaForCausalLM
 from triton.runtime.jit import JITFunction
 
@@ -28,7 +29,6 @@ from tokenbus.engine.loader import build_model
 from tokenbus.engine.models.triton_ops import TritonOps
 from tokenbus.engine.page_pool import PagePool
 from tokenbus.engine.rows import RowState
-from tokenbus.engine.runner import Runner
 from tokenbus.engine.sampler import SamplingState
 from tokenbus.engine.scheduler import Scheduler
 from tokenbus.engine.types import EngineLimits, Request, SamplingParams
@@ -111,8 +111,10 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
     rows = RowState(max_num_seqs, MAX_MODEL_LEN // PAGE_SIZE, device)
     sampling = SamplingState(max_num_seqs, CONFIG.vocab_size, device, ())
     torch.cuda.graph_pool_handle = lambda: None  # type: ignore[assignment,return-value]
+    torch.cuda.Stream = lambda: None  # type: ignore[assignment,misc]
     graphs = graph_runner.GraphRunner(model, kv, sampling, rows, sharing=attention)
-    runner = Runner(model, kv, sampling, rows, sharing=attention)
+    runner = PaddedRunner(model, kv, sampling, rows, sharing=attention)
+    runner.turn = 2
     scheduler = Scheduler(
         PagePool(NUM_PAGES, PAGE_SIZE),
         ChunkSizer(BATCH_TOKENS, None),
