@@ -43,7 +43,7 @@ CONFIG = LlamaConfig(
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def loaded() -> LoadedModel:
     """Return a tiny model of random weights in fp32 on the Triton backend."""
     torch.manual_seed(0)
