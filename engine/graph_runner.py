@@ -100,7 +100,7 @@ class GraphRunner(Runner):
         real one does not wait for compilers and libraries either.
         """
         steps = [step for step in _WARM_STEPS if step[0] <= self._max_tokens]
-        prompts = self._prompts.shapes_of_lone_prompts(_PREPARED_TOKENS)
+        prompts = self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
         total = len(self._buckets) + len(steps) + len(prompts)
         self._compile_ahead(steps)
         for done, size in enumerate(reversed(self._buckets)):

@@ -57,12 +57,12 @@ class PassShape(NamedTuple):
 
 
 def token_buckets(most: int) -> list[int]:
-    """Prompt tokens that get a graph, up to `most`: 16, 32, then four sizes per octave."""
+    """Prompt tokens that get a graph: 16, 32, then four sizes per octave until one holds `most`."""
     sizes = [16, 32]
     while sizes[-1] < most:
         octave = sizes[-1] * 2 if len(sizes) == 2 else sizes[-4] * 2
         sizes += [octave, octave * 5 // 4, octave * 3 // 2, octave * 7 // 4]
-    return [size for size in sizes if size <= most]
+    return sizes[: bisect_left(sizes, most) + 1]
 
 
 def row_buckets(max_num_seqs: int) -> list[int]:
@@ -96,7 +96,7 @@ class PromptGraphs:
         self._model, self._kv, self._rows = model, kv, rows
         self._capture = capture
         self._limit = replayed_tokens(model)
-        self._token_buckets = token_buckets(min(self._limit, max_tokens))
+        self._token_buckets = [size for size in token_buckets(max_tokens) if size <= self._limit]
         self._row_buckets = row_buckets(rows.padding_row)
         self._passes: dict[PassShape, Callable[[], None]] = {}
         largest = PassShape(max([0, *self._token_buckets]), _MAX_SEQS, rows.padding_row)
@@ -122,9 +122,17 @@ class PromptGraphs:
         seqs = min(_MIN_SEQS + tokens // _TOKENS_PER_SEQ, _MAX_SEQS)
         return PassShape(tokens, seqs, rows)
 
-    def shapes_of_lone_prompts(self, most: int) -> list[PassShape]:
-        """Return the graphs of prompts of up to `most` tokens that nobody decodes beside."""
-        shapes = (self.shape(size, 1, 0) for size in self._token_buckets if size <= most)
+    def shapes_to_prepare(self, most: int) -> list[PassShape]:
+        """Return the largest graph, then those of up to `most` tokens that nobody decodes beside.
+
+        Graphs share their memory, which the largest one lays out for all: captured from small to
+        large, each would need more than the ones before it left behind.
+        """
+        sizes = [(tokens, rows) for tokens in self._token_buckets for rows in self._row_buckets]
+        sizes = [(tokens, rows) for tokens, rows in sizes if tokens + rows <= self._limit]
+        sizes.sort(key=lambda size: (sum(size), size), reverse=True)
+        lone = [(tokens, 0) for tokens in self._token_buckets if tokens <= most]
+        shapes = (self.shape(tokens, 1, rows) for tokens, rows in [*sizes[:1], *lone])
         return [shape for shape in shapes if shape is not None]
 
     @torch.inference_mode()

@@ -151,7 +151,18 @@ def test_every_step_within_the_limit_finds_room(loaded: LoadedModel, max_num_seq
             assert shape.num_tokens <= num_tokens * 1.25
     assert graphs.shape(4097, 1, 0) is None
     assert token_buckets(4096)[-1] == 4096
+    assert token_buckets(5000)[-1] == 5120
     assert row_buckets(max_num_seqs)[-1] == max_num_seqs
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 100, 512])
+def test_the_largest_graph_comes_first(loaded: LoadedModel, max_num_seqs: int) -> None:
+    """What is captured first has memory for all that may follow; short prompts are next."""
+    graphs = graphs_of(loaded, max_num_seqs, 2048)
+    largest, *lone = graphs.shapes_to_prepare(256)
+    assert (largest.num_tokens, largest.num_rows) == (2048, max_num_seqs)
+    assert [shape.num_tokens for shape in lone] == token_buckets(256)
+    assert {shape.num_rows for shape in lone} == {0}
 
 
 def test_large_models_are_launched_as_before(loaded: LoadedModel) -> None:
