@@ -137,8 +137,12 @@ class PromptGraphs:
 
     @torch.inference_mode()
     def prepare(self, shape: PassShape) -> None:
-        """Capture a pass before it is needed, over scratch."""
+        """Capture a pass before it is needed, over scratch.
+
+        There is time to run it once before, so that whatever it needs is compiled and loaded.
+        """
         self._send(self._fill(shape, [], []), shape)
+        self._compute(shape)
         self._captured(shape)
 
     def run(self, chunks: list[PrefillChunk], seqs: list[Sequence]) -> tuple[Tensor, int] | None:

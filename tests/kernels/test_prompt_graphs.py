@@ -165,6 +165,18 @@ def test_the_largest_graph_comes_first(loaded: LoadedModel, max_num_seqs: int) -
     assert {shape.num_rows for shape in lone} == {0}
 
 
+def test_preparing_writes_to_scratch_alone(loaded: LoadedModel) -> None:
+    """A pass of padding alone leaves every page but the scratch page as it was."""
+    graphs = graphs_of(loaded, 4, 64)
+    graphs._kv.k[0][1:] = 7.0
+    shape = graphs.shape(16, 1, 0)
+    assert shape is not None
+    graphs.prepare(shape)
+    assert shape in graphs._passes
+    assert (graphs._kv.k[0][1:] == 7.0).all()
+    assert graphs._kv.k[0][0].any()
+
+
 def test_large_models_are_launched_as_before(loaded: LoadedModel) -> None:
     """A graph pays for few tokens of a wide model, for none that transformers' code computes."""
     layer = loaded.model.layers[0]  # type: ignore[attr-defined]
