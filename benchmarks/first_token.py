@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from tokenbus.engine.core import Engine
 
 _TRIES = 9
-_NEIGHBOUR_TOKENS = 40
+# Neighbours outlast all tries and promise themselves no more pages than that.
+_NEIGHBOUR_TOKENS, _NEIGHBOUR_OUTPUT = 40, 900
 _STEPS_BEFORE = 6
 
 
@@ -38,8 +39,10 @@ class Clock:
     def first_tokens_ms(self, length: int, beside: int) -> list[float]:
         """Time one prompt after the other while `beside` sequences decode."""
         engine = self._engine
-        longest = engine.limits.max_model_len - _NEIGHBOUR_TOKENS
-        neighbours = [self._add(_NEIGHBOUR_TOKENS, longest) for _ in range(beside)]
+        room = engine.limits.max_model_len - _NEIGHBOUR_TOKENS
+        neighbours = [
+            self._add(_NEIGHBOUR_TOKENS, min(room, _NEIGHBOUR_OUTPUT)) for _ in range(beside)
+        ]
         for _ in range(_STEPS_BEFORE if beside else 0):
             engine.step()
         times = []

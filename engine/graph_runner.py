@@ -3,13 +3,14 @@
 A replayed node costs the host 1 us instead of 7 to 12 for a launch. A graph reads which rows take
 part from a small staging tensor; everything else it needs is device state of those rows, so one
 graph serves all lengths and all members. Prompts and decoding rows go through the model in one
-pass, so that the weights are read once: in the graphs of `prompt_graphs` where these gain, and
-eagerly otherwise, as steps with grammar masks do.
+pass, so that the weights are read once: in a graph of `prompt_graphs` where that gains, launched
+otherwise. Their logits and draws, and all of a step that decodes under grammar masks, are launched.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -80,7 +81,7 @@ class GraphRunner(Runner):
         rows: RowState,
         *,
         sharing: PrefixSharing | None = None,
-        max_batch_tokens: int = 8192,
+        max_batch_tokens: int,
     ) -> None:
         super().__init__(model, kv, sampling, rows, sharing=sharing)
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
@@ -97,24 +98,23 @@ class GraphRunner(Runner):
         """Capture the graphs of plain sampling, largest batch first; others come with first use.
 
         Prompts of several sizes run once on scratch, some with decoding rows, so that the first
-        real one does not wait for compilers and libraries either.
+        real one does not wait for compilers and libraries either; those of short ones are captured.
         """
         steps = [step for step in _WARM_STEPS if step[0] <= self._max_tokens]
-        prompts = self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
-        total = len(self._buckets) + len(steps) + len(prompts)
         self._compile_ahead(steps)
-        for done, size in enumerate(reversed(self._buckets)):
-            self._captured(size, _PLAIN)
+        most_rows = self.rows.padding_row
+        parts: list[Callable[[], object]] = [
+            *(partial(self._captured, size, _PLAIN) for size in reversed(self._buckets)),
+            *(partial(self._warm_step, tokens, min(rows, most_rows)) for tokens, rows in steps),
+            *(
+                partial(self._prompts.prepare, shape)
+                for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
+            ),
+        ]
+        for done, warm in enumerate(parts, 1):
+            warm()
             if progress is not None:
-                progress(done + 1, total)
-        for done, (num_tokens, num_rows) in enumerate(steps):
-            self._warm_step(num_tokens, min(num_rows, self.rows.padding_row))
-            if progress is not None:
-                progress(len(self._buckets) + done + 1, total)
-        for done, shape in enumerate(prompts):
-            self._prompts.prepare(shape)
-            if progress is not None:
-                progress(total - len(prompts) + done + 1, total)
+                progress(done, len(parts))
         torch.cuda.synchronize()
 
     @torch.inference_mode()

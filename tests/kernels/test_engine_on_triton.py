@@ -3,60 +3,34 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from triton_model import ON_GPU, TINY_SIZES, load_on_triton
 
-from tokenbus.engine.attention.triton_backend import TritonAttention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.loader import LoadedModel, build_model
-from tokenbus.engine.models.triton_ops import TritonOps
 from tokenbus.engine.types import Request, SamplingParams
 
-ON_GPU = torch.cuda.is_available()
+if TYPE_CHECKING:
+    from tokenbus.engine.loader import LoadedModel
+
 # The interpreter takes about 0.1 s per launch.
 NUM_TOKENS = 40 if ON_GPU else 5
 LENS = (1, 5, 63, 64, 65, 200, 300) if ON_GPU else (1, 17, 40)
-SIZES = {
-    "vocab_size": 320,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "initializer_range": 0.4,
-    "max_position_embeddings": 1024,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
 
 
 @pytest.fixture(params=[LlamaConfig, Qwen3Config], ids=["llama", "qwen3"])
 def pair(request: pytest.FixtureRequest) -> tuple[Any, LoadedModel]:
     """Return a random model of transformers and the same weights on the Triton backend."""
     torch.manual_seed(0)
-    config = request.param(**SIZES)
+    config = request.param(**TINY_SIZES)
     auto: Any = AutoModelForCausalLM
     reference = auto.from_config(config).eval()
-    device = torch.device("cuda" if ON_GPU else "cpu")
-    attention = TritonAttention(max_rows=32)
-    model = build_model(
-        config,
-        reference.state_dict(),
-        dtype=torch.float32,
-        device=device,
-        max_model_len=1024,
-        attention=attention,
-        ops=TritonOps,
-    )
-    loaded = LoadedModel(
-        model, config, None, (), 1024, "tiny", torch.float32, device, attention=attention
-    )
-    return reference.to(device), loaded
+    loaded = load_on_triton(config, reference.state_dict(), max_rows=32)
+    return reference.to(loaded.device), loaded
 
 
 def expected(reference: Any, prompt: tuple[int, ...], device: torch.device) -> list[int]:

@@ -14,19 +14,17 @@ import torch
 import triton
 from launch_keys import CONFIG, random_requests
 from transformers import LlamaForCausalLM
+from triton_model import load_on_triton
 
-from tokenbus.engine.attention.triton_backend import TritonAttention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.loader import LoadedModel, build_model
-from tokenbus.engine.models.triton_ops import TritonOps
 
 NUM_ROWS = (1, 4, 64, 300)
 PROGRAM = Path(__file__).parents[1] / "support" / "launch_keys.py"
 
 
 def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
-    """Whatever comes together in a step, its launches are compiled for what the warm-up's were."""
+    """Whatever comes together in a step, or in what the start captures, is compiled ahead."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROGRAM.parent), env.get("PYTHONPATH"))))
     done = subprocess.run(
@@ -40,6 +38,10 @@ def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [each["late"] for each in found] == [[]] * len(NUM_ROWS)
+    assert [each["one by one"] for each in found] == [[]] * len(NUM_ROWS)
+    for each in found:
+        total = len(each["progress"])
+        assert each["progress"] == [[done, total] for done in range(1, total + 1)]
     assert all(each["warm"] > 10 for each in found)
 
 
@@ -48,19 +50,8 @@ def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
 def test_random_steps_compile_nothing() -> None:
     """The same on a GPU, with graphs, as Triton itself counts."""
     torch.manual_seed(0)
-    device, attention = torch.device("cuda"), TritonAttention(64)
-    model = build_model(
-        CONFIG,
-        LlamaForCausalLM(CONFIG).state_dict(),
-        dtype=torch.bfloat16,
-        device=device,
-        max_model_len=1024,
-        attention=attention,
-        ops=TritonOps,
-    )
-    loaded = LoadedModel(
-        model, CONFIG, None, (), 1024, "tiny", torch.bfloat16, device, attention=attention
-    )
+    weights = LlamaForCausalLM(CONFIG).state_dict()
+    loaded = load_on_triton(CONFIG, weights, max_rows=64, dtype=torch.bfloat16)
     engine = engine_for(loaded, EngineConfig("tiny", num_pages=400, max_num_seqs=64))
     compiled: list[str] = []
     triton.knobs.runtime.jit_post_compile_hook = lambda **given: compiled.append(given["repr"])

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from padded_runner import PaddedRunner
 from transformers import LlamaConfig, LlamaForCausalLM
+from triton_model import DEVICE, ON_GPU, TINY_SIZES, load_on_triton
 
 from tokenbus.engine import build
-from tokenbus.engine.attention.triton_backend import TritonAttention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.loader import LoadedModel, build_model
-from tokenbus.engine.models.triton_ops import TritonOps
 from tokenbus.engine.prompt_graphs import (
     PromptGraphs,
     replayed_tokens,
@@ -26,40 +24,19 @@ from tokenbus.engine.prompt_graphs import (
 from tokenbus.engine.rows import RowState
 from tokenbus.engine.types import Request, SamplingParams
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+if TYPE_CHECKING:
+    from tokenbus.engine.loader import LoadedModel
+
 # The interpreter takes about 0.1 s per launch.
 NUM_TOKENS = 30 if ON_GPU else 3
-CONFIG = LlamaConfig(
-    vocab_size=320,
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=16,
-    initializer_range=0.4,
-    max_position_embeddings=1024,
-)
+CONFIG = LlamaConfig(**TINY_SIZES)
 
 
 @pytest.fixture
 def loaded() -> LoadedModel:
     """Return a tiny model of random weights in fp32 on the Triton backend."""
     torch.manual_seed(0)
-    attention = TritonAttention(max_rows=32)
-    model = build_model(
-        CONFIG,
-        LlamaForCausalLM(CONFIG).state_dict(),
-        dtype=torch.float32,
-        device=DEVICE,
-        max_model_len=1024,
-        attention=attention,
-        ops=TritonOps,
-    )
-    return LoadedModel(
-        model, CONFIG, None, (), 1024, "tiny", torch.float32, DEVICE, attention=attention
-    )
+    return load_on_triton(CONFIG, LlamaForCausalLM(CONFIG).state_dict(), max_rows=32)
 
 
 def answers(engine: Any, prompts: list[tuple[int, ...]]) -> tuple[list[list[int]], list[float]]:

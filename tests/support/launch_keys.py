@@ -18,15 +18,13 @@ import torch
 from padded_runner import PaddedRunner
 from transformers import LlamaConfig, LlamaForCausalLM
 from triton.runtime.jit import JITFunction
+from triton_model import load_on_triton
 
 from tokenbus.engine import graph_runner
-from tokenbus.engine.attention.triton_backend import TritonAttention
 from tokenbus.engine.chunk_sizer import ChunkSizer
 from tokenbus.engine.constrained import ConstrainedRows
 from tokenbus.engine.core import Engine
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.loader import build_model
-from tokenbus.engine.models.triton_ops import TritonOps
 from tokenbus.engine.page_pool import PagePool
 from tokenbus.engine.rows import RowState
 from tokenbus.engine.sampler import SamplingState
@@ -90,16 +88,16 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
     """Make an engine on the CPU whose steps all run eagerly, over a graph runner's parts."""
     torch.manual_seed(0)
     device = torch.device("cpu")
-    attention = TritonAttention(max_num_seqs)
-    model: Any = build_model(
+    loaded = load_on_triton(
         CONFIG,
         LlamaForCausalLM(CONFIG).state_dict(),
+        max_rows=max_num_seqs,
         dtype=torch.bfloat16,
-        device=device,
         max_model_len=MAX_MODEL_LEN,
-        attention=attention,
-        ops=TritonOps,
+        device=device,
     )
+    model: Any = loaded.model
+    attention: Any = loaded.attention
     make_logits = model.logits
 
     def zero_logits(hidden: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -111,8 +109,11 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
     rows = RowState(max_num_seqs, MAX_MODEL_LEN // PAGE_SIZE, device)
     sampling = SamplingState(max_num_seqs, CONFIG.vocab_size, device, ())
     torch.cuda.graph_pool_handle = lambda: None  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda: None  # type: ignore[assignment,misc]
     torch.cuda.Stream = lambda: None  # type: ignore[assignment,misc]
-    graphs = graph_runner.GraphRunner(model, kv, sampling, rows, sharing=attention)
+    graphs = graph_runner.GraphRunner(
+        model, kv, sampling, rows, sharing=attention, max_batch_tokens=BATCH_TOKENS
+    )
     runner = PaddedRunner(model, kv, sampling, rows, sharing=attention)
     runner.turn = 2
     scheduler = Scheduler(
@@ -150,18 +151,31 @@ def random_requests(source: random.Random) -> Iterator[list[Request]]:
 
 
 def main(max_num_seqs: int) -> None:
-    """Warm up, run steps, print what they would have compiled."""
-    warm, late = LaunchKeys(), LaunchKeys()
+    """Compile ahead, warm up, run steps, print what these would have compiled."""
+    warm, prepared, late = LaunchKeys(), LaunchKeys(), LaunchKeys()
     graphs, engine = build(max_num_seqs)
     JITFunction.run = lambda kernel, *args, **named: warm.note(kernel, *args, **named)
     graphs._compile_ahead(list(graph_runner._WARM_STEPS))
+    JITFunction.run = lambda kernel, *args, **named: prepared.note(kernel, *args, **named)
+    dry: Any = graphs
+    dry._compile_ahead = lambda _steps: None
+    dry._capture = dry._decode_step
+    dry._prompts._capture = lambda compute: compute
+    progress: list[tuple[int, int]] = []
+    graphs.warm_up(lambda done, total: progress.append((done, total)))
     JITFunction.run = lambda kernel, *args, **named: late.note(kernel, *args, **named)
     for requests in random_requests(random.Random(max_num_seqs)):
         for request in requests:
             engine.add(request)
         if engine.has_work:
             engine.step()
-    print(json.dumps({"warm": len(warm.seen), "late": sorted(late.seen - warm.seen)}))
+    found = {
+        "warm": len(warm.seen),
+        "one by one": sorted(prepared.seen - warm.seen),
+        "late": sorted(late.seen - warm.seen),
+        "progress": progress,
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
