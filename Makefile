@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
-# Threads of torch that wait for each other give their core away soon (worker/compute_env.py).
+# Threads of torch that wait for each other give their core away soon (worker/process/env.py).
 export GOMP_SPINCOUNT ?= 4000
 
 # The first interpreter that is new enough and can make a virtual environment.
@@ -41,7 +41,7 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # The stamp is written last, so that an interrupted installation starts over.
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { \
 		echo "tokenbus needs Python 3.11 or newer with the venv module; set PYTHON=..." >&2; exit 1; }
 	@echo "Setting up $(VENV) with $(PYTHON): about 1 GB, a minute or two on the first run"

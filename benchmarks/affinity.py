@@ -24,16 +24,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import start_private
-from tokenbus.producer.status import read_status
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.commands.status import read_status
+from tokenbus.producer.server.embedded import start_private
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenbus.producer.embedded import EmbeddedServer
+    from tokenbus.producer.server.embedded import EmbeddedServer
 
 NUM_TENANTS = 8
 NUM_SHARED, NUM_OWN, NUM_OUT = 2048, 48, 16
@@ -53,7 +53,7 @@ def build_model(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from tokenbus.engine.null_tokenizer import build_null_tokenizer
+    from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 
     torch.manual_seed(1)
     config = LlamaConfig(
@@ -88,7 +88,15 @@ def draw_jobs(count: int, rate: float, seed: int) -> list[tuple[float, dict[str,
 @contextmanager
 def workers(server: EmbeddedServer, pool: str, folder: Path, wait_ms: int) -> Iterator[list[Path]]:
     """Run two workers; give the files of their logs."""
-    command = [sys.executable, "-P", "-m", "tokenbus.producer.cli", "worker", "--threads", "1"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "tokenbus.producer.commands.cli",
+        "worker",
+        "--threads",
+        "1",
+    ]
     options = ["--redis", server.url, "--pool", pool, "--model", str(folder)]
     settings = {
         "AFFINITY_WAIT_MS": wait_ms,

@@ -21,20 +21,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.server.embedded import start_private
 from tokenbus.worker.control.backend import Results, connect
 
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
 
-    from tokenbus.producer.embedded import EmbeddedServer
+    from tokenbus.producer.server.embedded import EmbeddedServer
 
 POOL = "default"
 NUM_TOKENS = 20
 START_TIMEOUT_S = 60.0
 BAR_MS = 60.0
-_COMMAND = "import sys; from tokenbus.producer.cli import main; sys.exit(main(sys.argv[1:]))"
+_COMMAND = (
+    "import sys; from tokenbus.producer.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 @dataclass(slots=True)

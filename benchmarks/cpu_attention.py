@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenbus.engine.attention.native_attention import NativeAttention
-from tokenbus.engine.forward import AttentionSpec, ForwardContext
+from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.native import native_library
-from tokenbus.engine.prefix_grouping import SharedRun
+from tokenbus.engine.native_library import native_library
+from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 
 if TYPE_CHECKING:
     from tokenbus.kernels.cpu.native import NativeLibrary

@@ -10,9 +10,9 @@ import torch
 from harness import BF16, DEVICE, graph_us, relative_error
 
 from tokenbus.kernels import reference
-from tokenbus.kernels.paged_decode import paged_decode
-from tokenbus.kernels.prefix_groups import PrefixGroup, PrefixGroups
-from tokenbus.kernels.work_list import DecodeWork
+from tokenbus.kernels.attention.paged_decode import paged_decode
+from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
+from tokenbus.kernels.attention.work_list import DecodeWork
 
 if TYPE_CHECKING:
     from torch import Tensor

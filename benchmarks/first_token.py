@@ -20,7 +20,7 @@ from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
-    from tokenbus.engine.core import Engine
+    from tokenbus.engine.engine import Engine
 
 _TRIES = 9
 # Neighbours outlast all tries and promise themselves no more pages than that.

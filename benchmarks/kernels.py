@@ -25,7 +25,7 @@ from harness import BF16, DEVICE, Sweep, graph_us, relative_error
 from tokenbus.kernels import reference
 from tokenbus.kernels.activation import gated_act
 from tokenbus.kernels.embedding import embed
-from tokenbus.kernels.linear import Fusion, small_linear
+from tokenbus.kernels.linear.small_linear import Fusion, small_linear
 from tokenbus.kernels.norm import add_rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 

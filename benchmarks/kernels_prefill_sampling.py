@@ -20,8 +20,8 @@ import torch
 import triton
 
 from tokenbus.kernels import reference, reference_sampling
-from tokenbus.kernels.paged_prefill import PrefillTuning, choose_tuning, paged_prefill
-from tokenbus.kernels.sampling import SamplingWorkspace, sample_rows
+from tokenbus.kernels.attention.paged_prefill import PrefillTuning, choose_tuning, paged_prefill
+from tokenbus.kernels.sampling.sample_rows import SamplingWorkspace, sample_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
-    from tokenbus.engine.core import Engine
+    from tokenbus.engine.engine import Engine
 
 _LONG_ID = 1000
 _WIDTH, _HEIGHT, _MARGIN = 900, 320, 50

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from tokenbus.worker.bench.deployment import Deployment
+from tokenbus.worker.bench.measure.tables import latency_table, summary_table
 from tokenbus.worker.bench.options import BenchOptions
 from tokenbus.worker.bench.progress import RunProgress
 from tokenbus.worker.bench.run import run_load
-from tokenbus.worker.bench.stage import Stage
-from tokenbus.worker.bench.tables import latency_table, summary_table
 
 if TYPE_CHECKING:
-    from tokenbus.worker.bench.figures import Figures
+    from tokenbus.worker.bench.measure.figures import Figures
 
 FIRST_TRY, SECOND_TRY, PLATEAU = 0.80, 0.97, 0.95
 OVERLOAD = 5
@@ -87,9 +87,9 @@ def _bars(figures: Figures, duration_s: float) -> list[tuple[str, float, float]]
 
 
 async def _measure(options: BenchOptions, console: Console) -> Figures:
-    async with Stage(options) as stage:
+    async with Deployment(options) as deployment:
         with RunProgress(console, "overload", plain=not console.is_terminal) as progress:
-            return await run_load(stage, options, progress.show)
+            return await run_load(deployment, options, progress.show)
 
 
 def main() -> int:

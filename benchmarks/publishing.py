@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.server.embedded import start_private
 
 POOL = "publishing"
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -103,7 +103,7 @@ def _start_worker(redis_url: str, args: argparse.Namespace) -> subprocess.Popen[
         "TOKENBUS_PUBLISHERS": args.publishers,
         "TOKENBUS_LOG_LEVEL": "error",
     }
-    command = [sys.executable, "-P", "-m", "tokenbus.producer.cli", "worker"]
+    command = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli", "worker"]
     command += ["--redis", redis_url, "--pool", POOL]
     return subprocess.Popen(command, env=os.environ | env)
 

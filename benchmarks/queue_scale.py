@@ -15,9 +15,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.scripts import Bounds, Budget, NewJob
+from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts

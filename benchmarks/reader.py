@@ -16,12 +16,12 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.blocking import Client
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import start_private
-from tokenbus.producer.events import Finish, Usage
-from tokenbus.producer.result import build_result
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.client.blocking import Client
+from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import Append, Budget, End, Takeover
+from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts

@@ -188,7 +188,7 @@ def _print(number: int, minute: Minute, duration_s: float) -> None:
 
 def _drain(engine: object, load: Load) -> None:
     """Abort what still runs; every page has to be free afterwards."""
-    from tokenbus.engine.core import Engine
+    from tokenbus.engine.engine import Engine
 
     assert isinstance(engine, Engine)
     for request_id in list(load.expected):

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import start_private
-from tokenbus.producer.status import read_status
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.commands.status import read_status
+from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
-    from tokenbus.producer.embedded import EmbeddedServer
+    from tokenbus.producer.server.embedded import EmbeddedServer
 
 POOL = "takeover"
 NUM_JOBS = 8
@@ -91,7 +91,7 @@ class Measured:
 
 
 def _start_worker(server: EmbeddedServer, args: argparse.Namespace) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "tokenbus.producer.cli", "worker"]
+    command = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli", "worker"]
     options = ["--redis", server.url, "--pool", POOL, "--log-level", "error"]
     options += ["--lease-ttl-s", str(args.lease_ttl_s), "--threads", "1"]
     options += ["--engine", args.engine, "--model", args.model]

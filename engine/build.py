@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenbus.engine.attention.native_attention import NativeAttention
-from tokenbus.engine.chunk_sizer import ChunkSizer
-from tokenbus.engine.constrained import ConstrainedRows
-from tokenbus.engine.core import Engine
+from tokenbus.engine.engine import Engine
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
-from tokenbus.engine.graph_runner import GraphRunner
+from tokenbus.engine.execution.constrained import ConstrainedRows
+from tokenbus.engine.execution.graph_runner import GraphRunner
+from tokenbus.engine.execution.rows import RowState
+from tokenbus.engine.execution.runner import Runner
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.loader import choose_device, load_model
 from tokenbus.engine.models.hf_generic import GenericModel
 from tokenbus.engine.models.native_ops import NativeOps
-from tokenbus.engine.native import native_library
-from tokenbus.engine.page_pool import PagePool
-from tokenbus.engine.prefix_grouping import PrefixSharing
-from tokenbus.engine.rows import RowState
-from tokenbus.engine.runner import Runner
-from tokenbus.engine.sampler import SamplingState
-from tokenbus.engine.scheduler import Scheduler
+from tokenbus.engine.native_library import native_library
+from tokenbus.engine.sampling.sampler import SamplingState
+from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
+from tokenbus.engine.scheduling.page_pool import PagePool
+from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
+from tokenbus.engine.scheduling.scheduler import Scheduler
 from tokenbus.engine.types import EngineLimits
+from tokenbus.engine.weights.loader import choose_device, load_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenbus.engine.config import EngineConfig
-    from tokenbus.engine.forward import AttentionBackend
-    from tokenbus.engine.loader import LoadedModel
+    from tokenbus.engine.interfaces import AttentionBackend
     from tokenbus.engine.models.ops import Ops
+    from tokenbus.engine.weights.loader import LoadedModel
 
     Progress = Callable[[int, int], None]
 

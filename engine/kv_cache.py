@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.engine.forward import AttentionSpec
+    from tokenbus.engine.interfaces import AttentionSpec
 
 
 class KVCache:

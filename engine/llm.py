@@ -9,21 +9,21 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tokenbus.engine.build import engine_for, load_for
-from tokenbus.engine.chat_prompt import chat_text
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.detokenizer import IncrementalDetokenizer
 from tokenbus.engine.errors import EngineError, RequestRejected
+from tokenbus.engine.grammar.tool_calls import ToolCalling, ToolChoice
+from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.output import Completion, Output
-from tokenbus.engine.stop_strings import StopStrings
-from tokenbus.engine.tool_calls import ToolCalling, ToolChoice
-from tokenbus.engine.tools import tools_of
+from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.detokenizer import IncrementalDetokenizer
+from tokenbus.engine.text.stop_strings import StopStrings
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from tokenbus.engine.core import Engine
+    from tokenbus.engine.engine import Engine
     from tokenbus.engine.types import EngineStats, TokenDelta
 
 Prompt = str | list[int] | tuple[int, ...]

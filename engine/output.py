@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenbus.engine.tool_reader import ToolCall
+    from tokenbus.engine.grammar.tool_reader import ToolCall
     from tokenbus.engine.types import FinishReason, TokenLogprobs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenbus.producer.result import JobResult
+    from tokenbus.producer.contract.result import JobResult
 
 
 class ProducerError(Exception):

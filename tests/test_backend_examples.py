@@ -16,14 +16,22 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tokenbus.producer.blocking import Client
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.client.blocking import Client
+from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-_WORKER = [sys.executable, "-P", "-m", "tokenbus.producer.cli", "worker", "--engine", "null"]
+_WORKER = [
+    sys.executable,
+    "-P",
+    "-m",
+    "tokenbus.producer.commands.cli",
+    "worker",
+    "--engine",
+    "null",
+]
 START_S = 60.0
 
 

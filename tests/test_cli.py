@@ -13,7 +13,7 @@ import pytest
 
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelBroken, ModelNotFound
-from tokenbus.producer import cli
+from tokenbus.producer.commands import cli
 from tokenbus.producer.errors import RequestInvalid, ServerUnreachable
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.demo.command import DemoOptions
@@ -42,7 +42,7 @@ def _options(command: str) -> dict[str, argparse.Action]:
 
 
 def _run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "tokenbus.producer.cli", *args]
+    command = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli", *args]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -203,7 +203,7 @@ def test_bug_of_ours_keeps_its_traceback(error: Exception, monkeypatch: pytest.M
 def test_reader_that_hangs_up_ends_the_command_quietly() -> None:
     """Output into a pipe that was closed is no traceback."""
     code = (
-        "import sys\nfrom tokenbus.producer import cli\n"
+        "import sys\nfrom tokenbus.producer.commands import cli\n"
         "cli._run_status = lambda _: [print('x' * 99, flush=True) for _ in range(9999)] and 0\n"
         "sys.exit(cli.main(['status']))"
     )
@@ -219,5 +219,5 @@ def test_reader_that_hangs_up_ends_the_command_quietly() -> None:
 
 
 def test_module_runs_as_the_command() -> None:
-    """`python -P -m tokenbus.producer.cli` is the command where no script is installed."""
+    """`python -P -m tokenbus.producer.commands.cli` is the command where no script is installed."""
     assert _run("--version").stdout == f"tokenbus {version('tokenbus')}\n"

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tokenbus.producer.blocking import Client
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.client.blocking import Client
 from tokenbus.producer.errors import JobCancelled
+from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.cli"]
+COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli"]
 TIMEOUT_S = 60
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tokenbus.producer.cli import build_parser
+from tokenbus.producer.commands.cli import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"

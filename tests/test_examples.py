@@ -9,10 +9,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.server.embedded import start_private
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-_COMMAND = "import sys; from tokenbus.producer.cli import main; sys.exit(main(sys.argv[1:]))"
+_COMMAND = (
+    "import sys; from tokenbus.producer.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+)
 
 
 def test_arq_backend() -> None:

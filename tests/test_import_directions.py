@@ -32,7 +32,7 @@ RULES = {
     "worker/control": Rule(frozenset({"worker", "producer"}), _TENSORS),
 }
 # The command line imports each sub-command on use, and so may reach across, inside functions only.
-COMMAND_LINE = "producer/cli.py"
+COMMAND_LINE = "producer/commands/cli.py"
 
 
 def _modules() -> list[Path]:
@@ -146,7 +146,7 @@ def test_importing_the_control_service_loads_no_engine() -> None:
 
 def test_importing_the_command_line_loads_no_client_and_no_tensors() -> None:
     """`tokenbus --version` answers without loading redis, pydantic or torch."""
-    loaded = _loaded_by(["tokenbus.producer.cli"])
+    loaded = _loaded_by(["tokenbus.producer.commands.cli"])
     assert not loaded & (_TENSORS | {"redis", "pydantic", "rich"})
 
 

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("engine", "kernels", "producer", "worker")
-SETUP_FILES = ("pyproject.toml", "README.md", "LICENSE")
+SETUP_FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 
 
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
@@ -112,7 +112,9 @@ def test_wheel_carries_the_licence_and_the_command(wheel: Path) -> None:
     texts = {name.split("/", 1)[1]: name for name in archive.namelist() if ".dist-info/" in name}
     assert b"License-Expression: Apache-2.0" in archive.read(texts["METADATA"])
     assert b"Apache License" in archive.read(texts["licenses/LICENSE"])
-    assert b"tokenbus = tokenbus.producer.cli:main" in archive.read(texts["entry_points.txt"])
+    assert b"tokenbus = tokenbus.producer.commands.cli:main" in archive.read(
+        texts["entry_points.txt"]
+    )
 
 
 def test_probe_for_a_kernels_package_does_not_find_ours() -> None:
@@ -125,7 +127,7 @@ def test_probe_for_a_kernels_package_does_not_find_ours() -> None:
 def test_base_install_imports_the_producer_without_torch(base_python: Path) -> None:
     """The base requirements are enough for a web backend, and torch is not among them."""
     code = (
-        "import importlib.util as u, tokenbus.producer.client\n"
+        "import importlib.util as u, tokenbus.producer.client.async_client\n"
         "print(*[n for n in ('torch', 'transformers', 'triton', 'rich') if u.find_spec(n)])"
     )
     assert _run(base_python, "-P", "-c", code).strip() == ""
@@ -135,7 +137,7 @@ def test_base_install_submits_and_streams(base_python: Path, tmp_path: Path) -> 
     """An installed wheel starts its server, queues a job and streams its terminal event."""
     code = f"""
 import asyncio
-from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.client.async_client import AsyncClient
 
 async def main():
     async with await AsyncClient.connect("embedded://{tmp_path}/bus", pool="packaging") as client:

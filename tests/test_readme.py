@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenbus.producer.cli import build_parser
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.commands.cli import build_parser
+from tokenbus.producer.server.embedded import start_private
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -43,7 +43,7 @@ def test_extras_are_those_of_the_package() -> None:
 
 def test_files_and_folders_exist() -> None:
     """Every path in backticks that ends in .py or / is there."""
-    paths = re.findall(r"`([a-z_]+/(?:[a-z_]+\.py)?)`", README)
+    paths = re.findall(r"`([a-z_]+/(?:[a-z_/]+\.py)?)`", README)
     assert len(paths) >= 7
     assert all((ROOT / path).exists() for path in paths)
 
@@ -62,7 +62,15 @@ def test_python_example_streams_an_answer() -> None:
     assert len(PYTHON) == 1
     server = start_private()
     environment = os.environ | {"TOKENBUS_REDIS_URL": server.url}
-    worker = [sys.executable, "-P", "-m", "tokenbus.producer.cli", "worker", "--engine", "null"]
+    worker = [
+        sys.executable,
+        "-P",
+        "-m",
+        "tokenbus.producer.commands.cli",
+        "worker",
+        "--engine",
+        "null",
+    ]
     try:
         with subprocess.Popen(worker, env=environment, stderr=subprocess.DEVNULL) as process:
             run = subprocess.run(

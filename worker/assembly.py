@@ -6,40 +6,40 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.chains import Chains, Retention
 from tokenbus.producer.scripts import Bounds, Scripts
+from tokenbus.producer.scripts.completion import JobCompletion, Retention
 from tokenbus.producer.settings import ClientSettings
-from tokenbus.worker.beacon import Beacon
-from tokenbus.worker.clearance import Clearance
-from tokenbus.worker.custody import Custody
-from tokenbus.worker.doorbell import Doorbell
-from tokenbus.worker.held_prefixes import HeldPrefixes
-from tokenbus.worker.inbox import Inbox
-from tokenbus.worker.intake import Intake
-from tokenbus.worker.keeper import Keeper
-from tokenbus.worker.lease import Lease
-from tokenbus.worker.ledger import Ledger
-from tokenbus.worker.notices import Notices
-from tokenbus.worker.outputs import Outputs
-from tokenbus.worker.prompt import PromptPreparer
+from tokenbus.worker.jobs.engine_reports import EngineReports
+from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
+from tokenbus.worker.jobs.page_budget import PageBudget
+from tokenbus.worker.jobs.prompt import PromptPreparer
+from tokenbus.worker.jobs.settlement import Settlement
+from tokenbus.worker.jobs.start import Starter
+from tokenbus.worker.pool.cancel_listener import CancelListener
+from tokenbus.worker.pool.doorbell import Doorbell
+from tokenbus.worker.pool.inbox import Inbox
+from tokenbus.worker.pool.lease import Lease
+from tokenbus.worker.pool.parking import Parking
+from tokenbus.worker.pool.pull_loop import PullLoop
+from tokenbus.worker.pool.reaper import Reaper
+from tokenbus.worker.pool.status_writer import StatusWriter
 from tokenbus.worker.publishing.build import start_publishers
 from tokenbus.worker.session import Session
-from tokenbus.worker.starter import Starter
 from tokenbus.worker.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from tokenbus.producer.connection import Server
-    from tokenbus.worker.engine_keeper import EngineKeeper
-    from tokenbus.worker.engine_link import EngineLink
-    from tokenbus.worker.exporter import Exporter
-    from tokenbus.worker.handoff import EngineReady, Report
+    from tokenbus.producer.server.connection import Server
+    from tokenbus.worker.engine.link import EngineLink
+    from tokenbus.worker.engine.messages import EngineReady, Report
+    from tokenbus.worker.engine.supervisor import EngineSupervisor
     from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held_jobs import HeldJobs
     from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.publishing.publishers import Publishers
-    from tokenbus.worker.roster import Roster
+    from tokenbus.worker.publishing.publisher_pool import PublisherPool
     from tokenbus.worker.settings import WorkerSettings
+    from tokenbus.worker.telemetry.exporter import Exporter
 
 
 @dataclass(slots=True)
@@ -47,41 +47,41 @@ class Parts:
     """The parts of a running worker, wired to each other."""
 
     session: Session
-    roster: Roster
-    ledger: Ledger
+    held_jobs: HeldJobs
+    page_budget: PageBudget
     prefixes: HeldPrefixes
-    custody: Custody
-    publishers: Publishers
+    settlement: Settlement
+    publishers: PublisherPool
     starter: Starter
-    outputs: Outputs
+    engine_reports: EngineReports
     lease: Lease
-    intake: Intake
+    pull_loop: PullLoop
     inbox: Inbox
-    keeper: Keeper
-    notices: Notices
-    beacon: Beacon
+    reaper: Reaper
+    cancel_listener: CancelListener
+    status_writer: StatusWriter
     exporter: Exporter | None
 
     def use_engine(self, link: EngineLink) -> None:
         """Let a new engine take the place of the one before."""
         self.starter.engine = link
-        self.outputs.engine = link
-        self.ledger.available_pages = link.ready.num_pages
+        self.engine_reports.engine = link
+        self.page_budget.available_pages = link.ready.num_pages
         self.prefixes.clear()
-        self.intake.pages_changed()
+        self.pull_loop.pages_changed()
 
     def take_report(self, report: Report) -> None:
         """Handle one report of the engine."""
-        self.outputs.take(report)
+        self.engine_reports.take(report)
 
 
 async def assemble(
     settings: WorkerSettings,
     server: Server,
     blocking: Redis,
-    engine: EngineKeeper,
+    engine: EngineSupervisor,
     ready: EngineReady,
-    roster: Roster,
+    held_jobs: HeldJobs,
     worker: str,
     metrics: Metrics,
 ) -> Parts:
@@ -91,40 +91,41 @@ async def assemble(
     preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits)
     ttl_s = settings.lease_ttl_s
     scripts = Scripts(server.redis, settings.pool, timeout_s=settings.call_timeout_s)
-    chains = Chains(scripts, _retention(settings))
+    completion = JobCompletion(scripts, _retention(settings))
     session = Session(server.redis, ttl_s)
-    ledger = Ledger(roster, limits, ready.num_pages, settings.reserve_fraction)
-    prefixes = HeldPrefixes(ledger, is_on=settings.holds_prefixes)
-    custody = Custody(session, scripts, chains, roster, worker, metrics)
+    page_budget = PageBudget(held_jobs, limits, ready.num_pages, settings.reserve_fraction)
+    prefixes = HeldPrefixes(page_budget, is_on=settings.holds_prefixes)
+    settlement = Settlement(session, scripts, completion, held_jobs, worker, metrics)
     publishers = await start_publishers(
-        settings, server, session, scripts, roster, tokenizer, ready, worker
+        settings, server, session, scripts, held_jobs, tokenizer, ready, worker
     )
-    starter = Starter(custody, ledger, preparer, limits, metrics)
-    lease = Lease(session, scripts, custody, roster, worker, settings, str(server.url))
+    starter = Starter(settlement, page_budget, preparer, limits, metrics)
+    lease = Lease(session, scripts, settlement, held_jobs, worker, settings, str(server.url))
     lease.size(ready.num_pages, limits.page_size)
     lease.engine_moves = engine.moves
-    clearance = Clearance(custody, ledger, roster, settings.suspect_wait_s, metrics)
-    starter.on_waiting = clearance.park_for
+    parking = Parking(settlement, page_budget, held_jobs, settings.suspect_wait_s, metrics)
+    starter.on_waiting = parking.park_for
     doorbell = Doorbell(blocking, session, scripts.keys, worker, settings.call_timeout_s)
     # fmt: off
     parts = Parts(
         session=session,
-        roster=roster,
-        ledger=ledger,
+        held_jobs=held_jobs,
+        page_budget=page_budget,
         prefixes=prefixes,
-        custody=custody,
+        settlement=settlement,
         publishers=publishers,
         starter=starter,
-        outputs=Outputs(roster, ledger, metrics),
+        engine_reports=EngineReports(held_jobs, page_budget, metrics),
         lease=lease,
-        intake=Intake(session, scripts, chains, doorbell, lease, starter,
-                      clearance, ledger, prefixes, roster, worker, settings, metrics),
-        inbox=Inbox(session, scripts, chains, worker, _inbox_bounds(settings), metrics),
-        keeper=Keeper(session, scripts, chains, worker, ttl_s, metrics),
-        notices=Notices(session, blocking, scripts.keys.of("ctl", worker), roster, custody),
-        beacon=Beacon(session, scripts, roster, ledger, worker, limits.model, ttl_s, metrics,
-                      engine.stats),
-        exporter=_exporter(settings, session, scripts, roster, ledger, metrics, engine),
+        pull_loop=PullLoop(session, scripts, completion, doorbell, lease, starter,
+                      parking, page_budget, prefixes, held_jobs, worker, settings, metrics),
+        inbox=Inbox(session, scripts, completion, worker, _inbox_bounds(settings), metrics),
+        reaper=Reaper(session, scripts, completion, worker, ttl_s, metrics),
+        cancel_listener=CancelListener(session, blocking, scripts.keys.of("ctl", worker),
+                                       held_jobs, settlement),
+        status_writer=StatusWriter(session, scripts, held_jobs, page_budget, worker, limits.model,
+                                   ttl_s, metrics, engine.stats),
+        exporter=_exporter(settings, session, scripts, held_jobs, page_budget, metrics, engine),
     )
     # fmt: on
     _wire(parts)
@@ -135,18 +136,18 @@ def _exporter(
     settings: WorkerSettings,
     session: Session,
     scripts: Scripts,
-    roster: Roster,
-    ledger: Ledger,
+    held_jobs: HeldJobs,
+    page_budget: PageBudget,
     metrics: Metrics,
-    engine: EngineKeeper,
+    engine: EngineSupervisor,
 ) -> Exporter | None:
     """Return what serves metrics, if it is to; only then its library is imported."""
     if settings.metrics_port is None:
         return None
-    from tokenbus.worker.exporter import Exporter
+    from tokenbus.worker.telemetry.exporter import Exporter
 
     host, port = settings.metrics_host, settings.metrics_port
-    return Exporter(session, scripts, roster, ledger, metrics, engine.stats, host, port)
+    return Exporter(session, scripts, held_jobs, page_budget, metrics, engine.stats, host, port)
 
 
 def _retention(settings: WorkerSettings) -> Retention:
@@ -162,23 +163,23 @@ def _inbox_bounds(settings: WorkerSettings) -> Bounds:
 def _wire(parts: Parts) -> None:
     """Let the parts tell each other what happened."""
     publishers = parts.publishers
-    for user in (parts.custody, parts.starter, parts.outputs, parts.lease):
+    for user in (parts.settlement, parts.starter, parts.engine_reports, parts.lease):
         user.publishers = publishers
-    parts.intake.open_log = parts.starter.open_log
+    parts.pull_loop.open_log = parts.starter.open_log
     publishers.on_taken = parts.starter.taken
-    publishers.on_preceded = parts.custody.preceded
-    publishers.on_decided = parts.outputs.decided
-    publishers.on_choice_stopped = parts.outputs.choice_stopped
-    publishers.on_progress = parts.outputs.progressed
-    publishers.on_committed = parts.custody.committed
-    publishers.on_fenced = parts.custody.fenced
-    publishers.on_broken = parts.custody.broken
-    publishers.on_settled = parts.custody.settled
-    parts.custody.stop = parts.outputs.stop
-    parts.outputs.pages_changed = parts.intake.pages_changed
+    publishers.on_preceded = parts.settlement.preceded
+    publishers.on_decided = parts.engine_reports.decided
+    publishers.on_choice_stopped = parts.engine_reports.choice_stopped
+    publishers.on_progress = parts.engine_reports.progressed
+    publishers.on_committed = parts.settlement.committed
+    publishers.on_fenced = parts.settlement.fenced
+    publishers.on_broken = parts.settlement.broken
+    publishers.on_settled = parts.settlement.settled
+    parts.settlement.stop = parts.engine_reports.stop
+    parts.engine_reports.pages_changed = parts.pull_loop.pages_changed
 
     def gone(job: HeldJob) -> None:
         parts.prefixes.gone(job)
-        parts.outputs.forget(job)
+        parts.engine_reports.forget(job)
 
-    parts.roster.on_gone = gone
+    parts.held_jobs.on_gone = gone

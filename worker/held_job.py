@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from tokenbus.worker.errors import WorkerError
 
 if TYPE_CHECKING:
-    from tokenbus.producer.events import Failure, Finish
-    from tokenbus.producer.replies import PulledJob
-    from tokenbus.worker.prompt import PreparedJob
+    from tokenbus.producer.contract.events import Failure, Finish
+    from tokenbus.producer.scripts.replies import PulledJob
+    from tokenbus.worker.jobs.prompt import PreparedJob
+    from tokenbus.worker.publishing.links import PublisherLink
     from tokenbus.worker.publishing.messages import Taken
-    from tokenbus.worker.publishing.presses import Press
 
 
 class Phase(Enum):
@@ -70,9 +70,9 @@ class Timings:
 class HeldJob:
     """One job that this worker owns, as far as the queue and the engine are concerned.
 
-    What its log holds is known to its publisher, which `press` leads to. `lengths` counts the
-    tokens of each choice that the engine has delivered; those behind a stop string go again when
-    the end is decided. `num_running` counts the choices that the engine has not ended.
+    What its log holds is known to its publisher, which `publisher_link` leads to. `lengths` counts
+    the tokens of each choice that the engine has delivered; those behind a stop string go again
+    when the end is decided. `num_running` counts the choices that the engine has not ended.
     """
 
     def __init__(self, pulled: PulledJob, request_id: int) -> None:
@@ -85,7 +85,7 @@ class HeldJob:
         self.phase = Phase.PULLED
         self.prepared: PreparedJob | None = None
         self.refusal: Failure | None = None
-        self.press: Press | None = None
+        self.publisher_link: PublisherLink | None = None
         self.taken: Taken | None = None
         self.lengths: list[int] = []
         self.num_running = 0

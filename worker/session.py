@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from redis.exceptions import RedisError
 
-from tokenbus.producer.connection import is_away
+from tokenbus.producer.server.connection import is_away
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Calls under way at once; those of the pumps are not counted.
+# Calls under way at once; those of the log writers are not counted.
 MAX_CONCURRENT_CALLS = 6
 
 

@@ -8,9 +8,9 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.null_config import NullConfig
+from tokenbus.engine.null.null_config import NullConfig
+from tokenbus.worker.engine.messages import StartEngine
 from tokenbus.worker.errors import SettingsInvalid
-from tokenbus.worker.handoff import StartEngine
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 

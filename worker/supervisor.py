@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from redis.exceptions import RedisError
 
-from tokenbus.producer.connection import make_redis, open_server
-from tokenbus.producer.keys import Keys
-from tokenbus.producer.server_url import ServerUrl
-from tokenbus.worker import collector, logs
+from tokenbus.producer.contract.keys import Keys
+from tokenbus.producer.server.connection import make_redis, open_server
+from tokenbus.producer.server.url import ServerUrl
+from tokenbus.worker import logs
 from tokenbus.worker.assembly import assemble
-from tokenbus.worker.engine_keeper import EngineKeeper
+from tokenbus.worker.engine.supervisor import EngineSupervisor
 from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held_jobs import HeldJobs
 from tokenbus.worker.metrics import Metrics
-from tokenbus.worker.roster import Roster
+from tokenbus.worker.process import gc
 from tokenbus.worker.tokenizer import import_library
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.engine.types import EngineStats
-    from tokenbus.producer.connection import Server
+    from tokenbus.producer.server.connection import Server
     from tokenbus.worker.assembly import Parts
-    from tokenbus.worker.handoff import Report
+    from tokenbus.worker.engine.messages import Report
     from tokenbus.worker.settings import WorkerSettings
 
 T = TypeVar("T")
@@ -65,8 +66,8 @@ class Worker:
         self.metrics = Metrics()
         self._url = redis_url or settings.redis_url
         self._log = logs.get_logger()
-        self._roster = Roster()
-        self._engine = EngineKeeper(settings, self._roster, self.metrics, self._take_report)
+        self._held_jobs = HeldJobs()
+        self._engine = EngineSupervisor(settings, self._held_jobs, self.metrics, self._take_report)
         self._parts: Parts | None = None
         self._main: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -86,12 +87,12 @@ class Worker:
     @property
     def num_held(self) -> int:
         """Count the jobs that this worker holds."""
-        return len(self._roster)
+        return len(self._held_jobs)
 
     @property
     def num_not_running(self) -> int:
         """Count the jobs that are held without pages: the head-of-line job, if there is one."""
-        return sum(job.is_waiting for job in self._roster.in_phase(Phase.PULLED))
+        return sum(job.is_waiting for job in self._held_jobs.in_phase(Phase.PULLED))
 
     @property
     def engine_pid(self) -> int | None:
@@ -162,7 +163,7 @@ class Worker:
                 await self._parts.publishers.stop()
             await blocking.aclose()
             await server.close()
-            self._log.info("worker.stopped", jobs_left=len(self._roster))
+            self._log.info("worker.stopped", jobs_left=len(self._held_jobs))
 
     async def _prepare(self, server: Server, blocking: Redis) -> Parts:
         """Start the engine, wire the parts and reconcile for the first time."""
@@ -176,7 +177,7 @@ class Worker:
             blocking,
             self._engine,
             ready,
-            self._roster,
+            self._held_jobs,
             self.name,
             self.metrics,
         )
@@ -186,7 +187,7 @@ class Worker:
             parts.use_engine(self._engine.link)
         await parts.lease.open(self.settings.connect_timeout_s)
         if self._started is None:
-            collector.settle()
+            gc.freeze_startup_objects()
         return parts
 
     async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
@@ -208,48 +209,48 @@ class Worker:
         """Run all parts until the worker is drained."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                parts.custody.run_in(tasks)
+                parts.settlement.run_in(tasks)
                 for part in (
                     parts.publishers,
                     parts.lease,
                     parts.inbox,
-                    parts.keeper,
-                    parts.notices,
-                    parts.beacon,
+                    parts.reaper,
+                    parts.cancel_listener,
+                    parts.status_writer,
                 ):
                     tasks.create_task(part.run())
-                tasks.create_task(self._engine.run(parts.custody))
+                tasks.create_task(self._engine.run(parts.settlement))
                 if parts.exporter is not None:
                     tasks.create_task(parts.exporter.run())
-                intake = tasks.create_task(parts.intake.run())
+                pull_loop = tasks.create_task(parts.pull_loop.run())
                 self._log.info("worker.started", pool=self.settings.pool)
                 if self._started is not None:
                     self._started.set_result(None)
                 await self._stop_requested.wait()
-                intake.cancel()
+                pull_loop.cancel()
                 tasks.create_task(parts.lease.leave())
                 await self._drain(parts)
                 raise _Drained
         except* _Drained:
-            self._log.info("worker.drained", jobs_left=len(self._roster))
+            self._log.info("worker.drained", jobs_left=len(self._held_jobs))
 
     async def _drain(self, parts: Parts) -> None:
         """Let running jobs end until the deadline, then give everything back."""
         deadline_s = 0.0 if self._stop_now.is_set() else self.settings.drain_deadline_s
-        self._log.info("worker.draining", jobs=len(self._roster), deadline_s=deadline_s)
-        for job in self._roster.in_phase(Phase.PULLED):
-            parts.custody.hand_back(job)
+        self._log.info("worker.draining", jobs=len(self._held_jobs), deadline_s=deadline_s)
+        for job in self._held_jobs.in_phase(Phase.PULLED):
+            parts.settlement.hand_back(job)
         await self._wait_drained(deadline_s)
-        for job in self._roster.in_phase(Phase.PULLED, Phase.RUNNING):
-            parts.custody.hand_back(job)
+        for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
+            parts.settlement.hand_back(job)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_BACK_S):
-                await self._roster.wait_empty()
+                await self._held_jobs.wait_empty()
 
     async def _wait_drained(self, deadline_s: float) -> None:
         """Wait until no job is left, the deadline passes or a second signal comes."""
         waits = [
-            asyncio.create_task(self._roster.wait_empty()),
+            asyncio.create_task(self._held_jobs.wait_empty()),
             asyncio.create_task(self._stop_now.wait()),
         ]
         try:

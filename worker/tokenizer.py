@@ -21,7 +21,7 @@ def load_tokenizer(folder: str | None, vocab_size: int) -> PreTrainedTokenizerFa
     Raises: EngineStartFailed if the folder holds none.
     """
     if folder is None:
-        from tokenbus.engine.null_tokenizer import build_null_tokenizer
+        from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 
         return build_null_tokenizer(vocab_size)
     from transformers import AutoTokenizer

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.forward import AttentionSpec, ForwardContext
-    from tokenbus.engine.prefix_grouping import SharedRun
+    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
+    from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 
 
 # Pages of 16 tokens from which merging one more partial result per row pays: with 24 rows in three

@@ -17,7 +17,7 @@ from tokenbus.engine.attention.torch_plan import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.forward import AttentionSpec, ForwardContext
+    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
 
 # Queries attended at once in a prefill: 128 keep the scores of 9 heads and 500 keys near the
 # size of L2, and took 1.8 ms for 512 tokens against 3.8 with scaled_dot_product_attention.

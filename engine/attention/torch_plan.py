@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.forward import AttentionSpec, ForwardContext
+    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
 
 # One more bucket costs about nine small ops, 45 us; 1,024 padded tokens cost about the same
 # (2 x Zen 5, bf16, 3 KV heads of 64).

@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.kernels.attention.paged_decode import paged_decode
+from tokenbus.kernels.attention.paged_prefill import paged_prefill
+from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
+from tokenbus.kernels.attention.work_list import DecodeWork
 from tokenbus.kernels.launch import num_processors
-from tokenbus.kernels.paged_decode import paged_decode
-from tokenbus.kernels.paged_prefill import paged_prefill
-from tokenbus.kernels.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
-from tokenbus.kernels.work_list import DecodeWork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
 
-    from tokenbus.engine.forward import AttentionSpec, ForwardContext
-    from tokenbus.engine.prefix_grouping import SharedRun
+    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
+    from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 
 # Page reads saved per layer that pay for the merge of one more partial result per row, from runs of
 # 16 and of 8 pages on: the shorter a run, the more of its time is merging. Shorter ones never do.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.forward import AttentionBackend, AttentionSpec, ForwardContext
+    from tokenbus.engine.interfaces import AttentionBackend, AttentionSpec, ForwardContext
 
 
 class GenericModel:

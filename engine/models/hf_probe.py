@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokenbus.engine.errors import ModelUnsupported
-from tokenbus.engine.forward import AttentionSpec, ForwardContext
+from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
 from tokenbus.engine.kv_cache import KVCache
 from tokenbus.engine.models.hf_hook import AttentionCall, handled_by
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.forward import PagedModel
+    from tokenbus.engine.interfaces import PagedModel
 
 # More tokens than a page holds, in the smallest page that every backend takes.
 _PROBE_TOKENS = 20

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.forward import AttentionBackend, ForwardContext
+    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.models.decoder import Decoder
     from tokenbus.engine.models.decoder_config import DecoderConfig

@@ -12,7 +12,7 @@ from tokenbus.engine.models.decoder_config import Activation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.forward import AttentionBackend, ForwardContext
+    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
     from tokenbus.engine.models.decoder import Decoder
     from tokenbus.engine.models.layers import DecoderLayer, Linear
 

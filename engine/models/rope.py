@@ -10,7 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.forward import ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext
 
 
 class RopeTable:

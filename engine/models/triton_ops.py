@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from tokenbus.engine.models.decoder_config import Activation, NormNames
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.kernels.embedding import embed
-from tokenbus.kernels.gated_linear import gated_linear
-from tokenbus.kernels.linear import Fusion, small_linear, wide_linear
+from tokenbus.kernels.linear.gated_linear import gated_linear
+from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.engine.attention.triton_backend import TritonAttention
-    from tokenbus.engine.forward import AttentionBackend, ForwardContext
+    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
     from tokenbus.engine.models.decoder import Decoder
     from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.layers import DecoderLayer, Linear

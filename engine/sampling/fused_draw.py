@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.random_draw import uniforms
 from tokenbus.engine.sampling.plan import Feature
-from tokenbus.kernels.sampling import SamplingWorkspace, sample_rows
+from tokenbus.engine.sampling.random_draw import uniforms
+from tokenbus.kernels.sampling.sample_rows import SamplingWorkspace, sample_rows
 
 if TYPE_CHECKING:
     import torch

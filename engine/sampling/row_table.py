@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.engine.random_draw import stream_key
 from tokenbus.engine.sampling.plan import is_greedy
+from tokenbus.engine.sampling.random_draw import stream_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -28,7 +28,7 @@ struct Run {
     int32_t end_page;
 };
 
-// The batch of a pass, as engine/forward.py describes it.
+// The batch of a pass, as engine/interfaces.py describes it.
 struct Batch {
     int32_t num_tokens;
     int32_t num_seqs;

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from tokenbus.producer.control_scripts import ControlScripts
-from tokenbus.producer.keys import Keys
-from tokenbus.producer.lease_scripts import Budget, LeaseScripts
-from tokenbus.producer.log_scripts import Append, End, LogScripts, Takeover
-from tokenbus.producer.queue_scripts import STALE_ANSWER_S, Bounds, NewJob, QueueScripts
-from tokenbus.producer.script_runner import ScriptRunner
+from tokenbus.producer.contract.keys import Keys
+from tokenbus.producer.scripts.control import ControlScripts
+from tokenbus.producer.scripts.lease import Budget, LeaseScripts
+from tokenbus.producer.scripts.log import Append, End, LogScripts, Takeover
+from tokenbus.producer.scripts.queue import STALE_ANSWER_S, Bounds, NewJob, QueueScripts
+from tokenbus.producer.scripts.runner import ScriptRunner
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

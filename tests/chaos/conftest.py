@@ -7,18 +7,18 @@ import zlib
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_ride import ModelCargo, NullCargo, Ride
-from bus_servers import SERVER_KINDS, pool, redis_url, server_binary
-from chaos_scale import IS_SHORT, NUM_JOBS, PATIENT, SEED
-from tiny_model import TinyModel
+from models.tiny_model import TinyModel
+from rides.ride import ModelCargo, NullCargo, Ride
+from rides.scale import IS_SHORT, NUM_JOBS, PATIENT, SEED
+from servers.fixtures import SERVER_KINDS, pool, redis_url, server_binary
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import EmbeddedServer, start_private
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.server.embedded import EmbeddedServer, start_private
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from bus_ride import Cargo
+    from rides.ride import Cargo
 
 __all__ = ["pool", "redis_url"]
 

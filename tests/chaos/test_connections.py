@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_ride import Ride
-from chaos_scale import PATIENT, long_row
-from wire_proxy import Moment, WireProxy
-from wired_worker import wired_worker
-from worker_stable import forked_worker
+from rides.ride import Ride
+from rides.scale import PATIENT, long_row
+from servers.wire_proxy import Moment, WireProxy
+from workers.forkserver import forked_worker
+from workers.wired import wired_worker
 
-from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.client.async_client import AsyncClient
 
 if TYPE_CHECKING:
     import random
 
-    from bus_ride import Cargo
+    from rides.ride import Cargo
 
-LOST_REPLIES = ("pull", "takeover", "append", "renew", "tick", "end", "complete", "forget")
+LOST_REPLIES = ("pull", "takeover", "append", "renew", "tick", "end", "complete", "expire_record")
 CUTS_S = [1, pytest.param(10, marks=long_row), pytest.param(60, marks=long_row)]
 
 

@@ -7,24 +7,24 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from aiohttp import web
-from bus_stubs import submit
-from chaos_scale import IS_SHORT
-from control_processes import KEY, control_process, receiver
+from rides.scale import IS_SHORT
+from workers.control_processes import KEY, control_process, receiver
+from workers.stubs import submit
 
-from tokenbus.producer.chains import Chains
-from tokenbus.producer.control_scripts import HookState
-from tokenbus.producer.new_job import new_job
-from tokenbus.producer.schema import JobRequest
+from tokenbus.producer.contract.new_job import new_job
+from tokenbus.producer.contract.schema import JobRequest
+from tokenbus.producer.scripts.completion import JobCompletion
+from tokenbus.producer.scripts.control import WebhookState
 
 if TYPE_CHECKING:
     import random
 
-    from control_processes import Call, ControlProcess, Receiver
+    from workers.control_processes import Call, ControlProcess, Receiver
 
-    from tokenbus.producer.client import AsyncClient
-    from tokenbus.producer.control_scripts import Hook
+    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.scripts.control import Webhook
 
-NUM_HOOKS, NUM_KILLS = (40, 1) if IS_SHORT else (500, 10)
+NUM_WEBHOOKS, NUM_KILLS = (40, 1) if IS_SHORT else (500, 10)
 CONCURRENCY = 8
 PATIENCE_S = 120.0
 SETTINGS = {
@@ -36,14 +36,14 @@ SETTINGS = {
 }
 
 
-async def _open_hooks(client: AsyncClient, url: str) -> list[str]:
+async def _open_webhooks(client: AsyncClient, url: str) -> list[str]:
     """Make webhooks due: jobs that are cancelled are told of like all others."""
-    job_ids = [f"hook-{number}" for number in range(NUM_HOOKS)]
-    chains = Chains(client.scripts)
+    job_ids = [f"hook-{number}" for number in range(NUM_WEBHOOKS)]
+    completion = JobCompletion(client.scripts)
     for job_id in job_ids:
         request = JobRequest.build(id=job_id, prompt="x", tenant="acme", callback_url=url)
         await submit(client.scripts, new_job(request))
-        await chains.cancel(job_id)
+        await completion.cancel(job_id)
     return job_ids
 
 
@@ -57,17 +57,17 @@ async def _kill_midway(service: ControlProcess, shop: Receiver, num_more: int) -
     await service.process.wait()
 
 
-async def _hooks(client: AsyncClient, job_ids: list[str]) -> list[Hook]:
-    found = [await client.scripts.control.hook(job_id) for job_id in job_ids]
+async def _hooks(client: AsyncClient, job_ids: list[str]) -> list[Webhook]:
+    found = [await client.scripts.control.webhook(job_id) for job_id in job_ids]
     return [hook for hook in found if hook is not None]
 
 
-async def _settled(client: AsyncClient, job_ids: list[str]) -> list[Hook]:
+async def _settled(client: AsyncClient, job_ids: list[str]) -> list[Webhook]:
     """Wait until every hook is settled."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             hooks = await _hooks(client, job_ids)
-            if all(hook.state is not HookState.DUE for hook in hooks):
+            if all(hook.state is not WebhookState.DUE for hook in hooks):
                 return hooks
             await asyncio.sleep(0.2)
 
@@ -87,16 +87,16 @@ async def test_control_killed_while_webhooks_are_due(
         return web.Response(status=503 if rng.random() < 0.1 else 200)
 
     async with receiver(answer) as shop:
-        job_ids = await _open_hooks(client, shop.url())
+        job_ids = await _open_webhooks(client, shop.url())
         for _ in range(NUM_KILLS):
             async with control_process(pool, redis_url, **SETTINGS) as service:
-                await _kill_midway(service, shop, rng.randint(1, NUM_HOOKS // (2 * NUM_KILLS)))
+                await _kill_midway(service, shop, rng.randint(1, NUM_WEBHOOKS // (2 * NUM_KILLS)))
             hooks = await _hooks(client, job_ids)
-            recorded |= {hook.job_id for hook in hooks if hook.state is HookState.DELIVERED}
+            recorded |= {hook.job_id for hook in hooks if hook.state is WebhookState.DELIVERED}
         async with control_process(pool, redis_url, **SETTINGS):
             hooks = await _settled(client, job_ids)
-    assert len(hooks) == NUM_HOOKS
-    assert {hook.state for hook in hooks} == {HookState.DELIVERED}
+    assert len(hooks) == NUM_WEBHOOKS
+    assert {hook.state for hook in hooks} == {WebhookState.DELIVERED}
     assert after_record == []
     for hook in hooks:
         statuses = [attempt.status for attempt in hook.tries]
@@ -104,6 +104,6 @@ async def test_control_killed_while_webhooks_are_due(
         assert statuses[-1] == 200
     calls = Counter(call.headers["tokenbus-job"] for call in shop.calls)
     doubled = sum(calls[hook.job_id] > len(hook.tries) for hook in hooks)
-    print(f"{NUM_KILLS} kills, {NUM_HOOKS} webhooks, {doubled} taken twice before their record")
+    print(f"{NUM_KILLS} kills, {NUM_WEBHOOKS} webhooks, {doubled} taken twice before their record")
     # A kill leaves at most one unrecorded call per place.
     assert doubled <= NUM_KILLS * CONCURRENCY

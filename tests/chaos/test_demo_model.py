@@ -6,18 +6,18 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_ride import Ride
-from chaos_scale import long_row
-from demo_cargo import DemoCargo
-from worker_stable import forked_worker
+from rides.demo_cargo import DemoCargo
+from rides.ride import Ride
+from rides.scale import long_row
+from workers.forkserver import forked_worker
 
-from tokenbus.engine import model_store
 from tokenbus.engine.errors import ModelNotFound
+from tokenbus.engine.weights import model_store
 
 if TYPE_CHECKING:
     import random
 
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
 
 # A core makes some hundred tokens a second of it.
 PATIENCE_S = 400.0

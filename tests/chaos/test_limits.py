@@ -6,22 +6,22 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_ride import NullCargo, Ride
-from bus_servers import server_binary
-from bus_workers import Story, command
-from chaos_scale import PATIENT, both_ways
-from worker_stable import forked_worker
+from rides.ride import NullCargo, Ride
+from rides.scale import PATIENT, both_ways
+from servers.fixtures import server_binary
+from workers.forkserver import forked_worker
+from workers.null_workers import Story, command
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import QueueFull
+from tokenbus.producer.server.embedded import start_private
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator
 
-    from bus_ride import Cargo
+    from rides.ride import Cargo
 
 NUM_PASSENGERS = 64
 

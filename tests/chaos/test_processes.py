@@ -9,11 +9,11 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from chaos_scale import both_ways, publishers_too
-from worker_stable import forked_worker
+from rides.scale import both_ways, publishers_too
+from workers.forkserver import forked_worker
 
 if TYPE_CHECKING:
-    from bus_ride import Ride
+    from rides.ride import Ride
 
 
 @both_ways

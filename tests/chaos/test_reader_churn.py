@@ -7,16 +7,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bus_ride import NullCargo, Ride
-from chaos_scale import IS_SHORT, PATIENT
-from worker_stable import forked_worker
+from rides.ride import NullCargo, Ride
+from rides.scale import IS_SHORT, PATIENT
+from workers.forkserver import forked_worker
 
-from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.client.async_client import AsyncClient
 
 if TYPE_CHECKING:
     import random
 
-    from tokenbus.producer.events import Event
+    from tokenbus.producer.contract.events import Event
 
 NUM_CYCLES = 250 if IS_SHORT else 5000
 NUM_READERS = 8 if IS_SHORT else 40

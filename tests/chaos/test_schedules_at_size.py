@@ -6,8 +6,8 @@ import os
 import sys
 
 import pytest
-from chaos_scale import NUM_JOBS, SEED, long_row
-from storm import run_many
+from rides.scale import NUM_JOBS, SEED, long_row
+from storm.run import run_many
 
 SCHEDULES_PER_JOB = 100
 

@@ -8,25 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_ride import Ride
-from bus_servers import server_binary
-from bus_stubs import until
-from bus_workers import command
-from chaos_scale import IS_SHORT, PATIENT, both_ways
-from mortal_server import MortalServer
-from wire_proxy import WireProxy
-from worker_stable import forked_worker
+from rides.ride import Ride
+from rides.scale import IS_SHORT, PATIENT, both_ways
+from servers.fixtures import server_binary
+from servers.mortal_server import MortalServer
+from servers.wire_proxy import WireProxy
+from workers.forkserver import forked_worker
+from workers.null_workers import command
+from workers.stubs import until
 
-from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import JobLost
 
 if TYPE_CHECKING:
     import random
     from collections.abc import AsyncIterator, Iterator
 
-    from bus_ride import Cargo
+    from rides.ride import Cargo
 
-    from tokenbus.producer.event_stream import EventStream
+    from tokenbus.producer.client.event_stream import EventStream
 
 NUM_DEATHS = 3
 # Enough for a busload to last through all deaths.

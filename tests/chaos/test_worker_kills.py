@@ -8,13 +8,13 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from chaos_scale import both_ways, long_row, short_row
-from wire_proxy import Moment
-from wired_worker import wired_worker
-from worker_stable import forked_worker
+from rides.scale import both_ways, long_row, short_row
+from servers.wire_proxy import Moment
+from workers.forkserver import forked_worker
+from workers.wired import wired_worker
 
 if TYPE_CHECKING:
-    from bus_ride import Ride
+    from rides.ride import Ride
 
 # Point of death -> the call at which the worker dies, whether the server carried it out, and which
 # one of its kind it is.
@@ -31,8 +31,8 @@ POINTS = {
     "commit_reply_lost": ("end", Moment.LOST, 1),
     "between_commit_and_completion": ("complete", Moment.NEVER, 1),
     "completion_reply_lost": ("complete", Moment.LOST, 1),
-    "before_the_last_step_of_completion": ("forget", Moment.NEVER, 1),
-    "after_completion": ("forget", Moment.LOST, 1),
+    "before_the_last_step_of_completion": ("expire_record", Moment.NEVER, 1),
+    "after_completion": ("expire_record", Moment.LOST, 1),
 }
 
 both_moments = pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_servers import pool, redis_url, server
+from servers.fixtures import pool, redis_url, server
 
-from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.client.async_client import AsyncClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

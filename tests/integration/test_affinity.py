@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bus_workers import worker
-from tiny_model import TinyModel
+from models.tiny_model import TinyModel
+from workers.null_workers import worker
 
-from tokenbus.producer.prefix_key import MIN_IDS
+from tokenbus.producer.contract.prefix_key import MIN_IDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
 
 PAGE_SIZE = 16
 NUM_SHARED = 320

@@ -7,16 +7,16 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_ride import NullCargo, Ride
-from bus_servers import pool, server_binary
-from chaos_scale import PATIENT
-from server_groups import ServerGroup, start_cluster
-from worker_stable import forked_worker
+from rides.ride import NullCargo, Ride
+from rides.scale import PATIENT
+from servers.fixtures import pool, server_binary
+from servers.server_groups import ServerGroup, start_cluster
+from workers.forkserver import forked_worker
 
-from tokenbus.producer.client import AsyncClient, Job
+from tokenbus.producer.client.async_client import AsyncClient, Job
+from tokenbus.producer.contract.keys import shard_of
+from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import JobCancelled, ServerUnsuitable
-from tokenbus.producer.keys import shard_of
-from tokenbus.producer.schema import JobRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

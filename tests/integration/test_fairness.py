@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_stubs import WIDE, StubWorker, a_job, owned_end
+from workers.stubs import WIDE, StubWorker, a_job, owned_end
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts import NewJob, Scripts

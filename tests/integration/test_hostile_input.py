@@ -7,10 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bus_workers import command, expected_text, follow, worker
+from workers.null_workers import command, expected_text, follow, worker
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
 
 GARBAGE: dict[str, tuple[bytes, str]] = {

@@ -7,12 +7,12 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_workers import expected_ids, expected_text, follow, leaked_keys, until, worker
+from workers.null_workers import expected_ids, expected_text, follow, leaked_keys, until, worker
 
 from tokenbus.producer.errors import JobUnknown
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
 
 

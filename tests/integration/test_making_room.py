@@ -7,15 +7,15 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bus_workers import expected_text, follow, until, worker
-from wire_proxy import Moment, WireProxy
+from servers.wire_proxy import Moment, WireProxy
+from workers.null_workers import expected_text, follow, until, worker
 
-from tokenbus.worker.clearance import SETTLE_S
+from tokenbus.worker.pool.parking import SETTLE_S
 
 if TYPE_CHECKING:
-    from bus_workers import Story
+    from workers.null_workers import Story
 
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
 
 

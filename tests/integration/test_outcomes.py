@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_workers import expected_ids, expected_text, follow, worker
-from tiny_model import TinyModel
+from models.tiny_model import TinyModel
+from workers.null_workers import expected_ids, expected_text, follow, worker
 
 from tokenbus.producer.errors import JobFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
 
 
 async def test_result_and_end_event_name_the_stop_of_each_choice(

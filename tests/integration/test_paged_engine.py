@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from bus_workers import follow, worker
 from transformers import LlamaConfig, LlamaForCausalLM
+from workers.null_workers import follow, worker
 
-from tokenbus.engine.null_tokenizer import build_null_tokenizer
+from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
 
 NUM_TOKENS = 48
 PROMPTS = ["good morning", "where is my parcel?", "I want to return a pair of shoes", "x"]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from bus_workers import Story, follow, worker
-from tiny_model import TinyModel
+from models.tiny_model import TinyModel
+from workers.null_workers import Story, follow, worker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
 
 PROMPT = "where is my parcel, and when will it arrive?"
 NUM_TOKENS = 60

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_stubs import until as server_says
-from bus_workers import expected_ids, expected_text, follow, leaked_keys, until, worker
-from storm_keys import PoolKeys
-from storm_wire import Wire
-from wire_proxy import Moment, WireProxy
+from servers.wire_proxy import Moment, WireProxy
+from storm.keys import PoolKeys
+from storm.wire import Wire
+from workers.null_workers import expected_ids, expected_text, follow, leaked_keys, until, worker
+from workers.stubs import until as server_says
 
-from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import JobUnknown
 
 if TYPE_CHECKING:

@@ -7,18 +7,18 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bus_ride import NullCargo, Ride
-from bus_servers import pool, server_binary
-from bus_stubs import until
-from chaos_scale import PATIENT
 from redis.exceptions import RedisError, ResponseError
-from server_groups import MASTER, ServerGroup
-from worker_stable import forked_worker
+from rides.ride import NullCargo, Ride
+from rides.scale import PATIENT
+from servers.fixtures import pool, server_binary
+from servers.server_groups import MASTER, ServerGroup
+from workers.forkserver import forked_worker
+from workers.stubs import until
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.connection import make_redis, open_server
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import ServerUnreachable
-from tokenbus.producer.sentinels import named_master
+from tokenbus.producer.server.connection import make_redis, open_server
+from tokenbus.producer.server.sentinels import named_master
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

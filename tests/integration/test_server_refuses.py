@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_stubs import until as server_says
-from bus_workers import command, expected_text, follow, leaked_keys, until, worker
-from wire_proxy import WireProxy
+from servers.wire_proxy import WireProxy
+from workers.null_workers import command, expected_text, follow, leaked_keys, until, worker
+from workers.stubs import until as server_says
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import start_private
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import DeadlineUnmeetable, JobExpired, QueueFull
+from tokenbus.producer.server.embedded import start_private
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tokenbus.producer.embedded import EmbeddedServer
     from tokenbus.producer.scripts import Scripts
+    from tokenbus.producer.server.embedded import EmbeddedServer
 
 ERRORS = {
     "loading": "LOADING Valkey is loading the dataset in memory",

@@ -9,14 +9,14 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_workers import command, follow, null_settings, until, worker, worker_process
+from workers.null_workers import command, follow, null_settings, until, worker, worker_process
 
 from tokenbus.producer.errors import ServerUnreachable, UrlInvalid
 from tokenbus.worker.errors import EngineStartFailed
 from tokenbus.worker.supervisor import Worker, run_worker
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
 
 

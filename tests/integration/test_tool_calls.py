@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
-from bus_workers import Story, follow, worker
-from tiny_model import TinyModel
+from models.tiny_model import TinyModel
+from workers.null_workers import Story, follow, worker
 
-from tokenbus.engine import model_store
+from tokenbus.engine.weights import model_store
 from tokenbus.producer.errors import JobFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
 
 ORDER = {
     "type": "object",

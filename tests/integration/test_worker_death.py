@@ -8,7 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_workers import (
+from workers.null_workers import (
     Story,
     command,
     expected_text,
@@ -20,7 +20,7 @@ from bus_workers import (
 )
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
 
 LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from paged_batch import DEVICE, HALF, assert_close
+from models.paged_batch import DEVICE, HALF, assert_close
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.activation import ActivationKind, gated_act
 from tokenbus.kernels.embedding import embed
-from tokenbus.kernels.gated_linear import GatedTuning, choose_gated_tuning, gated_linear
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear import Fusion, small_linear
-from tokenbus.kernels.linear_table import LinearTuning, choose_tuning
+from tokenbus.kernels.linear.gated_linear import GatedTuning, choose_gated_tuning, gated_linear
+from tokenbus.kernels.linear.small_linear import Fusion, small_linear
+from tokenbus.kernels.linear.table import LinearTuning, choose_tuning
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 

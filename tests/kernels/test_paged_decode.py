@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
+from models.paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
+from tokenbus.kernels.attention.paged_decode import paged_decode
+from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
+from tokenbus.kernels.attention.work_list import DecodeWork, SplitPolicy
 from tokenbus.kernels.launch import KernelInputError, num_processors
-from tokenbus.kernels.paged_decode import paged_decode
-from tokenbus.kernels.prefix_groups import PrefixGroup, PrefixGroups
-from tokenbus.kernels.work_list import DecodeWork, SplitPolicy
 
 
 def make_work(batch: PagedBatch, max_rows: int | None = None, **options: object) -> DecodeWork:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
+from models.paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
+from tokenbus.kernels.attention.paged_prefill import PrefillTuning, paged_prefill
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.paged_prefill import PrefillTuning, paged_prefill
 
 
 def make_prefill(

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from paged_batch import DEVICE, HALF
+from models.paged_batch import DEVICE, HALF
 
-from tokenbus.engine.random_draw import stream_key, uniforms
-from tokenbus.engine.sampler import SamplingState
+from tokenbus.engine.sampling.random_draw import stream_key, uniforms
+from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
 from tokenbus.kernels import reference_sampling
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.sampling import SamplingWorkspace, sample_rows
+from tokenbus.kernels.sampling.sample_rows import SamplingWorkspace, sample_rows
 
 # Temperature, top-k, top-p, min-p: none alone, each alone, pairs, all; loose and tight.
 FILTERS = [

@@ -4,11 +4,11 @@ import random
 
 import pytest
 import torch
-from paged_batch import DEVICE
+from models.paged_batch import DEVICE
 
+from tokenbus.kernels.attention.prefix_groups import MAX_RUN_PARTS, PrefixGroup, PrefixGroups
+from tokenbus.kernels.attention.work_list import DecodeWork, SplitPolicy
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.prefix_groups import MAX_RUN_PARTS, PrefixGroup, PrefixGroups
-from tokenbus.kernels.work_list import DecodeWork, SplitPolicy
 
 PAGE = 16
 SMALL = SplitPolicy(2 * PAGE, 2 * PAGE, 8, 8)

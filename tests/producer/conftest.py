@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_servers import pool, redis_url, server
+from servers.fixtures import pool, redis_url, server
 
-from tokenbus.producer.chains import Chains
-from tokenbus.producer.connection import make_redis
-from tokenbus.producer.embedded import start_private
 from tokenbus.producer.scripts import Scripts
+from tokenbus.producer.scripts.completion import JobCompletion
+from tokenbus.producer.server.connection import make_redis
+from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tokenbus.producer.embedded import EmbeddedServer
+    from tokenbus.producer.server.embedded import EmbeddedServer
 
 __all__ = ["pool", "redis_url", "server"]
 
@@ -32,9 +32,9 @@ async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
 
 
 @pytest.fixture
-def chains(scripts: Scripts) -> Chains:
+def completion(scripts: Scripts) -> JobCompletion:
     """Give the chains over the scripts."""
-    return Chains(scripts)
+    return JobCompletion(scripts)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.workloads import WORKLOADS
+from tokenbus.engine.bench.workloads import WORKLOADS
 from tokenbus.worker.bench.command import run_pool_bench
 from tokenbus.worker.bench.options import (
     ARRIVALS,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.bench.arrivals import read_trace
-from tokenbus.worker.bench.report import SloPoint
+from tokenbus.worker.bench.load.arrivals import read_trace
+from tokenbus.worker.bench.measure.report import SloPoint
 from tokenbus.worker.errors import SettingsInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tokenbus.worker.bench.figures import Figures
+    from tokenbus.worker.bench.measure.figures import Figures
     from tokenbus.worker.bench.options import BenchOptions
 
     Run = Callable[[BenchOptions, str], Awaitable[Figures]]

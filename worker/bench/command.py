@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tokenbus.engine.null_config import NullConfig
+from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.worker import logs
 from tokenbus.worker.bench.capacity import measure_capacity, scaled, sweep_users
+from tokenbus.worker.bench.deployment import Deployment
+from tokenbus.worker.bench.measure.report import Report, describe_machine, extra_lines
+from tokenbus.worker.bench.measure.tables import latency_table, summary_table
 from tokenbus.worker.bench.offline import measure_offline
 from tokenbus.worker.bench.progress import RunProgress
-from tokenbus.worker.bench.report import Report, describe_machine, extra_lines
 from tokenbus.worker.bench.run import run_load
-from tokenbus.worker.bench.stage import Stage
-from tokenbus.worker.bench.tables import latency_table, summary_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tokenbus.worker.bench.figures import Figures
+    from tokenbus.worker.bench.measure.figures import Figures
     from tokenbus.worker.bench.options import BenchOptions
 
 
@@ -43,9 +43,9 @@ class PoolBench:
         options, report = self._options, self._report
         if options.offline_compare:
             report.offline = await measure_offline(options, self._tell_offline)
-        async with Stage(options) as stage:
-            self._stage = stage
-            info = await stage.redis.info("server")
+        async with Deployment(options) as deployment:
+            self._deployment = deployment
+            info = await deployment.redis.info("server")
             name, version = info.get("server_name", "redis"), info["redis_version"]
             report.machine = describe_machine(f"{name} {info.get('valkey_version', version)}")
             if options.load is not None:
@@ -64,7 +64,7 @@ class PoolBench:
 
     async def _measure(self, options: BenchOptions, title: str) -> Figures:
         with RunProgress(self._console, title, plain=options.plain) as progress:
-            return await run_load(self._stage, options, progress.show)
+            return await run_load(self._deployment, options, progress.show)
 
     async def _keep(self, options: BenchOptions, title: str) -> Figures:
         figures = await self._measure(options, title)
@@ -100,8 +100,8 @@ def _prepared(options: BenchOptions) -> Iterator[BenchOptions]:
     if options.engine == "null":
         yield options.replace(vocab_size=NullConfig().vocab_size)
         return
-    from tokenbus.engine.generated_tokenizer import clothe, vocab_size_of
-    from tokenbus.engine.loader import find_folder
+    from tokenbus.engine.text.generated_tokenizer import clothe, vocab_size_of
+    from tokenbus.engine.weights.loader import find_folder
 
     has_weights = not options.worker.get("random_weights", False)
     folder = find_folder(str(options.worker["model"]), with_weights=has_weights)

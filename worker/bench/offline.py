@@ -16,18 +16,18 @@ import msgspec
 
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.types import Request, SamplingParams
-from tokenbus.worker.bench.arrivals import arrivals
+from tokenbus.worker.bench.load.arrivals import arrivals
+from tokenbus.worker.bench.load.workload import Workload
+from tokenbus.worker.bench.measure.report import Offline
 from tokenbus.worker.bench.options import BenchOptions
-from tokenbus.worker.bench.report import Offline
-from tokenbus.worker.bench.workload import Workload
-from tokenbus.worker.engine_process import build
+from tokenbus.worker.engine.process import build
 from tokenbus.worker.errors import EngineStartFailed
 from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.worker.engine_process import Engine
+    from tokenbus.worker.engine.process import Engine
 
 
 async def measure_offline(options: BenchOptions, on_run: Callable[[int, float], None]) -> Offline:

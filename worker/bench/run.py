@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tokenbus.worker.bench.arrivals import arrivals, span_s
-from tokenbus.worker.bench.figures import Measured, sum_up
-from tokenbus.worker.bench.processes import cpu_times
-from tokenbus.worker.bench.readers import Readers
-from tokenbus.worker.bench.sampler import Sampler
-from tokenbus.worker.bench.workload import Workload
-from tokenbus.worker.step_log import read_step_logs
+from tokenbus.worker.bench.load.arrivals import arrivals, span_s
+from tokenbus.worker.bench.load.readers import Readers
+from tokenbus.worker.bench.load.workload import Workload
+from tokenbus.worker.bench.measure.figures import Measured, sum_up
+from tokenbus.worker.bench.measure.processes import cpu_times
+from tokenbus.worker.bench.measure.sampler import Sampler
+from tokenbus.worker.engine.step_log import read_step_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.worker.bench.figures import Figures
+    from tokenbus.worker.bench.deployment import Deployment
+    from tokenbus.worker.bench.measure.figures import Figures
+    from tokenbus.worker.bench.measure.sampler import Sample
     from tokenbus.worker.bench.options import BenchOptions
-    from tokenbus.worker.bench.sampler import Sample
-    from tokenbus.worker.bench.stage import Stage
 
 # An idle engine writes its log out this often.
 _STEP_LOG_DELAY_S = 0.75
@@ -39,7 +39,7 @@ class State(msgspec.Struct):
 
 
 async def run_load(
-    stage: Stage, options: BenchOptions, on_state: Callable[[State], None]
+    deployment: Deployment, options: BenchOptions, on_state: Callable[[State], None]
 ) -> Figures:
     """Run the load of `options` and return its figures.
 
@@ -50,17 +50,17 @@ async def run_load(
     limit = options.jobs or workload.num_jobs
     length_s = span_s(options, planned) if options.is_open_loop else options.duration_s
     state = State(len(planned) if options.is_open_loop else limit, length_s)
-    sampler = Sampler(stage.redis, stage.keys)
-    async with Readers(options, stage.url, stage.keys.pool) as readers:
+    sampler = Sampler(deployment.redis, deployment.keys)
+    async with Readers(options, deployment.url, deployment.keys.pool) as readers:
 
         def look(sample: Sample) -> None:
-            stage.check_workers()
+            deployment.check_workers()
             state.num_submitted, state.num_open = readers.num_submitted, readers.num_open
             state.num_tokens, state.sample = readers.num_tokens, sample
             on_state(state)
 
         before = await sampler.counters()
-        spent = await cpu_times(stage.redis, stage.worker_pids)
+        spent = await cpu_times(deployment.redis, deployment.worker_pids)
         observing = asyncio.create_task(sampler.run(look))
         riding = asyncio.create_task(readers.run(length_s))
         try:
@@ -72,7 +72,7 @@ async def run_load(
             for task in (observing, riding):
                 task.cancel()
             await asyncio.gather(observing, riding, return_exceptions=True)
-        cpu = (await cpu_times(stage.redis, stage.worker_pids)).since(spent)
+        cpu = (await cpu_times(deployment.redis, deployment.worker_pids)).since(spent)
         num_tokens = sum(report.output_tokens for report in readers.reports)
         after = await sampler.settled_counters(before.tokens_logged + num_tokens)
         await asyncio.sleep(_STEP_LOG_DELAY_S if options.lag else 0)
@@ -82,7 +82,7 @@ async def run_load(
                 start_s=readers.start_s,
                 span_s=length_s,
                 reports=readers.reports,
-                handoffs=read_step_logs(stage.step_logs) if options.lag else {},
+                handover_times=read_step_logs(deployment.step_logs) if options.lag else {},
                 samples=sampler.samples,
                 counters=after.since(before),
                 cpu=cpu,

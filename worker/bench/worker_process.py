@@ -10,8 +10,8 @@ import sys
 
 from tokenbus.engine.errors import EngineError
 from tokenbus.producer.errors import ProducerError
-from tokenbus.worker.child_process import die_with_parent
 from tokenbus.worker.errors import WorkerError
+from tokenbus.worker.process.child import die_with_parent
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import run_worker
 

@@ -17,6 +17,7 @@ from arq.constants import in_progress_key_prefix
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
+from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import (
     IdempotencyConflict,
     JobEndedEarly,
@@ -26,8 +27,7 @@ from tokenbus.producer.errors import (
     ProducerError,
     ServerError,
 )
-from tokenbus.producer.replies import JobState
-from tokenbus.producer.schema import JobRequest
+from tokenbus.producer.scripts.replies import JobState
 from tokenbus.worker.control.arq_worker import HEALTH_INTERVAL_S, keep_running
 from tokenbus.worker.control.endings import Endings
 from tokenbus.worker.control.errors import GenerationFailed
@@ -38,8 +38,8 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from arq.connections import ArqRedis
 
-    from tokenbus.producer.client import AsyncClient, Job
-    from tokenbus.producer.result import JobResult
+    from tokenbus.producer.client.async_client import AsyncClient, Job
+    from tokenbus.producer.contract.result import JobResult
     from tokenbus.worker.control.settings import ControlSettings
 
 # Between the job's own deadline and the timeout of arq.

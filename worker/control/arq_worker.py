@@ -16,10 +16,10 @@ from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-from tokenbus.producer.connection import is_away
 from tokenbus.producer.errors import ServerUnreachable
-from tokenbus.producer.limited_connection import keep_cancellations
-from tokenbus.producer.server_url import ServerUrl
+from tokenbus.producer.server.connection import is_away
+from tokenbus.producer.server.limited_connection import keep_cancellations
+from tokenbus.producer.server.url import ServerUrl
 from tokenbus.worker.control.serializer import pack, unpack
 from tokenbus.worker.logs import get_logger
 

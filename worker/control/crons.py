@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from arq.connections import ArqRedis
     from arq.cron import CronJob
 
-    from tokenbus.producer.client import AsyncClient
-    from tokenbus.producer.schema import JobRequest
+    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.contract.schema import JobRequest
     from tokenbus.worker.control.housekeeping import Housekeeping
     from tokenbus.worker.control.timetable import Entry, Timetable
 

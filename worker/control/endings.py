@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from tokenbus.producer.connection import FIRST_PAUSE_S, MAX_PAUSE_S, is_away
-from tokenbus.producer.replies import JobState
+from tokenbus.producer.scripts.replies import JobState
+from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S, is_away
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:

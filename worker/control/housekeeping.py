@@ -14,14 +14,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.chains import Chains, Retention
-from tokenbus.producer.dead_letters import DeadLetters
-from tokenbus.producer.replies import JobState, RequeueStatus
-from tokenbus.producer.status import read_status
+from tokenbus.producer.commands.dead_letters import DeadLetters
+from tokenbus.producer.commands.status import read_status
+from tokenbus.producer.scripts.completion import JobCompletion, Retention
+from tokenbus.producer.scripts.replies import JobState, RequeueStatus
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.worker.control.settings import ControlSettings
 
 HOUR_MS = 3_600_000
@@ -52,7 +52,7 @@ class Housekeeping:
         self._retention = Retention(
             int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000)
         )
-        self._chains = Chains(client.scripts, self._retention)
+        self._completion = JobCompletion(client.scripts, self._retention)
         self._name = f"control-{socket.gethostname()}"
         self._log = get_logger()
 
@@ -63,7 +63,7 @@ class Housekeeping:
         if it had no lease two leases ago either: a server that was away has dropped the leases of
         the living, who renew theirs first.
         """
-        while await self._chains.tick():
+        while await self._completion.tick():
             pass
         first = {(o.worker, o.job_id, o.epoch) for o in await self._scripts.lease.scan()}
         if not first:
@@ -78,9 +78,9 @@ class Housekeeping:
         for orphan in orphans:
             if (orphan.worker, orphan.job_id, orphan.epoch) not in first:
                 continue
-            status = await self._chains.reap(self._name, orphan, asked_at)
+            status = await self._completion.reap(self._name, orphan, asked_at)
             if status is RequeueStatus.ENDING:
-                await self._chains.cancel(orphan.job_id)
+                await self._completion.cancel(orphan.job_id)
             self._log.warning(
                 "lease.reclaimed",
                 job_id=orphan.job_id,

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Literal
 
 from arq.constants import health_check_key_suffix
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.server_url import ServerUrl
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker import logs
 from tokenbus.worker.control.adapter import Adapter
-from tokenbus.worker.control.addresses import AddressPolicy
 from tokenbus.worker.control.arq_worker import connect_arq, keep_running
-from tokenbus.worker.control.courier import Courier
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.timetable import Timetable
-from tokenbus.worker.control.webhooks import Webhooks
+from tokenbus.worker.control.webhooks.addresses import AddressPolicy
+from tokenbus.worker.control.webhooks.courier import Courier
+from tokenbus.worker.control.webhooks.delivery import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -103,7 +103,7 @@ async def _metrics(stack: contextlib.AsyncExitStack, settings: ControlSettings) 
     metrics = ControlMetrics()
     if settings.metrics_port is not None:
         from tokenbus.worker.control.exporter import ControlExporter
-        from tokenbus.worker.metrics_server import metrics_served
+        from tokenbus.worker.telemetry.metrics_server import metrics_served
 
         served = metrics_served(
             ControlExporter(metrics), settings.metrics_host, settings.metrics_port

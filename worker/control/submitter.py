@@ -10,8 +10,8 @@ from redis.exceptions import RedisError
 from tokenbus.producer.errors import ProducerError, QueueFull
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client import AsyncClient, Job
-    from tokenbus.producer.schema import JobRequest
+    from tokenbus.producer.client.async_client import AsyncClient, Job
+    from tokenbus.producer.contract.schema import JobRequest
 
 # Requests that came within this are one round trip: far below what anyone notices.
 _GATHER_S = 0.002

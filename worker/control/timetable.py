@@ -21,8 +21,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
-from tokenbus.producer.schema import JobRequest
 from tokenbus.worker.errors import SettingsInvalid
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from tokenbus.engine import model_store
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.connection import open_server
+from tokenbus.engine.weights import model_store
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.server.connection import open_server
 from tokenbus.producer.terminal import ProgressLine
 from tokenbus.worker import logs
 from tokenbus.worker.demo.figures import BusFigures

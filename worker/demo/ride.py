@@ -12,8 +12,8 @@ from tokenbus.worker.demo.view import Answer, BusState
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenbus.producer.client import AsyncClient
-    from tokenbus.producer.events import Event
+    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.contract.events import Event
     from tokenbus.worker.demo.jobs import ShopJob
     from tokenbus.worker.demo.view import View
 

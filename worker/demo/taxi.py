@@ -17,8 +17,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.worker.compute_env import compute_env
 from tokenbus.worker.errors import WorkerError
+from tokenbus.worker.process.env import compute_env
 
 if TYPE_CHECKING:
     from collections.abc import Callable

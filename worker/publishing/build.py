@@ -6,20 +6,20 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.detokenizer import byte_table
-from tokenbus.worker.publishing.desk import Desk
+from tokenbus.engine.text.detokenizer import byte_table
+from tokenbus.worker.publishing.links import LocalLink, ProcessLink
 from tokenbus.worker.publishing.messages import Configure
-from tokenbus.worker.publishing.presses import LocalPress, ProcessPress
-from tokenbus.worker.publishing.publishers import Publishers
+from tokenbus.worker.publishing.publisher import Publisher
+from tokenbus.worker.publishing.publisher_pool import PublisherPool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.producer.connection import Server
     from tokenbus.producer.scripts import Scripts
-    from tokenbus.worker.handoff import EngineReady
+    from tokenbus.producer.server.connection import Server
+    from tokenbus.worker.engine.messages import EngineReady
+    from tokenbus.worker.held_jobs import HeldJobs
     from tokenbus.worker.publishing.messages import Answer
-    from tokenbus.worker.roster import Roster
     from tokenbus.worker.session import Session
     from tokenbus.worker.settings import WorkerSettings
 
@@ -52,24 +52,24 @@ async def start_publishers(
     server: Server,
     session: Session,
     scripts: Scripts,
-    roster: Roster,
+    held_jobs: HeldJobs,
     tokenizer: PreTrainedTokenizerBase,
     ready: EngineReady,
     worker: str,
-) -> Publishers:
+) -> PublisherPool:
     """Make the publishers of a worker; those in processes of their own take orders already.
 
     Raises: PublisherDied.
     """
     num_first, num_most = num_processes(settings.publishers, usable_cores())
-    publishers: Publishers
+    publishers: PublisherPool
 
     def receive(answer: Answer) -> None:
         publishers.receive(answer)
 
     if num_first == 0:
-        desk = Desk(session, server.redis, scripts, tokenizer, worker, receive)
-        publishers = Publishers(session, roster, [LocalPress(desk)])
+        publisher = Publisher(session, server.redis, scripts, tokenizer, worker, receive)
+        publishers = PublisherPool(session, held_jobs, [LocalLink(publisher)])
         return publishers
     vocab_size = ready.limits.vocab_size
     table = byte_table(tokenizer)
@@ -86,14 +86,14 @@ async def start_publishers(
         log_level=settings.log_level,
         log_format=settings.log_format,
     )
-    presses = [ProcessPress(configure, receive) for _ in range(num_first)]
-    publishers = Publishers(
-        session, roster, presses, lambda: ProcessPress(configure, receive), num_most
+    links = [ProcessLink(configure, receive) for _ in range(num_first)]
+    publishers = PublisherPool(
+        session, held_jobs, links, lambda: ProcessLink(configure, receive), num_most
     )
     try:
         async with asyncio.TaskGroup() as tasks:
-            for press in presses:
-                tasks.create_task(press.start())
+            for publisher_link in links:
+                tasks.create_task(publisher_link.start())
     except BaseException:
         await publishers.stop()
         raise

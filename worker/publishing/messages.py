@@ -1,7 +1,7 @@
 """What the worker process and a publisher say to each other.
 
 Orders go to the publisher, answers come back, both in order. In one process they are objects; to a
-publisher process they travel as frames of msgpack, as to the engine (`worker/handoff.py`).
+publisher process they travel as frames of msgpack, as to the engine (`worker/engine/messages.py`).
 `key` is the engine's request id of a job. Answers that rest on what the server said carry the
 generation of the session in which it said so: those of a lost session count for nothing (R7).
 """
@@ -12,10 +12,10 @@ import struct
 
 import msgspec
 
-from tokenbus.engine.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
+from tokenbus.engine.grammar.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.types import SamplingParams
-from tokenbus.producer.events import Failure  # noqa: TC001 - msgspec reads the annotation
-from tokenbus.worker.handoff import StepRecord
+from tokenbus.producer.contract.events import Failure  # noqa: TC001 - msgspec reads the annotation
+from tokenbus.worker.engine.messages import StepRecord
 
 _LENGTH = struct.Struct("<I")
 

@@ -1,4 +1,4 @@
-"""The process that writes logs: a desk and its pumps, without engine, queue or leases.
+"""The process that writes logs: a publisher and its log writers, without engine, queue or leases.
 
 It runs as `python -m tokenbus.worker.publishing.publisher_process FD PARENT_PID`. It ends when its
 socket closes or its parent dies; it writes only while the worker keeps the gate open, and stops by
@@ -14,14 +14,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.detokenizer import ByteTable
-from tokenbus.producer.connection import make_redis
+from tokenbus.engine.text.detokenizer import ByteTable
 from tokenbus.producer.scripts import Scripts
-from tokenbus.worker import collector, logs
-from tokenbus.worker.child_process import die_with_parent, die_with_socket, ignore_signals
-from tokenbus.worker.frame_writer import FrameWriter
-from tokenbus.worker.handoff import FrameReader
-from tokenbus.worker.publishing.desk import Desk
+from tokenbus.producer.server.connection import make_redis
+from tokenbus.worker import logs
+from tokenbus.worker.engine.messages import FrameReader
+from tokenbus.worker.process import gc
+from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
+from tokenbus.worker.process.frame_writer import FrameWriter
 from tokenbus.worker.publishing.messages import (
     Configure,
     Lost,
@@ -30,6 +30,7 @@ from tokenbus.worker.publishing.messages import (
     decode_order,
     encode_frame,
 )
+from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.session import Session
 
 if TYPE_CHECKING:
@@ -42,12 +43,12 @@ _REPORT_AFTER_S = 0.005
 
 
 class PublisherProcess(asyncio.Protocol):
-    """Receives orders, builds the desk from the first of them, sends what it answers."""
+    """Receives orders, builds the publisher from the first of them, sends what it answers."""
 
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
         self._frames = FrameReader()
-        self._desk: Desk | None = None
+        self._publisher: Publisher | None = None
         self._writer: FrameWriter | None = None
         self._cpu_s = time.process_time()
         self.hung_up = asyncio.Event()
@@ -61,10 +62,10 @@ class PublisherProcess(asyncio.Protocol):
         """Obey every order that `data` completes."""
         for body in self._frames.feed(data):
             order = decode_order(body)
-            if self._desk is not None:
-                self._desk.obey(order)
+            if self._publisher is not None:
+                self._publisher.obey(order)
             elif isinstance(order, Configure):
-                self._desk = self._build(order)
+                self._publisher = self._build(order)
                 self._emit(Ready())
             else:
                 raise TypeError(f"expected to be configured, got {type(order).__name__}")
@@ -73,18 +74,18 @@ class PublisherProcess(asyncio.Protocol):
         """End with the worker."""
         self.hung_up.set()
 
-    def _build(self, order: Configure) -> Desk:
+    def _build(self, order: Configure) -> Publisher:
         logs.configure(order.log_level, order.log_format)
         logs.bind(worker_id=order.worker)
         redis = make_redis(order.redis_url, order.call_timeout_s)
         session = Session(redis, order.lease_ttl_s)
         scripts = Scripts(redis, order.pool, timeout_s=order.call_timeout_s)
         text, worker = _text_source(order), order.worker
-        desk = Desk(session, redis, scripts, text, worker, self._emit, _REPORT_AFTER_S)
-        session.on_lost = lambda reason: self._emit(Lost(desk.generation, reason))
-        desk.run_in(self._tasks)
-        collector.settle()
-        return desk
+        publisher = Publisher(session, redis, scripts, text, worker, self._emit, _REPORT_AFTER_S)
+        session.on_lost = lambda reason: self._emit(Lost(publisher.generation, reason))
+        publisher.run_in(self._tasks)
+        gc.freeze_startup_objects()
+        return publisher
 
     def _emit(self, answer: Answer) -> None:
         if isinstance(answer, Progress):

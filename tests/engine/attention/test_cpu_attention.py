@@ -10,9 +10,9 @@ import torch
 from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.attention.torch_backend import TorchAttention
 from tokenbus.engine.attention.torch_plan import MAX_BUCKET_TOKENS, MAX_PADDING_TOKENS, plan_of
-from tokenbus.engine.forward import AttentionBackend, AttentionSpec, ForwardContext
+from tokenbus.engine.interfaces import AttentionBackend, AttentionSpec, ForwardContext
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.native import native_library
+from tokenbus.engine.native_library import native_library
 
 _CPU = torch.device("cpu")
 # (queries of this pass, tokens after it) per sequence.

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.attention.torch_backend import TorchAttention
-from tokenbus.engine.forward import AttentionSpec, ForwardContext
+from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.native import native_library
-from tokenbus.engine.prefix_grouping import SharedRun, find_shared_runs
+from tokenbus.engine.native_library import native_library
+from tokenbus.engine.scheduling.prefix_grouping import SharedRun, find_shared_runs
 
 _CPU = torch.device("cpu")
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from transformers import LlamaConfig
 
-from tokenbus.engine.bench import run_workload
+from tokenbus.engine.bench.measure import run_workload
+from tokenbus.engine.bench.workloads import Workload, mixed, shared_prefix, uniform
 from tokenbus.engine.build import build_engine
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import EngineError
-from tokenbus.engine.workloads import Workload, mixed, shared_prefix, uniform
-from tokenbus.producer.cli import main
+from tokenbus.producer.commands.cli import main
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tokenbus.engine.bench_cpu import contestants
-from tokenbus.engine.bench_llama_cpp import LlamaCpp
-from tokenbus.engine.bench_order import Case, Order
-from tokenbus.engine.bench_report import CpuReport, Run
+from tokenbus.engine.bench.cpu_command import contestants
+from tokenbus.engine.bench.cpu_report import CpuReport, Run
+from tokenbus.engine.bench.llama_cpp_contestant import LlamaCpp
+from tokenbus.engine.bench.order import Case, Order
 from tokenbus.engine.errors import EngineError
-from tokenbus.producer.cli import main
+from tokenbus.producer.commands.cli import main
 
 _STAND_INS = Path(__file__).parents[2] / "support" / "stand_ins"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tokenbus.engine.bench import RunFigures
-from tokenbus.engine.bench_demand import Demand
-from tokenbus.engine.forward import AttentionSpec
-from tokenbus.engine.workloads import Workload
+from tokenbus.engine.bench.demand import Demand
+from tokenbus.engine.bench.measure import RunFigures
+from tokenbus.engine.bench.workloads import Workload
+from tokenbus.engine.interfaces import AttentionSpec
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from scheduler_bench import Optimist
+from models.scheduler_bench import Optimist
 
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
 from tokenbus.engine.types import FinishReason, Request, SamplingParams

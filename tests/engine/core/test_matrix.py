@@ -13,17 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import DECODER, GENERIC, draw_model, tiny_sizes
-from scheduler_bench import Optimist
+from models.architectures import DECODER, GENERIC, draw_model, tiny_sizes
+from models.scheduler_bench import Optimist
 
 from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.loader import LoadedModel, build_model
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.hf_generic import GenericModel
-from tokenbus.engine.native import native_library
+from tokenbus.engine.native_library import native_library
 from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.engine.weights.loader import LoadedModel, build_model
 
 VOCAB_SIZE = 199
 MAX_LEN = 700

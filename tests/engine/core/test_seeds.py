@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from scheduler_bench import Optimist
+from models.scheduler_bench import Optimist
 
-from tokenbus.engine.random_draw import uniform
+from tokenbus.engine.sampling.random_draw import uniform
 from tokenbus.engine.types import Request, SamplingParams
 
 NUM_PROMPTS = 24

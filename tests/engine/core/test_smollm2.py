@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from scheduler_bench import Optimist
+from models.scheduler_bench import Optimist
 from transformers import AutoModelForCausalLM
 
-from tokenbus.engine import model_store
 from tokenbus.engine.llm import LLM
 from tokenbus.engine.types import SamplingParams
+from tokenbus.engine.weights import model_store
 
 NUM_TOKENS = 24
 SYSTEM = (

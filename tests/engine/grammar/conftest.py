@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from tokenbus.engine.grammar import GrammarCompiler
+from tokenbus.engine.grammar.grammar import GrammarCompiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tokenbus.engine.chat_prompt import chat_text
-from tokenbus.engine.tool_calls import ToolCalling
-from tokenbus.engine.tools import tools_of
+from tokenbus.engine.grammar.tool_calls import ToolCalling
+from tokenbus.engine.grammar.tools import tools_of
+from tokenbus.engine.text.chat_prompt import chat_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from constraints import accepts, encode, schema_spec
+from models.constraints import accepts, encode, schema_spec
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar import GrammarCompiler, compile_grammar
+from tokenbus.engine.grammar.grammar import GrammarCompiler, compile_grammar
 from tokenbus.engine.sampling.bitmask import bitmask_width, unpack, unpack_table
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar import CompiledGrammar, GrammarMatcher
+    from tokenbus.engine.grammar.grammar import CompiledGrammar, GrammarMatcher
 
 PERSON = {
     "type": "object",

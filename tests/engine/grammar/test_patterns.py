@@ -15,7 +15,7 @@ from tokenbus.engine.types import GrammarKind, GrammarSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar import GrammarCompiler
+    from tokenbus.engine.grammar.grammar import GrammarCompiler
 
 CHARACTERS = [*'abnt_]!"\\', "\n", "\t", "é"]
 

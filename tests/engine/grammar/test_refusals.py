@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from constraints import accepts, schema_spec
+from models.constraints import accepts, schema_spec
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.types import GrammarKind, GrammarSpec
@@ -13,7 +13,7 @@ from tokenbus.engine.types import GrammarKind, GrammarSpec
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar import GrammarCompiler
+    from tokenbus.engine.grammar.grammar import GrammarCompiler
 
 KEYWORDS: dict[str, Any] = {
     "not": {"not": {"type": "string"}},

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import torch
 
-from tokenbus.engine.sampler import SamplingState
+from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar import GrammarCompiler, GrammarMatcher
+    from tokenbus.engine.grammar.grammar import GrammarCompiler, GrammarMatcher
 
 SEEDS = range(12)
 MAX_TOKENS = 400

@@ -10,19 +10,25 @@ import jsonschema
 import pytest
 import torch
 
-from tokenbus.engine.detokenizer import IncrementalDetokenizer
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
-from tokenbus.engine.sampler import SamplingState
-from tokenbus.engine.tool_calls import ToolCalling, ToolChoice
-from tokenbus.engine.tool_format import HERMES, LLAMA3, MISTRAL, ToolFormat, detect_tool_format
-from tokenbus.engine.tool_reader import ToolCall
-from tokenbus.engine.tools import Tool
+from tokenbus.engine.grammar.tool_calls import ToolCalling, ToolChoice
+from tokenbus.engine.grammar.tool_format import (
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    ToolFormat,
+    detect_tool_format,
+)
+from tokenbus.engine.grammar.tool_reader import ToolCall
+from tokenbus.engine.grammar.tools import Tool
+from tokenbus.engine.sampling.sampler import SamplingState
+from tokenbus.engine.text.detokenizer import IncrementalDetokenizer
 from tokenbus.engine.types import SamplingParams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar import GrammarCompiler
+    from tokenbus.engine.grammar.grammar import GrammarCompiler
     from tokenbus.engine.types import GrammarSpec
 
 WEATHER = {

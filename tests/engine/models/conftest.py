@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import architectures
 import pytest
 import torch
+from models import architectures
 
-from tokenbus.engine.forward import ForwardContext, PagedModel
+from tokenbus.engine.interfaces import ForwardContext, PagedModel
 from tokenbus.engine.kv_cache import KVCache
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import DECODER
+from models.architectures import DECODER
 
-from tokenbus.engine.loader import build_model
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.weights.loader import build_model
 
 
 @pytest.mark.parametrize("name", DECODER)

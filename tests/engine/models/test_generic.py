@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import GENERIC, MOE
+from models.architectures import GENERIC, MOE
 from transformers import (
     BertConfig,
     BloomConfig,
@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from tokenbus.engine.errors import ModelUnsupported
-from tokenbus.engine.loader import build_model
 from tokenbus.engine.models.hf_generic import GenericModel
+from tokenbus.engine.weights.loader import build_model
 
 _REFUSED: dict[str, tuple[type[Any], dict[str, Any], str]] = {
     "mamba": (MambaConfig, {}, "linear_attention"),

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 
 from tokenbus.engine.attention import torch_backend
 from tokenbus.engine.attention.torch_backend import TorchAttention
-from tokenbus.engine.loader import build_model
+from tokenbus.engine.weights.loader import build_model
 
 _LENGTHS = [5, 40, 90]
 

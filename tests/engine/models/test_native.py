@@ -10,17 +10,16 @@ import pytest
 import torch
 from transformers import Gemma2Config, LlamaConfig
 
-from tokenbus.engine import native
 from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.build import load_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
-from tokenbus.engine.forward import ForwardContext
+from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.loader import build_model
 from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
-from tokenbus.engine.native import native_library
+from tokenbus.engine.native_library import _library_path, native_library
+from tokenbus.engine.weights.loader import build_model
 from tokenbus.kernels.cpu import compile as kernels
 from tokenbus.kernels.cpu.compile import CompilerMissing, compiled_library
 from tokenbus.kernels.cpu.native import NativeLibrary
@@ -204,12 +203,12 @@ def test_quantized_weights_are_refused_where_they_cannot_be(
             make(torch.float16, lambda _: NativeOps(NativeAttention(library)))
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("TOKENBUS_CACHE", str(tmp_path))
-    native._library_path.cache_clear()
+    _library_path.cache_clear()
     try:
         with pytest.raises(RequestRejected, match="compiled kernels"):
             load_for(EngineConfig("model", device="cpu", quantization="int8"))
     finally:
-        native._library_path.cache_clear()
+        _library_path.cache_clear()
 
 
 def test_without_a_compiler_a_model_runs_in_torch_and_says_so(
@@ -218,12 +217,12 @@ def test_without_a_compiler_a_model_runs_in_torch_and_says_so(
     """An empty PATH costs speed and one warning, which tells what to install."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("TOKENBUS_CACHE", str(tmp_path))
-    native._library_path.cache_clear()
+    _library_path.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             models = [make(torch.float32, None) for _ in range(2)]
     finally:
-        native._library_path.cache_clear()
+        _library_path.cache_clear()
     assert not any(isinstance(model.ops, NativeOps) for model in models)
     assert len(caplog.messages) == 1
     assert "no C++ compiler" in caplog.text

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tokenbus.engine import model_store
 from tokenbus.engine.errors import ModelNotFound
-from tokenbus.engine.loader import load_model
+from tokenbus.engine.weights import model_store
+from tokenbus.engine.weights.loader import load_model
 
 _QUESTIONS = [
     "Which shoes go with a blue suit?",

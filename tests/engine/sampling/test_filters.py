@@ -12,10 +12,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from tokenbus.engine.sampler import SamplingState
 from tokenbus.engine.sampling.filters import filtered_weights
 from tokenbus.engine.sampling.plan import plan_of
 from tokenbus.engine.sampling.row_table import RowTable
+from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
 
 VOCAB = 60

@@ -12,7 +12,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from tokenbus.engine.sampler import SamplingState
+from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
 
 VOCAB = 97

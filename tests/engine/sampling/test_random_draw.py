@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenbus.engine.random_draw import draw, stream_key, uniform, uniforms
+from tokenbus.engine.sampling.random_draw import draw, stream_key, uniform, uniforms
 
 
 def p_value(observed: torch.Tensor, expected: torch.Tensor) -> float:

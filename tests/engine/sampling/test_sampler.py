@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.sampler import SamplingState
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.sampling.logprobs import raw_logprobs
 from tokenbus.engine.sampling.plan import Feature
+from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.sampling.validation import validate_sampling
 from tokenbus.engine.types import SamplingParams
 

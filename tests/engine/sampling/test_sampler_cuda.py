@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenbus.engine.sampler import SamplingState
 from tokenbus.engine.sampling.bitmask import bitmask_width
+from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
 
 pytestmark = [

@@ -7,8 +7,8 @@ from array import array
 import pytest
 
 from tokenbus.engine.errors import IntegrityError, PagePoolExhausted
-from tokenbus.engine.page_pool import PagePool
-from tokenbus.engine.prefix_cache import chain_hash, root_hash
+from tokenbus.engine.scheduling.page_pool import PagePool
+from tokenbus.engine.scheduling.prefix_cache import chain_hash, root_hash
 
 
 def hashes(token_ids: list[int], page_size: int, salt: str = "") -> list[bytes]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler_bench import Bench
+from models.scheduler_bench import Bench
 
-from tokenbus.engine.sequence import SequenceState
+from tokenbus.engine.scheduling.sequence import SequenceState
 from tokenbus.engine.types import FinishReason
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenbus.engine.prefix_grouping import SharedRun, find_shared_runs
+from tokenbus.engine.scheduling.prefix_grouping import SharedRun, find_shared_runs
 
 
 def always(num_rows: int, num_pages: int) -> bool:

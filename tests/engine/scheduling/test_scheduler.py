@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from scheduler_bench import EOS, Bench, Optimist
+from models.scheduler_bench import EOS, Bench, Optimist
 
-from tokenbus.engine.chunk_sizer import ChunkSizer
-from tokenbus.engine.sequence import SequenceState
+from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
+from tokenbus.engine.scheduling.sequence import SequenceState
 from tokenbus.engine.types import FinishReason
 
 

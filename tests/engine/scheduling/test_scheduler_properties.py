@@ -14,17 +14,17 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from scheduler_bench import Optimist
+from models.scheduler_bench import Optimist
 
-from tokenbus.engine.chunk_sizer import ChunkSizer
-from tokenbus.engine.page_pool import PagePool
-from tokenbus.engine.prefix_grouping import BatchGrouping, SharedRun
-from tokenbus.engine.scheduler import Scheduler
-from tokenbus.engine.sequence import Sequence, SequenceState
+from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
+from tokenbus.engine.scheduling.page_pool import PagePool
+from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping, SharedRun
+from tokenbus.engine.scheduling.scheduler import Scheduler
+from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
-    from tokenbus.engine.plan import StepPlan
+    from tokenbus.engine.scheduling.plan import StepPlan
 
 PAGE_SIZE = 4
 EOS = 9

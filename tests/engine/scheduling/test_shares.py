@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scheduler_bench import Bench
+from models.scheduler_bench import Bench
 
-from tokenbus.engine.prefill import choose_wishes, fair_shares
+from tokenbus.engine.scheduling.prefill import choose_wishes, fair_shares
 
 if TYPE_CHECKING:
-    from tokenbus.engine.sequence import Sequence
+    from tokenbus.engine.scheduling.sequence import Sequence
 
 
 def test_short_prompt_beside_a_long_one_is_done_in_the_same_step() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tokenbus.engine.detokenizer import ByteTable, IncrementalDetokenizer, byte_table
+from tokenbus.engine.text.detokenizer import ByteTable, IncrementalDetokenizer, byte_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -170,7 +170,7 @@ def test_window_does_not_stall_on_what_never_becomes_a_character(
     byte_level: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over a window, too, broken bytes are published after at most four tokens."""
-    monkeypatch.setattr("tokenbus.engine.detokenizer.byte_table", lambda _: None)
+    monkeypatch.setattr("tokenbus.engine.text.detokenizer.byte_table", lambda _: None)
     lone = id_of(byte_level, "Ģ")
     texts = IncrementalDetokenizer(byte_level).push([lone] * 12)
     assert all("".join(texts[start : start + 4]) for start in range(0, 12, 4))

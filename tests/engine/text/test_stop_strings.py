@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tokenbus.engine.stop_strings import StopStrings
+from tokenbus.engine.text.stop_strings import StopStrings
 
 
 def test_stop_string_across_tokens_is_never_published() -> None:

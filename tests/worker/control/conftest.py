@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_servers import pool, redis_url, server_binary
+from servers.fixtures import pool, redis_url, server_binary
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.embedded import EmbeddedServer, start_private
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.server.embedded import EmbeddedServer, start_private
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

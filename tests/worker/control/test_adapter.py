@@ -8,16 +8,16 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from bus_servers import server_binary
-from bus_stubs import raw, until
-from bus_workers import PATIENCE_S, expected_text, follow
-from bus_workers import worker as pool_worker
-from control_processes import control_process
-from mortal_server import MortalServer
+from servers.fixtures import server_binary
+from servers.mortal_server import MortalServer
+from workers.control_processes import control_process
+from workers.null_workers import PATIENCE_S, expected_text, follow
+from workers.null_workers import worker as pool_worker
+from workers.stubs import raw, until
 
-from tokenbus.producer.client import AsyncClient
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import JobUnknown
-from tokenbus.producer.replies import JobState
+from tokenbus.producer.scripts.replies import JobState
 from tokenbus.worker.control.adapter import Adapter
 from tokenbus.worker.control.arq_worker import connect_arq
 from tokenbus.worker.control.backend import GenerationFailed, RemoteFailure, Results

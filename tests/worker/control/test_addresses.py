@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import web
-from control_processes import receiver
+from workers.control_processes import receiver
 
-from tokenbus.worker.control.addresses import AddressPolicy
-from tokenbus.worker.control.courier import Courier
 from tokenbus.worker.control.errors import AddressRefused
 from tokenbus.worker.control.settings import ControlSettings
+from tokenbus.worker.control.webhooks.addresses import AddressPolicy
+from tokenbus.worker.control.webhooks.courier import Courier
 
 if TYPE_CHECKING:
-    from control_processes import Call
+    from workers.control_processes import Call
 
 PRIVATE = [
     "127.0.0.1",
@@ -154,7 +154,7 @@ async def test_name_that_changes_its_answer_gains_nothing(monkeypatch: pytest.Mo
     async with receiver() as inner, Courier(policy, 5, 4) as courier:
         with monkeypatch.context() as patch:
             patch.setattr(socket, "getaddrinfo", look_up)
-            patch.setattr("tokenbus.worker.control.addresses.socket.socket", refuse)
+            patch.setattr("tokenbus.worker.control.webhooks.addresses.socket.socket", refuse)
             reply = await courier.post(f"http://shop.example:{inner.port}/", {}, b"{}")
     assert reply.status is None
     assert look_up.given == ["93.184.216.34"]
@@ -170,7 +170,9 @@ async def test_last_gate_stands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": socket.AF_INET,
             "proto": 0, "flags": socket.AI_NUMERICHOST}]  # fmt: skip
 
-    monkeypatch.setattr("tokenbus.worker.control.addresses.CheckedResolver.resolve", unchecked)
+    monkeypatch.setattr(
+        "tokenbus.worker.control.webhooks.addresses.CheckedResolver.resolve", unchecked
+    )
     async with receiver() as inner, Courier(AddressPolicy(), 5, 4) as courier:
         reply = await courier.post(f"http://shop.example:{inner.port}/", {}, b"{}")
     assert reply.is_refused

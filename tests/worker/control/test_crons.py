@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from bus_workers import PATIENCE_S
-from control_processes import control_process
+from workers.control_processes import control_process
+from workers.null_workers import PATIENCE_S
 
-from tokenbus.producer.client import AsyncClient
-from tokenbus.producer.replies import JobState
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.scripts.replies import JobState
 from tokenbus.worker.control.arq_worker import connect_arq
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping

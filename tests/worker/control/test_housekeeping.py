@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 import structlog
-from bus_stubs import StubWorker, a_job, raw, submit, until
+from workers.stubs import StubWorker, a_job, raw, submit, until
 
-from tokenbus.producer.replies import JobState
+from tokenbus.producer.scripts.replies import JobState
 from tokenbus.worker.control.housekeeping import Housekeeping, Usage, read_usage
 from tokenbus.worker.control.settings import ControlSettings
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client import AsyncClient
-    from tokenbus.producer.replies import Orphan
+    from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
+    from tokenbus.producer.scripts.replies import Orphan
 
 
 @pytest.fixture

@@ -11,20 +11,20 @@ from urllib.request import urlopen
 
 import pytest
 from aiohttp import web
-from bus_workers import PATIENCE_S
-from control_processes import KEY, control_process, receiver
+from workers.control_processes import KEY, control_process, receiver
+from workers.null_workers import PATIENCE_S
 
-from tokenbus.producer.cli import main
-from tokenbus.producer.control_scripts import HookState
+from tokenbus.producer.commands.cli import main
+from tokenbus.producer.scripts.control import WebhookState
 from tokenbus.worker.control.settings import ControlSettings
 from tokenbus.worker.errors import SettingsInvalid
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from control_processes import Call
+    from workers.control_processes import Call
 
-    from tokenbus.producer.client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient
 
 
 async def _check(redis_url: str, pool: str) -> int:
@@ -60,7 +60,7 @@ async def test_service_delivers_and_is_healthy_and_stops_in_order(
         assert await service.process.wait() == 0
     hook = await client.webhook(job.job_id)
     assert hook is not None
-    assert hook.state is HookState.DELIVERED
+    assert hook.state is WebhookState.DELIVERED
     [call] = shop.calls
     assert call.message["finish"]["reason"] == "cancelled"
     assert call.message["tenant"] == "default"

@@ -9,25 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from bus_stubs import StubWorker, raw, submit, until
-from control_processes import KEY, receiver
+from workers.control_processes import KEY, receiver
+from workers.stubs import StubWorker, raw, submit, until
 
-from tokenbus.producer.chains import Chains
-from tokenbus.producer.control_scripts import HookState
-from tokenbus.producer.new_job import new_job
-from tokenbus.producer.schema import JobRequest
-from tokenbus.worker.control.addresses import AddressPolicy
-from tokenbus.worker.control.courier import Courier
+from tokenbus.producer.contract.new_job import new_job
+from tokenbus.producer.contract.schema import JobRequest
+from tokenbus.producer.scripts.completion import JobCompletion
+from tokenbus.producer.scripts.control import WebhookState
 from tokenbus.worker.control.settings import ControlSettings
-from tokenbus.worker.control.webhooks import Webhooks
+from tokenbus.worker.control.webhooks.addresses import AddressPolicy
+from tokenbus.worker.control.webhooks.courier import Courier
+from tokenbus.worker.control.webhooks.delivery import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from control_processes import Call
+    from workers.control_processes import Call
 
-    from tokenbus.producer.control_scripts import Hook
     from tokenbus.producer.scripts import Scripts
+    from tokenbus.producer.scripts.control import Webhook
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "control.md"
 LOOPBACK = ["127.0.0.1/32"]
@@ -45,7 +45,7 @@ async def ended(scripts: Scripts, job_id: str, url: str, **fields: Any) -> None:
     await worker.run(job.job_id, job.epoch, 2)
     event = (await scripts.log.events(job_id) or [])[-1]
     assert event.finish is not None
-    await Chains(scripts).complete(job_id, event.finish.dump())
+    await JobCompletion(scripts).complete(job_id, event.finish.dump())
 
 
 @asynccontextmanager
@@ -69,28 +69,28 @@ async def delivering(scripts: Scripts, **values: Any) -> AsyncIterator[None]:
             await asyncio.wait([task])
 
 
-async def settled(scripts: Scripts, job_id: str) -> Hook:
+async def settled(scripts: Scripts, job_id: str) -> Webhook:
     """Wait until nothing more will happen to a job's webhook."""
 
     async def is_settled() -> bool:
-        hook = await scripts.control.hook(job_id)
-        return hook is not None and hook.state is not HookState.DUE
+        hook = await scripts.control.webhook(job_id)
+        return hook is not None and hook.state is not WebhookState.DUE
 
     await until(is_settled)
-    hook = await scripts.control.hook(job_id)
+    hook = await scripts.control.webhook(job_id)
     assert hook is not None
     return hook
 
 
-async def tried(scripts: Scripts, job_id: str, count: int = 1) -> Hook:
+async def tried(scripts: Scripts, job_id: str, count: int = 1) -> Webhook:
     """Wait until a job's webhook was tried."""
 
     async def is_tried() -> bool:
-        hook = await scripts.control.hook(job_id)
+        hook = await scripts.control.webhook(job_id)
         return hook is not None and len(hook.tries) >= count
 
     await until(is_tried)
-    hook = await scripts.control.hook(job_id)
+    hook = await scripts.control.webhook(job_id)
     assert hook is not None
     return hook
 
@@ -111,7 +111,7 @@ async def test_receiver_that_fails_and_hangs_is_told_once(scripts: Scripts) -> N
         await ended(scripts, "a", shop.url(), metadata={"order": "7"})
         hook = await settled(scripts, "a")
         silent.set()
-    assert hook.state is HookState.DELIVERED
+    assert hook.state is WebhookState.DELIVERED
     assert [attempt.status for attempt in hook.tries] == [503] * 5 + [None, 200]
     assert "no answer within 0.5 s" in hook.tries[5].error
     assert all(attempt.at_ms > 0 for attempt in hook.tries)
@@ -154,7 +154,7 @@ async def test_gone_receiver_is_left_alone(scripts: Scripts) -> None:
     async with receiver(answer) as shop, delivering(scripts):
         await ended(scripts, "a", shop.url())
         hook = await settled(scripts, "a")
-    assert (hook.state, len(hook.tries), len(shop.calls)) == (HookState.GONE, 1, 1)
+    assert (hook.state, len(hook.tries), len(shop.calls)) == (WebhookState.GONE, 1, 1)
 
 
 async def test_retry_after_is_honoured(scripts: Scripts) -> None:
@@ -180,7 +180,7 @@ async def test_back_off_doubles_and_ends_at_the_age(scripts: Scripts) -> None:
     async with receiver(answer) as shop, delivering(scripts, webhook_max_age_s=1.2):
         await ended(scripts, "a", shop.url())
         hook = await settled(scripts, "a")
-    assert hook.state is HookState.EXPIRED
+    assert hook.state is WebhookState.EXPIRED
     waits = [b.at_ms - a.at_ms for a, b in zip(hook.tries, hook.tries[1:], strict=False)]
     assert len(waits) >= 2
     assert hook.tries[-1].at_ms - hook.tries[0].at_ms < 5000
@@ -198,7 +198,7 @@ async def test_redirect_keeps_body_and_signature(scripts: Scripts) -> None:
 
     async with receiver(answer) as shop, delivering(scripts):
         await ended(scripts, "a", shop.url("/old"))
-        assert (await settled(scripts, "a")).state is HookState.DELIVERED
+        assert (await settled(scripts, "a")).state is WebhookState.DELIVERED
         await ended(scripts, "b", shop.url("/lost"))
         assert (await tried(scripts, "b")).tries[0].status == 302
     old, new, *_ = shop.calls
@@ -212,7 +212,7 @@ async def test_tenant_without_a_key_is_not_called(scripts: Scripts) -> None:
     async with receiver() as shop, delivering(scripts, webhook_keys={"other": KEY}):
         await ended(scripts, "a", shop.url())
         hook = await tried(scripts, "a")
-    assert hook.state is HookState.DUE
+    assert hook.state is WebhookState.DUE
     assert "no signing key" in hook.tries[0].error
     assert shop.calls == []
 
@@ -232,7 +232,7 @@ async def test_hanging_receiver_holds_up_no_other(scripts: Scripts) -> None:
             await ended(scripts, f"slow-{number}", slow.url())
         await ended(scripts, "quick", shop.url(), tenant="other")
         async with delivering(scripts, webhook_keys=keys, **values):
-            assert (await settled(scripts, "quick")).state is HookState.DELIVERED
+            assert (await settled(scripts, "quick")).state is WebhookState.DELIVERED
             assert len(slow.calls) <= 2
             hang.set()
 

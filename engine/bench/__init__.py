@@ -1,0 +1,1 @@
+"""`tokenbus bench engine` and `bench cpu`: the engine alone, measured offline."""

@@ -1,0 +1,149 @@
+"""`tokenbus bench engine`: run fixed workloads offline and print what they cost.
+
+Stands alone: `python -P -m tokenbus.engine.bench.command` needs torch, triton and transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.bench import measure
+from tokenbus.engine.bench.demand import Demand
+from tokenbus.engine.bench.workloads import WORKLOADS, uniform
+from tokenbus.engine.build import engine_for, load_for
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--workload",
+        action="append",
+        choices=sorted(WORKLOADS),
+        help="what to run; may be given several times (default: nano256)",
+    )
+    parser.add_argument("--model", required=True, help="local folder, hub id or alias")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="draw weights, read only the config"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each workload (default: 3)")
+    parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
+    parser.add_argument("--max-num-seqs", type=int, default=512, help="rows (default: 512)")
+    parser.add_argument(
+        "--max-model-len", type=int, default=4096, help="tokens per sequence (default: 4096)"
+    )
+    parser.add_argument(
+        "--no-prefix-grouping",
+        action="store_true",
+        help="read what sequences share once per sequence",
+    )
+    parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the GPU's memory")
+    parser.add_argument("--no-graphs", action="store_true", help="launch decode steps one by one")
+    parser.add_argument(
+        "--profile", action="store_true", help="print device time by kind of kernel"
+    )
+    parser.add_argument("--json", type=Path, help="write one report per workload into this folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen workloads; return the exit code."""
+    started_at = time.perf_counter()
+    config = EngineConfig(
+        model=args.model,
+        dtype=args.dtype,
+        device=args.device,
+        random_weights=args.random_weights,
+        max_num_seqs=args.max_num_seqs,
+        max_model_len=args.max_model_len,
+        memory_fraction=args.memory_fraction,
+        cuda_graphs=not args.no_graphs,
+        prefix_grouping=not args.no_prefix_grouping,
+    )
+    loaded = load_for(config)
+    loaded_at = time.perf_counter()
+    ceilings = measure.measure_ceilings(loaded.device)
+    demand = Demand.of(loaded)
+    engine = engine_for(loaded, config)
+    measure.run_workload(engine, uniform("warm-up", 4, 100, 8))
+    ready_at = time.perf_counter()
+    print(
+        f"{args.model}: loaded in {loaded_at - started_at:.1f} s, ready in"
+        f" {ready_at - loaded_at:.1f} s, {engine.limits.num_pages} pages of"
+        f" {engine.limits.page_size} tokens; ceilings "
+        + ", ".join(f"{name} {value:.2f}" for name, value in ceilings.items()),
+        flush=True,
+    )
+    for name in args.workload or ["nano256"]:
+        report = measure.Report(name, args.model, measure.describe_machine(loaded.device), ceilings)
+        workload = measure.get_workload(name)
+        for _ in range(args.repeats):
+            engine.reset_prefix_cache()
+            report.runs.append(measure.run_workload(engine, workload, demand=demand))
+        if args.profile and loaded.device.type == "cuda":
+            engine.reset_prefix_cache()
+            report.budget_ms, report.kernels_ms = measure.profile_budget(
+                partial(measure.run_workload, engine, workload)
+            )
+        _print(report)
+        if args.json is not None:
+            args.json.mkdir(parents=True, exist_ok=True)
+            measure.to_json(report, args.json / f"{Path(args.model).name}-{name}.json")
+    engine.close()
+    return 0
+
+
+def _print(report: measure.Report) -> None:
+    best = report.best
+    rates = " ".join(f"{run.tokens_per_s:.0f}" for run in report.runs)
+    steps = " ".join(f"{name} {value:.2f}" for name, value in best.step_ms.items())
+    print(
+        f"{report.workload:>14}  {best.tokens_per_s:>9.0f} tok/s  (runs: {rates})"
+        f"  {best.output_tokens} tokens in {best.duration_s:.2f} s, {best.steps} steps,"
+        f" ms: {steps}, cached {best.cached_tokens}, preempted {best.preemptions}",
+        flush=True,
+    )
+    if best.achieved is not None and report.ceilings:
+        read, flops = best.achieved.read_tb_s, best.achieved.tflop_s
+        copy, matmul = report.ceilings["copy_tb_s"], report.ceilings["matmul_tflop_s"]
+        print(
+            f"{'':>14}  needed at least {read:.2f} TB/s ({read / copy:.0%} of copy) and"
+            f" {flops:.0f} TFLOP/s ({flops / matmul:.0%} of matmul)",
+            flush=True,
+        )
+    if report.budget_ms:
+        total = sum(report.budget_ms.values())
+        parts = ", ".join(f"{k} {v:.0f} ({v / total:.0%})" for k, v in report.budget_ms.items())
+        print(f"{'':>14}  device ms: {parts}", flush=True)
+
+
+def run_bench(argv: Sequence[str]) -> int:
+    """Parse a command line, run it and return the exit code.
+
+    Raises: EngineError if the model or a setting is wrong or a run is not equal work.
+    """
+    parser = argparse.ArgumentParser(prog="tokenbus bench engine", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def main() -> int:
+    """Run as a module, where no command line of ours turns errors into exit codes."""
+    try:
+        return run_bench(sys.argv[1:])
+    except EngineError as error:
+        print(f"tokenbus: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

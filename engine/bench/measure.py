@@ -1,0 +1,229 @@
+"""Measures the engine alone: fixed work, exact lengths, figures beside the machine's ceilings.
+
+Needs torch, triton and transformers only. Every sequence runs to its full length at temperature
+0.6; a run that delivers another number of tokens is an error, not a figure.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tokenbus.engine.bench.workloads import WORKLOADS, Workload
+from tokenbus.engine.errors import EngineError
+from tokenbus.engine.types import Request, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from tokenbus.engine.bench.demand import Achieved, Demand
+    from tokenbus.engine.engine import Engine
+
+_TEMPERATURE = 0.6
+# Kernels that a profile lists by name.
+_NUM_KERNELS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    """One run of one workload; times in seconds, `step_ms` percentiles over all steps."""
+
+    workload: str
+    output_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    duration_s: float
+    tokens_per_s: float
+    steps: int
+    step_ms: dict[str, float]
+    preemptions: int
+    achieved: Achieved | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """All runs of a workload, the best of them, and what they ran on."""
+
+    workload: str
+    model: str
+    machine: dict[str, str]
+    ceilings: dict[str, float]
+    runs: list[RunFigures] = field(default_factory=list)
+    budget_ms: dict[str, float] = field(default_factory=dict)
+    kernels_ms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> RunFigures:
+        """The fastest run."""
+        return max(self.runs, key=lambda run: run.tokens_per_s)
+
+
+def run_workload(
+    engine: Engine,
+    workload: Workload,
+    progress: Callable[[int, int], None] | None = None,
+    demand: Demand | None = None,
+) -> RunFigures:
+    """Run all sequences of a workload from one call to the last token.
+
+    With `demand`, the figures say what share of the machine the run achieved.
+
+    Raises: EngineError if a sequence ended early, late or with an error.
+    """
+    before = engine.stats()
+    received = [0] * len(workload.prompts)
+    step_s: list[float] = []
+    started_at = last_at = time.perf_counter()
+    for idx, (prompt, length) in enumerate(
+        zip(workload.prompts, workload.output_lens, strict=True)
+    ):
+        params = SamplingParams(
+            max_tokens=length, temperature=_TEMPERATURE, ignore_eos=True, seed=idx
+        )
+        engine.add(Request(idx, prompt, params))
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            if delta.error is not None:
+                raise EngineError(f"sequence {delta.request_id}: {delta.error}")
+            received[delta.request_id] += len(delta.token_ids)
+        now = time.perf_counter()
+        step_s.append(now - last_at)
+        last_at = now
+        if progress is not None:
+            progress(sum(received), workload.num_output_tokens)
+    duration_s = last_at - started_at
+    wrong = [idx for idx, length in enumerate(workload.output_lens) if received[idx] != length]
+    if wrong:
+        raise EngineError(
+            f"{len(wrong)} sequences have a wrong length, first {wrong[0]}:"
+            f" {received[wrong[0]]} tokens instead of {workload.output_lens[wrong[0]]}"
+        )
+    after = engine.stats()
+    figures = RunFigures(
+        workload=workload.name,
+        output_tokens=workload.num_output_tokens,
+        prompt_tokens=workload.num_prompt_tokens,
+        cached_tokens=after.cached_tokens_total - before.cached_tokens_total,
+        duration_s=duration_s,
+        tokens_per_s=workload.num_output_tokens / duration_s,
+        steps=len(step_s),
+        step_ms=_percentiles_ms(step_s),
+        preemptions=after.preemptions_total - before.preemptions_total,
+    )
+    return (
+        figures if demand is None else replace(figures, achieved=demand.achieved(workload, figures))
+    )
+
+
+def measure_ceilings(device: torch.device) -> dict[str, float]:
+    """Measure copy bandwidth (TB/s, read plus written) and bf16 matmul rate (TFLOP/s)."""
+    if device.type != "cuda":
+        return {}
+    source = torch.randn(2**29, device=device, dtype=torch.bfloat16)
+    target = torch.empty_like(source)
+    copy_s = _median_event_s(lambda: target.copy_(source))
+    size = 8192
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    matmul_s = _median_event_s(lambda: left @ right)
+    return {
+        "copy_tb_s": 2 * source.nbytes / copy_s / 1e12,
+        "matmul_tflop_s": 2 * size**3 / matmul_s / 1e12,
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """Name the device and the versions that a figure depends on."""
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    found = {
+        "device": name or platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if device.type == "cuda":
+        import triton
+
+        found["triton"] = triton.__version__
+    return found
+
+
+def profile_budget(run: Callable[[], object]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return milliseconds of device time over one run by kind, and of the costliest kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        started_at = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        wall_ms = (time.perf_counter() - started_at) * 1000
+    budget = dict.fromkeys(("attention", "linear", "norm_rope", "sampling", "other"), 0.0)
+    kernels: dict[str, float] = {}
+    for event in profiler.key_averages():
+        spent_ms = event.self_device_time_total / 1000
+        budget[_kind_of(event.key.lower())] += spent_ms
+        kernels[f"{event.key[:100]} x{event.count}"] = spent_ms
+    budget["gaps"] = max(0.0, wall_ms - sum(budget.values()))
+    costliest = sorted(kernels.items(), key=lambda item: -item[1])[:_NUM_KERNELS]
+    return budget, dict(costliest)
+
+
+def to_json(report: Report, path: Path) -> None:
+    """Write a report with all its runs."""
+    content: dict[str, Any] = asdict(report)
+    content["best"] = asdict(report.best)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def get_workload(name: str) -> Workload:
+    """Build a workload by name.
+
+    Raises: EngineError that lists the names.
+    """
+    if name not in WORKLOADS:
+        raise EngineError(f"no workload {name!r}; there are {', '.join(WORKLOADS)}")
+    return WORKLOADS[name]()
+
+
+_KINDS = {
+    "attention": ("decode_kernel", "prefill_kernel", "attend", "build_kernel", "flash"),
+    "linear": ("gemm", "linear", "matvec", "matmul", "cutlass", "nvjet", "splitk"),
+    "norm_rope": ("norm", "rope", "silu", "gated", "embed"),
+    "sampling": ("sample", "argmax", "draw", "softmax", "sort", "topk", "reduce"),
+}
+
+
+def _kind_of(kernel_name: str) -> str:
+    for kind, words in _KINDS.items():
+        if any(word in kernel_name for word in words):
+            return kind
+    return "other"
+
+
+def _percentiles_ms(durations_s: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(durations_s)
+    last = len(ordered) - 1
+    return {f"p{q}": ordered[round(last * q / 100)] * 1000 for q in (50, 90, 99)}
+
+
+def _median_event_s(run: Callable[[], object], repeats: int = 20) -> float:
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(repeats):
+        start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # no type in torch
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(float(start.elapsed_time(end)) / 1000)
+    return sorted(times)[repeats // 2]

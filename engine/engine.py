@@ -1,0 +1,285 @@
+"""The engine: add, abort, step. One thread, deterministic, no queue and no I/O.
+
+On a GPU a step is launched before the previous one is read back: sampled tokens stay on the device
+on their way into the next step, and the host learns of an end one step late. What a sequence
+sampled past its end is dropped. On a CPU there is nothing to overlap, so each step is read back at
+once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.errors import GrammarRejected, RequestRejected, SequenceTooLong
+from tokenbus.engine.sampling.validation import validate_sampling
+from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
+from tokenbus.engine.text.prompt_ids import id_range, packed
+from tokenbus.engine.types import (
+    Admission,
+    EngineLimits,
+    EngineStats,
+    Fault,
+    FaultCode,
+    FinishReason,
+    Request,
+    StepOutput,
+    TokenDelta,
+    TokenLogprobs,
+)
+
+if TYPE_CHECKING:
+    from tokenbus.engine.execution.constrained import ConstrainedRows
+    from tokenbus.engine.execution.runner import PendingStep, Runner
+    from tokenbus.engine.scheduling.scheduler import Scheduler
+
+
+class Engine:
+    """Continuous batching over one model and one page pool."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        constrained: ConstrainedRows,
+        limits: EngineLimits,
+        *,
+        one_step_ahead: bool,
+    ) -> None:
+        self.limits = limits
+        self._runner = runner
+        self._scheduler = scheduler
+        self._constrained = constrained
+        self._one_step_ahead = one_step_ahead
+        self._requests: dict[int, list[Sequence]] = {}
+        self._arrivals = 0
+        self._inflight: PendingStep | None = None
+        self._launched_at = 0.0
+        self._deltas: list[TokenDelta] = []
+        self._steps_total = 0
+        self._prompt_tokens_total = 0
+        self._generated_tokens_total = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Tell whether a step would do anything."""
+        return bool(self._requests or self._inflight or self._deltas)
+
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether everything left waits for a grammar to compile."""
+        sched = self._scheduler
+        return not sched.running and self._inflight is None and not self._deltas
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises: RequestRejected with the field's name; SequenceTooLong with the numbers.
+        """
+        request = replace(request, prompt_ids=packed(request.prompt_ids))
+        self._check(request)
+        params = request.params
+        seqs = [
+            Sequence(request, choice, self._arrivals, self.limits.eos_token_ids)
+            for choice in range(params.n)
+            if choice not in request.done_choices
+        ]
+        if params.grammar is not None:
+            for seq in seqs:
+                self._constrained.prepare(seq, params.grammar)
+        self._arrivals += 1
+        self._requests[request.request_id] = seqs
+        self._scheduler.add(seqs)
+
+    def abort(self, request_id: int, choice: int | None = None) -> None:
+        """End a request, or one choice of it; pages are free at once (no-op if unknown)."""
+        for seq in list(self._requests.get(request_id, ())):
+            if choice is None or seq.choice == choice:
+                self._end(seq, FinishReason.ABORTED)
+
+    def step(self) -> StepOutput:
+        """Launch the next step and deliver what the last one sampled."""
+        self._settle_compiled()
+        plan = self._scheduler.schedule()
+        launched = None
+        started_at = time.monotonic()
+        if not plan.is_empty:
+            launched = self._runner.launch(plan, self._constrained.masks(plan))
+            self._steps_total += 1
+        done = launched
+        if self._one_step_ahead:
+            done, self._inflight = self._inflight, launched
+        if done is not None:
+            self._complete(done)
+            now = time.monotonic()
+            self._scheduler.sizer.observe(
+                done.plan.num_prefill_tokens,
+                len(done.plan.decode),
+                now - max(self._launched_at, started_at if done is launched else 0.0),
+            )
+            self._launched_at = now
+        deltas, self._deltas = self._deltas, []
+        return StepOutput(
+            deltas=tuple(deltas),
+            admitted=tuple(self._admission(seq) for seq in plan.admitted),
+            preempted=tuple(seq.request.request_id for seq in plan.preempted),
+            stats=self.stats(),
+        )
+
+    def stats(self) -> EngineStats:
+        """Return counters and gauges."""
+        sched = self._scheduler
+        return EngineStats(
+            num_pages=self.limits.num_pages,
+            free_pages=sched.pool.num_free,
+            evictable_pages=sched.pool.num_evictable,
+            num_running=len(sched.running),
+            num_waiting=len(sched.waiting),
+            steps_total=self._steps_total,
+            prompt_tokens_total=self._prompt_tokens_total,
+            cached_tokens_total=sched.prefill.cached_tokens_total,
+            generated_tokens_total=self._generated_tokens_total,
+            preempted_tokens_total=sched.preempted_tokens_total,
+            preemptions_total=sched.preemptions_total,
+        )
+
+    def reset_prefix_cache(self) -> bool:
+        """Forget all prefixes; refused (False) while any sequence holds pages."""
+        return self._scheduler.pool.reset_prefixes()
+
+    def check_integrity(self) -> None:
+        """Check that pages add up (raises IntegrityError with the numbers)."""
+        self._scheduler.check_integrity()
+
+    def close(self) -> None:
+        """Stop helper threads."""
+        self._constrained.close()
+
+    def _check(self, request: Request) -> None:
+        params, limits = request.params, self.limits
+        if request.request_id in self._requests:
+            raise RequestRejected("request_id", f"{request.request_id} is running already")
+        if not request.prompt_ids:
+            raise RequestRejected("prompt_ids", "the prompt has no token")
+        low, high = id_range(request.prompt_ids)
+        if low < 0 or high >= limits.vocab_size:
+            bad = low if low < 0 else high
+            raise RequestRejected(
+                "prompt_ids", f"token id {bad} is not in the vocabulary of {limits.vocab_size}"
+            )
+        validate_sampling(params, limits.vocab_size, limits.eos_token_ids)
+        if params.n > limits.max_num_seqs:
+            raise RequestRejected("n", f"{params.n} choices, the batch holds {limits.max_num_seqs}")
+        total = len(request.prompt_ids) + params.max_tokens
+        if total > limits.max_model_len:
+            raise SequenceTooLong(
+                f"{len(request.prompt_ids)} prompt tokens + max_tokens {params.max_tokens}"
+                f" = {total}, the limit is {limits.max_model_len}"
+            )
+        need, have = self._scheduler.pool.pages_for(total), limits.num_pages - 1
+        if need > have:
+            raise SequenceTooLong(
+                f"{total} tokens need {need} pages of {limits.page_size} tokens,"
+                f" the pool has {have}"
+            )
+
+    def _admission(self, seq: Sequence) -> Admission:
+        self._prompt_tokens_total += seq.num_prompt
+        return Admission(
+            seq.request.request_id, seq.num_prompt, min(seq.num_cached, seq.num_prompt)
+        )
+
+    def _complete(self, done: PendingStep) -> None:
+        result = self._runner.collect(done)
+        for seq, scores in result.prompt_logprobs:
+            seq.prompt_logprobs.extend(scores)
+        complete_one, deltas = self._scheduler.complete_one, self._deltas
+        rows = zip(done.seqs, result.token_ids, result.dead_ends, result.logprobs, strict=True)
+        for seq, token_id, is_dead_end, logprob in rows:
+            if seq.state is SequenceState.FINISHED:
+                continue
+            if is_dead_end:
+                code = FaultCode.RULES if seq.grammar is None else FaultCode.GRAMMAR
+                rules = "rules" if seq.grammar is None else "rules and grammar"
+                self._end(seq, FinishReason.FAILED, Fault(code, f"its {rules} leave no token"))
+            elif seq.grammar is not None:
+                self._deliver_constrained(seq, token_id, logprob)
+            else:
+                reason = complete_one(seq, token_id)
+                if reason is None and logprob is None and not seq.prompt_logprobs:
+                    # What nearly every row is; the host takes as long as the GPU for a step.
+                    self._generated_tokens_total += 1
+                    deltas.append(TokenDelta(seq.request.request_id, seq.choice, (token_id,)))
+                else:
+                    logprobs = () if logprob is None else (logprob,)
+                    self._emit(seq, (token_id,), reason, logprobs)
+
+    def _deliver_constrained(
+        self, seq: Sequence, token_id: int, logprob: TokenLogprobs | None
+    ) -> None:
+        reason = self._scheduler.complete_one(seq, token_id)
+        kept = [token_id]
+        logprobs = (logprob,) if logprob is not None else ()
+        if reason is None:
+            try:
+                forced = self._constrained.accept(seq, token_id)
+            except GrammarRejected as error:
+                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, str(error)))
+                return
+            before = len(seq.token_ids)
+            if forced:
+                reason = self._scheduler.append_forced(seq, forced)
+                kept = [*kept, *seq.token_ids[before:]]
+            if reason is None and seq.matcher is not None and seq.matcher.is_finished:
+                reason = FinishReason.STOP
+                self._scheduler.remove(seq, reason)
+            elif reason is None:
+                self._constrained.await_next(seq)
+        self._emit(seq, tuple(kept), reason, logprobs)
+
+    def _end(self, seq: Sequence, reason: FinishReason, error: Fault | None = None) -> None:
+        if seq.state is SequenceState.FINISHED:
+            return
+        self._scheduler.remove(seq, reason)
+        self._emit(seq, (), reason, (), error)
+
+    def _emit(
+        self,
+        seq: Sequence,
+        token_ids: tuple[int, ...],
+        reason: FinishReason | None,
+        logprobs: tuple[TokenLogprobs, ...],
+        error: Fault | None = None,
+    ) -> None:
+        request_id = seq.request.request_id
+        self._generated_tokens_total += len(token_ids)
+        prompt_logprobs = None
+        if seq.prompt_logprobs:
+            prompt_logprobs = (None, *seq.prompt_logprobs)
+            seq.prompt_logprobs = []
+        stop_id = None
+        if reason is FinishReason.STOP and token_ids and token_ids[-1] in seq.stop_token_ids:
+            stop_id = token_ids[-1]
+        self._deltas.append(
+            TokenDelta(
+                request_id, seq.choice, token_ids, reason, stop_id, error, logprobs, prompt_logprobs
+            )
+        )
+        if reason is not None:
+            if seq.grammar is not None:
+                self._constrained.forget(seq)
+            seqs = self._requests.get(request_id, [])
+            if seq in seqs:
+                seqs.remove(seq)
+            if not seqs:
+                self._requests.pop(request_id, None)
+
+    def _settle_compiled(self) -> None:
+        """End what need not run: no grammar came of it, or earlier tokens completed it."""
+        for seq in [seq for seq in self._scheduler.waiting if seq.grammar is not None]:
+            error = self._constrained.failure(seq)
+            if error is not None:
+                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, error))
+            elif self._constrained.is_complete(seq):
+                self._end(seq, FinishReason.STOP)

@@ -1,0 +1,1 @@
+"""Execution: from a plan to tokens, as launches or as CUDA graphs."""

@@ -1,0 +1,99 @@
+"""From a plan to the tensors of a forward pass."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from tokenbus.engine.interfaces import ForwardContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.execution.rows import RowState
+    from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.scheduling.plan import PrefillChunk
+    from tokenbus.engine.scheduling.sequence import Sequence
+
+
+def _rows_of(seqs: list[Sequence]) -> list[int]:
+    return [seq.row for seq in seqs if seq.row is not None]
+
+
+def step_batch(
+    chunks: list[PrefillChunk], seqs: list[Sequence], rows: RowState, kv: KVCache
+) -> tuple[Tensor, ForwardContext]:
+    """Return token ids [T] and the context of chunks, then of one token per decoding sequence."""
+    query_lens = [*(chunk.end - chunk.start for chunk in chunks), *[1] * len(seqs)]
+    context_lens = [*(chunk.end for chunk in chunks), *(seq.num_computed for seq in seqs)]
+    num_tokens = sum(query_lens)
+    num_known = num_tokens - len(seqs)
+    decode_rows = _rows_of(seqs)
+    host = np.empty(num_known + 2 * num_tokens, np.int64)
+    ids_host, positions, owners = np.split(host, [num_known, num_known + num_tokens])
+    first = 0
+    for chunk in chunks:
+        end = first + chunk.end - chunk.start
+        ids_host[first:end] = chunk.seq.token_ids[chunk.start : chunk.end]
+        positions[first:end] = np.arange(chunk.start, chunk.end)
+        owners[first:end] = chunk.seq.row or 0
+        first = end
+    positions[num_known:] = context_lens[len(chunks) :]
+    positions[num_known:] -= 1
+    owners[num_known:] = decode_rows
+    staged = rows.to_device(host)
+    ids, pos, own = torch.split(staged, [num_known, num_tokens, num_tokens])
+    if seqs:
+        ids = torch.cat((ids, rows.last_token[own[num_known:]]))
+    row_ids = rows.to_device([*_rows_of([chunk.seq for chunk in chunks]), *decode_rows])
+    ctx = _context(
+        rows, kv, pos, own, row_ids, query_lens, context_lens, [0, *accumulate(query_lens)]
+    )
+    ctx.num_decode = len(seqs)
+    return ids, ctx
+
+
+def decode_batch(
+    seqs: list[Sequence], rows: RowState, kv: KVCache
+) -> tuple[Tensor, Tensor, ForwardContext]:
+    """Return token ids [N], rows [N] and the context of one token per sequence."""
+    context_lens = [seq.num_computed for seq in seqs]
+    num = len(seqs)
+    staged = rows.to_device([*_rows_of(seqs), *(length - 1 for length in context_lens)])
+    row_ids, positions = staged.view(2, num)
+    ctx = _context(
+        rows, kv, positions, row_ids, row_ids, [1] * num, context_lens, list(range(num + 1))
+    )
+    ctx.num_decode = num
+    return rows.last_token[row_ids], row_ids, ctx
+
+
+def _context(
+    rows: RowState,
+    kv: KVCache,
+    positions: Tensor,
+    owners: Tensor,
+    row_ids: Tensor,
+    query_lens: list[int],
+    context_lens: list[int],
+    offsets: list[int],
+) -> ForwardContext:
+    page_size = kv.page_size
+    page_ids = rows.block_table[owners, positions // page_size].to(torch.int64)
+    num_pages = rows.block_table.shape[1]
+    if rows.device.type == "cpu":
+        # Narrow tables gather faster; on a GPU one width for all keeps kernels from compiling anew.
+        num_pages = -(-max(context_lens) // page_size)
+    return ForwardContext(
+        kv=kv,
+        positions=positions,
+        slot_mapping=page_ids * page_size + positions % page_size,
+        block_table=rows.block_table[row_ids, :num_pages],
+        context_lens=rows.to_device(context_lens, torch.int32),
+        cu_seqlens_q=rows.to_device(offsets, torch.int32),
+        query_lens=query_lens,
+        context_lens_host=context_lens,
+    )

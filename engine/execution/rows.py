@@ -1,0 +1,92 @@
+"""Device state of rows: what a running sequence owns from its first chunk to its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tokenbus.engine.scheduling.sequence import Sequence
+
+
+class RowState:
+    """Last sampled token and block table of every row.
+
+    The host sends differences only: pages a sequence got since its last launch, in one copy.
+    Sampled tokens stay on the device on their way to the next step.
+
+    Attributes:
+        last_token: [R + 1] int64, input of the next decode step.
+        block_table: [R + 1, max_pages] int32. Row R pads batches; its pages are all scratch.
+        num_prompt: [R + 1] int64, prompt tokens: where the positions of drawn tokens begin.
+    """
+
+    def __init__(self, max_rows: int, max_pages: int, device: torch.device) -> None:
+        self.device = device
+        self.padding_row = max_rows
+        self.last_token = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
+        self.block_table = torch.zeros((max_rows + 1, max_pages), dtype=torch.int32, device=device)
+        self._max_pages = max_pages
+        self.num_prompt = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
+        self._assigned: list[Sequence] = []
+        self._owner: list[Sequence | None] = [None] * (max_rows + 1)
+        self._num_sent = [0] * (max_rows + 1)
+
+    def owns(self, seq: Sequence) -> bool:
+        """Tell whether the row of a sequence was set up for it."""
+        return seq.row is not None and self._owner[seq.row] is seq
+
+    def assign(self, seq: Sequence) -> None:
+        """Give its row to a sequence; the device learns of it with the next `send`."""
+        assert seq.row is not None
+        self._owner[seq.row] = seq
+        self._num_sent[seq.row] = 0
+        self._assigned.append(seq)
+
+    def release(self, row: int) -> None:
+        """Forget the owner of a row."""
+        self._owner[row] = None
+        self._num_sent[row] = 0
+
+    def send(self, seqs: Iterable[Sequence]) -> None:
+        """Copy what the device does not know yet: new rows, and page ids of these sequences."""
+        if self._assigned:
+            lens = self.to_device(
+                [value for seq in self._assigned for value in (seq.row or 0, seq.num_prompt)]
+            ).view(-1, 2)
+            self.num_prompt.index_copy_(0, lens[:, 0], lens[:, 1])
+            self._assigned.clear()
+        slots: list[int] = []
+        pages: list[int] = []
+        for seq in seqs:
+            row = seq.row
+            assert row is not None
+            num_sent = self._num_sent[row]
+            num_pages = len(seq.pages)
+            if num_pages > num_sent:
+                base = row * self._max_pages
+                slots.extend(range(base + num_sent, base + num_pages))
+                pages.extend(seq.pages[num_sent:])
+                self._num_sent[row] = num_pages
+        if slots:
+            staged = self.to_device([*slots, *pages]).view(2, -1)
+            self.block_table.view(-1).index_copy_(0, staged[0], staged[1].to(torch.int32))
+
+    def to_device(
+        self, values: list[int] | NDArray[np.int64], dtype: torch.dtype = torch.int64
+    ) -> Tensor:
+        """Copy integers without waiting for the device; int64 arrays need no loop.
+
+        On a CPU an array and what is returned are one memory.
+        """
+        host = torch.as_tensor(values, dtype=dtype)
+        if self.device.type == "cuda":
+            return host.pin_memory().to(self.device, non_blocking=True)
+        return host

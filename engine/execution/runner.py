@@ -1,0 +1,239 @@
+"""Carries out a plan on the device: forward passes, sampling, read-back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenbus.engine.execution.batch import decode_batch, step_batch
+from tokenbus.engine.sampling.logprobs import RawLogprobs, raw_logprobs
+from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
+
+if TYPE_CHECKING:
+    from tokenbus.engine.execution.rows import RowState
+    from tokenbus.engine.interfaces import PagedModel
+    from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.sampling.plan import SamplingPlan
+    from tokenbus.engine.sampling.sampler import SampledTokens, SamplingState
+    from tokenbus.engine.scheduling.plan import PrefillChunk, StepPlan
+    from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
+    from tokenbus.engine.scheduling.sequence import Sequence
+    from tokenbus.engine.types import TokenLogprobs
+
+# Prompt positions scored at once: bounds their logits to 256 rows of the vocabulary.
+_PROMPT_LOGPROB_ROWS = 256
+
+
+@dataclass(slots=True)
+class PendingStep:
+    """A launched step whose tokens have not been read back.
+
+    `draws` follow the order of `seqs`; each holds the tokens of a part of them.
+    """
+
+    plan: StepPlan
+    seqs: list[Sequence]
+    draws: list[SampledTokens] = field(default_factory=list)
+    prompt_scores: list[tuple[Sequence, RawLogprobs]] = field(default_factory=list)
+    ready: torch.cuda.Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step sampled, on the host, one entry per sequence of `PendingStep.seqs`."""
+
+    token_ids: list[int]
+    dead_ends: list[bool]
+    logprobs: list[TokenLogprobs | None]
+    prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs | None]]]
+
+
+class Runner:
+    """Runs plans eagerly, on any device; the reference for faster runners.
+
+    With an attention that shares runs of pages, prompts and decoding rows go through the model in
+    one pass, so that the weights are read once.
+    """
+
+    def __init__(
+        self,
+        model: PagedModel,
+        kv: KVCache,
+        sampling: SamplingState,
+        rows: RowState,
+        *,
+        sharing: PrefixSharing | None = None,
+    ) -> None:
+        self.model = model
+        self.kv = kv
+        self.sampling = sampling
+        self.rows = rows
+        self._sharing = sharing
+        self._grouping = None if sharing is None else BatchGrouping(kv.page_size, sharing.pays)
+
+    @torch.inference_mode()
+    def release(self, row: int) -> None:
+        """Take a row back from a sequence that ended or was preempted."""
+        self.rows.release(row)
+        self.sampling.clear_row(row)
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
+        """Start a step; `masks` holds the packed grammar mask of each constrained row."""
+        pending = PendingStep(plan, plan.sampled())
+        self._set_up(plan)
+        self._regroup(plan.decode)
+        hidden = self._hidden(plan, pending)
+        if pending.seqs:
+            self._sample(hidden, pending.seqs, pending, masks)
+        self._read_back(pending)
+        return pending
+
+    def collect(self, pending: PendingStep) -> StepResult:
+        """Wait for a step and bring its tokens to the host."""
+        if pending.ready is not None:
+            pending.ready.synchronize()
+        token_ids: list[int] = []
+        dead_ends: list[bool] = []
+        logprobs: list[TokenLogprobs | None] = []
+        for drawn in pending.draws:
+            ids = drawn.token_ids.tolist()
+            seqs = pending.seqs[len(token_ids) : len(token_ids) + len(ids)]
+            token_ids.extend(ids)
+            dead_ends.extend(
+                [False] * len(ids) if drawn.dead_ends is None else drawn.dead_ends.tolist()
+            )
+            if drawn.logprobs is None:
+                logprobs.extend([None] * len(ids))
+            else:
+                wanted = [seq.request.params.logprobs for seq in seqs]
+                logprobs.extend(drawn.logprobs.to_host(wanted))
+        prompt_logprobs = [
+            (seq, scores.to_host([seq.request.params.prompt_logprobs] * len(scores.token_ids)))
+            for seq, scores in pending.prompt_scores
+        ]
+        return StepResult(token_ids, dead_ends, logprobs, prompt_logprobs)
+
+    def _set_up(self, plan: StepPlan) -> None:
+        for chunk in plan.prefill:
+            seq = chunk.seq
+            # A grammar's forced tokens came in behind the sampler's back: it is told all again.
+            if not self.rows.owns(seq) or seq.matcher is not None:
+                assert seq.row is not None
+                if not self.rows.owns(seq):
+                    self.rows.assign(seq)
+                self.sampling.set_row(
+                    seq.row,
+                    seq.request.params,
+                    seq.choice,
+                    seq.token_ids[: seq.num_prompt],
+                    seq.token_ids[seq.num_prompt :],
+                )
+        self.rows.send([*(chunk.seq for chunk in plan.prefill), *plan.decode])
+
+    def _regroup(self, seqs: list[Sequence]) -> None:
+        """Find shared runs anew if other sequences decode than in the last step."""
+        if self._sharing is None or self._grouping is None:
+            return
+        runs = self._grouping.update(seqs)
+        if runs is not None:
+            self._sharing.assign_runs(runs)
+
+    def _hidden(self, plan: StepPlan, pending: PendingStep) -> Tensor:
+        """Return the last hidden states of the sequences that sample, [S, H]."""
+        if plan.prefill and self._sharing is not None:
+            return self._prefill(plan.prefill, plan.decode, pending)
+        parts = []
+        if plan.prefill:
+            parts.append(self._prefill(plan.prefill, [], pending))
+        if plan.decode:
+            parts.append(self._decode(plan.decode))
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _prefill(
+        self, chunks: list[PrefillChunk], seqs: list[Sequence], pending: PendingStep
+    ) -> Tensor:
+        """Return the last hidden states of the chunks that sample, then those of `seqs`."""
+        hidden, first_row = self._pass(chunks, seqs)
+        offset = 0
+        last: list[int] = []
+        for chunk in chunks:
+            if chunk.seq.request.params.prompt_logprobs is not None and chunk.seq.choice == 0:
+                self._score_prompt(chunk, hidden, offset, pending)
+            offset += chunk.end - chunk.start
+            if chunk.samples:
+                last.append(offset - 1)
+        last.extend(range(first_row, first_row + len(seqs)))
+        return hidden[self.rows.to_device(last)]
+
+    def _pass(self, chunks: list[PrefillChunk], seqs: list[Sequence]) -> tuple[Tensor, int]:
+        """Take chunks, and one token each of `seqs` behind them, through the model.
+
+        Returns: hidden states [T, H] and where the rows of `seqs` begin in them.
+        """
+        token_ids, ctx = step_batch(chunks, seqs, self.rows, self.kv)
+        return self.model.forward(token_ids, ctx), len(token_ids) - len(seqs)
+
+    def _decode(self, seqs: list[Sequence]) -> Tensor:
+        token_ids, _, ctx = decode_batch(seqs, self.rows, self.kv)
+        return self.model.forward(token_ids, ctx)
+
+    def _score_prompt(
+        self, chunk: PrefillChunk, hidden: Tensor, offset: int, pending: PendingStep
+    ) -> None:
+        seq = chunk.seq
+        end = min(chunk.end, seq.num_prompt - 1)
+        for start in range(chunk.start, end, _PROMPT_LOGPROB_ROWS):
+            stop = min(start + _PROMPT_LOGPROB_ROWS, end)
+            first = offset + start - chunk.start
+            logits = self.model.logits(hidden[first : first + stop - start])
+            targets = self.rows.to_device(list(seq.token_ids[start + 1 : stop + 1]))
+            num_top = seq.request.params.prompt_logprobs or 0
+            pending.prompt_scores.append((seq, raw_logprobs(logits, targets, num_top)))
+
+    def _sample(
+        self,
+        hidden: Tensor,
+        seqs: list[Sequence],
+        pending: PendingStep,
+        masks: dict[int, Tensor] | None,
+    ) -> None:
+        row_list = [seq.row for seq in seqs if seq.row is not None]
+        positions = [seq.num_computed - seq.num_prompt for seq in seqs]
+        rows = self.rows.to_device(row_list)
+        plan = self.sampling.plan(row_list)
+        sampled: SampledTokens = self.sampling.sample(
+            self._logits(hidden, plan, masked=bool(masks)),
+            rows,
+            self.rows.to_device(positions),
+            plan=plan,
+            bitmask=self._bitmask(row_list, masks),
+        )
+        self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
+        pending.draws.append(sampled)
+
+    def _logits(self, hidden: Tensor, plan: SamplingPlan, *, masked: bool) -> Tensor:  # noqa: ARG002
+        """Return the logits that `plan` needs, [S, V]."""
+        return self.model.logits(hidden)
+
+    def _read_back(self, pending: PendingStep) -> None:
+        """Start the copy of what was drawn to the host; `collect` waits for it."""
+        if self.rows.device.type != "cuda" or not pending.draws:
+            return
+        # The next replay of a graph writes over what this one left.
+        pending.draws = [drawn.leave() for drawn in pending.draws]
+        pending.ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no type here
+        pending.ready.record()
+
+    def _bitmask(self, row_list: list[int], masks: dict[int, Tensor] | None) -> Tensor | None:
+        if not masks:
+            return None
+        width = next(iter(masks.values())).shape[-1]
+        bitmask = torch.full((len(row_list), width), -1, dtype=torch.int32)
+        for idx, row in enumerate(row_list):
+            if row in masks:
+                bitmask[idx] = masks[row]
+        return bitmask.to(self.rows.device)

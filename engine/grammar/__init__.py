@@ -1,0 +1,1 @@
+"""Grammars: JSON schemas, patterns and tool calls as masks over tokens."""

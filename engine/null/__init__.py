@@ -1,0 +1,1 @@
+"""An engine without a model: real page accounting, made-up tokens."""

@@ -1,0 +1,241 @@
+"""The sampler: device-side state of rows, and one function from logits to tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokenbus.engine.sampling.bitmask import unpack, unpack_table
+from tokenbus.engine.sampling.filters import filtered_weights
+from tokenbus.engine.sampling.logprobs import RawLogprobs, raw_logprobs
+from tokenbus.engine.sampling.penalties import PenaltyCounts
+from tokenbus.engine.sampling.plan import (
+    LOGIT_RULES,
+    Feature,
+    SamplingPlan,
+    plan_of,
+)
+from tokenbus.engine.sampling.random_draw import draw, uniforms
+from tokenbus.engine.sampling.row_table import RowTable
+from tokenbus.engine.sampling.token_rules import BadWords, LogitBias, apply_min_tokens_
+from tokenbus.engine.types import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenbus.engine.sampling.fused_draw import FusedDraw
+
+_NEUTRAL = SamplingParams(temperature=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTokens:
+    """What one call drew, on the device of the logits.
+
+    token_ids: [M] int64. logprobs: for every row, if any row of the batch wants them.
+    dead_ends: [M] bool if a rule or mask was applied: the row's rules left no token at all, its
+    token is arbitrary and its choice has to fail.
+    """
+
+    token_ids: Tensor
+    logprobs: RawLogprobs | None
+    dead_ends: Tensor | None
+
+    def leave(self) -> SampledTokens:
+        """Start to copy all of it to the host, as many rows as there are token ids."""
+        num = len(self.token_ids)
+        return SampledTokens(
+            self.token_ids.to("cpu", non_blocking=True),
+            None if self.logprobs is None else self.logprobs.leave(num),
+            None if self.dead_ends is None else self.dead_ends[:num].to("cpu", non_blocking=True),
+        )
+
+
+class SamplingState:
+    """The sampling state of every row, in static tensors.
+
+    A sequence owns a row from `set_row` to `clear_row`; choices of one job are rows of their own.
+    Row `padding_row` is greedy for ever and is for the padded entries of a batch.
+
+    Order of a step: logits -> repetition, presence and frequency penalties -> logit bias -> bad
+    words -> min_tokens -> grammar mask -> temperature -> top-k -> top-p -> min-p -> draw. Drawn
+    tokens enter the row's counts on the device, so that the next step can be launched at once.
+    """
+
+    def __init__(
+        self,
+        max_rows: int,
+        vocab_size: int,
+        device: torch.device | str,
+        eos_token_ids: Sequence[int] = (),
+    ) -> None:
+        """Allocate the scalars; the tables of penalties, biases and words come with first use."""
+        self.max_rows = max_rows
+        self.vocab_size = vocab_size
+        self.padding_row = max_rows
+        self._device = torch.device(device)
+        self._fused_draw: FusedDraw | None = None
+        if self._device.type == "cuda":
+            # Imported on use: without a GPU, Triton may be missing.
+            from tokenbus.engine.sampling.fused_draw import FusedDraw
+
+            self._fused_draw = FusedDraw(max_rows, vocab_size, self._device)
+        self._num_rows = max_rows + 1
+        self._plans = [SamplingPlan()] * self._num_rows
+        # Equal plans are few: rows have numbers of them, for a batch is looked through every step.
+        self._known_plans = {SamplingPlan(): 0}
+        self._plan_numbers = [0] * self._num_rows
+        self._table = RowTable(max_rows, eos_token_ids, self._device)
+        self._penalties = PenaltyCounts(self._num_rows, vocab_size, self._device)
+        self._logit_bias: LogitBias | None = None
+        self._bad_words: BadWords | None = None
+        self._unpack_table = unpack_table(self._device)
+
+    def set_row(
+        self,
+        row: int,
+        params: SamplingParams,
+        choice: int,
+        prompt_ids: Sequence[int],
+        output_ids: Sequence[int] = (),
+    ) -> None:
+        """Give a row to a choice; `output_ids` are tokens it already has (resume, preemption).
+
+        The parameters have passed `validate_sampling`.
+        """
+        plan, previous = plan_of(params), self._plans[row]
+        self._plans[row] = plan
+        self._plan_numbers[row] = self._known_plans.setdefault(plan, len(self._known_plans))
+        self._table.write(row, params, choice)
+        if plan.has(Feature.PENALTIES):
+            self._penalties.write(row, prompt_ids, output_ids)
+        if plan.has(Feature.BIAS):
+            self._logit_bias = self._logit_bias or LogitBias(self._num_rows, self._device)
+            self._logit_bias.write(row, params)
+        elif self._logit_bias is not None and previous.has(Feature.BIAS):
+            self._logit_bias.write(row, _NEUTRAL)
+        if plan.has(Feature.BAD_WORDS):
+            self._bad_words = self._bad_words or BadWords(self._num_rows, self._device)
+            self._bad_words.write(row, params, prompt_ids, output_ids)
+        elif self._bad_words is not None and previous.has(Feature.BAD_WORDS):
+            self._bad_words.write(row, _NEUTRAL, (), ())
+
+    def clear_row(self, row: int) -> None:
+        """Make a row neutral: greedy, no rules."""
+        self.set_row(row, _NEUTRAL, 0, ())
+
+    def plan(self, rows: Sequence[int]) -> SamplingPlan:
+        """Return what a batch of these rows needs: the key of the graph that serves it."""
+        merged = SamplingPlan()
+        plans = list(self._known_plans)
+        for number in set(map(self._plan_numbers.__getitem__, rows)):
+            merged = merged.union(plans[number])
+        return merged
+
+    def flush(self) -> None:
+        """Send staged rows to the device; call before replaying a captured `sample_with_plan`."""
+        self._table.flush()
+
+    def sample(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        *,
+        plan: SamplingPlan | None = None,
+        bitmask: Tensor | None = None,
+    ) -> SampledTokens:
+        """Draw one token per row and enter it into the row's state.
+
+        Args:
+            logits: [M, V], not written; float32, or on a GPU any dtype if the plan only draws.
+            rows: [M] int64, distinct except for `padding_row`.
+            positions: [M] int64, index of the token in its choice's output, from 0.
+            plan: from `plan(rows)`; without it every row that is set counts, on a CPU those given.
+            bitmask: [M, ceil(V / 32)] int32, bit = token allowed; all ones for free rows.
+        """
+        if plan is None:
+            on_cpu = self._device.type == "cpu"
+            plan = self.plan(rows.tolist() if on_cpu else range(self.max_rows))
+        self.flush()
+        return self.sample_with_plan(logits, rows, positions, plan, bitmask)
+
+    def sample_with_plan(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        plan: SamplingPlan,
+        bitmask: Tensor | None = None,
+    ) -> SampledTokens:
+        """Run `sample` without touching the host, so that a CUDA graph can hold it."""
+        allowed = self.adjusted_logits(logits, rows, positions, plan, bitmask)
+        if not plan.has(Feature.RANDOM):
+            token_ids = allowed.argmax(-1)
+        elif self._fused_draw is not None:
+            token_ids = self._fused_draw(allowed, self._table.gather(rows), positions, plan)
+        else:
+            scalars = self._table.gather(rows)
+            weights = filtered_weights(allowed, scalars, plan)
+            drawn = draw(weights, uniforms(scalars.key, scalars.increment, positions))
+            token_ids = torch.where(scalars.is_random.bool(), drawn, allowed.argmax(-1))
+        dead_ends = None
+        if allowed is not logits:
+            dead_ends = ~(allowed.amax(-1) > float("-inf"))
+        self.record(rows, token_ids, plan)
+        logprobs = None
+        if plan.has(Feature.LOGPROBS):
+            logprobs = raw_logprobs(logits, token_ids, plan.num_top_logprobs)
+        return SampledTokens(token_ids, logprobs, dead_ends)
+
+    def record(self, rows: Tensor, token_ids: Tensor, plan: SamplingPlan) -> None:
+        """Enter one token per row that did not come from `sample`, such as a forced one.
+
+        rows, token_ids: [M] int64, rows distinct; several tokens of a row are several calls.
+        """
+        if plan.has(Feature.PENALTIES):
+            self._penalties.record(rows, token_ids)
+        if plan.has(Feature.BAD_WORDS) and self._bad_words is not None:
+            self._bad_words.record(rows, token_ids)
+
+    def is_stop(self, rows: Tensor, token_ids: Tensor) -> Tensor:
+        """Return [M] bool: the token is an end-of-sequence or stop id of its row."""
+        return (self._table.stop_ids[rows] == token_ids.unsqueeze(-1)).any(-1)
+
+    def reaches_end(self, rows: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """Return [M] bool: the token ends its choice, by its id or as the last of max_tokens."""
+        at_limit = positions + 1 >= self._table.gather(rows).max_tokens
+        return self.is_stop(rows, token_ids) | at_limit
+
+    def adjusted_logits(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        plan: SamplingPlan,
+        bitmask: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits with penalties, biases and masks; the input itself if there are none.
+
+        Arguments are those of `sample`.
+        """
+        allowed = logits
+        if plan.has(LOGIT_RULES):
+            allowed = logits.clone()
+            scalars = self._table.gather(rows)
+            if plan.has(Feature.PENALTIES):
+                self._penalties.apply_(allowed, rows, scalars)
+            if plan.has(Feature.BIAS) and self._logit_bias is not None:
+                self._logit_bias.apply_(allowed, rows)
+            if plan.has(Feature.BAD_WORDS) and self._bad_words is not None:
+                self._bad_words.apply_(allowed, rows)
+            if plan.has(Feature.MIN_TOKENS):
+                stop_ids = self._table.stop_ids[rows]
+                apply_min_tokens_(allowed, stop_ids, positions, scalars.min_tokens)
+        if bitmask is not None:
+            mask = unpack(bitmask, self.vocab_size, self._unpack_table)
+            allowed = torch.where(mask, allowed, float("-inf"))
+        return allowed

@@ -1,0 +1,69 @@
+"""How many pages sequences will ask for: of their prompts, and of the outputs expected of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tokenbus.engine.scheduling.output_estimator import OutputEstimator
+    from tokenbus.engine.scheduling.page_pool import PagePool
+    from tokenbus.engine.scheduling.prefill import PrefillPlanner
+    from tokenbus.engine.scheduling.sequence import Sequence
+
+
+class PageDemand:
+    """Counts pages of one pool, and none that the prefix cache or a leader brings."""
+
+    def __init__(self, pool: PagePool, prefill: PrefillPlanner) -> None:
+        self._pool = pool
+        self._prefill = prefill
+
+    def of_new(self, group: list[Sequence], estimator: OutputEstimator) -> tuple[int, int]:
+        """Return the pages a group still has to take for its prompts and for its outputs."""
+        prompts = outputs = 0
+        shared = 0
+        for seq in group:
+            held, _, claimed = self._prefill.count_hits(seq)
+            own = self._pool.pages_for(len(seq.token_ids) + 1) - held - claimed
+            # Later choices take the full prompt pages that the first one computes.
+            prompts += max(0, own - shared)
+            shared = max(0, self._prefill.cacheable_pages(seq) - held - claimed)
+            outputs += self._to_come(seq, estimator)
+        return prompts, outputs
+
+    def of_running(self, running: Iterable[Sequence], estimator: OutputEstimator) -> int:
+        """Return the pages that running sequences will still ask for.
+
+        Those are pages of prompts that are not computed, and of outputs. Most sequences only
+        decode; of hundreds of them this is a good part of what a step costs the host, so that
+        nothing is called for each of these.
+        """
+        page_size, expected_of = self._pool.page_size, estimator.expected
+        expected: dict[tuple[str, int], int] = {}
+        total = 0
+        for seq in running:
+            found, length = len(seq.pages), len(seq.token_ids) + seq.num_inflight + 1
+            if seq.leader is not None:
+                # Those that its leader has filled are taken with the next chunk of its own.
+                held, _, claimed = self._prefill.count_hits(seq)
+                found = max(found, held) + claimed
+            request = seq.request
+            key = request.lane, request.params.max_tokens
+            output = expected.get(key)
+            if output is None:
+                output = expected[key] = expected_of(*key)
+            longest = min(seq.num_prompt + output, seq.max_length)
+            needed = -(-length // page_size)
+            if needed > found:
+                total += needed - found
+            if longest > length:
+                total += -(-longest // page_size) - needed
+        return total
+
+    def _to_come(self, seq: Sequence, estimator: OutputEstimator) -> int:
+        """Pages of the output expected after the tokens known now and the one in flight."""
+        expected = estimator.expected(seq.request.lane, seq.request.params.max_tokens)
+        total = min(seq.max_length, max(seq.num_prompt + expected, seq.length + 1))
+        return max(0, self._pool.pages_for(total) - self._pool.pages_for(seq.length + 1))

@@ -1,0 +1,251 @@
+"""Which prompt tokens a step computes: prefix hits, siblings that wait, fair shares.
+
+Sequences whose next page is being computed by another one do not compute it again. They are its
+siblings: they wait, and take each page as soon as a chunk that fills it was planned, which may be
+in the same step, because every layer writes all keys and values before any query reads them. If
+the leader goes, the oldest sibling finds the page unclaimed and leads from there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.scheduling.plan import PrefillChunk
+
+if TYPE_CHECKING:
+    from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
+    from tokenbus.engine.scheduling.page_pool import PagePool
+    from tokenbus.engine.scheduling.plan import StepPlan
+    from tokenbus.engine.scheduling.prefix_cache import PageHash
+    from tokenbus.engine.scheduling.sequence import Sequence
+
+# How many parts a step's tokens are split into at most, and how small a part may be.
+_MAX_SHARES = 16
+_LEAST_SHARE_TOKENS = 16
+
+
+class PrefillPlanner:
+    """Splits a step's token budget over the sequences whose prompts are not computed yet."""
+
+    def __init__(self, pool: PagePool, *, prefix_cache: bool) -> None:
+        self._pool = pool
+        self._enabled = prefix_cache
+        self._claims: dict[PageHash, Sequence] = {}
+        self.cached_tokens_total = 0
+
+    def cacheable_pages(self, seq: Sequence) -> int:
+        """Pages of a sequence that may come from the cache: full ones, but one token is left."""
+        if not self._enabled or not seq.caches_prefix:
+            return 0
+        return (len(seq.token_ids) - 1) // self._pool.page_size
+
+    def count_hits(self, seq: Sequence) -> tuple[int, int, int]:
+        """Return how many leading pages are (held, evictable, being computed by a leader)."""
+        held = evictable = claimed = 0
+        limit, lookup = self.cacheable_pages(seq), self._pool.lookup
+        for page_hash in seq.page_hashes(limit, self._pool.page_size)[:limit]:
+            page_id = lookup(page_hash)
+            if page_id is not None and not claimed:
+                if self._pool.ref_count(page_id):
+                    held += 1
+                else:
+                    evictable += 1
+            elif page_hash in self._claims:
+                claimed += 1
+            else:
+                break
+        return held, evictable, claimed
+
+    def take_hits(self, seq: Sequence) -> None:
+        """Share cached pages from the sequence's position on; find its leader, or claim to lead."""
+        seq.leader = None
+        page_size = self._pool.page_size
+        if seq.num_computed % page_size:
+            return
+        limit = self.cacheable_pages(seq)
+        page_idx = seq.num_computed // page_size
+        hashes, lookup = seq.page_hashes(limit, page_size), self._pool.lookup
+        while page_idx < limit and page_idx == len(seq.pages):
+            page_hash = hashes[page_idx]
+            page_id = lookup(page_hash)
+            if page_id is None:
+                leader = self._claims.get(page_hash)
+                if leader is not None and leader is not seq:
+                    seq.leader = leader
+                    return
+                break
+            self._pool.share(page_id)
+            seq.pages.append(page_id)
+            page_idx += 1
+            seq.num_computed = page_idx * page_size
+            seq.num_registered = page_idx
+        for page_hash in hashes[page_idx:limit]:
+            self._claims.setdefault(page_hash, seq)
+
+    def drop_claims(self, seq: Sequence) -> None:
+        """Stop leading (the sequence was preempted, aborted or is done with its prompt)."""
+        if not self._claims:
+            return
+        limit = self.cacheable_pages(seq)
+        for page_hash in seq.page_hashes(limit, self._pool.page_size)[:limit]:
+            if self._claims.get(page_hash) is seq:
+                del self._claims[page_hash]
+
+    def plan_step(
+        self, candidates: list[Sequence], sizer: ChunkSizer, plan: StepPlan, *, streaming: bool
+    ) -> None:
+        """Add chunks for `candidates` (best first) of what a step may compute.
+
+        What was lost elsewhere is computed again one after the other, new prompts share the rest.
+        Readers of lost ones wait in the middle of a sentence, so these come first; but they come in
+        a crowd, so they may lengthen a step only so far while others are `streaming` here.
+        """
+        budget = sizer.budget(streaming=streaming)
+        refilling = [seq for seq in candidates if seq.is_refilling]
+        if refilling and streaming:
+            most = sizer.refill_budget(streaming=True)
+            budget -= self.plan(refilling, most, plan, in_turn=True)
+            candidates = [seq for seq in candidates if not seq.is_refilling]
+        self.plan(candidates, budget, plan)
+
+    def plan(
+        self, candidates: list[Sequence], budget: int, plan: StepPlan, *, in_turn: bool = False
+    ) -> int:
+        """Add chunks for `candidates` (best first) of at most `budget` tokens to the plan.
+
+        As many as `choose_wishes` says get fair shares; `in_turn`, the next one gets what the ones
+        before it leave.
+        Returns: the number of tokens planned.
+        """
+        open_seqs = list(candidates)
+        total = 0
+        while open_seqs and budget > 0:
+            active: list[Sequence] = []
+            waiting: list[Sequence] = []
+            for seq in open_seqs:
+                self.take_hits(seq)
+                (active if seq.leader is None else waiting).append(seq)
+            taken = self._plan_round(active, budget, plan, in_turn=in_turn)
+            total += taken
+            if not taken:
+                break
+            budget -= taken
+            open_seqs = waiting
+        return total
+
+    def _plan_round(
+        self, active: list[Sequence], budget: int, plan: StepPlan, *, in_turn: bool
+    ) -> int:
+        wanted = [len(seq.token_ids) - seq.num_computed for seq in active]
+        if not in_turn:
+            chosen = choose_wishes(wanted, budget)
+            active, wanted = [active[i] for i in chosen], [wanted[i] for i in chosen]
+        shares = shares_in_turn(wanted, budget) if in_turn else fair_shares(wanted, budget)
+        taken = 0
+        for seq, share in zip(active, shares, strict=True):
+            if share:
+                taken += self._plan_chunk(seq, share, plan)
+        return taken
+
+    def _plan_chunk(self, seq: Sequence, num_tokens: int, plan: StepPlan) -> int:
+        page_size = self._pool.page_size
+        start = seq.num_computed
+        end = min(start + num_tokens, len(seq.token_ids))
+        missing = self._pool.pages_for(end) - len(seq.pages)
+        if missing > self._pool.num_available:
+            missing = self._pool.num_available
+            end = min(end, (len(seq.pages) + missing) * page_size)
+        if end <= start:
+            return 0
+        if missing > 0:
+            seq.pages.extend(self._pool.allocate(missing))
+        if not seq.was_started:
+            seq.was_started = True
+            seq.num_cached = start
+            self.cached_tokens_total += start
+            plan.admitted.append(seq)
+        seq.num_computed = end
+        self.register_full_pages(seq)
+        samples = end == len(seq.token_ids)
+        plan.prefill.append(PrefillChunk(seq, start, end, samples))
+        if samples:
+            self.drop_claims(seq)
+        return end - start
+
+    def register_full_pages(self, seq: Sequence) -> None:
+        """Hash the pages whose tokens are all known and computed (or planned in this step)."""
+        if not self._enabled:
+            return
+        page_size = self._pool.page_size
+        num_full = min(seq.num_computed, len(seq.token_ids)) // page_size
+        if num_full <= seq.num_registered:
+            return
+        hashes = seq.page_hashes(num_full, page_size)
+        for page_idx in range(seq.num_registered, num_full):
+            page_hash = hashes[page_idx]
+            self._pool.register(seq.pages[page_idx], page_hash)
+            if self._claims.get(page_hash) is seq:
+                del self._claims[page_hash]
+        seq.num_registered = num_full
+
+
+def choose_wishes(wanted: list[int], budget: int) -> list[int]:
+    """Return the places of the wishes that share `budget`, first come first, in their order.
+
+    Shares of a few tokens would bring all prompts of a crowd to their first token at the end, in
+    chunks that use a tile of the attention badly: as many take part as can have a sixteenth of the
+    budget or all they wish. Wishes for more leave half of it to shorter ones behind them.
+    """
+    least = max(_LEAST_SHARE_TOKENS, budget // _MAX_SHARES)
+    room, long_room = budget, budget // 2
+    chosen: list[int] = []
+    passed: list[int] = []
+    for idx, wish in enumerate(wanted):
+        part = min(wish, least)
+        if room < part:
+            chosen += [idx] * (room >= _LEAST_SHARE_TOKENS)
+            room = 0
+            break
+        if wish > least and long_room < part:
+            passed.append(idx)
+            continue
+        chosen.append(idx)
+        room -= part
+        long_room -= part if wish > least else 0
+    for idx in passed:
+        if room < least:
+            break
+        chosen.append(idx)
+        room -= least
+    # Whatever the budget is, somebody goes on.
+    return sorted(chosen) or [0] * bool(wanted)
+
+
+def fair_shares(wanted: list[int], budget: int) -> list[int]:
+    """Split `budget` so that small wishes are met in full and large ones get equal parts.
+
+    Whole tokens; the remainder of a division goes to the first in line.
+    """
+    shares = [0] * len(wanted)
+    left = budget
+    by_size = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
+    for rank, idx in enumerate(by_size):
+        part = left // (len(by_size) - rank)
+        shares[idx] = min(wanted[idx], part)
+        left -= shares[idx]
+    for idx, wish in enumerate(wanted):
+        if left <= 0:
+            break
+        extra = min(left, wish - shares[idx])
+        shares[idx] += extra
+        left -= extra
+    return shares
+
+
+def shares_in_turn(wanted: list[int], budget: int) -> list[int]:
+    """Split `budget` so that the first in line has its wish before the next one gets anything."""
+    shares = []
+    for wish in wanted:
+        shares.append(min(wish, budget))
+        budget -= shares[-1]
+    return shares

@@ -1,0 +1,276 @@
+"""Who runs in the next step: decode first, then admission, then prompts.
+
+The scheduler knows tokens and pages only: no tensors, no clock, no queue. `schedule` plans one
+step and takes its pages at once; `complete` is told what that step sampled, possibly after the
+next one was planned (one token in flight per sequence).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.scheduling.output_estimator import OutputEstimator
+from tokenbus.engine.scheduling.page_demand import PageDemand
+from tokenbus.engine.scheduling.plan import StepPlan
+from tokenbus.engine.scheduling.prefill import PrefillPlanner
+from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
+from tokenbus.engine.types import FinishReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
+    from tokenbus.engine.scheduling.page_pool import PagePool
+
+
+def _by_order(seq: Sequence) -> tuple[int, int, int]:
+    return seq.order
+
+
+class Scheduler:
+    """Waiting and running sequences over one page pool.
+
+    `running` and `waiting` are sorted best first: priority, then arrival. `on_release` is told each
+    row that became free.
+    """
+
+    def __init__(
+        self,
+        pool: PagePool,
+        sizer: ChunkSizer,
+        *,
+        max_num_seqs: int,
+        prefix_cache: bool = True,
+        on_release: Callable[[int], None] | None = None,
+    ) -> None:
+        self.pool = pool
+        self.sizer = sizer
+        self.estimator = OutputEstimator()
+        self.prefill = PrefillPlanner(pool, prefix_cache=prefix_cache)
+        self._demand = PageDemand(pool, self.prefill)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.preemptions_total = 0
+        self.preempted_tokens_total = 0
+        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._max_num_seqs = max_num_seqs
+        self._on_release = on_release
+
+    def add(self, seqs: Iterable[Sequence]) -> None:
+        """Queue the choices of one request."""
+        for seq in seqs:
+            insort(self.waiting, seq, key=_by_order)
+
+    def remove(self, seq: Sequence, reason: FinishReason) -> None:
+        """End a sequence in any state and free what it holds."""
+        (self.running if seq.state is SequenceState.RUNNING else self.waiting).remove(seq)
+        seq.move_to(SequenceState.FINISHED)
+        seq.finish_reason = reason
+        self._release(seq)
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self.estimator.observe(seq.request.lane, seq.num_output)
+
+    def schedule(self) -> StepPlan:
+        """Plan the next step and allocate its pages."""
+        plan = StepPlan()
+        self._plan_decode(plan)
+        self._admit(plan)
+        self._plan_prefill(plan)
+        return plan
+
+    def complete(
+        self, seq: Sequence, token_ids: list[int]
+    ) -> tuple[list[int], FinishReason | None]:
+        """Take the tokens that a step sampled for a sequence.
+
+        Returns the tokens kept and the reason if the sequence ended with the last of them. What a
+        sequence sampled past its end is dropped.
+        """
+        if seq.num_inflight:
+            seq.num_inflight -= 1
+        kept: list[int] = []
+        for token_id in token_ids:
+            if seq.state is SequenceState.FINISHED:
+                break
+            kept.append(token_id)
+            reason = self._append(seq, token_id)
+            if reason is not None:
+                return kept, reason
+        return kept, None
+
+    def complete_one(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        """Take the one token that a step sampled for a live sequence; return why that ended it."""
+        if seq.num_inflight:
+            seq.num_inflight -= 1
+        return self._append(seq, token_id)
+
+    def _append(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        seq.token_ids.append(token_id)
+        if token_id in seq.stop_token_ids or len(seq.token_ids) >= seq.max_length:
+            reason = self._ends(seq, token_id)
+            if reason is not None:
+                self.remove(seq, reason)
+                return reason
+        fills_page = seq.num_computed >= (seq.num_registered + 1) * self.pool.page_size
+        if fills_page and seq.state is SequenceState.RUNNING:
+            self.prefill.register_full_pages(seq)
+        return None
+
+    def check_integrity(self) -> None:
+        """Check pages, rows and claims against the live sequences (raises IntegrityError)."""
+        self.pool.check_integrity([seq.pages for seq in self.running + self.waiting])
+
+    @property
+    def max_num_seqs(self) -> int:
+        """Rows in all."""
+        return self._max_num_seqs
+
+    def _ends(self, seq: Sequence, token_id: int) -> FinishReason | None:
+        if token_id in seq.stop_token_ids and seq.num_output >= seq.request.params.min_tokens:
+            return FinishReason.STOP
+        if len(seq.token_ids) >= seq.max_length:
+            return FinishReason.LENGTH
+        return None
+
+    def append_forced(self, seq: Sequence, token_ids: list[int]) -> FinishReason | None:
+        """Extend a sequence by tokens that its grammar leaves no choice about.
+
+        They go in as a prefill chunk, so the sequence is not decoding until that is computed.
+        """
+        for token_id in token_ids:
+            seq.token_ids.append(token_id)
+            reason = self._ends(seq, token_id)
+            if reason is not None:
+                self.remove(seq, reason)
+                return reason
+        seq.decoding = False
+        return None
+
+    def _plan_decode(self, plan: StepPlan) -> None:
+        page_size = self.pool.page_size
+        # Running is sorted best first and victims come from its end, so that a sequence which
+        # was planned is never preempted by a later one of the same step.
+        for seq in list(self.running):
+            if not seq.decoding or seq.state is not SequenceState.RUNNING:
+                continue
+            length = len(seq.token_ids) + seq.num_inflight
+            if length >= seq.max_length or (seq.grammar is not None and seq.num_inflight):
+                continue
+            if length > len(seq.pages) * page_size and not self._grow(seq, plan):
+                continue
+            seq.num_computed = length
+            seq.num_inflight += 1
+            plan.decode.append(seq)
+
+    def _grow(self, seq: Sequence, plan: StepPlan) -> bool:
+        while self.pool.num_available == 0:
+            victim = self._pick_victim(plan)
+            if victim is None:
+                return False
+            self._preempt(victim, plan)
+            if victim is seq:
+                return False
+        seq.pages.extend(self.pool.allocate(1))
+        return True
+
+    def _pick_victim(self, plan: StepPlan) -> Sequence | None:
+        """Return the lowest priority, then newest sequence that the step does not compute yet.
+
+        Siblings of equal priority are newer than the leader they wait for, so they go first; a
+        leader of lower priority may go before them, because they lead on from its pages.
+        """
+        planned = set(map(id, plan.decode))
+        for victim in reversed(self.running):
+            if id(victim) not in planned:
+                return victim
+        return None
+
+    def _preempt(self, seq: Sequence, plan: StepPlan) -> None:
+        self.running.remove(seq)
+        seq.move_to(SequenceState.WAITING)
+        self.preemptions_total += 1
+        self.preempted_tokens_total += seq.num_computed
+        self.estimator.correct(seq.request.lane, seq.num_output)
+        self._release(seq)
+        insort(self.waiting, seq, key=_by_order)
+        plan.preempted.append(seq)
+
+    def _release(self, seq: Sequence) -> None:
+        self.prefill.drop_claims(seq)
+        self.pool.release(seq.pages)
+        if seq.row is not None:
+            self._free_rows.append(seq.row)
+            if self._on_release is not None:
+                self._on_release(seq.row)
+        seq.rewind()
+
+    def _admit(self, plan: StepPlan) -> None:
+        if plan.preempted:
+            return
+        position = 0
+        promised: int | None = None
+        while position < len(self.waiting):
+            head = self.waiting[position]
+            if head.num_inflight:
+                return
+            if head.grammar is not None and not head.grammar.done():
+                position += 1
+                continue
+            group = self._group_at(position)
+            if len(group) > len(self._free_rows):
+                return
+            if promised is None:
+                promised = self._demand.of_running(self.running, self.estimator)
+            prompts, outputs = self._demand.of_new(group, self.estimator)
+            room = self.pool.num_available - promised
+            if prompts + (outputs if self.running else 0) > room:
+                # Alone on the pool, one choice goes after the other.
+                if self.running:
+                    return
+                group = group[:1]
+            promised += prompts + outputs
+            evictable = self.pool.num_evictable
+            for seq in group:
+                self.waiting.remove(seq)
+                self._start(seq)
+            # Hits on pages that nobody held are taken already; they are promised no more.
+            promised -= evictable - self.pool.num_evictable
+
+    def _group_at(self, position: int) -> list[Sequence]:
+        """Return the choices that are admitted together: all of a request that never ran."""
+        head = self.waiting[position]
+        if head.was_admitted:
+            return [head]
+        return [
+            seq
+            for seq in self.waiting[position : position + head.request.params.n]
+            if seq.request is head.request and not seq.was_admitted and not seq.num_inflight
+        ]
+
+    def _start(self, seq: Sequence) -> None:
+        seq.move_to(SequenceState.RUNNING)
+        seq.row = self._free_rows.pop()
+        insort(self.running, seq, key=_by_order)
+        seq.was_admitted = True
+        self.prefill.take_hits(seq)
+
+    def _plan_prefill(self, plan: StepPlan) -> None:
+        while True:
+            candidates = [seq for seq in self.running if not seq.decoding]
+            if not candidates:
+                return
+            streaming = any(seq.decoding for seq in self.running)
+            self.prefill.plan_step(candidates, self.sizer, plan, streaming=streaming)
+            for chunk in plan.prefill:
+                if chunk.samples:
+                    chunk.seq.decoding = True
+                    chunk.seq.is_refilling = False
+                    chunk.seq.num_inflight += 1
+            if not plan.is_empty or any(seq.num_inflight for seq in self.running):
+                return
+            # Nothing can move: the newest gives its pages to the rest.
+            victim = self._pick_victim(plan)
+            if victim is None or len(self.running) == 1:
+                return
+            self._preempt(victim, plan)

@@ -1,0 +1,153 @@
+"""One choice of one request on its way through the engine."""
+
+from __future__ import annotations
+
+from array import array
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.errors import EngineError
+from tokenbus.engine.scheduling.prefix_cache import PageHash, chain_hash, root_hash
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from tokenbus.engine.grammar.grammar import GrammarMatcher
+    from tokenbus.engine.types import FinishReason, Request, TokenLogprobs
+
+
+class SequenceState(Enum):
+    """Where a sequence is; see `Sequence.move_to` for the legal transitions."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+_LEGAL = {
+    (SequenceState.WAITING, SequenceState.RUNNING),
+    (SequenceState.RUNNING, SequenceState.WAITING),
+    (SequenceState.WAITING, SequenceState.FINISHED),
+    (SequenceState.RUNNING, SequenceState.FINISHED),
+}
+
+
+class Sequence:
+    """Tokens, pages and progress of one choice.
+
+    Token ranges, all counted from the start of the prompt:
+
+        [0, num_computed)            K and V are in `pages`, or will be by the step in flight
+        [0, len(token_ids))          ids the host knows: prompt and delivered output
+        [len(token_ids), length)     sampled on the device, not read back yet (at most one)
+    """
+
+    __slots__ = (
+        "_hashes",
+        "arrival",
+        "choice",
+        "decoding",
+        "finish_reason",
+        "grammar",
+        "is_refilling",
+        "leader",
+        "matcher",
+        "max_length",
+        "num_cached",
+        "num_computed",
+        "num_inflight",
+        "num_prompt",
+        "num_registered",
+        "pages",
+        "prompt_logprobs",
+        "request",
+        "row",
+        "state",
+        "stop_token_ids",
+        "token_ids",
+        "was_admitted",
+        "was_started",
+    )
+
+    def __init__(
+        self, request: Request, choice: int, arrival: int, eos_token_ids: tuple[int, ...]
+    ) -> None:
+        """Create a waiting sequence; `arrival` orders equals, lower first."""
+        params = request.params
+        resumed = request.resumed_ids[choice] if request.resumed_ids else ()
+        self.request = request
+        self.choice = choice
+        self.arrival = arrival
+        self.state = SequenceState.WAITING
+        self.token_ids = array("i", request.prompt_ids)
+        self.token_ids.extend(resumed)
+        self.num_prompt = len(request.prompt_ids)
+        self.max_length = self.num_prompt + params.max_tokens
+        self.num_computed = 0
+        self.num_inflight = 0
+        self.num_cached = 0
+        self.num_registered = 0
+        self.pages: list[int] = []
+        self.row: int | None = None
+        self.decoding = False
+        self.is_refilling = bool(resumed)
+        self.was_admitted = False
+        self.was_started = False
+        self.leader: Sequence | None = None
+        self.finish_reason: FinishReason | None = None
+        self.grammar: Future[GrammarMatcher] | None = None
+        self.matcher: GrammarMatcher | None = None
+        self.prompt_logprobs: list[TokenLogprobs | None] = []
+        eos = () if params.ignore_eos else eos_token_ids
+        self.stop_token_ids = frozenset((*eos, *params.stop_token_ids))
+        self._hashes: list[PageHash] = []
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Sort key: best priority first, then oldest, then choice."""
+        return (self.request.priority, self.arrival, self.choice)
+
+    @property
+    def length(self) -> int:
+        """Tokens including the one in flight."""
+        return len(self.token_ids) + self.num_inflight
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens the host knows."""
+        return len(self.token_ids) - self.num_prompt
+
+    @property
+    def caches_prefix(self) -> bool:
+        """Whether pages may come from the prefix cache (prompt logprobs need every position)."""
+        return self.request.params.prompt_logprobs is None
+
+    def move_to(self, state: SequenceState) -> None:
+        """Change state.
+
+        Raises: EngineError on an illegal transition.
+        """
+        if (self.state, state) not in _LEGAL:
+            raise EngineError(
+                f"request {self.request.request_id}: {self.state.value} -> {state.value}"
+            )
+        self.state = state
+
+    def page_hashes(self, num_pages: int, page_size: int) -> list[PageHash]:
+        """Return the chain hashes of at least the first pages, whose tokens the host knows."""
+        hashes = self._hashes
+        while len(hashes) < num_pages:
+            start = len(hashes) * page_size
+            parent = hashes[-1] if hashes else root_hash(self.request.cache_salt)
+            hashes.append(chain_hash(parent, self.token_ids[start : start + page_size]))
+        return hashes
+
+    def rewind(self) -> None:
+        """Forget all progress in pages; known tokens stay (recompute after a preemption)."""
+        self.num_computed = 0
+        self.num_registered = 0
+        self.pages = []
+        self.row = None
+        self.decoding = False
+        self.is_refilling = self.num_output > 0
+        self.leader = None

@@ -1,0 +1,1 @@
+"""Text on both sides of the model: prompts to ids, tokens to text, stop strings."""

@@ -1,0 +1,1 @@
+"""Weights: found by name, fetched, converted, read and checked."""

@@ -1,0 +1,1 @@
+"""Attention over pages: decode, prompts, and the work lists between them."""

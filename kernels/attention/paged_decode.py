@@ -1,0 +1,230 @@
+"""Decode attention: one query token per sequence over its pages, shared runs read once."""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.attention.decode_items import (
+    fetch_first_tile,
+    load_item,
+    own_item,
+    shared_item,
+)
+from tokenbus.kernels.launch import (
+    dependent_launch,
+    next_power_of_2,
+    num_processors,
+    release_successor,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.attention.work_list import DecodeWork
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTuning:
+    """How the decode kernel is laid out on the chip.
+
+    `depth` and `run_depth` count tiles in flight for own and for shared pages, of `block_n` and
+    `run_block_n` tokens. `programs_per_processor` has to fit: programs that wait for a place
+    would start their share when the others are done.
+    """
+
+    depth: int
+    programs_per_processor: int
+    run_depth: int = 2
+    block_n: int = 64
+    run_block_n: int = 64
+    num_warps: int = 4
+
+
+# Bytes of a K tile for which the depths below fill the shared memory of an H100.
+_TILE_BYTES = 64 * 128 * 2
+
+
+def choose_tuning(num_rows: int, row_bytes: int, *, grouped: bool) -> DecodeTuning:
+    """Pick the layout; swept on an H200 with 64-token pages of 128 dims in bf16.
+
+    Three programs with two tiles each stream best; few rows leave no third program anything to do;
+    the stacked rows of shared runs leave registers for two.
+    """
+    block_n = min(64, max(16, _TILE_BYTES // row_bytes))
+    programs = 2 if grouped or num_rows <= 16 else 3
+    return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
+
+
+@triton.jit
+def _decode_kernel(
+    q, k_pages, v_pages, out, block_table, context_lens, items, num_items, parts, members, part_o,
+    part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap, window,
+    HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
+    RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    LISTED: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Work through every num_programs-th item of the list, back and forth.
+
+    The list is sorted, so turning round after each pass gives every program the same work: no
+    ticket counter, no round trip to memory between items.
+
+    The successor is released only after the wait: what was written before this launch's inputs is
+    then visible to the next launch over the same list, which so may look at it before its own wait.
+    """
+    if not LISTED:
+        wait_for_inputs(PDL)
+        release_successor(PDL)
+    total = tl.load(num_items) * HKV
+    num_programs = tl.num_programs(0)
+    pid = tl.program_id(0)
+    # An item's fields are on their way before the previous item is worked on; the first ones even
+    # before it is known whether there is an item, for which the list is padded.
+    place = pid
+    row, begin, end, part, num_parts, count, member = load_item(items, place // HKV, True)
+    if LISTED:
+        if place < total:
+            fetch_first_tile(k_pages, v_pages, block_table + row.to(tl.int64) * table_stride,
+                             place % HKV, page_stride, begin, D, S, BLOCK_N)  # fmt: skip
+        wait_for_inputs(PDL)
+        release_successor(PDL)
+    for first in tl.range(0, total, num_programs, num_stages=1, disable_licm=True):
+        turned = (first // num_programs) % 2 == 0
+        following = first + num_programs + tl.where(turned, num_programs - 1 - pid, pid)
+        next_row, next_begin, next_end, next_part, next_parts, next_count, next_member = load_item(
+            items, following // HKV, following < total
+        )
+        head = place % HKV
+        if place < total:
+            if GROUPED:
+                if count > 0:
+                    shared_item(row, begin, end, part, member, count, head, q, k_pages, v_pages,
+                                out, block_table, context_lens, members, parts, part_o, part_lse,
+                                arrivals, table_stride, page_stride, part_stride, scale, softcap,
+                                HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
+                                HAS_SOFTCAP, PRECISION)  # fmt: skip
+                else:
+                    own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
+                             block_table, context_lens, parts, part_o, part_lse, arrivals,
+                             table_stride, page_stride, part_stride, scale, softcap, window, HQ,
+                             HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
+                             PRECISION)  # fmt: skip
+            else:
+                own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
+                         block_table, context_lens, parts, part_o, part_lse, arrivals,
+                         table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
+                         D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
+                         PRECISION)  # fmt: skip
+        place = following
+        row, begin, end, part = next_row, next_begin, next_end, next_part
+        num_parts, count, member = next_parts, next_count, next_member
+
+
+def _check(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, work: DecodeWork
+) -> None:
+    """Refuse what the kernel would read wrongly."""
+    num_rows, num_heads, head_dim = q.shape
+    require_contiguous(q=q, k_pages=k_pages, v_pages=v_pages)
+    require(k_pages.shape == v_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
+    shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
+    given = (num_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
+    require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
+    require(k_pages.shape[3] == head_dim, f"pages have D {k_pages.shape[3]}, q has {head_dim}")
+    require(16 <= head_dim <= 256 and head_dim % 16 == 0, f"head dim {head_dim}")
+    require(k_pages.dtype == v_pages.dtype == q.dtype, f"q {q.dtype}, pages {k_pages.dtype}")
+    require(num_rows <= work.max_rows, f"{num_rows} rows, buffers hold {work.max_rows}")
+    require(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
+    require(block_table.shape[0] >= num_rows and block_table.stride(1) == 1, "block_table layout")
+
+
+def paged_decode(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    work: DecodeWork,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    listed: bool = False,
+    out: Tensor | None = None,
+    tuning: DecodeTuning | None = None,
+) -> Tensor:
+    """Attend one query token per sequence over its pages.
+
+    `work.build(context_lens)` has to run before, once per step. Window and groups are the work's.
+
+    Args:
+        q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated.
+        k_pages, v_pages: [P, Hkv, S, D], dtype of q; the current token is already in them.
+        block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
+        context_lens: [N] int32, tokens including the current one; 0 = no sequence, writes zeros.
+        listed: this function was called before since `build`, with the same table. Then a launch
+            reads the list and fetches its first pages while its predecessor still runs.
+    Returns: [N, Hq, D], dtype of q; softmax and sums in fp32. A row depends on its own tokens
+        and on the run it shares, not on the other rows or on timing.
+    Raises: KernelInputError if shapes, dtypes or layouts do not match the work list.
+    Source: split-KV as in Flash-Decoding (Dao et al. 2023), shared runs as in Hydragen
+        (Juravsky et al. 2024); twin: reference.paged_decode.
+    """
+    _check(q, k_pages, v_pages, block_table, work)
+    out = torch.empty_like(q) if out is None else out
+    require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
+    num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
+    groups = work.groups
+    row_bytes = next_power_of_2(head_dim) * q.element_size()
+    tuning = tuning or choose_tuning(q.shape[0], row_bytes, grouped=groups is not None)
+    num_programs = num_processors(q.device) * tuning.programs_per_processor
+    options = dependent_launch(q.device)
+    _decode_kernel[(num_programs,)](
+        q,
+        k_pages,
+        v_pages,
+        out,
+        block_table,
+        context_lens,
+        work.items,
+        work.num_items,
+        work.parts,
+        groups.members if groups else work.items,
+        work.part_o,
+        work.part_lse,
+        work.arrivals,
+        block_table.stride(0),
+        k_pages.stride(0),
+        work.part_stride,
+        scale,
+        softcap or 1.0,
+        work.sliding_window or 0,
+        HQ=num_heads,
+        HKV=num_kv_heads,
+        D=head_dim,
+        S=work.page_size,
+        BLOCK_N=tuning.block_n,
+        BLOCK_D=next_power_of_2(head_dim),
+        ROWS=max(16, next_power_of_2(num_heads // num_kv_heads)),
+        RUN_ROWS=groups.tile_rows if groups else 16,
+        DEPTH=tuning.depth,
+        RUN_DEPTH=tuning.run_depth,
+        RUN_BLOCK_N=tuning.run_block_n,
+        GROUPED=groups is not None,
+        HAS_WINDOW=work.sliding_window is not None,
+        HAS_SOFTCAP=softcap is not None,
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        LISTED=listed and options["PDL"],
+        num_warps=tuning.num_warps,
+        **options,
+    )
+    return out

@@ -1,0 +1,99 @@
+"""Device functions of paged prefill: fold tiles of keys into the rows of one program."""
+
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.attention.decode_tile import load_tile
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _scores(q, k, start, position, scale, softcap, window, BLOCK_N: tl.constexpr,
+            MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """Return q k^T [BLOCK_M, BLOCK_N], bent by the soft cap, -inf where a key is not visible."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if HAS_SOFTCAP:
+        # tanh(x) = 1 - 2 / (exp(2x) + 1), exact at both ends in fp32.
+        bent = tl.exp2(scores * (2.0 * scale / softcap * LOG2E))
+        scores = softcap - 2.0 * softcap / (bent + 1.0)
+    if MASKED:
+        key = start + tl.arange(0, BLOCK_N)
+        visible = key[None, :] <= position[:, None]
+        if HAS_WINDOW:
+            visible = visible & (key[None, :] > position[:, None] - window)
+        scores = tl.where(visible, scores, float("-inf"))
+    return scores
+
+
+@triton.jit
+def _rebase(m, total, acc, top, rate, MAYBE_EMPTY: tl.constexpr):
+    """Move the running state to the maximum `top` [R] and return it with its base-2 exponent."""
+    new_m = tl.maximum(m, top)
+    base = new_m * rate
+    if MAYBE_EMPTY:
+        # A tile in front of a row's window leaves its maximum at -inf: keep differences finite.
+        base = tl.where(new_m == float("-inf"), 0.0, base)
+    alpha = tl.exp2(m * rate - base)
+    return new_m, total * alpha, acc * alpha[:, None], base
+
+
+@triton.jit
+def attend_masked(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end, limit,
+                  position, m, total, acc, rate, scale, softcap, window, D: tl.constexpr,
+                   S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+                   STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                   PRECISION: tl.constexpr):  # fmt: skip
+    """Fold the tiles of [begin, end) that some row sees in part; keys from `limit` on are zero."""
+    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        k = load_tile(k_pages, table_row, head_offset, page_stride, start, limit,
+                      D, S, BLOCK_N, BLOCK_D, True, "")  # fmt: skip
+        v = load_tile(v_pages, table_row, head_offset, page_stride, start, limit,
+                      D, S, BLOCK_N, BLOCK_D, True, "")  # fmt: skip
+        scores = _scores(q, k, start, position, scale, softcap, window, BLOCK_N, True,
+                         HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+        m, total, acc, base = _rebase(m, total, acc, tl.max(scores, axis=1), rate, HAS_WINDOW)
+        p = tl.exp2(scores * rate - base[:, None])
+        total += tl.sum(p, axis=1)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return m, total, acc
+
+
+@triton.jit
+def _load_whole(pages, tiles, table_row, head, head_offset, page_stride, start, D: tl.constexpr,
+                S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
+                BLOCK_D: tl.constexpr, BULK: tl.constexpr):  # fmt: skip
+    """Load BLOCK_N tokens that all exist, by the copy engine if a tile lies inside one page."""
+    if BULK:
+        page = tl.load(table_row + start // S)
+        return tiles.load([(page * HKV + head) * S + start % S, 0])
+    return load_tile(pages, table_row, head_offset, page_stride, start, start + BLOCK_N,
+                     D, S, BLOCK_N, BLOCK_D, False, "")  # fmt: skip
+
+
+@triton.jit
+def attend_whole(q, k_pages, v_pages, k_tiles, v_tiles, table_row, head, head_offset, page_stride,
+                 begin, end, position, m, total, acc, rate, scale, softcap, D: tl.constexpr,
+                 S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
+                 BLOCK_D: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
+                 HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Fold the tiles of [begin, end) that every row sees whole.
+
+    Page ids and the tiles that they name are two levels of loads: of 5 stages, 3 tiles are held.
+    """
+    for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
+        k = _load_whole(k_pages, k_tiles, table_row, head, head_offset, page_stride, start,
+                        D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
+        scores = _scores(q, k, start, position, scale, softcap, 0, BLOCK_N, False, False,
+                         HAS_SOFTCAP, PRECISION)  # fmt: skip
+        m, total, acc, base = _rebase(m, total, acc, tl.max(scores, axis=1), rate, False)
+        p = tl.exp2(scores * rate - base[:, None])
+        v = _load_whole(v_pages, v_tiles, table_row, head, head_offset, page_stride, start,
+                        D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
+        total += tl.sum(p, axis=1)
+        acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
+    return m, total, acc

@@ -1,0 +1,1 @@
+"""Linear layers for few rows: matrix times vector, small batches, gated pairs."""

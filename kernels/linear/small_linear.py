@@ -1,0 +1,159 @@
+"""Linear layers of few rows, fused with the norm before and the gate or residual behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenbus.kernels.activation import KINDS, gated_act
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    next_power_of_2,
+    require,
+    require_contiguous,
+)
+from tokenbus.kernels.linear.matvec import matvec_kernel
+from tokenbus.kernels.linear.small_matmul import small_matmul_kernel
+from tokenbus.kernels.linear.table import LinearRole, LinearTuning, choose_tuning
+from tokenbus.kernels.norm import rms_norm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.activation import ActivationKind
+
+MAX_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """What surrounds the product: rms_norm(x) in front, + bias, act(gate) * up, + residual.
+
+    norm_weight: [K]. bias: [width of weight]. With `act` the weight holds gate and up rows,
+    [2 N, K]. residual: [M, N] float32, overwritten with the sum, of which the result is rounded.
+    """
+
+    norm_weight: Tensor | None = None
+    norm_add_one: bool = False
+    eps: float = 1e-6
+    bias: Tensor | None = None
+    act: ActivationKind | None = None
+    residual: Tensor | None = None
+
+    @property
+    def role(self) -> LinearRole:
+        """What costs most beside the product itself."""
+        if self.act is not None:
+            return LinearRole.GATED
+        if self.residual is not None:
+            return LinearRole.RESIDUAL
+        return LinearRole.PLAIN if self.norm_weight is None else LinearRole.NORM
+
+
+PLAIN = Fusion()
+
+
+def _check(x: Tensor, weight: Tensor, fusion: Fusion, num_rows: int, width_out: int) -> None:
+    """Refuse shapes that the kernels would read wrongly."""
+    require(1 <= num_rows <= MAX_ROWS, f"{num_rows} rows, the small kernels take 1 to {MAX_ROWS}")
+    require(weight.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, weight {weight.shape[1]}")
+    require(weight.dtype == x.dtype, f"x is {x.dtype}, weight is {weight.dtype}")
+    require(fusion.act is None or fusion.act in KINDS, f"unknown activation {fusion.act!r}")
+    require_contiguous(
+        x=x, weight=weight, bias=fusion.bias, residual=fusion.residual, norm=fusion.norm_weight
+    )
+    residual = fusion.residual
+    require(
+        residual is None or residual.shape == (num_rows, width_out),
+        f"residual does not have the result's shape ({num_rows}, {width_out})",
+    )
+    require(residual is None or residual.dtype == torch.float32, "residual is not float32")
+
+
+def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
+    """Compute the same through cuBLAS, one kernel per step."""
+    if fusion.norm_weight is not None:
+        x = rms_norm(x, fusion.norm_weight, fusion.eps, add_one=fusion.norm_add_one)
+    if out_dtype == torch.float32:
+        value = wide_linear(x, weight, fusion.bias)
+    else:
+        value = torch.nn.functional.linear(x, weight, fusion.bias)
+    if fusion.act is not None:
+        value = gated_act(value, fusion.act)
+    if fusion.residual is not None:
+        value = fusion.residual.add_(value)
+    return value.to(out_dtype)
+
+
+def wide_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x: [M, K], weight: [N, K], bias: [N] or None -> [M, N] float32, the sums unrounded."""
+    if x.is_cuda and x.dtype != torch.float32:
+        value = torch.mm(x, weight.T, out_dtype=torch.float32)
+        return value if bias is None else value + bias
+    return torch.nn.functional.linear(x, weight, bias).float()
+
+
+def small_linear(
+    x: Tensor,
+    weight: Tensor,
+    fusion: Fusion = PLAIN,
+    *,
+    out_dtype: torch.dtype | None = None,
+    out: Tensor | None = None,
+    tuning: LinearTuning | None = None,
+) -> Tensor:
+    """Multiply 1 to 16 rows by a weight, with what surrounds the product fused in.
+
+    Shapes for which cuBLAS is faster go through cuBLAS, unless `tuning` is given.
+
+    Args:
+        x: [M, K], contiguous, 1 <= M <= 16. weight: [N, K], or [2 N, K] with `fusion.act`.
+        out: [M, N] to write to, of the wanted dtype.
+    Returns: [M, N], dtype of x or `out_dtype`; sums and everything fused are fp32.
+    Raises: KernelInputError on other shapes. Twin: reference.fused_linear.
+    """
+    num_rows, width_in = x.shape
+    width_out = weight.shape[0] // (2 if fusion.act else 1)
+    _check(x, weight, fusion, num_rows, width_out)
+    dtype = out.dtype if out is not None else out_dtype or x.dtype
+    tuning = tuning or choose_tuning(num_rows, width_in, width_out, fusion.role)
+    if tuning is None:
+        value = _compose(x, weight, fusion, dtype)
+        return value if out is None else out.copy_(value)
+    if out is None:
+        out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
+    tensors = (x, weight, fusion.bias, fusion.residual, fusion.norm_weight, out)
+    grid = (ceil_div(width_out, tuning.width or tuning.block_n),)
+    options = {
+        "K": width_in,
+        "BLOCK_K": tuning.block_k,
+        "HAS_BIAS": fusion.bias is not None,
+        "HAS_RESIDUAL": fusion.residual is not None,
+        "HAS_NORM": fusion.norm_weight is not None,
+        "ADD_ONE": fusion.norm_add_one,
+        "ACT": fusion.act or "none",
+        "num_warps": tuning.num_warps,
+        **dependent_launch(x.device),
+    }
+    if num_rows == 1:
+        matvec_kernel[grid](*tensors, width_out, fusion.eps, ROWS=tuning.block_n, **options)
+    else:
+        early = tuning.early and options["PDL"]
+        small_matmul_kernel[grid](
+            *tensors,
+            num_rows,
+            width_out,
+            fusion.eps,
+            ROWS=16,
+            WIDTH=tuning.width or tuning.block_n,
+            BLOCK_N=tuning.block_n,
+            SLICES=tuning.slices,
+            STAGES=tuning.stages,
+            EARLY_LINES=next_power_of_2(ceil_div(width_in, 64)) if early else 0,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+            **options,
+        )
+    return out

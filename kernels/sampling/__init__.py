@@ -1,0 +1,1 @@
+"""Filter and draw: from logits to one token a row."""

@@ -1,0 +1,1 @@
+"""The clients: submit, follow and cancel jobs, blocking or async."""

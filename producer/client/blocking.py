@@ -1,0 +1,162 @@
+"""The blocking client: the same calls without an event loop, in any thread, after a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from tokenbus.producer.client.async_client import AsyncClient, Job
+from tokenbus.producer.client.blocking_stream import BlockingStream
+from tokenbus.producer.client.fork_guard import ForkGuard
+from tokenbus.producer.errors import ClientClosed
+from tokenbus.producer.settings import ClientSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator, Mapping, Sequence
+
+    from tokenbus.producer.contract.events import Event
+    from tokenbus.producer.contract.result import JobResult
+    from tokenbus.producer.contract.schema import JobRequest
+    from tokenbus.producer.errors import ProducerError
+    from tokenbus.producer.scripts.control import Webhook
+
+T = TypeVar("T")
+
+
+class _Portal:
+    """One event loop in a thread of its own, with the asynchronous client that lives there."""
+
+    def __init__(self, url: str | None, pool: str, settings: ClientSettings) -> None:
+        self.home = ForkGuard(self)
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self.loop.run_forever, name="tokenbus-client", daemon=True
+        )
+        self._thread.start()
+        try:
+            self.client = self.run(AsyncClient.connect(url, pool, settings))
+        except BaseException:
+            self._stop()
+            raise
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the loop and wait; an interrupted wait cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise ClientClosed("the client was closed during the call") from None
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Close the client and end the thread."""
+        try:
+            self.run(self.client.close())
+            self.run(_end_tasks())
+        finally:
+            self._stop()
+
+    def _stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+async def _end_tasks() -> None:
+    """Cancel what still runs in the loop, so that every thread that waits for it is told."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Client:
+    """`AsyncClient` for blocking code, with the same names; safe to share between threads.
+
+    A process that was forked from one with an open client (gunicorn's preload) connects anew on
+    its first call, except to a private embedded server, which belongs to one process.
+    """
+
+    def __init__(
+        self, url: str | None = None, pool: str = "default", settings: ClientSettings | None = None
+    ) -> None:
+        self._url = url
+        self._pool = pool
+        self._settings = settings or ClientSettings()
+        self._lock = threading.Lock()
+        self._lock_pid = os.getpid()
+        self._closed = False
+        self._open_portal: _Portal | None = _Portal(url, pool, self._settings)
+
+    @classmethod
+    def connect(
+        cls, url: str | None = None, pool: str = "default", settings: ClientSettings | None = None
+    ) -> Self:
+        """Open the server and check it. Raises: as `AsyncClient.connect`."""
+        return cls(url, pool, settings)
+
+    def submit(
+        self, prompt: str | JobRequest | None = None, *, ticket: int = 0, **fields: Any
+    ) -> Job:
+        """Queue a job. Raises: as `AsyncClient.submit`."""
+        portal = self._portal()
+        return portal.run(portal.client.submit(prompt, ticket=ticket, **fields))
+
+    def submit_many(
+        self, requests: Sequence[JobRequest | Mapping[str, Any]]
+    ) -> list[Job | ProducerError]:
+        """Queue many jobs, each accepted or refused on its own."""
+        portal = self._portal()
+        return portal.run(portal.client.submit_many(requests))
+
+    def stream(self, job_id: str, cursor: int = 0) -> Iterator[Event]:
+        """Yield the job's events after `cursor`. Raises: as `AsyncClient.stream`."""
+        portal = self._portal()
+        yield from BlockingStream(portal.client.stream(job_id, cursor), portal.loop)
+
+    def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
+        """Wait for the end of a job. Raises: as `AsyncClient.result`."""
+        portal = self._portal()
+        return portal.run(portal.client.result(job_id, timeout_s))
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel a job; False if it had ended before. Raises: as `AsyncClient.cancel`."""
+        portal = self._portal()
+        return portal.run(portal.client.cancel(job_id))
+
+    def webhook(self, job_id: str) -> Webhook | None:
+        """Return the job's webhook with every try. Raises: as `AsyncClient.webhook`."""
+        portal = self._portal()
+        return portal.run(portal.client.webhook(job_id))
+
+    def close(self) -> None:
+        """Close all connections. Safe to repeat."""
+        self._closed = True
+        portal, self._open_portal = self._open_portal, None
+        if portal is not None and portal.home.is_here:
+            portal.close()
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the client."""
+        self.close()
+
+    def _portal(self) -> _Portal:
+        """Return this process's portal; a fork has the parent's object but not its thread."""
+        if self._closed:
+            raise ClientClosed("the client is closed")
+        pid = os.getpid()
+        if self._lock_pid != pid:
+            self._lock, self._lock_pid = threading.Lock(), pid
+        with self._lock:
+            if self._open_portal is None or not self._open_portal.home.is_here:
+                self._open_portal = _Portal(self._url, self._pool, self._settings)
+            return self._open_portal

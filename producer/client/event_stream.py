@@ -1,0 +1,151 @@
+"""The events of one job as an asynchronous iterator: from the log, then live.
+
+A token costs one turn of the event loop and one frame of Python here, because a web backend pays
+that for every token of every user: no generator inside a generator, no task in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.contract.events import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from tokenbus.producer.client.hub import SubscriptionHub
+    from tokenbus.producer.client.subscription import Subscription
+
+    # Reads the log of a job after a cursor; the flag says that the job is known to exist.
+    Replay = Callable[[str, int, bool], Awaitable[Iterable[Event]]]
+
+
+class EventStream(AsyncIterator[Event]):
+    """Yields each index once and in order, the terminal event last.
+
+    What is live ends at a hole (an event that does not follow, the terminal one included) or after
+    silence; then the log is read again. A wait that is cancelled loses nothing: the stream can be
+    read on. An error ends it, as `aclose` does; a stream that is merely dropped lets its
+    subscription go when it is collected.
+    """
+
+    __slots__ = (
+        "_channel",
+        "_cursor",
+        "_heard",
+        "_hub",
+        "_is_ended",
+        "_job_id",
+        "_live",
+        "_logged",
+        "_must_read",
+        "_open_timeout_s",
+        "_replay",
+        "_silence_s",
+        "_subscription",
+    )
+
+    def __init__(
+        self,
+        hub: SubscriptionHub,
+        replay: Replay,
+        job_id: str,
+        channel: str,
+        cursor: int,
+        *,
+        open_timeout_s: float,
+        silence_s: float,
+    ) -> None:
+        self._hub = hub
+        self._replay = replay
+        self._job_id = job_id
+        self._channel = channel
+        self._cursor = cursor
+        self._open_timeout_s = open_timeout_s
+        self._silence_s = silence_s
+        self._subscription: Subscription | None = None
+        # The subscription while what it brings comes next, None while the log does.
+        self._live: Subscription | None = None
+        self._logged: deque[Event] = deque()
+        self._must_read = True
+        self._heard = cursor > 0
+        self._is_ended = False
+
+    async def __anext__(self) -> Event:
+        """Return the next event. Raises: what `AsyncClient.stream` names; StopAsyncIteration."""
+        while True:
+            live = self._live
+            if live is None:
+                event = await self._next_logged()
+                if event is None:
+                    continue
+            elif live.events:
+                event = live.take()
+            else:
+                await live.wait(self._silence_s)
+                if not live.events:
+                    self._end_live(live)
+                    continue
+                event = live.take()
+            if live is not None and event.start > self._cursor + 1:
+                self._read_again()
+            elif event.finish is not None:
+                self._end()
+                return event
+            elif event.to > self._cursor:
+                if event.start <= self._cursor:
+                    event = event.after(self._cursor)
+                self._cursor = event.to
+                return event
+
+    async def aclose(self) -> None:
+        """End the stream. Safe to repeat."""
+        self._end()
+
+    def __del__(self) -> None:
+        """Let the subscription go, whichever thread collects."""
+        if self._subscription is not None:
+            self._hub.abandon(self._subscription)
+
+    async def _next_logged(self) -> Event | None:
+        """Return the next event of the log; None once it is used up and the stream is live."""
+        if self._is_ended:
+            raise StopAsyncIteration
+        try:
+            if self._subscription is None:
+                self._subscription = await self._hub.open(self._channel, self._open_timeout_s)
+            if self._must_read:
+                self._logged.extend(await self._replay(self._job_id, self._cursor, self._heard))
+                self._must_read = False
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            self._end()
+            raise
+        self._heard = True
+        if self._logged:
+            return self._logged.popleft()
+        self._live = self._subscription
+        return None
+
+    def _end_live(self, live: Subscription) -> None:
+        """Go back to the log after a hole or silence. Raises: what the connection failed with."""
+        if live.error is not None:
+            self._end()
+            raise live.error
+        live.has_hole = False
+        self._read_again()
+
+    def _read_again(self) -> None:
+        self._live = None
+        self._must_read = True
+
+    def _end(self) -> None:
+        self._is_ended = True
+        self._live = None
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            self._hub.release(subscription)

@@ -1,0 +1,48 @@
+"""The process that made a client, and what its forks must leave alone.
+
+Parent and child of a fork share the epoll instance of the parent's event loop: a connection that
+the child's garbage collector closed would be struck off there, and the parent would never hear from
+its server again. So what a fork inherited is never destroyed in it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+
+from tokenbus.producer.errors import ClientClosed
+
+_owners: weakref.WeakSet[object] = weakref.WeakSet()
+
+
+def _keep_owners() -> None:
+    for owner in _owners:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_owners)
+
+
+class ForkGuard:
+    """Remembers the process in which `owner`, which holds connections, was made."""
+
+    __slots__ = ("pid",)
+
+    def __init__(self, owner: object) -> None:
+        self.pid = os.getpid()
+        _owners.add(owner)
+
+    @property
+    def is_here(self) -> bool:
+        """Tell whether this is that process."""
+        return self.pid == os.getpid()
+
+    def check(self) -> None:
+        """Raise ClientClosed in a fork."""
+        if not self.is_here:
+            raise ClientClosed(
+                f"this client was connected by process {self.pid}, which forked this one:"
+                " connect after the fork"
+            )

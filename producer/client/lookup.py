@@ -1,0 +1,113 @@
+"""What the server knows of a job, looked up for many streams at once.
+
+A web backend opens a stream for every user. Three calls of redis-py for each, one after the other,
+cost it ten times the CPU time of reading a token and three round trips before the first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.scripts.log import take_page
+from tokenbus.producer.scripts.queue import read_record
+from tokenbus.producer.server.cluster import ClusterRedis
+
+if TYPE_CHECKING:
+    from tokenbus.producer.contract.events import Event
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.producer.scripts.replies import JobRecord
+
+# Jobs of one round trip: more would keep the first of a crowd waiting for the last.
+_NUM_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class KnownJob:
+    """A job as the server has it; each part is None where there is none.
+
+    The record was read first, then the log, then the result: if the record is done, terminal entry
+    and result had been written before the others were read.
+    """
+
+    record: JobRecord | None
+    events: list[Event] | None
+    result: bytes | None
+
+
+@dataclass(slots=True)
+class _Question:
+    """A job that is asked for, and who waits for the three replies."""
+
+    job_id: str
+    replies: asyncio.Future[list[Any]]
+
+
+class Lookup:
+    """Reads what is known of jobs; who asks in one turn of the event loop shares a round trip."""
+
+    def __init__(self, scripts: Scripts) -> None:
+        self._scripts = scripts
+        self._questions: list[_Question] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def look(self, job_id: str, cursor: int) -> KnownJob:
+        """Return what is known of a job, of its log the events after `cursor`.
+
+        Raises: TimeoutError, redis.ConnectionError, redis.ResponseError.
+        """
+        queue, log = self._scripts.queue, self._scripts.log
+        if isinstance(self._scripts.redis, ClusterRedis):
+            # Record and log may lie on two nodes, which keep no order between them.
+            record = await queue.record(job_id)
+            events = await log.events(job_id, cursor)
+            return KnownJob(record, events, await log.result(job_id))
+        fields, page, result = await self._ask(job_id)
+        found: list[Event] = []
+        events = found if page else None
+        if take_page(job_id, cursor, page, found):
+            found.reverse()
+        else:
+            events = await log.events(job_id, cursor)
+        return KnownJob(read_record(job_id, fields), events, result)
+
+    async def _ask(self, job_id: str) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        question = _Question(job_id, loop.create_future())
+        if not self._questions:
+            loop.call_soon(self._send)
+        self._questions.append(question)
+        async with asyncio.timeout(self._scripts.timeout_s):
+            return await question.replies
+
+    def _send(self) -> None:
+        questions, self._questions = self._questions, []
+        for first in range(0, len(questions), _NUM_TOGETHER):
+            part = questions[first : first + _NUM_TOGETHER]
+            task = asyncio.get_running_loop().create_task(self._run(part))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, questions: list[_Question]) -> None:
+        """Answer questions with the replies, or with the error that came instead."""
+        queue, log = self._scripts.queue, self._scripts.log
+        pipeline: Any = self._scripts.redis.pipeline(transaction=False)
+        for question in questions:
+            pipeline.execute_command(*queue.record_command(question.job_id))
+            pipeline.execute_command(*log.page_command(question.job_id))
+            pipeline.execute_command(*log.result_command(question.job_id))
+        try:
+            async with asyncio.timeout(self._scripts.timeout_s):
+                replies = await pipeline.execute(raise_on_error=False)
+        except Exception as error:
+            replies = [error] * 3 * len(questions)
+        for number, question in enumerate(questions):
+            if question.replies.done():
+                continue
+            answer = replies[3 * number : 3 * number + 3]
+            refusal = next((reply for reply in answer if isinstance(reply, Exception)), None)
+            if refusal is None:
+                question.replies.set_result(answer)
+            else:
+                question.replies.set_exception(refusal)

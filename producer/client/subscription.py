@@ -1,0 +1,123 @@
+"""The live events of one job on their way to one stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.client.wakeup import Wakeup
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from tokenbus.producer.contract.events import Event
+
+# From this many waiting events on, neighbours are merged.
+_MERGE_FROM = 4
+
+
+class Subscription:
+    """Holds what was not taken yet, bounded in tokens.
+
+    `has_hole` says that something is missing after what waits: the log has to be read. `error` is
+    what the connection failed with for good.
+    """
+
+    __slots__ = (
+        "_loop",
+        "_max_tokens",
+        "_num_tokens",
+        "_timer",
+        "_waiting_since",
+        "_wakeup",
+        "channel",
+        "error",
+        "events",
+        "has_hole",
+    )
+
+    def __init__(self, channel: bytes, max_tokens: int) -> None:
+        """Belong to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._wakeup = Wakeup(self._loop)
+        self.channel = channel
+        self.events: deque[Event] = deque()
+        self.has_hole = False
+        self.error: Exception | None = None
+        self._max_tokens = max_tokens
+        self._num_tokens = 0
+        self._waiting_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def put(self, event: Event) -> None:
+        """Add a live event and run the task on that waits for it.
+
+        A consumer that is too slow gets a hole instead of a long buffer.
+        """
+        if self.has_hole:
+            return
+        self._num_tokens += len(event.ids)
+        if self._num_tokens > self._max_tokens:
+            self.break_off()
+            return
+        events = self.events
+        if len(events) >= _MERGE_FROM:
+            merged = events[-1].merged(event)
+            if merged is not None:
+                events[-1] = merged
+                return
+        events.append(event)
+        self._wakeup.ring()
+
+    def take(self) -> Event:
+        """Return the oldest event; there is one."""
+        event = self.events.popleft()
+        self._num_tokens -= len(event.ids)
+        return event
+
+    def break_off(self) -> None:
+        """Forget what waits: the log has to be read."""
+        self.events.clear()
+        self._num_tokens = 0
+        self.has_hole = True
+        self._wakeup.ring_soon()
+
+    def fail(self, error: Exception) -> None:
+        """Let the stream raise `error` once it has taken what waits."""
+        self.error = error
+        self._wakeup.ring_soon()
+
+    def stop(self) -> None:
+        """Let go of the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def wait(self, silence_s: float) -> Awaitable[None]:
+        """Return what ends once there is an event, a hole, an error, or silence for so long.
+
+        Raises: RuntimeError where another waits already.
+        """
+        wakeup = self._wakeup
+        if wakeup.is_awaited:
+            raise RuntimeError("the stream is being read by another task")
+        if self.has_hole or self.error is not None:
+            done = self._loop.create_future()
+            done.set_result(None)
+            return done
+        self._waiting_since = monotonic()
+        if self._timer is None:
+            self._timer = self._loop.call_later(silence_s, self._look, silence_s)
+        return wakeup
+
+    def _look(self, silence_s: float) -> None:
+        """End a wait that was silent; one timer serves all waits of that time, which are many."""
+        self._timer = None
+        if not self._wakeup.is_awaited:
+            return
+        left_s = self._waiting_since + silence_s - monotonic()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look, silence_s)
+        else:
+            self._wakeup.ring()

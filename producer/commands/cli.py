@@ -1,0 +1,192 @@
+"""The command `tokenbus`: reads arguments, imports the sub-command on use, turns errors into codes.
+
+Exit codes: 0 done, 1 the work failed, 2 wrong input or a missing extra, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.commands import arguments
+from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and leave."""
+        from importlib.metadata import version
+
+        print(f"tokenbus {version('tokenbus')}")
+        parser.exit(0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe every sub-command; nothing but argparse is imported."""
+    parser = Parser(prog="tokenbus", description="LLM jobs through a Redis queue, by the busload.")
+    parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS,
+        help="print the version and exit")  # fmt: skip
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    demo = commands.add_parser("demo", help="two dozen shop jobs through a real model, live")
+    arguments.add_demo(demo)
+    demo.set_defaults(run=_run_demo)
+    worker = commands.add_parser("worker", help="pull jobs and generate until told to stop")
+    arguments.add_worker(worker)
+    worker.set_defaults(run=_run_worker)
+    submit = commands.add_parser("submit", help="queue a prompt and stream the answer")
+    arguments.add_submit(submit)
+    submit.set_defaults(run=_run_submit)
+    status = commands.add_parser("status", help="tell what waits and which workers live")
+    arguments.add_status(status)
+    status.set_defaults(run=_run_status)
+    dead = commands.add_parser("dead", help="look at dead letters, retry or delete them")
+    arguments.add_dead(dead)
+    dead.set_defaults(run=_run_dead)
+    control = commands.add_parser("control", help="run crons and webhooks, or the arq adapter")
+    arguments.add_control(control)
+    control.set_defaults(run=_run_control, extra="control")
+    model = commands.add_parser("model", help="fetch models")
+    model_commands = model.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
+    pull.add_argument("alias", help="name of the model (required): smollm2-135m")
+    pull.set_defaults(run=_run_pull)
+    bench = commands.add_parser("bench", help="measure")
+    benches = bench.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    # The benches have options of their own, --help among them; the engine's stands alone.
+    engine = benches.add_parser("engine", help="fixed workloads without a queue", add_help=False)
+    engine.set_defaults(run=_run_bench_engine, takes_rest=True)
+    cpu = benches.add_parser("cpu", help="engines side by side on this CPU", add_help=False)
+    cpu.set_defaults(run=_run_bench_cpu, takes_rest=True)
+    pool = benches.add_parser("pool", help="load through the real queue", add_help=False)
+    pool.set_defaults(run=_run_bench_pool, takes_rest=True)
+    return parser
+
+
+def _run_demo(args: argparse.Namespace) -> int:
+    from tokenbus.worker.demo.command import DemoOptions, run_demo
+
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    return run_demo(DemoOptions(**given))
+
+
+def _run_worker(args: argparse.Namespace) -> int:
+    from tokenbus.worker.settings import WorkerSettings
+    from tokenbus.worker.supervisor import run_worker
+
+    given = {name: value for name, value in vars(args).items() if name != "run"}
+    return run_worker(WorkerSettings.load(**given))
+
+
+def _run_submit(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.submit import run_submit
+
+    return run_submit(args)
+
+
+def _run_status(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.status import run_status
+
+    return run_status(args.redis, args.pool, here=args.here)
+
+
+def _run_dead(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.dead_letters import run_dead
+    from tokenbus.producer.errors import RequestInvalid
+
+    if args.action != "list" and bool(args.names) == args.all:
+        raise RequestInvalid("id", "name the dead letters, or give --all")
+    return run_dead(args.redis, args.pool, args.action, args.names, args.limit)
+
+
+def _run_control(args: argparse.Namespace) -> int:
+    from tokenbus.worker.control.service import run_control
+    from tokenbus.worker.control.settings import ControlSettings
+
+    beside = ("run", "role", "extra")
+    given = {name: value for name, value in vars(args).items() if name not in beside}
+    return run_control(args.role, ControlSettings.load(**given))
+
+
+def _run_pull(args: argparse.Namespace) -> int:
+    from tokenbus.engine.weights.model_store import pull
+    from tokenbus.producer.terminal import ProgressLine
+
+    print(pull(args.alias, ProgressLine(args.alias)))
+    return 0
+
+
+def _run_bench_engine(args: argparse.Namespace) -> int:
+    from tokenbus.engine.bench.command import run_bench
+
+    return run_bench(args.rest)
+
+
+def _run_bench_cpu(args: argparse.Namespace) -> int:
+    from tokenbus.engine.bench.cpu_command import run_bench
+
+    return run_bench(args.rest)
+
+
+def _run_bench_pool(args: argparse.Namespace) -> int:
+    from tokenbus.worker.bench.arguments import run_bench
+
+    return run_bench(args.rest)
+
+
+def _exit_code(error: Exception) -> int | None:
+    """Tell an error that was raised on purpose from a bug of ours, which is None."""
+    from tokenbus.engine.errors import EngineError, ModelNotFound
+    from tokenbus.producer.errors import ProducerError, RequestInvalid, UrlInvalid
+    from tokenbus.worker.errors import EngineStartFailed, SettingsInvalid, WorkerError
+
+    if isinstance(error, EngineStartFailed) and error.kind == ModelNotFound.__name__:
+        return EXIT_WRONG_INPUT
+    if isinstance(error, RequestInvalid | UrlInvalid | SettingsInvalid | ModelNotFound):
+        return EXIT_WRONG_INPUT
+    return EXIT_FAILED if isinstance(error, ProducerError | EngineError | WorkerError) else None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if getattr(args, "takes_rest", False):
+        args.rest = rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        code: int = args.run(args)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output is gone; Python must not fail again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except ModuleNotFoundError as error:
+        if (error.name or "tokenbus").startswith("tokenbus"):
+            raise
+        extra = getattr(args, "extra", "worker")
+        message = f"this command needs {error.name}: pip install 'tokenbus[{extra}]'"
+        print(f"tokenbus: {message}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+    except Exception as error:
+        known = _exit_code(error)
+        if known is None:
+            raise
+        print(f"tokenbus: {error}", file=sys.stderr)
+        return known
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""From a request to what the queue stores: ids and seeds drawn, costs weighed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.contract.prefix_key import prefix_key
+from tokenbus.producer.contract.schema import SEED_BITS, JobRequest
+from tokenbus.producer.contract.token_ids import pack_ids
+from tokenbus.producer.scripts import NewJob
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def new_job(
+    request: JobRequest, weight: float = 1.0, job_id: str = "", num_shards: int = 1
+) -> NewJob:
+    """Turn a request into what the queue stores; draws the job id and the seed where open.
+
+    The id says which of `num_shards` holds the job's log.
+
+    The digest that tells a repeated submit from a conflicting one covers neither of the two.
+    """
+    ids = request.token_ids
+    told = request.model_copy(update={"id": None, "token_ids": None}).dump().encode()
+    digest = hashlib.sha256(told + (b"" if ids is None else pack_ids(ids))).hexdigest()
+    chosen_id = request.id or job_id or f"s{secrets.randbelow(num_shards)}-{secrets.token_hex(12)}"
+    drawn: dict[str, Any] = {"id": chosen_id}
+    if request.seed is None:
+        drawn["seed"] = secrets.randbits(SEED_BITS)
+    key = request.idempotency_key
+    return NewJob(
+        job_id=chosen_id,
+        tenant=request.tenant,
+        priority=request.priority,
+        prompt_tokens=request.estimate_prompt_tokens(),
+        output_tokens=request.max_tokens,
+        n=request.n,
+        request=request.model_copy(update=drawn).dump(),
+        digest=digest[:32],
+        idempotency=_idempotency(request.tenant, key) if key is not None else "",
+        weight=weight,
+        deadline_ms=None if request.deadline_s is None else int(request.deadline_s * 1000),
+        not_before_ms=int((request.not_before_s or 0) * 1000),
+        prefix=prefix_key(request),
+        callback=_callback(request),
+    )
+
+
+def _callback(request: JobRequest) -> str:
+    """Return what the webhook needs of the request, which goes when the job ends."""
+    if request.callback_url is None:
+        return ""
+    wire = {"url": request.callback_url, "metadata": request.metadata}
+    return json.dumps(wire, separators=(",", ":"))
+
+
+def _idempotency(tenant: str, key: str) -> str:
+    """Return the name under which a tenant's key is remembered."""
+    return hashlib.sha256(f"{tenant}\n{key}".encode()).hexdigest()[:40]
+
+
+def as_request(
+    given: str | JobRequest | Mapping[str, Any] | None, fields: dict[str, Any]
+) -> JobRequest:
+    """Check what the caller gave."""
+    if isinstance(given, JobRequest):
+        return given if not fields else JobRequest.build(**(given.model_dump() | fields))
+    if given is None:
+        return JobRequest.build(**fields)
+    if isinstance(given, str):
+        return JobRequest.build(prompt=given, **fields)
+    return JobRequest.build(**given)

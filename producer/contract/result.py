@@ -1,0 +1,194 @@
+"""The result of a job: one JSON value that replaces its log, exact enough to resume from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.contract.events import Event, Finish, ToolCall
+from tokenbus.producer.contract.fast_json import to_json
+from tokenbus.producer.contract.schema import WIRE_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The whole output of one choice.
+
+    `stop_reason` is the stop string or stop id that ended it, None for the model's own end or for
+    length.
+    """
+
+    index: int
+    text: str
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+    logprobs: tuple[Any, ...] = ()
+    reason: str = ""
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """Everything a job generated, and how it ended.
+
+    `runs` lists (choice, first index, last index) in index order: which choice each token index
+    of the job belongs to. `prompt_logprobs` has an entry per prompt token, in the form of a token's
+    logprobs, None for the first; it is empty unless it was asked for, and where the job was ended
+    by anyone but its worker.
+    """
+
+    job_id: str
+    epoch: int
+    finish: Finish
+    choices: tuple[Choice, ...]
+    runs: tuple[tuple[int, int, int], ...]
+    prompt_logprobs: tuple[Any, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """Return the text of the first choice."""
+        return self.choices[0].text if self.choices else ""
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """Return the tool calls of the first choice."""
+        return tuple(call for call in self.finish.tool_calls if call.choice == 0)
+
+    @property
+    def content(self) -> str:
+        """Return the text of the first choice without its tool calls."""
+        calls = self.tool_calls
+        return self.text[: calls[0].at] if calls else self.text
+
+    @property
+    def last(self) -> int:
+        """Return the index of the last token."""
+        return self.runs[-1][2] if self.runs else 0
+
+    def dump(self) -> str:
+        """Return the JSON value that is stored."""
+        wire: dict[str, Any] = {
+            "v": WIRE_VERSION,
+            "job": self.job_id,
+            "epoch": self.epoch,
+            "choices": [_dump_choice(choice) for choice in self.choices],
+            "runs": [list(run) for run in self.runs],
+        }
+        if self.prompt_logprobs:
+            wire["prompt_logprobs"] = list(self.prompt_logprobs)
+        has_logprobs = self.prompt_logprobs or any(choice.logprobs for choice in self.choices)
+        # Numbers that JSON has no name for are written as Python's reader takes them.
+        head = (
+            json.dumps(wire, separators=(",", ":"), ensure_ascii=False)
+            if has_logprobs
+            else (to_json(wire).decode())
+        )
+        return f'{head[:-1]},"finish":{self.finish.dump()}}}'
+
+    @classmethod
+    def parse(cls, text: bytes | str) -> JobResult:
+        """Read what `dump` wrote."""
+        wire = json.loads(text)
+        finish = Finish.from_wire(wire["finish"])
+        return cls(
+            job_id=wire["job"],
+            epoch=wire["epoch"],
+            finish=finish,
+            choices=tuple(
+                Choice(
+                    number,
+                    choice["text"],
+                    tuple(choice["ids"]),
+                    tuple(choice["ends"]),
+                    tuple(choice.get("logprobs", ())),
+                    choice["reason"],
+                    finish.stop_reason_of(number),
+                )
+                for number, choice in enumerate(wire["choices"])
+            ),
+            runs=tuple((run[0], run[1], run[2]) for run in wire["runs"]),
+            prompt_logprobs=tuple(wire.get("prompt_logprobs", ())),
+        )
+
+    def events(self, cursor: int) -> Iterator[Event]:
+        """Replay the job after `cursor` as its readers would have seen it, merged per run."""
+        done = [0] * len(self.choices)
+        for number, start, to in self.runs:
+            choice, first = self.choices[number], done[number]
+            last = first + to - start + 1
+            done[number] = last
+            if to <= cursor:
+                continue
+            event = Event(
+                self.job_id,
+                self.epoch,
+                number,
+                start,
+                to,
+                text=choice.text[choice.ends[first - 1] if first else 0 : choice.ends[last - 1]],
+                ids=choice.ids[first:last],
+                ends=choice.ends[first:last],
+                logprobs=choice.logprobs[first:last],
+            )
+            yield event.after(cursor)
+        yield Event(self.job_id, self.epoch, 0, self.last + 1, self.last, finish=self.finish)
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A choice while its events are put together."""
+
+    text: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+
+
+def build_result(
+    job_id: str, epoch: int, events: Iterable[Event], finish: Finish, num_choices: int = 1
+) -> JobResult:
+    """Put a job's token events, given in index order, together to its result."""
+    growing = [_Growing() for _ in range(num_choices)]
+    runs: list[tuple[int, int, int]] = []
+    for event in events:
+        while event.choice >= len(growing):
+            growing.append(_Growing())
+        choice = growing[event.choice]
+        choice.text.append(event.text)
+        choice.ids.extend(event.ids)
+        choice.ends.extend(event.ends)
+        choice.logprobs.extend(event.logprobs)
+        if runs and runs[-1][0] == event.choice and runs[-1][2] + 1 == event.start:
+            runs[-1] = (event.choice, runs[-1][1], event.to)
+        else:
+            runs.append((event.choice, event.start, event.to))
+    reasons = finish.choices or (finish.reason,) * len(growing)
+    choices = tuple(
+        Choice(
+            number,
+            "".join(part.text),
+            tuple(part.ids),
+            tuple(part.ends),
+            tuple(part.logprobs),
+            reasons[number] if number < len(reasons) else finish.reason,
+            finish.stop_reason_of(number),
+        )
+        for number, part in enumerate(growing)
+    )
+    return JobResult(job_id, epoch, finish, choices, tuple(runs))
+
+
+def _dump_choice(choice: Choice) -> dict[str, Any]:
+    wire: dict[str, Any] = {
+        "text": choice.text,
+        "ids": list(choice.ids),
+        "ends": list(choice.ends),
+        "reason": choice.reason,
+    }
+    if choice.logprobs:
+        wire["logprobs"] = list(choice.logprobs)
+    return wire

@@ -1,0 +1,228 @@
+"""The request as it travels: one JSON object, wire version 1."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tokenbus.producer.contract.keys import JOB_ID_PATTERN, NAME_PATTERN
+from tokenbus.producer.contract.token_ids import TokenId, TokenIds  # noqa: TC001 - pydantic reads them
+from tokenbus.producer.errors import RequestInvalid, SchemaMismatch
+
+WIRE_VERSION = 1
+MAX_TOKENS_LIMIT = 1_000_000
+MAX_WAIT_S = 30 * 24 * 3600.0
+SEED_BITS = 63
+# Bytes per token of English text under the vocabularies of current models; rounded down so that
+# the estimate errs to the safe side.
+BYTES_PER_TOKEN = 3
+# Tokens a chat template adds around one message.
+TEMPLATE_TOKENS = 8
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
+
+ShortText = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+def _check_callback(url: str) -> str:
+    """Check what can be told without looking the host up; the control service does the rest."""
+    if any(character <= " " or character == "\x7f" for character in url):
+        raise ValueError("holds blanks or control characters")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("has to begin with https:// or http://")
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("names no host")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("holds credentials; check the signature instead")
+    return url
+
+
+CallbackUrl = Annotated[str, Field(max_length=2048), AfterValidator(_check_callback)]
+
+_STRICT = ConfigDict(
+    extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
+)
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    model_config = _STRICT
+
+    role: Name
+    content: str | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class Grammar(BaseModel):
+    """A constraint on the whole output; `source` is JSON for `json_schema` and `choice`."""
+
+    model_config = _STRICT
+
+    kind: Literal["json_schema", "regex", "choice", "lark"]
+    source: str = Field(min_length=1, max_length=262_144)
+
+
+class ToolFunction(BaseModel):
+    """A function that the model may call; `parameters` is the JSON schema of its arguments."""
+
+    model_config = _STRICT
+
+    name: str = Field(pattern=TOOL_NAME_PATTERN)
+    description: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    """A tool as chat APIs spell it; arguments satisfy their schema whatever `strict` says."""
+
+    model_config = _STRICT
+
+    type: Literal["function"] = "function"
+    function: ToolFunction
+
+
+class NamedTool(BaseModel):
+    """A `tool_choice` that asks for calls of one tool."""
+
+    model_config = _STRICT
+
+    name: str = Field(pattern=TOOL_NAME_PATTERN)
+
+
+class JobRequest(BaseModel):
+    """A generation job: one of prompt, messages or token_ids, and how to sample.
+
+    `token_ids` is a list, or the base64 of little-endian int32, as which it is stored.
+    `deadline_s` and `not_before_s` count from the moment the server accepts the job. Sampling
+    fields mean what they mean in the engine; `seed` None is drawn when the job is submitted. With
+    `tools` and a `tool_choice` of auto, required or {"name": …}, what is called is one of them with
+    arguments that satisfy its schema; none leaves the tools out of the prompt.
+    `callback_url` gets a signed POST from the control service once the job has ended.
+    """
+
+    model_config = _STRICT
+
+    v: int = Field(default=WIRE_VERSION, ge=WIRE_VERSION, le=WIRE_VERSION)
+    id: Annotated[str, Field(pattern=JOB_ID_PATTERN)] | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    token_ids: TokenIds | None = None
+    tenant: Name = "default"
+    priority: int = Field(default=1, ge=0, le=2)
+    deadline_s: float | None = Field(default=None, gt=0, le=MAX_WAIT_S)
+    not_before_s: float | None = Field(default=None, ge=0, le=MAX_WAIT_S)
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=256)
+    cache_group: Name | None = None
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=32)
+    traceparent: str | None = Field(default=None, max_length=128)
+    callback_url: CallbackUrl | None = None
+
+    n: int = Field(default=1, ge=1, le=64)
+    max_tokens: int = Field(default=128, ge=1, le=MAX_TOKENS_LIMIT)
+    min_tokens: int = Field(default=0, ge=0, le=MAX_TOKENS_LIMIT)
+    temperature: float = Field(default=1.0, ge=0, le=100)
+    top_k: int = Field(default=0, ge=0, le=2**31 - 1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
+    presence_penalty: float = Field(default=0.0, ge=-100, le=100)
+    frequency_penalty: float = Field(default=0.0, ge=-100, le=100)
+    logit_bias: dict[TokenId, float] = Field(default_factory=dict, max_length=1024)
+    bad_words: list[Annotated[list[TokenId], Field(min_length=1)]] = Field(
+        default_factory=list, max_length=256
+    )
+    seed: int | None = Field(default=None, ge=0, lt=2**SEED_BITS)
+    stop: list[ShortText] = Field(default_factory=list, max_length=64)
+    include_stop: bool = False
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=64)
+    ignore_eos: bool = False
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    grammar: Grammar | None = None
+    tools: list[Tool] | None = Field(default=None, min_length=1, max_length=128)
+    tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
+    parallel_tool_calls: bool = True
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        """Check what no single field can tell."""
+        inputs = [self.prompt, self.messages, self.token_ids]
+        if sum(given is not None for given in inputs) != 1:
+            raise ValueError("prompt: give exactly one of prompt, messages and token_ids")
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens: {self.min_tokens} exceeds max_tokens {self.max_tokens}")
+        if self.tools is not None and self.messages is None:
+            raise ValueError("tools: only together with messages")
+        if self.tools is None and self.tool_choice not in ("auto", "none"):
+            raise ValueError("tool_choice: only together with tools")
+        if self.tools is not None and self.grammar is not None and self.tool_choice != "none":
+            raise ValueError("grammar: not together with tools, unless tool_choice is none")
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools: two have the same name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.name not in names:
+            raise ValueError(f"tool_choice: {self.tool_choice.name} is not among the tools")
+        return self
+
+    @classmethod
+    def build(cls, **fields: Any) -> Self:
+        """Check a request given as Python values.
+
+        Raises: RequestInvalid naming the field; SchemaMismatch for another wire version.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise _invalid(error) from None
+
+    @classmethod
+    def parse(cls, text: bytes | str) -> Self:
+        """Check a request given as JSON.
+
+        Raises: RequestInvalid naming the field (`job` if it is no JSON object); SchemaMismatch.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise _invalid(error) from None
+
+    def dump(self) -> str:
+        """Return the JSON that is stored and sent, defaults left out."""
+        wire = self.model_dump_json(exclude_defaults=True)
+        return f'{{"v":{WIRE_VERSION}' + ("}" if wire == "{}" else "," + wire[1:])
+
+    def estimate_prompt_tokens(self) -> int:
+        """Estimate the prompt's length from its bytes; exact for token ids."""
+        if self.token_ids is not None:
+            return len(self.token_ids)
+        if self.prompt is not None:
+            return len(self.prompt.encode("utf-8", "replace")) // BYTES_PER_TOKEN + 1
+        texts = [m.model_dump_json(exclude_defaults=True) for m in self.messages or ()]
+        if self.tool_choice != "none":
+            texts += [tool.model_dump_json(exclude_none=True) for tool in self.tools or ()]
+        num_bytes = sum(len(text.encode()) for text in texts)
+        return num_bytes // BYTES_PER_TOKEN + TEMPLATE_TOKENS * len(texts)
+
+
+def _invalid(error: ValidationError) -> RequestInvalid:
+    """Turn the first finding into one sentence that names the field."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    # Of a union the path names the member that was tried, which is no field.
+    path = [str(part) for part in first["loc"] if not str(part).startswith("literal[")]
+    if not path and first["type"] == "value_error" and ": " in message:
+        head, message = message.split(": ", 1)
+        path = [head]
+    field = ".".join(path) or "job"
+    if field == "v":
+        return SchemaMismatch("v", f"this release speaks wire version {WIRE_VERSION}")
+    return RequestInvalid(field, message)

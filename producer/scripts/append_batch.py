@@ -1,0 +1,90 @@
+"""New tokens of several jobs, packed for one call of the append script."""
+
+from __future__ import annotations
+
+from json.encoder import encode_basestring_ascii as quoted
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tokenbus.producer.contract.schema import WIRE_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# A log's belt is renewed whenever its index passes a multiple of this.
+_BELT_TOKENS = 256
+# Values per job, in the order in which the script unpacks them.
+COLUMNS = 7
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class AppendBatch:
+    """Builds the argument of the append script.
+
+    A job takes seven values: id, first index, entry id, number of entries its log has, whether to
+    renew the belt, the log entry and the public message. The server only passes the last two on.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self) -> None:
+        self._values: list[Any] = []
+
+    def __len__(self) -> int:
+        """Count the jobs."""
+        return len(self._values) // COLUMNS
+
+    def add_one(
+        self, job_id: str, epoch: int, index: int, token: tuple[int, str, int, int], entries: int
+    ) -> None:
+        """Add one token without logprobs: choice, text, id, end. Most calls consist of those."""
+        choice, text, token_id, end = token
+        shown = quoted(text)
+        self._values += (
+            job_id,
+            index,
+            f"{epoch}-{index}",
+            entries,
+            0 if index % _BELT_TOKENS else 1,
+            f"[{choice},{index},{shown},[{token_id}],[{end}]]",
+            f'{{"v":{WIRE_VERSION},"job":"{job_id}","epoch":{epoch},"choice":{choice},'
+            f'"from":{index},"to":{index},"text":{shown},"ids":[{token_id}],"ends":[{end}]}}',
+        )
+
+    def add(
+        self,
+        job_id: str,
+        epoch: int,
+        choice: int,
+        start: int,
+        text: str,
+        ids: Sequence[int],
+        ends: Sequence[int],
+        logprobs: str = "",
+        entries: int = 0,
+    ) -> None:
+        """Add tokens `start`… of one choice.
+
+        `logprobs` is a JSON array or empty; `entries` is the number of entries that the log has if
+        nobody else wrote, 0 if that is not known.
+        """
+        id_list, end_list = ",".join(map(str, ids)), ",".join(map(str, ends))
+        to = start + len(ids) - 1
+        shown = quoted(text)
+        extra, named = (f",{logprobs}", f',"logprobs":{logprobs}') if logprobs else ("", "")
+        self._values += (
+            job_id,
+            start,
+            f"{epoch}-{to}",
+            entries,
+            int(to // _BELT_TOKENS > (start - 1) // _BELT_TOKENS),
+            f"[{choice},{start},{shown},[{id_list}],[{end_list}]{extra}]",
+            f'{{"v":{WIRE_VERSION},"job":"{job_id}","epoch":{epoch},"choice":{choice},'
+            f'"from":{start},"to":{to},"text":{shown},"ids":[{id_list}],"ends":[{end_list}]{named}}}',
+        )
+
+    def pack(self) -> bytes:
+        """Return the argument."""
+        return _encode(self._values)

@@ -1,0 +1,153 @@
+"""Sequences of scripts that end a job, safe for anyone to start and to leave half-way.
+
+The log decides: the terminal entry is the commit, all that follows is completion and may be
+repeated by anyone. Every chain stops where its last answer is older than `STALE_ANSWER_S`; the
+ending tick of any worker then goes on from what the server holds (R10).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.contract.events import Event, Finish, Usage
+from tokenbus.producer.contract.result import build_result
+from tokenbus.producer.scripts import STALE_ANSWER_S, End, Scripts, Takeover
+from tokenbus.producer.scripts.replies import Ending, LogStatus, Orphan, RequeueStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The record outlives log and result by this much, so that a job id is never free while they are.
+RECORD_MARGIN_MS = 5_000
+# A zombie may append between our read and our end; each try means that it got one in.
+MAX_END_TRIES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How long log and result of an ended job stay, in ms."""
+
+    log_ms: int = 120_000
+    result_ms: int = 3_600_000
+
+
+class JobCompletion:
+    """The chains of one client or worker.
+
+    `clock` gives monotonic seconds, for the age of answers only.
+    """
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        retention: Retention | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scripts = scripts
+        self._retention = retention or Retention()
+        self._clock = clock
+
+    async def complete(self, job_id: str, finish: str) -> None:
+        """Complete a job whose terminal entry stands in the log, with that entry's finish (R9)."""
+        parsed = Finish.parse(finish)
+        usage = parsed.usage
+        actual = usage.prompt_tokens + usage.completion_tokens
+        await self._scripts.lease.complete(job_id, finish, actual, failed=parsed.reason == "failed")
+        await self._let_expire(job_id)
+
+    async def end_unowned(self, ending: Ending, answered_at: float) -> str | None:
+        """End and complete a job in `ending`; `answered_at` is when the server named it.
+
+        Returns: the finish that stands, or None where the answer grew too old or another epoch
+        owns the log: the tick goes on then.
+        """
+        if ending.done:
+            await self._let_expire(ending.job_id)
+            return ending.finish
+        finish = Finish.parse(ending.finish)
+        for _ in range(MAX_END_TRIES):
+            events = await self._scripts.log.events(ending.job_id) or []
+            if self._clock() - answered_at > STALE_ANSWER_S:
+                return None
+            [reply] = await self._scripts.log.end([_unowned_end(ending, finish, events)])
+            if reply.status in (LogStatus.OK, LogStatus.TERMINAL):
+                await self.complete(ending.job_id, reply.finish)
+                return reply.finish
+            if reply.status is LogStatus.FENCED:
+                lifted = await self._scripts.queue.raise_epoch(ending.job_id, reply.epoch)
+                if lifted is None or lifted.done:
+                    return None
+                ending = lifted
+        return None
+
+    async def cancel(self, job_id: str) -> str:
+        """Cancel a job.
+
+        Returns: `unknown`, `done` (it had ended before), `over` (so it had, and its owner is about
+        to complete it), `held` (its owner ends it), `ended`, or `ending` where somebody else has
+        to: the tick does.
+        """
+        asked_at = self._clock()
+        reply = await self._scripts.queue.cancel(job_id)
+        if reply.status == "held":
+            # Behind all indices: only an end may follow.
+            events = await self._scripts.log.events(job_id, sys.maxsize)
+            end = events[-1].finish if events else None
+            return "held" if end is None or end.reason == "cancelled" else "over"
+        if reply.ending is None:
+            return reply.status
+        finish = await self.end_unowned(reply.ending, asked_at)
+        if finish is None:
+            return "ending"
+        return "ended" if Finish.parse(finish).reason == "cancelled" else "done"
+
+    async def tick(self) -> bool:
+        """Run one tick and end what it found; True if more is due."""
+        asked_at = self._clock()
+        reply = await self._scripts.queue.tick()
+        for ending in reply.endings:
+            await self.end_unowned(ending, asked_at)
+        return reply.more
+
+    async def reap(self, reaper: str, orphan: Orphan, answered_at: float) -> RequeueStatus | None:
+        """Fence a dead worker's log and give its job back, counting a crash.
+
+        Returns: None where the answer grew too old or the job had ended and was completed.
+        """
+        if self._clock() - answered_at > STALE_ANSWER_S:
+            return None
+        epoch = orphan.epoch + 1
+        [reply] = await self._scripts.log.takeover(
+            [Takeover(orphan.job_id, epoch, reaper, create=False)]
+        )
+        if reply.status is LogStatus.TERMINAL:
+            await self.complete(orphan.job_id, reply.finish)
+            return None
+        return await self._scripts.lease.requeue(
+            orphan.worker,
+            orphan.job_id,
+            orphan.epoch,
+            marker_epoch=max(epoch, reply.epoch),
+            num_logged=reply.last,
+            crashed=True,
+        )
+
+    async def _let_expire(self, job_id: str) -> None:
+        """Take the last two steps of completion."""
+        keep = self._retention
+        await self._scripts.log.retain(job_id, keep.log_ms, keep.result_ms)
+        ttl_ms = max(keep.log_ms, keep.result_ms) + RECORD_MARGIN_MS
+        await self._scripts.queue.expire_record(job_id, ttl_ms)
+
+
+def _unowned_end(ending: Ending, finish: Finish, events: list[Event]) -> End:
+    """Put the end of a job together from what its log holds."""
+    tokens = [event for event in events if event.finish is None]
+    last = tokens[-1].to if tokens else 0
+    usage = Usage(finish.usage.prompt_tokens, finish.usage.cached_tokens, last)
+    finish = replace(finish, usage=usage)
+    result = build_result(ending.job_id, ending.epoch, tokens, finish)
+    return End(ending.job_id, ending.epoch, last, finish.dump(), result.dump(), owned=False)

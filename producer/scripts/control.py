@@ -1,0 +1,188 @@
+"""Scripts and keys of the control service: webhooks, ticks of crons, what autoscalers read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenbus.producer.contract.keys import Keys
+    from tokenbus.producer.scripts.runner import ScriptRunner
+
+# How long a settled webhook and its tries can be read.
+ENDED_WEBHOOK_TTL_MS = 3 * 24 * 3600 * 1000
+
+
+class WebhookState(StrEnum):
+    """Where a webhook stands.
+
+    `due` until it is settled: `delivered` (a 2xx answer), `gone` (410: the receiver wants no more),
+    `refused` (its address may not be reached), `expired` (past the age at which we give up).
+    """
+
+    DUE = "due"
+    DELIVERED = "delivered"
+    GONE = "gone"
+    REFUSED = "refused"
+    EXPIRED = "expired"
+
+
+class WebhookOutcome(StrEnum):
+    """What one try came to; `postpone` was no try."""
+
+    DELIVERED = "delivered"
+    GONE = "gone"
+    REFUSED = "refused"
+    RETRY = "retry"
+    POSTPONE = "postpone"
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookTry:
+    """One try; `status` is the HTTP status, None without an answer; `at_ms` is server time."""
+
+    status: int | None
+    error: str = ""
+    took_ms: int = 0
+    at_ms: int = 0
+
+    def dump(self) -> str:
+        """Return the JSON that is stored; the server adds its time."""
+        wire = {"status": self.status, "error": self.error, "took_ms": self.took_ms}
+        return json.dumps(wire, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """The webhook of a job, with every try so far."""
+
+    job_id: str
+    state: WebhookState
+    tenant: str
+    url: str
+    tries: tuple[WebhookTry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedWebhook:
+    """A webhook to try now; `body` is empty until a try has failed."""
+
+    job_id: str
+    claim: int
+    tenant: str
+    url: str
+    metadata: dict[str, str]
+    finish: str
+    created_ms: int
+    num_tries: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """What waits in a pool; `tokens_per_s` is the measured drain rate, None before there is one."""
+
+    waiting_tokens: int
+    waiting_jobs: int
+    tokens_per_s: float | None
+
+
+class ControlScripts:
+    """Typed calls of the control service. Every method raises what `ScriptRunner.run` raises."""
+
+    def __init__(self, runner: ScriptRunner, keys: Keys) -> None:
+        self._runner = runner
+        self._keys = keys
+
+    async def claim_webhooks(self, limit: int, lease_ms: int) -> list[ClaimedWebhook]:
+        """Take webhooks that are due; each is due again after `lease_ms` unless it is settled."""
+        reply = await self._runner.run("webhook_claim", self._keys.prefix, [limit, lease_ms])
+        return [_claimed(fields) for fields in reply]
+
+    async def record_webhook_try(
+        self,
+        hook: ClaimedWebhook,
+        outcome: WebhookOutcome,
+        attempt: WebhookTry,
+        *,
+        body: bytes = b"",
+        delay_ms: int = 0,
+        max_age_ms: int = 0,
+        keep_ms: int = ENDED_WEBHOOK_TTL_MS,
+    ) -> str:
+        """Record a try and return the state that follows, `unknown` if the hook is forgotten.
+
+        A retry comes after `delay_ms`, once more at `max_age_ms`, and never later. A success is
+        recorded also for a caller whose lease ran out; nothing is recorded once it was settled.
+        """
+        reply = await self._runner.run(
+            "webhook_try",
+            self._keys.prefix,
+            [
+                hook.job_id,
+                hook.claim,
+                outcome.value,
+                attempt.dump(),
+                body,
+                delay_ms,
+                max_age_ms,
+                keep_ms,
+            ],
+        )
+        return str(reply.decode())
+
+    async def webhook(self, job_id: str) -> Webhook | None:
+        """Read a job's webhook; None if it asked for none or it is forgotten."""
+        reply = await self._runner.command("HGETALL", self._keys.of("hook", job_id))
+        pairs = (
+            zip(reply[::2], reply[1::2], strict=True) if isinstance(reply, list) else reply.items()
+        )
+        fields: dict[str, bytes] = {name.decode(): value for name, value in pairs}
+        if "state" not in fields:
+            return None
+        return Webhook(
+            job_id,
+            WebhookState(fields["state"].decode()),
+            fields["tenant"].decode(),
+            str(json.loads(fields["callback"])["url"]),
+            tuple(_try(fields[f"try:{n + 1}"]) for n in range(int(fields["tries"]))),
+        )
+
+    async def take_tick(self, cron: str, tick_ms: int) -> bool:
+        """Take a cron's tick; False if it, or a later one, was taken before."""
+        return bool(await self._runner.run("cron_tick", self._keys.prefix, [cron, tick_ms]))
+
+    async def last_tick(self, cron: str) -> int | None:
+        """Return the last tick of a cron that was taken, in ms."""
+        reply = await self._runner.command("HGET", self._keys.of("ticks"), cron)
+        return None if reply is None else int(reply)
+
+    async def pressure(self) -> Pressure:
+        """Read what waits and how fast it drains."""
+        tokens, jobs, rate = await self._runner.run("pressure", self._keys.prefix)
+        return Pressure(int(tokens), int(jobs), float(rate) * 1000 if rate else None)
+
+
+def _claimed(fields: list[Any]) -> ClaimedWebhook:
+    """Read one claimed hook in the order of webhook_claim.lua."""
+    job, claim, tenant, callback, finish, created, tries, body = fields
+    wire = json.loads(callback)
+    return ClaimedWebhook(
+        job.decode(),
+        int(claim),
+        tenant.decode(),
+        wire["url"],
+        wire["metadata"],
+        finish.decode(),
+        int(created),
+        int(tries),
+        body,
+    )
+
+
+def _try(stored: bytes) -> WebhookTry:
+    at_ms, wire = stored.split(b" ", 1)
+    fields = json.loads(wire)
+    return WebhookTry(fields["status"], fields["error"], fields["took_ms"], int(at_ms))

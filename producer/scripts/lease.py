@@ -1,0 +1,226 @@
+"""Scripts of the pool that workers use: pull, lease, give back, complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from tokenbus.producer.scripts.queue import read_ending
+from tokenbus.producer.scripts.replies import (
+    HeldJob,
+    Orphan,
+    Pulled,
+    PulledJob,
+    PullStatus,
+    RequeueStatus,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from tokenbus.producer.contract.keys import Keys
+    from tokenbus.producer.scripts.runner import Argument, ScriptRunner
+
+MAX_ATTEMPTS = 3
+# From this many crashes on a job is a suspect, which runs alone.
+SUSPECT_ATTEMPTS = 2
+MAX_ESTIMATES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a worker has room for.
+
+    `pages` may be spent now; `total_pages` is all a job could ever get here. `expected_output`
+    gives tokens per choice of a lane (`<priority>:<tenant>`), `default_output` of all others; the
+    pull counts min(max_tokens, that). `max_rows` bounds the choices of all jobs together.
+    `cached` names the prefixes that lie in the cache, each with the tokens that all jobs of it
+    share: they are not counted, but for the first job of an `idle` one, whose pages nobody holds.
+    `lost_prefixes` fell out of the cache.
+    With `affinity_ms` the pull leaves jobs of a prefix that lies in another living worker's cache
+    to that one: for so long where it would find nothing else, else for a fifth of what they have
+    waited if that is longer. 0 turns that off.
+    `take_head_of_line` lets one job pass that does not fit: false while the worker has one. A job
+    larger than every live worker fails after `too_large_after_ms`. Jobs of a class after
+    `last_priority` are not looked at.
+    """
+
+    pages: int
+    page_size: int
+    total_pages: int
+    max_jobs: int
+    take_head_of_line: bool = True
+    too_large_after_ms: int = 30_000
+    default_output: int = 1_000_000
+    last_priority: int = 2
+    expected_output: Mapping[str, int] = field(default_factory=dict)
+    cached: Mapping[str, int] = field(default_factory=dict)
+    idle: Collection[str] = ()
+    lost_prefixes: Sequence[str] = ()
+    affinity_ms: int = 0
+    max_rows: int = 1_000_000
+
+
+class LeaseScripts:
+    """Typed calls of one pool's workers. Every method raises what `ScriptRunner.run` raises."""
+
+    def __init__(self, runner: ScriptRunner, keys: Keys) -> None:
+        self._runner = runner
+        self._keys = keys
+
+    async def pull(self, worker: str, serial: int, budget: Budget) -> Pulled:
+        """Take as many jobs as the budget's pages allow, fairest first, and own them.
+
+        Front lists come first, then priorities in order, then the tenant with the least virtual
+        time. Raises each job's epoch by one and charges its tenant once. Answers `reconcile`
+        unless `serial` is the one stored by the last `reconcile` (R8).
+        """
+        args: list[Argument] = [
+            worker,
+            serial,
+            budget.pages,
+            budget.page_size,
+            budget.total_pages,
+            budget.max_jobs,
+            int(budget.take_head_of_line),
+            budget.default_output,
+            budget.too_large_after_ms,
+            budget.last_priority,
+            budget.affinity_ms,
+            budget.max_rows,
+        ]
+        for pairs in (budget.expected_output, budget.cached):
+            chosen = list(pairs.items())[:MAX_ESTIMATES]
+            args.append(len(chosen))
+            for name, tokens in chosen:
+                args += (name, tokens)
+        for names in (budget.idle, budget.lost_prefixes):
+            args += (len(names), *names)
+        reply = await self._runner.run("pull", self._keys.prefix, args)
+        jobs = tuple(_pulled(job) for job in reply[1])
+        endings = tuple(read_ending(ending) for ending in reply[2])
+        retry_ms = int(reply[3]) if len(reply) > 3 else 0
+        return Pulled(PullStatus(reply[0].decode()), jobs, endings, retry_ms)
+
+    async def renew(
+        self, worker: str, ttl_ms: int, total_pages: int, page_size: int
+    ) -> list[HeldJob]:
+        """Prolong the lease and return everything the server says the worker holds (R6)."""
+        return await self._lease(worker, "", ttl_ms, total_pages, page_size)
+
+    async def reconcile(
+        self, worker: str, serial: int, ttl_ms: int, total_pages: int, page_size: int
+    ) -> list[HeldJob]:
+        """Renew, and make `serial` the only one that pulls; first call of every worker (R7, R8).
+
+        `serial` grows with each call, so that a late one of before cannot bring its own back.
+        """
+        return await self._lease(worker, serial, ttl_ms, total_pages, page_size)
+
+    async def _lease(
+        self, worker: str, serial: int | Literal[""], ttl_ms: int, total_pages: int, page_size: int
+    ) -> list[HeldJob]:
+        reply = await self._runner.run(
+            "renew", self._keys.prefix, [worker, serial, ttl_ms, total_pages * page_size]
+        )
+        held, flags = (dict(zip(pairs[::2], pairs[1::2], strict=True)) for pairs in reply)
+        return [
+            HeldJob(job.decode(), int(epoch), flags.get(job, b"").decode())
+            for job, epoch in held.items()
+        ]
+
+    async def requeue(
+        self,
+        worker: str,
+        job_id: str,
+        epoch: int,
+        *,
+        marker_epoch: int = 0,
+        num_logged: int = 0,
+        crashed: bool = False,
+        max_attempts: int = MAX_ATTEMPTS,
+    ) -> RequeueStatus:
+        """Give a held job back to the front, refused unless held at `epoch` (R5).
+
+        `marker_epoch` is the highest epoch the caller saw in the log; `crashed` counts an attempt.
+        A flagged job, or one at `max_attempts`, goes to `ending` instead.
+        """
+        reply = await self._runner.run(
+            "requeue",
+            self._keys.prefix,
+            [worker, job_id, epoch, marker_epoch, num_logged, int(crashed), max_attempts],
+        )
+        return RequeueStatus(reply.decode())
+
+    async def unpull(
+        self,
+        worker: str,
+        job_id: str,
+        epoch: int,
+        prompt_tokens: int,
+        *,
+        loses_prefix: bool = False,
+    ) -> RequeueStatus:
+        """Give back a fresh job that tokenised to more than was counted, as if never pulled.
+
+        The charge is refunded and the exact prompt length stored; only before the first token.
+        One that shares less than jobs of its prefix do `loses_prefix`: it counts in full then.
+        """
+        reply = await self._runner.run(
+            "unpull", self._keys.prefix, [worker, job_id, epoch, prompt_tokens, int(loses_prefix)]
+        )
+        return RequeueStatus(reply.decode())
+
+    async def leave(self, worker: str) -> None:
+        """Tell the pool that a worker pulls no more, so that no job is left to its cache."""
+        await self._runner.run("leave", self._keys.prefix, [worker])
+
+    async def complete(
+        self, job_id: str, finish: str, actual_tokens: int, *, failed: bool = False
+    ) -> bool:
+        """Mark the record done once: release, correct the charge, dead-letter a failure (R9).
+
+        Anyone may call it with the terminal entry's `finish`; False if it was done or is gone.
+        """
+        reply = await self._runner.run(
+            "complete", self._keys.prefix, [job_id, finish, actual_tokens, int(failed)]
+        )
+        return bool(reply)
+
+    async def scan(self, *, limit: int = 256) -> list[Orphan]:
+        """List jobs of workers without a lease, innocents before suspects, by priority.
+
+        Workers without lease and jobs are struck off in the same call (R13).
+        """
+        reply = await self._runner.run("scan", self._keys.prefix, [limit])
+        orphans = [
+            Orphan(worker.decode(), job.decode(), int(epoch), int(priority), int(attempts))
+            for worker, job, epoch, priority, attempts in reply
+        ]
+        return sorted(orphans, key=lambda orphan: (orphan.attempts > 0, orphan.priority))
+
+    async def load(self) -> dict[str, int]:
+        """Read the waiting tokens and jobs: `tokens`, `jobs`, and per priority and tenant."""
+        reply: dict[bytes, bytes] = await self._runner.command("HGETALL", self._keys.of("load"))
+        return {name.decode(): int(value) for name, value in reply.items()}
+
+
+def _pulled(reply: list[Any]) -> PulledJob:
+    """Read one pulled job in the order of pull.lua."""
+    remaining = int(reply[8])
+    return PulledJob(
+        job_id=reply[0].decode(),
+        epoch=int(reply[1]),
+        attempts=int(reply[2]),
+        priority=int(reply[3]),
+        tenant=reply[4].decode(),
+        pages=int(reply[5]),
+        head_of_line=bool(reply[6]),
+        num_logged=int(reply[7]),
+        remaining_ms=None if remaining < 0 else remaining,
+        request=reply[9],
+        age_ms=int(reply[10]),
+        prefix=reply[11].decode(errors="replace"),
+        shared_pages=int(reply[12]),
+        num_choices=int(reply[13]),
+    )

@@ -1,0 +1,248 @@
+"""Scripts of a job's log: takeover, append, end, and how the log is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Literal
+
+from tokenbus.producer.contract.events import Event
+from tokenbus.producer.contract.fast_json import to_json
+from tokenbus.producer.contract.keys import shard_of
+from tokenbus.producer.scripts.append_batch import AppendBatch
+from tokenbus.producer.scripts.replies import LogReply, LogStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from tokenbus.producer.contract.keys import Keys
+    from tokenbus.producer.scripts.runner import Argument, ScriptRunner
+
+# The server is never blocked for longer than about 0.3 ms by one call.
+MAX_BATCH = 64
+# Set by every marker and end, renewed by appends: longer than any job is silent, so that no log
+# leaks after a rollback.
+BELT_MS = 7 * 24 * 3600 * 1000
+_PAGE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """A start: at `epoch`, by an owner (`create`, the pull's epoch) or a reaper (held + 1)."""
+
+    job_id: str
+    epoch: int
+    worker: str
+    create: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """New tokens `start`…`to` of one choice; `logprobs` is a JSON array or empty.
+
+    `entries` is the number of entries the log has if nobody else wrote, 0 if that is not known.
+    """
+
+    job_id: str
+    epoch: int
+    choice: int
+    start: int
+    to: int
+    text: str
+    ids: Sequence[int]
+    ends: Sequence[int]
+    logprobs: str = ""
+    entries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The commit: terminal entry after token `last`, and the result value.
+
+    `owned` false ends a job in `ending` at its record's epoch; `last` is then what the caller read
+    from the log, and `gap` says that it moved since.
+    """
+
+    job_id: str
+    epoch: int
+    last: int
+    finish: str
+    result: str
+    owned: bool = True
+
+
+class LogScripts:
+    """Typed calls on token logs; batches keep their order and answer per item.
+
+    All entries of a job go through one connection. Raises what `ScriptRunner.run` raises.
+    """
+
+    def __init__(
+        self,
+        runner: ScriptRunner,
+        keys: Keys,
+        publish: Literal["PUBLISH", "SPUBLISH"] = "PUBLISH",
+        belt_ms: int = BELT_MS,
+    ) -> None:
+        self._runner = runner
+        self._keys = keys
+        self._head: list[Argument] = [belt_ms, publish]
+
+    async def takeover(self, items: Sequence[Takeover]) -> list[LogReply]:
+        """Write the owner's marker into each log (R1, R2); safe to repeat at the same epoch.
+
+        Answers `ok`, `log`, `fenced`, `terminal` (the job has ended: complete it) or `nolog`.
+        """
+        return await self._batch(
+            "takeover",
+            items,
+            lambda item: [item.job_id, item.epoch, item.worker, item.create],
+        )
+
+    async def append(self, items: Sequence[Append]) -> list[LogReply]:
+        """Log new tokens and publish them, in the same server turn (R3).
+
+        Answers `ok`, `already`, `gap`, `behind`, `fenced` or `nolog`; only `fenced` makes the
+        owner drop the job.
+        """
+        return await self._in_slices(items, self._append_slice)
+
+    async def append_batch(self, shard: int, batch: AppendBatch) -> dict[int, LogReply]:
+        """Run one packed batch of at most MAX_BATCH jobs of a shard.
+
+        Returns: the answers of those that were not simply written, by their numbers.
+        """
+        args = [*self._head, batch.pack()]
+        answers = await self._runner.run("append", self._keys.log_prefix(shard), args)
+        return {int(number): _log_reply(reply) for number, *reply in answers}
+
+    async def end(self, items: Sequence[End]) -> list[LogReply]:
+        """Write terminal entry and result, once per job, and publish the terminal event (R4).
+
+        Owned ends answer `ok`, `already`, `gap`, `behind`, `fenced` or `nolog`; others `ok`,
+        `terminal` (with the finish that stands), `gap` or `fenced`.
+        """
+        return await self._batch(
+            "end",
+            items,
+            lambda item: [
+                item.job_id,
+                item.epoch,
+                item.last,
+                item.owned,
+                item.finish,
+                item.result,
+            ],
+        )
+
+    async def retain(self, job_id: str, log_ttl_ms: int, result_ttl_ms: int) -> None:
+        """Let log and result of a completed job expire."""
+        await self._runner.command("PEXPIRE", self._keys.log(job_id), log_ttl_ms)
+        await self._runner.command("PEXPIRE", self._keys.result(job_id), result_ttl_ms)
+
+    async def result(self, job_id: str) -> bytes | None:
+        """Read the result value."""
+        value: bytes | None = await self._runner.command(*self.result_command(job_id))
+        return value
+
+    def result_command(self, job_id: str) -> tuple[str, ...]:
+        """Return the command that reads the result value."""
+        return ("GET", self._keys.result(job_id))
+
+    async def events(self, job_id: str, cursor: int = 0) -> list[Event] | None:
+        """Read the logged events after `cursor`, in order, markers left out; None without a log.
+
+        It reads backwards from the end, so that catching up costs what was missed.
+        """
+        found: list[Event] = []
+        bound = "+"
+        while True:
+            page = await self._runner.command(*self.page_command(job_id, bound))
+            if take_page(job_id, cursor, page, found):
+                return found[::-1] if page or bound != "+" else None
+            bound = f"({page[-1][0].decode()}"
+
+    def page_command(self, job_id: str, bound: str = "+") -> tuple[str | int, ...]:
+        """Return the command that reads the log's last entries up to `bound`, for `take_page`."""
+        return ("XREVRANGE", self._keys.log(job_id), bound, "-", "COUNT", _PAGE)
+
+    async def _batch(
+        self, name: str, items: Sequence[Any], pack: Callable[[Any], list[str | int | bool]]
+    ) -> list[LogReply]:
+        """Run a batch script that takes a JSON array per item."""
+
+        async def run(shard: int, part: Sequence[Any]) -> list[LogReply]:
+            batch = to_json([pack(item) for item in part])
+            key = self._keys.log_prefix(shard)
+            answers = await self._runner.run(name, key, [*self._head, batch])
+            return [_log_reply(answer) for answer in answers]
+
+        return await self._in_slices(items, run)
+
+    async def _append_slice(self, shard: int, items: Sequence[Append]) -> list[LogReply]:
+        batch = AppendBatch()
+        for item in items:
+            batch.add(
+                item.job_id,
+                item.epoch,
+                item.choice,
+                item.start,
+                item.text,
+                item.ids,
+                item.ends,
+                item.logprobs,
+                item.entries,
+            )
+        others = await self.append_batch(shard, batch)
+        return [
+            others.get(number)
+            or LogReply(LogStatus.OK, item.epoch, item.to, entries=item.entries + 1)
+            for number, item in enumerate(items)
+        ]
+
+    async def _in_slices(
+        self,
+        items: Sequence[Any],
+        run: Callable[[int, Sequence[Any]], Awaitable[list[LogReply]]],
+    ) -> list[LogReply]:
+        """Call `run` once per shard and slice, and put the answers in order."""
+        replies: list[LogReply | None] = [None] * len(items)
+        numbered = sorted(
+            enumerate(items), key=lambda pair: shard_of(pair[1].job_id)
+        )  # stable: the order of one job's items stays
+        for shard, group in groupby(numbered, key=lambda pair: shard_of(pair[1].job_id)):
+            members = list(group)
+            for first in range(0, len(members), MAX_BATCH):
+                part = members[first : first + MAX_BATCH]
+                answers = await run(shard, [item for _, item in part])
+                for (number, _), reply in zip(part, answers, strict=True):
+                    replies[number] = reply
+        return [reply for reply in replies if reply is not None]
+
+
+def _log_reply(answer: list[Any]) -> LogReply:
+    """Read one item's answer."""
+    status, epoch, last, finish, entries = answer
+    return LogReply(
+        LogStatus(status.decode()), int(epoch), int(last), finish.decode(), int(entries)
+    )
+
+
+def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | None:
+    """Turn a log entry into the event that was published; None for a marker."""
+    body = wire.get(b"finish") or wire.get(b"e")
+    return None if body is None else Event.of_entry(job_id, entry_id, body)
+
+
+def take_page(
+    job_id: str, cursor: int, page: Sequence[tuple[bytes, dict[bytes, bytes]]], found: list[Event]
+) -> bool:
+    """Add a page's events after `cursor` to those found, latest first; True if that is all."""
+    for entry_id, fields in page:
+        event = _event(job_id, entry_id, fields)
+        if event is None:
+            continue
+        if event.finish is None and event.to <= cursor:
+            return True
+        found.append(event.after(cursor))
+    return len(page) < _PAGE

@@ -1,0 +1,123 @@
+"""Load the Lua scripts, name their keys, and run them whatever the server forgot."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import NoScriptError
+
+from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from redis.asyncio import Redis
+
+Argument = str | bytes | int | float
+_KEY_NAME = re.compile(r"\b([KL])\.(\w+)")
+_TABLES = {"K": POOL_KEYS, "L": LOG_KEYS}
+_USES = re.compile(r"^--@use (.+)$", re.MULTILINE)
+
+
+@cache
+def script_source(name: str) -> str:
+    """Return a script with its includes and key names filled in.
+
+    The first line keeps the flags. `--@use a b` puts `lib/a.lua` and `lib/b.lua` in its
+    place; `K.<name>` becomes the pool's key of that name, `L.<name>` the shard's; a prefix where
+    it ends in a colon.
+    """
+    folder = resources.files("tokenbus.producer.scripts") / "lua"
+
+    def read(part: str) -> str:
+        return (folder / f"{part}.lua").read_text(encoding="utf-8")
+
+    def libraries(use: re.Match[str]) -> str:
+        return "\n".join(read(f"lib/{part}") for part in use[1].split())
+
+    text = _USES.sub(libraries, read(name))
+    return _KEY_NAME.sub(lambda key: f'(KEYS[1].."{_TABLES[key[1]][key[2]]}")', text)
+
+
+@cache
+def script_sha(name: str) -> str:
+    """Return the digest by which the server knows the script."""
+    return hashlib.sha1(script_source(name).encode(), usedforsecurity=False).hexdigest()
+
+
+class ScriptRunner:
+    """Runs scripts by digest; a server that lost them gets their text again.
+
+    Replies come as bytes. Every call is bounded by `timeout_s` (None: by its caller); what a
+    timed-out call did on the server is unknown, so the rules of reconciling apply.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        timeout_s: float | None = 10.0,
+        execute: Callable[..., Awaitable[Any]] | None = None,
+    ) -> None:
+        """Run on the client's connections, single calls through `execute` where it is given."""
+        self._redis = redis
+        self._execute: Callable[..., Awaitable[Any]] = execute or redis.execute_command
+        self._timeout_s = timeout_s
+
+    async def command(self, *args: Argument) -> Any:
+        """Run one command. Raises: TimeoutError, redis.ConnectionError, redis.ResponseError."""
+        async with asyncio.timeout(self._timeout_s):
+            return await self._execute(*args)
+
+    async def run(self, name: str, key: str, args: Sequence[Argument] = ()) -> Any:
+        """Run one script in the slot of `key`.
+
+        Raises: TimeoutError, redis.ConnectionError, redis.ResponseError (also OOM).
+        """
+        if self._timeout_s is None:
+            return await self._run(name, key, args)
+        async with asyncio.timeout(self._timeout_s):
+            return await self._run(name, key, args)
+
+    async def _run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
+        try:
+            return await self._execute("EVALSHA", script_sha(name), 1, key, *args)
+        except NoScriptError:
+            return await self._execute("EVAL", script_source(name), 1, key, *args)
+
+    async def run_many(self, name: str, key: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Run one script once per entry of `calls`, in order and in one round trip.
+
+        Other clients are served in between. A call that the server refused is answered by its
+        exception. Raises: TimeoutError, redis.ConnectionError.
+        """
+        async with asyncio.timeout(self._timeout_s):
+            replies = await self._pipelined(name, key, calls)
+            unknown = [number for number, reply in enumerate(replies) if _lacks_script(reply)]
+            if unknown:
+                # The first brings the text along; what was refused for want of it did nothing.
+                first, *rest = unknown
+                replies[first] = await self._execute(
+                    "EVAL", script_source(name), 1, key, *calls[first]
+                )
+                later = await self._pipelined(name, key, [calls[number] for number in rest])
+                for number, reply in zip(rest, later, strict=True):
+                    replies[number] = reply
+        return replies
+
+    async def _pipelined(
+        self, name: str, key: str, calls: Sequence[Sequence[Argument]]
+    ) -> list[Any]:
+        pipeline: Any = self._redis.pipeline(transaction=False)
+        for args in calls:
+            pipeline.execute_command("EVALSHA", script_sha(name), 1, key, *args)
+        replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+
+def _lacks_script(reply: Any) -> bool:
+    return isinstance(reply, NoScriptError)

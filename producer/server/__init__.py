@@ -1,0 +1,1 @@
+"""Servers: their URLs, and connections to one, to a cluster, through sentinels, or embedded."""

@@ -1,0 +1,66 @@
+"""Nothing is compiled once an engine has warmed up: a kernel that comes late holds everyone up."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+from models.launch_keys import CONFIG, random_requests
+from models.triton_model import load_on_triton
+from transformers import LlamaForCausalLM
+
+from tokenbus.engine.build import engine_for
+from tokenbus.engine.config import EngineConfig
+
+NUM_ROWS = (1, 4, 64, 300)
+PROGRAM = Path(__file__).parents[1] / "support" / "launch_keys.py"
+
+
+def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
+    """Whatever comes together in a step, or in what the start captures, is compiled ahead."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROGRAM.parent), env.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [sys.executable, "-P", str(PROGRAM), *map(str, NUM_ROWS)],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["late"] for each in found] == [[]] * len(NUM_ROWS)
+    assert [each["one by one"] for each in found] == [[]] * len(NUM_ROWS)
+    for each in found:
+        total = len(each["progress"])
+        assert each["progress"] == [[done, total] for done in range(1, total + 1)]
+    assert all(each["warm"] > 10 for each in found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_random_steps_compile_nothing() -> None:
+    """The same on a GPU, with graphs, as Triton itself counts."""
+    torch.manual_seed(0)
+    weights = LlamaForCausalLM(CONFIG).state_dict()
+    loaded = load_on_triton(CONFIG, weights, max_rows=64, dtype=torch.bfloat16)
+    engine = engine_for(loaded, EngineConfig("tiny", num_pages=400, max_num_seqs=64))
+    compiled: list[str] = []
+    triton.knobs.runtime.jit_post_compile_hook = lambda **given: compiled.append(given["repr"])
+    try:
+        for requests in random_requests(random.Random(1)):
+            for request in requests:
+                engine.add(request)
+            if engine.has_work:
+                engine.step()
+    finally:
+        triton.knobs.runtime.jit_post_compile_hook = None
+    assert compiled == []

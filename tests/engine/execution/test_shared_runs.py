@@ -1,0 +1,100 @@
+"""Runs of pages that running sequences share: read once for all, seen in no token."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tokenbus.engine.attention import native_attention
+from tokenbus.engine.build import engine_for
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing, SharedRun
+from tokenbus.engine.types import Request, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenbus.engine.engine import Engine
+
+
+class _Recorder:
+    """Passes a backend's runs on and remembers the largest assignments."""
+
+    def __init__(self, backend: PrefixSharing) -> None:
+        self._backend = backend
+        self.rows = self.runs = 0
+
+    def assign_runs(self, runs: Sequence[SharedRun]) -> None:
+        self.runs = max(self.runs, len(runs))
+        self.rows = max(self.rows, *(len(run.rows) for run in runs), 0)
+        self._backend.assign_runs(runs)
+
+    def pays(self, num_rows: int, num_pages: int) -> bool:
+        return self._backend.pays(num_rows, num_pages)
+
+
+@pytest.fixture
+def engines(tiny: Any) -> Callable[..., tuple[Engine, Engine, _Recorder]]:
+    """Return a function that builds two engines, with shared runs and without."""
+    if not isinstance(tiny.loaded.attention, PrefixSharing):
+        pytest.skip("there is no C++ compiler")
+
+    def build(**settings: Any) -> tuple[Engine, Engine, _Recorder]:
+        config = EngineConfig("tiny", page_size=16, max_num_seqs=32, **settings)
+        recorder = _Recorder(tiny.loaded.attention)
+        recorder.assign_runs([])
+        loaded = replace(tiny.loaded, attention=recorder)
+        apart = engine_for(loaded, replace(config, prefix_grouping=False))
+        return engine_for(loaded, config), apart, recorder
+
+    return build
+
+
+def _tokens(run: Any, engine: Engine, requests: list[Request]) -> dict[Any, list[int]]:
+    # Whoever comes first fills the cache for the others.
+    first = run(engine, requests[:1])
+    answers = first | run(engine, requests[1:])
+    return {key: answer.token_ids for key, answer in answers.items()}
+
+
+def test_tokens_are_the_same_with_and_without_shared_runs(engines: Any, run: Any) -> None:
+    """Twelve jobs under one system prompt give the same greedy tokens either way."""
+    together, apart, recorder = engines(num_pages=400)
+    rng = random.Random(1)
+    system = tuple(rng.randrange(3, 300) for _ in range(210))
+    requests = [
+        Request(idx, (*system, *(rng.randrange(3, 300) for _ in range(1 + idx % 5))),
+                SamplingParams(max_tokens=24, temperature=0.0))
+        for idx in range(13)
+    ]  # fmt: skip
+    # One backend serves both: the engine that assigns no runs comes first.
+    expected = _tokens(run, apart, requests)
+    assert recorder.runs == 0
+    assert _tokens(run, together, requests) == expected
+    assert (recorder.runs, recorder.rows) == (1, 12)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_tree_of_prompts_gives_the_same_tokens(
+    engines: Any, run: Any, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two levels of short prefixes, whole prompts from the cache, preemption in a tight pool."""
+    monkeypatch.setattr(native_attention, "_BREAK_EVEN_PAGES", 1)
+    rng = random.Random(seed)
+    together, apart, recorder = engines(num_pages=60 if seed % 2 else 300, max_batch_tokens=64)
+    words = [tuple(rng.randrange(3, 300) for _ in range(32)) for _ in range(4)]
+    requests = []
+    for idx in range(28):
+        prompt = [*words[rng.randrange(2)], *(words[2 + rng.randrange(2)] if idx % 3 else ())]
+        # The tail may be empty: all but the last token comes from the cache.
+        prompt += [rng.randrange(3, 300) for _ in range(rng.choice((0, 1, 7, 20)))]
+        params = SamplingParams(max_tokens=rng.randrange(4, 30), temperature=0.0)
+        requests.append(Request(idx, tuple(prompt), params))
+    # One backend serves both: the engine that assigns no runs comes first.
+    expected = _tokens(run, apart, requests)
+    assert recorder.runs == 0
+    assert _tokens(run, together, requests) == expected
+    assert recorder.rows >= 6

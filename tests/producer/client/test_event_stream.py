@@ -1,0 +1,97 @@
+"""A stream as an object: cancelled, shared by mistake, dropped."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING
+
+import pytest
+from workers.stubs import raw, running, text_of, until
+
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.settings import ClientSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tokenbus.producer.scripts import Scripts
+
+NUM_TOKENS = 300
+TIMEOUT_S = 20
+
+
+@pytest.fixture
+async def client(redis_url: str, scripts: Scripts) -> AsyncIterator[AsyncClient]:
+    """Give a client."""
+    settings = ClientSettings(silence_s=0.2)
+    async with await AsyncClient.connect(redis_url, scripts.keys.pool, settings) as made:
+        yield made
+
+
+async def test_cancelled_waits_lose_nothing(client: AsyncClient) -> None:
+    """A stream that is read with time limits brings every index once, whenever a limit strikes."""
+    worker, job_id = await running(client)
+    stream = client.stream(job_id)
+    seen: list[int] = []
+    texts: list[str] = []
+    num_cancelled = 0
+
+    async def write() -> None:
+        for index in range(1, NUM_TOKENS + 1):
+            await worker.append(job_id, 1, index, index)
+
+    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(write())
+        while not seen or seen[-1] < NUM_TOKENS:
+            reading = asyncio.ensure_future(anext(stream))
+            # Of different lengths, so that some end between an event's arrival and its reader's
+            # next turn.
+            for _ in range(num_cancelled % 40):
+                await asyncio.sleep(0)
+            reading.cancel()
+            try:
+                event = await reading
+            except asyncio.CancelledError:
+                num_cancelled += 1
+                continue
+            seen += range(event.start, event.to + 1)
+            texts.append(event.text)
+    assert seen == list(range(1, NUM_TOKENS + 1))
+    assert "".join(texts) == text_of(1, NUM_TOKENS)
+    assert num_cancelled > 0
+
+
+async def test_stream_is_for_one_task(client: AsyncClient) -> None:
+    """A second task that reads the same stream is told so, and the first goes on."""
+    worker, job_id = await running(client)
+    stream = client.stream(job_id)
+    await worker.append(job_id, 1, 1, 1)
+    await anext(stream)
+    reading = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="another task"):
+        await anext(stream)
+    await worker.append(job_id, 1, 2, 2)
+    async with asyncio.timeout(TIMEOUT_S):
+        assert (await reading).to == 2
+
+
+async def test_dropped_stream_lets_its_channel_go(client: AsyncClient) -> None:
+    """A consumer that breaks off its loop without closing the stream leaves no subscription."""
+    worker, job_id = await running(client)
+    await worker.append(job_id, 1, 1, 1)
+    channel = client.scripts.keys.channel(job_id)
+
+    async def num_listening() -> int:
+        [(_, number)] = await raw(client.scripts).pubsub_numsub(channel)
+        return int(number)
+
+    async for _ in client.stream(job_id):
+        break
+    gc.collect()
+
+    async def none_listens() -> bool:
+        return await num_listening() == 0
+
+    await until(none_listens)

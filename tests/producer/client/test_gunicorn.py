@@ -1,0 +1,116 @@
+"""A preloaded web server: one client connected before the fork serves every worker process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenbus.producer.server.embedded import EmbeddedServer
+
+pytest.importorskip("gunicorn", reason="gunicorn is not installed")
+
+NUM_WORKERS = 2
+TIMEOUT_S = 60
+APP = """
+import json, os, sys
+from tokenbus.producer.client.blocking import Client
+
+bus = Client.connect(os.environ["BUS_URL"], os.environ["BUS_POOL"])
+preloaded_in = os.getpid()
+
+
+def app(environ, start_response):
+    job = bus.submit("hello")
+    bus.cancel(job.job_id)
+    reasons = [event.finish.reason for event in bus.stream(job.job_id) if event.finish]
+    body = {"pid": os.getpid(), "preloaded_in": preloaded_in, "reasons": reasons}
+    start_response("200 OK", [("Content-Type", "application/json")])
+    return [json.dumps(body).encode()]
+"""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the path."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Give a folder whose path is short enough for a socket."""
+    made = Path(tempfile.mkdtemp(prefix="tb-"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def web_path(folder: Path, private_server: EmbeddedServer) -> Iterator[str]:
+    """Run gunicorn with the application loaded before its workers are forked."""
+    (folder / "shop.py").write_text(APP)
+    path = str(folder / "web.sock")
+    command = [sys.executable, "-P", "-m", "gunicorn", "--preload", "--bind", f"unix:{path}"]
+    command += ["--workers", str(NUM_WORKERS), "--log-level", "error", "--chdir", str(folder)]
+    env = os.environ | {"BUS_URL": private_server.url, "BUS_POOL": uuid.uuid4().hex}
+    process = subprocess.Popen([*command, "shop:app"], env=env)
+    try:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not Path(path).exists():
+            assert process.poll() is None, "gunicorn did not start"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield path
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+
+
+def _get(path: str) -> dict[str, object]:
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        assert response.status == 200
+        found: dict[str, object] = json.loads(response.read())
+        return found
+    finally:
+        connection.close()
+
+
+def test_workers_forked_by_gunicorn_share_a_preloaded_client(web_path: str) -> None:
+    """Every worker submits, cancels and streams with the client that the master connected."""
+    answers: list[dict[str, object]] = []
+    deadline = time.monotonic() + TIMEOUT_S
+    with ThreadPoolExecutor(2 * NUM_WORKERS) as threads:
+        while len({answer["pid"] for answer in answers}) < NUM_WORKERS:
+            assert time.monotonic() < deadline, "one worker got every request"
+            answers += threads.map(_get, [web_path] * 2 * NUM_WORKERS)
+    assert [answer["reasons"] for answer in answers] == [["cancelled"]] * len(answers)
+    assert all(answer["pid"] != answer["preloaded_in"] for answer in answers)

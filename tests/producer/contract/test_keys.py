@@ -1,0 +1,61 @@
+"""Key names have one owner."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import tokenbus.producer.scripts.runner as runner_module
+from tokenbus.producer.contract import keys as keys_module
+from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS, Keys, shard_of
+from tokenbus.producer.scripts.runner import script_source
+
+LUA = Path(runner_module.__file__).parent / "lua"
+SCRIPTS = sorted(p.stem for p in LUA.glob("*.lua") if p.read_text().startswith("#!lua"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_name_keys_only_through_the_table(name: str) -> None:
+    """No script spells a key name itself, and every name it uses is filled in."""
+    used = set(re.findall(r"\b[KL]\.(\w+)", (LUA / f"{name}.lua").read_text()))
+    assert used <= set(POOL_KEYS) | set(LOG_KEYS)
+    spelled = "|".join(POOL_KEYS | LOG_KEYS)
+    assert not re.search(rf"['\"]:({spelled})", (LUA / f"{name}.lua").read_text())
+    assert not re.search(r"\b[KL]\.\w+", script_source(name))
+    assert "--@use" not in script_source(name)
+
+
+@pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"submit"}))
+def test_only_submit_is_refused_when_memory_is_full(name: str) -> None:
+    """Jobs that are in can always end: every other script is allowed to run out of memory."""
+    assert script_source(name).splitlines()[0] == "#!lua flags=allow-oom"
+
+
+def test_every_key_is_in_the_table_of_the_module() -> None:
+    """The docstring lists type and life of each key and channel."""
+    for name in POOL_KEYS | LOG_KEYS:
+        assert re.search(rf"^\| {name} +\|", keys_module.__doc__ or "", re.MULTILINE)
+
+
+def test_a_pool_stays_in_one_slot_and_a_log_in_its_shards() -> None:
+    """Every pool key begins with the pool's tag, log, result and channel with the shard's."""
+    keys = Keys("shop")
+    assert all(keys.of(name).startswith("{tb:shop}:") for name in POOL_KEYS)
+    for key in (keys.log("s3-x"), keys.result("s3-x"), keys.channel("s3-x")):
+        assert key.startswith("{tb:shop:3}:")
+    assert [shard_of(job) for job in ("s0-a", "s12-a", "raw-1-2", "mine", "s-1")] == [
+        0,
+        12,
+        0,
+        0,
+        0,
+    ]
+
+
+@pytest.mark.parametrize("pool", ["", "a b", "a}", "{", "x" * 65, "a:b"])
+def test_pool_names_that_break_the_tag_are_refused(pool: str) -> None:
+    """A pool cannot leave its hash slot by its name."""
+    with pytest.raises(ValueError, match="pool"):
+        Keys(pool)

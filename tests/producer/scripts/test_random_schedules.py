@@ -1,0 +1,147 @@
+"""The real scripts under random schedules: a faulty network, deaths, pauses, restarts, rollbacks.
+
+Workers, clients and the real reader act concurrently on a real server; what each call meets is
+drawn. In the end everything heals, and nothing may be lost, doubled, charged twice or left behind.
+`make chaos` runs twenty thousand of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from storm.audit import Change, Violation, audited_scripts
+from storm.run import Broken, check_jobs, first_broken, play
+from storm.wire import Wire
+from storm.world import World
+
+from tokenbus.producer.contract.keys import Keys
+from tokenbus.producer.scripts.completion import Retention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tokenbus.producer.server.embedded import EmbeddedServer
+
+NUM_SCHEDULES = 100
+# Every rule below is missed within the first five dozen schedules, see docs/failures.md.
+NUM_TRIES = 60
+# Seeds of schedules without restarts, ages and rollbacks, and with all of them.
+CALM, ALL_WEATHERS = 0, 4
+LOG_TTL_S = Retention().log_ms / 1000
+
+
+def _no(broken: Broken | None) -> None:
+    if broken is not None:
+        pytest.fail(str(broken))
+
+
+def test_no_schedule_loses_or_doubles_anything(server: EmbeddedServer) -> None:
+    """Whatever goes wrong, each job ends once and whole, its readers see it, and it is gone."""
+    _no(first_broken(str(server.socket_path), range(NUM_SCHEDULES)))
+
+
+@pytest.fixture
+def make_world(private_server: EmbeddedServer) -> Iterator[Callable[[int], World]]:
+    """Give a maker of worlds by seed, whose scripts have the schedule's clock."""
+    made: list[World] = []
+
+    def make(seed: int) -> World:
+        made.append(World(str(private_server.socket_path), f"storm{uuid.uuid4().hex[:12]}", seed))
+        return made[-1]
+
+    with audited_scripts():
+        yield make
+        for world in made:
+            world.close()
+
+
+def test_a_seed_is_one_schedule_however_slow_the_machine(
+    make_world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a seed has found is found again: nothing depends on how long a call takes."""
+    fast, slow = make_world(ALL_WEATHERS), make_world(ALL_WEATHERS)
+    _no(play(fast))
+    run = Wire.run
+
+    def run_slowly(wire: Wire, *args: Any) -> Any:
+        time.sleep(0.001)
+        return run(wire, *args)
+
+    monkeypatch.setattr(Wire, "run", run_slowly)
+    _no(play(slow))
+    told = [[line.replace(w.pool, "pool") for line in w.network.trace] for w in (fast, slow)]
+    assert told[0] == told[1]
+
+
+def test_log_that_has_expired_counts_for_what_it_held(make_world: Callable[[int], World]) -> None:
+    """A job may have ended long before a schedule does; its log is judged when it goes."""
+    world = make_world(CALM)
+    _no(play(world))
+    world.pass_time(LOG_TTL_S)
+    assert world.audit.buried == set(world.clients.accepted)
+    asyncio.run(check_jobs(world))
+
+
+def test_log_that_expires_without_its_end_is_a_violation(
+    make_world: Callable[[int], World],
+) -> None:
+    """An end that goes missing is noticed, though nothing is left of the job afterwards."""
+    world = make_world(CALM)
+    _no(play(world))
+    key = Keys(world.pool).log(world.clients.accepted[0])
+    [(end, _)] = world.network.wire.run("XREVRANGE", key, "+", "-", "COUNT", 1)
+    world.network.wire.run("XDEL", key, end)
+    with pytest.raises(Violation, match="not one terminal entry"):
+        world.pass_time(LOG_TTL_S)
+
+
+RULES = {
+    "takeover stops at a terminal entry (R2)": Change(
+        "takeover", "if tail and tail.ended then", "if false then"
+    ),
+    "the marker carries the index (R3)": Change(
+        "takeover", "local last = tail and tail.to or 0", "local last = 0"
+    ),
+    "a terminal entry is never replaced (R4)": Change(
+        "end", "elseif tail and tail.ended then", "elseif false then"
+    ),
+    "a flag survives its owner (R5)": Change(
+        "requeue", "if record[4] == 'cancel' then", "if false then"
+    ),
+    "the commit sets no short TTL (R9)": Change(
+        "end", "redis.call('PEXPIRE', log, BELT_MS)", "redis.call('PEXPIRE', log, 120000)"
+    ),
+    "a job is completed once (R9)": Change(
+        "complete", "if not state or state == 'done' then", "if not state then"
+    ),
+    "the tick hands out what has to end (R10)": Change(
+        "tick", "endings[#endings + 1] = ending_of(job)\n  else", "else"
+    ),
+    "the tick sees what is done (R10)": Change("tick", "record[2] == 'done' and 1 or 0", "0"),
+    "a cancel is answered again (R11)": Change(
+        "cancel", "if state ~= 'ending' then", "if state == 'ending' then return { 'done' } else"
+    ),
+    "a job is charged once": Change("pull", "if charged == 0 then", "if true then"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_rule_of_the_scripts_is_needed(private_server: EmbeddedServer, rule: str) -> None:
+    """With a rule of the protocol switched off, some schedule breaks a promise."""
+    path = str(private_server.socket_path)
+    assert first_broken(path, range(NUM_TRIES), (RULES[rule],)) is not None
+
+
+@pytest.mark.parametrize("rule", ["unknown jobs", "stale answers"])
+def test_each_rule_of_the_callers_is_needed(private_server: EmbeddedServer, rule: str) -> None:
+    """Two rules are kept by workers and clients themselves.
+
+    A worker that keeps what a lost pull brought holds jobs without pages for them (R6); a chain
+    that goes on from an answer of long ago ends a job again whose log has expired (R10).
+    """
+    path = str(private_server.socket_path)
+    assert first_broken(path, range(NUM_TRIES), skips=frozenset({rule})) is not None

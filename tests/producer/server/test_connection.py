@@ -1,0 +1,115 @@
+"""URLs, and servers that will not do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable, UrlInvalid
+from tokenbus.producer.server.connection import make_redis, open_server
+from tokenbus.producer.server.embedded import start_private
+from tokenbus.producer.server.url import ServerKind, ServerUrl, hide_password
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tokenbus.producer.server.embedded import EmbeddedServer
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("redis://localhost", ServerKind.REMOTE),
+        ("rediss://u:p@h:6380/2", ServerKind.REMOTE),
+        ("unix:///run/valkey.sock", ServerKind.REMOTE),
+        ("redis+cluster://h:7000", ServerKind.CLUSTER),
+        ("rediss+sentinel://u:p@h1:26379,h2/bus/1", ServerKind.SENTINEL),
+        ("embedded://", ServerKind.PRIVATE),
+        ("embedded:///", ServerKind.PRIVATE),
+        ("embedded:///var/lib/bus", ServerKind.SHARED),
+    ],
+)
+def test_urls_that_have_a_meaning(text: str, kind: ServerKind) -> None:
+    """Each scheme names one way to a server."""
+    assert ServerUrl.parse(text).kind is kind
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "localhost:6379",
+            "http://x",
+            "redis://",
+            "redis://h:x",
+            "unix://",
+            "embedded://data",
+        ),
+        *("redis+cluster://", "redis+sentinel://h", "redis+sentinel:///bus"),
+        *("redis+sentinel://h:x/bus", "redis+sentinel://h/bus/first"),
+    ],
+)
+def test_urls_without_meaning_are_refused(text: str) -> None:
+    """Anything else is told what would do."""
+    with pytest.raises(UrlInvalid):
+        ServerUrl.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redis://me:hush@h:1/0",
+        "rediss://:hush@h",
+        "unix:///s?password=hush&db=1",
+        "redis://me:hush@[broken",
+        "redis+sentinel://me:hush@h1:1,h2:2/bus?sentinel_password=hush",
+    ],
+)
+def test_password_is_never_shown(text: str) -> None:
+    """No form of a URL is printed with its password."""
+    assert "hush" not in hide_password(text)
+
+
+def test_private_server_is_refused_where_others_must_reach_it() -> None:
+    """`submit` and `worker` point from embedded:// to the shared form."""
+    with pytest.raises(UrlInvalid, match="embedded:///path"):
+        ServerUrl.parse("embedded://").refuse_private("worker")
+    ServerUrl.parse("embedded:///path").refuse_private("worker")
+
+
+@pytest.fixture
+async def own_server() -> AsyncIterator[EmbeddedServer]:
+    """Give a server whose configuration the test may change."""
+    server = start_private()
+    yield server
+    server.close()
+
+
+async def test_evicting_server_is_refused(own_server: EmbeddedServer) -> None:
+    """A server that may evict keys is refused, with the setting to change."""
+    redis = make_redis(own_server.url)
+    await redis.config_set("maxmemory-policy", "allkeys-lru")
+    with pytest.raises(ServerUnsuitable, match="set maxmemory-policy noeviction"):
+        await open_server(own_server.url)
+    await redis.aclose()
+
+
+async def test_refused_credentials_are_told_at_once(own_server: EmbeddedServer) -> None:
+    """A wrong password is no reason to go on trying."""
+    redis = make_redis(own_server.url)
+    await redis.config_set("requirepass", "right")
+    for url in (own_server.url, f"{own_server.url}?password=wrong"):
+        with pytest.raises(ServerUnsuitable) as caught:
+            await open_server(url, retry_for_s=3600)
+        assert "wrong" not in str(caught.value)
+    await redis.aclose()
+    opened = await open_server(f"{own_server.url}?password=right")
+    await opened.close()
+
+
+async def test_absent_server_is_tried_for_the_time_given() -> None:
+    """A socket nobody listens on is unreachable, by its URL."""
+    with pytest.raises(ServerUnreachable, match="unix:///nowhere/s"):
+        await open_server("unix:///nowhere/s", retry_for_s=0.2)

@@ -1,0 +1,27 @@
+"""A runner whose passes are those of captured prompts, computed anew each time on any device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.execution.prompt_graphs import PromptGraphs
+from tokenbus.engine.execution.runner import Runner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PaddedRunner(Runner):
+    """Pads prompts and rows to their buckets in every `turn`-th pass that has prompts."""
+
+    turn = 1
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.prompts = PromptGraphs(self.model, self.kv, self.rows, 4096, lambda compute: compute)
+        self.num_passes = 0
+
+    def _pass(self, chunks: list[Any], seqs: list[Any]) -> tuple[Tensor, int]:
+        self.num_passes += 1
+        padded = self.prompts.run(chunks, seqs) if self.num_passes % self.turn == 0 else None
+        return padded or super()._pass(chunks, seqs)

@@ -1,0 +1,114 @@
+"""Servers that belong together: three masters of a cluster; a master, its replica, a sentinel."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from workers.stubs import until
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+NUM_SLOTS = 16384
+MASTER = "bus"
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on, low enough for a cluster's second one."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port < 55_000:
+            return port
+
+
+class ServerGroup:
+    """Server processes on ports of this machine; they end with the group."""
+
+    def __init__(self, binary: str) -> None:
+        self._binary = binary
+        self._temporary = tempfile.TemporaryDirectory(prefix="tb-group-")
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._clients: dict[int, Redis] = {}
+
+    async def start(self, *options: str, config: str = "", sentinel: bool = False) -> int:
+        """Start a server and wait until it answers; return its port."""
+        port = free_port()
+        folder = Path(self._temporary.name) / str(port)
+        folder.mkdir()
+        file = folder / "server.conf"
+        file.write_text(config)
+        given = ["--port", str(port), "--dir", str(folder), "--bind", "127.0.0.1"]
+        given += ["--sentinel"] if sentinel else ["--save", "", *options]
+        quiet = asyncio.subprocess.DEVNULL
+        self._processes[port] = await asyncio.create_subprocess_exec(
+            self._binary, str(file), *given, stdout=quiet, stderr=quiet
+        )
+        await until(lambda: self._answers(port))
+        return port
+
+    def client(self, port: int) -> Any:
+        """Return a client of one server."""
+        if port not in self._clients:
+            self._clients[port] = Redis(host="127.0.0.1", port=port)
+        return self._clients[port]
+
+    async def kill(self, port: int) -> None:
+        """Kill one server."""
+        self._processes[port].kill()
+        await self._processes[port].wait()
+
+    async def _answers(self, port: int) -> bool:
+        try:
+            return bool(await self.client(port).ping())
+        except (RedisError, OSError):
+            return False
+
+    async def __aenter__(self) -> Self:
+        """Return the empty group."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Kill all servers."""
+        for client in self._clients.values():
+            await client.aclose()
+        for process in self._processes.values():
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        self._temporary.cleanup()
+
+
+async def start_cluster(group: ServerGroup, num_masters: int = 3) -> str:
+    """Start masters that share all slots, as `redis-cli --cluster create` does; return the URL."""
+    ports = [
+        await group.start("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        for _ in range(num_masters)
+    ]
+    share = -(-NUM_SLOTS // num_masters)
+    for number, port in enumerate(ports):
+        first, last = number * share, min((number + 1) * share, NUM_SLOTS) - 1
+        await group.client(port).execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+        await group.client(port).execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+    for port in ports[1:]:
+        await group.client(ports[0]).execute_command("CLUSTER", "MEET", "127.0.0.1", port)
+
+    async def is_whole() -> bool:
+        infos = [await group.client(port).execute_command("CLUSTER", "INFO") for port in ports]
+        signs = (b"cluster_state:ok", b"cluster_known_nodes:%d\r" % num_masters)
+        return all(sign in info for info in infos for sign in signs)
+
+    await until(is_whole)
+    return f"redis+cluster://127.0.0.1:{ports[0]}"

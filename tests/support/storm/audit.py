@@ -1,0 +1,149 @@
+"""Rules switched off, a clock for the scripts, and books: what was charged and ended, how often.
+
+The scripts run as they are but for one line that notes every change of a tenant's virtual time in a
+key of its own, for the rule that a test switches off, and for time. They read it from a key that
+the schedule moves on, and their TTLs are a million times as long, of which the schedule takes a
+million milliseconds for each one that passes. So a slow machine changes nothing: the same seed is
+the same schedule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from tokenbus.producer.contract.events import Event
+from tokenbus.producer.scripts import runner
+from tokenbus.producer.scripts.runner import script_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ADD_TIME = "local function add_time(priority, tenant, amount)\n"
+_NOTE = "  redis.call('HINCRBYFLOAT', KEYS[1]..':audit', tenant, amount)\n"
+TTL_SCALE = 1_000_000
+_CLOCK = f"""
+local server = redis
+local redis = {{ call = function(name, ...)
+  if name == 'TIME' then
+    local ms = tonumber(server.call('GET', KEYS[1] .. ':now'))
+    return {{ math.floor(ms / 1000), ms % 1000 * 1000 }}
+  end
+  local args = {{ ... }}
+  if name == 'PEXPIRE' then
+    args[2] = args[2] * {TTL_SCALE}
+  elseif name == 'SET' and args[3] == 'PX' then
+    args[4] = args[4] * {TTL_SCALE}
+  end
+  return server.call(name, unpack(args))
+end }}
+"""
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grave:
+    """A log at the moment at which it expired, and whether its job was done by then."""
+
+    job_id: str
+    is_done: bool
+    entries: list[tuple[bytes, list[bytes]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of a script that is replaced, to switch the rule off that it stands for."""
+
+    script: str
+    line: str
+    instead: str
+
+
+def check_log(job_id: str, entries: list[tuple[bytes, list[bytes]]]) -> None:
+    """A log holds every index once, in order, and one end behind them. Raises: Violation."""
+    kinds = [fields[0] for _, fields in entries]
+    if kinds.count(b"finish") != 1:
+        raise Violation(f"{job_id} has not one terminal entry: {entries}")
+    if kinds[-1] != b"finish":
+        raise Violation(f"{job_id} has an entry after its terminal one: {entries}")
+    ids: list[int] = []
+    for entry_id, fields in entries:
+        if fields[0] == b"e":
+            ids += Event.of_entry(job_id, entry_id, fields[1]).ids
+    if ids != list(range(1, len(ids) + 1)):
+        raise Violation(f"{job_id} has the indices {ids}")
+
+
+@contextmanager
+def audited_scripts(*changes: Change) -> Iterator[None]:
+    """Run the scripts with clock and audit line, and with some lines replaced."""
+    texts: dict[str, str] = {}
+
+    def text_of(name: str) -> str:
+        if name not in texts:
+            text = script_source(name).replace(_ADD_TIME, _ADD_TIME + _NOTE)
+            text = text.replace("\n", _CLOCK, 1)
+            for change in changes:
+                if change.script == name:
+                    if change.line not in text:
+                        raise ValueError(f"{name}.lua has no line {change.line!r}")
+                    text = text.replace(change.line, change.instead)
+            texts[name] = text
+        return texts[name]
+
+    shas: dict[str, str] = {}
+
+    def sha_of(name: str) -> str:
+        if name not in shas:
+            text = text_of(name).encode()
+            shas[name] = hashlib.sha1(text, usedforsecurity=False).hexdigest()
+        return shas[name]
+
+    with (
+        mock.patch.object(runner, "script_source", text_of),
+        mock.patch.object(runner, "script_sha", sha_of),
+    ):
+        yield
+
+
+@dataclass(slots=True)
+class Audit:
+    """What the world saw happen on the server; a rollback takes it back with the keys."""
+
+    tenants: dict[str, str] = field(default_factory=dict)
+    completions: Counter[str] = field(default_factory=Counter)
+    used: Counter[str] = field(default_factory=Counter)
+    ended: set[str] = field(default_factory=set)
+    buried: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
+
+    def copy(self) -> Audit:
+        """Return the state of now."""
+        return Audit(
+            self.tenants,
+            Counter(self.completions),
+            Counter(self.used),
+            set(self.ended),
+            set(self.buried),
+            set(self.cancelled),
+        )
+
+    def completed(self, args: tuple[Any, ...]) -> None:
+        """Note a completion that took effect."""
+        job_id, actual = args[4], args[6]
+        self.completions[job_id] += 1
+        self.used[self.tenants.get(job_id, "")] += actual
+
+    def bury(self, grave: Grave) -> None:
+        """Look at a log for the last time. Raises: Violation."""
+        if not grave.is_done:
+            raise Violation(f"the log of {grave.job_id} expired and the job is not done")
+        check_log(grave.job_id, grave.entries)
+        self.buried.add(grave.job_id)

@@ -1,0 +1,124 @@
+"""Real worker processes that start fast: forked from one process that has imported everything."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+
+from rides.scale import IS_SHORT
+from workers import forked_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from multiprocessing.context import ForkServerProcess
+
+_PR_SET_PDEATHSIG = 1
+_PATIENCE_S = 60.0
+_FORKS = multiprocessing.get_context("forkserver")
+IMPORTS = [
+    "tokenbus.worker.supervisor",
+    "tokenbus.worker.assembly",
+    "tokenbus.engine.null.null_tokenizer",
+    "transformers.models.auto.tokenization_auto",
+    *([] if IS_SHORT else forked_engine.IMPORTS),
+]
+_FORKS.set_forkserver_preload(IMPORTS)
+
+
+def _work(values: dict[str, Any], clock_error_s: float) -> None:
+    """Run one worker to its end; no worker outlives the tests."""
+    if clock_error_s:
+        true_time = time.time
+        time.time = lambda: true_time() + clock_error_s
+    from tokenbus.worker.settings import WorkerSettings
+    from tokenbus.worker.supervisor import run_worker
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if not IS_SHORT and values.get("engine") == "paged":
+            forked_engine.plant()
+    Thread(target=_die_with_tests, name="tests' end", daemon=True).start()
+    sys.exit(run_worker(WorkerSettings.load(**values)))
+
+
+def _die_with_tests() -> None:
+    """End the worker with the process of its tests, which the forking process may outlive."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class ForkedWorker:
+    """One worker process, to be killed and stopped."""
+
+    process: ForkServerProcess
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        if self.process.pid is None:
+            raise RuntimeError("the worker was not started")
+        return self.process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the worker process alone."""
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kill the worker process as the kernel would: no warning, no last word."""
+        self.send(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait for its end and return the exit status, negative after a signal."""
+        async with asyncio.timeout(_PATIENCE_S):
+            await asyncio.to_thread(self.process.join, _PATIENCE_S)
+        if self.process.exitcode is None:
+            raise TimeoutError(f"worker {self.pid} did not end")
+        return self.process.exitcode
+
+    def engine_pid(self) -> int:
+        """Return the process id of its engine."""
+        [child] = self._children("engine.process")
+        return child
+
+    def publisher_pids(self) -> list[int]:
+        """Return the process ids of its publishers."""
+        return self._children("publisher_process")
+
+    def _children(self, module: str) -> list[int]:
+        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        names = {
+            int(pid): Path(f"/proc/{pid}/cmdline").read_bytes()
+            + Path(f"/proc/{pid}/comm").read_bytes()
+            for pid in listed
+        }
+        return [pid for pid, name in names.items() if module.encode() in name]
+
+
+@asynccontextmanager
+async def forked_worker(clock_error_s: float = 0, **values: Any) -> AsyncIterator[ForkedWorker]:
+    """Run a worker with these settings in a process of its own; it is killed at the end.
+
+    `clock_error_s` is how far its wall clock is ahead.
+    """
+    settings = {"log_level": "error"} | values
+    process = _FORKS.Process(target=_work, args=(settings, clock_error_s), daemon=True)
+    process.start()
+    try:
+        yield ForkedWorker(process)
+    finally:
+        if process.is_alive():
+            process.kill()
+        await asyncio.to_thread(process.join, _PATIENCE_S)

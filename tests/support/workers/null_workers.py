@@ -1,0 +1,182 @@
+"""Workers for tests: in this process or in one of their own, always with the null engine."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.null.null_config import NullConfig
+from tokenbus.engine.null.null_engine import pseudo_token
+from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
+from tokenbus.worker.settings import WorkerSettings
+from tokenbus.worker.supervisor import Worker
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.contract.events import Event, Finish
+    from tokenbus.producer.scripts import Scripts
+
+# Nothing here takes a tenth of it; a test that runs into it has found a hang.
+PATIENCE_S = 60.0
+
+_COMMAND = (
+    "import sys; from tokenbus.producer.commands.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def null_settings(pool: str, redis_url: str, **values: Any) -> WorkerSettings:
+    """Return settings of a worker with the null engine."""
+    defaults = {"engine": "null", "log_level": "error", "pool": pool, "redis_url": redis_url}
+    return WorkerSettings.load(**(defaults | values))
+
+
+def expected_ids(seed: int, count: int, choice: int = 0) -> list[int]:
+    """Return what the null engine generates in one unbroken run."""
+    config = NullConfig()
+    return [
+        pseudo_token(seed, choice, position, config.first_id, config.vocab_size)
+        for position in range(count)
+    ]
+
+
+def expected_text(seed: int, count: int, choice: int = 0) -> str:
+    """Return the text of an unbroken run."""
+    text = build_null_tokenizer().decode(expected_ids(seed, count, choice))
+    assert isinstance(text, str)
+    return text
+
+
+@dataclass(slots=True)
+class Story:
+    """What one reader saw of a job, each index checked as it came."""
+
+    job_id: str
+    last: int = 0
+    texts: dict[int, str] = field(default_factory=dict)
+    ids: dict[int, list[int]] = field(default_factory=dict)
+    epochs: set[int] = field(default_factory=set)
+    finish: Finish | None = None
+
+    def see(self, event: Event) -> None:
+        """Take one event; every index once, in order, without a gap, and one end."""
+        assert self.finish is None, "an event after the terminal one"
+        self.epochs.add(event.epoch)
+        assert event.start == self.last + 1
+        assert event.to == self.last + len(event.ids)
+        self.last = event.to
+        if event.finish is not None:
+            self.finish = event.finish
+            return
+        self.texts[event.choice] = self.texts.get(event.choice, "") + event.text
+        self.ids.setdefault(event.choice, []).extend(event.ids)
+        assert event.ends[-1] == len(self.texts[event.choice])
+
+    @property
+    def text(self) -> str:
+        """Return the text of the first choice."""
+        return self.texts.get(0, "")
+
+    @property
+    def reason(self) -> str:
+        """Return why the job ended."""
+        assert self.finish is not None, f"job {self.job_id} did not end"
+        return self.finish.reason
+
+
+async def follow(
+    client: AsyncClient, job_id: str, on_event: Callable[[Story], None] | None = None
+) -> Story:
+    """Read a job to its end."""
+    story = Story(job_id)
+    async with asyncio.timeout(PATIENCE_S):
+        async for event in client.stream(job_id):
+            story.see(event)
+            if on_event is not None:
+                on_event(story)
+    assert story.finish is not None
+    return story
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something that raises no event has happened."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def worker(pool: str, redis_url: str, **values: Any) -> AsyncIterator[Worker]:
+    """Run a worker beside the test."""
+    async with asyncio.timeout(2 * PATIENCE_S):
+        async with Worker(null_settings(pool, redis_url, **values)) as running:
+            yield running
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A worker as an operator starts it, to be killed, stopped and interrupted."""
+
+    process: asyncio.subprocess.Process
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the worker process alone."""
+        self.process.send_signal(number)
+
+    async def wait(self) -> int:
+        """Wait for its end and return the exit status."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.process.wait()
+
+
+@asynccontextmanager
+async def worker_process(pool: str, redis_url: str, **values: Any) -> AsyncIterator[WorkerProcess]:
+    """Run a worker in a process of its own; it is killed at the end."""
+    given = {"engine": "null", "log_level": "error", "log_format": "json"} | values
+    env = {f"TOKENBUS_{name.upper()}": str(value) for name, value in given.items()}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-c",
+        _COMMAND,
+        "worker",
+        "--redis",
+        redis_url,
+        "--pool",
+        pool,
+        env=os.environ | env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        yield WorkerProcess(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def command(scripts: Scripts, *args: bytes | str | float) -> Any:
+    """Run one Redis command as it stands."""
+    run: Callable[..., Awaitable[Any]] = scripts.redis.execute_command
+    return await run(*args)
+
+
+async def leaked_keys(scripts: Scripts) -> list[str]:
+    """List the pool's keys that have no TTL and belong to no live job or worker."""
+    prefix = f"{{tb:{scripts.keys.pool}"
+    kept = ("bell", "workers", "worker:", "floor", "drain", "load", "dead", "resting:", "line")
+    leaked = []
+    async for raw in scripts.redis.scan_iter(f"{prefix}*", count=1000):
+        key = raw.decode()
+        name = key.split("}:", 1)[1]
+        if not name.startswith(kept) and await scripts.redis.pttl(key) < 0:
+            leaked.append(key)
+    return sorted(leaked)

@@ -1,0 +1,264 @@
+"""The engine process: what it delivers, how it fails and that it never outlives its worker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import ModelNotFound
+from tokenbus.engine.null.null_config import NullConfig
+from tokenbus.engine.types import FinishReason, Request, SamplingParams
+from tokenbus.worker.engine.link import EngineLink
+from tokenbus.worker.engine.messages import (
+    AbortRequest,
+    AddRequest,
+    Beat,
+    Credit,
+    RequestRefused,
+    StartEngine,
+    StepRecord,
+)
+from tokenbus.worker.engine.process import HARD_BACKLOG_TOKENS
+from tokenbus.worker.errors import EngineStartFailed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from tokenbus.worker.engine.messages import Report
+
+    Starter = Callable[..., Awaitable["Engine"]]
+
+START_TIMEOUT_S = 60.0
+WAIT_S = 20.0
+
+
+class Engine:
+    """A started link and everything it reported."""
+
+    def __init__(self, config: NullConfig) -> None:
+        self.reports: list[Report] = []
+        self._arrived = asyncio.Event()
+        self.link = EngineLink(StartEngine(null=config), self._take)
+
+    def _take(self, report: Report) -> None:
+        self.reports.append(report)
+        self._arrived.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until the reports fulfil a condition."""
+        async with asyncio.timeout(WAIT_S):
+            while not condition():
+                self._arrived.clear()
+                await self._arrived.wait()
+
+    def tokens(self, request_id: int) -> list[int]:
+        """Return the tokens delivered for a request so far."""
+        return [
+            token
+            for report in self.reports
+            if isinstance(report, StepRecord)
+            for delta in report.deltas()
+            if delta.request_id == request_id
+            for token in delta.token_ids
+        ]
+
+    def ended(self, request_id: int) -> FinishReason | None:
+        """Return why a request ended, None while it runs."""
+        for report in self.reports:
+            if isinstance(report, StepRecord):
+                for delta in report.deltas():
+                    if delta.request_id == request_id and delta.finish_reason is not None:
+                        return delta.finish_reason
+        return None
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Starter]:
+    """Start engines that are gone after the test."""
+    engines: list[Engine] = []
+
+    async def _start(**config: int) -> Engine:
+        engine = Engine(NullConfig(**config))
+        engines.append(engine)
+        await engine.link.start(START_TIMEOUT_S)
+        return engine
+
+    yield _start
+    for engine in engines:
+        await engine.link.kill()
+
+
+def request(
+    request_id: int, max_tokens: int = 8, resumed_ids: tuple[tuple[int, ...], ...] = ()
+) -> AddRequest:
+    """Build a request of three prompt tokens."""
+    return AddRequest(
+        Request(
+            request_id, (1, 2, 3), SamplingParams(max_tokens=max_tokens), resumed_ids=resumed_ids
+        )
+    )
+
+
+async def test_every_token_of_a_request_arrives_in_order(start: Starter) -> None:
+    """Each request delivers max_tokens tokens and ends once, by length."""
+    engine = await start()
+    for request_id in range(5):
+        engine.link.send(request(request_id, max_tokens=20 + request_id))
+    await engine.until(lambda: all(engine.ended(i) for i in range(5)))
+    assert [len(engine.tokens(i)) for i in range(5)] == [20, 21, 22, 23, 24]
+    assert {engine.ended(i) for i in range(5)} == {FinishReason.LENGTH}
+
+
+async def test_resumed_request_continues_like_the_unbroken_one(start: Starter) -> None:
+    """A request with resumed ids delivers exactly what the unbroken run has after them."""
+    engine = await start()
+    engine.link.send(request(1, max_tokens=30))
+    await engine.until(lambda: engine.ended(1) is not None)
+    whole = engine.tokens(1)
+    engine.link.send(request(2, max_tokens=30, resumed_ids=(tuple(whole[:11]),)))
+    await engine.until(lambda: engine.ended(2) is not None)
+    assert engine.tokens(2) == whole[11:]
+
+
+async def test_rejected_request_leaves_the_others_alone(start: Starter) -> None:
+    """A request the engine refuses is reported with its field while another finishes."""
+    engine = await start(max_model_len=64)
+    engine.link.send(request(1, max_tokens=1000))
+    engine.link.send(AddRequest(Request(2, (), SamplingParams())))
+    engine.link.send(request(3))
+    await engine.until(lambda: engine.ended(3) is not None)
+    refusals = {r.request_id: r.field for r in engine.reports if isinstance(r, RequestRefused)}
+    assert refusals == {1: "", 2: "prompt"}
+
+
+async def test_request_that_fails_alone_does_not_end_its_neighbours(
+    start: Starter,
+) -> None:
+    """A failed sequence ends with `failed`; one beside it delivers all its tokens."""
+    engine = await start(fail_id=7)
+    engine.link.send(AddRequest(Request(1, (7,), SamplingParams(max_tokens=8))))
+    engine.link.send(request(2))
+    await engine.until(lambda: bool(engine.ended(1) and engine.ended(2)))
+    assert engine.ended(1) is FinishReason.FAILED
+    assert len(engine.tokens(2)) == 8
+
+
+async def test_death_of_the_engine_is_told_with_its_signal(start: Starter) -> None:
+    """A request that kills the engine process is noticed and named."""
+    engine = await start(crash_id=7)
+    engine.link.send(AddRequest(Request(1, (7,), SamplingParams(max_tokens=8))))
+    async with asyncio.timeout(WAIT_S):
+        died = await engine.link.wait_died()
+    assert "SIGABRT" in str(died)
+    assert not engine.link.is_alive
+
+
+async def test_idle_engine_beats_and_a_hung_one_does_not(start: Starter) -> None:
+    """Silence means a hang: an idle engine moves its clock, one stuck in a step does not."""
+    engine = await start(hang_id=7)
+    beats = sum(isinstance(r, Beat) for r in engine.reports)
+    await engine.until(lambda: sum(isinstance(r, Beat) for r in engine.reports) >= beats + 2)
+    engine.link.send(AddRequest(Request(1, (7,), SamplingParams(max_tokens=8))))
+    async with asyncio.timeout(WAIT_S):
+        while engine.link.stalled_s() < 1.5:  # noqa: ASYNC110 - silence raises no event
+            await asyncio.sleep(0.1)
+    assert engine.link.is_alive
+
+
+async def test_full_backlog_pauses_the_engine_until_credit_returns(
+    start: Starter,
+) -> None:
+    """Without credit the engine delivers a bounded number of tokens, then goes on by credit."""
+    engine = await start(max_num_seqs=512, num_pages=600_000, max_model_len=8192)
+    for request_id in range(256):
+        engine.link.send(request(request_id, max_tokens=8000))
+    await engine.until(lambda: any(isinstance(r, Beat) and r.paused for r in engine.reports))
+    delivered = sum(sum(r.counts) for r in engine.reports if isinstance(r, StepRecord))
+    assert HARD_BACKLOG_TOKENS <= delivered <= HARD_BACKLOG_TOKENS + 256
+    steps = len(engine.reports)
+    engine.link.send(Credit(100_000))
+    await engine.until(lambda: any(isinstance(r, StepRecord) for r in engine.reports[steps:]))
+    for request_id in range(256):
+        engine.link.send(AbortRequest(request_id))
+
+
+async def test_start_failure_gives_the_reason() -> None:
+    """An engine that cannot be built ends the start with the error's kind and message."""
+    link = EngineLink(StartEngine(), lambda _: None)
+    with pytest.raises(EngineStartFailed, match="names no engine") as caught:
+        await link.start(START_TIMEOUT_S)
+    assert caught.value.kind == "ValueError"
+
+
+_PARENT = textwrap.dedent(
+    """
+    import asyncio, sys
+    from tokenbus.engine.null.null_config import NullConfig
+    from tokenbus.engine.types import Request, SamplingParams
+    from tokenbus.worker.engine.link import EngineLink
+    from tokenbus.worker.engine.messages import AddRequest, StartEngine
+
+    async def main():
+        link = EngineLink(StartEngine(null=NullConfig(hang_id=7)), lambda _: None)
+        await link.start(60)
+        link.send(AddRequest(Request(1, (7,), SamplingParams())))
+        print(link.pid, flush=True)
+        await asyncio.sleep(60)
+
+    asyncio.run(main())
+    """
+)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_engine_dies_with_its_worker_even_while_it_hangs() -> None:
+    """SIGKILL of the worker ends a hung engine process within a second."""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-c", _PARENT, stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    async with asyncio.timeout(START_TIMEOUT_S):
+        engine_pid = int(await parent.stdout.readline())
+    assert _is_running(engine_pid)
+    os.kill(parent.pid, signal.SIGKILL)
+    await parent.wait()
+    async with asyncio.timeout(1.0):
+        while _is_running(engine_pid):  # noqa: ASYNC110 - not our child, so no event
+            await asyncio.sleep(0.01)
+
+
+def test_engine_process_imports_neither_redis_nor_the_text_side() -> None:
+    """The process that computes knows no Redis, no pydantic and, with the null engine, no torch."""
+    code = (
+        "import sys, tokenbus.worker.engine.process as p\n"
+        "from tokenbus.engine.null.null_config import NullConfig\n"
+        "p.build(p.StartEngine(null=NullConfig()))\n"
+        "print([m for m in ('redis', 'pydantic', 'torch', 'structlog') if m in sys.modules])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert output.stdout.strip() == "[]"
+
+
+async def test_missing_model_is_the_engines_own_error() -> None:
+    """A model that is not there ends the start with ModelNotFound."""
+    missing = EngineLink(StartEngine(engine=EngineConfig("/no/such/model")), lambda _: None)
+    with pytest.raises(ModelNotFound, match="/no/such/model"):
+        await missing.start(START_TIMEOUT_S)

@@ -1,0 +1,100 @@
+"""What is said to a process while it computes is heard, in order and once."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING
+from unittest.mock import Mock
+
+import pytest
+
+from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.worker.engine.messages import AddRequest, FrameReader, encode_frame
+from tokenbus.worker.engine.process import EngineLoop
+from tokenbus.worker.engine.socket_reader import SocketReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Ends = tuple[socket.socket, socket.socket]
+NUM_REQUESTS = 200
+PROMPT_BYTES = 16 * 1024
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """Give both ends of a socket."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.settimeout(PATIENCE_S)
+        yield ours, theirs
+
+
+def test_crowd_that_comes_during_a_step_is_there_for_the_next(ends: Ends) -> None:
+    """Many times what a socket holds is sent while the engine computes, and taken in one go."""
+    ours, theirs = ends
+    adds = [
+        AddRequest(Request(number, (), SamplingParams()), bytes(PROMPT_BYTES))
+        for number in range(NUM_REQUESTS)
+    ]
+    frames = b"".join(map(encode_frame, adds))
+    assert len(frames) > 5 * theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+    loop = EngineLoop(Mock(), ours, FrameReader())
+    with loop._socket_reader.listening():
+        theirs.sendall(frames)
+        deadline = time.monotonic() + PATIENCE_S
+        while (
+            sum(map(len, loop._socket_reader._heard)) < len(frames) and time.monotonic() < deadline
+        ):
+            time.sleep(0.001)
+    assert loop._take_commands()
+    assert list(loop._held_back) == list(range(NUM_REQUESTS))
+    theirs.shutdown(socket.SHUT_WR)
+    assert not loop._take_commands()
+
+
+def test_bytes_keep_their_order_whoever_reads_them(ends: Ends) -> None:
+    """The owner and its ear take turns at random; nothing is lost, doubled or out of place."""
+    ours, theirs = ends
+    source = random.Random(5)
+    said = source.randbytes(4_000_000)
+
+    def talk() -> None:
+        first = 0
+        while first < len(said):
+            size = source.choice((1, 50, 3000, 200_000))
+            theirs.sendall(said[first : first + size])
+            first += size
+        theirs.shutdown(socket.SHUT_WR)
+
+    talker = threading.Thread(target=talk, daemon=True)
+    talker.start()
+    socket_reader = SocketReader(ours)
+    chunks: list[bytes] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while chunks[-1:] != [b""] and time.monotonic() < deadline:
+        socket_reader.wait(0.01)
+        chunks += socket_reader.take()
+        with socket_reader.listening():
+            time.sleep(0.0005)
+    assert b"".join(chunks) == said
+    talker.join()
+
+
+def test_what_was_heard_is_not_waited_for(ends: Ends) -> None:
+    """A word that came at the end of a step is there before the loop would wait for another."""
+    ours, theirs = ends
+    socket_reader = SocketReader(ours)
+    with socket_reader.listening():
+        theirs.sendall(b"word")
+        deadline = time.monotonic() + PATIENCE_S
+        while not socket_reader._heard and time.monotonic() < deadline:
+            time.sleep(0.001)
+    started_at = time.monotonic()
+    socket_reader.wait(PATIENCE_S)
+    assert time.monotonic() - started_at < PATIENCE_S / 2
+    assert socket_reader.take() == [b"word"]

@@ -1,0 +1,196 @@
+"""A server that lost its last second: what a worker knew of a log is void, what it did is not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
+
+import pytest
+from servers.fixtures import pool, redis_url, server
+from workers.null_workers import command
+from workers.publisher_bench import (
+    EPOCH,
+    JOB_ID,
+    KEY,
+    RULES,
+    PublisherBench,
+    running_publisher,
+    step,
+)
+
+from tokenbus.engine.types import FinishReason
+from tokenbus.producer.contract.events import Finish
+from tokenbus.producer.scripts import End, Scripts
+from tokenbus.producer.scripts.log import Takeover
+from tokenbus.producer.scripts.replies import PulledJob
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held_jobs import HeldJobs
+from tokenbus.worker.jobs.settlement import Settlement
+from tokenbus.worker.metrics import Metrics
+from tokenbus.worker.publishing.messages import (
+    Broken,
+    Committed,
+    Fenced,
+    GiveBack,
+    OpenGate,
+    Progress,
+    Settled,
+    Taken,
+    TakeOver,
+)
+from tokenbus.worker.publishing.publisher_pool import PublisherPool
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tokenbus.worker.publishing.messages import Order
+    from tokenbus.worker.publishing.publisher import Publisher
+
+__all__ = ["pool", "redis_url", "server"]
+
+
+@dataclass
+class LostSecond:
+    """A publisher with one job, and what its server remembers of that."""
+
+    bench: PublisherBench
+    dump: bytes = b""
+
+    @property
+    def publisher(self) -> Publisher:
+        """The publisher."""
+        return self.bench.publisher
+
+    @property
+    def scripts(self) -> Scripts:
+        """The scripts of its pool."""
+        return self.bench.scripts
+
+    async def first(self, *kinds: type[Any]) -> Any:
+        """Wait for an answer of these kinds."""
+        return await self.bench.first(*kinds)
+
+    async def log(self, *ids: int) -> None:
+        """Let the engine bring tokens and wait until they are logged."""
+        self.publisher.obey(step(*ids))
+        while not (await self.first(Progress)).logged_tokens:
+            pass
+
+    async def remember(self) -> None:
+        """Keep the log as it is now."""
+        self.dump = await command(self.scripts, "DUMP", self.scripts.keys.log(JOB_ID))
+
+    async def roll_back(self) -> None:
+        """Let the server lose what came since, and with it the session."""
+        keys = self.scripts.keys
+        await command(self.scripts, "RESTORE", keys.log(JOB_ID), 0, self.dump, "REPLACE")
+        await command(self.scripts, "DEL", keys.result(JOB_ID))
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Lose the session and open it anew."""
+        self.publisher.session.lose("the server is gone")
+        self.bench.answers.clear()
+        self.publisher.obey(OpenGate(self.publisher.generation + 1, time.monotonic()))
+
+    async def finishes(self) -> list[Finish]:
+        """Return the terminal entries of the log."""
+        events = await self.scripts.log.events(JOB_ID) or []
+        return [event.finish for event in events if event.finish is not None]
+
+
+@pytest.fixture
+async def bench(redis_url: str, pool: str) -> AsyncIterator[LostSecond]:
+    """Give a publisher with one job whose takeover and first two tokens are logged."""
+    async with running_publisher(redis_url, pool) as running:
+        made = LostSecond(running)
+        made.publisher.obey(OpenGate(0, time.monotonic()))
+        made.publisher.obey(TakeOver(KEY, JOB_ID, EPOCH, 1, RULES))
+        await made.first(Taken)
+        await made.log(300)
+        await made.log(301)
+        yield made
+
+
+async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: LostSecond) -> None:
+    """Fenced, given back, taken out of the engine; then the server forgets who fenced it.
+
+    Whoever pulls the job goes on where the log ends: an end here would cut the answer short.
+    """
+    await bench.remember()
+    [reply] = await bench.scripts.log.takeover([Takeover(JOB_ID, EPOCH + 1, "other")])
+    assert reply.last == 2
+    bench.publisher.obey(step(302))
+    await bench.first(Fenced)
+    bench.publisher.obey(GiveBack(KEY))
+    bench.publisher.obey(step(end=FinishReason.ABORTED))
+    await bench.roll_back()
+    settled = await bench.first(Settled, Committed)
+    assert isinstance(settled, Settled)
+    assert await bench.finishes() == []
+
+
+async def test_abort_alone_is_no_end(bench: LostSecond) -> None:
+    """The engine was told to drop the job; what becomes of it is said by whoever told it."""
+    bench.publisher.obey(step(302, end=FinishReason.ABORTED))
+    bench.publisher.obey(GiveBack(KEY))
+    settled = await bench.first(Settled, Committed)
+    assert isinstance(settled, Settled)
+    assert settled.num_logged == 3
+    assert await bench.finishes() == []
+
+
+async def test_foreign_end_that_the_server_forgot_is_written_again(bench: LostSecond) -> None:
+    """Another ended the job, this worker has told so, and then the end is lost: it stands again."""
+    await bench.remember()
+    finish = Finish("cancelled", choices=("cancelled",)).dump()
+    await bench.scripts.log.takeover([Takeover(JOB_ID, EPOCH + 1, "other")])
+    await bench.scripts.log.end([End(JOB_ID, EPOCH + 1, 2, finish, "{}")])
+    bench.reopen()
+    assert (await bench.first(Committed)).finish == finish
+    await bench.roll_back()
+    again = await bench.first(Committed, Broken)
+    assert isinstance(again, Committed)
+    assert await bench.finishes() == [Finish.parse(finish)] == [Finish.parse(again.finish)]
+
+
+class _RecordingLink:
+    """A publisher link that notes its orders."""
+
+    def __init__(self) -> None:
+        self.num_jobs = 0
+        self.orders: list[Order] = []
+
+    def send(self, order: Order) -> None:
+        """Note an order."""
+        self.orders.append(order)
+
+
+async def _lost(_: object) -> object:
+    """Be a call that the end of the session breaks off."""
+    raise SessionLost("gone")
+
+
+@pytest.mark.parametrize("why", ["fenced", "broken"])
+async def test_publisher_hears_of_jobs_that_go_back_unlogged(why: str) -> None:
+    """It is told to let the job go, and the hand-back does not wait for its answer."""
+    held_jobs, publisher_link = HeldJobs(), _RecordingLink()
+    session: Any = Mock(generation=0, call=_lost)
+    settlement = Settlement(session, Mock(), Mock(), held_jobs, "w", Metrics())
+    settlement.stop = lambda _: None
+    settlement.publishers = PublisherPool(session, held_jobs, [publisher_link])  # type: ignore[list-item]
+    job = held_jobs.take(PulledJob(JOB_ID, EPOCH, 1, 1, "t", 1, False, 0, None, b"{}"))
+    settlement.publishers.take_over(job, None)
+    async with asyncio.TaskGroup() as tasks:
+        settlement.run_in(tasks)
+        if why == "fenced":
+            settlement.fenced(job, EPOCH + 1)
+        else:
+            settlement.broken(job, "a test")
+        assert job.phase is Phase.RETURNING
+        assert job.is_leaving
+    assert [type(order) for order in publisher_link.orders] == [TakeOver, GiveBack]

@@ -1,0 +1,78 @@
+"""A transcript gives back every entry from any index, and the result that readers saw."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.worker.publishing.transcript import Transcript
+
+if TYPE_CHECKING:
+    from tokenbus.producer.contract.events import Event
+
+Chunks = list[tuple[int, list[str]]]
+
+chunks = st.lists(
+    st.tuples(st.integers(0, 2), st.lists(st.sampled_from(["", "a", "é ", "🚌x"]), max_size=4)),
+    max_size=20,
+)
+
+
+def _filled(parts: Chunks) -> Transcript:
+    transcript = Transcript("j", 3)
+    next_id = 100
+    for choice, texts in parts:
+        ids = list(range(next_id, next_id + len(texts)))
+        next_id += len(texts)
+        transcript.append(choice, ids, texts)
+    return transcript
+
+
+def _replay(transcript: Transcript, index: int) -> list[Event]:
+    events = []
+    while (event := transcript.event_after(index, 1)) is not None:
+        events.append(event)
+        index = event.to
+    return events
+
+
+@given(chunks, st.integers(0, 80))
+def test_entries_after_any_index_are_gapless_and_complete(parts: Chunks, index: int) -> None:
+    """From any index the entries follow each other to the last token, one choice each."""
+    transcript = _filled(parts)
+    events = _replay(transcript, index)
+    position = min(index, transcript.last)
+    for event in events:
+        assert event.start == position + 1
+        assert len(event.ids) == len(event.ends) == event.to - event.start + 1
+        position = event.to
+    assert position == max(transcript.last, min(index, transcript.last))
+
+
+@given(chunks)
+def test_transcript_read_from_its_log_is_the_same(parts: Chunks) -> None:
+    """What a later owner restores from the logged entries equals what was logged."""
+    transcript = _filled(parts)
+    restored = Transcript("j", 3)
+    restored.restore(_replay(transcript, 0))
+    finish = Finish("stop", Usage(1, 0, transcript.last))
+    assert restored.result(1, finish).dump() == transcript.result(1, finish).dump()
+
+
+@given(chunks, st.integers(0, 80))
+def test_result_replays_what_the_entries_said(parts: Chunks, cursor: int) -> None:
+    """A reader who comes after the end reads the same text per choice as one who was there."""
+    transcript = _filled(parts)
+    cursor = min(cursor, transcript.last)
+    result = transcript.result(1, Finish("stop"))
+    live: dict[int, str] = {}
+    for event in _replay(transcript, cursor):
+        live[event.choice] = live.get(event.choice, "") + event.text
+    late: dict[int, str] = {}
+    for event in result.events(cursor):
+        if event.finish is None:
+            late[event.choice] = late.get(event.choice, "") + event.text
+    assert {k: v for k, v in late.items() if v} == {k: v for k, v in live.items() if v}

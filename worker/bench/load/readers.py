@@ -1,0 +1,180 @@
+"""The reader processes as the bench sees them: started together, followed to the end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from tokenbus.worker.bench.load.messages import (
+    Broken,
+    Done,
+    Go,
+    Order,
+    Progress,
+    Ready,
+    frame,
+    read_report,
+)
+from tokenbus.worker.errors import WorkerError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from tokenbus.worker.bench.load.messages import FromReader, JobReport
+    from tokenbus.worker.bench.options import BenchOptions
+
+_READY_TIMEOUT_S = 120.0
+# Between Go and the first submit: longer than it takes to tell every reader.
+_LEAD_S = 0.25
+# What a reader gets after its own limit to report what it has.
+_GRACE_S = 30.0
+# One frame carries the reports of a quarter of a second.
+_PIPE_BYTES = 1 << 20
+
+
+class ReaderBroken(WorkerError):
+    """A reader process failed or fell silent."""
+
+
+@dataclass(slots=True)
+class Reader:
+    """One reader process and what it has reported."""
+
+    process: asyncio.subprocess.Process
+    latest: Progress = field(default_factory=lambda: Progress(0, 0, 0, []))
+    cpu_s: float = 0.0
+
+    async def receive(self) -> FromReader:
+        """Read its next message. Raises: ReaderBroken."""
+        assert self.process.stdout is not None
+        try:
+            message = await read_report(self.process.stdout)
+        except asyncio.IncompleteReadError:
+            raise ReaderBroken("a reader process ended before its work did") from None
+        if isinstance(message, Broken):
+            raise ReaderBroken(message.message)
+        return message
+
+    async def send(self, message: Order | Go) -> None:
+        """Send it a message."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(frame(message))
+        await self.process.stdin.drain()
+
+
+class Readers:
+    """All reader processes of one run; as a context manager it starts and ends them."""
+
+    def __init__(self, options: BenchOptions, url: str, pool: str) -> None:
+        self._options = options
+        self._url = url
+        self._pool = pool
+        self._readers: list[Reader] = []
+        self.reports: list[JobReport] = []
+        self.start_s = 0.0
+
+    @property
+    def num_submitted(self) -> int:
+        """Jobs begun."""
+        return sum(reader.latest.num_submitted for reader in self._readers)
+
+    @property
+    def num_open(self) -> int:
+        """Jobs under way."""
+        return sum(reader.latest.num_open for reader in self._readers)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens received."""
+        return sum(reader.latest.num_tokens for reader in self._readers)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time of all readers between their start and their end."""
+        return sum(reader.cpu_s for reader in self._readers)
+
+    async def __aenter__(self) -> Self:
+        """Start the processes and wait until each has its plan."""
+        try:
+            for idx in range(self._options.readers):
+                await self._start(idx)
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                for reader in self._readers:
+                    message = await reader.receive()
+                    assert isinstance(message, Ready), "a reader spoke before it was ready"
+        except BaseException:
+            await self._end()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the processes."""
+        await self._end()
+
+    async def run(self, span_s: float) -> None:
+        """Let jobs arrive for `span_s` and follow all of them to their ends.
+
+        Raises: ReaderBroken.
+        """
+        self.start_s = time.monotonic() + _LEAD_S
+        stop_s = self.start_s + span_s
+        go = Go(self.start_s, stop_s, stop_s + self._options.drain_s)
+        limit_s = go.give_up_s + _GRACE_S - time.monotonic()
+        try:
+            async with asyncio.timeout(limit_s), asyncio.TaskGroup() as tasks:
+                for reader in self._readers:
+                    tasks.create_task(self._follow(reader, go))
+        except TimeoutError:
+            raise ReaderBroken(f"the readers did not end within {limit_s:.0f} s") from None
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+        if len(self.reports) != self.num_submitted:
+            message = f"{len(self.reports)} of {self.num_submitted} jobs were reported"
+            raise ReaderBroken(message)
+
+    async def _start(self, idx: int) -> None:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            "tokenbus.worker.bench.load.reader_process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_PIPE_BYTES,
+            start_new_session=True,
+        )
+        reader = Reader(process)
+        self._readers.append(reader)
+        order = Order(self._options, self._url, self._pool, idx, self._options.readers)
+        await reader.send(order)
+
+    async def _follow(self, reader: Reader, go: Go) -> None:
+        await reader.send(go)
+        while True:
+            message = await reader.receive()
+            if isinstance(message, Done):
+                reader.cpu_s = message.cpu_s
+                return
+            assert isinstance(message, Progress), "a reader says ready twice"
+            reader.latest = message
+            self.reports.extend(message.ended)
+
+    async def _end(self) -> None:
+        for reader in self._readers:
+            if reader.process.returncode is None:
+                if reader.process.stdin is not None:
+                    reader.process.stdin.close()
+                try:
+                    async with asyncio.timeout(5):
+                        await reader.process.wait()
+                except TimeoutError:
+                    reader.process.kill()
+                    await reader.process.wait()

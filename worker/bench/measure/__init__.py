@@ -1,0 +1,1 @@
+"""The figures of a bench: taken at readers and workers, shown as tables and pages."""

@@ -1,0 +1,1 @@
+"""Webhooks: delivered, signed, and kept inside the addresses that are allowed."""

@@ -1,0 +1,201 @@
+"""Delivers webhooks: claims what is due, posts, and settles each try with the server.
+
+The hook, its next time and its tries live with the pool, written by the completion of the job and
+by the settling script, so that delivery survives this process. A claim is a lease: what a killed
+service had claimed is due again once the lease is over, and a recorded success is never tried
+again. arq's own retries are not used for it: a killed arq worker's jobs stay locked for the longest
+timeout of all its functions, a job is forgotten after a day, and a try costs five round trips.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.contract.result import JobResult
+from tokenbus.producer.scripts.control import WebhookOutcome, WebhookState, WebhookTry
+from tokenbus.producer.server.connection import is_away
+from tokenbus.worker.control.metrics import ControlMetrics
+from tokenbus.worker.control.webhooks.courier import Answer
+from tokenbus.worker.control.webhooks.signature import HEADER, sign
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.producer.scripts.control import ClaimedWebhook
+    from tokenbus.worker.control.settings import ControlSettings
+    from tokenbus.worker.control.webhooks.courier import Courier
+
+POLL_INTERVAL_S = 0.2
+# Between the end of a POST and its record; a call to the server takes a fraction of it.
+_RECORD_MARGIN_S = 5.0
+_BUSY_PAUSE_S = 1.0
+_OUTAGE_PAUSE_S = 2.0
+_GONE = 410
+
+
+class Webhooks:
+    """Delivers the webhooks of one pool."""
+
+    def __init__(
+        self,
+        scripts: Scripts,
+        courier: Courier,
+        keys: dict[str, tuple[str, ...]],
+        settings: ControlSettings,
+        metrics: ControlMetrics | None = None,
+    ) -> None:
+        self._metrics = metrics or ControlMetrics()
+        self._scripts = scripts
+        self._courier = courier
+        self._keys = keys
+        self._settings = settings
+        self._lease_s = settings.webhook_timeout_s + _RECORD_MARGIN_S
+        # A receiver that never answers, and a tenant with many of them, hold up their own calls.
+        self._max_per_party = max(1, settings.webhook_concurrency // 2)
+        self._parties: Counter[str] = Counter()
+        self._running: set[asyncio.Task[None]] = set()
+        self._log = get_logger()
+
+    async def run(self) -> None:
+        """Deliver for ever; a server that is away is asked again."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                room = self._settings.webhook_concurrency - len(self._running)
+                claimed = await self._claim(room)
+                claimed_at = time.monotonic()
+                for hook in claimed:
+                    task = tasks.create_task(self._deliver(hook, claimed_at))
+                    self._running.add(task)
+                    task.add_done_callback(self._running.discard)
+                if len(claimed) < room or not self._running:
+                    await asyncio.sleep(POLL_INTERVAL_S)
+                else:
+                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _claim(self, room: int) -> list[ClaimedWebhook]:
+        try:
+            return await self._scripts.control.claim_webhooks(room, int(self._lease_s * 1000))
+        except (RedisError, OSError) as error:
+            self._log.warning("webhook.claim_failed", reason=str(error), away=is_away(error))
+            await asyncio.sleep(_OUTAGE_PAUSE_S)
+            return []
+
+    async def _deliver(self, hook: ClaimedWebhook, claimed_at: float) -> None:
+        """Try one hook; what cannot be recorded is tried again when the lease is over."""
+        parties = (f"host {urlsplit(hook.url).netloc}", f"tenant {hook.tenant}")
+        self._parties.update(parties)
+        try:
+            if any(self._parties[party] > self._max_per_party for party in parties):
+                pause_s = _BUSY_PAUSE_S * random.uniform(0.5, 1.0)
+                await self._settle(hook, WebhookOutcome.POSTPONE, Answer(None), b"", pause_s)
+                return
+            body = hook.body or await self._body(hook)
+            answer = await self._try(hook, body, claimed_at)
+            if answer is not None:
+                await self._settle(
+                    hook, _outcome(answer), answer, body, self._delay_s(hook, answer)
+                )
+        except (RedisError, OSError) as error:
+            self._log.warning("webhook.record_failed", job_id=hook.job_id, reason=str(error))
+        except Exception:
+            # The job boundary: one hook takes down no other.
+            self._log.exception("webhook.failed", job_id=hook.job_id)
+        finally:
+            self._parties.subtract(parties)
+            # What counts nothing is dropped, or every host ever called would stay.
+            self._parties = +self._parties
+
+    async def _try(self, hook: ClaimedWebhook, body: bytes, claimed_at: float) -> Answer | None:
+        """Post the body; None where the claim grew too old for it, so that another may have it."""
+        keys = self._keys.get(hook.tenant)
+        if keys is None:
+            return Answer(None, f"tenant {hook.tenant} has no signing key (webhook_keys)")
+        if time.monotonic() - claimed_at > _RECORD_MARGIN_S / 2:
+            return None
+        headers = {
+            "content-type": "application/json",
+            "user-agent": "tokenbus",
+            HEADER: sign(keys, int(time.time()), body),
+            "tokenbus-job": hook.job_id,
+            "tokenbus-try": str(hook.num_tries + 1),
+        }
+        return await self._courier.post(hook.url, headers, body)
+
+    def _delay_s(self, hook: ClaimedWebhook, answer: Answer) -> float:
+        """Return how long to wait: doubled each time, spread, and never less than asked for."""
+        settings = self._settings
+        longest = min(
+            settings.webhook_max_backoff_s,
+            settings.webhook_backoff_s * 2.0 ** min(hook.num_tries, 32),
+        )
+        return max(longest * random.uniform(0.5, 1.0), answer.retry_after_s or 0.0)
+
+    async def _settle(
+        self,
+        hook: ClaimedWebhook,
+        outcome: WebhookOutcome,
+        answer: Answer,
+        body: bytes,
+        delay_s: float,
+    ) -> None:
+        state = await self._scripts.control.record_webhook_try(
+            hook,
+            outcome,
+            WebhookTry(answer.status, answer.error, answer.took_ms),
+            body=body,
+            delay_ms=int(delay_s * 1000),
+            max_age_ms=int(self._settings.webhook_max_age_s * 1000),
+        )
+        if outcome is not WebhookOutcome.POSTPONE or state == WebhookState.EXPIRED:
+            self._metrics.webhooks["retried" if state == WebhookState.DUE else state] += 1
+        if outcome is not WebhookOutcome.POSTPONE:
+            self._log.info(
+                "webhook.tried",
+                job_id=hook.job_id,
+                tenant=hook.tenant,
+                attempt=hook.num_tries + 1,
+                status=answer.status,
+                error=answer.error or None,
+                took_ms=answer.took_ms,
+                state=state,
+            )
+
+    async def _body(self, hook: ClaimedWebhook) -> bytes:
+        """Put the message together; `choices` is null where the result expired before the try."""
+        stored = await self._scripts.log.result(hook.job_id)
+        result = None if stored is None else JobResult.parse(stored)
+        finish = json.loads(hook.finish) if result is None else json.loads(result.finish.dump())
+        wire = {
+            "v": 1,
+            "event": "job.ended",
+            "job": hook.job_id,
+            "tenant": hook.tenant,
+            "ended_ms": hook.created_ms,
+            "metadata": hook.metadata,
+            "finish": finish,
+            "choices": None
+            if result is None
+            else [
+                {"index": choice.index, "text": choice.text, "reason": choice.reason}
+                for choice in result.choices
+            ],
+        }
+        return json.dumps(wire, separators=(",", ":")).encode()
+
+
+def _outcome(answer: Answer) -> WebhookOutcome:
+    if answer.is_refused:
+        return WebhookOutcome.REFUSED
+    if answer.status == _GONE:
+        return WebhookOutcome.GONE
+    if answer.status is not None and 200 <= answer.status < 300:
+        return WebhookOutcome.DELIVERED
+    return WebhookOutcome.RETRY

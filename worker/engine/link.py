@@ -1,0 +1,196 @@
+"""The worker's end of the engine process: start it, talk to it, notice that it hangs or dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from tokenbus.engine import errors as engine_errors
+from tokenbus.worker.engine.messages import (
+    AddRequest,
+    Beat,
+    EngineReady,
+    EngineRefused,
+    FrameReader,
+    StepRecord,
+    decode_report,
+    encode_frame,
+)
+from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
+from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.frame_writer import FrameWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.engine.types import EngineLimits, EngineStats
+    from tokenbus.worker.engine.messages import Command, Report, StartEngine
+
+# A process that was killed is reaped by the kernel at once; longer means an uninterruptible wait.
+_REAP_TIMEOUT_S = 5.0
+
+
+class _Wire(asyncio.Protocol):
+    """Cuts what arrives into reports."""
+
+    def __init__(self, on_report: Callable[[Report], None], on_lost: Callable[[], None]) -> None:
+        self._frames = FrameReader()
+        self._on_report = on_report
+        self._on_lost = on_lost
+
+    def data_received(self, data: bytes) -> None:
+        """Deliver every report that `data` completes."""
+        for body in self._frames.feed(data):
+            self._on_report(decode_report(body))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Tell that the engine process has hung up."""
+        self._on_lost()
+
+
+class EngineLink:
+    """One engine process; a dead one is never revived, a new link takes its place.
+
+    `on_report` is called on the event loop, in the engine's order, for everything but the start-up.
+    """
+
+    def __init__(self, start: StartEngine, on_report: Callable[[Report], None]) -> None:
+        self._start = start
+        self._on_report = on_report
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: FrameWriter | None = None
+        self._ready: asyncio.Future[EngineReady] | None = None
+        self._died = asyncio.Event()
+        self._refusal: EngineRefused | None = None
+        self._ready_report: EngineReady | None = None
+        self.stats: EngineStats | None = None
+        self.paused = False
+        self.moved_at = time.monotonic()
+
+    async def start(self, timeout_s: float) -> EngineReady:
+        """Spawn the process and wait until the engine is built.
+
+        Raises: the EngineError that building it raised; SettingsInvalid for a setting it refused;
+            EngineStartFailed for anything else and after the timeout.
+        """
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_future()
+        self._process, transport = await spawn(
+            "tokenbus.worker.engine.process", lambda: _Wire(self._take, self._lost)
+        )
+        self._writer = FrameWriter(transport)
+        self.send(self._start)
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._ready_report = await self._ready
+        except TimeoutError:
+            await self.kill()
+            message = f"it was not ready after {timeout_s:g} s"
+            raise EngineStartFailed("TimeoutError", message) from None
+        except BaseException:
+            await self.kill()
+            raise
+        return self._ready_report
+
+    @property
+    def limits(self) -> EngineLimits:
+        """Sizes of the running engine."""
+        return self.ready.limits
+
+    @property
+    def ready(self) -> EngineReady:
+        """What the engine said when it was built."""
+        if self._ready_report is None:
+            raise EngineDied("the engine is not running")
+        return self._ready_report
+
+    @property
+    def is_alive(self) -> bool:
+        """True until the process has hung up."""
+        return self._ready_report is not None and not self._died.is_set()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None before the start."""
+        return self._process.pid if self._process else None
+
+    def stalled_s(self) -> float:
+        """Return the seconds since the engine last reported a step or an idle beat."""
+        return time.monotonic() - self.moved_at
+
+    def send(self, command: Command) -> None:
+        """Queue a command; one to a dead engine is dropped, its jobs are handed back anyway."""
+        if self._writer is None:
+            return
+        if isinstance(command, AddRequest):
+            self._writer.send_soon(encode_frame(command))
+        else:
+            self._writer.send(encode_frame(command))
+
+    async def wait_died(self) -> EngineDied:
+        """Wait until the process ends and describe how."""
+        await self._died.wait()
+        status = await self._reap()
+        if self._refusal is not None:
+            return EngineDied(f"{self._refusal.kind}: {self._refusal.message}")
+        if status is not None and status < 0:
+            return EngineDied(f"killed by {signal.Signals(-status).name}")
+        return EngineDied(f"ended with status {status}")
+
+    async def kill(self) -> None:
+        """End the process at once and wait for it."""
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        if self._writer is not None:
+            self._writer.close()
+        await self._reap()
+
+    async def _reap(self) -> int | None:
+        if self._process is None:
+            return None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REAP_TIMEOUT_S):
+                return await self._process.wait()
+        return None
+
+    def _take(self, report: Report) -> None:
+        match report:
+            case EngineReady():
+                self.moved_at = time.monotonic()
+                if self._ready is not None and not self._ready.done():
+                    self._ready.set_result(report)
+                return
+            case EngineRefused():
+                self._refusal = report
+                return
+            case StepRecord(stats=stats):
+                self._move(stats, paused=False)
+            case Beat(paused=paused, stats=stats):
+                self._move(stats, paused=paused)
+        self._on_report(report)
+
+    def _move(self, stats: EngineStats, *, paused: bool) -> None:
+        self.stats = stats
+        self.paused = paused
+        self.moved_at = time.monotonic()
+
+    def _lost(self) -> None:
+        self._died.set()
+        if self._ready is None or self._ready.done():
+            return
+        refusal = self._refusal or EngineRefused("EngineDied", "its process ended; see its output")
+        self._ready.set_exception(_start_error(refusal))
+
+
+def _start_error(refusal: EngineRefused) -> Exception:
+    """Return the error that the engine process raised on purpose, else EngineStartFailed."""
+    kind = getattr(engine_errors, refusal.kind, None)
+    if not isinstance(kind, type) or not issubclass(kind, engine_errors.EngineError):
+        return EngineStartFailed(refusal.kind, refusal.message)
+    if issubclass(kind, engine_errors.RequestRejected):
+        return SettingsInvalid(refusal.message)
+    return kind(refusal.message)

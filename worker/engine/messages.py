@@ -1,0 +1,244 @@
+"""What the worker process and the engine process say to each other, and how it is framed.
+
+Both ends hold one end of a socket pair. A frame is a little-endian uint32 length and a msgpack
+array. Tokens of a step travel in columns: one record per step, whatever the batch.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from dataclasses import replace
+from itertools import chain
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tokenbus.engine.config import EngineConfig  # noqa: TC001 - msgspec reads the annotation
+from tokenbus.engine.null.null_config import NullConfig  # noqa: TC001 - msgspec reads the annotation
+from tokenbus.engine.types import (
+    Admission,
+    EngineLimits,
+    EngineStats,
+    Fault,
+    FinishReason,
+    Request,
+    TokenDelta,
+    TokenLogprobs,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenbus.engine.types import StepOutput
+
+_LENGTH = struct.Struct("<I")
+
+# A prompt of 50 MB tokenises to fewer than 64 Mi ids of 5 bytes; anything larger is a broken peer.
+MAX_FRAME_BYTES = 1 << 29
+
+
+class StartEngine(msgspec.Struct, tag="start", array_like=True):
+    """Build the engine; exactly one of the two configurations is set.
+
+    `step_log` is a folder in which to note when tokens were handed over, None = do not.
+    """
+
+    engine: EngineConfig | None = None
+    null: NullConfig | None = None
+    step_log: str | None = None
+
+
+class AddRequest(msgspec.Struct, tag="add", array_like=True):
+    """Give a request to the engine.
+
+    `prompt` has the ids of its prompt as native int32 where the request has none: packed they cost
+    both ends a fraction.
+    """
+
+    request: Request
+    prompt: bytes = b""
+
+    def unpacked(self) -> Request:
+        """Return the request with its prompt."""
+        if not self.prompt:
+            return self.request
+        return replace(self.request, prompt_ids=array("i", self.prompt))
+
+
+class AbortRequest(msgspec.Struct, tag="abort", array_like=True):
+    """End a request, or one choice of it; later deltas may still be on the way."""
+
+    request_id: int
+    choice: int | None = None
+
+
+class Credit(msgspec.Struct, tag="credit", array_like=True):
+    """Return room for tokens that the log has confirmed."""
+
+    num_tokens: int
+
+
+Command = StartEngine | AddRequest | AbortRequest | Credit
+
+
+class EngineReady(msgspec.Struct, tag="ready", array_like=True):
+    """The engine is built; `num_pages` counts pages that sequences can hold.
+
+    `tokenizer_folder` is the model's local folder, None for the null engine.
+    """
+
+    limits: EngineLimits
+    num_pages: int
+    tokenizer_folder: str | None = None
+
+
+class EngineRefused(msgspec.Struct, tag="refused", array_like=True):
+    """The engine cannot be built or died of an exception; `kind` is the exception's class."""
+
+    kind: str
+    message: str
+
+
+class RequestRefused(msgspec.Struct, tag="reject", array_like=True):
+    """One request was rejected; `field` names the offending parameter, empty = too long."""
+
+    request_id: int
+    field: str
+    message: str
+
+
+class Beat(msgspec.Struct, tag="beat", array_like=True):
+    """Sent while no step runs, so that silence means a hang. `paused` = no room for tokens."""
+
+    paused: bool
+    stats: EngineStats
+
+
+class StepRecord(msgspec.Struct, tag="step", array_like=True):
+    """All deltas of one step in columns; `token_ids` is flat, `counts` cuts it into rows.
+
+    The rare columns hold (row, …). `sent_at` is CLOCK_MONOTONIC in seconds, shared by both ends.
+    """
+
+    request_ids: list[int]
+    choices: list[int]
+    counts: list[int]
+    token_ids: list[int]
+    ends: list[tuple[int, FinishReason, int | None, Fault | None]]
+    logprobs: list[tuple[int, tuple[TokenLogprobs, ...]]]
+    prompt_logprobs: list[tuple[int, tuple[TokenLogprobs | None, ...]]]
+    admitted: list[Admission]
+    preempted: list[int]
+    stats: EngineStats
+    sent_at: float
+
+    def deltas(self) -> Iterator[TokenDelta]:
+        """Yield the deltas in the engine's order."""
+        ends = {row: (reason, stop_id, error) for row, reason, stop_id, error in self.ends}
+        logprobs = dict(self.logprobs)
+        prompt_logprobs = dict(self.prompt_logprobs)
+        start = 0
+        for row, count in enumerate(self.counts):
+            end = ends.get(row)
+            yield TokenDelta(
+                self.request_ids[row],
+                self.choices[row],
+                tuple(self.token_ids[start : start + count]),
+                end[0] if end else None,
+                end[1] if end else None,
+                end[2] if end else None,
+                logprobs.get(row, ()),
+                prompt_logprobs.get(row),
+            )
+            start += count
+
+
+Report = EngineReady | EngineRefused | RequestRefused | Beat | StepRecord
+
+
+def pack_step(output: StepOutput, sent_at: float) -> StepRecord:
+    """Turn a step's deltas into columns."""
+    deltas = output.deltas
+    token_ids = [d.token_ids for d in deltas]
+    # Of 256 rows hardly one has any of these, and three looks at each cost a third of the whole.
+    rare = [
+        (row, d)
+        for row, d in enumerate(deltas)
+        if d.finish_reason is not None or d.logprobs or d.prompt_logprobs is not None
+    ]
+    return StepRecord(
+        request_ids=[d.request_id for d in deltas],
+        choices=[d.choice for d in deltas],
+        counts=list(map(len, token_ids)),
+        token_ids=list(chain.from_iterable(token_ids)),
+        ends=[
+            (row, d.finish_reason, d.stop_token_id, d.error)
+            for row, d in rare
+            if d.finish_reason is not None
+        ],
+        logprobs=[(row, d.logprobs) for row, d in rare if d.logprobs],
+        prompt_logprobs=[
+            (row, d.prompt_logprobs) for row, d in rare if d.prompt_logprobs is not None
+        ],
+        admitted=list(output.admitted),
+        preempted=list(output.preempted),
+        stats=output.stats,
+        sent_at=sent_at,
+    )
+
+
+def _encode_proxy(value: Any) -> Any:
+    """Let read-only mappings travel as maps."""
+    if isinstance(value, MappingProxyType):
+        return dict(value)
+    raise NotImplementedError(f"cannot send {type(value).__name__}")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_proxy)
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def encode_frame(message: Command | Report) -> bytes:
+    """Serialise a message with its length in front."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+class FrameReader:
+    """Cuts a byte stream into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Return the bodies completed by `chunk`.
+
+        Raises: ValueError on a length past MAX_FRAME_BYTES.
+        """
+        self._buffer += chunk
+        bodies = []
+        start = 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, start)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"frame of {length} bytes exceeds {MAX_FRAME_BYTES}")
+            end = start + _LENGTH.size + length
+            if len(self._buffer) < end:
+                break
+            bodies.append(bytes(self._buffer[start + _LENGTH.size : end]))
+            start = end
+        del self._buffer[:start]
+        return bodies
+
+
+def decode_command(body: bytes) -> Command:
+    """Parse a message to the engine process."""
+    return _command_decoder.decode(body)
+
+
+def decode_report(body: bytes) -> Report:
+    """Parse a message from the engine process."""
+    return _report_decoder.decode(body)

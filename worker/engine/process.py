@@ -1,0 +1,256 @@
+"""The process that computes: it owns the engine and knows neither Redis nor text.
+
+It runs as `python -m tokenbus.worker.engine.process FD`. Three ends of life: its socket closes, its
+parent dies (PR_SET_PDEATHSIG, where the platform has it), or the engine raises, which it reports.
+Flow control is by credit: every delivered token takes room, every token the log confirmed returns
+it. Past `SOFT_BACKLOG_TOKENS` no request is admitted while decode goes on; past
+`HARD_BACKLOG_TOKENS` the engine pauses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING, Protocol
+
+from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
+from tokenbus.worker.engine.messages import (
+    AbortRequest,
+    AddRequest,
+    Beat,
+    Command,
+    Credit,
+    EngineReady,
+    EngineRefused,
+    FrameReader,
+    Report,
+    RequestRefused,
+    StartEngine,
+    decode_command,
+    encode_frame,
+    pack_step,
+)
+from tokenbus.worker.engine.socket_reader import SocketReader
+from tokenbus.worker.process import gc
+from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
+
+if TYPE_CHECKING:
+    from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
+    from tokenbus.worker.engine.step_log import StepLog
+
+# 256 streams at 50 tokens/s reach these after 5 s and 80 s of an unreachable server.
+SOFT_BACKLOG_TOKENS = 64 * 1024
+HARD_BACKLOG_TOKENS = 1024 * 1024
+
+# A tenth of the shortest lease, so that an idle engine is never taken for a hung one.
+BEAT_INTERVAL_S = 0.5
+
+# While every request left waits for its grammar to compile.
+STALL_POLL_S = 0.005
+
+
+class Engine(Protocol):
+    """What the process needs of an engine."""
+
+    @property
+    def limits(self) -> EngineLimits:
+        """Sizes in tokens and pages."""
+        ...
+
+    @property
+    def has_work(self) -> bool:
+        """True while any request is unfinished."""
+        ...
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
+        ...
+
+    @property
+    def is_stalled(self) -> bool:
+        """True while everything left waits for something outside the steps."""
+        ...
+
+    def abort(self, request_id: int, choice: int | None = None) -> None:
+        """End a request, or one choice of it."""
+        ...
+
+    def step(self) -> StepOutput:
+        """Run one step."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Count pages, requests and tokens."""
+        ...
+
+
+class EngineLoop:
+    """Feeds commands to the engine between steps and sends one record per step."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sock: socket.socket,
+        frames: FrameReader,
+        step_log: StepLog | None = None,
+    ) -> None:
+        self._engine = engine
+        self._step_log = step_log
+        self._sock = sock
+        self._socket_reader = SocketReader(sock)
+        self._frames = frames
+        self._unsent = bytearray()
+        self._held_back: dict[int, Request] = {}
+        self._backlog_tokens = 0
+        self._beat_at = 0.0
+
+    def run(self) -> None:
+        """Step until the worker closes its end of the socket."""
+        connected = True
+        while connected:
+            paused = self._backlog_tokens >= HARD_BACKLOG_TOKENS
+            idle = paused or not self._engine.has_work
+            if idle or self._engine.is_stalled:
+                self._beat(paused)
+                self._flush(wait=idle)
+                self._socket_reader.wait(BEAT_INTERVAL_S if idle else STALL_POLL_S)
+            connected = self._take_commands()
+            self._admit_held_back()
+            if self._engine.has_work and not paused:
+                with self._socket_reader.listening():
+                    output = self._engine.step()
+                self._backlog_tokens += sum(len(d.token_ids) for d in output.deltas)
+                now = time.monotonic()
+                self._send(pack_step(output, now))
+                if self._step_log is not None:
+                    self._step_log.stepped(output, now)
+
+    def _take_commands(self) -> bool:
+        """Apply what has arrived; return False at the end of the stream."""
+        for chunk in self._socket_reader.take():
+            if not chunk:
+                return False
+            for body in self._frames.feed(chunk):
+                self._apply(decode_command(body))
+        return True
+
+    def _apply(self, command: Command) -> None:
+        match command:
+            case AddRequest(request):
+                self._held_back[request.request_id] = command.unpacked()
+            case AbortRequest(request_id, choice):
+                if self._held_back.pop(request_id, None) is None:
+                    self._engine.abort(request_id, choice)
+            case Credit(num_tokens):
+                self._backlog_tokens = max(0, self._backlog_tokens - num_tokens)
+            case StartEngine():
+                raise ValueError("the engine is already running")
+
+    def _admit_held_back(self) -> None:
+        if not self._held_back or self._backlog_tokens >= SOFT_BACKLOG_TOKENS:
+            return
+        requests, self._held_back = self._held_back, {}
+        for request in requests.values():
+            try:
+                self._engine.add(request)
+                if self._step_log is not None:
+                    self._step_log.added(request, time.monotonic())
+            except RequestRejected as error:
+                message = str(error).removeprefix(f"{error.field}: ")
+                self._send(RequestRefused(request.request_id, error.field, message))
+            except SequenceTooLong as error:
+                self._send(RequestRefused(request.request_id, "", str(error)))
+
+    def _beat(self, paused: bool) -> None:
+        now = time.monotonic()
+        if now - self._beat_at >= BEAT_INTERVAL_S / 2:
+            self._beat_at = now
+            self._send(Beat(paused, self._engine.stats()))
+            if self._step_log is not None:
+                self._step_log.flush()
+
+    def _send(self, report: Report) -> None:
+        self._unsent += encode_frame(report)
+        self._flush(wait=False)
+
+    def _flush(self, *, wait: bool) -> None:
+        """Write what is left; a full socket holds up only a caller that has nothing to compute."""
+        with contextlib.suppress(BlockingIOError):
+            while self._unsent:
+                sent = self._sock.send(self._unsent, 0 if wait else socket.MSG_DONTWAIT)
+                del self._unsent[:sent]
+
+
+def build(start: StartEngine) -> tuple[Engine, str | None]:
+    """Build the engine that the worker asked for, and name the folder of its tokenizer.
+
+    The real engine, and with it torch, is imported only here.
+    """
+    if start.null is not None:
+        from tokenbus.engine.null.null_engine import NullEngine
+
+        return NullEngine(start.null), None
+    if start.engine is None:
+        raise ValueError("the start message names no engine")
+    from tokenbus.engine.build import build_engine
+    from tokenbus.engine.weights.loader import find_folder
+
+    engine = build_engine(start.engine)
+    return engine, str(find_folder(start.engine.model))
+
+
+def serve(sock: socket.socket) -> int:
+    """Build the engine named by the first command and step it; return the exit status."""
+    threading.Thread(target=die_with_socket, args=(sock,), name="hang-up", daemon=True).start()
+    frames = FrameReader()
+    try:
+        start = _read_start(sock, frames)
+        engine, folder = build(start)
+        stats = engine.stats()
+        num_pages = stats.free_pages + stats.evictable_pages
+        sock.sendall(encode_frame(EngineReady(engine.limits, num_pages, folder)))
+        gc.freeze_startup_objects()
+        EngineLoop(engine, sock, frames, _open_step_log(start.step_log)).run()
+    except ConnectionError:
+        # The worker is gone: nobody is left to report to.
+        return 1
+    except Exception as error:
+        # The process boundary: what was raised on purpose needs no trace, the rest is a bug.
+        if not isinstance(error, EngineError):
+            traceback.print_exc()
+        with contextlib.suppress(OSError):
+            sock.sendall(encode_frame(EngineRefused(type(error).__name__, str(error))))
+    return 1
+
+
+def _open_step_log(folder: str | None) -> StepLog | None:
+    if folder is None:
+        return None
+    from tokenbus.worker.engine.step_log import StepLog
+
+    return StepLog(folder)
+
+
+def _read_start(sock: socket.socket, frames: FrameReader) -> StartEngine:
+    while chunk := sock.recv(1 << 16):
+        for body in frames.feed(chunk):
+            command = decode_command(body)
+            if not isinstance(command, StartEngine):
+                raise TypeError(f"expected a start message, got {type(command).__name__}")
+            return command
+    raise ConnectionError("the worker hung up before it named an engine")
+
+
+def main(argv: list[str]) -> int:
+    """Take the socket's descriptor and the parent's pid, then serve."""
+    ignore_signals()
+    die_with_parent(int(argv[1]))
+    return serve(socket.socket(fileno=int(argv[0])))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

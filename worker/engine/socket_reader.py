@@ -1,0 +1,72 @@
+"""Hears what is said to a process while it computes.
+
+A socket holds some 400 KB, two dozen long prompts: whoever sends more waits until somebody reads.
+If that happened only between two steps, each step of a crowd would get two dozen of them, whatever
+it has room for.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_CHUNK_BYTES = 1 << 18
+
+
+class SocketReader:
+    """Reads a socket for the thread that owns it, and in another while that one computes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._heard: list[bytes] = []
+        # The owner has it but for the times at which it computes: nothing is read by two.
+        self._turn = threading.Lock()
+        self._turn.acquire()
+        threading.Thread(target=self._listen, name="socket_reader", daemon=True).start()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let the other thread read during the block."""
+        self._turn.release()
+        try:
+            yield
+        finally:
+            self._turn.acquire()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until something is there to be taken, or for the time."""
+        if not self._heard:
+            select.select([self._sock], [], [], timeout_s)
+
+    def take(self) -> list[bytes]:
+        """Return what has arrived, in order; an empty chunk is the end."""
+        while self._hear():
+            pass
+        heard, self._heard = self._heard, []
+        return heard
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                select.select([self._sock], [], [])
+                with self._turn:
+                    self._hear()
+                    if self._heard[-1:] == [b""]:
+                        return
+        except (OSError, ValueError):
+            return  # The owner has closed the socket.
+
+    def _hear(self) -> bool:
+        """Read once; tell whether there may be more."""
+        try:
+            chunk = self._sock.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        self._heard.append(chunk)
+        return bool(chunk)

@@ -1,0 +1,1 @@
+"""Held jobs: how they start, which pages they cost, and how they leave."""

@@ -1,0 +1,68 @@
+"""Hears at once that a held job was cancelled or has expired; the renewal says it again later."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.server.connection import is_away
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.jobs.settlement import Settlement
+    from tokenbus.worker.session import Session
+
+# A silent connection is looked at this often.
+_POLL_S = 5.0
+
+
+class CancelListener:
+    """Listens on the worker's own channel: `<flag> <epoch> <job id>`."""
+
+    def __init__(
+        self,
+        session: Session,
+        redis: Redis,
+        channel: str,
+        held_jobs: HeldJobs,
+        settlement: Settlement,
+    ) -> None:
+        self._session = session
+        self._redis = redis
+        self._channel = channel
+        self._held_jobs = held_jobs
+        self._settlement = settlement
+        self._log = get_logger()
+
+    async def run(self) -> None:
+        """Listen for ever, through every reconnect."""
+        while True:
+            await self._session.opened()
+            try:
+                await self._listen()
+            except (RedisError, OSError) as error:
+                if not is_away(error):
+                    raise
+                self._session.lose(f"the notices stopped: {error}")
+
+    async def _listen(self) -> None:
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as listener:
+            await listener.subscribe(self._channel)
+            while True:
+                message = await listener.get_message(timeout=_POLL_S)
+                if message is not None:
+                    self._take(message["data"])
+
+    def _take(self, text: bytes) -> None:
+        parts = text.decode("utf-8", "replace").split(" ", 2)
+        if len(parts) != 3 or not parts[1].isdigit():
+            self._log.warning("notice.malformed", text=text[:100])
+            return
+        flag, epoch, job_id = parts
+        job = self._held_jobs.get(job_id)
+        if job is not None and job.epoch == int(epoch):
+            self._settlement.flag(job, flag)

@@ -1,0 +1,43 @@
+"""Waits for work to become pullable: the bell of the pool, and the one of this worker alone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.server.connection import is_away
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.contract.keys import Keys
+    from tokenbus.worker.session import Session
+
+
+class Doorbell:
+    """Listens through a client of its own, because it blocks."""
+
+    def __init__(
+        self, redis: Redis, session: Session, keys: Keys, worker: str, call_timeout_s: float
+    ) -> None:
+        self._blocking: Callable[..., Awaitable[Any]] = redis.execute_command
+        self._session = session
+        self._bells = (keys.of("wake", worker), keys.of("bell"))
+        self._call_timeout_s = call_timeout_s
+
+    async def wait(self, wait_s: float) -> None:
+        """Wait until work became pullable, for anybody or for this worker, or the time is over.
+
+        A server that does not answer loses the session.
+        """
+        try:
+            async with asyncio.timeout(wait_s + self._call_timeout_s):
+                await self._blocking("BLPOP", *self._bells, wait_s)
+        except (RedisError, OSError) as error:
+            if not is_away(error):
+                raise
+            self._session.lose(f"the bell does not answer: {error}")

@@ -1,0 +1,143 @@
+"""The public entrance: raw entries become jobs, or failed events and dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.contract.events import Failure, Finish
+from tokenbus.producer.contract.keys import JOB_ID_PATTERN
+from tokenbus.producer.contract.new_job import new_job
+from tokenbus.producer.contract.schema import JobRequest
+from tokenbus.producer.errors import RequestInvalid
+from tokenbus.producer.scripts.replies import Refused
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from tokenbus.producer.scripts import Bounds, Scripts
+    from tokenbus.producer.scripts.completion import JobCompletion
+    from tokenbus.producer.scripts.replies import Ending, InboxEntry
+    from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.session import Session
+
+# What a raw entry waits at most on an idle pool; an empty look costs the server about 10 us.
+POLL_INTERVAL_S = 0.1
+# A server out of memory refuses new jobs: asking it ten times a second does not help.
+REFUSED_PAUSE_S = 1.0
+
+
+class Inbox:
+    """Drains the inbox; of all workers one at a time does, which the server sees to."""
+
+    def __init__(
+        self,
+        session: Session,
+        scripts: Scripts,
+        completion: JobCompletion,
+        worker: str,
+        bounds: Bounds,
+        metrics: Metrics,
+    ) -> None:
+        self._session = session
+        self._scripts = scripts
+        self._completion = completion
+        self._worker = worker
+        self._bounds = bounds
+        self._metrics = metrics
+        self._log = get_logger()
+
+    async def run(self) -> None:
+        """Drain for ever. It polls, because a raw XADD rings no bell."""
+        while True:
+            await self._session.opened()
+            try:
+                await self.drain()
+            except SessionLost:
+                continue
+            except RedisError as error:
+                self._log.error("inbox.drain_refused", reason=str(error))
+                await asyncio.sleep(REFUSED_PAUSE_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def drain(self) -> None:
+        """Take everything that lies in the inbox now.
+
+        Raises: SessionLost; what was not taken stays for whoever drains next.
+        """
+        while True:
+            asked_at = time.monotonic()
+            entries = await self._session.call(
+                lambda: self._scripts.queue.drain_inbox(self._worker)
+            )
+            if not entries:
+                return
+            for entry in entries:
+                await self._take(entry, asked_at)
+
+    async def _take(self, entry: InboxEntry, asked_at: float) -> None:
+        if entry.ending is not None:
+            await self._end(entry.ending, asked_at)
+            return
+        try:
+            request = JobRequest.parse(entry.body)
+        except RequestInvalid as error:
+            failure = Failure("invalid_request", error.message, error.field)
+            await self._refuse(entry, _claimed_id(entry.body), failure)
+            return
+        job = new_job(request, job_id=f"raw-{entry.entry_id}")
+        reply = await self._session.call(
+            lambda: self._scripts.queue.submit(job, self._bounds, entry_id=entry.entry_id)
+        )
+        if not isinstance(reply, Refused):
+            self._metrics.inbox_accepted += 1
+        elif reply.status != "gone":
+            await self._refuse(entry, job.job_id, _refusal(reply))
+
+    async def _refuse(self, entry: InboxEntry, job_id: str, failure: Failure) -> None:
+        self._metrics.inbox_refused += 1
+        self._log.warning(
+            "job.dead_lettered",
+            entry_id=entry.entry_id,
+            job_id=job_id,
+            error=failure.code,
+            error_field=failure.field,
+        )
+        asked_at = time.monotonic()
+        finish = Finish("failed", error=failure).dump()
+        ending = await self._session.call(
+            lambda: self._scripts.queue.reject(entry.entry_id, job_id, finish, entry.body)
+        )
+        if ending is not None:
+            await self._end(ending, asked_at)
+
+    async def _end(self, ending: Ending, asked_at: float) -> None:
+        await self._session.call(lambda: self._completion.end_unowned(ending, asked_at))
+
+
+def _refusal(reply: Refused) -> Failure:
+    match reply.status:
+        case "conflict":
+            return Failure("conflict", "the id or idempotency key belongs to a different request")
+        case "late":
+            return Failure("late", f"it would wait {reply.eta_ms / 1e3:.1f} s, past its deadline")
+        case _:
+            message = f"the queue is full; try again in {reply.retry_after_ms / 1e3:.1f} s"
+            return Failure("queue_full", message)
+
+
+def _claimed_id(body: bytes) -> str:
+    """Return the id that a refused body asks for, so that its sender hears of it, or ""."""
+    try:
+        wire = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    claimed = wire.get("id") if isinstance(wire, dict) else None
+    if isinstance(claimed, str) and re.match(JOB_ID_PATTERN, claimed):
+        return claimed
+    return ""

@@ -1,0 +1,103 @@
+"""Room that is made by giving jobs back: for a suspect, and for a job of a higher priority.
+
+What is given back keeps its log; whoever has room goes on with it, and no attempt is counted.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.scripts.lease import SUSPECT_ATTEMPTS
+from tokenbus.worker.held_job import Phase
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.jobs.page_budget import PageBudget
+    from tokenbus.worker.jobs.settlement import Settlement
+    from tokenbus.worker.metrics import Metrics
+
+
+# Pages of what was given back are free once the queue has answered and the engine has counted.
+SETTLE_S = 1.0
+
+
+class Parking:
+    """Decides which jobs of one worker go back to the queue so that another may run."""
+
+    def __init__(
+        self,
+        settlement: Settlement,
+        page_budget: PageBudget,
+        held_jobs: HeldJobs,
+        suspect_wait_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._settlement = settlement
+        self._page_budget = page_budget
+        self._held_jobs = held_jobs
+        self._suspect_wait_s = suspect_wait_s
+        self._metrics = metrics
+        self._claimed_at: float | None = None
+        self._parked_at = -SETTLE_S
+        self._log = get_logger()
+
+    def clear_for_suspect(self) -> None:
+        """Let what runs end for a while, then give it back: a claimed suspect waits for us.
+
+        Called after every pull that answered `clear`.
+        """
+        now = time.monotonic()
+        if self._claimed_at is None:
+            self._claimed_at = now
+        if now - self._claimed_at < self._suspect_wait_s:
+            return
+        self._claimed_at = None
+        for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
+            if job.pulled.attempts < SUSPECT_ATTEMPTS:
+                self._settlement.hand_back(job)
+
+    def nothing_claimed(self) -> None:
+        """Note that a pull found no suspect that waits for this worker."""
+        self._claimed_at = None
+
+    @property
+    def is_parking(self) -> bool:
+        """Tell whether room is being made, which nobody else may take."""
+        return time.monotonic() - self._parked_at < SETTLE_S
+
+    def lowest_priority(self) -> int:
+        """Return the number of the least urgent class that runs here, 0 if none does."""
+        running = self._held_jobs.in_phase(Phase.RUNNING)
+        return max((job.pulled.priority for job in running), default=0)
+
+    def park_for(self, urgent: HeldJob) -> None:
+        """Give running jobs of a lower class back until `urgent` fits: last class, newest first.
+
+        Nobody is disturbed unless that makes enough room, or while earlier hand-backs settle.
+        """
+        if urgent.prepared is None or self.is_parking:
+            return
+        lower = [
+            job
+            for job in self._held_jobs.in_phase(Phase.RUNNING)
+            if job.pulled.priority > urgent.pulled.priority
+        ]
+        lower.sort(key=lambda job: (job.pulled.priority, job.request_id), reverse=True)
+        num_chosen = bisect_left(
+            range(len(lower) + 1),
+            True,
+            key=lambda num: self._page_budget.has_room(urgent, set(lower[:num])),
+        )
+        if num_chosen > len(lower):
+            return
+        self._parked_at = time.monotonic()
+        for job in lower[:num_chosen]:
+            self._metrics.jobs_parked += 1
+            self._log.info(
+                "job.parked", job_id=job.job_id, epoch=job.epoch, urgent_job_id=urgent.job_id
+            )
+            self._settlement.hand_back(job)

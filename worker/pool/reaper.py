@@ -1,0 +1,97 @@
+"""What any worker does for the whole pool once a second: ticks, and the jobs of dead workers.
+
+Nobody reaps until two leases after its own session opened: a server that restarted has dropped
+everyone's lease, and the living need time to renew theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.scripts.replies import RequeueStatus
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.producer.scripts.completion import JobCompletion
+    from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.session import Session
+
+TICK_INTERVAL_S = 1.0
+# Reaps under way at once: enough to empty a full worker within a second, few enough to leave the
+# connections to the living.
+_MAX_REAPS = 4
+
+
+class Reaper:
+    """The pool's housekeeping, as one worker does it."""
+
+    def __init__(
+        self,
+        session: Session,
+        scripts: Scripts,
+        completion: JobCompletion,
+        worker: str,
+        lease_ttl_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self._session = session
+        self._scripts = scripts
+        self._completion = completion
+        self._worker = worker
+        self._lease_ttl_s = lease_ttl_s
+        self._metrics = metrics
+        self._log = get_logger()
+
+    async def run(self) -> None:
+        """Keep house for ever."""
+        while True:
+            await self._session.opened()
+            try:
+                while await self._session.call(self._completion.tick):
+                    pass
+                if self._may_reap():
+                    await self._reap()
+            except SessionLost:
+                continue
+            except RedisError as error:
+                self._log.error("pool.tick_refused", reason=str(error))
+            await asyncio.sleep(TICK_INTERVAL_S)
+
+    def _may_reap(self) -> bool:
+        return time.monotonic() - self._session.opened_at > 2 * self._lease_ttl_s
+
+    async def _reap(self) -> None:
+        asked_at = time.monotonic()
+        orphans = await self._session.call(self._scripts.lease.scan)
+        slots = asyncio.Semaphore(_MAX_REAPS)
+
+        async def reap_one(index: int) -> None:
+            orphan = orphans[index]
+            async with slots:
+                status = await self._session.call(
+                    lambda: self._completion.reap(self._worker, orphan, asked_at)
+                )
+                if status is RequeueStatus.ENDING:
+                    # A cancel of a job in `ending` changes nothing and ends it now.
+                    await self._session.call(lambda: self._completion.cancel(orphan.job_id))
+            self._metrics.jobs_reaped += 1
+            self._log.warning(
+                "lease.reclaimed",
+                job_id=orphan.job_id,
+                dead_worker=orphan.worker,
+                epoch=orphan.epoch,
+                status=status.value if status is not None else "ended",
+            )
+
+        outcomes = await asyncio.gather(
+            *(reap_one(index) for index in range(len(orphans))), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome

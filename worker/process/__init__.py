@@ -1,0 +1,1 @@
+"""Processes of a worker: started, framed, and ended together."""

@@ -1,0 +1,74 @@
+"""A process of ours that must not outlive us: how it is started, and how it notices our end."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import select
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, TypeVar
+
+from tokenbus.worker.process.env import compute_env
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+_PR_SET_PDEATHSIG = 1
+_SOCKET_BYTES = 4 << 20
+
+
+async def spawn(
+    module: str, make_protocol: Callable[[], P]
+) -> tuple[asyncio.subprocess.Process, asyncio.Transport]:
+    """Run `python -m module FD PARENT_PID` with one end of a socket pair; we keep the other."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    for end in (ours, theirs):
+        # The kernel gives what it may, at least twice its default.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+    with theirs:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            module,
+            str(theirs.fileno()),
+            str(os.getpid()),
+            stdin=asyncio.subprocess.DEVNULL,
+            env=compute_env(),
+            pass_fds=(theirs.fileno(),),
+            process_group=0,
+        )
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_unix_connection(make_protocol, sock=ours)
+    return process, transport
+
+
+def ignore_signals() -> None:
+    """Leave Ctrl-C, which reaches the whole terminal group, and SIGTERM to the worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Ask the kernel for SIGKILL when the parent's thread ends; elsewhere the socket's end does it.
+
+    A parent that died before the call is noticed by its changed pid.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def die_with_socket(sock: socket.socket) -> None:
+    """End the process when the peer hangs up, however busy its other threads are."""
+    poll = select.poll()
+    poll.register(sock, getattr(select, "POLLRDHUP", 0))
+    poll.poll()
+    os._exit(0)

@@ -1,0 +1,183 @@
+"""Links to publishers: one in the worker process, or one in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from tokenbus.worker.engine.messages import FrameReader
+from tokenbus.worker.errors import PublisherDied
+from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.frame_writer import FrameWriter
+from tokenbus.worker.publishing.messages import (
+    Progress,
+    Ready,
+    TakeOver,
+    decode_answer,
+    encode_frame,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.worker.publishing.messages import Answer, Configure, Order
+    from tokenbus.worker.publishing.publisher import Publisher
+
+_START_TIMEOUT_S = 60.0
+_REAP_TIMEOUT_S = 5.0
+_MODULE = "tokenbus.worker.publishing.publisher_process"
+
+
+class PublisherLink(Protocol):
+    """Takes orders for the jobs that it was given; `num_jobs` counts them."""
+
+    num_jobs: int
+
+    def send(self, order: Order) -> None:
+        """Pass an order on; orders keep their order."""
+        ...
+
+    def busy_share(self) -> float:
+        """Return the share of a core that it used since it was asked last."""
+        ...
+
+    async def start(self) -> None:
+        """Get ready for orders. Raises: PublisherDied."""
+        ...
+
+    async def run(self) -> None:
+        """Work for ever. Raises: PublisherDied."""
+        ...
+
+    async def stop(self) -> None:
+        """End what was started."""
+        ...
+
+
+class LocalLink:
+    """A publisher of the worker process."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self.num_jobs = 0
+
+    def send(self, order: Order) -> None:
+        """Let the publisher obey."""
+        self._publisher.obey(order)
+
+    def busy_share(self) -> float:
+        """Return nothing: its time is the worker's."""
+        return 0.0
+
+    async def start(self) -> None:
+        """Be ready: the publisher is."""
+
+    async def run(self) -> None:
+        """Run the publisher's log writers for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            self._publisher.run_in(tasks)
+
+    async def stop(self) -> None:
+        """Close the publisher's connections."""
+        await self._publisher.close()
+
+
+class _Wire(asyncio.Protocol):
+    """Cuts what a publisher process sends into answers."""
+
+    def __init__(self, publisher_link: ProcessLink) -> None:
+        self._link = publisher_link
+        self._frames = FrameReader()
+
+    def data_received(self, data: bytes) -> None:
+        """Deliver every answer that `data` completes."""
+        for body in self._frames.feed(data):
+            self._link.take(decode_answer(body))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Tell that the process has hung up."""
+        self._link.died.set()
+
+
+class ProcessLink:
+    """A publisher in a process of its own; it dies with the worker, and the worker with it."""
+
+    def __init__(self, configure: Configure, on_answer: Callable[[Answer], None]) -> None:
+        self._configure = configure
+        self._on_answer = on_answer
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: FrameWriter | None = None
+        self._ready = asyncio.Event()
+        self._cpu_s = 0.0
+        self._asked_at = time.monotonic()
+        self.died = asyncio.Event()
+        self.num_jobs = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, None before the start."""
+        return self._process.pid if self._process is not None else None
+
+    async def start(self) -> None:
+        """Spawn the process and wait until it takes orders.
+
+        Raises: PublisherDied.
+        """
+        self._process, transport = await spawn(_MODULE, lambda: _Wire(self))
+        self._writer = FrameWriter(transport)
+        self.send(self._configure)
+        waits = [asyncio.ensure_future(self._ready.wait()), asyncio.ensure_future(self.died.wait())]
+        try:
+            await asyncio.wait(waits, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if not self._ready.is_set() or self.died.is_set():
+            await self.stop()
+            raise PublisherDied("a publisher process did not start; see its output")
+
+    def send(self, order: Order) -> None:
+        """Send an order; what is on its way is bounded by the engine's credit."""
+        if self._writer is None:
+            return
+        if isinstance(order, TakeOver):
+            self._writer.send_soon(encode_frame(order))
+        else:
+            self._writer.send(encode_frame(order))
+
+    def take(self, answer: Answer) -> None:
+        """Receive an answer."""
+        if isinstance(answer, Ready):
+            self._ready.set()
+            return
+        if isinstance(answer, Progress):
+            self._cpu_s += answer.cpu_s
+        self._on_answer(answer)
+
+    def busy_share(self) -> float:
+        """Return the share of a core that the process used since this was asked last."""
+        now = time.monotonic()
+        share = self._cpu_s / max(now - self._asked_at, 1e-3)
+        self._cpu_s, self._asked_at = 0.0, now
+        return share
+
+    async def run(self) -> None:
+        """Watch the process for ever. Raises: PublisherDied."""
+        await self.died.wait()
+        raise PublisherDied(f"publisher process {self.pid} has ended")
+
+    async def stop(self) -> None:
+        """Kill the process and wait for it."""
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        if self._writer is not None:
+            self._writer.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REAP_TIMEOUT_S):
+                await process.wait()

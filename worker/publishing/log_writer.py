@@ -1,0 +1,282 @@
+"""A log writer moves tokens into the logs, in order and once, and commits the ends.
+
+Each job wants at most one thing of its log: a takeover, the next tokens, or its end. A log
+writer takes up to 64 such jobs and spends one script call per kind; while a call is under way new
+tokens gather, so that a slow server gets fewer and larger entries. A job belongs to one log
+writer, and so to one connection, for life, and is in one call at a time. What the
+log answers decides: it is never argued with (rules R1 to R4).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.contract.events import Finish
+from tokenbus.producer.scripts.append_batch import AppendBatch
+from tokenbus.producer.scripts.log import MAX_BATCH, End, LogScripts, Takeover
+from tokenbus.producer.scripts.replies import LogStatus
+from tokenbus.producer.scripts.runner import ScriptRunner
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.logs import get_logger
+from tokenbus.worker.publishing.coalescing import Coalescing
+from tokenbus.worker.publishing.job_log import State
+from tokenbus.worker.publishing.log_connection import LogConnection
+from tokenbus.worker.publishing.messages import Broken, Committed, Fenced
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.scripts.replies import LogReply
+    from tokenbus.worker.publishing.job_log import JobLog
+    from tokenbus.worker.publishing.publisher import Publisher
+
+T = TypeVar("T")
+
+# A slice does not wait for the answer to the one before: four calls bridge the way to the server
+# and back while a step is written.
+NUM_LOG_WRITERS = 4
+
+
+class LogWriter:
+    """Keeps the logs of its share of a publisher's jobs up to date."""
+
+    def __init__(self, publisher: Publisher, redis: Redis) -> None:
+        self._publisher = publisher
+        self._wire = LogConnection(redis)
+        scripts = publisher.scripts
+        # The session bounds these calls.
+        runner = ScriptRunner(redis, None, self._wire.execute)
+        self._timeout_s = scripts.timeout_s
+        self._scripts = LogScripts(runner, scripts.keys, scripts.publish)
+        self._coalescing = Coalescing()
+        self._first: deque[JobLog] = deque()
+        self._line: deque[JobLog] = deque()
+        self._wake = asyncio.Event()
+        self._first_came = asyncio.Event()
+        self._must_renew = False
+        self._log = get_logger()
+
+    def queue(self, job: JobLog) -> None:
+        """Let a job that is not queued have its turn at once: it goes first.
+
+        When a token of this owner is logged the job lines up behind others instead, and waits for
+        `go_on`.
+        """
+        self._first.append(job)
+        self._first_came.set()
+        self._wake.set()
+
+    def go_on(self) -> None:
+        """Send what has come into the line, if that is worth a call."""
+        if not self._is_filling():
+            self._wake.set()
+
+    def renew(self) -> None:
+        """Take another connection for the session that opens."""
+        self._must_renew = True
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._wire.renew()
+
+    async def run(self) -> None:
+        """Pump for ever."""
+        while True:
+            await self._wake.wait()
+            await self._publisher.session.opened()
+            if self._must_renew:
+                self._must_renew = False
+                await self._wire.renew()
+            await self._hold()
+            if self._is_filling():
+                self._wake.clear()
+                continue
+            jobs = self._next_batch()
+            try:
+                await self._advance(jobs)
+            except SessionLost:
+                continue
+            except RedisError as error:
+                # The server refuses the call itself: no job can be blamed, so start over cleanly.
+                self._log.exception("log.call_refused")
+                self._publisher.session.lose(f"log call refused: {error}")
+            finally:
+                for job in jobs:
+                    job.in_flight = False
+                    if (
+                        job.num_logged != job.last
+                        or job.state is not State.OPEN
+                        or not job.log_known
+                    ):
+                        self._publisher.touch(job)
+                        self._publisher.settle(job)
+
+    def _is_filling(self) -> bool:
+        """Tell whether the next call is less than a slice while more comes at once."""
+        return not self._first and len(self._line) < self._publisher.rows_to_call
+
+    async def _hold(self) -> None:
+        """Wait until the next job was left alone for as long as the pace says, first tokens not."""
+        hold_s = self._coalescing.hold_s
+        while hold_s and self._line and not self._first:
+            left_s = self._line[0].sent_at + hold_s - time.monotonic()
+            if left_s <= 0:
+                return
+            self._first_came.clear()
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._first_came.wait()
+            except TimeoutError:
+                return
+
+    def _next_batch(self) -> list[JobLog]:
+        """Take jobs without a logged token alone, so that first tokens wait for nobody."""
+        queue = self._first or self._line
+        jobs: list[JobLog] = []
+        while queue and len(jobs) < MAX_BATCH:
+            job = queue.popleft()
+            job.is_queued = False
+            if job.wants_log:
+                job.in_flight = True
+                jobs.append(job)
+        if not self._first and not self._line:
+            self._wake.clear()
+        return jobs
+
+    async def _advance(self, jobs: Sequence[JobLog]) -> None:
+        takeovers = [job for job in jobs if not job.log_known]
+        if takeovers:
+            await self._take_over(takeovers)
+        appends = [job for job in jobs if job.log_known and job.num_logged < job.last]
+        for shard in sorted({job.shard for job in appends}):
+            await self._append(shard, [job for job in appends if job.shard == shard])
+        ends = [job for job in jobs if job.state is State.ENDING and job.is_fully_logged]
+        if ends:
+            await self._end(ends)
+
+    async def _call(self, act: Callable[[], Awaitable[T]]) -> T:
+        """Ask the server on this log writer's connection. Raises: SessionLost; RedisError."""
+        return await self._publisher.session.call(act, bulk=True, timeout_s=self._timeout_s)
+
+    async def _take_over(self, jobs: list[JobLog]) -> None:
+        items = [Takeover(job.job_id, job.epoch, self._publisher.worker) for job in jobs]
+        replies = await self._call(lambda: self._scripts.takeover(items))
+        for job, reply in zip(jobs, replies, strict=True):
+            if reply.status in (LogStatus.OK, LogStatus.LOG):
+                self._publisher.taken(job, reply.last, reply.entries)
+            else:
+                self._yield_to(job, reply)
+
+    async def _append(self, shard: int, jobs: list[JobLog]) -> None:
+        batch = AppendBatch()
+        started_at = time.monotonic()
+        sent: list[tuple[JobLog, int]] = []
+        sinces: list[float] = []
+        for job in jobs:
+            to, since = _pack(job, batch), job.unlogged_since
+            sent.append((job, to))
+            sinces.append(started_at if since is None else since)
+            if to == job.last:
+                job.unlogged_since = None
+            job.sent_at = started_at
+        others = await self._call(lambda: self._scripts.append_batch(shard, batch))
+        now = time.monotonic()
+        lags_s: list[float] = []
+        num_fresh = 0
+        for number, (job, to) in enumerate(sent):
+            if number in others and not self._accept(job, others[number]):
+                continue
+            if number not in others:
+                job.num_entries += 1
+            if not job.has_spoken:
+                job.has_spoken = True
+                job.line_up = self._line.append
+            job.num_logged = to
+            lags_s.append(now - sinces[number])
+            if to > job.num_credited:
+                num_fresh += to - job.num_credited
+                job.num_credited = to
+        self._coalescing.called(started_at, now)
+        waits_s = len(sinces) * started_at - sum(sinces)
+        self._publisher.progress_counter.called(num_fresh, lags_s, waits_s, self._coalescing.hold_s)
+
+    def _accept(self, job: JobLog, reply: LogReply) -> bool:
+        """Take an answer out of the ordinary; True if the log holds what was sent."""
+        if reply.status in (LogStatus.OK, LogStatus.ALREADY):
+            job.num_entries = reply.entries
+            return True
+        if reply.status is LogStatus.GAP:
+            self._publisher.follow(job, reply.last, reply.entries)
+        else:
+            self._yield_to(job, reply)
+        return False
+
+    async def _end(self, jobs: list[JobLog]) -> None:
+        items = [_end_of(job) for job in jobs]
+        replies = await self._call(lambda: self._scripts.end(items))
+        for job, item, reply in zip(jobs, items, replies, strict=True):
+            if reply.status in (LogStatus.OK, LogStatus.ALREADY):
+                self._commit(job, reply.finish or item.finish)
+            elif reply.status is LogStatus.GAP:
+                self._publisher.follow(job, reply.last, 0)
+            else:
+                self._yield_to(job, reply)
+
+    def _commit(self, job: JobLog, finish: str) -> None:
+        job.state = State.COMMITTED
+        job.log_known = True
+        self._publisher.emit(Committed(self._publisher.generation, job.key, finish))
+
+    def _yield_to(self, job: JobLog, reply: LogReply) -> None:
+        """Do what the log says where it does not let us go on."""
+        publisher = self._publisher
+        match reply.status:
+            case LogStatus.TERMINAL:
+                if job.finish is None:
+                    # Should the server forget this end, it is written again.
+                    job.finish = Finish.parse(reply.finish)
+                self._commit(job, reply.finish)
+            case LogStatus.FENCED:
+                publisher.bar(job)
+                publisher.emit(Fenced(publisher.generation, job.key, reply.epoch))
+            case LogStatus.BEHIND:
+                job.log_known = False
+            case LogStatus.NOLOG:
+                publisher.session.lose(f"the log of {job.job_id} is gone")
+            case _:
+                publisher.bar(job)
+                publisher.emit(Broken(publisher.generation, job.key, reply.finish))
+
+
+def _pack(job: JobLog, batch: AppendBatch) -> int:
+    """Add what the log lacks to a batch and return its last index; a first token goes alone."""
+    transcript = job.transcript
+    if transcript is None:
+        raise RuntimeError(f"job {job.job_id} has tokens but no transcript")
+    job_id, epoch, start = job.job_id, job.epoch, job.num_logged + 1
+    if start == job.last and (newest := transcript.newest()) is not None:
+        batch.add_one(job_id, epoch, start, newest, job.num_entries)
+        return start
+    limit = None if job.has_spoken else 1
+    choice, start, text, ids, ends, logprobs = transcript.slice_after(job.num_logged, limit)
+    wire = json.dumps(logprobs, separators=(",", ":")) if logprobs else ""
+    batch.add(job_id, epoch, choice, start, text, ids, ends, wire, job.num_entries)
+    return start + len(ids) - 1
+
+
+def _end_of(job: JobLog) -> End:
+    if job.transcript is None or job.finish is None:
+        raise RuntimeError(f"job {job.job_id} ends without a decision")
+    result = replace(
+        job.transcript.result(job.epoch, job.finish), prompt_logprobs=job.prompt_logprobs
+    )
+    return End(job.job_id, job.epoch, job.last, job.finish.dump(), result.dump())

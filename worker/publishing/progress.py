@@ -1,0 +1,65 @@
+"""Counts what a publisher has done since the worker was last told, and tells it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tokenbus.worker.histogram import Histogram
+from tokenbus.worker.publishing.messages import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.worker.publishing.messages import Answer
+
+
+class ProgressCounter:
+    """Progress of one publisher, told of through `emit`.
+
+    That is at once, or `report_after_s` later where each answer costs a message.
+    """
+
+    def __init__(self, emit: Callable[[Answer], None], report_after_s: float) -> None:
+        self._emit = emit
+        self._report_after_s = report_after_s
+        self._progress = Progress()
+        self._lags = Histogram()
+        self._report_is_due = False
+
+    def called(self, num_tokens: int, lags_s: list[float], waits_s: float, hold_s: float) -> None:
+        """Note one append call.
+
+        `lags_s` has the seconds from the hand-off to now of each entry that was written.
+        """
+        progress = self._progress
+        progress.calls += 1
+        progress.entries += len(lags_s)
+        progress.logged_tokens += num_tokens
+        progress.freed_tokens += num_tokens
+        progress.waits_s += waits_s
+        # Entries of one step have nearly the same lag.
+        lags_s.sort()
+        self._lags.add_sorted(lags_s)
+        progress.hold_s = hold_s
+        self._report()
+
+    def freed(self, num_tokens: int) -> None:
+        """Note tokens that no log will get."""
+        self._progress.freed_tokens += num_tokens
+        self._report()
+
+    def _report(self) -> None:
+        if self._report_after_s <= 0:
+            self._report_now()
+        elif not self._report_is_due:
+            self._report_is_due = True
+            asyncio.get_running_loop().call_later(self._report_after_s, self._report_now)
+
+    def _report_now(self) -> None:
+        self._report_is_due = False
+        done = self._progress
+        if done.freed_tokens or done.calls:
+            done.lags, done.lag_sum_s = self._lags.counts, self._lags.sum_s
+            self._progress, self._lags = Progress(hold_s=done.hold_s), Histogram()
+            self._emit(done)

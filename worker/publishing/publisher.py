@@ -1,0 +1,278 @@
+"""A publisher keeps the logs of its jobs and knows what each of them needs next.
+
+It lives inside the worker process or in a process of its own. It obeys the
+worker's orders at once and answers through `emit`; log writers do what takes the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from redis.exceptions import RedisError
+
+from tokenbus.worker.engine.messages import StepRecord
+from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.logs import get_logger
+from tokenbus.worker.publishing.job_log import JobLog, State
+from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS, LogWriter
+from tokenbus.worker.publishing.messages import (
+    Broken,
+    CloseGate,
+    Configure,
+    Decide,
+    Forget,
+    GiveBack,
+    OpenGate,
+    Preceded,
+    Renewed,
+    Settled,
+    Taken,
+    TakeOver,
+)
+from tokenbus.worker.publishing.progress import ProgressCounter
+from tokenbus.worker.publishing.step_reader import FIRST_ROWS, SLICE_ROWS, StepReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis.asyncio import Redis
+    from transformers import PreTrainedTokenizerBase
+
+    from tokenbus.engine.text.detokenizer import ByteTable
+    from tokenbus.producer.contract.events import Failure
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.worker.publishing.messages import Answer, Order
+    from tokenbus.worker.session import Session
+
+
+class Publisher:
+    """All job logs of one publisher. `emit` takes its answers, in order.
+
+    `rows_to_call` is what makes a call worth while: more while other rows of a step come at once.
+    Progress is told of `report_after_s` later, where each answer costs a message.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        redis: Redis,
+        scripts: Scripts,
+        tokenizer: PreTrainedTokenizerBase | ByteTable,
+        worker: str,
+        emit: Callable[[Answer], None],
+        report_after_s: float = 0.0,
+    ) -> None:
+        self.session = session
+        self.scripts = scripts
+        self.worker = worker
+        self.emit = emit
+        self.generation = 0
+        self.progress_counter = ProgressCounter(emit, report_after_s)
+        self._tokenizer = tokenizer
+        self._job_logs: dict[int, JobLog] = {}
+        self._num_added = 0
+        self._log_writers = [LogWriter(self, redis) for _ in range(NUM_LOG_WRITERS)]
+        self._step_reader = StepReader(self._job_logs, self._queue, emit)
+        self._slices: Iterator[None] | None = None
+        self.rows_to_call = 1
+        self._tasks: asyncio.TaskGroup | None = None
+        self._log = get_logger()
+
+    def run_in(self, tasks: asyncio.TaskGroup) -> None:
+        """Run the log writers in a task group."""
+        self._tasks = tasks
+        for log_writer in self._log_writers:
+            tasks.create_task(log_writer.run())
+
+    async def close(self) -> None:
+        """Close the connections of log writers that have stopped."""
+        for log_writer in self._log_writers:
+            await log_writer.close()
+
+    def obey(self, order: Order) -> None:
+        """Carry one order out, as far as it needs no server; start what does.
+
+        Of a large step the first part is taken at once and the rest soon: before any other order.
+        """
+        self._finish_slices()
+        match order:
+            case StepRecord():
+                self._take(order)
+            case Renewed(at):
+                self.session.renewed(at)
+            case OpenGate():
+                self._open(order)
+            case CloseGate():
+                self.session.lose("the worker has lost its session")
+            case TakeOver():
+                self._add(JobLog(order))
+            case Decide(key, reason, error):
+                self._decide(key, reason, error)
+            case GiveBack(key):
+                self._give_back(key)
+            case Forget(key):
+                self._forget(key)
+            case Configure():
+                raise ValueError("the publisher is configured already")
+
+    def _take(self, step: StepRecord) -> None:
+        """Take the first slice of a step now, and the rest in turns of its own."""
+        self._slices = self._step_reader.take(step)
+        self.rows_to_call = FIRST_ROWS // 2
+        self._take_slice()
+        if self._slices is not None and self._tasks is not None:
+            self._tasks.create_task(self._take_rest())
+
+    async def _take_rest(self) -> None:
+        """Take one slice in each turn of the event loop; what goes wrong ends the publisher."""
+        await asyncio.sleep(0)
+        while self._slices is not None:
+            self.rows_to_call = SLICE_ROWS - FIRST_ROWS
+            self._take_slice()
+            await asyncio.sleep(0)
+
+    def _finish_slices(self) -> None:
+        while self._slices is not None:
+            self._take_slice()
+
+    def _take_slice(self) -> None:
+        # Kept aside meanwhile: an answer to what a slice decides may be an order at once.
+        slices, self._slices = self._slices, None
+        if slices is None:
+            return
+        is_done = next(slices, True) is not None
+        if is_done:
+            self.rows_to_call = 1
+        else:
+            self._slices = slices
+        for log_writer in self._log_writers:
+            log_writer.go_on()
+        if not is_done:
+            return
+        num_dropped, self._step_reader.num_dropped = self._step_reader.num_dropped, 0
+        if num_dropped:
+            self.progress_counter.freed(num_dropped)
+
+    def touch(self, job: JobLog) -> None:
+        """Note that a job may want something of its log; safe to repeat."""
+        if not job.is_queued and not job.in_flight and job.wants_log:
+            self._queue(job)
+
+    def settle(self, job: JobLog) -> None:
+        """Tell the worker of a job that has nothing left to log before it goes back."""
+        if job.is_settled and not job.is_forgotten:
+            self.emit(Settled(self.generation, job.key, job.num_logged))
+
+    def follow(self, job: JobLog, last: int, num_entries: int) -> None:
+        """Go on where the log ends, unless that is past what we know: then it is not ours."""
+        job.num_logged, job.num_entries = last, num_entries
+        if job.transcript is not None and last > job.last:
+            self.bar(job)
+            why = f"the log ends at {last}, memory at {job.last}"
+            self.emit(Broken(self.generation, job.key, why))
+        elif job.state is State.COMMITTED:
+            job.state = State.ENDING
+
+    def bar(self, job: JobLog) -> None:
+        """Leave a log alone until the session opens anew."""
+        job.is_barred = True
+        job.log_known = False
+
+    def taken(self, job: JobLog, last: int, num_entries: int) -> None:
+        """Start or go on with a job whose log is ours up to `last`.
+
+        What the engine has generated from nothing does not belong behind another's tokens.
+        """
+        job.log_known = True
+        if job.is_ahead and last:
+            job.num_logged = last
+            self.bar(job)
+            self.emit(Preceded(self.generation, job.key, last))
+            return
+        self.follow(job, last, num_entries)
+        if job.is_ahead or job.is_barred:
+            job.is_ahead = False
+            return
+        if job.transcript is not None:
+            self._say_taken(job)
+        elif last == 0:
+            job.restore((), self._tokenizer)
+            self._say_taken(job)
+        elif self._tasks is not None:
+            job.is_restoring = True
+            self._tasks.create_task(self._restore(job, last))
+
+    def _queue(self, job: JobLog) -> None:
+        job.is_queued = True
+        job.line_up(job)
+        self._log_writers[job.writer_idx].go_on()
+
+    def _open(self, order: OpenGate) -> None:
+        self.generation = order.generation
+        for log_writer in self._log_writers:
+            log_writer.renew()
+        for job in self._job_logs.values():
+            job.log_known = job.is_barred = False
+        self.session.open(order.renewed_at)
+        for job in list(self._job_logs.values()):
+            self.touch(job)
+            self.settle(job)
+
+    def _add(self, job: JobLog) -> None:
+        self._job_logs[job.key] = job
+        # Neighbours of a step share a log writer, so that a slice of it is mostly one call.
+        job.writer_idx = self._num_added // SLICE_ROWS % NUM_LOG_WRITERS
+        job.line_up = self._log_writers[job.writer_idx].queue
+        self._num_added += 1
+        if job.is_ahead:
+            job.restore((), self._tokenizer)
+        self.touch(job)
+
+    def _decide(self, key: int, reason: str, error: Failure | None) -> None:
+        job = self._job_logs.get(key)
+        if job is not None and job.state is State.OPEN:
+            job.decide(reason, error)
+            self.touch(job)
+
+    def _give_back(self, key: int) -> None:
+        job = self._job_logs.get(key)
+        if job is not None and job.state is State.OPEN:
+            job.state = State.RETURNING
+            self.touch(job)
+            self.settle(job)
+
+    def _forget(self, key: int) -> None:
+        job = self._job_logs.pop(key, None)
+        if job is not None:
+            job.is_forgotten = True
+            self.progress_counter.freed(max(0, job.last - job.num_credited))
+
+    def _say_taken(self, job: JobLog) -> None:
+        if job.transcript is None or job.state is not State.OPEN:
+            return
+        choices = range(len(job.reasons))
+        ids = [job.transcript.ids_of(choice) for choice in choices]
+        self.emit(Taken(self.generation, job.key, job.last, ids, list(job.reasons)))
+
+    async def _restore(self, job: JobLog, last: int) -> None:
+        """Read what earlier owners logged, up to the takeover."""
+        try:
+            events = await self.session.call(lambda: self.scripts.log.events(job.job_id))
+            tokens = [event for event in events or () if event.finish is None and event.to <= last]
+            if (tokens[-1].to if tokens else 0) != last:
+                self.session.lose(f"the log of {job.job_id} changed while it was read")
+                return
+            job.restore(tokens, self._tokenizer)
+            self._log.info("job.resumed", job_id=job.job_id, epoch=job.epoch, logged_tokens=last)
+            self._say_taken(job)
+        except SessionLost:
+            return
+        except RedisError as error:
+            self._log.exception("job.resume_refused", job_id=job.job_id)
+            self.bar(job)
+            self.emit(Broken(self.generation, job.key, f"its log cannot be read: {error}"))
+        finally:
+            job.is_restoring = False
+            self.touch(job)
+            self.settle(job)

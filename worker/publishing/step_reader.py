@@ -1,0 +1,171 @@
+"""Adds the tokens of a step to the job logs: text, stop strings, and the ends that follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.types import Fault, FaultCode, FinishReason
+from tokenbus.producer.contract.events import Failure
+from tokenbus.worker.publishing.job_log import State
+from tokenbus.worker.publishing.messages import ChoiceStopped, Decided
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tokenbus.engine.types import TokenLogprobs
+    from tokenbus.worker.engine.messages import StepRecord
+    from tokenbus.worker.publishing.job_log import JobLog
+    from tokenbus.worker.publishing.messages import Answer
+
+
+# Rows after which others get their turn and the log writer that has them calls: server and readers
+# work on the first of a step while the next are written. Of each step the first rows go ahead,
+# because until then server and readers stand idle. Fewer begin earlier, and their calls
+# cost publisher and server more than that wins (benchmarks/RESULTS.md has the sweep).
+SLICE_ROWS = 48
+FIRST_ROWS = 24
+
+
+@dataclass(slots=True)
+class _Extras:
+    """What a row brings beside tokens; most bring nothing."""
+
+    end: tuple[FinishReason | None, int | None, Fault | None] = (None, None, None)
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+
+
+_NOTHING = _Extras()
+
+
+def _rare_rows(step: StepRecord) -> dict[int, _Extras]:
+    """Find the rows that bring more than tokens; in the last step of a crowd these are many."""
+    rare: dict[int, _Extras] = {}
+    for row, reason, stop_id, error in step.ends:
+        rare.setdefault(row, _Extras()).end = reason, stop_id, error
+    for row, logprobs in step.logprobs:
+        rare.setdefault(row, _Extras()).logprobs = logprobs
+    for row, prompt_logprobs in step.prompt_logprobs:
+        rare.setdefault(row, _Extras()).prompt_logprobs = prompt_logprobs
+    return rare
+
+
+class StepReader:
+    """Writes job logs. `queue` is told of a job with more to log, `emit` takes answers."""
+
+    def __init__(
+        self,
+        job_logs: dict[int, JobLog],
+        queue: Callable[[JobLog], None],
+        emit: Callable[[Answer], None],
+    ) -> None:
+        self._job_logs = job_logs
+        self._queue = queue
+        self._emit = emit
+        self.num_dropped = 0
+
+    def take(self, step: StepRecord) -> Iterator[None]:
+        """Add a step's tokens to their job logs; pause between slices.
+
+        `num_dropped` grows by those that are not to be logged. Rows of jobs that are not here are
+        another publisher's, or the worker counts them.
+        """
+        for each in step.admitted:
+            if each.request_id in self._job_logs:
+                self._job_logs[each.request_id].cached_tokens = each.num_cached_tokens
+        rare = _rare_rows(step)
+        token_ids, choices, counts = step.token_ids, step.choices, step.counts
+        find, sent_at, opened = self._job_logs.get, step.sent_at, State.OPEN
+        start = 0
+        num_taken, slice_end = 0, FIRST_ROWS
+        for row, key in enumerate(step.request_ids):
+            count, choice = counts[row], choices[row]
+            end = start + count
+            job = find(key)
+            if job is None:
+                start = end
+                continue
+            if num_taken == slice_end:
+                slice_end = num_taken // SLICE_ROWS * SLICE_ROWS + SLICE_ROWS
+                yield
+            num_taken += 1
+            if job.state is not opened or job.reasons[choice] is not None:
+                self.num_dropped += count
+            elif count == 1 and row not in rare and job.texts[choice].is_plain:
+                # What nearly every row is; a microsecond here is a tenth of a core at 100,000
+                # tokens per second.
+                token_id = token_ids[start]
+                job.append_one(choice, token_id, job.texts[choice].push_plain(token_id))
+                job.last += 1
+                if job.unlogged_since is None:
+                    job.unlogged_since = sent_at
+                if not job.is_queued and not job.in_flight:
+                    job.is_queued = True
+                    job.line_up(job)
+            else:
+                extras = rare.get(row, _NOTHING)
+                self.num_dropped += self._take_row(
+                    job, choice, token_ids[start:end], extras, sent_at
+                )
+            start = end
+
+    def _take_row(
+        self, job: JobLog, choice: int, ids: list[int], extras: _Extras, sent_at: float
+    ) -> int:
+        """Add the tokens of a row that has anything out of the ordinary."""
+        ended, stop_id, error = extras.end
+        # Whoever takes a job out of the engine also says what becomes of it: not its last token.
+        reason = None if ended in (None, FinishReason.ABORTED) else ended.value
+        if extras.prompt_logprobs is not None:
+            job.prompt_logprobs = tuple(
+                None if entry is None else _wire_logprobs(entry) for entry in extras.prompt_logprobs
+            )
+        num_dropped = 0
+        if ids:
+            is_last = reason is not None
+            num_dropped = _add_tokens(job, choice, ids, is_last, stop_id, extras.logprobs)
+            if job.unlogged_since is None:
+                job.unlogged_since = sent_at
+        if job.reasons[choice] is None:
+            job.reasons[choice] = reason
+        elif reason is None:
+            self._emit(ChoiceStopped(job.key, choice))
+        if reason == FinishReason.FAILED:
+            fault = error or Fault(FaultCode.ENGINE, "the engine gave this sequence up")
+            self._end(job, "failed", Failure(fault.code.value, fault.message))
+        elif all(reason is not None for reason in job.reasons):
+            self._end(job, job.outcome(), None)
+        if not job.is_queued and not job.in_flight and job.wants_log:
+            self._queue(job)
+        return num_dropped
+
+    def _end(self, job: JobLog, reason: str, error: Failure | None) -> None:
+        """End a job of itself."""
+        job.decide(reason, error)
+        self._emit(Decided(job.key, reason, list(job.reasons), job.lengths()))
+
+
+def _add_tokens(
+    job: JobLog,
+    choice: int,
+    ids: list[int],
+    is_last: bool,
+    stop_id: int | None,
+    logprobs: tuple[TokenLogprobs, ...],
+) -> int:
+    """Add tokens with their text; return how many lie behind a stop string."""
+    if job.transcript is None:
+        raise RuntimeError(f"job {job.job_id} runs without a transcript")
+    released = job.texts[choice].push(ids, is_last=is_last, stop_token_id=stop_id)
+    wire = [_wire_logprobs(entry) for entry in logprobs[: len(released.ids)]]
+    job.transcript.append(choice, released.ids, released.texts, wire)
+    job.last = job.transcript.last
+    if released.stopped_by is not None:
+        job.reasons[choice] = FinishReason.STOP.value
+    return len(ids) - len(released.ids)
+
+
+def _wire_logprobs(entry: TokenLogprobs) -> list[Any]:
+    """Return [logprob, rank, [[id, logprob] …]] of one token."""
+    return [entry.logprob, entry.rank, [list(pair) for pair in entry.top]]

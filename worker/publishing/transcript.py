@@ -1,0 +1,199 @@
+"""Everything a job has generated, by token index: what the log holds and what it still lacks.
+
+It stays in memory until the job has ended, so that a log which lost its last writes can be
+re-appended from any index.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.contract.events import Event
+from tokenbus.producer.contract.result import Choice, JobResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tokenbus.producer.contract.events import Finish
+
+
+# Choice, first index, text, ids, ends and logprobs of the tokens of one entry.
+Slice = tuple[int, int, str, list[int], list[int], list[Any]]
+
+
+@dataclass(slots=True)
+class _Column:
+    """Tokens of one choice; `ends[i]` is the end of the text published with token i."""
+
+    ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Run:
+    """Consecutive indices of one choice: token `offset` of the choice has index `start`.
+
+    The last run of a transcript is counted when the next one begins.
+    """
+
+    choice: int
+    start: int
+    offset: int
+    count: int = 0
+
+
+class Transcript:
+    """The tokens of all choices of one job in index order, from 1."""
+
+    def __init__(self, job_id: str, num_choices: int) -> None:
+        self.job_id = job_id
+        self.last = 0
+        self._columns = [_Column() for _ in range(num_choices)]
+        self._runs: list[_Run] = []
+        self._starts: list[int] = []
+        # The choice of the last run, its column, and the end of its text.
+        self._choice = -1
+        self._column = _Column()
+        self._end = 0
+
+    @property
+    def num_choices(self) -> int:
+        """Count the choices."""
+        return len(self._columns)
+
+    def append(
+        self,
+        choice: int,
+        ids: Sequence[int],
+        texts: Sequence[str],
+        logprobs: Sequence[Any] = (),
+    ) -> None:
+        """Add tokens of one choice with the text that each of them releases."""
+        if not ids:
+            return
+        if choice != self._choice:
+            self._begin_run(choice)
+        column = self._column
+        for text in texts:
+            self._end += len(text)
+            column.ends.append(self._end)
+        column.ids.extend(ids)
+        column.texts.extend(texts)
+        column.logprobs.extend(logprobs)
+        self.last += len(ids)
+
+    def append_one(self, choice: int, token_id: int, text: str) -> None:
+        """Add one token without logprobs: most steps bring just that, so it is kept short."""
+        if choice != self._choice:
+            self._begin_run(choice)
+        column = self._column
+        self._end = end = self._end + len(text)
+        column.ids.append(token_id)
+        column.texts.append(text)
+        column.ends.append(end)
+        self.last += 1
+
+    def _begin_run(self, choice: int) -> None:
+        if self._runs:
+            self._runs[-1].count = self._count(self._runs[-1])
+        self._choice, self._column = choice, self._columns[choice]
+        self._end = self._column.ends[-1] if self._column.ends else 0
+        self._runs.append(_Run(choice, self.last + 1, len(self._column.ids)))
+        self._starts.append(self.last + 1)
+
+    def _count(self, run: _Run) -> int:
+        """Count the tokens of a run."""
+        return len(self._column.ids) - run.offset if run is self._runs[-1] else run.count
+
+    def restore(self, events: Iterable[Event]) -> None:
+        """Add token events read from a log, in index order."""
+        for event in events:
+            start = event.ends[-1] - len(event.text)
+            cuts = [start, *event.ends]
+            texts = [
+                event.text[low - start : high - start]
+                for low, high in zip(cuts, event.ends, strict=False)
+            ]
+            self.append(event.choice, event.ids, texts, event.logprobs)
+
+    def event_after(self, index: int, epoch: int) -> Event | None:
+        """Return everything after `index` that fits in one entry: one choice, no gap."""
+        if index >= self.last:
+            return None
+        choice, start, text, ids, ends, logprobs = self.slice_after(index)
+        to = start + len(ids) - 1
+        return Event(
+            self.job_id,
+            epoch,
+            choice,
+            start,
+            to,
+            text=text,
+            ids=tuple(ids),
+            ends=tuple(ends),
+            logprobs=tuple(logprobs),
+        )
+
+    def slice_after(self, index: int, limit: int | None = None) -> Slice:
+        """Return at most `limit` tokens after `index` that fit in one entry; there is one."""
+        run = self._runs[-1]
+        if index + 1 < run.start:
+            run = self._runs[bisect_right(self._starts, index + 1) - 1]
+        column = self._columns[run.choice]
+        low = run.offset + index + 1 - run.start
+        high = run.offset + self._count(run)
+        if limit is not None:
+            high = min(high, low + limit)
+        texts = column.texts
+        return (
+            run.choice,
+            index + 1,
+            texts[low] if high == low + 1 else "".join(texts[low:high]),
+            column.ids[low:high],
+            column.ends[low:high],
+            column.logprobs[low:high],
+        )
+
+    def newest(self) -> tuple[int, str, int, int] | None:
+        """Return choice, text, id and end of the last token; None where there are logprobs."""
+        column = self._column
+        if column.logprobs:
+            return None
+        return self._choice, column.texts[-1], column.ids[-1], self._end
+
+    def ids_of(self, choice: int) -> tuple[int, ...]:
+        """Return all token ids of a choice."""
+        return tuple(self._columns[choice].ids)
+
+    def text_of(self, choice: int) -> str:
+        """Return the whole text of a choice."""
+        return "".join(self._columns[choice].texts)
+
+    def num_tokens(self, choice: int) -> int:
+        """Count the tokens of a choice."""
+        return len(self._columns[choice].ids)
+
+    def result(self, epoch: int, finish: Finish) -> JobResult:
+        """Return the result value that replaces the log."""
+        reasons = finish.choices or (finish.reason,) * len(self._columns)
+        return JobResult(
+            self.job_id,
+            epoch,
+            finish,
+            tuple(
+                Choice(
+                    number,
+                    "".join(column.texts),
+                    tuple(column.ids),
+                    tuple(column.ends),
+                    tuple(column.logprobs),
+                    reasons[number],
+                )
+                for number, column in enumerate(self._columns)
+            ),
+            tuple((run.choice, run.start, run.start + self._count(run) - 1) for run in self._runs),
+        )

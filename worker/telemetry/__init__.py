@@ -1,0 +1,1 @@
+"""Telemetry: metrics of a worker for Prometheus."""
