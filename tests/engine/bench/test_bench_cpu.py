@@ -20,7 +20,7 @@ from tokenbus.engine.bench.order import Case, Order
 from tokenbus.engine.errors import EngineError
 from tokenbus.producer.commands.cli import main
 
-_STAND_INS = Path(__file__).parents[2] / "support" / "stand_ins"
+_STAND_INS = Path(__file__).parents[2] / "support" / "models" / "stand_ins"
 
 
 def test_order_survives_the_way_to_its_process() -> None:

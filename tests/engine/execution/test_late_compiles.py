@@ -20,13 +20,15 @@ from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 
 NUM_ROWS = (1, 4, 64, 300)
-PROGRAM = Path(__file__).parents[1] / "support" / "launch_keys.py"
+PROGRAM = Path(__file__).parents[2] / "support" / "models" / "launch_keys.py"
 
 
 def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
     """Whatever comes together in a step, or in what the start captures, is compiled ahead."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PROGRAM.parent), env.get("PYTHONPATH"))))
+    env["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(PROGRAM.parents[1]), env.get("PYTHONPATH")))
+    )
     done = subprocess.run(
         [sys.executable, "-P", str(PROGRAM), *map(str, NUM_ROWS)],
         env=env,
