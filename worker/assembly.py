@@ -1,4 +1,10 @@
-"""Puts the parts of a worker together once server and engine are there."""
+"""Puts the parts of a worker together once server and engine are there.
+
+Each part is whole when it is made: it is given what it uses. So the order here is the order of use:
+what talks to the engine first, what talks to the queue last. News travels the other way as events:
+`JobFlow` is told what publishers answer and which job has left, `EngineReports` what the engine
+reports.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +16,15 @@ from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completion import JobCompletion, Retention
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.jobs.engine_reports import EngineReports
+from tokenbus.worker.jobs.flow import JobFlow
+from tokenbus.worker.jobs.head_of_line import HeadOfLine
 from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
+from tokenbus.worker.jobs.log_opening import LogOpener
 from tokenbus.worker.jobs.page_budget import PageBudget
 from tokenbus.worker.jobs.prompt import PromptPreparer
 from tokenbus.worker.jobs.settlement import Settlement
 from tokenbus.worker.jobs.start import Starter
+from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.cancel_listener import CancelListener
 from tokenbus.worker.pool.doorbell import Doorbell
 from tokenbus.worker.pool.inbox import Inbox
@@ -22,7 +32,9 @@ from tokenbus.worker.pool.lease import Lease
 from tokenbus.worker.pool.parking import Parking
 from tokenbus.worker.pool.pull_loop import PullLoop
 from tokenbus.worker.pool.reaper import Reaper
+from tokenbus.worker.pool.refusals import Refusals
 from tokenbus.worker.pool.status_writer import StatusWriter
+from tokenbus.worker.pool_member import PoolMember
 from tokenbus.worker.publishing.build import start_publishers
 from tokenbus.worker.session import Session
 from tokenbus.worker.tokenizer import load_tokenizer
@@ -31,28 +43,23 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.producer.server.connection import Server
-    from tokenbus.worker.engine.link import EngineLink
-    from tokenbus.worker.engine.messages import EngineReady, Report
-    from tokenbus.worker.engine.supervisor import EngineSupervisor
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.engine.current_engine import CurrentEngine
+    from tokenbus.worker.engine.messages import EngineReady
     from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.jobs.page_costs import PageCosts
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
     from tokenbus.worker.settings import WorkerSettings
     from tokenbus.worker.telemetry.exporter import Exporter
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts of a running worker, wired to each other."""
+    """The parts that a worker starts and stops."""
 
-    session: Session
-    held_jobs: HeldJobs
-    page_budget: PageBudget
-    prefixes: HeldPrefixes
+    member: PoolMember
     settlement: Settlement
     publishers: PublisherPool
-    starter: Starter
     engine_reports: EngineReports
     lease: Lease
     pull_loop: PullLoop
@@ -62,92 +69,171 @@ class Parts:
     status_writer: StatusWriter
     exporter: Exporter | None
 
-    def use_engine(self, link: EngineLink) -> None:
-        """Let a new engine take the place of the one before."""
-        self.starter.engine = link
-        self.engine_reports.engine = link
-        self.page_budget.available_pages = link.ready.num_pages
-        self.prefixes.clear()
-        self.pull_loop.pages_changed()
 
-    def take_report(self, report: Report) -> None:
-        """Handle one report of the engine."""
-        self.engine_reports.take(report)
+def join_pool(
+    settings: WorkerSettings, server: Server, *, worker: str, held_jobs: HeldJobs, metrics: Metrics
+) -> PoolMember:
+    """Make what the parts share; the session is not open yet."""
+    scripts = Scripts(server.redis, settings.pool, timeout_s=settings.call_timeout_s)
+    return PoolMember(
+        worker=worker,
+        settings=settings,
+        session=Session(server.redis, settings.lease_ttl_s),
+        scripts=scripts,
+        completion=JobCompletion(scripts, _retention(settings)),
+        held_jobs=held_jobs,
+        metrics=metrics,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _JobParts:
+    """What decides on held jobs, before there is a publisher to tell."""
+
+    page_budget: PageBudget
+    prefixes: HeldPrefixes
+    settlement: Settlement
+    parking: Parking
+    starter: Starter
+    head_of_line: HeadOfLine
 
 
 async def assemble(
-    settings: WorkerSettings,
+    member: PoolMember,
+    *,
     server: Server,
     blocking: Redis,
-    engine: EngineSupervisor,
+    engine: CurrentEngine,
     ready: EngineReady,
-    held_jobs: HeldJobs,
-    worker: str,
-    metrics: Metrics,
 ) -> Parts:
     """Build the parts; `blocking` is a client for calls that wait on the server."""
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
     preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits)
-    ttl_s = settings.lease_ttl_s
-    scripts = Scripts(server.redis, settings.pool, timeout_s=settings.call_timeout_s)
-    completion = JobCompletion(scripts, _retention(settings))
-    session = Session(server.redis, ttl_s)
-    page_budget = PageBudget(held_jobs, limits, ready.num_pages, settings.reserve_fraction)
-    prefixes = HeldPrefixes(page_budget, is_on=settings.holds_prefixes)
-    settlement = Settlement(session, scripts, completion, held_jobs, worker, metrics)
-    publishers = await start_publishers(
-        settings, server, session, scripts, held_jobs, tokenizer, ready, worker
+    jobs = _job_parts(member, engine, ready, preparer)
+    flow = JobFlow(
+        held_jobs=member.held_jobs,
+        engine=engine,
+        costs=jobs.page_budget.costs,
+        prefixes=jobs.prefixes,
+        settlement=jobs.settlement,
+        starter=jobs.starter,
+        head_of_line=jobs.head_of_line,
+        metrics=member.metrics,
     )
-    starter = Starter(settlement, page_budget, preparer, limits, metrics)
-    lease = Lease(session, scripts, settlement, held_jobs, worker, settings, str(server.url))
-    lease.size(ready.num_pages, limits.page_size)
-    lease.engine_moves = engine.moves
-    parking = Parking(settlement, page_budget, held_jobs, settings.suspect_wait_s, metrics)
-    starter.on_waiting = parking.park_for
-    doorbell = Doorbell(blocking, session, scripts.keys, worker, settings.call_timeout_s)
-    # fmt: off
-    parts = Parts(
-        session=session,
-        held_jobs=held_jobs,
-        page_budget=page_budget,
-        prefixes=prefixes,
-        settlement=settlement,
+    publishers = await start_publishers(member, server, flow, tokenizer=tokenizer, ready=ready)
+    lease = Lease(
+        member,
+        settlement=jobs.settlement,
         publishers=publishers,
-        starter=starter,
-        engine_reports=EngineReports(held_jobs, page_budget, metrics),
-        lease=lease,
-        pull_loop=PullLoop(session, scripts, completion, doorbell, lease, starter,
-                      parking, page_budget, prefixes, held_jobs, worker, settings, metrics),
-        inbox=Inbox(session, scripts, completion, worker, _inbox_bounds(settings), metrics),
-        reaper=Reaper(session, scripts, completion, worker, ttl_s, metrics),
-        cancel_listener=CancelListener(session, blocking, scripts.keys.of("ctl", worker),
-                                       held_jobs, settlement),
-        status_writer=StatusWriter(session, scripts, held_jobs, page_budget, worker, limits.model,
-                                   ttl_s, metrics, engine.stats),
-        exporter=_exporter(settings, session, scripts, held_jobs, page_budget, metrics, engine),
+        engine=engine,
+        total_pages=ready.num_pages,
+        page_size=limits.page_size,
+        shown_url=str(server.url),
     )
-    # fmt: on
-    _wire(parts)
-    return parts
+    log_opener = LogOpener(jobs.starter, publishers, limits)
+    return Parts(
+        member=member,
+        settlement=jobs.settlement,
+        publishers=publishers,
+        engine_reports=_engine_reports(member, engine, jobs, publishers),
+        lease=lease,
+        pull_loop=_pull_loop(member, engine, jobs, log_opener, lease, Doorbell(member, blocking)),
+        inbox=Inbox(member, _inbox_bounds(member.settings)),
+        reaper=Reaper(member),
+        cancel_listener=CancelListener(member, blocking, jobs.settlement),
+        status_writer=StatusWriter(
+            member, costs=jobs.page_budget.costs, engine=engine, model=limits.model
+        ),
+        exporter=_exporter(member, engine, jobs.page_budget.costs),
+    )
 
 
-def _exporter(
-    settings: WorkerSettings,
-    session: Session,
-    scripts: Scripts,
-    held_jobs: HeldJobs,
-    page_budget: PageBudget,
-    metrics: Metrics,
-    engine: EngineSupervisor,
-) -> Exporter | None:
+def _job_parts(
+    member: PoolMember, engine: CurrentEngine, ready: EngineReady, preparer: PromptPreparer
+) -> _JobParts:
+    settings = member.settings
+    page_budget = PageBudget(
+        member.held_jobs,
+        ready.limits,
+        total_pages=ready.num_pages,
+        reserve_fraction=settings.reserve_fraction,
+    )
+    settlement = Settlement(member, engine)
+    parking = Parking(member, settlement, page_budget)
+    starter = Starter(
+        settlement=settlement,
+        parking=parking,
+        page_budget=page_budget,
+        preparer=preparer,
+        engine=engine,
+        metrics=member.metrics,
+    )
+    return _JobParts(
+        page_budget=page_budget,
+        prefixes=HeldPrefixes(page_budget, is_on=settings.holds_prefixes),
+        settlement=settlement,
+        parking=parking,
+        starter=starter,
+        head_of_line=HeadOfLine(member.held_jobs, starter, parking),
+    )
+
+
+def _engine_reports(
+    member: PoolMember, engine: CurrentEngine, jobs: _JobParts, publishers: PublisherPool
+) -> EngineReports:
+    return EngineReports(
+        held_jobs=member.held_jobs,
+        engine=engine,
+        page_budget=jobs.page_budget,
+        prefixes=jobs.prefixes,
+        settlement=jobs.settlement,
+        head_of_line=jobs.head_of_line,
+        publishers=publishers,
+        metrics=member.metrics,
+    )
+
+
+def _pull_loop(
+    member: PoolMember,
+    engine: CurrentEngine,
+    jobs: _JobParts,
+    log_opener: LogOpener,
+    lease: Lease,
+    doorbell: Doorbell,
+) -> PullLoop:
+    refusals = Refusals(member)
+    arrivals = Arrivals(
+        member,
+        starter=jobs.starter,
+        log_opener=log_opener,
+        head_of_line=jobs.head_of_line,
+        page_budget=jobs.page_budget,
+        prefixes=jobs.prefixes,
+        refusals=refusals,
+    )
+    return PullLoop(
+        member,
+        engine=engine,
+        doorbell=doorbell,
+        lease=lease,
+        arrivals=arrivals,
+        refusals=refusals,
+        parking=jobs.parking,
+        head_of_line=jobs.head_of_line,
+        page_budget=jobs.page_budget,
+        prefixes=jobs.prefixes,
+    )
+
+
+def _exporter(member: PoolMember, engine: CurrentEngine, costs: PageCosts) -> Exporter | None:
     """Return what serves metrics, if it is to; only then its library is imported."""
-    if settings.metrics_port is None:
+    port = member.settings.metrics_port
+    if port is None:
         return None
     from tokenbus.worker.telemetry.exporter import Exporter
 
-    host, port = settings.metrics_host, settings.metrics_port
-    return Exporter(session, scripts, held_jobs, page_budget, metrics, engine.stats, host, port)
+    return Exporter(member, costs=costs, engine=engine, port=port)
 
 
 def _retention(settings: WorkerSettings) -> Retention:
@@ -158,28 +244,3 @@ def _inbox_bounds(settings: WorkerSettings) -> Bounds:
     """Bound raw jobs like those of a client that reads the same environment."""
     client = ClientSettings(redis_url=settings.redis_url)
     return Bounds(client.max_tenant_tokens, client.max_pool_tokens, client.refuse_late)
-
-
-def _wire(parts: Parts) -> None:
-    """Let the parts tell each other what happened."""
-    publishers = parts.publishers
-    for user in (parts.settlement, parts.starter, parts.engine_reports, parts.lease):
-        user.publishers = publishers
-    parts.pull_loop.open_log = parts.starter.open_log
-    publishers.on_taken = parts.starter.taken
-    publishers.on_preceded = parts.settlement.preceded
-    publishers.on_decided = parts.engine_reports.decided
-    publishers.on_choice_stopped = parts.engine_reports.choice_stopped
-    publishers.on_progress = parts.engine_reports.progressed
-    publishers.on_committed = parts.settlement.committed
-    publishers.on_fenced = parts.settlement.fenced
-    publishers.on_broken = parts.settlement.broken
-    publishers.on_settled = parts.settlement.settled
-    parts.settlement.stop = parts.engine_reports.stop
-    parts.engine_reports.pages_changed = parts.pull_loop.pages_changed
-
-    def gone(job: HeldJob) -> None:
-        parts.prefixes.gone(job)
-        parts.engine_reports.forget(job)
-
-    parts.held_jobs.on_gone = gone

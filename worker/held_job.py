@@ -23,24 +23,24 @@ class Phase(Enum):
 
     `pulled`: owned, not in the engine. `running`: in the engine. `ending`: its outcome is decided,
     tokens or the terminal entry are not in the log yet. `committed`: the terminal entry is in the
-    log, completion is left. `returning`: it goes back to the queue once its tokens are logged.
-    `gone`: no longer ours.
+    log, completion is left. `returning`: it is handed back once its tokens are logged. `gone`: this
+    worker holds it no more.
     """
 
     PULLED = "pulled"
     RUNNING = "running"
     ENDING = "ending"
     COMMITTED = "committed"
-    RETURNING = "returning"
+    HANDING_BACK = "returning"
     GONE = "gone"
 
 
 _LEGAL = {
-    Phase.PULLED: {Phase.RUNNING, Phase.ENDING, Phase.COMMITTED, Phase.RETURNING, Phase.GONE},
-    Phase.RUNNING: {Phase.ENDING, Phase.COMMITTED, Phase.RETURNING, Phase.GONE},
-    Phase.ENDING: {Phase.COMMITTED, Phase.RETURNING, Phase.GONE},
+    Phase.PULLED: {Phase.RUNNING, Phase.ENDING, Phase.COMMITTED, Phase.HANDING_BACK, Phase.GONE},
+    Phase.RUNNING: {Phase.ENDING, Phase.COMMITTED, Phase.HANDING_BACK, Phase.GONE},
+    Phase.ENDING: {Phase.COMMITTED, Phase.HANDING_BACK, Phase.GONE},
     Phase.COMMITTED: {Phase.GONE},
-    Phase.RETURNING: {Phase.COMMITTED, Phase.GONE},
+    Phase.HANDING_BACK: {Phase.COMMITTED, Phase.GONE},
     Phase.GONE: set(),
 }
 
@@ -89,7 +89,7 @@ class HeldJob:
         self.taken: Taken | None = None
         self.lengths: list[int] = []
         self.num_running = 0
-        self.is_settled = False
+        self.is_all_logged = False
         self.num_logged = 0
         self.is_leaving = False
         self.is_waiting = pulled.head_of_line
@@ -140,7 +140,7 @@ class HeldJob:
     def move_to(self, phase: Phase) -> None:
         """Change the phase.
 
-        Raises: WorkerError on an illegal transition, which is a bug of ours.
+        Raises: WorkerError on an illegal transition, which is a bug of the worker.
         """
         if phase is self.phase:
             return

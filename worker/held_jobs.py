@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tokenbus.worker.held_job import HeldJob, Phase
-from tokenbus.worker.hooks import nobody
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,10 +14,7 @@ if TYPE_CHECKING:
 
 
 class HeldJobs:
-    """The jobs between pull and completion. `on_gone` is told each that leaves.
-
-    `by_request` finds a job by the engine's id.
-    """
+    """The jobs between pull and completion. `by_request` finds a job by the engine's id."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, HeldJob] = {}
@@ -28,7 +24,7 @@ class HeldJobs:
         self._last_request_id = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
-        self.on_gone: Callable[[HeldJob], None] = nobody
+        self._listeners: list[Callable[[HeldJob], None]] = []
 
     def __iter__(self) -> Iterator[HeldJob]:
         """Yield the jobs as of now; the held jobs may change meanwhile."""
@@ -38,8 +34,12 @@ class HeldJobs:
         """Count the jobs."""
         return len(self._jobs)
 
+    def when_gone(self, tell: Callable[[HeldJob], None]) -> None:
+        """Tell of each job that leaves, at once."""
+        self._listeners.append(tell)
+
     def take(self, pulled: PulledJob) -> HeldJob:
-        """Register a pulled job; an older epoch of it is forgotten."""
+        """Register a pulled job; an older epoch of it is dropped."""
         stale = self._jobs.get(pulled.job_id)
         if stale is not None:
             self.drop(stale)
@@ -51,14 +51,15 @@ class HeldJobs:
         return job
 
     def drop(self, job: HeldJob) -> None:
-        """Forget a job that is no longer ours; safe to repeat."""
+        """Let go of a job that this worker holds no more; safe to repeat."""
         if job.phase is Phase.GONE:
             return
         job.move_to(Phase.GONE)
         if self._jobs.get(job.job_id) is job:
             del self._jobs[job.job_id]
         del self._by_request[job.request_id]
-        self.on_gone(job)
+        for tell in self._listeners:
+            tell(job)
         if not self._jobs:
             self._emptied.set()
 

@@ -2,20 +2,19 @@
 
 Every call on the server goes through `Session.call`. A call that fails for want of a server, or
 is under way when the session is lost, raises SessionLost and has no effect on the worker's memory:
-what it did on the server is settled by the reconcile that opens the session again (R7).
+what it did on the server is found out by the reconcile that opens the session again (R7).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from redis.exceptions import RedisError
 
 from tokenbus.producer.server.connection import is_away
 from tokenbus.worker.errors import SessionLost
-from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ MAX_CONCURRENT_CALLS = 6
 class Session:
     """One worker's standing with the server; `generation` grows with every loss.
 
-    A publisher process has one of its own, which the worker opens and renews. `on_lost` is told why
-    a session was lost.
+    A publisher process has one of its own, which the worker opens and renews.
     """
 
     def __init__(self, redis: Redis, lease_ttl_s: float) -> None:
@@ -46,7 +44,7 @@ class Session:
         self._under_way: set[asyncio.Timeout] = set()
         self._renewed_at = 0.0
         self._log = get_logger()
-        self.on_lost: Callable[[str], None] = nobody
+        self._listeners: list[Callable[[str], None]] = []
         self.generation = 0
         self.opened_at = 0.0
         self.num_losses = 0
@@ -66,6 +64,10 @@ class Session:
     async def lost(self) -> None:
         """Wait until the session has to be opened again."""
         await self._lost.wait()
+
+    def when_lost(self, tell: Callable[[str], None]) -> None:
+        """Tell why each time that the session is lost, at once."""
+        self._listeners.append(tell)
 
     def open(self, renewed_at: float | None = None) -> None:
         """Let calls through after a reconcile, which has renewed the lease now or at that time."""
@@ -96,7 +98,8 @@ class Session:
             if not call.expired():
                 call.reschedule(now)
         self._log.warning("session.lost", reason=reason)
-        self.on_lost(reason)
+        for tell in self._listeners:
+            tell(reason)
 
     async def call(
         self,
@@ -115,6 +118,31 @@ class Session:
             return await self._call(act, timeout_s)
         async with self._slots:
             return await self._call(act, timeout_s)
+
+    async def every(
+        self,
+        interval_s: float,
+        act: Callable[[], Awaitable[None]],
+        *,
+        refused: Callable[[RedisError], None],
+        refused_pause_s: float = 0.0,
+    ) -> NoReturn:
+        """Act for ever while the session is open, and at once when it opens again.
+
+        `refused` is told of each call that the server did not accept; after it the next act waits
+        `refused_pause_s` longer.
+        """
+        while True:
+            await self.opened()
+            wait_s = interval_s
+            try:
+                await act()
+            except SessionLost:
+                continue
+            except RedisError as error:
+                refused(error)
+                wait_s += refused_pause_s
+            await asyncio.sleep(wait_s)
 
     async def _call(self, act: Callable[[], Awaitable[T]], timeout_s: float | None) -> T:
         if not self.is_open:

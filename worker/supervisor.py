@@ -1,8 +1,8 @@
 """The life of a worker: start, run, quiet, stop.
 
     run     pull, compute, publish
-    quiet   pull no more; the head-of-line job goes back, what runs goes on
-    stop    quiet, then at the deadline everything goes back with its log; readers see a pause
+    quiet   pull no more; the head-of-line job is handed back, what runs goes on
+    stop    quiet, then at the deadline everything is handed back with its log; readers see a pause
 
 The first SIGTERM or SIGINT stops with the configured deadline, the second sets the deadline to
 now. A worker that dies instead leaves everything to its lease: others take over.
@@ -15,7 +15,7 @@ import contextlib
 import signal
 import socket
 import uuid
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 from redis.exceptions import RedisError
 
@@ -23,16 +23,17 @@ from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.worker import logs
-from tokenbus.worker.assembly import assemble
+from tokenbus.worker.assembly import assemble, join_pool
+from tokenbus.worker.engine.current_engine import CurrentEngine
 from tokenbus.worker.engine.supervisor import EngineSupervisor
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.held_jobs import HeldJobs
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.process import gc
+from tokenbus.worker.stop_request import StopRequest
 from tokenbus.worker.tokenizer import import_library
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
     from types import TracebackType
 
     from redis.asyncio import Redis
@@ -40,10 +41,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import EngineStats
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.assembly import Parts
-    from tokenbus.worker.engine.messages import Report
     from tokenbus.worker.settings import WorkerSettings
-
-T = TypeVar("T")
 
 # Between the deadline and the exit: hand-backs of a full worker take a fraction of it.
 HAND_BACK_S = 1.5
@@ -67,12 +65,12 @@ class Worker:
         self._url = redis_url or settings.redis_url
         self._log = logs.get_logger()
         self._held_jobs = HeldJobs()
-        self._engine = EngineSupervisor(settings, self._held_jobs, self.metrics, self._take_report)
+        self._engine = CurrentEngine(settings.engine_stall_s)
+        self._engine_supervisor = EngineSupervisor(settings, self._engine, self.metrics)
         self._parts: Parts | None = None
         self._main: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
-        self._stop_requested = asyncio.Event()
-        self._stop_now = asyncio.Event()
+        self._stop = StopRequest()
 
     @property
     def stats(self) -> EngineStats | None:
@@ -97,7 +95,7 @@ class Worker:
     @property
     def engine_pid(self) -> int | None:
         """Process id of the engine."""
-        return self._engine.link.pid if self._engine.link is not None else None
+        return self._engine.pid
 
     async def __aenter__(self) -> Self:
         """Start, and return when the worker pulls.
@@ -124,9 +122,7 @@ class Worker:
 
     def request_stop(self, *, now: bool = False) -> None:
         """Ask the worker to drain; asked again, or with `now`, the deadline is over."""
-        if now or self._stop_requested.is_set():
-            self._stop_now.set()
-        self._stop_requested.set()
+        self._stop.make(now=now)
 
     async def run(self) -> None:
         """Run until asked to stop.
@@ -142,7 +138,7 @@ class Worker:
 
     async def _run(self) -> None:
         settings = self.settings
-        server = await self._unless_stopped(
+        server = await self._stop.unless_made(
             open_server(
                 self._url,
                 retry_for_s=settings.connect_timeout_s,
@@ -153,12 +149,12 @@ class Worker:
             return
         blocking = make_redis(server.effective_url, settings.call_timeout_s)
         try:
-            parts = await self._unless_stopped(self._prepare(server, blocking))
+            parts = await self._stop.unless_made(self._prepare(server, blocking))
             if parts is not None:
                 await self._serve(parts)
                 await self._take_leave(server)
         finally:
-            await self._engine.stop()
+            await self._engine.kill()
             if self._parts is not None:
                 await self._parts.publishers.stop()
             await blocking.aclose()
@@ -166,44 +162,29 @@ class Worker:
             self._log.info("worker.stopped", jobs_left=len(self._held_jobs))
 
     async def _prepare(self, server: Server, blocking: Redis) -> Parts:
-        """Start the engine, wire the parts and reconcile for the first time."""
+        """Start the engine, make the parts and reconcile for the first time."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(asyncio.to_thread(import_library))
-            starting = tasks.create_task(self._engine.start())
-        ready = starting.result()
-        parts = await assemble(
+            starting = tasks.create_task(self._engine_supervisor.start())
+        member = join_pool(
             self.settings,
             server,
-            blocking,
-            self._engine,
-            ready,
-            self._held_jobs,
-            self.name,
-            self.metrics,
+            worker=self.name,
+            held_jobs=self._held_jobs,
+            metrics=self.metrics,
+        )
+        parts = await assemble(
+            member,
+            server=server,
+            blocking=blocking,
+            engine=self._engine,
+            ready=starting.result(),
         )
         self._parts = parts
-        self._engine.on_up = parts.use_engine
-        if self._engine.link is not None:
-            parts.use_engine(self._engine.link)
         await parts.lease.open(self.settings.connect_timeout_s)
         if self._started is None:
             gc.freeze_startup_objects()
         return parts
-
-    async def _unless_stopped(self, work: Coroutine[None, None, T]) -> T | None:
-        """Await `work`, or cancel it and return None when the worker is asked to stop."""
-        task = asyncio.create_task(work)
-        stop = asyncio.create_task(self._stop_requested.wait())
-        try:
-            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            return None
-        finally:
-            stop.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task])
 
     async def _serve(self, parts: Parts) -> None:
         """Run all parts until the worker is drained."""
@@ -219,14 +200,14 @@ class Worker:
                     parts.status_writer,
                 ):
                     tasks.create_task(part.run())
-                tasks.create_task(self._engine.run(parts.settlement))
+                tasks.create_task(self._engine_supervisor.run(parts.engine_reports))
                 if parts.exporter is not None:
                     tasks.create_task(parts.exporter.run())
                 pull_loop = tasks.create_task(parts.pull_loop.run())
                 self._log.info("worker.started", pool=self.settings.pool)
                 if self._started is not None:
                     self._started.set_result(None)
-                await self._stop_requested.wait()
+                await self._stop.made()
                 pull_loop.cancel()
                 tasks.create_task(parts.lease.leave())
                 await self._drain(parts)
@@ -235,29 +216,17 @@ class Worker:
             self._log.info("worker.drained", jobs_left=len(self._held_jobs))
 
     async def _drain(self, parts: Parts) -> None:
-        """Let running jobs end until the deadline, then give everything back."""
-        deadline_s = 0.0 if self._stop_now.is_set() else self.settings.drain_deadline_s
+        """Let running jobs end until the deadline, then hand everything back."""
+        deadline_s = 0.0 if self._stop.is_now else self.settings.drain_deadline_s
         self._log.info("worker.draining", jobs=len(self._held_jobs), deadline_s=deadline_s)
         for job in self._held_jobs.in_phase(Phase.PULLED):
             parts.settlement.hand_back(job)
-        await self._wait_drained(deadline_s)
+        await self._stop.until_now(self._held_jobs.wait_empty(), deadline_s)
         for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
             parts.settlement.hand_back(job)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_BACK_S):
                 await self._held_jobs.wait_empty()
-
-    async def _wait_drained(self, deadline_s: float) -> None:
-        """Wait until no job is left, the deadline passes or a second signal comes."""
-        waits = [
-            asyncio.create_task(self._held_jobs.wait_empty()),
-            asyncio.create_task(self._stop_now.wait()),
-        ]
-        try:
-            await asyncio.wait(waits, timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
     async def _take_leave(self, server: Server) -> None:
         """Give up the lease, so that what could not be handed back is taken over at once."""
@@ -268,10 +237,6 @@ class Worker:
                 await redis.delete(keys.of("alive", self.name), keys.of("status", self.name))
         except (RedisError, OSError) as error:
             self._log.warning("lease.not_given_up", reason=str(error))
-
-    def _take_report(self, report: Report) -> None:
-        if self._parts is not None:
-            self._parts.take_report(report)
 
 
 def run_worker(settings: WorkerSettings) -> int:

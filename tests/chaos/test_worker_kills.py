@@ -114,7 +114,7 @@ async def test_worker_dies_while_it_takes_over(ride: Ride, num_jobs: int, moment
 @both_ways
 @both_moments
 async def test_worker_killed_while_it_drains(ride: Ride, num_jobs: int, moment: Moment) -> None:
-    """SIGTERM, and SIGKILL at the first hand-back: what was given back and what was not goes on."""
+    """SIGTERM, and SIGKILL at the first hand-back: what was handed back goes on, the rest too."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(wired_worker(**ride.settings(drain_deadline_s=0)))
         await ride.board(num_jobs, 120)

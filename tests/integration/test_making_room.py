@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from servers.wire_proxy import Moment, WireProxy
 from workers.null_workers import expected_text, follow, until, worker
 
-from tokenbus.worker.pool.parking import SETTLE_S
+from tokenbus.worker.pool.parking import FREEING_S
 
 if TYPE_CHECKING:
     from workers.null_workers import Story
@@ -36,7 +36,7 @@ async def test_suspect_runs_also_on_a_worker_that_is_never_empty(
 ) -> None:
     """A job that saw two crashes is claimed by a busy worker, which clears its bus for it.
 
-    It runs alone, ends, and what was given back for it goes on unbroken.
+    It runs alone, ends, and what was handed back for it goes on unbroken.
     """
     stop = asyncio.Event()
     async with worker(pool, redis_url, null_tokens_per_s=60, suspect_wait_s=0.2) as running:
@@ -109,7 +109,7 @@ async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
         await trap.closed()
         await until(lambda: running.stats is not None and running.stats.num_running == 0)
         # Longer than the worker waits for what it gave back before it looks for room again.
-        later = wire.trap("renew", Moment.DELIVERED, lambda: None, nth=ceil(2 * SETTLE_S / 0.2))
+        later = wire.trap("renew", Moment.DELIVERED, lambda: None, nth=ceil(2 * FREEING_S / 0.2))
         await later.closed()
         assert running.stats is not None
         assert running.stats.num_running == 0

@@ -118,7 +118,7 @@ async def test_server_without_memory_lets_a_worker_go_on(pool: str) -> None:
         for seed, job in enumerate(jobs):
             assert (await follow(client, job.job_id)).text == expected_text(seed, 120)
         assert running._parts is not None
-        assert running._parts.session.num_losses == 0
+        assert running._parts.member.session.num_losses == 0
         status = client.scripts.keys.of("status", running.name)
         assert await command(client.scripts, "PTTL", status) > 0
     await asyncio.to_thread(server.close)

@@ -1,24 +1,19 @@
-"""Keeps one engine process running: notices its death or hang, returns its jobs, starts another."""
+"""Keeps one engine process running: notices its death or hang, and starts another."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.worker.engine.link import EngineLink
+from tokenbus.worker.engine.messages import Beat
 from tokenbus.worker.errors import EngineDied
-from tokenbus.worker.held_job import Phase
-from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tokenbus.engine.types import EngineStats
+    from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.engine.messages import EngineReady, Report
-    from tokenbus.worker.held_jobs import HeldJobs
-    from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.settings import WorkerSettings
 
@@ -28,48 +23,40 @@ _HEALTHY_S = 60.0
 _RESTART_PAUSE_S = 0.5
 
 
+class EngineEvents(Protocol):
+    """What comes from the engine, for the jobs that run in it."""
+
+    def take(self, report: Report) -> None:
+        """Handle one report of the engine, in its order."""
+        ...
+
+    def died(self) -> None:
+        """Give up what ran in the engine: it has ended."""
+        ...
+
+    def restarted(self, ready: EngineReady) -> None:
+        """Begin with an engine that holds nothing."""
+        ...
+
+
 class EngineSupervisor:
-    """Owns the engine link of one worker.
+    """Starts the processes that are the current engine, one after another."""
 
-    `on_up` is told each new link before any job may use it.
-    """
-
-    def __init__(
-        self,
-        settings: WorkerSettings,
-        held_jobs: HeldJobs,
-        metrics: Metrics,
-        on_report: Callable[[Report], None],
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, engine: CurrentEngine, metrics: Metrics) -> None:
         self._settings = settings
-        self._held_jobs = held_jobs
+        self._engine = engine
         self._metrics = metrics
-        self._on_report = on_report
+        self._events: EngineEvents | None = None
         self._log = get_logger()
-        self.link: EngineLink | None = None
-        self.on_up: Callable[[EngineLink], None] = nobody
-
-    @property
-    def is_up(self) -> bool:
-        """Tell whether jobs may be given to the engine."""
-        return self.link is not None and self.link.is_alive
-
-    def moves(self) -> bool:
-        """Tell whether the lease may be renewed: nothing runs, or what runs was seen to move."""
-        return not self.is_up or not self._is_hung()
-
-    def stats(self) -> EngineStats | None:
-        """Return the engine's counters after its last step, None before the first."""
-        return self.link.stats if self.link is not None else None
 
     async def start(self) -> EngineReady:
-        """Start the engine.
+        """Start an engine process and make it the current one.
 
         Raises: EngineStartFailed, or the engine's own error where it gave one.
         """
-        link = EngineLink(self._settings.start_engine(), self._on_report)
+        link = EngineLink(self._settings.start_engine(), self._take)
         ready = await link.start(self._settings.engine_start_timeout_s)
-        self.link = link
+        self._engine.replace(link)
         self._log.info(
             "engine.started",
             model=ready.limits.model,
@@ -79,31 +66,25 @@ class EngineSupervisor:
         )
         return ready
 
-    async def run(self, settlement: Settlement) -> None:
-        """Watch the engine for ever; return its jobs and start another when it ends.
+    async def run(self, events: EngineEvents) -> None:
+        """Watch the engine for ever and tell what comes from it; start another when it ends.
 
         Raises: EngineDied after `max_engine_restarts` deaths in a row, EngineStartFailed.
         """
+        self._events = events
         num_deaths = 0
-        while self.link is not None:
-            started_at = time.monotonic()
-            died = await self._watch(self.link)
-            await self.link.kill()
+        while True:
+            link, started_at = self._engine.link, time.monotonic()
+            died = await self._watch(link)
+            await link.kill()
             self._metrics.engine_deaths += 1
             num_deaths = 1 if time.monotonic() - started_at > _HEALTHY_S else num_deaths + 1
             self._log.error("engine.died", reason=str(died), deaths_in_a_row=num_deaths)
-            for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
-                settlement.hand_back(job, crashed=job.phase is Phase.RUNNING)
+            events.died()
             if num_deaths > self._settings.max_engine_restarts:
                 raise died
             await asyncio.sleep(_RESTART_PAUSE_S)
-            await self.start()
-            self.on_up(self.link)
-
-    async def stop(self) -> None:
-        """End the engine process."""
-        if self.link is not None:
-            await self.link.kill()
+            events.restarted(await self.start())
 
     async def _watch(self, link: EngineLink) -> EngineDied:
         """Wait until the engine process ended or hangs."""
@@ -112,8 +93,12 @@ class EngineSupervisor:
                 async with asyncio.timeout(_LOOK_INTERVAL_S):
                     return await link.wait_died()
             except TimeoutError:
-                if self._is_hung():
+                if self._engine.is_hung:
                     return EngineDied(f"no step for {link.stalled_s():.0f} s")
 
-    def _is_hung(self) -> bool:
-        return self.link is not None and self.link.stalled_s() > self._settings.engine_stall_s
+    def _take(self, report: Report) -> None:
+        """Pass a report on; before `run` the engine has no job and only beats."""
+        if self._events is not None:
+            self._events.take(report)
+        elif not isinstance(report, Beat):
+            raise TypeError(f"an engine without jobs reported {type(report).__name__}")

@@ -7,42 +7,49 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.contract.events import Failure
-from tokenbus.worker.engine.messages import AbortRequest, Beat, Credit, RequestRefused, StepRecord
+from tokenbus.worker.engine.messages import Beat, RequestRefused, StepRecord
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.jobs.prompt import INVALID, TOO_LONG
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.publishing import job_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tokenbus.worker.engine.link import EngineLink
-    from tokenbus.worker.engine.messages import Report
+    from tokenbus.worker.engine.current_engine import CurrentEngine
+    from tokenbus.worker.engine.messages import EngineReady, Report
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.jobs.head_of_line import HeadOfLine
+    from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
     from tokenbus.worker.jobs.page_budget import PageBudget
+    from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.publishing.messages import Decided, Progress
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
-
-# Credit goes back in lumps: a message per confirmed token would cost more than the token.
-CREDIT_LUMP_TOKENS = 256
 
 
 class EngineReports:
-    """Receives the engine's reports on the event loop, in order.
+    """Receives the engine's reports on the event loop, in order, its death and restart included."""
 
-    `pages_changed` tells whoever waits for pages.
-    """
-
-    def __init__(self, held_jobs: HeldJobs, page_budget: PageBudget, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        *,
+        held_jobs: HeldJobs,
+        engine: CurrentEngine,
+        page_budget: PageBudget,
+        prefixes: HeldPrefixes,
+        settlement: Settlement,
+        head_of_line: HeadOfLine,
+        publishers: PublisherPool,
+        metrics: Metrics,
+    ) -> None:
         self._held_jobs = held_jobs
+        self._engine = engine
         self._page_budget = page_budget
+        self._prefixes = prefixes
+        self._settlement = settlement
+        self._head_of_line = head_of_line
+        self._publishers = publishers
         self._metrics = metrics
-        self._uncredited = 0
         self._log = get_logger()
-        self.engine: EngineLink | None = None
-        self.publishers: PublisherPool | None = None
-        self.pages_changed: Callable[[], None] = lambda: None
 
     def take(self, report: Report) -> None:
         """Handle one report."""
@@ -53,54 +60,27 @@ class EngineReports:
                 self._take_refusal(report)
             case Beat(stats=stats):
                 self._page_budget.see_stats(stats)
-                self.credit(0, flush=True)
+                self._engine.credit(0, flush=True)
             case _:
                 raise TypeError(f"unexpected report {type(report).__name__}")
 
-    def credit(self, num_tokens: int, *, flush: bool = False) -> None:
-        """Return room for tokens that were logged or dropped."""
-        self._uncredited += num_tokens
-        if self.engine is not None and self._uncredited >= (1 if flush else CREDIT_LUMP_TOKENS):
-            self.engine.send(Credit(self._uncredited))
-            self._uncredited = 0
+    def died(self) -> None:
+        """Hand back what a dead engine has run; that may be the fault of one of those jobs."""
+        for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
+            self._settlement.hand_back(job, crashed=job.phase is Phase.RUNNING)
 
-    def stop(self, job: HeldJob) -> None:
-        """Take a job out of the engine, if it is in it."""
-        if job.phase is Phase.RUNNING and self.engine is not None:
-            self.engine.send(AbortRequest(job.request_id))
-
-    def forget(self, job: HeldJob) -> None:
-        """Settle the accounts of a job that leaves the worker."""
-        if self.publishers is not None:
-            self.publishers.forget(job)
-        self.pages_changed()
-
-    def progressed(self, progress: Progress) -> None:
-        """Count what a publisher has done."""
-        self._metrics.published(progress)
-        self.credit(progress.freed_tokens)
-
-    def decided(self, job: HeldJob, decided: Decided) -> None:
-        """Note how a job ended by itself; its publisher commits that."""
-        job.lengths = decided.lengths
-        if decided.reason != "failed":
-            self._page_budget.observe(job, decided.reasons)
-        if job.phase is Phase.RUNNING:
-            self.stop(job)
-            job.move_to(Phase.ENDING)
-            self.pages_changed()
-
-    def choice_stopped(self, job: HeldJob, choice: int) -> None:
-        """Take a choice that met a stop string out of the engine."""
-        if job.phase is Phase.RUNNING and self.engine is not None:
-            self.engine.send(AbortRequest(job.request_id, choice))
+    def restarted(self, ready: EngineReady) -> None:
+        """Let jobs have the pages of a new engine, whose cache is empty."""
+        self._page_budget.start_anew(ready.num_pages)
+        self._prefixes.clear()
+        self._head_of_line.pages_changed()
 
     def _take_step(self, step: StepRecord) -> None:
         now = time.monotonic()
         # Other processes begin at once. A publisher of this one decides on ends before it returns,
         # which must not come before the phases say which pages the engine has freed.
-        if self.publishers is not None and self.publishers.num_processes:
-            self.publishers.take_step(step)
+        if self._publishers.num_processes:
+            self._publishers.take_step(step)
         self._page_budget.see_stats(step.stats)
         self._metrics.stepped(step.stats)
         find = self._held_jobs.by_request
@@ -115,23 +95,23 @@ class EngineReports:
             if job is not None:
                 job.num_preemptions += 1
                 self._metrics.preemptions += 1
-                self._page_budget.correct(job)
+                self._page_budget.costs.correct(job)
                 self._log.debug("job.preempted", job_id=job.job_id, tokens=job.last)
         jobs = list(map(find, step.request_ids))
-        num_homeless, num_begun = self._progress_counter(step, jobs, now)
+        num_homeless, num_begun = self._count_tokens(step, jobs, now)
         for request_id in step.preempted:
             job = find(request_id)
             if job is not None:
                 # After the token that was in flight, which comes with the same step.
                 job.is_preempted = True
-        if self.publishers is not None and not self.publishers.num_processes:
-            self.publishers.take_step(step)
-        self.credit(num_homeless)
+        if not self._publishers.num_processes:
+            self._publishers.take_step(step)
+        self._engine.credit(num_homeless)
         # With its first token a job is known to hold what until then it was promised as well.
         if step.ends or num_begun:
-            self.pages_changed()
+            self._head_of_line.pages_changed()
 
-    def _progress_counter(
+    def _count_tokens(
         self, step: StepRecord, jobs: list[HeldJob | None], now: float
     ) -> tuple[int, int]:
         """Count the tokens of a step and note which jobs the engine has ended.
@@ -161,7 +141,7 @@ class EngineReports:
             return
         job.num_running -= 1
         if reason is FinishReason.FAILED:
-            self.stop(job)
+            self._engine.stop(job)
         if reason is FinishReason.FAILED or job.num_running <= 0:
             job.move_to(Phase.ENDING)
 
@@ -172,5 +152,4 @@ class EngineReports:
         code = INVALID if report.field else TOO_LONG
         failure = Failure(code, report.message, report.field or "max_tokens")
         job.move_to(Phase.ENDING)
-        if self.publishers is not None:
-            self.publishers.decide(job, "failed", failure)
+        job_orders.decide(job, "failed", failure)

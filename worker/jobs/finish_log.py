@@ -1,4 +1,4 @@
-"""The one canonical log line of a job's life on this worker."""
+"""The one canonical log event of a job's life on this worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
-    """Count an ended job and write its line.
+    """Count an ended job and log it.
 
     `queue_ms` is from the submit to this worker's pull by the server's clock, the other times are
     from the pull on by this worker's.

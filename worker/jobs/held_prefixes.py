@@ -38,7 +38,8 @@ class HeldPrefixes:
 
     def __init__(self, page_budget: PageBudget, *, is_on: bool = True) -> None:
         self._page_budget = page_budget
-        self._shares = page_budget.shares
+        self._costs = page_budget.costs
+        self._shares = page_budget.costs.shares
         self._is_on = is_on
         # Least lately released first; those in use stand anywhere.
         self._prefixes: OrderedDict[str, _Prefix] = OrderedDict()
@@ -60,16 +61,16 @@ class HeldPrefixes:
             return
         self._shares.join(job)
         shared = self._shares.tokens_of(name) or job.prepared.num_prompt_tokens
-        page_size = self._page_budget.page_size
+        page_size = self._costs.page_size
         prefix.num_shared = shared // page_size * page_size
 
     def gone(self, job: HeldJob) -> None:
         """Note that a job has left and released its pages."""
         prefix = self._prefixes.get(job.pulled.prefix)
-        own = self._page_budget.held_pages(job)
+        own = self._costs.held_pages(job)
         self._shares.leave(job)
         if prefix is not None:
-            own = max(0, own - prefix.num_shared // self._page_budget.page_size)
+            own = max(0, own - prefix.num_shared // self._costs.page_size)
             prefix.num_jobs -= 1
             if prefix.num_jobs == 0:
                 self._prefixes.move_to_end(job.pulled.prefix)
@@ -82,7 +83,7 @@ class HeldPrefixes:
 
         The value is how many tokens another job of one may be expected to share.
         """
-        self._forget_evicted()
+        self._drop_evicted()
         latest = reversed(self._prefixes.items())
         names = [name for name, _ in sorted(latest, key=lambda item: item[1].num_jobs == 0)]
         return {name: self._shares.tokens_of(name) for name in names[:MAX_ESTIMATES]}
@@ -96,18 +97,18 @@ class HeldPrefixes:
         self._lost.difference_update(lost)
 
     def clear(self) -> None:
-        """Forget what a dead engine held."""
+        """Lose what a dead engine held."""
         for name in [name for name, prefix in self._prefixes.items() if prefix.num_jobs == 0]:
             self._lose(name)
 
-    def _forget_evicted(self) -> None:
+    def _drop_evicted(self) -> None:
         """Drop idle prefixes from the first one on that no longer fits."""
         shared = 0
         is_past = False
         for name, prefix in list(reversed(self._prefixes.items())):
             if prefix.num_jobs > 0:
                 continue
-            shared += prefix.num_shared // self._page_budget.page_size
+            shared += prefix.num_shared // self._costs.page_size
             later = self._released_pages - prefix.released_at
             is_past = is_past or shared + later > self._page_budget.available_pages
             if is_past:
@@ -115,5 +116,5 @@ class HeldPrefixes:
 
     def _lose(self, name: str) -> None:
         del self._prefixes[name]
-        self._shares.forget(name)
+        self._shares.drop(name)
         self._lost.add(name)

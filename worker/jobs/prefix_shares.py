@@ -62,8 +62,8 @@ class PrefixShares:
         if prefix is not None and prefix.common.pop(job.request_id, None) is not None:
             prefix.least = min(prefix.common.values(), default=0)
 
-    def forget(self, name: str) -> None:
-        """Drop what is known of a prefix that has no job here."""
+    def drop(self, name: str) -> None:
+        """Keep nothing of a prefix that has no job here."""
         self._prefixes.pop(name, None)
 
     def pages_of(self, job: HeldJob) -> int:

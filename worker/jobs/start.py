@@ -1,35 +1,25 @@
-"""Brings pulled jobs into the engine: check and tokenise, have the log, wait for pages.
-
-A job that nobody has owned before has nothing in its log: the engine begins while the log is being
-taken over, and its publisher says nothing before it has the log.
-"""
+"""Brings pulled jobs into the engine: check and tokenise, then start where their log ends."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from tokenbus.engine.text.detokenizer import WINDOW_CONTEXT
 from tokenbus.producer.contract.events import Failure
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held_job import Phase
-from tokenbus.worker.hooks import nobody
 from tokenbus.worker.jobs.settlement import FLAG_REASONS
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing.messages import Taken, TextRules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tokenbus.engine.types import EngineLimits
-    from tokenbus.worker.engine.link import EngineLink
+    from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.prompt import PreparedJob, PromptPreparer
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.publishing.publisher_pool import PublisherPool
+    from tokenbus.worker.publishing.messages import Taken
 
 # Above this a text is tokenised in a thread: it would hold up everyone's tokens for longer than a
 # thread's hop costs (about 1 ms at 1 MB/s of tokenising).
@@ -38,34 +28,34 @@ INLINE_TEXT_BYTES = 2048
 INLINE_BYTES = 64 * 1024
 
 
-class Starter:
-    """Starts jobs.
+class RoomMaker(Protocol):
+    """Frees pages by handing jobs back that may as well run later."""
 
-    `on_waiting` is told of a head-of-line job that is ready but for its pages.
-    """
+    def park_for(self, urgent: HeldJob) -> None:
+        """Make room for a job that is ready but for its pages, where that is possible."""
+        ...
+
+
+class Starter:
+    """Prepares jobs and starts them; `parking` makes room for one that finds no pages."""
 
     def __init__(
         self,
+        *,
         settlement: Settlement,
+        parking: RoomMaker,
         page_budget: PageBudget,
         preparer: PromptPreparer,
-        limits: EngineLimits,
+        engine: CurrentEngine,
         metrics: Metrics,
     ) -> None:
         self._settlement = settlement
+        self._parking = parking
         self._page_budget = page_budget
         self._preparer = preparer
-        self._limits = limits
+        self._engine = engine
         self._metrics = metrics
         self._log = get_logger()
-        self.engine: EngineLink | None = None
-        self.publishers: PublisherPool | None = None
-        self.on_waiting: Callable[[HeldJob], None] = nobody
-
-    @property
-    def can_start(self) -> bool:
-        """Tell whether there is an engine to start jobs in."""
-        return self.engine is not None and self.engine.is_alive
 
     async def prepare(self, job: HeldJob) -> None:
         """Check and tokenise a pulled job, so that its exact size is known."""
@@ -89,23 +79,11 @@ class Starter:
             return await asyncio.to_thread(preparer.tokenise, request)
         return preparer.tokenise(request)
 
-    def open_log(self, job: HeldJob) -> None:
-        """Let a job's log be taken over, and start it: a fresh one at once, else once that is ours.
+    def start(self, job: HeldJob, taken: Taken) -> None:
+        """Start a job that goes on after `taken`: end one that needs no engine, admit any other.
 
         Safe to repeat.
         """
-        if self.publishers is None or job.publisher_link is not None:
-            return
-        rules = self._rules(job)
-        is_ahead = rules is not None and job.is_fresh
-        self.publishers.take_over(job, rules, is_ahead=is_ahead)
-        if rules is not None and is_ahead:
-            num_choices = rules.num_choices
-            nothing = Taken(0, job.request_id, 0, [()] * num_choices, [None] * num_choices)
-            self.taken(job, nothing)
-
-    def taken(self, job: HeldJob, taken: Taken) -> None:
-        """Start a job that goes on after `taken`: end one that needs no engine, admit any other."""
         if job.phase is not Phase.PULLED or job.taken is not None:
             return
         job.taken = taken
@@ -123,24 +101,7 @@ class Starter:
         else:
             self.admit(job)
             if job.is_waiting:
-                self.on_waiting(job)
-
-    def _rules(self, job: HeldJob) -> TextRules | None:
-        if job.prepared is None:
-            return None
-        params = job.prepared.params
-        eos = () if params.ignore_eos else self._limits.eos_token_ids
-        return TextRules(
-            params.n,
-            params.max_tokens,
-            params.min_tokens,
-            params.stop,
-            params.include_stop,
-            (*params.stop_token_ids, *eos),
-            tuple(job.prepared.prompt_ids[-WINDOW_CONTEXT:]),
-            job.prepared.tool_reader,
-            self._limits.eos_token_ids,
-        )
+                self._parking.park_for(job)
 
     def admit(self, job: HeldJob) -> None:
         """Give a job to the engine, unless it is the head-of-line one and lacks pages."""
@@ -148,12 +109,12 @@ class Starter:
             return
         if job.is_waiting and not self._page_budget.fits(job):
             return
-        if self.engine is None or not self.can_start:
+        if not self._engine.is_up:
             self._settlement.hand_back(job)
             return
         job.is_waiting = False
         reasons = job.taken.reasons
-        order = job.prepared.to_engine(
+        request = job.prepared.to_engine(
             job.request_id,
             job.pulled.priority,
             job.lane,
@@ -163,4 +124,4 @@ class Starter:
         job.num_running = reasons.count(None)
         job.timings.added_at = time.monotonic()
         job.move_to(Phase.RUNNING)
-        self.engine.send(order)
+        self._engine.add(request)

@@ -12,9 +12,8 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from tokenbus.worker.held_jobs import HeldJobs
     from tokenbus.worker.jobs.settlement import Settlement
-    from tokenbus.worker.session import Session
+    from tokenbus.worker.pool_member import PoolMember
 
 # A silent connection is looked at this often.
 _POLL_S = 5.0
@@ -23,18 +22,11 @@ _POLL_S = 5.0
 class CancelListener:
     """Listens on the worker's own channel: `<flag> <epoch> <job id>`."""
 
-    def __init__(
-        self,
-        session: Session,
-        redis: Redis,
-        channel: str,
-        held_jobs: HeldJobs,
-        settlement: Settlement,
-    ) -> None:
-        self._session = session
+    def __init__(self, member: PoolMember, redis: Redis, settlement: Settlement) -> None:
+        self._session = member.session
+        self._channel = member.scripts.keys.of("ctl", member.worker)
+        self._held_jobs = member.held_jobs
         self._redis = redis
-        self._channel = channel
-        self._held_jobs = held_jobs
         self._settlement = settlement
         self._log = get_logger()
 

@@ -14,20 +14,18 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from tokenbus.producer.contract.keys import Keys
-    from tokenbus.worker.session import Session
+    from tokenbus.worker.pool_member import PoolMember
 
 
 class Doorbell:
     """Listens through a client of its own, because it blocks."""
 
-    def __init__(
-        self, redis: Redis, session: Session, keys: Keys, worker: str, call_timeout_s: float
-    ) -> None:
+    def __init__(self, member: PoolMember, redis: Redis) -> None:
+        keys = member.scripts.keys
         self._blocking: Callable[..., Awaitable[Any]] = redis.execute_command
-        self._session = session
-        self._bells = (keys.of("wake", worker), keys.of("bell"))
-        self._call_timeout_s = call_timeout_s
+        self._session = member.session
+        self._bells = (keys.of("wake", member.worker), keys.of("bell"))
+        self._call_timeout_s = member.settings.call_timeout_s
 
     async def wait(self, wait_s: float) -> None:
         """Wait until work became pullable, for anybody or for this worker, or the time is over.

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
 from typing import TYPE_CHECKING
-
-from redis.exceptions import RedisError
 
 from tokenbus.producer.contract.events import Failure, Finish
 from tokenbus.producer.contract.keys import JOB_ID_PATTERN
@@ -16,15 +13,14 @@ from tokenbus.producer.contract.new_job import new_job
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.scripts.replies import Refused
-from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from tokenbus.producer.scripts import Bounds, Scripts
-    from tokenbus.producer.scripts.completion import JobCompletion
+    from redis.exceptions import RedisError
+
+    from tokenbus.producer.scripts import Bounds
     from tokenbus.producer.scripts.replies import Ending, InboxEntry
-    from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.session import Session
+    from tokenbus.worker.pool_member import PoolMember
 
 # What a raw entry waits at most on an idle pool; an empty look costs the server about 10 us.
 POLL_INTERVAL_S = 0.1
@@ -35,40 +31,28 @@ REFUSED_PAUSE_S = 1.0
 class Inbox:
     """Drains the inbox; of all workers one at a time does, which the server sees to."""
 
-    def __init__(
-        self,
-        session: Session,
-        scripts: Scripts,
-        completion: JobCompletion,
-        worker: str,
-        bounds: Bounds,
-        metrics: Metrics,
-    ) -> None:
-        self._session = session
-        self._scripts = scripts
-        self._completion = completion
-        self._worker = worker
+    def __init__(self, member: PoolMember, bounds: Bounds) -> None:
+        self._session = member.session
+        self._scripts = member.scripts
+        self._completion = member.completion
+        self._worker = member.worker
+        self._metrics = member.metrics
         self._bounds = bounds
-        self._metrics = metrics
         self._log = get_logger()
 
     async def run(self) -> None:
         """Drain for ever. It polls, because a raw XADD rings no bell."""
-        while True:
-            await self._session.opened()
-            try:
-                await self.drain()
-            except SessionLost:
-                continue
-            except RedisError as error:
-                self._log.error("inbox.drain_refused", reason=str(error))
-                await asyncio.sleep(REFUSED_PAUSE_S)
-            await asyncio.sleep(POLL_INTERVAL_S)
+        await self._session.every(
+            POLL_INTERVAL_S,
+            self.drain,
+            refused=self._note_refused,
+            refused_pause_s=REFUSED_PAUSE_S,
+        )
 
     async def drain(self) -> None:
         """Take everything that lies in the inbox now.
 
-        Raises: SessionLost; what was not taken stays for whoever drains next.
+        Raises: SessionLost; what was not taken stays for the worker that drains next.
         """
         while True:
             asked_at = time.monotonic()
@@ -79,6 +63,9 @@ class Inbox:
                 return
             for entry in entries:
                 await self._take(entry, asked_at)
+
+    def _note_refused(self, error: RedisError) -> None:
+        self._log.error("inbox.drain_refused", reason=str(error))
 
     async def _take(self, entry: InboxEntry, asked_at: float) -> None:
         if entry.ending is not None:

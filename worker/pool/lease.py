@@ -1,7 +1,8 @@
 """Staying alive in the eyes of the pool: renew, compare, and reconcile after every loss (R6 to R8).
 
-The lease is prolonged only while the engine moves. Each renewal returns what the server says we
-hold, and the server is right: what we do not know goes back, what it does not list is dropped.
+The lease is prolonged only while the engine moves. Each renewal returns what the server says is
+held here, and the server is right: what nobody here knows is handed back, what it does not list is
+dropped.
 """
 
 from __future__ import annotations
@@ -20,15 +21,13 @@ from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
-    from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.scripts.replies import HeldJob as HeldEntry
-    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.jobs.settlement import Settlement
+    from tokenbus.worker.pool_member import PoolMember
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
-    from tokenbus.worker.session import Session
-    from tokenbus.worker.settings import WorkerSettings
 
 _BACKOFF_START_S = 0.05
 _BACKOFF_MAX_S = 2.0
@@ -39,51 +38,47 @@ _SHORT_LIFE_S = 1.0
 class Lease:
     """Keeps one worker's lease.
 
-    `engine_moves` tells whether the engine may be vouched for. A pull holds this lock until its
-    jobs are known, so that a renewal never takes them for unknown.
+    `total_pages` of `page_size` tell other workers the size of the largest job that fits here. A
+    pull holds this lock until its jobs are known, so that a renewal never takes them for unknown.
     """
 
     def __init__(
         self,
-        session: Session,
-        scripts: Scripts,
+        member: PoolMember,
+        *,
         settlement: Settlement,
-        held_jobs: HeldJobs,
-        worker: str,
-        settings: WorkerSettings,
+        publishers: PublisherPool,
+        engine: CurrentEngine,
+        total_pages: int,
+        page_size: int,
         shown_url: str,
     ) -> None:
-        self._session = session
-        self._scripts = scripts
+        self._session = member.session
+        self._scripts = member.scripts
+        self._held_jobs = member.held_jobs
+        self._worker = member.worker
+        self._settings = member.settings
         self._settlement = settlement
-        self._held_jobs = held_jobs
-        self._worker = worker
-        self._settings = settings
-        self._shown_url = shown_url
-        self._log = get_logger()
-        self._total_pages = 0
-        self._page_size = 1
-        self.serial = 0
-        self._lock = asyncio.Lock()
-        self.engine_moves: Callable[[], bool] = lambda: True
-        self.publishers: PublisherPool | None = None
-
-    def size(self, total_pages: int, page_size: int) -> None:
-        """Set what the lease tells other workers about the largest job that fits here."""
+        self._publishers = publishers
+        self._engine = engine
         self._total_pages = total_pages
         self._page_size = page_size
+        self._shown_url = shown_url
+        self._log = get_logger()
+        self._lock = asyncio.Lock()
+        self.serial = 0
 
     @asynccontextmanager
-    async def settlement(self) -> AsyncIterator[None]:
+    async def pulling(self) -> AsyncIterator[None]:
         """Let nobody compare what is held meanwhile; wait until nothing unknown is.
 
         What a lost pull brought counts as held here until its hand-back was answered (R8): a pull
         before that would hold more than there are pages for.
         """
         while True:
-            await self._settlement.unknown_returned()
+            await self._settlement.unknown_handed_back()
             async with self._lock:
-                if not self._settlement.returns_unknown:
+                if not self._settlement.hands_back_unknown:
                     yield
                     return
 
@@ -141,7 +136,7 @@ class Lease:
             self._log.info("redis.reconnected", url=self._shown_url, jobs=len(self._held_jobs))
 
     async def _renew(self) -> None:
-        if not self.engine_moves():
+        if not self._engine.moves:
             self._log.error("lease.withheld", reason="the engine does not move")
             return
         async with self._lock:
@@ -158,12 +153,11 @@ class Lease:
                 self._session.lose(f"the renewal was refused: {error}")
                 return
             self._session.renewed()
-            if self.publishers is not None:
-                self.publishers.renewed()
+            self._publishers.renewed()
             self._compare(held)
 
     async def _reconcile(self) -> None:
-        """Take a new serial, settle what we hold, and forget everything known about the logs."""
+        """Take a new serial, compare what is held, and trust nothing that was known of the logs."""
         async with self._lock:
             self.serial += 1
             held = await self._scripts.lease.reconcile(
@@ -171,11 +165,10 @@ class Lease:
             )
             self._session.open()
             self._compare(held)
-            # Last, so that no log of a job that is not ours any more is taken over.
-            if self.publishers is not None:
-                self.publishers.open_gate()
+            # Last, so that no log of a job that is held no more is taken over.
+            self._publishers.open_gate()
             for job in self._held_jobs:
-                self._settlement.go_on(job)
+                self._settlement.resume_hand_back(job)
 
     def _compare(self, held: list[HeldEntry]) -> None:
         epochs = {entry.job_id: entry.epoch for entry in held}
@@ -183,12 +176,11 @@ class Lease:
             # A completion or hand-back under way has taken the entry out; its answer drops the job.
             if epochs.get(job.job_id) != job.epoch and not job.is_leaving:
                 self._log.warning("lease.lost", job_id=job.job_id, epoch=job.epoch)
-                self._settlement.stop(job)
-                self._held_jobs.drop(job)
+                self._settlement.drop(job)
         for entry in held:
             known = self._held_jobs.get(entry.job_id)
             if known is None:
-                self._settlement.return_unknown(entry.job_id, entry.epoch)
+                self._settlement.hand_back_unknown(entry.job_id, entry.epoch)
             elif entry.flag:
                 self._settlement.flag(known, entry.flag)
 

@@ -1,6 +1,7 @@
-"""Room that is made by giving jobs back: for a suspect, and for a job of a higher priority.
+"""Room that is made by handing jobs back: for a suspect, and for a job of a higher priority.
 
-What is given back keeps its log; whoever has room goes on with it, and no attempt is counted.
+A job that is handed back keeps its log; a worker that has room goes on with it, and no attempt is
+counted.
 """
 
 from __future__ import annotations
@@ -15,38 +16,30 @@ from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
     from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.held_jobs import HeldJobs
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.settlement import Settlement
-    from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.pool_member import PoolMember
 
 
-# Pages of what was given back are free once the queue has answered and the engine has counted.
-SETTLE_S = 1.0
+# Pages of what was handed back are free once the queue has answered and the engine has counted.
+FREEING_S = 1.0
 
 
 class Parking:
     """Decides which jobs of one worker go back to the queue so that another may run."""
 
-    def __init__(
-        self,
-        settlement: Settlement,
-        page_budget: PageBudget,
-        held_jobs: HeldJobs,
-        suspect_wait_s: float,
-        metrics: Metrics,
-    ) -> None:
+    def __init__(self, member: PoolMember, settlement: Settlement, page_budget: PageBudget) -> None:
+        self._held_jobs = member.held_jobs
+        self._suspect_wait_s = member.settings.suspect_wait_s
+        self._metrics = member.metrics
         self._settlement = settlement
         self._page_budget = page_budget
-        self._held_jobs = held_jobs
-        self._suspect_wait_s = suspect_wait_s
-        self._metrics = metrics
         self._claimed_at: float | None = None
-        self._parked_at = -SETTLE_S
+        self._parked_at = -FREEING_S
         self._log = get_logger()
 
     def clear_for_suspect(self) -> None:
-        """Let what runs end for a while, then give it back: a claimed suspect waits for us.
+        """Let what runs end for a while, then hand it back: a claimed suspect waits for room.
 
         Called after every pull that answered `clear`.
         """
@@ -67,17 +60,17 @@ class Parking:
     @property
     def is_parking(self) -> bool:
         """Tell whether room is being made, which nobody else may take."""
-        return time.monotonic() - self._parked_at < SETTLE_S
+        return time.monotonic() - self._parked_at < FREEING_S
 
-    def lowest_priority(self) -> int:
-        """Return the number of the least urgent class that runs here, 0 if none does."""
+    def lowest_priority(self) -> int | None:
+        """Return the number of the least urgent class that runs here, None if nothing does."""
         running = self._held_jobs.in_phase(Phase.RUNNING)
-        return max((job.pulled.priority for job in running), default=0)
+        return max((job.pulled.priority for job in running), default=None)
 
     def park_for(self, urgent: HeldJob) -> None:
-        """Give running jobs of a lower class back until `urgent` fits: last class, newest first.
+        """Hand running jobs of a lower class back until `urgent` fits: last class, newest first.
 
-        Nobody is disturbed unless that makes enough room, or while earlier hand-backs settle.
+        None is unless that makes enough room, nor while earlier hand-backs still free theirs.
         """
         if urgent.prepared is None or self.is_parking:
             return

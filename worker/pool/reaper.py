@@ -10,17 +10,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
 from tokenbus.producer.scripts.replies import RequeueStatus
-from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from tokenbus.producer.scripts import Scripts
-    from tokenbus.producer.scripts.completion import JobCompletion
-    from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.session import Session
+    from redis.exceptions import RedisError
+
+    from tokenbus.worker.pool_member import PoolMember
 
 TICK_INTERVAL_S = 1.0
 # Reaps under way at once: enough to empty a full worker within a second, few enough to leave the
@@ -31,37 +27,27 @@ _MAX_REAPS = 4
 class Reaper:
     """The pool's housekeeping, as one worker does it."""
 
-    def __init__(
-        self,
-        session: Session,
-        scripts: Scripts,
-        completion: JobCompletion,
-        worker: str,
-        lease_ttl_s: float,
-        metrics: Metrics,
-    ) -> None:
-        self._session = session
-        self._scripts = scripts
-        self._completion = completion
-        self._worker = worker
-        self._lease_ttl_s = lease_ttl_s
-        self._metrics = metrics
+    def __init__(self, member: PoolMember) -> None:
+        self._session = member.session
+        self._scripts = member.scripts
+        self._completion = member.completion
+        self._worker = member.worker
+        self._lease_ttl_s = member.settings.lease_ttl_s
+        self._metrics = member.metrics
         self._log = get_logger()
 
     async def run(self) -> None:
         """Keep house for ever."""
-        while True:
-            await self._session.opened()
-            try:
-                while await self._session.call(self._completion.tick):
-                    pass
-                if self._may_reap():
-                    await self._reap()
-            except SessionLost:
-                continue
-            except RedisError as error:
-                self._log.error("pool.tick_refused", reason=str(error))
-            await asyncio.sleep(TICK_INTERVAL_S)
+        await self._session.every(TICK_INTERVAL_S, self._keep_house, refused=self._note_refused)
+
+    async def _keep_house(self) -> None:
+        while await self._session.call(self._completion.tick):
+            pass
+        if self._may_reap():
+            await self._reap()
+
+    def _note_refused(self, error: RedisError) -> None:
+        self._log.error("pool.tick_refused", reason=str(error))
 
     def _may_reap(self) -> bool:
         return time.monotonic() - self._session.opened_at > 2 * self._lease_ttl_s

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError
 
-from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from redis.exceptions import RedisError
 
-    from tokenbus.engine.types import EngineStats
-    from tokenbus.producer.scripts import Scripts
-    from tokenbus.worker.held_jobs import HeldJobs
-    from tokenbus.worker.jobs.page_budget import PageBudget
-    from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.session import Session
+    from tokenbus.worker.engine.current_engine import CurrentEngine
+    from tokenbus.worker.jobs.page_costs import PageCosts
+    from tokenbus.worker.pool_member import PoolMember
 
 INTERVAL_S = 1.0
 
@@ -30,63 +25,53 @@ class StatusWriter:
     """Writes `status:<worker>` once a second."""
 
     def __init__(
-        self,
-        session: Session,
-        scripts: Scripts,
-        held_jobs: HeldJobs,
-        page_budget: PageBudget,
-        worker: str,
-        model: str,
-        lease_ttl_s: float,
-        metrics: Metrics,
-        read_stats: Callable[[], EngineStats | None],
+        self, member: PoolMember, *, costs: PageCosts, engine: CurrentEngine, model: str
     ) -> None:
-        self._session = session
-        self._scripts = scripts
-        self._held_jobs = held_jobs
-        self._page_budget = page_budget
-        self._worker = worker
+        self._session = member.session
+        self._scripts = member.scripts
+        self._held_jobs = member.held_jobs
+        self._worker = member.worker
+        self._metrics = member.metrics
+        self._ttl_ms = int(member.settings.lease_ttl_s * 1000)
+        self._costs = costs
+        self._engine = engine
         self._model = model
-        self._ttl_ms = int(lease_ttl_s * 1000)
-        self._metrics = metrics
-        self._read_stats = read_stats
         self._log = get_logger()
 
     async def run(self) -> None:
         """Write for ever."""
-        key = self._scripts.keys.of("status", self._worker)
-        while True:
-            await self._session.opened()
-            try:
-                await self._session.call(lambda: self._write(key))
-            except SessionLost:
-                continue
-            except RedisError as error:
-                self._log.warning("status.write_refused", reason=str(error))
-            await asyncio.sleep(INTERVAL_S)
 
-    async def _write(self, key: str) -> None:
+        async def write() -> None:
+            await self._session.call(self._write)
+
+        await self._session.every(INTERVAL_S, write, refused=self._note_refused)
+
+    def _note_refused(self, error: RedisError) -> None:
+        self._log.warning("status.write_refused", reason=str(error))
+
+    async def _write(self) -> None:
         """Write the gauges; a server without memory keeps those of before.
 
         It refuses to store anything but still runs the scripts that end jobs, so this must not pass
         for a server that is away.
         """
+        key = self._scripts.keys.of("status", self._worker)
         value = json.dumps(self.gauges(), separators=(",", ":"))
         try:
             await self._scripts.redis.set(key, value, px=self._ttl_ms)
         except OutOfMemoryError as error:
-            self._log.warning("status.write_refused", reason=str(error))
+            self._note_refused(error)
             await self._scripts.redis.pexpire(key, self._ttl_ms)
 
     def gauges(self) -> dict[str, object]:
         """Return the gauges: jobs by phase, pages, the engine's counters, the worker's."""
-        stats = self._read_stats()
+        stats = self._engine.stats()
         return {
             "v": 1,
             "worker": self._worker,
             "model": self._model,
-            "page_size": self._page_budget.page_size,
-            "total_pages": self._page_budget.total_pages,
+            "page_size": self._costs.page_size,
+            "total_pages": self._costs.total_pages,
             "jobs": {phase.value: len(self._held_jobs.in_phase(phase)) for phase in Phase},
             "engine": None if stats is None else asdict(stats),
             "counters": self._metrics.as_dict(),

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.text.detokenizer import byte_table
+from tokenbus.worker.publishing.answers import AnswerReader
 from tokenbus.worker.publishing.links import LocalLink, ProcessLink
 from tokenbus.worker.publishing.messages import Configure
 from tokenbus.worker.publishing.publisher import Publisher
@@ -15,13 +16,10 @@ from tokenbus.worker.publishing.publisher_pool import PublisherPool
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.messages import EngineReady
-    from tokenbus.worker.held_jobs import HeldJobs
-    from tokenbus.worker.publishing.messages import Answer
-    from tokenbus.worker.session import Session
-    from tokenbus.worker.settings import WorkerSettings
+    from tokenbus.worker.pool_member import PoolMember
+    from tokenbus.worker.publishing.answers import JobEvents
 
 # Below this many cores a process more takes from the engine what it saves the worker.
 _MIN_CORES = 3
@@ -48,35 +46,31 @@ def usable_cores() -> int:
 
 
 async def start_publishers(
-    settings: WorkerSettings,
+    member: PoolMember,
     server: Server,
-    session: Session,
-    scripts: Scripts,
-    held_jobs: HeldJobs,
+    events: JobEvents,
+    *,
     tokenizer: PreTrainedTokenizerBase,
     ready: EngineReady,
-    worker: str,
 ) -> PublisherPool:
     """Make the publishers of a worker; those in processes of their own take orders already.
 
     Raises: PublisherDied.
     """
+    settings, session = member.settings, member.session
+    receive = AnswerReader(session, member.held_jobs, events).receive
     num_first, num_most = num_processes(settings.publishers, usable_cores())
-    publishers: PublisherPool
-
-    def receive(answer: Answer) -> None:
-        publishers.receive(answer)
-
     if num_first == 0:
-        publisher = Publisher(session, server.redis, scripts, tokenizer, worker, receive)
-        publishers = PublisherPool(session, held_jobs, [LocalLink(publisher)])
-        return publishers
+        publisher = Publisher(
+            session, server.redis, member.scripts, tokenizer, member.worker, receive
+        )
+        return PublisherPool(session, [LocalLink(publisher)])
     vocab_size = ready.limits.vocab_size
     table = byte_table(tokenizer)
     configure = Configure(
         redis_url=server.effective_url,
         pool=settings.pool,
-        worker=worker,
+        worker=member.worker,
         call_timeout_s=settings.call_timeout_s,
         lease_ttl_s=settings.lease_ttl_s,
         vocab_size=vocab_size,
@@ -88,7 +82,7 @@ async def start_publishers(
     )
     links = [ProcessLink(configure, receive) for _ in range(num_first)]
     publishers = PublisherPool(
-        session, held_jobs, links, lambda: ProcessLink(configure, receive), num_most
+        session, links, make_link=lambda: ProcessLink(configure, receive), max_links=num_most
     )
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.contract.events import FINISHED_REASONS, Finish, Usage
 from tokenbus.producer.contract.keys import shard_of
-from tokenbus.worker.hooks import nobody
 from tokenbus.worker.publishing.choice_text import ChoiceText
 from tokenbus.worker.publishing.tool_output import read_tool_calls
 from tokenbus.worker.publishing.transcript import Transcript
@@ -96,7 +95,7 @@ class JobLog:
         self.writer_idx = 0
         self.num_logged = self.num_credited = self.num_entries = self.last = 0
         # How it gets its turn with its log writer.
-        self.line_up: Callable[[JobLog], None] = nobody
+        self.line_up: Callable[[JobLog], None] = _stay
         self.sent_at = 0.0
         self.unlogged_since: float | None = None
         self.log_known = self.in_flight = self.is_queued = self.is_restoring = False
@@ -200,3 +199,7 @@ class JobLog:
         if self.transcript is None:
             return []
         return [self.transcript.num_tokens(choice) for choice in range(len(self.reasons))]
+
+
+def _stay(_: JobLog) -> None:
+    """Wait for no turn: no log writer was chosen yet."""

@@ -1,41 +1,20 @@
-"""All publishers of one worker: who publishes which job, and what becomes of their answers."""
+"""All publishers of one worker: which of them keeps which log, and what all of them are told."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing.messages import (
-    Broken,
-    ChoiceStopped,
-    CloseGate,
-    Committed,
-    Decide,
-    Decided,
-    Fenced,
-    Forget,
-    GiveBack,
-    Lost,
-    OpenGate,
-    Preceded,
-    Progress,
-    Renewed,
-    Settled,
-    Taken,
-    TakeOver,
-)
+from tokenbus.worker.publishing.messages import CloseGate, OpenGate, Renewed, TakeOver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenbus.producer.contract.events import Failure
     from tokenbus.worker.engine.messages import StepRecord
     from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.held_jobs import HeldJobs
     from tokenbus.worker.publishing.links import PublisherLink
-    from tokenbus.worker.publishing.messages import Answer, Order, TextRules
+    from tokenbus.worker.publishing.messages import Order, TextRules
     from tokenbus.worker.session import Session
 
 # A process that uses more of a core than this gets company for the jobs to come.
@@ -44,37 +23,26 @@ _LOOK_INTERVAL_S = 1.0
 
 
 class PublisherPool:
-    """Passes orders to the publisher of a job, which stays its publisher for life.
+    """Runs the publishers; the one that takes a job's log over keeps it as long as it is held.
 
-    Hooks are told, per job, what the publisher answered. Answers of a lost session are dropped: the
-    next opening of the gate brings them again.
+    Up to `max_links` are made by `make_link` when those there are get full.
     """
 
     def __init__(
         self,
         session: Session,
-        held_jobs: HeldJobs,
         links: Sequence[PublisherLink],
+        *,
         make_link: Callable[[], PublisherLink] | None = None,
         max_links: int = 0,
     ) -> None:
         self._session = session
-        self._held_jobs = held_jobs
         self._links = list(links)
         self._make_link = make_link
         self._max_links = max_links
         self._gate: OpenGate | None = None
         self._log = get_logger()
-        self.on_taken: Callable[[HeldJob, Taken], None] = nobody
-        self.on_preceded: Callable[[HeldJob, int], None] = nobody
-        self.on_decided: Callable[[HeldJob, Decided], None] = nobody
-        self.on_choice_stopped: Callable[[HeldJob, int], None] = nobody
-        self.on_committed: Callable[[HeldJob, str], None] = nobody
-        self.on_fenced: Callable[[HeldJob, int], None] = nobody
-        self.on_broken: Callable[[HeldJob, str], None] = nobody
-        self.on_settled: Callable[[HeldJob, int], None] = nobody
-        self.on_progress: Callable[[Progress], None] = nobody
-        session.on_lost = self._close
+        session.when_lost(self._close)
 
     @property
     def num_processes(self) -> int:
@@ -95,45 +63,19 @@ class PublisherPool:
         job.publisher_link = min(self._links, key=lambda publisher_link: publisher_link.num_jobs)
         job.publisher_link.num_jobs += 1
         job.publisher_link.send(
-            TakeOver(job.request_id, job.job_id, job.epoch, job.prompt_tokens, rules, is_ahead)
+            TakeOver(
+                key=job.request_id,
+                job_id=job.job_id,
+                epoch=job.epoch,
+                prompt_tokens=job.prompt_tokens,
+                rules=rules,
+                is_ahead=is_ahead,
+            )
         )
 
     def take_step(self, step: StepRecord) -> None:
         """Pass a step's tokens on; each publisher link takes the rows of its own jobs."""
         self._tell_all(step)
-
-    def decide(self, job: HeldJob, reason: str, error: Failure | None = None) -> None:
-        """End a job with what it has."""
-        if job.publisher_link is not None:
-            job.publisher_link.send(Decide(job.request_id, reason, error))
-
-    def give_back(self, job: HeldJob) -> None:
-        """Let what a job has be logged before it returns to the queue."""
-        if job.publisher_link is not None:
-            job.publisher_link.send(GiveBack(job.request_id))
-
-    def forget(self, job: HeldJob) -> None:
-        """Let go of a job that has left the worker."""
-        if job.publisher_link is not None:
-            job.publisher_link.send(Forget(job.request_id))
-            job.publisher_link.num_jobs -= 1
-            job.publisher_link = None
-
-    def receive(self, answer: Answer) -> None:
-        """Handle an answer of any publisher link."""
-        if isinstance(answer, Progress):
-            self.on_progress(answer)
-            return
-        if isinstance(answer, Lost):
-            if answer.generation == self._session.generation:
-                self._session.lose(f"a publisher: {answer.reason}")
-            return
-        generation = getattr(answer, "generation", None)
-        if generation not in (None, self._session.generation):
-            return
-        job = self._held_jobs.by_request(getattr(answer, "key", 0))
-        if job is not None:
-            self._pass_on(job, answer)
 
     async def run(self) -> None:
         """Run all publisher links, and start more where the rate asks for them."""
@@ -158,27 +100,6 @@ class PublisherPool:
         if self._gate is not None and self._session.is_open:
             publisher_link.send(OpenGate(self._session.generation, self._session.renewed_at))
         self._log.info("publisher.started", publishers=len(self._links))
-
-    def _pass_on(self, job: HeldJob, answer: Answer) -> None:
-        match answer:
-            case Taken():
-                self.on_taken(job, answer)
-            case Preceded(last=last):
-                self.on_preceded(job, last)
-            case Decided():
-                self.on_decided(job, answer)
-            case ChoiceStopped(choice=choice):
-                self.on_choice_stopped(job, choice)
-            case Committed(finish=finish):
-                self.on_committed(job, finish)
-            case Fenced(epoch=epoch):
-                self.on_fenced(job, epoch)
-            case Broken(why=why):
-                self.on_broken(job, why)
-            case Settled(num_logged=num_logged):
-                self.on_settled(job, num_logged)
-            case _:
-                raise TypeError(f"unexpected answer {type(answer).__name__}")
 
     def _tell_all(self, order: Order) -> None:
         for publisher_link in self._links:

@@ -82,7 +82,7 @@ class PublisherProcess(asyncio.Protocol):
         scripts = Scripts(redis, order.pool, timeout_s=order.call_timeout_s)
         text, worker = _text_source(order), order.worker
         publisher = Publisher(session, redis, scripts, text, worker, self._emit, _REPORT_AFTER_S)
-        session.on_lost = lambda reason: self._emit(Lost(publisher.generation, reason))
+        session.when_lost(lambda reason: self._emit(Lost(publisher.generation, reason)))
         publisher.run_in(self._tasks)
         gc.freeze_startup_objects()
         return publisher

@@ -22,17 +22,14 @@ from tokenbus.worker.logs import get_logger
 from tokenbus.worker.telemetry.metrics_server import metrics_served
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from prometheus_client.metrics_core import Metric
 
-    from tokenbus.engine.types import EngineStats
-    from tokenbus.producer.scripts import Scripts
-    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.histogram import Histogram
-    from tokenbus.worker.jobs.page_budget import PageBudget
-    from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.session import Session
+    from tokenbus.worker.jobs.page_costs import PageCosts
+    from tokenbus.worker.pool_member import PoolMember
 
 DEPTH_INTERVAL_S = 1.0
 _ENDS = ("finished", "failed", "cancelled", "expired", "requeued")
@@ -42,24 +39,16 @@ class Exporter(Collector):
     """Answers scrapes in a thread of its own, and asks the queue for its depth once a second."""
 
     def __init__(
-        self,
-        session: Session,
-        scripts: Scripts,
-        held_jobs: HeldJobs,
-        page_budget: PageBudget,
-        metrics: Metrics,
-        read_stats: Callable[[], EngineStats | None],
-        host: str,
-        port: int,
+        self, member: PoolMember, *, costs: PageCosts, engine: CurrentEngine, port: int
     ) -> None:
-        self._host = host
+        self._host = member.settings.metrics_host
         self._port = port
-        self._session = session
-        self._scripts = scripts
-        self._held_jobs = held_jobs
-        self._page_budget = page_budget
-        self._metrics = metrics
-        self._read_stats = read_stats
+        self._session = member.session
+        self._scripts = member.scripts
+        self._held_jobs = member.held_jobs
+        self._metrics = member.metrics
+        self._costs = costs
+        self._engine = engine
         self._depth: dict[str, int] = {}
         self._log = get_logger()
 
@@ -106,17 +95,17 @@ class Exporter(Collector):
         yield _histogram("tokenbus_itl_seconds", "Between tokens of ended jobs", times.itl)
 
     def _pages(self) -> Iterator[Metric]:
-        stats = self._read_stats()
+        stats = self._engine.stats()
         pages = GaugeMetricFamily("tokenbus_pages", "KV pages, by state", labels=["state"])
         if stats is not None:
-            used = self._page_budget.total_pages - stats.free_pages - stats.evictable_pages
+            used = self._costs.total_pages - stats.free_pages - stats.evictable_pages
             pages.add_metric(["used"], used)
             pages.add_metric(["free"], stats.free_pages)
             pages.add_metric(["evictable"], stats.evictable_pages)
         yield pages
 
     def _tokens(self) -> Iterator[Metric]:
-        stats = self._read_stats()
+        stats = self._engine.stats()
         tokens = CounterMetricFamily(
             "tokenbus_tokens",
             "Tokens, by what became of them: prompt tokens asked for and those of them found in"

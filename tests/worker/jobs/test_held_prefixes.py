@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from workers.parts import PAGE_SIZE, page_budget_of
 
-from tokenbus.engine.types import EngineLimits, SamplingParams
+from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.held_job import HeldJob
 from tokenbus.worker.held_jobs import HeldJobs
 from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
-from tokenbus.worker.jobs.page_budget import PageBudget
 from tokenbus.worker.jobs.prompt import PreparedJob
 from tokenbus.worker.publishing.messages import Taken
 
-PAGE_SIZE = 16
+if TYPE_CHECKING:
+    from tokenbus.worker.jobs.page_budget import PageBudget
+
 NUM_PAGES = 40
 # Ids of tokens that no two prompts share.
 FRESH = count(1000)
-LIMITS = EngineLimits("m", NUM_PAGES, PAGE_SIZE, 4096, 8, (), 512)
 
 
 @pytest.fixture
 def page_budget() -> PageBudget:
     """Give the accounts of an idle engine."""
-    return PageBudget(HeldJobs(), LIMITS, NUM_PAGES, 0.0)
+    return page_budget_of(HeldJobs(), NUM_PAGES)
 
 
 def run(

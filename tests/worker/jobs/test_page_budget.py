@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import TYPE_CHECKING
 
-from tokenbus.engine.types import EngineLimits, EngineStats, SamplingParams
+import pytest
+from workers.parts import PAGE_SIZE, page_budget_of
+
+from tokenbus.engine.types import EngineStats, SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.held_job import HeldJob, Phase
 from tokenbus.worker.held_jobs import HeldJobs
-from tokenbus.worker.jobs.page_budget import PageBudget
 from tokenbus.worker.jobs.prompt import PreparedJob
 from tokenbus.worker.publishing.messages import Taken
 
-PAGE_SIZE = 16
+if TYPE_CHECKING:
+    from tokenbus.worker.jobs.page_budget import PageBudget
+
 NUM_PAGES = 12
-LIMITS = EngineLimits("m", NUM_PAGES, PAGE_SIZE, 4096, 8, (), 512)
 
 
 @pytest.fixture
 def held_jobs() -> HeldJobs:
-    """Give an empty held jobs."""
+    """Give a worker that holds no job."""
     return HeldJobs()
 
 
 @pytest.fixture
 def page_budget(held_jobs: HeldJobs) -> PageBudget:
     """Give the accounts of an idle engine."""
-    return PageBudget(held_jobs, LIMITS, NUM_PAGES, 0.0)
+    return page_budget_of(held_jobs, NUM_PAGES)
 
 
 def take(held_jobs: HeldJobs, job_id: str, pages: int, *, waits: bool = False) -> HeldJob:
@@ -54,9 +57,8 @@ def test_pages_offered_to_a_pull_are_not_given_to_the_head_of_the_line(
     waiting = take(held_jobs, "waiting", 6, waits=True)
     assert page_budget.budget() == 8
     assert page_budget.fits(waiting)
-    page_budget.offered_pages = 8
-    assert not page_budget.fits(waiting)
-    page_budget.offered_pages = 0
+    with page_budget.offered(8, {}):
+        assert not page_budget.fits(waiting)
     take(held_jobs, "pulled meanwhile", 3)
     assert not page_budget.fits(waiting)
 
@@ -66,10 +68,9 @@ def test_waiting_job_does_not_take_an_empty_engine_from_under_a_pull(
 ) -> None:
     """A job too big for the free pages has the engine alone, but not while others may come."""
     waiting = take(held_jobs, "waiting", NUM_PAGES, waits=True)
-    page_budget.available_pages = NUM_PAGES - 1
-    page_budget.offered_pages = NUM_PAGES - 1
-    assert not page_budget.fits(waiting)
-    page_budget.offered_pages = 0
+    page_budget.start_anew(NUM_PAGES - 1)
+    with page_budget.offered(NUM_PAGES - 1, {}):
+        assert not page_budget.fits(waiting)
     assert page_budget.fits(waiting)
 
 
@@ -83,8 +84,8 @@ class Crowd:
 
     def __init__(self) -> None:
         self.held_jobs = HeldJobs()
-        self.page_budget = PageBudget(self.held_jobs, LIMITS, self.NUM_PAGES, 0.0)
-        self.held_jobs.on_gone = self.page_budget.shares.leave
+        self.page_budget = page_budget_of(self.held_jobs, self.NUM_PAGES)
+        self.held_jobs.when_gone(self.page_budget.costs.shares.leave)
         self.used = 0
 
     def pull(self, own: int, *, shared_pages: int = 0, waits: bool = False) -> HeldJob:
@@ -99,7 +100,7 @@ class Crowd:
         params = SamplingParams(max_tokens=PAGE_SIZE // 2)
         job.prepared = PreparedJob(JobRequest.build(token_ids=[1]), ids, params)
         job.taken, job.lengths = Taken(1, 1, 0, [()], [None]), [0]
-        self.page_budget.shares.join(job)
+        self.page_budget.costs.shares.join(job)
         return job
 
     def use(self, pages: int) -> None:
@@ -180,7 +181,7 @@ def test_choices_have_a_copy_each_of_the_page_in_which_the_prompt_ends(crowd: Cr
     for num_tokens, cost in ((32, 2 + 3), (33, 3 + 2 + 3)):
         params = SamplingParams(max_tokens=PAGE_SIZE, n=3)
         job.prepared = PreparedJob(JobRequest.build(token_ids=[1]), (1,) * num_tokens, params)
-        assert crowd.page_budget.cost(job) == cost
+        assert crowd.page_budget.costs.cost(job) == cost
 
 
 def test_preempted_job_is_promised_everything_anew(crowd: Crowd) -> None:
@@ -197,11 +198,11 @@ def test_prefix_that_a_pull_was_told_is_held_stays_promised_meanwhile(crowd: Cro
     """Its last holder may end before the answer brings jobs that count on it."""
     job = crowd.pull(5)
     crowd.stream(job, 9)
-    crowd.page_budget.offered_prefixes = {"p": 8}
-    assert crowd.page_budget.budget() == 40 - 9
-    crowd.held_jobs.drop(job)
-    crowd.use(-9)
-    assert crowd.page_budget.budget() == 40 - 8
+    with crowd.page_budget.offered(0, {"p": 8 * PAGE_SIZE}):
+        assert crowd.page_budget.budget() == 40 - 9
+        crowd.held_jobs.drop(job)
+        crowd.use(-9)
+        assert crowd.page_budget.budget() == 40 - 8
 
 
 def test_idle_prefix_is_carried_by_nobody(crowd: Crowd) -> None:
@@ -238,21 +239,21 @@ def test_giving_back_one_of_two_sharers_frees_its_own_page_alone(crowd: Crowd) -
 def test_job_is_as_pulled_while_it_shares_what_the_pull_said(
     crowd: Crowd, holder_leaves: bool
 ) -> None:
-    """Whoever comes and goes meanwhile, its exact size decides whether it is given back."""
+    """Whoever comes and goes meanwhile, its exact size decides whether it is unpulled."""
     holder = crowd.pull(5)
     crowd.stream(holder, 9)
     job = crowd.pull(6, shared_pages=8)
     if holder_leaves:
         crowd.held_jobs.drop(holder)
-    assert crowd.page_budget.is_as_pulled(job)
+    assert crowd.page_budget.costs.is_as_pulled(job)
 
 
 def test_job_that_shares_less_than_the_pull_said_is_not_as_pulled(crowd: Crowd) -> None:
     """Its prompt begins otherwise than its prefix promised."""
     crowd.stream(crowd.pull(5), 9)
     job = crowd.pull(6, shared_pages=8)
-    crowd.page_budget.shares.leave(job)
+    crowd.page_budget.costs.shares.leave(job)
     job.prepared = PreparedJob(JobRequest.build(token_ids=[1]), (7,) * 136, SamplingParams())
-    crowd.page_budget.shares.join(job)
-    assert crowd.page_budget.shares_less(job)
-    assert not crowd.page_budget.is_as_pulled(job)
+    crowd.page_budget.costs.shares.join(job)
+    assert crowd.page_budget.costs.shares_less(job)
+    assert not crowd.page_budget.costs.is_as_pulled(job)

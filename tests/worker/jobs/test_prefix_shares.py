@@ -6,17 +6,16 @@ from itertools import count
 from typing import Any
 
 import pytest
+from workers.parts import PAGE_SIZE
 
-from tokenbus.engine.types import EngineLimits, SamplingParams
+from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.held_job import HeldJob
-from tokenbus.worker.held_jobs import HeldJobs
-from tokenbus.worker.jobs.page_budget import PageBudget
+from tokenbus.worker.jobs.page_costs import PageCosts
 from tokenbus.worker.jobs.prefix_shares import PrefixShares, count_common
 from tokenbus.worker.jobs.prompt import PreparedJob
 
-PAGE_SIZE = 16
 REQUEST_IDS = count(1)
 
 
@@ -73,7 +72,7 @@ def test_first_of_its_kind_leads_to_no_expectation(shares: PrefixShares) -> None
     assert shares.tokens_of("unheard of") == 0
 
 
-def test_expectation_outlives_the_jobs_until_forgotten(shares: PrefixShares) -> None:
+def test_expectation_outlives_the_jobs_until_dropped(shares: PrefixShares) -> None:
     """What two prompts shared is expected of the next, also when both are gone."""
     first, second = a_job((1, 64), (2, 8)), a_job((1, 64), (3, 8))
     shares.join(first)
@@ -82,7 +81,7 @@ def test_expectation_outlives_the_jobs_until_forgotten(shares: PrefixShares) -> 
     assert shares.tokens_of("p") == 64
     shares.leave(second)
     assert shares.tokens_of("p") == 64
-    shares.forget("p")
+    shares.drop("p")
     assert shares.tokens_of("p") == 0
 
 
@@ -104,11 +103,9 @@ def test_job_that_computes_its_whole_prompt_shares_nothing(shares: PrefixShares)
 
 def test_job_that_turns_out_to_share_needs_less_than_was_pulled_for_it() -> None:
     """The pull did not know the prefix and counted all pages; room for more is there at once."""
-    page_budget = PageBudget(
-        HeldJobs(), EngineLimits("m", 100, PAGE_SIZE, 4096, 8, (), 512), 100, 0.0
-    )
+    costs = PageCosts(PAGE_SIZE, total_pages=100)
     jobs = [a_job((1, 130), prefix=name, max_tokens=1) for name in ("p", "p", "")]
     for job in jobs:
         assert job.pulled.pages == 9
-        page_budget.shares.join(job)
-    assert [page_budget.needs_less(job) for job in jobs[1:]] == [True, False]
+        costs.shares.join(job)
+    assert [costs.needs_less(job) for job in jobs[1:]] == [True, False]

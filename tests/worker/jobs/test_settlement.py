@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
+from workers.parts import a_member, an_engine
 
 from tokenbus.producer.scripts.replies import RequeueStatus
 from tokenbus.worker.errors import SessionLost
-from tokenbus.worker.held_jobs import HeldJobs
 from tokenbus.worker.jobs.settlement import Settlement
-from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.pool.lease import Lease
-from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,25 +32,32 @@ class HeldUpSession:
 
 
 @pytest.mark.parametrize("is_answered", [True, False], ids=["answered", "lost"])
-async def test_nothing_is_pulled_before_an_unknown_job_was_given_back(is_answered: bool) -> None:
+async def test_nothing_is_pulled_before_an_unknown_job_was_handed_back(is_answered: bool) -> None:
     """What a lost pull brought counts as held until the queue says otherwise, or all starts anew.
 
     A pull before that would bring jobs for pages that were promised to the first ones.
     """
-    session: Any = HeldUpSession()
-    held_jobs, nothing = HeldJobs(), object()
-    settlement = Settlement(session, nothing, nothing, held_jobs, "w", Metrics())  # type: ignore[arg-type]
-    settings = WorkerSettings.load()
-    lease = Lease(session, nothing, settlement, held_jobs, "w", settings, "redis://")  # type: ignore[arg-type]
+    session = HeldUpSession()
+    member, (engine, _) = a_member(session=session), an_engine()
+    settlement = Settlement(member, engine)
+    lease = Lease(
+        member,
+        settlement=settlement,
+        publishers=Mock(),
+        engine=engine,
+        total_pages=8,
+        page_size=16,
+        shown_url="redis://",
+    )
     order: list[str] = []
 
     async def pull() -> None:
-        async with lease.settlement():
+        async with lease.pulling():
             order.append("pulled")
 
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
         settlement.run_in(tasks)
-        settlement.return_unknown("j-0", 1)
+        settlement.hand_back_unknown("j-0", 1)
         tasks.create_task(pull())
         await session.called.wait()
         await asyncio.sleep(0)

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
-from tokenbus.engine.types import Admission, EngineLimits, EngineStats, SamplingParams
+from workers.parts import PAGE_SIZE, JobParts, a_member, job_parts, page_budget_of
+
+from tokenbus.engine.types import Admission, EngineStats, SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import Pulled, PulledJob, PullStatus
 from tokenbus.worker.engine.messages import StepRecord
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.held_jobs import HeldJobs
-from tokenbus.worker.jobs.engine_reports import EngineReports
-from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
-from tokenbus.worker.jobs.page_budget import PageBudget
+from tokenbus.worker.jobs.log_opening import LogOpener
 from tokenbus.worker.jobs.prompt import PreparedJob
-from tokenbus.worker.metrics import Metrics
+from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.pull_loop import PullLoop
+from tokenbus.worker.pool.refusals import Refusals
 from tokenbus.worker.publishing.messages import Taken
-from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.jobs.page_budget import PageBudget
+    from tokenbus.worker.pool_member import PoolMember
 
-PAGE_SIZE = 16
 NUM_PAGES = 8
 
 
@@ -41,27 +42,25 @@ class StubSession:
 
 
 class StubLease:
-    """Answers the next pull with `answer`."""
+    """Lets every pull in, and answers it with what it is given."""
 
     serial = 1
 
-    def __init__(self, answer: PulledJob) -> None:
-        self.answer = answer
+    def __init__(self, *answer: PulledJob) -> None:
+        self._answer = answer
 
     @asynccontextmanager
-    async def settlement(self) -> AsyncIterator[None]:
+    async def pulling(self) -> AsyncIterator[None]:
         """Let the caller in."""
         yield
 
     async def pull(self, *_: object) -> Pulled:
-        """Bring the job."""
-        return Pulled(PullStatus.JOBS, (self.answer,))
+        """Bring the jobs."""
+        return Pulled(PullStatus.JOBS, self._answer)
 
 
 class StubStarter:
     """Starts a waiting job that fits, and prepares nothing."""
-
-    can_start = True
 
     def __init__(self, page_budget: PageBudget) -> None:
         self._page_budget = page_budget
@@ -76,24 +75,59 @@ class StubStarter:
         """Leave a pulled job as it came."""
 
 
+@dataclass(frozen=True, slots=True)
+class PullBench:
+    """A worker that pulls, but for its server and its engine."""
+
+    member: PoolMember
+    starter: StubStarter
+    jobs: JobParts
+    pull_loop: PullLoop
+
+    def take(self, pulled: PulledJob) -> HeldJob:
+        """Hold a job that was pulled before."""
+        return self.member.held_jobs.take(pulled)
+
+
+def pull_bench(num_pages: int, *answer: PulledJob) -> PullBench:
+    """Make a worker of so many pages; each pull brings `answer`."""
+    lease: Any = StubLease(*answer)
+    member = a_member(session=StubSession(), scripts=Mock(lease=lease), held_jobs=HeldJobs())
+    page_budget = page_budget_of(member.held_jobs, num_pages)
+    stub = StubStarter(page_budget)
+    starter: Any = stub
+    jobs = job_parts(member, page_budget, starter)
+    refusals = Refusals(member)
+    arrivals = Arrivals(
+        member,
+        starter=starter,
+        log_opener=LogOpener(starter, Mock(), Mock()),
+        head_of_line=jobs.head_of_line,
+        page_budget=page_budget,
+        prefixes=jobs.prefixes,
+        refusals=refusals,
+    )
+    pull_loop = PullLoop(
+        member,
+        engine=jobs.engine,
+        doorbell=Mock(),
+        lease=lease,
+        arrivals=arrivals,
+        refusals=refusals,
+        parking=jobs.parking,
+        head_of_line=jobs.head_of_line,
+        page_budget=page_budget,
+        prefixes=jobs.prefixes,
+    )
+    return PullBench(member, stub, jobs, pull_loop)
+
+
 def pulled_job(job_id: str, epoch: int, pages: int, *, waits: bool = False) -> PulledJob:
     """Make a job of `pages` pages."""
     return PulledJob(
         job_id=job_id, epoch=epoch, attempts=0, priority=1, tenant="t", pages=pages,
         head_of_line=waits, num_logged=0, remaining_ms=None, request=b"", prefix="",
     )  # fmt: skip
-
-
-def pull_loop_of(
-    held_jobs: HeldJobs, page_budget: PageBudget, starter: StubStarter, lease: StubLease
-) -> PullLoop:
-    """Make a pull loop around what a test looks at."""
-    unused: Any = SimpleNamespace(execute_command=None)
-    parking: Any = SimpleNamespace(nothing_claimed=lambda: None, is_parking=False)
-    parts: list[Any] = [StubSession(), SimpleNamespace(lease=lease), unused, unused, lease]
-    parts += [starter, parking, page_budget, HeldPrefixes(page_budget, is_on=False), held_jobs]
-    parts += ["w", WorkerSettings(), Metrics()]
-    return PullLoop(*parts)
 
 
 def prepare(job: HeldJob, num_prompt_pages: int, max_tokens: int) -> None:
@@ -106,27 +140,21 @@ def prepare(job: HeldJob, num_prompt_pages: int, max_tokens: int) -> None:
 
 
 async def test_job_that_replaces_its_older_epoch_is_counted_before_a_waiting_one_starts() -> None:
-    """A job given back as too big comes again before the answer to its hand-back is here.
+    """A job unpulled as too big comes again before the answer to that is here.
 
-    Its older self is forgotten then, and the pages of that are its own: the job at the head of the
+    Its older self is dropped then, and the pages of that are its own: the job at the head of the
     line, which they would just make room for, goes on waiting.
     """
-    held_jobs = HeldJobs()
-    page_budget = PageBudget(
-        held_jobs, EngineLimits("m", 8, PAGE_SIZE, 4096, 8, (), 512), NUM_PAGES, 0.0
-    )
-    starter = StubStarter(page_budget)
     again = pulled_job("again", 2, 3)
-    pull_loop = pull_loop_of(held_jobs, page_budget, starter, StubLease(again))
-    held_jobs.on_gone = lambda _: pull_loop.pages_changed()
-    held_jobs.take(pulled_job("again", 1, 2))
-    waiting = held_jobs.take(pulled_job("waiting", 1, NUM_PAGES - 1, waits=True))
+    bench = pull_bench(NUM_PAGES, again)
+    bench.take(pulled_job("again", 1, 2))
+    waiting = bench.take(pulled_job("waiting", 1, NUM_PAGES - 1, waits=True))
     prepare(waiting, 1, 96)
     async with asyncio.TaskGroup() as tasks:
-        await pull_loop._pull(tasks)
-    assert starter.started == []
-    assert held_jobs.get("again") is not None
-    assert page_budget.budget() == NUM_PAGES - again.pages
+        await bench.pull_loop.pull(tasks)
+    assert bench.starter.started == []
+    assert bench.member.held_jobs.get("again") is not None
+    assert bench.jobs.page_budget.budget() == NUM_PAGES - again.pages
 
 
 def test_waiting_job_starts_with_the_first_token_of_one_that_held_its_room() -> None:
@@ -134,24 +162,29 @@ def test_waiting_job_starts_with_the_first_token_of_one_that_held_its_room() -> 
 
     No job has to end for the one at the head of the line to fit then, and nothing else tells.
     """
-    held_jobs = HeldJobs()
-    limits = EngineLimits("m", 2 * NUM_PAGES, PAGE_SIZE, 4096, 8, (), 512)
-    page_budget = PageBudget(held_jobs, limits, 2 * NUM_PAGES, 0.0)
-    starter = StubStarter(page_budget)
-    pull_loop = pull_loop_of(held_jobs, page_budget, starter, StubLease(pulled_job("none", 1, 1)))
-    engine_reports = EngineReports(held_jobs, page_budget, Metrics())
-    engine_reports.pages_changed = pull_loop.pages_changed
-    running = held_jobs.take(pulled_job("running", 1, 7))
+    bench = pull_bench(2 * NUM_PAGES)
+    engine_reports = bench.jobs.engine_reports(Mock(num_processes=0))
+    running = bench.take(pulled_job("running", 1, 7))
     prepare(running, 6, PAGE_SIZE)
     running.taken = Taken(0, running.request_id, 0, [()], [None])
     running.publisher_link = Mock()
     running.move_to(Phase.RUNNING)
-    waiting = held_jobs.take(pulled_job("waiting", 1, 5, waits=True))
+    waiting = bench.take(pulled_job("waiting", 1, 5, waits=True))
     prepare(waiting, 4, PAGE_SIZE)
     stats = EngineStats(2 * NUM_PAGES, 2 * NUM_PAGES - 6, 0, 1, 0)
     key = running.request_id
     admission = Admission(key, 6 * PAGE_SIZE, 0)
     engine_reports.take(StepRecord([], [], [], [], [], [], [], [admission], [], stats, 1.0))
-    assert starter.started == []
+    assert bench.starter.started == []
     engine_reports.take(StepRecord([key], [0], [1], [300], [], [], [], [], [], stats, 2.0))
-    assert starter.started == ["waiting"]
+    assert bench.starter.started == ["waiting"]
+
+
+async def test_nothing_is_pulled_where_only_the_first_class_runs_and_no_room_is() -> None:
+    """A full worker looks only for what goes before something that runs, and nothing does."""
+    bench = pull_bench(NUM_PAGES, pulled_job("more", 1, 1))
+    urgent = PulledJob("urgent", 1, 0, 0, "t", NUM_PAGES, False, 0, None, b"")
+    bench.take(urgent).move_to(Phase.RUNNING)
+    async with asyncio.TaskGroup() as tasks:
+        assert await bench.pull_loop.pull(tasks) is None
+    assert len(bench.member.held_jobs) == 1

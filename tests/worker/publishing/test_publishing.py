@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
-from unittest.mock import Mock
+from typing import TYPE_CHECKING
+from unittest.mock import Mock, call
 
 import pytest
 from servers.fixtures import pool, redis_url, server
 from workers.null_workers import expected_ids, expected_text, follow, until, worker
+from workers.parts import a_member, job_parts, page_budget_of
 from workers.publisher_bench import log_writer
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
@@ -18,9 +19,11 @@ from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.producer.server.connection import make_redis
+from tokenbus.worker.engine.current_engine import CREDIT_LUMP_TOKENS
 from tokenbus.worker.engine.messages import Credit, StepRecord
 from tokenbus.worker.held_jobs import HeldJobs
-from tokenbus.worker.jobs.engine_reports import CREDIT_LUMP_TOKENS, EngineReports
+from tokenbus.worker.publishing import job_orders
+from tokenbus.worker.publishing.answers import AnswerReader
 from tokenbus.worker.publishing.build import num_processes
 from tokenbus.worker.publishing.coalescing import MAX_HOLD_S, Coalescing
 from tokenbus.worker.publishing.job_log import JobLog
@@ -156,7 +159,7 @@ async def test_publisher_without_renewals_stops_by_itself(
         news.set()
 
     publisher = Publisher(session, redis, Scripts(redis, pool), build_null_tokenizer(), "w", emit)
-    session.on_lost = lambda reason: emit(Lost(publisher.generation, reason))
+    session.when_lost(lambda reason: emit(Lost(publisher.generation, reason)))
     log_writers = asyncio.create_task(log_writer(publisher))
     async with asyncio.timeout(20):
         publisher.obey(OpenGate(0, time.monotonic() - 3.5))
@@ -179,19 +182,18 @@ async def test_answers_of_a_lost_session_count_for_nothing(redis_url: str) -> No
     session = Session(redis, lease_ttl_s=5.0)
     held_jobs = HeldJobs()
     job = held_jobs.take(PulledJob("s0-j", 1, 1, 1, "t", 1, False, 0, None, b"{}"))
-    publishers = PublisherPool(session, held_jobs, [])
-    seen: list[tuple[str, str]] = []
-    publishers.on_committed = lambda job, finish: seen.append((job.job_id, finish))
+    events = Mock()
+    answers = AnswerReader(session, held_jobs, events)
     session.open()
     session.lose("a test")
     session.open()
-    publishers.receive(Committed(session.generation - 1, job.request_id, "old"))
-    assert seen == []
-    publishers.receive(Committed(session.generation, job.request_id, "new"))
-    assert seen == [("s0-j", "new")]
-    publishers.receive(Lost(session.generation - 1, "old news"))
+    answers.receive(Committed(session.generation - 1, job.request_id, "old"))
+    assert events.mock_calls == []
+    answers.receive(Committed(session.generation, job.request_id, "new"))
+    assert events.mock_calls == [call.committed(job, "new")]
+    answers.receive(Lost(session.generation - 1, "old news"))
     assert session.is_open
-    publishers.receive(Lost(session.generation, "news"))
+    answers.receive(Lost(session.generation, "news"))
     assert not session.is_open
     await redis.aclose()
 
@@ -229,7 +231,7 @@ async def test_busy_publishers_get_company_for_the_jobs_to_come(
     session = Session(redis, lease_ttl_s=5.0)
     held_jobs = HeldJobs()
     first, second = _RecordingLink(0.9), _RecordingLink(0.1)
-    publishers = PublisherPool(session, held_jobs, [first], lambda: second, 3)
+    publishers = PublisherPool(session, [first], make_link=lambda: second, max_links=3)
     session.open()
     publishers.open_gate()
     old, new = (
@@ -240,8 +242,8 @@ async def test_busy_publishers_get_company_for_the_jobs_to_come(
     running = asyncio.create_task(publishers.run())
     await until(lambda: publishers.num_processes == 2)
     publishers.take_over(new, None)
-    publishers.give_back(old)
-    publishers.give_back(new)
+    job_orders.hand_back(old)
+    job_orders.hand_back(new)
     assert [type(order) for order in first.orders] == [OpenGate, TakeOver, GiveBack]
     assert [type(order) for order in second.orders] == [OpenGate, TakeOver, GiveBack]
     running.cancel()
@@ -263,7 +265,7 @@ async def test_each_publisher_takes_the_rows_of_its_jobs(redis_url: str) -> None
     """A step goes to every publisher as it is; rows of others are neither taken nor dropped."""
     redis = make_redis(redis_url)
     links = [_RecordingLink(0.0), _RecordingLink(0.0)]
-    publishers = PublisherPool(Session(redis, lease_ttl_s=5.0), HeldJobs(), links)
+    publishers = PublisherPool(Session(redis, lease_ttl_s=5.0), links)
     whole = _step([1, 2, 3, 4])
     publishers.take_step(whole)
     for publisher_link, keys in zip(links, ([1, 3], [2, 4]), strict=True):
@@ -286,11 +288,8 @@ async def test_each_publisher_takes_the_rows_of_its_jobs(redis_url: str) -> None
 
 def test_tokens_of_jobs_that_have_left_are_credited_at_once() -> None:
     """No publisher counts them, so the worker gives the engine their room back."""
-    sent: list[object] = []
-    stub: Any = Mock()
-    engine: Any = Mock(send=sent.append)
-    engine_reports = EngineReports(HeldJobs(), stub, stub)
-    engine_reports.engine = engine
-    engine_reports.publishers = stub
+    member = a_member()
+    parts = job_parts(member, page_budget_of(member.held_jobs, 8), Mock())
+    engine_reports = parts.engine_reports(Mock())
     engine_reports.take(_step(list(range(1, CREDIT_LUMP_TOKENS + 1))))
-    assert sent == [Credit(CREDIT_LUMP_TOKENS)]
+    assert parts.sent == [Credit(CREDIT_LUMP_TOKENS)]

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 from servers.fixtures import pool, redis_url, server
 from workers.null_workers import command
+from workers.parts import a_member, an_engine
 from workers.publisher_bench import (
     EPOCH,
     JOB_ID,
@@ -28,9 +29,7 @@ from tokenbus.producer.scripts.log import Takeover
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held_job import Phase
-from tokenbus.worker.held_jobs import HeldJobs
 from tokenbus.worker.jobs.settlement import Settlement
-from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.publishing.messages import (
     Broken,
     Committed,
@@ -117,7 +116,7 @@ async def bench(redis_url: str, pool: str) -> AsyncIterator[LostSecond]:
 
 
 async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: LostSecond) -> None:
-    """Fenced, given back, taken out of the engine; then the server forgets who fenced it.
+    """Fenced, handed back, taken out of the engine; then the server forgets who fenced it.
 
     Whoever pulls the job goes on where the log ends: an end here would cut the answer short.
     """
@@ -178,19 +177,18 @@ async def _lost(_: object) -> object:
 @pytest.mark.parametrize("why", ["fenced", "broken"])
 async def test_publisher_hears_of_jobs_that_go_back_unlogged(why: str) -> None:
     """It is told to let the job go, and the hand-back does not wait for its answer."""
-    held_jobs, publisher_link = HeldJobs(), _RecordingLink()
+    publisher_link: Any = _RecordingLink()
     session: Any = Mock(generation=0, call=_lost)
-    settlement = Settlement(session, Mock(), Mock(), held_jobs, "w", Metrics())
-    settlement.stop = lambda _: None
-    settlement.publishers = PublisherPool(session, held_jobs, [publisher_link])  # type: ignore[list-item]
-    job = held_jobs.take(PulledJob(JOB_ID, EPOCH, 1, 1, "t", 1, False, 0, None, b"{}"))
-    settlement.publishers.take_over(job, None)
+    member, (engine, _) = a_member(session=session), an_engine()
+    settlement = Settlement(member, engine)
+    job = member.held_jobs.take(PulledJob(JOB_ID, EPOCH, 1, 1, "t", 1, False, 0, None, b"{}"))
+    PublisherPool(session, [publisher_link]).take_over(job, None)
     async with asyncio.TaskGroup() as tasks:
         settlement.run_in(tasks)
         if why == "fenced":
             settlement.fenced(job, EPOCH + 1)
         else:
             settlement.broken(job, "a test")
-        assert job.phase is Phase.RETURNING
+        assert job.phase is Phase.HANDING_BACK
         assert job.is_leaving
     assert [type(order) for order in publisher_link.orders] == [TakeOver, GiveBack]
