@@ -131,15 +131,15 @@ class Starter:
         params = job.prepared.params
         eos = () if params.ignore_eos else self._limits.eos_token_ids
         return TextRules(
-            params.n,
-            params.max_tokens,
-            params.min_tokens,
-            params.stop,
-            params.include_stop,
-            (*params.stop_token_ids, *eos),
-            tuple(job.prepared.prompt_ids[-WINDOW_CONTEXT:]),
-            job.prepared.tool_reader,
-            self._limits.eos_token_ids,
+            num_choices=params.n,
+            max_tokens=params.max_tokens,
+            min_tokens=params.min_tokens,
+            stop=params.stop,
+            include_stop=params.include_stop,
+            stop_ids=(*params.stop_token_ids, *eos),
+            prompt_tail=tuple(job.prepared.prompt_ids[-WINDOW_CONTEXT:]),
+            tools=job.prepared.tool_reader,
+            eos_ids=self._limits.eos_token_ids,
         )
 
     def admit(self, job: HeldJob) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.messages import EngineReady
     from tokenbus.worker.held_jobs import HeldJobs
-    from tokenbus.worker.publishing.messages import Answer
+    from tokenbus.worker.publishing.messages import PublisherReport
     from tokenbus.worker.session import Session
     from tokenbus.worker.settings import WorkerSettings
 
@@ -64,11 +64,18 @@ async def start_publishers(
     num_first, num_most = num_processes(settings.publishers, usable_cores())
     publishers: PublisherPool
 
-    def receive(answer: Answer) -> None:
-        publishers.receive(answer)
+    def receive(report: PublisherReport) -> None:
+        publishers.receive(report)
 
     if num_first == 0:
-        publisher = Publisher(session, server.redis, scripts, tokenizer, worker, receive)
+        publisher = Publisher(
+            session=session,
+            redis=server.redis,
+            scripts=scripts,
+            tokenizer=tokenizer,
+            worker=worker,
+            emit=receive,
+        )
         publishers = PublisherPool(session, held_jobs, [LocalLink(publisher)])
         return publishers
     vocab_size = ready.limits.vocab_size

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 from tokenbus.worker.hooks import nobody
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.publishing.messages import (
+    AllLogged,
     Broken,
     ChoiceStopped,
     CloseGate,
     Committed,
     Decide,
     Decided,
+    Drop,
     Fenced,
-    Forget,
-    GiveBack,
+    HandBack,
     Lost,
     OpenGate,
     Preceded,
     Progress,
     Renewed,
-    Settled,
     Taken,
     TakeOver,
 )
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.held_jobs import HeldJobs
     from tokenbus.worker.publishing.links import PublisherLink
-    from tokenbus.worker.publishing.messages import Answer, Order, TextRules
+    from tokenbus.worker.publishing.messages import Order, PublisherReport, TextRules
     from tokenbus.worker.session import Session
 
 # A process that uses more of a core than this gets company for the jobs to come.
@@ -95,12 +95,20 @@ class PublisherPool:
         job.publisher_link = min(self._links, key=lambda publisher_link: publisher_link.num_jobs)
         job.publisher_link.num_jobs += 1
         job.publisher_link.send(
-            TakeOver(job.request_id, job.job_id, job.epoch, job.prompt_tokens, rules, is_ahead)
+            TakeOver(
+                key=job.request_id,
+                job_id=job.job_id,
+                epoch=job.epoch,
+                prompt_tokens=job.prompt_tokens,
+                rules=rules,
+                is_ahead=is_ahead,
+            )
         )
 
     def take_step(self, step: StepRecord) -> None:
         """Pass a step's tokens on; each publisher link takes the rows of its own jobs."""
-        self._tell_all(step)
+        for publisher_link in self._links:
+            publisher_link.send_step(step)
 
     def decide(self, job: HeldJob, reason: str, error: Failure | None = None) -> None:
         """End a job with what it has."""
@@ -110,16 +118,16 @@ class PublisherPool:
     def give_back(self, job: HeldJob) -> None:
         """Let what a job has be logged before it returns to the queue."""
         if job.publisher_link is not None:
-            job.publisher_link.send(GiveBack(job.request_id))
+            job.publisher_link.send(HandBack(job.request_id))
 
     def forget(self, job: HeldJob) -> None:
         """Let go of a job that has left the worker."""
         if job.publisher_link is not None:
-            job.publisher_link.send(Forget(job.request_id))
+            job.publisher_link.send(Drop(job.request_id))
             job.publisher_link.num_jobs -= 1
             job.publisher_link = None
 
-    def receive(self, answer: Answer) -> None:
+    def receive(self, answer: PublisherReport) -> None:
         """Handle an answer of any publisher link."""
         if isinstance(answer, Progress):
             self.on_progress(answer)
@@ -159,7 +167,7 @@ class PublisherPool:
             publisher_link.send(OpenGate(self._session.generation, self._session.renewed_at))
         self._log.info("publisher.started", publishers=len(self._links))
 
-    def _pass_on(self, job: HeldJob, answer: Answer) -> None:
+    def _pass_on(self, job: HeldJob, answer: PublisherReport) -> None:
         match answer:
             case Taken():
                 self.on_taken(job, answer)
@@ -175,7 +183,7 @@ class PublisherPool:
                 self.on_fenced(job, epoch)
             case Broken(why=why):
                 self.on_broken(job, why)
-            case Settled(num_logged=num_logged):
+            case AllLogged(num_logged=num_logged):
                 self.on_settled(job, num_logged)
             case _:
                 raise TypeError(f"unexpected answer {type(answer).__name__}")

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
+from workers.steps import step
+
 from tokenbus.engine.types import Admission, EngineLimits, EngineStats, SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import Pulled, PulledJob, PullStatus
-from tokenbus.worker.engine.messages import StepRecord
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.held_jobs import HeldJobs
 from tokenbus.worker.jobs.engine_reports import EngineReports
@@ -151,7 +152,7 @@ def test_waiting_job_starts_with_the_first_token_of_one_that_held_its_room() -> 
     stats = EngineStats(2 * NUM_PAGES, 2 * NUM_PAGES - 6, 0, 1, 0)
     key = running.request_id
     admission = Admission(key, 6 * PAGE_SIZE, 0)
-    engine_reports.take(StepRecord([], [], [], [], [], [], [], [admission], [], stats, 1.0))
+    engine_reports.take(step(admitted=[admission], stats=stats))
     assert starter.started == []
-    engine_reports.take(StepRecord([key], [0], [1], [300], [], [], [], [], [], stats, 2.0))
+    engine_reports.take(step(tokens={key: [300]}, stats=stats))
     assert starter.started == ["waiting"]
