@@ -37,7 +37,7 @@ from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.scripts import Bounds, Budget, NewJob
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.worker.bench.measure.processes import cpu_times
-from tokenbus.worker.engine.messages import AddRequest, decode_command, encode_frame
+from tokenbus.worker.engine.messages import COMMANDS, AddRequest
 from tokenbus.worker.engine.step_log import read_step_logs
 from tokenbus.worker.jobs.prompt import PromptPreparer
 
@@ -97,7 +97,7 @@ def each_us(act: Callable[[int], object], num_jobs: int) -> float:
 
 def taken(frame: bytes) -> object:
     """Do what the engine process does with a frame."""
-    command = decode_command(frame)
+    command = COMMANDS.decode(frame)
     return command.unpacked() if isinstance(command, AddRequest) else command
 
 
@@ -134,11 +134,11 @@ def measure_processes(num_jobs: int) -> list[NewJob]:
     raw = [job.request.encode() for job in new]
     prepared = [preparer.tokenise(preparer.read(text)) for text in raw]
     adds = [job.to_engine(number, 1, "1:default", ((),), ()) for number, job in enumerate(prepared)]
-    frames = [encode_frame(add)[4:] for add in adds]
+    frames = [COMMANDS.encode(add)[4:] for add in adds]
     stages: dict[str, Callable[[int], object]] = {
         "producer: check and write the request": lambda k: new_job(as_request(given[k], {})),
         "worker: read and check it": lambda k: preparer.tokenise(preparer.read(raw[k])),
-        "worker: hand it to the engine": lambda k: encode_frame(adds[k]),
+        "worker: hand it to the engine": lambda k: COMMANDS.encode(adds[k]),
         "engine process: take it": lambda k: taken(frames[k]),
     }
     print(f"{len(raw[0])} bytes a request, {len(frames[0])} to the engine; us of CPU a job:")

@@ -25,6 +25,11 @@ from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.server.embedded import start_private
 
 POOL = "publishing"
+# What a worker's processes run, by what they do.
+_MODULES = {
+    "engine": b"tokenbus.worker.engine.process",
+    "publisher": b"tokenbus.worker.publishing.publisher_process",
+}
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _READER = """
 import socket, sys
@@ -44,12 +49,12 @@ def _cpu_s(pid: int) -> float:
 
 def _children(pid: int) -> dict[str, list[int]]:
     """Group a worker's processes by what they do."""
-    kinds: dict[str, list[int]] = {"engine": [], "publisher": []}
+    kinds: dict[str, list[int]] = {kind: [] for kind in _MODULES}
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        command = Path(f"/proc/{child}/cmdline").read_bytes()
-        for kind, pids in kinds.items():
-            if kind.encode() + b"_process" in command:
-                pids.append(int(child))
+        command = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+        for kind, module in _MODULES.items():
+            if module in command:
+                kinds[kind].append(int(child))
     return kinds
 
 

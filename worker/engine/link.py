@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine import errors as engine_errors
 from tokenbus.worker.engine.messages import (
+    COMMANDS,
+    REPORTS,
     AddRequest,
     Beat,
     EngineReady,
     EngineRefused,
-    FrameReader,
     StepRecord,
-    decode_report,
-    encode_frame,
 )
 from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
 from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
+from tokenbus.worker.process.frames import frame_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,24 +32,6 @@ if TYPE_CHECKING:
 
 # A process that was killed is reaped by the kernel at once; longer means an uninterruptible wait.
 _REAP_TIMEOUT_S = 5.0
-
-
-class _Wire(asyncio.Protocol):
-    """Cuts what arrives into reports."""
-
-    def __init__(self, on_report: Callable[[Report], None], on_lost: Callable[[], None]) -> None:
-        self._frames = FrameReader()
-        self._on_report = on_report
-        self._on_lost = on_lost
-
-    def data_received(self, data: bytes) -> None:
-        """Deliver every report that `data` completes."""
-        for body in self._frames.feed(data):
-            self._on_report(decode_report(body))
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Tell that the engine process has hung up."""
-        self._on_lost()
 
 
 class EngineLink:
@@ -79,7 +62,7 @@ class EngineLink:
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
         self._process, transport = await spawn(
-            "tokenbus.worker.engine.process", lambda: _Wire(self._take, self._lost)
+            "tokenbus.worker.engine.process", lambda: FrameReceiver(self._receive, self._lost)
         )
         self._writer = FrameWriter(transport)
         self.send(self._start)
@@ -126,9 +109,9 @@ class EngineLink:
         if self._writer is None:
             return
         if isinstance(command, AddRequest):
-            self._writer.send_soon(encode_frame(command))
+            self._writer.send_soon(COMMANDS.encode(command))
         else:
-            self._writer.send(encode_frame(command))
+            self._writer.send(COMMANDS.encode(command))
 
     async def wait_died(self) -> EngineDied:
         """Wait until the process ends and describe how."""
@@ -157,7 +140,8 @@ class EngineLink:
                 return await self._process.wait()
         return None
 
-    def _take(self, report: Report) -> None:
+    def _receive(self, body: bytes) -> None:
+        report = REPORTS.decode(body)
         match report:
             case EngineReady():
                 self.moved_at = time.monotonic()
@@ -168,6 +152,8 @@ class EngineLink:
                 self._refusal = report
                 return
             case StepRecord(stats=stats):
+                # Publisher processes get the bytes that came.
+                report.frame = frame_of(body)
                 self._move(stats, paused=False)
             case Beat(paused=paused, stats=stats):
                 self._move(stats, paused=paused)

@@ -1,14 +1,14 @@
-"""What the worker process and the engine process say to each other, and how it is framed.
+"""The messages between the worker process and the engine process.
 
-Both ends hold one end of a socket pair. A frame is a little-endian uint32 length and a msgpack
-array. Tokens of a step travel in columns: one record per step, whatever the batch.
+Commands go to the engine process and reports come back, both in order, as frames over a socket
+pair. Tokens of a step travel in columns: one record per step, whatever the batch.
 """
 
 from __future__ import annotations
 
-import struct
 from array import array
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -27,16 +27,12 @@ from tokenbus.engine.types import (
     TokenDelta,
     TokenLogprobs,
 )
+from tokenbus.worker.process.frames import Framing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tokenbus.engine.types import StepOutput
-
-_LENGTH = struct.Struct("<I")
-
-# A prompt of 50 MB tokenises to fewer than 64 Mi ids of 5 bytes; anything larger is a broken peer.
-MAX_FRAME_BYTES = 1 << 29
 
 
 class StartEngine(msgspec.Struct, tag="start", array_like=True):
@@ -116,10 +112,11 @@ class Beat(msgspec.Struct, tag="beat", array_like=True):
     stats: EngineStats
 
 
-class StepRecord(msgspec.Struct, tag="step", array_like=True):
+class StepRecord(msgspec.Struct, tag="step", array_like=True, kw_only=True, dict=True):
     """All deltas of one step in columns; `token_ids` is flat, `counts` cuts it into rows.
 
-    The rare columns hold (row, …). `sent_at` is CLOCK_MONOTONIC in seconds, shared by both ends.
+    The rare columns hold (row, …). `sent_at` is CLOCK_MONOTONIC in seconds, which all processes of
+    a machine share.
     """
 
     request_ids: list[int]
@@ -133,6 +130,14 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True):
     preempted: list[int]
     stats: EngineStats
     sent_at: float
+
+    @cached_property
+    def frame(self) -> bytes:
+        """The record as a frame; the engine link sets it to the one that came.
+
+        However many publisher processes a step goes to, it is encoded once, by the engine process.
+        """
+        return REPORTS.encode(self)
 
     def deltas(self) -> Iterator[TokenDelta]:
         """Yield the deltas in the engine's order."""
@@ -196,49 +201,5 @@ def _encode_proxy(value: Any) -> Any:
     raise NotImplementedError(f"cannot send {type(value).__name__}")
 
 
-_encoder = msgspec.msgpack.Encoder(enc_hook=_encode_proxy)
-_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
-_report_decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
-
-
-def encode_frame(message: Command | Report) -> bytes:
-    """Serialise a message with its length in front."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-class FrameReader:
-    """Cuts a byte stream into frames."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Return the bodies completed by `chunk`.
-
-        Raises: ValueError on a length past MAX_FRAME_BYTES.
-        """
-        self._buffer += chunk
-        bodies = []
-        start = 0
-        while len(self._buffer) - start >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._buffer, start)
-            if length > MAX_FRAME_BYTES:
-                raise ValueError(f"frame of {length} bytes exceeds {MAX_FRAME_BYTES}")
-            end = start + _LENGTH.size + length
-            if len(self._buffer) < end:
-                break
-            bodies.append(bytes(self._buffer[start + _LENGTH.size : end]))
-            start = end
-        del self._buffer[:start]
-        return bodies
-
-
-def decode_command(body: bytes) -> Command:
-    """Parse a message to the engine process."""
-    return _command_decoder.decode(body)
-
-
-def decode_report(body: bytes) -> Report:
-    """Parse a message from the engine process."""
-    return _report_decoder.decode(body)
+COMMANDS: Framing[Command] = Framing(Command, _encode_proxy)
+REPORTS: Framing[Report] = Framing(Report, _encode_proxy)

@@ -1,7 +1,8 @@
 """The process that computes: it owns the engine and knows neither Redis nor text.
 
-It runs as `python -m tokenbus.worker.engine.process FD`. Three ends of life: its socket closes, its
-parent dies (PR_SET_PDEATHSIG, where the platform has it), or the engine raises, which it reports.
+It runs as `python -m tokenbus.worker.engine.process FD PARENT_PID`. It ends when its socket closes,
+when its parent dies (PR_SET_PDEATHSIG, where the platform has it), or when the engine raises, which
+it reports.
 Flow control is by credit: every delivered token takes room, every token the log confirmed returns
 it. Past `SOFT_BACKLOG_TOKENS` no request is admitted while decode goes on; past
 `HARD_BACKLOG_TOKENS` the engine pauses.
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.worker.engine.messages import (
+    COMMANDS,
+    REPORTS,
     AbortRequest,
     AddRequest,
     Beat,
@@ -26,17 +29,15 @@ from tokenbus.worker.engine.messages import (
     Credit,
     EngineReady,
     EngineRefused,
-    FrameReader,
     Report,
     RequestRefused,
     StartEngine,
-    decode_command,
-    encode_frame,
     pack_step,
 )
 from tokenbus.worker.engine.socket_reader import SocketReader
 from tokenbus.worker.process import gc
 from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
+from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
@@ -53,7 +54,7 @@ BEAT_INTERVAL_S = 0.5
 STALL_POLL_S = 0.005
 
 
-class Engine(Protocol):
+class EngineLike(Protocol):
     """What the process needs of an engine."""
 
     @property
@@ -93,7 +94,8 @@ class EngineLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        *,
+        engine: EngineLike,
         sock: socket.socket,
         frames: FrameReader,
         step_log: StepLog | None = None,
@@ -135,7 +137,7 @@ class EngineLoop:
             if not chunk:
                 return False
             for body in self._frames.feed(chunk):
-                self._apply(decode_command(body))
+                self._apply(COMMANDS.decode(body))
         return True
 
     def _apply(self, command: Command) -> None:
@@ -174,7 +176,7 @@ class EngineLoop:
                 self._step_log.flush()
 
     def _send(self, report: Report) -> None:
-        self._unsent += encode_frame(report)
+        self._unsent += REPORTS.encode(report)
         self._flush(wait=False)
 
     def _flush(self, *, wait: bool) -> None:
@@ -185,7 +187,7 @@ class EngineLoop:
                 del self._unsent[:sent]
 
 
-def build(start: StartEngine) -> tuple[Engine, str | None]:
+def build(start: StartEngine) -> tuple[EngineLike, str | None]:
     """Build the engine that the worker asked for, and name the folder of its tokenizer.
 
     The real engine, and with it torch, is imported only here.
@@ -212,9 +214,10 @@ def serve(sock: socket.socket) -> int:
         engine, folder = build(start)
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
-        sock.sendall(encode_frame(EngineReady(engine.limits, num_pages, folder)))
+        sock.sendall(REPORTS.encode(EngineReady(engine.limits, num_pages, folder)))
         gc.freeze_startup_objects()
-        EngineLoop(engine, sock, frames, _open_step_log(start.step_log)).run()
+        step_log = _open_step_log(start.step_log)
+        EngineLoop(engine=engine, sock=sock, frames=frames, step_log=step_log).run()
     except ConnectionError:
         # The worker is gone: nobody is left to report to.
         return 1
@@ -223,7 +226,7 @@ def serve(sock: socket.socket) -> int:
         if not isinstance(error, EngineError):
             traceback.print_exc()
         with contextlib.suppress(OSError):
-            sock.sendall(encode_frame(EngineRefused(type(error).__name__, str(error))))
+            sock.sendall(REPORTS.encode(EngineRefused(type(error).__name__, str(error))))
     return 1
 
 
@@ -238,7 +241,7 @@ def _open_step_log(folder: str | None) -> StepLog | None:
 def _read_start(sock: socket.socket, frames: FrameReader) -> StartEngine:
     while chunk := sock.recv(1 << 16):
         for body in frames.feed(chunk):
-            command = decode_command(body)
+            command = COMMANDS.decode(body)
             if not isinstance(command, StartEngine):
                 raise TypeError(f"expected a start message, got {type(command).__name__}")
             return command

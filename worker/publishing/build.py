@@ -7,11 +7,11 @@ import os
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.text.detokenizer import byte_table
-from tokenbus.worker.publishing.answers import AnswerReader
 from tokenbus.worker.publishing.links import LocalLink, ProcessLink
 from tokenbus.worker.publishing.messages import Configure
 from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.publishing.publisher_pool import PublisherPool
+from tokenbus.worker.publishing.reports import ReportReader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.messages import EngineReady
     from tokenbus.worker.pool_member import PoolMember
-    from tokenbus.worker.publishing.answers import JobEvents
+    from tokenbus.worker.publishing.reports import JobEvents
 
 # Below this many cores a process more takes from the engine what it saves the worker.
 _MIN_CORES = 3
@@ -58,11 +58,16 @@ async def start_publishers(
     Raises: PublisherDied.
     """
     settings, session = member.settings, member.session
-    receive = AnswerReader(session, member.held_jobs, events).receive
+    receive = ReportReader(session, member.held_jobs, events).receive
     num_first, num_most = num_processes(settings.publishers, usable_cores())
     if num_first == 0:
         publisher = Publisher(
-            session, server.redis, member.scripts, tokenizer, member.worker, receive
+            session=session,
+            redis=server.redis,
+            scripts=member.scripts,
+            tokenizer=tokenizer,
+            worker=member.worker,
+            emit=receive,
         )
         return PublisherPool(session, [LocalLink(publisher)])
     vocab_size = ready.limits.vocab_size

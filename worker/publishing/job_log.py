@@ -1,4 +1,4 @@
-"""A job as its publisher knows it: what it has generated, and how much of that its log holds."""
+"""A job's log as its publisher knows it: what was generated, and how much of it is logged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.contract.events import FINISHED_REASONS, Finish, Usage
 from tokenbus.producer.contract.keys import shard_of
+from tokenbus.worker.errors import WorkerError
 from tokenbus.worker.publishing.choice_text import ChoiceText
 from tokenbus.worker.publishing.tool_output import read_tool_calls
 from tokenbus.worker.publishing.transcript import Transcript
@@ -22,46 +23,112 @@ if TYPE_CHECKING:
     from tokenbus.worker.publishing.messages import TakeOver
 
 
-class State(Enum):
-    """Which way a job log is going.
+class LogState(Enum):
+    """Where a job log is going; `JobLog.move_to` holds the legal moves.
 
-    `open`: tokens come. `ending`: its outcome is decided, tokens or the terminal entry are not in
-    the log yet. `committed`: the terminal entry is in the log. `returning`: it goes back to the
-    queue once its tokens are logged.
+    `open`: tokens come. Every log begins so.
+    `ending`: the outcome is decided, by the step reader (the last choice has ended) or by the
+    worker's order; tokens or the terminal entry are not in the log yet.
+    `committed`: the terminal entry is in the log; the log writer moves it here when the log says
+    so, whoever wrote the entry. Should the server forget that entry, the next takeover moves it
+    back to `ending`, and the entry is written again.
+    `returning`: the worker hands the job back; what it has is still logged.
+    `dropped`: the worker has let the job go, by its order; nothing is written any more.
     """
 
     OPEN = "open"
     ENDING = "ending"
     COMMITTED = "committed"
     RETURNING = "returning"
+    DROPPED = "dropped"
+
+
+_LEGAL = {
+    LogState.OPEN: {
+        LogState.ENDING,
+        LogState.COMMITTED,
+        LogState.RETURNING,
+        LogState.DROPPED,
+    },
+    LogState.ENDING: {LogState.COMMITTED, LogState.DROPPED},
+    # A server that is rolled back may forget the terminal entry: it is written again.
+    LogState.COMMITTED: {LogState.ENDING, LogState.DROPPED},
+    LogState.RETURNING: {LogState.COMMITTED, LogState.DROPPED},
+    LogState.DROPPED: set(),
+}
+
+
+class LogAccess(Enum):
+    """What this owner knows of the log and may do with it; `JobLog.set_access` holds the moves.
+
+    `unknown`: a takeover has to come first.
+    `ahead`: likewise, and the engine has begun from nothing, so that only an empty log will do.
+    `restoring`: the log is taken over, and what earlier owners logged is being read.
+    `known`: the log is taken over and ends at `num_logged`.
+    `barred`: the log is another's, breaks the rules or cannot be read; it is left alone until the
+    session opens anew.
+
+    The publisher moves it by what a takeover answers, and back when the session opens; the log
+    writer by what appends and ends answer.
+    """
+
+    UNKNOWN = "unknown"
+    AHEAD = "ahead"
+    RESTORING = "restoring"
+    KNOWN = "known"
+    BARRED = "barred"
+
+
+_LEGAL_ACCESS = {
+    LogAccess.UNKNOWN: {LogAccess.KNOWN, LogAccess.BARRED},
+    LogAccess.AHEAD: {LogAccess.KNOWN, LogAccess.BARRED},
+    LogAccess.RESTORING: {LogAccess.KNOWN, LogAccess.UNKNOWN, LogAccess.BARRED},
+    LogAccess.KNOWN: {
+        LogAccess.UNKNOWN,
+        LogAccess.AHEAD,
+        LogAccess.RESTORING,
+        LogAccess.BARRED,
+    },
+    LogAccess.BARRED: {LogAccess.UNKNOWN, LogAccess.AHEAD},
+}
+
+
+class Turn(Enum):
+    """A job's turn with its log writer: none, in its queue, or in the call that is under way.
+
+    The publisher and the step reader queue a job that has no turn; the log writer does the rest.
+    """
+
+    NONE = "none"
+    QUEUED = "queued"
+    IN_CALL = "in_call"
+
+
+# Asked for with every entry; through the class a member costs twice as much.
+_OPEN, _ENDING, _RETURNING = LogState.OPEN, LogState.ENDING, LogState.RETURNING
+_KNOWN = LogAccess.KNOWN
 
 
 class JobLog:
-    """One job's tokens and texts, and the end of its log.
+    """One job's tokens and texts, and how far its log holds them.
 
-    `num_logged` and `num_entries` say where the log is known to end; they count only while
-    `log_known`, that is between a takeover and the next opening of the session. `last` is the index
-    of the last token known; `unlogged_since` is when the oldest token that no call has taken yet
-    was handed over.
+    `num_logged` and `num_entries` say where the log ends; they count only while `access` is
+    `known`. `last` is the index of the last token generated; `unlogged_since` is when the oldest
+    token that no call has taken yet was delivered. `enqueue` puts the job into the queue of its log
+    writer.
     """
 
     __slots__ = (
+        "_void_access",
+        "access",
         "append_one",
         "cached_tokens",
+        "enqueue",
         "epoch",
         "finish",
-        "has_spoken",
-        "in_flight",
-        "is_ahead",
-        "is_barred",
-        "is_forgotten",
-        "is_queued",
-        "is_restoring",
         "job_id",
         "key",
         "last",
-        "line_up",
-        "log_known",
         "num_credited",
         "num_entries",
         "num_logged",
@@ -74,56 +141,99 @@ class JobLog:
         "state",
         "texts",
         "transcript",
+        "turn",
         "unlogged_since",
         "writer_idx",
     )
 
-    def __init__(self, order: TakeOver) -> None:
+    def __init__(
+        self, order: TakeOver, *, enqueue: Callable[[JobLog], None], writer_idx: int = 0
+    ) -> None:
         self.key = order.key
         self.job_id = order.job_id
         self.shard = shard_of(order.job_id)
         self.epoch = order.epoch
         self.prompt_tokens = order.prompt_tokens
         self.rules = order.rules
-        self.state = State.OPEN
+        self.state = LogState.OPEN
+        # What the log is to us whenever nothing is known of it: ahead until it was found empty.
+        self._void_access = LogAccess.AHEAD if order.is_ahead else LogAccess.UNKNOWN
+        self.access = self._void_access
+        self.turn = Turn.NONE
+        self.enqueue = enqueue
+        self.writer_idx = writer_idx
         self.transcript: Transcript | None = None
         self.texts: list[ChoiceText] = []
         self.reasons: list[str | None] = []
         self.finish: Finish | None = None
         self.prompt_logprobs: tuple[Any, ...] = ()
         self.cached_tokens = 0
-        self.writer_idx = 0
         self.num_logged = self.num_credited = self.num_entries = self.last = 0
-        # How it gets its turn with its log writer.
-        self.line_up: Callable[[JobLog], None] = _stay
         self.sent_at = 0.0
         self.unlogged_since: float | None = None
-        self.log_known = self.in_flight = self.is_queued = self.is_restoring = False
-        # Barred: the log is another's, nothing is tried before the session opens anew. Ahead: the
-        # engine began it before its log was taken over. Spoken: a token of this owner is logged.
-        self.is_ahead = order.is_ahead
-        self.is_barred = self.has_spoken = self.is_forgotten = False
+
+    def move_to(self, state: LogState) -> None:
+        """Change the state.
+
+        Raises: WorkerError on an illegal move, which is a bug of ours.
+        """
+        if state is self.state:
+            return
+        if state not in _LEGAL[self.state]:
+            raise WorkerError(
+                f"the log of job {self.job_id} cannot go from {self.state.value} to {state.value}"
+            )
+        self.state = state
+
+    def set_access(self, access: LogAccess) -> None:
+        """Change the access.
+
+        Raises: WorkerError on an illegal move, which is a bug of ours.
+        """
+        if access is self.access:
+            return
+        if access not in _LEGAL_ACCESS[self.access]:
+            raise WorkerError(
+                f"the log of job {self.job_id} cannot turn from {self.access.value}"
+                f" to {access.value}"
+            )
+        self.access = access
+
+    def take_over(self) -> None:
+        """Note that the log was taken over; it will not be `ahead` again."""
+        self.set_access(LogAccess.KNOWN)
+        self._void_access = LogAccess.UNKNOWN
+
+    def void(self) -> None:
+        """Void what is known of the log, so that a takeover comes next.
+
+        A log that is being read stays so: its reading belongs to the session that was lost, and
+        ends by that.
+        """
+        if self.access is not LogAccess.RESTORING:
+            self.set_access(self._void_access)
 
     @property
     def is_fully_logged(self) -> bool:
-        """Tell whether the log holds every token known."""
-        return self.log_known and self.num_logged >= self.last
+        """Tell whether the log holds every token generated."""
+        return self.access is _KNOWN and self.num_logged >= self.last
 
     @property
     def wants_log(self) -> bool:
-        """Tell whether there is something to write."""
-        if self.is_barred or self.is_restoring or self.is_forgotten:
+        """Tell whether there is something to ask of the log: a takeover, an append or an end."""
+        state, access = self.state, self.access
+        if access is _KNOWN:
+            if state is _OPEN or state is _RETURNING:
+                return self.num_logged < self.last
+            return state is _ENDING
+        if access is LogAccess.BARRED or access is LogAccess.RESTORING:
             return False
-        if self.state is State.OPEN:
-            return not self.log_known or self.num_logged < self.last
-        if self.state is State.RETURNING:
-            return self.log_known and self.num_logged < self.last
-        return self.state is State.ENDING or not self.log_known
+        return state is not _RETURNING and state is not LogState.DROPPED
 
     @property
-    def is_settled(self) -> bool:
-        """Tell whether it may go back to the queue."""
-        return self.state is State.RETURNING and not self.in_flight and not self.wants_log
+    def is_all_logged(self) -> bool:
+        """Tell whether the job may go back to the queue."""
+        return self.state is _RETURNING and self.turn is not Turn.IN_CALL and not self.wants_log
 
     def restore(
         self,
@@ -163,7 +273,7 @@ class JobLog:
         choices = tuple(choice or reason for choice in self.reasons)
         stops = self._stop_reasons()
         self.finish = Finish(reason, usage, error, choices, self._tool_calls(reason), stops)
-        self.state = State.ENDING
+        self.move_to(LogState.ENDING)
 
     def _stop_reasons(self) -> tuple[int | str | None, ...]:
         """Return per choice the stop string or stop id that ended it; empty where none did."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.publishing.messages import Decide, Forget, GiveBack
+from tokenbus.worker.publishing.messages import Decide, Drop, HandBack
 
 if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Failure
@@ -20,12 +20,12 @@ def decide(job: HeldJob, reason: str, error: Failure | None = None) -> None:
 def hand_back(job: HeldJob) -> None:
     """Let what a job has be logged before it returns to the queue."""
     if job.publisher_link is not None:
-        job.publisher_link.send(GiveBack(job.request_id))
+        job.publisher_link.send(HandBack(job.request_id))
 
 
 def drop(job: HeldJob) -> None:
     """Let go of the log of a job that has left the worker."""
     if job.publisher_link is not None:
-        job.publisher_link.send(Forget(job.request_id))
+        job.publisher_link.send(Drop(job.request_id))
         job.publisher_link.num_jobs -= 1
         job.publisher_link = None

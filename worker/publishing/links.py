@@ -1,4 +1,4 @@
-"""Links to publishers: one in the worker process, or one in a process of its own."""
+"""Links to publishers, inside the worker process or in processes of their own."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from tokenbus.worker.engine.messages import FrameReader
 from tokenbus.worker.errors import PublisherDied
 from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
 from tokenbus.worker.publishing.messages import (
+    ORDERS,
+    PUBLISHER_REPORTS,
     Progress,
     Ready,
     TakeOver,
-    decode_answer,
-    encode_frame,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.worker.publishing.messages import Answer, Configure, Order
+    from tokenbus.worker.engine.messages import StepRecord
+    from tokenbus.worker.publishing.messages import Configure, Order, PublisherReport
     from tokenbus.worker.publishing.publisher import Publisher
 
 _START_TIMEOUT_S = 60.0
@@ -31,16 +32,20 @@ _MODULE = "tokenbus.worker.publishing.publisher_process"
 
 
 class PublisherLink(Protocol):
-    """Takes orders for the jobs that it was given; `num_jobs` counts them."""
+    """The way to a publisher; `num_jobs` counts the jobs that it was given."""
 
     num_jobs: int
 
     def send(self, order: Order) -> None:
-        """Pass an order on; orders keep their order."""
+        """Pass an order on; orders arrive in the sequence of the calls."""
+        ...
+
+    def send_step(self, step: StepRecord) -> None:
+        """Pass a step on; where it travels, that is as the frame that it came in."""
         ...
 
     def busy_share(self) -> float:
-        """Return the share of a core that it used since it was asked last."""
+        """Return the share of a core that the publisher used since the last call."""
         ...
 
     async def start(self) -> None:
@@ -67,12 +72,16 @@ class LocalLink:
         """Let the publisher obey."""
         self._publisher.obey(order)
 
+    def send_step(self, step: StepRecord) -> None:
+        """Let the publisher take the step."""
+        self._publisher.obey(step)
+
     def busy_share(self) -> float:
-        """Return nothing: its time is the worker's."""
+        """Return 0: the publisher's time is the worker's."""
         return 0.0
 
     async def start(self) -> None:
-        """Be ready: the publisher is."""
+        """Do nothing: the publisher is ready."""
 
     async def run(self) -> None:
         """Run the publisher's log writers for ever."""
@@ -84,29 +93,12 @@ class LocalLink:
         await self._publisher.close()
 
 
-class _Wire(asyncio.Protocol):
-    """Cuts what a publisher process sends into answers."""
-
-    def __init__(self, publisher_link: ProcessLink) -> None:
-        self._link = publisher_link
-        self._frames = FrameReader()
-
-    def data_received(self, data: bytes) -> None:
-        """Deliver every answer that `data` completes."""
-        for body in self._frames.feed(data):
-            self._link.take(decode_answer(body))
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Tell that the process has hung up."""
-        self._link.died.set()
-
-
 class ProcessLink:
     """A publisher in a process of its own; it dies with the worker, and the worker with it."""
 
-    def __init__(self, configure: Configure, on_answer: Callable[[Answer], None]) -> None:
+    def __init__(self, configure: Configure, on_report: Callable[[PublisherReport], None]) -> None:
         self._configure = configure
-        self._on_answer = on_answer
+        self._on_report = on_report
         self._process: asyncio.subprocess.Process | None = None
         self._writer: FrameWriter | None = None
         self._ready = asyncio.Event()
@@ -125,7 +117,9 @@ class ProcessLink:
 
         Raises: PublisherDied.
         """
-        self._process, transport = await spawn(_MODULE, lambda: _Wire(self))
+        self._process, transport = await spawn(
+            _MODULE, lambda: FrameReceiver(self._receive, self.died.set)
+        )
         self._writer = FrameWriter(transport)
         self.send(self._configure)
         waits = [asyncio.ensure_future(self._ready.wait()), asyncio.ensure_future(self.died.wait())]
@@ -143,21 +137,17 @@ class ProcessLink:
         if self._writer is None:
             return
         if isinstance(order, TakeOver):
-            self._writer.send_soon(encode_frame(order))
+            self._writer.send_soon(ORDERS.encode(order))
         else:
-            self._writer.send(encode_frame(order))
+            self._writer.send(ORDERS.encode(order))
 
-    def take(self, answer: Answer) -> None:
-        """Receive an answer."""
-        if isinstance(answer, Ready):
-            self._ready.set()
-            return
-        if isinstance(answer, Progress):
-            self._cpu_s += answer.cpu_s
-        self._on_answer(answer)
+    def send_step(self, step: StepRecord) -> None:
+        """Send the frame of a step."""
+        if self._writer is not None:
+            self._writer.send(step.frame)
 
     def busy_share(self) -> float:
-        """Return the share of a core that the process used since this was asked last."""
+        """Return the share of a core that the process used since the last call."""
         now = time.monotonic()
         share = self._cpu_s / max(now - self._asked_at, 1e-3)
         self._cpu_s, self._asked_at = 0.0, now
@@ -181,3 +171,12 @@ class ProcessLink:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_TIMEOUT_S):
                 await process.wait()
+
+    def _receive(self, body: bytes) -> None:
+        report = PUBLISHER_REPORTS.decode(body)
+        if isinstance(report, Ready):
+            self._ready.set()
+            return
+        if isinstance(report, Progress):
+            self._cpu_s += report.cpu_s
+        self._on_report(report)

@@ -1,8 +1,8 @@
-"""One connection for the calls of one log writer, without the toll of a connection pool.
+"""One connection for the calls of one log writer, without the cost of a connection pool.
 
-A client's pool reconnects behind its user's back and costs 60-100 us a call. Here a connection that
-broke stays broken until the session was opened anew: what was known about the logs is void then.
-On a cluster it is one connection per node, and a slot that moved counts as a break.
+A client's pool reconnects unseen and costs 60-100 us a call. Here a connection that broke stays
+broken until the session opens anew: what was known about the logs is void then. On a cluster there
+is one connection per node, and a slot that moved counts as a break.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.raw_connection import Argument
 
 
-class _Line:
+class _Connection:
     """One connection with at most one command under way."""
 
     def __init__(self, connection: AbstractConnection) -> None:
-        self._wire = RawConnection(connection, self._take, self._lose)
+        self._raw = RawConnection(connection, self._take, self._lose)
         self._reply: asyncio.Future[Any] | None = None
-        self.open = self._wire.open
-        self.close = self._wire.close
+        self.open = self._raw.open
+        self.close = self._raw.close
 
     async def run(self, command: bytes) -> Any:
         """Send a command and wait for its reply."""
         reply = self._reply = asyncio.get_running_loop().create_future()
-        self._wire.send(command)
+        self._raw.send(command)
         return await reply
 
     def _take(self, reply: Any) -> None:
@@ -56,7 +56,7 @@ class LogConnection:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._lines: dict[str, _Line] = {}
+        self._connections: dict[str, _Connection] = {}
         self._broken: set[str] = set()
 
     async def execute(self, *args: Argument) -> Any:
@@ -65,40 +65,40 @@ class LogConnection:
         Raises: redis.ConnectionError, also where the connection was lost before; ResponseError.
         """
         name, pool = await self._way_to(str(args[3]))
-        line = self._lines.get(name) or await self._connect(name, pool)
+        connection = self._connections.get(name) or await self._connect(name, pool)
         try:
-            return await line.run(pack(args))
+            return await connection.run(pack(args))
         except ResponseError:
             # The server itself answered: the connection is in step.
             raise
         except BaseException:
-            # A reply that nobody waited for would be taken for that of the next command.
+            # The reply may still come, and would be taken for that of the next command.
             await self._break(name)
             raise
 
     async def renew(self) -> None:
         """Close the connections and allow others."""
-        for name in list(self._lines):
+        for name in list(self._connections):
             await self._break(name)
         self._broken.clear()
 
     async def _way_to(self, key: str) -> tuple[str, Any]:
-        """Return the name of the node that serves a key, and what makes connections to it."""
+        """Return the name of the node that serves a key, and the maker of connections to it."""
         if isinstance(self._redis, ClusterRedis):
             node = await self._redis.node_of(key)
             return node.name, NodeConnections(self._redis, node)
         return "", self._redis.connection_pool
 
-    async def _connect(self, name: str, pool: Any) -> _Line:
+    async def _connect(self, name: str, pool: Any) -> _Connection:
         if name in self._broken:
             raise RedisConnectionError("the connection for the logs was lost")
         self._broken.add(name)
-        line = _Line(pool.make_connection())
-        await line.open()
-        self._lines[name] = line
-        return line
+        connection = _Connection(pool.make_connection())
+        await connection.open()
+        self._connections[name] = connection
+        return connection
 
     async def _break(self, name: str) -> None:
-        line = self._lines.pop(name, None)
-        if line is not None:
-            await line.close()
+        connection = self._connections.pop(name, None)
+        if connection is not None:
+            await connection.close()

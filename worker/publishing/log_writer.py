@@ -1,10 +1,10 @@
 """A log writer moves tokens into the logs, in order and once, and commits the ends.
 
-Each job wants at most one thing of its log: a takeover, the next tokens, or its end. A log
-writer takes up to 64 such jobs and spends one script call per kind; while a call is under way new
-tokens gather, so that a slow server gets fewer and larger entries. A job belongs to one log
-writer, and so to one connection, for life, and is in one call at a time. What the
-log answers decides: it is never argued with (rules R1 to R4).
+Each job wants at most one thing of its log at a time: a takeover, the next tokens, or its end. A
+log writer takes up to 64 such jobs and spends one script call per kind; while a call is under way
+new tokens gather, so that a slow server gets fewer and larger entries. A job belongs to one log
+writer, and so to one connection, for life, and is in one call at a time. The log's answer decides
+(rules R1 to R4).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tokenbus.producer.scripts.runner import ScriptRunner
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.publishing.coalescing import Coalescing
-from tokenbus.worker.publishing.job_log import State
+from tokenbus.worker.publishing.job_log import LogAccess, LogState, Turn
 from tokenbus.worker.publishing.log_connection import LogConnection
 from tokenbus.worker.publishing.messages import Broken, Committed, Fenced
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.scripts.replies import LogReply
     from tokenbus.worker.publishing.job_log import JobLog
-    from tokenbus.worker.publishing.publisher import Publisher
+    from tokenbus.worker.publishing.writer_host import WriterHost
 
 T = TypeVar("T")
 
@@ -49,34 +49,36 @@ NUM_LOG_WRITERS = 4
 class LogWriter:
     """Keeps the logs of its share of a publisher's jobs up to date."""
 
-    def __init__(self, publisher: Publisher, redis: Redis) -> None:
-        self._publisher = publisher
-        self._wire = LogConnection(redis)
-        scripts = publisher.scripts
+    def __init__(self, host: WriterHost, redis: Redis) -> None:
+        self._host = host
+        self._connection = LogConnection(redis)
+        scripts = host.scripts
         # The session bounds these calls.
-        runner = ScriptRunner(redis, None, self._wire.execute)
+        runner = ScriptRunner(redis, None, self._connection.execute)
         self._timeout_s = scripts.timeout_s
         self._scripts = LogScripts(runner, scripts.keys, scripts.publish)
         self._coalescing = Coalescing()
         self._first: deque[JobLog] = deque()
-        self._line: deque[JobLog] = deque()
+        self._queue: deque[JobLog] = deque()
+        # How a job is queued of which this owner has logged a token.
+        self._enqueue_behind = self._queue.append
         self._wake = asyncio.Event()
         self._first_came = asyncio.Event()
         self._must_renew = False
         self._log = get_logger()
 
-    def queue(self, job: JobLog) -> None:
-        """Let a job that is not queued have its turn at once: it goes first.
+    def enqueue(self, job: JobLog) -> None:
+        """Queue a job ahead of the others, for a call at once.
 
-        When a token of this owner is logged the job lines up behind others instead, and waits for
-        `go_on`.
+        Once a token of this owner is logged, the job is queued behind the others instead, and waits
+        for `go_on`.
         """
         self._first.append(job)
         self._first_came.set()
         self._wake.set()
 
     def go_on(self) -> None:
-        """Send what has come into the line, if that is worth a call."""
+        """Send what is queued, if that is worth a call."""
         if not self._is_filling():
             self._wake.set()
 
@@ -86,16 +88,16 @@ class LogWriter:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._wire.renew()
+        await self._connection.renew()
 
     async def run(self) -> None:
-        """Pump for ever."""
+        """Write for ever."""
         while True:
             await self._wake.wait()
-            await self._publisher.session.opened()
+            await self._host.session.opened()
             if self._must_renew:
                 self._must_renew = False
-                await self._wire.renew()
+                await self._connection.renew()
             await self._hold()
             if self._is_filling():
                 self._wake.clear()
@@ -108,27 +110,27 @@ class LogWriter:
             except RedisError as error:
                 # The server refuses the call itself: no job can be blamed, so start over cleanly.
                 self._log.exception("log.call_refused")
-                self._publisher.session.lose(f"log call refused: {error}")
+                self._host.session.lose(f"log call refused: {error}")
             finally:
-                for job in jobs:
-                    job.in_flight = False
-                    if (
-                        job.num_logged != job.last
-                        or job.state is not State.OPEN
-                        or not job.log_known
-                    ):
-                        self._publisher.touch(job)
-                        self._publisher.settle(job)
+                self._end_turns(jobs)
+
+    def _end_turns(self, jobs: Sequence[JobLog]) -> None:
+        no_turn, opened, known = Turn.NONE, LogState.OPEN, LogAccess.KNOWN
+        for job in jobs:
+            job.turn = no_turn
+            if job.num_logged != job.last or job.state is not opened or job.access is not known:
+                self._host.touch(job)
+                self._host.report_all_logged(job)
 
     def _is_filling(self) -> bool:
         """Tell whether the next call is less than a slice while more comes at once."""
-        return not self._first and len(self._line) < self._publisher.rows_to_call
+        return not self._first and len(self._queue) < self._host.rows_to_call
 
     async def _hold(self) -> None:
-        """Wait until the next job was left alone for as long as the pace says, first tokens not."""
+        """Wait for the hold after the next job's last entry; first tokens end the wait."""
         hold_s = self._coalescing.hold_s
-        while hold_s and self._line and not self._first:
-            left_s = self._line[0].sent_at + hold_s - time.monotonic()
+        while hold_s and self._queue and not self._first:
+            left_s = self._queue[0].sent_at + hold_s - time.monotonic()
             if left_s <= 0:
                 return
             self._first_came.clear()
@@ -139,42 +141,45 @@ class LogWriter:
                 return
 
     def _next_batch(self) -> list[JobLog]:
-        """Take jobs without a logged token alone, so that first tokens wait for nobody."""
-        queue = self._first or self._line
+        """Take the jobs of the next call; first tokens have a call of their own and never wait."""
+        queue = self._first or self._queue
+        no_turn, in_call = Turn.NONE, Turn.IN_CALL
         jobs: list[JobLog] = []
         while queue and len(jobs) < MAX_BATCH:
             job = queue.popleft()
-            job.is_queued = False
             if job.wants_log:
-                job.in_flight = True
+                job.turn = in_call
                 jobs.append(job)
-        if not self._first and not self._line:
+            else:
+                job.turn = no_turn
+        if not self._first and not self._queue:
             self._wake.clear()
         return jobs
 
     async def _advance(self, jobs: Sequence[JobLog]) -> None:
-        takeovers = [job for job in jobs if not job.log_known]
+        known = LogAccess.KNOWN
+        takeovers = [job for job in jobs if job.access is not known]
         if takeovers:
             await self._take_over(takeovers)
-        appends = [job for job in jobs if job.log_known and job.num_logged < job.last]
+        appends = [job for job in jobs if job.access is known and job.num_logged < job.last]
         for shard in sorted({job.shard for job in appends}):
             await self._append(shard, [job for job in appends if job.shard == shard])
-        ends = [job for job in jobs if job.state is State.ENDING and job.is_fully_logged]
+        ends = [job for job in jobs if job.state is LogState.ENDING and job.is_fully_logged]
         if ends:
             await self._end(ends)
 
     async def _call(self, act: Callable[[], Awaitable[T]]) -> T:
         """Ask the server on this log writer's connection. Raises: SessionLost; RedisError."""
-        return await self._publisher.session.call(act, bulk=True, timeout_s=self._timeout_s)
+        return await self._host.session.call(act, bulk=True, timeout_s=self._timeout_s)
 
     async def _take_over(self, jobs: list[JobLog]) -> None:
-        items = [Takeover(job.job_id, job.epoch, self._publisher.worker) for job in jobs]
+        items = [Takeover(job.job_id, job.epoch, self._host.worker) for job in jobs]
         replies = await self._call(lambda: self._scripts.takeover(items))
         for job, reply in zip(jobs, replies, strict=True):
             if reply.status in (LogStatus.OK, LogStatus.LOG):
-                self._publisher.taken(job, reply.last, reply.entries)
+                self._host.taken(job, reply.last, reply.entries)
             else:
-                self._yield_to(job, reply)
+                self._heed(job, reply)
 
     async def _append(self, shard: int, jobs: list[JobLog]) -> None:
         batch = AppendBatch()
@@ -182,7 +187,9 @@ class LogWriter:
         sent: list[tuple[JobLog, int]] = []
         sinces: list[float] = []
         for job in jobs:
-            to, since = _pack(job, batch), job.unlogged_since
+            # A first token goes alone.
+            is_first = job.enqueue is not self._enqueue_behind
+            to, since = _pack(job, batch, 1 if is_first else None), job.unlogged_since
             sent.append((job, to))
             sinces.append(started_at if since is None else since)
             if to == job.last:
@@ -197,9 +204,7 @@ class LogWriter:
                 continue
             if number not in others:
                 job.num_entries += 1
-            if not job.has_spoken:
-                job.has_spoken = True
-                job.line_up = self._line.append
+            job.enqueue = self._enqueue_behind
             job.num_logged = to
             lags_s.append(now - sinces[number])
             if to > job.num_credited:
@@ -207,17 +212,17 @@ class LogWriter:
                 job.num_credited = to
         self._coalescing.called(started_at, now)
         waits_s = len(sinces) * started_at - sum(sinces)
-        self._publisher.progress_counter.called(num_fresh, lags_s, waits_s, self._coalescing.hold_s)
+        self._host.progress_counter.called(num_fresh, lags_s, waits_s, self._coalescing.hold_s)
 
     def _accept(self, job: JobLog, reply: LogReply) -> bool:
-        """Take an answer out of the ordinary; True if the log holds what was sent."""
+        """Take an answer other than plain success; return whether the log holds what was sent."""
         if reply.status in (LogStatus.OK, LogStatus.ALREADY):
             job.num_entries = reply.entries
             return True
         if reply.status is LogStatus.GAP:
-            self._publisher.follow(job, reply.last, reply.entries)
+            self._host.follow(job, reply.last, reply.entries)
         else:
-            self._yield_to(job, reply)
+            self._heed(job, reply)
         return False
 
     async def _end(self, jobs: list[JobLog]) -> None:
@@ -227,38 +232,40 @@ class LogWriter:
             if reply.status in (LogStatus.OK, LogStatus.ALREADY):
                 self._commit(job, reply.finish or item.finish)
             elif reply.status is LogStatus.GAP:
-                self._publisher.follow(job, reply.last, 0)
+                self._host.follow(job, reply.last, 0)
             else:
-                self._yield_to(job, reply)
+                self._heed(job, reply)
 
     def _commit(self, job: JobLog, finish: str) -> None:
-        job.state = State.COMMITTED
-        job.log_known = True
-        self._publisher.emit(Committed(self._publisher.generation, job.key, finish))
+        if job.state is LogState.DROPPED:
+            return  # The worker has let the job go while the call was under way.
+        job.move_to(LogState.COMMITTED)
+        job.set_access(LogAccess.KNOWN)
+        self._host.emit(Committed(self._host.generation, job.key, finish))
 
-    def _yield_to(self, job: JobLog, reply: LogReply) -> None:
-        """Do what the log says where it does not let us go on."""
-        publisher = self._publisher
+    def _heed(self, job: JobLog, reply: LogReply) -> None:
+        """Do what the log says where it does not let this owner go on."""
+        host = self._host
         match reply.status:
             case LogStatus.TERMINAL:
                 if job.finish is None:
-                    # Should the server forget this end, it is written again.
+                    # Another's end: should the server forget it, it is written again.
                     job.finish = Finish.parse(reply.finish)
                 self._commit(job, reply.finish)
             case LogStatus.FENCED:
-                publisher.bar(job)
-                publisher.emit(Fenced(publisher.generation, job.key, reply.epoch))
+                job.set_access(LogAccess.BARRED)
+                host.emit(Fenced(host.generation, job.key, reply.epoch))
             case LogStatus.BEHIND:
-                job.log_known = False
+                job.void()
             case LogStatus.NOLOG:
-                publisher.session.lose(f"the log of {job.job_id} is gone")
+                host.session.lose(f"the log of {job.job_id} is gone")
             case _:
-                publisher.bar(job)
-                publisher.emit(Broken(publisher.generation, job.key, reply.finish))
+                job.set_access(LogAccess.BARRED)
+                host.emit(Broken(host.generation, job.key, reply.finish))
 
 
-def _pack(job: JobLog, batch: AppendBatch) -> int:
-    """Add what the log lacks to a batch and return its last index; a first token goes alone."""
+def _pack(job: JobLog, batch: AppendBatch, limit: int | None) -> int:
+    """Add what the log lacks, at most `limit` tokens, to a batch; return its last index."""
     transcript = job.transcript
     if transcript is None:
         raise RuntimeError(f"job {job.job_id} has tokens but no transcript")
@@ -266,7 +273,6 @@ def _pack(job: JobLog, batch: AppendBatch) -> int:
     if start == job.last and (newest := transcript.newest()) is not None:
         batch.add_one(job_id, epoch, start, newest, job.num_entries)
         return start
-    limit = None if job.has_spoken else 1
     choice, start, text, ids, ends, logprobs = transcript.slice_after(job.num_logged, limit)
     wire = json.dumps(logprobs, separators=(",", ":")) if logprobs else ""
     batch.add(job_id, epoch, choice, start, text, ids, ends, wire, job.num_entries)

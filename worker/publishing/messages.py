@@ -1,14 +1,12 @@
-"""What the worker process and a publisher say to each other.
+"""The messages between the worker process and a publisher.
 
-Orders go to the publisher, answers come back, both in order. In one process they are objects; to a
-publisher process they travel as frames of msgpack, as to the engine (`worker/engine/messages.py`).
-`key` is the engine's request id of a job. Answers that rest on what the server said carry the
-generation of the session in which it said so: those of a lost session count for nothing (R7).
+Orders go to the publisher and reports come back, both in order. Inside one process they are passed
+on as objects; to and from a publisher process they travel as frames. `key` is the engine's request
+id of a job. Reports that rest on what the server said carry the generation of the session in which
+it said so: those of a lost session count for nothing (R7).
 """
 
 from __future__ import annotations
-
-import struct
 
 import msgspec
 
@@ -16,11 +14,10 @@ from tokenbus.engine.grammar.tool_reader import ToolReader  # noqa: TC001 - msgs
 from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.contract.events import Failure  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.worker.engine.messages import StepRecord
+from tokenbus.worker.process.frames import Framing
 
-_LENGTH = struct.Struct("<I")
 
-
-class Configure(msgspec.Struct, tag="configure", array_like=True):
+class Configure(msgspec.Struct, tag="configure", array_like=True, kw_only=True):
     """First order to a publisher process.
 
     `token_bytes` holds the bytes of every token; without it the tokenizer in `tokenizer_folder` is
@@ -41,7 +38,7 @@ class Configure(msgspec.Struct, tag="configure", array_like=True):
 
 
 class OpenGate(msgspec.Struct, tag="open", array_like=True):
-    """Write from now on; nothing that was known about the logs holds any more."""
+    """Write from now on; what was known about the logs is void."""
 
     generation: int
     renewed_at: float
@@ -57,8 +54,8 @@ class Renewed(msgspec.Struct, tag="renewed", array_like=True):
     at: float
 
 
-class TextRules(msgspec.Struct, array_like=True, frozen=True):
-    """What decides on the text and the end of each choice.
+class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
+    """The rules for the text and the end of each choice.
 
     `prompt_tail` are the prompt's last ids; `stop_ids` include the model's own, `eos_ids`, unless
     these are ignored; `tools` reads the tool calls of the whole text, where there may be any.
@@ -66,11 +63,11 @@ class TextRules(msgspec.Struct, array_like=True, frozen=True):
 
     num_choices: int
     max_tokens: int
-    min_tokens: int
-    stop: tuple[str, ...]
-    include_stop: bool
-    stop_ids: tuple[int, ...]
     prompt_tail: tuple[int, ...]
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    stop_ids: tuple[int, ...] = ()
     tools: ToolReader | None = None
     eos_ids: tuple[int, ...] = ()
 
@@ -81,11 +78,11 @@ class TextRules(msgspec.Struct, array_like=True, frozen=True):
         )
 
 
-class TakeOver(msgspec.Struct, tag="takeover", array_like=True):
+class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
     """Take a job's log over; without rules only its end is to be written.
 
-    `is_ahead`: nobody can have logged anything, so the engine begins meanwhile, and `Taken` tells
-    nothing new.
+    `is_ahead`: nobody can have logged anything, so the engine begins meanwhile, and a `Taken`
+    that comes back tells it nothing new.
     """
 
     key: int
@@ -104,21 +101,22 @@ class Decide(msgspec.Struct, tag="decide", array_like=True):
     error: Failure | None
 
 
-class GiveBack(msgspec.Struct, tag="give_back", array_like=True):
-    """Log what a job has and say when that is done; unless its end is decided already."""
+class HandBack(msgspec.Struct, tag="hand_back", array_like=True):
+    """Log what a job has, for the worker hands it back; void once its end is decided."""
 
     key: int
 
 
-class Forget(msgspec.Struct, tag="forget", array_like=True):
-    """The job is not ours any more."""
+class Drop(msgspec.Struct, tag="drop", array_like=True):
+    """The job has left the worker: write nothing more of it."""
 
     key: int
 
 
-# A step travels as the engine has sent it, to every publisher: each takes the rows of its own jobs.
+# A step goes to every publisher in the bytes that the engine process has sent: each takes the rows
+# of its own jobs.
 Order = (
-    Configure | OpenGate | CloseGate | Renewed | TakeOver | StepRecord | Decide | GiveBack | Forget
+    Configure | OpenGate | CloseGate | Renewed | TakeOver | StepRecord | Decide | HandBack | Drop
 )
 
 
@@ -127,7 +125,7 @@ class Ready(msgspec.Struct, tag="ready", array_like=True):
 
 
 class Taken(msgspec.Struct, tag="taken", array_like=True):
-    """A log is ours and ends at `last`; per choice the ids it holds and why the choice ended."""
+    """A log was taken over and ends at `last`; per choice its ids, and why it ended if so."""
 
     generation: int
     key: int
@@ -137,7 +135,7 @@ class Taken(msgspec.Struct, tag="taken", array_like=True):
 
 
 class Preceded(msgspec.Struct, tag="preceded", array_like=True):
-    """A log that was thought empty, of a job that runs already, ends at `last`."""
+    """The log of a job that began from nothing is not empty: it ends at `last`."""
 
     generation: int
     key: int
@@ -145,7 +143,7 @@ class Preceded(msgspec.Struct, tag="preceded", array_like=True):
 
 
 class ChoiceStopped(msgspec.Struct, tag="stopped", array_like=True):
-    """A stop string ended a choice that the engine still runs."""
+    """A stop string has ended a choice that the engine still runs."""
 
     key: int
     choice: int
@@ -184,8 +182,8 @@ class Broken(msgspec.Struct, tag="broken", array_like=True):
     why: str
 
 
-class Settled(msgspec.Struct, tag="settled", array_like=True):
-    """Nothing of a job that goes back is left to be logged."""
+class AllLogged(msgspec.Struct, tag="all_logged", array_like=True):
+    """Everything of a job that goes back is in its log, or cannot be logged."""
 
     generation: int
     key: int
@@ -200,12 +198,12 @@ class Lost(msgspec.Struct, tag="lost", array_like=True):
 
 
 class Progress(msgspec.Struct, tag="progress", array_like=True):
-    """What was done since the last one; times in seconds, summed over entries.
+    """The publisher's work since its last progress; times in seconds, summed over entries.
 
-    `freed_tokens` were logged or dropped and count no longer as backlog. `waits_s` is from the
-    hand-off of an entry's first token to the call, `lags` counts entries by the time until the log
-    confirmed them, in the buckets of a `Histogram`. `hold_s` is the coalescing in force, `cpu_s`
-    the publisher's time since the last progress, 0 inside the worker process.
+    `freed_tokens` were logged or dropped and no longer count as backlog. `waits_s` runs from the
+    engine's delivery of an entry's first token to the call, `lags` counts entries by the time until
+    the log confirmed them, in the buckets of a `Histogram`. `hold_s` is the coalescing in force,
+    `cpu_s` the CPU time of a publisher process, 0 for a publisher inside the worker process.
     """
 
     freed_tokens: int = 0
@@ -219,7 +217,7 @@ class Progress(msgspec.Struct, tag="progress", array_like=True):
     cpu_s: float = 0.0
 
 
-Answer = (
+PublisherReport = (
     Ready
     | Taken
     | Preceded
@@ -228,27 +226,10 @@ Answer = (
     | Committed
     | Fenced
     | Broken
-    | Settled
+    | AllLogged
     | Lost
     | Progress
 )
 
-_encoder = msgspec.msgpack.Encoder()
-_order_decoder: msgspec.msgpack.Decoder[Order] = msgspec.msgpack.Decoder(Order)
-_answer_decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
-
-
-def encode_frame(message: Order | Answer) -> bytes:
-    """Serialise a message with its length in front."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def decode_order(body: bytes) -> Order:
-    """Parse a message to a publisher process."""
-    return _order_decoder.decode(body)
-
-
-def decode_answer(body: bytes) -> Answer:
-    """Parse a message from a publisher process."""
-    return _answer_decoder.decode(body)
+ORDERS: Framing[Order] = Framing(Order)
+PUBLISHER_REPORTS: Framing[PublisherReport] = Framing(PublisherReport)

@@ -1,4 +1,4 @@
-"""Counts what a publisher has done since the worker was last told, and tells it."""
+"""Counts a publisher's work and reports it to the worker."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from tokenbus.worker.publishing.messages import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.worker.publishing.messages import Answer
+    from tokenbus.worker.publishing.messages import PublisherReport
 
 
 class ProgressCounter:
-    """Progress of one publisher, told of through `emit`.
+    """The work of one publisher since its last report.
 
-    That is at once, or `report_after_s` later where each answer costs a message.
+    It is reported through `emit` at once, or after `report_after_s` where each report costs a
+    message.
     """
 
-    def __init__(self, emit: Callable[[Answer], None], report_after_s: float) -> None:
+    def __init__(self, emit: Callable[[PublisherReport], None], report_after_s: float) -> None:
         self._emit = emit
         self._report_after_s = report_after_s
         self._progress = Progress()
@@ -30,7 +31,7 @@ class ProgressCounter:
     def called(self, num_tokens: int, lags_s: list[float], waits_s: float, hold_s: float) -> None:
         """Note one append call.
 
-        `lags_s` has the seconds from the hand-off to now of each entry that was written.
+        `lags_s` has the seconds from the engine's delivery to now, for each entry written.
         """
         progress = self._progress
         progress.calls += 1
@@ -45,7 +46,7 @@ class ProgressCounter:
         self._report()
 
     def freed(self, num_tokens: int) -> None:
-        """Note tokens that no log will get."""
+        """Note tokens that will not be logged."""
         self._progress.freed_tokens += num_tokens
         self._report()
 

@@ -1,7 +1,7 @@
 """A publisher keeps the logs of its jobs and knows what each of them needs next.
 
-It lives inside the worker process or in a process of its own. It obeys the
-worker's orders at once and answers through `emit`; log writers do what takes the server.
+It lives inside the worker process or in a process of its own. It obeys the worker's orders at once
+and reports through `emit`; its log writers do whatever takes a call on the server.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from redis.exceptions import RedisError
 from tokenbus.worker.engine.messages import StepRecord
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing.job_log import JobLog, State
+from tokenbus.worker.publishing.job_log import JobLog, LogAccess, LogState, Turn
 from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS, LogWriter
 from tokenbus.worker.publishing.messages import (
+    AllLogged,
     Broken,
     CloseGate,
     Configure,
     Decide,
-    Forget,
-    GiveBack,
+    Drop,
+    HandBack,
     OpenGate,
     Preceded,
     Renewed,
-    Settled,
     Taken,
     TakeOver,
 )
@@ -42,25 +42,26 @@ if TYPE_CHECKING:
     from tokenbus.engine.text.detokenizer import ByteTable
     from tokenbus.producer.contract.events import Failure
     from tokenbus.producer.scripts import Scripts
-    from tokenbus.worker.publishing.messages import Answer, Order
+    from tokenbus.worker.publishing.messages import Order, PublisherReport
     from tokenbus.worker.session import Session
 
 
 class Publisher:
-    """All job logs of one publisher. `emit` takes its answers, in order.
+    """All job logs of one publisher. `emit` takes its reports, in order.
 
-    `rows_to_call` is what makes a call worth while: more while other rows of a step come at once.
-    Progress is told of `report_after_s` later, where each answer costs a message.
+    `rows_to_call` is the number of jobs that make a call worth while: more while the rest of a step
+    follows at once. Progress is reported after `report_after_s`, where each report costs a message.
     """
 
     def __init__(
         self,
+        *,
         session: Session,
         redis: Redis,
         scripts: Scripts,
         tokenizer: PreTrainedTokenizerBase | ByteTable,
         worker: str,
-        emit: Callable[[Answer], None],
+        emit: Callable[[PublisherReport], None],
         report_after_s: float = 0.0,
     ) -> None:
         self.session = session
@@ -73,7 +74,7 @@ class Publisher:
         self._job_logs: dict[int, JobLog] = {}
         self._num_added = 0
         self._log_writers = [LogWriter(self, redis) for _ in range(NUM_LOG_WRITERS)]
-        self._step_reader = StepReader(self._job_logs, self._queue, emit)
+        self._step_reader = StepReader(self._job_logs, self._enqueue, emit)
         self._slices: Iterator[None] | None = None
         self.rows_to_call = 1
         self._tasks: asyncio.TaskGroup | None = None
@@ -91,9 +92,9 @@ class Publisher:
             await log_writer.close()
 
     def obey(self, order: Order) -> None:
-        """Carry one order out, as far as it needs no server; start what does.
+        """Carry one order out as far as it needs no server, and start what does.
 
-        Of a large step the first part is taken at once and the rest soon: before any other order.
+        The first slice of a large step is taken at once, the rest soon and before any other order.
         """
         self._finish_slices()
         match order:
@@ -106,13 +107,13 @@ class Publisher:
             case CloseGate():
                 self.session.lose("the worker has lost its session")
             case TakeOver():
-                self._add(JobLog(order))
+                self._add(order)
             case Decide(key, reason, error):
                 self._decide(key, reason, error)
-            case GiveBack(key):
-                self._give_back(key)
-            case Forget(key):
-                self._forget(key)
+            case HandBack(key):
+                self._hand_back(key)
+            case Drop(key):
+                self._drop(key)
             case Configure():
                 raise ValueError("the publisher is configured already")
 
@@ -125,7 +126,7 @@ class Publisher:
             self._tasks.create_task(self._take_rest())
 
     async def _take_rest(self) -> None:
-        """Take one slice in each turn of the event loop; what goes wrong ends the publisher."""
+        """Take one slice in each turn of the event loop; an error here ends the publisher."""
         await asyncio.sleep(0)
         while self._slices is not None:
             self.rows_to_call = SLICE_ROWS - FIRST_ROWS
@@ -137,7 +138,7 @@ class Publisher:
             self._take_slice()
 
     def _take_slice(self) -> None:
-        # Kept aside meanwhile: an answer to what a slice decides may be an order at once.
+        # Kept aside meanwhile: the worker may answer a report of this slice with an order at once.
         slices, self._slices = self._slices, None
         if slices is None:
             return
@@ -155,57 +156,55 @@ class Publisher:
             self.progress_counter.freed(num_dropped)
 
     def touch(self, job: JobLog) -> None:
-        """Note that a job may want something of its log; safe to repeat."""
-        if not job.is_queued and not job.in_flight and job.wants_log:
-            self._queue(job)
+        """Queue a job if it wants something of its log; safe to repeat."""
+        if job.turn is Turn.NONE and job.wants_log:
+            self._enqueue(job)
 
-    def settle(self, job: JobLog) -> None:
-        """Tell the worker of a job that has nothing left to log before it goes back."""
-        if job.is_settled and not job.is_forgotten:
-            self.emit(Settled(self.generation, job.key, job.num_logged))
+    def report_all_logged(self, job: JobLog) -> None:
+        """Tell the worker of a job that goes back and has nothing left to log."""
+        if job.is_all_logged:
+            self.emit(AllLogged(self.generation, job.key, job.num_logged))
 
     def follow(self, job: JobLog, last: int, num_entries: int) -> None:
-        """Go on where the log ends, unless that is past what we know: then it is not ours."""
+        """Go on where the log ends; a log with more tokens than were generated here breaks a rule.
+
+        An end that is not in the log any more is written again.
+        """
         job.num_logged, job.num_entries = last, num_entries
         if job.transcript is not None and last > job.last:
-            self.bar(job)
+            job.set_access(LogAccess.BARRED)
             why = f"the log ends at {last}, memory at {job.last}"
             self.emit(Broken(self.generation, job.key, why))
-        elif job.state is State.COMMITTED:
-            job.state = State.ENDING
-
-    def bar(self, job: JobLog) -> None:
-        """Leave a log alone until the session opens anew."""
-        job.is_barred = True
-        job.log_known = False
+        elif job.state is LogState.COMMITTED:
+            job.move_to(LogState.ENDING)
 
     def taken(self, job: JobLog, last: int, num_entries: int) -> None:
-        """Start or go on with a job whose log is ours up to `last`.
+        """Start or go on with a job whose log was taken over and ends at `last`.
 
-        What the engine has generated from nothing does not belong behind another's tokens.
+        Tokens that the engine has generated from nothing do not belong behind another's.
         """
-        job.log_known = True
-        if job.is_ahead and last:
+        is_ahead = job.access is LogAccess.AHEAD
+        if is_ahead and last:
             job.num_logged = last
-            self.bar(job)
+            job.set_access(LogAccess.BARRED)
             self.emit(Preceded(self.generation, job.key, last))
             return
+        job.take_over()
         self.follow(job, last, num_entries)
-        if job.is_ahead or job.is_barred:
-            job.is_ahead = False
+        if is_ahead or job.access is LogAccess.BARRED:
             return
         if job.transcript is not None:
-            self._say_taken(job)
+            self._report_taken(job)
         elif last == 0:
             job.restore((), self._tokenizer)
-            self._say_taken(job)
+            self._report_taken(job)
         elif self._tasks is not None:
-            job.is_restoring = True
+            job.set_access(LogAccess.RESTORING)
             self._tasks.create_task(self._restore(job, last))
 
-    def _queue(self, job: JobLog) -> None:
-        job.is_queued = True
-        job.line_up(job)
+    def _enqueue(self, job: JobLog) -> None:
+        job.turn = Turn.QUEUED
+        job.enqueue(job)
         self._log_writers[job.writer_idx].go_on()
 
     def _open(self, order: OpenGate) -> None:
@@ -213,43 +212,44 @@ class Publisher:
         for log_writer in self._log_writers:
             log_writer.renew()
         for job in self._job_logs.values():
-            job.log_known = job.is_barred = False
+            job.void()
         self.session.open(order.renewed_at)
         for job in list(self._job_logs.values()):
             self.touch(job)
-            self.settle(job)
+            self.report_all_logged(job)
 
-    def _add(self, job: JobLog) -> None:
-        self._job_logs[job.key] = job
+    def _add(self, order: TakeOver) -> None:
         # Neighbours of a step share a log writer, so that a slice of it is mostly one call.
-        job.writer_idx = self._num_added // SLICE_ROWS % NUM_LOG_WRITERS
-        job.line_up = self._log_writers[job.writer_idx].queue
+        writer_idx = self._num_added // SLICE_ROWS % NUM_LOG_WRITERS
         self._num_added += 1
-        if job.is_ahead:
+        log_writer = self._log_writers[writer_idx]
+        job = JobLog(order, enqueue=log_writer.enqueue, writer_idx=writer_idx)
+        self._job_logs[job.key] = job
+        if order.is_ahead:
             job.restore((), self._tokenizer)
         self.touch(job)
 
     def _decide(self, key: int, reason: str, error: Failure | None) -> None:
         job = self._job_logs.get(key)
-        if job is not None and job.state is State.OPEN:
+        if job is not None and job.state is LogState.OPEN:
             job.decide(reason, error)
             self.touch(job)
 
-    def _give_back(self, key: int) -> None:
+    def _hand_back(self, key: int) -> None:
         job = self._job_logs.get(key)
-        if job is not None and job.state is State.OPEN:
-            job.state = State.RETURNING
+        if job is not None and job.state is LogState.OPEN:
+            job.move_to(LogState.RETURNING)
             self.touch(job)
-            self.settle(job)
+            self.report_all_logged(job)
 
-    def _forget(self, key: int) -> None:
+    def _drop(self, key: int) -> None:
         job = self._job_logs.pop(key, None)
         if job is not None:
-            job.is_forgotten = True
+            job.move_to(LogState.DROPPED)
             self.progress_counter.freed(max(0, job.last - job.num_credited))
 
-    def _say_taken(self, job: JobLog) -> None:
-        if job.transcript is None or job.state is not State.OPEN:
+    def _report_taken(self, job: JobLog) -> None:
+        if job.transcript is None or job.state is not LogState.OPEN:
             return
         choices = range(len(job.reasons))
         ids = [job.transcript.ids_of(choice) for choice in choices]
@@ -257,6 +257,7 @@ class Publisher:
 
     async def _restore(self, job: JobLog, last: int) -> None:
         """Read what earlier owners logged, up to the takeover."""
+        generation, access = self.generation, LogAccess.UNKNOWN
         try:
             events = await self.session.call(lambda: self.scripts.log.events(job.job_id))
             tokens = [event for event in events or () if event.finish is None and event.to <= last]
@@ -264,15 +265,17 @@ class Publisher:
                 self.session.lose(f"the log of {job.job_id} changed while it was read")
                 return
             job.restore(tokens, self._tokenizer)
+            if generation == self.generation:
+                access = LogAccess.KNOWN
             self._log.info("job.resumed", job_id=job.job_id, epoch=job.epoch, logged_tokens=last)
-            self._say_taken(job)
+            self._report_taken(job)
         except SessionLost:
             return
         except RedisError as error:
             self._log.exception("job.resume_refused", job_id=job.job_id)
-            self.bar(job)
+            access = LogAccess.BARRED
             self.emit(Broken(self.generation, job.key, f"its log cannot be read: {error}"))
         finally:
-            job.is_restoring = False
+            job.set_access(access)
             self.touch(job)
-            self.settle(job)
+            self.report_all_logged(job)

@@ -75,7 +75,8 @@ class PublisherPool:
 
     def take_step(self, step: StepRecord) -> None:
         """Pass a step's tokens on; each publisher link takes the rows of its own jobs."""
-        self._tell_all(step)
+        for publisher_link in self._links:
+            publisher_link.send_step(step)
 
     async def run(self) -> None:
         """Run all publisher links, and start more where the rate asks for them."""

@@ -18,17 +18,17 @@ from tokenbus.engine.text.detokenizer import ByteTable
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker import logs
-from tokenbus.worker.engine.messages import FrameReader
 from tokenbus.worker.process import gc
 from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
 from tokenbus.worker.process.frame_writer import FrameWriter
+from tokenbus.worker.process.frames import FrameReader
 from tokenbus.worker.publishing.messages import (
+    ORDERS,
+    PUBLISHER_REPORTS,
     Configure,
     Lost,
     Progress,
     Ready,
-    decode_order,
-    encode_frame,
 )
 from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.session import Session
@@ -36,14 +36,14 @@ from tokenbus.worker.session import Session
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.worker.publishing.messages import Answer
+    from tokenbus.worker.publishing.messages import PublisherReport
 
 # Progress of several calls in one message; the credit that it returns is for seconds of tokens.
 _REPORT_AFTER_S = 0.005
 
 
 class PublisherProcess(asyncio.Protocol):
-    """Receives orders, builds the publisher from the first of them, sends what it answers."""
+    """Receives orders, builds the publisher from the first of them, and sends its reports."""
 
     def __init__(self, tasks: asyncio.TaskGroup) -> None:
         self._tasks = tasks
@@ -61,7 +61,7 @@ class PublisherProcess(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Obey every order that `data` completes."""
         for body in self._frames.feed(data):
-            order = decode_order(body)
+            order = ORDERS.decode(body)
             if self._publisher is not None:
                 self._publisher.obey(order)
             elif isinstance(order, Configure):
@@ -80,23 +80,30 @@ class PublisherProcess(asyncio.Protocol):
         redis = make_redis(order.redis_url, order.call_timeout_s)
         session = Session(redis, order.lease_ttl_s)
         scripts = Scripts(redis, order.pool, timeout_s=order.call_timeout_s)
-        text, worker = _text_source(order), order.worker
-        publisher = Publisher(session, redis, scripts, text, worker, self._emit, _REPORT_AFTER_S)
+        publisher = Publisher(
+            session=session,
+            redis=redis,
+            scripts=scripts,
+            tokenizer=_text_source(order),
+            worker=order.worker,
+            emit=self._emit,
+            report_after_s=_REPORT_AFTER_S,
+        )
         session.when_lost(lambda reason: self._emit(Lost(publisher.generation, reason)))
         publisher.run_in(self._tasks)
         gc.freeze_startup_objects()
         return publisher
 
-    def _emit(self, answer: Answer) -> None:
-        if isinstance(answer, Progress):
+    def _emit(self, report: PublisherReport) -> None:
+        if isinstance(report, Progress):
             cpu_s = time.process_time()
-            answer.cpu_s, self._cpu_s = cpu_s - self._cpu_s, cpu_s
+            report.cpu_s, self._cpu_s = cpu_s - self._cpu_s, cpu_s
         if self._writer is not None:
-            self._writer.send_soon(encode_frame(answer))
+            self._writer.send_soon(PUBLISHER_REPORTS.encode(report))
 
 
 def _text_source(order: Configure) -> ByteTable | PreTrainedTokenizerBase:
-    """Return what tells the text of a token; the tokenizers library is loaded only if need be."""
+    """Return the source of a token's text; the tokenizers library is loaded only if need be."""
     if order.token_bytes is not None:
         return ByteTable.load(order.token_bytes, order.strips_first_space)
     from tokenbus.worker.tokenizer import load_tokenizer

@@ -1,4 +1,4 @@
-"""Adds the tokens of a step to the job logs: text, stop strings, and the ends that follow."""
+"""Reads the tokens of a step into the job logs: text, stop strings, and the ends that follow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.types import Fault, FaultCode, FinishReason
 from tokenbus.producer.contract.events import Failure
-from tokenbus.worker.publishing.job_log import State
+from tokenbus.worker.publishing.job_log import LogState, Turn
 from tokenbus.worker.publishing.messages import ChoiceStopped, Decided
 
 if TYPE_CHECKING:
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import TokenLogprobs
     from tokenbus.worker.engine.messages import StepRecord
     from tokenbus.worker.publishing.job_log import JobLog
-    from tokenbus.worker.publishing.messages import Answer
+    from tokenbus.worker.publishing.messages import PublisherReport
 
 
-# Rows after which others get their turn and the log writer that has them calls: server and readers
-# work on the first of a step while the next are written. Of each step the first rows go ahead,
-# because until then server and readers stand idle. Fewer begin earlier, and their calls
-# cost publisher and server more than that wins (benchmarks/RESULTS.md has the sweep).
+# Rows of a slice: after each, other tasks get their turn and the log writer calls, so that server
+# and readers work on the first rows of a step while the next are read. The first slice is smaller,
+# because until its call server and readers stand idle. Still smaller slices begin earlier, but
+# their calls cost publisher and server more than that wins (benchmarks/RESULTS.md has the sweep).
 SLICE_ROWS = 48
 FIRST_ROWS = 24
 
 
 @dataclass(slots=True)
 class _Extras:
-    """What a row brings beside tokens; most bring nothing."""
+    """The parts of a row beside its tokens; most rows have none."""
 
     end: tuple[FinishReason | None, int | None, Fault | None] = (None, None, None)
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -40,7 +40,7 @@ _NOTHING = _Extras()
 
 
 def _rare_rows(step: StepRecord) -> dict[int, _Extras]:
-    """Find the rows that bring more than tokens; in the last step of a crowd these are many."""
+    """Find the rows that bring more than tokens; the last step of a crowd has many."""
     rare: dict[int, _Extras] = {}
     for row, reason, stop_id, error in step.ends:
         rare.setdefault(row, _Extras()).end = reason, stop_id, error
@@ -52,31 +52,32 @@ def _rare_rows(step: StepRecord) -> dict[int, _Extras]:
 
 
 class StepReader:
-    """Writes job logs. `queue` is told of a job with more to log, `emit` takes answers."""
+    """Adds to job logs; `enqueue` is given each job with more to log, `emit` takes reports."""
 
     def __init__(
         self,
         job_logs: dict[int, JobLog],
-        queue: Callable[[JobLog], None],
-        emit: Callable[[Answer], None],
+        enqueue: Callable[[JobLog], None],
+        emit: Callable[[PublisherReport], None],
     ) -> None:
         self._job_logs = job_logs
-        self._queue = queue
+        self._enqueue = enqueue
         self._emit = emit
         self.num_dropped = 0
 
     def take(self, step: StepRecord) -> Iterator[None]:
         """Add a step's tokens to their job logs; pause between slices.
 
-        `num_dropped` grows by those that are not to be logged. Rows of jobs that are not here are
-        another publisher's, or the worker counts them.
+        `num_dropped` grows by the tokens that are not to be logged. Rows of unknown jobs belong to
+        another publisher, or the worker counts them.
         """
         for each in step.admitted:
             if each.request_id in self._job_logs:
                 self._job_logs[each.request_id].cached_tokens = each.num_cached_tokens
         rare = _rare_rows(step)
         token_ids, choices, counts = step.token_ids, step.choices, step.counts
-        find, sent_at, opened = self._job_logs.get, step.sent_at, State.OPEN
+        find, sent_at, opened = self._job_logs.get, step.sent_at, LogState.OPEN
+        no_turn, queued = Turn.NONE, Turn.QUEUED
         start = 0
         num_taken, slice_end = 0, FIRST_ROWS
         for row, key in enumerate(step.request_ids):
@@ -93,16 +94,16 @@ class StepReader:
             if job.state is not opened or job.reasons[choice] is not None:
                 self.num_dropped += count
             elif count == 1 and row not in rare and job.texts[choice].is_plain:
-                # What nearly every row is; a microsecond here is a tenth of a core at 100,000
+                # Nearly every row is like this; a microsecond here is a tenth of a core at 100,000
                 # tokens per second.
                 token_id = token_ids[start]
                 job.append_one(choice, token_id, job.texts[choice].push_plain(token_id))
                 job.last += 1
                 if job.unlogged_since is None:
                     job.unlogged_since = sent_at
-                if not job.is_queued and not job.in_flight:
-                    job.is_queued = True
-                    job.line_up(job)
+                if job.turn is no_turn:
+                    job.turn = queued
+                    job.enqueue(job)
             else:
                 extras = rare.get(row, _NOTHING)
                 self.num_dropped += self._take_row(
@@ -115,7 +116,8 @@ class StepReader:
     ) -> int:
         """Add the tokens of a row that has anything out of the ordinary."""
         ended, stop_id, error = extras.end
-        # Whoever takes a job out of the engine also says what becomes of it: not its last token.
+        # An aborted job is not ended here: the worker, which took it out of the engine, says what
+        # becomes of it.
         reason = None if ended in (None, FinishReason.ABORTED) else ended.value
         if extras.prompt_logprobs is not None:
             job.prompt_logprobs = tuple(
@@ -136,12 +138,12 @@ class StepReader:
             self._end(job, "failed", Failure(fault.code.value, fault.message))
         elif all(reason is not None for reason in job.reasons):
             self._end(job, job.outcome(), None)
-        if not job.is_queued and not job.in_flight and job.wants_log:
-            self._queue(job)
+        if job.turn is Turn.NONE and job.wants_log:
+            self._enqueue(job)
         return num_dropped
 
     def _end(self, job: JobLog, reason: str, error: Failure | None) -> None:
-        """End a job of itself."""
+        """End a job whose last choice has ended."""
         job.decide(reason, error)
         self._emit(Decided(job.key, reason, list(job.reasons), job.lengths()))
 

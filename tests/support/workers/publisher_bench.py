@@ -1,19 +1,18 @@
-"""A publisher's publisher on a real server, with everything it answers."""
+"""A publisher on a real server, with everything it reports."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from workers.steps import step
+
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
-from tokenbus.engine.types import EngineStats
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
-from tokenbus.worker.engine.messages import StepRecord
-from tokenbus.worker.publishing.messages import TextRules
+from tokenbus.worker.publishing.messages import TakeOver, TextRules
 from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.session import Session
 
@@ -21,49 +20,54 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tokenbus.engine.types import FinishReason
-    from tokenbus.worker.publishing.messages import Answer
+    from tokenbus.worker.engine.messages import StepRecord
+    from tokenbus.worker.publishing.messages import PublisherReport
 
 PATIENCE_S = 20.0
 # The one job of most benches.
 KEY, JOB_ID, EPOCH = 1, "s0-j", 1
-RULES = TextRules(1, 1000, 0, (), False, (), (1,))
+RULES = TextRules(num_choices=1, max_tokens=1000, prompt_tail=(1,))
 
 
-def step(*ids: int, end: FinishReason | None = None) -> StepRecord:
+def take_over(key: int = KEY, job_id: str = JOB_ID, *, is_ahead: bool = False) -> TakeOver:
+    """Return the order to take a job's log over."""
+    return TakeOver(
+        key=key, job_id=job_id, epoch=EPOCH, prompt_tokens=1, rules=RULES, is_ahead=is_ahead
+    )
+
+
+def step_of_job(*ids: int, end: FinishReason | None = None) -> StepRecord:
     """Return a step that brings these tokens for the job, and perhaps its end."""
-    ends: list[Any] = [] if end is None else [(0, end, None, None)]
-    stats = EngineStats(9, 1, 0, 1, 0)
-    now = time.monotonic()
-    return StepRecord([KEY], [0], [len(ids)], list(ids), ends, [], [], [], [], stats, now)
+    return step(tokens={KEY: ids}, ends={} if end is None else {KEY: end})
 
 
 @dataclass
 class PublisherBench:
-    """A publisher whose log writers run; `answers` are those that no test has taken yet."""
+    """A publisher whose log writers run; `reports` are those that no test has taken yet."""
 
     publisher: Publisher
     scripts: Scripts
-    answers: list[Answer] = field(default_factory=list)
+    reports: list[PublisherReport] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def hear(self, answer: Answer) -> None:
-        """Note an answer."""
-        self.answers.append(answer)
+    def hear(self, report: PublisherReport) -> None:
+        """Note a report."""
+        self.reports.append(report)
         self._news.set()
 
     async def more(self) -> None:
-        """Wait for another answer."""
+        """Wait for another report."""
         self._news.clear()
         async with asyncio.timeout(PATIENCE_S):
             await self._news.wait()
 
     async def first(self, *kinds: type[Any]) -> Any:
-        """Wait for an answer of these kinds and take everything up to it."""
+        """Wait for a report of these kinds and take everything up to it."""
         while True:
-            for number, answer in enumerate(self.answers):
-                if isinstance(answer, kinds):
-                    del self.answers[: number + 1]
-                    return answer
+            for number, report in enumerate(self.reports):
+                if isinstance(report, kinds):
+                    del self.reports[: number + 1]
+                    return report
             await self.more()
 
 
@@ -74,10 +78,15 @@ async def running_publisher(redis_url: str, pool: str) -> AsyncIterator[Publishe
     scripts, session = Scripts(redis, pool), Session(redis, lease_ttl_s=60.0)
     made: list[PublisherBench] = []
     publisher = Publisher(
-        session, redis, scripts, build_null_tokenizer(), "w", lambda a: made[0].hear(a)
+        session=session,
+        redis=redis,
+        scripts=scripts,
+        tokenizer=build_null_tokenizer(),
+        worker="w",
+        emit=lambda report: made[0].hear(report),
     )
     made.append(PublisherBench(publisher, scripts))
-    log_writers = asyncio.create_task(log_writer(publisher))
+    log_writers = asyncio.create_task(run_log_writers(publisher))
     try:
         yield made[0]
     finally:
@@ -87,7 +96,7 @@ async def running_publisher(redis_url: str, pool: str) -> AsyncIterator[Publishe
         await redis.aclose()
 
 
-async def log_writer(publisher: Publisher) -> None:
+async def run_log_writers(publisher: Publisher) -> None:
     """Run a publisher's log writers for ever."""
     async with asyncio.TaskGroup() as tasks:
         publisher.run_in(tasks)

@@ -12,9 +12,10 @@ from unittest.mock import Mock
 import pytest
 
 from tokenbus.engine.types import Request, SamplingParams
-from tokenbus.worker.engine.messages import AddRequest, FrameReader, encode_frame
+from tokenbus.worker.engine.messages import COMMANDS, AddRequest
 from tokenbus.worker.engine.process import EngineLoop
 from tokenbus.worker.engine.socket_reader import SocketReader
+from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,9 +42,9 @@ def test_crowd_that_comes_during_a_step_is_there_for_the_next(ends: Ends) -> Non
         AddRequest(Request(number, (), SamplingParams()), bytes(PROMPT_BYTES))
         for number in range(NUM_REQUESTS)
     ]
-    frames = b"".join(map(encode_frame, adds))
+    frames = b"".join(map(COMMANDS.encode, adds))
     assert len(frames) > 5 * theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-    loop = EngineLoop(Mock(), ours, FrameReader())
+    loop = EngineLoop(engine=Mock(), sock=ours, frames=FrameReader())
     with loop._socket_reader.listening():
         theirs.sendall(frames)
         deadline = time.monotonic() + PATIENCE_S
@@ -58,7 +59,7 @@ def test_crowd_that_comes_during_a_step_is_there_for_the_next(ends: Ends) -> Non
 
 
 def test_bytes_keep_their_order_whoever_reads_them(ends: Ends) -> None:
-    """The owner and its ear take turns at random; nothing is lost, doubled or out of place."""
+    """The owner and the other thread take turns at random; nothing is lost, doubled or moved."""
     ours, theirs = ends
     source = random.Random(5)
     said = source.randbytes(4_000_000)

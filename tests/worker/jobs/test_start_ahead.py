@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 from servers.fixtures import pool, redis_url, server
 from workers.null_workers import command, expected_ids, expected_text, follow, worker
-from workers.publisher_bench import EPOCH, JOB_ID, KEY, RULES, running_publisher, step
+from workers.publisher_bench import EPOCH, JOB_ID, KEY, running_publisher, step_of_job, take_over
 
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.scripts.log import Append, Takeover
 from tokenbus.worker.publishing.messages import (
+    AllLogged,
     Committed,
-    GiveBack,
+    HandBack,
     OpenGate,
     Preceded,
-    Settled,
     Taken,
-    TakeOver,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pool", "redis_url", "server"]
 
-AHEAD = TakeOver(KEY, JOB_ID, EPOCH, 1, RULES, is_ahead=True)
+AHEAD = take_over(is_ahead=True)
 NUM_BEFORE, NUM_TOKENS, SEED = 3, 40, 5
 
 
@@ -56,8 +55,8 @@ async def bench(redis_url: str, pool: str) -> AsyncIterator[PublisherBench]:
 async def test_nothing_is_logged_before_the_takeover(bench: PublisherBench) -> None:
     """A whole answer comes before the server may be asked; it is logged once the log is ours."""
     bench.publisher.obey(AHEAD)
-    bench.publisher.obey(step(300))
-    bench.publisher.obey(step(301, 302, end=FinishReason.LENGTH))
+    bench.publisher.obey(step_of_job(300))
+    bench.publisher.obey(step_of_job(301, 302, end=FinishReason.LENGTH))
     await asyncio.sleep(0.05)
     assert await bench.scripts.log.events(JOB_ID) is None
     bench.publisher.obey(OpenGate(0, time.monotonic()))
@@ -65,7 +64,7 @@ async def test_nothing_is_logged_before_the_takeover(bench: PublisherBench) -> N
     events = await bench.scripts.log.events(JOB_ID) or []
     assert [event.ids for event in events] == [(300,), (301, 302), ()]
     assert events[-1].finish is not None
-    assert not any(isinstance(answer, Taken) for answer in bench.answers)
+    assert not any(isinstance(report, Taken) for report in bench.reports)
 
 
 async def test_log_with_tokens_gets_none_that_began_from_nothing(bench: PublisherBench) -> None:
@@ -74,13 +73,13 @@ async def test_log_with_tokens_gets_none_that_began_from_nothing(bench: Publishe
     before = await bench.scripts.log.events(JOB_ID)
     bench.publisher.obey(OpenGate(0, time.monotonic()))
     bench.publisher.obey(AHEAD)
-    bench.publisher.obey(step(300, 301, 302, 303))
+    bench.publisher.obey(step_of_job(300, 301, 302, 303))
     assert (await bench.first(Preceded)).last == NUM_BEFORE
     bench.publisher.session.lose("the server is gone")
     bench.publisher.obey(OpenGate(1, time.monotonic()))
     assert (await bench.first(Preceded)).last == NUM_BEFORE
-    bench.publisher.obey(GiveBack(KEY))
-    assert (await bench.first(Settled)).num_logged == NUM_BEFORE
+    bench.publisher.obey(HandBack(KEY))
+    assert (await bench.first(AllLogged)).num_logged == NUM_BEFORE
     assert await bench.scripts.log.events(JOB_ID) == before
 
 

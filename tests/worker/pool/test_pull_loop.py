@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 from workers.parts import PAGE_SIZE, JobParts, a_member, job_parts, page_budget_of
+from workers.steps import step
 
 from tokenbus.engine.types import Admission, EngineStats, SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import Pulled, PulledJob, PullStatus
-from tokenbus.worker.engine.messages import StepRecord
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.held_jobs import HeldJobs
 from tokenbus.worker.jobs.log_opening import LogOpener
@@ -174,9 +174,9 @@ def test_waiting_job_starts_with_the_first_token_of_one_that_held_its_room() -> 
     stats = EngineStats(2 * NUM_PAGES, 2 * NUM_PAGES - 6, 0, 1, 0)
     key = running.request_id
     admission = Admission(key, 6 * PAGE_SIZE, 0)
-    engine_reports.take(StepRecord([], [], [], [], [], [], [], [admission], [], stats, 1.0))
+    engine_reports.take(step(admitted=[admission], stats=stats))
     assert bench.starter.started == []
-    engine_reports.take(StepRecord([key], [0], [1], [300], [], [], [], [], [], stats, 2.0))
+    engine_reports.take(step(tokens={key: [300]}, stats=stats))
     assert bench.starter.started == ["waiting"]
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import EngineLimits
-from tokenbus.worker.engine.messages import AddRequest, FrameReader, decode_command, encode_frame
+from tokenbus.worker.engine.messages import COMMANDS, AddRequest
 from tokenbus.worker.jobs.prompt import PromptPreparer
 from tokenbus.worker.process.frame_writer import MAX_WAITING_BYTES, FrameWriter
+from tokenbus.worker.process.frames import FrameReader
 
 LIMITS = EngineLimits(
     model="null", num_pages=100, page_size=16, max_model_len=4096, max_num_seqs=4,
@@ -90,8 +91,8 @@ def test_prompt_reaches_the_engine_as_it_was_submitted() -> None:
     for prompt in ({"token_ids": listed}, {"token_ids": packed}, {"prompt": "hé"}):
         prepared = preparer.tokenise(preparer.read(json.dumps(prompt).encode()))
         order = prepared.to_engine(7, 1, "1:t", ((),), ())
-        [body] = FrameReader().feed(encode_frame(order))
-        command = decode_command(body)
+        [body] = FrameReader().feed(COMMANDS.encode(order))
+        command = COMMANDS.decode(body)
         assert isinstance(command, AddRequest)
         request = command.unpacked()
         assert request.request_id == 7

@@ -11,10 +11,11 @@ import pytest
 from servers.fixtures import pool, redis_url, server
 from workers.null_workers import expected_ids, expected_text, follow, until, worker
 from workers.parts import a_member, job_parts, page_budget_of
-from workers.publisher_bench import log_writer
+from workers.publisher_bench import run_log_writers, take_over
+from workers.steps import step
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
-from tokenbus.engine.types import Admission, EngineStats, FinishReason
+from tokenbus.engine.types import Admission, FinishReason
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.replies import PulledJob
@@ -22,24 +23,23 @@ from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.engine.current_engine import CREDIT_LUMP_TOKENS
 from tokenbus.worker.engine.messages import Credit, StepRecord
 from tokenbus.worker.held_jobs import HeldJobs
+from tokenbus.worker.process.frames import FrameReader
 from tokenbus.worker.publishing import job_orders
-from tokenbus.worker.publishing.answers import AnswerReader
 from tokenbus.worker.publishing.build import num_processes
 from tokenbus.worker.publishing.coalescing import MAX_HOLD_S, Coalescing
 from tokenbus.worker.publishing.job_log import JobLog
 from tokenbus.worker.publishing.messages import (
+    ORDERS,
     Committed,
-    GiveBack,
+    HandBack,
     Lost,
     OpenGate,
     Taken,
     TakeOver,
-    TextRules,
-    decode_order,
-    encode_frame,
 )
 from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.publishing.publisher_pool import PublisherPool
+from tokenbus.worker.publishing.reports import ReportReader
 from tokenbus.worker.publishing.step_reader import StepReader
 from tokenbus.worker.session import Session
 
@@ -48,11 +48,9 @@ if TYPE_CHECKING:
 
     from workers.null_workers import Story
 
-    from tokenbus.worker.publishing.messages import Answer, Order
+    from tokenbus.worker.publishing.messages import Order, PublisherReport
 
 __all__ = ["pool", "redis_url", "server"]
-
-RULES = TextRules(1, 1000, 0, (), False, (), (1,))
 
 
 @pytest.fixture
@@ -151,26 +149,33 @@ async def test_publisher_without_renewals_stops_by_itself(
     """A gate opened on a renewal that is too old lets nothing through; the next one does."""
     redis = make_redis(redis_url)
     session = Session(redis, lease_ttl_s=1.0)
-    answers: list[Answer] = []
+    reports: list[PublisherReport] = []
     news = asyncio.Event()
 
-    def emit(answer: Answer) -> None:
-        answers.append(answer)
+    def emit(report: PublisherReport) -> None:
+        reports.append(report)
         news.set()
 
-    publisher = Publisher(session, redis, Scripts(redis, pool), build_null_tokenizer(), "w", emit)
+    publisher = Publisher(
+        session=session,
+        redis=redis,
+        scripts=Scripts(redis, pool),
+        tokenizer=build_null_tokenizer(),
+        worker="w",
+        emit=emit,
+    )
     session.when_lost(lambda reason: emit(Lost(publisher.generation, reason)))
-    log_writers = asyncio.create_task(log_writer(publisher))
+    log_writers = asyncio.create_task(run_log_writers(publisher))
     async with asyncio.timeout(20):
         publisher.obey(OpenGate(0, time.monotonic() - 3.5))
-        publisher.obey(TakeOver(1, "s0-j", 1, 1, None))
+        publisher.obey(TakeOver(key=1, job_id="s0-j", epoch=1, prompt_tokens=1, rules=None))
         await news.wait()
-        assert [type(answer) for answer in answers] == [Lost]
+        assert [type(report) for report in reports] == [Lost]
         assert await client.scripts.log.events("s0-j") is None
         news.clear()
         publisher.obey(OpenGate(1, time.monotonic()))
         await news.wait()
-    assert answers[1:] == [Taken(1, 1, 0, [()], [None])]
+    assert reports[1:] == [Taken(1, 1, 0, [()], [None])]
     log_writers.cancel()
     await asyncio.wait([log_writers])
     await redis.aclose()
@@ -183,7 +188,7 @@ async def test_answers_of_a_lost_session_count_for_nothing(redis_url: str) -> No
     held_jobs = HeldJobs()
     job = held_jobs.take(PulledJob("s0-j", 1, 1, 1, "t", 1, False, 0, None, b"{}"))
     events = Mock()
-    answers = AnswerReader(session, held_jobs, events)
+    answers = ReportReader(session, held_jobs, events)
     session.open()
     session.lose("a test")
     session.open()
@@ -208,6 +213,8 @@ class _RecordingLink:
 
     def send(self, order: Order) -> None:
         self.orders.append(order)
+
+    send_step = send
 
     def busy_share(self) -> float:
         return self.share
@@ -244,8 +251,8 @@ async def test_busy_publishers_get_company_for_the_jobs_to_come(
     publishers.take_over(new, None)
     job_orders.hand_back(old)
     job_orders.hand_back(new)
-    assert [type(order) for order in first.orders] == [OpenGate, TakeOver, GiveBack]
-    assert [type(order) for order in second.orders] == [OpenGate, TakeOver, GiveBack]
+    assert [type(order) for order in first.orders] == [OpenGate, TakeOver, HandBack]
+    assert [type(order) for order in second.orders] == [OpenGate, TakeOver, HandBack]
     running.cancel()
     await asyncio.wait([running])
     await redis.aclose()
@@ -253,12 +260,11 @@ async def test_busy_publishers_get_company_for_the_jobs_to_come(
 
 def _step(keys: list[int]) -> StepRecord:
     """Make a step of one token a key, the last of which ends."""
-    rows = len(keys)
-    end = (rows - 1, FinishReason.LENGTH, None, None)
-    admitted = [Admission(keys[0], 8, 4)]
-    stats = EngineStats(9, 1, 0, rows, 0)
-    ids = [100 + key for key in keys]
-    return StepRecord(keys, [0] * rows, [1] * rows, ids, [end], [], [], admitted, [], stats, 1.0)
+    return step(
+        tokens={key: [100 + key] for key in keys},
+        ends={keys[-1]: FinishReason.LENGTH},
+        admitted=[Admission(keys[0], 8, 4)],
+    )
 
 
 async def test_each_publisher_takes_the_rows_of_its_jobs(redis_url: str) -> None:
@@ -269,10 +275,11 @@ async def test_each_publisher_takes_the_rows_of_its_jobs(redis_url: str) -> None
     whole = _step([1, 2, 3, 4])
     publishers.take_step(whole)
     for publisher_link, keys in zip(links, ([1, 3], [2, 4]), strict=True):
-        [step] = publisher_link.orders
-        sent = decode_order(encode_frame(step)[4:])
+        [order] = publisher_link.orders
+        [body] = FrameReader().feed(ORDERS.encode(order))
+        sent = ORDERS.decode(body)
         assert isinstance(sent, StepRecord)
-        jobs = {key: JobLog(TakeOver(key, f"s0-{key}", 1, 1, RULES)) for key in keys}
+        jobs = {key: JobLog(take_over(key, f"s0-{key}"), enqueue=lambda _: None) for key in keys}
         for job in jobs.values():
             job.restore((), build_null_tokenizer())
         step_reader = StepReader(jobs, lambda _: None, lambda _: None)

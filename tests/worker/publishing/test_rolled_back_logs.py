@@ -16,10 +16,10 @@ from workers.publisher_bench import (
     EPOCH,
     JOB_ID,
     KEY,
-    RULES,
     PublisherBench,
     running_publisher,
-    step,
+    step_of_job,
+    take_over,
 )
 
 from tokenbus.engine.types import FinishReason
@@ -31,13 +31,13 @@ from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held_job import Phase
 from tokenbus.worker.jobs.settlement import Settlement
 from tokenbus.worker.publishing.messages import (
+    AllLogged,
     Broken,
     Committed,
     Fenced,
-    GiveBack,
+    HandBack,
     OpenGate,
     Progress,
-    Settled,
     Taken,
     TakeOver,
 )
@@ -70,12 +70,12 @@ class LostSecond:
         return self.bench.scripts
 
     async def first(self, *kinds: type[Any]) -> Any:
-        """Wait for an answer of these kinds."""
+        """Wait for a report of these kinds."""
         return await self.bench.first(*kinds)
 
     async def log(self, *ids: int) -> None:
         """Let the engine bring tokens and wait until they are logged."""
-        self.publisher.obey(step(*ids))
+        self.publisher.obey(step_of_job(*ids))
         while not (await self.first(Progress)).logged_tokens:
             pass
 
@@ -93,7 +93,7 @@ class LostSecond:
     def reopen(self) -> None:
         """Lose the session and open it anew."""
         self.publisher.session.lose("the server is gone")
-        self.bench.answers.clear()
+        self.bench.reports.clear()
         self.publisher.obey(OpenGate(self.publisher.generation + 1, time.monotonic()))
 
     async def finishes(self) -> list[Finish]:
@@ -108,7 +108,7 @@ async def bench(redis_url: str, pool: str) -> AsyncIterator[LostSecond]:
     async with running_publisher(redis_url, pool) as running:
         made = LostSecond(running)
         made.publisher.obey(OpenGate(0, time.monotonic()))
-        made.publisher.obey(TakeOver(KEY, JOB_ID, EPOCH, 1, RULES))
+        made.publisher.obey(take_over())
         await made.first(Taken)
         await made.log(300)
         await made.log(301)
@@ -123,23 +123,23 @@ async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: LostSec
     await bench.remember()
     [reply] = await bench.scripts.log.takeover([Takeover(JOB_ID, EPOCH + 1, "other")])
     assert reply.last == 2
-    bench.publisher.obey(step(302))
+    bench.publisher.obey(step_of_job(302))
     await bench.first(Fenced)
-    bench.publisher.obey(GiveBack(KEY))
-    bench.publisher.obey(step(end=FinishReason.ABORTED))
+    bench.publisher.obey(HandBack(KEY))
+    bench.publisher.obey(step_of_job(end=FinishReason.ABORTED))
     await bench.roll_back()
-    settled = await bench.first(Settled, Committed)
-    assert isinstance(settled, Settled)
+    report = await bench.first(AllLogged, Committed)
+    assert isinstance(report, AllLogged)
     assert await bench.finishes() == []
 
 
 async def test_abort_alone_is_no_end(bench: LostSecond) -> None:
     """The engine was told to drop the job; what becomes of it is said by whoever told it."""
-    bench.publisher.obey(step(302, end=FinishReason.ABORTED))
-    bench.publisher.obey(GiveBack(KEY))
-    settled = await bench.first(Settled, Committed)
-    assert isinstance(settled, Settled)
-    assert settled.num_logged == 3
+    bench.publisher.obey(step_of_job(302, end=FinishReason.ABORTED))
+    bench.publisher.obey(HandBack(KEY))
+    report = await bench.first(AllLogged, Committed)
+    assert isinstance(report, AllLogged)
+    assert report.num_logged == 3
     assert await bench.finishes() == []
 
 
@@ -176,7 +176,7 @@ async def _lost(_: object) -> object:
 
 @pytest.mark.parametrize("why", ["fenced", "broken"])
 async def test_publisher_hears_of_jobs_that_go_back_unlogged(why: str) -> None:
-    """It is told to let the job go, and the hand-back does not wait for its answer."""
+    """It is told to let the job go, and the hand-back does not wait for its report."""
     publisher_link: Any = _RecordingLink()
     session: Any = Mock(generation=0, call=_lost)
     member, (engine, _) = a_member(session=session), an_engine()
@@ -191,4 +191,4 @@ async def test_publisher_hears_of_jobs_that_go_back_unlogged(why: str) -> None:
             settlement.broken(job, "a test")
         assert job.phase is Phase.HANDING_BACK
         assert job.is_leaving
-    assert [type(order) for order in publisher_link.orders] == [TakeOver, GiveBack]
+    assert [type(order) for order in publisher_link.orders] == [TakeOver, HandBack]

@@ -7,18 +7,16 @@ import time
 
 import pytest
 from servers.fixtures import pool, redis_url, server
-from workers.publisher_bench import RULES, running_publisher
+from workers.publisher_bench import running_publisher, take_over
+from workers.steps import step
 
-from tokenbus.engine.types import EngineStats
-from tokenbus.worker.engine.messages import StepRecord
 from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS
 from tokenbus.worker.publishing.messages import (
-    GiveBack,
+    AllLogged,
+    HandBack,
     OpenGate,
     Progress,
-    Settled,
     Taken,
-    TakeOver,
 )
 from tokenbus.worker.publishing.step_reader import FIRST_ROWS, SLICE_ROWS
 
@@ -26,15 +24,6 @@ __all__ = ["pool", "redis_url", "server"]
 
 NUM_JOBS = 256
 TOKEN_ID = 300
-
-
-def step(keys: list[int]) -> StepRecord:
-    """Return a step that brings a token for each job."""
-    num = len(keys)
-    stats = EngineStats(9, 1, 0, num, 0)
-    return StepRecord(
-        keys, [0] * num, [1] * num, [TOKEN_ID] * num, [], [], [], [], [], stats, time.monotonic()
-    )
 
 
 @pytest.mark.parametrize("first_key", [1, 40])
@@ -48,33 +37,33 @@ async def test_order_after_a_large_step_finds_all_of_it_taken(
     """
     keys = list(range(first_key, first_key + NUM_JOBS))
     async with running_publisher(redis_url, pool) as bench:
-        publisher, answers = bench.publisher, bench.answers
+        publisher, reports = bench.publisher, bench.reports
 
         def progress(name: str) -> int:
-            return sum(getattr(each, name) for each in answers if isinstance(each, Progress))
+            return sum(getattr(each, name) for each in reports if isinstance(each, Progress))
 
-        async def all_logged() -> None:
+        async def until_all_logged() -> None:
             while progress("logged_tokens") < NUM_JOBS:
                 await bench.more()
 
         publisher.obey(OpenGate(0, time.monotonic()))
         for key in keys:
-            publisher.obey(TakeOver(key, f"s0-{key}", 1, 1, RULES))
+            publisher.obey(take_over(key, f"s0-{key}"))
         for _ in keys:
             await bench.first(Taken)
-        publisher.obey(step(keys))
-        await all_logged()
+        publisher.obey(step(tokens=dict.fromkeys(keys, (TOKEN_ID,))))
+        await until_all_logged()
         # The first tokens are logged: from here on nothing goes out alone.
-        answers.clear()
-        publisher.obey(step(keys))
-        await all_logged()
+        reports.clear()
+        publisher.obey(step(tokens=dict.fromkeys(keys, (TOKEN_ID,))))
+        await until_all_logged()
         assert progress("calls") <= -(-NUM_JOBS // SLICE_ROWS) + 1
-        answers.clear()
+        reports.clear()
         random.Random(first_key).shuffle(keys)
-        publisher.obey(step(keys))
-        await all_logged()
+        publisher.obey(step(tokens=dict.fromkeys(keys, (TOKEN_ID,))))
+        await until_all_logged()
         assert progress("calls") <= NUM_JOBS // (SLICE_ROWS - FIRST_ROWS) + NUM_LOG_WRITERS
-        publisher.obey(step(keys))
-        publisher.obey(GiveBack(keys[-1]))
-        settled = await bench.first(Settled)
-    assert (settled.key, settled.num_logged) == (keys[-1], 4)
+        publisher.obey(step(tokens=dict.fromkeys(keys, (TOKEN_ID,))))
+        publisher.obey(HandBack(keys[-1]))
+        last = await bench.first(AllLogged)
+    assert (last.key, last.num_logged) == (keys[-1], 4)

@@ -1,22 +1,15 @@
-"""What the bench and its reader processes say to each other: frames of msgpack over pipes."""
+"""The messages between the bench and its reader processes, which travel as frames over pipes."""
 
 from __future__ import annotations
-
-import struct
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from tokenbus.worker.bench.options import BenchOptions  # noqa: TC001 -- msgspec reads it
-
-if TYPE_CHECKING:
-    import asyncio
-
-_LENGTH = struct.Struct("<I")
+from tokenbus.worker.process.frames import Framing
 
 
-class Order(msgspec.Struct, tag="order", array_like=True):
-    """Connect and prepare reader `reader_idx` of `num_readers`; answered by Ready."""
+class LoadOrder(msgspec.Struct, tag="order", array_like=True, kw_only=True):
+    """Connect and prepare reader `reader_idx` of `num_readers`; answered by ReaderReady."""
 
     options: BenchOptions
     url: str
@@ -36,11 +29,11 @@ class Go(msgspec.Struct, tag="go", array_like=True):
     give_up_s: float
 
 
-class Ready(msgspec.Struct, tag="ready", array_like=True):
+class ReaderReady(msgspec.Struct, tag="ready", array_like=True):
     """The reader is connected and has its plan."""
 
 
-class JobReport(msgspec.Struct, tag="job", array_like=True):
+class JobReport(msgspec.Struct, tag="job", array_like=True, kw_only=True):
     """What became of a job, by its reader's clock.
 
     `outcome` is the finish reason, or `refused`, `lost` or `unfinished`. `late_s` is how much later
@@ -68,13 +61,13 @@ class JobReport(msgspec.Struct, tag="job", array_like=True):
     fault: str | None
 
 
-class Progress(msgspec.Struct, tag="progress", array_like=True):
-    """How far a reader has come, and the jobs that ended since the last time."""
+class LoadProgress(msgspec.Struct, tag="progress", array_like=True, kw_only=True):
+    """How far a reader has come, and the jobs that ended since its last report."""
 
-    num_submitted: int
-    num_open: int
-    num_tokens: int
-    ended: list[JobReport]
+    num_submitted: int = 0
+    num_open: int = 0
+    num_tokens: int = 0
+    ended: list[JobReport] = []
 
 
 class Done(msgspec.Struct, tag="done", array_like=True):
@@ -83,36 +76,14 @@ class Done(msgspec.Struct, tag="done", array_like=True):
     cpu_s: float
 
 
-class Broken(msgspec.Struct, tag="broken", array_like=True):
+class ReaderFailed(msgspec.Struct, tag="failed", array_like=True):
     """The reader cannot go on."""
 
     message: str
 
 
-ToReader = Order | Go
-FromReader = Ready | Progress | Done | Broken
+ToReader = LoadOrder | Go
+FromReader = ReaderReady | LoadProgress | Done | ReaderFailed
 
-_encoder = msgspec.msgpack.Encoder()
-_to_reader: msgspec.msgpack.Decoder[ToReader] = msgspec.msgpack.Decoder(ToReader)
-_from_reader: msgspec.msgpack.Decoder[FromReader] = msgspec.msgpack.Decoder(FromReader)
-
-
-def frame(message: ToReader | FromReader) -> bytes:
-    """Serialise a message with its length in front."""
-    body = _encoder.encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-async def read_order(stream: asyncio.StreamReader) -> ToReader:
-    """Read the next message to a reader. Raises: IncompleteReadError at the end of the stream."""
-    return _to_reader.decode(await _read_body(stream))
-
-
-async def read_report(stream: asyncio.StreamReader) -> FromReader:
-    """Read the next message of a reader. Raises: IncompleteReadError at the end of the stream."""
-    return _from_reader.decode(await _read_body(stream))
-
-
-async def _read_body(stream: asyncio.StreamReader) -> bytes:
-    (length,) = _LENGTH.unpack(await stream.readexactly(_LENGTH.size))
-    return await stream.readexactly(length)
+TO_READER: Framing[ToReader] = Framing(ToReader)
+FROM_READER: Framing[FromReader] = Framing(FromReader)

@@ -18,14 +18,14 @@ from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.bench.load.arrivals import arrivals
 from tokenbus.worker.bench.load.messages import (
-    Broken,
+    FROM_READER,
+    TO_READER,
     Done,
     Go,
-    Order,
-    Progress,
-    Ready,
-    frame,
-    read_order,
+    LoadOrder,
+    LoadProgress,
+    ReaderFailed,
+    ReaderReady,
 )
 from tokenbus.worker.bench.load.simulated_client import SimulatedClient
 from tokenbus.worker.bench.load.workload import Workload
@@ -45,7 +45,7 @@ _NUM_TOGETHER = 64
 class ReaderProcess:
     """The jobs of one reader."""
 
-    def __init__(self, order: Order, client: AsyncClient) -> None:
+    def __init__(self, order: LoadOrder, client: AsyncClient) -> None:
         self._options = order.options
         self._client = client
         self._workload = Workload(order.options)
@@ -71,26 +71,31 @@ class ReaderProcess:
         except TimeoutError:
             await self._give_up()
 
-    def progress(self) -> Progress:
+    def progress(self) -> LoadProgress:
         """Return what happened since the last time."""
         ended, self._ended = self._ended, []
         num_tokens = self._num_tokens + sum(
             simulated_client.num_tokens for simulated_client in self._open
         )
-        return Progress(self._num_submitted, len(self._open), num_tokens, ended)
+        return LoadProgress(
+            num_submitted=self._num_submitted,
+            num_open=len(self._open),
+            num_tokens=num_tokens,
+            ended=ended,
+        )
 
     async def _open_loop(self, go: Go) -> None:
         async with asyncio.TaskGroup() as tasks:
             if self._options.arrival == "at-once":
-                await self._board(go, tasks)
+                await self._submit_together(go, tasks)
                 return
             for arrival in self._plan:
                 at_s = go.start_s + arrival.at_s
                 if (pause_s := at_s - time.monotonic()) > 0:
                     await asyncio.sleep(pause_s)
-                tasks.create_task(self._ride(arrival.number, arrival.phase, at_s))
+                tasks.create_task(self._run_job(arrival.number, arrival.phase, at_s))
 
-    async def _board(self, go: Go, tasks: asyncio.TaskGroup) -> None:
+    async def _submit_together(self, go: Go, tasks: asyncio.TaskGroup) -> None:
         """Submit everything in order, many a round trip."""
         for first in range(0, len(self._plan), _NUM_TOGETHER):
             simulated_clients = [
@@ -120,10 +125,10 @@ class ReaderProcess:
         limit = min(self._options.jobs or sys.maxsize, self._workload.num_jobs or sys.maxsize)
         number = user
         while number < limit and (now := time.monotonic()) < stop_s:
-            await self._ride(number, "all", now)
+            await self._run_job(number, "all", now)
             number += self._options.users
 
-    async def _ride(self, number: int, phase: str, at_s: float) -> None:
+    async def _run_job(self, number: int, phase: str, at_s: float) -> None:
         await self._follow(self._simulated_client(number, phase, at_s))
 
     def _simulated_client(self, number: int, phase: str, at_s: float) -> SimulatedClient:
@@ -166,11 +171,11 @@ class Reports:
 
     async def send(self, message: FromReader) -> None:
         """Send one message."""
-        self._writer.write(frame(message))
+        self._writer.write(FROM_READER.encode(message))
         await self._writer.drain()
 
 
-def client_settings(order: Order) -> ClientSettings:
+def client_settings(order: LoadOrder) -> ClientSettings:
     """Return the settings of the reader's client."""
     bounds: dict[str, Any] = {
         "max_tenant_tokens": order.options.max_tenant_tokens,
@@ -181,13 +186,13 @@ def client_settings(order: Order) -> ClientSettings:
 
 
 async def _serve(orders: asyncio.StreamReader, reports: Reports) -> None:
-    order = await read_order(orders)
-    assert isinstance(order, Order), "the first message is no order"
+    order = await TO_READER.read(orders)
+    assert isinstance(order, LoadOrder), "the first message is no order"
     settings = client_settings(order)
     async with await AsyncClient.connect(order.url, order.pool, settings) as client:
         reader = ReaderProcess(order, client)
-        await reports.send(Ready())
-        go = await read_order(orders)
+        await reports.send(ReaderReady())
+        go = await TO_READER.read(orders)
         assert isinstance(go, Go), "the second message is no start"
         cpu_s = time.process_time()
         run = asyncio.create_task(reader.run(go))
@@ -220,7 +225,7 @@ async def _main() -> int:
     except asyncio.IncompleteReadError:
         return 1  # the bench is gone
     except ProducerError as error:
-        await reports.send(Broken(f"{type(error).__name__}: {error}"))
+        await reports.send(ReaderFailed(f"{type(error).__name__}: {error}"))
         return 1
     return 0
 

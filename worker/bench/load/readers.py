@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from tokenbus.worker.bench.load.messages import (
-    Broken,
+    FROM_READER,
+    TO_READER,
     Done,
     Go,
-    Order,
-    Progress,
-    Ready,
-    frame,
-    read_report,
+    LoadOrder,
+    LoadProgress,
+    ReaderFailed,
+    ReaderReady,
 )
 from tokenbus.worker.errors import WorkerError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tokenbus.worker.bench.load.messages import FromReader, JobReport
+    from tokenbus.worker.bench.load.messages import FromReader, JobReport, ToReader
     from tokenbus.worker.bench.options import BenchOptions
 
 _READY_TIMEOUT_S = 120.0
@@ -40,28 +40,28 @@ class ReaderBroken(WorkerError):
 
 
 @dataclass(slots=True)
-class Reader:
+class ReaderLink:
     """One reader process and what it has reported."""
 
     process: asyncio.subprocess.Process
-    latest: Progress = field(default_factory=lambda: Progress(0, 0, 0, []))
+    latest: LoadProgress = field(default_factory=LoadProgress)
     cpu_s: float = 0.0
 
     async def receive(self) -> FromReader:
         """Read its next message. Raises: ReaderBroken."""
         assert self.process.stdout is not None
         try:
-            message = await read_report(self.process.stdout)
+            message = await FROM_READER.read(self.process.stdout)
         except asyncio.IncompleteReadError:
             raise ReaderBroken("a reader process ended before its work did") from None
-        if isinstance(message, Broken):
+        if isinstance(message, ReaderFailed):
             raise ReaderBroken(message.message)
         return message
 
-    async def send(self, message: Order | Go) -> None:
+    async def send(self, message: ToReader) -> None:
         """Send it a message."""
         assert self.process.stdin is not None
-        self.process.stdin.write(frame(message))
+        self.process.stdin.write(TO_READER.encode(message))
         await self.process.stdin.drain()
 
 
@@ -72,7 +72,7 @@ class Readers:
         self._options = options
         self._url = url
         self._pool = pool
-        self._readers: list[Reader] = []
+        self._readers: list[ReaderLink] = []
         self.reports: list[JobReport] = []
         self.start_s = 0.0
 
@@ -104,7 +104,7 @@ class Readers:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 for reader in self._readers:
                     message = await reader.receive()
-                    assert isinstance(message, Ready), "a reader spoke before it was ready"
+                    assert isinstance(message, ReaderReady), "a reader spoke before it was ready"
         except BaseException:
             await self._end()
             raise
@@ -151,19 +151,25 @@ class Readers:
             limit=_PIPE_BYTES,
             start_new_session=True,
         )
-        reader = Reader(process)
+        reader = ReaderLink(process)
         self._readers.append(reader)
-        order = Order(self._options, self._url, self._pool, idx, self._options.readers)
+        order = LoadOrder(
+            options=self._options,
+            url=self._url,
+            pool=self._pool,
+            reader_idx=idx,
+            num_readers=self._options.readers,
+        )
         await reader.send(order)
 
-    async def _follow(self, reader: Reader, go: Go) -> None:
+    async def _follow(self, reader: ReaderLink, go: Go) -> None:
         await reader.send(go)
         while True:
             message = await reader.receive()
             if isinstance(message, Done):
                 reader.cpu_s = message.cpu_s
                 return
-            assert isinstance(message, Progress), "a reader says ready twice"
+            assert isinstance(message, LoadProgress), "a reader says ready twice"
             reader.latest = message
             self.reports.extend(message.ended)
 

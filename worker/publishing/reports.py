@@ -1,10 +1,11 @@
-"""What publishers answer, and the events of a job that it amounts to."""
+"""What publishers report, and the events of a job that it amounts to."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.worker.publishing.messages import (
+    AllLogged,
     Broken,
     ChoiceStopped,
     Committed,
@@ -13,14 +14,13 @@ from tokenbus.worker.publishing.messages import (
     Lost,
     Preceded,
     Progress,
-    Settled,
     Taken,
 )
 
 if TYPE_CHECKING:
     from tokenbus.worker.held_job import HeldJob
     from tokenbus.worker.held_jobs import HeldJobs
-    from tokenbus.worker.publishing.messages import Answer
+    from tokenbus.worker.publishing.messages import PublisherReport
     from tokenbus.worker.session import Session
 
 
@@ -64,10 +64,10 @@ class JobEvents(Protocol):
         ...
 
 
-class AnswerReader:
-    """Receives the answers of all publishers of one worker.
+class ReportReader:
+    """Receives the reports of all publishers of one worker.
 
-    Answers of a lost session are dropped: the next opening of the gate brings them again.
+    Reports of a lost session are dropped: the next opening of the gate brings them again.
     """
 
     def __init__(self, session: Session, held_jobs: HeldJobs, events: JobEvents) -> None:
@@ -75,31 +75,31 @@ class AnswerReader:
         self._held_jobs = held_jobs
         self._events = events
 
-    def receive(self, answer: Answer) -> None:
-        """Handle an answer of any publisher."""
-        if isinstance(answer, Progress):
-            self._events.progressed(answer)
+    def receive(self, report: PublisherReport) -> None:
+        """Handle an report of any publisher."""
+        if isinstance(report, Progress):
+            self._events.progressed(report)
             return
-        if isinstance(answer, Lost):
-            if answer.generation == self._session.generation:
-                self._session.lose(f"a publisher: {answer.reason}")
+        if isinstance(report, Lost):
+            if report.generation == self._session.generation:
+                self._session.lose(f"a publisher: {report.reason}")
             return
-        generation = getattr(answer, "generation", None)
+        generation = getattr(report, "generation", None)
         if generation not in (None, self._session.generation):
             return
-        job = self._held_jobs.by_request(getattr(answer, "key", 0))
+        job = self._held_jobs.by_request(getattr(report, "key", 0))
         if job is not None:
-            self._tell(job, answer)
+            self._tell(job, report)
 
-    def _tell(self, job: HeldJob, answer: Answer) -> None:
+    def _tell(self, job: HeldJob, report: PublisherReport) -> None:
         events = self._events
-        match answer:
+        match report:
             case Taken():
-                events.taken(job, answer)
+                events.taken(job, report)
             case Preceded(last=last):
                 events.preceded(job, last)
             case Decided():
-                events.decided(job, answer)
+                events.decided(job, report)
             case ChoiceStopped(choice=choice):
                 events.choice_stopped(job, choice)
             case Committed(finish=finish):
@@ -108,7 +108,7 @@ class AnswerReader:
                 events.fenced(job, epoch)
             case Broken(why=why):
                 events.broken(job, why)
-            case Settled(num_logged=num_logged):
+            case AllLogged(num_logged=num_logged):
                 events.all_logged(job, num_logged)
             case _:
-                raise TypeError(f"unexpected answer {type(answer).__name__}")
+                raise TypeError(f"unexpected report {type(report).__name__}")
