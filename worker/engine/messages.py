@@ -17,20 +17,17 @@ import msgspec
 
 from tokenbus.engine.config import EngineConfig  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.null.null_config import NullConfig  # noqa: TC001 - msgspec reads the annotation
-from tokenbus.engine.types import (
+from tokenbus.engine.types import (  # noqa: TC001 - msgspec reads the annotations
     Admission,
     EngineLimits,
     EngineStats,
     Fault,
     FinishReason,
     Request,
-    TokenDelta,
     TokenLogprobs,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tokenbus.engine.types import StepOutput
 
 _LENGTH = struct.Struct("<I")
@@ -133,26 +130,6 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True):
     preempted: list[int]
     stats: EngineStats
     sent_at: float
-
-    def deltas(self) -> Iterator[TokenDelta]:
-        """Yield the deltas in the engine's order."""
-        ends = {row: (reason, stop_id, error) for row, reason, stop_id, error in self.ends}
-        logprobs = dict(self.logprobs)
-        prompt_logprobs = dict(self.prompt_logprobs)
-        start = 0
-        for row, count in enumerate(self.counts):
-            end = ends.get(row)
-            yield TokenDelta(
-                self.request_ids[row],
-                self.choices[row],
-                tuple(self.token_ids[start : start + count]),
-                end[0] if end else None,
-                end[1] if end else None,
-                end[2] if end else None,
-                logprobs.get(row, ()),
-                prompt_logprobs.get(row),
-            )
-            start += count
 
 
 Report = EngineReady | EngineRefused | RequestRefused | Beat | StepRecord
