@@ -35,6 +35,7 @@ chaos: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/vulture
 	@$(BIN)/python tests/typecheck.py
 
 clean:

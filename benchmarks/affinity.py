@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.commands.status import read_status
+from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import Worker

@@ -21,8 +21,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from tokenbus.engine.llm import LLM
-from tokenbus.engine.types import SamplingParams
+from tokenbus.engine import LLM, SamplingParams
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.loader import find_folder
 from tokenbus.worker.demo.jobs import shop_jobs

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from tokenbus.kernels import reference, reference_sampling
+from tokenbus.kernels import reference
 from tokenbus.kernels.attention.paged_prefill import PrefillTuning, choose_tuning, paged_prefill
 from tokenbus.kernels.sampling.sample_rows import SamplingWorkspace, sample_rows
 
@@ -156,7 +156,7 @@ def prepare_sampling(case: SamplingCase) -> tuple[Callable[[], torch.Tensor], to
         )  # fmt: skip
 
     expected = [
-        reference_sampling.sample_rows(logits[i : i + 32], *(s[i : i + 32] for s in scalars))
+        reference.sample_rows(logits[i : i + 32], *(s[i : i + 32] for s in scalars))
         for i in range(0, case.num_rows, 32)
     ]
     return launch, torch.cat(expected)

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.build import build_engine
-from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.engine import EngineConfig, Request, SamplingParams, build_engine
 
 if TYPE_CHECKING:
     from tokenbus.engine.engine import Engine

@@ -31,10 +31,10 @@ from tokenbus.engine.scheduling.sequence import Sequence
 from tokenbus.engine.text.prompt_ids import id_range
 from tokenbus.engine.types import EngineLimits, Request
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.commands.status import read_status
-from tokenbus.producer.contract.new_job import as_request, new_job
+from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.contract.new_job import NewJob, as_request, new_job
 from tokenbus.producer.errors import ProducerError
-from tokenbus.producer.scripts import Bounds, Budget, NewJob
+from tokenbus.producer.scripts import Bounds, Budget
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.worker.bench.measure.processes import cpu_times
 from tokenbus.worker.engine.messages import COMMANDS, AddRequest

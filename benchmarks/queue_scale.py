@@ -16,7 +16,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.scripts import Bounds, Budget, NewJob
+from tokenbus.producer.contract.new_job import NewJob
+from tokenbus.producer.scripts import Bounds, Budget
 from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:

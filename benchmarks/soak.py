@@ -22,9 +22,8 @@ from pathlib import Path
 
 import torch
 
-from tokenbus.engine.build import build_engine
-from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.types import FinishReason, Request, SamplingParams, TokenDelta
+from tokenbus.engine import EngineConfig, Request, SamplingParams, build_engine
+from tokenbus.engine.types import FinishReason, TokenDelta
 
 # Waiting beside the running, so that a freed row never stays empty.
 BACKLOG = 32

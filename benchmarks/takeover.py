@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.commands.status import read_status
+from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:

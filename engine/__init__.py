@@ -1,4 +1,7 @@
-"""The tokenbus engine: pages, scheduler, model and sampler, without any queue."""
+"""The tokenbus engine: pages, scheduler, model and sampler, without any queue.
+
+`LLM` answers prompts offline; `build_engine` gives an engine to add requests to and to step.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenbus.engine.build import build_engine
+    from tokenbus.engine.config import EngineConfig
     from tokenbus.engine.llm import LLM
     from tokenbus.engine.output import Completion, Output
-    from tokenbus.engine.types import SamplingParams
+    from tokenbus.engine.types import Request, SamplingParams
 
-__all__ = ["LLM", "SamplingParams", "Output", "Completion"]
+__all__ = [
+    "LLM", "SamplingParams", "Output", "Completion", "build_engine", "EngineConfig", "Request",
+]  # fmt: skip
 
-_HOMES = {"LLM": "llm", "SamplingParams": "types", "Output": "output", "Completion": "output"}
+_HOMES = {
+    "LLM": "llm",
+    "SamplingParams": "types",
+    "Output": "output",
+    "Completion": "output",
+    "build_engine": "build",
+    "EngineConfig": "config",
+    "Request": "types",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on use: whoever imports a part of the engine does not pay for torch."""
+    """Import a name on its first use: an import of the package alone loads no torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -15,7 +15,7 @@ import asyncio
 import uuid
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer import AsyncClient
 from tokenbus.producer.errors import JobUnknown
 from tokenbus.worker.control.backend import connect
 

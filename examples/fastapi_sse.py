@@ -23,7 +23,7 @@ from fastapi import FastAPI, Header, HTTPException
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer import AsyncClient
 from tokenbus.producer.errors import JobUnknown, QueueFull
 
 

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, jsonify, request
 
-from tokenbus.producer.client.async_client import Job
-from tokenbus.producer.client.blocking import Client
+from tokenbus.producer import Client, Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""The fp32 torch twin of every kernel: slow, obvious, and what the tests compare with."""
+"""The torch twin of every kernel: slow, obvious, and what the tests compare with.
+
+Twins compute in fp32; those of sampling in fp64, since a draw has to be the same token.
+"""
 
 from __future__ import annotations
 
@@ -118,33 +121,40 @@ def gated_act(gate_up: Tensor, kind: str) -> Tensor:
     return torch.nn.functional.gelu(gate, approximate="tanh") * up
 
 
-def keep_mask(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Mark the tokens that survive top-k, then top-p, then min-p; ties at a border stay.
+def probability_cut(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Return [M] the smallest probability that top-k, then top-p, then min-p keep.
 
-    logits: [M, V] already divided by the temperature; top_k 0, top_p 1 and min_p 0 are off.
+    probs: [M, V] fp64. Ties of the k-th token stay, but do not count to what top-p weighs.
     """
-    logits = logits.double()
-    num_tokens = logits.shape[-1]
-    ordered = logits.sort(-1, descending=True).values
-    k = torch.where(top_k > 0, top_k, num_tokens).clamp(max=num_tokens).long()
-    keep = logits >= ordered.gather(-1, (k - 1)[:, None])
-    probs = logits.masked_fill(~keep, float("-inf")).softmax(-1)
+    num_tokens = probs.shape[-1]
     ranked = probs.sort(-1, descending=True).values
-    before = ranked.cumsum(-1) - ranked
-    inside = (before < top_p.double()[:, None]) | (torch.arange(num_tokens) == 0).to(probs.device)
-    border = ranked.masked_fill(~inside, float("inf")).amin(-1, keepdim=True)
-    keep &= torch.where(top_p[:, None] < 1.0, probs >= border, True)
-    keep &= probs >= min_p.double()[:, None] * probs.amax(-1, keepdim=True)
-    return keep
+    k = torch.where(top_k > 0, top_k, num_tokens).clamp(max=num_tokens).long()
+    rank = torch.arange(num_tokens, device=probs.device)
+    kept = torch.where(rank < k[:, None], ranked, 0.0)
+    kth = ranked.gather(-1, (k - 1)[:, None])[:, 0]
+    running = kept.cumsum(-1)
+    inside = (running - kept < top_p.double()[:, None] * running[:, -1:]) & (rank < k[:, None])
+    num_inside = inside.sum(-1).clamp(min=1)
+    nucleus = ranked.gather(-1, (num_inside - 1)[:, None])[:, 0]
+    cut = torch.where(top_p < 1, nucleus, 0.0).maximum(torch.where(top_k > 0, kth, 0.0))
+    return cut.maximum(min_p.double() * ranked[:, 0])
 
 
-def draw(logits: Tensor, u: Tensor, keep: Tensor) -> Tensor:
-    """Draw one token a row by inverse CDF over the kept tokens in vocabulary order."""
-    probs = logits.double().masked_fill(~keep, float("-inf")).softmax(-1)
-    cdf = probs.cumsum(-1)
-    target = u.double()[:, None] * cdf[:, -1:]
-    picked = ((cdf > target) & keep).int().argmax(-1)
-    return picked
+def sample_rows(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    u: Tensor,
+    is_random: Tensor,
+) -> Tensor:
+    """Twin of `sample_rows`, in fp64: whole rows are sorted."""
+    probs = (logits.double() / temperature.double()[:, None]).softmax(-1)
+    weights = probs * (probs >= probability_cut(probs, top_k, top_p, min_p)[:, None])
+    running = weights.cumsum(-1)
+    chosen = (running > u.double()[:, None] * running[:, -1:]).int().argmax(-1)
+    return torch.where(is_random.bool(), chosen, logits.argmax(-1))
 
 
 def fused_linear(

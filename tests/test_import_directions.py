@@ -7,8 +7,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tokenbus import engine, producer
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -130,6 +136,28 @@ def test_importing_the_producer_loads_no_tensors_and_no_worker() -> None:
     loaded = _loaded_by(_names_in("producer"))
     assert "tokenbus.producer" in loaded
     assert not loaded & (_TENSORS | {"tokenbus.engine", "tokenbus.worker", "tokenbus.kernels"})
+
+
+@pytest.mark.parametrize(
+    ("package", "heavy"),
+    [
+        ("tokenbus.producer", {"redis", "pydantic", "msgspec", "asyncio"}),
+        ("tokenbus.engine", _TENSORS | {"numpy", "pydantic", "msgspec"}),
+    ],
+)
+def test_importing_a_package_alone_loads_nothing_heavy(package: str, heavy: set[str]) -> None:
+    """The names a package offers are imported on their first use, not with it."""
+    assert not _loaded_by([package]) & heavy
+
+
+@pytest.mark.parametrize("package", [producer, engine], ids=["producer", "engine"])
+def test_name_that_a_package_offers_is_the_one_of_its_module(package: ModuleType) -> None:
+    """Each name of `__all__` is the object of that name itself, and another is refused."""
+    for name in package.__all__:
+        offered = getattr(package, name)
+        assert getattr(sys.modules[offered.__module__], name) is offered
+    with pytest.raises(AttributeError, match="Nothing"):
+        _ = package.Nothing
 
 
 def test_importing_the_producer_loads_no_arq() -> None:

@@ -137,7 +137,7 @@ def test_base_install_submits_and_streams(base_python: Path, tmp_path: Path) -> 
     """An installed wheel starts its server, queues a job and streams its terminal event."""
     code = f"""
 import asyncio
-from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer import AsyncClient
 
 async def main():
     async with await AsyncClient.connect("embedded://{tmp_path}/bus", pool="packaging") as client:

@@ -88,11 +88,6 @@ class Worker:
         return len(self._held_jobs)
 
     @property
-    def num_not_running(self) -> int:
-        """Count the jobs that are held without pages: the head-of-line job, if there is one."""
-        return sum(job.is_waiting for job in self._held_jobs.in_phase(Phase.PULLED))
-
-    @property
     def engine_pid(self) -> int | None:
         """Process id of the engine."""
         return self._engine.pid

@@ -18,7 +18,7 @@ import torch
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import PendingStep, Runner
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.sampling.plan import Feature, SamplingPlan
+from tokenbus.engine.sampling.plan import FILTERS, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ _WARM_STEPS = (
     *((256, 0), (500, 0), (1024, 0), (2048, 0), (4096, 0)),
 )
 # What the draw does by itself, on logits of any dtype.
-_DRAWS = Feature.RANDOM | Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
+_DRAWS = Feature.RANDOM | FILTERS
 # Lone prompts of up to so many tokens find their graph captured; others pay for it once.
 _PREPARED_TOKENS = 256
 

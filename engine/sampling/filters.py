@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenbus.engine.sampling.plan import Feature
+from tokenbus.engine.sampling.plan import FILTERS, Feature
 
 if TYPE_CHECKING:
     from tokenbus.engine.sampling.plan import SamplingPlan
@@ -97,6 +97,6 @@ def filtered_weights(logits: Tensor, scalars: RowScalars, plan: SamplingPlan) ->
     Returns: [M, V] float32; kept entries are not renormalised.
     """
     probs = torch.softmax(logits / scalars.temperature.unsqueeze(-1), dim=-1)
-    if plan.has(Feature.TOP_K | Feature.TOP_P | Feature.MIN_P):
+    if plan.has(FILTERS):
         probs *= probs >= probability_cut(probs, scalars, plan).unsqueeze(-1)
     return probs

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import SamplingParams
 
 _NUM_FLOATS = 6
-_NUM_INTS = 6
+_NUM_INTS = 5
 # Ids that end a choice, the model's included; `validate_sampling` refuses more.
 MAX_STOP_IDS = 64
 # Fills unused stop ids; no token has it.
@@ -39,7 +39,6 @@ class RowScalars:
     increment: Tensor
     top_k: Tensor
     min_tokens: Tensor
-    max_tokens: Tensor
     is_random: Tensor
 
 
@@ -88,8 +87,12 @@ class RowTable:
             params.frequency_penalty,
         )
         self._int_rows[row] = (
-            key, increment, params.top_k, params.min_tokens, params.max_tokens, not greedy,
-        )  # fmt: skip
+            key,
+            increment,
+            params.top_k,
+            params.min_tokens,
+            not greedy,
+        )
         # With `ignore_eos` the model's own ids do not end a choice, so min_tokens spares them too.
         eos_ids = () if params.ignore_eos else self._eos_token_ids
         stop_ids = list(dict.fromkeys((*eos_ids, *params.stop_token_ids)))

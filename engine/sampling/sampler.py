@@ -201,15 +201,6 @@ class SamplingState:
         if plan.has(Feature.BAD_WORDS) and self._bad_words is not None:
             self._bad_words.record(rows, token_ids)
 
-    def is_stop(self, rows: Tensor, token_ids: Tensor) -> Tensor:
-        """Return [M] bool: the token is an end-of-sequence or stop id of its row."""
-        return (self._table.stop_ids[rows] == token_ids.unsqueeze(-1)).any(-1)
-
-    def reaches_end(self, rows: Tensor, token_ids: Tensor, positions: Tensor) -> Tensor:
-        """Return [M] bool: the token ends its choice, by its id or as the last of max_tokens."""
-        at_limit = positions + 1 >= self._table.gather(rows).max_tokens
-        return self.is_stop(rows, token_ids) | at_limit
-
     def adjusted_logits(
         self,
         logits: Tensor,

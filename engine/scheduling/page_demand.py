@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 class PageDemand:
     """Counts pages of one pool, and none that the prefix cache or a leader brings."""
 
-    def __init__(self, pool: PagePool, prefill: PrefillPlanner) -> None:
+    def __init__(self, pool: PagePool, prefill: PrefillPlanner, step_tokens: int) -> None:
+        """Count for steps that bring at most `step_tokens` tokens of a sequence."""
         self._pool = pool
         self._prefill = prefill
+        self._step_tokens = step_tokens
 
     def of_new(self, group: list[Sequence], estimator: OutputEstimator) -> tuple[int, int]:
         """Return the pages a group still has to take for its prompts and for its outputs."""
@@ -26,7 +28,7 @@ class PageDemand:
         shared = 0
         for seq in group:
             held, _, claimed = self._prefill.count_hits(seq)
-            own = self._pool.pages_for(len(seq.token_ids) + 1) - held - claimed
+            own = self._pool.pages_for(self._next_length(seq)) - held - claimed
             # Later choices take the full prompt pages that the first one computes.
             prompts += max(0, own - shared)
             shared = max(0, self._prefill.cacheable_pages(seq) - held - claimed)
@@ -40,11 +42,13 @@ class PageDemand:
         decode; of hundreds of them this is a good part of what a step costs the host, so that
         nothing is called for each of these.
         """
-        page_size, expected_of = self._pool.page_size, estimator.expected
+        page_size, step_tokens = self._pool.page_size, self._step_tokens
+        expected_of = estimator.expected
         expected: dict[tuple[str, int], int] = {}
         total = 0
         for seq in running:
-            found, length = len(seq.pages), len(seq.token_ids) + seq.num_inflight + 1
+            found = len(seq.pages)
+            length = len(seq.token_ids) + seq.num_inflight + step_tokens
             if seq.leader is not None:
                 # Those that its leader has filled are taken with the next chunk of its own.
                 held, _, claimed = self._prefill.count_hits(seq)
@@ -63,7 +67,12 @@ class PageDemand:
         return total
 
     def _to_come(self, seq: Sequence, estimator: OutputEstimator) -> int:
-        """Pages of the output expected after the tokens known now and the one in flight."""
+        """Pages of the output expected after the tokens known now and those of the next step."""
         expected = estimator.expected(seq.request.lane, seq.request.params.max_tokens)
-        total = min(seq.max_length, max(seq.num_prompt + expected, seq.length + 1))
-        return max(0, self._pool.pages_for(total) - self._pool.pages_for(seq.length + 1))
+        length = self._next_length(seq)
+        total = min(seq.max_length, max(seq.num_prompt + expected, length))
+        return max(0, self._pool.pages_for(total) - self._pool.pages_for(length))
+
+    def _next_length(self, seq: Sequence) -> int:
+        """Count the tokens of a sequence after the steps in flight and one more."""
+        return len(seq.token_ids) + seq.num_inflight + self._step_tokens

@@ -1,8 +1,11 @@
 """Who runs in the next step: decode first, then admission, then prompts.
 
 The scheduler knows tokens and pages only: no tensors, no clock, no queue. `schedule` plans one
-step and takes its pages at once; `complete` is told what that step sampled, possibly after the
-next one was planned (one token in flight per sequence).
+step and takes its pages at once; `complete` is told, sequence by sequence, what that step brought,
+possibly after the next one was planned (one step in flight).
+
+A decode step brings between one and `step_tokens` tokens of a sequence. Until it is read back the
+most it may bring is counted, for pages as for positions; `complete` puts that right.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from tokenbus.engine.scheduling.output_estimator import OutputEstimator
 from tokenbus.engine.scheduling.page_demand import PageDemand
 from tokenbus.engine.scheduling.plan import StepPlan
 from tokenbus.engine.scheduling.prefill import PrefillPlanner
-from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
+from tokenbus.engine.scheduling.sequence import Sequence, SequenceEnd, SequenceState
 from tokenbus.engine.types import FinishReason
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
     from tokenbus.engine.scheduling.page_pool import PagePool
+
+    TokenIds = list[int] | tuple[int, ...]
 
 
 def _by_order(seq: Sequence) -> tuple[int, int, int]:
@@ -32,7 +37,7 @@ class Scheduler:
     """Waiting and running sequences over one page pool.
 
     `running` and `waiting` are sorted best first: priority, then arrival. `on_release` is told each
-    row that became free.
+    row that became free. `step_tokens` is the most tokens of a sequence that one step brings.
     """
 
     def __init__(
@@ -42,19 +47,22 @@ class Scheduler:
         *,
         max_num_seqs: int,
         prefix_cache: bool = True,
+        step_tokens: int = 1,
         on_release: Callable[[int], None] | None = None,
     ) -> None:
         self.pool = pool
         self.sizer = sizer
         self.estimator = OutputEstimator()
         self.prefill = PrefillPlanner(pool, prefix_cache=prefix_cache)
-        self._demand = PageDemand(pool, self.prefill)
+        self._demand = PageDemand(pool, self.prefill, step_tokens)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions_total = 0
         self.preempted_tokens_total = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._max_num_seqs = max_num_seqs
+        self._step_tokens = step_tokens
+        self._page_size = pool.page_size
         self._on_release = on_release
 
     def add(self, seqs: Iterable[Sequence]) -> None:
@@ -79,43 +87,43 @@ class Scheduler:
         self._plan_prefill(plan)
         return plan
 
-    def complete(
-        self, seq: Sequence, token_ids: list[int]
-    ) -> tuple[list[int], FinishReason | None]:
-        """Take the tokens that a step sampled for a sequence.
+    def complete(self, seq: Sequence, token_ids: TokenIds) -> SequenceEnd | None:
+        """Take the tokens, one or more, that a step brought of a live sequence.
 
-        Returns the tokens kept and the reason if the sequence ended with the last of them. What a
-        sequence sampled past its end is dropped.
+        Returns: None if the sequence goes on, which keeps them all; else why it ended and how many
+            tokens it kept. Those behind its end are dropped.
         """
+        known, step_tokens = seq.token_ids, self._step_tokens
+        before = len(known)
         if seq.num_inflight:
-            seq.num_inflight -= 1
-        kept: list[int] = []
+            seq.num_inflight -= step_tokens
+            if step_tokens > 1 and seq.state is SequenceState.RUNNING:
+                # What the step computed for tokens that it did not bring counts no more.
+                length = before + len(token_ids) + seq.num_inflight
+                seq.num_computed = min(length, seq.max_length) - 1
         for token_id in token_ids:
-            if seq.state is SequenceState.FINISHED:
-                break
-            kept.append(token_id)
-            reason = self._append(seq, token_id)
-            if reason is not None:
-                return kept, reason
-        return kept, None
-
-    def complete_one(self, seq: Sequence, token_id: int) -> FinishReason | None:
-        """Take the one token that a step sampled for a live sequence; return why that ended it."""
-        if seq.num_inflight:
-            seq.num_inflight -= 1
-        return self._append(seq, token_id)
-
-    def _append(self, seq: Sequence, token_id: int) -> FinishReason | None:
-        seq.token_ids.append(token_id)
-        if token_id in seq.stop_token_ids or len(seq.token_ids) >= seq.max_length:
-            reason = self._ends(seq, token_id)
-            if reason is not None:
-                self.remove(seq, reason)
-                return reason
-        fills_page = seq.num_computed >= (seq.num_registered + 1) * self.pool.page_size
-        if fills_page and seq.state is SequenceState.RUNNING:
-            self.prefill.register_full_pages(seq)
+            known.append(token_id)
+            if token_id in seq.stop_token_ids or len(known) >= seq.max_length:
+                reason = self._ends(seq, token_id)
+                if reason is not None:
+                    self.remove(seq, reason)
+                    return SequenceEnd(reason, len(known) - before)
+            # Token by token: a page that is full before the end has its hash by then.
+            fills_page = seq.num_computed >= (seq.num_registered + 1) * self._page_size
+            if fills_page and seq.state is SequenceState.RUNNING:
+                self.prefill.register_full_pages(seq)
         return None
+
+    def append_forced(self, seq: Sequence, token_ids: TokenIds) -> SequenceEnd | None:
+        """Extend a sequence by tokens that its grammar leaves no choice about, as `complete` does.
+
+        No step is in flight. The tokens go in as a prefill chunk, so the sequence is not decoding
+        until that is computed.
+        """
+        end = self.complete(seq, token_ids)
+        if end is None:
+            seq.decoding = False
+        return end
 
     def check_integrity(self) -> None:
         """Check pages, rows and claims against the live sequences (raises IntegrityError)."""
@@ -133,45 +141,38 @@ class Scheduler:
             return FinishReason.LENGTH
         return None
 
-    def append_forced(self, seq: Sequence, token_ids: list[int]) -> FinishReason | None:
-        """Extend a sequence by tokens that its grammar leaves no choice about.
-
-        They go in as a prefill chunk, so the sequence is not decoding until that is computed.
-        """
-        for token_id in token_ids:
-            seq.token_ids.append(token_id)
-            reason = self._ends(seq, token_id)
-            if reason is not None:
-                self.remove(seq, reason)
-                return reason
-        seq.decoding = False
-        return None
-
     def _plan_decode(self, plan: StepPlan) -> None:
-        page_size = self.pool.page_size
+        page_size, surplus = self._page_size, self._step_tokens - 1
+        running = SequenceState.RUNNING  # 50 ns to look up, for each of hundreds of rows
         # Running is sorted best first and victims come from its end, so that a sequence which
         # was planned is never preempted by a later one of the same step.
         for seq in list(self.running):
-            if not seq.decoding or seq.state is not SequenceState.RUNNING:
+            if not seq.decoding or seq.state is not running:
                 continue
-            length = len(seq.token_ids) + seq.num_inflight
-            if length >= seq.max_length or (seq.grammar is not None and seq.num_inflight):
+            if seq.grammar is not None and seq.num_inflight:
                 continue
-            if length > len(seq.pages) * page_size and not self._grow(seq, plan):
+            # Where the step ends at most; the last token that it brings is not computed in it.
+            end = len(seq.token_ids) + seq.num_inflight + surplus
+            if end >= seq.max_length:
+                if end - surplus >= seq.max_length:
+                    continue
+                end = seq.max_length - 1
+            if end > len(seq.pages) * page_size and not self._grow(seq, end, plan):
                 continue
-            seq.num_computed = length
-            seq.num_inflight += 1
+            seq.num_computed = end
+            seq.num_inflight += surplus + 1
             plan.decode.append(seq)
 
-    def _grow(self, seq: Sequence, plan: StepPlan) -> bool:
-        while self.pool.num_available == 0:
+    def _grow(self, seq: Sequence, num_tokens: int, plan: StepPlan) -> bool:
+        missing = self.pool.pages_for(num_tokens) - len(seq.pages)
+        while self.pool.num_available < missing:
             victim = self._pick_victim(plan)
             if victim is None:
                 return False
             self._preempt(victim, plan)
             if victim is seq:
                 return False
-        seq.pages.extend(self.pool.allocate(1))
+        seq.pages.extend(self.pool.allocate(missing))
         return True
 
     def _pick_victim(self, plan: StepPlan) -> Sequence | None:
@@ -266,7 +267,7 @@ class Scheduler:
                 if chunk.samples:
                     chunk.seq.decoding = True
                     chunk.seq.is_refilling = False
-                    chunk.seq.num_inflight += 1
+                    chunk.seq.num_inflight += self._step_tokens
             if not plan.is_empty or any(seq.num_inflight for seq in self.running):
                 return
             # Nothing can move: the newest gives its pages to the rest.

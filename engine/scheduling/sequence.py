@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,14 @@ _LEGAL = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class SequenceEnd:
+    """Why a sequence ended, and how many of its newest tokens it kept."""
+
+    reason: FinishReason
+    num_kept: int
+
+
 class Sequence:
     """Tokens, pages and progress of one choice.
 
@@ -39,7 +48,9 @@ class Sequence:
 
         [0, num_computed)            K and V are in `pages`, or will be by the step in flight
         [0, len(token_ids))          ids the host knows: prompt and delivered output
-        [len(token_ids), length)     sampled on the device, not read back yet (at most one)
+
+    `num_inflight` tokens at most, sampled on the device and not read back yet, come behind these;
+    `num_computed` counts as if all of them did.
     """
 
     __slots__ = (
@@ -106,11 +117,6 @@ class Sequence:
     def order(self) -> tuple[int, int, int]:
         """Sort key: best priority first, then oldest, then choice."""
         return (self.request.priority, self.arrival, self.choice)
-
-    @property
-    def length(self) -> int:
-        """Tokens including the one in flight."""
-        return len(self.token_ids) + self.num_inflight
 
     @property
     def num_output(self) -> int:

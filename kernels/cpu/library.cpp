@@ -67,15 +67,6 @@ int attend_pages(const Batch& batch, const AttentionShape& shape, const void* q,
 
 extern "C" {
 
-// 1 if the library multiplies bfloat16 in hardware.
-int tokenbus_has_bf16_products() {
-#if defined(__AVX512BF16__)
-    return 1;
-#else
-    return 0;
-#endif
-}
-
 int tokenbus_panel_width() { return kPanel; }
 
 Workspace* tokenbus_workspace_new() { return new Workspace; }

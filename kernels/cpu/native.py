@@ -147,7 +147,6 @@ class NativeLibrary:
             c_int, POINTER(LinearArgs), c_void_p, c_float, c_void_p, c_int, c_int, c_void_p,
             c_void_p,
         )  # fmt: skip
-        self.has_bf16_products = bool(self._c.tokenbus_has_bf16_products())
         self.panel_width: int = self._c.tokenbus_panel_width()
         self._workspace = c_void_p(self._c.tokenbus_workspace_new())
         self._out = torch.empty(0)

@@ -221,7 +221,7 @@ def sample_rows(
         depends on its own values alone. A row without a finite maximum gets an arbitrary token.
     Raises: KernelInputError if shapes, dtypes or layouts do not fit.
     Source: pivot search as in FlashInfer's sampling (Ye et al. 2025), exact instead of by
-        rejection, since one uniform decides; twin: reference_sampling.sample_rows.
+        rejection, since one uniform decides; twin: reference.sample_rows.
     """
     scalars = {
         "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "u": u,

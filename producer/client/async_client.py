@@ -9,7 +9,7 @@ from tokenbus.producer.client.fork_guard import ForkGuard
 from tokenbus.producer.client.hub import SubscriptionHub
 from tokenbus.producer.client.reader import Reader
 from tokenbus.producer.contract.events import FINISHED_REASONS
-from tokenbus.producer.contract.new_job import as_request, new_job
+from tokenbus.producer.contract.new_job import NewJob, as_request, new_job
 from tokenbus.producer.errors import (
     DeadlineUnmeetable,
     IdempotencyConflict,
@@ -20,7 +20,7 @@ from tokenbus.producer.errors import (
     ProducerError,
     QueueFull,
 )
-from tokenbus.producer.scripts import Bounds, NewJob, Scripts
+from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completion import JobCompletion, Retention
 from tokenbus.producer.scripts.replies import JobState, Refused, Submitted
 from tokenbus.producer.server.connection import open_server, retrying

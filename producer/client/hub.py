@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.subscription import Subscription
-from tokenbus.producer.contract.events import Event
+from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.errors import ClientClosed, ServerUnreachable
 from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S, is_away
 from tokenbus.producer.server.raw_connection import RawConnection, pack
@@ -194,7 +194,7 @@ class SubscriptionHub:
     def _deliver(self, streams: set[Subscription], body: bytes) -> None:
         """Parse an event once; what is none of ours is a stranger's and is left out."""
         try:
-            event = Event.parse(body)
+            event = parse_message(body)
         except (ValueError, KeyError, TypeError):
             return
         if len(streams) == 1:

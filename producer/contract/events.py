@@ -9,8 +9,7 @@ from typing import Any
 import msgspec
 
 from tokenbus.producer.contract.fast_json import to_json
-from tokenbus.producer.contract.schema import WIRE_VERSION
-from tokenbus.producer.errors import SchemaMismatch
+from tokenbus.producer.contract.keys import WIRE_VERSION
 
 FINISHED_REASONS = frozenset({"stop", "length"})
 
@@ -151,37 +150,6 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
         return self.to
 
     @classmethod
-    def parse(cls, text: bytes | str) -> Event:
-        """Read one message of the job's channel.
-
-        Raises: SchemaMismatch for another wire version; ValueError, KeyError or TypeError if the
-        message is none of ours.
-        """
-        body = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-        if body.startswith(_HEAD):
-            # A tenth of the time of the general way, and refused for anything unusual.
-            try:
-                return _decode(body)
-            except msgspec.MsgspecError:
-                pass
-        wire = json.loads(body)
-        if wire["v"] != WIRE_VERSION:
-            raise SchemaMismatch("v", f"event speaks wire version {wire['v']!r}")
-        finish = wire.get("finish")
-        return cls(
-            job_id=wire["job"],
-            epoch=int(wire["epoch"]),
-            choice=int(wire["choice"]),
-            start=int(wire["from"]),
-            to=int(wire["to"]),
-            text=wire["text"],
-            ids=tuple(wire["ids"]),
-            ends=tuple(wire["ends"]),
-            logprobs=tuple(wire.get("logprobs") or ()),
-            finish=None if finish is None else Finish.from_wire(finish),
-        )
-
-    @classmethod
     def of_entry(cls, job_id: str, entry_id: bytes, body: bytes) -> Event:
         """Read a log entry: tokens, or the end.
 
@@ -264,6 +232,4 @@ class _Entry(msgspec.Struct, array_like=True, gc=False):
     logprobs: tuple[Any, ...] = ()
 
 
-_HEAD = f'{{"v":{WIRE_VERSION},'.encode()
-_decode = msgspec.json.Decoder(Event).decode
 _decode_entry = msgspec.json.Decoder(_Entry).decode

@@ -56,6 +56,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+# Of requests, events and results; a reader refuses any other.
+WIRE_VERSION = 1
+
 POOL_KEYS = {
     "inbox": ":inbox",
     "intake": ":intake",

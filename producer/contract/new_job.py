@@ -5,15 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.prefix_key import prefix_key
 from tokenbus.producer.contract.schema import SEED_BITS, JobRequest
 from tokenbus.producer.contract.token_ids import pack_ids
-from tokenbus.producer.scripts import NewJob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What `submit` stores; `output_tokens` is max_tokens, per choice.
+
+    `callback` is the JSON of where and with which metadata a webhook tells of the end, or empty.
+    """
+
+    job_id: str
+    tenant: str
+    priority: int
+    prompt_tokens: int
+    output_tokens: int
+    n: int
+    request: str
+    digest: str
+    idempotency: str = ""
+    weight: float = 1.0
+    deadline_ms: int | None = None
+    not_before_ms: int = 0
+    prefix: str = ""
+    callback: str = ""
 
 
 def new_job(

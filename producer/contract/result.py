@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.events import Event, Finish, ToolCall
 from tokenbus.producer.contract.fast_json import to_json
-from tokenbus.producer.contract.schema import WIRE_VERSION
+from tokenbus.producer.contract.keys import WIRE_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -7,11 +7,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tokenbus.producer.contract.keys import JOB_ID_PATTERN, NAME_PATTERN
+from tokenbus.producer.contract.keys import JOB_ID_PATTERN, NAME_PATTERN, WIRE_VERSION
 from tokenbus.producer.contract.token_ids import TokenId, TokenIds  # noqa: TC001 - pydantic reads them
 from tokenbus.producer.errors import RequestInvalid, SchemaMismatch
 
-WIRE_VERSION = 1
 MAX_TOKENS_LIMIT = 1_000_000
 MAX_WAIT_S = 30 * 24 * 3600.0
 SEED_BITS = 63

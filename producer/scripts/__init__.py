@@ -8,7 +8,7 @@ from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.scripts.control import ControlScripts
 from tokenbus.producer.scripts.lease import Budget, LeaseScripts
 from tokenbus.producer.scripts.log import Append, End, LogScripts, Takeover
-from tokenbus.producer.scripts.queue import STALE_ANSWER_S, Bounds, NewJob, QueueScripts
+from tokenbus.producer.scripts.queue import STALE_ANSWER_S, Bounds, QueueScripts
 from tokenbus.producer.scripts.runner import ScriptRunner
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ __all__ = [
     "Bounds",
     "Budget",
     "End",
-    "NewJob",
     "Scripts",
     "Takeover",
 ]

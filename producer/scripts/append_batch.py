@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from tokenbus.producer.contract.schema import WIRE_VERSION
+from tokenbus.producer.contract.keys import WIRE_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

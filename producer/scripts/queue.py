@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenbus.producer.contract.keys import Keys
+    from tokenbus.producer.contract.new_job import NewJob
     from tokenbus.producer.scripts.runner import ScriptRunner
 
 # A caller whose answer is older than this makes no end or takeover from it; the tick does (R10).
@@ -31,29 +32,6 @@ STALE_ANSWER_S = 5.0
 MEMORY_RETRY_MS = 1000
 MAX_BODY_BYTES = 8 * 1024 * 1024
 _RECORD_FIELDS = ("state", "epoch", "owner", "attempts", "tenant", "priority", "finish")
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """What `submit` stores; `output_tokens` is max_tokens, per choice.
-
-    `callback` is the JSON of where and with which metadata a webhook tells of the end, or empty.
-    """
-
-    job_id: str
-    tenant: str
-    priority: int
-    prompt_tokens: int
-    output_tokens: int
-    n: int
-    request: str
-    digest: str
-    idempotency: str = ""
-    weight: float = 1.0
-    deadline_ms: int | None = None
-    not_before_ms: int = 0
-    prefix: str = ""
-    callback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

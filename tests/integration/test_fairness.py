@@ -10,7 +10,8 @@ import pytest
 from workers.stubs import WIDE, StubWorker, a_job, owned_end
 
 if TYPE_CHECKING:
-    from tokenbus.producer.scripts import NewJob, Scripts
+    from tokenbus.producer.contract.new_job import NewJob
+    from tokenbus.producer.scripts import Scripts
 
 NUM_SEATS = 8
 EVERY = 4

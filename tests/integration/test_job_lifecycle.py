@@ -7,7 +7,15 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-from workers.null_workers import expected_ids, expected_text, follow, leaked_keys, until, worker
+from workers.null_workers import (
+    expected_ids,
+    expected_text,
+    follow,
+    leaked_keys,
+    num_waiting,
+    until,
+    worker,
+)
 
 from tokenbus.producer.errors import JobUnknown
 
@@ -87,7 +95,7 @@ async def test_pool_too_small_for_all_holds_at_most_one_job_that_does_not_run(
 
         def look() -> bool:
             nonlocal peak
-            peak = max(peak, running.num_not_running)
+            peak = max(peak, num_waiting(running))
             return finished.done()
 
         finished = asyncio.gather(*(follow(client, job.job_id) for job in jobs))

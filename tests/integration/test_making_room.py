@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from servers.wire_proxy import Moment, WireProxy
-from workers.null_workers import expected_text, follow, until, worker
+from workers.null_workers import expected_text, follow, num_waiting, until, worker
 
 from tokenbus.worker.pool.parking import FREEING_S
 
@@ -70,7 +70,7 @@ async def test_low_priority_is_parked_for_a_higher_one(
             return story
 
         readers = [asyncio.create_task(read(job.job_id)) for job in slow]
-        await until(lambda: running.num_held == 2 and running.num_not_running == 0)
+        await until(lambda: running.num_held == 2 and num_waiting(running) == 0)
         urgent = await client.submit("y" * 16, seed=5, max_tokens=30, priority=0)
         story = await read(urgent.job_id)
         assert story.text == expected_text(5, 30)

@@ -7,7 +7,7 @@ from models.paged_batch import DEVICE, HALF
 from tokenbus.engine.sampling.random_draw import stream_key, uniforms
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
-from tokenbus.kernels import reference_sampling
+from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.sampling.sample_rows import SamplingWorkspace, sample_rows
 
@@ -65,7 +65,7 @@ def draw(
         logits, *scalars, workspace, use_top_k=any(columns[1]),
         use_top_p=min(columns[2]) < 1, use_min_p=max(columns[3]) > 0,
     )  # fmt: skip
-    return token_ids, reference_sampling.sample_rows(logits, *scalars)
+    return token_ids, reference.sample_rows(logits, *scalars)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
-from tokenbus.producer.commands.status import read_status
+from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.server.connection import open_server
 from tokenbus.worker.errors import EngineDied, EngineStartFailed

@@ -14,8 +14,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.commands.dead_letters import DeadLetters
-from tokenbus.producer.commands.status import read_status
+from tokenbus.producer.client.dead_letters import DeadLetters
+from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.scripts.completion import JobCompletion, Retention
 from tokenbus.producer.scripts.replies import JobState, RequeueStatus
 from tokenbus.worker.logs import get_logger

@@ -17,21 +17,18 @@ import msgspec
 
 from tokenbus.engine.config import EngineConfig  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.null.null_config import NullConfig  # noqa: TC001 - msgspec reads the annotation
-from tokenbus.engine.types import (
+from tokenbus.engine.types import (  # noqa: TC001 - msgspec reads the annotations
     Admission,
     EngineLimits,
     EngineStats,
     Fault,
     FinishReason,
     Request,
-    TokenDelta,
     TokenLogprobs,
 )
 from tokenbus.worker.process.frames import Framing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tokenbus.engine.types import StepOutput
 
 
@@ -138,26 +135,6 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True, kw_only=True, dict
         However many publisher processes a step goes to, it is encoded once, by the engine process.
         """
         return REPORTS.encode(self)
-
-    def deltas(self) -> Iterator[TokenDelta]:
-        """Yield the deltas in the engine's order."""
-        ends = {row: (reason, stop_id, error) for row, reason, stop_id, error in self.ends}
-        logprobs = dict(self.logprobs)
-        prompt_logprobs = dict(self.prompt_logprobs)
-        start = 0
-        for row, count in enumerate(self.counts):
-            end = ends.get(row)
-            yield TokenDelta(
-                self.request_ids[row],
-                self.choices[row],
-                tuple(self.token_ids[start : start + count]),
-                end[0] if end else None,
-                end[1] if end else None,
-                end[2] if end else None,
-                logprobs.get(row, ()),
-                prompt_logprobs.get(row),
-            )
-            start += count
 
 
 Report = EngineReady | EngineRefused | RequestRefused | Beat | StepRecord

@@ -10,13 +10,12 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.contract.events import Event
 from tokenbus.producer.contract.result import Choice, JobResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tokenbus.producer.contract.events import Finish
+    from tokenbus.producer.contract.events import Event, Finish
 
 
 # Choice, first index, text, ids, ends and logprobs of the tokens of one entry.
@@ -119,24 +118,6 @@ class Transcript:
                 for low, high in zip(cuts, event.ends, strict=False)
             ]
             self.append(event.choice, event.ids, texts, event.logprobs)
-
-    def event_after(self, index: int, epoch: int) -> Event | None:
-        """Return everything after `index` that fits in one entry: one choice, no gap."""
-        if index >= self.last:
-            return None
-        choice, start, text, ids, ends, logprobs = self.slice_after(index)
-        to = start + len(ids) - 1
-        return Event(
-            self.job_id,
-            epoch,
-            choice,
-            start,
-            to,
-            text=text,
-            ids=tuple(ids),
-            ends=tuple(ends),
-            logprobs=tuple(logprobs),
-        )
 
     def slice_after(self, index: int, limit: int | None = None) -> Slice:
         """Return at most `limit` tokens after `index` that fit in one entry; there is one."""

@@ -198,19 +198,6 @@ def test_prompt_logprobs_use_the_same_scores() -> None:
     assert all(s is not None and s.top == () for s in scores)
 
 
-def test_choice_ends_by_id_or_by_length() -> None:
-    """EOS unless ignored, stop ids, and the last of max_tokens end a row on the device."""
-    state = SamplingState(2, VOCAB, "cpu", (EOS,))
-    state.set_row(0, SamplingParams(max_tokens=5, stop_token_ids=(17,)), 0, [1])
-    state.set_row(1, SamplingParams(max_tokens=5, ignore_eos=True), 0, [1])
-    rows = torch.tensor([0, 0, 0, 0, 1, 1])
-    token_ids = torch.tensor([EOS, 17, 18, 18, EOS, 18])
-    positions = torch.tensor([0, 0, 3, 4, 0, 4])
-    ends = state.reaches_end(rows, token_ids, positions)
-    assert ends.tolist() == [True, True, False, True, False, True]
-    assert state.is_stop(rows, token_ids).tolist() == [True, True, False, False, False, False]
-
-
 @pytest.mark.parametrize(
     ("field", "params"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from models.scheduler_bench import EOS, Bench, Optimist
 
 from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
-from tokenbus.engine.scheduling.sequence import SequenceState
+from tokenbus.engine.scheduling.sequence import SequenceEnd, SequenceState
 from tokenbus.engine.types import FinishReason
 
 
@@ -65,19 +65,72 @@ def test_ignore_eos_goes_on() -> None:
 
 
 def test_tokens_after_a_stop_token_are_dropped() -> None:
-    """Of [10, 42, 12] with stop id 42, two tokens are kept."""
-    bench = Bench()
+    """Of a step's [10, 42, 12] with stop id 42, two tokens are kept."""
+    bench = Bench(step_tokens=3)
     seq = bench.add(5, stop_token_ids=(42,))
+    bench.step()
     bench.scheduler.schedule()
-    assert bench.scheduler.complete(seq, [10, 42, 12]) == ([10, 42], FinishReason.STOP)
+    assert bench.scheduler.complete(seq, (10, 42, 12)) == SequenceEnd(FinishReason.STOP, 2)
+    assert list(seq.token_ids[5:]) == [7, 10, 42]
+    assert bench.pool.num_available == bench.pool.num_usable
 
 
 def test_tokens_after_max_tokens_are_dropped() -> None:
-    """Of three tokens with max_tokens 2, two are kept and the reason is length."""
-    bench = Bench()
-    seq = bench.add(5, max_tokens=2)
+    """Of a step's three tokens with max_tokens 3 and one before, two are kept: length."""
+    bench = Bench(step_tokens=3)
+    seq = bench.add(5, max_tokens=3)
+    bench.step()
     bench.scheduler.schedule()
-    assert bench.scheduler.complete(seq, [10, 11, 12]) == ([10, 11], FinishReason.LENGTH)
+    assert bench.scheduler.complete(seq, (10, 11, 12)) == SequenceEnd(FinishReason.LENGTH, 2)
+    assert list(seq.token_ids[5:]) == [7, 10, 11]
+
+
+def test_several_tokens_of_a_step_count_what_was_computed_for_them() -> None:
+    """Of five tokens that a step may bring it brings two: the inputs of two count as computed."""
+    bench = Bench(page_size=4, step_tokens=5)
+    seq = bench.add(5)
+    bench.step()
+    bench.scheduler.schedule()
+    assert seq.num_computed == 10
+    assert bench.scheduler.complete(seq, (8, 9)) is None
+    assert (len(seq.token_ids), seq.num_computed, seq.num_inflight) == (8, 7, 0)
+    assert len(seq.pages) == 3
+
+
+def test_step_ahead_of_several_tokens_counts_the_most_until_it_is_read_back() -> None:
+    """Two steps of at most three tokens are in flight; each that is read back is put right."""
+    bench = Bench(page_size=4, step_tokens=3)
+    seq = bench.add(5)
+    bench.step()
+    for _ in range(2):
+        bench.scheduler.schedule()
+    assert (seq.num_inflight, seq.num_computed) == (6, 11)
+    bench.scheduler.complete(seq, (8,))
+    assert (seq.num_inflight, seq.num_computed) == (3, 9)
+    bench.scheduler.complete(seq, (9, 10))
+    assert (seq.num_inflight, seq.num_computed, len(seq.token_ids)) == (0, 8, 9)
+
+
+def test_page_that_is_filled_in_the_middle_of_a_step_is_found_by_the_next_turn() -> None:
+    """A page is full before the stop among a step's tokens: it has its hash when they end."""
+    bench = Bench(page_size=4, step_tokens=5)
+    seq = bench.add(5, stop_token_ids=(42,))
+    bench.step()
+    bench.scheduler.schedule()
+    bench.scheduler.complete(seq, (10, 11, 12, 42, 13))
+    again = bench.add(0, prompt=list(seq.token_ids))
+    assert bench.step() == {again: 10 - 8}
+
+
+def test_step_of_several_tokens_takes_no_page_past_max_tokens() -> None:
+    """Near its end a sequence reserves no more positions than it has tokens left."""
+    bench = Bench(num_pages=3, page_size=4, step_tokens=5)
+    seq = bench.add(5, max_tokens=4)
+    bench.step()
+    bench.scheduler.schedule()
+    assert (len(seq.pages), seq.num_computed) == (2, 8)
+    assert bench.scheduler.complete(seq, (7, 7, 7, 7)) == SequenceEnd(FinishReason.LENGTH, 3)
+    bench.scheduler.check_integrity()
 
 
 def test_max_tokens_wins_over_min_tokens() -> None:
@@ -100,13 +153,29 @@ def test_preempted_sequence_keeps_its_token_in_flight() -> None:
     assert first.sampled() == [one, two]
     second = bench.scheduler.schedule()  # one step ahead: both grow to the last page
     for seq in first.sampled():
-        bench.scheduler.complete(seq, [41])
+        bench.scheduler.complete(seq, (41,))
     third = bench.scheduler.schedule()  # one needs a sixth page
     assert third.preempted == [two]
     for seq in second.sampled():
-        bench.scheduler.complete(seq, [42])
+        bench.scheduler.complete(seq, (42,))
     assert two.state is SequenceState.WAITING
     assert list(two.token_ids[79:]) == [41, 42]
+    bench.scheduler.check_integrity()
+
+
+def test_preempted_sequence_keeps_all_tokens_of_the_step_in_flight() -> None:
+    """The tokens of a step come back after the preemption: all are kept, none is computed."""
+    bench = Bench(num_pages=11, step_tokens=3)
+    bench.scheduler.estimator = Optimist()
+    one, two = bench.add(76), bench.add(76)
+    bench.step()
+    flying = bench.scheduler.schedule()
+    assert flying.decode == [one, two]
+    third = bench.scheduler.schedule()  # one may need a sixth page
+    assert third.preempted == [two]
+    bench.scheduler.complete(two, (41, 42))
+    assert (two.state, two.num_computed, two.num_inflight) == (SequenceState.WAITING, 0, 0)
+    assert list(two.token_ids[76:]) == [7, 41, 42]
     bench.scheduler.check_integrity()
 
 
@@ -117,7 +186,7 @@ def test_lowest_priority_then_newest_is_preempted() -> None:
         bench.scheduler.estimator = Optimist()
         seqs = [bench.add(80, priority=priority) for priority in priorities[:1]]
         bench.scheduler.schedule()
-        bench.scheduler.complete(seqs[0], [7])
+        bench.scheduler.complete(seqs[0], (7,))
         seqs.append(bench.add(60, priority=priorities[1]))
         bench.step()
         for _ in range(40):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from hypothesis import HealthCheck, settings
@@ -24,10 +25,14 @@ from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
+    from random import Random
+
     from tokenbus.engine.scheduling.plan import StepPlan
 
 PAGE_SIZE = 4
 EOS = 9
+MOST_STEP_TOKENS = 5
+WRONG = -2
 
 
 def next_token(token_ids: list[int], choice: int) -> int:
@@ -38,29 +43,57 @@ def next_token(token_ids: list[int], choice: int) -> int:
     return state % 10
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What a step brings of a sequence: new tokens behind those it was launched with."""
+
+    seq: Sequence
+    before: list[int]
+    new: list[int]
+
+
 class EngineModel(RuleBasedStateMachine):
-    """Drives the scheduler as the core does, one step ahead, and keeps what was delivered."""
+    """Drives the scheduler as the engine does, one step ahead, and keeps what was delivered.
+
+    A step brings up to `step_tokens` tokens of a sequence, as many as chance says, like one that
+    computes guesses behind the last token and takes those which are right.
+    """
 
     num_steps: ClassVar = 0
     num_preemptions: ClassVar = 0
     num_regroupings: ClassVar = 0
+    num_long_steps: ClassVar = 0
+    num_cut_steps: ClassVar = 0
 
     def __init__(self) -> None:
         """Start with an empty pool of a size that forces preemption."""
         super().__init__()
-        self.pool = PagePool(24, PAGE_SIZE)
-        self.scheduler = Scheduler(self.pool, ChunkSizer(16, None), max_num_seqs=6)
+        self.set_up(1)
         self.content: dict[int, list[int]] = {}
         self.delivered: dict[Sequence, list[int]] = {}
         self.requests: dict[int, list[Sequence]] = {}
-        self.inflight: list[tuple[Sequence, list[int], int]] = []
+        self.inflight: list[Sampled] = []
         self.next_id = 0
         self.grouping = BatchGrouping(PAGE_SIZE, lambda rows, pages: rows > 1 and pages > 0)
         self.runs: list[SharedRun] = []
 
-    @initialize(optimistic=st.booleans())
-    def choose_admission(self, optimistic: bool) -> None:
+    def set_up(self, step_tokens: int) -> None:
+        """Make a pool and a scheduler of steps that bring at most so many tokens a sequence."""
+        self.step_tokens = step_tokens
+        self.pool = PagePool(24, PAGE_SIZE)
+        self.scheduler = Scheduler(
+            self.pool, ChunkSizer(16, None), max_num_seqs=6, step_tokens=step_tokens
+        )
+
+    @initialize(
+        optimistic=st.booleans(),
+        step_tokens=st.integers(1, MOST_STEP_TOKENS),
+        chance=st.randoms(use_true_random=False),
+    )
+    def choose(self, optimistic: bool, step_tokens: int, chance: Random) -> None:
         """Half of the runs expect one token per output, so that pages run out all the time."""
+        self.set_up(step_tokens)
+        self.chance = chance
         if optimistic:
             self.scheduler.estimator = Optimist()
 
@@ -115,15 +148,29 @@ class EngineModel(RuleBasedStateMachine):
         EngineModel.num_preemptions += len(plan.preempted)
         launched = self.launch(plan)
         results, self.inflight = self.inflight, launched
-        for seq, known, token_id in results:
-            assert known == list(seq.token_ids) or seq.state is SequenceState.FINISHED
-            if EngineModel.num_steps % 2 and seq.state is not SequenceState.FINISHED:
-                self.scheduler.complete_one(seq, token_id)
-                kept = [token_id]
-            else:
-                kept, _ = self.scheduler.complete(seq, [token_id])
+        for result in results:
+            seq = result.seq
+            # What the step ahead sampled of a sequence that has ended is nobody's.
+            if seq.state is SequenceState.FINISHED:
+                continue
+            assert result.before == list(seq.token_ids)
+            EngineModel.num_long_steps += len(result.new) > 1
+            end = self.scheduler.complete(seq, tuple(result.new))
+            kept = result.new if end is None else result.new[: end.num_kept]
+            EngineModel.num_cut_steps += kept != result.new
             self.delivered[seq].extend(kept)
+            assert list(seq.token_ids) == result.before + kept
+            assert seq.finish_reason is (None if end is None else end.reason)
         self.check_demand()
+        self.check_progress()
+
+    def check_progress(self) -> None:
+        """What is not in flight is exact: all but the newest token of a decoding sequence."""
+        for seq in self.scheduler.running:
+            if seq.decoding and not seq.num_inflight:
+                assert seq.num_computed == len(seq.token_ids) - 1
+            assert len(seq.pages) * PAGE_SIZE >= seq.num_computed
+            assert seq.num_registered * PAGE_SIZE <= min(seq.num_computed, len(seq.token_ids))
 
     def check_demand(self) -> None:
         """What all running sequences will ask for is what each of them will, one by one."""
@@ -135,24 +182,28 @@ class EngineModel(RuleBasedStateMachine):
             if seq.leader is not None:
                 held, _, claimed = scheduler.prefill.count_hits(seq)
                 found = max(found, held) + claimed
-            total += max(0, self.pool.pages_for(seq.length + 1) - found)
+            total += max(0, self.pool.pages_for(demand._next_length(seq)) - found)
             total += demand._to_come(seq, estimator)
         assert demand.of_running(scheduler.running, estimator) == total
 
-    def launch(self, plan: StepPlan) -> list[tuple[Sequence, list[int], int]]:
+    def launch(self, plan: StepPlan) -> list[Sampled]:
         """Check that a step reads only what was computed, and sample."""
-        unread = {id(seq): token_id for seq, _, token_id in self.inflight}
+        unread = {id(result.seq): result.new for result in self.inflight}
         for chunk in plan.prefill:
             self.write(chunk.seq, list(chunk.seq.token_ids), chunk.start, chunk.end)
         results = []
         for seq in plan.sampled():
-            known = list(seq.token_ids)
-            tokens = known + ([unread[id(seq)]] if id(seq) in unread else [])
+            tokens = list(seq.token_ids) + unread.get(id(seq), [])
+            before, new = list(tokens), [next_token(tokens, seq.choice)]
             if seq in plan.decode:
-                self.write(seq, tokens, len(tokens) - 1, len(tokens))
-            self.read(seq, tokens)
-            token_id = next_token(tokens, seq.choice)
-            results.append((seq, tokens, token_id))
+                most = min(self.step_tokens, seq.num_computed - len(tokens) + 1)
+                for _ in range(self.chance.randint(1, most) - 1):
+                    new.append(next_token(before + new, seq.choice))
+                # The guesses behind those that are right are wrong, and are computed all the same.
+                inputs = [*before, *new[:-1], *[WRONG] * (most - len(new))]
+                self.write(seq, inputs, len(before) - 1, len(inputs))
+            self.read(seq, before + new[:-1])
+            results.append(Sampled(seq, before, new))
         self.read_shared(plan)
         return results
 
@@ -211,9 +262,11 @@ class EngineModel(RuleBasedStateMachine):
 def test_random_load_loses_no_page_and_no_token() -> None:
     """At least 2,000 steps of random adds, aborts, forks, preemptions and cache resets.
 
+    A step brings one to five tokens of a sequence, and nothing past an end is delivered.
     Groups of rows that share pages come and go meanwhile.
     """
     EngineModel.num_steps = EngineModel.num_preemptions = EngineModel.num_regroupings = 0
+    EngineModel.num_long_steps = EngineModel.num_cut_steps = 0
     run_state_machine_as_test(
         EngineModel,
         settings=settings(
@@ -226,3 +279,5 @@ def test_random_load_loses_no_page_and_no_token() -> None:
     assert EngineModel.num_steps >= 2000
     assert EngineModel.num_preemptions >= 20
     assert EngineModel.num_regroupings >= 200
+    assert EngineModel.num_long_steps >= 500
+    assert EngineModel.num_cut_steps >= 20

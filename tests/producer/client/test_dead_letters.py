@@ -10,8 +10,8 @@ import pytest
 from workers.null_workers import command
 
 from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.client.dead_letters import MAX_BODY_BYTES, DeadLetters
 from tokenbus.producer.commands.cli import main
-from tokenbus.producer.commands.dead_letters import MAX_BODY_BYTES, DeadLetters
 from tokenbus.producer.contract.events import Failure, Finish
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid

@@ -30,7 +30,7 @@ NUM_WORKERS = 2
 TIMEOUT_S = 60
 APP = """
 import json, os, sys
-from tokenbus.producer.client.blocking import Client
+from tokenbus.producer import Client
 
 bus = Client.connect(os.environ["BUS_URL"], os.environ["BUS_POOL"])
 preloaded_in = os.getpid()

@@ -18,7 +18,8 @@ from tokenbus.producer.errors import RequestInvalid
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tokenbus.producer.scripts import Bounds, NewJob, Scripts
+    from tokenbus.producer.contract.new_job import NewJob
+    from tokenbus.producer.scripts import Bounds, Scripts
     from tokenbus.producer.scripts.replies import Refused, Submitted
 
 

@@ -31,6 +31,7 @@ class Bench:
         max_num_seqs: int = 64,
         *,
         prefix_cache: bool = True,
+        step_tokens: int = 1,
     ) -> None:
         self.pool = PagePool(num_pages, page_size)
         self.scheduler = Scheduler(
@@ -38,6 +39,7 @@ class Bench:
             ChunkSizer(budget, None),
             max_num_seqs=max_num_seqs,
             prefix_cache=prefix_cache,
+            step_tokens=step_tokens,
         )
         self.count = 0
 
@@ -67,6 +69,6 @@ class Bench:
         """Plan and complete one step; return the prompt tokens each sequence computed."""
         plan = self.scheduler.schedule()
         for seq in plan.sampled():
-            self.scheduler.complete(seq, [(tokens or {}).get(seq, 7)])
+            self.scheduler.complete(seq, ((tokens or {}).get(seq, 7),))
         self.scheduler.check_integrity()
         return {chunk.seq: chunk.end - chunk.start for chunk in plan.prefill}

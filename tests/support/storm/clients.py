@@ -11,7 +11,7 @@ from storm.audit import Violation
 from storm.network import CallLost
 from workers.stubs import WIDE, a_job
 
-from tokenbus.producer.scripts import NewJob, Scripts
+from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.replies import Submitted
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from storm.network import Clock, Network
+
+    from tokenbus.producer.contract.new_job import NewJob
 
 MAX_JOBS = 4
 

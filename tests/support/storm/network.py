@@ -17,7 +17,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from storm.audit import TTL_SCALE
 from storm.wire import Wire
 
-from tokenbus.producer.contract.events import Event
+from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.scripts import runner
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from storm.actor import Actor
+
+    from tokenbus.producer.contract.events import Event
 
 # Scripts that publish.
 _LOUD = ("append", "end")
@@ -212,7 +214,7 @@ class Network:
         """Hand out what was published up to now."""
         self.wire.run("PUBLISH", self._silence, "")
         while (message := self._socket_reader.read())[2] != self._silence:
-            self.on_event(message[2].decode(), Event.parse(message[3]))
+            self.on_event(message[2].decode(), parse_message(message[3]))
 
     def _quietly(self, who: str, name: str, args: tuple[Any, ...], fate: str) -> None:
         """Run a call whose answer nobody gets; a server that forgot the script does nothing."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.null.null_engine import pseudo_token
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
+from tokenbus.worker.held_job import Phase
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import Worker
 
@@ -52,6 +53,11 @@ def expected_text(seed: int, count: int, choice: int = 0) -> str:
     text = build_null_tokenizer().decode(expected_ids(seed, count, choice))
     assert isinstance(text, str)
     return text
+
+
+def num_waiting(worker: Worker) -> int:
+    """Count the jobs that a worker holds without pages."""
+    return sum(job.is_waiting for job in worker._held_jobs.in_phase(Phase.PULLED))
 
 
 @dataclass(slots=True)

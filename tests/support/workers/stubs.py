@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.events import Event, Finish, Usage
+from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.contract.result import build_result
-from tokenbus.producer.scripts import Append, Bounds, Budget, End, NewJob, Scripts, Takeover
+from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

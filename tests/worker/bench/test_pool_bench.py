@@ -12,7 +12,8 @@ import msgspec
 import pytest
 from workers.null_workers import leaked_keys
 
-from tokenbus.producer.commands.status import read_status
+from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.contract.events import Event
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
@@ -88,7 +89,7 @@ async def test_token_that_is_none_of_the_jobs_is_found(deployment: Deployment) -
             async for message in pubsub.listen():
                 if message["type"] != "pmessage":
                     continue
-                event = Event.parse(message["data"])
+                event = parse_message(message["data"])
                 forged = msgspec.json.encode(_following(event).dump())
                 await stranger.publish(message["channel"], forged)
                 return

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,22 +62,23 @@ class Engine:
 
     def tokens(self, request_id: int) -> list[int]:
         """Return the tokens delivered for a request so far."""
-        return [
-            token
-            for report in self.reports
-            if isinstance(report, StepRecord)
-            for delta in report.deltas()
-            if delta.request_id == request_id
-            for token in delta.token_ids
-        ]
+        tokens: list[int] = []
+        for report in self.reports:
+            if not isinstance(report, StepRecord):
+                continue
+            left = iter(report.token_ids)
+            for owner, count in zip(report.request_ids, report.counts, strict=True):
+                ids = list(islice(left, count))
+                tokens += ids if owner == request_id else []
+        return tokens
 
     def ended(self, request_id: int) -> FinishReason | None:
         """Return why a request ended, None while it runs."""
         for report in self.reports:
             if isinstance(report, StepRecord):
-                for delta in report.deltas():
-                    if delta.request_id == request_id and delta.finish_reason is not None:
-                        return delta.finish_reason
+                for row, reason, _, _ in report.ends:
+                    if report.request_ids[row] == request_id:
+                        return reason
         return None
 
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.producer.contract.events import Event, Finish, Usage
 from tokenbus.worker.publishing.transcript import Transcript
-
-if TYPE_CHECKING:
-    from tokenbus.producer.contract.events import Event
 
 Chunks = list[tuple[int, list[str]]]
 
@@ -33,9 +28,10 @@ def _filled(parts: Chunks) -> Transcript:
 
 def _replay(transcript: Transcript, index: int) -> list[Event]:
     events = []
-    while (event := transcript.event_after(index, 1)) is not None:
-        events.append(event)
-        index = event.to
+    while index < transcript.last:
+        choice, start, text, ids, ends, _ = transcript.slice_after(index)
+        index = start + len(ids) - 1
+        events.append(Event("j", 1, choice, start, index, text, tuple(ids), tuple(ends)))
     return events
 
 

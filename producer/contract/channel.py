@@ -1,0 +1,45 @@
+"""Messages of a job's channel, read as events."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+
+from tokenbus.producer.contract.events import Event, Finish
+from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.errors import SchemaMismatch
+
+_HEAD = f'{{"v":{WIRE_VERSION},'.encode()
+_decode = msgspec.json.Decoder(Event).decode
+
+
+def parse_message(text: bytes | str) -> Event:
+    """Read one message of a job's channel.
+
+    Raises: SchemaMismatch for another wire version; ValueError, KeyError or TypeError if the
+        message is none of ours.
+    """
+    body = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if body.startswith(_HEAD):
+        # A tenth of the time of the general way, and refused for anything unusual.
+        try:
+            return _decode(body)
+        except msgspec.MsgspecError:
+            pass
+    wire = json.loads(body)
+    if wire["v"] != WIRE_VERSION:
+        raise SchemaMismatch("v", f"event speaks wire version {wire['v']!r}")
+    finish = wire.get("finish")
+    return Event(
+        job_id=wire["job"],
+        epoch=int(wire["epoch"]),
+        choice=int(wire["choice"]),
+        start=int(wire["from"]),
+        to=int(wire["to"]),
+        text=wire["text"],
+        ids=tuple(wire["ids"]),
+        ends=tuple(wire["ends"]),
+        logprobs=tuple(wire.get("logprobs") or ()),
+        finish=None if finish is None else Finish.from_wire(finish),
+    )
