@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenbus.engine.config import EngineConfig
-    from tokenbus.engine.interfaces import AttentionBackend
+    from tokenbus.engine.interfaces import PagedAttention
     from tokenbus.engine.models.ops import Ops
     from tokenbus.engine.weights.loader import LoadedModel
 
@@ -57,11 +57,11 @@ def load_for(config: EngineConfig) -> LoadedModel:
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    attention: AttentionBackend | None = None
-    ops: Callable[[AttentionBackend], Ops] | None = None
+    attention: PagedAttention | None = None
+    ops: Callable[[PagedAttention], Ops] | None = None
     if choose_device(config.device).type == "cuda":
         # Imported on use: without a GPU, Triton may be missing or have no driver.
-        from tokenbus.engine.attention.triton_backend import TritonAttention
+        from tokenbus.engine.attention.triton_attention import TritonAttention
         from tokenbus.engine.models.triton_ops import TritonOps
 
         attention = TritonAttention(config.max_num_seqs, grouping=config.prefix_grouping)
@@ -88,7 +88,7 @@ def load_for(config: EngineConfig) -> LoadedModel:
 
 def _quantized_backends(
     quantization: str,
-) -> tuple[AttentionBackend, Callable[[AttentionBackend], Ops]]:
+) -> tuple[PagedAttention, Callable[[PagedAttention], Ops]]:
     library = native_library()
     if library is None:
         raise RequestRejected("quantization", f"{quantization} weights need the compiled kernels")

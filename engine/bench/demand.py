@@ -10,7 +10,7 @@ from tokenbus.engine.models.decoder import Decoder
 if TYPE_CHECKING:
     from tokenbus.engine.bench.measure import RunFigures
     from tokenbus.engine.bench.workloads import Workload
-    from tokenbus.engine.interfaces import AttentionSpec
+    from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.weights.loader import LoadedModel
 
 

@@ -9,7 +9,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext
+    from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.layers import DecoderLayer, Linear
     from tokenbus.engine.models.ops import Ops

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionSpec
+    from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.models.rope import RopeTable
 
 

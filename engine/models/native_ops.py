@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext, PagedAttention
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.models.decoder import Decoder
     from tokenbus.engine.models.decoder_config import DecoderConfig
@@ -46,7 +46,7 @@ class NativeOps(TorchOps):
 
     attention: NativeAttention
 
-    def __init__(self, attention: AttentionBackend, *, quantization: str | None = None) -> None:
+    def __init__(self, attention: PagedAttention, *, quantization: str | None = None) -> None:
         """Compute through `attention`, which has to be a NativeAttention.
 
         `quantization` is int8, int4 or None; with int4 the head, on which every choice of a token

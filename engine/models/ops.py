@@ -12,7 +12,7 @@ from tokenbus.engine.models.decoder_config import Activation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext, PagedAttention
     from tokenbus.engine.models.decoder import Decoder
     from tokenbus.engine.models.layers import DecoderLayer, Linear
 
@@ -72,7 +72,7 @@ class Ops(Protocol):
 class TorchOps:
     """The steps in plain torch, on any device; the reference for faster ones."""
 
-    def __init__(self, attention: AttentionBackend) -> None:
+    def __init__(self, attention: PagedAttention) -> None:
         self.attention = attention
 
     def prepare(self, model: Decoder) -> None:

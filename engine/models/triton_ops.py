@@ -18,8 +18,8 @@ from tokenbus.kernels.qkv_rope import qkv_rope
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.attention.triton_backend import TritonAttention
-    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
+    from tokenbus.engine.attention.triton_attention import TritonAttention
+    from tokenbus.engine.interfaces import ForwardContext, PagedAttention
     from tokenbus.engine.models.decoder import Decoder
     from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.layers import DecoderLayer, Linear
@@ -38,7 +38,7 @@ class TritonOps(TorchOps):
 
     attention: TritonAttention
 
-    def __init__(self, attention: AttentionBackend) -> None:
+    def __init__(self, attention: PagedAttention) -> None:
         """Compute through `attention`, which has to be a TritonAttention."""
         super().__init__(attention)
 

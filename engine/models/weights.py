@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenbus.engine.errors import ModelBroken
-from tokenbus.engine.interfaces import AttentionSpec
+from tokenbus.engine.kv_cache import AttentionSpec
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.decoder_config import DecoderConfig, QKNorm
 from tokenbus.engine.models.layers import DecoderLayer, Linear

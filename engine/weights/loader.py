@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from tokenbus.engine.attention.native_attention import NativeAttention
-from tokenbus.engine.attention.torch_backend import TorchAttention
+from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionBackend, PagedModel
+    from tokenbus.engine.interfaces import PagedAttention, PagedModel
     from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.ops import Ops
 
@@ -57,7 +57,7 @@ class LoadedModel:
     name: str
     dtype: torch.dtype
     device: torch.device
-    attention: AttentionBackend | None = None
+    attention: PagedAttention | None = None
 
 
 def load_model(
@@ -67,8 +67,8 @@ def load_model(
     device: str = "auto",
     random_weights: bool = False,
     max_model_len: int | None = None,
-    attention: AttentionBackend | None = None,
-    ops: Callable[[AttentionBackend], Ops] | None = None,
+    attention: PagedAttention | None = None,
+    ops: Callable[[PagedAttention], Ops] | None = None,
 ) -> LoadedModel:
     """Load a model from a local folder, a hub id or an alias of the model store.
 
@@ -120,8 +120,8 @@ def build_model(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
-    attention: AttentionBackend | None = None,
-    ops: Callable[[AttentionBackend], Ops] | None = None,
+    attention: PagedAttention | None = None,
+    ops: Callable[[PagedAttention], Ops] | None = None,
 ) -> PagedModel:
     """Build the model of a transformers config from a folder or tensors by name (None: random).
 
@@ -150,8 +150,8 @@ def build_model(
 
 
 def _attention(
-    dtype: torch.dtype, device: torch.device, ops: Callable[[AttentionBackend], Ops] | None
-) -> AttentionBackend:
+    dtype: torch.dtype, device: torch.device, ops: Callable[[PagedAttention], Ops] | None
+) -> PagedAttention:
     """Return the fastest attention for a device, plain torch under steps that a caller chose."""
     if ops is None and device.type == "cpu" and dtype in DTYPES:
         library = native_library()
@@ -161,8 +161,8 @@ def _attention(
 
 
 def _ops(
-    shape: DecoderConfig, attention: AttentionBackend, dtype: torch.dtype, device: torch.device
-) -> Callable[[AttentionBackend], Ops]:
+    shape: DecoderConfig, attention: PagedAttention, dtype: torch.dtype, device: torch.device
+) -> Callable[[PagedAttention], Ops]:
     """Return the fastest steps for a device that no caller chose them for."""
     if isinstance(attention, NativeAttention) and NativeOps.supports(shape, dtype):
         return NativeOps

@@ -7,7 +7,7 @@ import pytest
 from tokenbus.engine.bench.demand import Demand
 from tokenbus.engine.bench.measure import RunFigures
 from tokenbus.engine.bench.workloads import Workload
-from tokenbus.engine.interfaces import AttentionSpec
+from tokenbus.engine.kv_cache import AttentionSpec
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 

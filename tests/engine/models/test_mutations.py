@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from tokenbus.engine.attention import torch_backend
-from tokenbus.engine.attention.torch_backend import TorchAttention
+from tokenbus.engine.attention import torch_attention
+from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.weights.loader import build_model
 
 _LENGTHS = [5, 40, 90]
@@ -74,7 +74,7 @@ def test_mask_off_by_one_changes_tokens(
         visible[:, 0] = 1
         return torch.zeros(queries, keys).masked_fill_(visible == 0, -torch.inf)
 
-    monkeypatch.setattr(torch_backend, "block_mask", wrong_mask)
+    monkeypatch.setattr(torch_attention, "block_mask", wrong_mask)
     broken = driver(build()).generate(texts, 48)
     assert all(a != b for a, b in zip(whole, broken, strict=True))
 

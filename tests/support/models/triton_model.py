@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenbus.engine.attention.triton_backend import TritonAttention
+from tokenbus.engine.attention.triton_attention import TritonAttention
 from tokenbus.engine.models.triton_ops import TritonOps
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 
