@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenbus.engine.attention.native_attention import NativeAttention
-from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
-from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 from tokenbus.engine.native_library import native_library
 from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 

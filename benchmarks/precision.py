@@ -53,9 +53,9 @@ def sample(
 ) -> list[tuple[Prompt, list[float]]]:
     """Run the prompts; return their tokens and log-probabilities."""
     loaded = load_for(config)
-    if loaded.device.type == "cuda":
+    if loaded.backend.device.type == "cuda":
         # So few rows would be left apart by the gates, which count saved reads.
-        attention: Any = loaded.attention
+        attention: Any = loaded.backend.attention
         attention.min_saved_tokens = 0
         attention.pays = lambda rows, pages: grouped and rows > 1 and pages > 0
     engine = engine_for(loaded, config)

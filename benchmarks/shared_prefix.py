@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from decode_batch import PAGE_SIZE, DecodeBatch, decode_bytes
 from harness import Sweep
 
-from tokenbus.engine.attention.triton_backend import TritonAttention
+from tokenbus.engine.attention.triton_attention import TritonAttention
 
 OWN_TOKENS = 164
 HEADS = {"Hq16 Hkv8 D128": (16, 8, 128), "Hq32 Hkv8 D128": (32, 8, 128)}

@@ -10,24 +10,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.kv_cache import KVCache
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSpec:
-    """The shape of one layer's attention.
-
-    `sliding_window` counts keys visible to a query, itself included (None = all).
-    `softcap` bounds scores by softcap * tanh(score / softcap) before the mask (None = off).
-    """
-
-    layer_idx: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    scale: float
-    sliding_window: int | None = None
-    softcap: float | None = None
+    from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 
 
 @dataclass(slots=True)
@@ -62,8 +45,8 @@ class ForwardContext:
         return self.num_decode == len(self.query_lens)
 
 
-class AttentionBackend(Protocol):
-    """Writes K and V into pages and attends over them."""
+class PagedAttention(Protocol):
+    """Attention over pages: writes K and V into them and attends over what they hold."""
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext

@@ -1,7 +1,8 @@
-"""The pages' storage: one K and one V tensor per layer."""
+"""Pages of keys and values: the shape of a layer's attention, and one K and one V tensor each."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +10,22 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.engine.interfaces import AttentionSpec
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """The shape of one layer's attention.
+
+    `sliding_window` counts keys visible to a query, itself included (None = all).
+    `softcap` bounds scores by softcap * tanh(score / softcap) before the mask (None = off).
+    """
+
+    layer_idx: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    sliding_window: int | None = None
+    softcap: float | None = None
 
 
 class KVCache:

@@ -6,7 +6,7 @@ import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.weights.model_store import cache_folder
+from tokenbus.engine.cache_folder import cache_folder
 from tokenbus.kernels.cpu.compile import CompilerMissing, compiled_library
 from tokenbus.kernels.cpu.native import NativeLibrary
 

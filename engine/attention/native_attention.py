@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenbus.engine.attention.torch_plan import slot_rows
+from tokenbus.engine.attention.page_write import write_pages
 from tokenbus.kernels.cpu.native import BatchArgs, NativeLibrary, RunArgs, ShapeArgs
 
 if TYPE_CHECKING:
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext
+    from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 
 
@@ -40,10 +41,7 @@ class NativeAttention:
         self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext
     ) -> Tensor:
         """Store k, v of this pass in their slots, then attend causally over the pages."""
-        k_pages, v_pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
-        rows = slot_rows(ctx, spec.num_kv_heads)
-        k_pages.view(-1, spec.head_dim).index_copy_(0, rows, k.reshape(-1, spec.head_dim))
-        v_pages.view(-1, spec.head_dim).index_copy_(0, rows, v.reshape(-1, spec.head_dim))
+        k_pages, v_pages = write_pages(ctx, spec, k, v)
         if q.stride()[1:] != (spec.head_dim, 1):
             q = q.contiguous()
         shape = shape_args(spec, ctx.kv.page_size)

@@ -10,7 +10,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext
+    from tokenbus.engine.kv_cache import AttentionSpec
 
 # One more bucket costs about nine small ops, 45 us; 1,024 padded tokens cost about the same
 # (2 x Zen 5, bf16, 3 KV heads of 64).
@@ -58,19 +59,6 @@ class AttentionPlan:
     buckets: tuple[DecodeBucket, ...]
     spans: tuple[PrefillSpan, ...]
     in_token_order: bool
-
-
-def slot_rows(ctx: ForwardContext, num_kv_heads: int) -> Tensor:
-    """Return the rows [T * Hkv] of a cache viewed as [P * Hkv * S, D] that the pass writes."""
-    key = ("slot_rows", num_kv_heads)
-    rows: Tensor | None = ctx.memo.get(key)
-    if rows is None:
-        size = ctx.kv.page_size
-        page, offset = ctx.slot_mapping // size, ctx.slot_mapping % size
-        heads = torch.arange(num_kv_heads, device=page.device)
-        rows = ((page[:, None] * num_kv_heads + heads) * size + offset[:, None]).view(-1)
-        ctx.memo[key] = rows
-    return rows
 
 
 def plan_of(ctx: ForwardContext, spec: AttentionSpec) -> AttentionPlan:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.bench import measure
 from tokenbus.engine.bench.demand import Demand
+from tokenbus.engine.bench.figures import Report
 from tokenbus.engine.bench.workloads import WORKLOADS, uniform
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
@@ -21,6 +22,9 @@ from tokenbus.engine.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.weights.readers import WeightReader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="write one report per workload into this folder")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the chosen workloads; return the exit code."""
+def run(
+    args: argparse.Namespace, backend: Backend | None = None, reader: WeightReader | None = None
+) -> int:
+    """Run the chosen workloads; return the exit code. For `backend` and `reader` see `load_for`."""
     started_at = time.perf_counter()
     config = EngineConfig(
         model=args.model,
@@ -69,9 +75,9 @@ def run(args: argparse.Namespace) -> int:
         cuda_graphs=not args.no_graphs,
         prefix_grouping=not args.no_prefix_grouping,
     )
-    loaded = load_for(config)
+    loaded = load_for(config, backend, reader)
     loaded_at = time.perf_counter()
-    ceilings = measure.measure_ceilings(loaded.device)
+    ceilings = measure.measure_ceilings(loaded.backend)
     demand = Demand.of(loaded)
     engine = engine_for(loaded, config)
     measure.run_workload(engine, uniform("warm-up", 4, 100, 8))
@@ -84,12 +90,12 @@ def run(args: argparse.Namespace) -> int:
         flush=True,
     )
     for name in args.workload or ["nano256"]:
-        report = measure.Report(name, args.model, measure.describe_machine(loaded.device), ceilings)
+        report = Report(name, args.model, measure.describe_machine(loaded.backend), ceilings)
         workload = measure.get_workload(name)
         for _ in range(args.repeats):
             engine.reset_prefix_cache()
             report.runs.append(measure.run_workload(engine, workload, demand=demand))
-        if args.profile and loaded.device.type == "cuda":
+        if args.profile and loaded.backend.has_device_clock:
             engine.reset_prefix_cache()
             report.budget_ms, report.kernels_ms = measure.profile_budget(
                 partial(measure.run_workload, engine, workload)
@@ -102,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(report: measure.Report) -> None:
+def _print(report: Report) -> None:
     best = report.best
     rates = " ".join(f"{run.tokens_per_s:.0f}" for run in report.runs)
     steps = " ".join(f"{name} {value:.2f}" for name, value in best.step_ms.items())
@@ -126,14 +132,16 @@ def _print(report: measure.Report) -> None:
         print(f"{'':>14}  device ms: {parts}", flush=True)
 
 
-def run_bench(argv: Sequence[str]) -> int:
+def run_bench(
+    argv: Sequence[str], backend: Backend | None = None, reader: WeightReader | None = None
+) -> int:
     """Parse a command line, run it and return the exit code.
 
     Raises: EngineError if the model or a setting is wrong or a run is not equal work.
     """
     parser = argparse.ArgumentParser(prog="tokenbus bench engine", description=__doc__)
     add_arguments(parser)
-    return run(parser.parse_args(argv))
+    return run(parser.parse_args(argv), backend, reader)
 
 
 def main() -> int:

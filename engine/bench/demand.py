@@ -3,53 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.bench.figures import Achieved
 from tokenbus.engine.models.decoder import Decoder
 
 if TYPE_CHECKING:
-    from tokenbus.engine.bench.measure import RunFigures
+    from tokenbus.engine.bench.figures import RunFigures
     from tokenbus.engine.bench.workloads import Workload
-    from tokenbus.engine.interfaces import AttentionSpec
+    from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.weights.loader import LoadedModel
-
-
-@dataclass(frozen=True, slots=True)
-class Achieved:
-    """Demand divided by a run's duration.
-
-    read_tb_s counts all weights once per step and the visible keys and values once per sequence and
-    step, whether or not a prefix was read once for several. tflop_s counts multiplications and
-    additions of linears and attention, cached prompt tokens left out.
-    """
-
-    read_tb_s: float
-    tflop_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What one model needs per step and per token.
 
-    layer_weights, head_weights: numbers of weights of all layers and of the output head.
+    layer_weights, head_weights: numbers of weights of all layers and of the output head;
+    weight_bytes: what they are stored in; kv_bytes: of one number of a key or value.
     """
 
     layer_weights: int
     head_weights: int
-    element_bytes: int
+    weight_bytes: int
+    kv_bytes: int
     specs: tuple[AttentionSpec, ...]
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> Demand | None:
-        """Count a model's weights; None if they are packed away or transformers' own."""
+        """Count a model's weights; None if they are transformers' own."""
         model = loaded.model
         if not isinstance(model, Decoder):
             return None
-        head = model.lm_head.weight.numel()
-        layers = sum(linear.weight.numel() for layer in model.layers for linear in layer.linears())
-        if not layers or not head:
-            return None
-        return cls(layers, head, loaded.dtype.itemsize, tuple(loaded.model.attention_specs))
+        *layers, head = model.tensors.linears()
+        return cls(
+            layer_weights=sum(prod(linear.weight.shape) for linear in layers),
+            head_weights=prod(head.weight.shape),
+            weight_bytes=sum(linear.weight.nbytes for linear in (*layers, head)),
+            kv_bytes=loaded.backend.kv_dtype(loaded.dtype).itemsize,
+            specs=tuple(model.attention_specs),
+        )
 
     def achieved(self, workload: Workload, run: RunFigures) -> Achieved:
         """Divide what the workload needs by the time of a run."""
@@ -60,14 +54,13 @@ class Demand:
             begin, end = len(prompt), len(prompt) + length
             for spec in self.specs:
                 seen = _visible(end, spec) - _visible(begin, spec)
-                kv_bytes += seen * 2 * spec.num_kv_heads * spec.head_dim * self.element_bytes
+                kv_bytes += seen * 2 * spec.num_kv_heads * spec.head_dim * self.kv_bytes
                 read = seen + round(_visible(begin, spec) * (1 - cached_share))
                 attention_flops += read * 4 * spec.num_heads * spec.head_dim
         computed = run.prompt_tokens - run.cached_tokens + run.output_tokens
-        weight_bytes = (self.layer_weights + self.head_weights) * self.element_bytes
         flops = 2 * (self.layer_weights * computed + self.head_weights * run.output_tokens)
         return Achieved(
-            read_tb_s=(weight_bytes * run.steps + kv_bytes) / run.duration_s / 1e12,
+            read_tb_s=(self.weight_bytes * run.steps + kv_bytes) / run.duration_s / 1e12,
             tflop_s=(flops + attention_flops) / run.duration_s / 1e12,
         )
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import platform
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tokenbus.engine.bench.figures import RunFigures
 from tokenbus.engine.bench.workloads import WORKLOADS, Workload
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.types import Request, SamplingParams
@@ -22,46 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from tokenbus.engine.bench.demand import Achieved, Demand
+    from tokenbus.engine.bench.demand import Demand
+    from tokenbus.engine.bench.figures import Report
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.models.backend import Backend
 
 _TEMPERATURE = 0.6
 # Kernels that a profile lists by name.
 _NUM_KERNELS = 24
-
-
-@dataclass(frozen=True, slots=True)
-class RunFigures:
-    """One run of one workload; times in seconds, `step_ms` percentiles over all steps."""
-
-    workload: str
-    output_tokens: int
-    prompt_tokens: int
-    cached_tokens: int
-    duration_s: float
-    tokens_per_s: float
-    steps: int
-    step_ms: dict[str, float]
-    preemptions: int
-    achieved: Achieved | None = None
-
-
-@dataclass(slots=True)
-class Report:
-    """All runs of a workload, the best of them, and what they ran on."""
-
-    workload: str
-    model: str
-    machine: dict[str, str]
-    ceilings: dict[str, float]
-    runs: list[RunFigures] = field(default_factory=list)
-    budget_ms: dict[str, float] = field(default_factory=dict)
-    kernels_ms: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def best(self) -> RunFigures:
-        """The fastest run."""
-        return max(self.runs, key=lambda run: run.tokens_per_s)
 
 
 def run_workload(
@@ -121,10 +90,14 @@ def run_workload(
     )
 
 
-def measure_ceilings(device: torch.device) -> dict[str, float]:
-    """Measure copy bandwidth (TB/s, read plus written) and bf16 matmul rate (TFLOP/s)."""
-    if device.type != "cuda":
+def measure_ceilings(backend: Backend) -> dict[str, float]:
+    """Measure copy bandwidth (TB/s, read plus written) and bf16 matmul rate (TFLOP/s).
+
+    By the device's own clock; without one there are no ceilings.
+    """
+    if not backend.has_device_clock:
         return {}
+    device = backend.device
     source = torch.randn(2**29, device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
     copy_s = _median_event_s(lambda: target.copy_(source))
@@ -137,23 +110,19 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     }
 
 
-def describe_machine(device: torch.device) -> dict[str, str]:
+def describe_machine(backend: Backend) -> dict[str, str]:
     """Name the device and the versions that a figure depends on."""
     import transformers
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    found = {
-        "device": name or platform.machine(),
+    found = backend.describe()
+    return {
+        "device": found.pop("device"),
         "threads": str(torch.get_num_threads()),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **found,
     }
-    if device.type == "cuda":
-        import triton
-
-        found["triton"] = triton.__version__
-    return found
 
 
 def profile_budget(run: Callable[[], object]) -> tuple[dict[str, float], dict[str, float]]:

@@ -83,10 +83,7 @@ def _context(
 ) -> ForwardContext:
     page_size = kv.page_size
     page_ids = rows.block_table[owners, positions // page_size].to(torch.int64)
-    num_pages = rows.block_table.shape[1]
-    if rows.device.type == "cpu":
-        # Narrow tables gather faster; on a GPU one width for all keeps kernels from compiling anew.
-        num_pages = -(-max(context_lens) // page_size)
+    num_pages = rows.table_width(-(-max(context_lens) // page_size))
     return ForwardContext(
         kv=kv,
         positions=positions,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -76,14 +77,14 @@ def replayed_tokens(model: PagedModel) -> int:
 
     Models that run in transformers' code decide things on the host while they run.
     """
-    if not isinstance(model, Decoder) or not model.layers:
+    if not isinstance(model, Decoder) or not model.tensors.layers:
         return 0
-    weights = sum(linear.weight.numel() for linear in model.layers[0].linears())
+    weights = sum(prod(linear.weight.shape) for linear in model.tensors.layers[0].linears())
     return int(_LAUNCH_S * _FLOPS_PER_S / (2 * weights))
 
 
 def _width(model: PagedModel) -> int:
-    return model.embedding.shape[1] if isinstance(model, Decoder) else 0
+    return model.tensors.embedding.shape[1] if isinstance(model, Decoder) else 0
 
 
 class PromptGraphs:

@@ -28,12 +28,16 @@ class RowState:
         num_prompt: [R + 1] int64, prompt tokens: where the positions of drawn tokens begin.
     """
 
-    def __init__(self, max_rows: int, max_pages: int, device: torch.device) -> None:
+    def __init__(
+        self, max_rows: int, max_pages: int, device: torch.device, *, narrow_tables: bool = False
+    ) -> None:
+        """Allocate `max_rows` rows; a pass takes whole tables, or cut to its longest sequence."""
         self.device = device
         self.padding_row = max_rows
         self.last_token = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self.block_table = torch.zeros((max_rows + 1, max_pages), dtype=torch.int32, device=device)
         self._max_pages = max_pages
+        self._narrow_tables = narrow_tables
         self.num_prompt = torch.zeros(max_rows + 1, dtype=torch.int64, device=device)
         self._assigned: list[Sequence] = []
         self._owner: list[Sequence | None] = [None] * (max_rows + 1)
@@ -78,6 +82,10 @@ class RowState:
         if slots:
             staged = self.to_device([*slots, *pages]).view(2, -1)
             self.block_table.view(-1).index_copy_(0, staged[0], staged[1].to(torch.int32))
+
+    def table_width(self, num_pages: int) -> int:
+        """Return how wide the block table of a pass is whose longest sequence has `num_pages`."""
+        return num_pages if self._narrow_tables else self._max_pages
 
     def to_device(
         self, values: list[int] | NDArray[np.int64], dtype: torch.dtype = torch.int64

@@ -9,9 +9,9 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
-    from tokenbus.engine.models.decoder_config import DecoderConfig
-    from tokenbus.engine.models.layers import DecoderLayer, Linear
+    from tokenbus.engine.interfaces import ForwardContext
+    from tokenbus.engine.kv_cache import AttentionSpec
+    from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors
     from tokenbus.engine.models.ops import Ops
 
 
@@ -22,27 +22,18 @@ class Decoder:
     CUDA graph wherever its Ops can.
     """
 
-    def __init__(
-        self,
-        config: DecoderConfig,
-        embedding: Tensor,
-        layers: list[DecoderLayer],
-        final_norm: Tensor,
-        lm_head: Linear,
-        ops: Ops,
-    ) -> None:
+    def __init__(self, tensors: DecoderTensors, ops: Ops) -> None:
+        config = tensors.config
         self.config = config
-        self.embedding = embedding
-        self.layers = layers
-        self.final_norm = final_norm
-        self.lm_head = lm_head
+        self.tensors = tensors
         self.ops = ops
         self.vocab_size = config.vocab_size
-        self.attention_specs: list[AttentionSpec] = [layer.spec for layer in layers]
+        self.attention_specs: list[AttentionSpec] = [layer.spec for layer in tensors.layers]
         self.embed_scale = config.embed_scale
         if config.embed_scale_rounded:
-            self.embed_scale = torch.tensor(config.embed_scale, dtype=embedding.dtype).item()
-        ops.prepare(self)
+            rounded = torch.tensor(config.embed_scale, dtype=tensors.embedding.dtype)
+            self.embed_scale = rounded.item()
+        ops.prepare(tensors)
 
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
         """token_ids: [T] int64 -> hidden states [T, H] before the final norm, not rounded.
@@ -50,21 +41,22 @@ class Decoder:
         The sum over layers is kept in float32: rounded to bfloat16 after every layer it would cost
         more precision than all that is computed in between.
         """
-        residual = self.ops.embed(token_ids, self.embedding, self.embed_scale)
-        done = self.ops.run_layers(self, residual, ctx)
+        tensors = self.tensors
+        residual = self.ops.embed(token_ids, tensors.embedding, self.embed_scale)
+        done = self.ops.run_layers(tensors, residual, ctx)
         if done is not None:
             return done
         branch: Tensor | None = None
-        for layer in self.layers:
+        for layer in tensors.layers:
             branch, residual = self._layer(layer, branch, residual, ctx)
         return residual if branch is None else residual.float() + branch
 
     def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """hidden: [M, H], chosen rows only -> [M, V] float32, or x's dtype if not `exact`."""
-        config = self.config
+        config, tensors = self.config, self.tensors
         scaled = config.logits_divisor != 1.0 or config.final_softcap is not None
         logits = self.ops.logits(
-            hidden, self.final_norm, config.norm_eps, self.lm_head, exact=exact or scaled
+            hidden, tensors.final_norm, config.norm_eps, tensors.lm_head, exact=exact or scaled
         )
         if not exact and not scaled:
             return logits
@@ -81,11 +73,11 @@ class Decoder:
         """Run a layer; `branch` is the sum's last term, still to be added to `residual`."""
         ops, config = self.ops, self.config
         x, residual = self._enter(branch, residual, layer.pre_attention_norm)
-        x = ops.qkv_attention(ops.linear(x, layer.qkv), layer, config.norm_eps, ctx)
-        x = self._leave(ops.linear(x, layer.o), layer.post_attention_norm)
+        x = ops.qkv_attention(layer.qkv.product.multiply(x), layer, config.norm_eps, ctx)
+        x = self._leave(layer.o.product.multiply(x), layer.post_attention_norm)
         x, residual = self._enter(x, residual, layer.pre_mlp_norm)
-        x = ops.gated_linear(x, layer.gate_up, config.activation)
-        return self._leave(ops.linear(x, layer.down), layer.post_mlp_norm), residual
+        x = layer.gate_up.product.gated(x, config.activation)
+        return self._leave(layer.down.product.multiply(x), layer.post_mlp_norm), residual
 
     def _enter(
         self, branch: Tensor | None, residual: Tensor, norm: Tensor | None

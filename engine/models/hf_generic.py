@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionBackend, AttentionSpec, ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext, PagedAttention
+    from tokenbus.engine.kv_cache import AttentionSpec
 
 
 class GenericModel:
@@ -31,7 +32,7 @@ class GenericModel:
     """
 
     def __init__(
-        self, model: Any, specs: dict[int, AttentionSpec], attention: AttentionBackend
+        self, model: Any, specs: dict[int, AttentionSpec], attention: PagedAttention
     ) -> None:
         self._model = model
         self._base = model.base_model
@@ -47,7 +48,7 @@ class GenericModel:
         cls,
         config: Any,
         weights: Path | Mapping[str, Tensor] | None,
-        attention: AttentionBackend,
+        attention: PagedAttention,
         *,
         dtype: torch.dtype,
         device: torch.device,

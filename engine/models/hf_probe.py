@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokenbus.engine.errors import ModelUnsupported
-from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
-from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 from tokenbus.engine.models.hf_hook import AttentionCall, handled_by
 
 if TYPE_CHECKING:

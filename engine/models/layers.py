@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionSpec
+    from tokenbus.engine.kv_cache import AttentionSpec
+    from tokenbus.engine.models.decoder_config import DecoderConfig
+    from tokenbus.engine.models.linear_weight import LinearWeight
+    from tokenbus.engine.models.product import Product
     from tokenbus.engine.models.rope import RopeTable
 
 
 @dataclass(slots=True)
 class Linear:
-    """y = x @ weight.T + bias; weight: [out, in], bias: [out] or None.
+    """y = x @ weight.T + bias; bias: [out] or None.
 
-    `packed` is the form that an Ops prepared for itself; whoever sets it may drop `weight`'s
-    storage only if no other linear shares it.
+    `product` is what an Ops binds to them, unset before; an Ops that packs a weight of its own
+    leaves `weight` without storage.
     """
 
-    weight: Tensor
+    weight: LinearWeight
     bias: Tensor | None = None
-    packed: Any = None
+    product: Product = field(init=False)
 
 
 @dataclass(slots=True)
@@ -49,3 +52,18 @@ class DecoderLayer:
     def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
         """Return the layer's projections in the order they run."""
         return self.qkv, self.o, self.gate_up, self.down
+
+
+@dataclass(slots=True)
+class DecoderTensors:
+    """Every tensor of a decoder; embedding: [V, H], final_norm: [H], lm_head: [V, H]."""
+
+    config: DecoderConfig
+    embedding: Tensor
+    layers: list[DecoderLayer]
+    final_norm: Tensor
+    lm_head: Linear
+
+    def linears(self) -> list[Linear]:
+        """Return the projections of all layers in the order they run, then the head."""
+        return [*(linear for layer in self.layers for linear in layer.linears()), self.lm_head]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,17 @@ import torch.nn.functional as F
 from tokenbus.engine.attention.native_attention import NativeAttention, shape_args
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
-from tokenbus.engine.models.layers import Linear
+from tokenbus.engine.models.linear_weight import (
+    Int4Weight,
+    Int8Weight,
+    PlainWeight,
+    without_storage,
+)
 from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.models.product import entry_of
 from tokenbus.kernels.cpu.native import (
     DTYPES,
+    INT4_GROUP_INPUTS,
     LayerArgs,
     LinearArgs,
     ModelArgs,
@@ -22,42 +29,85 @@ from tokenbus.kernels.cpu.native import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext
     from tokenbus.engine.kv_cache import KVCache
-    from tokenbus.engine.models.decoder import Decoder
     from tokenbus.engine.models.decoder_config import DecoderConfig
-    from tokenbus.engine.models.layers import DecoderLayer
+    from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
+    from tokenbus.engine.models.linear_weight import LinearWeight
 
-_FORMATS = {None: WeightFormat.PLAIN, "int8": WeightFormat.INT8, "int4": WeightFormat.INT4}
 # Packed weights begin on lines of the cache.
 _ALIGNMENT = 64
 _ACTIVATIONS = {Activation.SILU: 0, Activation.GELU_TANH: 1, Activation.GELU: 2}
 
 
+class NativeForm(NamedTuple):
+    """A weight as the kernels read it before they pack it; every tensor has a row per output.
+
+    values: [out, in] in the model's dtype, int8 for INT8, [out, in / 2] uint8 for INT4; scales:
+    [out] float32 of INT8; groups: scales and lows, [out, groups] bfloat16 each, of INT4.
+    """
+
+    values: Tensor
+    scales: Tensor | None = None
+    groups: tuple[Tensor, Tensor] | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> NativeForm:
+        """Return the form with every tensor's rows changed."""
+        groups = self.groups
+        return NativeForm(
+            change(self.values),
+            None if self.scales is None else change(self.scales),
+            None if groups is None else (change(groups[0]), change(groups[1])),
+        )
+
+
+class NativeKind(NamedTuple):
+    """A kind of weight to the kernels: the format they keep it in, and what they pack."""
+
+    format: WeightFormat
+    form: Callable[[Any], NativeForm]
+
+
+def _int4_form(weight: Int4Weight) -> NativeForm:
+    if weight.group_inputs != INT4_GROUP_INPUTS:
+        raise ModelUnsupported(
+            f"the CPU's kernels cover groups of {INT4_GROUP_INPUTS} inputs, not of"
+            f" {weight.group_inputs}"
+        )
+    return NativeForm(weight.steps, groups=(weight.scales.contiguous(), weight.lows.contiguous()))
+
+
+NATIVE_KINDS: Mapping[type[Any], NativeKind] = {
+    PlainWeight: NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(weight.values)),
+    Int8Weight: NativeKind(
+        WeightFormat.INT8, lambda weight: NativeForm(weight.values, weight.scales)
+    ),
+    Int4Weight: NativeKind(WeightFormat.INT4, _int4_form),
+}
+
+
 class NativeOps(TorchOps):
     """All layers, whatever their family's layout, in one call of compiled code per pass.
 
-    The steps in torch are not used: their weights are gone once they are packed.
+    The steps in torch are not used: the weights are packed, and their storage is dropped.
     """
 
     attention: NativeAttention
 
-    def __init__(self, attention: AttentionBackend, *, quantization: str | None = None) -> None:
-        """Compute through `attention`, which has to be a NativeAttention.
-
-        `quantization` is int8, int4 or None; with int4 the head, on which every choice of a token
-        hangs, keeps 8 bits.
-        """
+    def __init__(
+        self, attention: NativeAttention, kinds: Mapping[type[Any], NativeKind] = NATIVE_KINDS
+    ) -> None:
+        """Attend through `attention`, multiply by the kinds of weight in `kinds`."""
         super().__init__(attention)
-        self._format = _FORMATS[quantization]
-        self._head_format = min(self._format, WeightFormat.INT8)
-        self._library: NativeLibrary = self.attention.library
+        self._kinds = kinds
+        self._library: NativeLibrary = attention.library
         self._model: ModelArgs | None = None
         self._layers: Any = None
+        self._head: LinearArgs | None = None
         self._dtype = torch.float32
         self._used = 0
         self._kv: KVCache | None = None
@@ -70,39 +120,34 @@ class NativeOps(TorchOps):
         sizes = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
         return dtype in DTYPES and all(size % 2 == 0 for size in sizes)
 
-    def prepare(self, model: Decoder) -> None:
-        """Pack every weight; plain ones are dropped unless the embedding shares them.
+    def prepare(self, tensors: DecoderTensors) -> None:
+        """Pack every weight and drop the storage it came with.
 
-        Raises: ModelUnsupported for a size or dtype that the kernels do not have.
+        Raises: ModelUnsupported for a size, a dtype or a kind of weight that the kernels do not
+            have.
         """
-        config = model.config
-        if not self.supports(config, model.embedding.dtype):
-            raise ModelUnsupported(f"the CPU's kernels cover no {model.embedding.dtype} like this")
+        config, self._dtype = tensors.config, tensors.embedding.dtype
+        if not self.supports(config, self._dtype):
+            raise ModelUnsupported(f"the CPU's kernels cover no {self._dtype} like this")
         width = self._library.panel_width
         # Gate and up are filled up to whole panels each.
         inner = -(-config.intermediate_size // width) * width
-        self._layers = (LayerArgs * len(model.layers))()
-        shapes: list[tuple[Sequence[int], WeightFormat]] = [
-            (shape, self._format)
-            for layer in model.layers
-            for shape in (
-                layer.qkv.weight.shape,
-                layer.o.weight.shape,
-                (2 * inner, config.hidden_size),
-                layer.down.weight.shape,
+        self._layers = (LayerArgs * len(tensors.layers))()
+        head = tensors.lm_head.weight
+        total = self._arena_bytes(head, head.shape[0])
+        for layer in tensors.layers:
+            total += sum(
+                self._arena_bytes(linear.weight, linear.weight.shape[0])
+                for linear in (layer.qkv, layer.o, layer.down)
             )
-        ]
-        shapes.append((model.lm_head.weight.shape, self._head_format))
-        self._dtype = dtype = model.embedding.dtype
-        total = sum(self._arena_bytes(shape, fmt, dtype) for shape, fmt in shapes)
+            total += self._arena_bytes(layer.gate_up.weight, 2 * inner)
         self._arena = torch.empty(total, dtype=torch.uint8)
         self._library.use_huge_pages(self._arena)
-        for args, layer in zip(self._layers, model.layers, strict=True):
+        for args, layer in zip(self._layers, tensors.layers, strict=True):
             self._describe(args, layer, inner)
-        keep = model.lm_head.weight is model.embedding
-        self._pack(model.lm_head, self._head_format, keep=keep)
+        self._head = self._pack(tensors.lm_head)
         self._model = ModelArgs(
-            self._layers, len(model.layers), config.hidden_size, config.intermediate_size,
+            self._layers, len(tensors.layers), config.hidden_size, config.intermediate_size,
             _ACTIVATIONS[config.activation], config.norm_eps, config.residual_scale,
         )  # fmt: skip
 
@@ -110,19 +155,20 @@ class NativeOps(TorchOps):
         self, hidden: Tensor, norm: Tensor, eps: float, head: Linear, *, exact: bool
     ) -> Tensor:
         """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] float32, until the next call."""
-        del exact
-        return self._library.linear(hidden, head.packed, norm.float(), eps, self._dtype)
+        del exact, head
+        assert self._head is not None
+        return self._library.linear(hidden, self._head, norm.float(), eps, self._dtype)
 
-    def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
+    def run_layers(self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext) -> Tensor:  # noqa: ARG002
         """Take hidden [T, H] through all layers, the sum of which is kept in float32."""
         assert self._model is not None
         if self._kv is not ctx.kv:
-            self._bind(ctx.kv)
+            self._attach(ctx.kv)
         hidden = hidden.float()
         self._library.forward(self._model, self.attention.batch_args(ctx), hidden, self._dtype)
         return hidden
 
-    def _bind(self, kv: KVCache) -> None:
+    def _attach(self, kv: KVCache) -> None:
         for args, k_pages, v_pages in zip(self._layers, kv.k, kv.v, strict=True):
             args.k_pages, args.v_pages = k_pages.data_ptr(), v_pages.data_ptr()
             args.shape.page_size = kv.page_size
@@ -131,12 +177,9 @@ class NativeOps(TorchOps):
         self._kv = kv
 
     def _describe(self, args: LayerArgs, layer: DecoderLayer, inner: int) -> None:
-        args.qkv = self._pack(layer.qkv, self._format)
-        args.o = self._pack(layer.o, self._format)
-        gate_up = _interleaved(layer.gate_up, inner, self._library.panel_width)
-        args.gate_up = self._pack(gate_up, self._format)
-        layer.gate_up.weight = layer.gate_up.weight.new_empty((0, layer.gate_up.weight.shape[1]))
-        args.down = self._pack(layer.down, self._format)
+        args.qkv, args.o = self._pack(layer.qkv), self._pack(layer.o)
+        args.gate_up = self._pack(layer.gate_up, half=inner)
+        args.down = self._pack(layer.down)
         args.pre_attention_norm = self._floats(layer.pre_attention_norm)
         args.post_attention_norm = self._floats(layer.post_attention_norm)
         args.pre_mlp_norm = self._floats(layer.pre_mlp_norm)
@@ -149,26 +192,31 @@ class NativeOps(TorchOps):
             args.rot_dim = layer.rope.rot_dim
         args.shape = shape_args(layer.spec, 1)
 
-    def _arena_bytes(self, shape: Sequence[int], fmt: WeightFormat, dtype: torch.dtype) -> int:
-        size = self._library.packed_bytes(shape, fmt, dtype)
+    def _arena_bytes(self, weight: LinearWeight, num_outputs: int) -> int:
+        """Bytes that a weight takes once it is packed with so many outputs."""
+        shape, kind = (num_outputs, weight.shape[1]), entry_of(self._kinds, weight)
+        size = self._library.packed_bytes(shape, kind.format, self._dtype)
         return -(-size // _ALIGNMENT) * _ALIGNMENT
 
-    def _pack(self, linear: Linear, fmt: WeightFormat, *, keep: bool = False) -> LinearArgs:
-        num_outputs, num_inputs = linear.weight.shape
-        weight, scales, dtype = linear.weight.contiguous(), None, linear.weight.dtype
+    def _pack(self, linear: Linear, *, half: int | None = None) -> LinearArgs:
+        """Pack a weight; with `half`, gate and up of so many outputs each, panel by panel."""
+        weight, bias = linear.weight, linear.bias
+        kind, (num_outputs, num_inputs) = entry_of(self._kinds, weight), weight.shape
+        form = kind.form(weight)
+        if half is not None:
+            num_outputs, width = 2 * half, self._library.panel_width
+            form = form.map(lambda rows: _interleaved(rows, half, width))
+            bias = None if bias is None else _interleaved(bias, half, width)
         packed = self._arena[self._used :]
-        self._used += self._arena_bytes((num_outputs, num_inputs), fmt, dtype)
-        if fmt == WeightFormat.INT8:
-            weight, scales = _int8(weight)
-        self._library.pack(weight, packed, fmt, dtype)
-        packed_args = LinearArgs(
-            packed.data_ptr(), self._panel_floats(linear.bias, num_outputs),
-            self._panel_floats(scales, num_outputs), num_inputs, num_outputs, fmt,
+        self._used += self._arena_bytes(weight, num_outputs)
+        self._library.pack(
+            form.values.contiguous(), packed, kind.format, self._dtype, groups=form.groups
+        )
+        linear.weight = without_storage(weight)
+        return LinearArgs(
+            packed.data_ptr(), self._panel_floats(bias, num_outputs),
+            self._panel_floats(form.scales, num_outputs), num_inputs, num_outputs, kind.format,
         )  # fmt: skip
-        linear.packed = packed_args
-        if not keep:
-            linear.weight = linear.weight.new_empty((0, num_inputs))
-        return packed_args
 
     def _panel_floats(self, values: Tensor | None, num_outputs: int) -> int | None:
         """Return the address of one float32 per output, filled up to whole panels."""
@@ -186,21 +234,10 @@ class NativeOps(TorchOps):
         return owned.data_ptr()
 
 
-def _int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a weight [out, in] to int8: (rounded, scale of each output in float32)."""
-    scales = weight.abs().amax(1).float().div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
-    return (weight / scales[:, None]).round_().to(torch.int8), scales
-
-
-def _interleaved(gate_up: Linear, inner: int, width: int) -> Linear:
-    """Return the linear with panels of gate and of up alternating, each half `inner` outputs."""
-
-    def mixed(values: Tensor) -> Tensor:
-        halves = values.view(2, -1, *values.shape[1:])
-        full = values.new_zeros((2, inner, *values.shape[1:]))
-        full[:, : halves.shape[1]] = halves
-        panels = full.view(2, inner // width, width, *values.shape[1:]).transpose(0, 1)
-        return panels.reshape(2 * inner, *values.shape[1:])
-
-    bias = None if gate_up.bias is None else mixed(gate_up.bias)
-    return Linear(mixed(gate_up.weight), bias)
+def _interleaved(values: Tensor, half: int, width: int) -> Tensor:
+    """Return rows of gate, then of up, as panels of both that alternate, `half` rows of each."""
+    halves = values.view(2, -1, *values.shape[1:])
+    full = values.new_zeros((2, half, *values.shape[1:]))
+    full[:, : halves.shape[1]] = halves
+    panels = full.view(2, half // width, width, *values.shape[1:]).transpose(0, 1)
+    return panels.reshape(2 * half, *values.shape[1:])

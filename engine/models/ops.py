@@ -7,29 +7,33 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 
-from tokenbus.engine.models.decoder_config import Activation
+from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.models.product import ProductTable, TorchProduct, entry_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
-    from tokenbus.engine.models.decoder import Decoder
-    from tokenbus.engine.models.layers import DecoderLayer, Linear
+    from tokenbus.engine.interfaces import ForwardContext, PagedAttention
+    from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
+
+TORCH_PRODUCTS: ProductTable = {PlainWeight: lambda weight, bias: TorchProduct(weight.values, bias)}
 
 
 class Ops(Protocol):
-    """What a decoder asks of its device; sums and norms in float32, results in x's dtype."""
+    """The steps of a decoder on one device; sums and norms in float32, results in x's dtype.
 
-    def prepare(self, model: Decoder) -> None:
-        """Pack weights and allocate buffers, once, after the weights were loaded."""
+    Linears are steps of their own: `prepare` gives each the product of its kind of weight.
+    """
+
+    def prepare(self, tensors: DecoderTensors) -> None:
+        """Bind every linear to the product of its kind of weight; pack, allocate; once.
+
+        Raises: ModelUnsupported for a kind of weight, a size or a dtype that it does not compute.
+        """
         ...
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
-        ...
-
-    def linear(self, x: Tensor, linear: Linear) -> Tensor:
-        """x: [T, in] -> [T, out]."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -51,11 +55,9 @@ class Ops(Protocol):
         """
         ...
 
-    def gated_linear(self, x: Tensor, gate_up: Linear, kind: Activation) -> Tensor:
-        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
-        ...
-
-    def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor | None:
+    def run_layers(
+        self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
+    ) -> Tensor | None:
         """Take hidden [T, H] through all layers in few launches, or return None: step by step."""
         ...
 
@@ -72,20 +74,20 @@ class Ops(Protocol):
 class TorchOps:
     """The steps in plain torch, on any device; the reference for faster ones."""
 
-    def __init__(self, attention: AttentionBackend) -> None:
+    def __init__(self, attention: PagedAttention, products: ProductTable = TORCH_PRODUCTS) -> None:
+        """Attend through `attention`, multiply by the kinds of weight in `products`."""
         self.attention = attention
+        self._products = products
 
-    def prepare(self, model: Decoder) -> None:
-        """Leave the weights as they are."""
+    def prepare(self, tensors: DecoderTensors) -> None:
+        """Bind every linear to its product."""
+        for linear in tensors.linears():
+            self._bind(linear)
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
         hidden = table.index_select(0, token_ids)
         return hidden if scale == 1.0 else hidden.mul_(scale)
-
-    def linear(self, x: Tensor, linear: Linear) -> Tensor:
-        """x: [T, in] -> [T, out]."""
-        return F.linear(x, linear.weight, linear.bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x: [..., H], weight: [H], float32 or x's dtype -> [..., H]."""
@@ -115,16 +117,11 @@ class TorchOps:
         q, k = torch.split(qk, [num_q, num_kv], 1)
         return self.attention.attend(q, k, v, spec, ctx).reshape(-1, num_q * spec.head_dim)
 
-    def gated_linear(self, x: Tensor, gate_up: Linear, kind: Activation) -> Tensor:
-        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
-        gate, up = self.linear(x, gate_up).chunk(2, -1)
-        if kind is Activation.SILU:
-            return F.silu(gate).mul_(up)
-        approximate = "tanh" if kind is Activation.GELU_TANH else "none"
-        return F.gelu(gate, approximate=approximate).mul_(up)
-
-    def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor | None:  # noqa: ARG002
+    def run_layers(
+        self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
+    ) -> Tensor | None:
         """Return None: plain torch runs layers step by step."""
+        del tensors, hidden, ctx
         return None
 
     def logits(
@@ -132,7 +129,11 @@ class TorchOps:
     ) -> Tensor:
         """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in head's dtype."""
         del exact
-        return self.linear(self.rms_norm(hidden, norm, eps).to(head.weight.dtype), head)
+        return head.product.multiply(self.rms_norm(hidden, norm, eps).to(head.weight.dtype))
+
+    def _bind(self, linear: Linear) -> None:
+        bind = entry_of(self._products, linear.weight)
+        linear.product = bind(linear.weight, linear.bias)
 
     def _norm_qk(
         self,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from tokenbus.engine.models.decoder_config import Activation, NormNames
+from tokenbus.engine.models.linear_weight import PlainWeight
 from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.linear.gated_linear import gated_linear
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
@@ -16,13 +20,13 @@ from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-    from tokenbus.engine.attention.triton_backend import TritonAttention
-    from tokenbus.engine.interfaces import AttentionBackend, ForwardContext
-    from tokenbus.engine.models.decoder import Decoder
-    from tokenbus.engine.models.decoder_config import DecoderConfig
-    from tokenbus.engine.models.layers import DecoderLayer, Linear
+    from tokenbus.engine.attention.triton_attention import TritonAttention
+    from tokenbus.engine.interfaces import ForwardContext
+    from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
     from tokenbus.kernels.activation import ActivationKind
 
 _GATES: dict[Activation, ActivationKind] = {
@@ -33,24 +37,110 @@ _GATES: dict[Activation, ActivationKind] = {
 MAX_FUSED_ROWS = 16
 
 
+class FusedProduct(Product):
+    """A product that takes the norm before it, and the gate or the sum behind it, into its launch.
+
+    For up to MAX_FUSED_ROWS rows. A kind of weight without it runs step by step.
+    """
+
+    @abstractmethod
+    def normed(
+        self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
+
+    @abstractmethod
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
+
+
+class TritonProduct(FusedProduct):
+    """A plain weight: small kernels for few rows, cuBLAS for more."""
+
+    def __init__(self, values: Tensor, bias: Tensor | None) -> None:
+        self._values, self._bias = values, bias
+        self._plain = Fusion(bias=bias)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], dtype of x."""
+        if x.shape[0] <= MAX_FUSED_ROWS and x.is_contiguous():
+            return small_linear(x, self._values, self._plain)
+        return F.linear(x, self._values, self._bias)
+
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+        if kind not in _GATES:
+            return Product.gated(self, x, kind)
+        if x.shape[0] == 1:
+            return small_linear(x, self._values, Fusion(bias=self._bias, act=_GATES[kind]))
+        return gated_linear(x, self._values, self._bias, _GATES[kind])
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out] float32."""
+        return wide_linear(x, self._values, self._bias)
+
+    def normed(
+        self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
+        values = self._values
+        fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
+        return lambda x: small_linear(x, values, fusion)
+
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
+        return small_linear(x, self._values, Fusion(bias=self._bias, residual=residual))
+
+
+@dataclass(frozen=True, slots=True)
+class _FusedLayer:
+    """One layer in six launches: norms, gate and residual sums ride on the linears.
+
+    The sums stay exact in a residual, [T, H] float32, which `o` and `down` add to; what they return
+    is the same rounded to the weights' dtype.
+    """
+
+    layer: DecoderLayer
+    qkv: Callable[[Tensor], Tensor]
+    o: Callable[[Tensor, Tensor], Tensor]
+    gate_up: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor, Tensor], Tensor]
+
+
+TRITON_PRODUCTS: ProductTable = {
+    PlainWeight: lambda weight, bias: TritonProduct(weight.values, bias)
+}
+
+
 class TritonOps(TorchOps):
     """TorchOps with norm, rotation, KV write, activation and attention as Triton kernels."""
 
     attention: TritonAttention
 
-    def __init__(self, attention: AttentionBackend) -> None:
-        """Compute through `attention`, which has to be a TritonAttention."""
-        super().__init__(attention)
+    def __init__(
+        self, attention: TritonAttention, products: ProductTable = TRITON_PRODUCTS
+    ) -> None:
+        """Attend through `attention`, multiply by the kinds of weight in `products`."""
+        super().__init__(attention, products)
+        self._fused: list[_FusedLayer] | None = None
+
+    def prepare(self, tensors: DecoderTensors) -> None:
+        """Bind every linear to its product, and to its neighbours where layers can be fused."""
+        super().prepare(tensors)
+        config = tensors.config
+        plain = config.norm_names == NormNames() and config.residual_scale == 1.0
+        if not plain or config.activation not in _GATES:
+            return
+        layers = [
+            _fused(layer, config.norm_eps, _GATES[config.activation]) for layer in tensors.layers
+        ]
+        fused = [layer for layer in layers if layer is not None]
+        if len(fused) == len(layers):
+            self._fused = fused
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
         return embed(token_ids, table, scale)
-
-    def linear(self, x: Tensor, linear: Linear) -> Tensor:
-        """x: [T, in] -> [T, out]."""
-        if x.shape[0] <= MAX_FUSED_ROWS and x.is_contiguous():
-            return small_linear(x, linear.weight, Fusion(bias=linear.bias))
-        return F.linear(x, linear.weight, linear.bias)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x: [T, H], weight: [H], float32 or x's dtype -> [T, H]."""
@@ -70,8 +160,8 @@ class TritonOps(TorchOps):
         """hidden: [M, H] -> head(rms_norm(hidden)), [M, V] in head's dtype, float32 if `exact`."""
         x = rms_norm(hidden, norm, eps, dtype=head.weight.dtype)
         if not exact or x.dtype == torch.float32:
-            return self.linear(x, head)
-        return wide_linear(x, head.weight, head.bias)
+            return head.product.multiply(x)
+        return head.product.unrounded(x)
 
     def qkv_attention(
         self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
@@ -100,48 +190,31 @@ class TritonOps(TorchOps):
         )
         return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
 
-    def run_layers(self, model: Decoder, hidden: Tensor, ctx: ForwardContext) -> Tensor | None:
+    def run_layers(
+        self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
+    ) -> Tensor | None:
         """Fuse the layers of few tokens, if their layout is the plain one."""
-        config = model.config
-        plain = config.norm_names == NormNames() and config.residual_scale == 1.0
-        if not plain or config.activation not in _GATES or hidden.shape[0] > MAX_FUSED_ROWS:
+        if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
             return None
+        eps = tensors.config.norm_eps
         residual = hidden.float()
-        for layer in model.layers:
-            hidden = self._run_layer(hidden, residual, layer, config, ctx)
+        for fused in self._fused:
+            x = self.qkv_attention(fused.qkv(hidden), fused.layer, eps, ctx)
+            hidden = fused.o(x, residual)
+            hidden = fused.down(fused.gate_up(hidden), residual)
         return residual
 
-    def _run_layer(
-        self,
-        hidden: Tensor,
-        residual: Tensor,
-        layer: DecoderLayer,
-        config: DecoderConfig,
-        ctx: ForwardContext,
-    ) -> Tensor:
-        """Run one layer in six launches: norms, gate and residual sums ride on the linears.
 
-        The sums stay exact in `residual`, [T, H] float32, which is added to; `hidden` and what is
-        returned are the same rounded to the weights' dtype.
-        """
-        eps = config.norm_eps
-        norm = Fusion(norm_weight=layer.pre_attention_norm, eps=eps, bias=layer.qkv.bias)
-        qkv = small_linear(hidden, layer.qkv.weight, norm)
-        x = self.qkv_attention(qkv, layer, eps, ctx)
-        hidden = small_linear(x, layer.o.weight, Fusion(bias=layer.o.bias, residual=residual))
-        gate = Fusion(
-            norm_weight=layer.pre_mlp_norm,
-            eps=eps,
-            bias=layer.gate_up.bias,
-            act=_GATES[config.activation],
-        )
-        x = small_linear(hidden, layer.gate_up.weight, gate)
-        return small_linear(x, layer.down.weight, Fusion(bias=layer.down.bias, residual=residual))
-
-    def gated_linear(self, x: Tensor, gate_up: Linear, kind: Activation) -> Tensor:
-        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
-        if kind not in _GATES:
-            return super().gated_linear(x, gate_up, kind)
-        if x.shape[0] == 1:
-            return small_linear(x, gate_up.weight, Fusion(bias=gate_up.bias, act=_GATES[kind]))
-        return gated_linear(x, gate_up.weight, gate_up.bias, _GATES[kind])
+def _fused(layer: DecoderLayer, eps: float, act: ActivationKind) -> _FusedLayer | None:
+    """Bind a layer's linears to what surrounds them, None if one of them cannot be."""
+    products = [linear.product for linear in layer.linears()]
+    qkv, o, gate_up, down = (item if isinstance(item, FusedProduct) else None for item in products)
+    if qkv is None or o is None or gate_up is None or down is None:
+        return None
+    return _FusedLayer(
+        layer,
+        qkv=qkv.normed(layer.pre_attention_norm, eps),
+        o=o.added,
+        gate_up=gate_up.normed(layer.pre_mlp_norm, eps, act),
+        down=down.added,
+    )

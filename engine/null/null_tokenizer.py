@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.text.generated_tokenizer import CHAT_TEMPLATE, byte_alphabet
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -15,18 +17,6 @@ if TYPE_CHECKING:
 _NUM_BYTES = 256
 _ONSETS = ["b", "c", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z"]
 _RIMES = ["a", "e", "i", "o", "u", "an", "en", "in", "on", "un", "ar", "er", "ir", "or", "ur", "é"]
-
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-
-
-def byte_alphabet() -> list[str]:
-    """Return the printable stand-ins of byte-level BPE, in byte order."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    spare = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(spare)) for byte in range(_NUM_BYTES)]
 
 
 def build_null_tokenizer(vocab_size: int = 512) -> PreTrainedTokenizerFast:

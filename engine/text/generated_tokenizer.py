@@ -11,7 +11,6 @@ from itertools import islice, product
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import ModelBroken
-from tokenbus.engine.null.null_tokenizer import CHAT_TEMPLATE, byte_alphabet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,8 +18,20 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _NOT_COPIED = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template")
+
+
+def byte_alphabet() -> list[str]:
+    """Return the printable stand-ins of byte-level BPE, in byte order."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(spare)) for byte in range(256)]
 
 
 def build_generated_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

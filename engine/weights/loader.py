@@ -1,4 +1,4 @@
-"""From a name to a model in memory: folder, hub id or alias; dtype and device chosen."""
+"""From a name to a model in memory: folder, hub id or alias."""
 
 from __future__ import annotations
 
@@ -12,29 +12,24 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from tokenbus.engine.attention.native_attention import NativeAttention
-from tokenbus.engine.attention.torch_backend import TorchAttention
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
+from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
-from tokenbus.engine.models.native_ops import NativeOps
-from tokenbus.engine.models.ops import TorchOps
-from tokenbus.engine.models.packed_ops import PackedOps
 from tokenbus.engine.models.rope import natural_max_len, rope_table
-from tokenbus.engine.models.weights import DecoderWeights
-from tokenbus.engine.native_library import native_library
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.checkpoint import read_tensors, verify_checksums
-from tokenbus.kernels.cpu.native import DTYPES
+from tokenbus.engine.weights.decoder_weights import DecoderWeights
+from tokenbus.engine.weights.readers import PlainReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionBackend, PagedModel
-    from tokenbus.engine.models.decoder_config import DecoderConfig
-    from tokenbus.engine.models.ops import Ops
+    from tokenbus.engine.interfaces import PagedModel
+    from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.weights.readers import WeightReader
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt"]
@@ -45,8 +40,8 @@ class LoadedModel:
     """A model ready to run, with what a caller needs to talk to it.
 
     config: the transformers config; tokenizer: a transformers tokenizer, None if the model has
-    none; max_model_len: the longest text in tokens whose positions are sound; attention: the
-    backend that all layers attend through, None if whoever built the model keeps it to himself.
+    none; max_model_len: the longest text in tokens whose positions are sound; backend: what runs
+    the model.
     """
 
     model: PagedModel
@@ -56,48 +51,43 @@ class LoadedModel:
     max_model_len: int
     name: str
     dtype: torch.dtype
-    device: torch.device
-    attention: AttentionBackend | None = None
+    backend: Backend
 
 
 def load_model(
     model: str | Path,
+    backend: Backend,
     *,
     dtype: str = "auto",
-    device: str = "auto",
     random_weights: bool = False,
     max_model_len: int | None = None,
-    attention: AttentionBackend | None = None,
-    ops: Callable[[AttentionBackend], Ops] | None = None,
+    reader: WeightReader | None = None,
 ) -> LoadedModel:
     """Load a model from a local folder, a hub id or an alias of the model store.
 
     Args:
-        dtype: auto, float32, bfloat16 or float16; auto is the checkpoint's own, on a CPU bfloat16
-            where it is native and float32 elsewhere.
-        device: auto, cpu or cuda[:index]; auto is the GPU if there is one.
+        backend: what is to run the model, and nothing else.
+        dtype: auto, float32, bfloat16 or float16; auto is what the backend finds best for the
+            checkpoint's own.
         random_weights: read only the config and draw the weights on the device.
         max_model_len: tokens the rotary tables reach; None is the model's own limit.
-        attention, ops: backends; None chooses by device and dtype.
+        reader: what makes kinds of weight of the checkpoint; None reads plain checkpoints.
     Raises: ModelNotFound, ModelBroken, ModelUnsupported.
     """
     folder = find_folder(model, with_weights=not random_weights)
     with _broken_if(folder, "config.json"):
         config = AutoConfig.from_pretrained(folder)
-    target = choose_device(device)
-    chosen = _dtype(dtype, config, target)
+    chosen = _dtype(dtype, config, backend)
     if not random_weights:
         verify_checksums(folder)
-    attention = attention or _attention(chosen, target, ops)
     longest = max_model_len or natural_max_len(config.get_text_config())
     paged = build_model(
         config,
         None if random_weights else folder,
+        backend,
         dtype=chosen,
-        device=target,
         max_model_len=longest,
-        attention=attention,
-        ops=ops,
+        reader=reader,
     )
     return LoadedModel(
         model=paged,
@@ -107,8 +97,7 @@ def load_model(
         max_model_len=longest,
         name=str(model),
         dtype=chosen,
-        device=target,
-        attention=attention,
+        backend=backend,
     )
 
 
@@ -116,26 +105,26 @@ def load_model(
 def build_model(
     config: Any,
     weights: Path | Mapping[str, Tensor] | None,
+    backend: Backend,
     *,
     dtype: torch.dtype,
-    device: torch.device,
     max_model_len: int,
-    attention: AttentionBackend | None = None,
-    ops: Callable[[AttentionBackend], Ops] | None = None,
+    reader: WeightReader | None = None,
 ) -> PagedModel:
     """Build the model of a transformers config from a folder or tensors by name (None: random).
 
-    Raises: ModelBroken if tensors are missing, ModelUnsupported if the architecture cannot run.
+    Raises: ModelBroken if tensors are missing, ModelUnsupported if the architecture cannot run or
+        its weights cannot be read or multiplied by.
     """
-    attention = attention or _attention(dtype, device, ops)
-    text = config.get_text_config()
-    quantisation = getattr(config, "quantization_config", None)
-    if quantisation is not None:
-        raise ModelUnsupported("quantised checkpoints are not supported; use the plain weights")
+    reader, device, text = reader or PlainReader(), backend.device, config.get_text_config()
+    reader.check(config)
     shape = decoder_config(text)
     if shape is None:
-        return GenericModel.build(config, weights, attention, dtype=dtype, device=device)
-    decoder = DecoderWeights(shape, dtype, device)
+        if not reader.is_plain:
+            name = getattr(config, "name_or_path", "") or config.model_type
+            raise ModelUnsupported(f"{name} runs in transformers' code, which has no {reader.name}")
+        return GenericModel.build(config, weights, backend.attention, dtype=dtype, device=device)
+    decoder = DecoderWeights(shape, dtype, device, reader)
     if weights is None:
         decoder.draw()
     else:
@@ -144,29 +133,7 @@ def build_model(
         name: rope_table(text, layer_type, max_model_len, device)
         for name, layer_type in shape.rope_layer_types.items()
     }
-    if ops is None:
-        ops = _ops(shape, attention, dtype, device)
-    return decoder.build(ropes, ops(attention))
-
-
-def _attention(
-    dtype: torch.dtype, device: torch.device, ops: Callable[[AttentionBackend], Ops] | None
-) -> AttentionBackend:
-    """Return the fastest attention for a device, plain torch under steps that a caller chose."""
-    if ops is None and device.type == "cpu" and dtype in DTYPES:
-        library = native_library()
-        if library is not None:
-            return NativeAttention(library)
-    return TorchAttention()
-
-
-def _ops(
-    shape: DecoderConfig, attention: AttentionBackend, dtype: torch.dtype, device: torch.device
-) -> Callable[[AttentionBackend], Ops]:
-    """Return the fastest steps for a device that no caller chose them for."""
-    if isinstance(attention, NativeAttention) and NativeOps.supports(shape, dtype):
-        return NativeOps
-    return PackedOps if PackedOps.supports(dtype, device) else TorchOps
+    return Decoder(decoder.finish(ropes), backend.ops(shape, dtype))
 
 
 def find_folder(model: str | Path, *, with_weights: bool = True) -> Path:
@@ -205,22 +172,11 @@ def _broken_if(folder: Path, part: str) -> Iterator[None]:
         raise ModelBroken(f"{part} of {folder} cannot be used: {reason}") from error
 
 
-def choose_device(device: str) -> torch.device:
-    """Return the device of a name; auto is the GPU if there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
-def _dtype(dtype: str, config: Any, device: torch.device) -> torch.dtype:
+def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:
     if dtype != "auto":
         return _DTYPES[dtype]
     stored = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
-    if device.type == "cpu":
-        narrow = stored in (torch.bfloat16, torch.float16)
-        native = PackedOps.supports(torch.bfloat16, device)
-        return torch.bfloat16 if narrow and native else torch.float32
-    return stored if isinstance(stored, torch.dtype) else torch.bfloat16
+    return backend.weights_dtype(stored if isinstance(stored, torch.dtype) else None)
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.cache_folder import cache_folder
 from tokenbus.engine.errors import ModelBroken, ModelNotFound
 from tokenbus.engine.weights.checkpoint import (
     CHECKSUMS_NAME,
@@ -46,15 +46,6 @@ ALIASES: Mapping[str, PackagedModel] = {
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     )
 }
-
-
-def cache_folder() -> Path:
-    """Return where models are kept: TOKENBUS_CACHE, or tokenbus under the user's cache folder."""
-    own = os.environ.get("TOKENBUS_CACHE")
-    if own:
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "tokenbus"
 
 
 def find(alias: str) -> Path:

@@ -93,10 +93,11 @@ size_t tokenbus_packed_bytes(int dtype, int format, int num_outputs, int num_inp
     });
 }
 
-// weight: [num_outputs, num_inputs], row-major, of int8 for that format and of dtype for others;
-// to: panels as described in multiply.h and nibbles.h, for products in dtype.
+// weight: [num_outputs, num_inputs], row-major, of int8 or dtype; for 4 bits the steps of a
+// NibbleMatrix, whose scales and lows are null for others; to: panels as described in multiply.h and
+// nibbles.h, for products in dtype.
 void tokenbus_pack(int dtype, int format, const void* weight, int num_outputs, int num_inputs,
-                   void* to, int num_threads) {
+                   const void* scales, const void* lows, void* to, int num_threads) {
     with_kind(dtype, [&](auto kind) {
         using Kind = decltype(kind);
         using T = typename Kind::Value;
@@ -114,9 +115,11 @@ void tokenbus_pack(int dtype, int format, const void* weight, int num_outputs, i
             copy(static_cast<const int8_t*>(weight), static_cast<int8_t*>(to));
         } else if (format == kInt4) {
             const size_t size = panel_bytes<Kind>(kInt4, num_inputs);
+            const NibbleMatrix from = {static_cast<const uint8_t*>(weight),
+                                       static_cast<const bf16*>(scales),
+                                       static_cast<const bf16*>(lows), num_outputs, num_inputs};
             panels([&](int panel) {
-                pack_nibbles<Kind, kLinearVectors>(static_cast<const T*>(weight), num_outputs,
-                                                   num_inputs, panel * kPanel,
+                pack_nibbles<Kind, kLinearVectors>(from, panel * kPanel,
                                                    static_cast<uint8_t*>(to) + panel * size);
             });
         } else {

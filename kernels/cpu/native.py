@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
+# Inputs that share a scale and a low: `kGroupInputs` of nibbles.h.
+INT4_GROUP_INPUTS = 32
+
+
 class WeightFormat(IntEnum):
     """How a packed weight is kept: in the model's dtype, or rounded (see nibbles.h for INT4)."""
 
@@ -134,7 +138,7 @@ class NativeLibrary:
         self._c.tokenbus_packed_bytes.argtypes = (c_int, c_int, c_int, c_int)
         self._c.tokenbus_packed_bytes.restype = c_size_t
         self._c.tokenbus_pack.argtypes = (
-            c_int, c_int, c_void_p, c_int, c_int, c_void_p, c_int,
+            c_int, c_int, c_void_p, c_int, c_int, c_void_p, c_void_p, c_void_p, c_int,
         )  # fmt: skip
         self._c.tokenbus_forward.argtypes = (
             c_int, POINTER(ModelArgs), POINTER(BatchArgs), c_void_p, c_void_p,
@@ -174,15 +178,25 @@ class NativeLibrary:
         size: int = self._c.tokenbus_packed_bytes(DTYPES[dtype], fmt, *shape)
         return size
 
-    def pack(self, weight: Tensor, out: Tensor, fmt: WeightFormat, dtype: torch.dtype) -> None:
-        """Lay a weight out for products in `dtype`.
+    def pack(
+        self,
+        weight: Tensor,
+        out: Tensor,
+        fmt: WeightFormat,
+        dtype: torch.dtype,
+        groups: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Lay a weight out for products in `dtype`; all tensors are contiguous.
 
-        weight: [out, in], contiguous, rounded already for INT8, else of dtype; out: [packed_bytes]
-        uint8.
+        weight: [out, in] of dtype, int8 for INT8; for INT4 [out, in / 2] uint8, of two inputs the
+        first in the low half, with `groups`, its scales and lows, [out, in / 32] bfloat16 each;
+        out: [packed_bytes] uint8.
         """
         rows, columns = weight.shape
+        scales, lows = (None, None) if groups is None else (part.data_ptr() for part in groups)
         self._c.tokenbus_pack(
-            DTYPES[dtype], fmt, weight.data_ptr(), rows, columns, out.data_ptr(),
+            DTYPES[dtype], fmt, weight.data_ptr(), rows,
+            2 * columns if fmt == WeightFormat.INT4 else columns, scales, lows, out.data_ptr(),
             torch.get_num_threads(),
         )  # fmt: skip
 

@@ -129,29 +129,34 @@ TOKENBUS_INLINE void for_input_pairs(const NibblePanel<NR>& panel, int num_input
     }
 }
 
-// Round outputs [first, first + NR * kLanes) of a row-major [num_outputs, num_inputs] weight.
+// Weights of 4 bits as they are handed over, row-major: steps [num_outputs, num_inputs / 2], of two
+// inputs the first in the low half; scales and lows [num_outputs, groups].
+struct NibbleMatrix {
+    const uint8_t* steps;
+    const bf16* scales;
+    const bf16* lows;
+    int num_outputs, num_inputs;
+};
+
+// Lay out outputs [first, first + NR * kLanes) as a panel.
 template <class Kind, int NR>
-inline void pack_nibbles(const typename Kind::Value* weight, int num_outputs, int num_inputs,
-                         int first, uint8_t* to) {
-    std::memset(to, 0, NibblePanel<NR>::size(num_inputs));
-    for (int k = 0; k < num_inputs; k += kGroupInputs) {
+inline void pack_nibbles(const NibbleMatrix& from, int first, uint8_t* to) {
+    const int groups = (from.num_inputs + kGroupInputs - 1) / kGroupInputs;
+    const int rows = std::min(NR * kLanes, from.num_outputs - first);
+    std::memset(to, 0, NibblePanel<NR>::size(from.num_inputs));
+    for (int group = 0; group < groups; group++) {
         bf16* scales = reinterpret_cast<bf16*>(to);
         bf16* lows = scales + NR * kLanes;
         to += NibblePanel<NR>::kScaleBytes;
-        const int num = std::min(kGroupInputs, num_inputs - k);
-        for (int row = 0; row < std::min(NR * kLanes, num_outputs - first); row++) {
-            const auto* from = weight + size_t(first + row) * num_inputs + k;
-            float least = to_float(from[0]), most = least;
-            for (int i = 1; i < num; i++) {
-                least = std::min(least, to_float(from[i]));
-                most = std::max(most, to_float(from[i]));
-            }
-            put(lows + row, least);
-            put(scales + row, (most - to_float(lows[row])) / 15.0f);
-            const float low = to_float(lows[row]), scale = to_float(scales[row]);
+        const int num = std::min(kGroupInputs, from.num_inputs - group * kGroupInputs);
+        for (int row = 0; row < rows; row++) {
+            const size_t output = first + row;
+            scales[row] = from.scales[output * groups + group];
+            lows[row] = from.lows[output * groups + group];
+            const uint8_t* steps =
+                from.steps + (output * from.num_inputs + size_t(group) * kGroupInputs) / 2;
             for (int i = 0; i < num; i++) {
-                const float steps = scale > 0.0f ? (to_float(from[i]) - low) / scale : 0.0f;
-                const int value = int(std::min(15.0f, std::max(0.0f, std::nearbyint(steps))));
+                const int value = i % 2 ? steps[i / 2] >> 4 : steps[i / 2] & 15;
                 const int place = NibbleGroup<Kind>::place(row % kLanes, i % 2);
                 uint8_t* bytes = to + (size_t(i / 2) * NR + row / kLanes) * kLanes;
                 bytes[place % kLanes] |= uint8_t(place < kLanes ? value : value << 4);

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from models.backends import cpu_backend
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.native_library import native_library
 from tokenbus.engine.types import FinishReason, Request, SamplingParams, TokenDelta
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 
@@ -55,17 +54,14 @@ class TinyModel:
         )
         auto: Any = AutoModelForCausalLM
         self.reference = auto.from_config(config).eval()
-        device = torch.device("cpu")
-        library = native_library()
-        attention = None if library is None else NativeAttention(library)
+        backend = cpu_backend()
         self.loaded = LoadedModel(
             model=build_model(
                 config,
                 self.reference.state_dict(),
+                backend,
                 dtype=torch.float32,
-                device=device,
                 max_model_len=MAX_LEN,
-                attention=attention,
             ),
             config=config,
             tokenizer=None,
@@ -73,8 +69,7 @@ class TinyModel:
             max_model_len=MAX_LEN,
             name="tiny",
             dtype=torch.float32,
-            device=device,
-            attention=attention,
+            backend=backend,
         )
 
     def engine(self, **settings: Any) -> Engine:

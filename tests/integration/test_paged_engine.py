@@ -8,15 +8,10 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from models.tiny_model import TinyModel
 from workers.null_workers import follow, worker
 
-from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
-
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tokenbus.producer.client.async_client import AsyncClient
 
 NUM_TOKENS = 48
@@ -24,48 +19,20 @@ PROMPTS = ["good morning", "where is my parcel?", "I want to return a pair of sh
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Save a tiny random Llama with a tokenizer, drawn so that its output varies."""
-    torch.manual_seed(3)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        initializer_range=0.4,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
-    made: Any = LlamaForCausalLM(config)
-    made.requires_grad_(False).eval()
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    made.save_pretrained(folder)
-    build_null_tokenizer().save_pretrained(folder)
-    return folder, made
-
-
-def _reference(made: Any, prompt: str) -> list[int]:
-    ids = build_null_tokenizer().encode(prompt)
-    output = made.generate(
-        torch.tensor([ids]), max_new_tokens=NUM_TOKENS, do_sample=False, pad_token_id=0
-    )
-    tokens: list[int] = output[0, len(ids) :].tolist()
-    return tokens
+    return TinyModel(tmp_path_factory.mktemp("tiny-llama"))
 
 
 async def test_greedy_output_equals_transformers_also_after_the_engine_died(
-    client: AsyncClient, redis_url: str, pool: str, model: tuple[Path, Any]
+    client: AsyncClient, redis_url: str, pool: str, model: TinyModel
 ) -> None:
     """Batched, and resumed from the log after SIGKILL of the engine, each job matches generate."""
-    folder, made = model
-    wanted = [_reference(made, prompt) for prompt in PROMPTS]
+    wanted = [model.greedy(prompt, NUM_TOKENS) for prompt in PROMPTS]
     assert all(len(set(tokens)) >= 10 for tokens in wanted)
     settings = {
         "engine": "paged",
-        "model": str(folder),
+        "model": str(model.folder),
         "dtype": "float32",
         "device": "cpu",
         "num_pages": 64,
@@ -88,4 +55,4 @@ async def test_greedy_output_equals_transformers_also_after_the_engine_died(
         assert [story.ids[0] for story in stories] == wanted
         assert killed
         for story, prompt in zip(stories, PROMPTS, strict=True):
-            assert story.text == build_null_tokenizer().decode(story.ids[0]), prompt
+            assert story.text == model.text(story.ids[0]), prompt

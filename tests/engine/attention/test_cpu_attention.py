@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tokenbus.engine.attention.native_attention import NativeAttention
-from tokenbus.engine.attention.torch_backend import TorchAttention
+from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.attention.torch_plan import MAX_BUCKET_TOKENS, MAX_PADDING_TOKENS, plan_of
-from tokenbus.engine.interfaces import AttentionBackend, AttentionSpec, ForwardContext
-from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.interfaces import ForwardContext, PagedAttention
+from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 from tokenbus.engine.native_library import native_library
 
 _CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ class _Batch:
             context_lens_host=[context for _, context in lens],
         )
 
-    def attend(self, backend: AttentionBackend) -> torch.Tensor:
+    def attend(self, backend: PagedAttention) -> torch.Tensor:
         return backend.attend(self.q, self.k, self.v, self.spec, self.ctx)
 
     def expected(self) -> torch.Tensor:
@@ -94,7 +94,7 @@ class _Batch:
 
 
 @pytest.fixture(params=["torch", "compiled"])
-def backend(request: pytest.FixtureRequest) -> AttentionBackend:
+def backend(request: pytest.FixtureRequest) -> PagedAttention:
     """Return each attention of the CPU."""
     if request.param == "torch":
         return TorchAttention()
@@ -118,7 +118,7 @@ def _spec(
     ids=["Hq9-Hkv3-D64", "Hq4-Hkv4-D24", "Hq8-Hkv1-D16-window20", "Hq6-Hkv2-D32-window64-cap3"],
 )
 def test_attention_equals_plain_softmax(
-    backend: AttentionBackend, spec: AttentionSpec, size: int, lens: list[tuple[int, int]]
+    backend: PagedAttention, spec: AttentionSpec, size: int, lens: list[tuple[int, int]]
 ) -> None:
     """Whatever the pages' order and size, the result is causal attention over the own tokens."""
     batch = _Batch(spec, lens, size, torch.float32)
@@ -127,7 +127,7 @@ def test_attention_equals_plain_softmax(
 
 @pytest.mark.parametrize("lens", [_DECODES, _MIXED], ids=["decode", "mixed"])
 def test_bfloat16_stays_within_rounding(
-    backend: AttentionBackend, lens: list[tuple[int, int]]
+    backend: PagedAttention, lens: list[tuple[int, int]]
 ) -> None:
     """In bfloat16 only scores, weights and the result are rounded, never the sums."""
     batch = _Batch(_spec(9, 3, 64), lens, 16, torch.bfloat16)
@@ -136,7 +136,7 @@ def test_bfloat16_stays_within_rounding(
     )
 
 
-def test_new_tokens_are_written_to_their_slots_and_nowhere_else(backend: AttentionBackend) -> None:
+def test_new_tokens_are_written_to_their_slots_and_nowhere_else(backend: PagedAttention) -> None:
     """After a pass the pages hold its keys and values, and what was poisoned elsewhere still is."""
     batch = _Batch(_spec(4, 2, 16), _MIXED, 16, torch.float32)
     batch.attend(backend)
@@ -148,7 +148,7 @@ def test_new_tokens_are_written_to_their_slots_and_nowhere_else(backend: Attenti
     assert int(batch.kv.v[0].isfinite().sum()) == written
 
 
-def test_rows_on_the_scratch_page_disturb_nobody(backend: AttentionBackend) -> None:
+def test_rows_on_the_scratch_page_disturb_nobody(backend: PagedAttention) -> None:
     """A dropped row that writes NaN to page 0 changes no result of the others."""
     batch = _Batch(_spec(4, 2, 16), [(1, 20), (1, 1), (1, 33)], 16, torch.float32)
     ctx = batch.ctx
@@ -158,7 +158,7 @@ def test_rows_on_the_scratch_page_disturb_nobody(backend: AttentionBackend) -> N
     torch.testing.assert_close(out[[0, 2]], expected[[0, 2]], atol=2e-6, rtol=2e-5)
 
 
-def test_result_does_not_depend_on_the_rest_of_the_batch(backend: AttentionBackend) -> None:
+def test_result_does_not_depend_on_the_rest_of_the_batch(backend: PagedAttention) -> None:
     """A sequence attends to the same values alone and among strangers of any length."""
     together = _Batch(_spec(9, 3, 64), _DECODES, 16, torch.float32)
     both = together.attend(backend)

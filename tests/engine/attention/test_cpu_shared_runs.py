@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenbus.engine.attention.native_attention import NativeAttention
-from tokenbus.engine.attention.torch_backend import TorchAttention
-from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
-from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.attention.torch_attention import TorchAttention
+from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 from tokenbus.engine.native_library import native_library
 from tokenbus.engine.scheduling.prefix_grouping import SharedRun, find_shared_runs
 

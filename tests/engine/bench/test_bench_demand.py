@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tokenbus.engine.bench.demand import Demand
-from tokenbus.engine.bench.measure import RunFigures
+from tokenbus.engine.bench.figures import RunFigures
 from tokenbus.engine.bench.workloads import Workload
-from tokenbus.engine.interfaces import AttentionSpec
+from tokenbus.engine.kv_cache import AttentionSpec
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
 
@@ -19,7 +19,9 @@ def test_demand_is_the_sum_over_every_token_and_layer() -> None:
         AttentionSpec(idx, HEADS, KV_HEADS, DIM, 0.25, sliding_window=window)
         for idx, window in enumerate(windows)
     )
-    demand = Demand(layer_weights=1000, head_weights=300, element_bytes=2, specs=specs)
+    demand = Demand(
+        layer_weights=1000, head_weights=300, weight_bytes=2600, kv_bytes=2, specs=specs
+    )
     workload = Workload("two", ((1,) * 10, (2,) * 5), (4, 7))
     run = RunFigures("two", 11, 15, 0, duration_s=2.0, tokens_per_s=5.5, steps=8, step_ms={},
                      preemptions=0)  # fmt: skip
@@ -30,7 +32,7 @@ def test_demand_is_the_sum_over_every_token_and_layer() -> None:
             prompt_reads += sum(view[:prompt])
             read += sum(view[prompt:])
     achieved = demand.achieved(workload, run)
-    expected_bytes = 8 * 1300 * 2 + read * 2 * KV_HEADS * DIM * 2
+    expected_bytes = 8 * 2600 + read * 2 * KV_HEADS * DIM * 2
     assert achieved.read_tb_s == pytest.approx(expected_bytes / 2.0 / 1e12)
     flops = 2 * (1000 * 26 + 300 * 11) + (read + prompt_reads) * 4 * HEADS * DIM
     assert achieved.tflop_s == pytest.approx(flops / 2.0 / 1e12)

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 import torch
 from models.architectures import DECODER, GENERIC, draw_model, tiny_sizes
+from models.backends import cpu_backend
 from models.scheduler_bench import Optimist
 
-from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.hf_generic import GenericModel
-from tokenbus.engine.native_library import native_library
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 
@@ -68,16 +67,13 @@ def case(name: str) -> Case:
     config_class, changes = (DECODER | GENERIC)[name]
     config = config_class(**tiny_sizes(**changes))
     reference = draw_model(config)
-    device = torch.device("cpu")
-    library = native_library()
-    attention = None if library is None else NativeAttention(library)
+    backend = cpu_backend()
     model = build_model(
         config,
         reference.state_dict(),
+        backend,
         dtype=torch.float32,
-        device=device,
         max_model_len=MAX_LEN,
-        attention=attention,
     )
     assert isinstance(model, Decoder if name in DECODER else GenericModel)
     loaded = LoadedModel(
@@ -88,8 +84,7 @@ def case(name: str) -> Case:
         max_model_len=MAX_LEN,
         name=name,
         dtype=torch.float32,
-        device=device,
-        attention=attention,
+        backend=backend,
     )
     return Case(reference, loaded)
 

@@ -30,7 +30,7 @@ def pair(request: pytest.FixtureRequest) -> tuple[Any, LoadedModel]:
     auto: Any = AutoModelForCausalLM
     reference = auto.from_config(config).eval()
     loaded = load_on_triton(config, reference.state_dict(), max_rows=32)
-    return reference.to(loaded.device), loaded
+    return reference.to(loaded.backend.device), loaded
 
 
 def expected(reference: Any, prompt: tuple[int, ...], device: torch.device) -> list[int]:
@@ -66,14 +66,14 @@ def test_greedy_tokens_equal_transformers(pair: tuple[Any, LoadedModel], page_si
         for delta in engine.step().deltas:
             answers[delta.request_id].extend(delta.token_ids)
         engine.check_integrity()
-    device = loaded.device
+    device = loaded.backend.device
     assert answers == [expected(reference, prompt, device) for prompt in prompts]
 
 
 def test_prompts_join_rows_that_read_a_shared_run(pair: tuple[Any, LoadedModel]) -> None:
     """Prompts of one unknown token or many share passes with grouped rows and change no token."""
     reference, loaded = pair
-    attention: Any = loaded.attention
+    attention: Any = loaded.backend.attention
     attention.min_saved_tokens = 0
     attention.pays = lambda rows, pages: rows > 1 and pages > 0
     shared: list[int] = []
@@ -94,7 +94,7 @@ def test_prompts_join_rows_that_read_a_shared_run(pair: tuple[Any, LoadedModel])
         for delta in engine.step().deltas:
             answers[delta.request_id].extend(delta.token_ids)
         engine.check_integrity()
-    assert answers == [expected(reference, prompt, loaded.device) for prompt in prompts]
+    assert answers == [expected(reference, prompt, loaded.backend.device) for prompt in prompts]
     assert max(shared) >= 3
 
 
@@ -119,10 +119,10 @@ def test_grouped_decode_gives_the_tokens_of_ungrouped_decode(
     prefix = tuple(source.randrange(320) for _ in range(512))
     prompts = [(*prefix, *(source.randrange(320) for _ in range(9))) for _ in range(24)]
     answers = []
-    grouping: Any = loaded.attention
+    grouping: Any = loaded.backend.attention
     grouping.min_saved_tokens = 0
     for pays in (lambda _rows, _pages: False, lambda rows, pages: rows > 1 and pages > 0):
-        attention: Any = loaded.attention
+        attention: Any = loaded.backend.attention
         attention.pays = pays
         engine = engine_for(
             loaded, EngineConfig("tiny", num_pages=200, page_size=64, max_num_seqs=32)

@@ -22,6 +22,7 @@ from tokenbus.engine.execution.prompt_graphs import (
 )
 from tokenbus.engine.execution.rows import RowState
 from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.models.linear_weight import PlainWeight
 from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -156,11 +157,11 @@ def test_preparing_writes_to_scratch_alone(loaded: LoadedModel) -> None:
 
 def test_large_models_are_launched_as_before(loaded: LoadedModel) -> None:
     """A graph pays for few tokens of a wide model, for none that transformers' code computes."""
-    layer = loaded.model.layers[0]  # type: ignore[attr-defined]
+    layer = loaded.model.tensors.layers[0]  # type: ignore[attr-defined]
     assert replayed_tokens(loaded.model) > 4096
     before = layer.down.weight
     try:
-        layer.down.weight = torch.empty(200_000_000, device="meta")
+        layer.down.weight = PlainWeight(torch.empty(200_000, 1000, device="meta"))
         assert 0 < replayed_tokens(loaded.model) < 1000
         assert graphs_of(loaded, 4, 8192).shape(1000, 1, 0) is None
     finally:

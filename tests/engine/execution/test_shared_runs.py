@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tokenbus.engine.attention import native_attention
+from tokenbus.engine.backends import NativeBackend
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing, SharedRun
 from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing, SharedRun
 
 
 class _Recorder:
@@ -36,17 +37,33 @@ class _Recorder:
         return self._backend.pays(num_rows, num_pages)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RecordedBackend(NativeBackend):
+    """The CPU's kernels behind a recorder of runs."""
+
+    recorder: _Recorder
+
+    @property
+    def sharing(self) -> PrefixSharing:
+        """Return the recorder."""
+        return self.recorder
+
+
 @pytest.fixture
 def engines(tiny: Any) -> Callable[..., tuple[Engine, Engine, _Recorder]]:
     """Return a function that builds two engines, with shared runs and without."""
-    if not isinstance(tiny.loaded.attention, PrefixSharing):
+    backend = tiny.loaded.backend
+    if backend.sharing is None:
         pytest.skip("there is no C++ compiler")
 
     def build(**settings: Any) -> tuple[Engine, Engine, _Recorder]:
         config = EngineConfig("tiny", page_size=16, max_num_seqs=32, **settings)
-        recorder = _Recorder(tiny.loaded.attention)
+        recorder = _Recorder(backend.sharing)
         recorder.assign_runs([])
-        loaded = replace(tiny.loaded, attention=recorder)
+        recorded = _RecordedBackend(
+            device=backend.device, attention=backend.attention, recorder=recorder
+        )
+        loaded = replace(tiny.loaded, backend=recorded)
         apart = engine_for(loaded, replace(config, prefix_grouping=False))
         return engine_for(loaded, config), apart, recorder
 

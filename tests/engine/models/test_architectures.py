@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from models.architectures import DECODER
+from models.backends import cpu_backend, stepwise_backend
 
 from tokenbus.engine.models.decoder import Decoder
-from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.weights.loader import build_model
 
 
@@ -27,14 +27,13 @@ def test_greedy_tokens_equal_transformers(
     texts = prompts(199, [1, 15, 16, 17, 130, 600])
     expected = reference(theirs).generate(texts, 48)
     assert max(len(set(answer)) for answer in expected) >= 10, "the reference itself is too dull"
-    for ops in (None, TorchOps):
+    for backend in (cpu_backend(), stepwise_backend()):
         ours = build_model(
             config,
             theirs.state_dict(),
+            backend,
             dtype=torch.float32,
-            device=torch.device("cpu"),
             max_model_len=700,
-            ops=ops,
         )
         assert isinstance(ours, Decoder)
         assert driver(ours, page_size=16, chunk=7, seed=1).generate(texts[:5], 48) == expected[:5]

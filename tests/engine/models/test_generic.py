@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models.architectures import GENERIC, MOE
+from models.backends import cpu_backend
 from transformers import (
     BertConfig,
     BloomConfig,
@@ -39,9 +40,7 @@ _REFUSED: dict[str, tuple[type[Any], dict[str, Any], str]] = {
 
 
 def _build(config: Any, weights: Any) -> Any:
-    return build_model(
-        config, weights, dtype=torch.float32, device=torch.device("cpu"), max_model_len=1024
-    )
+    return build_model(config, weights, cpu_backend(), dtype=torch.float32, max_model_len=1024)
 
 
 @pytest.mark.parametrize("name", GENERIC)

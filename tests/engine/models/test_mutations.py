@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from models.backends import stepwise_backend
 from transformers import LlamaConfig
 
-from tokenbus.engine.attention import torch_backend
-from tokenbus.engine.attention.torch_backend import TorchAttention
+from tokenbus.engine.attention import torch_attention
+from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.weights.loader import build_model
 
 _LENGTHS = [5, 40, 90]
@@ -33,10 +34,9 @@ def build(sizes: Any, draw_model: Any) -> Any:
         return build_model(
             config,
             weights,
+            stepwise_backend(attention),
             dtype=torch.float32,
-            device=torch.device("cpu"),
             max_model_len=256,
-            attention=attention or TorchAttention(),
         )
 
     return make
@@ -55,7 +55,7 @@ def test_dropped_rope_changes_tokens(build: Any, driver: Any, prompts: Any) -> N
     texts = prompts(199, _LENGTHS)
     whole = driver(build()).generate(texts, 48)
     model = build()
-    for layer in model.layers:
+    for layer in model.tensors.layers:
         layer.rope = None
     broken = driver(model).generate(texts, 48)
     assert all(a != b for a, b in zip(whole, broken, strict=True))
@@ -74,7 +74,7 @@ def test_mask_off_by_one_changes_tokens(
         visible[:, 0] = 1
         return torch.zeros(queries, keys).masked_fill_(visible == 0, -torch.inf)
 
-    monkeypatch.setattr(torch_backend, "block_mask", wrong_mask)
+    monkeypatch.setattr(torch_attention, "block_mask", wrong_mask)
     broken = driver(build()).generate(texts, 48)
     assert all(a != b for a, b in zip(whole, broken, strict=True))
 

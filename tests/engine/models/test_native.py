@@ -8,26 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from models.backends import CPU, cpu_backend, stepwise_backend
 from transformers import Gemma2Config, LlamaConfig
 
 from tokenbus.engine.attention.native_attention import NativeAttention
+from tokenbus.engine.backends import NativeBackend
 from tokenbus.engine.build import load_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.models.linear_weight import PlainWeight
 from tokenbus.engine.models.native_ops import NativeOps
-from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.native_library import _library_path, native_library
 from tokenbus.engine.weights.loader import build_model
+from tokenbus.engine.weights.readers import choose_reader
 from tokenbus.kernels.cpu import compile as kernels
 from tokenbus.kernels.cpu.compile import CompilerMissing, compiled_library
 from tokenbus.kernels.cpu.native import NativeLibrary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-_CPU = torch.device("cpu")
+    from tokenbus.engine.models.backend import Backend
+
 # (queries, tokens after the pass) per sequence: few rows, many rows, one and many mixed.
 _BATCHES = {
     "N1-T1": [(1, 1)],
@@ -42,7 +47,7 @@ def _hidden(model: Any, lens: list[tuple[int, int]], dtype: torch.dtype) -> torc
     """Return what a pass computes over finite history and poisoned memory."""
     torch.manual_seed(5)
     counts = [-(-context // 16) for _, context in lens]
-    kv = KVCache(model.attention_specs, 1 + sum(counts), 16, dtype, _CPU)
+    kv = KVCache(model.attention_specs, 1 + sum(counts), 16, dtype, CPU)
     for pages in (*kv.k, *kv.v):
         pages.fill_(torch.nan)
     tables, slots, positions, page = [], [], [], 1
@@ -76,7 +81,7 @@ def _hidden(model: Any, lens: list[tuple[int, int]], dtype: torch.dtype) -> torc
 
 @pytest.fixture(params=["llama", "llama-biased", "gemma2"])
 def make(request: pytest.FixtureRequest, sizes: Any, draw_model: Any) -> Any:
-    """Return a function that builds one model over any steps in any dtype."""
+    """Return a function that builds one model over any backend in any dtype."""
     config: Any = {
         "llama": LlamaConfig(**sizes(hidden_size=80, intermediate_size=130)),
         "llama-biased": LlamaConfig(**sizes(attention_bias=True, mlp_bias=True)),
@@ -84,8 +89,15 @@ def make(request: pytest.FixtureRequest, sizes: Any, draw_model: Any) -> Any:
     }[request.param]
     weights = draw_model(config).state_dict()
 
-    def build(dtype: torch.dtype, ops: Any) -> Any:
-        return build_model(config, weights, dtype=dtype, device=_CPU, max_model_len=700, ops=ops)
+    def build(dtype: torch.dtype, backend: Backend, quantization: str | None = None) -> Any:
+        return build_model(
+            config,
+            weights,
+            backend,
+            dtype=dtype,
+            max_model_len=700,
+            reader=choose_reader(quantization),
+        )
 
     return build
 
@@ -104,10 +116,10 @@ def library_for_haswell(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @torch.inference_mode()
 def test_compiled_pass_equals_torch(make: Any, name: str, num_threads: int) -> None:
     """In float32 the logits are equal, by panels or blocks of rows, on any number of threads."""
-    ours = make(torch.float32, None)
+    ours = make(torch.float32, cpu_backend())
     if not isinstance(ours.ops, NativeOps):
         pytest.skip("there is no C++ compiler")
-    expected = _hidden(make(torch.float32, TorchOps), _BATCHES[name], torch.float32)
+    expected = _hidden(make(torch.float32, stepwise_backend()), _BATCHES[name], torch.float32)
     torch.set_num_threads(num_threads)
     try:
         logits = _hidden(ours, _BATCHES[name], torch.float32)
@@ -120,11 +132,11 @@ def test_compiled_pass_equals_torch(make: Any, name: str, num_threads: int) -> N
 @torch.inference_mode()
 def test_bfloat16_is_as_near_to_float32_as_torch_is(make: Any, name: str) -> None:
     """Rounded weights and activations cost no more than in torch's own bfloat16 steps."""
-    ours = make(torch.bfloat16, None)
+    ours = make(torch.bfloat16, cpu_backend())
     if not isinstance(ours.ops, NativeOps):
         pytest.skip("there is no C++ compiler")
-    exact = _hidden(make(torch.float32, TorchOps), _BATCHES[name], torch.float32)
-    theirs = _hidden(make(torch.bfloat16, TorchOps), _BATCHES[name], torch.bfloat16)
+    exact = _hidden(make(torch.float32, stepwise_backend()), _BATCHES[name], torch.float32)
+    theirs = _hidden(make(torch.bfloat16, stepwise_backend()), _BATCHES[name], torch.bfloat16)
     logits = _hidden(ours, _BATCHES[name], torch.bfloat16)
     error, their_error = (logits - exact).norm(), (theirs - exact).norm()
     assert error <= 1.1 * their_error
@@ -150,27 +162,33 @@ _ROUND = {"int8": _rounded_to_int8, "int4": _rounded_to_int4}
 
 
 def _round_all(model: Any, quantization: str) -> Any:
-    for layer in model.layers:
-        for linear in layer.linears():
-            linear.weight = _ROUND[quantization](linear.weight.float()).to(linear.weight.dtype)
+    *layers, head = model.tensors.linears()
+    for linear in layers:
+        _round(linear, _ROUND[quantization])
     # The head keeps a byte.
-    model.lm_head.weight = _rounded_to_int8(model.lm_head.weight.float()).to(model.embedding.dtype)
+    _round(head, _rounded_to_int8)
+    model.ops.prepare(model.tensors)
     return model
 
 
-def _quantized(quantization: str, library: NativeLibrary | None = None) -> Any:
+def _round(linear: Any, rounded: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    values = linear.weight.values
+    linear.weight = PlainWeight(rounded(values.float()).to(values.dtype))
+
+
+def _native_backend(library: NativeLibrary | None = None) -> NativeBackend:
     library = library or native_library()
     if library is None:
         pytest.skip("there is no C++ compiler")
-    return lambda _: NativeOps(NativeAttention(library), quantization=quantization)
+    return NativeBackend(device=CPU, attention=NativeAttention(library))
 
 
 @pytest.mark.parametrize("quantization", _ROUND)
 @torch.inference_mode()
 def test_quantized_weights_are_rounded_and_nothing_else(make: Any, quantization: str) -> None:
     """The logits are those of a float32 model whose weights were rounded in the same way."""
-    rounded = _round_all(make(torch.float32, TorchOps), quantization)
-    ours = make(torch.float32, _quantized(quantization))
+    rounded = _round_all(make(torch.float32, stepwise_backend()), quantization)
+    ours = make(torch.float32, _native_backend(), quantization)
     for lens in _BATCHES.values():
         expected = _hidden(rounded, lens, torch.float32)
         logits = _hidden(ours, lens, torch.float32)
@@ -181,9 +199,9 @@ def test_quantized_weights_are_rounded_and_nothing_else(make: Any, quantization:
 @torch.inference_mode()
 def test_quantized_weights_multiply_in_bfloat16(make: Any, quantization: str) -> None:
     """Few rows and many are as near to the rounded model in float32 as torch's bfloat16 is."""
-    exact_model = _round_all(make(torch.float32, TorchOps), quantization)
-    torch_model = _round_all(make(torch.bfloat16, TorchOps), quantization)
-    ours = make(torch.bfloat16, _quantized(quantization))
+    exact_model = _round_all(make(torch.float32, stepwise_backend()), quantization)
+    torch_model = _round_all(make(torch.bfloat16, stepwise_backend()), quantization)
+    ours = make(torch.bfloat16, _native_backend(), quantization)
     for lens in _BATCHES.values():
         exact = _hidden(exact_model, lens, torch.float32)
         theirs = _hidden(torch_model, lens, torch.bfloat16)
@@ -200,7 +218,11 @@ def test_quantized_weights_are_refused_where_they_cannot_be(
     library = native_library()
     if library is not None:
         with pytest.raises(ModelUnsupported, match="float16"):
-            make(torch.float16, lambda _: NativeOps(NativeAttention(library)))
+            NativeOps(NativeAttention(library)).prepare(
+                make(torch.float16, stepwise_backend()).tensors
+            )
+        with pytest.raises(ModelUnsupported, match="Int8Weight"):
+            make(torch.float16, _native_backend(library), "int8")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("TOKENBUS_CACHE", str(tmp_path))
     _library_path.cache_clear()
@@ -220,7 +242,7 @@ def test_without_a_compiler_a_model_runs_in_torch_and_says_so(
     _library_path.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
-            models = [make(torch.float32, None) for _ in range(2)]
+            models = [make(torch.float32, cpu_backend()) for _ in range(2)]
     finally:
         _library_path.cache_clear()
     assert not any(isinstance(model.ops, NativeOps) for model in models)
@@ -238,14 +260,12 @@ def test_a_processor_without_wide_vectors_computes_the_same(
     make: Any, library_for_haswell: Path, dtype: torch.dtype
 ) -> None:
     """Compiled for AVX2 alone, the kernels are as near to float32 as torch."""
-
-    def ops(_: Any) -> NativeOps:
-        return NativeOps(NativeAttention(NativeLibrary(library_for_haswell)))
-
     for lens in _BATCHES.values():
-        exact = _hidden(make(torch.float32, TorchOps), lens, torch.float32)
-        theirs = _hidden(make(dtype, TorchOps), lens, dtype)
-        logits = _hidden(make(dtype, ops), lens, dtype)
+        exact = _hidden(make(torch.float32, stepwise_backend()), lens, torch.float32)
+        theirs = _hidden(make(dtype, stepwise_backend()), lens, dtype)
+        logits = _hidden(
+            make(dtype, _native_backend(NativeLibrary(library_for_haswell))), lens, dtype
+        )
         assert (logits - exact).norm() <= 1.1 * (theirs - exact).norm() + 1e-5 * exact.norm()
 
 
@@ -257,8 +277,8 @@ def test_a_processor_without_wide_vectors_rounds_the_same(
     make: Any, library_for_haswell: Path, quantization: str
 ) -> None:
     """Compiled for AVX2 alone, rounded weights are the same numbers."""
-    rounded = _round_all(make(torch.float32, TorchOps), quantization)
-    ours = make(torch.float32, _quantized(quantization, NativeLibrary(library_for_haswell)))
+    rounded = _round_all(make(torch.float32, stepwise_backend()), quantization)
+    ours = make(torch.float32, _native_backend(NativeLibrary(library_for_haswell)), quantization)
     for lens in _BATCHES.values():
         expected = _hidden(rounded, lens, torch.float32)
         logits = _hidden(ours, lens, torch.float32)

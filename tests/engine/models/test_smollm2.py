@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from models.backends import cpu_backend
 from transformers import AutoModelForCausalLM
 
 from tokenbus.engine.errors import ModelNotFound
@@ -25,7 +26,7 @@ def test_smollm2_answers_as_transformers_does(driver: Any, reference: Any) -> No
         folder = model_store.pull("smollm2-135m")
     except ModelNotFound as error:
         pytest.skip(f"the demo model cannot be fetched: {error}")
-    loaded = load_model(folder, dtype="float32", device="cpu")
+    loaded = load_model(folder, cpu_backend(), dtype="float32")
     texts = [
         loaded.tokenizer.apply_chat_template(
             [{"role": "user", "content": question}],

@@ -7,87 +7,88 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from models.architectures import draw_model, tiny_sizes
+from models.backends import cpu_backend, stepwise_backend
+from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, LlamaConfig, MixtralConfig, Phi3Config
 
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
 from tokenbus.engine.models.decoder import Decoder
-from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.weights.checkpoint import write_checksums
-from tokenbus.engine.weights.loader import load_model
+from tokenbus.engine.weights.loader import LoadedModel, load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_F32: dict[str, Any] = {"dtype": "float32", "device": "cpu"}
+
+def _load(name: str | Path, dtype: str = "float32", **options: Any) -> LoadedModel:
+    return load_model(name, cpu_backend(dtype), dtype=dtype, **options)
 
 
 @pytest.fixture
-def saved(tmp_path: Path, sizes: Any, draw_model: Any) -> tuple[Any, Path]:
+def saved(tmp_path: Path) -> tuple[Any, Path]:
     """Return a tiny Llama and the folder it was saved to."""
-    model = draw_model(LlamaConfig(**sizes(eos_token_id=7)))
+    model = draw_model(LlamaConfig(**tiny_sizes(eos_token_id=7)))
     model.save_pretrained(tmp_path)
     return model, tmp_path
 
 
-def test_folder_and_shards_give_the_saved_model(
-    saved: Any, tmp_path: Path, prompts: Any, driver: Any, reference: Any
-) -> None:
+def test_folder_and_shards_give_the_saved_model(saved: Any, tmp_path: Path) -> None:
     """One file or many shards with an index load to the same model."""
     model, folder = saved
     sharded = tmp_path / "sharded"
     model.save_pretrained(sharded, max_shard_size="40KB")
     assert len(list(sharded.glob("*.safetensors"))) > 2
-    texts = prompts(199, [3, 40])
-    expected = reference(model).generate(texts, 12)
+    texts = draw_prompts(199, [3, 40])
+    expected = Reference(model).generate(texts, 12)
     for path in (folder, sharded):
-        loaded = load_model(path, **_F32)
-        assert driver(loaded.model).generate(texts, 12) == expected
+        loaded = _load(path)
+        assert GreedyDriver(loaded.model).generate(texts, 12) == expected
         assert loaded.max_model_len == 1024
         assert loaded.tokenizer is None
         assert loaded.name == str(path)
 
 
-def test_generic_model_loads_from_a_folder(
-    tmp_path: Path, sizes: Any, draw_model: Any, prompts: Any, driver: Any, reference: Any
-) -> None:
+def test_generic_model_loads_from_a_folder(tmp_path: Path) -> None:
     """What the decoder does not cover loads through transformers, experts and all."""
-    model = draw_model(MixtralConfig(**sizes(num_local_experts=4)))
+    model = draw_model(MixtralConfig(**tiny_sizes(num_local_experts=4)))
     model.save_pretrained(tmp_path)
-    texts = prompts(199, [3, 40])
-    loaded = load_model(tmp_path, **_F32)
-    assert driver(loaded.model).generate(texts, 12) == reference(model).generate(texts, 12)
+    texts = draw_prompts(199, [3, 40])
+    loaded = _load(tmp_path)
+    assert GreedyDriver(loaded.model).generate(texts, 12) == Reference(model).generate(texts, 12)
 
 
 def test_eos_comes_from_the_generation_config_first(saved: Any) -> None:
     """The generation config's ids win over the config's."""
     _, folder = saved
     (folder / "generation_config.json").unlink(missing_ok=True)
-    assert load_model(folder, **_F32).eos_token_ids == (7,)
+    assert _load(folder).eos_token_ids == (7,)
     generation: Any = GenerationConfig
     generation(eos_token_id=[4, 5]).save_pretrained(folder)
-    assert load_model(folder, **_F32).eos_token_ids == (4, 5)
+    assert _load(folder).eos_token_ids == (4, 5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_dtype_is_the_one_asked_for(saved: Any, dtype: str) -> None:
     """Weights and logits come in the dtype that was asked for, and float32."""
-    loaded = load_model(saved[1], dtype=dtype, device="cpu")
+    loaded = _load(saved[1], dtype)
     assert loaded.dtype is getattr(torch, dtype)
     assert isinstance(loaded.model, Decoder)
-    assert loaded.model.embedding.dtype is loaded.dtype
+    assert loaded.model.tensors.embedding.dtype is loaded.dtype
 
 
-def test_random_weights_need_only_a_config(tmp_path: Path, sizes: Any) -> None:
+def test_random_weights_need_only_a_config(tmp_path: Path) -> None:
     """A folder with nothing but a config gives a model of its shape with finite weights."""
-    LlamaConfig(**sizes()).save_pretrained(tmp_path)
-    model = load_model(tmp_path, random_weights=True, ops=TorchOps, **_F32).model
+    LlamaConfig(**tiny_sizes()).save_pretrained(tmp_path)
+    model = load_model(tmp_path, stepwise_backend(), dtype="float32", random_weights=True).model
     assert isinstance(model, Decoder)
-    assert all(layer.qkv.weight.isfinite().all() for layer in model.layers)
-    assert float(model.layers[0].down.weight.std()) == pytest.approx(0.35, rel=0.1)
+    weights: list[Any] = [linear.weight for linear in model.tensors.linears()]
+    assert all(weight.values.isfinite().all() for weight in weights)
+    assert float(weights[3].values.std()) == pytest.approx(0.35, rel=0.1)
 
 
-def test_longrope_model_ends_at_its_original_length(tmp_path: Path, sizes: Any) -> None:
+def test_longrope_model_ends_at_its_original_length(tmp_path: Path) -> None:
     """Where longer texts would change the meaning of cached pages, the shorter limit holds."""
     rope = {
         "rope_type": "longrope",
@@ -96,15 +97,15 @@ def test_longrope_model_ends_at_its_original_length(tmp_path: Path, sizes: Any) 
         "long_factor": [2.0] * 4,
     }
     config = Phi3Config(
-        **sizes(
+        **tiny_sizes(
             rope_parameters=rope,
             original_max_position_embeddings=64,
             max_position_embeddings=256,
         )
     )
     config.save_pretrained(tmp_path)
-    assert load_model(tmp_path, random_weights=True, **_F32).max_model_len == 64
-    longer = load_model(tmp_path, random_weights=True, max_model_len=256, **_F32)
+    assert _load(tmp_path, random_weights=True).max_model_len == 64
+    longer = _load(tmp_path, random_weights=True, max_model_len=256)
     assert longer.max_model_len == 256
 
 
@@ -115,7 +116,7 @@ def test_unknown_model_is_not_found(name: str, monkeypatch: pytest.MonkeyPatch) 
     """A name that is neither folder, alias nor hub id is one clear error."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelNotFound, match=name.strip("./")):
-        load_model(name, **_F32)
+        _load(name)
 
 
 def test_alias_that_was_not_pulled_says_how_to_pull(
@@ -124,20 +125,20 @@ def test_alias_that_was_not_pulled_says_how_to_pull(
     """A known alias without a copy in the cache names the command that fetches it."""
     monkeypatch.setenv("TOKENBUS_CACHE", str(tmp_path))
     with pytest.raises(ModelNotFound, match="tokenbus model pull smollm2-135m"):
-        load_model("smollm2-135m", **_F32)
+        _load("smollm2-135m")
 
 
 def test_folder_without_config_is_not_found(tmp_path: Path) -> None:
     """A folder that holds no model says so."""
     with pytest.raises(ModelNotFound, match=r"without config\.json"):
-        load_model(tmp_path, **_F32)
+        _load(tmp_path)
 
 
 def test_folder_without_weights_is_broken(saved: Any) -> None:
     """A config alone is no model unless random weights were asked for."""
     (saved[1] / "model.safetensors").unlink()
     with pytest.raises(ModelBroken, match=r"no \*\.safetensors"):
-        load_model(saved[1], **_F32)
+        _load(saved[1])
 
 
 def test_truncated_shard_is_broken(saved: Any) -> None:
@@ -145,7 +146,7 @@ def test_truncated_shard_is_broken(saved: Any) -> None:
     file = saved[1] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ModelBroken, match=r"model\.safetensors cannot be read"):
-        load_model(saved[1], **_F32)
+        _load(saved[1])
 
 
 def test_missing_and_misshapen_weights_are_broken(saved: Any) -> None:
@@ -155,10 +156,10 @@ def test_missing_and_misshapen_weights_are_broken(saved: Any) -> None:
     lost = tensors.pop("model.layers.2.mlp.up_proj.weight")
     save_file(tensors, file)
     with pytest.raises(ModelBroken, match=r"layers\.2\.mlp\.up_proj\.weight"):
-        load_model(saved[1], **_F32)
+        _load(saved[1])
     save_file(tensors | {"model.layers.2.mlp.up_proj.weight": lost[:-1].contiguous()}, file)
     with pytest.raises(ModelBroken, match=r"\[95, 64\] in the checkpoint"):
-        load_model(saved[1], **_F32)
+        _load(saved[1])
 
 
 def test_shard_missing_from_the_index_is_broken(saved: Any) -> None:
@@ -166,7 +167,7 @@ def test_shard_missing_from_the_index_is_broken(saved: Any) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
     (saved[1] / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelBroken, match=r"lacks model-2\.safetensors"):
-        load_model(saved[1], **_F32)
+        _load(saved[1])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "no-such-model"}'])
@@ -174,19 +175,19 @@ def test_unreadable_config_is_broken(saved: Any, text: str) -> None:
     """A config that is no config is one clear error."""
     (saved[1] / "config.json").write_text(text)
     with pytest.raises(ModelBroken, match=r"config\.json"):
-        load_model(saved[1], **_F32)
+        _load(saved[1])
 
 
 def test_file_that_differs_from_its_checksum_is_broken(saved: Any) -> None:
     """One flipped bit in a file with a checksum is found before the model runs."""
     file = saved[1] / "model.safetensors"
     write_checksums(saved[1])
-    load_model(saved[1], **_F32)
+    _load(saved[1])
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
     with pytest.raises(ModelBroken, match="does not match its sha256"):
-        load_model(saved[1], **_F32)
+        _load(saved[1])
 
 
 def test_quantised_checkpoint_is_refused(saved: Any) -> None:
@@ -195,4 +196,4 @@ def test_quantised_checkpoint_is_refused(saved: Any) -> None:
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (saved[1] / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelUnsupported, match="quantised"):
-        load_model(saved[1], **_F32)
+        _load(saved[1])

@@ -14,6 +14,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from models.architectures import draw_model, tiny_sizes
+from models.backends import cpu_backend
+from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from tokenizers import pre_tokenizers
 from transformers import LlamaConfig
 
@@ -97,11 +100,9 @@ def _write_gguf(model: Any, path: Path) -> None:
 
 
 @pytest.fixture
-def shelf(
-    tmp_path: Path, sizes: Any, draw_model: Any, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Any, list[str]]:
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
     """Offer a tiny packaged model; return it and the list of downloads made."""
-    model = draw_model(LlamaConfig(**sizes()))
+    model = draw_model(LlamaConfig(**tiny_sizes()))
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(weight.to(torch.bfloat16))
@@ -141,19 +142,17 @@ def test_source_file_is_kept_and_mended(shelf: Any, tmp_path: Path) -> None:
     assert _leftovers(kept) == []
 
 
-def test_pulled_model_generates_what_its_source_does(
-    shelf: Any, prompts: Any, driver: Any, reference: Any
-) -> None:
+def test_pulled_model_generates_what_its_source_does(shelf: Any) -> None:
     """Conversion keeps weights, rotary order, tokenizer, chat template and end of text."""
     model, _ = shelf
     seen: list[float] = []
     folder = model_store.pull(_ALIAS, lambda _, done: seen.append(done))
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == (0.0, 1.0)
-    loaded = load_model(_ALIAS, dtype="float32", device="cpu")
-    texts = prompts(199, [3, 40])
-    expected = reference(model).generate(texts, 16)
-    assert driver(loaded.model).generate(texts, 16) == expected
+    loaded = load_model(_ALIAS, cpu_backend(), dtype="float32")
+    texts = draw_prompts(199, [3, 40])
+    expected = Reference(model).generate(texts, 16)
+    assert GreedyDriver(loaded.model).generate(texts, 16) == expected
     assert loaded.eos_token_ids == (2,)
     tokenizer = loaded.tokenizer
     assert tokenizer("<|im_end|>")["input_ids"] == [2]
@@ -177,9 +176,9 @@ def test_damaged_copy_is_broken_at_load_and_repaired_by_a_pull(shelf: Any) -> No
     content[-3] ^= 4
     weights.write_bytes(content)
     with pytest.raises(ModelBroken, match="sha256"):
-        load_model(_ALIAS, dtype="float32", device="cpu")
+        load_model(_ALIAS, cpu_backend(), dtype="float32")
     model_store.pull(_ALIAS)
-    load_model(_ALIAS, dtype="float32", device="cpu")
+    load_model(_ALIAS, cpu_backend(), dtype="float32")
     assert len(downloads) == 2
 
 

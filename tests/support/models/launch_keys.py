@@ -53,8 +53,6 @@ def specialised(param: Any, value: Any) -> Any:
     """Return what of an argument Triton compiles into a kernel."""
     if param.is_constexpr or value is None:
         return value
-    if param.name == "table_stride":
-        return "one"  # Tables are as narrow as their batch on a CPU alone.
     if isinstance(value, torch.Tensor):
         is_aligned = value.data_ptr() % 16 == 0 or param.do_not_specialize_on_alignment
         return str(value.dtype), is_aligned or param.do_not_specialize
@@ -97,7 +95,7 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
         device=device,
     )
     model: Any = loaded.model
-    attention: Any = loaded.attention
+    attention: Any = loaded.backend.attention
     make_logits = model.logits
 
     def zero_logits(hidden: torch.Tensor, **options: Any) -> torch.Tensor:

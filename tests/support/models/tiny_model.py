@@ -61,6 +61,15 @@ class TinyModel:
         assert isinstance(text, str)
         return text
 
+    def greedy(self, prompt: str, num_tokens: int) -> list[int]:
+        """Return the ids that transformers generates."""
+        ids = torch.tensor([self._tokenizer.encode(prompt)])
+        output = self._model.generate(
+            ids, max_new_tokens=num_tokens, do_sample=False, pad_token_id=0
+        )
+        found: list[int] = output[0, ids.shape[1] :].tolist()
+        return found
+
     def prompt_logprobs(self, prompt: str) -> torch.Tensor:
         """Return the logprob of each prompt token but the first: [num_tokens - 1]."""
         ids = torch.tensor([self._tokenizer.encode(prompt)])

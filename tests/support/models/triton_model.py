@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenbus.engine.attention.triton_backend import TritonAttention
-from tokenbus.engine.models.triton_ops import TritonOps
+from tokenbus.engine.attention.triton_attention import TritonAttention
+from tokenbus.engine.backends import TritonBackend
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 
 if TYPE_CHECKING:
@@ -31,6 +32,14 @@ TINY_SIZES: dict[str, Any] = {
 }
 
 
+def triton_backend(max_rows: int, device: torch.device = DEVICE) -> TritonBackend:
+    """Return the GPU's backend; on a CPU without what only a GPU does: graphs and steps ahead."""
+    backend = TritonBackend(device=device, attention=TritonAttention(max_rows))
+    if device.type == "cuda":
+        return backend
+    return replace(backend, captures_steps=False, runs_ahead=False, has_device_clock=False)
+
+
 def load_on_triton(
     config: Any,
     weights: Mapping[str, torch.Tensor],
@@ -41,16 +50,12 @@ def load_on_triton(
     device: torch.device = DEVICE,
 ) -> LoadedModel:
     """Return transformers' weights as a model of ours, with an attention for `max_rows` rows."""
-    attention = TritonAttention(max_rows)
+    backend = triton_backend(max_rows, device)
     model = build_model(
         config,
         weights,
+        backend,
         dtype=dtype,
-        device=device,
         max_model_len=max_model_len,
-        attention=attention,
-        ops=TritonOps,
     )
-    return LoadedModel(
-        model, config, None, (), max_model_len, "tiny", dtype, device, attention=attention
-    )
+    return LoadedModel(model, config, None, (), max_model_len, "tiny", dtype, backend)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.interfaces import AttentionSpec, ForwardContext
+    from tokenbus.engine.interfaces import ForwardContext
+    from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.scheduling.prefix_grouping import SharedRun
 
 # Page reads saved per layer that pay for the merge of one more partial result per row, from runs of
@@ -28,7 +29,7 @@ _Shape = tuple[int, int, int, int | None]
 
 
 class TritonAttention:
-    """AttentionBackend over the Triton kernels.
+    """PagedAttention over the Triton kernels.
 
     Decode reads a work list that is built on the device once per pass and shape; its buffers are
     static, so that graphs of all batch sizes share them. Shared runs are read once for their rows

@@ -1,0 +1,163 @@
+"""The backends there are, and which one a configuration gets: Triton, compiled kernels, torch."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tokenbus.engine.attention.native_attention import NativeAttention
+from tokenbus.engine.attention.torch_attention import TorchAttention
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.models.backend import Backend
+from tokenbus.engine.models.native_ops import NativeOps
+from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.models.packed_ops import PackedOps
+from tokenbus.engine.native_library import native_library
+
+if TYPE_CHECKING:
+    from tokenbus.engine.attention.triton_attention import TritonAttention
+    from tokenbus.engine.config import EngineConfig
+    from tokenbus.engine.models.decoder_config import DecoderConfig
+    from tokenbus.engine.models.ops import Ops
+    from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonBackend(Backend):
+    """A GPU of CUDA by Triton kernels."""
+
+    attention: TritonAttention
+    # A kernel wants one long contiguous tile.
+    page_size: int = 64
+    captures_steps: bool = True
+    runs_ahead: bool = True
+    narrow_tables: bool = False
+    has_device_clock: bool = True
+
+    @property
+    def sharing(self) -> PrefixSharing:
+        """Return the attention."""
+        return self.attention
+
+    def check(self, config: EngineConfig) -> None:
+        """Refuse rounded weights: the kernels multiply by plain ones."""
+        _refuse_quantization(config, "are for CPUs only")
+
+    def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:  # noqa: ARG002
+        """Return the fused steps."""
+        from tokenbus.engine.models.triton_ops import TritonOps
+
+        return TritonOps(self.attention)
+
+    def weights_dtype(self, stored: torch.dtype | None) -> torch.dtype:
+        """Return the checkpoint's own dtype."""
+        return stored or torch.bfloat16
+
+    def page_memory_bytes(self, config: EngineConfig) -> float:
+        """Return what is left of the device's memory of the share that the engine may take."""
+        free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
+        return free_bytes - (1 - config.memory_fraction) * total_bytes
+
+    def describe(self) -> dict[str, str]:
+        """Name the GPU and the version of Triton."""
+        import triton
+
+        return {
+            "device": torch.cuda.get_device_name(self.device),
+            "triton": triton.__version__,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchBackend(Backend):
+    """Plain torch on any device: the CPU's without a compiler."""
+
+    @property
+    def sharing(self) -> PrefixSharing | None:
+        """Return None: gathered pages are read per row."""
+        return None
+
+    def check(self, config: EngineConfig) -> None:
+        """Refuse rounded weights."""
+        on_cpu = self.device.type == "cpu"
+        _refuse_quantization(config, "need the compiled kernels" if on_cpu else "are for CPUs only")
+
+    def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:
+        """Return steps over packed weights where torch can pack them."""
+        del shape
+        packs = PackedOps.supports(dtype, self.device)
+        return (PackedOps if packs else TorchOps)(self.attention)
+
+    def weights_dtype(self, stored: torch.dtype | None) -> torch.dtype:
+        """Return bfloat16 or float32 on a CPU, elsewhere the checkpoint's own dtype."""
+        if self.device.type == "cpu":
+            return _cpu_dtype(stored)
+        return stored or torch.bfloat16
+
+    def page_memory_bytes(self, config: EngineConfig) -> float:
+        """Return the setting: free memory is not the engine's alone."""
+        return config.kv_cache_gib * 2**30
+
+    def describe(self) -> dict[str, str]:
+        """Name the processor."""
+        return {"device": platform.processor() or platform.machine()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeBackend(TorchBackend):
+    """A CPU by kernels compiled for it."""
+
+    attention: NativeAttention
+
+    @property
+    def sharing(self) -> PrefixSharing:
+        """Return the attention."""
+        return self.attention
+
+    def check(self, config: EngineConfig) -> None:
+        """Accept every configuration."""
+
+    def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:
+        """Return the compiled layers; steps in torch for a shape that they do not cover."""
+        if NativeOps.supports(shape, dtype):
+            return NativeOps(self.attention)
+        return TorchBackend.ops(self, shape, dtype)
+
+
+def choose_backend(config: EngineConfig) -> Backend:
+    """Return the fastest backend of the device that a configuration names."""
+    device = choose_device(config.device)
+    if device.type == "cuda":
+        # Imported on use: without a GPU, Triton may be missing or have no driver.
+        from tokenbus.engine.attention.triton_attention import TritonAttention
+
+        attention = TritonAttention(config.max_num_seqs, grouping=config.prefix_grouping)
+        return TritonBackend(device=device, attention=attention)
+    # The compiled kernels know no half precision, and torch rounds no weights.
+    if device.type == "cpu" and (config.dtype != "float16" or config.quantization is not None):
+        library = native_library()
+        if library is not None:
+            return NativeBackend(device=device, attention=NativeAttention(library))
+    return TorchBackend(device=device, attention=TorchAttention())
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device of a name; auto is the GPU if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def _refuse_quantization(config: EngineConfig, reason: str) -> None:
+    if config.quantization is not None:
+        raise RequestRejected("quantization", f"{config.quantization} weights {reason}")
+
+
+def _cpu_dtype(stored: torch.dtype | None) -> torch.dtype:
+    """Return bfloat16 for narrow checkpoints where the processor multiplies it, else float32."""
+    narrow = stored in (torch.bfloat16, torch.float16)
+    native = PackedOps.supports(torch.bfloat16, torch.device("cpu"))
+    return torch.bfloat16 if narrow and native else torch.float32

@@ -1,0 +1,68 @@
+"""Products: a linear's weight and bias, bound once to the code that multiplies by their kind."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch.nn.functional as F
+
+from tokenbus.engine.errors import ModelUnsupported
+from tokenbus.engine.models.decoder_config import Activation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.models.linear_weight import LinearWeight
+
+
+class Product(ABC):
+    """y = x @ weight.T + bias on one device; a new kind of weight needs `multiply` alone."""
+
+    @abstractmethod
+    def multiply(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], dtype of x."""
+
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+        gate, up = self.multiply(x).chunk(2, -1)
+        if kind is Activation.SILU:
+            return F.silu(gate).mul_(up)
+        approximate = "tanh" if kind is Activation.GELU_TANH else "none"
+        return F.gelu(gate, approximate=approximate).mul_(up)
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], the sums in float32 where the device can give them so."""
+        return self.multiply(x)
+
+
+# From a kind of weight to what binds a weight of it and its bias, [out] or None.
+ProductTable = Mapping[type[Any], Callable[[Any, "Tensor | None"], Product]]
+
+_Entry = TypeVar("_Entry")
+
+
+def entry_of(table: Mapping[type[Any], _Entry], weight: LinearWeight) -> _Entry:
+    """Return what a table has for the kind of a weight.
+
+    Raises: ModelUnsupported with the kinds that the table knows.
+    """
+    entry = table.get(type(weight))
+    if entry is None:
+        known = ", ".join(kind.__name__ for kind in table)
+        raise ModelUnsupported(
+            f"a linear came as {type(weight).__name__}; for this model and device there is {known}"
+        )
+    return entry
+
+
+class TorchProduct(Product):
+    """A plain weight in plain torch."""
+
+    def __init__(self, values: Tensor, bias: Tensor | None) -> None:
+        self._values, self._bias = values, bias
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], dtype of x."""
+        return F.linear(x, self._values, self._bias)

@@ -1,0 +1,50 @@
+"""Rounding of plain weights, once, while a model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from tokenbus.engine.models.linear_weight import Int4Weight, Int8Weight
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Inputs that share a scale and a low: 5 bits a weight in all.
+_GROUP_INPUTS = 32
+_MAX_STEP = 15
+# Outputs rounded at a time: their copies in float32 stay small beside the model.
+_BLOCK_OUTPUTS = 1024
+
+
+def round_to_int8(weight: Tensor) -> Int8Weight:
+    """Round a weight [out, in] to bytes, the largest of each output to 127."""
+    scales = weight.abs().amax(1).float().div_(127).clamp_(min=torch.finfo(torch.float32).tiny)
+    values = (weight / scales[:, None]).round_().to(torch.int8)
+    return Int8Weight(values, scales, weight.dtype)
+
+
+def round_to_int4(weight: Tensor) -> Int4Weight:
+    """Round a weight [out, in] to 16 steps between the least and the largest of each group."""
+    blocks = [_int4_block(block) for block in torch.split(weight, _BLOCK_OUTPUTS)]
+    steps, scales, lows = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return Int4Weight(steps, scales, lows, _GROUP_INPUTS, weight.dtype)
+
+
+def _int4_block(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return steps, scales and lows of some outputs, as Int4Weight has them."""
+    num_outputs, num_inputs = weight.shape
+    padding = -num_inputs % _GROUP_INPUTS
+    # Padded by the last input, which changes no group's least or largest.
+    groups = F.pad(weight.float()[None], (0, padding), mode="replicate")[0]
+    groups = groups.view(num_outputs, -1, _GROUP_INPUTS)
+    lows = groups.amin(2).bfloat16()
+    low = lows.float()
+    scales = ((groups.amax(2) - low) / _MAX_STEP).bfloat16()
+    scale = scales.float()[..., None]
+    steps = ((groups - low[..., None]) / scale).round_().clamp_(0, _MAX_STEP)
+    steps = torch.where(scale > 0, steps, 0.0).to(torch.uint8)
+    pairs = steps.view(num_outputs, -1, 2)[:, : num_inputs // 2]
+    return pairs[..., 0] | (pairs[..., 1] << 4), scales, lows
