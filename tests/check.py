@@ -1,4 +1,4 @@
-"""Answer within a minute or so whether a change holds: lint, types, and the tests without processes.
+"""Answer in about a minute whether a change holds: lint, types, and tests without processes.
 
 `make check` runs this; `make test` has the rest. Each step prints its seconds, and all are run
 whatever the ones before say.
@@ -12,8 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from typecheck import ROOT
-
+ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("engine/scheduling", "engine/text", "producer", "worker")
 PAGES = ("test_docs.py", "test_import_directions.py", "test_sizes.py")
 # One process per core and one thread each; files stay together, because they share models.
@@ -29,7 +28,7 @@ def _steps() -> dict[str, list[str]]:
         "format": [*python, "-m", "ruff", "format", "--check"],
         f"types, {'warm' if has_cache else 'cold'} cache": [
             *python,
-            str(Path(__file__).with_name("typecheck.py")),
+            "tests/typecheck.py",
             "packages",
         ],
         "tests": [*python, "-m", "pytest", *PYTEST, "-m", "not slow and not processes", *tests],
