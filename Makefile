@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: demo test test-full chaos lint clean
+.PHONY: demo check test test-full chaos lint lint-packages clean
 
 demo: $(STAMP)
 	@$(BIN)/tokenbus demo $(DEMO_ARGS)
@@ -20,6 +20,10 @@ demo: $(STAMP)
 # One process per core and one thread each; files stay together, because they share models.
 # Native traces: the pretty ones parse sources, at which CPython 3.11 trips in a worker of xdist.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -q -rs -n auto --maxprocesses=4 --dist loadfile --tb=native
+
+# An answer in about a minute: lint, types of the packages, and the tests that start no process.
+check: $(STAMP)
+	@$(BIN)/python tests/check.py
 
 test: $(STAMP)
 	@$(PYTEST) -m "not slow" $(TEST_ARGS)
@@ -37,6 +41,12 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check
 	@$(BIN)/vulture
 	@$(BIN)/python tests/typecheck.py
+
+# What continuous integration asks before the tests: the types of these take as long again.
+lint-packages: $(STAMP)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/python tests/typecheck.py packages
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

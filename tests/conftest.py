@@ -1,8 +1,11 @@
-"""Settings that have to be made before anything imports Triton."""
+"""Settings that have to be made before anything imports Triton, and which tests start processes."""
 
 import os
 import signal
+import sys
 from pathlib import Path
+
+import pytest
 
 # Triton decides at its first import whether its own functions are interpreted, and transformers
 # imports it on the way to a model; a GPU's driver shows as this device file.
@@ -10,3 +13,39 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 # A run started in the background of a script ignores SIGINT, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Fixtures that start a server or a worker, alone or by way of others.
+PROCESS_FIXTURES = {"deployment", "own_server", "private_server", "server"}
+STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
+# The CPU's kernels are compiled once per machine, by whichever test needs them first.
+COMPILERS = ("c++", "g++", "clang++")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what stands on a process, so that `make check` leaves it out."""
+    for item in items:
+        if PROCESS_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> object:
+    """Let a test without the mark start no process where those with it are left out."""
+    _Guard.is_on = "not processes" in item.config.option.markexpr
+    try:
+        return (yield)
+    finally:
+        _Guard.is_on = False
+
+
+class _Guard:
+    is_on = False
+
+
+def _refuse_processes(event: str, args: tuple[object, ...]) -> None:
+    if _Guard.is_on and event in STARTS and not str(args[0] if args else "").endswith(COMPILERS):
+        pytest.fail(f"it starts a process ({event} {args[:1]}): mark it `pytest.mark.processes`")
+
+
+sys.addaudithook(_refuse_processes)

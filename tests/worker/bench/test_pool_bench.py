@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tokenbus.worker.bench.deployment import Deployment
     from tokenbus.worker.bench.measure.figures import Figures
 
+pytestmark = pytest.mark.processes
+
 on_stage = pytest.mark.asyncio(loop_scope="module")
 
 # Short jobs: a row of the worker ends five a second.

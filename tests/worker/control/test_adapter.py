@@ -243,6 +243,7 @@ async def test_pickled_job_is_refused_and_said_so(
     assert await raw(client.scripts).zcard(queue) == 0
 
 
+@pytest.mark.processes
 async def test_server_that_dies_and_comes_back_is_waited_for(queue: str, pool: str) -> None:
     """Arq's worker starts anew with the server, and the jobs go on where they were."""
     server = MortalServer(server_binary("valkey"))

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+pytestmark = pytest.mark.processes
 
 COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli", "demo"]
 SMALL = ("--dtype", "float32", "--threads", "1")

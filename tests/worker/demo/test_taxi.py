@@ -12,6 +12,8 @@ from tokenbus.worker.demo.taxi import TaxiBrokeDown, TaxiOrder, drive_taxi
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.processes
+
 
 def test_taxi_reports_each_job_and_the_ride(tiny_model: Path) -> None:
     """Each job is reported in order, none is longer than asked, and the ride sums them up."""

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
     Starter = Callable[..., Awaitable["Engine"]]
 
+pytestmark = pytest.mark.processes
+
 START_TIMEOUT_S = 60.0
 WAIT_S = 20.0
 

@@ -1,0 +1,47 @@
+"""What the page of the architecture shows of the tree and of the rules, row by row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from house.modules import PACKAGES
+from house.rules import FACES, FLOORS, RULES
+
+if TYPE_CHECKING:
+    from house.modules import Tree
+
+
+def room_rows(tree: Tree) -> list[str]:
+    """Return a row per room: its folder, and the first paragraph of its docstring."""
+    rooms = {
+        module.folder: " ".join(module.docstring.partition("\n\n")[0].split())
+        for module in tree.modules.values()
+        if module.path.endswith("/__init__.py")
+    }
+    order = sorted(rooms, key=lambda room: (PACKAGES[::-1].index(room.split("/")[0]), room))
+    return [f"| `{room}/` | {rooms[room]} |" for room in order]
+
+
+def floor_rows() -> list[str]:
+    """Return a row per floor, from the top down."""
+    return [
+        f"| `{package}/` | {', '.join(_shown(room) for room in rooms)} |"
+        for package, floors in reversed(FLOORS.items())
+        for rooms in floors
+    ]
+
+
+def _shown(room: str) -> str:
+    folder = room.removesuffix(" (faces)")
+    if folder == room:
+        is_split = room in FACES or room in PACKAGES
+        return f"`{room}/` (vocabulary)" if is_split else f"`{room}/`"
+    return f"`{folder}/` (faces: {', '.join(sorted(FACES[folder] - {'__init__'})) or 'lazy names'})"
+
+
+def package_rows() -> list[str]:
+    """Return a row per package rule: what it imports of ours, and what it never imports."""
+    return [
+        f"| `{folder}/` | {', '.join(sorted(rule.siblings))} | {', '.join(sorted(rule.never))} |"
+        for folder, rule in RULES.items()
+    ]

