@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-<<<<<<< HEAD
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-=======
->>>>>>> docs
 
 import pytest
 from house.modules import PACKAGES, Module, Tree, cycles
@@ -26,16 +21,12 @@ from house.rules import (
     room_offences,
 )
 
-<<<<<<< HEAD
 from tokenbus import engine, producer
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-ROOT = Path(__file__).resolve().parent.parent
-=======
 TREE = Tree.read()
->>>>>>> docs
 
 
 def _pairs(package: str) -> list[tuple[str, str]]:
@@ -203,12 +194,12 @@ def test_importing_the_producer_loads_no_tensors_and_no_worker() -> None:
     assert not loaded & (TENSORS | {"tokenbus.engine", "tokenbus.worker", "tokenbus.kernels"})
 
 
-<<<<<<< HEAD
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("package", "heavy"),
     [
         ("tokenbus.producer", {"redis", "pydantic", "msgspec", "asyncio"}),
-        ("tokenbus.engine", _TENSORS | {"numpy", "pydantic", "msgspec"}),
+        ("tokenbus.engine", TENSORS | {"numpy", "pydantic", "msgspec"}),
     ],
 )
 def test_importing_a_package_alone_loads_nothing_heavy(package: str, heavy: set[str]) -> None:
@@ -226,9 +217,7 @@ def test_name_that_a_package_offers_is_the_one_of_its_module(package: ModuleType
         _ = package.Nothing
 
 
-=======
 @pytest.mark.processes
->>>>>>> docs
 def test_importing_the_producer_loads_no_arq() -> None:
     """Who only submits needs nothing of the control service."""
     assert not _loaded_by(_names_in("producer")) & {"arq", "aiohttp", "structlog"}

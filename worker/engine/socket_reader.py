@@ -1,8 +1,8 @@
-"""Hears what is said to a process while it computes.
+"""Reads the socket of a process while that computes.
 
-A socket holds some 400 KB, two dozen long prompts: whoever sends more waits until somebody reads.
-If that happened only between two steps, each step of a crowd would get two dozen of them, whatever
-it has room for.
+A socket holds some 400 KB, two dozen long prompts: a sender of more waits until the other end
+reads. If that happened only between two steps, each step of a crowd would get two dozen prompts,
+however many it has room for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SocketReader:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._heard: list[bytes] = []
-        # The owner has it but for the times at which it computes: nothing is read by two.
+        # The owner holds it except while it computes, so that only one thread reads at a time.
         self._turn = threading.Lock()
         self._turn.acquire()
         threading.Thread(target=self._listen, name="socket_reader", daemon=True).start()
@@ -40,7 +40,7 @@ class SocketReader:
             self._turn.acquire()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until something is there to be taken, or for the time."""
+        """Wait until there is something to take, at most for the time given."""
         if not self._heard:
             select.select([self._sock], [], [], timeout_s)
 

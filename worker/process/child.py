@@ -1,4 +1,4 @@
-"""A process of ours that must not outlive us: how it is started, and how it notices our end."""
+"""Child processes that must not outlive the worker: how they start and notice its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SOCKET_BYTES = 4 << 20
 async def spawn(
     module: str, make_protocol: Callable[[], P]
 ) -> tuple[asyncio.subprocess.Process, asyncio.Transport]:
-    """Run `python -m module FD PARENT_PID` with one end of a socket pair; we keep the other."""
+    """Run `python -m module FD PARENT_PID` with one end of a socket pair; keep the other."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     for end in (ours, theirs):

@@ -1,15 +1,15 @@
-"""Sends frames to another process of ours, few system calls for many of them."""
+"""Sends frames to another process of the worker, many with one system call."""
 
 from __future__ import annotations
 
 import asyncio
 
-# What waits for more of its turn goes when there is this much of it.
+# Frames that wait for others of their turn are sent once there is this much of them.
 MAX_WAITING_BYTES = 128 * 1024
 
 
 class FrameWriter:
-    """Writes frames in order; one to a process that is gone is dropped."""
+    """Writes frames in order; frames to a process that is gone are dropped."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -33,7 +33,7 @@ class FrameWriter:
             self._flush()
 
     def close(self) -> None:
-        """Close the way; what waits is dropped."""
+        """Close the transport and drop the frames that wait."""
         self._waiting.clear()
         self._transport.close()
 

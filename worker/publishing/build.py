@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.pool_member import PoolMember
     from tokenbus.worker.publishing.reports import JobEvents
 
-# Below this many cores a process more takes from the engine what it saves the worker.
+# On fewer cores another process takes from the engine what it saves the worker.
 _MIN_CORES = 3
 # Cores per publisher process: at the start, and at the most where the rate asks for more. Two bring
 # the middle of a step later to its readers than one that keeps up, for both ask the server at once.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """What new tokens let out: the ids that count, the text each releases, the stop string met."""
+    """The outcome of new tokens: ids that count, text that each releases, stop string met."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]

@@ -1,18 +1,19 @@
-"""How long a job's next tokens are held back so that more of them share an entry."""
+"""Holds a job's next tokens back under load, so that more of them share an entry."""
 
 from __future__ import annotations
 
 MAX_HOLD_S = 0.02
 _FIRST_HOLD_S = 0.001
-# Shares of the time that calls are under way, by which the hold grows and shrinks; between them it
-# stays. Over the upper one there is no idle time to speak of, and every job waits for its turn.
+# Shares of the time during which calls are under way: above the upper one the hold grows, below the
+# lower one it shrinks. Above the upper one there is hardly any idle time, and every job waits for
+# its turn.
 _BUSY_SHARE = 0.9
 _CALM_SHARE = 0.6
 _WINDOW_S = 0.1
 
 
 class Coalescing:
-    """Zero while the server keeps up; grows step by step while calls follow each other."""
+    """The hold in force: 0 while the server keeps up, longer while calls follow each other."""
 
     def __init__(self) -> None:
         self.hold_s = 0.0

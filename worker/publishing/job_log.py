@@ -29,9 +29,9 @@ class LogState(Enum):
     `open`: tokens come. Every log begins so.
     `ending`: the outcome is decided, by the step reader (the last choice has ended) or by the
     worker's order; tokens or the terminal entry are not in the log yet.
-    `committed`: the terminal entry is in the log; the log writer moves it here when the log says
-    so, whoever wrote the entry. Should the server forget that entry, the next takeover moves it
-    back to `ending`, and the entry is written again.
+    `committed`: the terminal entry is in the log, written by this owner or by another; the log
+    writer moves it here when the log says so. Should the server forget that entry, the next
+    takeover moves it back to `ending`, and the entry is written again.
     `returning`: the worker hands the job back; what it has is still logged.
     `dropped`: the worker has let the job go, by its order; nothing is written any more.
     """
@@ -175,7 +175,7 @@ class JobLog:
     def move_to(self, state: LogState) -> None:
         """Change the state.
 
-        Raises: WorkerError on an illegal move, which is a bug of ours.
+        Raises: WorkerError on an illegal move, which is a bug.
         """
         if state is self.state:
             return
@@ -188,7 +188,7 @@ class JobLog:
     def set_access(self, access: LogAccess) -> None:
         """Change the access.
 
-        Raises: WorkerError on an illegal move, which is a bug of ours.
+        Raises: WorkerError on an illegal move, which is a bug.
         """
         if access is self.access:
             return

@@ -1,4 +1,4 @@
-"""Tool calls on their way into the terminal event."""
+"""Tool calls, read from a job's text for its terminal event."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ID_LENGTH = 9
 
 
 def read_tool_calls(reader: ToolReader, job_id: str, texts: Iterable[str]) -> tuple[ToolCall, ...]:
-    """Return the calls in the texts of a job's choices; whoever ends the job finds the same."""
+    """Return the calls in the texts of a job's choices; every process finds the same."""
     calls: list[ToolCall] = []
     for choice, text in enumerate(texts):
         output = reader.parse(text)

@@ -118,7 +118,7 @@ async def bench(redis_url: str, pool: str) -> AsyncIterator[LostSecond]:
 async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: LostSecond) -> None:
     """Fenced, handed back, taken out of the engine; then the server forgets who fenced it.
 
-    Whoever pulls the job goes on where the log ends: an end here would cut the answer short.
+    The next owner goes on where the log ends: an end here would cut the answer short.
     """
     await bench.remember()
     [reply] = await bench.scripts.log.takeover([Takeover(JOB_ID, EPOCH + 1, "other")])
@@ -134,7 +134,7 @@ async def test_fenced_job_is_not_ended_when_its_log_is_ours_again(bench: LostSec
 
 
 async def test_abort_alone_is_no_end(bench: LostSecond) -> None:
-    """The engine was told to drop the job; what becomes of it is said by whoever told it."""
+    """The engine was told to drop the job; the worker that told it says what becomes of it."""
     bench.publisher.obey(step_of_job(302, end=FinishReason.ABORTED))
     bench.publisher.obey(HandBack(KEY))
     report = await bench.first(AllLogged, Committed)
