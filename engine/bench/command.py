@@ -84,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
         flush=True,
     )
     for name in args.workload or ["nano256"]:
-        report = measure.Report(name, args.model, measure.describe_machine(loaded.device), ceilings)
+        report = measure.WorkloadReport(
+            name, args.model, measure.describe_machine(loaded.device), ceilings
+        )
         workload = measure.get_workload(name)
         for _ in range(args.repeats):
             engine.reset_prefix_cache()
@@ -102,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print(report: measure.Report) -> None:
+def _print(report: measure.WorkloadReport) -> None:
     best = report.best
     rates = " ".join(f"{run.tokens_per_s:.0f}" for run in report.runs)
     steps = " ".join(f"{name} {value:.2f}" for name, value in best.step_ms.items())

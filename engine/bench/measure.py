@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenbus.engine.bench.workloads import WORKLOADS, Workload
+from tokenbus.engine.bench.workloads import WORKLOADS, OfflineWorkload
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.types import Request, SamplingParams
 
@@ -47,7 +47,7 @@ class RunFigures:
 
 
 @dataclass(slots=True)
-class Report:
+class WorkloadReport:
     """All runs of a workload, the best of them, and what they ran on."""
 
     workload: str
@@ -66,7 +66,7 @@ class Report:
 
 def run_workload(
     engine: Engine,
-    workload: Workload,
+    workload: OfflineWorkload,
     progress: Callable[[int, int], None] | None = None,
     demand: Demand | None = None,
 ) -> RunFigures:
@@ -176,14 +176,14 @@ def profile_budget(run: Callable[[], object]) -> tuple[dict[str, float], dict[st
     return budget, dict(costliest)
 
 
-def to_json(report: Report, path: Path) -> None:
+def to_json(report: WorkloadReport, path: Path) -> None:
     """Write a report with all its runs."""
     content: dict[str, Any] = asdict(report)
     content["best"] = asdict(report.best)
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def get_workload(name: str) -> Workload:
+def get_workload(name: str) -> OfflineWorkload:
     """Build a workload by name.
 
     Raises: EngineError that lists the names.

@@ -27,7 +27,7 @@ from tokenbus.worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.worker.engine.process import Engine
+    from tokenbus.worker.engine.process import EngineLike
 
 
 async def measure_offline(options: BenchOptions, on_run: Callable[[int, float], None]) -> Offline:
@@ -62,7 +62,7 @@ async def measure_offline(options: BenchOptions, on_run: Callable[[int, float], 
     return Offline([round(tokens / seconds, 1) for tokens, seconds in runs], runs[0][0])
 
 
-def run_offline(engine: Engine, options: BenchOptions) -> tuple[int, float]:
+def run_offline(engine: EngineLike, options: BenchOptions) -> tuple[int, float]:
     """Generate everything; return the output tokens and the seconds from call to return.
 
     Raises: EngineError if a sequence ended early or with an error.

@@ -53,7 +53,7 @@ BEAT_INTERVAL_S = 0.5
 STALL_POLL_S = 0.005
 
 
-class Engine(Protocol):
+class EngineLike(Protocol):
     """What the process needs of an engine."""
 
     @property
@@ -93,7 +93,7 @@ class EngineLoop:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineLike,
         sock: socket.socket,
         frames: FrameReader,
         step_log: StepLog | None = None,
@@ -185,7 +185,7 @@ class EngineLoop:
                 del self._unsent[:sent]
 
 
-def build(start: StartEngine) -> tuple[Engine, str | None]:
+def build(start: StartEngine) -> tuple[EngineLike, str | None]:
     """Build the engine that the worker asked for, and name the folder of its tokenizer.
 
     The real engine, and with it torch, is imported only here.

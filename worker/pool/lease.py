@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from tokenbus.producer.scripts import Scripts
-    from tokenbus.producer.scripts.replies import HeldJob as HeldEntry
+    from tokenbus.producer.scripts.replies import HeldEntry
     from tokenbus.worker.held_jobs import HeldJobs
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.publishing.publisher_pool import PublisherPool

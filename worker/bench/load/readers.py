@@ -40,7 +40,7 @@ class ReaderBroken(WorkerError):
 
 
 @dataclass(slots=True)
-class Reader:
+class ReaderLink:
     """One reader process and what it has reported."""
 
     process: asyncio.subprocess.Process
@@ -72,7 +72,7 @@ class Readers:
         self._options = options
         self._url = url
         self._pool = pool
-        self._readers: list[Reader] = []
+        self._readers: list[ReaderLink] = []
         self.reports: list[JobReport] = []
         self.start_s = 0.0
 
@@ -151,12 +151,12 @@ class Readers:
             limit=_PIPE_BYTES,
             start_new_session=True,
         )
-        reader = Reader(process)
+        reader = ReaderLink(process)
         self._readers.append(reader)
         order = Order(self._options, self._url, self._pool, idx, self._options.readers)
         await reader.send(order)
 
-    async def _follow(self, reader: Reader, go: Go) -> None:
+    async def _follow(self, reader: ReaderLink, go: Go) -> None:
         await reader.send(go)
         while True:
             message = await reader.receive()
