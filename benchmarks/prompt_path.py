@@ -37,9 +37,9 @@ from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.scripts import Bounds, Budget
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.worker.bench.measure.processes import cpu_times
-from tokenbus.worker.engine.messages import COMMANDS, AddRequest
 from tokenbus.worker.engine.step_log import read_step_logs
 from tokenbus.worker.jobs.prompt import PromptPreparer
+from tokenbus.worker.messages.engine import COMMANDS, AddRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

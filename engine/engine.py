@@ -272,7 +272,7 @@ class Engine:
         )
         if reason is not None:
             if seq.grammar is not None:
-                self._constrained.forget(seq)
+                self._constrained.drop(seq)
             seqs = self._requests.get(request_id, [])
             if seq in seqs:
                 seqs.remove(seq)

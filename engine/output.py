@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenbus.engine.grammar.tool_reader import ToolCall
+    from tokenbus.engine.grammar.tool_reader import WrittenToolCall
     from tokenbus.engine.types import FinishReason, TokenLogprobs
 
 
@@ -24,7 +24,7 @@ class Completion:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[WrittenToolCall, ...] = ()
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class Output:
         return self.choices[0].finish_reason
 
     @property
-    def tool_calls(self) -> tuple[ToolCall, ...]:
+    def tool_calls(self) -> tuple[WrittenToolCall, ...]:
         """Tool calls of the first choice."""
         return self.choices[0].tool_calls
 

@@ -13,7 +13,7 @@ from house.modules import PACKAGES, ROOT, Tree
 from house.pages import floor_rows, package_rows, room_rows
 
 from tokenbus.producer.scripts import replies
-from tokenbus.worker import held_job
+from tokenbus.worker.held import held_job
 from tokenbus.worker.publishing import job_log
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completion import JobCompletion, Retention
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker.held.pool_member import PoolMember
 from tokenbus.worker.jobs.engine_reports import EngineReports
 from tokenbus.worker.jobs.flow import JobFlow
 from tokenbus.worker.jobs.head_of_line import HeadOfLine
@@ -34,7 +35,6 @@ from tokenbus.worker.pool.pull_loop import PullLoop
 from tokenbus.worker.pool.reaper import Reaper
 from tokenbus.worker.pool.refusals import Refusals
 from tokenbus.worker.pool.status_writer import StatusWriter
-from tokenbus.worker.pool_member import PoolMember
 from tokenbus.worker.publishing.build import start_publishers
 from tokenbus.worker.session import Session
 from tokenbus.worker.tokenizer import load_tokenizer
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.current_engine import CurrentEngine
-    from tokenbus.worker.engine.messages import EngineReady
-    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.held.held_jobs import HeldJobs
     from tokenbus.worker.jobs.page_costs import PageCosts
+    from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
     from tokenbus.worker.settings import WorkerSettings

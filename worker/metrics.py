@@ -9,7 +9,7 @@ from tokenbus.worker.histogram import Histogram
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineStats
-    from tokenbus.worker.publishing.messages import Progress
+    from tokenbus.worker.messages.publishing import Progress
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.null.null_config import NullConfig
-from tokenbus.worker.engine.messages import StartEngine
 from tokenbus.worker.errors import SettingsInvalid
+from tokenbus.worker.messages.engine import StartEngine
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 

@@ -26,8 +26,8 @@ from tokenbus.worker import logs
 from tokenbus.worker.assembly import assemble, join_pool
 from tokenbus.worker.engine.current_engine import CurrentEngine
 from tokenbus.worker.engine.supervisor import EngineSupervisor
-from tokenbus.worker.held_job import Phase
-from tokenbus.worker.held_jobs import HeldJobs
+from tokenbus.worker.held.held_job import Phase
+from tokenbus.worker.held.held_jobs import HeldJobs
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.process import gc
 from tokenbus.worker.stop_request import StopRequest

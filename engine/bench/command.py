@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.bench import measure
 from tokenbus.engine.bench.demand import Demand
-from tokenbus.engine.bench.figures import Report
+from tokenbus.engine.bench.figures import WorkloadReport
 from tokenbus.engine.bench.workloads import WORKLOADS, uniform
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
@@ -90,7 +90,9 @@ def run(
         flush=True,
     )
     for name in args.workload or ["nano256"]:
-        report = Report(name, args.model, measure.describe_machine(loaded.backend), ceilings)
+        report = WorkloadReport(
+            name, args.model, measure.describe_machine(loaded.backend), ceilings
+        )
         workload = measure.get_workload(name)
         for _ in range(args.repeats):
             engine.reset_prefix_cache()
@@ -108,7 +110,7 @@ def run(
     return 0
 
 
-def _print(report: Report) -> None:
+def _print(report: WorkloadReport) -> None:
     best = report.best
     rates = " ".join(f"{run.tokens_per_s:.0f}" for run in report.runs)
     steps = " ".join(f"{name} {value:.2f}" for name, value in best.step_ms.items())

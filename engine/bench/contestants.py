@@ -1,7 +1,7 @@
 """One engine of `tokenbus bench cpu`, in a process of its own.
 
-`python -P -m tokenbus.engine.bench.contestants` reads one `Order` as JSON on its standard input and
-prints a JSON object a line: the versions it runs and a remark if it has one, then
+`python -P -m tokenbus.engine.bench.contestants` reads one `ContestOrder` as JSON on its standard
+input and prints a JSON object a line: the versions it runs and a remark if it has one, then
 `{"case", "seconds", "token_ids"}` per case.
 The clock covers generation alone: loading, packing and warming up are left out.
 """
@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.bench.llama_cpp_contestant import LlamaCpp
-from tokenbus.engine.bench.order import Contestant, Order
+from tokenbus.engine.bench.order import Contestant, ContestOrder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ _WARM_TOKENS = 4
 class _Transformers(Contestant):
     """`generate` on a static batch, with the attention that transformers chooses or another."""
 
-    def __init__(self, order: Order, attention: str | None = None) -> None:
+    def __init__(self, order: ContestOrder, attention: str | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -81,7 +81,7 @@ class _Transformers(Contestant):
 class _Tokenbus(Contestant):
     """The engine of this package, offline."""
 
-    def __init__(self, order: Order, quantization: str | None = None) -> None:
+    def __init__(self, order: ContestOrder, quantization: str | None = None) -> None:
         from tokenbus.engine.llm import LLM
         from tokenbus.engine.types import SamplingParams
 
@@ -100,14 +100,14 @@ class _Tokenbus(Contestant):
     def remark(self) -> str | None:
         return self._quantization and f"weights rounded to {self._quantization}"
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         self._llm.reset_prefix_cache()
 
 
 class _Vllm(Contestant):
     """vLLM's CPU build as installed, offline."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ContestOrder) -> None:
         vllm: Any = import_module("vllm")
 
         self._vllm = vllm
@@ -127,7 +127,7 @@ class _Vllm(Contestant):
         return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-_CLASSES: dict[str, Callable[[Order], Contestant]] = {
+_CLASSES: dict[str, Callable[[ContestOrder], Contestant]] = {
     "transformers": _Transformers,
     "transformers-eager": partial(_Transformers, attention="eager"),
     "tokenbus": _Tokenbus,
@@ -140,7 +140,7 @@ _CLASSES: dict[str, Callable[[Order], Contestant]] = {
 
 def main() -> None:
     """Run the order on standard input."""
-    order = Order.from_json(sys.stdin.read())
+    order = ContestOrder.from_json(sys.stdin.read())
     contestant = _CLASSES[order.contestant](order)
     names = dict.fromkeys((PACKAGES[order.contestant].distribution, "torch"))
     start = {"versions": {name: version(name) for name in names}, "remark": contestant.remark()}
@@ -148,12 +148,12 @@ def main() -> None:
     for case in order.cases:
         # The first call at a batch size makes buffers and chooses kernels.
         contestant.generate(case.prompts(order.seed + 1), min(case.output_len, _WARM_TOKENS))
-        contestant.forget()
+        contestant.reset()
         prompts = case.prompts(order.seed)
         started_at = time.perf_counter()
         token_ids = contestant.generate(prompts, case.output_len)
         seconds = time.perf_counter() - started_at
-        contestant.forget()
+        contestant.reset()
         record = {"case": case.name, "seconds": seconds, "token_ids": token_ids}
         print(json.dumps(record), flush=True)
 

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from tokenbus.engine.bench.contestants import PACKAGES
 from tokenbus.engine.bench.cpu_report import CpuReport, Run, print_table
-from tokenbus.engine.bench.order import Case, Order
+from tokenbus.engine.bench.order import Case, ContestOrder
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.loader import find_folder
@@ -55,7 +55,7 @@ def contestants(only: Sequence[str]) -> list[str]:
     return [name for name in installed if name in only] if only else installed
 
 
-def run_contestant(order: Order, timeout_s: float, report: CpuReport) -> list[Run]:
+def run_contestant(order: ContestOrder, timeout_s: float, report: CpuReport) -> list[Run]:
     """Run an order in a new process; return its runs and report them.
 
     Raises: EngineError with the process's last words, or if it made other lengths than asked.
@@ -139,7 +139,9 @@ def run_bench(argv: Sequence[str]) -> int:
     report = CpuReport(["tokenbus", "bench", "cpu", *argv], _describe_machine(args.threads))
     for repeat in range(1 if args.quick else args.repeats):
         for name in names:
-            order = Order(name, str(folder), args.dtype, args.threads, cases, args.seed, gguf)
+            order = ContestOrder(
+                name, str(folder), args.dtype, args.threads, cases, args.seed, gguf
+            )
             runs = run_contestant(order, args.timeout_s, report)
             rates = ", ".join(f"{run.case} {run.tokens_per_s:.0f}" for run in runs)
             console.print(f"{repeat + 1}  {name}: {rates} tokens/s", soft_wrap=True)

@@ -11,7 +11,7 @@ from tokenbus.engine.models.decoder import Decoder
 
 if TYPE_CHECKING:
     from tokenbus.engine.bench.figures import RunFigures
-    from tokenbus.engine.bench.workloads import Workload
+    from tokenbus.engine.bench.workloads import OfflineWorkload
     from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.weights.loader import LoadedModel
 
@@ -45,7 +45,7 @@ class Demand:
             specs=tuple(model.attention_specs),
         )
 
-    def achieved(self, workload: Workload, run: RunFigures) -> Achieved:
+    def achieved(self, workload: OfflineWorkload, run: RunFigures) -> Achieved:
         """Divide what the workload needs by the time of a run."""
         kv_bytes = attention_flops = 0
         # A cached prefix is shared by all, so any split over the prompts gives the same sum.

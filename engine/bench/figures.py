@@ -35,7 +35,7 @@ class RunFigures:
 
 
 @dataclass(slots=True)
-class Report:
+class WorkloadReport:
     """All runs of a workload, the best of them, and what they ran on."""
 
     workload: str

@@ -12,7 +12,7 @@ from tokenbus.engine.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.engine.bench.order import Order
+    from tokenbus.engine.bench.order import ContestOrder
 
 # Prompt tokens handed over at once; llama.cpp cuts them into pieces of 512 by itself.
 _BATCH_TOKENS = 2048
@@ -28,7 +28,7 @@ class LlamaCpp(Contestant):
     It takes the largest logit, which costs less than llama.cpp's own samplers.
     """
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: ContestOrder) -> None:
         """Load the order's GGUF file.
 
         Raises: EngineError if there is none or llama.cpp does not load it.

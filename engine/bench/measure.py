@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tokenbus.engine.bench.figures import RunFigures
-from tokenbus.engine.bench.workloads import WORKLOADS, Workload
+from tokenbus.engine.bench.workloads import WORKLOADS, OfflineWorkload
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.types import Request, SamplingParams
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tokenbus.engine.bench.demand import Demand
-    from tokenbus.engine.bench.figures import Report
+    from tokenbus.engine.bench.figures import WorkloadReport
     from tokenbus.engine.engine import Engine
     from tokenbus.engine.models.backend import Backend
 
@@ -35,7 +35,7 @@ _NUM_KERNELS = 24
 
 def run_workload(
     engine: Engine,
-    workload: Workload,
+    workload: OfflineWorkload,
     progress: Callable[[int, int], None] | None = None,
     demand: Demand | None = None,
 ) -> RunFigures:
@@ -145,14 +145,14 @@ def profile_budget(run: Callable[[], object]) -> tuple[dict[str, float], dict[st
     return budget, dict(costliest)
 
 
-def to_json(report: Report, path: Path) -> None:
+def to_json(report: WorkloadReport, path: Path) -> None:
     """Write a report with all its runs."""
     content: dict[str, Any] = asdict(report)
     content["best"] = asdict(report.best)
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def get_workload(name: str) -> Workload:
+def get_workload(name: str) -> OfflineWorkload:
     """Build a workload by name.
 
     Raises: EngineError that lists the names.

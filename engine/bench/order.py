@@ -28,7 +28,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class ContestOrder:
     """What a contestant is to run, one case after the other; `gguf`: a file for llama.cpp."""
 
     contestant: str
@@ -49,7 +49,7 @@ class Order:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Order:
+    def from_json(cls, text: str) -> ContestOrder:
         """Read an order."""
         fields = json.loads(text)
         return cls(**{**fields, "cases": tuple(Case(**case) for case in fields["cases"])})
@@ -66,5 +66,5 @@ class Contestant(ABC):
         """Return what readers of its figures have to know, if anything."""
         return None
 
-    def forget(self) -> None:  # noqa: B027 # most keep nothing
+    def reset(self) -> None:  # noqa: B027 # most keep nothing
         """Drop what earlier cases left behind."""

@@ -95,7 +95,7 @@ class ConstrainedRows:
         """Begin to compute the mask of the next token."""
         self._compute_mask(seq)
 
-    def forget(self, seq: Sequence) -> None:
+    def drop(self, seq: Sequence) -> None:
         """Drop what is known of a sequence that ended."""
         mask = self._masks.pop(seq, None)
         if mask is not None:

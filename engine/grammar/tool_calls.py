@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.engine.grammar.tools import Tool
+    from tokenbus.engine.grammar.tools import FunctionTool
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -40,7 +40,7 @@ class ToolChoice(StrEnum):
 class ToolCalling:
     """The tools of one request, for one model."""
 
-    def __init__(self, tools: Sequence[Tool], tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tools: Sequence[FunctionTool], tokenizer: PreTrainedTokenizerBase) -> None:
         """Check the tools and find out how the model writes calls.
 
         Raises: RequestRejected for the field `tools`: none, a bad or double name, or a schema that

@@ -14,7 +14,7 @@ _NAME_KEY = re.compile(r'\{\s*"name"\s*:\s*')
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
+class WrittenToolCall:
     """One call; `arguments` is a JSON object as the model wrote it."""
 
     name: str
@@ -26,7 +26,7 @@ class ToolOutput:
     """An output taken apart: the text before the calls, and the calls."""
 
     content: str
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[WrittenToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ToolReader:
         A marker that is a special token is not in the text; the first call is then looked for.
         """
         before, position = self._find_calls(text)
-        calls: list[ToolCall] = []
+        calls: list[WrittenToolCall] = []
         while position is not None:
             position = self._skip_glue(text, position)
             if position == len(text):
@@ -78,7 +78,7 @@ class ToolReader:
                 return position
             position = ends
 
-    def _read_call(self, text: str, position: int, calls: list[ToolCall]) -> int | None:
+    def _read_call(self, text: str, position: int, calls: list[WrittenToolCall]) -> int | None:
         """Append the call at `position`; return where it ends, None if there is none."""
         decoder = json.JSONDecoder()
         key = _NAME_KEY.match(text, position)
@@ -96,5 +96,5 @@ class ToolReader:
         closing = re.compile(r"\s*\}").match(text, ends)
         if closing is None or not isinstance(arguments, dict):
             return None
-        calls.append(ToolCall(name, text[between.end() : ends]))
+        calls.append(WrittenToolCall(name, text[between.end() : ends]))
         return closing.end()

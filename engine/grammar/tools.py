@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
+class FunctionTool:
     """A function that the model may call; `parameters` is the JSON schema of its arguments."""
 
     name: str
@@ -23,7 +23,7 @@ class Tool:
     description: str = ""
 
 
-def tools_of(specs: Iterable[Mapping[str, Any]]) -> list[Tool]:
+def tools_of(specs: Iterable[Mapping[str, Any]]) -> list[FunctionTool]:
     """Read tools as chat APIs spell them: `{"type": "function", "function": {"name": …}}`.
 
     The inner object may also stand alone.
@@ -38,7 +38,7 @@ def tools_of(specs: Iterable[Mapping[str, Any]]) -> list[Tool]:
         parameters = function.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise RequestRejected("tools", f"{name}: parameters must be a JSON schema")
-        tools.append(Tool(name, parameters, str(function.get("description") or "")))
+        tools.append(FunctionTool(name, parameters, str(function.get("description") or "")))
     return tools
 
 
@@ -50,7 +50,7 @@ def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def arguments_schema(tool: Tool) -> Mapping[str, Any]:
+def arguments_schema(tool: FunctionTool) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments, which are always an object.
 
     Raises: RequestRejected if a keyword would not be enforced.

@@ -81,7 +81,7 @@ class PagePool:
                 page_id = self._free.popleft()
             else:
                 page_id, _ = self._evictable.popitem(last=False)
-                self.prefixes.forget(page_id)
+                self.prefixes.drop(page_id)
             self._refs[page_id] = 1
             pages.append(page_id)
         return pages

@@ -56,7 +56,7 @@ class PrefixCache:
         self._hash_of[page_id] = page_hash
         self._pages_of.setdefault(page_hash, {})[page_id] = None
 
-    def forget(self, page_id: int) -> None:
+    def drop(self, page_id: int) -> None:
         """Drop a page from the index (no-op if it has no hash)."""
         page_hash = self._hash_of.pop(page_id, None)
         if page_hash is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tokenbus.producer.scripts.queue import read_ending
 from tokenbus.producer.scripts.replies import (
-    HeldJob,
+    HeldEntry,
     Orphan,
     Pulled,
     PulledJob,
@@ -104,13 +104,13 @@ class LeaseScripts:
 
     async def renew(
         self, worker: str, ttl_ms: int, total_pages: int, page_size: int
-    ) -> list[HeldJob]:
+    ) -> list[HeldEntry]:
         """Prolong the lease and return everything the server says the worker holds (R6)."""
         return await self._lease(worker, "", ttl_ms, total_pages, page_size)
 
     async def reconcile(
         self, worker: str, serial: int, ttl_ms: int, total_pages: int, page_size: int
-    ) -> list[HeldJob]:
+    ) -> list[HeldEntry]:
         """Renew, and make `serial` the only one that pulls; first call of every worker (R7, R8).
 
         `serial` grows with each call, so that a late one of before cannot bring its own back.
@@ -119,13 +119,13 @@ class LeaseScripts:
 
     async def _lease(
         self, worker: str, serial: int | Literal[""], ttl_ms: int, total_pages: int, page_size: int
-    ) -> list[HeldJob]:
+    ) -> list[HeldEntry]:
         reply = await self._runner.run(
             "renew", self._keys.prefix, [worker, serial, ttl_ms, total_pages * page_size]
         )
         held, flags = (dict(zip(pairs[::2], pairs[1::2], strict=True)) for pairs in reply)
         return [
-            HeldJob(job.decode(), int(epoch), flags.get(job, b"").decode())
+            HeldEntry(job.decode(), int(epoch), flags.get(job, b"").decode())
             for job, epoch in held.items()
         ]
 

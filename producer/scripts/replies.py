@@ -138,7 +138,7 @@ class Pulled:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldJob:
+class HeldEntry:
     """One entry of a worker's `held`; `flag` is empty, `cancel` or `expire`."""
 
     job_id: str

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from tokenbus.worker.bench.run import State
+    from tokenbus.worker.bench.run import RunState
 
 _LINE_EVERY_S = 5.0
 
@@ -54,7 +54,7 @@ class RunProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, state: State) -> None:
+    def show(self, state: RunState) -> None:
         """Show a state."""
         elapsed_s = time.monotonic() - self._began_s
         if self._bar is not None and self._task is not None:
@@ -65,14 +65,14 @@ class RunProgress:
             self._console.print(f"{elapsed_s:7.1f} s  {self._title}  {_line(state)}")
 
 
-def _share(state: State, elapsed_s: float) -> tuple[float, float]:
+def _share(state: RunState, elapsed_s: float) -> tuple[float, float]:
     """Return what makes the bar full and how much of it is done: jobs, else time."""
     if state.num_jobs is None:
         return state.span_s, min(elapsed_s, state.span_s)
     return state.num_jobs, state.num_submitted - state.num_open
 
 
-def _line(state: State) -> str:
+def _line(state: RunState) -> str:
     sample = state.sample
     pool = ""
     if sample is not None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _STEP_LOG_DELAY_S = 0.75
 
 
-class State(msgspec.Struct):
+class RunState(msgspec.Struct):
     """How far a run has come; `num_jobs` is None where nobody knows how many there will be."""
 
     num_jobs: int | None
@@ -39,7 +39,7 @@ class State(msgspec.Struct):
 
 
 async def run_load(
-    deployment: Deployment, options: BenchOptions, on_state: Callable[[State], None]
+    deployment: Deployment, options: BenchOptions, on_state: Callable[[RunState], None]
 ) -> Figures:
     """Run the load of `options` and return its figures.
 
@@ -49,7 +49,7 @@ async def run_load(
     planned = arrivals(options, workload.num_jobs) if options.is_open_loop else []
     limit = options.jobs or workload.num_jobs
     length_s = span_s(options, planned) if options.is_open_loop else options.duration_s
-    state = State(len(planned) if options.is_open_loop else limit, length_s)
+    state = RunState(len(planned) if options.is_open_loop else limit, length_s)
     sampler = Sampler(deployment.redis, deployment.keys)
     async with Readers(options, deployment.url, deployment.keys.pool) as readers:
 

@@ -31,7 +31,7 @@ _PAGE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TenantUsage:
     """What a tenant used in one hour; prompt tokens include the cached ones."""
 
     jobs: int = 0
@@ -201,11 +201,11 @@ def _order(entry_id: str) -> tuple[int, int]:
     return int(at_ms), int(number)
 
 
-async def read_usage(redis: Any, key: str) -> dict[str, Usage]:
+async def read_usage(redis: Any, key: str) -> dict[str, TenantUsage]:
     """Read one hour by tenant."""
     fields: dict[str, dict[str, int]] = {}
     for name, value in (await redis.hgetall(key)).items():
         tenant, _, field = name.decode().rpartition("|")
         if field in _USAGE_FIELDS:
             fields.setdefault(tenant, {})[field] = int(value)
-    return {tenant: Usage(**given) for tenant, given in fields.items()}
+    return {tenant: TenantUsage(**given) for tenant, given in fields.items()}

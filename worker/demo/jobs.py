@@ -1,4 +1,4 @@
-"""The jobs that a shop sends on an ordinary morning: three desks, one system prompt each."""
+"""The jobs that a shop sends on an ordinary morning: three teams, one system prompt each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from itertools import chain
 
 @dataclass(frozen=True, slots=True)
 class ShopJob:
-    """One question to one desk; the system prompt is shared by all jobs of the desk."""
+    """One question to one team; the system prompt is shared by all jobs of the team."""
 
-    desk: str
+    team: str
     system: str
     question: str
 
@@ -93,10 +93,10 @@ _QUESTIONS = {
 
 
 def shop_jobs(num_jobs: int) -> list[ShopJob]:
-    """Draw `num_jobs` jobs, the desks taking turns; past the last question the list repeats."""
-    desks = [
-        [ShopJob(desk, system, question) for question in questions]
-        for (desk, system), questions in _QUESTIONS.items()
+    """Draw `num_jobs` jobs, the teams taking turns; past the last question the list repeats."""
+    teams = [
+        [ShopJob(team, system, question) for question in questions]
+        for (team, system), questions in _QUESTIONS.items()
     ]
-    ordered = list(chain.from_iterable(zip(*desks, strict=True)))
+    ordered = list(chain.from_iterable(zip(*teams, strict=True)))
     return [ordered[i % len(ordered)] for i in range(num_jobs)]

@@ -26,7 +26,7 @@ class BusRide:
         self._jobs = jobs
         self._max_tokens = max_tokens
         self.clocks: list[JobClock] = []
-        self.state = BusState([Answer(job.desk, job.question) for job in jobs])
+        self.state = BusState([Answer(job.team, job.question) for job in jobs])
 
     async def run(
         self, view: View, read_gauges: Callable[[BusState], None], timeout_s: float
@@ -36,17 +36,17 @@ class BusRide:
         self.clocks = [JobClock(start_s) for _ in self._jobs]
         try:
             async with asyncio.TaskGroup() as tasks:
-                riders = [tasks.create_task(self._ride(i)) for i in range(len(self._jobs))]
+                passengers = [tasks.create_task(self._ride(i)) for i in range(len(self._jobs))]
                 with view:
-                    pending = set(riders)
+                    pending = set(passengers)
                     while pending and (left_s := start_s + timeout_s - time.monotonic()) > 0:
                         pause_s = min(view.interval_s, left_s)
                         _, pending = await asyncio.wait(pending, timeout=pause_s)
                         self._show(view, read_gauges, time.monotonic() - start_s)
-                for rider in pending:
-                    rider.cancel()
+                for passenger in pending:
+                    passenger.cancel()
         except ExceptionGroup as group:
-            # One reason is enough: riders fail together when the server goes.
+            # One reason is enough: passengers fail together when the server goes.
             raise group.exceptions[0] from group
 
     def _show(self, view: View, read_gauges: Callable[[BusState], None], elapsed_s: float) -> None:

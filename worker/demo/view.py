@@ -25,8 +25,8 @@ NUM_ANSWERS_SHOWN = 6
 SEAT_ROWS = 3
 # Seats are drawn up to this width, so that the panel fits a terminal of 80 columns.
 SEAT_COLUMNS = 72
-DESK_COLUMNS = 14
-# Borders and padding of the panel, and the gap after the desk.
+TEAM_COLUMNS = 14
+# Borders and padding of the panel, and the gap after the team.
 FRAME_COLUMNS = 6
 
 
@@ -34,7 +34,7 @@ FRAME_COLUMNS = 6
 class Answer:
     """An answer as far as it has come."""
 
-    desk: str
+    team: str
     question: str
     text: str = ""
     started: bool = False
@@ -169,14 +169,14 @@ def draw_bus(state: BusState, title: str, width: int) -> RenderableType:
         (f"{state.tokens_per_s:.0f}", "bold"), f" tok/s   {state.num_tokens} tokens   ",
         f"{state.elapsed_s:.0f} s",
     )  # fmt: skip
-    text_columns = max(1, width - DESK_COLUMNS - FRAME_COLUMNS)
+    text_columns = max(1, width - TEAM_COLUMNS - FRAME_COLUMNS)
     answers = Table.grid(padding=(0, 1), expand=True)
-    answers.add_column(no_wrap=True, style="dim", width=DESK_COLUMNS)
+    answers.add_column(no_wrap=True, style="dim", width=TEAM_COLUMNS)
     answers.add_column(no_wrap=True, ratio=1)
     for answer in _answers_to_show(state.answers):
         style = "dim" if answer.ended else ""
         answers.add_row(
-            answer.desk, Text(_tail(answer.text, text_columns), style=style, overflow="crop")
+            answer.team, Text(_tail(answer.text, text_columns), style=style, overflow="crop")
         )
     seats = f"pages: {state.pages_in_use} taken, {state.pages_cached} kept for later, "
     seats += f"{state.num_pages} in all"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.engine.messages import AbortRequest, Credit
 from tokenbus.worker.errors import EngineDied
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
+from tokenbus.worker.messages.engine import AbortRequest, Credit
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineStats
     from tokenbus.worker.engine.link import EngineLink
-    from tokenbus.worker.engine.messages import AddRequest, Command
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.messages.engine import AddRequest, Command
 
 # Credit goes back in lumps: a message per confirmed token would cost more than the token.
 CREDIT_LUMP_TOKENS = 256

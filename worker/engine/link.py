@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenbus.engine import errors as engine_errors
-from tokenbus.worker.engine.messages import (
+from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
+from tokenbus.worker.messages.engine import (
     COMMANDS,
     REPORTS,
     AddRequest,
@@ -18,7 +19,6 @@ from tokenbus.worker.engine.messages import (
     EngineRefused,
     StepRecord,
 )
-from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
 from tokenbus.worker.process.child import spawn
 from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenbus.engine.types import EngineLimits, EngineStats
-    from tokenbus.worker.engine.messages import Command, Report, StartEngine
+    from tokenbus.worker.messages.engine import Command, Report, StartEngine
 
 # A process that was killed is reaped by the kernel at once; longer means an uninterruptible wait.
 _REAP_TIMEOUT_S = 5.0

@@ -19,7 +19,8 @@ import traceback
 from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
-from tokenbus.worker.engine.messages import (
+from tokenbus.worker.engine.socket_reader import SocketReader
+from tokenbus.worker.messages.engine import (
     COMMANDS,
     REPORTS,
     AbortRequest,
@@ -34,7 +35,6 @@ from tokenbus.worker.engine.messages import (
     StartEngine,
     pack_step,
 )
-from tokenbus.worker.engine.socket_reader import SocketReader
 from tokenbus.worker.process import gc
 from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
 from tokenbus.worker.process.frames import FrameReader

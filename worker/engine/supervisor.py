@@ -7,13 +7,13 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.engine.messages import Beat
 from tokenbus.worker.errors import EngineDied
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.messages.engine import Beat
 
 if TYPE_CHECKING:
     from tokenbus.worker.engine.current_engine import CurrentEngine
-    from tokenbus.worker.engine.messages import EngineReady, Report
+    from tokenbus.worker.messages.engine import EngineReady, Report
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.settings import WorkerSettings
 

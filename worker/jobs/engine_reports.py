@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.contract.events import Failure
-from tokenbus.worker.engine.messages import Beat, RequestRefused, StepRecord
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held import job_orders
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.jobs.prompt import INVALID, TOO_LONG
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing import job_orders
+from tokenbus.worker.messages.engine import Beat, RequestRefused, StepRecord
 
 if TYPE_CHECKING:
     from tokenbus.worker.engine.current_engine import CurrentEngine
-    from tokenbus.worker.engine.messages import EngineReady, Report
-    from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.held_jobs import HeldJobs
     from tokenbus.worker.jobs.head_of_line import HeadOfLine
     from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.settlement import Settlement
+    from tokenbus.worker.messages.engine import EngineReady, Report
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
 

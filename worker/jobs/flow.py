@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.held_job import Phase
-from tokenbus.worker.publishing import job_orders
+from tokenbus.worker.held import job_orders
+from tokenbus.worker.held.held_job import Phase
 
 if TYPE_CHECKING:
     from tokenbus.worker.engine.current_engine import CurrentEngine
-    from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.held_jobs import HeldJobs
     from tokenbus.worker.jobs.head_of_line import HeadOfLine
     from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
     from tokenbus.worker.jobs.page_costs import PageCosts
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.jobs.start import Starter
+    from tokenbus.worker.messages.publishing import Decided, Progress, Taken
     from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.publishing.messages import Decided, Progress, Taken
 
 
 class JobFlow:

@@ -7,13 +7,13 @@ import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.held_jobs import HeldJobs
     from tokenbus.worker.jobs.start import RoomMaker, Starter
 
 

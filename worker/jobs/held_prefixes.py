@@ -20,12 +20,12 @@ from tokenbus.producer.scripts.lease import MAX_ESTIMATES
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.jobs.page_budget import PageBudget
 
 
 @dataclass(slots=True)
-class _Prefix:
+class _HeldPrefix:
     """What is known of one prefix; `num_shared` counts the tokens that its prompts share."""
 
     num_jobs: int = 0
@@ -42,7 +42,7 @@ class HeldPrefixes:
         self._shares = page_budget.costs.shares
         self._is_on = is_on
         # Least lately released first; those in use stand anywhere.
-        self._prefixes: OrderedDict[str, _Prefix] = OrderedDict()
+        self._prefixes: OrderedDict[str, _HeldPrefix] = OrderedDict()
         self._lost: set[str] = set()
         # Pages released so far that belonged to one job alone.
         self._released_pages = 0
@@ -50,7 +50,7 @@ class HeldPrefixes:
     def pulled(self, job: HeldJob) -> None:
         """Note a job that will bring its prefix."""
         if self._is_on and job.pulled.prefix:
-            self._prefixes.setdefault(job.pulled.prefix, _Prefix()).num_jobs += 1
+            self._prefixes.setdefault(job.pulled.prefix, _HeldPrefix()).num_jobs += 1
             self._lost.discard(job.pulled.prefix)
 
     def prepared(self, job: HeldJob) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.text.detokenizer import WINDOW_CONTEXT
-from tokenbus.worker.publishing.messages import Taken, TextRules
+from tokenbus.worker.messages.publishing import Taken, TextRules
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineLimits
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.jobs.start import Starter
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
 

@@ -20,15 +20,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.jobs.page_costs import PageCosts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
     from tokenbus.engine.types import EngineLimits, EngineStats
-    from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.held_jobs import HeldJobs
 
 
 _LEAVING = (Phase.ENDING, Phase.COMMITTED, Phase.HANDING_BACK)

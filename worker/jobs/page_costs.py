@@ -16,7 +16,7 @@ from tokenbus.worker.jobs.prefix_shares import PrefixShares
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
 
 
 class PageCosts:

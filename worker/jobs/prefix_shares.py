@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
 
 
 @dataclass(slots=True)
-class _Prefix:
+class _SharedPrefix:
     """`common` counts the tokens that each job here shares with the yardstick, `least` the fewest.
 
     `expected` is what prompts of this prefix shared before, 0 where only one was ever seen.
@@ -37,14 +37,14 @@ class PrefixShares:
 
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
-        self._prefixes: dict[str, _Prefix] = {}
+        self._prefixes: dict[str, _SharedPrefix] = {}
 
     def join(self, job: HeldJob) -> None:
         """Take a tokenised job in, unless it computes its whole prompt by itself."""
         name, prepared = job.pulled.prefix, job.prepared
         if not name or prepared is None or prepared.params.prompt_logprobs is not None:
             return
-        prefix = self._prefixes.setdefault(name, _Prefix())
+        prefix = self._prefixes.setdefault(name, _SharedPrefix())
         prompt = prepared.prompt_ids
         common = count_common(prefix.yardstick, prompt)
         if not prefix.common:

@@ -15,8 +15,8 @@ from tokenbus.engine.text.chat_prompt import chat_text
 from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingParams
 from tokenbus.producer.contract.schema import JobRequest, NamedTool
 from tokenbus.producer.errors import RequestInvalid
-from tokenbus.worker.engine.messages import AddRequest
 from tokenbus.worker.errors import JobRefused
+from tokenbus.worker.messages.engine import AddRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

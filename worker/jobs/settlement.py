@@ -41,18 +41,18 @@ from redis.exceptions import RedisError
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts.replies import RequeueStatus
 from tokenbus.worker.errors import SessionLost
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held import job_orders
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.jobs.finish_log import log_finished
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing import job_orders
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from tokenbus.producer.contract.events import Failure
     from tokenbus.worker.engine.current_engine import CurrentEngine
-    from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.pool_member import PoolMember
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.pool_member import PoolMember
 
 FLAG_REASONS = {"cancel": "cancelled", "expire": "expired"}
 

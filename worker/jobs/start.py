@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.producer.contract.events import Failure
 from tokenbus.worker.errors import JobRefused
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.jobs.settlement import FLAG_REASONS
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
     from tokenbus.worker.engine.current_engine import CurrentEngine
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.prompt import PreparedJob, PromptPreparer
     from tokenbus.worker.jobs.settlement import Settlement
+    from tokenbus.worker.messages.publishing import Taken
     from tokenbus.worker.metrics import Metrics
-    from tokenbus.worker.publishing.messages import Taken
 
 # Above this a text is tokenised in a thread: it would hold up everyone's tokens for longer than a
 # thread's hop costs (about 1 ms at 1 MB/s of tokenising).

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts.replies import PulledJob
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.head_of_line import HeadOfLine
     from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
     from tokenbus.worker.jobs.log_opening import LogOpener
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.start import Starter
     from tokenbus.worker.pool.refusals import Refusals
-    from tokenbus.worker.pool_member import PoolMember
 
 
 class Arrivals:

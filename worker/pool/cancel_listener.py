@@ -12,8 +12,8 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.settlement import Settlement
-    from tokenbus.worker.pool_member import PoolMember
 
 # A silent connection is looked at this often.
 _POLL_S = 5.0

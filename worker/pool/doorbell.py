@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from tokenbus.worker.pool_member import PoolMember
+    from tokenbus.worker.held.pool_member import PoolMember
 
 
 class Doorbell:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.scripts import Bounds
     from tokenbus.producer.scripts.replies import Ending, InboxEntry
-    from tokenbus.worker.pool_member import PoolMember
+    from tokenbus.worker.held.pool_member import PoolMember
 
 # What a raw entry waits at most on an idle pool; an empty look costs the server about 10 us.
 POLL_INTERVAL_S = 0.1

@@ -23,10 +23,10 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tokenbus.producer.scripts.replies import HeldJob as HeldEntry
+    from tokenbus.producer.scripts.replies import HeldEntry
     from tokenbus.worker.engine.current_engine import CurrentEngine
+    from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.settlement import Settlement
-    from tokenbus.worker.pool_member import PoolMember
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
 
 _BACKOFF_START_S = 0.05

@@ -11,14 +11,14 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.scripts.lease import SUSPECT_ATTEMPTS
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.settlement import Settlement
-    from tokenbus.worker.pool_member import PoolMember
 
 
 # Pages of what was handed back are free once the queue has answered and the engine has counted.

@@ -22,6 +22,7 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from tokenbus.producer.scripts.replies import Pulled
     from tokenbus.worker.engine.current_engine import CurrentEngine
+    from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.head_of_line import HeadOfLine
     from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
     from tokenbus.worker.jobs.page_budget import PageBudget, Room
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from tokenbus.worker.pool.lease import Lease
     from tokenbus.worker.pool.parking import Parking
     from tokenbus.worker.pool.refusals import Refusals
-    from tokenbus.worker.pool_member import PoolMember
 
 # Nothing is waited for longer: the wake-up may be lost with its server.
 MAX_WAIT_S = 1.0

@@ -16,7 +16,7 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from redis.exceptions import RedisError
 
-    from tokenbus.worker.pool_member import PoolMember
+    from tokenbus.worker.held.pool_member import PoolMember
 
 TICK_INTERVAL_S = 1.0
 # Reaps under way at once: enough to empty a full worker within a second, few enough to leave the

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tokenbus.producer.scripts.replies import Ending
-    from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.pool_member import PoolMember
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.pool_member import PoolMember
 
 
 class Refusals:

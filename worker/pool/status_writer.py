@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import OutOfMemoryError
 
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
     from redis.exceptions import RedisError
 
     from tokenbus.worker.engine.current_engine import CurrentEngine
+    from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.page_costs import PageCosts
-    from tokenbus.worker.pool_member import PoolMember
 
 INTERVAL_S = 1.0
 

@@ -7,8 +7,8 @@ import os
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.text.detokenizer import byte_table
+from tokenbus.worker.messages.publishing import Configure
 from tokenbus.worker.publishing.links import LocalLink, ProcessLink
-from tokenbus.worker.publishing.messages import Configure
 from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.publishing.publisher_pool import PublisherPool
 from tokenbus.worker.publishing.reports import ReportReader
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tokenbus.producer.server.connection import Server
-    from tokenbus.worker.engine.messages import EngineReady
-    from tokenbus.worker.pool_member import PoolMember
+    from tokenbus.worker.held.pool_member import PoolMember
+    from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.publishing.reports import JobEvents
 
 # On fewer cores another process takes from the engine what it saves the worker.

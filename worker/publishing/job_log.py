@@ -9,9 +9,9 @@ from tokenbus.engine.types import FinishReason
 from tokenbus.producer.contract.events import FINISHED_REASONS, Finish, Usage
 from tokenbus.producer.contract.keys import shard_of
 from tokenbus.worker.errors import WorkerError
-from tokenbus.worker.publishing.choice_text import ChoiceText
-from tokenbus.worker.publishing.tool_output import read_tool_calls
-from tokenbus.worker.publishing.transcript import Transcript
+from tokenbus.worker.publishing.text.choice_text import ChoiceText
+from tokenbus.worker.publishing.text.tool_output import read_tool_calls
+from tokenbus.worker.publishing.text.transcript import Transcript
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.text.detokenizer import ByteTable
     from tokenbus.producer.contract.events import Event, Failure, ToolCall
-    from tokenbus.worker.publishing.messages import TakeOver
+    from tokenbus.worker.messages.publishing import TakeOver
 
 
 class LogState(Enum):

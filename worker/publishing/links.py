@@ -8,22 +8,22 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.worker.errors import PublisherDied
-from tokenbus.worker.process.child import spawn
-from tokenbus.worker.process.frame_receiver import FrameReceiver
-from tokenbus.worker.process.frame_writer import FrameWriter
-from tokenbus.worker.publishing.messages import (
+from tokenbus.worker.messages.publishing import (
     ORDERS,
     PUBLISHER_REPORTS,
     Progress,
     Ready,
     TakeOver,
 )
+from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.frame_receiver import FrameReceiver
+from tokenbus.worker.process.frame_writer import FrameWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.worker.engine.messages import StepRecord
-    from tokenbus.worker.publishing.messages import Configure, Order, PublisherReport
+    from tokenbus.worker.messages.engine import StepRecord
+    from tokenbus.worker.messages.publishing import Configure, Order, PublisherReport
     from tokenbus.worker.publishing.publisher import Publisher
 
 _START_TIMEOUT_S = 60.0

@@ -25,10 +25,10 @@ from tokenbus.producer.scripts.replies import LogStatus
 from tokenbus.producer.scripts.runner import ScriptRunner
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.messages.publishing import Broken, Committed, Fenced
 from tokenbus.worker.publishing.coalescing import Coalescing
 from tokenbus.worker.publishing.job_log import LogAccess, LogState, Turn
 from tokenbus.worker.publishing.log_connection import LogConnection
-from tokenbus.worker.publishing.messages import Broken, Committed, Fenced
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -6,12 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tokenbus.worker.histogram import Histogram
-from tokenbus.worker.publishing.messages import Progress
+from tokenbus.worker.messages.publishing import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.worker.publishing.messages import PublisherReport
+    from tokenbus.worker.messages.publishing import PublisherReport
 
 
 class ProgressCounter:

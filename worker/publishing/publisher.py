@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from tokenbus.worker.engine.messages import StepRecord
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing.job_log import JobLog, LogAccess, LogState, Turn
-from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS, LogWriter
-from tokenbus.worker.publishing.messages import (
+from tokenbus.worker.messages.engine import StepRecord
+from tokenbus.worker.messages.publishing import (
     AllLogged,
     Broken,
     CloseGate,
@@ -30,6 +28,8 @@ from tokenbus.worker.publishing.messages import (
     Taken,
     TakeOver,
 )
+from tokenbus.worker.publishing.job_log import JobLog, LogAccess, LogState, Turn
+from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS, LogWriter
 from tokenbus.worker.publishing.progress import ProgressCounter
 from tokenbus.worker.publishing.step_reader import FIRST_ROWS, SLICE_ROWS, StepReader
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.text.detokenizer import ByteTable
     from tokenbus.producer.contract.events import Failure
     from tokenbus.producer.scripts import Scripts
-    from tokenbus.worker.publishing.messages import Order, PublisherReport
+    from tokenbus.worker.messages.publishing import Order, PublisherReport
     from tokenbus.worker.session import Session
 
 

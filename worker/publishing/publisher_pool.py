@@ -6,15 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.publishing.messages import CloseGate, OpenGate, Renewed, TakeOver
+from tokenbus.worker.messages.publishing import CloseGate, OpenGate, Renewed, TakeOver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tokenbus.worker.engine.messages import StepRecord
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.messages.engine import StepRecord
+    from tokenbus.worker.messages.publishing import Order, TextRules
     from tokenbus.worker.publishing.links import PublisherLink
-    from tokenbus.worker.publishing.messages import Order, TextRules
     from tokenbus.worker.session import Session
 
 # A process that uses more of a core than this gets company for the jobs to come.

@@ -18,11 +18,7 @@ from tokenbus.engine.text.detokenizer import ByteTable
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker import logs
-from tokenbus.worker.process import gc
-from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
-from tokenbus.worker.process.frame_writer import FrameWriter
-from tokenbus.worker.process.frames import FrameReader
-from tokenbus.worker.publishing.messages import (
+from tokenbus.worker.messages.publishing import (
     ORDERS,
     PUBLISHER_REPORTS,
     Configure,
@@ -30,13 +26,17 @@ from tokenbus.worker.publishing.messages import (
     Progress,
     Ready,
 )
+from tokenbus.worker.process import gc
+from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
+from tokenbus.worker.process.frame_writer import FrameWriter
+from tokenbus.worker.process.frames import FrameReader
 from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.session import Session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.worker.publishing.messages import PublisherReport
+    from tokenbus.worker.messages.publishing import PublisherReport
 
 # Progress of several calls in one message; the credit that it returns is for seconds of tokens.
 _REPORT_AFTER_S = 0.005

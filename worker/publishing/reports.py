@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from tokenbus.worker.publishing.messages import (
+from tokenbus.worker.messages.publishing import (
     AllLogged,
     Broken,
     ChoiceStopped,
@@ -18,9 +18,9 @@ from tokenbus.worker.publishing.messages import (
 )
 
 if TYPE_CHECKING:
-    from tokenbus.worker.held_job import HeldJob
-    from tokenbus.worker.held_jobs import HeldJobs
-    from tokenbus.worker.publishing.messages import PublisherReport
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.held_jobs import HeldJobs
+    from tokenbus.worker.messages.publishing import PublisherReport
     from tokenbus.worker.session import Session
 
 

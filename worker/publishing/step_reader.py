@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.types import Fault, FaultCode, FinishReason
 from tokenbus.producer.contract.events import Failure
+from tokenbus.worker.messages.publishing import ChoiceStopped, Decided
 from tokenbus.worker.publishing.job_log import LogState, Turn
-from tokenbus.worker.publishing.messages import ChoiceStopped, Decided
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tokenbus.engine.types import TokenLogprobs
-    from tokenbus.worker.engine.messages import StepRecord
+    from tokenbus.worker.messages.engine import StepRecord
+    from tokenbus.worker.messages.publishing import PublisherReport
     from tokenbus.worker.publishing.job_log import JobLog
-    from tokenbus.worker.publishing.messages import PublisherReport
 
 
 # Rows of a slice: after each, other tasks get their turn and the log writer calls, so that server

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenbus.producer.scripts import Scripts
+    from tokenbus.worker.messages.publishing import PublisherReport
     from tokenbus.worker.publishing.job_log import JobLog
-    from tokenbus.worker.publishing.messages import PublisherReport
     from tokenbus.worker.publishing.progress import ProgressCounter
     from tokenbus.worker.session import Session
 

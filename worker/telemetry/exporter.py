@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from tokenbus.worker.errors import SessionLost
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.telemetry.metrics_server import metrics_served
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from tokenbus.worker.engine.current_engine import CurrentEngine
+    from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.histogram import Histogram
     from tokenbus.worker.jobs.page_costs import PageCosts
-    from tokenbus.worker.pool_member import PoolMember
 
 DEPTH_INTERVAL_S = 1.0
 _ENDS = ("finished", "failed", "cancelled", "expired", "requeued")

@@ -9,7 +9,7 @@ import pytest
 from transformers import LlamaConfig
 
 from tokenbus.engine.bench.measure import run_workload
-from tokenbus.engine.bench.workloads import Workload, mixed, shared_prefix, uniform
+from tokenbus.engine.bench.workloads import OfflineWorkload, mixed, shared_prefix, uniform
 from tokenbus.engine.build import build_engine
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import EngineError
@@ -58,7 +58,7 @@ def test_run_counts_every_token_and_leaves_no_page(model: Path) -> None:
 def test_unequal_work_is_an_error(model: Path) -> None:
     """A sequence that delivers another number of tokens than asked makes the run void."""
     engine = build_engine(EngineConfig(str(model), random_weights=True, num_pages=100))
-    wrong = Workload("wrong", ((1, 2, 3),), (4,))
+    wrong = OfflineWorkload("wrong", ((1, 2, 3),), (4,))
     add = engine.add
 
     def add_and_abort(request: object) -> None:

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tokenbus.engine.bench.cpu_command import contestants
 from tokenbus.engine.bench.cpu_report import CpuReport, Run
 from tokenbus.engine.bench.llama_cpp_contestant import LlamaCpp
-from tokenbus.engine.bench.order import Case, Order
+from tokenbus.engine.bench.order import Case, ContestOrder
 from tokenbus.engine.errors import EngineError
 from tokenbus.producer.commands.cli import main
 
@@ -25,8 +25,8 @@ _STAND_INS = Path(__file__).parents[2] / "support" / "models" / "stand_ins"
 
 def test_order_survives_the_way_to_its_process() -> None:
     """What the child reads is what the parent ordered, and all children draw the same prompts."""
-    order = Order("tokenbus", "folder", "float32", 2, (Case("few", 2, 5, 3),), 7)
-    there = Order.from_json(order.to_json())
+    order = ContestOrder("tokenbus", "folder", "float32", 2, (Case("few", 2, 5, 3),), 7)
+    there = ContestOrder.from_json(order.to_json())
     assert there == order
     assert there.cases[0].prompts(7) == order.cases[0].prompts(7)
     assert there.cases[0].prompts(7) != order.cases[0].prompts(8)
@@ -80,17 +80,17 @@ def _sums(prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
 def test_llama_cpp_continues_all_sequences_of_a_batch(stand_ins: Path) -> None:
     """Prompts longer than a batch, one sequence and many: each gets its own greedy tokens."""
     cases = (Case("one", 1, 5, 6), Case("many", 7, 400, 3), Case("short", 3, 1, 9))
-    contestant = LlamaCpp(Order("llama.cpp", "", "bfloat16", 2, cases, 3, str(stand_ins)))
+    contestant = LlamaCpp(ContestOrder("llama.cpp", "", "bfloat16", 2, cases, 3, str(stand_ins)))
     for case in (*cases, *cases):
         prompts = case.prompts(3)
         assert contestant.generate(prompts, case.output_len) == _sums(prompts, case.output_len)
-        contestant.forget()
+        contestant.reset()
     assert "stand-in 1B Q4_1" in contestant.remark()
 
 
 def test_llama_cpp_without_its_file_is_refused(stand_ins: Path) -> None:
     """No file, one that is not there and sequences beyond the order end with a reason."""
-    order = Order("llama.cpp", "", "bfloat16", 2, (Case("one", 1, 5, 6),), 3)
+    order = ContestOrder("llama.cpp", "", "bfloat16", 2, (Case("one", 1, 5, 6),), 3)
     with pytest.raises(EngineError, match="--gguf"):
         LlamaCpp(order)
     with pytest.raises(EngineError, match="cannot load nowhere"):

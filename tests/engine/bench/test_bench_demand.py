@@ -6,7 +6,7 @@ import pytest
 
 from tokenbus.engine.bench.demand import Demand
 from tokenbus.engine.bench.figures import RunFigures
-from tokenbus.engine.bench.workloads import Workload
+from tokenbus.engine.bench.workloads import OfflineWorkload
 from tokenbus.engine.kv_cache import AttentionSpec
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -22,7 +22,7 @@ def test_demand_is_the_sum_over_every_token_and_layer() -> None:
     demand = Demand(
         layer_weights=1000, head_weights=300, weight_bytes=2600, kv_bytes=2, specs=specs
     )
-    workload = Workload("two", ((1,) * 10, (2,) * 5), (4, 7))
+    workload = OfflineWorkload("two", ((1,) * 10, (2,) * 5), (4, 7))
     run = RunFigures("two", 11, 15, 0, duration_s=2.0, tokens_per_s=5.5, steps=8, step_ms={},
                      preemptions=0)  # fmt: skip
     read = prompt_reads = 0

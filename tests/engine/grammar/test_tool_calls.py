@@ -19,8 +19,8 @@ from tokenbus.engine.grammar.tool_format import (
     ToolFormat,
     detect_tool_format,
 )
-from tokenbus.engine.grammar.tool_reader import ToolCall
-from tokenbus.engine.grammar.tools import Tool
+from tokenbus.engine.grammar.tool_reader import WrittenToolCall
+from tokenbus.engine.grammar.tools import FunctionTool
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.text.detokenizer import IncrementalDetokenizer
 from tokenbus.engine.types import SamplingParams
@@ -41,7 +41,7 @@ WEATHER = {
     "additionalProperties": False,
     "$defs": {"city": {"type": "string", "pattern": "^[A-Z][a-z]{1,6}$"}},
 }
-TOOLS = [Tool("get_weather", WEATHER, "The forecast"), Tool("now", {})]
+TOOLS = [FunctionTool("get_weather", WEATHER, "The forecast"), FunctionTool("now", {})]
 
 TEMPLATES = {
     "hermes": ("<tools>{{ tools }}</tools> ... <tool_call>", HERMES),
@@ -158,8 +158,8 @@ def test_calls_are_read_back_as_written(tokenizer: PreTrainedTokenizerFast, fami
     parsed = calling(tokenizer, family).reader().parse("".join(WRITTEN[family]))
     assert parsed.content == ""
     assert parsed.calls == (
-        ToolCall("get_weather", '{"city": "Oslo", "days": 3}'),
-        ToolCall("now", "{}"),
+        WrittenToolCall("get_weather", '{"city": "Oslo", "days": 3}'),
+        WrittenToolCall("now", "{}"),
     )
 
 
@@ -230,14 +230,14 @@ def test_random_output_is_calls_with_valid_arguments(
     ("tools", "reason"),
     [
         ([], "at least one"),
-        ([Tool("two words", {})], "two words"),
-        ([Tool("now", {}), Tool("now", {})], "twice"),
-        ([Tool("now", {"type": "array"})], "type object"),
-        ([Tool("now", {"properties": {"a": {"not": {}}}})], "keyword 'not'"),
+        ([FunctionTool("two words", {})], "two words"),
+        ([FunctionTool("now", {}), FunctionTool("now", {})], "twice"),
+        ([FunctionTool("now", {"type": "array"})], "type object"),
+        ([FunctionTool("now", {"properties": {"a": {"not": {}}}})], "keyword 'not'"),
     ],
 )
 def test_tools_that_cannot_be_enforced_are_refused(
-    tokenizer: PreTrainedTokenizerFast, tools: list[Tool], reason: str
+    tokenizer: PreTrainedTokenizerFast, tools: list[FunctionTool], reason: str
 ) -> None:
     """A bad tool is refused with its name and the reason."""
     with pytest.raises(RequestRejected, match=reason) as refused:

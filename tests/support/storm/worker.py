@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from storm.network import Clock, Network
 
-    from tokenbus.producer.scripts.replies import HeldJob, LogReply
+    from tokenbus.producer.scripts.replies import HeldEntry, LogReply
 
     T = TypeVar("T")
 
@@ -136,7 +136,7 @@ class StormWorker:
             self._renewed_at = self.clock()
             await self._compare(held)
 
-    async def _compare(self, held: list[HeldJob]) -> None:
+    async def _compare(self, held: list[HeldEntry]) -> None:
         """Believe the server: drop what it does not list, give back what we do not know (R6)."""
         epochs = {job.job_id: job.epoch for job in held}
         for job_id, ride in list(self.jobs.items()):
@@ -148,7 +148,7 @@ class StormWorker:
             elif "unknown jobs" not in self.skips:
                 await self._call(partial(self._return_unknown, job))
 
-    async def _return_unknown(self, job: HeldJob) -> None:
+    async def _return_unknown(self, job: HeldEntry) -> None:
         await self.scripts.lease.requeue(self.name, job.job_id, job.epoch)
 
     async def _work_loop(self) -> None:

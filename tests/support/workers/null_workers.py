@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.null.null_engine import pseudo_token
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import Worker
 

@@ -8,7 +8,8 @@ from unittest.mock import Mock
 
 from tokenbus.engine.types import EngineLimits
 from tokenbus.worker.engine.current_engine import CurrentEngine
-from tokenbus.worker.held_jobs import HeldJobs
+from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.held.pool_member import PoolMember
 from tokenbus.worker.jobs.engine_reports import EngineReports
 from tokenbus.worker.jobs.flow import JobFlow
 from tokenbus.worker.jobs.head_of_line import HeadOfLine
@@ -17,11 +18,10 @@ from tokenbus.worker.jobs.page_budget import PageBudget
 from tokenbus.worker.jobs.settlement import Settlement
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.pool.parking import Parking
-from tokenbus.worker.pool_member import PoolMember
 from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from tokenbus.worker.engine.messages import Command
+    from tokenbus.worker.messages.engine import Command
 
 PAGE_SIZE = 16
 

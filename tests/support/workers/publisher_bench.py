@@ -12,7 +12,7 @@ from workers.steps import step
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
-from tokenbus.worker.publishing.messages import TakeOver, TextRules
+from tokenbus.worker.messages.publishing import TakeOver, TextRules
 from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.session import Session
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tokenbus.engine.types import FinishReason
-    from tokenbus.worker.engine.messages import StepRecord
-    from tokenbus.worker.publishing.messages import PublisherReport
+    from tokenbus.worker.messages.engine import StepRecord
+    from tokenbus.worker.messages.publishing import PublisherReport
 
 PATIENCE_S = 20.0
 # The one job of most benches.

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.types import EngineStats
-from tokenbus.worker.engine.messages import StepRecord
+from tokenbus.worker.messages.engine import StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts.replies import (
-        HeldJob,
+        HeldEntry,
         LogReply,
         LogStatus,
         Orphan,
@@ -84,7 +84,7 @@ class StubWorker:
     name: str = field(default_factory=lambda: f"w-{uuid.uuid4().hex[:8]}")
     serial: int = 0
 
-    async def reconcile(self, ttl_ms: int = 60_000, pages: int = TOTAL_PAGES) -> list[HeldJob]:
+    async def reconcile(self, ttl_ms: int = 60_000, pages: int = TOTAL_PAGES) -> list[HeldEntry]:
         """Take a new serial and learn what is held."""
         self.serial += 1
         return await self.scripts.lease.reconcile(self.name, self.serial, ttl_ms, pages, PAGE_SIZE)

@@ -11,7 +11,7 @@ import structlog
 from workers.stubs import StubWorker, a_job, raw, submit, until
 
 from tokenbus.producer.scripts.replies import JobState
-from tokenbus.worker.control.housekeeping import Housekeeping, Usage, read_usage
+from tokenbus.worker.control.housekeeping import Housekeeping, TenantUsage, read_usage
 from tokenbus.worker.control.settings import ControlSettings
 
 if TYPE_CHECKING:
@@ -157,8 +157,8 @@ async def test_hour_that_is_over_is_reported_by_tenant(
     small = {"a|b|jobs": 1, "a|b|prompt_tokens": 5, "a|b|completion_tokens": 2}
     await redis.hset(key, mapping=small | {"big|jobs": 3, "big|completion_tokens": 70})
     assert await read_usage(redis, key) == {
-        "a|b": Usage(jobs=1, prompt_tokens=5, completion_tokens=2),
-        "big": Usage(jobs=3, completion_tokens=70),
+        "a|b": TenantUsage(jobs=1, prompt_tokens=5, completion_tokens=2),
+        "big": TenantUsage(jobs=3, completion_tokens=70),
     }
     logged = structlog.testing.CapturingLogger()
     monkeypatch.setattr(house, "_log", logged)

@@ -10,9 +10,9 @@ from workers.parts import an_engine
 
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.engine.current_engine import CREDIT_LUMP_TOKENS, CurrentEngine
-from tokenbus.worker.engine.messages import AbortRequest, Credit
 from tokenbus.worker.errors import EngineDied
-from tokenbus.worker.held_job import HeldJob, Phase
+from tokenbus.worker.held.held_job import HeldJob, Phase
+from tokenbus.worker.messages.engine import AbortRequest, Credit
 
 
 def a_job() -> HeldJob:

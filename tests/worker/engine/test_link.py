@@ -18,7 +18,9 @@ from tokenbus.engine.errors import ModelNotFound
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.engine.messages import (
+from tokenbus.worker.engine.process import HARD_BACKLOG_TOKENS
+from tokenbus.worker.errors import EngineStartFailed
+from tokenbus.worker.messages.engine import (
     AbortRequest,
     AddRequest,
     Beat,
@@ -27,13 +29,11 @@ from tokenbus.worker.engine.messages import (
     StartEngine,
     StepRecord,
 )
-from tokenbus.worker.engine.process import HARD_BACKLOG_TOKENS
-from tokenbus.worker.errors import EngineStartFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from tokenbus.worker.engine.messages import Report
+    from tokenbus.worker.messages.engine import Report
 
     Starter = Callable[..., Awaitable["Engine"]]
 
@@ -208,7 +208,7 @@ _PARENT = textwrap.dedent(
     from tokenbus.engine.null.null_config import NullConfig
     from tokenbus.engine.types import Request, SamplingParams
     from tokenbus.worker.engine.link import EngineLink
-    from tokenbus.worker.engine.messages import AddRequest, StartEngine
+    from tokenbus.worker.messages.engine import AddRequest, StartEngine
 
     async def main():
         link = EngineLink(StartEngine(null=NullConfig(hang_id=7)), lambda _: None)

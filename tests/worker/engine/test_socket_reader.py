@@ -12,9 +12,9 @@ from unittest.mock import Mock
 import pytest
 
 from tokenbus.engine.types import Request, SamplingParams
-from tokenbus.worker.engine.messages import COMMANDS, AddRequest
 from tokenbus.worker.engine.process import EngineLoop
 from tokenbus.worker.engine.socket_reader import SocketReader
+from tokenbus.worker.messages.engine import COMMANDS, AddRequest
 from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:

@@ -10,13 +10,13 @@ import pytest
 from workers.parts import JobParts, a_member, job_parts, page_budget_of
 
 from tokenbus.producer.scripts.replies import PulledJob
-from tokenbus.worker.engine.messages import AbortRequest
 from tokenbus.worker.errors import SessionLost
-from tokenbus.worker.held_job import Phase
-from tokenbus.worker.publishing.messages import Decided
+from tokenbus.worker.held.held_job import Phase
+from tokenbus.worker.messages.engine import AbortRequest
+from tokenbus.worker.messages.publishing import Decided
 
 if TYPE_CHECKING:
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
 
 NUM_PAGES = 8
 

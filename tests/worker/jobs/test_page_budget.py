@@ -10,10 +10,10 @@ from workers.parts import PAGE_SIZE, page_budget_of
 from tokenbus.engine.types import EngineStats, SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import PulledJob
-from tokenbus.worker.held_job import HeldJob, Phase
-from tokenbus.worker.held_jobs import HeldJobs
+from tokenbus.worker.held.held_job import HeldJob, Phase
+from tokenbus.worker.held.held_jobs import HeldJobs
 from tokenbus.worker.jobs.prompt import PreparedJob
-from tokenbus.worker.publishing.messages import Taken
+from tokenbus.worker.messages.publishing import Taken
 
 if TYPE_CHECKING:
     from tokenbus.worker.jobs.page_budget import PageBudget

@@ -14,7 +14,7 @@ from workers.publisher_bench import EPOCH, JOB_ID, KEY, running_publisher, step_
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.scripts.log import Append, Takeover
-from tokenbus.worker.publishing.messages import (
+from tokenbus.worker.messages.publishing import (
     AllLogged,
     Committed,
     HandBack,

@@ -14,21 +14,21 @@ from workers.steps import step
 from tokenbus.engine.types import Admission, EngineStats, SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import Pulled, PulledJob, PullStatus
-from tokenbus.worker.held_job import Phase
-from tokenbus.worker.held_jobs import HeldJobs
+from tokenbus.worker.held.held_job import Phase
+from tokenbus.worker.held.held_jobs import HeldJobs
 from tokenbus.worker.jobs.log_opening import LogOpener
 from tokenbus.worker.jobs.prompt import PreparedJob
+from tokenbus.worker.messages.publishing import Taken
 from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.pull_loop import PullLoop
 from tokenbus.worker.pool.refusals import Refusals
-from tokenbus.worker.publishing.messages import Taken
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.page_budget import PageBudget
-    from tokenbus.worker.pool_member import PoolMember
 
 NUM_PAGES = 8
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import EngineLimits
-from tokenbus.worker.engine.messages import COMMANDS, AddRequest
 from tokenbus.worker.jobs.prompt import PromptPreparer
+from tokenbus.worker.messages.engine import COMMANDS, AddRequest
 from tokenbus.worker.process.frame_writer import MAX_WAITING_BYTES, FrameWriter
 from tokenbus.worker.process.frames import FrameReader
 

@@ -8,7 +8,7 @@ import pytest
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import SamplingParams
-from tokenbus.worker.publishing.choice_text import ChoiceText
+from tokenbus.worker.publishing.text.choice_text import ChoiceText
 
 TOKENIZER = build_null_tokenizer()
 

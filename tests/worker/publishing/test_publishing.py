@@ -21,14 +21,10 @@ from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.engine.current_engine import CREDIT_LUMP_TOKENS
-from tokenbus.worker.engine.messages import Credit, StepRecord
-from tokenbus.worker.held_jobs import HeldJobs
-from tokenbus.worker.process.frames import FrameReader
-from tokenbus.worker.publishing import job_orders
-from tokenbus.worker.publishing.build import num_processes
-from tokenbus.worker.publishing.coalescing import MAX_HOLD_S, Coalescing
-from tokenbus.worker.publishing.job_log import JobLog
-from tokenbus.worker.publishing.messages import (
+from tokenbus.worker.held import job_orders
+from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.messages.engine import Credit, StepRecord
+from tokenbus.worker.messages.publishing import (
     ORDERS,
     Committed,
     HandBack,
@@ -37,6 +33,10 @@ from tokenbus.worker.publishing.messages import (
     Taken,
     TakeOver,
 )
+from tokenbus.worker.process.frames import FrameReader
+from tokenbus.worker.publishing.build import num_processes
+from tokenbus.worker.publishing.coalescing import MAX_HOLD_S, Coalescing
+from tokenbus.worker.publishing.job_log import JobLog
 from tokenbus.worker.publishing.publisher import Publisher
 from tokenbus.worker.publishing.publisher_pool import PublisherPool
 from tokenbus.worker.publishing.reports import ReportReader
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from workers.null_workers import Story
 
-    from tokenbus.worker.publishing.messages import Order, PublisherReport
+    from tokenbus.worker.messages.publishing import Order, PublisherReport
 
 __all__ = ["pool", "redis_url", "server"]
 

@@ -28,9 +28,9 @@ from tokenbus.producer.scripts import End, Scripts
 from tokenbus.producer.scripts.log import Takeover
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.errors import SessionLost
-from tokenbus.worker.held_job import Phase
+from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.jobs.settlement import Settlement
-from tokenbus.worker.publishing.messages import (
+from tokenbus.worker.messages.publishing import (
     AllLogged,
     Broken,
     Committed,
@@ -46,7 +46,7 @@ from tokenbus.worker.publishing.publisher_pool import PublisherPool
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tokenbus.worker.publishing.messages import Order
+    from tokenbus.worker.messages.publishing import Order
     from tokenbus.worker.publishing.publisher import Publisher
 
 __all__ = ["pool", "redis_url", "server"]

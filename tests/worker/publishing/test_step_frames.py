@@ -11,14 +11,14 @@ from workers.steps import step
 
 from tokenbus.engine.types import Admission, FinishReason
 from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.engine.messages import REPORTS, StartEngine, StepRecord
+from tokenbus.worker.messages.engine import REPORTS, StartEngine, StepRecord
+from tokenbus.worker.messages.publishing import ORDERS
 from tokenbus.worker.process.frames import Framing
 from tokenbus.worker.publishing.links import ProcessLink
-from tokenbus.worker.publishing.messages import ORDERS
 from tokenbus.worker.publishing.publisher_pool import PublisherPool
 
 if TYPE_CHECKING:
-    from tokenbus.worker.engine.messages import Report
+    from tokenbus.worker.messages.engine import Report
 
 NUM_PROCESSES = 3
 

@@ -10,14 +10,14 @@ from servers.fixtures import pool, redis_url, server
 from workers.publisher_bench import running_publisher, take_over
 from workers.steps import step
 
-from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS
-from tokenbus.worker.publishing.messages import (
+from tokenbus.worker.messages.publishing import (
     AllLogged,
     HandBack,
     OpenGate,
     Progress,
     Taken,
 )
+from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS
 from tokenbus.worker.publishing.step_reader import FIRST_ROWS, SLICE_ROWS
 
 __all__ = ["pool", "redis_url", "server"]

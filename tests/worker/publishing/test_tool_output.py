@@ -14,7 +14,7 @@ from tokenbus.engine.types import EngineLimits, GrammarKind
 from tokenbus.producer.contract.events import Finish, ToolCall
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.jobs.prompt import PromptPreparer
-from tokenbus.worker.publishing.tool_output import read_tool_calls
+from tokenbus.worker.publishing.text.tool_output import read_tool_calls
 
 CALL = '<tool_call>\n{"name": "now", "arguments": {"town": "Oslo"}}\n</tool_call>'
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"properties": {}}}}

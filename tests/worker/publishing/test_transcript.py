@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenbus.producer.contract.events import Event, Finish, Usage
-from tokenbus.worker.publishing.transcript import Transcript
+from tokenbus.worker.publishing.text.transcript import Transcript
 
 Chunks = list[tuple[int, list[str]]]
 

@@ -26,7 +26,7 @@ _MAX_REDIRECTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PostReply:
     """What came of a POST; `status` is None without an answer, `error` then says why."""
 
     status: int | None
@@ -66,20 +66,20 @@ class Courier:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> PostReply:
         """Post a body; every way to fail is an answer."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
                 status, retry_after_s = await self._follow(URL(url), headers, body)
         except TimeoutError:
-            return Answer(None, f"no answer within {self._timeout_s:g} s", took_ms=_since(began))
+            return PostReply(None, f"no answer within {self._timeout_s:g} s", took_ms=_since(began))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             refused = _refusal(error)
             is_refused = refused is not None or isinstance(error, aiohttp.InvalidURL)
             text = str(refused or error) or type(error).__name__
-            return Answer(None, text[:500], None, is_refused, _since(began))
-        return Answer(status, "", retry_after_s, took_ms=_since(began))
+            return PostReply(None, text[:500], None, is_refused, _since(began))
+        return PostReply(status, "", retry_after_s, took_ms=_since(began))
 
     async def _follow(
         self, url: URL, headers: Mapping[str, str], body: bytes

@@ -23,7 +23,7 @@ from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.scripts.control import WebhookOutcome, WebhookState, WebhookTry
 from tokenbus.producer.server.connection import is_away
 from tokenbus.worker.control.metrics import ControlMetrics
-from tokenbus.worker.control.webhooks.courier import Answer
+from tokenbus.worker.control.webhooks.courier import PostReply
 from tokenbus.worker.control.webhooks.signature import HEADER, sign
 from tokenbus.worker.logs import get_logger
 
@@ -95,7 +95,7 @@ class Webhooks:
         try:
             if any(self._parties[party] > self._max_per_party for party in parties):
                 pause_s = _BUSY_PAUSE_S * random.uniform(0.5, 1.0)
-                await self._settle(hook, WebhookOutcome.POSTPONE, Answer(None), b"", pause_s)
+                await self._settle(hook, WebhookOutcome.POSTPONE, PostReply(None), b"", pause_s)
                 return
             body = hook.body or await self._body(hook)
             answer = await self._try(hook, body, claimed_at)
@@ -113,11 +113,11 @@ class Webhooks:
             # What counts nothing is dropped, or every host ever called would stay.
             self._parties = +self._parties
 
-    async def _try(self, hook: ClaimedWebhook, body: bytes, claimed_at: float) -> Answer | None:
+    async def _try(self, hook: ClaimedWebhook, body: bytes, claimed_at: float) -> PostReply | None:
         """Post the body; None where the claim grew too old for it, so that another may have it."""
         keys = self._keys.get(hook.tenant)
         if keys is None:
-            return Answer(None, f"tenant {hook.tenant} has no signing key (webhook_keys)")
+            return PostReply(None, f"tenant {hook.tenant} has no signing key (webhook_keys)")
         if time.monotonic() - claimed_at > _RECORD_MARGIN_S / 2:
             return None
         headers = {
@@ -129,7 +129,7 @@ class Webhooks:
         }
         return await self._courier.post(hook.url, headers, body)
 
-    def _delay_s(self, hook: ClaimedWebhook, answer: Answer) -> float:
+    def _delay_s(self, hook: ClaimedWebhook, answer: PostReply) -> float:
         """Return how long to wait: doubled each time, spread, and never less than asked for."""
         settings = self._settings
         longest = min(
@@ -142,7 +142,7 @@ class Webhooks:
         self,
         hook: ClaimedWebhook,
         outcome: WebhookOutcome,
-        answer: Answer,
+        answer: PostReply,
         body: bytes,
         delay_s: float,
     ) -> None:
@@ -191,7 +191,7 @@ class Webhooks:
         return json.dumps(wire, separators=(",", ":")).encode()
 
 
-def _outcome(answer: Answer) -> WebhookOutcome:
+def _outcome(answer: PostReply) -> WebhookOutcome:
     if answer.is_refused:
         return WebhookOutcome.REFUSED
     if answer.status == _GONE:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.scripts.completion import JobCompletion
-    from tokenbus.worker.held_jobs import HeldJobs
+    from tokenbus.worker.held.held_jobs import HeldJobs
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.session import Session
     from tokenbus.worker.settings import WorkerSettings

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Failure, Finish
     from tokenbus.producer.scripts.replies import PulledJob
     from tokenbus.worker.jobs.prompt import PreparedJob
+    from tokenbus.worker.messages.publishing import Taken
     from tokenbus.worker.publishing.links import PublisherLink
-    from tokenbus.worker.publishing.messages import Taken
 
 
 class Phase(Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.held_job import HeldJob, Phase
+from tokenbus.worker.held.held_job import HeldJob, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.publishing.messages import Decide, Drop, HandBack
+from tokenbus.worker.messages.publishing import Decide, Drop, HandBack
 
 if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Failure
-    from tokenbus.worker.held_job import HeldJob
+    from tokenbus.worker.held.held_job import HeldJob
 
 
 def decide(job: HeldJob, reason: str, error: Failure | None = None) -> None:

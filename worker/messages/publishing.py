@@ -13,7 +13,7 @@ import msgspec
 from tokenbus.engine.grammar.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.contract.events import Failure  # noqa: TC001 - msgspec reads the annotation
-from tokenbus.worker.engine.messages import StepRecord
+from tokenbus.worker.messages.engine import StepRecord
 from tokenbus.worker.process.frames import Framing
 
 
