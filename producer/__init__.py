@@ -1,6 +1,6 @@
 """The client side of tokenbus: submit jobs, stream tokens, own the Redis contract.
 
-Errors are in `tokenbus.producer.errors`.
+The other errors are in `tokenbus.producer.errors`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,27 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient, Job
     from tokenbus.producer.client.blocking import Client
     from tokenbus.producer.contract.events import Event
-    from tokenbus.producer.contract.result import JobResult
+    from tokenbus.producer.contract.result import (
+        JobCancelled,
+        JobEndedEarly,
+        JobExpired,
+        JobFailed,
+        JobResult,
+    )
     from tokenbus.producer.contract.schema import JobRequest
 
-__all__ = ["Client", "AsyncClient", "JobRequest", "Job", "Event", "JobResult"]
+__all__ = [
+    "Client",
+    "AsyncClient",
+    "JobRequest",
+    "Job",
+    "Event",
+    "JobResult",
+    "JobEndedEarly",
+    "JobCancelled",
+    "JobExpired",
+    "JobFailed",
+]
 
 _HOMES = {
     "Client": "client.blocking",
@@ -24,6 +41,10 @@ _HOMES = {
     "Job": "client.async_client",
     "Event": "contract.events",
     "JobResult": "contract.result",
+    "JobEndedEarly": "contract.result",
+    "JobCancelled": "contract.result",
+    "JobExpired": "contract.result",
+    "JobFailed": "contract.result",
 }
 
 

@@ -1,11 +1,9 @@
-"""Errors of the client side: one leaf per decision a caller can take."""
+"""Errors of the client side: one leaf per decision a caller can take.
+
+The ends of a job that are errors, with the result so far, are in `contract.result`.
+"""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from tokenbus.producer.contract.result import JobResult
 
 
 class ProducerError(Exception):
@@ -80,31 +78,6 @@ class JobLost(ProducerError):
             " submit it again"
         )
         self.job_id = job_id
-
-
-class JobEndedEarly(ProducerError):
-    """A job ended without finishing; `result` holds what was generated before."""
-
-    def __init__(self, message: str, result: JobResult) -> None:
-        super().__init__(message)
-        self.result = result
-
-
-class JobCancelled(JobEndedEarly):
-    """The job was cancelled."""
-
-
-class JobExpired(JobEndedEarly):
-    """The job's deadline passed."""
-
-
-class JobFailed(JobEndedEarly):
-    """The job failed; `code`, `field` and the message say why."""
-
-    def __init__(self, code: str, field: str | None, message: str, result: JobResult) -> None:
-        super().__init__(f"{code}: {message}", result)
-        self.code = code
-        self.field = field
 
 
 class ResultTimeout(ProducerError, TimeoutError):

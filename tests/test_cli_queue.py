@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tokenbus.producer.client.blocking import Client
-from tokenbus.producer.errors import JobCancelled
+from tokenbus.producer.contract.result import JobCancelled
 from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:

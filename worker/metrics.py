@@ -9,7 +9,6 @@ from tokenbus.worker.histogram import Histogram
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineStats
-    from tokenbus.worker.messages.publishing import Progress
 
 
 @dataclass(slots=True)
@@ -48,15 +47,6 @@ class Metrics:
         """Note the engine's load after a step."""
         self.peak_running = max(self.peak_running, stats.num_running)
         self.peak_waiting = max(self.peak_waiting, stats.num_waiting)
-
-    def published(self, progress: Progress) -> None:
-        """Add what a publisher has done."""
-        self.tokens_logged += progress.logged_tokens
-        self.log_entries += progress.entries
-        self.log_calls += progress.calls
-        self.hold_s = progress.hold_s
-        self.publish_wait_s += progress.waits_s
-        self.publish_lag.merge(progress.lags, progress.lag_sum_s)
 
     def as_dict(self) -> dict[str, int]:
         """Return all counters by name."""

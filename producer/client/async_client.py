@@ -10,12 +10,10 @@ from tokenbus.producer.client.hub import SubscriptionHub
 from tokenbus.producer.client.reader import Reader
 from tokenbus.producer.contract.events import FINISHED_REASONS
 from tokenbus.producer.contract.new_job import NewJob, as_request, new_job
+from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
 from tokenbus.producer.errors import (
     DeadlineUnmeetable,
     IdempotencyConflict,
-    JobCancelled,
-    JobExpired,
-    JobFailed,
     JobUnknown,
     ProducerError,
     QueueFull,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.producer.contract.events import Event, Finish, ToolCall
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.errors import ProducerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -136,6 +137,31 @@ class JobResult:
             )
             yield event.after(cursor)
         yield Event(self.job_id, self.epoch, 0, self.last + 1, self.last, finish=self.finish)
+
+
+class JobEndedEarly(ProducerError):
+    """A job ended without finishing; `result` holds what was generated before."""
+
+    def __init__(self, message: str, result: JobResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class JobCancelled(JobEndedEarly):
+    """The job was cancelled."""
+
+
+class JobExpired(JobEndedEarly):
+    """The job's deadline passed."""
+
+
+class JobFailed(JobEndedEarly):
+    """The job failed; `code`, `field` and the message say why."""
+
+    def __init__(self, code: str, field: str | None, message: str, result: JobResult) -> None:
+        super().__init__(f"{code}: {message}", result)
+        self.code = code
+        self.field = field
 
 
 @dataclass(slots=True)

@@ -15,8 +15,9 @@ from workers.forkserver import forked_worker
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.contract.keys import shard_of
+from tokenbus.producer.contract.result import JobCancelled
 from tokenbus.producer.contract.schema import JobRequest
-from tokenbus.producer.errors import JobCancelled, ServerUnsuitable
+from tokenbus.producer.errors import ServerUnsuitable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

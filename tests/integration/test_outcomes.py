@@ -8,7 +8,7 @@ import pytest
 from models.tiny_model import TinyModel
 from workers.null_workers import expected_ids, expected_text, follow, worker
 
-from tokenbus.producer.errors import JobFailed
+from tokenbus.producer.contract.result import JobFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,8 @@ from workers.null_workers import command, expected_text, follow, leaked_keys, un
 from workers.stubs import until as server_says
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.errors import DeadlineUnmeetable, JobExpired, QueueFull
+from tokenbus.producer.contract.result import JobExpired
+from tokenbus.producer.errors import DeadlineUnmeetable, QueueFull
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.producer.settings import ClientSettings
 

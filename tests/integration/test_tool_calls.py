@@ -13,7 +13,7 @@ from models.tiny_model import TinyModel
 from workers.null_workers import Story, follow, worker
 
 from tokenbus.engine.weights import model_store
-from tokenbus.producer.errors import JobFailed
+from tokenbus.producer.contract.result import JobFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

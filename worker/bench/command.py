@@ -14,6 +14,7 @@ from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.worker import logs
 from tokenbus.worker.bench.capacity import measure_capacity, scaled, sweep_users
 from tokenbus.worker.bench.deployment import Deployment
+from tokenbus.worker.bench.measure.files import write_report
 from tokenbus.worker.bench.measure.report import Report, describe_machine, extra_lines
 from tokenbus.worker.bench.measure.tables import latency_table, summary_table
 from tokenbus.worker.bench.offline import measure_offline
@@ -90,7 +91,7 @@ def run_pool_bench(options: BenchOptions, command: Sequence[str]) -> int:
         console.print(line)
     for fault in report.best.faults:
         console.print(f"fault: {fault}", markup=False)
-    report.write(options.json, options.html)
+    write_report(report, options.json, options.html)
     return 0 if report.is_sound else 1
 
 

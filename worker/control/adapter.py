@@ -17,11 +17,10 @@ from arq.constants import in_progress_key_prefix
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
+from tokenbus.producer.contract.result import JobEndedEarly, JobFailed
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import (
     IdempotencyConflict,
-    JobEndedEarly,
-    JobFailed,
     JobLost,
     JobUnknown,
     ProducerError,

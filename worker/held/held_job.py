@@ -13,9 +13,9 @@ from tokenbus.worker.errors import WorkerError
 if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Failure, Finish
     from tokenbus.producer.scripts.replies import PulledJob
-    from tokenbus.worker.jobs.prompt import PreparedJob
+    from tokenbus.worker.held.prepared_job import PreparedJob
+    from tokenbus.worker.held.publisher_link import PublisherLink
     from tokenbus.worker.messages.publishing import Taken
-    from tokenbus.worker.publishing.links import PublisherLink
 
 
 class Phase(Enum):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,68 +12,19 @@ from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.text.chat_prompt import chat_text
-from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingParams
+from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.contract.schema import JobRequest, NamedTool
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.worker.errors import JobRefused
-from tokenbus.worker.messages.engine import AddRequest
+from tokenbus.worker.held.prepared_job import PreparedJob
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar.tool_reader import ToolReader
     from tokenbus.engine.types import EngineLimits
 
 INVALID = "invalid_request"
 TOO_LONG = "too_long"
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedJob:
-    """A request whose prompt is token ids and whose sizes are known exactly.
-
-    Of two thousand ids every look at each costs as much as the rest of a job's way to the engine,
-    so they stay an array. `tool_reader` takes tool calls out of the output, where there may be any.
-    """
-
-    request: JobRequest
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    tool_reader: ToolReader | None = None
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Count the prompt's tokens."""
-        return len(self.prompt_ids)
-
-    @property
-    def cache_salt(self) -> str:
-        """Name those whose jobs may share pages: a tenant, or a group it asked to share with."""
-        group = self.request.cache_group
-        return f"group:{group}" if group is not None else f"tenant:{self.request.tenant}"
-
-    def to_engine(
-        self,
-        request_id: int,
-        priority: int,
-        lane: str,
-        resumed_ids: tuple[tuple[int, ...], ...],
-        done_choices: tuple[int, ...],
-    ) -> AddRequest:
-        """Return what gives it to the engine; resumed ids are empty for a fresh start."""
-        request = Request(
-            request_id,
-            (),
-            self.params,
-            priority=priority,
-            cache_salt=self.cache_salt,
-            lane=lane,
-            resumed_ids=resumed_ids if any(resumed_ids) else (),
-            done_choices=done_choices,
-        )
-        return AddRequest(request, array("i", self.prompt_ids).tobytes())
 
 
 class PromptPreparer:

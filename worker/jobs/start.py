@@ -15,8 +15,9 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.prepared_job import PreparedJob
     from tokenbus.worker.jobs.page_budget import PageBudget
-    from tokenbus.worker.jobs.prompt import PreparedJob, PromptPreparer
+    from tokenbus.worker.jobs.prompt import PromptPreparer
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.messages.publishing import Taken
     from tokenbus.worker.metrics import Metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tokenbus.worker.errors import PublisherDied
 from tokenbus.worker.messages.publishing import (
@@ -29,36 +29,6 @@ if TYPE_CHECKING:
 _START_TIMEOUT_S = 60.0
 _REAP_TIMEOUT_S = 5.0
 _MODULE = "tokenbus.worker.publishing.publisher_process"
-
-
-class PublisherLink(Protocol):
-    """The way to a publisher; `num_jobs` counts the jobs that it was given."""
-
-    num_jobs: int
-
-    def send(self, order: Order) -> None:
-        """Pass an order on; orders arrive in the sequence of the calls."""
-        ...
-
-    def send_step(self, step: StepRecord) -> None:
-        """Pass a step on; where it travels, that is as the frame that it came in."""
-        ...
-
-    def busy_share(self) -> float:
-        """Return the share of a core that the publisher used since the last call."""
-        ...
-
-    async def start(self) -> None:
-        """Get ready for orders. Raises: PublisherDied."""
-        ...
-
-    async def run(self) -> None:
-        """Work for ever. Raises: PublisherDied."""
-        ...
-
-    async def stop(self) -> None:
-        """End what was started."""
-        ...
 
 
 class LocalLink:

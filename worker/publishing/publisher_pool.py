@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tokenbus.worker.held.held_job import HeldJob
+    from tokenbus.worker.held.publisher_link import PublisherLink
     from tokenbus.worker.messages.engine import StepRecord
     from tokenbus.worker.messages.publishing import Order, TextRules
-    from tokenbus.worker.publishing.links import PublisherLink
     from tokenbus.worker.session import Session
 
 # A process that uses more of a core than this gets company for the jobs to come.

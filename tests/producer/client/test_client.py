@@ -14,12 +14,11 @@ from workers.stubs import StubWorker, raw
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.blocking import Client
+from tokenbus.producer.contract.result import JobCancelled, JobFailed
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import (
     ClientClosed,
     IdempotencyConflict,
-    JobCancelled,
-    JobFailed,
     JobUnknown,
     QueueFull,
     RequestInvalid,

@@ -16,6 +16,7 @@ from tokenbus.worker.bench.load.messages import JobReport
 from tokenbus.worker.bench.measure.charts import Line, chart
 from tokenbus.worker.bench.measure.distribution import Distribution
 from tokenbus.worker.bench.measure.figures import Figures, Measured, sum_up
+from tokenbus.worker.bench.measure.files import write_report
 from tokenbus.worker.bench.measure.processes import CpuTimes
 from tokenbus.worker.bench.measure.report import Report
 from tokenbus.worker.bench.measure.sampler import Counters, Sample
@@ -178,7 +179,7 @@ def test_chart_is_a_picture_whatever_the_points(
 def test_page_needs_nothing_but_itself(figures: Figures, tmp_path: Path) -> None:
     """The page names every figure and loads nothing; the JSON can be read back."""
     report = Report(command=["tokenbus", "<&>"], machine={"cores": "2"}, runs=[figures])
-    report.write(str(tmp_path / "figures.json"), str(tmp_path / "page.html"))
+    write_report(report, str(tmp_path / "figures.json"), str(tmp_path / "page.html"))
     read = msgspec.json.decode((tmp_path / "figures.json").read_bytes(), type=Report)
     assert read.runs[0].ttft_ms == figures.ttft_ms
     assert not read.is_sound

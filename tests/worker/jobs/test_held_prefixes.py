@@ -13,8 +13,8 @@ from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.held.held_job import HeldJob
 from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.held.prepared_job import PreparedJob
 from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
-from tokenbus.worker.jobs.prompt import PreparedJob
 from tokenbus.worker.messages.publishing import Taken
 
 if TYPE_CHECKING:

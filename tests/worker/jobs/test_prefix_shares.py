@@ -12,9 +12,9 @@ from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.held.held_job import HeldJob
+from tokenbus.worker.held.prepared_job import PreparedJob
 from tokenbus.worker.jobs.page_costs import PageCosts
 from tokenbus.worker.jobs.prefix_shares import PrefixShares, count_common
-from tokenbus.worker.jobs.prompt import PreparedJob
 
 REQUEST_IDS = count(1)
 

@@ -16,8 +16,8 @@ from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.replies import Pulled, PulledJob, PullStatus
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.held.prepared_job import PreparedJob
 from tokenbus.worker.jobs.log_opening import LogOpener
-from tokenbus.worker.jobs.prompt import PreparedJob
 from tokenbus.worker.messages.publishing import Taken
 from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.pull_loop import PullLoop

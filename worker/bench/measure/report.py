@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tokenbus.worker.bench.measure.figures import Figures, as_json
+from tokenbus.worker.bench.measure.figures import Figures  # noqa: TC001 - msgspec reads it
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,15 +58,6 @@ class Report(msgspec.Struct):
     def best(self) -> Figures:
         """The fastest run."""
         return max(self.runs, key=lambda run: run.tokens_per_s)
-
-    def write(self, json: str | None, html: str | None) -> None:
-        """Write the files that were asked for."""
-        if json is not None:
-            Path(json).write_bytes(as_json(self))
-        if html is not None:
-            from tokenbus.worker.bench.measure.page import page
-
-            Path(html).write_text(page(self))
 
 
 def extra_lines(report: Report) -> Iterator[str]:
