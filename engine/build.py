@@ -75,11 +75,7 @@ def engine_for(
     backend, specs = loaded.backend, loaded.model.attention_specs
     device = backend.device
     page_size = config.page_size or backend.page_size
-    max_model_len = config.max_model_len or loaded.max_model_len
-    if max_model_len > loaded.max_model_len:
-        raise RequestRejected(
-            "max_model_len", f"{max_model_len} tokens, the model ends at {loaded.max_model_len}"
-        )
+    max_model_len = _max_model_len(loaded, config)
     kv_dtype = backend.kv_dtype(loaded.dtype)
     page_bytes = KVCache.page_bytes(specs, page_size, kv_dtype)
     num_pages = config.num_pages or _pages_in_memory(backend, config, page_bytes)
@@ -122,6 +118,16 @@ def engine_for(
     )
     constrained = ConstrainedRows(loaded.tokenizer, limits.vocab_size, limits.eos_token_ids)
     return Engine(runner, scheduler, constrained, limits, one_step_ahead=backend.runs_ahead)
+
+
+def _max_model_len(loaded: LoadedModel, config: EngineConfig) -> int:
+    """Return how many tokens a sequence may have. Raises: RequestRejected."""
+    wanted = config.max_model_len or loaded.max_model_len
+    if wanted > loaded.max_model_len:
+        raise RequestRejected(
+            "max_model_len", f"{wanted} tokens, the model ends at {loaded.max_model_len}"
+        )
+    return wanted
 
 
 def _pages_in_memory(backend: Backend, config: EngineConfig, page_bytes: int) -> int:

@@ -30,21 +30,6 @@ GIVEN_UP_IN = {"pace": ("worker/publishing",), "stage": ("worker/bench", "engine
 # A part of the worker; with a word before it, it is plain English.
 GIVEN_UP_ALONE = {"outputs": ("worker",)}
 
-# Until their rooms are rebuilt.
-TWICE = {"Broken", "Progress", "Ready", "_Wire"}
-STILL_THERE = {
-    "worker/hooks.py: hooks",
-    "worker/hooks.py: nobody",
-    "worker/jobs/engine_reports.py: forget",
-    "worker/jobs/held_prefixes.py: _forget_evicted",
-    "worker/jobs/prefix_shares.py: forget",
-    "worker/pool/doorbell.py: _bells",
-    "worker/pool/pull_loop.py: _undo",
-    "worker/messages/publishing.py: Forget",
-    "worker/publishing/publisher.py: _forget",
-    "worker/publishing/publisher_pool.py: forget",
-}
-
 
 def _modules() -> Iterator[tuple[str, ast.Module]]:
     for package in PACKAGES:
@@ -93,8 +78,7 @@ def test_class_name_stands_for_one_thing() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 places[node.name].append(module)
-    twice = {name: where for name, where in places.items() if len(where) > 1}
-    assert twice.keys() <= TWICE, twice
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_given_up_word_is_no_name() -> None:
@@ -105,7 +89,7 @@ def test_given_up_word_is_no_name() -> None:
         for name in _names(module, tree)
         if _is_given_up(module, name)
     }
-    assert not found - STILL_THERE
+    assert found == set()
 
 
 def test_words_are_found_in_names_of_either_case() -> None:

@@ -49,13 +49,7 @@ def run_workload(
     received = [0] * len(workload.prompts)
     step_s: list[float] = []
     started_at = last_at = time.perf_counter()
-    for idx, (prompt, length) in enumerate(
-        zip(workload.prompts, workload.output_lens, strict=True)
-    ):
-        params = SamplingParams(
-            max_tokens=length, temperature=_TEMPERATURE, ignore_eos=True, seed=idx
-        )
-        engine.add(Request(idx, prompt, params))
+    _add_all(engine, workload)
     while engine.has_work:
         for delta in engine.step().deltas:
             if delta.error is not None:
@@ -67,12 +61,7 @@ def run_workload(
         if progress is not None:
             progress(sum(received), workload.num_output_tokens)
     duration_s = last_at - started_at
-    wrong = [idx for idx, length in enumerate(workload.output_lens) if received[idx] != length]
-    if wrong:
-        raise EngineError(
-            f"{len(wrong)} sequences have a wrong length, first {wrong[0]}:"
-            f" {received[wrong[0]]} tokens instead of {workload.output_lens[wrong[0]]}"
-        )
+    _check_lengths(workload, received)
     after = engine.stats()
     figures = RunFigures(
         workload=workload.name,
@@ -88,6 +77,26 @@ def run_workload(
     return (
         figures if demand is None else replace(figures, achieved=demand.achieved(workload, figures))
     )
+
+
+def _add_all(engine: Engine, workload: OfflineWorkload) -> None:
+    """Give the engine every sequence, its place being its id and seed."""
+    lengths = enumerate(zip(workload.prompts, workload.output_lens, strict=True))
+    for idx, (prompt, length) in lengths:
+        params = SamplingParams(
+            max_tokens=length, temperature=_TEMPERATURE, ignore_eos=True, seed=idx
+        )
+        engine.add(Request(idx, prompt, params))
+
+
+def _check_lengths(workload: OfflineWorkload, received: Sequence[int]) -> None:
+    """Refuse a run that was not equal work. Raises: EngineError."""
+    wrong = [idx for idx, length in enumerate(workload.output_lens) if received[idx] != length]
+    if wrong:
+        raise EngineError(
+            f"{len(wrong)} sequences have a wrong length, first {wrong[0]}:"
+            f" {received[wrong[0]]} tokens instead of {workload.output_lens[wrong[0]]}"
+        )
 
 
 def measure_ceilings(backend: Backend) -> dict[str, float]:

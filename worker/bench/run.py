@@ -16,7 +16,7 @@ from tokenbus.worker.bench.measure.sampler import Sampler
 from tokenbus.worker.engine.step_log import read_step_logs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from tokenbus.worker.bench.deployment import Deployment
     from tokenbus.worker.bench.measure.figures import Figures
@@ -61,17 +61,7 @@ async def run_load(
 
         before = await sampler.counters()
         spent = await cpu_times(deployment.redis, deployment.worker_pids)
-        observing = asyncio.create_task(sampler.run(look))
-        riding = asyncio.create_task(readers.run(length_s))
-        try:
-            await asyncio.wait([observing, riding], return_when=asyncio.FIRST_COMPLETED)
-            if observing.done():
-                observing.result()
-            await riding
-        finally:
-            for task in (observing, riding):
-                task.cancel()
-            await asyncio.gather(observing, riding, return_exceptions=True)
+        await _until_read(readers.run(length_s), sampler.run(look))
         cpu = (await cpu_times(deployment.redis, deployment.worker_pids)).since(spent)
         num_tokens = sum(report.output_tokens for report in readers.reports)
         after = await sampler.settled_counters(before.tokens_logged + num_tokens)
@@ -89,3 +79,19 @@ async def run_load(
                 reader_cpu_s=readers.cpu_s,
             )
         )
+
+
+async def _until_read(
+    reading: Coroutine[None, None, None], observing: Coroutine[None, None, None]
+) -> None:
+    """Await the readers' end; what the observer fails with ends both."""
+    observer, readers = asyncio.create_task(observing), asyncio.create_task(reading)
+    try:
+        await asyncio.wait([observer, readers], return_when=asyncio.FIRST_COMPLETED)
+        if observer.done():
+            observer.result()
+        await readers
+    finally:
+        for task in (observer, readers):
+            task.cancel()
+        await asyncio.gather(observer, readers, return_exceptions=True)

@@ -24,7 +24,7 @@ class Doorbell:
         keys = member.scripts.keys
         self._blocking: Callable[..., Awaitable[Any]] = redis.execute_command
         self._session = member.session
-        self._bells = (keys.of("wake", member.worker), keys.of("bell"))
+        self._doorbells = (keys.of("wake", member.worker), keys.of("bell"))
         self._call_timeout_s = member.settings.call_timeout_s
 
     async def wait(self, wait_s: float) -> None:
@@ -34,7 +34,7 @@ class Doorbell:
         """
         try:
             async with asyncio.timeout(wait_s + self._call_timeout_s):
-                await self._blocking("BLPOP", *self._bells, wait_s)
+                await self._blocking("BLPOP", *self._doorbells, wait_s)
         except (RedisError, OSError) as error:
             if not is_away(error):
                 raise

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.publishing.reports import JobEvents
+    from tokenbus.worker.settings import WorkerSettings
 
 # On fewer cores another process takes from the engine what it saves the worker.
 _MIN_CORES = 3
@@ -70,21 +71,7 @@ async def start_publishers(
             emit=receive,
         )
         return PublisherPool(session, [LocalLink(publisher)])
-    vocab_size = ready.limits.vocab_size
-    table = byte_table(tokenizer)
-    configure = Configure(
-        redis_url=server.effective_url,
-        pool=settings.pool,
-        worker=member.worker,
-        call_timeout_s=settings.call_timeout_s,
-        lease_ttl_s=settings.lease_ttl_s,
-        vocab_size=vocab_size,
-        tokenizer_folder=ready.tokenizer_folder,
-        token_bytes=await asyncio.to_thread(table.dump, vocab_size) if table else None,
-        strips_first_space=table is not None and table.strips_first_space,
-        log_level=settings.log_level,
-        log_format=settings.log_format,
-    )
+    configure = await _configure(member.settings, server, member.worker, tokenizer, ready)
     links = [ProcessLink(configure, receive) for _ in range(num_first)]
     publishers = PublisherPool(
         session, links, make_link=lambda: ProcessLink(configure, receive), max_links=num_most
@@ -97,3 +84,28 @@ async def start_publishers(
         await publishers.stop()
         raise
     return publishers
+
+
+async def _configure(
+    settings: WorkerSettings,
+    server: Server,
+    worker: str,
+    tokenizer: PreTrainedTokenizerBase,
+    ready: EngineReady,
+) -> Configure:
+    """Return the first order to a publisher process: where it writes, and how it makes text."""
+    vocab_size = ready.limits.vocab_size
+    table = byte_table(tokenizer)
+    return Configure(
+        redis_url=server.effective_url,
+        pool=settings.pool,
+        worker=worker,
+        call_timeout_s=settings.call_timeout_s,
+        lease_ttl_s=settings.lease_ttl_s,
+        vocab_size=vocab_size,
+        tokenizer_folder=ready.tokenizer_folder,
+        token_bytes=await asyncio.to_thread(table.dump, vocab_size) if table else None,
+        strips_first_space=table is not None and table.strips_first_space,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.contract.events import FINISHED_REASONS, Finish, Usage
 from tokenbus.producer.contract.keys import shard_of
 from tokenbus.worker.errors import WorkerError
+from tokenbus.worker.publishing.log_states import (
+    LEGAL_ACCESS,
+    LEGAL_MOVES,
+    LogAccess,
+    LogState,
+    Turn,
+)
 from tokenbus.worker.publishing.text.choice_text import ChoiceText
 from tokenbus.worker.publishing.text.tool_output import read_tool_calls
 from tokenbus.worker.publishing.text.transcript import Transcript
@@ -21,87 +27,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.text.detokenizer import ByteTable
     from tokenbus.producer.contract.events import Event, Failure, ToolCall
     from tokenbus.worker.messages.publishing import TakeOver
-
-
-class LogState(Enum):
-    """Where a job log is going; `JobLog.move_to` holds the legal moves.
-
-    `open`: tokens come. Every log begins so.
-    `ending`: the outcome is decided, by the step reader (the last choice has ended) or by the
-    worker's order; tokens or the terminal entry are not in the log yet.
-    `committed`: the terminal entry is in the log, written by this owner or by another; the log
-    writer moves it here when the log says so. Should the server forget that entry, the next
-    takeover moves it back to `ending`, and the entry is written again.
-    `returning`: the worker hands the job back; what it has is still logged.
-    `dropped`: the worker has let the job go, by its order; nothing is written any more.
-    """
-
-    OPEN = "open"
-    ENDING = "ending"
-    COMMITTED = "committed"
-    RETURNING = "returning"
-    DROPPED = "dropped"
-
-
-_LEGAL = {
-    LogState.OPEN: {
-        LogState.ENDING,
-        LogState.COMMITTED,
-        LogState.RETURNING,
-        LogState.DROPPED,
-    },
-    LogState.ENDING: {LogState.COMMITTED, LogState.DROPPED},
-    # A server that is rolled back may forget the terminal entry: it is written again.
-    LogState.COMMITTED: {LogState.ENDING, LogState.DROPPED},
-    LogState.RETURNING: {LogState.COMMITTED, LogState.DROPPED},
-    LogState.DROPPED: set(),
-}
-
-
-class LogAccess(Enum):
-    """What this owner knows of the log and may do with it; `JobLog.set_access` holds the moves.
-
-    `unknown`: a takeover has to come first.
-    `ahead`: likewise, and the engine has begun from nothing, so that only an empty log will do.
-    `restoring`: the log is taken over, and what earlier owners logged is being read.
-    `known`: the log is taken over and ends at `num_logged`.
-    `barred`: the log is another's, breaks the rules or cannot be read; it is left alone until the
-    session opens anew.
-
-    The publisher moves it by what a takeover answers, and back when the session opens; the log
-    writer by what appends and ends answer.
-    """
-
-    UNKNOWN = "unknown"
-    AHEAD = "ahead"
-    RESTORING = "restoring"
-    KNOWN = "known"
-    BARRED = "barred"
-
-
-_LEGAL_ACCESS = {
-    LogAccess.UNKNOWN: {LogAccess.KNOWN, LogAccess.BARRED},
-    LogAccess.AHEAD: {LogAccess.KNOWN, LogAccess.BARRED},
-    LogAccess.RESTORING: {LogAccess.KNOWN, LogAccess.UNKNOWN, LogAccess.BARRED},
-    LogAccess.KNOWN: {
-        LogAccess.UNKNOWN,
-        LogAccess.AHEAD,
-        LogAccess.RESTORING,
-        LogAccess.BARRED,
-    },
-    LogAccess.BARRED: {LogAccess.UNKNOWN, LogAccess.AHEAD},
-}
-
-
-class Turn(Enum):
-    """A job's turn with its log writer: none, in its queue, or in the call that is under way.
-
-    The publisher and the step reader queue a job that has no turn; the log writer does the rest.
-    """
-
-    NONE = "none"
-    QUEUED = "queued"
-    IN_CALL = "in_call"
 
 
 # Asked for with every entry; through the class a member costs twice as much.
@@ -179,7 +104,7 @@ class JobLog:
         """
         if state is self.state:
             return
-        if state not in _LEGAL[self.state]:
+        if state not in LEGAL_MOVES[self.state]:
             raise WorkerError(
                 f"the log of job {self.job_id} cannot go from {self.state.value} to {state.value}"
             )
@@ -192,7 +117,7 @@ class JobLog:
         """
         if access is self.access:
             return
-        if access not in _LEGAL_ACCESS[self.access]:
+        if access not in LEGAL_ACCESS[self.access]:
             raise WorkerError(
                 f"the log of job {self.job_id} cannot turn from {self.access.value}"
                 f" to {access.value}"

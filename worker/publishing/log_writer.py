@@ -27,8 +27,8 @@ from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.messages.publishing import Broken, Committed, Fenced
 from tokenbus.worker.publishing.coalescing import Coalescing
-from tokenbus.worker.publishing.job_log import LogAccess, LogState, Turn
 from tokenbus.worker.publishing.log_connection import LogConnection
+from tokenbus.worker.publishing.log_states import LogAccess, LogState, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

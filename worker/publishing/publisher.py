@@ -28,7 +28,8 @@ from tokenbus.worker.messages.publishing import (
     Taken,
     TakeOver,
 )
-from tokenbus.worker.publishing.job_log import JobLog, LogAccess, LogState, Turn
+from tokenbus.worker.publishing.job_log import JobLog
+from tokenbus.worker.publishing.log_states import LogAccess, LogState, Turn
 from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS, LogWriter
 from tokenbus.worker.publishing.progress import ProgressCounter
 from tokenbus.worker.publishing.step_reader import FIRST_ROWS, SLICE_ROWS, StepReader

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.types import Fault, FaultCode, FinishReason
 from tokenbus.producer.contract.events import Failure
 from tokenbus.worker.messages.publishing import ChoiceStopped, Decided
-from tokenbus.worker.publishing.job_log import LogState, Turn
+from tokenbus.worker.publishing.log_states import LogState, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,8 @@ from workers.publisher_bench import take_over
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.worker.errors import WorkerError
-from tokenbus.worker.publishing.job_log import JobLog, LogAccess, LogState, Turn
+from tokenbus.worker.publishing.job_log import JobLog
+from tokenbus.worker.publishing.log_states import LogAccess, LogState, Turn
 
 OPEN, ENDING, COMMITTED = LogState.OPEN, LogState.ENDING, LogState.COMMITTED
 RETURNING, DROPPED = LogState.RETURNING, LogState.DROPPED

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _MAX_FAULTS = 20
 # Tokens/s over time are counted in bins of this width.
+# What is drawn as a curve.
+_CURVES = ("ttft_ms", "itl_ms", "e2e_ms", "publish_lag_ms")
 RATE_BIN_S = 1.0
 
 
@@ -52,7 +54,7 @@ class Group(msgspec.Struct, frozen=True):
     e2e_ms: Distribution
 
 
-class Refusals(msgspec.Struct, frozen=True):
+class RefusalFigures(msgspec.Struct, frozen=True):
     """Jobs by the tries they needed: `accepted_at[k]` were accepted at try k + 1 after a refusal.
 
     `came_back` are those of the refused that tried again at all.
@@ -90,7 +92,7 @@ class Figures(msgspec.Struct):
     publish_lag_ms: Distribution
     first_token_overhead_ms: Distribution
     late_ms: Distribution
-    refusals: Refusals
+    refusals: RefusalFigures
     tokens_per_event: float
     tokens_per_log_entry: float
     log_calls: int
@@ -123,7 +125,7 @@ def sum_up(measured: Measured) -> Figures:
     duration_s = max(end_s - begin_s, 1e-9)
     settled_s = max(end_s - max(begin_s, measured.start_s + options.warm_up_s), 1e-9)
     rates = _tokens_by_second(job_times, measured.start_s)
-    faults = [f"job {r.number}: {r.fault}" for r in measured.reports if r.fault is not None]
+    faults = _faults(measured.reports)
     outcomes = Counter(report.outcome for report in measured.reports)
     return Figures(
         options=options,
@@ -158,11 +160,14 @@ def sum_up(measured: Measured) -> Figures:
         by_tenant=_groups(settled, lambda r: r.tenant),
         tokens_by_second=rates,
         samples=measured.samples,
-        cdf_ms={
-            name: cdf_ms(samples_s[name])
-            for name in ("ttft_ms", "itl_ms", "e2e_ms", "publish_lag_ms")
-        },
+        cdf_ms={name: cdf_ms(samples_s[name]) for name in _CURVES},
     )
+
+
+def _faults(reports: Sequence[JobReport]) -> list[str]:
+    return [
+        f"job {report.number}: {report.fault}" for report in reports if report.fault is not None
+    ]
 
 
 def _samples_s(job_times: Sequence[JobTimes]) -> dict[str, Times]:
@@ -218,11 +223,11 @@ def _steady_jobs(measured: Measured) -> float:
     return round(num_ended / (end_s - begin_s), 4) if end_s > begin_s else 0.0
 
 
-def _refusals(reports: Sequence[JobReport]) -> Refusals:
+def _refusals(reports: Sequence[JobReport]) -> RefusalFigures:
     refused = [report for report in reports if report.num_refusals]
     tries = Counter(r.num_refusals for r in refused if r.accepted_s is not None)
     most = max(tries, default=0)
-    return Refusals(
+    return RefusalFigures(
         refused_at_first=len(refused),
         came_back=sum(r.num_refusals > 1 or r.accepted_s is not None for r in refused),
         accepted_at=[tries[number] for number in range(1, most + 1)],
