@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 _MAX_FAULTS = 20
 # Tokens/s over time are counted in bins of this width.
+RATE_BIN_S = 1.0
 # What is drawn as a curve.
 _CURVES = ("ttft_ms", "itl_ms", "e2e_ms", "publish_lag_ms")
-RATE_BIN_S = 1.0
 
 
 class Measured(msgspec.Struct):
@@ -115,15 +115,14 @@ def sum_up(measured: Measured) -> Figures:
     """Take all figures of a run."""
     options = measured.options
     job_times = [JobTimes(r, measured.handover_times.get(r.seed)) for r in measured.reports]
-    settled = [
-        job for job in job_times if job.report.submitted_s >= measured.start_s + options.warm_up_s
-    ]
+    warm_at_s = measured.start_s + options.warm_up_s
+    settled = [job for job in job_times if job.report.submitted_s >= warm_at_s]
     samples_s = _samples_s(settled)
     num_tokens = sum(job.report.output_tokens for job in job_times)
     good = sum(j.meets(options.ttft_target_ms, options.itl_target_ms) for j in settled)
     begin_s, end_s = _span(measured)
     duration_s = max(end_s - begin_s, 1e-9)
-    settled_s = max(end_s - max(begin_s, measured.start_s + options.warm_up_s), 1e-9)
+    settled_s = max(end_s - max(begin_s, warm_at_s), 1e-9)
     rates = _tokens_by_second(job_times, measured.start_s)
     faults = _faults(measured.reports)
     outcomes = Counter(report.outcome for report in measured.reports)
