@@ -35,6 +35,7 @@ chaos: $(STAMP)
 lint: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@PYTHONPATH=tests/support $(BIN)/python -m lua.lint
 	@$(BIN)/python tests/typecheck.py
 
 clean:
