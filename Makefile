@@ -40,6 +40,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/vulture
+	@PYTHONPATH=tests/support $(BIN)/python -m lua.lint
 	@$(BIN)/python tests/typecheck.py
 
 # What continuous integration asks before the tests: the types of these take as long again.

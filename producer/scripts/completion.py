@@ -1,7 +1,7 @@
 """Sequences of scripts that end a job, safe for anyone to start and to leave half-way.
 
 The log decides: the terminal entry is the commit, all that follows is completion and may be
-repeated by anyone. Every chain stops where its last answer is older than `STALE_ANSWER_S`; the
+repeated by anyone. Every sequence stops where its last answer is older than `STALE_ANSWER_S`; the
 ending tick of any worker then goes on from what the server holds (R10).
 """
 
@@ -35,7 +35,7 @@ class Retention:
 
 
 class JobCompletion:
-    """The chains of one client or worker.
+    """Runs these sequences for one client or worker.
 
     `clock` gives monotonic seconds, for the age of answers only.
     """
@@ -77,10 +77,10 @@ class JobCompletion:
                 await self.complete(ending.job_id, reply.finish)
                 return reply.finish
             if reply.status is LogStatus.FENCED:
-                lifted = await self._scripts.queue.raise_epoch(ending.job_id, reply.epoch)
-                if lifted is None or lifted.done:
+                raised = await self._scripts.queue.raise_epoch(ending.job_id, reply.epoch)
+                if raised is None or raised.done:
                     return None
-                ending = lifted
+                ending = raised
         return None
 
     async def cancel(self, job_id: str) -> str:

@@ -98,7 +98,9 @@ class ControlScripts:
 
     async def claim_webhooks(self, limit: int, lease_ms: int) -> list[ClaimedWebhook]:
         """Take webhooks that are due; each is due again after `lease_ms` unless it is settled."""
-        reply = await self._runner.run("webhook_claim", self._keys.prefix, [limit, lease_ms])
+        reply = await self._runner.run(
+            "webhook_claim", self._keys.prefix, limit=limit, lease_ms=lease_ms
+        )
         return [_claimed(fields) for fields in reply]
 
     async def record_webhook_try(
@@ -120,16 +122,14 @@ class ControlScripts:
         reply = await self._runner.run(
             "webhook_try",
             self._keys.prefix,
-            [
-                hook.job_id,
-                hook.claim,
-                outcome.value,
-                attempt.dump(),
-                body,
-                delay_ms,
-                max_age_ms,
-                keep_ms,
-            ],
+            job=hook.job_id,
+            claim=hook.claim,
+            outcome=outcome.value,
+            attempt=attempt.dump(),
+            body=body,
+            delay_ms=delay_ms,
+            max_age_ms=max_age_ms,
+            keep_ms=keep_ms,
         )
         return str(reply.decode())
 
@@ -152,7 +152,8 @@ class ControlScripts:
 
     async def take_tick(self, cron: str, tick_ms: int) -> bool:
         """Take a cron's tick; False if it, or a later one, was taken before."""
-        return bool(await self._runner.run("cron_tick", self._keys.prefix, [cron, tick_ms]))
+        reply = await self._runner.run("cron_tick", self._keys.prefix, cron=cron, tick_ms=tick_ms)
+        return bool(reply)
 
     async def last_tick(self, cron: str) -> int | None:
         """Return the last tick of a cron that was taken, in ms."""

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from tokenbus.producer.contract.keys import Keys
-    from tokenbus.producer.scripts.runner import Argument, ScriptRunner
+    from tokenbus.producer.scripts.runner import ScriptRunner
+    from tokenbus.producer.scripts.source import Argument
 
 MAX_ATTEMPTS = 3
 # From this many crashes on a job is a suspect, which runs alone.
@@ -75,32 +76,38 @@ class LeaseScripts:
         time. Raises each job's epoch by one and charges its tenant once. Answers `reconcile`
         unless `serial` is the one stored by the last `reconcile` (R8).
         """
-        args: list[Argument] = [
-            worker,
-            serial,
-            budget.pages,
-            budget.page_size,
-            budget.total_pages,
-            budget.max_jobs,
-            int(budget.take_head_of_line),
-            budget.default_output,
-            budget.too_large_after_ms,
-            budget.last_priority,
-            budget.affinity_ms,
-            budget.max_rows,
-        ]
+        lists: list[Argument] = []
         for pairs in (budget.expected_output, budget.cached):
             chosen = list(pairs.items())[:MAX_ESTIMATES]
-            args.append(len(chosen))
+            lists.append(len(chosen))
             for name, tokens in chosen:
-                args += (name, tokens)
+                lists += (name, tokens)
         for names in (budget.idle, budget.lost_prefixes):
-            args += (len(names), *names)
-        reply = await self._runner.run("pull", self._keys.prefix, args)
-        jobs = tuple(_pulled(job) for job in reply[1])
-        endings = tuple(read_ending(ending) for ending in reply[2])
-        retry_ms = int(reply[3]) if len(reply) > 3 else 0
-        return Pulled(PullStatus(reply[0].decode()), jobs, endings, retry_ms)
+            lists += (len(names), *names)
+        reply = await self._runner.run(
+            "pull",
+            self._keys.prefix,
+            worker=worker,
+            serial=serial,
+            free_pages=budget.pages,
+            page_size=budget.page_size,
+            total_pages=budget.total_pages,
+            max_jobs=budget.max_jobs,
+            may_overflow=budget.take_head_of_line,
+            default_output=budget.default_output,
+            too_large_ms=budget.too_large_after_ms,
+            last_class=budget.last_priority,
+            affinity_ms=budget.affinity_ms,
+            free_rows=budget.max_rows,
+            lists=lists,
+        )
+        status, jobs, endings, *retry_ms = reply
+        return Pulled(
+            PullStatus(status.decode()),
+            tuple(_pulled(job) for job in jobs),
+            tuple(read_ending(ending) for ending in endings),
+            int(retry_ms[0]) if retry_ms else 0,
+        )
 
     async def renew(
         self, worker: str, ttl_ms: int, total_pages: int, page_size: int
@@ -121,7 +128,12 @@ class LeaseScripts:
         self, worker: str, serial: int | Literal[""], ttl_ms: int, total_pages: int, page_size: int
     ) -> list[HeldEntry]:
         reply = await self._runner.run(
-            "renew", self._keys.prefix, [worker, serial, ttl_ms, total_pages * page_size]
+            "renew",
+            self._keys.prefix,
+            worker=worker,
+            serial=serial,
+            ttl_ms=ttl_ms,
+            capacity=total_pages * page_size,
         )
         held, flags = (dict(zip(pairs[::2], pairs[1::2], strict=True)) for pairs in reply)
         return [
@@ -148,7 +160,13 @@ class LeaseScripts:
         reply = await self._runner.run(
             "requeue",
             self._keys.prefix,
-            [worker, job_id, epoch, marker_epoch, num_logged, int(crashed), max_attempts],
+            worker=worker,
+            job=job_id,
+            epoch=epoch,
+            marker=marker_epoch,
+            logged=num_logged,
+            crashed=crashed,
+            max_attempts=max_attempts,
         )
         return RequeueStatus(reply.decode())
 
@@ -167,13 +185,19 @@ class LeaseScripts:
         One that shares less than jobs of its prefix do `loses_prefix`: it counts in full then.
         """
         reply = await self._runner.run(
-            "unpull", self._keys.prefix, [worker, job_id, epoch, prompt_tokens, int(loses_prefix)]
+            "unpull",
+            self._keys.prefix,
+            worker=worker,
+            job=job_id,
+            epoch=epoch,
+            prompt=prompt_tokens,
+            loses_prefix=loses_prefix,
         )
         return RequeueStatus(reply.decode())
 
     async def leave(self, worker: str) -> None:
         """Tell the pool that a worker pulls no more, so that no job is left to its cache."""
-        await self._runner.run("leave", self._keys.prefix, [worker])
+        await self._runner.run("leave", self._keys.prefix, worker=worker)
 
     async def complete(
         self, job_id: str, finish: str, actual_tokens: int, *, failed: bool = False
@@ -183,7 +207,12 @@ class LeaseScripts:
         Anyone may call it with the terminal entry's `finish`; False if it was done or is gone.
         """
         reply = await self._runner.run(
-            "complete", self._keys.prefix, [job_id, finish, actual_tokens, int(failed)]
+            "complete",
+            self._keys.prefix,
+            job=job_id,
+            finish=finish,
+            actual=actual_tokens,
+            failed=failed,
         )
         return bool(reply)
 
@@ -192,7 +221,7 @@ class LeaseScripts:
 
         Workers without lease and jobs are struck off in the same call (R13).
         """
-        reply = await self._runner.run("scan", self._keys.prefix, [limit])
+        reply = await self._runner.run("scan", self._keys.prefix, limit=limit)
         orphans = [
             Orphan(worker.decode(), job.decode(), int(epoch), int(priority), int(attempts))
             for worker, job, epoch, priority, attempts in reply
@@ -206,21 +235,36 @@ class LeaseScripts:
 
 
 def _pulled(reply: list[Any]) -> PulledJob:
-    """Read one pulled job in the order of pull.lua."""
-    remaining = int(reply[8])
+    """Read one pulled job, in the order in which `take` of pull.lua tells of it."""
+    (
+        job_id,
+        epoch,
+        attempts,
+        priority,
+        tenant,
+        pages,
+        head_of_line,
+        num_logged,
+        remaining_ms,
+        request,
+        age_ms,
+        prefix,
+        shared_pages,
+        num_choices,
+    ) = reply
     return PulledJob(
-        job_id=reply[0].decode(),
-        epoch=int(reply[1]),
-        attempts=int(reply[2]),
-        priority=int(reply[3]),
-        tenant=reply[4].decode(),
-        pages=int(reply[5]),
-        head_of_line=bool(reply[6]),
-        num_logged=int(reply[7]),
-        remaining_ms=None if remaining < 0 else remaining,
-        request=reply[9],
-        age_ms=int(reply[10]),
-        prefix=reply[11].decode(errors="replace"),
-        shared_pages=int(reply[12]),
-        num_choices=int(reply[13]),
+        job_id=job_id.decode(),
+        epoch=int(epoch),
+        attempts=int(attempts),
+        priority=int(priority),
+        tenant=tenant.decode(),
+        pages=int(pages),
+        head_of_line=bool(head_of_line),
+        num_logged=int(num_logged),
+        remaining_ms=None if int(remaining_ms) < 0 else int(remaining_ms),
+        request=request,
+        age_ms=int(age_ms),
+        prefix=prefix.decode(errors="replace"),
+        shared_pages=int(shared_pages),
+        num_choices=int(num_choices),
     )

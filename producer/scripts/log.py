@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from tokenbus.producer.contract.keys import Keys
-    from tokenbus.producer.scripts.runner import Argument, ScriptRunner
+    from tokenbus.producer.scripts.runner import ScriptRunner
 
 # The server is never blocked for longer than about 0.3 ms by one call.
 MAX_BATCH = 64
@@ -86,7 +86,8 @@ class LogScripts:
     ) -> None:
         self._runner = runner
         self._keys = keys
-        self._head: list[Argument] = [belt_ms, publish]
+        self._belt_ms = belt_ms
+        self._publish = publish
 
     async def takeover(self, items: Sequence[Takeover]) -> list[LogReply]:
         """Write the owner's marker into each log (R1, R2); safe to repeat at the same epoch.
@@ -112,8 +113,7 @@ class LogScripts:
 
         Returns: the answers of those that were not simply written, by their numbers.
         """
-        args = [*self._head, batch.pack()]
-        answers = await self._runner.run("append", self._keys.log_prefix(shard), args)
+        answers = await self._run("append", shard, batch.pack())
         return {int(number): _log_reply(reply) for number, *reply in answers}
 
     async def end(self, items: Sequence[End]) -> list[LogReply]:
@@ -173,11 +173,19 @@ class LogScripts:
 
         async def run(shard: int, part: Sequence[Any]) -> list[LogReply]:
             batch = to_json([pack(item) for item in part])
-            key = self._keys.log_prefix(shard)
-            answers = await self._runner.run(name, key, [*self._head, batch])
+            answers = await self._run(name, shard, batch)
             return [_log_reply(answer) for answer in answers]
 
         return await self._in_slices(items, run)
+
+    async def _run(self, name: str, shard: int, batch: bytes) -> Any:
+        return await self._runner.run(
+            name,
+            self._keys.log_prefix(shard),
+            belt_ms=self._belt_ms,
+            publish=self._publish,
+            batch=batch,
+        )
 
     async def _append_slice(self, shard: int, items: Sequence[Append]) -> list[LogReply]:
         batch = AppendBatch()

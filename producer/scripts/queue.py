@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from tokenbus.producer.contract.keys import Keys
     from tokenbus.producer.contract.new_job import NewJob
     from tokenbus.producer.scripts.runner import ScriptRunner
+    from tokenbus.producer.scripts.source import Argument
 
 # A caller whose answer is older than this makes no end or takeover from it; the tick does (R10).
 STALE_ANSWER_S = 5.0
-# How long to stay away when the server's memory, not a bound of ours, is full.
+# How long to stay away when the server's memory is full, not a bound of the queue.
 MEMORY_RETRY_MS = 1000
 MAX_BODY_BYTES = 8 * 1024 * 1024
 _RECORD_FIELDS = ("state", "epoch", "owner", "attempts", "tenant", "priority", "finish")
@@ -60,7 +61,7 @@ class QueueScripts:
         """
         args = _submit_args(job, bounds, ticket, entry_id)
         try:
-            reply = await self._runner.run("submit", self._keys.prefix, args)
+            reply = await self._runner.run_packed("submit", self._keys.prefix, args)
         except OutOfMemoryError as error:
             reply = error
         return _submitted(reply)
@@ -82,7 +83,12 @@ class QueueScripts:
         loses nothing and no consumer group can go missing. A body over `max_bytes` is refused here.
         """
         reply = await self._runner.run(
-            "drain_inbox", self._keys.prefix, [worker, count, lease_ms, max_bytes]
+            "drain_inbox",
+            self._keys.prefix,
+            worker=worker,
+            count=count,
+            lease_ms=lease_ms,
+            max_bytes=max_bytes,
         )
         return [
             InboxEntry(entry_id.decode(), body, read_ending(ending) if ending else None)
@@ -96,7 +102,7 @@ class QueueScripts:
         None if another worker took the entry.
         """
         reply = await self._runner.run(
-            "reject", self._keys.prefix, [entry_id, job_id, finish, body]
+            "reject", self._keys.prefix, entry=entry_id, job=job_id, finish=finish, body=body
         )
         return read_ending(reply) if reply else None
 
@@ -105,9 +111,9 @@ class QueueScripts:
 
         On `ending` it answers the epoch again, so that a retry can go on (R11).
         """
-        reply = await self._runner.run("cancel", self._keys.prefix, [job_id])
-        status = reply[0].decode()
-        return CancelReply(status, read_ending(reply[1]) if status == "ending" else None)
+        reply = await self._runner.run("cancel", self._keys.prefix, job=job_id)
+        status, *ending = reply
+        return CancelReply(status.decode(), read_ending(ending[0]) if ending else None)
 
     async def tick(self, *, limit: int = 64) -> TickReply:
         """Release delays and pass deadlines that are due, and return what has to end now.
@@ -116,18 +122,21 @@ class QueueScripts:
         each is handed to one ticker per 5 s.
         """
         reply = await self._runner.run(
-            "tick", self._keys.prefix, [limit, int(STALE_ANSWER_S * 1000)]
+            "tick", self._keys.prefix, limit=limit, stale_ms=int(STALE_ANSWER_S * 1000)
         )
-        return TickReply(tuple(read_ending(ending) for ending in reply[0]), bool(reply[1]))
+        endings, is_more_due = reply
+        return TickReply(tuple(read_ending(ending) for ending in endings), bool(is_more_due))
 
     async def raise_epoch(self, job_id: str, epoch: int) -> Ending | None:
         """Raise the epoch of a job in `ending` above a log's that outlived a rollback."""
-        reply = await self._runner.run("raise_epoch", self._keys.prefix, [job_id, epoch])
+        reply = await self._runner.run("raise_epoch", self._keys.prefix, job=job_id, epoch=epoch)
         return read_ending(reply) if reply else None
 
     async def expire_record(self, job_id: str, ttl_ms: int) -> bool:
         """Take a completed job out of `ending` and let record and idempotency entry expire (R9)."""
-        return bool(await self._runner.run("expire_record", self._keys.prefix, [job_id, ttl_ms]))
+        return bool(
+            await self._runner.run("expire_record", self._keys.prefix, job=job_id, ttl_ms=ttl_ms)
+        )
 
     async def record(self, job_id: str) -> JobRecord | None:
         """Read a job record."""
@@ -148,16 +157,20 @@ def _submitted(reply: list[Any] | Exception) -> Submitted | Refused:
     status = reply[0].decode()
     if status not in ("accepted", "exists"):
         return Refused(status, *(int(number) for number in reply[1:]))
-    job_id, state = reply[1].decode(), JobState(reply[2].decode())
-    eta = int(reply[5])
-    place = Place(job_id, state, int(reply[3]), int(reply[4]), None if eta < 0 else eta)
+    _, job_id, state, jobs_ahead, tokens_ahead, eta = reply
+    eta_ms = int(eta)
+    place = Place(
+        job_id.decode(),
+        JobState(state.decode()),
+        int(jobs_ahead),
+        int(tokens_ahead),
+        None if eta_ms < 0 else eta_ms,
+    )
     return Submitted(place, created=status == "accepted")
 
 
-def _submit_args(
-    job: NewJob, bounds: Bounds, ticket: int, entry_id: str
-) -> list[str | int | float]:
-    """Order the arguments as submit.lua reads them."""
+def _submit_args(job: NewJob, bounds: Bounds, ticket: int, entry_id: str) -> list[Argument]:
+    """Order the arguments as the header of submit.lua does: names would cost 2 us a job."""
     return [
         job.job_id,
         job.tenant,
@@ -182,8 +195,9 @@ def _submit_args(
 
 
 def read_ending(reply: list[Any]) -> Ending:
-    """Read the four fields of an ending."""
-    return Ending(reply[0].decode(), int(reply[1]), bool(int(reply[2])), reply[3].decode())
+    """Read what `ending_of` of ending.lua says of a job."""
+    job_id, epoch, is_done, finish = reply
+    return Ending(job_id.decode(), int(epoch), bool(int(is_done)), finish.decode())
 
 
 def read_record(job_id: str, reply: Sequence[bytes | None]) -> JobRecord | None:

@@ -1,53 +1,20 @@
-"""Load the Lua scripts, name their keys, and run them whatever the server forgot."""
+"""Run the Lua scripts by name, whatever the server forgot."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import re
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError
 
-from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS
+from tokenbus.producer.scripts import source
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from redis.asyncio import Redis
 
-Argument = str | bytes | int | float
-_KEY_NAME = re.compile(r"\b([KL])\.(\w+)")
-_TABLES = {"K": POOL_KEYS, "L": LOG_KEYS}
-_USES = re.compile(r"^--@use (.+)$", re.MULTILINE)
-
-
-@cache
-def script_source(name: str) -> str:
-    """Return a script with its includes and key names filled in.
-
-    The first line keeps the flags. `--@use a b` puts `lib/a.lua` and `lib/b.lua` in its
-    place; `K.<name>` becomes the pool's key of that name, `L.<name>` the shard's; a prefix where
-    it ends in a colon.
-    """
-    folder = resources.files("tokenbus.producer.scripts") / "lua"
-
-    def read(part: str) -> str:
-        return (folder / f"{part}.lua").read_text(encoding="utf-8")
-
-    def libraries(use: re.Match[str]) -> str:
-        return "\n".join(read(f"lib/{part}") for part in use[1].split())
-
-    text = _USES.sub(libraries, read(name))
-    return _KEY_NAME.sub(lambda key: f'(KEYS[1].."{_TABLES[key[1]][key[2]]}")', text)
-
-
-@cache
-def script_sha(name: str) -> str:
-    """Return the digest by which the server knows the script."""
-    return hashlib.sha1(script_source(name).encode(), usedforsecurity=False).hexdigest()
+    from tokenbus.producer.scripts.source import Argument
 
 
 class ScriptRunner:
@@ -73,11 +40,15 @@ class ScriptRunner:
         async with asyncio.timeout(self._timeout_s):
             return await self._execute(*args)
 
-    async def run(self, name: str, key: str, args: Sequence[Argument] = ()) -> Any:
-        """Run one script in the slot of `key`.
+    async def run(self, name: str, key: str, /, **args: Argument | Sequence[Argument]) -> Any:
+        """Run one script in the slot of `key`, with the arguments that its header names.
 
         Raises: TimeoutError, redis.ConnectionError, redis.ResponseError (also OOM).
         """
+        return await self.run_packed(name, key, source.read_part(name).signature.pack(args))
+
+    async def run_packed(self, name: str, key: str, args: Sequence[Argument]) -> Any:
+        """Run one script with the arguments as the server gets them. Raises: as `run`."""
         if self._timeout_s is None:
             return await self._run(name, key, args)
         async with asyncio.timeout(self._timeout_s):
@@ -85,12 +56,12 @@ class ScriptRunner:
 
     async def _run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
         try:
-            return await self._execute("EVALSHA", script_sha(name), 1, key, *args)
+            return await self._execute("EVALSHA", source.script_sha(name), 1, key, *args)
         except NoScriptError:
-            return await self._execute("EVAL", script_source(name), 1, key, *args)
+            return await self._execute("EVAL", source.script_source(name), 1, key, *args)
 
     async def run_many(self, name: str, key: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
-        """Run one script once per entry of `calls`, in order and in one round trip.
+        """Run one script once per entry of `calls`, packed, in order and in one round trip.
 
         Other clients are served in between. A call that the server refused is answered by its
         exception. Raises: TimeoutError, redis.ConnectionError.
@@ -102,7 +73,7 @@ class ScriptRunner:
                 # The first brings the text along; what was refused for want of it did nothing.
                 first, *rest = unknown
                 replies[first] = await self._execute(
-                    "EVAL", script_source(name), 1, key, *calls[first]
+                    "EVAL", source.script_source(name), 1, key, *calls[first]
                 )
                 later = await self._pipelined(name, key, [calls[number] for number in rest])
                 for number, reply in zip(rest, later, strict=True):
@@ -114,7 +85,7 @@ class ScriptRunner:
     ) -> list[Any]:
         pipeline: Any = self._redis.pipeline(transaction=False)
         for args in calls:
-            pipeline.execute_command("EVALSHA", script_sha(name), 1, key, *args)
+            pipeline.execute_command("EVALSHA", source.script_sha(name), 1, key, *args)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
 

@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
---@use tail
+--@args belt_ms publish batch
+--@use tail: tail_of answer failed
 -- Log tokens and publish them. Compared are epoch and `to` of the log's last entry, never its id.
 --
 -- The batch is one flat msgpack array, COLUMNS values a job; entry and message come ready-made,
@@ -13,9 +14,9 @@ local function write(log, job, id, belt, entry, message)
   call('XADD', log, id, 'e', entry)
   -- The marker gave the log its belt; renewing it now and then is enough, and costs less.
   if belt == 1 then
-    call('PEXPIRE', log, BELT_MS)
+    call('PEXPIRE', log, belt_ms)
   end
-  call(PUBLISH, CHANNEL .. job, message)
+  call(publish, CHANNEL .. job, message)
 end
 
 local function append_compared(job, start, id, _, belt, entry, message)
@@ -42,7 +43,7 @@ local function append_compared(job, start, id, _, belt, entry, message)
   return { 'ok', epoch, to, '', call('XLEN', log) }
 end
 
-local items = cmsgpack.unpack(ARGV[3])
+local items = cmsgpack.unpack(batch)
 local first, count = 1, #items
 
 -- A log only ever grows, and every writer but the caller adds an entry of its own. So a log with as

@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
---@use base fairness waiting ending
+--@args job
+--@use base: now_ms
+--@use waiting: stop_waiting
+--@use ending: to_ending ending_of
 -- Cancel a job in whatever state it is; safe to repeat.
-local job = ARGV[1]
 local record = redis.call('HMGET', K.job .. job, 'state', 'epoch', 'owner', 'tenant', 'priority')
 local state = record[1]
 if not state then

@@ -1,7 +1,12 @@
 #!lua flags=allow-oom
---@use base fairness waiting owning webhooks usage
+--@args job finish actual:number failed:flag
+--@use base: now_ms dead_letter
+--@use fairness: add_time raise_floor
+--@use waiting: stop_waiting
+--@use owning: let_go
+--@use webhooks: open_hook
+--@use usage: count_usage
 -- First step of completion, after the terminal entry was written: once per job, by anyone.
-local job, finish, actual, failed = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
 local record = redis.call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
   'charge', 'request', 'dead', 'callback')
 local state, tenant, priority = record[1], record[3], record[4]

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Take a cron's tick, unless it or a later one was taken: 1 for whoever is first.
-local cron, tick = ARGV[1], tonumber(ARGV[2])
+--@args cron tick_ms
+-- Take a cron's tick, unless it or a later one was taken: 1 for the first.
 local last = tonumber(redis.call('HGET', K.ticks, cron))
-if last and last >= tick then
+if last and last >= tonumber(tick_ms) then
   return 0
 end
-redis.call('HSET', K.ticks, cron, ARGV[2])
+redis.call('HSET', K.ticks, cron, tick_ms)
 return 1

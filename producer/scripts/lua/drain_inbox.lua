@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
---@use base ending
+--@args worker count:number lease_ms max_bytes:number
+--@use base: now_ms dead_letter failure
+--@use ending: tombstone
 -- Read the oldest raw entries. One worker drains at a time: the others would validate the same.
-local worker, count, lease_ms, max_bytes = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
 local drainer = redis.call('GET', K.intake)
 if drainer and drainer ~= worker then
   return {}

@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
---@use tail each
+--@args belt_ms publish batch
+--@use tail: tail_of answer
+--@use each: each
 -- The commit point: terminal entry and result value in one call. No short TTL here: the log must
 -- outlive the record's way to `done`.
-return each(function(job, epoch, to, owned, finish, result)
+return each(batch, function(job, epoch, to, owned, finish, result)
   local log = L.log .. job
   local tail = tail_of(log)
   if owned then
@@ -26,9 +28,9 @@ return each(function(job, epoch, to, owned, finish, result)
   end
   redis.call('XADD', log, string.format('%d-%d', epoch, to + 1), 'finish', finish, 'from', to + 1,
     'to', to)
-  redis.call('PEXPIRE', log, BELT_MS)
-  redis.call('SET', L.result .. job, result, 'PX', BELT_MS)
-  redis.call(PUBLISH, L.tok .. job, '{"v":1,"job":"' .. job .. '","epoch":' .. epoch
+  redis.call('PEXPIRE', log, belt_ms)
+  redis.call('SET', L.result .. job, result, 'PX', belt_ms)
+  redis.call(publish, L.tok .. job, '{"v":1,"job":"' .. job .. '","epoch":' .. epoch
     .. ',"choice":0,"from":' .. to + 1 .. ',"to":' .. to .. ',"text":"","ids":[],"ends":[],"finish":'
     .. finish .. '}')
   return { 'ok', epoch, to, finish, 0 }

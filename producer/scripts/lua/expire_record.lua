@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
+--@args job ttl_ms
 -- Last step of completion: out of `ending`; record and idempotency entry expire after log and result.
-local job, ttl_ms = ARGV[1], ARGV[2]
 local record = redis.call('HMGET', K.job .. job, 'state', 'idem')
 if record[1] and record[1] ~= 'done' then
   return 0

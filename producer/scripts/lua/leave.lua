@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
---@use base
+--@args worker
+--@use base: ring
 -- Note that a worker pulls no more: the prefixes that are at home with it are anybody's at once, and
 -- what was left to it is announced.
-local worker = ARGV[1]
 if redis.call('SISMEMBER', K.workers, worker) == 0 then
   return 0
 end

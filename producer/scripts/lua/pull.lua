@@ -1,11 +1,20 @@
 #!lua flags=allow-oom
---@use base fairness drain_rate waiting ending owning entry lanes affinity room taking
+--@args worker serial free_pages:number page_size:number total_pages:number max_jobs:number
+--@args may_overflow:flag default_output:number too_large_ms:number last_class:number
+--@args affinity_ms:number free_rows:number lists:rest
+--@use base: now_ms failure ring
+--@use fairness: raise_floor leave_backlog
+--@use drain_rate: drained
+--@use waiting: stop_waiting
+--@use ending: to_ending ending_of
+--@use entry: read_entry bury
+--@use lanes: fairest_lanes fairest next_entry
+--@use affinity: affinity give_up_home is_held_back spares
+--@use room: room pages cost_of has_room_for spend_room is_room_left
+--@use taking: entries_of note_taken write_taken
 -- Take as many jobs as fit the budget, fairest first. Bounded: 16 tenants per priority, 64 entries.
-local worker, serial = ARGV[1], ARGV[2]
-local total_pages, max_jobs, may_overflow = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == '1'
-local too_large_ms, last_class = tonumber(ARGV[9]), tonumber(ARGV[10])
-room.pages, room.page, room.rows = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[12])
-room.default_output = tonumber(ARGV[8])
+room.pages, room.page, room.rows = free_pages, page_size, free_rows
+room.default_output = default_output
 local MAX_TENANTS, MAX_ENTRIES, SUSPECT_ATTEMPTS, SUSPECT_PATIENCE_MS = 16, 64, 2, 2000
 -- Jobs of one lane that a pull leaves to other workers before it looks elsewhere, and how many jobs
 -- of service others may get ahead of their tenant through that.
@@ -23,7 +32,7 @@ if standing[3] then
   return { 'empty', {}, {} }
 end
 
-local argument = 13
+local argument = lists
 local function read_pairs()
   local map = {}
   for _ = 1, tonumber(ARGV[argument]) do
@@ -42,7 +51,7 @@ room.expected, room.cached = read_pairs(), read_pairs()
 for _, prefix in ipairs(read_names()) do
   room.idle[prefix] = true
 end
-affinity.ms, affinity.worker, affinity.held = tonumber(ARGV[11]), worker, room.cached
+affinity.ms, affinity.worker, affinity.held = affinity_ms, worker, room.cached
 for _, prefix in ipairs(read_names()) do
   give_up_home(prefix)
 end

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
---@use base ending
+--@args job epoch:number
+--@use ending: ending_of
 -- Raise the epoch of a job in `ending` above that of a log which outlived a rollback of this node.
-local job, epoch = ARGV[1], tonumber(ARGV[2])
 local record = redis.call('HMGET', K.job .. job, 'state', 'epoch')
 if record[1] ~= 'ending' then
   return false

@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
---@use base ending
+--@args entry job finish body
+--@use base: now_ms dead_letter
+--@use ending: tombstone
 -- Refuse a raw entry: dead letter now, and a failed event by way of `ending`.
-local entry, job, finish, body = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 if redis.call('XDEL', K.inbox, entry) == 0 then
   return false
 end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
+--@args worker serial ttl_ms capacity
 -- Prolong a worker's lease and return what it holds; with a serial, reconcile.
-local worker, serial, ttl_ms, capacity = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 redis.call('SET', K.alive .. worker, capacity, 'PX', ttl_ms)
 redis.call('SADD', K.workers, worker)
 if serial ~= '' then

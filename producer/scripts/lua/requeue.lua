@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
---@use base fairness waiting ending owning
+--@args worker job epoch marker:number logged:number crashed:flag max_attempts:number
+--@use base: now_ms failure
+--@use waiting: load_job wait_in
+--@use ending: to_ending
+--@use owning: is_held let_go
 -- Give a held job back; refused unless this worker holds it at this epoch.
-local worker, job, epoch, marker = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local logged, crashed, max_attempts = tonumber(ARGV[5]), ARGV[6] == '1', tonumber(ARGV[7])
 if not is_held(worker, job, epoch) then
   return 'refused'
 end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
+--@args limit:number
 -- List the jobs of workers without a lease; a worker without both is struck off.
-local limit = tonumber(ARGV[1])
 local out = {}
 for _, worker in ipairs(redis.call('SMEMBERS', K.workers)) do
   if redis.call('EXISTS', K.alive .. worker) == 0 then

@@ -1,10 +1,11 @@
 #!lua
---@use base fairness drain_rate waiting ending
+--@args job tenant priority weight prompt output n request digest idem deadline_ms:number
+--@args delay_ms:number prefix tenant_tokens:number pool_tokens:number ticket_ms:number
+--@args refuse_late:flag entry callback
+--@use base: now_ms
+--@use drain_rate: drain_rate drain_opens
+--@use waiting: add_entry
 -- Accept a job, or say why not. No allow-oom: this is the script to refuse when memory is full.
-local A = ARGV
-local job, tenant, priority = A[1], A[2], A[3]
-local prompt, output, n = tonumber(A[5]), tonumber(A[6]), tonumber(A[7])
-local digest, idem, entry = A[9], A[10], A[18]
 local cost = prompt + n * output
 
 -- What waits, by priority and then of this tenant: jobs and tokens.
@@ -48,20 +49,19 @@ end
 -- its time with its ticket may fill the queue to the brim; new arrivals stop at nine tenths while
 -- somebody is in line, else they would take every place that frees up.
 local function over_bound(status, queued, field, bound, now)
-  local ticket = tonumber(A[16])
   if queued == 0 or queued + cost <= bound * 0.9 then
     return nil
   end
   local due = tonumber(redis.call('HGET', K.line, field)) or 0
   local fits = queued + cost <= bound
-  local in_time = ticket > 0 and now >= ticket
+  local in_time = ticket_ms > 0 and now >= ticket_ms
   if fits and (in_time or due <= now) then
     return nil
   end
   local rate = drain_rate() or cost / 1000
-  local wait
-  if ticket > 0 then
-    wait = math.max(ticket - now, (queued + cost - bound) / rate)
+  local wait, ticket
+  if ticket_ms > 0 then
+    wait, ticket = math.max(ticket_ms - now, (queued + cost - bound) / rate), ticket_ms
   else
     local start = math.max(due, now + math.max(0, queued + cost - bound * 0.9) / rate)
     redis.call('HSET', K.line, field, string.format('%.0f', start + cost / rate))
@@ -90,28 +90,27 @@ if found then
 end
 
 local now, load = now_ms(), read_load()
-local refused = over_bound('full_tenant', load[OF_TENANT], 'tenant:' .. tenant, tonumber(A[14]), now)
-  or over_bound('full_pool', load[TOKENS], 'pool', tonumber(A[15]), now)
+local refused = over_bound('full_tenant', load[OF_TENANT], 'tenant:' .. tenant, tenant_tokens, now)
+  or over_bound('full_pool', load[TOKENS], 'pool', pool_tokens, now)
 if refused then
   return refused
 end
-local deadline, delay = tonumber(A[11]), tonumber(A[12])
-local reply, eta = place('accepted', job, delay > 0 and 'delayed' or 'waiting', load)
-if A[17] == '1' and deadline >= 0 and math.max(eta, 0) + delay > deadline then
+local reply, eta = place('accepted', job, delay_ms > 0 and 'delayed' or 'waiting', load)
+if refuse_late and deadline_ms >= 0 and math.max(eta, 0) + delay_ms > deadline_ms then
   return { 'late', 0, 0, 0, 0, eta }
 end
 
 local state, stream, at = 'delayed', '', ''
-if delay > 0 then
-  redis.call('ZADD', K.due, now + delay, 'n:' .. job)
+if delay_ms > 0 then
+  redis.call('ZADD', K.due, now + delay_ms, 'n:' .. job)
 else
   state = 'waiting'
   stream, at = add_entry(job, tenant, priority, false,
-    { prompt = A[5], output = A[6], n = A[7], logged = 0, prefix = A[13] })
+    { prompt = prompt, output = output, n = n, logged = 0, prefix = prefix })
 end
 redis.call('HSET', K.job .. job, 'state', state, 'epoch', 0, 'owner', '', 'attempts', 0,
-  'tenant', tenant, 'priority', priority, 'weight', A[4], 'prompt', A[5], 'output', A[6], 'n', A[7],
-  'logged', 0, 'charge', 0, 'request', A[8], 'digest', digest, 'idem', idem, 'prefix', A[13],
+  'tenant', tenant, 'priority', priority, 'weight', weight, 'prompt', prompt, 'output', output, 'n', n,
+  'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
   'created', now, 'queued', cost, 'stream', stream, 'entry', at)
 redis.call('HSET', K.load, 'tokens', load[TOKENS] + cost, 'jobs', load[JOBS] + 1,
   'tokens:' .. priority, load[priority * 2 + 2] + cost,
@@ -122,12 +121,12 @@ end
 if idem ~= '' then
   redis.call('SET', K.idem .. idem, job)
 end
-if A[19] ~= '' then
-  redis.call('HSET', K.job .. job, 'callback', A[19])
+if callback ~= '' then
+  redis.call('HSET', K.job .. job, 'callback', callback)
 end
-if deadline >= 0 then
-  redis.call('HSET', K.job .. job, 'deadline', now + deadline)
-  redis.call('ZADD', K.due, now + deadline, 'd:' .. job)
+if deadline_ms >= 0 then
+  redis.call('HSET', K.job .. job, 'deadline', now + deadline_ms)
+  redis.call('ZADD', K.due, now + deadline_ms, 'd:' .. job)
 end
 if entry ~= '' then
   redis.call('XDEL', K.inbox, entry)

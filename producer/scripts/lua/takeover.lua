@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
---@use tail each
+--@args belt_ms publish:unused batch
+--@use tail: tail_of answer
+--@use each: each
 -- Write the marker with which an owner starts and a reaper fences; it carries the last index.
-return each(function(job, epoch, worker, create)
+return each(batch, function(job, epoch, worker, create)
   local log = L.log .. job
   local tail = tail_of(log)
   if not tail and not create then
@@ -18,6 +20,6 @@ return each(function(job, epoch, worker, create)
   end
   local last = tail and tail.to or 0
   redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', last)
-  redis.call('PEXPIRE', log, BELT_MS)
+  redis.call('PEXPIRE', log, belt_ms)
   return { 'ok', epoch, last, '', redis.call('XLEN', log) }
 end)

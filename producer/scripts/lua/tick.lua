@@ -1,7 +1,9 @@
 #!lua flags=allow-oom
---@use base fairness waiting ending
+--@args limit:number stale_ms:number
+--@use base: now_ms
+--@use waiting: stop_waiting wait_in
+--@use ending: to_ending ending_of
 -- Release delays, pass deadlines, and hand out what has to end. Bounded by `limit` per kind.
-local limit, stale_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = now_ms()
 local endings = {}
 

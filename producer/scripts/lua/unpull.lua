@@ -1,9 +1,12 @@
 #!lua flags=allow-oom
---@use base fairness waiting ending owning
+--@args worker job epoch prompt:number loses_prefix:flag
+--@use base: now_ms
+--@use fairness: add_time
+--@use waiting: load_job wait_in
+--@use ending: to_ending
+--@use owning: is_held let_go
 -- Give back a fresh job that turned out larger than it was counted, charge refunded. A job that
 -- shares less with others of its prefix than was counted loses the prefix, so that it counts in full.
-local worker, job, epoch, prompt = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local loses_prefix = ARGV[5] == '1'
 if not is_held(worker, job, epoch) then
   return 'refused'
 end

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
---@use base
+--@args limit:number lease_ms:number
+--@use base: now_ms
 -- Hand out hooks that are due. Each is another's again after `lease_ms`, should the caller die.
-local limit, lease_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
 local now = now_ms()
 local out = {}
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', K.hooks, '-inf', now, 'LIMIT', 0, limit)) do

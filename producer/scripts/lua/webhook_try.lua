@@ -1,8 +1,7 @@
 #!lua flags=allow-oom
---@use base
+--@args job claim outcome attempt body delay_ms:number max_age_ms:number keep_ms:number
+--@use base: now_ms
 -- Record one try of a hook and what follows from it; a settled hook never changes again.
-local job, claim, outcome, try, body = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local delay, max_age, keep = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local key = K.hook .. job
 local hook = redis.call('HMGET', key, 'state', 'claims', 'created')
 if not hook[1] then
@@ -14,18 +13,18 @@ end
 local now = now_ms()
 if outcome ~= 'postpone' then
   local number = redis.call('HINCRBY', key, 'tries', 1)
-  redis.call('HSET', key, 'try:' .. number, string.format('%.0f ', now) .. try)
+  redis.call('HSET', key, 'try:' .. number, string.format('%.0f ', now) .. attempt)
 end
 local state = outcome
 if outcome == 'retry' or outcome == 'postpone' then
   if body ~= '' then
     redis.call('HSETNX', key, 'body', body)
   end
-  local left = hook[3] + max_age - now
+  local left = hook[3] + max_age_ms - now
   if left > 0 then
     -- A caller that overslept its lease leaves the time of the next try to the later one.
     if hook[2] == claim then
-      redis.call('ZADD', K.hooks, now + math.min(delay, left), job)
+      redis.call('ZADD', K.hooks, now + math.min(delay_ms, left), job)
     end
     return 'due'
   end
@@ -34,5 +33,5 @@ end
 redis.call('HSET', key, 'state', state)
 redis.call('HDEL', key, 'body')
 redis.call('ZREM', K.hooks, job)
-redis.call('PEXPIRE', key, keep)
+redis.call('PEXPIRE', key, keep_ms)
 return state

@@ -7,24 +7,29 @@ from pathlib import Path
 
 import pytest
 
-import tokenbus.producer.scripts.runner as runner_module
+import tokenbus.producer.scripts.source as source_module
 from tokenbus.producer.contract import keys as keys_module
 from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS, Keys, shard_of
-from tokenbus.producer.scripts.runner import script_source
+from tokenbus.producer.scripts.source import part_names, script_source
 
-LUA = Path(runner_module.__file__).parent / "lua"
-SCRIPTS = sorted(p.stem for p in LUA.glob("*.lua") if p.read_text().startswith("#!lua"))
+LUA = Path(source_module.__file__).parent / "lua"
+SCRIPTS = list(part_names())
+PARTS = [*SCRIPTS, *part_names("lib/")]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", PARTS)
 def test_scripts_name_keys_only_through_the_table(name: str) -> None:
-    """No script spells a key name itself, and every name it uses is filled in."""
+    """No script or library spells a key name itself, and every name it uses is a key's."""
     used = set(re.findall(r"\b[KL]\.(\w+)", (LUA / f"{name}.lua").read_text()))
     assert used <= set(POOL_KEYS) | set(LOG_KEYS)
     spelled = "|".join(POOL_KEYS | LOG_KEYS)
     assert not re.search(rf"['\"]:({spelled})", (LUA / f"{name}.lua").read_text())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_keys_of_a_script_are_filled_in(name: str) -> None:
+    """The server gets whole key names."""
     assert not re.search(r"\b[KL]\.\w+", script_source(name))
-    assert "--@use" not in script_source(name)
 
 
 @pytest.mark.parametrize("name", sorted(set(SCRIPTS) - {"submit"}))

@@ -113,7 +113,7 @@ RULES = {
         "requeue", "if record[4] == 'cancel' then", "if false then"
     ),
     "the commit sets no short TTL (R9)": Change(
-        "end", "redis.call('PEXPIRE', log, BELT_MS)", "redis.call('PEXPIRE', log, 120000)"
+        "end", "redis.call('PEXPIRE', log, belt_ms)", "redis.call('PEXPIRE', log, 120000)"
     ),
     "a job is completed once (R9)": Change(
         "complete", "if not state or state == 'done' then", "if not state then"
@@ -125,7 +125,7 @@ RULES = {
     "a cancel is answered again (R11)": Change(
         "cancel", "if state ~= 'ending' then", "if state == 'ending' then return { 'done' } else"
     ),
-    "a job is charged once": Change("pull", "if charged == 0 then", "if true then"),
+    "a job is charged once": Change("pull", "(tonumber(record[6]) or 0) > 0", "false"),
 }
 
 

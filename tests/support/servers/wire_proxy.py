@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import hiredis
 
-from tokenbus.producer.scripts.runner import script_sha, script_source
+from tokenbus.producer.scripts.source import script_sha, script_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from tokenbus.producer.contract.events import Event
-from tokenbus.producer.scripts import runner
-from tokenbus.producer.scripts.runner import script_source
+from tokenbus.producer.scripts import source
+from tokenbus.producer.scripts.source import script_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,7 +83,10 @@ def check_log(job_id: str, entries: list[tuple[bytes, list[bytes]]]) -> None:
 
 @contextmanager
 def audited_scripts(*changes: Change) -> Iterator[None]:
-    """Run the scripts with clock and audit line, and with some lines replaced."""
+    """Run the scripts with clock and audit line, and with some lines replaced.
+
+    Raises: ValueError, if a script has no such line.
+    """
     texts: dict[str, str] = {}
 
     def text_of(name: str) -> str:
@@ -98,6 +101,8 @@ def audited_scripts(*changes: Change) -> Iterator[None]:
             texts[name] = text
         return texts[name]
 
+    for change in changes:
+        text_of(change.script)
     shas: dict[str, str] = {}
 
     def sha_of(name: str) -> str:
@@ -107,8 +112,8 @@ def audited_scripts(*changes: Change) -> Iterator[None]:
         return shas[name]
 
     with (
-        mock.patch.object(runner, "script_source", text_of),
-        mock.patch.object(runner, "script_sha", sha_of),
+        mock.patch.object(source, "script_source", text_of),
+        mock.patch.object(source, "script_sha", sha_of),
     ):
         yield
 

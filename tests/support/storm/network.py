@@ -18,7 +18,7 @@ from storm.audit import TTL_SCALE
 from storm.wire import Wire
 
 from tokenbus.producer.contract.channel import parse_message
-from tokenbus.producer.scripts import runner
+from tokenbus.producer.scripts import source
 
 if TYPE_CHECKING:
     import random
@@ -246,8 +246,8 @@ class Network:
             return str(args[0])
         if not self._names:
             for name in SCRIPTS:
-                self._names[runner.script_sha(name)] = name
-                self._names[runner.script_source(name)] = name
+                self._names[source.script_sha(name)] = name
+                self._names[source.script_source(name)] = name
         return self._names[args[1]]
 
     def _note(self, who: str, name: str, args: tuple[Any, ...], fate: str) -> None:

@@ -1,3 +1,5 @@
+--@offers affinity settle give_up_home is_held_back spares
+--@use base: wake
 -- Where a prefix is at home: with the first worker that pulled a job of it, until that one's cache
 -- has lost it, or the worker leaves or dies. Other workers leave jobs of the prefix to it for a while: for
 -- `ms` if they would idle, and as long as they find other work for a fifth of what the job has

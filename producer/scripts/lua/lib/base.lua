@@ -1,3 +1,4 @@
+--@offers now_ms whole ring is_woken wake dead_letter failure
 -- Server time and checked numbers; every stored time is server time in milliseconds.
 local function now_ms()
   local time = redis.call('TIME')

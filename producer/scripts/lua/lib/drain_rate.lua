@@ -1,3 +1,4 @@
+--@offers drained drain_opens drain_rate
 -- The rate at which the backlog drains, in tokens per ms: tokens pulled over the time in which work
 -- waited, both forgotten with a time constant of 20 s. Only what is pulled from a backlog that an
 -- earlier pull has left behind counts, over the time since that pull: where a pull takes all there

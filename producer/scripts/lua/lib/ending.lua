@@ -1,5 +1,6 @@
+--@offers to_ending ending_of tombstone
 -- Jobs that end without an owner: from here on their record is the authority until the terminal
--- entry is written, and whoever holds the returned epoch may write it.
+-- entry is written, and the holder of the returned epoch may write it.
 local function to_ending(job, epoch, finish, now)
   redis.call('HSET', K.job .. job, 'state', 'ending', 'epoch', epoch, 'finish', finish,
     'owner', '')

@@ -1,3 +1,7 @@
+--@offers read_entry bury
+--@use base: whole dead_letter failure
+--@use waiting: drop_entry stop_waiting
+--@use ending: to_ending ending_of tombstone
 -- Entries of lanes and front lists as strangers may have written them: nothing here may raise.
 local function field_of(fields, name)
   for i = 1, #fields, 2 do
@@ -40,7 +44,7 @@ local function read_entry(fields)
   return found
 end
 
--- Take an entry out that is no job of ours: dead letter, and a failed event where it names a job
+-- Take an entry out that is no valid job: dead letter, and a failed event where it names a job
 -- that nobody knows. A job that is known elsewhere is not disturbed.
 local function bury(stream, id, fields, field, message, priority, lane_tenant, endings, now)
   local finish = failure('invalid_request', field, message)

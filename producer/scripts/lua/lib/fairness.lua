@@ -1,3 +1,4 @@
+--@offers raise_floor enter_backlog leave_backlog add_time begin_holding end_holding
 -- Virtual time of tenants: service in tokens divided by weight. A tenant's time stands in `backlog`
 -- while jobs of it wait, in `running` while workers hold some (in both, the same), and in `resting`
 -- only while it is ahead of the floor with neither: below the floor it needs no memory, because a

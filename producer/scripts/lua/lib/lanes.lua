@@ -1,3 +1,4 @@
+--@offers fairest_lanes next_entry fairest
 -- The lanes of the tenants with the least virtual time, as seen by one pull: entries are read only of a
 -- lane that is picked, four at first and then sixteen at a time.
 local function fairest_lanes(priority, count)

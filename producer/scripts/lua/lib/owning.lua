@@ -1,3 +1,5 @@
+--@offers let_go is_held
+--@use fairness: end_holding
 -- Jobs that a worker holds.
 local function let_go(worker, job, tenant, priority)
   redis.call('HDEL', K.held .. worker, job)

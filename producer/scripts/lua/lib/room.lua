@@ -1,3 +1,4 @@
+--@offers room pages cost_of has_room_for spend_room is_room_left
 -- What a worker has room for, as one pull spends it: pages, rows, and what a job takes of them.
 -- `cached` has the tokens that all jobs of a prefix share; of an `idle` one nobody holds the pages.
 local room = { pages = 0, rows = 0, page = 1, expected = {}, default_output = 0, cached = {},

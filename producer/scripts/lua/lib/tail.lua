@@ -1,3 +1,4 @@
+--@offers tail_of answer failed
 -- The last entry of a token log, read in place of any counter: its fields are written in fixed
 -- order, so the kind is the first name. Tokens are one field `e`; their `to` is that of the id.
 local function tail_of(log)
@@ -31,5 +32,3 @@ end
 local function failed(reason)
   return { 'error', 0, 0, type(reason) == 'table' and reason.err or tostring(reason), 0 }
 end
-
-local BELT_MS, PUBLISH = ARGV[1], ARGV[2]

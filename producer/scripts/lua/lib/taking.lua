@@ -1,3 +1,7 @@
+--@offers entries_of note_taken write_taken
+--@use fairness: begin_holding add_time
+--@use waiting: drop_entries add_load
+--@use affinity: settle
 -- What a pull takes: noted while it decides, written at once when it has. A job costs two calls so,
 -- one that reads its record and one that writes it; all else is written once for each stream, tenant
 -- or pull. What goes wrong while it decides has changed nothing of the jobs it took.

@@ -1,3 +1,5 @@
+--@offers count_usage
+--@use base: whole
 -- Tokens per tenant and hour, counted once per job by its completion.
 local HOUR_MS, USAGE_TTL_MS = 3600000, 691200000
 

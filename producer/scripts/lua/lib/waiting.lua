@@ -1,3 +1,6 @@
+--@offers add_load add_entry wait_in load_job drop_entries drop_entry stop_waiting
+--@use base: ring is_woken wake
+--@use fairness: enter_backlog leave_backlog
 -- Jobs that wait: their entry in a lane or front list, and the load they add to the queue's bounds.
 -- `queued` of a record is what its job adds; empty once it adds nothing.
 local function add_load(tenant, priority, tokens, jobs)

@@ -1,3 +1,4 @@
+--@offers open_hook
 -- Webhooks: from the completion of its job on, a hook lies in `hooks` until it is settled. Without
 -- a control service nobody takes it out, so both keys forget it after a week.
 local HOOK_BELT_MS = 604800000
