@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from importlib.resources.abc import Traversable
 
 Argument = str | bytes | int | float
@@ -132,13 +132,6 @@ def libraries(name: str) -> list[Part]:
     found: dict[str, Part] = {}
     _visit(read_part(name), found, ())
     return list(found.values())
-
-
-def part_names(folder: str = "") -> Iterator[str]:
-    """Name the entry points, or with `lib/` the libraries."""
-    files = (_folder() / folder if folder else _folder()).iterdir()
-    names = (file.name for file in files)
-    return (folder + name.removesuffix(".lua") for name in sorted(names) if name.endswith(".lua"))
 
 
 @cache

@@ -234,7 +234,3 @@ class JobLog:
         if self.transcript is None:
             return []
         return [self.transcript.num_tokens(choice) for choice in range(len(self.reasons))]
-
-
-def _stay(_: JobLog) -> None:
-    """Wait for no turn: no log writer was chosen yet."""

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from lua.parts import part_names
 
 import tokenbus.producer.scripts.source as source_module
 from tokenbus.producer.contract import keys as keys_module
 from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS, Keys, shard_of
-from tokenbus.producer.scripts.source import part_names, script_source
+from tokenbus.producer.scripts.source import script_source
 
 LUA = Path(source_module.__file__).parent / "lua"
 SCRIPTS = list(part_names())

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from lua.parts import part_names
 
 from tokenbus.producer.scripts import source
 from tokenbus.producer.scripts.source import (
     Part,
     libraries,
     parse_part,
-    part_names,
     read_part,
     script_source,
 )

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 import pytest
+from lua.parts import part_names
 
-from tokenbus.producer.scripts import Append, Bounds, Budget, End, NewJob, Scripts, Takeover
+from tokenbus.producer.contract.new_job import NewJob
+from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.control import ClaimedWebhook, WebhookOutcome, WebhookTry
 from tokenbus.producer.scripts.queue import _submit_args
-from tokenbus.producer.scripts.source import part_names, read_part, script_sha
+from tokenbus.producer.scripts.source import read_part, script_sha
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from lua.parts import part_names
 from luaparser import ast, astnodes
 
-from tokenbus.producer.scripts.source import Part, libraries, part_names, read_part
+from tokenbus.producer.scripts.source import Part, libraries, read_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
