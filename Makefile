@@ -47,6 +47,7 @@ lint: $(STAMP)
 lint-packages: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/vulture
 	@$(BIN)/python tests/typecheck.py packages
 
 clean:

@@ -26,6 +26,7 @@ def _steps() -> dict[str, list[str]]:
     return {
         "lint": [*python, "-m", "ruff", "check"],
         "format": [*python, "-m", "ruff", "format", "--check"],
+        "dead code": [*python, "-m", "vulture"],
         f"types, {'warm' if has_cache else 'cold'} cache": [
             *python,
             "tests/typecheck.py",
