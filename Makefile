@@ -48,6 +48,7 @@ lint-packages: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/vulture
+	@PYTHONPATH=tests/support $(BIN)/python -m lua.lint
 	@$(BIN)/python tests/typecheck.py packages
 
 clean:

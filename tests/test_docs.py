@@ -13,7 +13,7 @@ from house.pages import floor_rows, package_rows, room_rows
 
 from tokenbus.producer.scripts import replies
 from tokenbus.worker.held import held_job
-from tokenbus.worker.publishing import job_log
+from tokenbus.worker.publishing import log_states
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -96,8 +96,8 @@ def test_protocol_explains_every_state_and_answer() -> None:
         replies.PullStatus,
         replies.RequeueStatus,
         held_job.Phase,
-        job_log.LogState,
-        job_log.LogAccess,
+        log_states.LogState,
+        log_states.LogAccess,
     ]
     values = {member.value for enum in enums for member in enum}
     assert {value for value in values if f"`{value}`" not in PROTOCOL} == set()
@@ -107,8 +107,8 @@ def test_protocol_explains_every_state_and_answer() -> None:
     ("heading", "legal"),
     [
         ("Held job", held_job._LEGAL),
-        ("Job log", job_log._LEGAL),
-        ("Access", job_log._LEGAL_ACCESS),
+        ("Job log", log_states.LEGAL_MOVES),
+        ("Access", log_states.LEGAL_ACCESS),
     ],
     ids=["held job", "job log", "access"],
 )
