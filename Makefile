@@ -47,6 +47,8 @@ lint: $(STAMP)
 lint-packages: $(STAMP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@$(BIN)/vulture
+	@PYTHONPATH=tests/support $(BIN)/python -m lua.lint
 	@$(BIN)/python tests/typecheck.py packages
 
 clean:

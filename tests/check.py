@@ -26,6 +26,8 @@ def _steps() -> dict[str, list[str]]:
     return {
         "lint": [*python, "-m", "ruff", "check"],
         "format": [*python, "-m", "ruff", "format", "--check"],
+        "dead code": [*python, "-m", "vulture"],
+        "scripts": [*python, "-m", "lua.lint"],
         f"types, {'warm' if has_cache else 'cold'} cache": [
             *python,
             "tests/typecheck.py",
@@ -37,7 +39,8 @@ def _steps() -> dict[str, list[str]]:
 
 def main() -> int:
     """Run every step; return the worst exit code."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    paths = filter(None, ("tests/support", os.environ.get("PYTHONPATH")))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     worst, started_at = 0, time.monotonic()
     for name, command in _steps().items():
         began_at = time.monotonic()

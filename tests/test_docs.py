@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,11 @@ from house.pages import floor_rows, package_rows, room_rows
 
 from tokenbus.producer.scripts import replies
 from tokenbus.worker.held import held_job
-from tokenbus.worker.publishing import job_log
+from tokenbus.worker.publishing import log_states
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from enum import Enum
     from pathlib import Path
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -89,32 +90,35 @@ def test_rule_names_its_file_and_its_test() -> None:
 
 def test_protocol_explains_every_state_and_answer() -> None:
     """Each value of the enums that the protocol speaks in is on its page."""
-    of_logs: list[type[Enum]] = [
-        each
-        for each in vars(job_log).values()
-        if isinstance(each, type) and issubclass(each, Enum) and each.__module__ == job_log.__name__
-    ]
-    assert of_logs
     enums: list[type[Enum]] = [
         replies.JobState,
         replies.LogStatus,
         replies.PullStatus,
         replies.RequeueStatus,
         held_job.Phase,
-        *of_logs,
+        log_states.LogState,
+        log_states.LogAccess,
     ]
     values = {member.value for enum in enums for member in enum}
     assert {value for value in values if f"`{value}`" not in PROTOCOL} == set()
 
 
-def test_protocol_has_the_legal_moves_of_a_held_job() -> None:
-    """The table of phases is the one that the worker obeys."""
-    table = PROTOCOL.partition("**Held job**")[2].partition("**Job log**")[0]
+@pytest.mark.parametrize(
+    ("heading", "legal"),
+    [
+        ("Held job", held_job._LEGAL),
+        ("Job log", log_states.LEGAL_MOVES),
+        ("Access", log_states.LEGAL_ACCESS),
+    ],
+    ids=["held job", "job log", "access"],
+)
+def test_protocol_has_the_legal_moves(heading: str, legal: Mapping[Enum, Iterable[Enum]]) -> None:
+    """A table of states is the one that the code obeys."""
+    table = _tables(PROTOCOL.partition(f"**{heading}**")[2])[0]
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (.+) \|$", table, re.MULTILINE)
-    moves = {phase: set(re.findall(r"`(\w+)`", targets)) for phase, targets in rows}
+    moves = {state: set(re.findall(r"`(\w+)`", targets)) for state, targets in rows}
     assert moves == {
-        phase.value: {target.value for target in targets}
-        for phase, targets in held_job._LEGAL.items()
+        state.value: {target.value for target in targets} for state, targets in legal.items()
     }
 
 
@@ -126,12 +130,15 @@ def _plain(text: str) -> str:
 
 @cache
 def _source_text() -> str:
+    """Return all words of the sources with single blanks."""
     files = _files(*PACKAGES, "tests/support/house")
-    return _plain("\n".join(path.read_text() for path in files))
+    text = _plain("\n".join(path.read_text() for path in files))
+    return f" {' '.join(re.findall(r'[a-z0-9]+', text))} "
 
 
 def _is_used(word: str) -> bool:
-    return bool(re.search(rf"\b{re.escape(_plain(word))}(s|es|d|ed|ing)?\b", _source_text()))
+    endings = ("", "s", "es", "d", "ed", "ing")
+    return any(f" {_plain(word)}{ending} " in _source_text() for ending in endings)
 
 
 def test_words_are_those_that_the_source_uses() -> None:

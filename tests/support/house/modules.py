@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,14 +45,20 @@ class Module:
 
         `from a import b` gives `a.b`, whatever `b` is: `Tree.resolve` finds the module.
         """
-        tree = ast.parse(self.source)
-        if not in_functions:
-            tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
-        package = ".".join(("tokenbus", *Path(self.folder).parts))
-        names: set[str] = set()
-        for node in ast.walk(tree):
-            names |= _imported(node, package)
-        return names
+        return set(_imports_of(self, in_functions=in_functions))
+
+
+@cache
+def _imports_of(module: Module, *, in_functions: bool) -> frozenset[str]:
+    """Read a module's imports, once however many planted modules stand beside it."""
+    tree = ast.parse(module.source)
+    if not in_functions:
+        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+    package = ".".join(("tokenbus", *Path(module.folder).parts))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        names |= _imported(node, package)
+    return frozenset(names)
 
 
 def _imported(node: ast.AST, package: str) -> set[str]:
