@@ -1,74 +1,216 @@
-"""How an engine is built: every tunable in one place, in tokens, pages and milliseconds."""
+"""How an engine is built: every setting declared once, in tokens, pages and milliseconds.
+
+A field of `EngineConfig` carries its bounds, and its option of the command line with the help. The
+worker's setting of that name, its `TOKENBUS_*` variable and `tokenbus worker --help` come from
+there. This module imports nothing heavy, because the command line reads it at every start.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
 
 from tokenbus.engine.errors import RequestRejected
+
+_MEMORY_SHARES = (0.05, 0.98)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetting:
+    """What is declared of one field.
+
+    `kind` is the type of a value, `default` None where the engine chooses by device and model.
+    `choices` are the only values of a text, None where any will do. `option` is empty for
+    what only a variable sets; `metavar` stands for the value of one that has no choices. `unset`
+    says in the help what holds unless it is set, if the default alone does not.
+    """
+
+    name: str
+    kind: type
+    default: Any
+    bounds: tuple[float, float] | None = None
+    choices: tuple[str, ...] | None = None
+    option: str = ""
+    metavar: str | None = None
+    help: str = ""
+    unset: str = ""
+
+    def option_arguments(self) -> dict[str, Any]:
+        """Return what `argparse` is told of the option; one that is not given is None."""
+        told: dict[str, Any] = {"dest": self.name, "help": f"{self.help} (default: {self._unset})"}
+        if self.choices is not None:
+            return told | {"choices": self.choices}
+        if self.kind is not str:
+            told["type"] = self.kind
+        return told | {"metavar": self.metavar}
+
+    @property
+    def _unset(self) -> str:
+        if self.unset:
+            return self.unset
+        return self.default if isinstance(self.default, str) else f"{self.default:g}"
+
+
+def _declared(
+    bounds: tuple[float, float] | None = None,
+    *,
+    choices: tuple[str, ...] | None = None,
+    **told: str,
+) -> dict[str, Any]:
+    """Return the metadata of a field: arguments of its `EngineSetting`."""
+    return {"bounds": bounds, "choices": choices, **told}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Settings of one engine; None means "chosen at start-up from the device and the model".
 
-    Attributes:
-        model: local folder, hub id or alias of the model store.
-        dtype: auto, float32, bfloat16 or float16.
-        device: auto, cpu or cuda[:index].
-        page_size: tokens per page (None: 16 on a CPU, 64 on a GPU).
-        num_pages: pages of the pool, scratch page included (None: from free memory).
-        memory_fraction: share of the device's memory that weights and pages may take together.
-        kv_cache_gib: pages in GiB on a CPU, where free memory is not ours alone.
-        max_num_seqs: rows, hence the largest batch.
-        max_model_len: longest prompt plus output in tokens (None: the model's own limit).
-        max_batch_tokens: prompt tokens per step when nobody is streaming.
-        itl_target_ms: longest step while somebody is streaming (None: no target).
-        prefix_cache: share pages between sequences with the same prefix and salt.
-        prefix_grouping: let decoding sequences with the same pages read these once for all of them.
-        random_weights: ignore weight files and draw weights (benchmarks).
-        num_threads: compute threads on a CPU (None: torch's choice).
-        cuda_graphs: capture steps on a GPU: decode steps, and those with few prompt tokens.
-        quantization: on a CPU, int8 rounds weights to a byte with a scale per output, int4 those of
-            the layers to 4 bits with a scale and an offset per 32 inputs (None: off).
+    The order is that of the options.
     """
 
+    # A local folder, hub id or alias of the model store.
     model: str
-    dtype: str = "auto"
-    device: str = "auto"
-    page_size: int | None = None
-    num_pages: int | None = None
-    memory_fraction: float = 0.9
-    kv_cache_gib: float = 2.0
-    max_num_seqs: int = 256
-    max_model_len: int | None = None
-    max_batch_tokens: int = 8192
-    itl_target_ms: float | None = None
+    dtype: str = field(
+        default="auto",
+        metadata=_declared(
+            choices=("auto", "float32", "bfloat16", "float16"),
+            option="--dtype",
+            help="number format of weights and pages",
+            unset="auto, what the model was saved in",
+        ),
+    )
+    # int8 rounds weights to a byte with a scale per output, int4 those of the layers to 4 bits with
+    # a scale and an offset per 32 inputs.
+    quantization: str | None = field(
+        default=None,
+        metadata=_declared(
+            choices=("int8", "int4"),
+            option="--quantization",
+            help="round weights to a byte or half of one on a CPU, for few jobs at a time",
+            unset="off",
+        ),
+    )
+    device: str = field(
+        default="auto",
+        metadata=_declared(option="--device", metavar="NAME", help="auto, cpu or cuda[:index]"),
+    )
+    num_threads: int | None = field(
+        default=None,
+        metadata=_declared(
+            (1, 1024),
+            option="--threads",
+            metavar="N",
+            help="compute threads on a CPU",
+            unset="one per core",
+        ),
+    )
+    page_size: int | None = field(
+        default=None,
+        metadata=_declared(
+            (1, 1024),
+            option="--page-size",
+            metavar="TOKENS",
+            help="tokens per KV page",
+            unset="16 on a CPU, 64 on a GPU",
+        ),
+    )
+    # The scratch page counts.
+    num_pages: int | None = field(
+        default=None,
+        metadata=_declared(
+            (2, 2**31 - 1),
+            option="--num-pages",
+            metavar="N",
+            help="KV pages",
+            unset="from free memory",
+        ),
+    )
+    # Free memory of a CPU is not the engine's alone.
+    kv_cache_gib: float = field(
+        default=2.0,
+        metadata=_declared(
+            (0.001, 4096),
+            option="--kv-cache-gib",
+            metavar="GIB",
+            help="memory for KV pages on a CPU in GiB",
+        ),
+    )
+    memory_fraction: float = field(
+        default=0.9,
+        metadata=_declared(
+            _MEMORY_SHARES,
+            option="--memory-fraction",
+            metavar="SHARE",
+            help="share of a GPU's memory for weights and pages,"
+            f" {_MEMORY_SHARES[0]} to {_MEMORY_SHARES[1]}",
+        ),
+    )
+    # Rows.
+    max_num_seqs: int = field(
+        default=256,
+        metadata=_declared(
+            (1, 4096), option="--max-num-seqs", metavar="N", help="largest running batch"
+        ),
+    )
+    max_model_len: int | None = field(
+        default=None,
+        metadata=_declared(
+            (2, 2**24),
+            option="--max-model-len",
+            metavar="TOKENS",
+            help="longest prompt plus output in tokens",
+            unset="the model's own limit",
+        ),
+    )
+    # The longest step while somebody is streaming.
+    itl_target_ms: float | None = field(
+        default=None,
+        metadata=_declared(
+            (0.1, 60_000),
+            option="--itl-target-ms",
+            metavar="MS",
+            help="longest gap that a prefill may put between streamed tokens",
+            unset="none",
+        ),
+    )
+    # Prompt tokens per step when nobody is streaming.
+    max_batch_tokens: int = field(default=8192, metadata=_declared((1, 2**20)))
+    # Share pages between sequences with the same prefix and salt.
     prefix_cache: bool = True
+    # Let decoding sequences with the same pages read these once for all of them.
     prefix_grouping: bool = True
+    # Ignore weight files and draw weights, for benchmarks.
     random_weights: bool = False
-    num_threads: int | None = None
+    # Capture steps on a GPU: decode steps, and those with few prompt tokens.
     cuda_graphs: bool = True
-    quantization: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values outside their bounds by the field's name."""
-        if self.quantization not in (None, "int8", "int4"):
-            raise RequestRejected("quantization", f"{self.quantization} is not int8 or int4")
-        bounds: dict[str, tuple[float, float]] = {
-            "page_size": (1, 1024),
-            "num_pages": (2, 2**31 - 1),
-            "memory_fraction": (0.05, 0.98),
-            "kv_cache_gib": (0.001, 4096),
-            "max_num_seqs": (1, 4096),
-            "max_model_len": (2, 2**24),
-            "max_batch_tokens": (1, 2**20),
-            "itl_target_ms": (0.1, 60_000),
-            "num_threads": (1, 1024),
-        }
         for item in fields(self):
-            if item.name not in bounds:
-                continue
+            bounds, choices = item.metadata.get("bounds"), item.metadata.get("choices")
             value = getattr(self, item.name)
-            low, high = bounds[item.name]
-            if value is not None and not low <= value <= high:
-                raise RequestRejected(item.name, f"{value} is outside {low}…{high}")
+            if value is None:
+                continue
+            if choices is not None and value not in choices:
+                raise RequestRejected(item.name, f"{value} is not {' or '.join(choices)}")
+            if bounds is not None and not bounds[0] <= value <= bounds[1]:
+                raise RequestRejected(item.name, f"{value} is outside {bounds[0]}…{bounds[1]}")
+
+
+def engine_settings() -> dict[str, EngineSetting]:
+    """Return what is declared of every field but the model, which has no default."""
+    hints = get_type_hints(EngineConfig)
+    return {
+        item.name: EngineSetting(
+            item.name, _kind(hints[item.name]), item.default, **dict(item.metadata)
+        )
+        for item in fields(EngineConfig)
+        if item.name != "model"
+    }
+
+
+def _kind(hint: Any) -> type:
+    """Return the type of a value that may be None."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+    only: type = kinds[0]
+    return only

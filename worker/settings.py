@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from dataclasses import fields
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, create_model, model_validator
 
-from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.null.null_config import NullConfig
-from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.messages.engine import StartEngine
+from tokenbus.worker.service_settings import ServiceSettings
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+T = TypeVar("T", bound=ServiceSettings)
+_ENGINE = engine_settings()
 
 
-class WorkerSettings(BaseSettings):
+def _with_engine_settings(settings: type[T]) -> type[T]:
+    """Add the engine's settings under their names, with their bounds."""
+    added: Any = {name: _field(setting) for name, setting in _ENGINE.items()}
+    made: type[T] = create_model(
+        settings.__name__,
+        __base__=settings,
+        __module__=settings.__module__,
+        __doc__=settings.__doc__,
+        **added,
+    )
+    return made
+
+
+def _field(setting: EngineSetting) -> tuple[Any, Any]:
+    """Return type and default of a setting; None leaves it to the engine, as a text does itself."""
+    kind: Any = setting.kind if setting.choices is None else Literal[setting.choices]
+    if isinstance(setting.default, str):
+        return kind, setting.default
+    if setting.bounds is None:
+        return kind | None, None
+    low, high = setting.bounds
+    return kind | None, Field(default=None, ge=low, le=high)
+
+
+@_with_engine_settings
+class WorkerSettings(ServiceSettings):
     """Settings of one worker; times in seconds, sizes in tokens or pages.
 
-    The engine's own fields mean what they mean in `EngineConfig`; those left at None keep its
-    defaults. `num_pages` and `max_num_seqs` apply to the null engine too.
+    The fields of `EngineConfig` are settings too and mean what they mean there; those left at None
+    keep its defaults. The null engine takes its sizes from the same names.
     """
-
-    model_config = SettingsConfigDict(env_prefix="TOKENBUS_", extra="forbid", frozen=True)
-
-    redis_url: str = "redis://127.0.0.1:6379/0"
-    pool: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
 
     engine: Literal["paged", "null"] = "paged"
     model: str = "smollm2-135m"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    page_size: int | None = Field(default=None, ge=1, le=1024)
-    num_pages: int | None = Field(default=None, ge=2, le=2**31 - 1)
-    memory_fraction: float | None = Field(default=None, ge=0.05, le=0.98)
-    kv_cache_gib: float | None = Field(default=None, ge=0.001, le=4096)
-    max_num_seqs: int | None = Field(default=None, ge=1, le=4096)
-    max_model_len: int | None = Field(default=None, ge=2, le=2**24)
-    max_batch_tokens: int | None = Field(default=None, ge=1, le=2**20)
-    itl_target_ms: float | None = Field(default=None, ge=0.1, le=60_000)
-    num_threads: int | None = Field(default=None, ge=1, le=1024)
-    prefix_cache: bool | None = None
-    prefix_grouping: bool | None = None
-    random_weights: bool | None = None
-    cuda_graphs: bool | None = None
-    quantization: Literal["int8", "int4"] | None = None
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
     null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)
     null_crash_id: int | None = Field(default=None, ge=0)
@@ -53,14 +59,12 @@ class WorkerSettings(BaseSettings):
     # A folder in which the engine process notes when it handed tokens over, for measuring.
     step_log: str | None = None
 
-    lease_ttl_s: float = Field(default=5.0, ge=1, le=600)
     renew_interval_s: float = Field(default=1.0, ge=0.05, le=60)
     engine_start_timeout_s: Seconds = 1800.0
     engine_stall_s: float = Field(default=60.0, ge=1, le=3600)
     max_engine_restarts: int = Field(default=5, ge=0, le=1000)
     drain_deadline_s: float = Field(default=30.0, ge=0, le=86_400)
     connect_timeout_s: Seconds = 30.0
-    outage_timeout_s: float = Field(default=300.0, ge=0, le=86_400)
     call_timeout_s: Seconds = 5.0
     suspect_wait_s: float = Field(default=10.0, ge=0, le=3600)
     hol_bypass_ms: int = Field(default=500, ge=0, le=600_000)
@@ -75,13 +79,6 @@ class WorkerSettings(BaseSettings):
     result_ttl_s: Seconds = 3600.0
     log_ttl_s: Seconds = 120.0
 
-    # Prometheus metrics over HTTP; no port, no server. Who may reach the host sees them.
-    metrics_port: int | None = Field(default=None, ge=1, le=65_535)
-    metrics_host: str = "127.0.0.1"
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "json", "console"] = "auto"
-
     @model_validator(mode="after")
     def _check_lease(self) -> Self:
         """Leave room for two failed renewals inside a lease."""
@@ -92,24 +89,10 @@ class WorkerSettings(BaseSettings):
             )
         return self
 
-    @classmethod
-    def load(cls, **values: Any) -> Self:
-        """Read the environment, `values` that are not None going first.
-
-        Raises: SettingsInvalid, one sentence that names the setting.
-        """
-        try:
-            return cls(**{name: value for name, value in values.items() if value is not None})
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise SettingsInvalid(f"{field}: {message}" if field else message) from None
-
     @property
     def holds_prefixes(self) -> bool:
         """Tell whether the engine keeps the pages of prompts for others that begin alike."""
-        return self.engine == "paged" and self.prefix_cache is not False
+        return self.engine == "paged" and self._engine_values().get("prefix_cache") is not False
 
     @property
     def affinity_ms(self) -> int:
@@ -120,31 +103,18 @@ class WorkerSettings(BaseSettings):
         """Return the message that builds this worker's engine."""
         if self.engine == "null":
             return StartEngine(null=self._null_config(), step_log=self.step_log)
-        names = (
-            "page_size",
-            "num_pages",
-            "memory_fraction",
-            "kv_cache_gib",
-            "max_num_seqs",
-            "max_model_len",
-            "max_batch_tokens",
-            "itl_target_ms",
-            "num_threads",
-            "prefix_cache",
-            "prefix_grouping",
-            "random_weights",
-            "cuda_graphs",
-            "quantization",
-        )
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return StartEngine(
-            engine=EngineConfig(model=self.model, dtype=self.dtype, device=self.device, **given),
-            step_log=self.step_log,
+            engine=EngineConfig(model=self.model, **self._engine_values()), step_log=self.step_log
         )
 
+    def _engine_values(self) -> dict[str, Any]:
+        """Return the engine's settings that are set."""
+        values = ((name, getattr(self, name)) for name in _ENGINE)
+        return {name: value for name, value in values if value is not None}
+
     def _null_config(self) -> NullConfig:
-        names = ("page_size", "num_pages", "max_num_seqs", "max_model_len")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        known = {item.name for item in fields(NullConfig)}
+        given = {name: value for name, value in self._engine_values().items() if name in known}
         return NullConfig(
             tokens_per_s=self.null_tokens_per_s,
             total_tokens_per_s=self.null_total_tokens_per_s,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 EXIT_WRONG_INPUT = 2
 
@@ -13,6 +16,17 @@ _REDIS_HELP = (
     "redis://, rediss://, unix:// or embedded:///path "
     "(default: redis://127.0.0.1:6379/0, or TOKENBUS_REDIS_URL)"
 )
+
+
+class EngineSetting(Protocol):
+    """A setting of the engine: its option, empty for none, and what argparse is told of that."""
+
+    @property
+    def option(self) -> str:
+        """Return the option."""
+
+    def option_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `add_argument`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,34 +64,20 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
         help="seconds after which the bus ride is given up (default: 900)")
 
 
-def add_worker(parser: argparse.ArgumentParser) -> None:
-    """Declare what `tokenbus worker` takes; what is left out comes from the environment."""
+def add_worker(parser: argparse.ArgumentParser, engine: Iterable[EngineSetting]) -> None:
+    """Declare what `tokenbus worker` takes; what is left out comes from the environment.
+
+    `engine` are the engine's settings, which say themselves what their options are.
+    """
     add = parser.add_argument
     add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
     add("--pool", metavar="NAME", help=_POOL_HELP)
     add("--model", metavar="MODEL", help=_MODEL_HELP)
     add("--engine", choices=("paged", "null"),
         help="paged runs a model, null emits made-up tokens to try a queue (default: paged)")
-    add("--dtype", choices=("auto", "float32", "bfloat16", "float16"),
-        help="number format of weights and pages (default: auto, what the model was saved in)")
-    add("--quantization", choices=("int8", "int4"),
-        help="round weights to a byte or half of one on a CPU, for few jobs at a time"
-        " (default: off)")
-    add("--device", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
-    add("--threads", dest="num_threads", type=int, metavar="N",
-        help="compute threads on a CPU (default: one per core)")
-    add("--page-size", type=int, metavar="TOKENS",
-        help="tokens per KV page (default: 16 on a CPU, 64 on a GPU)")
-    add("--num-pages", type=int, metavar="N", help="KV pages (default: from free memory)")
-    add("--kv-cache-gib", type=float, metavar="GIB",
-        help="memory for KV pages on a CPU in GiB (default: 2)")
-    add("--memory-fraction", type=float, metavar="SHARE",
-        help="share of a GPU's memory for weights and pages, 0.05 to 0.98 (default: 0.9)")
-    add("--max-num-seqs", type=int, metavar="N", help="largest running batch (default: 256)")
-    add("--max-model-len", type=int, metavar="TOKENS",
-        help="longest prompt plus output in tokens (default: the model's own limit)")
-    add("--itl-target-ms", type=float, metavar="MS",
-        help="longest gap that a prefill may put between streamed tokens (default: none)")
+    for setting in engine:
+        if setting.option:
+            add(setting.option, **setting.option_arguments())
     add("--drain-deadline-s", type=float, metavar="S",
         help="seconds that running jobs get to end after Ctrl-C (default: 30)")
     add("--lease-ttl-s", type=float, metavar="S",

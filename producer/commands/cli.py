@@ -32,7 +32,9 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Describe every sub-command; nothing but argparse is imported."""
+    """Describe every sub-command; no client and no tensors are imported."""
+    from tokenbus.engine.config import engine_settings
+
     parser = Parser(prog="tokenbus", description="LLM jobs through a Redis queue, by the busload.")
     parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS,
         help="print the version and exit")  # fmt: skip
@@ -41,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_demo(demo)
     demo.set_defaults(run=_run_demo)
     worker = commands.add_parser("worker", help="pull jobs and generate until told to stop")
-    arguments.add_worker(worker)
+    arguments.add_worker(worker, engine_settings().values())
     worker.set_defaults(run=_run_worker)
     submit = commands.add_parser("submit", help="queue a prompt and stream the answer")
     arguments.add_submit(submit)

@@ -101,7 +101,8 @@ LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}
 NUM_PRIORITIES = 3
 NAME_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"
 JOB_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,96}$"
-_POOL = re.compile(r"^[A-Za-z0-9_.-]{1,64}$")
+POOL_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
+_POOL = re.compile(POOL_PATTERN)
 _SHARD = re.compile(r"^s(\d{1,3})-")
 
 

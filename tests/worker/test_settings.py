@@ -23,7 +23,9 @@ def test_environment_counts_and_arguments_go_first(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TOKENBUS_MAX_NUM_SEQS", "7")
     monkeypatch.setenv("TOKENBUS_POOL", "from-env")
     settings = WorkerSettings.load(pool="given", max_num_seqs=None)
-    assert (settings.pool, settings.max_num_seqs) == ("given", 7)
+    engine = settings.start_engine().engine
+    assert engine is not None
+    assert (settings.pool, engine.max_num_seqs) == ("given", 7)
 
 
 def test_engine_gets_what_was_set_and_its_own_defaults_else() -> None:

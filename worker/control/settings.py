@@ -5,40 +5,30 @@ from __future__ import annotations
 import json
 from ipaddress import IPv4Network, IPv6Network  # noqa: TC003 -- pydantic reads the annotations
 from pathlib import Path  # noqa: TC003 -- pydantic reads the annotations
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import Field, SecretStr
 
 from tokenbus.worker.errors import SettingsInvalid
+from tokenbus.worker.service_settings import ServiceSettings
 
 Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
 
 
-class ControlSettings(BaseSettings):
+class ControlSettings(ServiceSettings):
     """Settings of one control service or adapter; times in seconds.
 
     `webhook_keys` maps a tenant to its signing key; two, separated by a blank, sign both while a
     receiver changes from one to the other. `webhook_keys_file` is the same as a JSON file.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TOKENBUS_", extra="forbid", frozen=True)
-
-    redis_url: str = "redis://127.0.0.1:6379/0"
     # Where arq keeps its jobs; None is the server of the pool.
     arq_redis_url: str | None = None
-    pool: str = Field(default="default", pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     connect_timeout_s: Seconds = 30.0
-    outage_timeout_s: float = Field(default=300.0, ge=0, le=86_400)
     call_timeout_s: Seconds = 5.0
-    # As the workers': the backstop takes a worker for dead after two leases.
-    lease_ttl_s: float = Field(default=5.0, ge=1, le=600)
     result_ttl_s: Seconds = 3600.0
     log_ttl_s: Seconds = 120.0
     crons: Path | None = None
-    # Prometheus metrics over HTTP; no port, no server. Who may reach the host sees them.
-    metrics_port: int | None = Field(default=None, ge=1, le=65_535)
-    metrics_host: str = "127.0.0.1"
 
     webhook_keys: dict[str, SecretStr] = Field(default_factory=dict)
     webhook_keys_file: Path | None = None
@@ -60,25 +50,6 @@ class ControlSettings(BaseSettings):
     adapter_lock_s: float = Field(default=15.0, ge=1, le=3600)
     adapter_max_tries: int = Field(default=100, ge=1, le=100_000)
     adapter_result_ttl_s: Seconds = 3600.0
-
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "json", "console"] = "auto"
-
-    @classmethod
-    def load(cls, **values: Any) -> Self:
-        """Read the environment, `values` that are not None going first.
-
-        Raises: SettingsInvalid, one sentence that names the setting.
-        """
-        try:
-            return cls(**{name: value for name, value in values.items() if value is not None})
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise SettingsInvalid(f"{field}: {first['msg']}") from None
-        except SettingsError as error:
-            # A variable that has to be JSON and is not; its value may be a key and is not shown.
-            raise SettingsInvalid(f"{error}: it has to be JSON") from None
 
     @property
     def queue(self) -> str:

@@ -1,0 +1,47 @@
+"""What the settings of a worker and of a control service have in common, and how they are read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from tokenbus.producer.contract.keys import POOL_PATTERN
+from tokenbus.worker.errors import SettingsInvalid
+
+
+class ServiceSettings(BaseSettings):
+    """Settings of one process of a pool; times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="TOKENBUS_", extra="forbid", frozen=True)
+
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    pool: str = Field(default="default", pattern=POOL_PATTERN)
+    outage_timeout_s: float = Field(default=300.0, ge=0, le=86_400)
+    # The backstop of a control service takes a worker for dead after two leases.
+    lease_ttl_s: float = Field(default=5.0, ge=1, le=600)
+
+    # Prometheus metrics over HTTP; no port, no server. Who may reach the host sees them.
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535)
+    metrics_host: str = "127.0.0.1"
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    @classmethod
+    def load(cls, **values: Any) -> Self:
+        """Read the environment, `values` that are not None going first.
+
+        Raises: SettingsInvalid, one sentence that names the setting.
+        """
+        try:
+            return cls(**{name: value for name, value in values.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise SettingsInvalid(f"{field}: {message}" if field else message) from None
+        except SettingsError as error:
+            # A variable that has to be JSON and is not; its value may be a key and is not shown.
+            raise SettingsInvalid(f"{error}: it has to be JSON") from None
