@@ -1,4 +1,4 @@
-"""Puts an engine together: model, pages, rows, scheduler."""
+"""The engine's construction: model, pages, rows, scheduler."""
 
 from __future__ import annotations
 

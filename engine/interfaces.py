@@ -1,4 +1,4 @@
-"""What one forward pass knows about its tokens: positions, pages and lengths."""
+"""Interfaces of the forward pass: what it knows of its tokens (positions, pages, lengths)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the offline API answers."""
+"""Answers of the offline API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiling the kernels of a warm-up side by side instead of one after the other."""
+"""Parallel compilation: the kernels of a warm-up side by side, not one after the other."""
 
 # mypy: disable-error-code="import-untyped"
 from __future__ import annotations

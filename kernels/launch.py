@@ -1,4 +1,4 @@
-"""What every launch shares: the input error, device facts and shape checks."""
+"""Launch basics: the input error, device facts and shape checks."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,untyped-decorator"
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes to a terminal: text that a model wrote, and the progress of slow steps."""
+"""Terminal output: text that a model wrote, and the progress of slow steps."""
 
 from __future__ import annotations
 

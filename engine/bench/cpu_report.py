@@ -1,4 +1,4 @@
-"""The figures of `tokenbus bench cpu`: every run, and ratios to the unit."""
+"""Figures of `tokenbus bench cpu`: every run, and ratios to the unit."""
 
 from __future__ import annotations
 

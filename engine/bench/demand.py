@@ -1,4 +1,4 @@
-"""What a workload demands of a machine at least: bytes to read, operations to do."""
+"""Lower bounds of a workload: bytes that have to be read, operations that have to be done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measures the engine alone: fixed work, exact lengths, figures beside the machine's ceilings.
+"""Measurement of the engine alone: fixed work, exact lengths, beside the machine's ceilings.
 
 Needs torch, triton and transformers only. Every sequence runs to its full length at temperature
 0.6; a run that delivers another number of tokens is an error, not a figure.

@@ -1,4 +1,4 @@
-"""What `tokenbus bench cpu` asks of an engine, and how an engine takes part."""
+"""Orders of `tokenbus bench cpu`, and the interface by which an engine takes part."""
 
 from __future__ import annotations
 

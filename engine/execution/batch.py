@@ -1,4 +1,4 @@
-"""From a plan to the tensors of a forward pass."""
+"""Batches: the tensors of a forward pass, made from a plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Carries out a plan on the device: forward passes, sampling, read-back."""
+"""The runner carries out a plan on the device: forward passes, sampling, read-back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""Keep patterns of JSON strings inside what the grammar library quotes correctly.
+r"""Patterns of JSON strings, kept inside what the grammar library quotes correctly.
 
 The library matches a pattern against the escaped spelling of a string. It takes a character class
 that holds the control characters for one that holds every character with an escape, so `[^"]`

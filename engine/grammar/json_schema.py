@@ -1,6 +1,6 @@
-"""Refuse by name every JSON-schema keyword that a grammar would not enforce.
+"""JSON schemas: every keyword that a grammar would not enforce is refused by its name.
 
-JSON Schema lets a validator ignore what it does not know. A constraint must not: whoever writes a
+JSON Schema lets a validator ignore what it does not know. A constraint must not: the author of a
 keyword relies on it. So a schema passes only if each of its keywords is enforced by the compiler
 or is an annotation, which constrains nothing.
 """

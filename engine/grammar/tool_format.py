@@ -1,4 +1,4 @@
-"""How families of models write tool calls."""
+"""Tool-call formats: the way each family of models writes its calls."""
 
 from __future__ import annotations
 

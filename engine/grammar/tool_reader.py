@@ -1,4 +1,4 @@
-"""Reads tool calls back from the text of an output."""
+"""The tool reader finds the calls in the text of an output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tells one decoder from another, without the names of their families."""
+"""Configuration of a decoder: what tells one from another, without the names of families."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is found out about a transformers model before it may run on pages."""
+"""Probes of a transformers model: what is found out before it may run on pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a batch needs of the sampler, known on the host before the launch."""
+"""The sampling plan: what a batch needs of the sampler, known on the host before the launch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refuse sampling parameters that cannot be carried out, by the name of the field."""
+"""Validation of sampling parameters: what cannot be carried out is refused by its field."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many prompt tokens a step may take while others are streaming."""
+"""The chunk size: how many prompt tokens a step may take while others are streaming."""
 
 from __future__ import annotations
 

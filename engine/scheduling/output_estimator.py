@@ -1,4 +1,4 @@
-"""How long outputs usually get, per lane: what admission charges instead of max_tokens."""
+"""Expected output lengths per lane: what admission charges instead of max_tokens."""
 
 from __future__ import annotations
 

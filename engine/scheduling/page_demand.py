@@ -1,4 +1,4 @@
-"""How many pages sequences will ask for: of their prompts, and of the outputs expected of them."""
+"""Page demand: the pages that prompts and expected outputs of sequences will ask for."""
 
 from __future__ import annotations
 

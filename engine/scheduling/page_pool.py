@@ -1,4 +1,4 @@
-"""Who holds which page: reference counts, the free list and eviction order.
+"""The page pool: reference counts, the free list and the order of eviction.
 
 A page is in exactly one of three places:
 

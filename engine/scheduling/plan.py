@@ -1,4 +1,4 @@
-"""What one step is going to compute."""
+"""The plan of a step: what it is going to compute."""
 
 from __future__ import annotations
 

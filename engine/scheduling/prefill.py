@@ -1,4 +1,4 @@
-"""Which prompt tokens a step computes: prefix hits, siblings that wait, fair shares.
+"""Prefill planning: which prompt tokens a step computes, which siblings wait, fair shares.
 
 Sequences whose next page is being computed by another one do not compute it again. They are its
 siblings: they wait, and take each page as soon as a chunk that fills it was planned, which may be

@@ -1,4 +1,4 @@
-"""Which page holds which prefix: a hash chain over full pages."""
+"""The prefix cache: a hash chain over full pages, from prefix to page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which running sequences hold the same pages: runs that decode may read once for all of them."""
+"""Prefix groups: running sequences that hold the same pages, which decode may read once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a GGUF file of the Llama family to safetensors, config and tokenizer, all dequantised."""
+"""GGUF import: a file of the Llama family as safetensors, config and tokenizer, dequantised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which running sequences read which shared pages together."""
+"""Prefix groups on the device: which running sequences read which shared pages together."""
 
 from __future__ import annotations
 

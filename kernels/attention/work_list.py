@@ -1,4 +1,4 @@
-"""The device-side work list of paged decode: which program reads which tokens of whom."""
+"""The device-side work list of paged decode: which program reads which tokens of a row."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiles the C++ kernels for this machine, once: the result is kept in a cache folder."""
+"""Compilation of the C++ kernels, once for this machine: the result is kept in a cache folder."""
 
 from __future__ import annotations
 

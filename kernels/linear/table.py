@@ -1,4 +1,4 @@
-"""Which layout each shape of small linear runs best in; None where cuBLAS is faster.
+"""The tuning table of small linears: the best layout for a shape, None where cuBLAS is faster.
 
 Swept on an H200 over the layers of sixteen models from 135M to 14B parameters, 1 and 8 rows, with
 the fusions of a decoder layer: up to 37 layouts for each of 57 shapes. What the rules below pick is

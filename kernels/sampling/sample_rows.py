@@ -1,4 +1,4 @@
-"""Draw one token per row from logits: argmax, or inverse CDF over what the filters keep."""
+"""The draw: one token per row from logits, by argmax or by inverse CDF over what filters keep."""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The process that made a client, and what its forks must leave alone.
+"""The fork guard knows the process that made a client, and what its forks must leave alone.
 
 Parent and child of a fork share the epoll instance of the parent's event loop: a connection that
 the child's garbage collector closed would be struck off there, and the parent would never hear from

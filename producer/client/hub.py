@@ -1,7 +1,7 @@
 """One connection per client that carries the subscriptions of all its streams.
 
-Whatever was missed while the connection was away, or held back too long, shows up in a stream as a
-hole; the token log heals it.
+Events that were missed while the connection was away, or held back too long, show up in a stream
+as a hole; the token log heals it.
 """
 
 from __future__ import annotations

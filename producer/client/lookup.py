@@ -1,4 +1,4 @@
-"""What the server knows of a job, looked up for many streams at once.
+"""Look-ups of jobs: what the server knows of them, asked for many streams at once.
 
 A web backend opens a stream for every user. Three calls of redis-py for each, one after the other,
 cost it ten times the CPU time of reading a token and three round trips before the first.

@@ -1,4 +1,4 @@
-"""Read a job's events from a cursor on: each index once, in order, without a gap.
+"""The reader follows a job from a cursor on: each index once, in order, without a gap.
 
 Subscribe, wait for the confirmation, replay the log, go live. What the log and the channel both
 bring is dropped by index; what neither has told for a while is asked of the job itself.

@@ -1,9 +1,10 @@
-"""What the one task that reads a stream waits for: rung where the socket is read.
+"""A wake-up runs the task that reads a stream as soon as its socket was read.
 
 A future wakes its task in the next turn of the event loop, after all messages that came in the same
-read. A bell runs the task on at once: a token is with its consumer before the next one is parsed,
-while the cache still has it. To asyncio's tasks it is a future (`asyncio.isfuture`), of which they
-ask no more than what is here. It serves all waits of its stream, one after the other.
+read. A wake-up runs the task on at once: a token is with its consumer before the next one is
+parsed, while the cache still has it. To asyncio's tasks it is a future (`asyncio.isfuture`), of
+which they ask no more than what is here; a future of asyncio's own would cost a turn of the loop a
+token. It serves all waits of its stream, one after the other.
 """
 
 from __future__ import annotations

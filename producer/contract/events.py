@@ -1,4 +1,4 @@
-"""What readers see: token events and the one terminal event of a job."""
+"""Events as readers see them: tokens, and the one terminal event of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a request to what the queue stores: ids and seeds drawn, costs weighed."""
+"""New jobs: a request as the queue stores it, with id and seed drawn and the cost weighed."""
 
 from __future__ import annotations
 

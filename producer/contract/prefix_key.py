@@ -1,4 +1,4 @@
-"""What a prompt begins with, as one short name: jobs of the same name may share cached pages."""
+"""The prefix key names the beginning of a prompt: jobs of one key may share cached pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sequences of scripts that end a job, safe for anyone to start and to leave half-way.
+"""Completion: the sequences of scripts that end a job; anyone may start or repeat them.
 
 The log decides: the terminal entry is the commit, all that follows is completion and may be
 repeated by anyone. Every sequence stops where its last answer is older than `STALE_ANSWER_S`; the

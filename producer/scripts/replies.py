@@ -1,4 +1,4 @@
-"""What the scripts answer: one frozen dataclass per kind of reply."""
+"""Replies of the scripts: one frozen dataclass per kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way to a server: opened with back-off, checked once, described without its password."""
+"""Connections to a server: opened with back-off, checked once, described without a password."""
 
 from __future__ import annotations
 

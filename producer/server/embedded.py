@@ -2,8 +2,8 @@
 
 A folder holds `clients.lock`, on which every client keeps a shared lock, and the server's socket.
 A guard process (`embedded_guard`) is the server's parent: it waits for the exclusive lock, which
-the kernel grants once the last client is gone, however it went, and then stops the server. Whoever
-comes first starts the guard under `start.lock`; it belongs to no client's session, so that neither
+the kernel grants once the last client is gone, however it went, and then stops the server. The
+first client starts the guard under `start.lock`; it belongs to no client's session, so that neither
 Ctrl-C nor the death of the first comer takes the server from the others.
 """
 

@@ -2,7 +2,7 @@
 
 Under `socket_timeout` redis-py writes within `asyncio.wait_for`, which before Python 3.12 drops a
 cancellation that comes when the write has just ended: a task that is cancelled then goes on, and
-whoever waits for its end waits for ever.
+a wait for its end lasts for ever.
 """
 
 from __future__ import annotations

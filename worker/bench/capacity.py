@@ -1,4 +1,4 @@
-"""What a stage can do: the rate at which jobs end while it is kept full, and users at SLO."""
+"""Capacity of a deployment: the rate of jobs while it is kept full, and users at SLO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`tokenbus bench pool`: stage, load and report put together."""
+"""`tokenbus bench pool`: deployment, load and report put together."""
 
 from __future__ import annotations
 

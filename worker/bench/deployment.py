@@ -1,4 +1,4 @@
-"""The stage of a run: a server and workers of our own, each in its process."""
+"""The deployment of a run: a server and workers, each in its own process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run of `tokenbus bench pool` is asked to do; it travels to the reader processes as is."""
+"""Options of a run of `tokenbus bench pool`; they travel to the reader processes as they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one sees while a run is under way: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of a run: a bar in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 

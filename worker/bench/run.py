@@ -1,4 +1,4 @@
-"""One run: load on a stage that is up, observed from all sides."""
+"""One run: load on a deployment that is up, observed from all sides."""
 
 from __future__ import annotations
 

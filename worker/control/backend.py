@@ -1,4 +1,4 @@
-"""What a backend that runs arq imports: a client that speaks JSON, and a cheap way to wait.
+"""For backends that run arq: a client that speaks JSON, and a cheap way to wait.
 
 `Job.result()` of arq works as ever, at a round trip per waiting job and poll: good for some dozens
 at `poll_delay=0.02`. `Results` asks for all waiting jobs of the process in one call.

@@ -1,4 +1,4 @@
-"""Waits for the ends of many jobs over one connection.
+"""Ends of jobs: one connection on which many callers wait for them.
 
 Completions are announced on one channel of the pool, so that waiting for a thousand answers costs
 a thousand messages and not their tokens. What the channel missed is found by looking at the records

@@ -1,4 +1,4 @@
-"""What a pool needs now and then, each a coroutine that may be repeated and may be left out once.
+"""Housekeeping of a pool: coroutines that may be repeated and may be left out once.
 
 Workers reap, tick and complete by themselves every second; here is the backstop for a pool without
 a living worker, and what nobody else does.

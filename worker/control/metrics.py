@@ -1,4 +1,4 @@
-"""What a control process counts: plain numbers, read by the tests and the metrics server."""
+"""Counters of a control process: plain numbers, read by the tests and the metrics server."""
 
 from __future__ import annotations
 

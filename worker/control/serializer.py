@@ -1,4 +1,4 @@
-"""How arq's jobs and results travel: as JSON, never as pickle.
+"""Serialisation of arq's jobs and results: JSON, never pickle.
 
 A pickle runs whatever its sender likes in the process that loads it, and arq pickles unless it is
 told otherwise. Give both functions to `arq.create_pool` in a backend:

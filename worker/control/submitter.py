@@ -1,4 +1,4 @@
-"""Submits what many tasks ask for at once in few round trips."""
+"""The submitter gathers the jobs of many tasks into few round trips."""
 
 from __future__ import annotations
 

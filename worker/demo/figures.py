@@ -1,4 +1,4 @@
-"""What the demo measures: the reader's clock per job, summed up for the table and for JSON."""
+"""Figures of the demo: the reader's clock per job, summed up for the table and for JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one sees of the ride: the bus with its seats in a terminal, plain lines elsewhere."""
+"""The view of the ride: the bus with its seats in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serves a collector in the Prometheus text format, in a thread of its own."""
+"""The metrics server: a collector in the Prometheus text format, in a thread of its own."""
 
 from __future__ import annotations
 

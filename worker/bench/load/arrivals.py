@@ -1,4 +1,4 @@
-"""When jobs arrive: open loops as a list of times, the same in every process."""
+"""Arrivals of jobs: open loops as a list of times, the same in every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One job as its client lives it: submitted, perhaps refused, read to the end, and checked."""
+"""A simulated client submits one job, is perhaps refused, reads to the end, and checks it."""
 
 from __future__ import annotations
 

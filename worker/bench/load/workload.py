@@ -1,4 +1,4 @@
-"""What the jobs ask for: prompts and lengths by number, the same in every process."""
+"""The workload: prompts and lengths of jobs by number, the same in every process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples of durations, summed up: nearest-rank percentiles in milliseconds."""
+"""Distributions of durations: nearest-rank percentiles in milliseconds."""
 
 from __future__ import annotations
 

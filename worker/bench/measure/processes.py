@@ -1,4 +1,4 @@
-"""What each kind of process used of the CPU while jobs were running."""
+"""CPU times by kind of process, while jobs were running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one call of the bench found out, as it is kept."""
+"""The report of one call of the bench, as it is kept."""
 
 from __future__ import annotations
 

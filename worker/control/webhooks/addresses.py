@@ -1,4 +1,4 @@
-"""Where a webhook may go: public addresses, and networks that the operator allows.
+"""Addresses of webhooks: public ones, and networks that the operator allows.
 
 The rule is applied to the address that is connected to, after every look-up and redirect, so a
 name that answers differently the second time gains nothing.

@@ -1,10 +1,11 @@
-"""Delivers webhooks: claims what is due, posts, and settles each try with the server.
+"""Delivery of webhooks: claims what is due, posts, and records each try with the server.
 
-The hook, its next time and its tries live with the pool, written by the completion of the job and
-by the settling script, so that delivery survives this process. A claim is a lease: what a killed
-service had claimed is due again once the lease is over, and a recorded success is never tried
-again. arq's own retries are not used for it: a killed arq worker's jobs stay locked for the longest
-timeout of all its functions, a job is forgotten after a day, and a try costs five round trips.
+A webhook, its next time and its tries live with the pool, written by the completion of the job
+and by the script that records a try, so that delivery survives this process. A claim is a lease:
+what a killed service had claimed is due again once the lease is over, and a recorded success is
+never tried again. arq's own retries are not used for it: a killed arq worker's jobs stay locked for
+the longest timeout of all its functions, a job is forgotten after a day, and a try costs five round
+trips.
 """
 
 from __future__ import annotations
