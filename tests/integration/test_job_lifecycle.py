@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from workers.null_workers import (
     expected_ids,
     expected_text,
@@ -51,7 +52,7 @@ async def test_every_job_has_one_terminal_event_and_gapless_indices(
                 assert story.ids[choice] == ids
                 assert story.texts[choice] == expected_text(fields["seed"], len(ids), choice)
         for story in stories:
-            result = await client.result(story.job_id, timeout_s=10)
+            result = await client.result(story.job_id, timeout_s=PATIENCE_S)
             assert {c.index: list(c.ids) for c in result.choices} == story.ids
             assert {c.index: c.text for c in result.choices} == story.texts
         await until(lambda: running.num_held == 0)

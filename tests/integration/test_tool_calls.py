@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import pytest
 from models.tiny_model import TinyModel
+from patience import PATIENCE_S
 from workers.null_workers import Story, follow, worker
 
 from tokenbus.engine.weights import model_store
@@ -68,9 +69,9 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
         refused = await client.submit(
             messages=MESSAGES, tools=[tool("count", {"properties": {"n": bad}, "required": ["n"]})]
         )
-        whole = await client.result(unbroken.job_id, timeout_s=60)
+        whole = await client.result(unbroken.job_id, timeout_s=PATIENCE_S)
         with pytest.raises(JobFailed, match="Unsatisfiable"):
-            await client.result(refused.job_id, timeout_s=60)
+            await client.result(refused.job_id, timeout_s=PATIENCE_S)
         job = await client.submit(**asked)
         killed = False
 
@@ -82,7 +83,7 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
                 os.kill(running.engine_pid, signal.SIGKILL)
 
         story = await follow(client, job.job_id, kill_once)
-        resumed = await client.result(job.job_id, timeout_s=60)
+        resumed = await client.result(job.job_id, timeout_s=PATIENCE_S)
     assert killed
     assert len(story.epochs) == 2
     assert resumed.choices[0].ids == whole.choices[0].ids
