@@ -19,6 +19,7 @@ from workers.null_workers import (
 )
 
 from tokenbus.producer.errors import JobUnknown
+from tokenbus.worker.pool import pull_loop
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
@@ -63,10 +64,11 @@ async def test_every_job_has_one_terminal_event_and_gapless_indices(
 
 
 async def test_job_is_seen_at_once_by_an_idle_worker(
-    client: AsyncClient, redis_url: str, pool: str
+    client: AsyncClient, redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs sent one after the other to an idle worker do not wait for a poll."""
-    async with worker(pool, redis_url), asyncio.timeout(15):
+    """Jobs sent one after the other to an idle worker do not wait for a poll: it makes none."""
+    monkeypatch.setattr(pull_loop, "MAX_WAIT_S", 10 * PATIENCE_S)
+    async with worker(pool, redis_url):
         for seed in range(30):
             job = await client.submit("hello", seed=seed, max_tokens=2)
             story = await follow(client, job.job_id)
