@@ -246,6 +246,7 @@ async def test_trouble_with_the_server_costs_a_pause(
         await readers.midway()
         for _ in range(3):
             await command(scripts, *acts[cut])
+            # No wait for anything: the next cut is to meet a worker that has not recovered yet.
             await asyncio.sleep(0.2)
         stories = await readers.check()
         assert all(story.epochs == {1} for story in stories)

@@ -86,8 +86,11 @@ async def start() -> AsyncIterator[Starter]:
     """Start engines that are gone after the test."""
     engines: list[Engine] = []
 
-    async def _start(bounds: dict[str, int] | None = None, **config: int) -> Engine:
-        engine = Engine(StartEngine(null=NullConfig(**config), **(bounds or {})))
+    async def _start(bounds: tuple[int, int] | None = None, **config: int) -> Engine:
+        message = StartEngine(null=NullConfig(**config))
+        if bounds is not None:
+            message.soft_backlog_tokens, message.hard_backlog_tokens = bounds
+        engine = Engine(message)
         engines.append(engine)
         await engine.link.start(PATIENCE_S)
         return engine
@@ -181,8 +184,7 @@ async def test_full_backlog_pauses_the_engine_until_credit_returns(
 
     Half-way to that bound it admits no request any more; one that comes then waits for credit.
     """
-    bounds = {"soft_backlog_tokens": 4096, "hard_backlog_tokens": 8192}
-    engine = await start(bounds, max_num_seqs=512, num_pages=20_000, max_model_len=8192)
+    engine = await start((4096, 8192), max_num_seqs=512, num_pages=20_000, max_model_len=8192)
 
     def delivered() -> int:
         return sum(sum(r.counts) for r in engine.reports if isinstance(r, StepRecord))
