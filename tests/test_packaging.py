@@ -144,7 +144,7 @@ async def main():
     async with await AsyncClient.connect("embedded://{tmp_path}/bus", pool="packaging") as client:
         job = await client.submit("Do these shoes run small?", max_tokens=4)
         await client.cancel(job.job_id)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout({PATIENCE_S}):
             return [event async for event in client.stream(job.job_id)][-1]
 
 print(asyncio.run(main()).finish.reason)

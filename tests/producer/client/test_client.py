@@ -268,7 +268,7 @@ async def main():
         os._exit(0 if refused == 2 else 1)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     await client.cancel(job.job_id)
-    ended = (await asyncio.wait_for(reading, PATIENCE_S)).finish.reason == "cancelled"
+    ended = (await asyncio.wait_for(reading, 300)).finish.reason == "cancelled"
     await client.close()
     return code or not ended
 
