@@ -24,6 +24,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return TinyModel(tmp_path_factory.mktemp("tiny-llama"))
 
 
+# One kind of server: what is shown is the engine's and the worker's, and starting them is dear.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_greedy_output_equals_transformers_also_after_the_engine_died(
     client: AsyncClient, redis_url: str, pool: str, model: TinyModel
 ) -> None:

@@ -28,6 +28,8 @@ def model(tmp_path: Path) -> TinyModel:
 
 
 @pytest.mark.slow
+# One kind of server: what is shown is the engine's and the worker's, and starting them is dear.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_prompt_logprobs_are_those_of_transformers_after_the_engine_died(
     client: AsyncClient, redis_url: str, pool: str, model: TinyModel
 ) -> None:

@@ -86,6 +86,8 @@ class Brake:
         self._credit = sys.maxsize
 
 
+# One kind of server: what is shown is the engine's and the worker's, and starting them is dear.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_calls_are_valid_and_the_same_after_the_engine_died(
     client: AsyncClient, redis_url: str, pool: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
