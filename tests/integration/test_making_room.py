@@ -7,6 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from servers.wire_proxy import Moment, WireProxy
 from workers.null_workers import expected_text, follow, num_waiting, until, worker
 
@@ -31,6 +32,8 @@ async def _steady_load(client: AsyncClient, stop: asyncio.Event) -> None:
     await asyncio.gather(one_after_the_other(1, 240), one_after_the_other(2, 170))
 
 
+# One kind of server: it lasts, and what is shown is what the worker makes of its own room.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_suspect_runs_also_on_a_worker_that_is_never_empty(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
 ) -> None:
@@ -81,6 +84,8 @@ async def test_low_priority_is_parked_for_a_higher_one(
         assert running.metrics.preemptions == 0
 
 
+# One kind of server: it lasts, and what is shown is what the worker makes of its own room.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
     client: AsyncClient, redis_url: str, pool: str
 ) -> None:
