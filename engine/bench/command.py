@@ -147,7 +147,7 @@ def run_bench(
 
 
 def main() -> int:
-    """Run as a module, where no command line of ours turns errors into exit codes."""
+    """Run as a module, where no command line turns errors into exit codes."""
     try:
         return run_bench(sys.argv[1:])
     except EngineError as error:

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
 # Prompt tokens and decoding rows of a step: every layout that the linear layers choose by their
-# number, and what libraries choose. Kernels of ours are not compiled apart for numbers or addresses
-# that vary with the batch: one that came late would hold everyone up for half a second.
+# number, and what libraries choose. The kernels of tokenbus are not compiled apart for numbers or
+# addresses that vary with the batch: one that came late would hold everyone up for half a second.
 _WARM_STEPS = (
     *((5, 0), (17, 1), (40, 2), (64, 3), (100, 16)),
     *((256, 0), (500, 0), (1024, 0), (2048, 0), (4096, 0)),

@@ -1,4 +1,4 @@
-"""Keeps one engine process running: notices its death or hang, and starts another."""
+"""The engine supervisor notices that the engine process died or hangs, and starts another."""
 
 from __future__ import annotations
 
