@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from urllib.parse import urlencode
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.producer.client.blocking import Client
 from tokenbus.producer.server.embedded import start_private
@@ -32,7 +33,6 @@ _WORKER = [
     "--engine",
     "null",
 ]
-START_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ class Backend:
 
     def __enter__(self) -> Self:
         """Wait until it listens."""
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -78,7 +78,7 @@ class Backend:
         self, method: str, path: str, body: str | None = None, **headers: str
     ) -> http.client.HTTPResponse:
         """Send a request and return the response, its body unread."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, body, named)
         return connection.getresponse()
@@ -112,7 +112,7 @@ def test_fastapi_relay_resumes_after_the_last_event_id(bus: str) -> None:
         before.close()
         seen += _events(backend.ask("GET", path, Last_Event_ID=str(seen[-1][0])))
         with Client.connect(bus) as client:
-            result = client.result(path.split("/")[2], timeout_s=START_S)
+            result = client.result(path.split("/")[2], timeout_s=PATIENCE_S)
         assert "".join(text for _, text in seen) == result.text
         assert seen[-1] == (40, "")
         assert backend.ask("GET", "/jobs/nobody/events").status == 404
@@ -134,7 +134,7 @@ def test_flask_views_stream_and_take_batches(bus: str) -> None:
 
 def _run(*command: str | Path, **env: str) -> str:
     run = subprocess.run(
-        command, env=os.environ | env, capture_output=True, text=True, timeout=START_S
+        command, env=os.environ | env, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert run.returncode == 0, run.stderr
     return run.stdout

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANTED = """
@@ -37,7 +38,7 @@ def _run(folder: Path, *args: str) -> str:
     run = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider",
          "-o", "markers=processes: starts processes", "--rootdir", str(folder), *args],
-        cwd=folder, capture_output=True, text=True, timeout=120,
+        cwd=folder, capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     return run.stdout
 

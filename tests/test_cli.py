@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelBroken, ModelNotFound
@@ -43,7 +44,7 @@ def _options(command: str) -> dict[str, argparse.Action]:
 
 def _run(*args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_commands_are_those_of_the_readme() -> None:
@@ -215,7 +216,7 @@ def test_reader_that_hangs_up_ends_the_command_quietly() -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b""
-        assert process.wait(timeout=30) == cli.EXIT_FAILED
+        assert process.wait(timeout=PATIENCE_S) == cli.EXIT_FAILED
 
 
 def test_module_runs_as_the_command() -> None:

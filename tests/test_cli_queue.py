@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.producer.client.blocking import Client
 from tokenbus.producer.contract.result import JobCancelled
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli"]
-TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def _start(*args: str, **environment: str) -> subprocess.Popen[str]:
 
 def _run(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S
+        [*COMMAND, *args], input=stdin, capture_output=True, text=True, timeout=PATIENCE_S
     )
 
 
@@ -115,17 +115,17 @@ def test_interrupt_of_submit_cancels_the_job(url: str, pool: str) -> None:
         assert process.stderr
         job_id = json.loads(process.stdout.readline())["job"]
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=TIMEOUT_S) == 130
+        assert process.wait(timeout=PATIENCE_S) == 130
         assert "Traceback" not in process.stderr.read()
         with Client.connect(url, pool=pool) as client, pytest.raises(JobCancelled):
-            client.result(job_id, timeout_s=TIMEOUT_S)
+            client.result(job_id, timeout_s=PATIENCE_S)
 
 
 def test_interrupt_of_an_idle_worker_is_an_orderly_end(url: str, pool: str) -> None:
     """Ctrl-C drains; a worker with nothing to do leaves at once with code 0."""
     with _worker(url, pool) as process:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=TIMEOUT_S) == 0
+        assert process.wait(timeout=PATIENCE_S) == 0
 
 
 def test_status_tells_whether_a_worker_lives(url: str, pool: str) -> None:

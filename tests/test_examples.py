@@ -9,6 +9,8 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from patience import PATIENCE_S
+
 from tokenbus.producer.server.embedded import start_private
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -34,7 +36,7 @@ def test_arq_backend() -> None:
             stack.callback(process.kill)
         run = subprocess.run(
             [sys.executable, "-P", EXAMPLES / "arq_backend.py"],
-            env=environment, capture_output=True, text=True, timeout=100,
+            env=environment, capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
     assert run.returncode == 0, run.stderr
     _text, tent, lamp, novel = run.stdout.splitlines()[-4:]

@@ -20,6 +20,7 @@ from house.rules import (
     room_of,
     room_offences,
 )
+from patience import PATIENCE_S
 
 from tokenbus import engine, producer
 
@@ -175,7 +176,7 @@ def _loaded_by(modules: list[str]) -> set[str]:
         " for n in sys.modules})"
     )
     run = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())

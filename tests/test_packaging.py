@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from patience import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("engine", "kernels", "producer", "worker")
@@ -26,7 +27,7 @@ SETUP_FILES = ("pyproject.toml", "setup.py", "README.md", "LICENSE")
 def _run(*command: str | Path, cwd: Path | None = None) -> str:
     """Run a command that has to succeed; its output is in the failure."""
     run = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=180
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
     return run.stdout
@@ -143,7 +144,7 @@ async def main():
     async with await AsyncClient.connect("embedded://{tmp_path}/bus", pool="packaging") as client:
         job = await client.submit("Do these shoes run small?", max_tokens=4)
         await client.cancel(job.job_id)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout({PATIENCE_S}):
             return [event async for event in client.stream(job.job_id)][-1]
 
 print(asyncio.run(main()).finish.reason)
@@ -157,7 +158,7 @@ def test_base_install_says_what_the_worker_needs(base_python: Path) -> None:
         [base_python.with_name("tokenbus"), "worker", "--redis", "redis://127.0.0.1:1"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert run.returncode == 2
     assert "pip install 'tokenbus[worker]'" in run.stderr

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.producer.commands.cli import build_parser
 from tokenbus.producer.server.embedded import start_private
@@ -59,7 +60,7 @@ def test_python_example_streams_an_answer() -> None:
         with subprocess.Popen(worker, env=environment, stderr=subprocess.DEVNULL) as process:
             run = subprocess.run(
                 [sys.executable, "-P", "-c", PYTHON[0]],
-                env=environment, capture_output=True, text=True, timeout=60,
+                env=environment, capture_output=True, text=True, timeout=PATIENCE_S,
             )  # fmt: skip
             process.kill()
     finally:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from patience import PATIENCE_S
 from rides.scale import IS_SHORT
 from workers.control_processes import KEY, control_process, receiver
 from workers.stubs import submit
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 NUM_WEBHOOKS, NUM_KILLS = (40, 1) if IS_SHORT else (500, 10)
 CONCURRENCY = 8
-PATIENCE_S = 120.0
 SETTINGS = {
     "webhook_keys": f'{{"acme":"{KEY}"}}',
     "webhook_allowed_networks": '["127.0.0.1/32"]',

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from rides.demo_cargo import DemoCargo
 from rides.ride import Ride
 from rides.scale import long_row
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     import random
 
     from tokenbus.producer.client.async_client import AsyncClient
-
-# A core makes some hundred tokens a second of it.
-PATIENCE_S = 400.0
 
 
 @pytest.fixture
@@ -37,7 +35,7 @@ async def test_demo_model_goes_on_where_the_killed_worker_stopped(
     client: AsyncClient, demo_cargo: DemoCargo, rng: random.Random, redis_url: str, num_jobs: int
 ) -> None:
     """Greedy tokens in fp32 are those of the unbroken run, all but the near ties."""
-    ride = Ride(client, demo_cargo, rng, redis_url, PATIENCE_S)
+    ride = Ride(client, demo_cargo, rng, redis_url, patience_s=2 * PATIENCE_S)
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.board(num_jobs, 32)

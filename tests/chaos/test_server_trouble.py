@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from rides.ride import Ride
 from rides.scale import IS_SHORT, PATIENT, both_ways
 from servers.fixtures import server_binary
@@ -112,7 +113,7 @@ async def test_job_whose_submit_was_lost_is_reported(
     mortal.roll_back(mark)
     await mortal.start()
     with pytest.raises(JobLost):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await reading
 
 

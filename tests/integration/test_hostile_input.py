@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from patience import PATIENCE_S
 from workers.null_workers import command, expected_text, follow, worker
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ async def test_request_that_the_engine_fails_takes_nobody_with_it(
 
 async def until_known(client: AsyncClient, job_id: str) -> None:
     """Wait until the inbox entry became a job or a refusal."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while await client.scripts.queue.record(job_id) is None:
             pass
 
@@ -199,6 +200,6 @@ async def test_ending_of_a_refused_entry_survives_the_death_of_its_worker(
     async with worker(pool, redis_url):
         story = await follow(client, record)
         assert story.reason == "failed"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while await scripts.redis.zscore(scripts.keys.of("ending"), record) is not None:
                 pass

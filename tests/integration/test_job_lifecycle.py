@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from workers.null_workers import (
     expected_ids,
     expected_text,
@@ -18,6 +19,7 @@ from workers.null_workers import (
 )
 
 from tokenbus.producer.errors import JobUnknown
+from tokenbus.worker.pool import pull_loop
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
@@ -51,7 +53,7 @@ async def test_every_job_has_one_terminal_event_and_gapless_indices(
                 assert story.ids[choice] == ids
                 assert story.texts[choice] == expected_text(fields["seed"], len(ids), choice)
         for story in stories:
-            result = await client.result(story.job_id, timeout_s=10)
+            result = await client.result(story.job_id, timeout_s=PATIENCE_S)
             assert {c.index: list(c.ids) for c in result.choices} == story.ids
             assert {c.index: c.text for c in result.choices} == story.texts
         await until(lambda: running.num_held == 0)
@@ -62,10 +64,11 @@ async def test_every_job_has_one_terminal_event_and_gapless_indices(
 
 
 async def test_job_is_seen_at_once_by_an_idle_worker(
-    client: AsyncClient, redis_url: str, pool: str
+    client: AsyncClient, redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jobs sent one after the other to an idle worker do not wait for a poll."""
-    async with worker(pool, redis_url), asyncio.timeout(15):
+    """Jobs sent one after the other to an idle worker do not wait for a poll: it makes none."""
+    monkeypatch.setattr(pull_loop, "MAX_WAIT_S", 10 * PATIENCE_S)
+    async with worker(pool, redis_url):
         for seed in range(30):
             job = await client.submit("hello", seed=seed, max_tokens=2)
             story = await follow(client, job.job_id)

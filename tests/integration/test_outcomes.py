@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from models.tiny_model import TinyModel
+from patience import PATIENCE_S
 from workers.null_workers import expected_ids, expected_text, follow, worker
 
 from tokenbus.producer.contract.result import JobFailed
@@ -64,7 +65,7 @@ async def test_grammar_that_fails_in_the_engine_has_a_code_of_its_own(
             "hello", max_tokens=8, grammar={"kind": "json_schema", "source": schema}
         )
         with pytest.raises(JobFailed, match="contentEncoding") as failed:
-            await client.result(job.job_id, timeout_s=60)
+            await client.result(job.job_id, timeout_s=PATIENCE_S)
         assert failed.value.code == "grammar"
         healthy = await client.submit("hello", max_tokens=8)
-        assert (await client.result(healthy.job_id, timeout_s=60)).finish.reason == "length"
+        assert (await client.result(healthy.job_id, timeout_s=PATIENCE_S)).finish.reason == "length"

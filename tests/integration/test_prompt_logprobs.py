@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from models.tiny_model import TinyModel
+from patience import PATIENCE_S
 from workers.null_workers import Story, follow, worker
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ async def test_prompt_logprobs_are_those_of_transformers_after_the_engine_died(
                 os.kill(running.engine_pid, signal.SIGKILL)
 
         story = await follow(client, job.job_id, kill_once)
-        result = await client.result(job.job_id, timeout_s=30)
+        result = await client.result(job.job_id, timeout_s=PATIENCE_S)
     assert killed
     assert len(story.epochs) == 2
     wanted = model.prompt_logprobs(PROMPT)

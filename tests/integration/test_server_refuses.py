@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from servers.wire_proxy import WireProxy
 from workers.null_workers import command, expected_text, follow, leaked_keys, until, worker
 from workers.stubs import until as server_says
@@ -136,7 +137,7 @@ async def test_deadline_that_the_measured_rate_cannot_meet_is_refused(
         await AsyncClient.connect(redis_url, pool=pool, settings=careful) as careful_client,
     ):
         jobs = [await client.submit("x", max_tokens=40) for _ in range(12)]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             # The rate is known once half a second of backlog was seen.
             for first in jobs:
                 await follow(client, first.job_id)
@@ -148,6 +149,6 @@ async def test_deadline_that_the_measured_rate_cannot_meet_is_refused(
         assert refusal.value.eta_s > refusal.value.deadline_s == 1
         hopeful = await client.submit("x", max_tokens=4, deadline_s=1)
         with pytest.raises(JobExpired):
-            await client.result(hopeful.job_id, timeout_s=30)
+            await client.result(hopeful.job_id, timeout_s=PATIENCE_S)
         for job in (*jobs, probe):
             await client.cancel(job.job_id)

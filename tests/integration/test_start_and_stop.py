@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from workers.null_workers import command, follow, null_settings, until, worker, worker_process
 
 from tokenbus.producer.errors import ServerUnreachable, UrlInvalid
@@ -24,7 +25,7 @@ async def test_unreachable_server_is_one_clear_error_without_the_password() -> N
     """Nobody listens: after some tries the worker ends with the URL, its password hidden."""
     url = "redis://user:very-secret@127.0.0.1:1/0"
     async with worker_process("p", url, connect_timeout_s=1) as started:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             assert started.process.stderr is not None
             output = (await started.process.stderr.read()).decode()
         assert await started.wait() == 1
@@ -46,7 +47,7 @@ async def test_worker_gives_up_when_the_server_stays_away(
     await follow(client, job.job_id)
     await command(scripts, "CLIENT", "PAUSE", 4000, "WRITE")
     with pytest.raises(ServerUnreachable):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             await main
     await command(scripts, "CLIENT", "UNPAUSE")
 
@@ -73,7 +74,7 @@ async def test_stop_during_the_start_ends_at_once(pool: str) -> None:
     main = asyncio.create_task(starting.run())
     await asyncio.sleep(0)
     starting.request_stop()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         await main
 
 
@@ -85,7 +86,7 @@ async def test_status_shows_the_gauges_of_a_live_worker(
         job = await client.submit("hello", max_tokens=3)
         await follow(client, job.job_id)
         key = scripts.keys.of("status", running.name)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 raw = await command(scripts, "GET", key)
                 status = json.loads(raw) if raw else {}
@@ -104,6 +105,10 @@ def test_worker_process_never_imports_cuda() -> None:
         "print(torch is None or not torch.cuda.is_initialized())"
     )
     output = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
     )
     assert output.stdout.strip() == "True"

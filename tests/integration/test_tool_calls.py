@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
 from models.tiny_model import TinyModel
+from msgspec.structs import replace
+from patience import PATIENCE_S
 from workers.null_workers import Story, follow, worker
 
 from tokenbus.engine.weights import model_store
 from tokenbus.producer.contract.result import JobFailed
+from tokenbus.worker.engine import current_engine
+from tokenbus.worker.engine.link import EngineLink
+from tokenbus.worker.messages.engine import Credit
+from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.worker.messages.engine import Command, StartEngine
 
 ORDER = {
     "type": "object",
@@ -30,6 +38,8 @@ ORDER = {
     "required": ["order_id", "carrier", "note"],
     "additionalProperties": False,
 }
+# Tokens that the engine may be ahead of the log.
+NUM_AHEAD = 8
 MESSAGES = [{"role": "user", "content": "Where is my order 4711?"}]
 
 
@@ -46,8 +56,38 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(model_store.pull(request.param))
 
 
+class Brake:
+    """Lets an engine generate a number of tokens and a few, and no more until it is released."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._credit = sys.maxsize
+        start_engine, send = WorkerSettings.start_engine, EngineLink.send
+
+        def start_tight(settings: WorkerSettings) -> StartEngine:
+            return replace(start_engine(settings), hard_backlog_tokens=NUM_AHEAD)
+
+        def send_braked(link: EngineLink, command: Command) -> None:
+            if isinstance(command, Credit):
+                command = Credit(min(command.num_tokens, self._credit))
+                self._credit -= command.num_tokens
+            send(link, command)
+
+        monkeypatch.setattr(WorkerSettings, "start_engine", start_tight)
+        monkeypatch.setattr(EngineLink, "send", send_braked)
+        # In larger lumps credit would come with the beats, twice a second.
+        monkeypatch.setattr(current_engine, "CREDIT_LUMP_TOKENS", 1)
+
+    def set(self, num_tokens: int) -> None:
+        """Stop the engine after so many tokens."""
+        self._credit = num_tokens
+
+    def release(self) -> None:
+        """Let it go on."""
+        self._credit = sys.maxsize
+
+
 async def test_calls_are_valid_and_the_same_after_the_engine_died(
-    client: AsyncClient, redis_url: str, pool: str, model: str
+    client: AsyncClient, redis_url: str, pool: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At temperature 1.5 the call validates; killed in the middle of it, it ends as unbroken.
 
@@ -62,27 +102,32 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
         "tool_choice": {"name": "track"}, "parallel_tool_calls": False,
         "temperature": 1.5, "seed": 5, "max_tokens": 150,
     }  # fmt: skip
+    brake = Brake(monkeypatch)
     async with worker(pool, redis_url, **settings) as running:
         unbroken = await client.submit(**asked)
         bad = {"type": "integer", "minimum": 5, "maximum": 3}
         refused = await client.submit(
             messages=MESSAGES, tools=[tool("count", {"properties": {"n": bad}, "required": ["n"]})]
         )
-        whole = await client.result(unbroken.job_id, timeout_s=60)
+        whole = await client.result(unbroken.job_id, timeout_s=PATIENCE_S)
         with pytest.raises(JobFailed, match="Unsatisfiable"):
-            await client.result(refused.job_id, timeout_s=60)
+            await client.result(refused.job_id, timeout_s=PATIENCE_S)
+        half = len(whole.choices[0].ids) // 2
+        assert half > 2 * NUM_AHEAD
+        brake.set(half)
         job = await client.submit(**asked)
         killed = False
 
         def kill_once(story: Story) -> None:
             nonlocal killed
-            if story.last >= len(whole.choices[0].ids) // 2 and not killed:
+            if story.last >= half and not killed:
                 assert running.engine_pid is not None
                 killed = True
                 os.kill(running.engine_pid, signal.SIGKILL)
+                brake.release()
 
         story = await follow(client, job.job_id, kill_once)
-        resumed = await client.result(job.job_id, timeout_s=60)
+        resumed = await client.result(job.job_id, timeout_s=PATIENCE_S)
     assert killed
     assert len(story.epochs) == 2
     assert resumed.choices[0].ids == whole.choices[0].ids

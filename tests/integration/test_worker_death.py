@@ -8,6 +8,7 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from workers.null_workers import (
     Story,
     command,
@@ -53,7 +54,7 @@ class Readers:
 
     async def midway(self) -> None:
         """Wait until every reader is in the middle of its job."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             for event in self._midway.values():
                 await event.wait()
 
@@ -88,7 +89,7 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
                 name = await _other_worker(scripts, second.name)
                 held = scripts.keys.of("held", name)
                 alive = scripts.keys.of("alive", name)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(PATIENCE_S):
                     while not await command(scripts, "EXISTS", alive) or await command(
                         scripts, "HLEN", held
                     ):
@@ -114,7 +115,7 @@ async def test_choices_and_stop_strings_continue_in_the_next_worker(
                 midway.set()
 
         reader = asyncio.create_task(follow(client, job.job_id, look))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(PATIENCE_S):
             await midway.wait()
         first.send(signal.SIGKILL)
         async with worker(pool, redis_url, **LEASE):
@@ -245,6 +246,7 @@ async def test_trouble_with_the_server_costs_a_pause(
         await readers.midway()
         for _ in range(3):
             await command(scripts, *acts[cut])
+            # No wait for anything: the next cut is to meet a worker that has not recovered yet.
             await asyncio.sleep(0.2)
         stories = await readers.check()
         assert all(story.epochs == {1} for story in stories)

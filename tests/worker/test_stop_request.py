@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from patience import PATIENCE_S
+
 from tokenbus.worker.stop_request import StopRequest
 
 
@@ -27,7 +29,7 @@ async def test_request_cancels_the_work_of_the_start() -> None:
     starting = asyncio.create_task(stop.unless_made(_start(ended)))
     await asyncio.sleep(0)
     stop.make()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         assert await starting is None
     assert ended.is_set()
 
@@ -40,7 +42,7 @@ async def test_second_request_ends_the_wait_for_running_jobs() -> None:
     draining = asyncio.create_task(stop.until_now(_never(ended), timeout_s=3600))
     await asyncio.sleep(0)
     stop.make()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await draining
         await ended.wait()
     assert stop.is_now

@@ -4,8 +4,8 @@ It runs as `python -m tokenbus.worker.engine.process FD PARENT_PID`. It ends whe
 when its parent dies (PR_SET_PDEATHSIG, where the platform has it), or when the engine raises, which
 it reports.
 Flow control is by credit: every delivered token takes room, every token the log confirmed returns
-it. Past `SOFT_BACKLOG_TOKENS` no request is admitted while decode goes on; past
-`HARD_BACKLOG_TOKENS` the engine pauses.
+it. Past the soft bound no request is admitted while decode goes on; past the hard one the engine
+pauses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.worker.engine.socket_reader import SocketReader
 from tokenbus.worker.messages.engine import (
     COMMANDS,
+    HARD_BACKLOG_TOKENS,
     REPORTS,
+    SOFT_BACKLOG_TOKENS,
     AbortRequest,
     AddRequest,
     Beat,
@@ -42,10 +44,6 @@ from tokenbus.worker.process.frames import FrameReader
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
     from tokenbus.worker.engine.step_log import StepLog
-
-# 256 streams at 50 tokens/s reach these after 5 s and 80 s of an unreachable server.
-SOFT_BACKLOG_TOKENS = 64 * 1024
-HARD_BACKLOG_TOKENS = 1024 * 1024
 
 # A tenth of the shortest lease, so that an idle engine is never taken for a hung one.
 BEAT_INTERVAL_S = 0.5
@@ -99,6 +97,8 @@ class EngineLoop:
         sock: socket.socket,
         frames: FrameReader,
         step_log: StepLog | None = None,
+        soft_backlog_tokens: int = SOFT_BACKLOG_TOKENS,
+        hard_backlog_tokens: int = HARD_BACKLOG_TOKENS,
     ) -> None:
         self._engine = engine
         self._step_log = step_log
@@ -108,13 +108,15 @@ class EngineLoop:
         self._unsent = bytearray()
         self._held_back: dict[int, Request] = {}
         self._backlog_tokens = 0
+        self._soft_backlog_tokens = soft_backlog_tokens
+        self._hard_backlog_tokens = hard_backlog_tokens
         self._beat_at = 0.0
 
     def run(self) -> None:
         """Step until the worker closes its end of the socket."""
         connected = True
         while connected:
-            paused = self._backlog_tokens >= HARD_BACKLOG_TOKENS
+            paused = self._backlog_tokens >= self._hard_backlog_tokens
             idle = paused or not self._engine.has_work
             if idle or self._engine.is_stalled:
                 self._beat(paused)
@@ -153,7 +155,7 @@ class EngineLoop:
                 raise ValueError("the engine is already running")
 
     def _admit_held_back(self) -> None:
-        if not self._held_back or self._backlog_tokens >= SOFT_BACKLOG_TOKENS:
+        if not self._held_back or self._backlog_tokens >= self._soft_backlog_tokens:
             return
         requests, self._held_back = self._held_back, {}
         for request in requests.values():
@@ -217,7 +219,14 @@ def serve(sock: socket.socket) -> int:
         sock.sendall(REPORTS.encode(EngineReady(engine.limits, num_pages, folder)))
         gc.freeze_startup_objects()
         step_log = _open_step_log(start.step_log)
-        EngineLoop(engine=engine, sock=sock, frames=frames, step_log=step_log).run()
+        EngineLoop(
+            engine=engine,
+            sock=sock,
+            frames=frames,
+            step_log=step_log,
+            soft_backlog_tokens=start.soft_backlog_tokens,
+            hard_backlog_tokens=start.hard_backlog_tokens,
+        ).run()
     except ConnectionError:
         # The worker is gone: nobody is left to report to.
         return 1

@@ -32,15 +32,24 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import StepOutput
 
 
+# 256 streams at 50 tokens/s reach these after 5 s and 80 s of an unreachable server.
+SOFT_BACKLOG_TOKENS = 64 * 1024
+HARD_BACKLOG_TOKENS = 1024 * 1024
+
+
 class StartEngine(msgspec.Struct, tag="start", array_like=True):
     """Build the engine; exactly one of the two configurations is set.
 
-    `step_log` is a folder in which to note when tokens were handed over, None = do not.
+    `step_log` is a folder in which to note when tokens were handed over, None = do not. With
+    `soft_backlog_tokens` delivered and not confirmed no request is admitted, with
+    `hard_backlog_tokens` the engine pauses.
     """
 
     engine: EngineConfig | None = None
     null: NullConfig | None = None
     step_log: str | None = None
+    soft_backlog_tokens: int = SOFT_BACKLOG_TOKENS
+    hard_backlog_tokens: int = HARD_BACKLOG_TOKENS
 
     @classmethod
     def of(cls, config: EngineConfig | NullConfig, step_log: str | None = None) -> Self:

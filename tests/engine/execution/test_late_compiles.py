@@ -14,6 +14,7 @@ import torch
 import triton
 from models.launch_keys import CONFIG, random_requests
 from models.triton_model import load_on_triton
+from patience import PATIENCE_S
 from transformers import LlamaForCausalLM
 
 from tokenbus.engine.build import engine_for
@@ -35,7 +36,7 @@ def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -7,6 +7,7 @@ import gc
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from workers.stubs import raw, running, text_of, until
 
 from tokenbus.producer.client.async_client import AsyncClient
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
 
 NUM_TOKENS = 300
-TIMEOUT_S = 20
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def test_cancelled_waits_lose_nothing(client: AsyncClient) -> None:
         for index in range(1, NUM_TOKENS + 1):
             await worker.append(job_id, 1, index, index)
 
-    async with asyncio.timeout(TIMEOUT_S), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
         tasks.create_task(write())
         while not seen or seen[-1] < NUM_TOKENS:
             reading = asyncio.ensure_future(anext(stream))
@@ -73,7 +73,7 @@ async def test_stream_is_for_one_task(client: AsyncClient) -> None:
     with pytest.raises(RuntimeError, match="another task"):
         await anext(stream)
     await worker.append(job_id, 1, 2, 2)
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await reading).to == 2
 
 

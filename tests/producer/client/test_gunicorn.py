@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 pytest.importorskip("gunicorn", reason="gunicorn is not installed")
 
 NUM_WORKERS = 2
-TIMEOUT_S = 60
 APP = """
 import json, os, sys
 from tokenbus.producer import Client
@@ -50,13 +50,13 @@ class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
+        super().__init__("localhost", timeout=PATIENCE_S)
         self._path = path
 
     def connect(self) -> None:
         """Connect to the path."""
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(TIMEOUT_S)
+        self.sock.settimeout(PATIENCE_S)
         self.sock.connect(self._path)
 
 
@@ -78,7 +78,7 @@ def web_path(folder: Path, private_server: EmbeddedServer) -> Iterator[str]:
     env = os.environ | {"BUS_URL": private_server.url, "BUS_POOL": uuid.uuid4().hex}
     process = subprocess.Popen([*command, "shop:app"], env=env)
     try:
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not Path(path).exists():
             assert process.poll() is None, "gunicorn did not start"
             assert time.monotonic() < deadline
@@ -87,7 +87,7 @@ def web_path(folder: Path, private_server: EmbeddedServer) -> Iterator[str]:
     finally:
         process.send_signal(signal.SIGINT)
         try:
-            process.wait(20)
+            process.wait(PATIENCE_S)
         finally:
             process.kill()
 
@@ -107,7 +107,7 @@ def _get(path: str) -> dict[str, object]:
 def test_workers_forked_by_gunicorn_share_a_preloaded_client(web_path: str) -> None:
     """Every worker submits, cancels and streams with the client that the master connected."""
     answers: list[dict[str, object]] = []
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + PATIENCE_S
     with ThreadPoolExecutor(2 * NUM_WORKERS) as threads:
         while len({answer["pid"] for answer in answers}) < NUM_WORKERS:
             assert time.monotonic() < deadline, "one worker got every request"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.producer.client.wakeup import Wakeup
-
-TIMEOUT_S = 10
 
 
 async def _wait(wakeup: Wakeup, seen: list[str]) -> None:
@@ -38,7 +37,7 @@ async def _rung_by_callback(
 async def test_consumer_runs_before_the_next_message_is_parsed() -> None:
     """Each ring lets the waiting task run up to its next wait."""
     wakeup, seen = Wakeup(asyncio.get_running_loop()), list[str]()
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         waiting = asyncio.ensure_future(_wait(wakeup, seen))
         await asyncio.sleep(0)
         await _rung_by_callback(wakeup, seen, 3)
@@ -55,7 +54,7 @@ async def test_ring_from_a_task_reaches_the_waiting_task_soon() -> None:
     await asyncio.sleep(0)
     wakeup.ring()
     assert seen == []
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.sleep(0)
         assert seen == ["rung"]
         await _rung_by_callback(wakeup, seen, 1)
@@ -66,7 +65,7 @@ async def test_ring_from_a_task_reaches_the_waiting_task_soon() -> None:
 async def test_cancelled_wait_ends_once_whether_rung_or_not() -> None:
     """A cancel ends the wait, also one that was rung before; the bell serves the next wait."""
     wakeup, seen = Wakeup(asyncio.get_running_loop()), list[str]()
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         for is_rung in (False, True):
             waiting = asyncio.ensure_future(_wait(wakeup, seen))
             await asyncio.sleep(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from patience import PATIENCE_S
 from workers.stubs import StubWorker, a_job, num_ends, owned_end, pulled, raw, submit
 
 from tokenbus.producer.scripts.completion import JobCompletion, Retention
@@ -52,9 +53,9 @@ async def test_cancel_of_a_held_job_tells_its_owner(
     worker = await pulled(scripts, J)
     listener = raw(scripts).pubsub()
     await listener.subscribe(scripts.keys.of("ctl", worker.name))
-    await listener.get_message(timeout=5)
+    await listener.get_message(timeout=PATIENCE_S)
     assert await completion.cancel(J) == "held"
-    message = await listener.get_message(timeout=5)
+    message = await listener.get_message(timeout=PATIENCE_S)
     assert message is not None
     assert message["data"] == f"cancel 1 {J}".encode()
     await listener.aclose()

@@ -129,11 +129,25 @@ RULES = {
 }
 
 
+def _is_violation(broken: Broken | None) -> None:
+    """A promise was broken; a schedule that could not be run shows nothing."""
+    assert broken is not None
+    assert isinstance(broken.error, Violation), broken
+
+
+def test_rule_whose_line_is_gone_is_noticed(private_server: EmbeddedServer) -> None:
+    """A change that no script has a line for stops the run, and counts as no broken schedule."""
+    path = str(private_server.socket_path)
+    for change in (Change("pull", "no such line", ""), Change("pull", "local", "")):
+        with pytest.raises(ValueError, match=r"pull\.lua has"):
+            first_broken(path, range(1), (change,))
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_each_rule_of_the_scripts_is_needed(private_server: EmbeddedServer, rule: str) -> None:
     """With a rule of the protocol switched off, some schedule breaks a promise."""
     path = str(private_server.socket_path)
-    assert first_broken(path, range(NUM_TRIES), (RULES[rule],)) is not None
+    _is_violation(first_broken(path, range(NUM_TRIES), (RULES[rule],)))
 
 
 @pytest.mark.parametrize("rule", ["unknown jobs", "stale answers"])
@@ -144,4 +158,4 @@ def test_each_rule_of_the_callers_is_needed(private_server: EmbeddedServer, rule
     that goes on from an answer of long ago ends a job again whose log has expired (R10).
     """
     path = str(private_server.socket_path)
-    assert first_broken(path, range(NUM_TRIES), skips=frozenset({rule})) is not None
+    _is_violation(first_broken(path, range(NUM_TRIES), skips=frozenset({rule})))

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from servers.fixtures import SERVER_KINDS, server_binary
 from workers.stubs import raw, until
 
@@ -126,7 +127,7 @@ async def test_killed_server_is_started_again_with_its_data(tmp_path: Path) -> N
         await until(lambda: aof_written(client))
         os.kill(await pid_of(server), signal.SIGKILL)
         assert await client.cancel(job.job_id) is True
-        assert await asyncio.wait_for(reading, 20) == "cancelled"
+        assert await asyncio.wait_for(reading, PATIENCE_S) == "cancelled"
         server.close()
 
 

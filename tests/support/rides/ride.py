@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from patience import PATIENCE_S
 from rides.scale import IS_SHORT, LEASE
 from workers.null_workers import Story, command, expected_ids, expected_text, leaked_keys
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Finish
 
 TENANTS = ("ada", "bob", "cyd")
-# Completion trails the terminal event; what a dead worker left is completed by a reap or a tick.
-REST_S = 20.0
 # Tokens of an answer that lasts, and how many of them say that it has begun.
 LONG_TOKENS = 80 if IS_SHORT else 400
 NUM_BEGUN = 5
@@ -105,7 +104,7 @@ class Ride:
     cargo: Cargo
     rng: random.Random
     redis_url: str
-    patience_s: float = 120.0
+    patience_s: float = PATIENCE_S
     # Whether the server loses what it had accepted, once or more often.
     is_rolled_back: bool = False
     wanted: dict[str, Wanted] = field(default_factory=dict)
@@ -218,7 +217,7 @@ class Ride:
         """Wait until the pool is at rest: no key without an owner, no page held."""
         left: list[str] = []
         try:
-            async with asyncio.timeout(REST_S):
+            async with asyncio.timeout(PATIENCE_S):
                 while left := await self._left():  # noqa: ASYNC110 -- no event tells
                     await asyncio.sleep(0.05)
         except TimeoutError:

@@ -13,6 +13,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.producer.server.embedded import EmbeddedServer, find_server_binary, start_private
 
@@ -29,7 +30,9 @@ def server_binary(kind: str) -> str:
     path = shutil.which("redis-server")
     if path is None:
         pytest.skip("no redis-server on PATH")
-    text = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10).stdout
+    text = subprocess.run(
+        [path, "--version"], capture_output=True, text=True, timeout=PATIENCE_S
+    ).stdout
     version = re.search(r"v=(\d+)\.(\d+)", text)
     if version is None or (int(version[1]), int(version[2])) < (7, 0):
         pytest.skip(f"redis-server on PATH is older than 7.0: {text.strip()}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import hiredis
+from patience import PATIENCE_S
 
 from tokenbus.producer.scripts.source import script_sha, script_source
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _READ_BYTES = 1 << 16
-_PATIENCE_S = 120.0
 SCRIPTS = (
     "append", "cancel", "complete", "drain_inbox", "end", "expire_record", "leave", "pull",
     "raise_epoch", "reject", "renew", "requeue", "scan", "submit", "takeover", "tick", "unpull",
@@ -64,7 +64,7 @@ class Trap:
 
     async def closed(self) -> None:
         """Wait until it has closed."""
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(PATIENCE_S):
             await self._sprung.wait()
 
     def open(self) -> None:

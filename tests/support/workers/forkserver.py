@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+from patience import PATIENCE_S
 from rides.scale import IS_SHORT
 from workers import forked_engine
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
 _PR_SET_PDEATHSIG = 1
-_PATIENCE_S = 60.0
 _FORKS = multiprocessing.get_context("forkserver")
 IMPORTS = [
     "tokenbus.worker.supervisor",
@@ -82,8 +82,8 @@ class ForkedWorker:
 
     async def wait(self) -> int:
         """Wait for its end and return the exit status, negative after a signal."""
-        async with asyncio.timeout(_PATIENCE_S):
-            await asyncio.to_thread(self.process.join, _PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.to_thread(self.process.join, PATIENCE_S)
         if self.process.exitcode is None:
             raise TimeoutError(f"worker {self.pid} did not end")
         return self.process.exitcode
@@ -121,4 +121,4 @@ async def forked_worker(clock_error_s: float = 0, **values: Any) -> AsyncIterato
     finally:
         if process.is_alive():
             process.kill()
-        await asyncio.to_thread(process.join, _PATIENCE_S)
+        await asyncio.to_thread(process.join, PATIENCE_S)

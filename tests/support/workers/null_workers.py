@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from patience import PATIENCE_S
+
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.null.null_engine import pseudo_token
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.contract.events import Event, Finish
     from tokenbus.producer.scripts import Scripts
-
-# Nothing here takes a tenth of it; a test that runs into it has found a hang.
-PATIENCE_S = 60.0
 
 _COMMAND = (
     "import sys; from tokenbus.producer.commands.cli import main; sys.exit(main(sys.argv[1:]))"

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from patience import PATIENCE_S
 from workers.steps import step
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from tokenbus.worker.messages.engine import StepRecord
     from tokenbus.worker.messages.publishing import PublisherReport
 
-PATIENCE_S = 20.0
 # The one job of most benches.
 KEY, JOB_ID, EPOCH = 1, "s0-j", 1
 RULES = TextRules(num_choices=1, max_tokens=1000, prompt_tail=(1,))

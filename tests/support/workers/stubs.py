@@ -7,6 +7,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from patience import PATIENCE_S
+
 from tokenbus.producer.contract.events import Event, Finish, Usage
 from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.contract.result import build_result
@@ -46,9 +48,9 @@ def a_job(job_id: str = "", **fields: object) -> NewJob:
     return NewJob(**(chosen | fields))  # type: ignore[arg-type]  # fields are checked by the test
 
 
-async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20) -> None:
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Ask the server until a condition holds that it announces to nobody."""
-    async with asyncio.timeout(timeout_s):
+    async with asyncio.timeout(PATIENCE_S):
         while not await condition():  # noqa: ASYNC110 -- nothing in this process can signal it
             await asyncio.sleep(0.01)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from patience import PATIENCE_S
 from workers.null_workers import leaked_keys
 
 from tokenbus.producer.client.pool_status import read_status
@@ -120,7 +121,7 @@ async def test_job_that_does_not_end_in_time_counts_as_lost(deployment: Deployme
     assert figures.outcomes == {"unfinished": 3}
     assert figures.num_lost == 3
     scripts = Scripts(deployment.redis, deployment.keys.pool)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await _is_busy(deployment, scripts):  # noqa: ASYNC110 -- no event tells
             await asyncio.sleep(0.05)
 
@@ -157,7 +158,7 @@ def test_command_writes_its_report(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE_S,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "20 length" in run.stdout
@@ -188,7 +189,7 @@ def test_tax_of_a_model_with_a_generated_tokenizer(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE_S,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     report = msgspec.json.decode(out.read_bytes(), type=Report)

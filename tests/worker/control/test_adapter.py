@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from patience import PATIENCE_S
 from servers.fixtures import server_binary
 from servers.mortal_server import MortalServer
 from workers.control_processes import control_process
-from workers.null_workers import PATIENCE_S, expected_text, follow
+from workers.null_workers import expected_text, follow
 from workers.null_workers import worker as pool_worker
 from workers.stubs import raw, until
 
@@ -169,7 +170,7 @@ async def test_killed_adapter_is_replaced_without_a_second_generation(
     async with pool_worker(pool, redis_url, null_tokens_per_s=30):
         async with control_process(*adapter, adapter_lock_s=1) as first:
             job = await enqueue(arq, "once", prompt="x", max_tokens=60, seed=9)
-            await until(running(client, "once"), PATIENCE_S)
+            await until(running(client, "once"))
             first.kill()
             await first.process.wait()
         async with control_process(*adapter, adapter_lock_s=1) as second:

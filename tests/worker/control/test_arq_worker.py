@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from servers.wire_proxy import WireProxy
-from workers.null_workers import PATIENCE_S
 
 from tokenbus.worker.control.arq_worker import connect_arq
 

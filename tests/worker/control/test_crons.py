@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 from workers.control_processes import control_process
-from workers.null_workers import PATIENCE_S
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.scripts.replies import JobState

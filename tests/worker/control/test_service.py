@@ -11,8 +11,8 @@ from urllib.request import urlopen
 
 import pytest
 from aiohttp import web
+from patience import PATIENCE_S
 from workers.control_processes import KEY, control_process, receiver
-from workers.null_workers import PATIENCE_S
 
 from tokenbus.producer.commands.cli import main
 from tokenbus.producer.scripts.control import WebhookState
@@ -104,7 +104,7 @@ async def test_metrics_tell_what_became_of_webhooks(
 
 
 def _scrape(port: int) -> str:
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as reply:
         text: str = reply.read().decode()
     return text
 

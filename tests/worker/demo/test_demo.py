@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +18,6 @@ pytestmark = pytest.mark.processes
 
 COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli", "demo"]
 SMALL = ("--dtype", "float32", "--threads", "1")
-TIMEOUT_S = 120
 
 
 def test_every_job_finishes_and_the_figures_are_written(tiny_model: Path, tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_every_job_finishes_and_the_figures_are_written(tiny_model: Path, tmp_pa
         [*COMMAND, "--model", tiny_model, "--max-tokens", "16", *SMALL, "--json", file],
         capture_output=True,
         text=True,
-        timeout=TIMEOUT_S,
+        timeout=PATIENCE_S,
     )
     assert run.returncode == 0, run.stderr
     figures = json.loads(file.read_text())
@@ -50,7 +50,7 @@ def test_jobs_that_do_not_end_in_time_fail_the_demo(tiny_model: Path, tmp_path: 
     run = subprocess.run(
         [*COMMAND, "--model", tiny_model, "--jobs", "2", "--max-tokens", "1500", *SMALL,
          "--skip-taxi", "--timeout-s", "0.01", "--json", file],
-        capture_output=True, text=True, timeout=TIMEOUT_S,
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert run.returncode == 1, run.stderr
     figures = json.loads(file.read_text())
@@ -75,4 +75,4 @@ def test_interrupt_ends_the_demo_and_all_its_processes(tiny_model: Path) -> None
         process.send_signal(signal.SIGINT)
         # The pipes close only when the last process that inherited them is gone.
         assert "Traceback" not in process.stderr.read()
-        assert process.wait(timeout=TIMEOUT_S) == 130
+        assert process.wait(timeout=PATIENCE_S) == 130

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from patience import PATIENCE_S
 from rich.console import Console
 
 from tokenbus.producer.contract.events import Event, Finish, Usage
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.worker.demo.view import BusState
-
-TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ async def test_ride_collects_text_tokens_and_usage() -> None:
     end = Event("job", 1, 0, 4, 3, finish=Finish("stop", usage))
     client = _StubClient(_tokens(1, 1, "wet "), _tokens(2, 3, "socks"), end)
     ride = _ride(client)
-    await ride.run(_view(), _no_gauges, TIMEOUT_S)
+    await ride.run(_view(), _no_gauges, PATIENCE_S)
     assert [answer.text for answer in ride.state.answers] == ["wet socks"] * 2
     assert ride.state.num_ended == 2
     for clock in ride.clocks:
@@ -97,12 +96,14 @@ async def test_ride_stops_when_its_worker_has_given_up() -> None:
     def gone(_: BusState) -> None:
         raise EngineDied("gone")
 
-    async with asyncio.timeout(TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         with pytest.raises(EngineDied, match="gone"):
-            await _ride(_StubClient()).run(_view(), gone, 10 * TIMEOUT_S)
+            await _ride(_StubClient()).run(_view(), gone, 10 * PATIENCE_S)
 
 
 async def test_ride_reports_one_error_when_the_server_goes() -> None:
     """All readers fail together; the caller gets one error that it knows."""
     with pytest.raises(ServerUnreachable, match="no server"):
-        await _ride(_StubClient(ServerUnreachable("no server"))).run(_view(), _no_gauges, TIMEOUT_S)
+        await _ride(_StubClient(ServerUnreachable("no server"))).run(
+            _view(), _no_gauges, PATIENCE_S
+        )

@@ -12,13 +12,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S, until_within
 
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelNotFound
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.engine.process import HARD_BACKLOG_TOKENS
 from tokenbus.worker.errors import EngineStartFailed
 from tokenbus.worker.messages.engine import (
     AbortRequest,
@@ -39,17 +39,14 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.processes
 
-START_TIMEOUT_S = 60.0
-WAIT_S = 20.0
-
 
 class Engine:
     """A started link and everything it reported."""
 
-    def __init__(self, config: NullConfig) -> None:
+    def __init__(self, start: StartEngine) -> None:
         self.reports: list[Report] = []
         self._arrived = asyncio.Event()
-        self.link = EngineLink(StartEngine(null=config), self._take)
+        self.link = EngineLink(start, self._take)
 
     def _take(self, report: Report) -> None:
         self.reports.append(report)
@@ -57,7 +54,7 @@ class Engine:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the reports fulfil a condition."""
-        async with asyncio.timeout(WAIT_S):
+        async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 self._arrived.clear()
                 await self._arrived.wait()
@@ -89,10 +86,13 @@ async def start() -> AsyncIterator[Starter]:
     """Start engines that are gone after the test."""
     engines: list[Engine] = []
 
-    async def _start(**config: int) -> Engine:
-        engine = Engine(NullConfig(**config))
+    async def _start(bounds: tuple[int, int] | None = None, **config: int) -> Engine:
+        message = StartEngine(null=NullConfig(**config))
+        if bounds is not None:
+            message.soft_backlog_tokens, message.hard_backlog_tokens = bounds
+        engine = Engine(message)
         engines.append(engine)
-        await engine.link.start(START_TIMEOUT_S)
+        await engine.link.start(PATIENCE_S)
         return engine
 
     yield _start
@@ -159,7 +159,7 @@ async def test_death_of_the_engine_is_told_with_its_signal(start: Starter) -> No
     """A request that kills the engine process is noticed and named."""
     engine = await start(crash_id=7)
     engine.link.send(AddRequest(Request(1, (7,), SamplingParams(max_tokens=8))))
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         died = await engine.link.wait_died()
     assert "SIGABRT" in str(died)
     assert not engine.link.is_alive
@@ -171,7 +171,7 @@ async def test_idle_engine_beats_and_a_hung_one_does_not(start: Starter) -> None
     beats = sum(isinstance(r, Beat) for r in engine.reports)
     await engine.until(lambda: sum(isinstance(r, Beat) for r in engine.reports) >= beats + 2)
     engine.link.send(AddRequest(Request(1, (7,), SamplingParams(max_tokens=8))))
-    async with asyncio.timeout(WAIT_S):
+    async with asyncio.timeout(PATIENCE_S):
         while engine.link.stalled_s() < 1.5:  # noqa: ASYNC110 - silence raises no event
             await asyncio.sleep(0.1)
     assert engine.link.is_alive
@@ -180,25 +180,37 @@ async def test_idle_engine_beats_and_a_hung_one_does_not(start: Starter) -> None
 async def test_full_backlog_pauses_the_engine_until_credit_returns(
     start: Starter,
 ) -> None:
-    """Without credit the engine delivers a bounded number of tokens, then goes on by credit."""
-    engine = await start(max_num_seqs=512, num_pages=600_000, max_model_len=8192)
-    for request_id in range(256):
+    """Without credit the engine delivers a bounded number of tokens, then goes on by credit.
+
+    Half-way to that bound it admits no request any more; one that comes then waits for credit.
+    """
+    engine = await start((4096, 8192), max_num_seqs=512, num_pages=20_000, max_model_len=8192)
+
+    def delivered() -> int:
+        return sum(sum(r.counts) for r in engine.reports if isinstance(r, StepRecord))
+
+    for request_id in range(64):
         engine.link.send(request(request_id, max_tokens=8000))
     await engine.until(lambda: any(isinstance(r, Beat) and r.paused for r in engine.reports))
-    delivered = sum(sum(r.counts) for r in engine.reports if isinstance(r, StepRecord))
-    assert HARD_BACKLOG_TOKENS <= delivered <= HARD_BACKLOG_TOKENS + 256
-    steps = len(engine.reports)
-    engine.link.send(Credit(100_000))
-    await engine.until(lambda: any(isinstance(r, StepRecord) for r in engine.reports[steps:]))
-    for request_id in range(256):
+    assert 8192 <= delivered() <= 8192 + 64
+    late = 64
+    engine.link.send(request(late))
+    engine.link.send(Credit(4000))
+    await engine.until(lambda: delivered() >= 8192 + 4000)
+    assert delivered() <= 8192 + 4000 + 64
+    assert engine.tokens(late) == []
+    for request_id in range(64):
         engine.link.send(AbortRequest(request_id))
+    engine.link.send(Credit(8192))
+    await engine.until(lambda: engine.ended(late) is not None)
+    assert len(engine.tokens(late)) == 8
 
 
 async def test_start_failure_gives_the_reason() -> None:
     """An engine that cannot be built ends the start with the error's kind and message."""
     link = EngineLink(StartEngine(), lambda _: None)
     with pytest.raises(EngineStartFailed, match="names no engine") as caught:
-        await link.start(START_TIMEOUT_S)
+        await link.start(PATIENCE_S)
     assert caught.value.kind == "ValueError"
 
 
@@ -212,10 +224,10 @@ _PARENT = textwrap.dedent(
 
     async def main():
         link = EngineLink(StartEngine(null=NullConfig(hang_id=7)), lambda _: None)
-        await link.start(60)
+        await link.start(300)
         link.send(AddRequest(Request(1, (7,), SamplingParams())))
         print(link.pid, flush=True)
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     asyncio.run(main())
     """
@@ -232,19 +244,20 @@ def _is_running(pid: int) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_engine_dies_with_its_worker_even_while_it_hangs() -> None:
-    """SIGKILL of the worker ends a hung engine process within a second."""
+    """SIGKILL of the worker ends a hung engine process within a second.
+
+    The second is a promise: until then the dead worker's engine holds the GPU's memory.
+    """
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-c", _PARENT, stdout=subprocess.PIPE
     )
     assert parent.stdout is not None
-    async with asyncio.timeout(START_TIMEOUT_S):
+    async with asyncio.timeout(PATIENCE_S):
         engine_pid = int(await parent.stdout.readline())
     assert _is_running(engine_pid)
     os.kill(parent.pid, signal.SIGKILL)
     await parent.wait()
-    async with asyncio.timeout(1.0):
-        while _is_running(engine_pid):  # noqa: ASYNC110 - not our child, so no event
-            await asyncio.sleep(0.01)
+    await until_within(lambda: not _is_running(engine_pid), 1.0)
 
 
 def test_engine_process_imports_neither_redis_nor_the_text_side() -> None:
@@ -256,7 +269,11 @@ def test_engine_process_imports_neither_redis_nor_the_text_side() -> None:
         "print([m for m in ('redis', 'pydantic', 'torch', 'structlog') if m in sys.modules])"
     )
     output = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
     )
     assert output.stdout.strip() == "[]"
 
@@ -265,4 +282,4 @@ async def test_missing_model_is_the_engines_own_error() -> None:
     """A model that is not there ends the start with ModelNotFound."""
     missing = EngineLink(StartEngine(engine=EngineConfig("/no/such/model")), lambda _: None)
     with pytest.raises(ModelNotFound, match="/no/such/model"):
-        await missing.start(START_TIMEOUT_S)
+        await missing.start(PATIENCE_S)

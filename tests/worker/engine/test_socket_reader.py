@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.worker.engine.process import EngineLoop
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 Ends = tuple[socket.socket, socket.socket]
 NUM_REQUESTS = 200
 PROMPT_BYTES = 16 * 1024
-PATIENCE_S = 20.0
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
 import pytest
+from patience import PATIENCE_S
 from workers.parts import a_member, an_engine
 
 from tokenbus.producer.scripts.replies import RequeueStatus
@@ -55,7 +56,7 @@ async def test_nothing_is_pulled_before_an_unknown_job_was_handed_back(is_answer
         async with lease.pulling():
             order.append("pulled")
 
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
         settlement.run_in(tasks)
         settlement.hand_back_unknown("j-0", 1)
         tasks.create_task(pull())

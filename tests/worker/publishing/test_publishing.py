@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from unittest.mock import Mock, call
 
 import pytest
+from patience import PATIENCE_S
 from servers.fixtures import pool, redis_url, server
 from workers.null_workers import expected_ids, expected_text, follow, until, worker
 from workers.parts import a_member, job_parts, page_budget_of
@@ -166,7 +167,7 @@ async def test_publisher_without_renewals_stops_by_itself(
     )
     session.when_lost(lambda reason: emit(Lost(publisher.generation, reason)))
     log_writers = asyncio.create_task(run_log_writers(publisher))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         publisher.obey(OpenGate(0, time.monotonic() - 3.5))
         publisher.obey(TakeOver(key=1, job_id="s0-j", epoch=1, prompt_tokens=1, rules=None))
         await news.wait()

@@ -7,9 +7,10 @@ import socket
 from urllib.request import urlopen
 
 import pytest
+from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
 from servers.fixtures import pool, redis_url, server
-from workers.null_workers import PATIENCE_S, follow, until, worker
+from workers.null_workers import follow, until, worker
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.worker.errors import SettingsInvalid
@@ -27,7 +28,7 @@ def _free_port() -> int:
 
 def _scrape(port: int) -> dict[str, float]:
     """Return every sample by its name and labels."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as reply:
         text = reply.read().decode()
     return {
         sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
