@@ -63,6 +63,18 @@ def buckets(max_num_seqs: int) -> list[int]:
     return [*sizes, max_num_seqs]
 
 
+def warm_steps(max_tokens: int, *, max_num_seqs: int) -> list[tuple[int, int]]:
+    """Steps that the warm-up takes: tokens of one prompt, and rows that decode beside it.
+
+    The prompt's own sequence is one of `max_num_seqs`.
+    """
+    return [
+        (num_tokens, min(num_rows, max_num_seqs - 1))
+        for num_tokens, num_rows in _WARM_STEPS
+        if num_tokens <= max_tokens
+    ]
+
+
 def _rounded(plan: SamplingPlan) -> SamplingPlan:
     """Round the number of alternatives up, so that few graphs serve all numbers."""
     if not plan.num_top_logprobs:
@@ -100,12 +112,11 @@ class GraphRunner(Runner):
         Prompts of several sizes run once on scratch, some with decoding rows, so that the first
         real one does not wait for compilers and libraries either; those of short ones are captured.
         """
-        steps = [step for step in _WARM_STEPS if step[0] <= self._max_tokens]
+        steps = warm_steps(self._max_tokens, max_num_seqs=self.rows.padding_row)
         self._compile_ahead(steps)
-        most_rows = self.rows.padding_row
         parts: list[Callable[[], object]] = [
             *(partial(self._captured, size, _PLAIN) for size in reversed(self._buckets)),
-            *(partial(self._warm_step, tokens, min(rows, most_rows)) for tokens, rows in steps),
+            *(partial(self._warm_step, num_tokens, num_rows) for num_tokens, num_rows in steps),
             *(
                 partial(self._prompts.prepare, shape)
                 for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
@@ -166,7 +177,7 @@ class GraphRunner(Runner):
             for size in self._buckets:
                 self._decode_step(size, _PLAIN)
             for num_tokens, num_rows in steps:
-                self._warm_step(num_tokens, min(num_rows, self.rows.padding_row))
+                self._warm_step(num_tokens, num_rows)
         # What was drawn is no token.
         self.rows.last_token.zero_()
 
