@@ -49,10 +49,7 @@ async def _open_webhooks(client: AsyncClient, url: str) -> list[str]:
 
 async def _kill_midway(service: ControlProcess, shop: Receiver, num_more: int) -> None:
     """Kill a service after it made some calls, wherever it is by then."""
-    goal = len(shop.calls) + num_more
-    async with asyncio.timeout(PATIENCE_S):
-        while len(shop.calls) < goal:  # noqa: ASYNC110 -- another process calls
-            await asyncio.sleep(0.001)
+    await shop.until_called(len(shop.calls) + num_more)
     service.kill()
     await service.process.wait()
 

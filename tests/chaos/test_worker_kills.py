@@ -141,6 +141,7 @@ async def test_paused_worker_wakes_up_to_jobs_of_others(
         await ride.until_seen(5)
         await stack.enter_async_context(forked_worker(**ride.settings()))
         first.send(signal.SIGSTOP)
+        # How long the pause lasts is what is tried.
         await asyncio.sleep(pause_s)
         first.send(signal.SIGCONT)
         await ride.arrive()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from models.tiny_model import TinyModel
+from workers.brake import Brake
 from workers.null_workers import follow, worker
 
 if TYPE_CHECKING:
@@ -24,8 +25,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return TinyModel(tmp_path_factory.mktemp("tiny-llama"))
 
 
+# One kind of server: what is shown is the engine's and the worker's, and starting them is dear.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_greedy_output_equals_transformers_also_after_the_engine_died(
-    client: AsyncClient, redis_url: str, pool: str, model: TinyModel
+    client: AsyncClient,
+    redis_url: str,
+    pool: str,
+    model: TinyModel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Batched, and resumed from the log after SIGKILL of the engine, each job matches generate."""
     wanted = [model.greedy(prompt, NUM_TOKENS) for prompt in PROMPTS]
@@ -38,6 +45,8 @@ async def test_greedy_output_equals_transformers_also_after_the_engine_died(
         "num_pages": 64,
         "num_threads": 1,
     }
+    brake = Brake(monkeypatch, num_ahead=4)
+    brake.set(NUM_TOKENS // 2)
     async with worker(pool, redis_url, **settings) as running:
         jobs = [
             await client.submit(prompt, max_tokens=NUM_TOKENS, temperature=0.0)
@@ -50,9 +59,11 @@ async def test_greedy_output_equals_transformers_also_after_the_engine_died(
             if story.last >= 5 and not killed and running.engine_pid is not None:
                 killed = True
                 os.kill(running.engine_pid, signal.SIGKILL)
+                brake.release()
 
         stories = await asyncio.gather(*(follow(client, job.job_id, kill_once) for job in jobs))
         assert [story.ids[0] for story in stories] == wanted
         assert killed
+        assert any(len(story.epochs) == 2 for story in stories)
         for story, prompt in zip(stories, PROMPTS, strict=True):
             assert story.text == model.text(story.ids[0]), prompt

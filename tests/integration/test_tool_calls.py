@@ -5,29 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
 from models.tiny_model import TinyModel
-from msgspec.structs import replace
 from patience import PATIENCE_S
+from workers.brake import Brake
 from workers.null_workers import Story, follow, worker
 
 from tokenbus.engine.weights import model_store
 from tokenbus.producer.contract.result import JobFailed
-from tokenbus.worker.engine import current_engine
-from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.messages.engine import Credit, StartEngine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tokenbus.engine.config import EngineConfig
-    from tokenbus.engine.null.null_config import NullConfig
     from tokenbus.producer.client.async_client import AsyncClient
-    from tokenbus.worker.messages.engine import Command
 
 ORDER = {
     "type": "object",
@@ -57,36 +50,8 @@ def model(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(model_store.pull(request.param))
 
 
-class Brake:
-    """Lets an engine generate a number of tokens and a few, and no more until it is released."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._credit = sys.maxsize
-        start_of, send = StartEngine.of, EngineLink.send
-
-        def start_tight(config: EngineConfig | NullConfig, step_log: str | None) -> StartEngine:
-            return replace(start_of(config, step_log), hard_backlog_tokens=NUM_AHEAD)
-
-        def send_braked(link: EngineLink, command: Command) -> None:
-            if isinstance(command, Credit):
-                command = Credit(min(command.num_tokens, self._credit))
-                self._credit -= command.num_tokens
-            send(link, command)
-
-        monkeypatch.setattr(StartEngine, "of", start_tight)
-        monkeypatch.setattr(EngineLink, "send", send_braked)
-        # In larger lumps credit would come with the beats, twice a second.
-        monkeypatch.setattr(current_engine, "CREDIT_LUMP_TOKENS", 1)
-
-    def set(self, num_tokens: int) -> None:
-        """Stop the engine after so many tokens."""
-        self._credit = num_tokens
-
-    def release(self) -> None:
-        """Let it go on."""
-        self._credit = sys.maxsize
-
-
+# One kind of server: what is shown is the engine's and the worker's, and starting them is dear.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_calls_are_valid_and_the_same_after_the_engine_died(
     client: AsyncClient, redis_url: str, pool: str, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,7 +68,7 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
         "tool_choice": {"name": "track"}, "parallel_tool_calls": False,
         "temperature": 1.5, "seed": 5, "max_tokens": 150,
     }  # fmt: skip
-    brake = Brake(monkeypatch)
+    brake = Brake(monkeypatch, NUM_AHEAD)
     async with worker(pool, redis_url, **settings) as running:
         unbroken = await client.submit(**asked)
         bad = {"type": "integer", "minimum": 5, "maximum": 3}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+from patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -44,6 +45,7 @@ class Receiver:
     answer: Callable[[Call], Awaitable[web.Response]]
     calls: list[Call] = field(default_factory=list)
     port: int = 0
+    _called: asyncio.Event = field(default_factory=asyncio.Event)
 
     def url(self, path: str = "/done", host: str = "127.0.0.1") -> str:
         """Return its address."""
@@ -54,7 +56,15 @@ class Receiver:
         headers = {name.lower(): value for name, value in request.headers.items()}
         call = Call(request.path, headers, await request.read())
         self.calls.append(call)
+        self._called.set()
         return await self.answer(call)
+
+    async def until_called(self, num_calls: int) -> None:
+        """Wait until it was called so many times in all."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.calls) < num_calls:
+                self._called.clear()
+                await self._called.wait()
 
 
 @asynccontextmanager
@@ -86,6 +96,7 @@ class ControlProcess:
 
     process: asyncio.subprocess.Process
     lines: list[dict[str, Any]] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def kill(self) -> None:
         """Kill it as the kernel would."""
@@ -95,6 +106,13 @@ class ControlProcess:
         """Return the log lines of an event."""
         return [line for line in self.lines if line.get("event") == event]
 
+    async def until_logged(self, event: str, count: int = 1) -> None:
+        """Wait until an event was logged so many times."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.logged(event)) < count:
+                self._news.clear()
+                await self._news.wait()
+
     async def read(self) -> None:
         """Read the log to its end."""
         assert self.process.stderr is not None
@@ -103,6 +121,7 @@ class ControlProcess:
                 self.lines.append(json.loads(raw))
             except ValueError:
                 self.lines.append({"event": "raw", "text": raw.decode(errors="replace")})
+            self._news.set()
 
 
 @asynccontextmanager

@@ -52,8 +52,7 @@ async def test_service_delivers_and_is_healthy_and_stops_in_order(
     ):
         job = await client.submit("x", callback_url=shop.url())
         await client.cancel(job.job_id)
-        while not service.logged("webhook.tried"):  # noqa: ASYNC110 -- another process logs
-            await asyncio.sleep(0.01)
+        await service.until_logged("webhook.tried")
         while await _check(redis_url, pool) != 0:
             pass
         service.process.send_signal(signal.SIGTERM)
@@ -94,8 +93,7 @@ async def test_metrics_tell_what_became_of_webhooks(
     ):
         job = await client.submit("x", callback_url=shop.url())
         await client.cancel(job.job_id)
-        while len(service.logged("webhook.tried")) < 2:  # noqa: ASYNC110 -- another process logs
-            await asyncio.sleep(0.01)
+        await service.until_logged("webhook.tried", 2)
         text = await asyncio.to_thread(_scrape, port)
     assert 'tokenbus_webhook_tries_total{outcome="retried"} 1.0' in text
     assert 'tokenbus_webhook_tries_total{outcome="delivered"} 1.0' in text
