@@ -1,4 +1,4 @@
-"""How an engine is built: every setting declared once, in tokens, pages and milliseconds.
+"""Settings of the engine: each declared once, with its bounds and its option.
 
 A field of `EngineConfig` carries its bounds, and its option of the command line with the help. The
 worker's setting of that name, its `TOKENBUS_*` variable and `tokenbus worker --help` come from

@@ -103,7 +103,7 @@ class Request:
     `resumed_ids` holds, per choice, tokens that were already delivered by an earlier owner; they
     count as output (max_tokens, penalties, draw positions) and are not delivered again;
     `done_choices` ended under that owner and are not run. Stop
-    strings are not the engine's: whoever holds the text aborts the request.
+    strings are not the engine's: the holder of the text aborts the request.
     `priority` 0 is served first. Pages are shared only between equal `cache_salt`s. Output lengths
     are learned per `lane`, any label under which jobs resemble each other.
     """

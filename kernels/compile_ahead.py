@@ -22,8 +22,8 @@ _MAX_THREADS = 16
 def compiling_ahead() -> Iterator[None]:
     """Only compile what is launched inside, in threads; wait for all of it at the end.
 
-    No kernel runs: tensors it would have written hold whatever was in their memory. Whoever uses
-    this has to throw away what it computed.
+    No kernel runs: tensors it would have written hold whatever was in their memory. The caller
+    has to throw away what it computed.
     """
     run = JITFunction.run
 

@@ -1,4 +1,4 @@
-"""Every tunable of a client, read once from arguments and `TOKENBUS_*` variables."""
+"""Settings of a client, read once from arguments and `TOKENBUS_*` variables."""
 
 from __future__ import annotations
 

@@ -54,9 +54,9 @@ def _other(setting: EngineSetting) -> Any:
 
 
 def _engine(settings: WorkerSettings) -> EngineConfig:
-    engine = settings.start_engine().engine
-    assert engine is not None
-    return engine
+    config = settings.engine_config()
+    assert isinstance(config, EngineConfig)
+    return config
 
 
 @pytest.mark.parametrize("setting", BOUNDED, ids=lambda setting: setting.name)

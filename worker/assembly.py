@@ -1,4 +1,4 @@
-"""Puts the parts of a worker together once server and engine are there.
+"""Assembly of a worker: its parts, put together once server and engine are there.
 
 Each part is whole when it is made: it is given what it uses. So the order here is the order of use:
 what talks to the engine first, what talks to the queue last. News travels the other way as events:

@@ -1,4 +1,4 @@
-"""Counts of durations by bucket, cheap to add to and to merge."""
+"""Histograms: counts of durations by bucket, cheap to add to and to merge."""
 
 from __future__ import annotations
 

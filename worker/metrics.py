@@ -1,4 +1,4 @@
-"""What a worker counts: plain numbers, read by the status key, the logs and the tests."""
+"""Counters of a worker: plain numbers, read by the exporter, the status key and the logs."""
 
 from __future__ import annotations
 

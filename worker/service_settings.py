@@ -1,4 +1,4 @@
-"""What the settings of a worker and of a control service have in common, and how they are read."""
+"""Service settings: those that a worker and a control service share, and how they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The right to write: open only between a reconcile and the next sign of trouble.
+"""The session: the right to write, from a reconcile to the next sign of trouble.
 
 Every call on the server goes through `Session.call`. A call that fails for want of a server, or
 is under way when the session is lost, raises SessionLost and has no effect on the worker's memory:

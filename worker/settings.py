@@ -1,4 +1,4 @@
-"""Every tunable of a worker, read once from arguments and `TOKENBUS_*` variables."""
+"""Settings of a worker, read once from arguments and `TOKENBUS_*` variables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pydantic import Field, create_model, model_validator
 
 from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.null.null_config import NullConfig
-from tokenbus.worker.messages.engine import StartEngine
 from tokenbus.worker.service_settings import ServiceSettings
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -99,13 +98,11 @@ class WorkerSettings(ServiceSettings):
         """Return `affinity_wait_ms`, 0 for an engine that holds no prefixes."""
         return self.affinity_wait_ms if self.holds_prefixes else 0
 
-    def start_engine(self) -> StartEngine:
-        """Return the message that builds this worker's engine."""
+    def engine_config(self) -> EngineConfig | NullConfig:
+        """Return what this worker's engine is built from."""
         if self.engine == "null":
-            return StartEngine(null=self._null_config(), step_log=self.step_log)
-        return StartEngine(
-            engine=EngineConfig(model=self.model, **self._engine_values()), step_log=self.step_log
-        )
+            return self._null_config()
+        return EngineConfig(model=self.model, **self._engine_values())
 
     def _engine_values(self) -> dict[str, Any]:
         """Return the engine's settings that are set."""

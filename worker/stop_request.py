@@ -1,4 +1,4 @@
-"""The wish that a worker stops: asked once it drains, asked twice it stops at once."""
+"""The stop request: the first drains a worker, the second stops it at once."""
 
 from __future__ import annotations
 

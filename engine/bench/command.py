@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.bench import measure
 from tokenbus.engine.bench.demand import Demand
 from tokenbus.engine.bench.figures import WorkloadReport
 from tokenbus.engine.bench.workloads import WORKLOADS, uniform
 from tokenbus.engine.build import engine_for, load_for
-from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.models.backend import Backend
     from tokenbus.engine.weights.readers import WeightReader
+
+
+# Settings of the engine that are options, with defaults of this command's own: a batch that the
+# workloads fill, and pages for the longest of them.
+_SETTINGS: dict[str, int | None] = {
+    "dtype": None,
+    "quantization": None,
+    "device": None,
+    "num_threads": None,
+    "kv_cache_gib": None,
+    "memory_fraction": None,
+    "max_num_seqs": 512,
+    "max_model_len": 4096,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,23 +55,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--random-weights", action="store_true", help="draw weights, read only the config"
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each workload (default: 3)")
-    parser.add_argument("--dtype", default="auto", help="auto, bfloat16, float16 or float32")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda[:index]")
-    parser.add_argument("--max-num-seqs", type=int, default=512, help="rows (default: 512)")
-    parser.add_argument(
-        "--max-model-len", type=int, default=4096, help="tokens per sequence (default: 4096)"
-    )
+    for setting in _settings():
+        parser.add_argument(setting.option, **setting.option_arguments())
     parser.add_argument(
         "--no-prefix-grouping",
         action="store_true",
         help="read what sequences share once per sequence",
     )
-    parser.add_argument("--memory-fraction", type=float, default=0.9, help="of the GPU's memory")
     parser.add_argument("--no-graphs", action="store_true", help="launch decode steps one by one")
     parser.add_argument(
         "--profile", action="store_true", help="print device time by kind of kernel"
     )
     parser.add_argument("--json", type=Path, help="write one report per workload into this folder")
+
+
+def _settings() -> list[EngineSetting]:
+    """Return the engine's settings that are options here, with the defaults of this command."""
+    declared = engine_settings()
+    return [
+        replace(declared[name], default=default, unset=str(default)) if default else declared[name]
+        for name, default in _SETTINGS.items()
+    ]
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that were given, and the defaults of this command for the others."""
+    values = {name: getattr(args, name) or default for name, default in _SETTINGS.items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def run(
@@ -66,14 +91,10 @@ def run(
     started_at = time.perf_counter()
     config = EngineConfig(
         model=args.model,
-        dtype=args.dtype,
-        device=args.device,
         random_weights=args.random_weights,
-        max_num_seqs=args.max_num_seqs,
-        max_model_len=args.max_model_len,
-        memory_fraction=args.memory_fraction,
         cuda_graphs=not args.no_graphs,
         prefix_grouping=not args.no_prefix_grouping,
+        **_given(args),
     )
     loaded = load_for(config, backend, reader)
     loaded_at = time.perf_counter()
@@ -147,7 +168,7 @@ def run_bench(
 
 
 def main() -> int:
-    """Run as a module, where no command line of ours turns errors into exit codes."""
+    """Run as a module, where no command line turns errors into exit codes."""
     try:
         return run_bench(sys.argv[1:])
     except EngineError as error:

@@ -1,4 +1,4 @@
-"""One engine of `tokenbus bench cpu`, in a process of its own.
+"""A contestant of `tokenbus bench cpu`: one engine, in a process of its own.
 
 `python -P -m tokenbus.engine.bench.contestants` reads one `ContestOrder` as JSON on its standard
 input and prints a JSON object a line: the versions it runs and a remark if it has one, then

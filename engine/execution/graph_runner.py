@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
 # Prompt tokens and decoding rows of a step: every layout that the linear layers choose by their
-# number, and what libraries choose. Kernels of ours are not compiled apart for numbers or addresses
-# that vary with the batch: one that came late would hold everyone up for half a second.
+# number, and what libraries choose. The kernels of tokenbus are not compiled apart for numbers or
+# addresses that vary with the batch: one that came late would hold everyone up for half a second.
 _WARM_STEPS = (
     *((5, 0), (17, 1), (40, 2), (64, 3), (100, 16)),
     *((256, 0), (500, 0), (1024, 0), (2048, 0), (4096, 0)),
@@ -61,6 +61,18 @@ def buckets(max_num_seqs: int) -> list[int]:
     sizes += range(16, min(max_num_seqs, 256), 16)
     sizes += range(256, max_num_seqs, 32)
     return [*sizes, max_num_seqs]
+
+
+def warm_steps(max_tokens: int, *, max_num_seqs: int) -> list[tuple[int, int]]:
+    """Steps that the warm-up takes: tokens of one prompt, and rows that decode beside it.
+
+    The prompt's own sequence is one of `max_num_seqs`.
+    """
+    return [
+        (num_tokens, min(num_rows, max_num_seqs - 1))
+        for num_tokens, num_rows in _WARM_STEPS
+        if num_tokens <= max_tokens
+    ]
 
 
 def _rounded(plan: SamplingPlan) -> SamplingPlan:
@@ -100,12 +112,11 @@ class GraphRunner(Runner):
         Prompts of several sizes run once on scratch, some with decoding rows, so that the first
         real one does not wait for compilers and libraries either; those of short ones are captured.
         """
-        steps = [step for step in _WARM_STEPS if step[0] <= self._max_tokens]
+        steps = warm_steps(self._max_tokens, max_num_seqs=self.rows.padding_row)
         self._compile_ahead(steps)
-        most_rows = self.rows.padding_row
         parts: list[Callable[[], object]] = [
             *(partial(self._captured, size, _PLAIN) for size in reversed(self._buckets)),
-            *(partial(self._warm_step, tokens, min(rows, most_rows)) for tokens, rows in steps),
+            *(partial(self._warm_step, num_tokens, num_rows) for num_tokens, num_rows in steps),
             *(
                 partial(self._prompts.prepare, shape)
                 for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
@@ -166,7 +177,7 @@ class GraphRunner(Runner):
             for size in self._buckets:
                 self._decode_step(size, _PLAIN)
             for num_tokens, num_rows in steps:
-                self._warm_step(num_tokens, min(num_rows, self.rows.padding_row))
+                self._warm_step(num_tokens, num_rows)
         # What was drawn is no token.
         self.rows.last_token.zero_()
 

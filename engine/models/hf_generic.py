@@ -1,4 +1,4 @@
-"""Any causal LM of transformers over paged attention: slower than the decoder, same interface."""
+"""The generic model: any causal LM of transformers over pages, slower than the decoder."""
 
 from __future__ import annotations
 

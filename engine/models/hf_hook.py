@@ -37,7 +37,7 @@ class AttentionCall:
 
 
 class AttentionHandler(Protocol):
-    """Whoever answers attention calls while a model runs."""
+    """The handler of attention calls while a model runs."""
 
     def attention(self, call: AttentionCall) -> Tensor:
         """Return [1, T, Hq, Dv]."""

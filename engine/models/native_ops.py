@@ -1,4 +1,4 @@
-"""The decoder on a CPU in one call per pass, by kernels compiled for the machine."""
+"""Native ops: the decoder's pass on a CPU in one call, by kernels compiled for the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs in the next step: decode first, then admission, then prompts.
+"""The scheduler plans the next step: decode first, then admission, then prompts.
 
 The scheduler knows tokens and pages only: no tensors, no clock, no queue. `schedule` plans one
 step and takes its pages at once; `complete` is told, sequence by sequence, what that step brought,

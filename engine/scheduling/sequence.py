@@ -1,4 +1,4 @@
-"""One choice of one request on its way through the engine."""
+"""A sequence: one choice of one request on its way through the engine."""
 
 from __future__ import annotations
 

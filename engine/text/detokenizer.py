@@ -1,4 +1,4 @@
-"""Text from tokens, one token at a time, without ever showing half a character.
+"""The detokeniser: tokens to text, one at a time, never half a character.
 
 Two kinds of tokenizer cover the causal LMs in use: byte-level BPE, and SentencePiece with byte
 fallback. Both map each token to bytes whatever stands beside it, so text is one incremental UTF-8

@@ -1,4 +1,4 @@
-"""From a name to a model in memory: folder, hub id or alias."""
+"""The model loader: from a folder, hub id or alias to a model in memory."""
 
 from __future__ import annotations
 

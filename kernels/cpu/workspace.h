@@ -13,7 +13,7 @@ namespace tokenbus {
 constexpr size_t kCacheLine = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
 
-// Grows, never shrinks; its content is that of whoever took it last.
+// Grows, never shrinks; its content is what the last taker left.
 class Workspace {
    public:
     Workspace() = default;

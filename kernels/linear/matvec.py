@@ -1,4 +1,4 @@
-"""One row times a weight matrix, without matrix units: the linear layer of a lone sequence."""
+"""Matrix times vector: the linear layer of a lone sequence, without matrix units."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two to sixteen rows times a weight matrix: one read of the weights for all rows."""
+"""Small matrix products: two to sixteen rows, one read of the weights for all of them."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One connection per client that carries the subscriptions of all its streams.
+"""The subscription hub: one connection per client for the channels of all its streams.
 
 Events that were missed while the connection was away, or held back too long, show up in a stream
 as a hole; the token log heals it.
@@ -192,7 +192,7 @@ class SubscriptionHub:
         self._confirmed[name].set()
 
     def _deliver(self, streams: set[Subscription], body: bytes) -> None:
-        """Parse an event once; what is none of ours is a stranger's and is left out."""
+        """Parse an event once; a message of a stranger is left out."""
         try:
             event = parse_message(body)
         except (ValueError, KeyError, TypeError):

@@ -18,7 +18,7 @@ _REDIS_HELP = (
 )
 
 
-class EngineSetting(Protocol):
+class DeclaredOption(Protocol):
     """A setting of the engine: its option, empty for none, and what argparse is told of that."""
 
     @property
@@ -64,7 +64,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
         help="seconds after which the bus ride is given up (default: 900)")
 
 
-def add_worker(parser: argparse.ArgumentParser, engine: Iterable[EngineSetting]) -> None:
+def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]) -> None:
     """Declare what `tokenbus worker` takes; what is left out comes from the environment.
 
     `engine` are the engine's settings, which say themselves what their options are.

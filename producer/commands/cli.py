@@ -146,7 +146,7 @@ def _run_bench_pool(args: argparse.Namespace) -> int:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """Tell an error that was raised on purpose from a bug of ours, which is None."""
+    """Tell an error that was raised on purpose from a bug, which is None."""
     from tokenbus.engine.errors import EngineError, ModelNotFound
     from tokenbus.producer.errors import ProducerError, RequestInvalid, UrlInvalid
     from tokenbus.worker.errors import EngineStartFailed, SettingsInvalid, WorkerError
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output is gone; Python must not fail again when it flushes at exit.
+        # The reader of the output is gone; Python must not fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except ModuleNotFoundError as error:

@@ -18,7 +18,7 @@ def parse_message(text: bytes | str) -> Event:
     """Read one message of a job's channel.
 
     Raises: SchemaMismatch for another wire version; ValueError, KeyError or TypeError if the
-        message is none of ours.
+        message is no event.
     """
     body = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if body.startswith(_HEAD):

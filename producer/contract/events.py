@@ -153,7 +153,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
     def of_entry(cls, job_id: str, entry_id: bytes, body: bytes) -> Event:
         """Read a log entry: tokens, or the end.
 
-        Raises: ValueError, KeyError or TypeError if it is none of ours.
+        Raises: ValueError, KeyError or TypeError if it is no event.
         """
         epoch, _, index = entry_id.partition(b"-")
         if body.startswith(b"{"):

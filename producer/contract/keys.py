@@ -1,4 +1,4 @@
-"""Every key and channel of a pool: its name, type and lifetime.
+"""Keys and channels of a pool: name, type and lifetime of each.
 
 The state of a pool lives in one hash slot (tag `{tb:<pool>}`), token logs in one slot per shard
 (tag `{tb:<pool>:<shard>}`), so that every script stays inside one slot on Redis Cluster. The Lua
@@ -12,10 +12,10 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 | lane     | stream | `lane:<priority>:<tenant>`, waiting jobs only; deleted when empty         |
 | front    | stream | `front:<priority>`, jobs handed back or reaped; deleted when empty        |
 | job      | hash   | the job record; TTL from the end of completion on                         |
-| idem     | string | idempotency key -> digest and job; no TTL while the job lives             |
+| idem     | string | idempotency key -> job id; no TTL while the job lives                     |
 | held     | hash   | `held:<worker>`, job -> epoch; gone when empty                            |
 | flags    | hash   | `flags:<worker>`, held job -> cancel or expire                            |
-| alive    | string | `alive:<worker>`, pages and page size of the worker, TTL = lease          |
+| alive    | string | `alive:<worker>`, tokens that fit the worker's pages, TTL = lease         |
 | worker   | hash   | `worker:<worker>`, serial of its last reconcile, whether it has room or   |
 |          |        | leaves, the suspect it claims or holds; goes with `workers`               |
 | status   | string | `status:<worker>`, JSON gauges for people and metrics, TTL = lease         |
@@ -47,7 +47,7 @@ Per shard of token logs, each followed by the job id:
 
 | log      | stream | ids `<epoch>-<index>`; a belt TTL of a week from the marker on, renewed by |
 |          |        | later writes; completion sets a short one                                 |
-| result   | string | written with the terminal entry; TTL as the log's                         |
+| result   | string | written with the terminal entry, the same belt; then a TTL of its own     |
 | tok      | channel| the job's events, public                                                  |
 """
 

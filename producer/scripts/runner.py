@@ -1,4 +1,4 @@
-"""Run the Lua scripts by name, whatever the server forgot."""
+"""The script runner calls Lua scripts by name and loads what the server has forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A Redis Cluster behind the face of one server.
+"""Redis Cluster: many nodes behind the interface of one connection.
 
 Every script touches one hash slot, so each call goes to one node; redis-py finds it and follows
 moves. Calls are not repeated here: what a lost call did is settled by the rules of reconciling.

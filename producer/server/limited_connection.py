@@ -1,4 +1,4 @@
-"""Connections with a time limit per call that loses no cancellation.
+"""Limited connections: a time limit per call that swallows no cancellation.
 
 Under `socket_timeout` redis-py writes within `asyncio.wait_for`, which before Python 3.12 drops a
 cancellation that comes when the write has just ended: a task that is cancelled then goes on, and

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.settings import WorkerSettings
 
@@ -23,17 +25,14 @@ def test_environment_counts_and_arguments_go_first(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("TOKENBUS_MAX_NUM_SEQS", "7")
     monkeypatch.setenv("TOKENBUS_POOL", "from-env")
     settings = WorkerSettings.load(pool="given", max_num_seqs=None)
-    engine = settings.start_engine().engine
-    assert engine is not None
+    engine = settings.engine_config()
     assert (settings.pool, engine.max_num_seqs) == ("given", 7)
 
 
 def test_engine_gets_what_was_set_and_its_own_defaults_else() -> None:
     """Fields left open stay the engine's; the null engine takes its sizes from the same names."""
-    start = WorkerSettings.load(model="m", num_pages=10, dtype="float32").start_engine()
-    assert start.engine is not None
-    assert (start.engine.model, start.engine.num_pages, start.engine.dtype) == ("m", 10, "float32")
-    assert start.engine.max_num_seqs == 256
-    start = WorkerSettings.load(engine="null", num_pages=10, null_tokens_per_s=5).start_engine()
-    assert start.null is not None
-    assert (start.null.num_pages, start.null.tokens_per_s) == (10, 5)
+    engine = WorkerSettings.load(model="m", num_pages=10, dtype="float32").engine_config()
+    assert engine == EngineConfig("m", num_pages=10, dtype="float32")
+    assert engine.max_num_seqs == 256
+    null = WorkerSettings.load(engine="null", num_pages=10, null_tokens_per_s=5).engine_config()
+    assert null == NullConfig(num_pages=10, tokens_per_s=5)

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.bench.workloads import WORKLOADS
+from tokenbus.engine.config import engine_settings
 from tokenbus.worker.bench.command import run_pool_bench
 from tokenbus.worker.bench.options import (
     ARRIVALS,
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # Options that are settings of the workers, by the name they have there.
-_WORKER = (
-    "model", "dtype", "device", "num_threads", "page_size", "num_pages", "kv_cache_gib",
-    "memory_fraction", "max_num_seqs", "max_model_len", "max_batch_tokens", "random_weights",
-    "null_tokens_per_s", "null_total_tokens_per_s",
-)  # fmt: skip
+# `--itl-target-ms` is that of goodput here.
+_ENGINE = {name: s for name, s in engine_settings().items() if name != "itl_target_ms"}
+_WORKER = ("model", "null_tokens_per_s", "null_total_tokens_per_s", *_ENGINE)
 _SLO_USERS = (16, 32, 64, 128, 256, 512, 1024)
 # What the users of `--slo` send and how long a count is tried, unless options say otherwise.
 _SLO_DEFAULTS: dict[str, Any] = {
@@ -214,15 +213,11 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
         help="waiting tokens of a tenant over which jobs are refused (default: the client's)")
     add("--max-pool-tokens", type=int, metavar="N",
         help="waiting tokens of all over which jobs are refused (default: the client's)")
-    for name, kind, metavar in (
-        ("dtype", str, "NAME"), ("device", str, "NAME"), ("page-size", int, "TOKENS"),
-        ("num-pages", int, "N"), ("kv-cache-gib", float, "GIB"), ("memory-fraction", float, "X"),
-        ("max-num-seqs", int, "N"), ("max-model-len", int, "TOKENS"),
-        ("max-batch-tokens", int, "N"),
-    ):
-        add(f"--{name}", type=kind, metavar=metavar, help="as of a worker (default: as there)")
-    add("--threads", dest="num_threads", type=int, metavar="N",
-        help="compute threads on a CPU (default: one per core)")
+    for setting in _ENGINE.values():
+        if setting.option:
+            add(setting.option, **setting.option_arguments())
+    add("--max-batch-tokens", type=int, metavar="TOKENS",
+        help="prompt tokens of a step while nobody is streaming (default: a worker's)")
 
 
 def _add_measure(group: argparse._ArgumentGroup) -> None:

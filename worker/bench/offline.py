@@ -22,6 +22,7 @@ from tokenbus.worker.bench.measure.report import Offline
 from tokenbus.worker.bench.options import BenchOptions
 from tokenbus.worker.engine.process import build
 from tokenbus.worker.errors import EngineStartFailed
+from tokenbus.worker.messages.engine import StartEngine
 from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def main() -> int:
     options = msgspec.json.decode(sys.stdin.buffer.read(), type=BenchOptions)
     settings = WorkerSettings.load(engine=options.engine, **options.worker)
     try:
-        engine, _ = build(settings.start_engine())
+        engine, _ = build(StartEngine.of(settings.engine_config(), settings.step_log))
         for idx in range(options.repeats):
             figures = run_offline(engine, options.replace(run_idx=options.run_idx + idx))
             print(msgspec.json.encode(figures).decode(), file=out, flush=True)

@@ -1,4 +1,4 @@
-"""One run: load on a deployment that is up, observed from all sides."""
+"""A run of the bench: load on a deployment that is up, and everything it measures."""
 
 from __future__ import annotations
 

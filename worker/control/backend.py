@@ -1,4 +1,4 @@
-"""For backends that run arq: a client that speaks JSON, and a cheap way to wait.
+"""The client for backends on arq: jobs as JSON, and a cheap way to wait for their ends.
 
 `Job.result()` of arq works as ever, at a round trip per waiting job and poll: good for some dozens
 at `poll_delay=0.02`. `Results` asks for all waiting jobs of the process in one call.
@@ -51,7 +51,7 @@ class Results:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop to poll; whoever still waits is cancelled."""
+        """Stop to poll; waits that are left are cancelled."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -93,7 +93,7 @@ class Results:
             try:
                 await self._poll(look_for_lost=num_polls % _LOST_EVERY == 0)
             except Exception as error:
-                # Whoever waits learns of it; the next to wait tries again.
+                # All waits learn of it; the next one tries again.
                 self._fail(list(self._waiting), error)
             await asyncio.sleep(self._poll_delay_s)
 

@@ -1,4 +1,4 @@
-"""Every tunable of the control service, read once from arguments and `TOKENBUS_*` variables."""
+"""Settings of the control service, read once from arguments and `TOKENBUS_*` variables."""
 
 from __future__ import annotations
 

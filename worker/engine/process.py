@@ -1,4 +1,4 @@
-"""The process that computes: it owns the engine and knows neither Redis nor text.
+"""The engine process owns the engine and the GPU; it knows neither Redis nor text.
 
 It runs as `python -m tokenbus.worker.engine.process FD PARENT_PID`. It ends when its socket closes,
 when its parent dies (PR_SET_PDEATHSIG, where the platform has it), or when the engine raises, which

@@ -1,4 +1,4 @@
-"""Reads the socket of a process while that computes.
+"""The socket reader: a thread that reads a process's socket while that computes.
 
 A socket holds some 400 KB, two dozen long prompts: a sender of more waits until the other end
 reads. If that happened only between two steps, each step of a crowd would get two dozen prompts,

@@ -1,9 +1,9 @@
-"""What the engine process handed over and when: a file per process, for measuring only.
+"""The step log: what the engine process handed over and when, a file for measuring only.
 
 A record is a head (when, kind, number of rows) and two columns, a name as uint64 and a count as
 uint32. Times are CLOCK_MONOTONIC in seconds, which all processes of a machine share.
 
-    ADDED   the engine took a request over; name = its seed, which whoever measures has chosen;
+    ADDED   the engine took a request over; name = its seed, which the measurement has chosen;
             count = tokens that were delivered before
     STEP    the engine handed a step over; name = number of the ADDED record; count = tokens
 """

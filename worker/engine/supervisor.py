@@ -1,4 +1,4 @@
-"""Keeps one engine process running: notices its death or hang, and starts another."""
+"""The engine supervisor notices that the engine process died or hangs, and starts another."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from tokenbus.worker.engine.link import EngineLink
 from tokenbus.worker.errors import EngineDied
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.messages.engine import Beat
+from tokenbus.worker.messages.engine import Beat, StartEngine
 
 if TYPE_CHECKING:
     from tokenbus.worker.engine.current_engine import CurrentEngine
@@ -54,7 +54,9 @@ class EngineSupervisor:
 
         Raises: EngineStartFailed, or the engine's own error where it gave one.
         """
-        link = EngineLink(self._settings.start_engine(), self._take)
+        settings = self._settings
+        build = StartEngine.of(settings.engine_config(), settings.step_log)
+        link = EngineLink(build, self._take)
         ready = await link.start(self._settings.engine_start_timeout_s)
         self._engine.replace(link)
         self._log.info(

@@ -1,4 +1,4 @@
-"""A job from the pull to its completion: what the worker knows and which way it is going."""
+"""A held job, from the pull to its completion: what the worker knows of it, and its phase."""
 
 from __future__ import annotations
 

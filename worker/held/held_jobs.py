@@ -1,4 +1,4 @@
-"""All jobs that this worker knows, found by job id and by the engine's request id."""
+"""The held jobs of a worker, found by job id and by the engine's request id."""
 
 from __future__ import annotations
 

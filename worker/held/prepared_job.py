@@ -1,4 +1,4 @@
-"""A job as the engine takes it: its prompt as token ids, its sizes known exactly."""
+"""A prepared job: its prompt as token ids, its sizes known exactly."""
 
 from __future__ import annotations
 

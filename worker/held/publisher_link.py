@@ -1,4 +1,4 @@
-"""The way from the worker to a publisher, in its own process or in another."""
+"""The publisher link: the worker's way to a publisher, in its own process or another."""
 
 from __future__ import annotations
 

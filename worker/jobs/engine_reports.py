@@ -1,4 +1,4 @@
-"""Takes what the engine reports: counts it and passes it on to the publishers."""
+"""Reports of the engine: counted here and passed on to the publishers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one canonical log event of a job's life on this worker."""
+"""The log line `job.finished`: written once per job, when it has ended on this worker."""
 
 from __future__ import annotations
 

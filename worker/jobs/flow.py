@@ -1,4 +1,4 @@
-"""What follows from each event in the life of a held job, whichever part has to act on it."""
+"""The job flow: hears each event of a held job and calls the part that has to act."""
 
 from __future__ import annotations
 

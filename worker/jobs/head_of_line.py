@@ -1,4 +1,4 @@
-"""Who waits for pages: the job at the head of the line first, and behind it the pull loop."""
+"""The head-of-line job waits for pages first, and the pull loop behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which prefixes the engine's cache still holds, as the worker can tell from what went through it.
+"""Held prefixes: those that the engine's cache still has, as far as the worker can tell.
 
 The engine evicts what was released longest ago, so a prefix that nobody runs on is gone once the
 pages released after it, and its own, are more than the engine has to give away:

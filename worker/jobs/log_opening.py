@@ -1,4 +1,4 @@
-"""Has the logs of pulled jobs taken over.
+"""Log opening: a pulled job gets its publisher, which takes the job's log over.
 
 A job that nobody has owned before has nothing in its log: the engine begins while the log is being
 taken over, and its publisher says nothing before it has the log.

@@ -1,4 +1,4 @@
-"""Pages: how many the jobs of this worker will still ask for, hence how many it may pull for.
+"""The page budget: pages that held jobs will still ask for, and what is left to pull for.
 
     budget = free + evictable - reserve - what a pull under way was offered
              - what is promised to jobs that are here

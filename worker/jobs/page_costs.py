@@ -1,4 +1,4 @@
-"""Pages that one job needs: its prompt, and the output that is expected of it.
+"""Page costs: the pages of a job's prompt and of the output that is expected of it.
 
 Expected is what jobs of the same lane, its priority and tenant, have put out lately; until enough
 have, it is what the job may put out at most.

@@ -1,4 +1,4 @@
-"""Which pages the jobs of one prefix share, so that they are counted once and not for each.
+"""Prefix shares: pages that jobs of one prefix have in common and that are counted once.
 
 Whether prompts begin alike is read off the prompts: each is compared with one yardstick of its
 prefix. What two of them share with it they share with each other,

@@ -1,4 +1,4 @@
-"""From the request that a producer sent to the request that the engine takes."""
+"""Prompts: a producer's request becomes the engine's, template applied and tokenised."""
 
 from __future__ import annotations
 

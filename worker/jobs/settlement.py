@@ -1,4 +1,4 @@
-"""The end of this worker's hold on a job: completed, handed back, fenced off or dropped.
+"""Settlement: how a held job leaves its worker: completed, handed back, fenced or dropped.
 
 The life of a held job, all of it:
 

@@ -1,4 +1,4 @@
-"""Brings pulled jobs into the engine: check and tokenise, then start where their log ends."""
+"""The start of pulled jobs: checked, tokenised, given to the engine where their log ends."""
 
 from __future__ import annotations
 

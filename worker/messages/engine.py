@@ -11,12 +11,12 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from tokenbus.engine.config import EngineConfig  # noqa: TC001 - msgspec reads the annotation
-from tokenbus.engine.null.null_config import NullConfig  # noqa: TC001 - msgspec reads the annotation
+from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.types import (  # noqa: TC001 - msgspec reads the annotations
     Admission,
     EngineLimits,
@@ -50,6 +50,13 @@ class StartEngine(msgspec.Struct, tag="start", array_like=True):
     step_log: str | None = None
     soft_backlog_tokens: int = SOFT_BACKLOG_TOKENS
     hard_backlog_tokens: int = HARD_BACKLOG_TOKENS
+
+    @classmethod
+    def of(cls, config: EngineConfig | NullConfig, step_log: str | None = None) -> Self:
+        """Return the message that builds the engine of a configuration."""
+        if isinstance(config, NullConfig):
+            return cls(null=config, step_log=step_log)
+        return cls(engine=config, step_log=step_log)
 
 
 class AddRequest(msgspec.Struct, tag="add", array_like=True):

@@ -1,4 +1,4 @@
-"""Takes in the jobs that a pull brought: known at once, started when their exact size is known.
+"""Arrivals: jobs that a pull brought, held at once, started when their size is known.
 
 What tokenises to more than the pull counted waits at the head of the line, or is unpulled where
 that place is taken.

@@ -1,4 +1,4 @@
-"""Hears at once that a held job was cancelled or has expired; the renewal says it again later."""
+"""The cancel listener hears at once that a held job was cancelled or expired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waits for work to become pullable: the bell of the pool, and the one of this worker alone."""
+"""The doorbell wakes the pull loop: the pool's list `bell`, and `wake` of this worker alone."""
 
 from __future__ import annotations
 

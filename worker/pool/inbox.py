@@ -1,4 +1,4 @@
-"""The public entrance: raw entries become jobs, or failed events and dead letters."""
+"""The inbox: raw entries become jobs, or failed events and dead letters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Staying alive in the eyes of the pool: renew, compare, and reconcile after every loss (R6 to R8).
+"""The lease of a worker: renewed, compared, reconciled after every loss (R6 to R8).
 
 The lease is prolonged only while the engine moves. Each renewal returns what the server says is
 held here, and the server is right: what nobody here knows is handed back, what it does not list is

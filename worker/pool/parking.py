@@ -1,4 +1,4 @@
-"""Room that is made by handing jobs back: for a suspect, and for a job of a higher priority.
+"""Parking: jobs handed back to make room for a suspect or for a more urgent job.
 
 A job that is handed back keeps its log; a worker that has room goes on with it, and no attempt is
 counted.

@@ -1,4 +1,4 @@
-"""Pulls as many jobs as there are free pages for, and one more that waits at the head of the line.
+"""The pull loop takes jobs by free pages, and one more that waits at the head of the line.
 
 After a pull that found nothing the worker waits on the doorbell; after one that found only what
 does not fit, for pages; after one that left all to workers that hold its prefix, until that is

@@ -1,4 +1,4 @@
-"""What any worker does for the whole pool once a second: ticks, and the jobs of dead workers.
+"""The reaper keeps house for the pool once a second: ticks, and jobs of dead workers.
 
 Nobody reaps until two leases after its own session opened: a server that restarted has dropped
 everyone's lease, and the living need time to renew theirs.

@@ -1,4 +1,4 @@
-"""Refuses what a pull brought and this worker cannot take: entries that are no jobs, big jobs."""
+"""Refusals of what a pull brought: entries that are no jobs, jobs too big for this worker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shows the worker's gauges to people and metrics: one JSON value with the lease's TTL."""
+"""The status writer: the worker's gauges as one JSON value with the lease's TTL."""
 
 from __future__ import annotations
 

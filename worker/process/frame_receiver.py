@@ -1,4 +1,4 @@
-"""Receives the frames of a child process on the event loop."""
+"""The frame receiver: frames of a child process, received on the event loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sends frames to another process of the worker, many with one system call."""
+"""The frame writer sends frames to another process, many with one system call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chooses how many processes publish for a worker, and starts them."""
+"""Construction of publishers: how many processes a worker gets, and their start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Holds a job's next tokens back under load, so that more of them share an entry."""
+"""Coalescing: a job's next tokens held back under load, so that more share an entry."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 # Asked for with every entry; through the class a member costs twice as much.
-_OPEN, _ENDING, _RETURNING = LogState.OPEN, LogState.ENDING, LogState.RETURNING
+_OPEN, _ENDING, _HANDING_BACK = LogState.OPEN, LogState.ENDING, LogState.HANDING_BACK
 _KNOWN = LogAccess.KNOWN
 
 
@@ -148,17 +148,17 @@ class JobLog:
         """Tell whether there is something to ask of the log: a takeover, an append or an end."""
         state, access = self.state, self.access
         if access is _KNOWN:
-            if state is _OPEN or state is _RETURNING:
+            if state is _OPEN or state is _HANDING_BACK:
                 return self.num_logged < self.last
             return state is _ENDING
         if access is LogAccess.BARRED or access is LogAccess.RESTORING:
             return False
-        return state is not _RETURNING and state is not LogState.DROPPED
+        return state is not _HANDING_BACK and state is not LogState.DROPPED
 
     @property
     def is_all_logged(self) -> bool:
         """Tell whether the job may go back to the queue."""
-        return self.state is _RETURNING and self.turn is not Turn.IN_CALL and not self.wants_log
+        return self.state is _HANDING_BACK and self.turn is not Turn.IN_CALL and not self.wants_log
 
     def restore(
         self,

@@ -1,4 +1,4 @@
-"""One connection for the calls of one log writer, without the cost of a connection pool.
+"""The log connection: the one of a log writer, without the cost of a connection pool.
 
 A client's pool reconnects unseen and costs 60-100 us a call. Here a connection that broke stays
 broken until the session opens anew: what was known about the logs is void then. On a cluster there

@@ -21,7 +21,7 @@ class LogState(Enum):
     OPEN = "open"
     ENDING = "ending"
     COMMITTED = "committed"
-    RETURNING = "returning"
+    HANDING_BACK = "returning"
     DROPPED = "dropped"
 
 
@@ -29,13 +29,13 @@ LEGAL_MOVES = {
     LogState.OPEN: {
         LogState.ENDING,
         LogState.COMMITTED,
-        LogState.RETURNING,
+        LogState.HANDING_BACK,
         LogState.DROPPED,
     },
     LogState.ENDING: {LogState.COMMITTED, LogState.DROPPED},
     # A server that is rolled back may forget the terminal entry: it is written again.
     LogState.COMMITTED: {LogState.ENDING, LogState.DROPPED},
-    LogState.RETURNING: {LogState.COMMITTED, LogState.DROPPED},
+    LogState.HANDING_BACK: {LogState.COMMITTED, LogState.DROPPED},
     LogState.DROPPED: set(),
 }
 

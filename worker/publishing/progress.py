@@ -1,4 +1,4 @@
-"""Counts a publisher's work and reports it to the worker."""
+"""Progress of a publisher: its work, counted and reported to the worker."""
 
 from __future__ import annotations
 

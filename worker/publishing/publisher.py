@@ -239,7 +239,7 @@ class Publisher:
     def _hand_back(self, key: int) -> None:
         job = self._job_logs.get(key)
         if job is not None and job.state is LogState.OPEN:
-            job.move_to(LogState.RETURNING)
+            job.move_to(LogState.HANDING_BACK)
             self.touch(job)
             self.report_all_logged(job)
 

@@ -1,4 +1,4 @@
-"""All publishers of one worker: which of them keeps which log, and what all of them are told."""
+"""The publisher pool: which publisher of a worker keeps which log, and orders to all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The process that writes logs: a publisher and its log writers, without engine, queue or leases.
+"""The publisher process: a publisher and its log writers, without engine, queue or lease.
 
 It runs as `python -m tokenbus.worker.publishing.publisher_process FD PARENT_PID`. It ends when its
 socket closes or its parent dies; it writes only while the worker keeps the gate open, and stops by

@@ -1,4 +1,4 @@
-"""What publishers report, and the events of a job that it amounts to."""
+"""Reports of publishers, read and handed to the job flow as events of a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the tokens of a step into the job logs: text, stop strings, and the ends that follow."""
+"""The step reader puts a step's tokens into job logs: text, stop strings, ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of a publisher that its log writers use."""
+"""The writer host: the interface of a publisher that its log writers use."""
 
 from __future__ import annotations
 

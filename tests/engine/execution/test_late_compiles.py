@@ -19,6 +19,7 @@ from transformers import LlamaForCausalLM
 
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.execution.graph_runner import warm_steps
 
 NUM_ROWS = (1, 4, 64, 300)
 PROGRAM = Path(__file__).parents[2] / "support" / "models" / "launch_keys.py"
@@ -46,6 +47,15 @@ def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
         total = len(each["progress"])
         assert each["progress"] == [[done, total] for done in range(1, total + 1)]
     assert all(each["warm"] > 10 for each in found)
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 4, 16, 17, 512])
+def test_warm_up_takes_no_more_sequences_than_an_engine_has(max_num_seqs: int) -> None:
+    """A step of the warm-up holds a prompt and the rows beside it: the buffers end at all rows."""
+    steps = warm_steps(4096, max_num_seqs=max_num_seqs)
+    assert max(num_tokens for num_tokens, _ in steps) <= 4096
+    assert max(num_rows for _, num_rows in steps) + 1 <= max_num_seqs
+    assert len(steps) > 5
 
 
 @pytest.mark.gpu

@@ -153,7 +153,8 @@ def main(max_num_seqs: int) -> None:
     warm, prepared, late = LaunchKeys(), LaunchKeys(), LaunchKeys()
     graphs, engine = build(max_num_seqs)
     JITFunction.run = lambda kernel, *args, **named: warm.note(kernel, *args, **named)
-    graphs._compile_ahead(list(graph_runner._WARM_STEPS))
+    steps = graph_runner.warm_steps(MAX_MODEL_LEN, max_num_seqs=max_num_seqs)
+    graphs._compile_ahead(steps)
     JITFunction.run = lambda kernel, *args, **named: prepared.note(kernel, *args, **named)
     dry: Any = graphs
     dry._compile_ahead = lambda _steps: None

@@ -9,13 +9,14 @@ from msgspec.structs import replace
 
 from tokenbus.worker.engine import current_engine
 from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.messages.engine import Credit
-from tokenbus.worker.settings import WorkerSettings
+from tokenbus.worker.messages.engine import Credit, StartEngine
 
 if TYPE_CHECKING:
     import pytest
 
-    from tokenbus.worker.messages.engine import Command, StartEngine
+    from tokenbus.engine.config import EngineConfig
+    from tokenbus.engine.null.null_config import NullConfig
+    from tokenbus.worker.messages.engine import Command
 
 
 class Brake:
@@ -26,10 +27,10 @@ class Brake:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, num_ahead: int) -> None:
         self._credit = sys.maxsize
-        start_engine, send = WorkerSettings.start_engine, EngineLink.send
+        start_of, send = StartEngine.of, EngineLink.send
 
-        def start_tight(settings: WorkerSettings) -> StartEngine:
-            return replace(start_engine(settings), hard_backlog_tokens=num_ahead)
+        def start_tight(config: EngineConfig | NullConfig, step_log: str | None) -> StartEngine:
+            return replace(start_of(config, step_log), hard_backlog_tokens=num_ahead)
 
         def send_braked(link: EngineLink, command: Command) -> None:
             if isinstance(command, Credit):
@@ -37,7 +38,7 @@ class Brake:
                 self._credit -= command.num_tokens
             send(link, command)
 
-        monkeypatch.setattr(WorkerSettings, "start_engine", start_tight)
+        monkeypatch.setattr(StartEngine, "of", start_tight)
         monkeypatch.setattr(EngineLink, "send", send_braked)
         # In larger lumps credit would come with the beats, twice a second.
         monkeypatch.setattr(current_engine, "CREDIT_LUMP_TOKENS", 1)

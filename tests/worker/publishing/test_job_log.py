@@ -13,22 +13,22 @@ from tokenbus.worker.publishing.job_log import JobLog
 from tokenbus.worker.publishing.log_states import LogAccess, LogState, Turn
 
 OPEN, ENDING, COMMITTED = LogState.OPEN, LogState.ENDING, LogState.COMMITTED
-RETURNING, DROPPED = LogState.RETURNING, LogState.DROPPED
+HANDING_BACK, DROPPED = LogState.HANDING_BACK, LogState.DROPPED
 UNKNOWN, AHEAD, RESTORING = LogAccess.UNKNOWN, LogAccess.AHEAD, LogAccess.RESTORING
 KNOWN, BARRED = LogAccess.KNOWN, LogAccess.BARRED
 
 LEGAL = {
     (OPEN, ENDING),
     (OPEN, COMMITTED),
-    (OPEN, RETURNING),
+    (OPEN, HANDING_BACK),
     (OPEN, DROPPED),
     (ENDING, COMMITTED),
     (ENDING, DROPPED),
     # The server forgot an end, which is written again.
     (COMMITTED, ENDING),
     (COMMITTED, DROPPED),
-    (RETURNING, COMMITTED),
-    (RETURNING, DROPPED),
+    (HANDING_BACK, COMMITTED),
+    (HANDING_BACK, DROPPED),
 }
 LEGAL_ACCESS = {
     (UNKNOWN, KNOWN),
@@ -131,7 +131,7 @@ def test_state_and_access_say_what_is_asked_of_the_log(state: LogState, access: 
     assert job.wants_log == (wants_takeover or wants_end)
     assert job.is_fully_logged == (access is KNOWN)
     job.last = 1
-    wants_append = access is KNOWN and state in (OPEN, RETURNING)
+    wants_append = access is KNOWN and state in (OPEN, HANDING_BACK)
     assert job.wants_log == (wants_takeover or wants_end or wants_append)
     assert not job.is_fully_logged
 
@@ -141,7 +141,7 @@ def test_job_goes_back_once_nothing_is_left_to_log() -> None:
     job = a_log()
     job.take_over()
     assert not job.is_all_logged
-    job.move_to(RETURNING)
+    job.move_to(HANDING_BACK)
     assert job.is_all_logged
     job.turn = Turn.IN_CALL
     assert not job.is_all_logged

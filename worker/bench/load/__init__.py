@@ -1,1 +1,1 @@
-"""The load of a bench: when jobs arrive, what they ask for, and clients that live them."""
+"""The load of a bench: when jobs arrive, what they ask for, and simulated clients."""

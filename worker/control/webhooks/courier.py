@@ -1,4 +1,4 @@
-"""One HTTP POST: bounded in time, in redirects, in what is read, and in where it goes."""
+"""The courier makes one HTTP POST, bounded in time, redirects, bytes read and addresses."""
 
 from __future__ import annotations
 

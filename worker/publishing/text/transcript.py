@@ -1,4 +1,4 @@
-"""Everything a job has generated, by token index: what the log holds and what it still lacks.
+"""The transcript of a job: all its tokens by index, what the log holds and what it lacks.
 
 It stays in memory until the job has ended, so that a log which lost its last writes can be
 re-appended from any index.
