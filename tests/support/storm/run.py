@@ -1,6 +1,6 @@
 """Run random schedules of the job protocol against a real server: one, or thousands in parallel.
 
-    PYTHONPATH=tests/support python -P -m storm --schedules 20000
+    PYTHONPATH=tests/support python -P -m storm.run --schedules 20000
 
 Each schedule has a number, its seed: the same number is the same schedule, on any machine and
 however busy it is (`--schedules 1 --first NUMBER` tells it again). What is checked is P1 to P5 of
