@@ -69,6 +69,7 @@ class Crons:
         self,
         client: AsyncClient,
         chores: list[Chore],
+        *,
         table: Timetable,
         folder: Path,
         metrics: ControlMetrics | None = None,

@@ -71,10 +71,10 @@ async def serve(settings: ControlSettings) -> None:
             Courier(policy, settings.webhook_timeout_s, settings.webhook_concurrency)
         )
         metrics = await _metrics(stack, settings)
-        webhooks = Webhooks(client.scripts, courier, keys, settings, metrics)
+        webhooks = Webhooks(client.scripts, courier, keys=keys, settings=settings, metrics=metrics)
         folder = Path() if settings.crons is None else settings.crons.parent
         chores = chores_of(Housekeeping(client, settings))
-        crons = Crons(client, chores, table, folder, metrics)
+        crons = Crons(client, chores, table=table, folder=folder, metrics=metrics)
         logs.get_logger().info("control.started", pool=settings.pool, crons=len(table.cron))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(webhooks.run())
@@ -152,7 +152,7 @@ async def _check(settings: ControlSettings) -> int:
     """Look for the sign of life of a service."""
     async with await _connect(settings) as client:
         url = settings.arq_redis_url or client.effective_url
-        queue = Crons(client, [], Timetable(), Path()).queue
+        queue = Crons(client, [], table=Timetable(), folder=Path()).queue
         redis = connect_arq(url, queue, settings.call_timeout_s)
         try:
             lives = bool(await redis.exists(queue + health_check_key_suffix))

@@ -72,7 +72,7 @@ async def test_late_service_does_not_repeat_a_tick(client: AsyncClient, tmp_path
     entry = Entry.model_validate(
         {"name": "n", "at": {"hour": 3}, "request": {"prompt": "x", "max_tokens": 4}}
     )
-    crons = Crons(client, [], Timetable(), tmp_path)
+    crons = Crons(client, [], table=Timetable(), folder=tmp_path)
     run = crons._entry(entry).coroutine
     for tick_ms in (2000, 2000, 1000):
         await run({"job_id": f"table:n:{tick_ms}"})
@@ -86,7 +86,7 @@ async def test_tick_that_was_cut_short_is_finished_under_the_same_ids(
     """A service that dies between submitting and taking the tick leaves no second set of jobs."""
     (tmp_path / "texts.jsonl").write_text('{"prompt":"a"}\n\n{"prompt":"b"}\n')
     entry = Entry.model_validate({"name": "n", "at": {"hour": 3}, "requests": "texts.jsonl"})
-    crons = Crons(client, [], Timetable(), tmp_path)
+    crons = Crons(client, [], table=Timetable(), folder=tmp_path)
     await crons._submit(entry, 1000)
     await crons._entry(entry).coroutine({"job_id": "table:n:1000"})
     assert (await client.scripts.lease.load())["jobs"] == 2
@@ -100,7 +100,7 @@ async def test_pools_on_one_server_have_ticks_of_their_own(
         names = []
         for one in (client, other):
             house = Housekeeping(one, ControlSettings.load())
-            crons = Crons(one, chores_of(house), Timetable(), tmp_path)
+            crons = Crons(one, chores_of(house), table=Timetable(), folder=tmp_path)
             worker = crons.make_worker(connect_arq(redis_url, crons.queue))
             names += list(worker.functions)
     assert len(set(names)) == len(names) == 2 * 5

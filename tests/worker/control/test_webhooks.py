@@ -60,7 +60,7 @@ async def delivering(scripts: Scripts, **values: Any) -> AsyncIterator[None]:
     settings = ControlSettings.load(**(fast | values))
     policy = AddressPolicy(settings.webhook_allowed_networks)
     async with Courier(policy, settings.webhook_timeout_s, 16) as courier:
-        webhooks = Webhooks(scripts, courier, settings.signing_keys(), settings)
+        webhooks = Webhooks(scripts, courier, keys=settings.signing_keys(), settings=settings)
         task = asyncio.create_task(webhooks.run())
         try:
             yield

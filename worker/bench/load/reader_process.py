@@ -133,7 +133,7 @@ class ReaderProcess:
 
     def _simulated_client(self, number: int, phase: str, at_s: float) -> SimulatedClient:
         job = self._ready.pop(number, None) or self._workload.job(number)
-        simulated_client = SimulatedClient(self._client, self._options, job, phase, at_s)
+        simulated_client = SimulatedClient(self._client, self._options, job, phase=phase, at_s=at_s)
         self._open.add(simulated_client)
         self._num_submitted += 1
         return simulated_client

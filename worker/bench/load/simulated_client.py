@@ -29,7 +29,13 @@ class SimulatedClient:
     """Takes one job from submit to its end and keeps the times."""
 
     def __init__(
-        self, client: AsyncClient, options: BenchOptions, job: PlannedJob, phase: str, at_s: float
+        self,
+        client: AsyncClient,
+        options: BenchOptions,
+        job: PlannedJob,
+        *,
+        phase: str,
+        at_s: float,
     ) -> None:
         self._client = client
         self._options = options

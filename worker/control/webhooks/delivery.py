@@ -49,6 +49,7 @@ class Webhooks:
         self,
         scripts: Scripts,
         courier: Courier,
+        *,
         keys: dict[str, tuple[str, ...]],
         settings: ControlSettings,
         metrics: ControlMetrics | None = None,
