@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -89,19 +90,21 @@ async def test_token_that_is_none_of_the_jobs_is_found(deployment: Deployment) -
         await pubsub.psubscribe(deployment.keys.log_prefix(0) + "*")
 
         async def forge() -> None:
+            # On a busy machine the worker may be ahead of a forged token, but not of all.
             async for message in pubsub.listen():
                 if message["type"] != "pmessage":
                     continue
                 event = parse_message(message["data"])
-                forged = msgspec.json.encode(_following(event).dump())
-                await stranger.publish(message["channel"], forged)
-                return
+                if event.finish is None and event.ids and 256 not in event.ids:
+                    forged = msgspec.json.encode(_following(event).dump())
+                    await stranger.publish(message["channel"], forged)
 
         forging = asyncio.create_task(forge())
         figures = await _run(deployment, arrival="at-once", jobs=2)
-        await forging
-    assert figures.num_faults == 1
-    assert "token 2 has another" in figures.faults[0]
+        forging.cancel()
+        await asyncio.wait([forging])
+    assert 1 <= figures.num_faults <= 2
+    assert all(re.search(r"token \d+ has another", fault) for fault in figures.faults)
 
 
 def _following(event: Event) -> Event:
