@@ -11,15 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.types import FaultCode
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from tokenbus.engine.containment import Containment
     from tokenbus.engine.grammar.grammar import GrammarMatcher
     from tokenbus.engine.scheduling.plan import StepPlan
     from tokenbus.engine.scheduling.sequence import Sequence
-    from tokenbus.engine.types import GrammarSpec
+    from tokenbus.engine.types import EngineLimits, GrammarSpec
 
 _NUM_THREADS = 2
 
@@ -30,12 +32,13 @@ class ConstrainedRows:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None,
-        vocab_size: int,
-        eos_token_ids: tuple[int, ...],
+        limits: EngineLimits,
+        containment: Containment[Sequence],
     ) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
+        self._vocab_size = limits.vocab_size
+        self._eos_token_ids = limits.eos_token_ids
+        self._containment = containment
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
         self._masks: dict[Sequence, Future[Tensor]] = {}
 
@@ -70,13 +73,17 @@ class ConstrainedRows:
         return seq.grammar.exception() is None and seq.grammar.result().is_finished
 
     def masks(self, plan: StepPlan) -> dict[int, Tensor]:
-        """Return the packed mask of each constrained row that samples in this step."""
+        """Return the packed mask of each constrained row that samples in this step.
+
+        A row whose mask cannot be had has failed and is not among them.
+        """
         masks = {}
         for seq in plan.sampled():
             if seq.grammar is None or seq.row is None:
                 continue
-            self.start(seq)
-            masks[seq.row] = self._masks.pop(seq).result()
+            with self._containment.guard(seq, "its grammar was applied", FaultCode.GRAMMAR):
+                self.start(seq)
+                masks[seq.row] = self._masks.pop(seq).result()
         return masks
 
     def accept(self, seq: Sequence, token_id: int) -> list[int]:
