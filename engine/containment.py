@@ -9,6 +9,7 @@ cause (`escapes`: the device is gone, pages do not add up) passes every guard.
 from __future__ import annotations
 
 import logging
+from traceback import format_tb
 from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from tokenbus.engine.errors import EngineError, GrammarRejected, IntegrityError
@@ -81,8 +82,10 @@ class Containment(Generic[K]):
             code = FaultCode.GRAMMAR
         message = str(error)
         if not isinstance(error, EngineError):
-            _log.warning("contained while %s", doing, exc_info=error)
-            message = f"{type(error).__name__} while {doing}: {message}"
+            # Where, not what: the words may quote the request.
+            kind, frames = type(error).__name__, format_tb(error.__traceback__)
+            _log.warning("%s contained while %s\n%s", kind, doing, "".join(frames))
+            message = f"{kind} while {doing}: {message}"
         self._faults.setdefault(key, Fault(code, message))
         return True
 

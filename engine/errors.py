@@ -39,6 +39,10 @@ class GrammarRejected(RequestRejected):
     """A grammar does not compile or uses an unsupported keyword."""
 
 
+class RequestFailed(EngineError):
+    """A request was accepted and could not be answered; the message says why."""
+
+
 class DeviceFault(EngineError):
     """The device failed under a step; no sequence is to blame."""
 
