@@ -8,8 +8,8 @@ on their way into the next step, and the host learns of an end one step late. Wh
 sampled past its end is dropped. On a CPU there is nothing to overlap, so each step is read back at
 once.
 
-This is one noun, past three hundred lines: what a step samples and how its sequences end and fail
-change together.
+The file is one noun, past three hundred lines: what a step brings is delivered where requests begin,
+end and fail.
 """
 
 from __future__ import annotations
@@ -215,6 +215,9 @@ class Engine:
         result = self._runner.collect(done)
         for seq, scores in result.prompt_logprobs:
             seq.prompt_logprobs.extend(scores)
+        for seq, first, scores in result.forced_logprobs:
+            with self._containment.guard(seq, "its forced tokens were delivered"):
+                self._deliver_forced(seq, first, scores)
         rows = zip(done.seqs, result.token_ids, result.logprobs, strict=True)
         undrawn: list[tuple[Sequence, int]] = []
         guard = self._containment.guard(None, "its token was delivered")
@@ -271,20 +274,24 @@ class Engine:
         self, seq: Sequence, token_id: int, logprob: TokenLogprobs | None
     ) -> None:
         kept, reason = _kept((token_id,), self._scheduler.complete(seq, (token_id,)))
-        logprobs = (logprob,) if logprob is not None else ()
+        logprobs = (replace(logprob, forced=seq.draws_forced),) if logprob is not None else ()
         if reason is None:
             forced = None
             with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):
                 forced = self._constrained.accept(seq, token_id)
             if forced is None:
                 return
-            if forced:
+            is_over = seq.matcher is not None and seq.matcher.is_finished
+            if forced and logprobs:
+                self._scheduler.hold_forced(seq, forced, is_last=is_over)
+                is_over = False
+            elif forced:
                 more, reason = _kept(tuple(forced), self._scheduler.append_forced(seq, forced))
                 kept += more
-            if reason is None and seq.matcher is not None and seq.matcher.is_finished:
+            if reason is None and is_over:
                 reason = FinishReason.STOP
                 self._scheduler.remove(seq, reason)
-            elif reason is None:
+            elif reason is None and seq.held_end is None:
                 self._constrained.await_next(seq)
         self._emit(seq, kept, reason, logprobs)
 
@@ -292,6 +299,17 @@ class Engine:
         """End the sequences whose own work failed; a token of theirs in flight is dropped."""
         for seq, fault in self._containment.take().items():
             self._end(seq, FinishReason.FAILED, fault)
+    def _deliver_forced(
+        self, seq: Sequence, first: int, scores: list[TokenLogprobs | None]
+    ) -> None:
+        """Deliver forced tokens whose log-probabilities have come, and the end behind them."""
+        token_ids, logprobs = seq.take_scores(first, scores)
+        if seq.state is SequenceState.FINISHED or not token_ids:
+            return
+        reason = None if seq.num_unscored else seq.held_end
+        if reason is not None:
+            self._scheduler.remove(seq, reason)
+        self._emit(seq, tuple(token_ids), reason, tuple(logprobs))
 
     def _end(self, seq: Sequence, reason: FinishReason, error: Fault | None = None) -> None:
         if seq not in self._requests.get(seq.request.request_id, ()):

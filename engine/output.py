@@ -18,8 +18,8 @@ class Completion:
     """One choice of one prompt.
 
     `stop_reason` is the stop string or stop id that ended it, None for the model's own end or for
-    length. `logprobs` has one entry per sampled token if they were asked for; tokens that a grammar
-    forced have none. `tool_calls` are read from the text, which holds them as the model wrote them.
+    length. `logprobs` has one entry per token if they were asked for, those that a grammar forced
+    among them. `tool_calls` are read from the text, which holds them as the model wrote them.
     """
 
     text: str = ""

@@ -135,17 +135,22 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probabilities of one position under the raw distribution (before any filter)."""
+    """Log-probabilities of one position under the raw distribution (before any filter).
+
+    `forced`: a grammar left no other token.
+    """
 
     token_id: int
     logprob: float
     rank: int
     top: tuple[tuple[int, float], ...] = ()
+    forced: bool = False
 
 
 class TokenDelta(NamedTuple):
     """New tokens of one choice, in order; the last delta of a choice has a `finish_reason`.
 
+    `logprobs` has an entry per token if they were asked for, and is empty otherwise.
     `stop_token_id` is the id that ended the choice (already the last of `token_ids`), if one did.
     A tuple, because a step makes one for each of its rows.
     """

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.sampling.bitmask import leaves_one
 from tokenbus.engine.types import FaultCode
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ class ConstrainedRows:
                 continue
             with self._containment.guard(seq, "its grammar was applied", FaultCode.GRAMMAR):
                 self.start(seq)
-                masks[seq.row] = self._masks.pop(seq).result()
+                mask = masks[seq.row] = self._masks.pop(seq).result()
+                if seq.request.params.logprobs is not None:
+                    seq.draws_forced = leaves_one(mask)
         return masks
 
     def accept(self, seq: Sequence, token_id: int) -> list[int]:

@@ -18,6 +18,8 @@ from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
@@ -28,21 +30,23 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.sequence import Sequence
     from tokenbus.engine.types import TokenLogprobs
 
-# Prompt positions scored at once: bounds their logits to 256 rows of the vocabulary.
-_PROMPT_LOGPROB_ROWS = 256
+# Known tokens scored at once: bounds their logits to 256 rows of the vocabulary.
+_SCORED_ROWS = 256
 
 
 @dataclass(slots=True)
 class PendingStep:
     """A launched step whose tokens have not been read back.
 
-    `draws` follow the order of `seqs`; each holds the tokens of a part of them.
+    `draws` follow the order of `seqs`; each holds the tokens of a part of them. `forced_scores`
+    holds sequence, index of the first token, and the scores from there on.
     """
 
     plan: StepPlan
     seqs: list[Sequence]
     draws: list[SampledTokens] = field(default_factory=list)
     prompt_scores: list[tuple[Sequence, RawLogprobs]] = field(default_factory=list)
+    forced_scores: list[tuple[Sequence, int, RawLogprobs]] = field(default_factory=list)
     ready: torch.cuda.Event | None = None
 
 
@@ -50,12 +54,14 @@ class PendingStep:
 class StepResult:
     """What a step sampled, on the host, one entry per sequence of `PendingStep.seqs`.
 
-    A token below 0 is none: see `kernels/draw_outcomes.py`.
+    A token below 0 is none: see `kernels/draw_outcomes.py`. `forced_logprobs` has the sequence, the
+    index of the first token, and their entries.
     """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
     prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs | None]]]
+    forced_logprobs: list[tuple[Sequence, int, list[TokenLogprobs | None]]]
 
 
 class Runner:
@@ -121,7 +127,12 @@ class Runner:
             with self.containment.guard(seq, "its prompt's logprobs were read"):
                 wanted = [seq.request.params.prompt_logprobs] * len(scores.token_ids)
                 prompt_logprobs.append((seq, scores.to_host(wanted)))
-        return StepResult(token_ids, logprobs, prompt_logprobs)
+        forced_logprobs = []
+        for seq, first, scores in pending.forced_scores:
+            with self.containment.guard(seq, "its forced tokens' logprobs were read"):
+                wanted = [seq.request.params.logprobs] * len(scores.token_ids)
+                forced_logprobs.append((seq, first, scores.to_host(wanted)))
+        return StepResult(token_ids, logprobs, prompt_logprobs, forced_logprobs)
 
     @torch.inference_mode()
     def model_is_sound(self) -> bool:
@@ -196,7 +207,10 @@ class Runner:
         for chunk in chunks:
             if chunk.seq.request.params.prompt_logprobs is not None and chunk.seq.choice == 0:
                 with self.containment.guard(chunk.seq, "its prompt was scored"):
-                    self._score_prompt(chunk, hidden, offset, pending)
+                    self._score_prompt(chunk, hidden[offset:], pending)
+            if chunk.seq.num_unscored:
+                with self.containment.guard(chunk.seq, "its forced tokens were scored"):
+                    self._score_forced(chunk, hidden[offset:], pending)
             offset += chunk.end - chunk.start
             if chunk.samples:
                 last.append(offset - 1)
@@ -215,18 +229,31 @@ class Runner:
         token_ids, _, ctx = decode_batch(seqs, self.rows, self.kv)
         return self.model.forward(token_ids, ctx)
 
-    def _score_prompt(
-        self, chunk: PrefillChunk, hidden: Tensor, offset: int, pending: PendingStep
-    ) -> None:
+    def _score_prompt(self, chunk: PrefillChunk, hidden: Tensor, pending: PendingStep) -> None:
         seq = chunk.seq
-        end = min(chunk.end, seq.num_prompt - 1)
-        for start in range(chunk.start, end, _PROMPT_LOGPROB_ROWS):
-            stop = min(start + _PROMPT_LOGPROB_ROWS, end)
-            first = offset + start - chunk.start
-            logits = self.model.logits(hidden[first : first + stop - start])
-            targets = self.rows.to_device(list(seq.token_ids[start + 1 : stop + 1]))
-            num_top = seq.request.params.prompt_logprobs or 0
-            pending.prompt_scores.append((seq, raw_logprobs(logits, targets, num_top)))
+        end = min(chunk.end + 1, seq.num_prompt)
+        num_top = seq.request.params.prompt_logprobs or 0
+        for _, scores in self._scores(seq, chunk.start + 1, end, hidden, num_top):
+            pending.prompt_scores.append((seq, scores))
+
+    def _score_forced(self, chunk: PrefillChunk, hidden: Tensor, pending: PendingStep) -> None:
+        seq = chunk.seq
+        start = max(chunk.start + 1, seq.num_scored)
+        end = min(chunk.end + 1, len(seq.token_ids))
+        num_top = seq.request.params.logprobs or 0
+        hidden = hidden[start - 1 - chunk.start :]
+        for first, scores in self._scores(seq, start, end, hidden, num_top):
+            pending.forced_scores.append((seq, first, scores))
+
+    def _scores(
+        self, seq: Sequence, start: int, end: int, hidden: Tensor, num_top: int
+    ) -> Iterator[tuple[int, RawLogprobs]]:
+        """Score the known tokens [start, end); `hidden` begins at the token before the first."""
+        for first in range(start, end, _SCORED_ROWS):
+            stop = min(first + _SCORED_ROWS, end)
+            logits = self.model.logits(hidden[first - start : stop - start])
+            targets = self.rows.to_device(list(seq.token_ids[first:stop]))
+            yield first, raw_logprobs(logits, targets, num_top)
 
     def _sample(
         self,
@@ -267,11 +294,15 @@ class Runner:
         return self.model.logits(hidden)
 
     def _read_back(self, pending: PendingStep) -> None:
-        """Start the copy of what was drawn to the host; `collect` waits for it."""
-        if self.rows.device.type != "cuda" or not pending.draws:
+        """Start the copy of what was drawn or forced to the host; `collect` waits for it."""
+        if self.rows.device.type != "cuda" or not (pending.draws or pending.forced_scores):
             return
         # The next replay of a graph writes over what this one left.
         pending.draws = [drawn.leave() for drawn in pending.draws]
+        pending.forced_scores = [
+            (seq, first, scores.leave(len(scores.token_ids)))
+            for seq, first, scores in pending.forced_scores
+        ]
         pending.ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no type here
         pending.ready.record()
 

@@ -11,6 +11,12 @@ def bitmask_width(vocab_size: int) -> int:
     return -(-vocab_size // 32)
 
 
+def leaves_one(bitmask: Tensor) -> bool:
+    """Tell whether a mask, [W] int32 on the CPU, allows one token alone."""
+    words = bitmask[bitmask != 0]
+    return len(words) == 1 and int(words[0]).bit_count() == 1
+
+
 def unpack_table(device: torch.device) -> Tensor:
     """Return [256, 8] bool: the bits of every byte, lowest first."""
     values = torch.arange(256, device=device).unsqueeze(-1)

@@ -34,10 +34,13 @@ class PrefillPlanner:
         self.cached_tokens_total = 0
 
     def cacheable_pages(self, seq: Sequence) -> int:
-        """Pages of a sequence that may come from the cache: full ones, but one token is left."""
+        """Pages of a sequence that may come from the cache: full ones, but one token is left.
+
+        Tokens that wait for their log-probabilities are computed, and the one before them.
+        """
         if not self._enabled or not seq.caches_prefix:
             return 0
-        return (len(seq.token_ids) - 1) // self._pool.page_size
+        return (seq.num_scored - 1) // self._pool.page_size
 
     def count_hits(self, seq: Sequence) -> tuple[int, int, int]:
         """Return how many leading pages are (held, evictable, being computed by a leader)."""
@@ -136,7 +139,7 @@ class PrefillPlanner:
     def _plan_round(
         self, active: list[Sequence], budget: int, plan: StepPlan, *, in_turn: bool
     ) -> int:
-        wanted = [len(seq.token_ids) - seq.num_computed for seq in active]
+        wanted = [seq.prefill_end - seq.num_computed for seq in active]
         if not in_turn:
             chosen = choose_wishes(wanted, budget)
             active, wanted = [active[i] for i in chosen], [wanted[i] for i in chosen]
@@ -149,8 +152,8 @@ class PrefillPlanner:
 
     def _plan_chunk(self, seq: Sequence, num_tokens: int, plan: StepPlan) -> int:
         page_size = self._pool.page_size
-        start = seq.num_computed
-        end = min(start + num_tokens, len(seq.token_ids))
+        start, last = seq.num_computed, seq.prefill_end
+        end = min(start + num_tokens, last)
         missing = self._pool.pages_for(end) - len(seq.pages)
         if missing > self._pool.num_available:
             missing = self._pool.num_available
@@ -166,9 +169,8 @@ class PrefillPlanner:
             plan.admitted.append(seq)
         seq.num_computed = end
         self.register_full_pages(seq)
-        samples = end == len(seq.token_ids)
-        plan.prefill.append(PrefillChunk(seq, start, end, samples))
-        if samples:
+        plan.prefill.append(PrefillChunk(seq, start, end, samples=end == len(seq.token_ids)))
+        if end == last:
             self.drop_claims(seq)
         return end - start
 

@@ -125,6 +125,21 @@ class Scheduler:
             seq.decoding = False
         return end
 
+    def hold_forced(self, seq: Sequence, token_ids: TokenIds, *, is_last: bool) -> None:
+        """Extend a sequence as `append_forced` does, by tokens that wait to be scored.
+
+        So does an end among them, or behind them if the grammar takes no more (`is_last`).
+        """
+        seq.held_end = FinishReason.STOP if is_last else None
+        for token_id in token_ids:
+            seq.token_ids.append(token_id)
+            seq.num_unscored += 1
+            reason = self._ends(seq, token_id)
+            if reason is not None:
+                seq.held_end = reason
+                break
+        seq.decoding = False
+
     def check_integrity(self) -> None:
         """Check pages, rows and claims against the live sequences (raises IntegrityError)."""
         self.pool.check_integrity([seq.pages for seq in self.running + self.waiting])
@@ -264,7 +279,7 @@ class Scheduler:
             streaming = any(seq.decoding for seq in self.running)
             self.prefill.plan_step(candidates, self.sizer, plan, streaming=streaming)
             for chunk in plan.prefill:
-                if chunk.samples:
+                if chunk.end == chunk.seq.prefill_end:
                     chunk.seq.decoding = True
                     chunk.seq.is_refilling = False
                     chunk.seq.num_inflight += self._step_tokens

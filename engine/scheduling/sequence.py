@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,10 @@ class Sequence:
 
     `num_inflight` tokens at most, sampled on the device and not read back yet, come behind these;
     `num_computed` counts as if all of them did.
+
+    Where logprobs are asked for, the last `num_unscored` known ids are forced by the grammar and
+    not delivered: the chunks that compute them bring their log-probabilities. An end that lies
+    behind them waits in `held_end`. `draws_forced`: the token in flight has no alternative.
     """
 
     __slots__ = (
@@ -58,8 +62,10 @@ class Sequence:
         "arrival",
         "choice",
         "decoding",
+        "draws_forced",
         "finish_reason",
         "grammar",
+        "held_end",
         "is_refilling",
         "leader",
         "matcher",
@@ -69,6 +75,7 @@ class Sequence:
         "num_inflight",
         "num_prompt",
         "num_registered",
+        "num_unscored",
         "pages",
         "prompt_logprobs",
         "request",
@@ -108,6 +115,9 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.grammar: Future[GrammarMatcher] | None = None
         self.matcher: GrammarMatcher | None = None
+        self.draws_forced = False
+        self.num_unscored = 0
+        self.held_end: FinishReason | None = None
         self.prompt_logprobs: list[TokenLogprobs | None] = []
         eos = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset((*eos, *params.stop_token_ids))
@@ -124,6 +134,16 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt
 
     @property
+    def num_scored(self) -> int:
+        """Known ids that wait for no log-probabilities."""
+        return len(self.token_ids) - self.num_unscored
+
+    @property
+    def prefill_end(self) -> int:
+        """How many known ids chunks compute: all, but the last one where nothing follows it."""
+        return len(self.token_ids) - (self.held_end is not None)
+
+    @property
     def caches_prefix(self) -> bool:
         """Whether pages may come from the prefix cache (prompt logprobs need every position)."""
         return self.request.params.prompt_logprobs is None
@@ -138,6 +158,19 @@ class Sequence:
                 f"request {self.request.request_id}: {self.state.value} -> {state.value}"
             )
         self.state = state
+
+    def take_scores(
+        self, first: int, scores: list[TokenLogprobs | None]
+    ) -> tuple[list[int], list[TokenLogprobs]]:
+        """Take the log-probabilities of the ids from index `first` on.
+
+        Returns: the ids that waited for them, and theirs; what is computed again after a preemption
+            is not delivered again.
+        """
+        start = self.num_scored
+        fresh = [replace(score, forced=True) for score in scores[start - first :] if score]
+        self.num_unscored -= len(fresh)
+        return list(self.token_ids[start : self.num_scored]), fresh
 
     def page_hashes(self, num_pages: int, page_size: int) -> list[PageHash]:
         """Return the chain hashes of at least the first pages, whose tokens the host knows."""

@@ -8,6 +8,7 @@ import msgspec
 
 from tokenbus.producer.contract.events import Event, Finish
 from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.contract.logprobs import per_token
 from tokenbus.producer.errors import SchemaMismatch
 
 _HEAD = f'{{"v":{WIRE_VERSION},'.encode()
@@ -24,9 +25,12 @@ def parse_message(text: bytes | str) -> Event:
     if body.startswith(_HEAD):
         # A tenth of the time of the general way, and refused for anything unusual.
         try:
-            return _decode(body)
+            event = _decode(body)
         except msgspec.MsgspecError:
             pass
+        else:
+            if not event.logprobs or len(event.logprobs) == len(event.ids):
+                return event
     wire = json.loads(body)
     if wire["v"] != WIRE_VERSION:
         raise SchemaMismatch("v", f"event speaks wire version {wire['v']!r}")
@@ -40,6 +44,6 @@ def parse_message(text: bytes | str) -> Event:
         text=wire["text"],
         ids=tuple(wire["ids"]),
         ends=tuple(wire["ends"]),
-        logprobs=tuple(wire.get("logprobs") or ()),
+        logprobs=per_token(wire.get("logprobs") or (), len(wire["ids"])),
         finish=None if finish is None else Finish.from_wire(finish),
     )

@@ -10,6 +10,7 @@ import msgspec
 
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.contract.logprobs import extend_column, per_token
 
 FINISHED_REASONS = frozenset({"stop", "length"})
 
@@ -130,7 +131,10 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
 
     `start` and `to` are the job's token indices of the first and last token, from 1, counted over
     all choices; of the terminal event `start` = `to` + 1. `ends` gives per token the end of its
-    published text, in characters (Unicode code points) since the start of the choice.
+    published text, in characters (Unicode code points) since the start of the choice. `logprobs`
+    has an entry per token if they were asked for: `[logprob, rank, [[id, logprob] …]]`, with a
+    fourth element, true, for a token that a grammar forced; None where a worker of an earlier
+    version left it out.
     """
 
     job_id: str
@@ -165,7 +169,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
             entry = _Entry(*json.loads(body))
         ids = tuple(entry.ids)
         to = entry.start + len(ids) - 1
-        ends, logprobs = tuple(entry.ends), tuple(entry.logprobs)
+        ends, logprobs = tuple(entry.ends), per_token(entry.logprobs, len(ids))
         return cls(
             job_id, int(epoch), entry.choice, entry.start, to, entry.text, ids, ends, logprobs
         )
@@ -210,6 +214,8 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
             return None
         if later.choice != self.choice or later.start != self.to + 1:
             return None
+        logprobs = list(self.logprobs)
+        extend_column(logprobs, len(self.ids), later.logprobs, len(later.ids))
         return msgspec.structs.replace(
             self,
             epoch=later.epoch,
@@ -217,7 +223,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
             text=self.text + later.text,
             ids=self.ids + later.ids,
             ends=self.ends + later.ends,
-            logprobs=self.logprobs + later.logprobs,
+            logprobs=tuple(logprobs),
         )
 
 

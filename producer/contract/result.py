@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.producer.contract.events import Event, Finish, ToolCall
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.contract.logprobs import extend_column, per_token
 from tokenbus.producer.errors import ProducerError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Choice:
     """The whole output of one choice.
 
     `stop_reason` is the stop string or stop id that ended it, None for the model's own end or for
-    length.
+    length. `logprobs` are those of events: one per token id, or none at all.
     """
 
     index: int
@@ -105,7 +106,7 @@ class JobResult:
                     choice["text"],
                     tuple(choice["ids"]),
                     tuple(choice["ends"]),
-                    tuple(choice.get("logprobs", ())),
+                    per_token(choice.get("logprobs", ()), len(choice["ids"])),
                     choice["reason"],
                     finish.stop_reason_of(number),
                 )
@@ -185,9 +186,9 @@ def build_result(
             growing.append(_Growing())
         choice = growing[event.choice]
         choice.text.append(event.text)
+        extend_column(choice.logprobs, len(choice.ids), event.logprobs, len(event.ids))
         choice.ids.extend(event.ids)
         choice.ends.extend(event.ends)
-        choice.logprobs.extend(event.logprobs)
         if runs and runs[-1][0] == event.choice and runs[-1][2] + 1 == event.start:
             runs[-1] = (event.choice, runs[-1][1], event.to)
         else:

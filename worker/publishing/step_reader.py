@@ -198,5 +198,6 @@ def _add_tokens(
 
 
 def _wire_logprobs(entry: TokenLogprobs) -> list[Any]:
-    """Return [logprob, rank, [[id, logprob] …]] of one token."""
-    return [entry.logprob, entry.rank, [list(pair) for pair in entry.top]]
+    """Return [logprob, rank, [[id, logprob] …]] of one token, and true if it was forced."""
+    wire = [entry.logprob, entry.rank, [list(pair) for pair in entry.top]]
+    return [*wire, True] if entry.forced else wire

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from models.raw_scores import check_entries
 from models.triton_model import ON_GPU, TINY_SIZES, load_on_triton
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
+from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingParams
 
 if TYPE_CHECKING:
     from tokenbus.engine.weights.loader import LoadedModel
@@ -106,6 +110,40 @@ def _noting(assign: Any, sizes: list[int]) -> Any:
         assign(runs)
 
     return noted
+
+
+def test_forced_tokens_have_their_logprobs_beside_rows_that_decode() -> None:
+    """Runs that a grammar forces are scored in chunks, on a GPU in graphs and one step ahead."""
+    torch.manual_seed(0)
+    tokenizer = build_null_tokenizer()
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 1}
+    config = LlamaConfig(**(TINY_SIZES | sizes))
+    auto: Any = AutoModelForCausalLM
+    reference = auto.from_config(config).eval()
+    plain = load_on_triton(config, reference.state_dict(), max_rows=8)
+    engine = engine_for(
+        replace(plain, tokenizer=tokenizer),
+        EngineConfig("tiny", num_pages=40, max_num_seqs=8, max_batch_tokens=16),
+    )
+    prompt = tuple(tokenizer.encode("red?"))
+    free = SamplingParams(max_tokens=4, temperature=0.0, logprobs=2)
+    grammar = GrammarSpec(GrammarKind.CHOICE, json.dumps(["red", "rust"]))
+    for idx, each in enumerate([None, grammar]):
+        engine.add(Request(idx, prompt, replace(free, grammar=each)))
+    ids: list[list[int]] = [[], []]
+    entries: list[list[Any]] = [[], []]
+    while engine.has_work:
+        for delta in engine.step().deltas:
+            assert len(delta.logprobs) == len(delta.token_ids)
+            ids[delta.request_id] += delta.token_ids
+            entries[delta.request_id] += delta.logprobs
+        engine.check_integrity()
+    for told, found in zip(ids, entries, strict=True):
+        triples = [(entry.logprob, entry.rank, entry.top) for entry in found]
+        check_entries(reference, prompt, told, triples, 2)
+    marks = [[entry.forced for entry in found] for found in entries]
+    assert marks == [[False] * 4, [True, False, *[True] * (len(ids[1]) - 2)]]
+    engine.close()
 
 
 @pytest.mark.gpu

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.contract.logprobs import extend_column
 from tokenbus.producer.contract.result import Choice, JobResult
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ Slice = tuple[int, int, str, list[int], list[int], list[Any]]
 
 @dataclass(slots=True)
 class _Column:
-    """Tokens of one choice; `ends[i]` is the end of the text published with token i."""
+    """Tokens of one choice; `ends[i]` is the end of the text published with token i.
+
+    `logprobs` has an entry per token once any token has one; None is one that its owner left out.
+    """
 
     ids: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -80,9 +84,9 @@ class Transcript:
         for text in texts:
             self._end += len(text)
             column.ends.append(self._end)
+        extend_column(column.logprobs, len(column.ids), logprobs, len(ids))
         column.ids.extend(ids)
         column.texts.extend(texts)
-        column.logprobs.extend(logprobs)
         self.last += len(ids)
 
     def append_one(self, choice: int, token_id: int, text: str) -> None:
