@@ -6,7 +6,8 @@ element, `true`, marks a token that a grammar forced; readers who do not know it
 list is empty where no logprobs were asked for. `null` stands for an entry that is not known.
 
 Earlier workers wrote no entries for forced tokens and joined the others without a gap, so that a
-list which is too short does not say which tokens it speaks of: none of its entries is believed.
+list which is too short does not say which tokens it speaks of: none of its entries is believed. One
+that has as many entries as there are ids is, for nearly all jobs had no grammar.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.contract.events import Event, Finish
+from tokenbus.producer.contract.keys import WIRE_VERSION
 from tokenbus.producer.contract.result import JobResult, build_result
 
 DRAWN = [-0.5, 1, [[7, -0.5]]]
@@ -33,7 +34,15 @@ def _entry(logprobs: list[Any]) -> bytes:
 
 
 def _message(logprobs: list[Any], **more: Any) -> str:
-    wire = {"v": 1, "job": "j", "epoch": 1, "choice": 0, "from": 4, "to": 6, "text": "abc"}
+    wire = {
+        "v": WIRE_VERSION,
+        "job": "j",
+        "epoch": 1,
+        "choice": 0,
+        "from": 4,
+        "to": 6,
+        "text": "abc",
+    }
     named = {"logprobs": logprobs} if logprobs else {}
     return json.dumps(
         {**wire, "ids": [7, 8, 9], "ends": [4, 5, 6], **named, **more}, separators=(",", ":")
