@@ -151,7 +151,7 @@ def _stored_dtypes(weights: Path | Mapping[str, Tensor] | None) -> Mapping[str, 
         return {}
     if isinstance(weights, Path):
         return tensor_dtypes(weights)
-    return {name: str(tensor.dtype) for name, tensor in weights.items()}
+    return {name: str(weights[name].dtype) for name in weights}
 
 
 def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightReader:
