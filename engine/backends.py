@@ -43,8 +43,9 @@ class TritonBackend(Backend):
         return self.attention
 
     def check(self, config: EngineConfig) -> None:
-        """Refuse rounded weights: the kernels multiply by plain ones."""
-        _refuse_quantization(config, "are for CPUs only")
+        """Refuse weights rounded to whole numbers; for float8 the ops tell what they have."""
+        if config.quantization != "fp8":
+            _refuse_quantization(config, "are for CPUs only")
 
     def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:  # noqa: ARG002
         """Return the fused steps."""
@@ -81,7 +82,9 @@ class TorchBackend(Backend):
         return None
 
     def check(self, config: EngineConfig) -> None:
-        """Refuse rounded weights."""
+        """Refuse weights rounded to whole numbers; float8 is kept as numbers of torch."""
+        if config.quantization == "fp8":
+            return
         on_cpu = self.device.type == "cpu"
         _refuse_quantization(config, "need the compiled kernels" if on_cpu else "are for CPUs only")
 
@@ -118,7 +121,9 @@ class NativeBackend(TorchBackend):
         return self.attention
 
     def check(self, config: EngineConfig) -> None:
-        """Accept every configuration."""
+        """Refuse weights rounded to whole numbers in half precision, which has no kernels."""
+        if config.dtype == "float16" and config.quantization != "fp8":
+            _refuse_quantization(config, "are not for float16")
 
     def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:
         """Return the compiled layers; steps in torch for a shape that they do not cover."""

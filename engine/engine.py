@@ -8,8 +8,8 @@ on their way into the next step, and the host learns of an end one step late. Wh
 sampled past its end is dropped. On a CPU there is nothing to overlap, so each step is read back at
 once.
 
-The file is one noun, past three hundred lines: what a step brings is delivered where requests begin,
-end and fail.
+The file is one noun, past three hundred lines: what a step brings is delivered where requests
+begin, end and fail.
 """
 
 from __future__ import annotations
@@ -299,6 +299,7 @@ class Engine:
         """End the sequences whose own work failed; a token of theirs in flight is dropped."""
         for seq, fault in self._containment.take().items():
             self._end(seq, FinishReason.FAILED, fault)
+
     def _deliver_forced(
         self, seq: Sequence, first: int, scores: list[TokenLogprobs | None]
     ) -> None:

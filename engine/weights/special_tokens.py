@@ -12,23 +12,16 @@ from typing import TYPE_CHECKING, Any
 from transformers import GenerationConfig
 
 from tokenbus.engine.errors import ModelUnsupported
+from tokenbus.engine.model_folder import broken_if
 from tokenbus.engine.sampling.bounds import MAX_STOP_IDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
 
-def eos_token_ids(
-    folder: Path,
-    config: Any,
-    tokenizer: Any,
-    vocab_size: int,
-    broken_if: Callable[[Path, str], AbstractContextManager[None]],
-) -> tuple[int, ...]:
+def eos_token_ids(folder: Path, config: Any, tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
     """Return the ids that end a text: the generation config's, else the config's.
 
     Where none of those given is a token, the tokenizer's is taken, and without one none.
