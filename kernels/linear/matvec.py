@@ -12,11 +12,14 @@ from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 @triton.jit
 def matvec_kernel(
-    x, weight, bias, residual, norm_weight, out, N, eps, K: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    x, weight, scales, bias, residual, norm_weight, out, N, eps, K: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute ROWS outputs: norm in front, bias, gate and residual behind.
+
+    Rounded weights have a scale per output, which is applied to the finished sums.
 
     The weights of the first block do not depend on the previous kernel: they are on their way
     before this one waits for its inputs. The norm's scale is one number per row of x, so it is
@@ -56,10 +59,14 @@ def matvec_kernel(
     if HAS_NORM:
         norm = tl.rsqrt(tl.sum(squares) / K + eps)
         y *= norm
+    if HAS_SCALES:
+        y *= tl.load(scales + rows, mask=live, other=0.0)
     if HAS_BIAS:
         y += tl.load(bias + rows, mask=live, other=0.0).to(tl.float32)
     if ACT != "none":
         up = tl.sum(acc_up, axis=1) * norm
+        if HAS_SCALES:
+            up *= tl.load(scales + N + rows, mask=live, other=0.0)
         if HAS_BIAS:
             up += tl.load(bias + N + rows, mask=live, other=0.0).to(tl.float32)
         y = gate(y, ACT) * up

@@ -139,7 +139,17 @@ def small_linear(
         **dependent_launch(x.device),
     }
     if num_rows == 1:
-        matvec_kernel[grid](*tensors, width_out, fusion.eps, ROWS=tuning.block_n, **options)
+        matvec_kernel[grid](
+            x,
+            weight,
+            None,
+            *tensors[2:],
+            width_out,
+            fusion.eps,
+            ROWS=tuning.block_n,
+            HAS_SCALES=False,
+            **options,
+        )
     else:
         early = tuning.early and options["PDL"]
         small_matmul_kernel[grid](
