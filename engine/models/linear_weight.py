@@ -1,11 +1,28 @@
 """Kinds of weight: what the matrix of a linear layer is stored as.
 
-`PlainWeight`, `Int8Weight` and `Int4Weight` are all there are. A reader (see `weights.readers`)
-makes them of a checkpoint's tensors; the ops of a backend have one table that says how each kind
-they know is multiplied by, and refuse the others by name. A new kind is a class here, a reader that
-makes it, and a row in the tables of the backends that compute it; nothing else asks for the kind of
-a weight. A kind may hold another one: low-rank adapters beside a weight, or the shard of a rank
-whose products are summed over all ranks, are such kinds.
+These are all there are; [out, in] is the matrix, w one of its numbers:
+
+| kind | stored | w |
+|---|---|---|
+| `PlainWeight` | numbers of the model's dtype | value |
+| `Int8Weight` | int8, a scale per output | value * scale |
+| `Int4Weight` | 4 bits, a scale and a low per group of inputs | step * scale + low |
+| `Fp8Weight` | float8 e4m3, a scale per output | value * scale |
+| `Fp8BlockWeight` | float8 e4m3, a scale per block of outputs and inputs | value * scale |
+| `Int4GroupWeight` | 4 bits, a scale and a zero point per group of inputs | (step - zero) * scale |
+| `Int8GroupWeight` | 8 bits, a scale and a zero point per group of inputs | (step - zero) * scale |
+
+All scales multiply. A reader (see `weights.readers`) makes kinds of a checkpoint's tensors; the ops
+of a backend have one table that says how each kind they know is multiplied by, and refuse the
+others by name. What a kernel wants laid out otherwise is packed by the backend when it binds a
+weight; the kinds stay as they are read. `dequantised` is what a kernel's result is tested against.
+
+A new kind is a class here, a reader that makes it, and a row in the tables of the backends that
+compute it; nothing else asks for the kind of a weight. A kind may hold another one: low-rank
+adapters beside a weight, or the shard of a rank whose products are summed over all ranks, are such
+kinds.
+
+It is one file because the kinds are a closed set, read side by side.
 """
 
 from __future__ import annotations
@@ -35,6 +52,10 @@ class LinearWeight(Protocol):
         """Bytes that one product reads."""
         ...
 
+    def dequantised(self) -> Tensor:
+        """Return the numbers that the weight stands for, [out, in] float32."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PlainWeight:
@@ -57,6 +78,10 @@ class PlainWeight:
         """Bytes that one product reads."""
         return self.values.nbytes
 
+    def dequantised(self) -> Tensor:
+        """Return the values, [out, in] float32."""
+        return self.values.float()
+
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
@@ -78,6 +103,10 @@ class Int8Weight:
     def nbytes(self) -> int:
         """Bytes that one product reads."""
         return self.values.nbytes + self.scales.nbytes
+
+    def dequantised(self) -> Tensor:
+        """Return value * scale, [out, in] float32."""
+        return self.values.float() * self.scales[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +134,142 @@ class Int4Weight:
         """Bytes that one product reads."""
         return self.steps.nbytes + self.scales.nbytes + self.lows.nbytes
 
+    def dequantised(self) -> Tensor:
+        """Return step * scale + low, [out, in] float32."""
+        steps = _halves_of(self.steps).float()
+        groups = torch.arange(steps.shape[1], device=steps.device) // self.group_inputs
+        return steps * self.scales.float()[:, groups] + self.lows.float()[:, groups]
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Weight:
+    """Float8 with a scale per output: value * scale.
+
+    values: [out, in] float8_e4m3fn; scales: [out] float32. A checkpoint with one scale for a whole
+    matrix has it once per output here. input_scale: the scale that the activations were calibrated
+    to, as in round_to_float8(x / input_scale); None where they get theirs as they come. It is a
+    hint: no number of the weight depends on it.
+    """
+
+    values: Tensor
+    scales: Tensor
+    dtype: torch.dtype
+    input_scale: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return _matrix_shape(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+        return self.values.nbytes + self.scales.nbytes
+
+    def dequantised(self) -> Tensor:
+        """Return value * scale, [out, in] float32."""
+        return self.values.float() * self.scales[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8BlockWeight:
+    """Float8 with a scale per block of outputs and inputs: value * scale.
+
+    values: [out, in] float8_e4m3fn; scales: [ceil(out / block_outputs), ceil(in / block_inputs)]
+    float32; the last block of either axis may be cut off. Checkpoints have blocks of 128 x 128.
+    Where matrices are stacked whose outputs are no multiple of that, block_outputs is the largest
+    number that fits them all, so that no block spans two matrices.
+    """
+
+    values: Tensor
+    scales: Tensor
+    block_outputs: int
+    block_inputs: int
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return _matrix_shape(self.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+        return self.values.nbytes + self.scales.nbytes
+
+    def dequantised(self) -> Tensor:
+        """Return value * scale, [out, in] float32."""
+        num_outputs, num_inputs = self.shape
+        scales = self.scales.repeat_interleave(self.block_outputs, 0)[:num_outputs]
+        scales = scales.repeat_interleave(self.block_inputs, 1)[:, :num_inputs]
+        return self.values.float() * scales
+
+
+@dataclass(frozen=True, slots=True)
+class Int4GroupWeight:
+    """Steps of 4 bits with a scale and a zero point per group of inputs: (step - zero) * scale.
+
+    steps: [out, in / 2] uint8, of two neighbouring columns the first one in the low half;
+    scales: [out, groups] float16, bfloat16 or float32, as the checkpoint has them;
+    zeros: [out, groups] uint8, 0 to 16: whole numbers, so the difference is exact. Weights without
+    zero points of their own have 8 everywhere.
+    Every group but the last has `group_inputs` columns; any size, also the whole row.
+    order: [in] int64 or None: column j of steps is input order[j], so x[:, order] is what the
+    columns multiply. None where column j is input j. It is a permutation.
+    """
+
+    steps: Tensor
+    scales: Tensor
+    zeros: Tensor
+    group_inputs: int
+    dtype: torch.dtype
+    order: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        num_outputs, num_bytes = _matrix_shape(self.steps)
+        return num_outputs, 2 * num_bytes
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+        return self.steps.nbytes + self.scales.nbytes + self.zeros.nbytes
+
+    def dequantised(self) -> Tensor:
+        """Return (step - zero) * scale with inputs in their own order, [out, in] float32."""
+        return _from_groups(_halves_of(self.steps), self)
+
+
+@dataclass(frozen=True, slots=True)
+class Int8GroupWeight:
+    """Steps of 8 bits with a scale and a zero point per group of inputs: (step - zero) * scale.
+
+    steps: [out, in] uint8; zeros: [out, groups] int16, 0 to 256, 128 everywhere for weights without
+    zero points of their own; the rest is as in `Int4GroupWeight`.
+    """
+
+    steps: Tensor
+    scales: Tensor
+    zeros: Tensor
+    group_inputs: int
+    dtype: torch.dtype
+    order: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return _matrix_shape(self.steps)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+        return self.steps.nbytes + self.scales.nbytes + self.zeros.nbytes
+
+    def dequantised(self) -> Tensor:
+        """Return (step - zero) * scale with inputs in their own order, [out, in] float32."""
+        return _from_groups(self.steps, self)
+
 
 _Weight = TypeVar("_Weight", bound=LinearWeight)
 
@@ -122,6 +287,23 @@ def _on_meta(value: Any) -> Any:
         return value
     changes = {item.name: _on_meta(getattr(value, item.name)) for item in fields(value)}
     return replace(value, **changes)
+
+
+def _halves_of(steps: Tensor) -> Tensor:
+    """steps: [out, in / 2] uint8, the first of two in the low half -> [out, in] uint8."""
+    return torch.stack((steps & 15, steps >> 4), -1).flatten(1)
+
+
+def _from_groups(steps: Tensor, weight: Int4GroupWeight | Int8GroupWeight) -> Tensor:
+    """steps: [out, in] uint8 of a weight -> its numbers, [out, in] float32."""
+    groups = torch.arange(steps.shape[1], device=steps.device) // weight.group_inputs
+    values = steps.float() - weight.zeros.float()[:, groups]
+    values *= weight.scales.float()[:, groups]
+    if weight.order is None:
+        return values
+    restored = torch.empty_like(values)
+    restored[:, weight.order] = values
+    return restored
 
 
 def _matrix_shape(values: Tensor) -> tuple[int, int]:

@@ -11,12 +11,13 @@ from tokenbus.engine.attention.native_attention import NativeAttention, shape_ar
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.linear_weight import (
+    Fp8Weight,
     Int4Weight,
     Int8Weight,
     PlainWeight,
     without_storage,
 )
-from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.models.ops import WIDENED_KINDS, TorchOps, tell_of_widened, widened
 from tokenbus.engine.models.product import entry_of
 from tokenbus.kernels.cpu.native import (
     DTYPES,
@@ -48,7 +49,8 @@ class NativeForm(NamedTuple):
     """A weight as the kernels read it before they pack it; every tensor has a row per output.
 
     values: [out, in] in the model's dtype, int8 for INT8, [out, in / 2] uint8 for INT4; scales:
-    [out] float32 of INT8; groups: scales and lows, [out, groups] bfloat16 each, of INT4.
+    [out] float32 of INT8, and of PLAIN if its outputs have any; groups: scales and lows, [out,
+    groups] bfloat16 each, of INT4.
     """
 
     values: Tensor
@@ -83,6 +85,15 @@ def _int4_form(weight: Int4Weight) -> NativeForm:
 
 NATIVE_KINDS: Mapping[type[Any], NativeKind] = {
     PlainWeight: NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(weight.values)),
+    **dict.fromkeys(
+        WIDENED_KINDS,
+        NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(widened(weight))),
+    ),
+    # Float8 is exact in bfloat16, and the scales come behind the sums: nothing is rounded.
+    Fp8Weight: NativeKind(
+        WeightFormat.PLAIN,
+        lambda weight: NativeForm(weight.values.to(weight.dtype), weight.scales),
+    ),
     Int8Weight: NativeKind(
         WeightFormat.INT8, lambda weight: NativeForm(weight.values, weight.scales)
     ),
@@ -129,6 +140,7 @@ class NativeOps(TorchOps):
         config, self._dtype = tensors.config, tensors.embedding.dtype
         if not self.supports(config, self._dtype):
             raise ModelUnsupported(f"the CPU's kernels cover no {self._dtype} like this")
+        tell_of_widened(tensors)
         width = self._library.panel_width
         # Gate and up are filled up to whole panels each.
         inner = -(-config.intermediate_size // width) * width

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.models.linear_weight import (
+    Fp8BlockWeight,
+    Fp8Weight,
+    Int4GroupWeight,
+    Int8GroupWeight,
+    PlainWeight,
+)
 from tokenbus.engine.models.product import ProductTable, TorchProduct, entry_of
 
 if TYPE_CHECKING:
@@ -15,8 +22,30 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.interfaces import ForwardContext, PagedAttention
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
+    from tokenbus.engine.models.linear_weight import LinearWeight
 
-TORCH_PRODUCTS: ProductTable = {PlainWeight: lambda weight, bias: TorchProduct(weight.values, bias)}
+_log = logging.getLogger(__name__)
+
+# Kinds of a checkpoint that torch has no product for: it multiplies by the numbers that they stand
+# for, in the model's dtype. In bfloat16 each is rounded once more, by at most 2**-9 of it: float8
+# and 4 bits were rounded by up to 2**-4 when the checkpoint was made.
+WIDENED_KINDS: tuple[type[Any], ...] = (
+    Fp8Weight,
+    Fp8BlockWeight,
+    Int4GroupWeight,
+    Int8GroupWeight,
+)
+
+
+def widened(weight: LinearWeight) -> Tensor:
+    """Return the numbers of a weight in the model's dtype, [out, in]."""
+    return weight.dequantised().to(weight.dtype)
+
+
+TORCH_PRODUCTS: ProductTable = {
+    PlainWeight: lambda weight, bias: TorchProduct(weight.values, bias),
+    **dict.fromkeys(WIDENED_KINDS, lambda weight, bias: TorchProduct(widened(weight), bias)),
+}
 
 
 class Ops(Protocol):
@@ -81,6 +110,7 @@ class TorchOps:
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Bind every linear to its product."""
+        tell_of_widened(tensors)
         for linear in tensors.linears():
             self._bind(linear)
 
@@ -149,6 +179,19 @@ class TorchOps:
         q = self.rms_norm(q.view(q.shape[0], -1, q_norm.shape[0]), q_norm, eps).flatten(-2)
         k = self.rms_norm(k.view(k.shape[0], -1, k_norm.shape[0]), k_norm, eps).flatten(-2)
         return torch.cat((q, k, v), -1)
+
+
+def tell_of_widened(tensors: DecoderTensors) -> None:
+    """Say once, in the log, which kinds of weight this device keeps as numbers of its own dtype."""
+    names = {type(item.weight).__name__ for item in tensors.linears()}
+    found = sorted(names & {kind.__name__ for kind in WIDENED_KINDS})
+    if found:
+        dtype = str(tensors.embedding.dtype).removeprefix("torch.")
+        _log.warning(
+            "weights.widened: %s weights are kept and multiplied as %s on this device",
+            ", ".join(found),
+            dtype,
+        )
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenbus.engine.models.linear_weight import PlainWeight, without_storage
-from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.models.ops import WIDENED_KINDS, TorchOps, tell_of_widened, widened
 from tokenbus.engine.models.product import Product, ProductTable
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class PackedProduct(Product):
 
 
 PACKED_PRODUCTS: ProductTable = {
-    PlainWeight: lambda weight, bias: PackedProduct(weight.values, bias)
+    PlainWeight: lambda weight, bias: PackedProduct(weight.values, bias),
+    **dict.fromkeys(WIDENED_KINDS, lambda weight, bias: PackedProduct(widened(weight), bias)),
 }
 
 
@@ -60,6 +61,7 @@ class PackedOps(TorchOps):
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Pack every weight; the plain one is dropped."""
+        tell_of_widened(tensors)
         for linear in tensors.linears():
             self._bind(linear)
             linear.weight = without_storage(linear.weight)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from tokenbus.engine.models.linear_weight import Int4Weight, Int8Weight
+from tokenbus.engine.models.linear_weight import Fp8Weight, Int4Weight, Int8Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Inputs that share a scale and a low: 5 bits a weight in all.
 _GROUP_INPUTS = 32
 _MAX_STEP = 15
+_MAX_FP8 = torch.finfo(torch.float8_e4m3fn).max
 # Outputs rounded at a time: their copies in float32 stay small beside the model.
 _BLOCK_OUTPUTS = 1024
 
@@ -26,11 +27,27 @@ def round_to_int8(weight: Tensor) -> Int8Weight:
     return Int8Weight(values, scales, weight.dtype)
 
 
+def round_to_fp8(weight: Tensor) -> Fp8Weight:
+    """Round a weight [out, in] to float8 e4m3, the largest of each output to 448."""
+    blocks = [_fp8_block(block) for block in torch.split(weight, _BLOCK_OUTPUTS)]
+    values, scales = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return Fp8Weight(values, scales, weight.dtype)
+
+
 def round_to_int4(weight: Tensor) -> Int4Weight:
     """Round a weight [out, in] to 16 steps between the least and the largest of each group."""
     blocks = [_int4_block(block) for block in torch.split(weight, _BLOCK_OUTPUTS)]
     steps, scales, lows = (torch.cat(parts) for parts in zip(*blocks, strict=True))
     return Int4Weight(steps, scales, lows, _GROUP_INPUTS, weight.dtype)
+
+
+def _fp8_block(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values and scales of some outputs, as Fp8Weight has them."""
+    exact = weight.float()
+    scales = exact.abs().amax(1).div_(_MAX_FP8).clamp_(min=torch.finfo(torch.float32).tiny)
+    # A quotient may come out a rounding above 448, which float8 has no number for.
+    values = (exact / scales[:, None]).clamp_(-_MAX_FP8, _MAX_FP8)
+    return values.to(torch.float8_e4m3fn), scales
 
 
 def _int4_block(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,6 +44,10 @@ class NegatedWeight:
         """Bytes that one product reads."""
         return self.values.nbytes
 
+    def dequantised(self) -> Tensor:
+        """Return the opposite of the values, [out, in] float32."""
+        return -self.values.float()
+
 
 @dataclass(frozen=True, slots=True)
 class HalvedWeight:
@@ -67,6 +71,10 @@ class HalvedWeight:
         """Bytes that one product reads."""
         return self.first.nbytes + self.second.nbytes
 
+    def dequantised(self) -> Tensor:
+        """Return both halves, [out, in] float32."""
+        return torch.cat((self.first.dequantised(), self.second.dequantised()))
+
 
 @dataclass(frozen=True, slots=True)
 class ScaledWeight:
@@ -89,6 +97,10 @@ class ScaledWeight:
     def nbytes(self) -> int:
         """Bytes that one product reads."""
         return self.values.nbytes + self.factors.nbytes
+
+    def dequantised(self) -> Tensor:
+        """Return value * factor, [out, in] float32."""
+        return self.values.float() * self.factors.float()
 
 
 class NegatingReader(PlainReader):
