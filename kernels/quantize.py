@@ -52,16 +52,27 @@ class QuantizedRows:
 
 
 @triton.jit
-def scale_of(top):
-    """Return the scale that takes a row with this largest absolute value to the end of e4m3."""
-    return tl.maximum(top, _TINY) / FP8_MAX
+def to_fp8(value):
+    """Round fp32 up to 448 to the nearest of e4m3, ties to even; NaN and infinities become NaN.
+
+    The number is an exact one of e4m3 before it is converted, so that nothing is left to the
+    conversion, which Triton's interpreter does otherwise than a GPU.
+    """
+    bits = value.to(tl.int32, bitcast=True)
+    # Three digits behind the first are kept, 20 of fp32 are not.
+    bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
+    # Under 2^-6 numbers are multiples of 2^-9: what a sum as large as this keeps of them.
+    small = (value + 24576.0) - 24576.0
+    return tl.where(tl.abs(value) < 0.015625, small, bits.to(tl.float32, bitcast=True)).to(
+        tl.float8e4nv
+    )
 
 
 @triton.jit
 def _store_rows(value, values, scales, row, offs, mask, width):
-    """Round one row; a NaN stays one, an infinity becomes one."""
-    scale = scale_of(tl.max(tl.abs(value)))
-    tl.store(values + row * width + offs, (value / scale).to(tl.float8e4nv), mask=mask)
+    """Round one row, its largest number to the end of e4m3."""
+    scale = tl.maximum(tl.max(tl.abs(value)), _TINY) / FP8_MAX
+    tl.store(values + row * width + offs, to_fp8(value / scale), mask=mask)
     tl.store(scales + row, scale)
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 # Lone prompts, timed to their first token: no workload, for what counts is no rate.
-_FIRST_TOKEN = "ttft"
+_FIRST_TOKEN = "ttft"  # noqa: S105 # the name of a measurement
 # Settings of the engine that are options, with defaults of this command's own: a batch that the
 # workloads fill, and tables for sequences of this many tokens, more if a workload has longer ones.
 _SETTINGS: dict[str, int | None] = {

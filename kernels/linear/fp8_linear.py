@@ -26,9 +26,8 @@ from tokenbus.kernels.linear.fp8_table import (
     choose_rows_tuning,
 )
 from tokenbus.kernels.linear.matvec import matvec_kernel
-from tokenbus.kernels.linear.small_linear import MAX_ROWS, PLAIN, Fusion
-from tokenbus.kernels.norm import rms_norm
-from tokenbus.kernels.quantize import FP8, QuantizedRows, quantize_rows
+from tokenbus.kernels.linear.small_linear import PLAIN, Fusion
+from tokenbus.kernels.quantize import FP8, QuantizedRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,55 +60,35 @@ def check_fp8_weight(values: Tensor, scales: Tensor) -> None:
     )
 
 
-def fp8_small_linear(
+def fp8_matvec(
     x: Tensor,
     values: Tensor,
     scales: Tensor,
     fusion: Fusion = PLAIN,
     *,
-    out_dtype: torch.dtype | None = None,
-    tuning: LinearTuning | RowsTuning | None = None,
+    tuning: LinearTuning | None = None,
 ) -> Tensor:
-    """Multiply 1 to 16 rows by an FP8 weight, with what surrounds the product fused in.
-
-    One row is multiplied as it is. More are rounded to e4m3 on the way, with a scale per row and
-    some hundred columns, so that what a row becomes does not depend on the rows beside it.
+    """Multiply one row, as it is, by an FP8 weight, with what surrounds the product fused in.
 
     Args:
-        x: [M, K], contiguous, 1 <= M <= 16. values: [N, K] e4m3, or [2 N, K] with `fusion.act`.
+        x: [1, K], contiguous. values: [N, K] e4m3, or [2 N, K] with `fusion.act`.
         scales: [N] or [2 N] float32, of the outputs.
-    Returns: [M, N], dtype of x or `out_dtype`; sums and everything fused are fp32.
-    Raises: KernelInputError on other shapes. Twin: reference.fused_linear of the dequantised weight.
+    Returns: [1, N], dtype of x; sums and everything fused are fp32.
+    Raises: KernelInputError on other shapes. Twin: reference.fused_linear, weight dequantised.
     """
     num_rows, width_in = x.shape
     width_out = values.shape[0] // (2 if fusion.act else 1)
+    require(num_rows == 1, f"{num_rows} rows, this takes one")
     _check(x, values, fusion, width_out)
-    require(1 <= num_rows <= MAX_ROWS, f"{num_rows} rows, the small kernels take 1 to {MAX_ROWS}")
-    residual = fusion.residual
-    require(
-        residual is None
-        or (residual.shape == (num_rows, width_out) and residual.dtype == torch.float32),
-        f"residual is not ({num_rows}, {width_out}) in float32",
-    )
-    require_contiguous(x=x, bias=fusion.bias, residual=residual, norm=fusion.norm_weight)
-    out = torch.empty(num_rows, width_out, dtype=out_dtype or x.dtype, device=x.device)
-    if num_rows > 1 or isinstance(tuning, RowsTuning):
-        tuning = tuning or choose_rows_tuning(num_rows, width_in, width_out, fusion.role)
-        assert isinstance(tuning, RowsTuning)
-        norm = fusion.norm_weight
-        if norm is not None and tuning.splits > 1:
-            # A program that has a part of the columns does not see the squares of the others.
-            x = rms_norm(x, norm, fusion.eps, add_one=fusion.norm_add_one)
-            norm = None
-        _launch_rows(x, values, scales, fusion, norm, out, tuning)
-        return out
+    require_contiguous(norm=fusion.norm_weight)
     chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
+    out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
     matvec_kernel[(ceil_div(width_out, chosen.block_n),)](
         x,
         values,
         scales,
         fusion.bias,
-        residual,
+        fusion.residual,
         fusion.norm_weight,
         out,
         width_out,
@@ -119,7 +98,7 @@ def fp8_small_linear(
         BLOCK_K=chosen.block_k,
         HAS_SCALES=True,
         HAS_BIAS=fusion.bias is not None,
-        HAS_RESIDUAL=residual is not None,
+        HAS_RESIDUAL=fusion.residual is not None,
         HAS_NORM=fusion.norm_weight is not None,
         ADD_ONE=fusion.norm_add_one,
         ACT=fusion.act or "none",
@@ -130,7 +109,7 @@ def fp8_small_linear(
 
 
 def fp8_linear(
-    x: Tensor | QuantizedRows,
+    x: QuantizedRows,
     values: Tensor,
     scales: Tensor,
     fusion: Fusion = PLAIN,
@@ -138,60 +117,39 @@ def fp8_linear(
     out_dtype: torch.dtype = torch.bfloat16,
     tuning: RowsTuning | MatmulTuning | None = None,
 ) -> Tensor:
-    """Multiply rows of e4m3 by an FP8 weight, with bias and gate behind.
+    """Multiply rows of e4m3 by an FP8 weight, with bias, gate and residual behind.
+
+    Up to 128 rows are one launch. More go through torch's product for widths at which it is
+    faster, unless `tuning` is given, with gate or residual as launches of their own.
 
     Args:
-        x: [M, K], contiguous; rounded first, with a scale per row, unless it is.
-        values: [N, K] e4m3, or [2 N, K] with `fusion.act`. scales: [N] or [2 N] float32.
-        fusion: bias and act; norm and residual are steps of their own for many rows.
-        out_dtype: of the result; that of x unless x is rounded already.
-    Returns: [M, N]; sums, scales and everything fused are fp32.
-    Raises: KernelInputError on other shapes. Twin: reference.fused_linear of both dequantised.
+        x: [M, K] with a scale per row. values: [N, K] e4m3, or [2 N, K] with `fusion.act`.
+        scales: [N] or [2 N] float32, of the outputs. fusion: anything but a norm.
+    Returns: [M, N] of `out_dtype`; sums, scales and everything fused are fp32.
+    Raises: KernelInputError on other shapes. Twin: reference.fused_linear, both dequantised.
     """
-    if not isinstance(x, QuantizedRows):
-        out_dtype = x.dtype
-        x = quantize_rows(x)
-    num_rows, width_in = x.values.shape
+    num_rows = x.values.shape[0]
     width_out = values.shape[0] // (2 if fusion.act else 1)
     _check(x.values, values, fusion, width_out)
-    require(fusion.norm_weight is None and fusion.residual is None, "norm and sum are not fused")
-    require_contiguous(x=x.values, bias=fusion.bias)
+    require(fusion.norm_weight is None, "a norm comes before its rows are rounded")
     out = torch.empty(num_rows, width_out, dtype=out_dtype, device=values.device)
     if num_rows == 0:
         return out
     if tuning is None and num_rows <= MAX_TALL_ROWS:
-        tuning = choose_rows_tuning(num_rows, width_in, width_out, fusion.role)
+        tuning = choose_rows_tuning(num_rows, values.shape[1], width_out, fusion.role)
     if isinstance(tuning, RowsTuning):
-        _launch_rows(x, values, scales, fusion, None, out, tuning)
+        _launch_rows(x, values, scales, fusion, out, tuning)
         return out
-    if fusion.act is not None:
-        both = Fusion(bias=fusion.bias)
-        gate_up = fp8_linear(x, values, scales, both, out_dtype=out_dtype, tuning=tuning)
-        return gated_act(gate_up, fusion.act)
-    chosen = tuning or choose_matmul_tuning(num_rows, width_in, width_out)
-    tiles = ceil_div(num_rows, chosen.block_m) * ceil_div(width_out, chosen.block_n)
-    stored_n = chosen.block_n // 2 if chosen.halves else chosen.block_n
-    fp8_matmul_kernel[(min(num_processors(values.device), tiles),)](
-        TensorDescriptor.from_tensor(x.values, [chosen.block_m, chosen.block_k]),
-        x.scales,
-        TensorDescriptor.from_tensor(values, [chosen.block_n, chosen.block_k]),
-        scales,
-        fusion.bias,
-        TensorDescriptor.from_tensor(out, [chosen.block_m, stored_n]),
-        num_rows,
-        width_out,
-        K=width_in,
-        BLOCK_M=chosen.block_m,
-        BLOCK_N=chosen.block_n,
-        BLOCK_K=chosen.block_k,
-        GROUP=chosen.group,
-        PROGRAMS=num_processors(values.device),
-        HALVES=chosen.halves,
-        HAS_BIAS=fusion.bias is not None,
-        num_warps=chosen.num_warps,
-        num_stages=chosen.stages,
-        **dependent_launch(values.device),
-    )
+    if fusion.act is not None or fusion.residual is not None:
+        plain = Fusion(bias=fusion.bias)
+        wide = fp8_linear(x, values, scales, plain, out_dtype=out_dtype, tuning=tuning)
+        value = wide if fusion.act is None else gated_act(wide, fusion.act)
+        return value if fusion.residual is None else out.copy_(fusion.residual.add_(value))
+    if tuning is None and out_dtype == torch.bfloat16 and values.is_cuda:
+        tuning = choose_matmul_tuning(num_rows, width_out)
+        if tuning is None:
+            return _by_torch(x, values, scales, fusion.bias)
+    _launch_matmul(x, values, scales, fusion.bias, out, tuning)
     return out
 
 
@@ -203,62 +161,108 @@ def _check(x: Tensor, values: Tensor, fusion: Fusion, width_out: int) -> None:
         fusion.act is None or values.shape[0] == 2 * width_out,
         f"gate and up have {values.shape[0]} rows together",
     )
+    residual = fusion.residual
+    require(
+        residual is None
+        or (residual.shape == (x.shape[0], width_out) and residual.dtype == torch.float32),
+        f"residual is not ({x.shape[0]}, {width_out}) in float32",
+    )
+    require_contiguous(x=x, bias=fusion.bias, residual=residual)
+
+
+def _by_torch(x: QuantizedRows, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the product of torch, which is cuBLAS's or CUTLASS's, in bfloat16."""
+    out: Tensor = torch._scaled_mm(  # noqa: SLF001 # what torch 2.9 has has no public name
+        x.values,
+        values.T,
+        scale_a=x.scales[:, None],
+        scale_b=scales[None, :],
+        out_dtype=torch.bfloat16,
+        use_fast_accum=True,
+    )
+    return out if bias is None else out.add_(bias)
+
+
+def _launch_matmul(
+    x: QuantizedRows,
+    values: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    tuning: MatmulTuning | None,
+) -> None:
+    """Write the product of many rows to `out`."""
+    num_rows, width_out = out.shape
+    chosen = tuning or MatmulTuning(128, 128, 128, 8, 4)
+    tiles = ceil_div(num_rows, chosen.block_m) * ceil_div(width_out, chosen.block_n)
+    stored_n = chosen.block_n // 2 if chosen.halves else chosen.block_n
+    programs = num_processors(values.device)
+    fp8_matmul_kernel[(min(programs, tiles),)](
+        TensorDescriptor.from_tensor(x.values, [chosen.block_m, chosen.block_k]),
+        x.scales,
+        TensorDescriptor.from_tensor(values, [chosen.block_n, chosen.block_k]),
+        scales,
+        bias,
+        TensorDescriptor.from_tensor(out, [chosen.block_m, stored_n]),
+        num_rows,
+        width_out,
+        K=values.shape[1],
+        BLOCK_M=chosen.block_m,
+        BLOCK_N=chosen.block_n,
+        BLOCK_K=chosen.block_k,
+        GROUP=chosen.group,
+        PROGRAMS=programs,
+        HALVES=chosen.halves,
+        HAS_BIAS=bias is not None,
+        num_warps=chosen.num_warps,
+        num_stages=chosen.stages,
+        **dependent_launch(values.device),
+    )
 
 
 def _launch_rows(
-    x: Tensor | QuantizedRows,
+    x: QuantizedRows,
     values: Tensor,
     scales: Tensor,
     fusion: Fusion,
-    norm_weight: Tensor | None,
     out: Tensor,
     tuning: RowsTuning,
 ) -> None:
     """Write the product of few rows to `out`."""
     num_rows, width_out = out.shape
-    width_in = values.shape[1]
-    rounded = isinstance(x, QuantizedRows)
+    require(num_rows <= MAX_TALL_ROWS, f"{num_rows} rows, this takes {MAX_TALL_ROWS}")
     height = next_power_of_2(max(num_rows, 16))
     tiles = ceil_div(width_out, tuning.block_n)
-    require(tuning.splits == 1 or tiles <= _MAX_TILES, f"{tiles} tiles share columns")
-    require(tuning.splits == 1 or fusion.act is None, "gates are not split")
     parts = arrivals = None
     if tuning.splits > 1:
+        require(tiles <= _MAX_TILES, f"{tiles} tiles share columns")
+        require(fusion.act is None, "gates are not split")
         size = (tiles, tuning.splits, height * tuning.block_n)
         parts = torch.empty(size, dtype=torch.float32, device=values.device)
         arrivals = _arrivals(values.device)
-    span = ceil_div(width_in, tuning.splits * tuning.block_k) * tuning.block_k
     launch = dependent_launch(values.device)
-    early = tuning.early and launch["PDL"]
-    operand = x
-    if isinstance(x, QuantizedRows):
-        operand = TensorDescriptor.from_tensor(x.values, [height, tuning.block_k])
     fp8_rows_kernel[(tiles, tuning.splits)](
-        operand,
-        x.scales if isinstance(x, QuantizedRows) else None,
+        TensorDescriptor.from_tensor(x.values, [height, tuning.block_k]),
+        x.scales,
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         values,
         scales,
         fusion.bias,
         fusion.residual,
-        norm_weight,
         out,
         parts,
         arrivals,
         num_rows,
         width_out,
-        fusion.eps,
-        K=width_in,
+        K=values.shape[1],
         ROWS=height,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
         SPLITS=tuning.splits,
         STAGES=tuning.stages,
-        EARLY_LINES=next_power_of_2(ceil_div(span, 128)) if early else 0,
-        ROUNDED=rounded,
+        EARLY_LINES=tuning.early_lines if launch["PDL"] else 0,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
-        HAS_NORM=norm_weight is not None,
         ACT=fusion.act or "none",
         num_warps=tuning.num_warps,
         num_stages=tuning.stages,
