@@ -53,7 +53,7 @@ class QuantizedRows:
 
 @triton.jit
 def to_fp8(value):
-    """Round fp32 up to 448 to the nearest of e4m3, ties to even; NaN and infinities become NaN.
+    """Round finite fp32 up to 448 to the nearest of e4m3, ties to even.
 
     The number is an exact one of e4m3 before it is converted, so that nothing is left to the
     conversion, which Triton's interpreter does otherwise than a GPU.
@@ -70,10 +70,13 @@ def to_fp8(value):
 
 @triton.jit
 def _store_rows(value, values, scales, row, offs, mask, width):
-    """Round one row, its largest number to the end of e4m3."""
+    """Round one row, its largest number to the end of e4m3.
+
+    The scale of a row with NaN or an infinity is NaN, and so is all that it is multiplied by.
+    """
     scale = tl.maximum(tl.max(tl.abs(value)), _TINY) / FP8_MAX
     tl.store(values + row * width + offs, to_fp8(value / scale), mask=mask)
-    tl.store(scales + row, scale)
+    tl.store(scales + row, scale + tl.sum(value - value))
 
 
 @triton.jit

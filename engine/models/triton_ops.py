@@ -76,7 +76,8 @@ class TritonOps(TorchOps):
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Bind every linear to its product, and to its neighbours where layers can be fused."""
-        super().prepare(tensors)
+        for linear in tensors.linears():
+            self._bind(linear)
         config = tensors.config
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in GATES:

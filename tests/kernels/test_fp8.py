@@ -63,13 +63,15 @@ def test_rows_are_rounded_to_their_own_scale(tokens: int, width: int) -> None:
     assert bool((nothing.scales > 0).all())
 
 
-def test_a_row_with_nan_spoils_no_other() -> None:
-    """NaN stays NaN on its place, so that the engine sees it in that sequence and there alone."""
-    x = randn(3, 96)
-    x[1, 5] = float("nan")
-    got = stored(quantize_rows(x))
-    assert bool(got[1].isnan().any())
-    assert not bool(got[[0, 2]].isnan().any())
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_row_with_nan_spoils_no_other(poison: float) -> None:
+    """All of a row that is no number any more is NaN, and the rows beside it are what they were."""
+    x, weight = randn(3, 96), rounded(randn(48, 96, seed=1))
+    clean = fp8_linear(quantize_rows(x), weight.values, weight.scales, out_dtype=torch.float32)
+    x[1, 5] = poison
+    got = fp8_linear(quantize_rows(x), weight.values, weight.scales, out_dtype=torch.float32)
+    assert bool(got[1].isnan().all())
+    assert torch.equal(got[[0, 2]], clean[[0, 2]])
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(1, 64), (3, 1000)])
