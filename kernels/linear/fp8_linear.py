@@ -83,6 +83,8 @@ def fp8_matvec(
     require_contiguous(norm=fusion.norm_weight)
     chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
+    launch = dependent_launch(x.device)
+    early = chosen.early and launch["PDL"]
     matvec_kernel[(ceil_div(width_out, chosen.block_n),)](
         x,
         values,
@@ -96,6 +98,7 @@ def fp8_matvec(
         K=width_in,
         ROWS=chosen.block_n,
         BLOCK_K=chosen.block_k,
+        FETCHERS=num_processors(x.device) if early else 0,
         HAS_SCALES=True,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
@@ -103,7 +106,7 @@ def fp8_matvec(
         ADD_ONE=fusion.norm_add_one,
         ACT=fusion.act or "none",
         num_warps=chosen.num_warps,
-        **dependent_launch(x.device),
+        **launch,
     )
     return out
 

@@ -12,6 +12,7 @@ from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
     next_power_of_2,
+    num_processors,
     require,
     require_contiguous,
 )
@@ -147,6 +148,7 @@ def small_linear(
             width_out,
             fusion.eps,
             ROWS=tuning.block_n,
+            FETCHERS=num_processors(x.device) if tuning.early and options["PDL"] else 0,
             HAS_SCALES=False,
             **options,
         )
