@@ -11,6 +11,7 @@ import torch
 from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.kv_cache import FP8_PAGES
 from tokenbus.engine.models.backend import Backend
 from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TritonBackend(Backend):
-    """A GPU of CUDA by Triton kernels."""
+    """A GPU of CUDA by Triton kernels.
+
+    kv_cache_dtype: of the pages: auto, bf16 or fp8.
+    """
 
     attention: TritonAttention
+    kv_cache_dtype: str = "auto"
     # A kernel wants one long contiguous tile.
     page_size: int = 64
     captures_steps: bool = True
@@ -55,6 +60,14 @@ class TritonBackend(Backend):
     def weights_dtype(self, stored: torch.dtype | None) -> torch.dtype:
         """Return the checkpoint's own dtype."""
         return stored or torch.bfloat16
+
+    def kv_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """Return FP8 if that is asked for, else the dtype of the weights."""
+        if self.kv_cache_dtype == "fp8":
+            return FP8_PAGES
+        if self.kv_cache_dtype == "bf16" and weights != torch.bfloat16:
+            raise RequestRejected("kv_cache_dtype", f"bf16 pages need bf16 weights, not {weights}")
+        return weights
 
     def page_memory_bytes(self, config: EngineConfig) -> float:
         """Return what is left of the device's memory of the share that the engine may take."""
@@ -82,6 +95,7 @@ class TorchBackend(Backend):
 
     def check(self, config: EngineConfig) -> None:
         """Refuse rounded weights."""
+        _refuse_rounded_pages(config)
         on_cpu = self.device.type == "cpu"
         _refuse_quantization(config, "need the compiled kernels" if on_cpu else "are for CPUs only")
 
@@ -118,7 +132,8 @@ class NativeBackend(TorchBackend):
         return self.attention
 
     def check(self, config: EngineConfig) -> None:
-        """Accept every configuration."""
+        """Refuse rounded pages; weights may be rounded."""
+        _refuse_rounded_pages(config)
 
     def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:
         """Return the compiled layers; steps in torch for a shape that they do not cover."""
@@ -135,7 +150,9 @@ def choose_backend(config: EngineConfig) -> Backend:
         from tokenbus.engine.attention.triton_attention import TritonAttention
 
         attention = TritonAttention(config.max_num_seqs, grouping=config.prefix_grouping)
-        return TritonBackend(device=device, attention=attention)
+        return TritonBackend(
+            device=device, attention=attention, kv_cache_dtype=config.kv_cache_dtype
+        )
     # The compiled kernels know no half precision, and torch rounds no weights.
     if device.type == "cpu" and (config.dtype != "float16" or config.quantization is not None):
         library = native_library()
@@ -154,6 +171,11 @@ def choose_device(device: str) -> torch.device:
 def _refuse_quantization(config: EngineConfig, reason: str) -> None:
     if config.quantization is not None:
         raise RequestRejected("quantization", f"{config.quantization} weights {reason}")
+
+
+def _refuse_rounded_pages(config: EngineConfig) -> None:
+    if config.kv_cache_dtype != "auto":
+        raise RequestRejected("kv_cache_dtype", f"{config.kv_cache_dtype} pages are for GPUs only")
 
 
 def _cpu_dtype(stored: torch.dtype | None) -> torch.dtype:

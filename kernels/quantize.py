@@ -69,12 +69,18 @@ def to_fp8(value):
 
 
 @triton.jit
+def scale_of(top):
+    """Return the scale that takes a row's largest absolute value to the end of e4m3."""
+    return tl.maximum(top, _TINY) / FP8_MAX
+
+
+@triton.jit
 def _store_rows(value, values, scales, row, offs, mask, width):
     """Round one row, its largest number to the end of e4m3.
 
     The scale of a row with NaN or an infinity is NaN, and so is all that it is multiplied by.
     """
-    scale = tl.maximum(tl.max(tl.abs(value)), _TINY) / FP8_MAX
+    scale = scale_of(tl.max(tl.abs(value)))
     tl.store(values + row * width + offs, to_fp8(value / scale), mask=mask)
     tl.store(scales + row, scale + tl.sum(value - value))
 

@@ -37,6 +37,7 @@ _FIRST_TOKEN = "ttft"  # noqa: S105 # the name of a measurement
 _SETTINGS: dict[str, int | None] = {
     "dtype": None,
     "quantization": None,
+    "kv_cache_dtype": None,
     "device": None,
     "num_threads": None,
     "kv_cache_gib": None,

@@ -124,6 +124,7 @@ class TritonOps(TorchOps):
                 qkv, q_norm, k_norm, spec.head_dim, spec.num_heads, spec.num_kv_heads, eps
             )
             q_norm = k_norm = None
+        k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         q = qkv_rope(
             qkv,
             ctx.kv.k[spec.layer_idx],
@@ -136,6 +137,8 @@ class TritonOps(TorchOps):
             q_norm=q_norm,
             k_norm=k_norm,
             eps=eps,
+            k_scales=k_scales,
+            v_scales=v_scales,
         )
         return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
 

@@ -1,7 +1,7 @@
 """FP8 linears and the rounding of their rows against fp32 twins of what is stored.
 
-Products are compared with those of the stored numbers, so that no error of the rounding hides one of
-the product.
+Products are compared with those of the stored numbers, so that no error of the rounding hides one
+of the product.
 """
 
 from __future__ import annotations
