@@ -83,7 +83,24 @@ def fp8_rows_kernel(
         _fetch_early(bytes_of_weight, col, N, begin, BLOCK_N, K, EARLY_LINES)
         if ACT != "none":
             _fetch_early(bytes_of_weight, N + col, 2 * N, begin, BLOCK_N, K, EARLY_LINES)
+    # What the end needs is on its way from the beginning, not when everyone waits for it.
+    rows = tl.arange(0, ROWS)
+    some = rows < M
+    cols = col + tl.arange(0, BLOCK_N)
+    live = cols < N
+    mask = live[:, None] & some[None, :]
+    place = rows[None, :].to(tl.int64) * N + cols[:, None]
+    scale_out = tl.load(scales + cols, mask=live, other=0.0)[:, None]
+    if ACT != "none":
+        scale_up = tl.load(scales + N + cols, mask=live, other=0.0)[:, None]
+    if HAS_BIAS:
+        shift = tl.load(bias + cols, mask=live, other=0.0).to(tl.float32)[:, None]
+        if ACT != "none":
+            shift_up = tl.load(bias + N + cols, mask=live, other=0.0).to(tl.float32)[:, None]
     wait_for_inputs(PDL)
+    by_row = tl.load(x_scales + rows, mask=some, other=0.0)[None, :]
+    if HAS_RESIDUAL and SPLITS == 1:
+        earlier = tl.load(residual + place, mask=mask, other=0.0)
     for offset in tl.range(0, SPAN, BLOCK_K, num_stages=STAGES):
         start = begin + offset
         value = x.load([0, start])
@@ -95,22 +112,17 @@ def fp8_rows_kernel(
         offs = tl.arange(0, ROWS)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
         acc, is_last = _sum_parts(acc, parts, tile, arrivals, SPLITS, ROWS * BLOCK_N, offs)
     if is_last:
-        rows = tl.arange(0, ROWS)
-        some = rows < M
-        cols = col + tl.arange(0, BLOCK_N)
-        live = cols < N
-        by_row = tl.load(x_scales + rows, mask=some, other=0.0)[None, :]
-        acc *= tl.load(scales + cols, mask=live, other=0.0)[:, None] * by_row
+        acc *= scale_out * by_row
         if HAS_BIAS:
-            acc += tl.load(bias + cols, mask=live, other=0.0).to(tl.float32)[:, None]
+            acc += shift
         if ACT != "none":
-            acc_up *= tl.load(scales + N + cols, mask=live, other=0.0)[:, None] * by_row
+            acc_up *= scale_up * by_row
             if HAS_BIAS:
-                acc_up += tl.load(bias + N + cols, mask=live, other=0.0).to(tl.float32)[:, None]
+                acc_up += shift_up
             acc = gate(acc, ACT) * acc_up
-        mask = live[:, None] & some[None, :]
-        place = rows[None, :].to(tl.int64) * N + cols[:, None]
         if HAS_RESIDUAL:
-            acc += tl.load(residual + place, mask=mask, other=0.0)
+            if SPLITS > 1:
+                earlier = tl.load(residual + place, mask=mask, other=0.0)
+            acc += earlier
             tl.store(residual + place, acc, mask=mask)
         tl.store(out + place, acc.to(out.dtype.element_ty), mask=mask)

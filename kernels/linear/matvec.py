@@ -50,6 +50,15 @@ def matvec_kernel(
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = rows < N
     offs = tl.arange(0, BLOCK_K)
+    # What the end needs is on its way from the beginning, not when everyone waits for it.
+    if HAS_SCALES:
+        scale_out = tl.load(scales + rows, mask=live, other=0.0)
+        if ACT != "none":
+            scale_up = tl.load(scales + N + rows, mask=live, other=0.0)
+    if HAS_BIAS:
+        shift = tl.load(bias + rows, mask=live, other=0.0).to(tl.float32)
+        if ACT != "none":
+            shift_up = tl.load(bias + N + rows, mask=live, other=0.0).to(tl.float32)
     acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
     acc_up = tl.zeros([ROWS, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
@@ -68,6 +77,8 @@ def matvec_kernel(
                 scale += 1.0
         if block == 0:
             wait_for_inputs(PDL)
+            if HAS_RESIDUAL:
+                earlier = tl.load(residual + rows, mask=live, other=0.0)
         value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)
         if HAS_NORM:
             squares += value * value
@@ -81,17 +92,17 @@ def matvec_kernel(
         norm = tl.rsqrt(tl.sum(squares) / K + eps)
         y *= norm
     if HAS_SCALES:
-        y *= tl.load(scales + rows, mask=live, other=0.0)
+        y *= scale_out
     if HAS_BIAS:
-        y += tl.load(bias + rows, mask=live, other=0.0).to(tl.float32)
+        y += shift
     if ACT != "none":
         up = tl.sum(acc_up, axis=1) * norm
         if HAS_SCALES:
-            up *= tl.load(scales + N + rows, mask=live, other=0.0)
+            up *= scale_up
         if HAS_BIAS:
-            up += tl.load(bias + N + rows, mask=live, other=0.0).to(tl.float32)
+            up += shift_up
         y = gate(y, ACT) * up
     if HAS_RESIDUAL:
-        y += tl.load(residual + rows, mask=live, other=0.0)
+        y += earlier
         tl.store(residual + rows, y, mask=live)
     tl.store(out + rows, y.to(out.dtype.element_ty), mask=live)
