@@ -48,8 +48,9 @@ class TritonBackend(Backend):
         return self.attention
 
     def check(self, config: EngineConfig) -> None:
-        """Refuse rounded weights: the kernels multiply by plain ones."""
-        _refuse_quantization(config, "are for CPUs only")
+        """Refuse weights rounded to whole numbers; for float8 the ops tell what they have."""
+        if config.quantization != "fp8":
+            _refuse_quantization(config, "are for CPUs only")
 
     def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:  # noqa: ARG002
         """Return the fused steps."""
@@ -94,8 +95,10 @@ class TorchBackend(Backend):
         return None
 
     def check(self, config: EngineConfig) -> None:
-        """Refuse rounded weights."""
+        """Refuse rounded pages and weights; weights of float8 are kept as numbers of torch."""
         _refuse_rounded_pages(config)
+        if config.quantization == "fp8":
+            return
         on_cpu = self.device.type == "cpu"
         _refuse_quantization(config, "need the compiled kernels" if on_cpu else "are for CPUs only")
 
@@ -132,8 +135,10 @@ class NativeBackend(TorchBackend):
         return self.attention
 
     def check(self, config: EngineConfig) -> None:
-        """Refuse rounded pages; weights may be rounded."""
+        """Refuse rounded pages, and weights rounded to whole numbers in half precision."""
         _refuse_rounded_pages(config)
+        if config.dtype == "float16" and config.quantization != "fp8":
+            _refuse_quantization(config, "are not for float16")
 
     def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:
         """Return the compiled layers; steps in torch for a shape that they do not cover."""

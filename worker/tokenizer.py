@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tokenbus.engine.errors import EngineError
+from tokenbus.engine.text.tokenizer_folder import open_tokenizer
 from tokenbus.worker.errors import EngineStartFailed
 
 if TYPE_CHECKING:
@@ -24,13 +27,8 @@ def load_tokenizer(folder: str | None, vocab_size: int) -> PreTrainedTokenizerFa
         from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 
         return build_null_tokenizer(vocab_size)
-    from transformers import AutoTokenizer
-
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        message = f"the tokenizer in {folder} cannot be used: {reason}"
-        raise EngineStartFailed("ModelBroken", message) from error
-    tokenizer: PreTrainedTokenizerFast = loaded
+        tokenizer: PreTrainedTokenizerFast = open_tokenizer(Path(folder))
+    except EngineError as error:
+        raise EngineStartFailed(type(error).__name__, str(error)) from error
     return tokenizer

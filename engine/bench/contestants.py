@@ -56,7 +56,10 @@ class _Transformers(Contestant):
         torch.set_num_threads(order.num_threads)
         factory: Any = AutoModelForCausalLM
         self._model = factory.from_pretrained(
-            order.model, dtype=getattr(torch, order.dtype), attn_implementation=attention
+            order.model,
+            trust_remote_code=False,
+            dtype=getattr(torch, order.dtype),
+            attn_implementation=attention,
         ).eval()
         self._torch = torch
 

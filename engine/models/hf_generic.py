@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.interfaces import ForwardContext, PagedAttention
     from tokenbus.engine.kv_cache import AttentionSpec
+
+# Of tensors that a model does not take: what belongs to a linear besides its weight.
+_MATTERS = re.compile(r"(\.bias|scales?|scale_inv|zeros?|zero_point|qzeros|g_idx|qweight|_packed)$")
 
 
 class GenericModel:
@@ -148,15 +152,18 @@ def _load(
     try:
         if weights is None:
             with device:
-                model = factory.from_config(config, **options)
+                model = factory.from_config(config, trust_remote_code=False, **options)
         elif isinstance(weights, Path):
             options |= {"config": config, "output_loading_info": True}
+            options |= {"trust_remote_code": False, "use_safetensors": True}
             model, report = factory.from_pretrained(weights, **options)
             _refuse_missing(report["missing_keys"])
+            _refuse_unexpected(report["unexpected_keys"])
         else:
-            model = factory.from_config(config, **options)
+            model = factory.from_config(config, trust_remote_code=False, **options)
             report = model.load_state_dict(dict(weights), strict=False)
             _refuse_missing(report.missing_keys)
+            _refuse_unexpected(report.unexpected_keys)
             model.tie_weights()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
@@ -173,3 +180,10 @@ def _refuse_missing(names: Any) -> None:
         raise ModelBroken(
             f"{len(names)} weights are missing from the checkpoint, first of them {min(names)}"
         )
+
+
+def _refuse_unexpected(names: Any) -> None:
+    """Refuse tensors that would have changed the numbers of a linear that the model has."""
+    left = [name for name in names if _MATTERS.search(name)]
+    if left:
+        raise ModelUnsupported(f"{min(left)} is in the checkpoint, and the model takes none")

@@ -83,10 +83,12 @@ def _int4_form(weight: Int4Weight) -> NativeForm:
     return NativeForm(weight.steps, groups=(weight.scales.contiguous(), weight.lows.contiguous()))
 
 
+# Kinds that the kernels have no format for. Bytes with a scale per output they have.
+_WIDENED = tuple(kind for kind in WIDENED_KINDS if kind is not Int8Weight)
 NATIVE_KINDS: Mapping[type[Any], NativeKind] = {
     PlainWeight: NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(weight.values)),
     **dict.fromkeys(
-        WIDENED_KINDS,
+        _WIDENED,
         NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(widened(weight))),
     ),
     # Float8 is exact in bfloat16, and the scales come behind the sums: nothing is rounded.
@@ -140,7 +142,7 @@ class NativeOps(TorchOps):
         config, self._dtype = tensors.config, tensors.embedding.dtype
         if not self.supports(config, self._dtype):
             raise ModelUnsupported(f"the CPU's kernels cover no {self._dtype} like this")
-        tell_of_widened(tensors)
+        tell_of_widened(tensors, _WIDENED)
         width = self._library.panel_width
         # Gate and up are filled up to whole panels each.
         inner = -(-config.intermediate_size // width) * width

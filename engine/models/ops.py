@@ -13,6 +13,7 @@ from tokenbus.engine.models.linear_weight import (
     Fp8Weight,
     Int4GroupWeight,
     Int8GroupWeight,
+    Int8Weight,
     PlainWeight,
 )
 from tokenbus.engine.models.product import ProductTable, TorchProduct, entry_of
@@ -34,6 +35,7 @@ WIDENED_KINDS: tuple[type[Any], ...] = (
     Fp8BlockWeight,
     Int4GroupWeight,
     Int8GroupWeight,
+    Int8Weight,
 )
 
 
@@ -181,10 +183,10 @@ class TorchOps:
         return torch.cat((q, k, v), -1)
 
 
-def tell_of_widened(tensors: DecoderTensors) -> None:
+def tell_of_widened(tensors: DecoderTensors, kinds: tuple[type[Any], ...] = WIDENED_KINDS) -> None:
     """Say once, in the log, which kinds of weight this device keeps as numbers of its own dtype."""
     names = {type(item.weight).__name__ for item in tensors.linears()}
-    found = sorted(names & {kind.__name__ for kind in WIDENED_KINDS})
+    found = sorted(names & {kind.__name__ for kind in kinds})
     if found:
         dtype = str(tensors.embedding.dtype).removeprefix("torch.")
         _log.warning(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import logging
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -11,30 +12,55 @@ from tokenbus.engine.errors import ModelBroken
 from tokenbus.engine.kv_cache import AttentionSpec
 from tokenbus.engine.models.decoder_config import DecoderConfig, QKNorm
 from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
+from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.weights.leftovers import Leftovers
 from tokenbus.engine.weights.readers import LinearShape
+from tokenbus.engine.weights.slots import MemorySlot, refuse_second
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
+    from tokenbus.engine.models.linear_weight import LinearWeight
     from tokenbus.engine.models.rope import RopeTable
     from tokenbus.engine.weights.readers import LinearReading, WeightReader
+    from tokenbus.engine.weights.slots import Slot
+
+_log = logging.getLogger(__name__)
 
 # Where text decoders hide inside checkpoints of multimodal wrappers.
 _PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
 _HEAD = "lm_head"
+_EMBEDDING = "embed_tokens.weight"
 
 _Parts = tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
 class _OpenLinear:
-    reading: LinearReading
-    bias: Tensor | None
+    """A linear while it is read; its memory is let go when its weight is made."""
+
+    def __init__(self, reading: LinearReading, bias: Tensor | None) -> None:
+        self.bias = bias
+        self._reading: LinearReading | None = reading
+        self._weight: LinearWeight | None = None
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        return {} if self._reading is None else self._reading.parts
+
+    def draw(self, std: float) -> None:
+        assert self._reading is not None
+        self._reading.draw(std)
+
+    def make(self) -> LinearWeight:
+        if self._reading is not None:
+            self._weight, self._reading = self._reading.finish(), None
+        assert self._weight is not None
+        return self._weight
 
     def finish(self) -> Linear:
-        return Linear(self.reading.finish(), self.bias)
+        return Linear(self.make(), self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,50 +92,61 @@ class _OpenLayer:
 class DecoderWeights:
     """Every tensor of a decoder, and which part of it each checkpoint tensor fills.
 
-    `reader` says which tensors make up a linear, and what kind of weight they make.
+    `reader` says which tensors make up a linear, and what kind of weight they make. `has_towers` is
+    true if the checkpoint may hold models for other inputs than text beside the decoder.
     """
 
     def __init__(
-        self, config: DecoderConfig, dtype: torch.dtype, device: torch.device, reader: WeightReader
+        self,
+        config: DecoderConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        reader: WeightReader,
+        *,
+        has_towers: bool = False,
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
         self._reader = reader
-        self._parts: dict[str, Tensor] = {}
+        self._has_towers = has_towers
+        self._slots: dict[str, Slot] = {}
+        # Of the slots that belong to linears; and names whose slots were read and let go.
+        self._owners: dict[str, _OpenLinear] = {}
+        self._done: set[str] = set()
+        self._linear_names: set[str] = set()
         self._norms: list[Tensor] = []
         self._embedding = self._empty(config.vocab_size, config.hidden_size)
-        self._parts["embed_tokens.weight"] = self._embedding
+        self._give(_EMBEDDING, self._embedding)
         self._head_shape = LinearShape(
             ((_HEAD, config.vocab_size),), config.hidden_size, dtype, device, is_head=True
         )
-        self._head = None if config.tie_embeddings else self._open(self._head_shape, bias=False)
+        # A checkpoint may have a head of its own even where the config ties it to the embedding.
+        self._head = self._open(self._head_shape, bias=False)
+        self._head_names = frozenset(self._head.slots)
         self._final_norm = self._norm("norm.weight", config.hidden_size)
         self._layers = [self._layer(idx) for idx in range(len(config.layers))]
 
     def fill(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy checkpoint tensors into place, one at a time.
+        """Copy checkpoint tensors into place, one at a time; a linear is made once it is whole.
 
-        Raises: ModelBroken if a tensor is missing or has the wrong shape.
+        Raises: ModelBroken if a tensor is missing, comes twice or has the wrong shape;
+            ModelUnsupported for one of a dtype that cannot be read, or that nothing takes.
         """
-        missing = set(self._parts)
+        leftovers = Leftovers(
+            frozenset(self._linear_names), len(self.config.layers), has_towers=self._has_towers
+        )
         for name, tensor in tensors:
-            part_name = _part_name(name, self._parts)
-            if part_name is None:
-                continue
-            part = self._parts[part_name]
-            if part.shape != tensor.shape:
-                raise ModelBroken(
-                    f"{name} is {list(tensor.shape)} in the checkpoint, "
-                    f"the config asks for {list(part.shape)}"
-                )
-            part.copy_(tensor)
-            missing.discard(part_name)
-        if missing:
-            raise ModelBroken(
-                f"{len(missing)} weights are missing from the checkpoint, "
-                f"first of them {min(missing)}"
-            )
+            part = self._part_name(name)
+            if part in self._done:
+                refuse_second(name, is_filled=True)
+            if part in self._slots:
+                self._slots[part].fill(name, tensor)
+                self._make_if_whole(part)
+            else:
+                leftovers.check(name, part, tensor)
+        self._refuse_missing()
+        leftovers.tell()
         for norm in self._norms:
             norm.add_(self.config.norm_offset)
 
@@ -118,10 +155,11 @@ class DecoderWeights:
         std = self.config.initializer_range
         self._embedding.normal_(std=std)
         linears = [linear for layer in self._layers for linear in layer.linears()]
-        if self._head is not None:
+        if not self.config.tie_embeddings:
             linears.append(self._head)
         for linear in linears:
-            linear.reading.draw(std)
+            linear.draw(std)
+            linear.make()
             if linear.bias is not None:
                 linear.bias.zero_()
         for norm in self._norms:
@@ -129,27 +167,88 @@ class DecoderWeights:
 
     def finish(self, ropes: dict[str, RopeTable]) -> DecoderTensors:
         """Make the weights of all linears, each as the memory that it was read into is let go."""
-        self._parts.clear()
+        head = self._finished_head()
+        self._slots.clear()
+        self._owners.clear()
         layers: list[DecoderLayer] = []
         for shape in self.config.layers:
             rope = None if shape.rope is None else ropes[shape.rope]
             layers.append(self._layers.pop(0).finish(rope))
-        if self._head is None:
-            head = Linear(self._reader.tied(self._embedding, self._head_shape))
-        else:
-            head = self._head.finish()
-            self._head = None
         return DecoderTensors(self.config, self._embedding, layers, self._final_norm, head)
+
+    def _finished_head(self) -> Linear:
+        """Return the checkpoint's head; the embedding if there is none, or no other one."""
+        if not self.config.tie_embeddings:
+            return self._head.finish()
+        tied = self._reader.tied(self._embedding, self._head_shape)
+        if not self._head_came():
+            return Linear(tied)
+        head = self._head.finish()
+        if _are_equal(head.weight, tied):
+            return Linear(tied)
+        _log.warning(
+            "weights.untied: the config ties the head to the embedding, but the checkpoint has"
+            " another one, which is used"
+        )
+        return head
+
+    def _head_came(self) -> bool:
+        return any(name in self._done or self._slots[name].is_filled for name in self._head_names)
+
+    def _refuse_missing(self) -> None:
+        """Raise ModelBroken unless every slot that has to be is filled."""
+        missing = {
+            name for name, slot in self._slots.items() if slot.is_required and not slot.is_filled
+        }
+        if self.config.tie_embeddings and not self._head_came():
+            missing -= self._head_names
+        elif self.config.tie_embeddings and missing == {_EMBEDDING}:
+            # Saved under its other name.
+            head = self._head.make()
+            if isinstance(head, PlainWeight):
+                self._embedding.copy_(head.values)
+                return
+        if missing:
+            raise ModelBroken(
+                f"{len(missing)} weights are missing from the checkpoint, "
+                f"first of them {min(missing)}"
+            )
+
+    def _make_if_whole(self, part: str) -> None:
+        """Make the weight that a slot belongs to once nothing of it is left to come."""
+        owner = self._owners.get(part)
+        if owner is None or not all(slot.is_filled for slot in owner.slots.values()):
+            return
+        for name in owner.slots:
+            del self._slots[name]
+            self._done.add(name)
+        owner.make()
+
+    def _part_name(self, name: str) -> str:
+        """Return a checkpoint tensor's name without the prefix of the text decoder."""
+        head = name.removeprefix("language_model.")
+        if head.startswith(f"{_HEAD}."):
+            return head
+        prefixes = [prefix for prefix in _PREFIXES if name.startswith(prefix)]
+        for prefix in prefixes:
+            part = name.removeprefix(prefix)
+            if part in self._slots or part in self._done:
+                return part
+        return name.removeprefix(prefixes[0])
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _give(self, name: str, memory: Tensor) -> None:
+        """Let a checkpoint tensor be copied into `memory`."""
+        self._slots[name] = MemorySlot(tuple(memory.shape), lambda: memory)
 
     def _norm(self, name: str, size: int) -> Tensor:
         # weight + 1 is kept in float32, where the sum costs no precision.
         dtype = torch.float32 if self.config.norm_offset else self.dtype
         norm = torch.empty(size, dtype=dtype, device=self.device)
         self._norms.append(norm)
-        self._parts[name] = norm
+        self._give(name, norm)
         return norm
 
     def _optional_norm(self, prefix: str, name: str | None, size: int) -> Tensor | None:
@@ -157,14 +256,16 @@ class DecoderWeights:
 
     def _open(self, shape: LinearShape, *, bias: bool) -> _OpenLinear:
         reading = self._reader.open(shape)
-        self._parts |= reading.parts
-        if not bias:
-            return _OpenLinear(reading, None)
-        values = self._empty(shape.num_outputs)
-        sizes = [size for _, size in shape.parts]
-        for (name, _), part in zip(shape.parts, torch.split(values, sizes), strict=True):
-            self._parts[f"{name}.bias"] = part
-        return _OpenLinear(reading, values)
+        values = self._empty(shape.num_outputs) if bias else None
+        linear = _OpenLinear(reading, values)
+        self._slots |= reading.parts
+        self._owners |= dict.fromkeys(reading.parts, linear)
+        self._linear_names.update(name for name, _ in shape.parts)
+        if values is not None:
+            sizes = [size for _, size in shape.parts]
+            for (name, _), part in zip(shape.parts, torch.split(values, sizes), strict=True):
+                self._give(f"{name}.bias", part)
+        return linear
 
     def _linear(self, prefix: str, parts: _Parts, num_inputs: int, *, bias: bool) -> _OpenLinear:
         """Open one fused linear out of checkpoint linears stacked on the output axis."""
@@ -216,12 +317,22 @@ class DecoderWeights:
         )
 
 
-def _part_name(name: str, parts: dict[str, Tensor]) -> str | None:
-    """Return which part a checkpoint tensor fills; None for buffers and foreign towers."""
-    head = name.removeprefix("language_model.")
-    if head.startswith(f"{_HEAD}."):
-        return head if head in parts else None
-    for prefix in _PREFIXES:
-        if name.startswith(prefix) and name.removeprefix(prefix) in parts:
-            return name.removeprefix(prefix)
-    return None
+def text_prefixes(names: Iterable[str]) -> tuple[str, ...]:
+    """Return what stands before the text decoder's own names, in tensors of those names.
+
+    Configs may list modules under the name that a model without other towers would give them.
+    """
+    found = [name.partition("layers.")[0] for name in names if "layers." in name]
+    used = [prefix for prefix in _PREFIXES if prefix in found]
+    return tuple(dict.fromkeys((*used, "model.")))
+
+
+def _are_equal(first: LinearWeight, second: LinearWeight) -> bool:
+    """Tell whether two weights are of one kind and hold the same."""
+    if type(first) is not type(second):
+        return False
+    kind: Any = first
+    pairs = [(getattr(first, item.name), getattr(second, item.name)) for item in fields(kind)]
+    return all(
+        one.equal(other) if isinstance(one, torch.Tensor) else one == other for one, other in pairs
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,20 +9,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
-from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
+from tokenbus.engine.errors import ModelNotFound, ModelUnsupported
+from tokenbus.engine.model_folder import broken_if, refuse_outside
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
 from tokenbus.engine.models.rope import natural_max_len, rope_table
+from tokenbus.engine.text.tokenizer_folder import open_tokenizer
 from tokenbus.engine.weights import model_store
-from tokenbus.engine.weights.checkpoint import read_tensors, verify_checksums
-from tokenbus.engine.weights.decoder_weights import DecoderWeights
+from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
+from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
+from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
+from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
+from tokenbus.engine.weights.leftovers import refuse_stored
 from tokenbus.engine.weights.readers import PlainReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from torch import Tensor
 
@@ -71,12 +75,13 @@ def load_model(
             checkpoint's own.
         random_weights: read only the config and draw the weights on the device.
         max_model_len: tokens the rotary tables reach; None is the model's own limit.
-        reader: what makes kinds of weight of the checkpoint; None reads plain checkpoints.
+        reader: what makes kinds of weight of the checkpoint; None is as its config says.
     Raises: ModelNotFound, ModelBroken, ModelUnsupported.
     """
     folder = find_folder(model, with_weights=not random_weights)
-    with _broken_if(folder, "config.json"):
-        config = AutoConfig.from_pretrained(folder)
+    refuse_outside(folder)
+    with broken_if(folder, "config.json"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
         verify_checksums(folder)
@@ -116,15 +121,19 @@ def build_model(
     Raises: ModelBroken if tensors are missing, ModelUnsupported if the architecture cannot run or
         its weights cannot be read or multiplied by.
     """
-    reader, device, text = reader or PlainReader(), backend.device, config.get_text_config()
-    reader.check(config)
+    device, text = backend.device, config.get_text_config()
+    dtypes = _stored_dtypes(weights)
+    told = quantization_config(config, weights if isinstance(weights, Path) else None)
+    reader = reader or _reader_for(told, dtypes)
+    reader.check(told)
     shape = decoder_config(text)
     if shape is None:
+        refuse_stored(dtypes)
         if not reader.is_plain:
             name = getattr(config, "name_or_path", "") or config.model_type
             raise ModelUnsupported(f"{name} runs in transformers' code, which has no {reader.name}")
         return GenericModel.build(config, weights, backend.attention, dtype=dtype, device=device)
-    decoder = DecoderWeights(shape, dtype, device, reader)
+    decoder = DecoderWeights(shape, dtype, device, reader, has_towers=text is not config)
     if weights is None:
         decoder.draw()
     else:
@@ -134,6 +143,22 @@ def build_model(
         for name, layer_type in shape.rope_layer_types.items()
     }
     return Decoder(decoder.finish(ropes), backend.ops(shape, dtype))
+
+
+def _stored_dtypes(weights: Path | Mapping[str, Tensor] | None) -> Mapping[str, str]:
+    """Return what each tensor of the weights is stored as, by name."""
+    if weights is None:
+        return {}
+    if isinstance(weights, Path):
+        return tensor_dtypes(weights)
+    return {name: str(tensor.dtype) for name, tensor in weights.items()}
+
+
+def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightReader:
+    """Return the reader of a quantisation config; `names` are those of the tensors."""
+    if told is None:
+        return PlainReader()
+    return QuantisedReader(scheme_of(told), text_prefixes(names))
 
 
 def find_folder(model: str | Path, *, with_weights: bool = True) -> Path:
@@ -162,16 +187,6 @@ def find_folder(model: str | Path, *, with_weights: bool = True) -> Path:
         ) from error
 
 
-@contextmanager
-def _broken_if(folder: Path, part: str) -> Iterator[None]:
-    """Turn any failure to parse the model's own files into ModelBroken."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelBroken(f"{part} of {folder} cannot be used: {reason}") from error
-
-
 def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:
     if dtype != "auto":
         return _DTYPES[dtype]
@@ -183,15 +198,14 @@ def _tokenizer(folder: Path) -> Any:
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).is_file() for name in names):
         return None
-    with _broken_if(folder, "the tokenizer"):
-        return AutoTokenizer.from_pretrained(folder)
+    return open_tokenizer(folder)
 
 
 def _eos_token_ids(folder: Path, config: Any) -> tuple[int, ...]:
     """Return the ids that end a text: those of the generation config, else of the config."""
     eos = None
     if (folder / "generation_config.json").is_file():
-        with _broken_if(folder, "generation_config.json"):
+        with broken_if(folder, "generation_config.json"):
             eos = GenerationConfig.from_pretrained(folder).eos_token_id
     if eos is None:
         eos = getattr(config.get_text_config(), "eos_token_id", None)

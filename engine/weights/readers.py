@@ -1,21 +1,23 @@
 """Readers: what makes kinds of weight of a checkpoint's tensors.
 
 A reader is asked for each linear of a model in turn. It names the checkpoint tensors that the
-linear is made of and the memory each is copied into, and, once all have come, makes the weight. So
-a checkpoint that stores other tensors than plain weights, or only a rank's part of them, needs a
-reader of its own and nothing else here.
+linear is made of and the slot of each, and, once all have come, makes the weight. So a checkpoint
+that stores other tensors than plain weights, or only a rank's part of them, needs a reader of its
+own and nothing else here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.linear_weight import PlainWeight
-from tokenbus.engine.weights.rounding import round_to_int4, round_to_int8
+from tokenbus.engine.weights.rounding import round_to_fp8, round_to_int4, round_to_int8
+from tokenbus.engine.weights.slots import MemorySlot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.engine.models.linear_weight import LinearWeight
+    from tokenbus.engine.weights.slots import Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,12 @@ class LinearReading(Protocol):
     """One linear while it is read."""
 
     @property
-    def parts(self) -> Mapping[str, Tensor]:
-        """Return the memory that each checkpoint tensor of this linear is copied into, by name."""
+    def parts(self) -> Mapping[str, Slot]:
+        """Return the slot of each checkpoint tensor of this linear, by name."""
         ...
 
     def draw(self, std: float) -> None:
-        """Fill the memory with random numbers instead."""
+        """Fill the slots with random numbers instead."""
         ...
 
     def finish(self) -> LinearWeight:
@@ -75,10 +78,10 @@ class WeightReader(Protocol):
         """True if the weights stay the numbers of a plain checkpoint, as transformers has them."""
         ...
 
-    def check(self, config: Any) -> None:
-        """Accept a transformers config whose checkpoint this reader understands.
+    def check(self, told: Mapping[str, Any] | None) -> None:
+        """Accept what a checkpoint says of its quantisation, None if it says nothing.
 
-        Raises: ModelUnsupported for any other.
+        Raises: ModelUnsupported for what this reader does not understand.
         """
         ...
 
@@ -97,13 +100,13 @@ class PlainReader:
     name = "plain"
     is_plain = True
 
-    def check(self, config: Any) -> None:
+    def check(self, told: Mapping[str, Any] | None) -> None:
         """Refuse quantised checkpoints."""
-        if getattr(config, "quantization_config", None) is not None:
-            raise ModelUnsupported("quantised checkpoints are not supported; use the plain weights")
+        if told is not None:
+            raise ModelUnsupported(f"the checkpoint is quantised and cannot be read as {self.name}")
 
     def open(self, shape: LinearShape) -> LinearReading:
-        """Allocate one matrix for all parts of a linear."""
+        """Begin one matrix for all parts of a linear."""
         return _PlainReading(self, shape)
 
     def tied(self, embedding: Tensor, shape: LinearShape) -> LinearWeight:
@@ -116,42 +119,64 @@ class PlainReader:
 
 
 class RoundingReader(PlainReader):
-    """Reads plain checkpoints and rounds their linears one by one.
+    """Reads plain checkpoints and rounds their linears one by one, each as soon as it is read.
 
-    With int4 the head, on which every choice of a token hangs, keeps 8 bits.
+    The head, on which every choice of a token hangs, keeps 8 bits with int4 and all its bits with
+    fp8, as in the checkpoints that are published in float8.
     """
 
     is_plain = False
 
     def __init__(self, quantization: str) -> None:
-        """Round to `quantization`, int8 or int4."""
+        """Round to `quantization`: fp8, int8 or int4."""
         self.name = quantization
+
+    def check(self, told: Mapping[str, Any] | None) -> None:
+        """Refuse quantised checkpoints: they were rounded once."""
+        if told is not None:
+            raise ModelUnsupported(
+                f"the checkpoint is quantised already; load it without {self.name} quantization"
+            )
 
     def kind_of(self, values: Tensor, shape: LinearShape) -> LinearWeight:
         """values: [out, in] -> the same, rounded."""
+        if self.name == "fp8":
+            return PlainWeight(values) if shape.is_head else round_to_fp8(values)
         if self.name == "int4" and not shape.is_head:
             return round_to_int4(values)
         return round_to_int8(values)
 
 
 class _PlainReading:
-    """A matrix that is filled part by part."""
+    """A matrix that is filled part by part; its memory is taken when the first part comes."""
 
     def __init__(self, reader: PlainReader, shape: LinearShape) -> None:
         self._reader, self._shape = reader, shape
-        size = (shape.num_outputs, shape.num_inputs)
-        self._values = torch.empty(size, dtype=shape.dtype, device=shape.device)
-        parts = torch.split(self._values, [size for _, size in shape.parts])
-        names = (f"{name}.weight" for name, _ in shape.parts)
-        self.parts = dict(zip(names, parts, strict=True))
+        self._values: Tensor | None = None
+        self.parts: dict[str, Slot] = {}
+        start = 0
+        for name, size in shape.parts:
+            rows = partial(self._rows, start, start + size)
+            self.parts[f"{name}.weight"] = MemorySlot((size, shape.num_inputs), rows)
+            start += size
 
     def draw(self, std: float) -> None:
-        self._values.normal_(std=std)
+        self._matrix().normal_(std=std)
 
     def finish(self) -> LinearWeight:
-        return self._reader.kind_of(self._values, self._shape)
+        return self._reader.kind_of(self._matrix(), self._shape)
+
+    def _matrix(self) -> Tensor:
+        if self._values is None:
+            shape = self._shape
+            size = (shape.num_outputs, shape.num_inputs)
+            self._values = torch.empty(size, dtype=shape.dtype, device=shape.device)
+        return self._values
+
+    def _rows(self, start: int, end: int) -> Tensor:
+        return self._matrix()[start:end]
 
 
-def choose_reader(quantization: str | None) -> WeightReader:
-    """Return the reader of a setting: weights as they are, or rounded to int8 or int4."""
-    return PlainReader() if quantization is None else RoundingReader(quantization)
+def choose_reader(quantization: str | None) -> WeightReader | None:
+    """Return the reader of a setting; None where the checkpoint says how it is read."""
+    return None if quantization is None else RoundingReader(quantization)

@@ -124,9 +124,9 @@ def _main() -> None:
 
     order = TaxiOrder(**json.load(sys.stdin))
     torch.set_num_threads(order.num_threads)
-    tokenizer: Any = AutoTokenizer.from_pretrained(order.model)
+    tokenizer: Any = AutoTokenizer.from_pretrained(order.model, trust_remote_code=False)
     model: Any = AutoModelForCausalLM.from_pretrained(
-        order.model, dtype=getattr(torch, order.dtype)
+        order.model, trust_remote_code=False, dtype=getattr(torch, order.dtype)
     )
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     prompts = [

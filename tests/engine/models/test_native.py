@@ -213,7 +213,7 @@ def test_quantized_weights_are_refused_where_they_cannot_be(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other names, other dtypes and machines without a compiler are told, not ignored."""
-    with pytest.raises(RequestRejected, match="int3 is not int8 or int4"):
+    with pytest.raises(RequestRejected, match="int3 is not fp8 or int8 or int4"):
         EngineConfig("model", quantization="int3")
     library = native_library()
     if library is not None:
@@ -221,8 +221,9 @@ def test_quantized_weights_are_refused_where_they_cannot_be(
             NativeOps(NativeAttention(library)).prepare(
                 make(torch.float16, stepwise_backend()).tensors
             )
-        with pytest.raises(ModelUnsupported, match="Int8Weight"):
-            make(torch.float16, _native_backend(library), "int8")
+        half = EngineConfig("model", device="cpu", dtype="float16", quantization="int8")
+        with pytest.raises(RequestRejected, match="int8 weights are not for float16"):
+            load_for(half)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("TOKENBUS_CACHE", str(tmp_path))
     _library_path.cache_clear()

@@ -193,7 +193,7 @@ def test_file_that_differs_from_its_checksum_is_broken(saved: Any) -> None:
 def test_quantised_checkpoint_is_refused(saved: Any) -> None:
     """Weights that need unpacking by a quantiser are refused by name."""
     config = json.loads((saved[1] / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    config["quantization_config"] = {"quant_method": "aqlm"}
     (saved[1] / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelUnsupported, match="quantised"):
+    with pytest.raises(ModelUnsupported, match="quantised by aqlm, which cannot be read"):
         _load(saved[1])

@@ -41,7 +41,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "engine": (
         ("engine/bench",),
         ("engine (faces)",),
-        ("engine/execution", "engine/null", "engine/weights"),
+        ("engine/execution", "engine/null", "engine/weights (faces)"),
+        ("engine/weights/formats",),
+        ("engine/weights",),
         ("engine/models",),
         ("engine/attention",),
         ("engine/scheduling", "engine/text"),
@@ -79,6 +81,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 # vocabulary beside them.
 FACES = {
     "engine": frozenset({"__init__", "backends", "build", "engine", "llm", "output"}),
+    "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "worker": frozenset({"assembly", "supervisor"}),
     "worker/bench": frozenset({"arguments", "capacity", "command", "offline", "progress", "run"}),

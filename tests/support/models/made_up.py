@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from tokenbus.engine.models.linear_weight import PlainWeight
 from tokenbus.engine.models.ops import TORCH_PRODUCTS, TorchOps
 from tokenbus.engine.models.product import Product, ProductTable, TorchProduct, entry_of
 from tokenbus.engine.weights.readers import LinearReading, LinearShape, PlainReader
+from tokenbus.engine.weights.slots import MemorySlot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.linear_weight import LinearWeight
+    from tokenbus.engine.weights.slots import Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +145,13 @@ class _ScaledReading:
     def __init__(self, shape: LinearShape) -> None:
         self._values = torch.empty(shape.num_outputs, shape.num_inputs, dtype=shape.dtype)
         self._factors = torch.empty(shape.num_outputs, 1, dtype=shape.dtype)
-        self.parts: dict[str, Tensor] = {}
+        self.parts: dict[str, Slot] = {}
         start = 0
         for name, size in shape.parts:
-            self.parts[f"{name}.weight"] = self._values[start : start + size]
-            self.parts[f"{name}.factors"] = self._factors[start : start + size]
+            for part, memory in (("weight", self._values), ("factors", self._factors)):
+                rows = memory[start : start + size]
+                slot = MemorySlot(tuple(rows.shape), partial(_given, rows))
+                self.parts[f"{name}.{part}"] = slot
             start += size
 
     def draw(self, std: float) -> None:
@@ -155,6 +160,10 @@ class _ScaledReading:
 
     def finish(self) -> LinearWeight:
         return ScaledWeight(self._values, self._factors)
+
+
+def _given(rows: Tensor) -> Tensor:
+    return rows
 
 
 class NegatedProduct(Product):

@@ -1,0 +1,1 @@
+"""Formats of quantised checkpoints: from their configs and tensors to kinds of weight."""

@@ -1,0 +1,282 @@
+"""Formats of quantised checkpoints: every number read as it is meant, and the tokens of that."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from models.architectures import draw_model, tiny_sizes
+from models.backends import stepwise_backend
+from models.greedy_driver import GreedyDriver, Reference, draw_prompts
+from models.stored_formats import (
+    StoredFormat,
+    awq,
+    fp8_blocks,
+    fp8_rows,
+    fp8_whole,
+    gptq,
+    int8_rows,
+    packed,
+    save_as,
+)
+from transformers import LlamaConfig
+
+from tokenbus.engine.models.linear_weight import (
+    Fp8BlockWeight,
+    Fp8Weight,
+    Int4GroupWeight,
+    Int8GroupWeight,
+    Int8Weight,
+    PlainWeight,
+)
+from tokenbus.engine.weights.loader import load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_NUM_TOKENS = 8
+_FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
+
+
+def _compressed(layout: str, weights: dict[str, Any], **more: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "weights": weights, "input_activations": None}
+    told = {"quant_method": "compressed-tensors", "format": layout, "ignore": ["lm_head"]}
+    return told | {"config_groups": {"group_0": group}, "quantization_status": "compressed"} | more
+
+
+def _integers(bits: int, **more: Any) -> dict[str, Any]:
+    return {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group"} | more
+
+
+def _float8(**more: Any) -> dict[str, Any]:
+    return {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False} | more
+
+
+def _gptq(**more: Any) -> dict[str, Any]:
+    told = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": False}
+    return told | more
+
+
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+_BLOCKS = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
+_MIXED = {
+    "config_groups": {
+        "a": {"targets": ["Linear"], "weights": _float8(strategy="channel")},
+        "b": {
+            "targets": ["re:.*down_proj$"],
+            "weights": _integers(4, group_size=32),
+            "format": "pack-quantized",
+        },
+    }
+}
+
+# By the name of the format: the checkpoint, and the kind of weight that most linears become.
+_FORMATS: dict[str, tuple[StoredFormat, type[Any]]] = {
+    "ct-fp8-dynamic": (
+        StoredFormat(_compressed("float-quantized", _float8(strategy="channel")), fp8_rows),
+        Fp8Weight,
+    ),
+    "ct-fp8-static": (
+        StoredFormat(_compressed("float-quantized", _float8(strategy="tensor")), fp8_whole),
+        Fp8Weight,
+    ),
+    "ct-fp8-block": (
+        StoredFormat(
+            _compressed("float-quantized", _float8(strategy="block", block_structure=[16, 40])),
+            partial(fp8_blocks, rows=16, columns=40, scale_name="weight_scale"),
+        ),
+        Fp8BlockWeight,
+    ),
+    "ct-preset": (
+        StoredFormat(
+            _compressed("float-quantized", {}, config_groups={"FP8_DYNAMIC": ["Linear"]}),
+            partial(fp8_rows, scale_dtype=torch.float32),
+        ),
+        Fp8Weight,
+    ),
+    "ct-int8": (
+        StoredFormat(_compressed("int-quantized", _integers(8, strategy="channel")), int8_rows),
+        Int8Weight,
+    ),
+    "ct-w4a16": (
+        StoredFormat(_compressed("pack-quantized", _integers(4, group_size=32)), packed),
+        Int4GroupWeight,
+    ),
+    "ct-w4a16-asymmetric": (
+        StoredFormat(
+            _compressed("pack-quantized", _integers(4, group_size=16, symmetric=False)),
+            partial(packed, group=16, symmetric=False),
+        ),
+        Int4GroupWeight,
+    ),
+    "ct-w4a16-ordered": (
+        StoredFormat(
+            _compressed("pack-quantized", _integers(4, group_size=32, actorder="group")),
+            partial(packed, has_order=True),
+        ),
+        Int4GroupWeight,
+    ),
+    "ct-w4a16-static-order": (
+        StoredFormat(
+            _compressed("pack-quantized", _integers(4, group_size=32, actorder="static")), packed
+        ),
+        Int4GroupWeight,
+    ),
+    "ct-w8a16": (
+        StoredFormat(
+            _compressed("pack-quantized", _integers(8, strategy="channel")),
+            partial(packed, bits=8, group=-1),
+        ),
+        Int8Weight,
+    ),
+    "ct-w8a16-groups": (
+        StoredFormat(
+            _compressed("pack-quantized", _integers(8, group_size=32, symmetric=False)),
+            partial(packed, bits=8, symmetric=False),
+        ),
+        Int8GroupWeight,
+    ),
+    "ct-mixed": (
+        StoredFormat(
+            _compressed("float-quantized", {}, **_MIXED), fp8_rows, others={"down_proj": packed}
+        ),
+        Fp8Weight,
+    ),
+    "ct-ignore": (
+        StoredFormat(
+            _compressed(
+                "float-quantized",
+                _float8(strategy="channel"),
+                ignore=["lm_head", "re:.*layers\\.[01]\\.mlp.*", "model.layers.2.self_attn.k_proj"],
+            ),
+            fp8_rows,
+            left_out=("lm_head", "layers.0.mlp", "layers.1.mlp", "layers.2.self_attn.k_proj"),
+        ),
+        Fp8Weight,
+    ),
+    "ct-head": (
+        StoredFormat(
+            _compressed("float-quantized", _float8(strategy="channel"), ignore=[]),
+            fp8_rows,
+            left_out=(),
+        ),
+        Fp8Weight,
+    ),
+    "fp8-block": (
+        StoredFormat(
+            _BLOCKS | {"weight_block_size": [128, 128]}, partial(fp8_blocks, rows=128, columns=128)
+        ),
+        Fp8BlockWeight,
+    ),
+    "fp8-block-cut-off": (
+        StoredFormat(
+            _BLOCKS | {"weight_block_size": [24, 40], "modules_to_not_convert": ["mlp.gate"]},
+            partial(fp8_blocks, rows=24, columns=40),
+        ),
+        Fp8BlockWeight,
+    ),
+    "fp8-whole": (
+        StoredFormat(
+            _BLOCKS | {"activation_scheme": "static", "ignored_layers": ["model.layers.2.mlp"]},
+            fp8_whole,
+            left_out=("lm_head", "layers.2.mlp"),
+        ),
+        Fp8Weight,
+    ),
+    "fp8-whole-by-transformers": (
+        StoredFormat(
+            _BLOCKS | {"activation_scheme": "static", "weight_block_size": None},
+            partial(fp8_whole, scale_name="weight_scale_inv", input_name="activation_scale"),
+        ),
+        Fp8Weight,
+    ),
+    "modelopt": (
+        StoredFormat(
+            {},
+            fp8_whole,
+            left_out=("lm_head", "layers.0."),
+            modelopt_file={
+                "producer": {"name": "modelopt"},
+                "quantization": {
+                    "quant_algo": "FP8",
+                    "exclude_modules": ["lm_head", "model.layers.0*"],
+                },
+            },
+        ),
+        Fp8Weight,
+    ),
+    "awq": (StoredFormat(_AWQ, awq), Int4GroupWeight),
+    "awq-whole-rows": (
+        StoredFormat(_AWQ | {"group_size": -1}, partial(awq, group=-1)),
+        Int4GroupWeight,
+    ),
+    "awq-left-out": (
+        StoredFormat(
+            _AWQ | {"modules_to_not_convert": ["self_attn.v_proj", "model.layers.1"]},
+            awq,
+            left_out=("lm_head", "v_proj", "layers.1."),
+        ),
+        Int4GroupWeight,
+    ),
+    "gptq": (StoredFormat(_gptq(), gptq), Int4GroupWeight),
+    "gptq-symmetric": (
+        StoredFormat(_gptq(sym=True, group_size=-1), partial(gptq, symmetric=True, group=-1)),
+        Int4GroupWeight,
+    ),
+    "gptq-ordered": (
+        StoredFormat(_gptq(desc_act=True), partial(gptq, has_order=True)),
+        Int4GroupWeight,
+    ),
+    "gptq-v2": (
+        StoredFormat(_gptq(checkpoint_format="gptq_v2"), partial(gptq, version=2)),
+        Int4GroupWeight,
+    ),
+    "gptq-8": (StoredFormat(_gptq(bits=8), partial(gptq, bits=8)), Int8GroupWeight),
+    "gptq-8-ordered-head": (
+        StoredFormat(
+            _gptq(bits=8, desc_act=True, lm_head=True),
+            partial(gptq, bits=8, has_order=True),
+            left_out=(),
+        ),
+        Int8GroupWeight,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """Return a tiny Llama with an even vocabulary."""
+    return draw_model(LlamaConfig(**tiny_sizes(vocab_size=200, num_hidden_layers=3)))
+
+
+@pytest.mark.parametrize("name", _FORMATS)
+def test_a_format_is_read_number_by_number(name: str, model: Any, tmp_path: Path) -> None:
+    """Linears stand for the numbers of the checkpoint; tokens are those of these numbers."""
+    stored, kind = _FORMATS[name]
+    numbers = save_as(model, tmp_path, stored)
+    loaded: Any = load_model(tmp_path, stepwise_backend(), dtype="float32").model
+    tensors = loaded.tensors
+    for idx, layer in enumerate(tensors.layers):
+        prefix = f"model.layers.{idx}"
+        expected = {
+            "qkv": [numbers[f"{prefix}.self_attn.{part}.weight"] for part in _FUSED["qkv"]],
+            "o": [numbers[f"{prefix}.self_attn.o_proj.weight"]],
+            "gate_up": [numbers[f"{prefix}.mlp.{part}.weight"] for part in _FUSED["gate_up"]],
+            "down": [numbers[f"{prefix}.mlp.down_proj.weight"]],
+        }
+        for field, parts in expected.items():
+            found = getattr(layer, field).weight.dequantised()
+            assert found.equal(torch.cat(parts)), (prefix, field)
+    assert tensors.lm_head.weight.dequantised().equal(numbers["lm_head.weight"])
+    kinds = [type(linear.weight) for linear in tensors.linears()]
+    assert kinds.count(kind) >= len(kinds) // 2
+    assert (kinds[-1] is PlainWeight) == ("lm_head" in stored.left_out)
+    reference = copy.deepcopy(model)
+    reference.load_state_dict(numbers)
+    texts = draw_prompts(199, [3, 20])
+    expected_tokens = Reference(reference).generate(texts, _NUM_TOKENS)
+    assert GreedyDriver(loaded).generate(texts, _NUM_TOKENS) == expected_tokens
+    assert len({token for tokens in expected_tokens for token in tokens}) > _NUM_TOKENS // 2
