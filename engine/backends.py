@@ -11,6 +11,7 @@ import torch
 from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.kv_cache import FP8_PAGES
 from tokenbus.engine.models.backend import Backend
 from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TritonBackend(Backend):
-    """A GPU of CUDA by Triton kernels."""
+    """A GPU of CUDA by Triton kernels.
+
+    kv_cache_dtype: of the pages: auto, bf16 or fp8.
+    """
 
     attention: TritonAttention
+    kv_cache_dtype: str = "auto"
     # A kernel wants one long contiguous tile.
     page_size: int = 64
     captures_steps: bool = True
@@ -57,6 +62,14 @@ class TritonBackend(Backend):
         """Return the checkpoint's own dtype."""
         return stored or torch.bfloat16
 
+    def kv_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """Return FP8 if that is asked for, else the dtype of the weights."""
+        if self.kv_cache_dtype == "fp8":
+            return FP8_PAGES
+        if self.kv_cache_dtype == "bf16" and weights != torch.bfloat16:
+            raise RequestRejected("kv_cache_dtype", f"bf16 pages need bf16 weights, not {weights}")
+        return weights
+
     def page_memory_bytes(self, config: EngineConfig) -> float:
         """Return what is left of the device's memory of the share that the engine may take."""
         free_bytes, total_bytes = torch.cuda.mem_get_info(self.device)
@@ -82,7 +95,8 @@ class TorchBackend(Backend):
         return None
 
     def check(self, config: EngineConfig) -> None:
-        """Refuse weights rounded to whole numbers; float8 is kept as numbers of torch."""
+        """Refuse rounded pages and weights; weights of float8 are kept as numbers of torch."""
+        _refuse_rounded_pages(config)
         if config.quantization == "fp8":
             return
         on_cpu = self.device.type == "cpu"
@@ -121,7 +135,8 @@ class NativeBackend(TorchBackend):
         return self.attention
 
     def check(self, config: EngineConfig) -> None:
-        """Refuse weights rounded to whole numbers in half precision, which has no kernels."""
+        """Refuse rounded pages, and weights rounded to whole numbers in half precision."""
+        _refuse_rounded_pages(config)
         if config.dtype == "float16" and config.quantization != "fp8":
             _refuse_quantization(config, "are not for float16")
 
@@ -140,7 +155,9 @@ def choose_backend(config: EngineConfig) -> Backend:
         from tokenbus.engine.attention.triton_attention import TritonAttention
 
         attention = TritonAttention(config.max_num_seqs, grouping=config.prefix_grouping)
-        return TritonBackend(device=device, attention=attention)
+        return TritonBackend(
+            device=device, attention=attention, kv_cache_dtype=config.kv_cache_dtype
+        )
     # The compiled kernels know no half precision, and torch rounds no weights.
     if device.type == "cpu" and (config.dtype != "float16" or config.quantization is not None):
         library = native_library()
@@ -159,6 +176,11 @@ def choose_device(device: str) -> torch.device:
 def _refuse_quantization(config: EngineConfig, reason: str) -> None:
     if config.quantization is not None:
         raise RequestRejected("quantization", f"{config.quantization} weights {reason}")
+
+
+def _refuse_rounded_pages(config: EngineConfig) -> None:
+    if config.kv_cache_dtype != "auto":
+        raise RequestRejected("kv_cache_dtype", f"{config.kv_cache_dtype} pages are for GPUs only")
 
 
 def _cpu_dtype(stored: torch.dtype | None) -> torch.dtype:

@@ -90,6 +90,16 @@ class EngineConfig:
             unset="off",
         ),
     )
+    # Pages of fp8 have a scale per token and head and hold twice as many tokens.
+    kv_cache_dtype: str = field(
+        default="auto",
+        metadata=_declared(
+            choices=("auto", "bf16", "fp8"),
+            option="--kv-cache-dtype",
+            help="number format of KV pages; fp8 is for GPUs",
+            unset="auto, that of the weights",
+        ),
+    )
     device: str = field(
         default="auto",
         metadata=_declared(option="--device", metavar="NAME", help="auto, cpu or cuda[:index]"),

@@ -18,6 +18,8 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     wait_for_inputs,
 )
+from tokenbus.kernels.page_scales import check_page_dtypes
+from tokenbus.kernels.quantize import scale_of, to_fp8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,25 +49,42 @@ def _norm_weight(q_norm, k_norm, is_q, is_v, dims, in_dims, ADD_ONE: tl.constexp
 
 
 @triton.jit
-def _store_part(value, q_out, k_pages, v_pages, token, page_base, heads, live, dims, in_dims,
-                HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr):  # fmt: skip
-    """Store some dims of some heads: q to the output, k and v into their slot."""
+def _store_part(value, scale, q_out, k_pages, v_pages, token, page_base, heads, live, dims,
+                in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+                S: tl.constexpr):  # fmt: skip
+    """Store some dims of some heads: q to the output, k and v into their slot.
+
+    With a scale per head, [HEADS], k and v are rounded to it.
+    """
     mask = live[:, None] & in_dims[None, :]
     is_q = (heads < HQ)[:, None]
     is_k = ((heads >= HQ) & (heads < HQ + HKV))[:, None]
     is_v = (heads >= HQ + HKV)[:, None]
+    exact = value
     value = value.to(q_out.dtype.element_ty)
     tl.store(q_out + token * (HQ * D) + heads[:, None] * D + dims[None, :], value,
              mask=mask & is_q)  # fmt: skip
+    if scale is not None:
+        value = to_fp8(exact / scale[:, None])
     place = page_base + ((heads - HQ) % HKV)[:, None] * (S * D) + dims[None, :]
     tl.store(k_pages + place, value, mask=mask & is_k)
     tl.store(v_pages + place, value, mask=mask & is_v)
 
 
+@triton.jit
+def _store_scales(scales, k_scales, v_scales, slot_base, heads, live, HQ: tl.constexpr,
+                  HKV: tl.constexpr, S: tl.constexpr):  # fmt: skip
+    """Store the scales of k and v heads into their slot."""
+    place = slot_base + (heads - HQ) % HKV * S
+    tl.store(k_scales + place, scales, mask=live & (heads >= HQ) & (heads < HQ + HKV))
+    tl.store(v_scales + place, scales, mask=live & (heads >= HQ + HKV))
+
+
 @triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _qkv_rope_kernel(
-    qkv, bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages, v_pages, page_stride,
-    rope_stride, eps, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+    qkv, bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages, v_pages, k_scales,
+    v_scales, page_stride, rope_stride, eps, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+    S: tl.constexpr,
     ROT: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -96,6 +115,7 @@ def _qkv_rope_kernel(
         b = b * scale * _norm_weight(q_norm, k_norm, is_q, is_v, half + HALF, in_half, ADD_ONE)
         if ROT < D:
             c = c * scale * _norm_weight(q_norm, k_norm, is_q, is_v, rest, in_rest, ADD_ONE)
+    head_scales = None
     page_base = slot // S * page_stride + slot % S * D
     if ROT > 0:
         # The second half of the table: both halves are equal, and some tables sign the first.
@@ -106,12 +126,30 @@ def _qkv_rope_kernel(
         turn_sin = tl.where(is_v[:, None], 0.0, turn_sin)
         turned_a = a * turn_cos - b * turn_sin
         turned_b = b * turn_cos + a * turn_sin
-        _store_part(turned_a, q_out, k_pages, v_pages, token, page_base, heads, live, half,
+        if k_scales is not None:
+            tops = tl.maximum(tl.max(tl.abs(turned_a), axis=1), tl.max(tl.abs(turned_b), axis=1))
+            # NaN and infinities make the scale NaN.
+            spoilt = tl.sum(turned_a - turned_a, axis=1) + tl.sum(turned_b - turned_b, axis=1)
+    if k_scales is not None:
+        if ROT == 0:
+            tops = tl.max(tl.abs(c), axis=1)
+            spoilt = tl.sum(c - c, axis=1)
+        elif ROT < D:
+            tops = tl.maximum(tops, tl.max(tl.abs(c), axis=1))
+            spoilt += tl.sum(c - c, axis=1)
+        head_scales = scale_of(tops)
+        _store_scales(head_scales + spoilt, k_scales, v_scales, page_base // D, heads, live, HQ,
+                      HKV, S)  # fmt: skip
+    if ROT > 0:
+        _store_part(turned_a, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live,
+                    half,
                     in_half, HQ, HKV, D, S)  # fmt: skip
-        _store_part(turned_b, q_out, k_pages, v_pages, token, page_base, heads, live, half + HALF,
+        _store_part(turned_b, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live,
+                    half + HALF,
                     in_half, HQ, HKV, D, S)  # fmt: skip
     if ROT < D:
-        _store_part(c, q_out, k_pages, v_pages, token, page_base, heads, live, rest, in_rest,
+        _store_part(c, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live, rest,
+                    in_rest,
                     HQ, HKV, D, S)  # fmt: skip
 
 
@@ -123,7 +161,6 @@ def _check(
     width = (num_heads + 2 * num_kv_heads) * head_dim
     require(qkv.shape[1] == width, f"qkv is {qkv.shape[1]} wide, the heads need {width}")
     require(v_pages.shape == k_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
-    require(qkv.dtype == k_pages.dtype, f"qkv is {qkv.dtype}, pages are {k_pages.dtype}")
     require(next_power_of_2(page_size) == page_size, f"page size {page_size}")
     rot_dim = 0 if cos is None else cos.shape[-1]
     require(rot_dim <= head_dim and rot_dim % 2 == 0, f"rotary dims {rot_dim} of {head_dim}")
@@ -145,11 +182,14 @@ def qkv_rope(
     eps: float = 1e-6,
     norm_add_one: bool = False,
     q_out: Tensor | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
 ) -> Tensor:
     """Normalise and rotate q and k, write k and v into their slots.
 
     Args:
         qkv: [T, (Hq + 2 Hkv) * D], contiguous. k_pages, v_pages: [P, Hkv, S, D], same dtype.
+        k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: every token and head gets its own.
         positions, slot_mapping: [T] int64; several tokens may share a slot of page 0 only.
         cos, sin: [max_len, R] fp32, R <= D, halves equal; None leaves positions out (NoPE).
         bias: [(Hq + 2 Hkv) * D]. q_norm, k_norm: [D], per-head RMSNorm weights (both or none).
@@ -160,6 +200,7 @@ def qkv_rope(
     require((q_norm is None) == (k_norm is None), "q_norm and k_norm come together")
     require((cos is None) == (sin is None), "cos and sin come together")
     _check(qkv, k_pages, v_pages, num_heads, cos)
+    check_page_dtypes(qkv.dtype, k_pages, v_pages, k_scales, v_scales)
     num_tokens = qkv.shape[0]
     _, num_kv_heads, page_size, head_dim = k_pages.shape
     if q_out is None:
@@ -180,6 +221,8 @@ def qkv_rope(
         q_out,
         k_pages,
         v_pages,
+        k_scales,
+        v_scales,
         k_pages.stride(0),
         rot_dim,
         eps,

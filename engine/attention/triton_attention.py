@@ -11,6 +11,7 @@ from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork
 from tokenbus.kernels.launch import num_processors
+from tokenbus.kernels.quantize import quantize_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,14 +52,17 @@ class TritonAttention:
     ) -> Tensor:
         """Store k, v of this pass in their slots, then attend causally over the pages."""
         page_size = ctx.kv.page_size
-        page_ids, offsets = ctx.slot_mapping // page_size, ctx.slot_mapping % page_size
-        ctx.kv.k[spec.layer_idx].transpose(1, 2)[page_ids, offsets] = k
-        ctx.kv.v[spec.layer_idx].transpose(1, 2)[page_ids, offsets] = v
+        place = ctx.slot_mapping // page_size, ctx.slot_mapping % page_size
+        scales = ctx.kv.scales(spec.layer_idx)
+        pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        for value, page, scale in zip((k, v), pages, scales, strict=True):
+            _write(value, page.transpose(1, 2), scale, place)
         return self.read(q.contiguous(), spec, ctx)
 
     def read(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> Tensor:
         """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous."""
         pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         out = torch.empty_like(q)
         num_tokens = q.shape[0] - ctx.num_decode
         if num_tokens:
@@ -72,6 +76,8 @@ class TritonAttention:
                 scale=spec.scale,
                 sliding_window=spec.sliding_window,
                 softcap=spec.softcap,
+                k_scales=k_scales,
+                v_scales=v_scales,
                 out=out[:num_tokens],
             )
         if ctx.num_decode:
@@ -86,6 +92,8 @@ class TritonAttention:
                 scale=spec.scale,
                 softcap=spec.softcap,
                 listed=listed,
+                k_scales=k_scales,
+                v_scales=v_scales,
                 out=out[num_tokens:],
             )
         return out
@@ -144,6 +152,19 @@ class TritonAttention:
             sliding_window=spec.sliding_window,
             groups=groups,
         )
+
+
+def _write(
+    value: Tensor, pages: Tensor, scales: Tensor | None, place: tuple[Tensor, Tensor]
+) -> None:
+    """Write value [T, Hkv, D] to pages [P, S, Hkv, D] at (page, offset), rounded if with scales."""
+    if scales is None:
+        pages[place] = value
+        return
+    rows = quantize_rows(value.reshape(-1, value.shape[-1]))
+    # Torch moves bytes, whatever they stand for.
+    pages.view(torch.uint8)[place] = rows.values.view(torch.uint8).view(value.shape)
+    scales.transpose(1, 2)[place] = rows.scales.view(value.shape[:-1])
 
 
 def _decode_tables(ctx: ForwardContext) -> tuple[Tensor, Tensor]:

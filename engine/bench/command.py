@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.bench import measure
 from tokenbus.engine.bench.demand import Demand
-from tokenbus.engine.bench.figures import WorkloadReport
-from tokenbus.engine.bench.workloads import WORKLOADS, uniform
+from tokenbus.engine.bench.figures import FirstTokenReport, WorkloadReport
+from tokenbus.engine.bench.workloads import ENGINE_WORKLOADS, FIRST_TOKEN_LENS, uniform
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.errors import EngineError
@@ -24,15 +24,20 @@ from tokenbus.engine.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenbus.engine.engine import Engine
     from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.weights.loader import LoadedModel
     from tokenbus.engine.weights.readers import WeightReader
 
 
+# Lone prompts, timed to their first token: no workload, for what counts is no rate.
+_FIRST_TOKEN = "ttft"  # noqa: S105 # the name of a measurement
 # Settings of the engine that are options, with defaults of this command's own: a batch that the
-# workloads fill, and pages for the longest of them.
+# workloads fill, and tables for sequences of this many tokens, more if a workload has longer ones.
 _SETTINGS: dict[str, int | None] = {
     "dtype": None,
     "quantization": None,
+    "kv_cache_dtype": None,
     "device": None,
     "num_threads": None,
     "kv_cache_gib": None,
@@ -47,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workload",
         action="append",
-        choices=sorted(WORKLOADS),
+        choices=[*sorted(ENGINE_WORKLOADS), _FIRST_TOKEN],
         help="what to run; may be given several times (default: nano256)",
     )
     parser.add_argument("--model", required=True, help="local folder, hub id or alias")
@@ -81,7 +86,16 @@ def _settings() -> list[EngineSetting]:
 def _given(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that were given, and the defaults of this command for the others."""
     values = {name: getattr(args, name) or default for name, default in _SETTINGS.items()}
+    if args.max_model_len is None:
+        values["max_model_len"] = max(values["max_model_len"], *map(_longest, args.workload))
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _longest(name: str) -> int:
+    """Return the tokens of the longest sequence of a workload."""
+    if name == _FIRST_TOKEN:
+        return max(FIRST_TOKEN_LENS) + 1
+    return measure.get_workload(name).longest
 
 
 def run(
@@ -89,6 +103,7 @@ def run(
 ) -> int:
     """Run the chosen workloads; return the exit code. For `backend` and `reader` see `load_for`."""
     started_at = time.perf_counter()
+    args.workload = args.workload or ["nano256"]
     config = EngineConfig(
         model=args.model,
         random_weights=args.random_weights,
@@ -99,7 +114,6 @@ def run(
     loaded = load_for(config, backend, reader)
     loaded_at = time.perf_counter()
     ceilings = measure.measure_ceilings(loaded.backend)
-    demand = Demand.of(loaded)
     engine = engine_for(loaded, config)
     measure.run_workload(engine, uniform("warm-up", 4, 100, 8))
     ready_at = time.perf_counter()
@@ -110,25 +124,52 @@ def run(
         + ", ".join(f"{name} {value:.2f}" for name, value in ceilings.items()),
         flush=True,
     )
-    for name in args.workload or ["nano256"]:
-        report = WorkloadReport(
-            name, args.model, measure.describe_machine(loaded.backend), ceilings
-        )
-        workload = measure.get_workload(name)
-        for _ in range(args.repeats):
-            engine.reset_prefix_cache()
-            report.runs.append(measure.run_workload(engine, workload, demand=demand))
-        if args.profile and loaded.backend.has_device_clock:
-            engine.reset_prefix_cache()
-            report.budget_ms, report.kernels_ms = measure.profile_budget(
-                partial(measure.run_workload, engine, workload)
-            )
-        _print(report)
+    for name in args.workload:
+        measured = _first_token if name == _FIRST_TOKEN else partial(_workload, name=name)
+        report = measured(args, loaded, engine, ceilings)
         if args.json is not None:
             args.json.mkdir(parents=True, exist_ok=True)
             measure.to_json(report, args.json / f"{Path(args.model).name}-{name}.json")
     engine.close()
     return 0
+
+
+def _workload(
+    args: argparse.Namespace,
+    loaded: LoadedModel,
+    engine: Engine,
+    ceilings: dict[str, float],
+    *,
+    name: str,
+) -> WorkloadReport:
+    """Run a workload as often as asked and print the best run."""
+    machine = measure.describe_machine(loaded.backend)
+    report = WorkloadReport(name, args.model, machine, ceilings)
+    workload, demand = measure.get_workload(name), Demand.of(loaded)
+    for _ in range(args.repeats):
+        engine.reset_prefix_cache()
+        report.runs.append(measure.run_workload(engine, workload, demand=demand))
+    if args.profile and loaded.backend.has_device_clock:
+        engine.reset_prefix_cache()
+        report.budget_ms, report.kernels_ms = measure.profile_budget(
+            partial(measure.run_workload, engine, workload)
+        )
+    _print(report)
+    return report
+
+
+def _first_token(
+    args: argparse.Namespace, loaded: LoadedModel, engine: Engine, ceilings: dict[str, float]
+) -> FirstTokenReport:
+    """Time the first token of lone prompts and print the medians."""
+    times = measure.first_token_ms(engine)
+    machine = measure.describe_machine(loaded.backend)
+    report = FirstTokenReport(args.model, machine, ceilings, times)
+    medians = ", ".join(f"{length}: {ms:.2f}" for length, ms in report.medians_ms().items())
+    print(
+        f"{_FIRST_TOKEN:>14}  median ms to the first token by prompt tokens: {medians}", flush=True
+    )
+    return report
 
 
 def _print(report: WorkloadReport) -> None:
@@ -137,7 +178,8 @@ def _print(report: WorkloadReport) -> None:
     steps = " ".join(f"{name} {value:.2f}" for name, value in best.step_ms.items())
     print(
         f"{report.workload:>14}  {best.tokens_per_s:>9.0f} tok/s  (runs: {rates})"
-        f"  {best.output_tokens} tokens in {best.duration_s:.2f} s, {best.steps} steps,"
+        f"  {best.prompt_tokens_per_s:.0f} prompt tok/s, {best.output_tokens} tokens"
+        f" in {best.duration_s:.2f} s, {best.steps} steps,"
         f" ms: {steps}, cached {best.cached_tokens}, preempted {best.preemptions}",
         flush=True,
     )

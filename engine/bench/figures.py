@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import median
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,29 @@ class RunFigures:
     step_ms: dict[str, float]
     preemptions: int
     achieved: Achieved | None = None
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """Prompt tokens of all sequences, cached ones too, by the time of the whole run."""
+        return self.prompt_tokens / self.duration_s
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokenReport:
+    """Times to the first token of lone prompts, and what they were measured on.
+
+    first_token_ms: from the request to its token, by tokens of the prompt, in the order of the
+    runs; nothing of a prompt was cached.
+    """
+
+    model: str
+    machine: dict[str, str]
+    ceilings: dict[str, float]
+    first_token_ms: dict[int, list[float]]
+
+    def medians_ms(self) -> dict[int, float]:
+        """Return the median of each length."""
+        return {length: median(times) for length, times in self.first_token_ms.items()}
 
 
 @dataclass(slots=True)

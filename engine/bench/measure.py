@@ -1,7 +1,7 @@
 """Measurement of the engine alone: fixed work, exact lengths, beside the machine's ceilings.
 
-Needs torch, triton and transformers only. Every sequence runs to its full length at temperature
-0.6; a run that delivers another number of tokens is an error, not a figure.
+Needs torch, triton and transformers only. Every sequence runs to its full length; a run that
+delivers another number of tokens is an error, not a figure.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenbus.engine.bench.figures import RunFigures
-from tokenbus.engine.bench.workloads import WORKLOADS, OfflineWorkload
+from tokenbus.engine.bench.figures import RunFigures, WorkloadReport
+from tokenbus.engine.bench.workloads import (
+    ENGINE_WORKLOADS,
+    FIRST_TOKEN_LENS,
+    FIRST_TOKEN_RUNS,
+    OfflineWorkload,
+    uniform,
+)
 from tokenbus.engine.errors import EngineError
-from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.engine.types import Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tokenbus.engine.bench.demand import Demand
-    from tokenbus.engine.bench.figures import WorkloadReport
+    from tokenbus.engine.bench.figures import FirstTokenReport
     from tokenbus.engine.engine import Engine
     from tokenbus.engine.models.backend import Backend
 
-_TEMPERATURE = 0.6
 # Kernels that a profile lists by name.
 _NUM_KERNELS = 24
 
@@ -83,9 +88,7 @@ def _add_all(engine: Engine, workload: OfflineWorkload) -> None:
     """Give the engine every sequence, its place being its id and seed."""
     lengths = enumerate(zip(workload.prompts, workload.output_lens, strict=True))
     for idx, (prompt, length) in lengths:
-        params = SamplingParams(
-            max_tokens=length, temperature=_TEMPERATURE, ignore_eos=True, seed=idx
-        )
+        params = replace(workload.params, max_tokens=length, seed=idx)
         engine.add(Request(idx, prompt, params))
 
 
@@ -97,6 +100,26 @@ def _check_lengths(workload: OfflineWorkload, received: Sequence[int]) -> None:
             f"{len(wrong)} sequences have a wrong length, first {wrong[0]}:"
             f" {received[wrong[0]]} tokens instead of {workload.output_lens[wrong[0]]}"
         )
+
+
+def first_token_ms(
+    engine: Engine, lens: Sequence[int] = FIRST_TOKEN_LENS
+) -> dict[int, list[float]]:
+    """Time lone prompts from the request to the first token, in ms, by their tokens.
+
+    Before what is timed, one prompt of each length runs, so that nothing is compiled meanwhile.
+
+    Raises: EngineError if a prompt gave no token.
+    """
+    times: dict[int, list[float]] = {}
+    for length in lens:
+        prompts = uniform("ttft", FIRST_TOKEN_RUNS + 1, length, 1, seed=13).prompts
+        runs = []
+        for prompt in prompts:
+            engine.reset_prefix_cache()
+            runs.append(run_workload(engine, OfflineWorkload("ttft", (prompt,), (1,))))
+        times[length] = [run.duration_s * 1000 for run in runs[1:]]
+    return times
 
 
 def measure_ceilings(backend: Backend) -> dict[str, float]:
@@ -154,10 +177,11 @@ def profile_budget(run: Callable[[], object]) -> tuple[dict[str, float], dict[st
     return budget, dict(costliest)
 
 
-def to_json(report: WorkloadReport, path: Path) -> None:
+def to_json(report: WorkloadReport | FirstTokenReport, path: Path) -> None:
     """Write a report with all its runs."""
     content: dict[str, Any] = asdict(report)
-    content["best"] = asdict(report.best)
+    if isinstance(report, WorkloadReport):
+        content["best"] = asdict(report.best)
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -166,9 +190,9 @@ def get_workload(name: str) -> OfflineWorkload:
 
     Raises: EngineError that lists the names.
     """
-    if name not in WORKLOADS:
-        raise EngineError(f"no workload {name!r}; there are {', '.join(WORKLOADS)}")
-    return WORKLOADS[name]()
+    if name not in ENGINE_WORKLOADS:
+        raise EngineError(f"no workload {name!r}; there are {', '.join(ENGINE_WORKLOADS)}")
+    return ENGINE_WORKLOADS[name]()
 
 
 _KINDS = {

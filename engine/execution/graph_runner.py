@@ -20,6 +20,7 @@ from tokenbus.engine.execution.runner import PendingStep, Runner
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.sampling.plan import FILTERS, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
+from tokenbus.kernels.decode_inputs import decode_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,8 +104,12 @@ class GraphRunner(Runner):
         # Graphs share memory only if one stream captured them.
         self._capture_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # none in torch
         self._prompts = PromptGraphs(model, kv, rows, max_batch_tokens, self._capture_pass)
-        # [rows, positions] of the batch, and where the host writes the next two steps.
-        self._staged = torch.zeros((2, self._buckets[-1]), dtype=torch.int64, device=rows.device)
+        # Rows of the batch, then their positions: written before each replay, in stream order.
+        self._staged = torch.zeros(2 * self._buckets[-1], dtype=torch.int64, device=rows.device)
+        # Block tables of the rows of a batch. What lies past their last pages is of earlier
+        # batches, so that a kernel that looks ahead finds pages there, whoever has them now.
+        self._tables = torch.zeros_like(rows.block_table[: self._buckets[-1]])
+        self._borders = torch.arange(self._buckets[-1] + 1, dtype=torch.int32, device=rows.device)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Capture the graphs of plain sampling, largest batch first; others come with first use.
@@ -156,16 +161,15 @@ class GraphRunner(Runner):
         size = next(size for size in self._buckets if size >= num)
         step = self._captured(size, plan)
         padding = size - num
-        self._staged[:, :size].copy_(
-            self.rows.to_device(
-                [
-                    *row_list,
-                    *[self.rows.padding_row] * padding,
-                    *(seq.num_computed - 1 for seq in seqs),
-                    *[-1] * padding,
-                ]
-            ).view(2, size)
+        host = torch.tensor(
+            [
+                *row_list,
+                *[self.rows.padding_row] * padding,
+                *(seq.num_computed - 1 for seq in seqs),
+                *[-1] * padding,
+            ]
         )
+        self._staged[: 2 * size].copy_(host.pin_memory(), non_blocking=True)
         self.sampling.flush()
         step.graph.replay()
         return replace(step.sampled, token_ids=step.sampled.token_ids[:num])
@@ -189,8 +193,8 @@ class GraphRunner(Runner):
 
     def _capture(self, size: int, plan: SamplingPlan) -> _CapturedStep:
         """Compile by running once on scratch rows, then capture."""
-        self._staged[0].fill_(self.rows.padding_row)
-        self._staged[1].fill_(-1)
+        self._staged[:size].fill_(self.rows.padding_row)
+        self._staged[size : 2 * size].fill_(-1)
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch has no type here
         stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode(), torch.cuda.stream(stream):
@@ -244,25 +248,29 @@ class GraphRunner(Runner):
         self.sampling.sample(logits, row_ids, torch.zeros_like(row_ids), plan=_PLAIN)
 
     def _decode_step(self, size: int, plan: SamplingPlan) -> SampledTokens:
-        rows, positions = self._staged[0, :size], self._staged[1, :size]
-        page_size = self.kv.page_size
-        safe = positions.clamp(min=0)
-        table = self.rows.block_table.index_select(0, rows)
-        page_ids = table.gather(1, (safe // page_size).unsqueeze(1)).squeeze(1).to(torch.int64)
+        rows, positions = self._staged[:size], self._staged[size : 2 * size]
+        inputs = decode_inputs(
+            rows,
+            positions,
+            tables=self.rows.block_table,
+            last_tokens=self.rows.last_token,
+            num_prompts=self.rows.num_prompt,
+            page_size=self.kv.page_size,
+            block_table=self._tables[:size],
+        )
         ctx = ForwardContext(
             kv=self.kv,
-            positions=safe,
-            slot_mapping=page_ids * page_size + safe % page_size,
-            block_table=table,
-            context_lens=(positions + 1).to(torch.int32),
-            cu_seqlens_q=torch.arange(size + 1, dtype=torch.int32, device=rows.device),
+            positions=inputs.positions,
+            slot_mapping=inputs.slots,
+            block_table=inputs.block_table,
+            context_lens=inputs.context_lens,
+            cu_seqlens_q=self._borders[: size + 1],
             query_lens=[1] * size,
             context_lens_host=[1] * size,
             num_decode=size,
         )
-        hidden = self.model.forward(self.rows.last_token.index_select(0, rows), ctx)
-        drawn_at = positions + 1 - self.rows.num_prompt.index_select(0, rows)
+        hidden = self.model.forward(inputs.token_ids, ctx)
         logits = self.model.logits(hidden, exact=plan.has(~_DRAWS))
-        sampled = self.sampling.sample_with_plan(logits, rows, drawn_at, plan)
+        sampled = self.sampling.sample_with_plan(logits, rows, inputs.drawn_at, plan)
         self.rows.last_token.index_copy_(0, rows, sampled.inputs())
         return sampled

@@ -66,6 +66,8 @@ class Backend(ABC):
         """Return the dtype of keys and values in their pages: that of the weights.
 
         A backend whose attention reads narrower pages says so here.
+
+        Raises: RequestRejected if the configuration asks for one that these weights cannot have.
         """
         return weights
 

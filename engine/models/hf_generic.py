@@ -96,9 +96,10 @@ class GenericModel:
         values = call.v
         if value_dim < spec.head_dim:
             values = F.pad(values, (0, spec.head_dim - value_dim))
+        # Rounded pages take what the model has, and round it themselves.
+        dtype = call.q.dtype if ctx.kv.k_scales else ctx.kv.dtype
         q, k, v = (
-            part[0].transpose(0, 1).to(ctx.kv.dtype).contiguous()
-            for part in (call.q, call.k, values)
+            part[0].transpose(0, 1).to(dtype).contiguous() for part in (call.q, call.k, values)
         )
         out = self._attention.attend(q, k, v, spec, ctx)
         return out[..., :value_dim].to(call.q.dtype)[None]

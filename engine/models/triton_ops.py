@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-import torch.nn.functional as F
 
-from tokenbus.engine.models.decoder_config import Activation, NormNames
-from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.models.decoder_config import NormNames
 from tokenbus.engine.models.ops import TorchOps
-from tokenbus.engine.models.product import Product, ProductTable
+from tokenbus.engine.models.triton_products import (
+    GATES,
+    MAX_FUSED_ROWS,
+    TRITON_PRODUCTS,
+    Fp8Product,
+    FusedProduct,
+)
 from tokenbus.kernels.embedding import embed
-from tokenbus.kernels.linear.gated_linear import gated_linear
-from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
+from tokenbus.kernels.quantize import add_rms_norm_quantized, quantize_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,69 +29,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.attention.triton_attention import TritonAttention
     from tokenbus.engine.interfaces import ForwardContext
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
+    from tokenbus.engine.models.product import ProductTable
     from tokenbus.kernels.activation import ActivationKind
 
-_GATES: dict[Activation, ActivationKind] = {
-    Activation.SILU: "silu",
-    Activation.GELU_TANH: "gelu_tanh",
-}
-# Rows up to which small_linear chooses between its own kernels and cuBLAS.
-MAX_FUSED_ROWS = 16
-
-
-class FusedProduct(Product):
-    """A product that takes the norm before it, and the gate or the sum behind it, into its launch.
-
-    For up to MAX_FUSED_ROWS rows. A kind of weight without it runs step by step.
-    """
-
-    @abstractmethod
-    def normed(
-        self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
-    ) -> Callable[[Tensor], Tensor]:
-        """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
-
-    @abstractmethod
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-
-
-class TritonProduct(FusedProduct):
-    """A plain weight: small kernels for few rows, cuBLAS for more."""
-
-    def __init__(self, values: Tensor, bias: Tensor | None) -> None:
-        self._values, self._bias = values, bias
-        self._plain = Fusion(bias=bias)
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """x: [T, in] -> [T, out], dtype of x."""
-        if x.shape[0] <= MAX_FUSED_ROWS and x.is_contiguous():
-            return small_linear(x, self._values, self._plain)
-        return F.linear(x, self._values, self._bias)
-
-    def gated(self, x: Tensor, kind: Activation) -> Tensor:
-        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
-        if kind not in _GATES:
-            return Product.gated(self, x, kind)
-        if x.shape[0] == 1:
-            return small_linear(x, self._values, Fusion(bias=self._bias, act=_GATES[kind]))
-        return gated_linear(x, self._values, self._bias, _GATES[kind])
-
-    def unrounded(self, x: Tensor) -> Tensor:
-        """x: [T, in] -> [T, out] float32."""
-        return wide_linear(x, self._values, self._bias)
-
-    def normed(
-        self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
-    ) -> Callable[[Tensor], Tensor]:
-        """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
-        values = self._values
-        fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
-        return lambda x: small_linear(x, values, fusion)
-
-    def added(self, x: Tensor, residual: Tensor) -> Tensor:
-        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        return small_linear(x, self._values, Fusion(bias=self._bias, residual=residual))
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +50,15 @@ class _FusedLayer:
     down: Callable[[Tensor, Tensor], Tensor]
 
 
-TRITON_PRODUCTS: ProductTable = {
-    PlainWeight: lambda weight, bias: TritonProduct(weight.values, bias)
-}
+@dataclass(frozen=True, slots=True)
+class _RoundedLayer:
+    """One layer whose linears multiply rows of FP8: each norm and gate rounds what it writes."""
+
+    layer: DecoderLayer
+    qkv: Fp8Product
+    o: Fp8Product
+    gate_up: Fp8Product
+    down: Fp8Product
 
 
 class TritonOps(TorchOps):
@@ -123,20 +72,20 @@ class TritonOps(TorchOps):
         """Attend through `attention`, multiply by the kinds of weight in `products`."""
         super().__init__(attention, products)
         self._fused: list[_FusedLayer] | None = None
+        self._rounded: list[_RoundedLayer] | None = None
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Bind every linear to its product, and to its neighbours where layers can be fused."""
-        super().prepare(tensors)
+        for linear in tensors.linears():
+            self._bind(linear)
         config = tensors.config
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
-        if not plain or config.activation not in _GATES:
+        if not plain or config.activation not in GATES:
             return
-        layers = [
-            _fused(layer, config.norm_eps, _GATES[config.activation]) for layer in tensors.layers
-        ]
-        fused = [layer for layer in layers if layer is not None]
-        if len(fused) == len(layers):
-            self._fused = fused
+        act = GATES[config.activation]
+        fused = [_fused(layer, config.norm_eps, act) for layer in tensors.layers]
+        self._fused = _if_all(fused)
+        self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
@@ -175,6 +124,7 @@ class TritonOps(TorchOps):
                 qkv, q_norm, k_norm, spec.head_dim, spec.num_heads, spec.num_kv_heads, eps
             )
             q_norm = k_norm = None
+        k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         q = qkv_rope(
             qkv,
             ctx.kv.k[spec.layer_idx],
@@ -187,13 +137,17 @@ class TritonOps(TorchOps):
             q_norm=q_norm,
             k_norm=k_norm,
             eps=eps,
+            k_scales=k_scales,
+            v_scales=v_scales,
         )
         return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
 
     def run_layers(
         self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
     ) -> Tensor | None:
-        """Fuse the layers of few tokens, if their layout is the plain one."""
+        """Fuse the layers of few tokens, and round between those of FP8, if they are plain ones."""
+        if self._rounded is not None and hidden.shape[0] > MAX_FUSED_ROWS:
+            return self._run_rounded(self._rounded, tensors, hidden, ctx)
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
             return None
         eps = tensors.config.norm_eps
@@ -203,6 +157,27 @@ class TritonOps(TorchOps):
             hidden = fused.o(x, residual)
             hidden = fused.down(fused.gate_up(hidden), residual)
         return residual
+
+    def _run_rounded(
+        self,
+        layers: list[_RoundedLayer],
+        tensors: DecoderTensors,
+        hidden: Tensor,
+        ctx: ForwardContext,
+    ) -> Tensor:
+        eps, act = tensors.config.norm_eps, GATES[tensors.config.activation]
+        branch, residual = hidden, None
+        for item in layers:
+            norm = item.layer.pre_attention_norm
+            assert norm is not None
+            rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
+            x = self.qkv_attention(item.qkv.of_rounded(rows), item.layer, eps, ctx)
+            branch = item.o.of_rounded(quantize_rows(x))
+            norm = item.layer.pre_mlp_norm
+            assert norm is not None
+            rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
+            branch = item.down.of_rounded(item.gate_up.gated_rounded(rows, act))
+        return branch.float() if residual is None else residual.float() + branch
 
 
 def _fused(layer: DecoderLayer, eps: float, act: ActivationKind) -> _FusedLayer | None:
@@ -218,3 +193,18 @@ def _fused(layer: DecoderLayer, eps: float, act: ActivationKind) -> _FusedLayer 
         gate_up=gate_up.normed(layer.pre_mlp_norm, eps, act),
         down=down.added,
     )
+
+
+def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
+    """Return a layer of FP8 linears, None if one of them is something else."""
+    products = [linear.product for linear in layer.linears()]
+    qkv, o, gate_up, down = (item if isinstance(item, Fp8Product) else None for item in products)
+    if qkv is None or o is None or gate_up is None or down is None:
+        return None
+    return _RoundedLayer(layer, qkv, o, gate_up, down)
+
+
+def _if_all(items: list[_Item | None]) -> list[_Item] | None:
+    """Return the items, None if one of them is missing."""
+    there = [item for item in items if item is not None]
+    return there if len(there) == len(items) else None

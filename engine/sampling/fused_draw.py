@@ -1,12 +1,12 @@
-"""Filter and draw on a GPU: two launches over logits in any dtype, no sort, no softmax stored."""
+"""Filter and draw on a GPU: a few launches over logits in any dtype, no sort, no softmax stored."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.sampling.plan import Feature
-from tokenbus.engine.sampling.random_draw import uniforms
 from tokenbus.kernels.sampling.sample_rows import SamplingWorkspace, sample_rows
+from tokenbus.kernels.sampling.uniforms import row_uniforms
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class FusedDraw:
             scalars.top_k,
             scalars.top_p,
             scalars.min_p,
-            uniforms(scalars.key, scalars.increment, positions),
+            row_uniforms(scalars.key, scalars.increment, positions),
             scalars.is_random,
             self._workspace,
             use_top_k=plan.has(Feature.TOP_K),

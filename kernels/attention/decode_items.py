@@ -79,8 +79,9 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
 
 
 @triton.jit
-def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, block_table,
-              context_lens, parts, part_o, part_lse, arrivals, table_stride, page_stride,
+def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
+              out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
+              page_stride,
               part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
               D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
               ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
@@ -100,7 +101,8 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, b
     if HAS_WINDOW:
         first_visible = tl.load(context_lens + row) - window
     result, lse = attend_range(
-        query, k_pages, v_pages, block_table + row.to(tl.int64) * table_stride, head * (S * D),
+        query, k_pages, v_pages, k_scales, v_scales,
+        block_table + row.to(tl.int64) * table_stride, head * (S * D),
         page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
         DEPTH, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
     )  # fmt: skip
@@ -124,7 +126,8 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out, b
 
 @triton.jit
 def shared_item(table_row, begin, end, part, first_member, num_members, head, q, k_pages,
-                 v_pages, out, block_table, context_lens, members, parts, part_o, part_lse,
+                 v_pages, k_scales, v_scales, out, block_table, context_lens, members, parts,
+                 part_o, part_lse,
                  arrivals, table_stride, page_stride, part_stride, scale, softcap,
                  HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
@@ -143,7 +146,8 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
     place = (rows * HQ + heads)[:, None] * D + offs_d[None, :]
     query = tl.load(q + place, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
     result, lse = attend_range(
-        query, k_pages, v_pages, block_table + table_row.to(tl.int64) * table_stride,
+        query, k_pages, v_pages, k_scales, v_scales,
+        block_table + table_row.to(tl.int64) * table_stride,
         head * (S * D), page_stride, begin, end, 0, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
         DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP, PRECISION, "evict_last",
     )  # fmt: skip

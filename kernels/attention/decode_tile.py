@@ -6,6 +6,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from tokenbus.kernels.quantize import FP8_MAX
+
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -37,6 +39,27 @@ def load_tile(pages, table_row, head_offset, page_stride, start, limit,
 
 
 @triton.jit
+def load_scales(scales, table_row, head_offset, page_stride, start, limit, D: tl.constexpr,
+                S: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
+    """Load the scales of a tile of rounded keys or values, [BLOCK_N]; masked ones are zero."""
+    token = start + tl.arange(0, BLOCK_N)
+    if S % BLOCK_N == 0:
+        page = tl.load(table_row + start // S).to(tl.int64)
+    else:
+        page = tl.load(table_row + token // S, mask=token < limit, other=0).to(tl.int64)
+    pointers = scales + (page * page_stride + head_offset) // D + token % S
+    if MASKED:
+        return tl.load(pointers, mask=token < limit, other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def for_rounded(q):
+    """Return queries in a dtype that multiplies rounded keys: e4m3 is exact in half precision."""
+    return q.to(tl.float16) if q.dtype == tl.bfloat16 else q
+
+
+@triton.jit
 def bend_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
     """Scale raw dot products into base-2 logits, through softcap * tanh(s / softcap) if asked."""
     if HAS_SOFTCAP:
@@ -47,15 +70,21 @@ def bend_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def attend_tile(q, k, v, m, sums, acc, start, limit, first_visible, scale, softcap,
+def attend_tile(q, k, v, k_scale, v_scale, m, sums, acc, start, limit, first_visible, scale,
+                softcap,
                 BLOCK_N: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
                 HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Fold one tile into the running maximum [R], the sums and acc [R, BLOCK_D].
+
+    Of rounded tiles the scales are given, [BLOCK_N], and acc is 448 times what it stands for: the
+    largest number of a value then meets its weight, which half precision has room for.
 
     The sums of a small tile, [R, BLOCK_N], stay spread over its columns until the end: its warps
     lie side by side, so that is one exchange between warps less per tile. A tall tile keeps [R].
     """
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    if k_scale is not None:
+        scores = scores * k_scale[None, :]
     scores = bend_scores(scores, scale, softcap, HAS_SOFTCAP)
     if MASKED or HAS_WINDOW:
         token = start + tl.arange(0, BLOCK_N)
@@ -70,12 +99,15 @@ def attend_tile(q, k, v, m, sums, acc, start, limit, first_visible, scale, softc
     alpha = tl.exp2(m - base)
     sums = sums * alpha[:, None] + p if len(sums.shape) == 2 else sums * alpha + tl.sum(p, axis=1)
     acc = acc * alpha[:, None]
+    if v_scale is not None:
+        p = p * (v_scale * FP8_MAX)[None, :]
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return new_m, sums, acc
 
 
 @triton.jit
-def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end,
+def attend_range(q, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
+                 begin, end,
                  first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                  DEPTH: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
@@ -88,6 +120,8 @@ def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin
     levels of loads, so the loop has 2 * DEPTH + 1 stages. The last tile is masked inside the
     loop: a tile of its own after it would wait for memory with nothing else in flight.
     """
+    if k_scales is not None:
+        q = for_rounded(q)
     m = tl.full([R], float("-inf"), tl.float32)
     sums = tl.zeros([R, BLOCK_N] if R <= 16 else [R], tl.float32)
     acc = tl.zeros([R, BLOCK_D], tl.float32)
@@ -99,12 +133,25 @@ def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
         v = load_tile(v_pages, table_row, head_offset, page_stride, start, end,
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
-        m, sums, acc = attend_tile(q, k, v, m, sums, acc, start, end, first_visible, scale, softcap,
-                                BLOCK_N, MASKED, HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
+        k_scale = None
+        v_scale = None
+        if k_scales is not None:
+            k, v = k.to(q.dtype), v.to(q.dtype)
+            k_scale = load_scales(k_scales, table_row, head_offset, page_stride, start, end,
+                                  D, S, BLOCK_N, MASKED)  # fmt: skip
+            v_scale = load_scales(v_scales, table_row, head_offset, page_stride, start, end,
+                                  D, S, BLOCK_N, MASKED)  # fmt: skip
+        m, sums, acc = attend_tile(q, k, v, k_scale, v_scale, m, sums, acc, start, end,
+                                   first_visible, scale, softcap, BLOCK_N, MASKED, HAS_WINDOW,
+                                   HAS_SOFTCAP, PRECISION)  # fmt: skip
     total = sums
     if R <= 16:
         total = tl.sum(sums, axis=1)
+    if v_scales is not None:
+        total = total * FP8_MAX
     out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    if v_scales is not None:
+        total = total / FP8_MAX
     return out, m + tl.log2(total)
 
 

@@ -25,6 +25,7 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     wait_for_inputs,
 )
+from tokenbus.kernels.page_scales import check_page_dtypes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +67,8 @@ def choose_tuning(num_rows: int, row_bytes: int, *, grouped: bool) -> DecodeTuni
 
 @triton.jit
 def _decode_kernel(
-    q, k_pages, v_pages, out, block_table, context_lens, items, num_items, parts, members, part_o,
+    q, k_pages, v_pages, k_scales, v_scales, out, block_table, context_lens, items, num_items,
+    parts, members, part_o,
     part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
@@ -109,19 +111,22 @@ def _decode_kernel(
             if GROUPED:
                 if count > 0:
                     shared_item(row, begin, end, part, member, count, head, q, k_pages, v_pages,
-                                out, block_table, context_lens, members, parts, part_o, part_lse,
+                                k_scales, v_scales, out, block_table, context_lens, members,
+                                parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
                                 HAS_SOFTCAP, PRECISION)  # fmt: skip
                 else:
-                    own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
-                             block_table, context_lens, parts, part_o, part_lse, arrivals,
+                    own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
+                             k_scales, v_scales, out, block_table, context_lens, parts, part_o,
+                             part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
                              PRECISION)  # fmt: skip
             else:
-                own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, out,
-                         block_table, context_lens, parts, part_o, part_lse, arrivals,
+                own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
+                         v_scales, out, block_table, context_lens, parts, part_o, part_lse,
+                         arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
                          PRECISION)  # fmt: skip
@@ -142,7 +147,6 @@ def _check(
     require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
     require(k_pages.shape[3] == head_dim, f"pages have D {k_pages.shape[3]}, q has {head_dim}")
     require(16 <= head_dim <= 256 and head_dim % 16 == 0, f"head dim {head_dim}")
-    require(k_pages.dtype == v_pages.dtype == q.dtype, f"q {q.dtype}, pages {k_pages.dtype}")
     require(num_rows <= work.max_rows, f"{num_rows} rows, buffers hold {work.max_rows}")
     require(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
     require(block_table.shape[0] >= num_rows and block_table.stride(1) == 1, "block_table layout")
@@ -159,6 +163,8 @@ def paged_decode(
     scale: float,
     softcap: float | None = None,
     listed: bool = False,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     out: Tensor | None = None,
     tuning: DecodeTuning | None = None,
 ) -> Tensor:
@@ -169,6 +175,7 @@ def paged_decode(
     Args:
         q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated.
         k_pages, v_pages: [P, Hkv, S, D], dtype of q; the current token is already in them.
+        k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: value * scale.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
         context_lens: [N] int32, tokens including the current one; 0 = no sequence, writes zeros.
         listed: this function was called before since `build`, with the same table. Then a launch
@@ -180,11 +187,12 @@ def paged_decode(
         (Juravsky et al. 2024); twin: reference.paged_decode.
     """
     _check(q, k_pages, v_pages, block_table, work)
+    check_page_dtypes(q.dtype, k_pages, v_pages, k_scales, v_scales)
     out = torch.empty_like(q) if out is None else out
     require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
     num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
     groups = work.groups
-    row_bytes = next_power_of_2(head_dim) * q.element_size()
+    row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
     tuning = tuning or choose_tuning(q.shape[0], row_bytes, grouped=groups is not None)
     num_programs = num_processors(q.device) * tuning.programs_per_processor
     options = dependent_launch(q.device)
@@ -192,6 +200,8 @@ def paged_decode(
         q,
         k_pages,
         v_pages,
+        k_scales,
+        v_scales,
         out,
         block_table,
         context_lens,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from tokenbus.kernels.attention.decode_tile import for_rounded
 from tokenbus.kernels.attention.prefill_tile import LOG2E, attend_masked, attend_whole
 from tokenbus.kernels.launch import (
     next_power_of_2,
@@ -18,6 +19,8 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     supports_dependent_launch,
 )
+from tokenbus.kernels.page_scales import check_page_dtypes
+from tokenbus.kernels.quantize import FP8_MAX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +84,8 @@ def _find_sequence(cu_seqlens_q, tile, num_sequences, TOKENS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_tokens", "num_sequences"])
 def _prefill_kernel(
-    q, k_pages, v_pages, k_tiles, v_tiles, block_table, context_lens, cu_seqlens_q, out,
+    q, k_pages, v_pages, k_scales, v_scales, k_tiles, v_tiles, block_table, context_lens,
+    cu_seqlens_q, out,
     num_tokens, num_sequences, q_stride, table_stride, page_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -109,6 +113,8 @@ def _prefill_kernel(
         tl.store(place, tl.zeros([BLOCK_M, BLOCK_D], out.dtype.element_ty), mask=mask)
         return
     query = tl.load(q + tokens.to(tl.int64)[:, None] * q_stride + columns, mask=mask, other=0.0)
+    if k_scales is not None:
+        query = for_rounded(query)
     context = tl.load(context_lens + n)
     earliest = context - last + token
     position = earliest + offs_r // GROUP
@@ -132,20 +138,25 @@ def _prefill_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if HAS_WINDOW:
         m, total, acc = attend_masked(
-            query, k_pages, v_pages, table_row, head_offset, page_stride, begin, whole_begin,
+            query, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
+            begin, whole_begin,
             context, position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
             MASKED_STAGES, True, HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
     m, total, acc = attend_whole(
-        query, k_pages, v_pages, k_tiles, v_tiles, table_row, head, head_offset, page_stride,
+        query, k_pages, v_pages, k_scales, v_scales, k_tiles, v_tiles, table_row, head,
+        head_offset, page_stride,
         whole_begin, whole_end, position, m, total, acc, rate, scale, softcap, D, S, HKV, BLOCK_N,
         BLOCK_D, STAGES, BULK, HAS_SOFTCAP, PRECISION,
     )  # fmt: skip
     m, total, acc = attend_masked(
-        query, k_pages, v_pages, table_row, head_offset, page_stride, whole_end, end, context,
+        query, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
+        whole_end, end, context,
         position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
         MASKED_STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
     )  # fmt: skip
+    if v_scales is not None:
+        total = total * FP8_MAX
     acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
 
@@ -166,7 +177,6 @@ def _check(
     require(num_heads % num_kv_heads == 0, f"{num_heads} heads over {num_kv_heads} KV heads")
     require(num_heads // num_kv_heads <= 32, f"{num_heads // num_kv_heads} heads per KV head")
     require(next_power_of_2(page_size) == page_size >= 16, f"page size {page_size}")
-    require(k_pages.dtype == v_pages.dtype == q.dtype, f"q {q.dtype}, pages {k_pages.dtype}")
     require(q.stride(2) == 1 and q.stride(1) == head_dim, f"q has strides {q.stride()}")
     for tensor in (block_table, context_lens, cu_seqlens_q):
         require(tensor.dtype == torch.int32, f"tables and lengths are int32, not {tensor.dtype}")
@@ -187,6 +197,8 @@ def paged_prefill(
     scale: float,
     sliding_window: int | None = None,
     softcap: float | None = None,
+    k_scales: Tensor | None = None,
+    v_scales: Tensor | None = None,
     out: Tensor | None = None,
     tuning: PrefillTuning | None = None,
 ) -> Tensor:
@@ -196,6 +208,7 @@ def paged_prefill(
         q: [T, Hq, D], bf16/fp16/fp32, rotated; a token's heads are contiguous, tokens may be
             strided.
         k_pages, v_pages: [P, Hkv, S, D], dtype of q; the tokens of this pass are already in them.
+        k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: value * scale.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
         context_lens: [N] int32, tokens of each sequence, those of this pass included.
         cu_seqlens_q: [N + 1] int32, borders of the sequences in T; 0 tokens are allowed.
@@ -206,6 +219,7 @@ def paged_prefill(
     Source: FlashAttention-2 (Dao 2023); twin: reference.paged_prefill.
     """
     _check(q, k_pages, v_pages, block_table, context_lens, cu_seqlens_q, scale)
+    check_page_dtypes(q.dtype, k_pages, v_pages, k_scales, v_scales)
     num_tokens, num_heads, head_dim = q.shape
     num_sequences, num_kv_heads = context_lens.shape[0], k_pages.shape[1]
     page_size, block_d = k_pages.shape[2], next_power_of_2(head_dim)
@@ -223,6 +237,8 @@ def paged_prefill(
         q,
         k_pages,
         v_pages,
+        k_scales,
+        v_scales,
         tiles[0],
         tiles[1],
         block_table,

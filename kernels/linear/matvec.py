@@ -11,21 +11,54 @@ from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 
 @triton.jit
+def _fetch_all(weight, num_weights, FETCHERS: tl.constexpr):
+    """Ask for a share of all weights to be brought to the L2 cache, 128 bytes a line."""
+    PER_LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
+    LINES: tl.constexpr = 128
+    first = tl.program_id(0) * LINES
+    for start in range(first, num_weights // PER_LINE, FETCHERS * LINES):
+        lines = tl.minimum(start + tl.arange(0, LINES), num_weights // PER_LINE - 1)
+        place = weight + lines.to(tl.int64) * PER_LINE
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [place.to(tl.int64, bitcast=True)],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )  # fmt: skip
+
+
+@triton.jit
 def matvec_kernel(
-    x, weight, bias, residual, norm_weight, out, N, eps, K: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    x, weight, scales, bias, residual, norm_weight, out, N, eps, K: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, FETCHERS: tl.constexpr, HAS_SCALES: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
+    ADD_ONE: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute ROWS outputs: norm in front, bias, gate and residual behind.
+
+    Rounded weights have a scale per output, which is applied to the finished sums.
 
     The weights of the first block do not depend on the previous kernel: they are on their way
     before this one waits for its inputs. The norm's scale is one number per row of x, so it is
     applied to the finished sums.
+
+    The first FETCHERS programs, all that find a place while the previous kernel runs, bring the
+    weights of all programs nearer meanwhile: behind a kernel that leaves the memory idle.
     """
     release_successor(PDL)
+    if FETCHERS > 0:  # noqa: SIM102 # what is decided when it is compiled stands alone
+        if tl.program_id(0) < FETCHERS:
+            _fetch_all(weight, N * K, FETCHERS)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = rows < N
     offs = tl.arange(0, BLOCK_K)
+    # What the end needs is on its way from the beginning, not when everyone waits for it.
+    if HAS_SCALES:
+        scale_out = tl.load(scales + rows, mask=live, other=0.0)
+        if ACT != "none":
+            scale_up = tl.load(scales + N + rows, mask=live, other=0.0)
+    if HAS_BIAS:
+        shift = tl.load(bias + rows, mask=live, other=0.0).to(tl.float32)
+        if ACT != "none":
+            shift_up = tl.load(bias + N + rows, mask=live, other=0.0).to(tl.float32)
     acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
     acc_up = tl.zeros([ROWS, BLOCK_K], tl.float32)
     squares = tl.zeros([BLOCK_K], tl.float32)
@@ -44,6 +77,8 @@ def matvec_kernel(
                 scale += 1.0
         if block == 0:
             wait_for_inputs(PDL)
+            if HAS_RESIDUAL:
+                earlier = tl.load(residual + rows, mask=live, other=0.0)
         value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)
         if HAS_NORM:
             squares += value * value
@@ -56,14 +91,18 @@ def matvec_kernel(
     if HAS_NORM:
         norm = tl.rsqrt(tl.sum(squares) / K + eps)
         y *= norm
+    if HAS_SCALES:
+        y *= scale_out
     if HAS_BIAS:
-        y += tl.load(bias + rows, mask=live, other=0.0).to(tl.float32)
+        y += shift
     if ACT != "none":
         up = tl.sum(acc_up, axis=1) * norm
+        if HAS_SCALES:
+            up *= scale_up
         if HAS_BIAS:
-            up += tl.load(bias + N + rows, mask=live, other=0.0).to(tl.float32)
+            up += shift_up
         y = gate(y, ACT) * up
     if HAS_RESIDUAL:
-        y += tl.load(residual + rows, mask=live, other=0.0)
+        y += earlier
         tl.store(residual + rows, y, mask=live)
     tl.store(out + rows, y.to(out.dtype.element_ty), mask=live)

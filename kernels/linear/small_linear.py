@@ -12,6 +12,7 @@ from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
     next_power_of_2,
+    num_processors,
     require,
     require_contiguous,
 )
@@ -139,7 +140,18 @@ def small_linear(
         **dependent_launch(x.device),
     }
     if num_rows == 1:
-        matvec_kernel[grid](*tensors, width_out, fusion.eps, ROWS=tuning.block_n, **options)
+        matvec_kernel[grid](
+            x,
+            weight,
+            None,
+            *tensors[2:],
+            width_out,
+            fusion.eps,
+            ROWS=tuning.block_n,
+            FETCHERS=num_processors(x.device) if tuning.early and options["PDL"] else 0,
+            HAS_SCALES=False,
+            **options,
+        )
     else:
         early = tuning.early and options["PDL"]
         small_matmul_kernel[grid](

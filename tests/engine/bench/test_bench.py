@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING
 import pytest
 from transformers import LlamaConfig
 
-from tokenbus.engine.bench.measure import run_workload
-from tokenbus.engine.bench.workloads import OfflineWorkload, mixed, shared_prefix, uniform
+from tokenbus.engine.bench.measure import first_token_ms, run_workload
+from tokenbus.engine.bench.workloads import (
+    ENGINE_WORKLOADS,
+    OfflineWorkload,
+    mixed,
+    shared_prefix,
+    uniform,
+)
 from tokenbus.engine.build import build_engine
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import EngineError
+from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.commands.cli import main
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tokenbus.engine.types import Request
 
 
 @pytest.fixture
@@ -45,6 +54,27 @@ def test_workloads_are_the_published_ones() -> None:
     assert shared.prompts[0][:2048] != shared.prompts[1][:2048]
 
 
+def test_every_workload_is_the_agreed_one() -> None:
+    """Sequences, tokens in and out, and the rules of the draw: what other engines are given."""
+    made = {name: build() for name, build in ENGINE_WORKLOADS.items()}
+    sizes = {
+        name: (len(item.prompts), item.num_prompt_tokens, item.num_output_tokens)
+        for name, item in made.items()
+    }
+    assert sizes["batch64"] == (64, 12_800, 16_384)
+    assert sizes["prefill2k"] == (64, 128_000, 64)
+    assert sizes["prefill8k"] == (16, 128_000, 16)
+    assert sizes["nano1024"][0] == 1024
+    assert sizes["moon"] == (96, 802_008, 32_303)
+    assert made["nano_pen"].prompts == made["nano_topp"].prompts == mixed().prompts
+    assert (made["nano_topp"].params.top_p, made["nano_topp"].params.top_k) == (0.9, 50)
+    assert made["nano_pen"].params.repetition_penalty == 1.1
+    assert made["nano_pen"].params.presence_penalty == 0.2
+    assert {item.params.temperature for item in made.values()} == {0.6}
+    # The first ids tell the seeds apart.
+    assert made["prefill2k"].prompts[0][:8] != made["prefill8k"].prompts[0][:8]
+
+
 def test_run_counts_every_token_and_leaves_no_page(model: Path) -> None:
     """A run delivers exactly the lengths of the workload."""
     engine = build_engine(EngineConfig(str(model), random_weights=True, num_pages=100))
@@ -53,6 +83,33 @@ def test_run_counts_every_token_and_leaves_no_page(model: Path) -> None:
     assert figures.steps >= 9
     stats = engine.stats()
     assert stats.free_pages + stats.evictable_pages == 99
+
+
+def test_a_workload_s_rules_reach_the_engine(model: Path) -> None:
+    """What a workload says of the draw is in every request, beside its length and its seed."""
+    engine = build_engine(EngineConfig(str(model), random_weights=True, num_pages=100))
+    seen: list[SamplingParams] = []
+    add = engine.add
+
+    def note(request: Request) -> None:
+        seen.append(request.params)
+        add(request)
+
+    engine.add = note  # type: ignore[method-assign]
+    params = SamplingParams(temperature=0.6, ignore_eos=True, top_k=3, repetition_penalty=1.1)
+    run_workload(engine, OfflineWorkload("drawn", ((1, 2, 3), (4, 5)), (4, 5), params))
+    assert [(item.max_tokens, item.seed) for item in seen] == [(4, 0), (5, 1)]
+    assert {(item.top_k, item.repetition_penalty, item.ignore_eos) for item in seen} == {
+        (3, 1.1, True)
+    }
+
+
+def test_first_tokens_are_timed_by_length_with_nothing_cached(model: Path) -> None:
+    """Eight times of every length come back, though all prompts of a length are full pages."""
+    engine = build_engine(EngineConfig(str(model), random_weights=True, num_pages=100))
+    times = first_token_ms(engine, (16, 64))
+    assert {length: len(found) for length, found in times.items()} == {16: 8, 64: 8}
+    assert engine.stats().cached_tokens_total == 0
 
 
 def test_unequal_work_is_an_error(model: Path) -> None:

@@ -1,0 +1,166 @@
+"""Products on a GPU: each kind of weight bound to the kernels that multiply by it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from tokenbus.engine.errors import ModelUnsupported
+from tokenbus.engine.models.decoder_config import Activation
+from tokenbus.engine.models.linear_weight import Fp8Weight, PlainWeight
+from tokenbus.engine.models.product import Product, ProductTable
+from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.linear.fp8_linear import check_fp8_weight, fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_table import MAX_TALL_ROWS
+from tokenbus.kernels.linear.gated_linear import gated_linear
+from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
+from tokenbus.kernels.quantize import (
+    QuantizedRows,
+    add_rms_norm_quantized,
+    gated_act_quantized,
+    quantize_rows,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from tokenbus.kernels.activation import ActivationKind
+
+GATES: dict[Activation, ActivationKind] = {
+    Activation.SILU: "silu",
+    Activation.GELU_TANH: "gelu_tanh",
+}
+# Rows up to which small_linear chooses between its own kernels and cuBLAS.
+MAX_FUSED_ROWS = 16
+
+
+class FusedProduct(Product):
+    """A product that takes the norm before it, and the gate or the sum behind it, into its launch.
+
+    For up to MAX_FUSED_ROWS rows. A kind of weight without it runs step by step.
+    """
+
+    @abstractmethod
+    def normed(
+        self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
+
+    @abstractmethod
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
+
+
+class TritonProduct(FusedProduct):
+    """A plain weight: small kernels for few rows, cuBLAS for more."""
+
+    def __init__(self, values: Tensor, bias: Tensor | None) -> None:
+        self._values, self._bias = values, bias
+        self._plain = Fusion(bias=bias)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], dtype of x."""
+        if x.shape[0] <= MAX_FUSED_ROWS and x.is_contiguous():
+            return small_linear(x, self._values, self._plain)
+        return F.linear(x, self._values, self._bias)
+
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+        if kind not in GATES:
+            return Product.gated(self, x, kind)
+        if x.shape[0] == 1:
+            return small_linear(x, self._values, Fusion(bias=self._bias, act=GATES[kind]))
+        return gated_linear(x, self._values, self._bias, GATES[kind])
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out] float32."""
+        return wide_linear(x, self._values, self._bias)
+
+    def normed(
+        self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
+        values = self._values
+        fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
+        return lambda x: small_linear(x, values, fusion)
+
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
+        return small_linear(x, self._values, Fusion(bias=self._bias, residual=residual))
+
+
+class Fp8Product(FusedProduct):
+    """An FP8 weight: one row is multiplied as it is, more are rounded to FP8 with a scale each."""
+
+    def __init__(self, weight: Fp8Weight, bias: Tensor | None) -> None:
+        """Take a weight whose sizes 16 divides. Raises: ModelUnsupported for others."""
+        try:
+            check_fp8_weight(weight.values, weight.scales)
+        except KernelInputError as error:
+            raise ModelUnsupported(f"an FP8 weight: {error}") from error
+        self._weight = weight.values, weight.scales
+        self._dtype = weight.dtype
+        self._bias = bias
+        self._plain = Fusion(bias=bias)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], dtype of x."""
+        return self._multiply(x, self._plain)
+
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+        if kind not in GATES:
+            return Product.gated(self, x, kind)
+        return self._multiply(x, Fusion(bias=self._bias, act=GATES[kind]))
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out] float32."""
+        rows = quantize_rows(x.contiguous())
+        return fp8_linear(rows, *self._weight, self._plain, out_dtype=torch.float32)
+
+    def normed(
+        self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
+        plain = Fusion(bias=self._bias, act=act)
+        normed = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
+
+        def multiply(x: Tensor) -> Tensor:
+            if norm_weight is None or x.shape[0] == 1:
+                return self._multiply(x, normed)
+            rows, _ = add_rms_norm_quantized(x, None, norm_weight, eps)
+            return fp8_linear(rows, *self._weight, plain, out_dtype=x.dtype)
+
+        return multiply
+
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
+        return self._multiply(x, Fusion(bias=self._bias, residual=residual))
+
+    def of_rounded(self, rows: QuantizedRows) -> Tensor:
+        """rows: [T, in] -> [T, out], dtype of the activations."""
+        return fp8_linear(rows, *self._weight, self._plain, out_dtype=self._dtype)
+
+    def gated_rounded(self, rows: QuantizedRows, kind: ActivationKind) -> QuantizedRows:
+        """rows: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+        if rows.values.shape[0] > MAX_TALL_ROWS:
+            return gated_act_quantized(self.of_rounded(rows), kind)
+        fusion = Fusion(bias=self._bias, act=kind)
+        return quantize_rows(fp8_linear(rows, *self._weight, fusion, out_dtype=self._dtype))
+
+    def _multiply(self, x: Tensor, fusion: Fusion) -> Tensor:
+        if x.shape[0] == 1:
+            return fp8_matvec(x, *self._weight, fusion)
+        rows = quantize_rows(x.contiguous())
+        return fp8_linear(rows, *self._weight, fusion, out_dtype=x.dtype)
+
+
+TRITON_PRODUCTS: ProductTable = {
+    PlainWeight: lambda weight, bias: TritonProduct(weight.values, bias),
+    Fp8Weight: Fp8Product,
+}

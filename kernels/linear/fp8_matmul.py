@@ -1,0 +1,79 @@
+"""FP8 matrix products of many rows: e4m3 times e4m3, a scale per row and per output."""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.launch import release_successor, wait_for_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulTuning:
+    """How one shape is laid out: rows, outputs and columns per step of a tile.
+
+    stages: steps in flight. group: row tiles that are worked on together, so that their weights are
+    read from the L2 cache. halves: the tile is written in two halves, which takes half the memory
+    beside the steps in flight.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    stages: int
+    group: int = 8
+    halves: bool = True
+
+
+@triton.jit
+def _finish(acc, row_scales, scales, bias, first, N, BLOCK_N: tl.constexpr,
+            HAS_BIAS: tl.constexpr):  # fmt: skip
+    """Scale a tile of sums by rows and outputs, and add the bias."""
+    cols = first + tl.arange(0, BLOCK_N)
+    live = cols < N
+    acc = acc * row_scales[:, None] * tl.load(scales + cols, mask=live, other=0.0)[None, :]
+    if HAS_BIAS:
+        acc += tl.load(bias + cols, mask=live, other=0.0).to(tl.float32)[None, :]
+    return acc
+
+
+@triton.jit(do_not_specialize=["M"])
+def fp8_matmul_kernel(
+    x, x_scales, weight, scales, bias, out, M, N, K: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    HALVES: tl.constexpr, HAS_BIAS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Compute [M, N] outputs tile by tile; x, weight and out are tensor descriptors.
+
+    Programs stay for several tiles, so that one is written while the next is fetched. What lies
+    beyond an edge arrives as zeros and is not written.
+    """
+    release_successor(PDL)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    wait_for_inputs(PDL)
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS, flatten=True):
+        first_m = tile // (GROUP * tiles_n) * GROUP
+        height = min(tiles_m - first_m, GROUP)
+        row = (first_m + tile % (GROUP * tiles_n) % height) * BLOCK_M
+        col = tile % (GROUP * tiles_n) // height * BLOCK_N
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for step in range(tl.cdiv(K, BLOCK_K)):
+            acc = tl.dot(x.load([row, step * BLOCK_K]), weight.load([col, step * BLOCK_K]).T, acc)
+        rows = row + tl.arange(0, BLOCK_M)
+        row_scales = tl.load(x_scales + rows, mask=rows < M, other=0.0)
+        if HALVES:
+            pair = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
+            left, right = tl.split(pair)
+            left = _finish(left, row_scales, scales, bias, col, N, BLOCK_N // 2, HAS_BIAS)
+            out.store([row, col], left.to(out.dtype))
+            half = col + BLOCK_N // 2
+            right = _finish(right, row_scales, scales, bias, half, N, BLOCK_N // 2, HAS_BIAS)
+            out.store([row, half], right.to(out.dtype))
+        else:
+            acc = _finish(acc, row_scales, scales, bias, col, N, BLOCK_N, HAS_BIAS)
+            out.store([row, col], acc.to(out.dtype))

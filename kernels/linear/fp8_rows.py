@@ -1,0 +1,128 @@
+"""FP8 matrix products of few rows: the weights are the tall operand, read once for all rows."""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.activation import gate
+from tokenbus.kernels.launch import release_successor, wait_for_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class RowsTuning:
+    """How one shape is laid out: outputs and columns per step of a program.
+
+    stages: steps in flight. splits: programs that share the columns of one tile; the last of them
+    to end adds up what all found. early_lines: columns of 128 that a program has fetched into the
+    L2 cache while the previous kernel still runs, a power of two, or 0.
+    """
+
+    block_n: int
+    block_k: int
+    num_warps: int
+    stages: int
+    splits: int = 1
+    early_lines: int = 0
+
+
+@triton.jit
+def _fetch_early(weight, first, end, begin, BLOCK_N: tl.constexpr, K: tl.constexpr,
+                 LINES: tl.constexpr):  # fmt: skip
+    """Ask for a program's first weights before its inputs are there, 128 bytes a line."""
+    rows = tl.minimum(first + tl.arange(0, BLOCK_N), end - 1).to(tl.int64)
+    k = tl.minimum(begin + tl.arange(0, LINES) * 128, K - 1)
+    place = weight + rows[:, None] * K + k[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [place.to(tl.int64, bitcast=True)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.constexpr, offs):
+    """Leave the sums of this program, and return those of all and whether it was the last.
+
+    In the order of the columns, whoever comes last, so that the result does not depend on timing.
+    """
+    base = parts + tile.to(tl.int64) * (SPLITS * SIZE)
+    tl.store(base + tl.program_id(1) * SIZE + offs, acc, cache_modifier=".cg")
+    tl.debug_barrier()
+    is_last = tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    if is_last:
+        tl.debug_barrier()
+        tl.store(arrivals + tile, 0)
+        acc = tl.zeros_like(acc)
+        for part in tl.static_range(SPLITS):
+            acc += tl.load(base + part * SIZE + offs, cache_modifier=".cg")
+    return acc, is_last
+
+
+@triton.jit(do_not_specialize=["M"])
+def fp8_rows_kernel(
+    x, x_scales, weight, bytes_of_weight, scales, bias, residual, out, parts, arrivals, M, N,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, EARLY_LINES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Compute [M, BLOCK_N] outputs: bias, gate and residual behind; x, weight are descriptors.
+
+    With splits every program has the columns of one part; a gate has no splits.
+    """
+    release_successor(PDL)
+    tile = tl.program_id(0)
+    col = tile * BLOCK_N
+    SPAN: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
+    begin = tl.program_id(1) * SPAN
+    acc = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    acc_up = tl.zeros([BLOCK_N, ROWS], tl.float32)
+    if EARLY_LINES > 0:
+        _fetch_early(bytes_of_weight, col, N, begin, BLOCK_N, K, EARLY_LINES)
+        if ACT != "none":
+            _fetch_early(bytes_of_weight, N + col, 2 * N, begin, BLOCK_N, K, EARLY_LINES)
+    # What the end needs is on its way from the beginning, not when everyone waits for it.
+    rows = tl.arange(0, ROWS)
+    some = rows < M
+    cols = col + tl.arange(0, BLOCK_N)
+    live = cols < N
+    mask = live[:, None] & some[None, :]
+    place = rows[None, :].to(tl.int64) * N + cols[:, None]
+    scale_out = tl.load(scales + cols, mask=live, other=0.0)[:, None]
+    if ACT != "none":
+        scale_up = tl.load(scales + N + cols, mask=live, other=0.0)[:, None]
+    if HAS_BIAS:
+        shift = tl.load(bias + cols, mask=live, other=0.0).to(tl.float32)[:, None]
+        if ACT != "none":
+            shift_up = tl.load(bias + N + cols, mask=live, other=0.0).to(tl.float32)[:, None]
+    wait_for_inputs(PDL)
+    by_row = tl.load(x_scales + rows, mask=some, other=0.0)[None, :]
+    if HAS_RESIDUAL and SPLITS == 1:
+        earlier = tl.load(residual + place, mask=mask, other=0.0)
+    for offset in tl.range(0, SPAN, BLOCK_K, num_stages=STAGES):
+        start = begin + offset
+        value = x.load([0, start])
+        acc = tl.dot(weight.load([col, start]), value.T, acc)
+        if ACT != "none":
+            acc_up = tl.dot(weight.load([N + col, start]), value.T, acc_up)
+    is_last = True
+    if SPLITS > 1:
+        offs = tl.arange(0, ROWS)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+        acc, is_last = _sum_parts(acc, parts, tile, arrivals, SPLITS, ROWS * BLOCK_N, offs)
+    if is_last:
+        acc *= scale_out * by_row
+        if HAS_BIAS:
+            acc += shift
+        if ACT != "none":
+            acc_up *= scale_up * by_row
+            if HAS_BIAS:
+                acc_up += shift_up
+            acc = gate(acc, ACT) * acc_up
+        if HAS_RESIDUAL:
+            if SPLITS > 1:
+                earlier = tl.load(residual + place, mask=mask, other=0.0)
+            acc += earlier
+            tl.store(residual + place, acc, mask=mask)
+        tl.store(out + place, acc.to(out.dtype.element_ty), mask=mask)

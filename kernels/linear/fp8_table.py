@@ -1,0 +1,74 @@
+"""The tuning table of FP8 linears: the layout for a shape, from one row to thousands.
+
+Swept on an H200 over the four linears of an 8B layer; benchmarks/RESULTS.md has the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tokenbus.kernels.launch import ceil_div, next_power_of_2
+from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
+from tokenbus.kernels.linear.fp8_rows import RowsTuning
+from tokenbus.kernels.linear.table import LinearRole, LinearTuning
+
+# Rows up to which the weights are the tall operand of the product.
+MAX_TALL_ROWS = 128
+# Multiprocessors of an H100 or H200.
+_PROCESSORS = 132
+# Outputs from which on torch's product is 5 to 15 % faster: the tiles of the kernel here write
+# their results before they go on, and wide products have most of those for their columns.
+_WIDE = 16384
+# Tiles by what they reach of the best rate, where there are enough of them.
+_TILES = (
+    (1.0, MatmulTuning(128, 256, 128, 8, 3)),
+    (0.93, MatmulTuning(128, 128, 128, 8, 5)),
+    (0.8, MatmulTuning(64, 128, 128, 4, 5, halves=False)),
+)
+
+
+def choose_matvec_tuning(width_in: int, width_out: int, role: LinearRole) -> LinearTuning:
+    """Pick the layout for one row."""
+    del width_out
+    if width_in < 4096:
+        return LinearTuning(4, 1024, 4)
+    if role is LinearRole.RESIDUAL:
+        return LinearTuning(2, 2048, 4) if width_in >= 8192 else LinearTuning(4, 4096, 8)
+    return LinearTuning(4, 4096, 4)
+
+
+def choose_rows_tuning(
+    num_rows: int, width_in: int, width_out: int, role: LinearRole
+) -> RowsTuning:
+    """Pick the layout for up to 128 rows."""
+    height = next_power_of_2(max(num_rows, 16))
+    if role is LinearRole.GATED:
+        if height <= 32:
+            return RowsTuning(64, 256, 4, 4)
+        return RowsTuning(64, 128, 4, 4) if height == 64 else RowsTuning(128, 128, 8, 4)
+    tiles = ceil_div(width_out, 64)
+    # Programs for the whole chip, but each with columns enough to fill its queue.
+    least = 4096 if 2 * tiles >= _PROCESSORS // 2 else 1024
+    splits = 1
+    while 2 * splits * tiles <= _PROCESSORS and 2 * splits * least <= width_in:
+        splits *= 2
+    if splits > 1:
+        return RowsTuning(64, 256, 4, 4, splits)
+    return RowsTuning(64, 256, 4, 5) if height <= 64 else RowsTuning(64, 128, 4, 6)
+
+
+def choose_matmul_tuning(num_rows: int, width_out: int) -> MatmulTuning | None:
+    """Pick the tile that ends first, None where torch's product is faster.
+
+    All tiles of a round take as long as one, so what counts are rounds times the size of a tile.
+    """
+    if width_out >= _WIDE:
+        return None
+    group = 8 if width_out <= 4096 else 16
+
+    def cost(tile: tuple[float, MatmulTuning]) -> float:
+        rate, tuning = tile
+        tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, tuning.block_n)
+        return ceil_div(tiles, _PROCESSORS) * tuning.block_m * tuning.block_n / rate
+
+    return replace(min(_TILES, key=cost)[1], group=group)

@@ -1,0 +1,153 @@
+"""The engine over FP8 weights and pages: the tokens of the same rounding done in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from models.triton_model import DEVICE, ON_GPU, TINY_SIZES, triton_backend
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from tokenbus.engine.attention.torch_attention import TorchAttention
+from tokenbus.engine.backends import TorchBackend
+from tokenbus.engine.build import engine_for
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import ModelUnsupported, RequestRejected
+from tokenbus.engine.models.linear_weight import Fp8Weight, PlainWeight
+from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.models.product import Product, TorchProduct
+from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.engine.weights.loader import LoadedModel, build_model
+from tokenbus.engine.weights.readers import RoundingReader
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.interfaces import ForwardContext
+    from tokenbus.engine.kv_cache import AttentionSpec
+    from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.models.decoder_config import DecoderConfig
+    from tokenbus.engine.models.ops import Ops
+
+# The interpreter takes about 0.1 s per launch.
+LENS = (1, 2, 33)
+NUM_TOKENS = 2
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Round the last axis to e4m3 with a scale of its own, and back."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 448
+    return (x / scale).to(torch.float8_e4m3fn).float() * scale
+
+
+class _RoundingProduct(Product):
+    """The product of an FP8 weight in float32: one row as it is, more rounded row by row."""
+
+    def __init__(self, weight: Fp8Weight, bias: Tensor | None) -> None:
+        self._values, self._bias = weight.dequantised(), bias
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out]."""
+        rows = x if len(x) == 1 else _rounded(x)
+        return torch.nn.functional.linear(rows, self._values, self._bias)
+
+
+class _RoundingAttention(TorchAttention):
+    """Plain attention over keys and values that were rounded per token and head."""
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, ctx: ForwardContext
+    ) -> Tensor:
+        """Round k and v, then attend."""
+        return super().attend(q, _rounded(k), _rounded(v), spec, ctx)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TwinBackend(TorchBackend):
+    """The rounding of a GPU in plain torch."""
+
+    def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:
+        """Return plain steps with the product above."""
+        del shape, dtype
+        plain = {PlainWeight: lambda weight, bias: TorchProduct(weight.values, bias)}
+        return TorchOps(self.attention, plain | {Fp8Weight: _RoundingProduct})
+
+
+def _load(config: Any, weights: dict[str, Tensor], backend: Backend, *, fp8: bool) -> LoadedModel:
+    reader = RoundingReader("fp8") if fp8 else None
+    model = build_model(
+        config, weights, backend, dtype=torch.float32, max_model_len=1024, reader=reader
+    )
+    return LoadedModel(model, config, None, (), 1024, "tiny", torch.float32, backend)
+
+
+def _answers(loaded: LoadedModel) -> tuple[list[list[int]], Tensor]:
+    """Return the greedy tokens of every prompt and their log-probabilities."""
+    config = EngineConfig("tiny", num_pages=100, page_size=16, max_num_seqs=32)
+    engine = engine_for(loaded, config)
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, logprobs=0)
+    answers: list[list[int]] = [[] for _ in LENS]
+    scores: list[list[float]] = [[] for _ in LENS]
+    # The first alone, so that a lone row is decoded as well.
+    for members in ((0,), range(1, len(LENS))):
+        for idx in members:
+            engine.add(Request(idx, tuple(range(5, 5 + LENS[idx])), params))
+        while engine.has_work:
+            for delta in engine.step().deltas:
+                answers[delta.request_id].extend(delta.token_ids)
+                scores[delta.request_id].extend(item.logprob for item in delta.logprobs or ())
+    engine.close()
+    return answers, torch.tensor(scores)
+
+
+@pytest.mark.parametrize(
+    ("family", "fp8_weights", "fp8_pages"),
+    [(LlamaConfig, True, True), (Qwen2Config, True, False)],
+    ids=["llama: both", "qwen2, with biases: weights"],
+)
+def test_tokens_equal_those_of_the_same_rounding_in_torch(
+    family: type[Any], fp8_weights: bool, fp8_pages: bool
+) -> None:
+    """One row, few rows and prompts: what is rounded, and where, is what the twin says."""
+    torch.manual_seed(0)
+    config = family(**(TINY_SIZES | {"initializer_range": 0.2}))
+    auto: Any = AutoModelForCausalLM
+    weights = auto.from_config(config).state_dict()
+    backend = replace(triton_backend(32), kv_cache_dtype="fp8" if fp8_pages else "auto")
+    loaded = _load(config, weights, backend, fp8=fp8_weights)
+    assert loaded.backend.kv_dtype(torch.float32).itemsize == (1 if fp8_pages else 4)
+    tokens, scores = _answers(loaded)
+    attention = _RoundingAttention() if fp8_pages else TorchAttention()
+    twin = _TwinBackend(device=DEVICE, attention=attention)
+    expected, expected_scores = _answers(_load(config, weights, twin, fp8=fp8_weights))
+    assert tokens == expected
+    # A number at the border between two of e4m3 may fall to either side.
+    torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.02)
+
+
+def test_an_fp8_weight_of_odd_size_is_refused() -> None:
+    """What no tensor descriptor can describe is named when the model is loaded."""
+    config = LlamaConfig(**(TINY_SIZES | {"intermediate_size": 120}))
+    with pytest.raises(ModelUnsupported, match="16 does not divide"):
+        build_model(
+            config,
+            None,
+            triton_backend(4),
+            dtype=torch.float32,
+            max_model_len=64,
+            reader=RoundingReader("fp8"),
+        )
+
+
+def test_pages_that_a_device_cannot_have_are_refused() -> None:
+    """The setting is named, on a CPU and for weights that bf16 pages do not fit."""
+    cpu = TorchBackend(device=torch.device("cpu"), attention=TorchAttention())
+    with pytest.raises(RequestRejected, match="kv_cache_dtype"):
+        cpu.check(EngineConfig("tiny", kv_cache_dtype="fp8"))
+    gpu = replace(triton_backend(4), kv_cache_dtype="bf16")
+    assert gpu.kv_dtype(torch.bfloat16) == torch.bfloat16
+    with pytest.raises(RequestRejected, match="bf16 pages need bf16 weights"):
+        gpu.kv_dtype(torch.float32)
+    assert ON_GPU or gpu.device.type == "cpu"

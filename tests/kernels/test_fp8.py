@@ -1,0 +1,222 @@
+"""FP8 linears and the rounding of their rows against fp32 twins of what is stored.
+
+Products are compared with those of the stored numbers, so that no error of the rounding hides one
+of the product.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from models.paged_batch import DEVICE, HALF, assert_close
+
+from tokenbus.kernels import reference
+from tokenbus.kernels.launch import KernelInputError
+from tokenbus.kernels.linear.fp8_linear import check_fp8_weight, fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
+from tokenbus.kernels.linear.fp8_rows import RowsTuning
+from tokenbus.kernels.linear.fp8_table import choose_matmul_tuning, choose_rows_tuning
+from tokenbus.kernels.linear.small_linear import Fusion
+from tokenbus.kernels.linear.table import LinearRole, LinearTuning
+from tokenbus.kernels.quantize import (
+    FP8,
+    QuantizedRows,
+    add_rms_norm_quantized,
+    gated_act_quantized,
+    quantize_rows,
+)
+
+if TYPE_CHECKING:
+    from tokenbus.kernels.activation import ActivationKind
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Draw a tensor on the CPU, so that both devices test the same numbers."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def rounded(x: torch.Tensor) -> QuantizedRows:
+    """Round in torch: what a kernel is given."""
+    scales = x.abs().amax(1).clamp(min=1e-12) / 448
+    return QuantizedRows((x / scales[:, None]).to(FP8), scales)
+
+
+def stored(rows: QuantizedRows) -> torch.Tensor:
+    """Return the numbers that rounded rows stand for."""
+    return rows.values.float() * rows.scales[:, None]
+
+
+def assert_rounded(got: QuantizedRows, exact: torch.Tensor) -> None:
+    """Each number is the one of e4m3 that lies nearest, and each row uses the whole range."""
+    assert got.values.dtype == FP8
+    top = exact.abs().amax(1)
+    torch.testing.assert_close(got.scales * 448, top, rtol=1e-3, atol=1e-12)
+    half_step = torch.maximum(exact.abs() / 16, top[:, None] / 448 / 2**10)
+    assert bool(((stored(got) - exact).abs() <= half_step * 1.01).all())
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (3, 576), (2, 1000)])
+def test_rows_are_rounded_to_their_own_scale(tokens: int, width: int) -> None:
+    """A row of large numbers leaves the digits of a small one alone; a row of zeros stays zero."""
+    x = randn(tokens, width) * torch.logspace(0, 3, tokens, device=DEVICE)[:, None]
+    assert_rounded(quantize_rows(x), x)
+    nothing = quantize_rows(torch.zeros(2, width, device=DEVICE))
+    assert not nothing.values.float().any()
+    assert bool((nothing.scales > 0).all())
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_row_with_nan_spoils_no_other(poison: float) -> None:
+    """All of a row that is no number any more is NaN, and the rows beside it are what they were."""
+    x, weight = randn(3, 96), rounded(randn(48, 96, seed=1))
+    clean = fp8_linear(quantize_rows(x), weight.values, weight.scales, out_dtype=torch.float32)
+    x[1, 5] = poison
+    got = fp8_linear(quantize_rows(x), weight.values, weight.scales, out_dtype=torch.float32)
+    assert bool(got[1].isnan().all())
+    assert torch.equal(got[[0, 2]], clean[[0, 2]])
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (3, 1000)])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_norm_and_rounding_in_one_launch(tokens: int, width: int, with_residual: bool) -> None:
+    """The norm is rounded once, from fp32; the sum beside it is exact."""
+    x, weight = randn(tokens, width).to(HALF), randn(width, seed=1)
+    residual = randn(tokens, width, seed=2) if with_residual else None
+    rows, added = add_rms_norm_quantized(x, residual, weight, 1e-6)
+    exact = x.float() if residual is None else x.float() + residual
+    assert torch.equal(added.float(), exact)
+    assert_rounded(rows, reference.rms_norm(exact, weight, 1e-6))
+
+
+@pytest.mark.parametrize("kind", ["silu", "gelu_tanh"])
+def test_gate_and_rounding_in_one_launch(kind: ActivationKind) -> None:
+    """Gate and up halves are told apart at odd widths."""
+    gate_up = randn(3, 2 * 1037) * 4
+    assert_rounded(gated_act_quantized(gate_up, kind), reference.gated_act(gate_up, kind))
+
+
+SHAPES = pytest.mark.parametrize(("width_in", "width_out"), [(160, 48), (336, 80)])
+
+
+@SHAPES
+@pytest.mark.parametrize("tuning", [None, LinearTuning(4, 128, 1)], ids=["table", "small"])
+@pytest.mark.parametrize("case", ["plain", "norm, bias", "norm, gate, bias", "residual"])
+def test_one_row_equals_twin(
+    width_in: int, width_out: int, tuning: LinearTuning | None, case: str
+) -> None:
+    """One row is not rounded; norm, bias, gate and residual come in their order."""
+    factor = 2 if "gate" in case else 1
+    weight = rounded(randn(factor * width_out, width_in, seed=1) * 0.1)
+    x = randn(1, width_in)
+    residual = randn(1, width_out, seed=2) if case == "residual" else None
+    fusion = Fusion(
+        norm_weight=randn(width_in, seed=3) if "norm" in case else None,
+        bias=randn(factor * width_out, seed=4) if "bias" in case else None,
+        act="silu" if "gate" in case else None,
+        residual=None if residual is None else residual.clone(),
+    )
+    expected = reference.fused_linear(
+        x,
+        stored(weight),
+        norm_weight=fusion.norm_weight,
+        bias=fusion.bias,
+        act=fusion.act,
+        residual=residual,
+    )
+    got = fp8_matvec(x, weight.values, weight.scales, fusion, tuning=tuning)
+    assert_close(got, expected, torch.float32)
+    if fusion.residual is not None:
+        assert_close(fusion.residual, expected, torch.float32)
+
+
+ROWS_TUNINGS = [
+    RowsTuning(64, 64, 4, 2),
+    RowsTuning(64, 128, 4, 3, splits=3),
+    RowsTuning(128, 64, 4, 2, early_lines=2),
+]
+MATMUL_TUNINGS = [
+    MatmulTuning(64, 64, 64, 4, 2, group=2),
+    MatmulTuning(64, 32, 32, 4, 2, halves=False),
+]
+
+
+@SHAPES
+@pytest.mark.parametrize("tuning", [*ROWS_TUNINGS, *MATMUL_TUNINGS], ids=repr)
+@pytest.mark.parametrize("rows", [1, 7, 17, 70])
+@pytest.mark.parametrize("case", ["plain", "bias", "gate, bias", "residual"])
+def test_rounded_rows_equal_twin(
+    width_in: int, width_out: int, rows: int, tuning: RowsTuning | MatmulTuning, case: str
+) -> None:
+    """Rows, outputs and columns that fill no tile leave no trace, split over programs or not."""
+    is_gate = "gate" in case
+    if is_gate and getattr(tuning, "splits", 1) > 1:
+        pytest.skip("gates are not split")
+    weight = rounded(randn((1 + is_gate) * width_out, width_in, seed=1))
+    x = rounded(randn(rows, width_in))
+    residual = randn(rows, width_out, seed=2) if case == "residual" else None
+    fusion = Fusion(
+        bias=randn((1 + is_gate) * width_out, seed=4) if "bias" in case else None,
+        act="silu" if is_gate else None,
+        residual=None if residual is None else residual.clone(),
+    )
+    expected = reference.fused_linear(
+        stored(x), stored(weight), bias=fusion.bias, act=fusion.act, residual=residual
+    )
+    got = fp8_linear(
+        x, weight.values, weight.scales, fusion, out_dtype=torch.float32, tuning=tuning
+    )
+    assert ((got - expected).norm() / expected.norm()).item() < 1e-3
+    if fusion.residual is not None:
+        assert ((fusion.residual - expected).norm() / expected.norm()).item() < 1e-3
+
+
+def test_splits_are_counted_anew_in_every_launch() -> None:
+    """The counts of programs that ended are zero again: the second product is the first."""
+    weight, x = rounded(randn(80, 512, seed=1)), rounded(randn(5, 512))
+    tuning = RowsTuning(64, 64, 4, 2, splits=4)
+    first, second = (
+        fp8_linear(x, weight.values, weight.scales, tuning=tuning, out_dtype=torch.float32)
+        for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+def test_no_product_reads_what_is_not_its_own() -> None:
+    """Scales and rows beyond the edges are poison, and nothing of it comes through."""
+    weight, x = rounded(randn(64, 96, seed=1)), rounded(randn(32, 96))
+    poisoned = torch.full((64,), float("nan"), device=DEVICE)
+    poisoned[:48] = weight.scales[:48]
+    rows = QuantizedRows(x.values[:20].contiguous(), x.scales[:20].contiguous())
+    for tuning in (*ROWS_TUNINGS, *MATMUL_TUNINGS):
+        got = fp8_linear(
+            rows,
+            weight.values[:48].contiguous(),
+            poisoned[:48],
+            tuning=tuning,
+            out_dtype=torch.float32,
+        )
+        assert not bool(got.isnan().any())
+
+
+def test_layouts_suit_the_shape() -> None:
+    """Narrow products are split over the chip, wide ones of many rows are left to torch."""
+    assert choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL).splits == 2
+    assert choose_rows_tuning(8, 4096, 6144, LinearRole.PLAIN).splits == 1
+    assert choose_matmul_tuning(8192, 28672) is None
+    narrow, wide = choose_matmul_tuning(256, 4096), choose_matmul_tuning(8192, 4096)
+    assert narrow is not None
+    assert wide is not None
+    assert (narrow.block_m, narrow.block_n) == (64, 128)
+    assert (wide.block_m, wide.block_n) == (128, 256)
+
+
+@pytest.mark.parametrize(("num_outputs", "num_inputs"), [(50, 160), (48, 152)])
+def test_a_weight_that_no_descriptor_describes_is_refused(
+    num_outputs: int, num_inputs: int
+) -> None:
+    """16 has to divide both sizes."""
+    weight = rounded(randn(num_outputs, num_inputs))
+    with pytest.raises(KernelInputError, match="16 does not divide"):
+        check_fp8_weight(weight.values, weight.scales)
