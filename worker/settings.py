@@ -61,6 +61,7 @@ class WorkerSettings(ServiceSettings):
     renew_interval_s: float = Field(default=1.0, ge=0.05, le=60)
     engine_start_timeout_s: Seconds = 1800.0
     engine_stall_s: float = Field(default=60.0, ge=1, le=3600)
+    # Engines that may die in a row, with no job to blame, before the log calls them failing.
     max_engine_restarts: int = Field(default=5, ge=0, le=1000)
     drain_deadline_s: float = Field(default=30.0, ge=0, le=86_400)
     connect_timeout_s: Seconds = 30.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from math import log2
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,8 @@ from workers.null_workers import (
     worker,
     worker_process,
 )
+
+from tokenbus.worker.errors import DeathCause
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
@@ -213,7 +216,7 @@ async def test_hung_engine_is_replaced(client: AsyncClient, redis_url: str, pool
 async def test_job_that_kills_the_engine_ends_as_poison_alone(
     client: AsyncClient, redis_url: str, pool: str
 ) -> None:
-    """Three engines die of one job; it fails, and all that ran beside it finish unbroken."""
+    """A few engines die of one job; it fails, and all that ran beside it finish unbroken."""
     async with worker(
         pool, redis_url, null_crash_id=7, null_tokens_per_s=200, max_engine_restarts=10
     ) as running:
@@ -225,7 +228,8 @@ async def test_job_that_kills_the_engine_ends_as_poison_alone(
         assert story.finish is not None
         assert story.finish.error is not None
         assert story.finish.error.code == "poison"
-        assert running.metrics.engine_deaths == 3
+        assert running.metrics.engine_deaths <= 2 * log2(9) + 4
+        assert running.metrics.engine_ends[DeathCause.SIGNAL] == running.metrics.engine_deaths
 
 
 @pytest.mark.parametrize(
