@@ -43,6 +43,7 @@ class _Sequence:
     lengths: list[int]
     done: list[bool]
     faults: set[int]
+    first: int
     num_prefilled: int = 0
     pages: list[int] = field(default_factory=list)
     running: bool = False
@@ -133,9 +134,12 @@ class NullEngine:
         self._order += 1
         c = self.config
         # Looked for once: a long prompt is not to be searched in every step.
-        planted = {each for each in (c.crash_id, c.hang_id, c.fail_id) if each is not None}
+        ids = (c.crash_id, c.crash_with_id, c.hang_id, c.fail_id)
+        planted = {each for each in ids if each is not None}
         faults = planted.intersection(request.prompt_ids) if planted else set()
-        self._sequences[request.request_id] = _Sequence(request, self._order, lengths, done, faults)
+        self._sequences[request.request_id] = _Sequence(
+            request, self._order, lengths, done, faults, lengths[0]
+        )
 
     def abort(self, request_id: int, choice: int | None = None) -> None:
         """End a request, or one choice of it; its pages are free with its last choice."""
@@ -264,7 +268,7 @@ class NullEngine:
 
     def _trip_fault(self, sequence: _Sequence) -> bool:
         c = self.config
-        if c.crash_id in sequence.faults:
+        if c.crash_id in sequence.faults and self._is_time_to_crash(sequence):
             os.abort()
         while c.hang_id in sequence.faults:
             self._sleep(1.0)
@@ -276,6 +280,14 @@ class NullEngine:
                 self._end(sequence, choice, FinishReason.FAILED, fault)
         self._drop_if_done(sequence)
         return True
+
+    def _is_time_to_crash(self, sequence: _Sequence) -> bool:
+        c, length = self.config, sequence.lengths[0]
+        if length < c.crash_at_index or length - sequence.first < c.crash_after_tokens:
+            return False
+        return c.crash_with_id is None or any(
+            c.crash_with_id in other.faults for other in self._running()
+        )
 
     def _release(self, sequence: _Sequence) -> None:
         self._pages.give_back(sequence.pages)
