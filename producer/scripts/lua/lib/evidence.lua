@@ -40,8 +40,8 @@ local function halve(found, most)
 end
 
 -- An engine died: `suspected` jobs on board are blamed for it, `company` others are not, and this
--- job is one of those where `beside` is set. `sound` is whether that worker's engines are known to
--- run something; if not, the fault may be theirs. Returns whether the job is found guilty.
+-- job is one of those where `beside` is set. Without `sound` the fault may as well be the engine's.
+-- Returns whether the job is found guilty.
 local function blame_engine(found, place, since, suspected, company, beside, sound)
   found.place, found.since = place, since
   local alone = suspected == 1 and company == 0
@@ -64,8 +64,8 @@ local function blame_engine(found, place, since, suspected, company, beside, sou
     return false
   end
   found.ride, found.tried = 1, 0
-  if sound then
-    found.strikes = found.strikes + ENGINE
+  if suspected == 1 then
+    found.strikes = found.strikes + (sound and ENGINE or WORKER)
   end
   return found.strikes >= POISON_STRIKES
 end
