@@ -5,7 +5,8 @@
 --@use waiting: load_job wait_in
 --@use ending: to_ending
 --@use owning: is_held let_go
---@use evidence: evidence_of acquit blame_engine blame_worker blame_log keep_evidence
+--@use evidence: evidence_of
+--@use blame: acquit blame_engine blame_worker blame_log keep_evidence
 -- Give a held job back; refused unless this worker holds it at this epoch. What a caller of an
 -- earlier release leaves out says that a worker vanished with it.
 if not is_held(worker, job, epoch) then
