@@ -25,6 +25,7 @@ from tokenbus.worker.jobs.page_budget import PageBudget
 from tokenbus.worker.jobs.prompt import PromptPreparer
 from tokenbus.worker.jobs.settlement import Settlement
 from tokenbus.worker.jobs.start import Starter
+from tokenbus.worker.jobs.suspects import Suspects
 from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.cancel_listener import CancelListener
 from tokenbus.worker.pool.doorbell import Doorbell
@@ -96,6 +97,7 @@ class _JobParts:
     parking: Parking
     starter: Starter
     head_of_line: HeadOfLine
+    suspects: Suspects
 
 
 async def assemble(
@@ -169,13 +171,20 @@ def _job_parts(
         engine=engine,
         metrics=member.metrics,
     )
+    head_of_line = HeadOfLine(member.held_jobs, starter, parking)
     return _JobParts(
         page_budget=page_budget,
         prefixes=HeldPrefixes(page_budget, is_on=settings.holds_prefixes),
         settlement=settlement,
         parking=parking,
         starter=starter,
-        head_of_line=HeadOfLine(member.held_jobs, starter, parking),
+        head_of_line=head_of_line,
+        suspects=Suspects(
+            member.held_jobs,
+            settlement=settlement,
+            head_of_line=head_of_line,
+            metrics=member.metrics,
+        ),
     )
 
 
@@ -189,6 +198,7 @@ def _engine_reports(
         prefixes=jobs.prefixes,
         settlement=jobs.settlement,
         head_of_line=jobs.head_of_line,
+        suspects=jobs.suspects,
         publishers=publishers,
         metrics=member.metrics,
     )
@@ -210,6 +220,7 @@ def _pull_loop(
         head_of_line=jobs.head_of_line,
         page_budget=jobs.page_budget,
         prefixes=jobs.prefixes,
+        suspects=jobs.suspects,
         refusals=refusals,
     )
     return PullLoop(
@@ -223,6 +234,7 @@ def _pull_loop(
         head_of_line=jobs.head_of_line,
         page_budget=jobs.page_budget,
         prefixes=jobs.prefixes,
+        suspects=jobs.suspects,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class WorkerError(Exception):
     """Base of everything the worker raises on purpose."""
@@ -19,8 +21,28 @@ class EngineStartFailed(WorkerError):
         self.kind = kind
 
 
+class DeathCause(StrEnum):
+    """What an engine died of; each is counted apart.
+
+    `signal`: it was killed, or crashed in native code. `exit`: it ended by itself. `error`: it
+    raised. `memory`: it found no memory on its device or host. `hang`: it moved no more. `start`:
+    another in its place did not come up.
+    """
+
+    SIGNAL = "signal"
+    EXIT = "exit"
+    ERROR = "error"
+    MEMORY = "memory"
+    HANG = "hang"
+    START = "start"
+
+
 class EngineDied(WorkerError):
     """The engine process ended or hung; its jobs go back to the queue."""
+
+    def __init__(self, message: str, cause: DeathCause = DeathCause.EXIT) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class PublisherDied(WorkerError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+from tokenbus.worker.errors import DeathCause
 from tokenbus.worker.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -33,10 +35,12 @@ class Metrics:
     log_entries: int = 0
     log_calls: int = 0
     sessions_lost: int = 0
+    suspects_cleared: int = 0
     engine_deaths: int = 0
     preemptions: int = 0
     peak_running: int = 0
     peak_waiting: int = 0
+    engine_ends: Counter[DeathCause] = field(default_factory=Counter)
     hold_s: float = 0.0
     publish_wait_s: float = 0.0
     publish_lag: Histogram = field(default_factory=Histogram)
@@ -49,6 +53,7 @@ class Metrics:
         self.peak_waiting = max(self.peak_waiting, stats.num_waiting)
 
     def as_dict(self) -> dict[str, int]:
-        """Return all counters by name."""
+        """Return all counters by name; ends of engines by their causes."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, int)}
+        causes = {f"engine_ends_{cause}": self.engine_ends[cause] for cause in DeathCause}
+        return {name: value for name, value in values.items() if isinstance(value, int)} | causes

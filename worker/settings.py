@@ -53,6 +53,9 @@ class WorkerSettings(ServiceSettings):
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
     null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)
     null_crash_id: int | None = Field(default=None, ge=0)
+    null_crash_at_index: int = Field(default=0, ge=0)
+    null_crash_after_tokens: int = Field(default=0, ge=0)
+    null_crash_with_id: int | None = Field(default=None, ge=0)
     null_hang_id: int | None = Field(default=None, ge=0)
     null_fail_id: int | None = Field(default=None, ge=0)
     # A folder in which the engine process notes when it handed tokens over, for measuring.
@@ -61,6 +64,7 @@ class WorkerSettings(ServiceSettings):
     renew_interval_s: float = Field(default=1.0, ge=0.05, le=60)
     engine_start_timeout_s: Seconds = 1800.0
     engine_stall_s: float = Field(default=60.0, ge=1, le=3600)
+    # Engines that may die in a row, with no job to blame, before the log calls them failing.
     max_engine_restarts: int = Field(default=5, ge=0, le=1000)
     drain_deadline_s: float = Field(default=30.0, ge=0, le=86_400)
     connect_timeout_s: Seconds = 30.0
@@ -116,6 +120,9 @@ class WorkerSettings(ServiceSettings):
             tokens_per_s=self.null_tokens_per_s,
             total_tokens_per_s=self.null_total_tokens_per_s,
             crash_id=self.null_crash_id,
+            crash_at_index=self.null_crash_at_index,
+            crash_after_tokens=self.null_crash_after_tokens,
+            crash_with_id=self.null_crash_with_id,
             hang_id=self.null_hang_id,
             fail_id=self.null_fail_id,
             **given,

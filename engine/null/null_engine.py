@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
 from tokenbus.engine.null.null_pages import NullPages
+from tokenbus.engine.null.null_sequence import NullSequence
 from tokenbus.engine.text.prompt_ids import id_range
 from tokenbus.engine.types import (
     Admission,
@@ -32,25 +32,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.null.null_config import NullConfig
 
 _MASK64 = (1 << 64) - 1
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """One request: tokens so far per choice, the pages it holds, and its planted faults."""
-
-    request: Request
-    order: int
-    lengths: list[int]
-    done: list[bool]
-    faults: set[int]
-    num_prefilled: int = 0
-    pages: list[int] = field(default_factory=list)
-    running: bool = False
-
-    @property
-    def num_to_prefill(self) -> int:
-        """Count prompt and already generated tokens, which a re-prefill computes together."""
-        return len(self.request.prompt_ids) + sum(self.lengths)
 
 
 def pseudo_token(seed: int, choice: int, position: int, low: int, high: int) -> int:
@@ -75,7 +56,7 @@ class NullEngine:
         self._clock = clock
         self._sleep = sleep
         self._pages = NullPages(config.num_pages, config.page_size)
-        self._sequences: dict[int, _Sequence] = {}
+        self._sequences: dict[int, NullSequence] = {}
         self._deltas: list[TokenDelta] = []
         self._order = 0
         self._next_step_at = clock()
@@ -133,9 +114,12 @@ class NullEngine:
         self._order += 1
         c = self.config
         # Looked for once: a long prompt is not to be searched in every step.
-        planted = {each for each in (c.crash_id, c.hang_id, c.fail_id) if each is not None}
+        ids = (c.crash_id, c.crash_with_id, c.hang_id, c.fail_id)
+        planted = {each for each in ids if each is not None}
         faults = planted.intersection(request.prompt_ids) if planted else set()
-        self._sequences[request.request_id] = _Sequence(request, self._order, lengths, done, faults)
+        self._sequences[request.request_id] = NullSequence(
+            request, self._order, lengths, done, faults, lengths[0]
+        )
 
     def abort(self, request_id: int, choice: int | None = None) -> None:
         """End a request, or one choice of it; its pages are free with its last choice."""
@@ -193,7 +177,7 @@ class NullEngine:
         """Raise IntegrityError unless free and held pages are exactly the pool."""
         self._pages.check(page for seq in self._sequences.values() for page in seq.pages)
 
-    def _running(self) -> list[_Sequence]:
+    def _running(self) -> list[NullSequence]:
         return [sequence for sequence in self._sequences.values() if sequence.running]
 
     def _admit(self) -> list[Admission]:
@@ -215,7 +199,7 @@ class NullEngine:
             )
         return admitted
 
-    def _grow(self, sequence: _Sequence, preempted: list[int]) -> None:
+    def _grow(self, sequence: NullSequence, preempted: list[int]) -> None:
         need = self._pages.needed(
             len(sequence.request.prompt_ids),
             [n if done else n + 1 for n, done in zip(sequence.lengths, sequence.done, strict=True)],
@@ -231,7 +215,7 @@ class NullEngine:
                 return
         sequence.pages.extend(self._pages.take(need))
 
-    def _emit(self, sequence: _Sequence) -> None:
+    def _emit(self, sequence: NullSequence) -> None:
         request, params, c = sequence.request, sequence.request.params, self.config
         for choice, position in enumerate(sequence.lengths):
             if sequence.done[choice]:
@@ -250,21 +234,21 @@ class NullEngine:
         self._drop_if_done(sequence)
 
     def _end(
-        self, sequence: _Sequence, choice: int, reason: FinishReason, error: Fault | None = None
+        self, sequence: NullSequence, choice: int, reason: FinishReason, error: Fault | None = None
     ) -> None:
         sequence.done[choice] = True
         delta = TokenDelta(sequence.request.request_id, choice, (), reason, error=error)
         self._deltas.append(delta)
 
-    def _drop_if_done(self, sequence: _Sequence) -> None:
+    def _drop_if_done(self, sequence: NullSequence) -> None:
         if all(sequence.done):
             del self._sequences[sequence.request.request_id]
             self._release(sequence)
             sequence.running = False
 
-    def _trip_fault(self, sequence: _Sequence) -> bool:
+    def _trip_fault(self, sequence: NullSequence) -> bool:
         c = self.config
-        if c.crash_id in sequence.faults:
+        if sequence.crashes(c, self._running()):
             os.abort()
         while c.hang_id in sequence.faults:
             self._sleep(1.0)
@@ -277,7 +261,7 @@ class NullEngine:
         self._drop_if_done(sequence)
         return True
 
-    def _release(self, sequence: _Sequence) -> None:
+    def _release(self, sequence: NullSequence) -> None:
         self._pages.give_back(sequence.pages)
         sequence.pages = []
         sequence.num_prefilled = 0
@@ -296,5 +280,5 @@ class NullEngine:
         self._next_step_at = max(self._next_step_at, now) + step_s
 
 
-def _service_order(sequence: _Sequence) -> tuple[int, int]:
+def _service_order(sequence: NullSequence) -> tuple[int, int]:
     return sequence.request.priority, sequence.order

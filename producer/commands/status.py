@@ -20,16 +20,20 @@ RETRY_FOR_S = 2.0
 
 
 def run_status(url: str | None, pool: str, *, here: bool) -> int:
-    """Print the status; return 0 if a worker lives, on this host where `here` asks for that."""
+    """Print the status; return 0 if a worker can run jobs, on this host where `here` asks for that.
+
+    One whose engine is down is alive and not ready: it starts another by itself.
+    """
     url = url or ClientSettings().redis_url
     ServerUrl.parse(url).refuse_private("status")
     status = asyncio.run(_fetch(url, pool))
     print(f"{status.waiting_jobs} jobs wait ({status.waiting_tokens} tokens)")
     print(f"{status.held_jobs} jobs at {len(status.workers)} workers")
     for name in status.workers:
-        print(f"  {name}")
+        outage = status.outages.get(name)
+        print(f"  {name}" if outage is None else f"  {name}: {outage}")
     prefix = f"{socket.gethostname()}-" if here else ""
-    return 0 if any(name.startswith(prefix) for name in status.workers) else 1
+    return 0 if any(name.startswith(prefix) for name in status.ready) else 1
 
 
 async def _fetch(url: str, pool: str) -> PoolStatus:

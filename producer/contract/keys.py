@@ -11,6 +11,7 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 | intake   | string | the worker that drains the inbox now, TTL of seconds                      |
 | lane     | stream | `lane:<priority>:<tenant>`, waiting jobs only; deleted when empty         |
 | front    | stream | `front:<priority>`, jobs handed back or reaped; deleted when empty        |
+| suspects | stream | jobs handed back or reaped that ride with few others; deleted when empty  |
 | job      | hash   | the job record; TTL from the end of completion on                         |
 | idem     | string | idempotency key -> job id; no TTL while the job lives                     |
 | held     | hash   | `held:<worker>`, job -> epoch; gone when empty                            |
@@ -64,6 +65,7 @@ POOL_KEYS = {
     "intake": ":intake",
     "lane": ":lane:",
     "front": ":front:",
+    "suspects": ":suspects",
     "job": ":job:",
     "idem": ":idem:",
     "held": ":held:",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tokenbus.producer.contract.events import Event, Finish, Usage
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import STALE_ANSWER_S, End, Scripts, Takeover
+from tokenbus.producer.scripts.evidence import Crash
 from tokenbus.producer.scripts.replies import Ending, LogStatus, Orphan, RequeueStatus
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class JobCompletion:
         return reply.more
 
     async def reap(self, reaper: str, orphan: Orphan, answered_at: float) -> RequeueStatus | None:
-        """Fence a dead worker's log and give its job back, counting a crash.
+        """Fence a dead worker's log and give its job back, counting a crash if it had begun.
 
         Returns: None where the answer grew too old or the job had ended and was completed.
         """
@@ -132,7 +133,7 @@ class JobCompletion:
             orphan.epoch,
             marker_epoch=max(epoch, reply.epoch),
             num_logged=reply.last,
-            crashed=True,
+            crash=_crash_of(orphan) if reply.epoch_before == orphan.epoch else None,
         )
 
     async def _let_expire(self, job_id: str) -> None:
@@ -141,6 +142,10 @@ class JobCompletion:
         await self._scripts.log.retain(job_id, keep.log_ms, keep.result_ms)
         ttl_ms = max(keep.log_ms, keep.result_ms) + RECORD_MARGIN_MS
         await self._scripts.queue.expire_record(job_id, ttl_ms)
+
+
+def _crash_of(orphan: Orphan) -> Crash:
+    return Crash(cause="worker", num_suspected=orphan.num_held)
 
 
 def _unowned_end(ending: Ending, finish: Finish, events: list[Event]) -> End:

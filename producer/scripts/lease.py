@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from tokenbus.producer.scripts.evidence import Crowd, Evidence
 from tokenbus.producer.scripts.queue import read_ending
 from tokenbus.producer.scripts.replies import (
     HeldEntry,
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from tokenbus.producer.contract.keys import Keys
+    from tokenbus.producer.scripts.evidence import Crash, Passed
     from tokenbus.producer.scripts.runner import ScriptRunner
     from tokenbus.producer.scripts.source import Argument
 
+# In the record: 1 speaks against a job, 2 lets it run alone, 3 ends it.
 MAX_ATTEMPTS = 3
-# From this many crashes on a job is a suspect, which runs alone.
-SUSPECT_ATTEMPTS = 2
 MAX_ESTIMATES = 64
 
 
@@ -43,7 +45,7 @@ class Budget:
     waited if that is longer. 0 turns that off.
     `take_head_of_line` lets one job pass that does not fit: false while the worker has one. A job
     larger than every live worker fails after `too_large_after_ms`. Jobs of a class after
-    `last_priority` are not looked at.
+    `last_priority` are not looked at. `crowd` says which suspects the worker holds.
     """
 
     pages: int
@@ -60,6 +62,7 @@ class Budget:
     lost_prefixes: Sequence[str] = ()
     affinity_ms: int = 0
     max_rows: int = 1_000_000
+    crowd: Crowd = field(default_factory=Crowd)
 
 
 class LeaseScripts:
@@ -84,6 +87,8 @@ class LeaseScripts:
                 lists += (name, tokens)
         for names in (budget.idle, budget.lost_prefixes):
             lists += (len(names), *names)
+        crowd = budget.crowd
+        lists += (crowd.num_suspects, crowd.least_ride, crowd.num_open)
         reply = await self._runner.run(
             "pull",
             self._keys.prefix,
@@ -151,11 +156,14 @@ class LeaseScripts:
         num_logged: int = 0,
         crashed: bool = False,
         max_attempts: int = MAX_ATTEMPTS,
+        crash: Crash | None = None,
+        passed: Passed = "",
     ) -> RequeueStatus:
         """Give a held job back to the front, refused unless held at `epoch` (R5).
 
-        `marker_epoch` is the highest epoch the caller saw in the log; `crashed` counts an attempt.
-        A flagged job, or one at `max_attempts`, goes to `ending` instead.
+        `marker_epoch` is the highest epoch the caller saw in the log. `crash` says what the job is
+        blamed for; `crashed` alone, that a worker vanished with it. `passed` comes first: what it
+        has passed here counts no more. A flagged job, or one found guilty, goes to `ending`.
         """
         reply = await self._runner.run(
             "requeue",
@@ -165,8 +173,16 @@ class LeaseScripts:
             epoch=epoch,
             marker=marker_epoch,
             logged=num_logged,
-            crashed=crashed,
+            crashed=crashed or crash is not None,
             max_attempts=max_attempts,
+            cause=crash.cause if crash else "",
+            place=crash.place if crash else 0,
+            since=crash.since if crash else 0,
+            suspected=crash.num_suspected if crash else 1,
+            company=crash.num_beside if crash else 0,
+            beside=crash is not None and crash.is_beside,
+            sound=crash is None or crash.is_sound,
+            passed=passed,
         )
         return RequeueStatus(reply.decode())
 
@@ -222,8 +238,16 @@ class LeaseScripts:
         Workers without lease and jobs are struck off in the same call (R13).
         """
         reply = await self._runner.run("scan", self._keys.prefix, limit=limit)
+        num_held = Counter(worker for worker, *_ in reply)
         orphans = [
-            Orphan(worker.decode(), job.decode(), int(epoch), int(priority), int(attempts))
+            Orphan(
+                worker.decode(),
+                job.decode(),
+                int(epoch),
+                int(priority),
+                int(attempts),
+                num_held[worker],
+            )
             for worker, job, epoch, priority, attempts in reply
         ]
         return sorted(orphans, key=lambda orphan: (orphan.attempts > 0, orphan.priority))
@@ -251,6 +275,7 @@ def _pulled(reply: list[Any]) -> PulledJob:
         prefix,
         shared_pages,
         num_choices,
+        packed,
     ) = reply
     return PulledJob(
         job_id=job_id.decode(),
@@ -267,4 +292,5 @@ def _pulled(reply: list[Any]) -> PulledJob:
         prefix=prefix.decode(errors="replace"),
         shared_pages=int(shared_pages),
         num_choices=int(num_choices),
+        evidence=Evidence.parse(packed.decode(), int(attempts)) if packed or attempts else None,
     )

@@ -230,9 +230,14 @@ class LogScripts:
 
 def _log_reply(answer: list[Any]) -> LogReply:
     """Read one item's answer."""
-    status, epoch, last, finish, entries = answer
+    status, epoch, last, finish, entries, *epoch_before = answer
     return LogReply(
-        LogStatus(status.decode()), int(epoch), int(last), finish.decode(), int(entries)
+        LogStatus(status.decode()),
+        int(epoch),
+        int(last),
+        finish.decode(),
+        int(entries),
+        int(epoch_before[0]) if epoch_before else 0,
     )
 
 

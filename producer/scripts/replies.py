@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenbus.producer.scripts.evidence import Evidence
 
 
 class JobState(StrEnum):
@@ -81,11 +85,11 @@ class PullStatus(StrEnum):
     """Why a pull stopped.
 
     `jobs`: it returns some. `empty`: nothing waits, wait on the bell. `full`: work waits that does
-    not fit; wait for pages (at most a second, others may have made room). `suspect`: the head is a
-    suspect, which runs alone; come back holding nothing. `clear`: the same, and this worker has
-    claimed it: pulls bring nothing more until it holds nothing. `spared`: what waits is left to
-    workers that hold its prefix; look again after `retry_ms`. `reconcile`: the serial is not
-    current.
+    not fit; wait for pages (at most a second, others may have made room). `suspect`: a suspect
+    waits for others to pass, or for an empty worker; come back when something has left. `clear`:
+    one that runs alone waits, and this worker has claimed it: pulls bring nothing more until it
+    holds nothing. `spared`: what waits is left to workers that hold its prefix; look again after
+    `retry_ms`. `reconcile`: the serial is not current.
     """
 
     JOBS = "jobs"
@@ -105,7 +109,7 @@ class PulledJob:
     already. `head_of_line` marks the one job that did not fit.
     `num_logged` is what its last owner reported as logged (0 = fresh as far as the queue knows).
     `age_ms` is how long ago it was accepted, by the server's clock. `prefix` names what its prompt
-    begins with, empty if that is nothing of note.
+    begins with, empty if that is nothing of note. `evidence` is what speaks against it.
     """
 
     job_id: str
@@ -122,6 +126,7 @@ class PulledJob:
     prefix: str = ""
     shared_pages: int = 0
     num_choices: int = 1
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +153,14 @@ class HeldEntry:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A job whose worker is dead."""
+    """A job whose worker is dead; `num_held` counts those of that worker."""
 
     worker: str
     job_id: str
     epoch: int
     priority: int
     attempts: int
+    num_held: int = 1
 
 
 class RequeueStatus(StrEnum):
@@ -219,7 +225,8 @@ class LogStatus(StrEnum):
 class LogReply:
     """One answer of a log script; `last` and `epoch` are the log's, where there is one.
 
-    `entries` counts those of the log where its owner goes on writing, else it is 0.
+    `entries` counts those of the log where its owner goes on writing, else it is 0. `epoch_before`
+    is that of the owner before, where a reaper's takeover stands.
     """
 
     status: LogStatus
@@ -227,3 +234,4 @@ class LogReply:
     last: int = 0
     finish: str = ""
     entries: int = 0
+    epoch_before: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from math import log2
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,9 +21,15 @@ from workers.null_workers import (
     worker_process,
 )
 
+from tokenbus.producer.client.pool_status import read_status
+from tokenbus.worker.errors import DeathCause
+
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
+    from tokenbus.worker.engine.current_engine import Outage
 
 LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
 NUM_JOBS = 6
@@ -213,7 +220,7 @@ async def test_hung_engine_is_replaced(client: AsyncClient, redis_url: str, pool
 async def test_job_that_kills_the_engine_ends_as_poison_alone(
     client: AsyncClient, redis_url: str, pool: str
 ) -> None:
-    """Three engines die of one job; it fails, and all that ran beside it finish unbroken."""
+    """A few engines die of one job; it fails, and all that ran beside it finish unbroken."""
     async with worker(
         pool, redis_url, null_crash_id=7, null_tokens_per_s=200, max_engine_restarts=10
     ) as running:
@@ -225,7 +232,62 @@ async def test_job_that_kills_the_engine_ends_as_poison_alone(
         assert story.finish is not None
         assert story.finish.error is not None
         assert story.finish.error.code == "poison"
-        assert running.metrics.engine_deaths == 3
+        assert running.metrics.engine_deaths <= 2 * log2(9) + 4
+        assert running.metrics.engine_ends[DeathCause.SIGNAL] == running.metrics.engine_deaths
+
+
+async def _outages(client: AsyncClient) -> Mapping[str, str]:
+    return (await read_status(client.scripts.redis, client.scripts.keys)).outages
+
+
+async def test_worker_outlives_engines_that_do_not_start(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """It gives back what it holds, says why it is not ready, tries again, and goes on.
+
+    An engine that has no time to start stands for any that does not.
+    """
+    async with worker(pool, redis_url, null_tokens_per_s=60, **LEASE) as running:
+        readers = Readers(client, await _submit(client), 10)
+        await readers.midway()
+        supervisor = running._engine_supervisor
+        hasty = running.settings.model_copy(update={"engine_start_timeout_s": 0.001})
+        supervisor._settings = hasty
+        assert running.engine_pid is not None
+        os.kill(running.engine_pid, signal.SIGKILL)
+        await until(lambda: running.metrics.engine_ends[DeathCause.START] >= 2)
+        await until(lambda: running.num_held == 0)
+        async with asyncio.timeout(PATIENCE_S):
+            while not (outages := await _outages(client)):  # noqa: ASYNC110 -- no event tells
+                await asyncio.sleep(0.05)
+        assert "it was not ready after 0.001 s (start" in outages[running.name]
+        supervisor._settings = running.settings
+        await readers.check()
+        assert not running.has_ended
+        assert running.metrics.engine_ends[DeathCause.SIGNAL] == running.metrics.engine_deaths == 1
+        async with asyncio.timeout(PATIENCE_S):
+            while await _outages(client):  # noqa: ASYNC110 -- no event tells
+                await asyncio.sleep(0.05)
+
+
+async def test_engines_that_die_of_nothing_come_back_after_growing_pauses(
+    redis_url: str, pool: str
+) -> None:
+    """With no job on board none is to blame: each of a row waits twice as long, none ends it."""
+    seen: list[Outage] = []
+    async with worker(pool, redis_url, max_engine_restarts=0) as running:
+        for number in range(1, 4):
+            await until(lambda: running._engine.is_up)
+            assert running.engine_pid is not None
+            os.kill(running.engine_pid, signal.SIGKILL)
+            await until(lambda: running.metrics.engine_deaths == number)  # noqa: B023
+            assert running._engine.outage is not None
+            seen.append(running._engine.outage)
+        await until(lambda: running._engine.is_up)
+        assert running._engine.outage is None
+    assert [outage.pause_s for outage in seen] == [0.5, 1.0, 2.0]
+    assert [outage.num_in_a_row for outage in seen] == [1, 2, 3]
+    assert {outage.cause for outage in seen} == {DeathCause.SIGNAL}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenbus.worker.errors import EngineDied
@@ -11,11 +12,25 @@ from tokenbus.worker.messages.engine import AbortRequest, Credit
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineStats
     from tokenbus.worker.engine.link import EngineLink
+    from tokenbus.worker.errors import DeathCause
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.messages.engine import AddRequest, Command
 
 # Credit goes back in lumps: a message per confirmed token would cost more than the token.
 CREDIT_LUMP_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """Why there is no engine now: what the last one died of, and how many did in a row.
+
+    Those that die while the job to blame is searched for make no row.
+    """
+
+    cause: DeathCause
+    reason: str
+    num_in_a_row: int
+    pause_s: float
 
 
 class CurrentEngine:
@@ -29,10 +44,12 @@ class CurrentEngine:
         self._stall_s = stall_s
         self._link: EngineLink | None = None
         self._uncredited = 0
+        self.outage: Outage | None = None
 
     def replace(self, link: EngineLink) -> None:
         """Let a new process take the place of the one before, or be the first."""
         self._link = link
+        self.outage = None
 
     @property
     def link(self) -> EngineLink:

@@ -9,7 +9,12 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenbus.engine import errors as engine_errors
-from tokenbus.worker.errors import EngineDied, EngineStartFailed, SettingsInvalid
+from tokenbus.worker.errors import (
+    DeathCause,
+    EngineDied,
+    EngineStartFailed,
+    SettingsInvalid,
+)
 from tokenbus.worker.messages.engine import (
     COMMANDS,
     REPORTS,
@@ -118,10 +123,12 @@ class EngineLink:
         await self._died.wait()
         status = await self._reap()
         if self._refusal is not None:
-            return EngineDied(f"{self._refusal.kind}: {self._refusal.message}")
+            cause = DeathCause.MEMORY if _lacks_memory(self._refusal) else DeathCause.ERROR
+            return EngineDied(f"{self._refusal.kind}: {self._refusal.message}", cause)
         if status is not None and status < 0:
-            return EngineDied(f"killed by {signal.Signals(-status).name}")
-        return EngineDied(f"ended with status {status}")
+            name = signal.Signals(-status).name
+            return EngineDied(f"killed by {name}", DeathCause.SIGNAL)
+        return EngineDied(f"ended with status {status}", DeathCause.EXIT)
 
     async def kill(self) -> None:
         """End the process at once and wait for it."""
@@ -170,6 +177,14 @@ class EngineLink:
             return
         refusal = self._refusal or EngineRefused("EngineDied", "its process ended; see its output")
         self._ready.set_exception(_start_error(refusal))
+
+
+def _lacks_memory(refusal: EngineRefused) -> bool:
+    """Tell an engine that found no memory, by what torch, CUDA and Python call that."""
+    return (
+        refusal.kind in ("OutOfMemoryError", "MemoryError")
+        or "out of memory" in refusal.message.lower()
+    )
 
 
 def _start_error(refusal: EngineRefused) -> Exception:

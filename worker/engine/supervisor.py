@@ -6,8 +6,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from tokenbus.engine.errors import EngineError
+from tokenbus.worker.engine.current_engine import Outage
 from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.errors import EngineDied
+from tokenbus.worker.errors import DeathCause, EngineDied, WorkerError
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.messages.engine import Beat, StartEngine
 
@@ -17,10 +19,13 @@ if TYPE_CHECKING:
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.settings import WorkerSettings
 
+# Between two looks for a hang; a death is told at once.
 _LOOK_INTERVAL_S = 0.5
-# An engine that ran this long was healthy: its death does not count towards giving up.
+# An engine that ran this long was healthy: its death begins a new row.
 _HEALTHY_S = 60.0
-_RESTART_PAUSE_S = 0.5
+# The pause doubles with every engine of a row: after the sixth it is as long as it gets, so that a
+# device that comes back is used again within half a minute.
+_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
 
 
 class EngineEvents(Protocol):
@@ -30,8 +35,11 @@ class EngineEvents(Protocol):
         """Handle one report of the engine, in its order."""
         ...
 
-    def died(self) -> None:
-        """Give up what ran in the engine: it has ended."""
+    def died(self) -> bool:
+        """Give up what ran in the engine: it has ended.
+
+        Returns: whether the search for the job to blame goes on with the next engine.
+        """
         ...
 
     def restarted(self, ready: EngineReady) -> None:
@@ -71,22 +79,50 @@ class EngineSupervisor:
     async def run(self, events: EngineEvents) -> None:
         """Watch the engine for ever and tell what comes from it; start another when it ends.
 
-        Raises: EngineDied after `max_engine_restarts` deaths in a row, EngineStartFailed.
+        No number of deaths or failed starts ends it. Pauses grow while they come in a row that
+        finds nobody to blame.
         """
         self._events = events
-        num_deaths = 0
+        num_in_a_row = 0
         while True:
             link, started_at = self._engine.link, time.monotonic()
             died = await self._watch(link)
             await link.kill()
+            makes_headway = events.died()
+            if makes_headway or time.monotonic() - started_at > _HEALTHY_S:
+                num_in_a_row = 0
+            if not makes_headway:
+                num_in_a_row += 1
             self._metrics.engine_deaths += 1
-            num_deaths = 1 if time.monotonic() - started_at > _HEALTHY_S else num_deaths + 1
-            self._log.error("engine.died", reason=str(died), deaths_in_a_row=num_deaths)
-            events.died()
-            if num_deaths > self._settings.max_engine_restarts:
-                raise died
-            await asyncio.sleep(_RESTART_PAUSE_S)
-            events.restarted(await self.start())
+            self._note("engine.died", died, num_in_a_row)
+            while (ready := await self._start_again(num_in_a_row)) is None:
+                num_in_a_row += 1
+            events.restarted(ready)
+
+    async def _start_again(self, num_in_a_row: int) -> EngineReady | None:
+        """Wait as long as the row asks for and start an engine; None where none came up."""
+        await asyncio.sleep(_pause_s(num_in_a_row))
+        try:
+            return await self.start()
+        except (WorkerError, EngineError, OSError) as error:
+            failed = EngineDied(str(error), DeathCause.START)
+            self._note("engine.start_failed", failed, num_in_a_row + 1)
+            return None
+
+    def _note(self, event: str, died: EngineDied, num_in_a_row: int) -> None:
+        """Say what an engine died of where people and metrics look, and when the next comes."""
+        pause_s = _pause_s(num_in_a_row)
+        self._metrics.engine_ends[died.cause] += 1
+        self._engine.outage = Outage(died.cause, str(died), num_in_a_row, pause_s)
+        is_failing = num_in_a_row > self._settings.max_engine_restarts
+        self._log.error(
+            event,
+            cause=died.cause.value,
+            reason=str(died),
+            in_a_row=num_in_a_row,
+            restart_in_s=pause_s,
+            failing=is_failing,
+        )
 
     async def _watch(self, link: EngineLink) -> EngineDied:
         """Wait until the engine process ended or hangs."""
@@ -96,7 +132,7 @@ class EngineSupervisor:
                     return await link.wait_died()
             except TimeoutError:
                 if self._engine.is_hung:
-                    return EngineDied(f"no step for {link.stalled_s():.0f} s")
+                    return EngineDied(f"no step for {link.stalled_s():.0f} s", DeathCause.HANG)
 
     def _take(self, report: Report) -> None:
         """Pass a report on; before `run` the engine has no job and only beats."""
@@ -104,3 +140,8 @@ class EngineSupervisor:
             self._events.take(report)
         elif not isinstance(report, Beat):
             raise TypeError(f"an engine without jobs reported {type(report).__name__}")
+
+
+def _pause_s(num_in_a_row: int) -> float:
+    """Return the pause before the next engine, in seconds."""
+    return min(_FIRST_PAUSE_S * 2.0 ** (num_in_a_row - 1), _MAX_PAUSE_S) if num_in_a_row else 0.0

@@ -12,6 +12,7 @@ from tokenbus.worker.errors import WorkerError
 
 if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Failure, Finish
+    from tokenbus.producer.scripts.evidence import Crash, Passed
     from tokenbus.producer.scripts.replies import PulledJob
     from tokenbus.worker.held.prepared_job import PreparedJob
     from tokenbus.worker.held.publisher_link import PublisherLink
@@ -72,7 +73,9 @@ class HeldJob:
 
     What its log holds is known to its publisher, which `publisher_link` leads to. `lengths` counts
     the tokens of each choice that the engine has delivered; those behind a stop string go again
-    when the end is decided. `num_running` counts the choices that the engine has not ended.
+    when the end is decided. `first` is the index after which it began here. `evidence` speaks
+    against it until it has `passed` the place of its last crash. `num_running` counts the choices
+    that the engine has not ended.
     """
 
     def __init__(self, pulled: PulledJob, request_id: int) -> None:
@@ -96,12 +99,20 @@ class HeldJob:
         self.flag = ""
         self.marker_epoch = pulled.epoch
         self.finish: Finish | None = None
-        self.crashed = False
+        self.evidence = pulled.evidence
+        self.first = 0
+        self.crash: Crash | None = None
+        self.passed: Passed = ""
         self.cached_tokens = 0
         self.prompt_tokens = 0
         self.num_preemptions = 0
         self.is_preempted = False
         self.timings = Timings()
+
+    @property
+    def crashed(self) -> bool:
+        """Tell whether it goes back because something died or broke."""
+        return self.crash is not None
 
     @property
     def last(self) -> int:

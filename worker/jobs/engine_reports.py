@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.settlement import Settlement
+    from tokenbus.worker.jobs.suspects import Suspects
     from tokenbus.worker.messages.engine import EngineReady, Report
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
@@ -38,6 +39,7 @@ class EngineReports:
         prefixes: HeldPrefixes,
         settlement: Settlement,
         head_of_line: HeadOfLine,
+        suspects: Suspects,
         publishers: PublisherPool,
         metrics: Metrics,
     ) -> None:
@@ -47,6 +49,7 @@ class EngineReports:
         self._prefixes = prefixes
         self._settlement = settlement
         self._head_of_line = head_of_line
+        self._suspects = suspects
         self._publishers = publishers
         self._metrics = metrics
         self._log = get_logger()
@@ -64,10 +67,14 @@ class EngineReports:
             case _:
                 raise TypeError(f"unexpected report {type(report).__name__}")
 
-    def died(self) -> None:
-        """Hand back what a dead engine has run; that may be the fault of one of those jobs."""
-        for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
-            self._settlement.hand_back(job, crashed=job.phase is Phase.RUNNING)
+    def died(self) -> bool:
+        """Hand back what is held; only what a dead engine had on board can be to blame for that.
+
+        Returns: whether the search for whose fault it was goes on.
+        """
+        for job in self._held_jobs.in_phase(Phase.PULLED):
+            self._settlement.hand_back(job)
+        return self._suspects.blame(self._held_jobs.in_phase(Phase.RUNNING))
 
     def restarted(self, ready: EngineReady) -> None:
         """Let jobs have the pages of a new engine, whose cache is empty."""
@@ -104,6 +111,7 @@ class EngineReports:
             if job is not None:
                 # After the token that was in flight, which comes with the same step.
                 job.is_preempted = True
+        self._suspects.stepped(delivered=bool(step.token_ids))
         if not self._publishers.num_processes:
             self._publishers.take_step(step)
         self._engine.credit(num_homeless)

@@ -18,8 +18,8 @@ It may leave otherwise:
 6. **Handed back** while pulled or running: the worker drains, the engine died, another job needs
    the room (`pool/parking`), or its log cannot be continued. The publisher logs what there is and
    says when all is logged; then `requeue`, the script, puts the job in front again and notes how
-   many tokens are logged (R5). A crash counts: suspects run alone, and after too many crashes the
-   job fails as `poison`. One that was cancelled ends instead of waiting.
+   many tokens are logged (R5). A crash is told with what is known of it (`jobs/suspects`), and the
+   job that is found guilty fails as `poison`. One that was cancelled ends instead of waiting.
 7. **Fenced.** Its log belongs to a later owner. Nothing more is logged, and what the queue may
    still count as held here is handed back; where that is nothing, the queue refuses it.
 8. **Cut off with the session.** Every call breaks off and the job keeps its phase. The reconcile
@@ -27,8 +27,8 @@ It may leave otherwise:
    dropped, one that nobody here knows is handed back, and of the others the last step is done
    again: the publisher takes the logs over anew and answers anew, `resume_hand_back` requeues.
 9. **Orphaned.** This worker dies, and its lease runs out. A reaper takes the log over at the next
-   epoch and requeues the job, counting a crash, or completes it where its end stands
-   (`pool/reaper`).
+   epoch and requeues the job, counting a crash if it had begun, or completes it where its end
+   stands (`pool/reaper`).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from tokenbus.producer.contract.events import Finish
+from tokenbus.producer.scripts.evidence import Crash
 from tokenbus.producer.scripts.replies import RequeueStatus
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held import job_orders
@@ -112,12 +113,12 @@ class Settlement:
         if job.phase is Phase.GONE:
             return
         self._log.error("job.log_broken", job_id=job.job_id, epoch=job.epoch, why=why)
-        self._begin_hand_back(job, crashed=True, has_log=False)
+        self._begin_hand_back(job, crash=Crash(cause="log"), has_log=False)
 
-    def hand_back(self, job: HeldJob, *, crashed: bool = False) -> None:
+    def hand_back(self, job: HeldJob, *, crash: Crash | None = None) -> None:
         """Return a job to the queue, after what it generated is in its log."""
         if job.phase in (Phase.PULLED, Phase.RUNNING):
-            self._begin_hand_back(job, crashed=crashed)
+            self._begin_hand_back(job, crash=crash)
 
     def flag(self, job: HeldJob, flag: str) -> None:
         """End a job that was cancelled or has expired, with what it has."""
@@ -166,11 +167,11 @@ class Settlement:
         await self._unknown_handed_back.wait()
 
     def _begin_hand_back(
-        self, job: HeldJob, *, crashed: bool = False, has_log: bool = True
+        self, job: HeldJob, *, crash: Crash | None = None, has_log: bool = True
     ) -> None:
         """Let a job go back, after its publisher has logged what it has if it owns the log."""
         self._engine.stop(job)
-        job.crashed = job.crashed or crashed
+        job.crash = job.crash or crash
         if job.phase is Phase.COMMITTED:
             return
         job.move_to(Phase.HANDING_BACK)
@@ -218,7 +219,8 @@ class Settlement:
                 job.epoch,
                 marker_epoch=job.marker_epoch,
                 num_logged=job.num_logged,
-                crashed=job.crashed,
+                crash=job.crash,
+                passed=job.passed,
             )
         )
         self._held_jobs.drop(job)

@@ -89,6 +89,7 @@ class Starter:
             return
         job.taken = taken
         job.lengths = [len(ids) for ids in taken.ids]
+        job.first = job.last
         if taken.last:
             self._metrics.jobs_resumed += 1
         if job.refusal is not None:

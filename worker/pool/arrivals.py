@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.jobs.log_opening import LogOpener
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.start import Starter
+    from tokenbus.worker.jobs.suspects import Suspects
     from tokenbus.worker.pool.refusals import Refusals
 
 
@@ -35,6 +36,7 @@ class Arrivals:
         head_of_line: HeadOfLine,
         page_budget: PageBudget,
         prefixes: HeldPrefixes,
+        suspects: Suspects,
         refusals: Refusals,
     ) -> None:
         self._held_jobs = member.held_jobs
@@ -45,6 +47,7 @@ class Arrivals:
         self._page_budget = page_budget
         self._costs = page_budget.costs
         self._prefixes = prefixes
+        self._suspects = suspects
         self._refusals = refusals
         self._log = get_logger()
 
@@ -52,6 +55,7 @@ class Arrivals:
         """Note a job as held, counted as large as the pull says."""
         job = self._held_jobs.take(pulled)
         self._prefixes.pulled(job)
+        self._suspects.watch(job)
         self._metrics.jobs_pulled += 1
         if job.is_waiting:
             self._head_of_line.join(job)

@@ -10,7 +10,6 @@ import time
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.scripts.lease import SUSPECT_ATTEMPTS
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
 
@@ -50,7 +49,7 @@ class Parking:
             return
         self._claimed_at = None
         for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
-            if job.pulled.attempts < SUSPECT_ATTEMPTS:
+            if job.evidence is None or not job.evidence.is_alone:
                 self._settlement.hand_back(job)
 
     def nothing_claimed(self) -> None:

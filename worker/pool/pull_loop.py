@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.jobs.head_of_line import HeadOfLine
     from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
     from tokenbus.worker.jobs.page_budget import PageBudget, Room
+    from tokenbus.worker.jobs.suspects import Suspects
     from tokenbus.worker.pool.arrivals import Arrivals
     from tokenbus.worker.pool.doorbell import Doorbell
     from tokenbus.worker.pool.lease import Lease
@@ -59,6 +60,7 @@ class PullLoop:
         head_of_line: HeadOfLine,
         page_budget: PageBudget,
         prefixes: HeldPrefixes,
+        suspects: Suspects,
     ) -> None:
         self._session = member.session
         self._scripts = member.scripts
@@ -74,6 +76,7 @@ class PullLoop:
         self._head_of_line = head_of_line
         self._page_budget = page_budget
         self._prefixes = prefixes
+        self._suspects = suspects
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -128,6 +131,7 @@ class PullLoop:
                 # Under the offer: to register a job may drop an older epoch of it, whose pages
                 # would start the waiting job before all that came is counted.
                 jobs = [self._arrivals.register(job) for job in pulled.jobs]
+        self._suspects.pulled(len(jobs))
         for job in jobs:
             tasks.create_task(self._arrivals.bring_in(job))
         if pulled.endings:
@@ -150,6 +154,8 @@ class PullLoop:
         nothing passes the head-of-line job for too long.
         """
         if not self._engine.is_up or self._parking.is_parking:
+            return None
+        if self._suspects.keeps_others_off:
             return None
         if room.rows < 1 or room.pages < 1:
             lowest = None if self._head_of_line.is_taken else self._parking.lowest_priority()
@@ -176,6 +182,7 @@ class PullLoop:
             lost_prefixes=self._prefixes.lost(),
             affinity_ms=self._settings.affinity_ms,
             max_rows=free_rows,
+            crowd=self._suspects.crowd,
         )
 
     async def _wait_after(self, pulled: Pulled) -> None:

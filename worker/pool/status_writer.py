@@ -65,7 +65,7 @@ class StatusWriter:
 
     def gauges(self) -> dict[str, object]:
         """Return the gauges: jobs by phase, pages, the engine's counters, the worker's."""
-        stats = self._engine.stats()
+        stats, outage = self._engine.stats(), self._engine.outage
         return {
             "v": 1,
             "worker": self._worker,
@@ -73,6 +73,9 @@ class StatusWriter:
             "page_size": self._costs.page_size,
             "total_pages": self._costs.total_pages,
             "jobs": {phase.value: len(self._held_jobs.in_phase(phase)) for phase in Phase},
+            # Whether it can run jobs now, and if not, why and since how many engines.
+            "ready": self._engine.is_up,
+            "outage": None if outage is None else asdict(outage),
             "engine": None if stats is None else asdict(stats),
             "counters": self._metrics.as_dict(),
         }

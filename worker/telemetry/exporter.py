@@ -16,7 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from tokenbus.worker.errors import SessionLost
+from tokenbus.worker.errors import DeathCause, SessionLost
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.telemetry.metrics_server import metrics_served
@@ -66,6 +66,7 @@ class Exporter(Collector):
         """Return everything as of now; called by the server's thread."""
         yield from self._jobs()
         yield from self._pages()
+        yield from self._engines()
         yield from self._tokens()
         yield from self._publishing()
 
@@ -103,6 +104,28 @@ class Exporter(Collector):
             pages.add_metric(["free"], stats.free_pages)
             pages.add_metric(["evictable"], stats.evictable_pages)
         yield pages
+
+    def _engines(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "tokenbus_engine_up", "1 while jobs can be given to an engine", int(self._engine.is_up)
+        )
+        outage = self._engine.outage
+        yield GaugeMetricFamily(
+            "tokenbus_engine_ends_in_a_row",
+            "Engines that died or did not start in a row, with no job to blame; 0 while one is up",
+            outage.num_in_a_row if outage else 0,
+        )
+        ends = CounterMetricFamily(
+            "tokenbus_engine_ends", "Engines that died or did not start, by cause", labels=["cause"]
+        )
+        for cause in DeathCause:
+            ends.add_metric([cause.value], self._metrics.engine_ends[cause])
+        yield ends
+        yield CounterMetricFamily(
+            "tokenbus_suspects_cleared",
+            "Jobs that passed the place where an engine had died with them",
+            self._metrics.suspects_cleared,
+        )
 
     def _tokens(self) -> Iterator[Metric]:
         stats = self._engine.stats()

@@ -12,10 +12,11 @@
 --@use affinity: affinity give_up_home is_held_back spares
 --@use room: room pages cost_of has_room_for spend_room is_room_left
 --@use taking: entries_of note_taken write_taken
+--@use suspects: crowd in_order is_worth_a_look keeps_off board claims
 -- Take as many jobs as fit the budget, fairest first. Bounded: 16 tenants per priority, 64 entries.
 room.pages, room.page, room.rows = free_pages, page_size, free_rows
 room.default_output = default_output
-local MAX_TENANTS, MAX_ENTRIES, SUSPECT_ATTEMPTS, SUSPECT_PATIENCE_MS = 16, 64, 2, 2000
+local MAX_TENANTS, MAX_ENTRIES = 16, 64
 -- Jobs of one lane that a pull leaves to other workers before it looks elsewhere, and how many jobs
 -- of service others may get ahead of their tenant through that.
 local MAX_SPARED, MAX_LEAD = 4, 4
@@ -25,13 +26,6 @@ if standing[1] ~= serial then
   return { 'reconcile', {}, {} }
 end
 redis.call('SADD', K.workers, worker)
-if standing[2] then
-  return { 'suspect', {}, {} }
-end
-if standing[3] then
-  return { 'empty', {}, {} }
-end
-
 local argument = lists
 local function read_pairs()
   local map = {}
@@ -52,16 +46,27 @@ for _, prefix in ipairs(read_names()) do
   room.idle[prefix] = true
 end
 affinity.ms, affinity.worker, affinity.held = affinity_ms, worker, room.cached
-for _, prefix in ipairs(read_names()) do
+local lost_prefixes = read_names()
+-- What callers tell of the suspects they hold; those of earlier releases hold one, alone.
+crowd.told, crowd.num = ARGV[argument] ~= nil, tonumber(ARGV[argument]) or 0
+crowd.least, crowd.open = tonumber(ARGV[argument + 1]) or 0, tonumber(ARGV[argument + 2]) or 0
+if standing[2] and not crowd.told then
+  return { 'suspect', {}, {} }
+end
+if standing[3] then
+  return { 'empty', {}, {} }
+end
+for _, prefix in ipairs(lost_prefixes) do
   give_up_home(prefix)
 end
 
 local now = now_ms()
-affinity.now = now
+affinity.now, crowd.now, crowd.worker = now, now, worker
 local jobs, endings, looked, tokens_pulled = {}, {}, 0, 0
 local suspect_waits, is_clearing = false, false
 local spared, unfit = {}, 0
 local num_held = redis.call('HLEN', K.held .. worker)
+crowd.held = num_held
 
 local function fail_waiting(job, tenant, priority, epoch, code, field, message)
   stop_waiting(job, tenant, priority)
@@ -89,7 +94,8 @@ local function too_large(found, record, priority)
   end
 end
 
-local function take(found, record, stream, id, priority, in_lane, need, shared, charge, overflow)
+local function take(found, record, stream, id, priority, in_lane, need, shared, charge, overflow,
+  rides)
   local job, tenant = found.job, found.tenant
   local epoch, attempts = tonumber(record[2]) + 1, tonumber(record[3])
   local queued, is_charged = tonumber(record[10]), (tonumber(record[6]) or 0) > 0
@@ -99,33 +105,22 @@ local function take(found, record, stream, id, priority, in_lane, need, shared, 
   entries[#entries + 1] = id
   note_taken(job, epoch, priority, tenant, found.prefix, queued, not is_charged and charge or nil,
     time)
-  if attempts >= SUSPECT_ATTEMPTS then
-    redis.call('HSET', K.worker .. worker, 'suspect', job)
+  board(record[14], attempts)
+  if rides then
+    max_jobs = 0
+  end
+  if rides == 'alone' then
+    if not crowd.told then
+      redis.call('HSET', K.worker .. worker, 'suspect', job)
+    end
     redis.call('HDEL', K.worker .. worker, 'claim')
     redis.call('HDEL', K.job .. job, 'claimant')
-    max_jobs = 0
   end
   local deadline = tonumber(record[8])
   jobs[#jobs + 1] = { job, epoch, attempts, tonumber(priority), tenant, need, overflow and 1 or 0,
     found.logged, deadline and math.max(0, deadline - now) or -1, record[9] or '',
-    now - (tonumber(record[12]) or now), found.prefix, shared, found.n }
+    now - (tonumber(record[12]) or now), found.prefix, shared, found.n, record[14] or '' }
   return time
-end
-
--- A suspect that found no empty worker for a while is claimed by one of the busy when its turn
--- comes: that one takes nothing more until it holds nothing, and then the suspect, else under steady
--- load it would never run.
-local function claims(job, id)
-  if now - tonumber(string.match(id, '^%d+')) < SUSPECT_PATIENCE_MS then
-    return false
-  end
-  local claimant = redis.call('HGET', K.job .. job, 'claimant')
-  if claimant and claimant ~= worker and redis.call('EXISTS', K.alive .. claimant) == 1 then
-    return false
-  end
-  redis.call('HSET', K.job .. job, 'claimant', worker)
-  redis.call('HSET', K.worker .. worker, 'claim', job)
-  return true
 end
 
 -- Take, skip or bury one entry; returns the virtual time that was charged, nil if it was not taken,
@@ -149,7 +144,7 @@ local function consider(stream, id, fields, priority, lane_tenant, urge)
   end
   local record = redis.call('HMGET', K.job .. found.job, 'state', 'epoch', 'attempts', 'stream',
     'entry', 'charge', 'weight', 'deadline', 'request', 'queued', 'priority',
-    'created', 'spared')
+    'created', 'spared', 'evidence')
   if record[1] ~= 'waiting' or record[4] ~= stream or record[5] ~= id then
     bury(stream, id, fields, 'job', 'no waiting job has this entry', priority, lane_tenant,
       endings, now)
@@ -160,12 +155,13 @@ local function consider(stream, id, fields, priority, lane_tenant, urge)
     too_large(found, record, priority)
     return nil
   end
-  if tonumber(record[3]) >= SUSPECT_ATTEMPTS and num_held + #jobs > 0 then
+  local waits_for, rides = keeps_off(record[14], record[3], id)
+  if waits_for then
     suspect_waits = true
-    is_clearing = is_clearing or claims(found.job, id)
+    is_clearing = is_clearing or (waits_for == 'alone' and claims(found.job, id))
     return nil
   end
-  if lane_tenant and urge ~= 'take' and tonumber(record[3]) < SUSPECT_ATTEMPTS
+  if lane_tenant and urge ~= 'take' and not rides
     and spares(found.job, found.prefix, id, tonumber(record[13]), urge == 'hasty') then
     return nil, charge / (tonumber(record[7]) or 1)
   end
@@ -175,7 +171,7 @@ local function consider(stream, id, fields, priority, lane_tenant, urge)
     may_overflow = false
   end
   return take(found, record, stream, id, priority, lane_tenant ~= nil, need, shared, charge,
-    not fits)
+    not fits, rides)
 end
 
 local function may_go_on()
@@ -200,6 +196,21 @@ if claim then
     end
   end
 end
+
+local function consider_suspects(last)
+  for _, entry in ipairs(in_order(last)) do
+    if not may_go_on() then
+      break
+    end
+    if not is_worth_a_look(entry) then
+      suspect_waits = true
+    elseif tonumber(entry.priority) <= last_class then
+      consider(K.suspects, entry.id, entry.fields, entry.priority, nil)
+    end
+  end
+  write_taken(worker)
+end
+consider_suspects(false)
 
 for class = 0, last_class do
   local priority, after = tostring(class), '-'
@@ -273,9 +284,12 @@ for class = 0, last_class do
   affinity.holds_back = affinity.waits
 end
 
+if #jobs == 0 and crowd.left then
+  consider_suspects(true)
+end
 local waiting = tonumber(redis.call('HGET', K.load, 'jobs')) or 0
 local left = redis.call('EXISTS', K.backlog .. '0', K.backlog .. '1', K.backlog .. '2',
-  K.front .. '0', K.front .. '1', K.front .. '2') > 0
+  K.front .. '0', K.front .. '1', K.front .. '2', K.suspects) > 0
 -- What is left to others was announced to them; the bell for everybody would wake this one again.
 local only_spared = #spared > 0 and #jobs == 0 and unfit == 0 and not suspect_waits and may_go_on()
 if left and not only_spared then

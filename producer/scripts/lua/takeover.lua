@@ -2,7 +2,13 @@
 --@args belt_ms publish:unused batch
 --@use tail: tail_of answer
 --@use each: each
--- Write the marker with which an owner starts and a reaper fences; it carries the last index.
+-- Write the marker with which an owner starts and a reaper fences; it carries the last index. A
+-- reaper learns whose entries stood there before its own marker: the epoch comes last in the answer.
+local function epoch_before(log)
+  local before = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 2)[2]
+  return before and tonumber(string.match(before[1], '^%d+')) or 0
+end
+
 return each(batch, function(job, epoch, worker, create)
   local log = L.log .. job
   local tail = tail_of(log)
@@ -16,10 +22,14 @@ return each(batch, function(job, epoch, worker, create)
     return answer('fenced', tail)
   end
   if tail and tail.epoch == epoch then
-    return answer('log', tail, log)
+    local found = answer('log', tail, log)
+    if not create then
+      found[6] = epoch_before(log)
+    end
+    return found
   end
   local last = tail and tail.to or 0
   redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', last)
   redis.call('PEXPIRE', log, belt_ms)
-  return { 'ok', epoch, last, '', redis.call('XLEN', log) }
+  return { 'ok', epoch, last, '', redis.call('XLEN', log), tail and tail.epoch or 0 }
 end)

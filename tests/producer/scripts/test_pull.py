@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 from workers.stubs import PAGE_SIZE, StubWorker, a_job, raw, submit
 
+from tokenbus.producer.scripts.evidence import Crash, Crowd
 from tokenbus.producer.scripts.replies import JobState, PullStatus, RequeueStatus
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.scripts.completion import JobCompletion
+    from tokenbus.producer.scripts.replies import PulledJob
 
 
 @pytest.fixture
@@ -193,35 +197,40 @@ async def crash(scripts: Scripts, completion: JobCompletion, worker: StubWorker)
         await completion.reap("reaper", orphan, completion._clock())
 
 
-async def test_suspect_waits_for_an_empty_worker(
-    scripts: Scripts, completion: JobCompletion, worker: StubWorker
-) -> None:
-    """A worker that holds jobs is told that a suspect waits; one that holds it gets no others."""
+async def crash_engine(scripts: Scripts, worker: StubWorker, jobs: Sequence[PulledJob]) -> None:
+    """Let the engine of a worker die with these jobs on board."""
+    crash = Crash(cause="engine", num_suspected=len(jobs))
+    for job in jobs:
+        await scripts.lease.requeue(worker.name, job.job_id, job.epoch, crash=crash)
+
+
+async def test_suspect_waits_for_an_empty_worker(scripts: Scripts, worker: StubWorker) -> None:
+    """A worker that holds jobs is told that a suspect waits; one that is empty gets it alone."""
     await submit(scripts, a_job("mine"))
     await worker.pull()
     await submit(scripts, a_job("killer"))
+    doomed = StubWorker(scripts)
+    await doomed.reconcile()
     for _ in range(2):
-        doomed = StubWorker(scripts)
-        await doomed.reconcile()
-        await doomed.pull()
-        await crash(scripts, completion, doomed)
-    assert (await worker.pull()).status is PullStatus.SUSPECT
+        await crash_engine(scripts, doomed, (await doomed.pull()).jobs)
+    assert (await worker.pull(crowd=Crowd())).status is PullStatus.SUSPECT
     await submit(scripts, a_job("other"))
-    alone = StubWorker(scripts)
-    await alone.reconcile()
-    assert [job.job_id for job in (await alone.pull()).jobs] == ["killer"]
-    assert (await alone.pull()).status is PullStatus.SUSPECT
+    [alone] = (await doomed.pull()).jobs
+    assert alone.job_id == "killer"
+    assert alone.evidence is not None
+    assert alone.evidence.is_alone
     assert [job.job_id for job in (await worker.pull()).jobs] == ["other"]
 
 
-async def test_third_crash_is_poison(scripts: Scripts, completion: JobCompletion) -> None:
-    """A job whose worker died three times ends `failed(poison)` and is a dead letter."""
+async def test_third_death_alone_is_poison(scripts: Scripts, completion: JobCompletion) -> None:
+    """A job alone on board of three engines ends `failed(poison)` and is a dead letter."""
     await submit(scripts, a_job("killer"))
+    worker = StubWorker(scripts)
+    await worker.reconcile()
     for _ in range(3):
-        doomed = StubWorker(scripts)
-        await doomed.reconcile()
-        assert len((await doomed.pull()).jobs) == 1
-        await crash(scripts, completion, doomed)
+        [job] = (await worker.pull()).jobs
+        await worker.start("killer", job.epoch)
+        await crash_engine(scripts, worker, [job])
     record = await scripts.queue.record("killer")
     assert record is not None
     assert (record.state, record.attempts) == (JobState.ENDING, 3)

@@ -112,6 +112,12 @@ RULES = {
     "a flag survives its owner (R5)": Change(
         "requeue", "if record[4] == 'cancel' then", "if false then"
     ),
+    "one crash finds nobody guilty (R5)": Change(
+        "requeue", "elseif crashed and attempts >= max_attempts then", "elseif crashed then"
+    ),
+    "who dies alone, again, is found guilty (R5)": Change(
+        "requeue", "  if suspected == 1 then", "  if false then"
+    ),
     "the commit sets no short TTL (R9)": Change(
         "end", "redis.call('PEXPIRE', log, belt_ms)", "redis.call('PEXPIRE', log, 120000)"
     ),

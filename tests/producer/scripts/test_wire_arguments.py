@@ -1,7 +1,8 @@
 """The calls of the scripts as they go to the server, byte for byte.
 
 Processes of two releases share a pool while one replaces the other, so `wire_arguments.json` is a
-contract: where a call has to change, its script has to take the old one too.
+contract: where a call has to change, its script has to take the old one too. Pull and
+requeue had fewer arguments; `test_evidence.py` makes those calls as they were.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.control import ClaimedWebhook, WebhookOutcome, WebhookTry
+from tokenbus.producer.scripts.evidence import Crash, Crowd
 from tokenbus.producer.scripts.queue import _submit_args
 from tokenbus.producer.scripts.source import read_part, script_sha
 
@@ -64,6 +66,15 @@ BUDGET = Budget(
     max_rows=64,
 )
 APPEND = Append("s3-job", 2, 1, 4, 6, 'he"llo é\n', [5, 6, 7], [1, 2, 3], "[[-0.5,[]]]", 9)
+CRASH = Crash(
+    cause="engine",
+    place=40,
+    since=30,
+    num_suspected=6,
+    num_beside=7,
+    is_beside=True,
+    is_sound=False,
+)
 HOOK = ClaimedWebhook("s1-job", 7, "shop", "https://x.example/y", {}, "{}", 5, 2, b"")
 
 
@@ -88,6 +99,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "pressure": lambda s: s.control.pressure(),
     "pull": lambda s: s.lease.pull("w1", 5, BUDGET),
     "pull, plain": lambda s: s.lease.pull("w1", 5, Budget(1, 2, 3, 4)),
+    "pull, suspects": lambda s: s.lease.pull("w1", 5, Budget(1, 2, 3, 4, crowd=Crowd(3, 2, 5))),
     "raise_epoch": lambda s: s.queue.raise_epoch("s1-job", 44),
     "reconcile": lambda s: s.lease.reconcile("w1", 6, 30_000, 1000, 16),
     "reject": lambda s: s.queue.reject("1-2", "s1-job", '{"reason":"failed"}', b"\xff\x00"),
@@ -95,6 +107,9 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "requeue": lambda s: s.lease.requeue("w1", "s1-job", 4),
     "requeue, crashed": lambda s: s.lease.requeue(
         "w1", "s1-job", 4, marker_epoch=5, num_logged=6, crashed=True, max_attempts=7
+    ),
+    "requeue, engine died": lambda s: s.lease.requeue(
+        "w1", "s1-job", 4, marker_epoch=5, num_logged=6, crash=CRASH, passed="all"
     ),
     "scan": lambda s: s.lease.scan(limit=9),
     "submit": lambda s: s.queue.submit(JOB, BOUNDS, ticket=17, entry_id="1-2"),

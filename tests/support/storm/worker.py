@@ -17,6 +17,7 @@ from workers.stubs import owned_end, tokens
 
 from tokenbus.producer.scripts import Budget, Scripts, Takeover
 from tokenbus.producer.scripts.completion import JobCompletion
+from tokenbus.producer.scripts.evidence import Crash, Crowd, Evidence
 from tokenbus.producer.scripts.replies import LogStatus, PullStatus, RequeueStatus
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ LENGTH = 5
 # Each job of these schedules counts three pages; two of them fill a worker.
 PAGES, PAGE_SIZE, MAX_HELD = 6, 16, 2
 LEASE_S = 5.0
+# The job that no engine survives, where a schedule has one.
+KILLER = "j2"
 
 
 class SessionLost(Exception):
@@ -41,9 +44,13 @@ class SessionLost(Exception):
 
 @dataclass(eq=False, slots=True)
 class Ride:
-    """One job as its owner knows it; `last` is where its log ends, None when that is unknown."""
+    """One job as its owner knows it; `last` is where its log ends, None when that is unknown.
+
+    `evidence` speaks against it, and `crash` is why it goes back.
+    """
 
     epoch: int
+    evidence: Evidence | None = None
     last: int | None = None
     entries: int = 0
     made: int = 0
@@ -51,11 +58,15 @@ class Ride:
     marker: int = 0
     is_returning: bool = False
     is_leaving: bool = False
+    crash: Crash | None = None
 
 
 @dataclass(eq=False)
 class StormWorker:
-    """One worker process of a schedule; `skips` names rules that it does not follow."""
+    """One worker process of a schedule; `skips` names rules that it does not follow.
+
+    Its engine dies of `KILLER` where `kills` is set, before that makes a token.
+    """
 
     name: str
     network: Network
@@ -63,6 +74,7 @@ class StormWorker:
     clock: Clock
     pool: str
     skips: frozenset[str] = frozenset()
+    kills: bool = False
     serial: int = 0
     jobs: dict[str, Ride] = field(default_factory=dict)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -174,17 +186,44 @@ class StormWorker:
         finally:
             ride.is_leaving = False
 
+    def lose_engine(self) -> None:
+        """Let the engine die; what was on board goes back with the blame."""
+        aboard = [
+            ride
+            for ride in self.jobs.values()
+            if ride.last is not None and not ride.is_returning and ride.last < LENGTH
+        ]
+        suspects = [ride for ride in aboard if ride.evidence and ride.evidence.ride] or aboard
+        for ride in aboard:
+            ride.is_returning = True
+            ride.crash = Crash(
+                cause="engine",
+                place=ride.last or 0,
+                num_suspected=len(suspects),
+                num_beside=len(aboard) - len(suspects),
+                is_beside=ride not in suspects,
+            )
+
+    def _crowd(self) -> Crowd | None:
+        """Tell which suspects are here; None where nothing may be pulled."""
+        found = [ride.evidence for ride in self.jobs.values() if ride.evidence is not None]
+        is_told = all(ride.crash is None for ride in self.jobs.values())
+        if not is_told or any(evidence.is_alone for evidence in found):
+            return None
+        rides = [evidence.ride for evidence in found if evidence.ride]
+        return Crowd(len(rides), min(rides, default=0), len(found))
+
     async def _pull(self) -> None:
         async with self._settlement:
-            room = MAX_HELD - len(self.jobs)
-            if room <= 0:
+            room, crowd = MAX_HELD - len(self.jobs), self._crowd()
+            if room <= 0 or crowd is None:
                 return
-            budget = Budget(3 * room, PAGE_SIZE, PAGES, room, take_head_of_line=False)
+            budget = Budget(3 * room, PAGE_SIZE, PAGES, room, take_head_of_line=False, crowd=crowd)
             reply = await self._call(
                 lambda: self.scripts.lease.pull(self.name, self.serial, budget)
             )
             for job in reply.jobs:
-                self.jobs[job.job_id] = Ride(job.epoch, marker=job.epoch)
+                self.jobs[job.job_id] = Ride(job.epoch, job.evidence, marker=job.epoch)
         if reply.status is PullStatus.RECONCILE:
             self._lose()
 
@@ -198,6 +237,8 @@ class StormWorker:
             await self._end(job_id, ride, ride.last)
         elif self.chance.random() < 0.08:
             await self._give_back(job_id, ride)
+        elif self.kills and job_id == KILLER:
+            self.lose_engine()
         else:
             await self._append(job_id, ride, ride.last)
 
@@ -252,7 +293,12 @@ class StormWorker:
         ride.is_returning = True
         status = await self._call(
             lambda: self.scripts.lease.requeue(
-                self.name, job_id, ride.epoch, marker_epoch=ride.marker, num_logged=ride.last or 0
+                self.name,
+                job_id,
+                ride.epoch,
+                marker_epoch=ride.marker,
+                num_logged=ride.last or 0,
+                crash=ride.crash,
             )
         )
         self.jobs.pop(job_id, None)

@@ -20,14 +20,14 @@ from storm.network import Clock, Network
 from storm.reader import StormReader
 from storm.sleep import Sleepers
 from storm.weather import CLIMATES, Weather
-from storm.worker import MAX_HELD, StormWorker
+from storm.worker import KILLER, MAX_HELD, StormWorker
 
 if TYPE_CHECKING:
     from typing import Any
 
     from storm.actor import Actor
 
-    from tokenbus.producer.contract.events import Event
+    from tokenbus.producer.contract.events import Event, Finish
 
 NUM_STEPS = 260
 MAX_SETTLE_STEPS = 4000
@@ -36,6 +36,8 @@ MAX_LATE_S = 4.0
 STEP_S, SETTLE_STEP_S, DREAM_STEP_S = 0.03, 0.25, 0.1
 # A power cut takes about the last second.
 ROLLBACK_S = 1.5
+# Every third schedule has a job that kills engines, and in most a few engines die by accident.
+KILLER_EVERY, MAX_ACCIDENTS, ACCIDENT_RATE = 3, 2, 0.008
 # Longer than log and result are kept.
 AGES_S = (130.0, 4000.0)
 
@@ -53,6 +55,7 @@ class World:
     lost: set[str] = field(default_factory=set)
     forgotten: set[str] = field(default_factory=set)
     num_born: int = 0
+    num_accidents: int = 0
 
     def __post_init__(self) -> None:
         """Prepare the network."""
@@ -70,6 +73,7 @@ class World:
         )  # fmt: skip
         self.audit.tenants = self.clients.tenants
         self.sleepers = Sleepers(self.network, self.chance, self._may_sleep, self._age)
+        self._accidents = random.Random(f"accidents of {self.seed}")
         self._owed_s = 0.0
         self._let_expire()
         self._snapshot: Snapshot | None = None
@@ -84,6 +88,7 @@ class World:
             for _ in range(NUM_STEPS):
                 self.pass_time(DREAM_STEP_S if self.sleepers.is_dreaming else STEP_S)
                 self.sleepers.step()
+                self._have_accident()
                 if self.chance.random() < 0.14:
                     self._happen()
                 else:
@@ -142,8 +147,11 @@ class World:
         self.num_born += 1
         name = f"w{self.num_born}"
         self.workers.append(
-            StormWorker(name, self.network, self.chance, self.clock, self.pool, self.skips)
-        )
+            StormWorker(
+                name, self.network, self.chance, self.clock, self.pool, self.skips,
+                kills=self.seed % KILLER_EVERY == 0,
+            )
+        )  # fmt: skip
 
     def _kill(self) -> None:
         worker = self.chance.choice(self.workers)
@@ -151,6 +159,14 @@ class World:
         worker.die()
         self.workers.remove(worker)
         self._bear()
+
+    def _have_accident(self) -> None:
+        """Let an engine die now and then that is not to blame on any job."""
+        if self.num_accidents < MAX_ACCIDENTS and self._accidents.random() < ACCIDENT_RATE:
+            self.num_accidents += 1
+            worker = self._accidents.choice(self.workers)
+            self.network.note(f"the engine of {worker.name} dies")
+            worker.lose_engine()
 
     def _pause(self) -> None:
         self.sleepers.fall_asleep(self.chance.choice(self.workers).actor)
@@ -240,8 +256,18 @@ class World:
             if event.job_id in self.audit.ended:
                 raise Violation(f"{event.job_id} has two terminal events")
             self.audit.ended.add(event.job_id)
+            self._judge(event.job_id, event.finish)
         for reader in self.readers:
             reader.socket_reader.hear(channel, event)
+
+    def _judge(self, job_id: str, finish: Finish) -> None:
+        """Only a killer is found guilty, and it ends in no other way by itself."""
+        is_killer = job_id == KILLER and self.seed % KILLER_EVERY == 0
+        is_guilty = finish.error is not None and finish.error.code == "poison"
+        if is_guilty and not is_killer:
+            raise Violation(f"{job_id} ended as poison and kills no engine")
+        if is_killer and finish.reason == "stop":
+            raise Violation(f"{job_id} kills every engine and came to its end")
 
     async def _heal(self) -> None:
         """Mend the network, leave some worker alive, and wait until nothing is left to do."""

@@ -16,6 +16,7 @@ from tokenbus.worker.jobs.head_of_line import HeadOfLine
 from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
 from tokenbus.worker.jobs.page_budget import PageBudget
 from tokenbus.worker.jobs.settlement import Settlement
+from tokenbus.worker.jobs.suspects import Suspects
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.pool.parking import Parking
 from tokenbus.worker.settings import WorkerSettings
@@ -56,6 +57,7 @@ class JobParts:
     settlement: Settlement
     parking: Parking
     head_of_line: HeadOfLine
+    suspects: Suspects
     flow: JobFlow
 
     def engine_reports(self, publishers: Any) -> EngineReports:
@@ -67,6 +69,7 @@ class JobParts:
             prefixes=self.prefixes,
             settlement=self.settlement,
             head_of_line=self.head_of_line,
+            suspects=self.suspects,
             publishers=publishers,
             metrics=self.member.metrics,
         )
@@ -79,6 +82,9 @@ def job_parts(member: PoolMember, page_budget: PageBudget, starter: Any) -> JobP
     settlement = Settlement(member, engine)
     parking = Parking(member, settlement, page_budget)
     head_of_line = HeadOfLine(member.held_jobs, starter, parking)
+    suspects = Suspects(
+        member.held_jobs, settlement=settlement, head_of_line=head_of_line, metrics=member.metrics
+    )
     flow = JobFlow(
         held_jobs=member.held_jobs,
         engine=engine,
@@ -90,7 +96,16 @@ def job_parts(member: PoolMember, page_budget: PageBudget, starter: Any) -> JobP
         metrics=member.metrics,
     )
     return JobParts(
-        member, engine, sent, page_budget, prefixes, settlement, parking, head_of_line, flow
+        member,
+        engine,
+        sent,
+        page_budget,
+        prefixes,
+        settlement,
+        parking,
+        head_of_line,
+        suspects,
+        flow,
     )
 
 

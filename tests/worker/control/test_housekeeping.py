@@ -35,6 +35,7 @@ async def test_job_of_a_dead_worker_goes_back_without_any_worker(
     dead = StubWorker(scripts)
     await dead.reconcile()
     await dead.pull()
+    await dead.start("orphan", 1)
     await dead.die()
     idle = StubWorker(scripts)
     await idle.reconcile()

@@ -105,6 +105,7 @@ def pull_bench(num_pages: int, *answer: PulledJob) -> PullBench:
         head_of_line=jobs.head_of_line,
         page_budget=page_budget,
         prefixes=jobs.prefixes,
+        suspects=jobs.suspects,
         refusals=refusals,
     )
     pull_loop = PullLoop(
@@ -118,6 +119,7 @@ def pull_bench(num_pages: int, *answer: PulledJob) -> PullBench:
         head_of_line=jobs.head_of_line,
         page_budget=page_budget,
         prefixes=jobs.prefixes,
+        suspects=jobs.suspects,
     )
     return PullBench(member, stub, jobs, pull_loop)
 

@@ -25,13 +25,20 @@ local function wake_home(prefix)
   end
 end
 
--- Append a job's entry to its lane or, with `front`, to the list that every pull empties first, and
--- tell who may care; returns the stream and the entry's id. The record has to name both.
-local function add_entry(job, tenant, priority, front, cost)
+-- Append a job's entry to its lane or, with `front`, to the list that every pull empties first, or
+-- with `ride` to the suspects, of whom a pull takes only as many as may be together; and tell who may
+-- care. Returns the stream and the entry's id. The record has to name both.
+local function add_entry(job, tenant, priority, front, cost, ride, tried)
   local stream = front and K.front .. priority or K.lane .. priority .. ':' .. tenant
-  local entry = redis.call('XADD', stream, '*', 'v', 1, 'job', job, 'tenant', tenant,
-    'prompt', cost.prompt, 'output', cost.output, 'n', cost.n, 'logged', cost.logged,
-    'prefix', cost.prefix)
+  local fields = { 'v', 1, 'job', job, 'tenant', tenant, 'prompt', cost.prompt, 'output',
+    cost.output, 'n', cost.n, 'logged', cost.logged, 'prefix', cost.prefix }
+  if ride then
+    stream, front = K.suspects, true
+    for _, each in ipairs({ 'priority', priority, 'ride', ride, 'tried', tried }) do
+      fields[#fields + 1] = each
+    end
+  end
+  local entry = redis.call('XADD', stream, '*', unpack(fields))
   if not front then
     enter_backlog(priority, tenant)
     if cost.prefix ~= '' then
@@ -44,9 +51,12 @@ end
 
 -- Let a job wait whose record holds its costs; its load counts from here on until `unload`.
 local function wait_in(job, tenant, priority, front)
-  local record = redis.call('HMGET', K.job .. job, 'prompt', 'output', 'n', 'logged', 'prefix')
+  local record = redis.call('HMGET', K.job .. job, 'prompt', 'output', 'n', 'logged', 'prefix',
+    'evidence')
+  local ride, tried = string.match(record[6] or '', '^([1-9]%d*) .* (%d)$')
   local stream, entry = add_entry(job, tenant, priority, front, { prompt = record[1],
-    output = record[2], n = record[3], logged = record[4] or 0, prefix = record[5] or '' })
+    output = record[2], n = record[3], logged = record[4] or 0, prefix = record[5] or '' }, ride,
+    tried)
   redis.call('HSET', K.job .. job, 'state', 'waiting', 'stream', stream, 'entry', entry,
     'owner', '')
 end
