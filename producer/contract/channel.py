@@ -6,11 +6,12 @@ import json
 
 import msgspec
 
+from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.events import Event, Finish
-from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.contract.keys import KNOWN_VERSIONS, versions_text
 from tokenbus.producer.errors import SchemaMismatch
 
-_HEAD = f'{{"v":{WIRE_VERSION},'.encode()
+_HEADS = tuple(f'{{"v":{version},'.encode() for version in KNOWN_VERSIONS)
 _decode = msgspec.json.Decoder(Event).decode
 
 
@@ -21,15 +22,15 @@ def parse_message(text: bytes | str) -> Event:
         message is no event.
     """
     body = text.encode(errors="surrogatepass") if isinstance(text, str) else text
-    if body.startswith(_HEAD):
+    if body.startswith(_HEADS):
         # A tenth of the time of the general way, and refused for anything unusual.
         try:
             return _decode(body)
         except msgspec.MsgspecError:
             pass
     wire = json.loads(body)
-    if wire["v"] != WIRE_VERSION:
-        raise SchemaMismatch("v", f"event speaks wire version {wire['v']!r}")
+    if wire["v"] not in KNOWN_VERSIONS:
+        raise SchemaMismatch("v", f"the event {versions_text(wire['v'])}")
     finish = wire.get("finish")
     return Event(
         job_id=wire["job"],
@@ -42,4 +43,6 @@ def parse_message(text: bytes | str) -> Event:
         ends=tuple(wire["ends"]),
         logprobs=tuple(wire.get("logprobs") or ()),
         finish=None if finish is None else Finish.from_wire(finish),
+        tenant=wire.get("tenant", DEFAULT_TENANT),
+        version=wire["v"],
     )

@@ -6,6 +6,7 @@
 --@use fairness: raise_floor leave_backlog
 --@use drain_rate: drained
 --@use waiting: stop_waiting
+--@use adopt: adopt_waiting
 --@use ending: to_ending ending_of
 --@use entry: read_entry bury
 --@use lanes: fairest_lanes fairest next_entry
@@ -56,6 +57,7 @@ for _, prefix in ipairs(read_names()) do
   give_up_home(prefix)
 end
 
+adopt_waiting()
 local now = now_ms()
 affinity.now = now
 local jobs, endings, looked, tokens_pulled = {}, {}, 0, 0

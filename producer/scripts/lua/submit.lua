@@ -1,8 +1,9 @@
 #!lua
 --@args job tenant priority weight prompt output n request digest idem deadline_ms:number
 --@args delay_ms:number prefix tenant_tokens:number pool_tokens:number ticket_ms:number
---@args refuse_late:flag entry callback
+--@args refuse_late:flag entry callback version
 --@use base: now_ms
+--@use naming: inherited
 --@use drain_rate: drain_rate drain_opens
 --@use waiting: add_entry
 -- Accept a job, or say why not. No allow-oom: this is the script to refuse when memory is full.
@@ -88,6 +89,11 @@ local found = known(job)
 if found then
   return found
 end
+-- The same id of the same tenant, accepted by version 1 and not forgotten.
+local earlier = inherited(job, tenant)
+if earlier then
+  return known(earlier)
+end
 
 local now, load = now_ms(), read_load()
 local refused = over_bound('full_tenant', load[OF_TENANT], 'tenant:' .. tenant, tenant_tokens, now)
@@ -111,7 +117,7 @@ end
 redis.call('HSET', K.job .. job, 'state', state, 'epoch', 0, 'owner', '', 'attempts', 0,
   'tenant', tenant, 'priority', priority, 'weight', weight, 'prompt', prompt, 'output', output, 'n', n,
   'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
-  'created', now, 'queued', cost, 'stream', stream, 'entry', at)
+  'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version)
 redis.call('HSET', K.load, 'tokens', load[TOKENS] + cost, 'jobs', load[JOBS] + 1,
   'tokens:' .. priority, load[priority * 2 + 2] + cost,
   'jobs:' .. priority, load[priority * 2 + 1] + 1, 'tenant:' .. tenant, load[OF_TENANT] + cost)

@@ -29,7 +29,7 @@ end
 -- tell who may care; returns the stream and the entry's id. The record has to name both.
 local function add_entry(job, tenant, priority, front, cost)
   local stream = front and K.front .. priority or K.lane .. priority .. ':' .. tenant
-  local entry = redis.call('XADD', stream, '*', 'v', 1, 'job', job, 'tenant', tenant,
+  local entry = redis.call('XADD', stream, '*', 'v', 2, 'job', job, 'tenant', tenant,
     'prompt', cost.prompt, 'output', cost.output, 'n', cost.n, 'logged', cost.logged,
     'prefix', cost.prefix)
   if not front then
