@@ -1,4 +1,8 @@
-"""The asynchronous client: submit, stream, result, cancel."""
+"""The asynchronous client: submit, stream, result, cancel.
+
+It is one file because it is one face: each call checks, names the job and passes on, and the errors
+of all of them are made here.
+"""
 
 from __future__ import annotations
 

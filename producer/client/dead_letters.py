@@ -103,7 +103,7 @@ class DeadLetters:
         entry_ids = [letter.entry_id for letter in letters]
         pages = [entry_ids[first : first + _PAGE] for first in range(0, len(entry_ids), _PAGE)]
         queue = self._client.scripts.queue
-        return sum([await queue.forget_letters(page) for page in pages])
+        return sum([await queue.drop_letters(page) for page in pages])
 
 
 def _letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:

@@ -143,10 +143,10 @@ class QueueScripts:
         """Say how many bytes the pool's dead letters may have."""
         await self._runner.command("HSET", self._keys.of("letters"), "limit", num_bytes)
 
-    async def forget_letters(self, entry_ids: Sequence[str]) -> int:
+    async def drop_letters(self, entry_ids: Sequence[str]) -> int:
         """Delete dead letters and count those that were still there."""
         return int(
-            await self._runner.run("forget_letters", self._keys.prefix, entries=list(entry_ids))
+            await self._runner.run("drop_letters", self._keys.prefix, entries=list(entry_ids))
         )
 
     async def cancel(self, job_id: str, tenant: str = "") -> CancelReply:

@@ -133,7 +133,7 @@ async def test_one_killer_among_many(
         killer = await client.submit(token_ids=[7], max_tokens=4, priority=1)
         await ride.arrive()
         story = Story(killer.job_id)
-        async for event in client.stream(killer.job_id):
+        async for event in client.stream(killer):
             story.see(event)
         assert story.finish is not None
         assert story.finish.error is not None

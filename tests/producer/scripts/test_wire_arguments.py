@@ -92,7 +92,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "end, version 1": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", version=1)]),
     "end, tenant": lambda s: s.log.end([End("s2-job@a/b", 3, 8, "{}", "{}")]),
     "expire_record": lambda s: s.queue.expire_record("s1-job", 125_000),
-    "forget_letters": lambda s: s.queue.forget_letters(["1-2", "3-4"]),
+    "drop_letters": lambda s: s.queue.drop_letters(["1-2", "3-4"]),
     "leave": lambda s: s.lease.leave("w1"),
     "pressure": lambda s: s.control.pressure(),
     "pull": lambda s: s.lease.pull("w1", 5, BUDGET),
