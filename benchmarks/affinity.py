@@ -136,7 +136,7 @@ async def ride(server: EmbeddedServer, folder: Path, pool: str, args: Any, wait_
                     delay = started_at + at - asyncio.get_running_loop().time()
                     await asyncio.sleep(max(0.0, delay))
                     job = await client.submit(max_tokens=NUM_OUT, ignore_eos=True, **request)
-                    readers.create_task(client.result(job.job_id))
+                    readers.create_task(client.result(job))
             elapsed_s = asyncio.get_running_loop().time() - started_at
     report(wait_ms, logs, elapsed_s)
 
@@ -198,7 +198,7 @@ async def crowd(server: EmbeddedServer, folder: Path, args: Any) -> None:
             await client.submit(max_tokens=NUM_CROWD_OUT, ignore_eos=True, **request)
             for _, request in draw_jobs(args.jobs, args.rate, args.seed)
         ]
-        await asyncio.gather(*(client.result(job.job_id) for job in jobs))
+        await asyncio.gather(*(client.result(job) for job in jobs))
         elapsed_s = asyncio.get_running_loop().time() - started_at
         looking.cancel()
         stats, metrics = worker.stats, worker.metrics

@@ -25,5 +25,8 @@ class ClientSettings(BaseSettings):
     max_pool_tokens: int = Field(default=500_000_000, ge=1)
     tenant_weights: dict[str, float] = Field(default_factory=dict)
     refuse_late: bool = False
+    # The owner's list of cache groups, as the workers have it: here it only names the prefix by
+    # which a worker that has it cached is found.
+    cache_groups: dict[str, list[str]] = Field(default_factory=dict)
     result_ttl_s: float = Field(default=3600.0, gt=0, le=30 * 86_400)
     log_ttl_s: float = Field(default=120.0, gt=0, le=30 * 86_400)

@@ -143,9 +143,9 @@ from tokenbus.producer import AsyncClient
 async def main():
     async with await AsyncClient.connect("embedded://{tmp_path}/bus", pool="packaging") as client:
         job = await client.submit("Do these shoes run small?", max_tokens=4)
-        await client.cancel(job.job_id)
+        await client.cancel(job)
         async with asyncio.timeout({PATIENCE_S}):
-            return [event async for event in client.stream(job.job_id)][-1]
+            return [event async for event in client.stream(job)][-1]
 
 print(asyncio.run(main()).finish.reason)
 """

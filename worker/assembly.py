@@ -111,7 +111,8 @@ async def assemble(
     """Build the parts; `blocking` is a client for calls that wait on the server."""
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
-    preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits)
+    groups = member.settings.cache_groups
+    preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits, groups)
     jobs = _job_parts(member, engine, ready, preparer)
     flow = JobFlow(
         held_jobs=member.held_jobs,

@@ -5,9 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
+
+from tokenbus.producer.contract.address import JobAddress
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
@@ -45,6 +50,7 @@ def _configure(level: str, log_format: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _name_job,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
@@ -55,6 +61,15 @@ def _configure(level: str, log_format: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
         cache_logger_on_first_use=False,
     )
+
+
+def _name_job(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> Any:
+    """Name tenant and id of a job apart, where a line has its address."""
+    job = fields.get("job_id")
+    if isinstance(job, str) and "@" in job:
+        address = JobAddress.parse(job)
+        fields["job_id"], fields["tenant"] = address.job_id, address.tenant
+    return fields
 
 
 def get_logger(**bound: Any) -> Logger:

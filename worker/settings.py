@@ -78,6 +78,10 @@ class WorkerSettings(ServiceSettings):
     publishers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
     max_pull_jobs: int = Field(default=32, ge=1, le=1024)
     reserve_fraction: float = Field(default=0.02, ge=0, le=0.5)
+    # The owner's list: tenants that share the pages of a cache group without its secret.
+    cache_groups: dict[str, list[str]] = Field(default_factory=dict)
+    # What the pool's dead letters may take together; the worker that started last decides.
+    dead_letter_bytes: int = Field(default=32 * 1024 * 1024, ge=1024 * 1024, le=2**40)
     max_prompt_bytes: int = Field(default=8 * 1024 * 1024, ge=1, le=2**29)
     result_ttl_s: Seconds = 3600.0
     log_ttl_s: Seconds = 120.0

@@ -1,4 +1,8 @@
-"""The asynchronous client: submit, stream, result, cancel."""
+"""The asynchronous client: submit, stream, result, cancel.
+
+It is one file because it is one face: each call checks, names the job and passes on, and the errors
+of all of them are made here.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tokenbus.producer.client.fork_guard import ForkGuard
 from tokenbus.producer.client.hub import SubscriptionHub
 from tokenbus.producer.client.reader import Reader
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.events import FINISHED_REASONS
 from tokenbus.producer.contract.new_job import NewJob, as_request, new_job
 from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
@@ -43,7 +48,7 @@ FIRST_SUBMIT_BYTES, MAX_SUBMIT_BYTES = 128 * 1024, 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """An accepted job, and where it stood at that moment.
+    """An accepted job, and where it stood at that moment; may be given in place of id and tenant.
 
     `created` is false if it was known from an earlier submit. `eta_s` is when its turn comes by
     the measured drain rate, None as long as none was measured. `channel` is where any Redis client
@@ -57,6 +62,7 @@ class Job:
     tokens_ahead: int
     eta_s: float | None
     channel: str
+    tenant: str = DEFAULT_TENANT
 
 
 class AsyncClient:
@@ -134,16 +140,21 @@ class AsyncClient:
         return self._job(new, reply, retried=tries > 1)
 
     async def submit_many(
-        self, requests: Sequence[JobRequest | Mapping[str, Any]]
+        self,
+        requests: Sequence[JobRequest | Mapping[str, Any]],
+        *,
+        reserved_ids: Sequence[str] = (),
     ) -> list[Job | ProducerError]:
         """Queue many jobs, 256 or 512 KiB a round trip; each is accepted or refused on its own.
 
+        `reserved_ids` are for services of the pool, one a request: names such as a cron's, that the
+        schema of no request lets through.
         Raises: ServerUnreachable; what was accepted before stays accepted, and submitting the same
         requests again under their ids or idempotency keys is safe.
         """
         self._home.check()
         answers: list[Job | ProducerError | None] = [None] * len(requests)
-        for part in self._parts(requests, answers):
+        for part in self._parts(requests, reserved_ids, answers):
             jobs = [new for _, new in part]
             tries = 0
 
@@ -164,6 +175,7 @@ class AsyncClient:
     def _parts(
         self,
         requests: Sequence[JobRequest | Mapping[str, Any]],
+        reserved_ids: Sequence[str],
         answers: list[Job | ProducerError | None],
     ) -> Iterator[list[tuple[int, NewJob]]]:
         """Prepare requests and yield what one round trip takes; answer those that are invalid.
@@ -174,7 +186,8 @@ class AsyncClient:
         num_bytes, most_bytes = 0, FIRST_SUBMIT_BYTES
         for number, request in enumerate(requests):
             try:
-                new = self._prepare(as_request(request, {}))
+                reserved_id = reserved_ids[number] if reserved_ids else ""
+                new = self._prepare(as_request(request, {}), reserved_id)
             except ProducerError as error:
                 answers[number] = error
                 continue
@@ -189,25 +202,33 @@ class AsyncClient:
         if part:
             yield part
 
-    def stream(self, job_id: str, cursor: int = 0) -> EventStream:
-        """Yield the job's events after `cursor`, the terminal one last.
+    def stream(
+        self, job_id: str | Job, cursor: int = 0, tenant: str = DEFAULT_TENANT
+    ) -> EventStream:
+        """Yield the events of a tenant's job after `cursor`, the terminal one last.
+
+        A job that is another tenant's is as unknown as one that never was.
 
         `event.cursor` of the last event handled resumes the stream, here or in another process,
         for as long as the result is kept.
         Raises: CursorInvalid, JobUnknown, JobLost, ServerUnreachable, ClientClosed.
         """
         self._home.check()
-        return self._reader.stream(job_id, cursor)
+        address = _address(job_id, tenant)
+        return self._reader.stream(address.job_id, cursor, address.tenant)
 
-    async def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
-        """Wait for the end of a job and return all that it generated.
+    async def result(
+        self, job_id: str | Job, timeout_s: float | None = None, tenant: str = DEFAULT_TENANT
+    ) -> JobResult:
+        """Wait for the end of a tenant's job and return all that it generated.
 
         Raises: JobFailed, JobCancelled, JobExpired (each holds the result so far), ResultTimeout,
         and what `stream` raises.
         """
         self._home.check()
-        result = await self._reader.result(job_id, timeout_s)
-        reason, error = result.finish.reason, result.finish.error
+        address = _address(job_id, tenant)
+        result = await self._reader.result(address.job_id, timeout_s, address.tenant)
+        job_id, reason, error = result.job_id, result.finish.reason, result.finish.error
         if reason in FINISHED_REASONS:
             return result
         if reason == "cancelled":
@@ -218,29 +239,35 @@ class AsyncClient:
             raise JobFailed(reason, None, f"job {job_id} ended as {reason}", result)
         raise JobFailed(error.code, error.field, error.message, result)
 
-    async def cancel(self, job_id: str) -> bool:
-        """Cancel a job wherever it is; False if it had ended before.
+    async def cancel(self, job_id: str | Job, tenant: str = DEFAULT_TENANT) -> bool:
+        """Cancel a tenant's job wherever it is; False if it had ended before.
 
         A running job ends within moments; its stream tells.
         Raises: JobUnknown, ServerUnreachable.
         """
         self._home.check()
+        address = _address(job_id, tenant)
         status = await retrying(
-            lambda: self._completion.cancel(job_id), self._server.url, self._settings.retry_for_s
+            lambda: self._completion.cancel(address.text, address.tenant),
+            self._server.url,
+            self._settings.retry_for_s,
         )
         if status == "unknown":
-            raise JobUnknown(job_id)
+            raise JobUnknown(address.job_id)
         return status not in ("done", "over")
 
-    async def webhook(self, job_id: str) -> Webhook | None:
-        """Return the job's webhook with every try so far; None before the end or without one.
+    async def webhook(self, job_id: str | Job, tenant: str = DEFAULT_TENANT) -> Webhook | None:
+        """Return the webhook of a tenant's job with every try; None before the end or without one.
 
         Raises: ServerUnreachable.
         """
         self._home.check()
         control, settings = self._scripts.control, self._settings
+        address = _address(job_id, tenant)
         return await retrying(
-            lambda: control.webhook(job_id), self._server.url, settings.retry_for_s
+            lambda: control.webhook(address.text, address.tenant),
+            self._server.url,
+            settings.retry_for_s,
         )
 
     async def close(self) -> None:
@@ -266,28 +293,36 @@ class AsyncClient:
         settings = self._settings
         return Bounds(settings.max_tenant_tokens, settings.max_pool_tokens, settings.refuse_late)
 
-    def _prepare(self, request: JobRequest) -> NewJob:
+    def _prepare(self, request: JobRequest, reserved_id: str = "") -> NewJob:
         """Draw what the request leaves open and weigh it."""
         weight = self._settings.tenant_weights.get(request.tenant, 1.0)
-        return new_job(request, weight, num_shards=self._server.num_shards)
+        return new_job(
+            request,
+            weight,
+            self._server.num_shards,
+            reserved_id=reserved_id,
+            groups=self._settings.cache_groups,
+        )
 
     def _job(self, new: NewJob, reply: Submitted, *, retried: bool) -> Job:
         place = reply.place
         return Job(
-            job_id=place.job_id,
+            job_id=JobAddress.parse(place.job_id).job_id,
             created=reply.created or (retried and place.job_id == new.job_id),
             state=place.state,
             jobs_ahead=place.jobs_ahead,
             tokens_ahead=place.tokens_ahead,
             eta_s=None if place.eta_ms is None else place.eta_ms / 1000,
             channel=self._scripts.keys.channel(place.job_id),
+            tenant=new.tenant,
         )
 
     def _refusal(self, new: NewJob, reply: Refused) -> ProducerError:
         """Turn a refusal into the error that says what to do."""
         if reply.status == "conflict":
             return IdempotencyConflict(
-                f"job {new.job_id}: its id or idempotency key belongs to a different request"
+                f"job {JobAddress.parse(new.job_id).job_id}: its id or idempotency key belongs to a"
+                " different request"
             )
         if reply.status == "late":
             return DeadlineUnmeetable(reply.eta_ms / 1000, (new.deadline_ms or 0) / 1000)
@@ -298,3 +333,10 @@ class AsyncClient:
             reply.retry_after_ms / 1000,
             reply.ticket,
         )
+
+
+def _address(job: str | Job, tenant: str) -> JobAddress:
+    """Name a job as the caller does; one that was returned by a submit knows its tenant."""
+    if isinstance(job, Job):
+        return JobAddress(job.job_id, job.tenant)
+    return JobAddress(job, tenant)

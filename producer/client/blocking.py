@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.blocking_stream import BlockingStream
 from tokenbus.producer.client.fork_guard import ForkGuard
+from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.errors import ClientClosed
 from tokenbus.producer.settings import ClientSettings
 
@@ -114,25 +115,29 @@ class Client:
         portal = self._portal()
         return portal.run(portal.client.submit_many(requests))
 
-    def stream(self, job_id: str, cursor: int = 0) -> Iterator[Event]:
+    def stream(
+        self, job_id: str | Job, cursor: int = 0, tenant: str = DEFAULT_TENANT
+    ) -> Iterator[Event]:
         """Yield the job's events after `cursor`. Raises: as `AsyncClient.stream`."""
         portal = self._portal()
-        yield from BlockingStream(portal.client.stream(job_id, cursor), portal.loop)
+        yield from BlockingStream(portal.client.stream(job_id, cursor, tenant), portal.loop)
 
-    def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
+    def result(
+        self, job_id: str | Job, timeout_s: float | None = None, tenant: str = DEFAULT_TENANT
+    ) -> JobResult:
         """Wait for the end of a job. Raises: as `AsyncClient.result`."""
         portal = self._portal()
-        return portal.run(portal.client.result(job_id, timeout_s))
+        return portal.run(portal.client.result(job_id, timeout_s, tenant))
 
-    def cancel(self, job_id: str) -> bool:
+    def cancel(self, job_id: str | Job, tenant: str = DEFAULT_TENANT) -> bool:
         """Cancel a job; False if it had ended before. Raises: as `AsyncClient.cancel`."""
         portal = self._portal()
-        return portal.run(portal.client.cancel(job_id))
+        return portal.run(portal.client.cancel(job_id, tenant))
 
-    def webhook(self, job_id: str) -> Webhook | None:
+    def webhook(self, job_id: str | Job, tenant: str = DEFAULT_TENANT) -> Webhook | None:
         """Return the job's webhook with every try. Raises: as `AsyncClient.webhook`."""
         portal = self._portal()
-        return portal.run(portal.client.webhook(job_id))
+        return portal.run(portal.client.webhook(job_id, tenant))
 
     def close(self) -> None:
         """Close all connections. Safe to repeat."""

@@ -1,7 +1,8 @@
 """Dead letters of a pool: read, submitted again, deleted.
 
 A dead letter is the request of a job that failed, or a raw entry that was no job, with the reason.
-The stream keeps the newest ten thousand; bodies are cut at 64 kB.
+The stream keeps the newest ten thousand, and of them no more than its bytes allow (32 MiB unless
+the workers say otherwise); bodies are cut at 64 kB.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Finish
-from tokenbus.producer.contract.schema import JobRequest
+from tokenbus.producer.contract.schema import StoredRequest
 from tokenbus.producer.errors import RequestInvalid
 
 if TYPE_CHECKING:
@@ -25,7 +27,10 @@ _PAGE = 256
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """One dead letter; `at_ms` is the server's time, `tenant` empty where none is known."""
+    """One dead letter; `at_ms` is the server's time, `tenant` empty where none is known.
+
+    A refused entry has a `job_id` of its own; `named` is the id that it asked for, empty without.
+    """
 
     entry_id: str
     job_id: str
@@ -33,6 +38,7 @@ class DeadLetter:
     finish: Finish
     body: bytes
     at_ms: int
+    named: str = ""
 
     @property
     def reason(self) -> str:
@@ -65,13 +71,14 @@ class DeadLetters:
             bound = f"({page[-1][0].decode()}"
             left = None if left is None else left - len(page)
 
-    async def find(self, name: str) -> DeadLetter:
-        """Return the newest letter with this entry id or job id.
+    async def find(self, name: str, tenant: str | None = None) -> DeadLetter:
+        """Return the newest letter with this entry id or job id, of one tenant if it is given.
 
         Raises: RequestInvalid if there is none.
         """
         async for letter in self.newest():
-            if name in (letter.entry_id, letter.job_id):
+            names = (letter.entry_id, letter.job_id, letter.named)
+            if name and name in names and tenant in (None, letter.tenant):
                 return letter
         raise RequestInvalid("id", f"no dead letter is called {name}; see tokenbus dead list")
 
@@ -83,7 +90,7 @@ class DeadLetters:
         """
         if len(letter.body) >= MAX_BODY_BYTES:
             raise RequestInvalid("body", f"of {letter.entry_id} was cut at {MAX_BODY_BYTES} bytes")
-        request = JobRequest.parse(letter.body)
+        request = StoredRequest.parse(letter.body)
         fresh = {"id": f"retry-{letter.entry_id}", "idempotency_key": None}
         job = await self._client.submit(request.model_copy(update=fresh))
         await self.delete([letter])
@@ -93,15 +100,20 @@ class DeadLetters:
         """Delete letters and count those that were still there."""
         if not letters:
             return 0
-        return int(await self._redis.xdel(self._key, *(letter.entry_id for letter in letters)))
+        entry_ids = [letter.entry_id for letter in letters]
+        pages = [entry_ids[first : first + _PAGE] for first in range(0, len(entry_ids), _PAGE)]
+        queue = self._client.scripts.queue
+        return sum([await queue.drop_letters(page) for page in pages])
 
 
 def _letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+    address = JobAddress.parse(fields[b"job"].decode())
     return DeadLetter(
         entry_id.decode(),
-        fields[b"job"].decode(),
+        address.job_id,
         fields[b"tenant"].decode(),
         Finish.parse(fields[b"finish"]),
         fields[b"body"],
         int(fields[b"at"]),
+        JobAddress.parse(fields.get(b"named", b"").decode()).job_id,
     )

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.hub import SubscriptionHub
     from tokenbus.producer.client.subscription import Subscription
+    from tokenbus.producer.contract.address import JobAddress
 
-    # Reads the log of a job after a cursor; the flag says that the job is known to exist.
-    Replay = Callable[[str, int, bool], Awaitable[Iterable[Event]]]
+    # Reads a job after a cursor, and says at which address it lies; the flag says that the job is
+    # known to exist.
+    Replay = Callable[[JobAddress, int, bool], Awaitable[tuple[str, Iterable[Event]]]]
 
 
 class EventStream(AsyncIterator[Event]):
@@ -33,16 +35,17 @@ class EventStream(AsyncIterator[Event]):
     """
 
     __slots__ = (
-        "_channel",
+        "_address",
+        "_channel_of",
         "_cursor",
         "_heard",
         "_hub",
         "_is_ended",
-        "_job_id",
         "_live",
         "_logged",
         "_must_read",
         "_open_timeout_s",
+        "_place",
         "_replay",
         "_silence_s",
         "_subscription",
@@ -52,8 +55,8 @@ class EventStream(AsyncIterator[Event]):
         self,
         hub: SubscriptionHub,
         replay: Replay,
-        job_id: str,
-        channel: str,
+        address: JobAddress,
+        channel_of: Callable[[str], str],
         cursor: int,
         *,
         open_timeout_s: float,
@@ -61,8 +64,10 @@ class EventStream(AsyncIterator[Event]):
     ) -> None:
         self._hub = hub
         self._replay = replay
-        self._job_id = job_id
-        self._channel = channel
+        self._address = address
+        # Where the job lies; a tenant's of version 1 lies elsewhere, which the first look tells.
+        self._place = address.text
+        self._channel_of = channel_of
         self._cursor = cursor
         self._open_timeout_s = open_timeout_s
         self._silence_s = silence_s
@@ -116,9 +121,17 @@ class EventStream(AsyncIterator[Event]):
             raise StopAsyncIteration
         try:
             if self._subscription is None:
-                self._subscription = await self._hub.open(self._channel, self._open_timeout_s)
+                self._subscription = await self._hub.open(
+                    self._channel_of(self._place), self._open_timeout_s
+                )
+                if self._place != self._address.text:
+                    self._subscription.belong_to(self._address)
             if self._must_read:
-                self._logged.extend(await self._replay(self._job_id, self._cursor, self._heard))
+                place, events = await self._replay(self._address, self._cursor, self._heard)
+                if place != self._place:
+                    self._move(place)
+                    return None
+                self._logged.extend(events)
                 self._must_read = False
         except asyncio.CancelledError:
             raise
@@ -130,6 +143,13 @@ class EventStream(AsyncIterator[Event]):
             return self._logged.popleft()
         self._live = self._subscription
         return None
+
+    def _move(self, place: str) -> None:
+        """Go on where the job lies; what was read came before the right subscription."""
+        self._place = place
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            self._hub.release(subscription)
 
     def _end_live(self, live: Subscription) -> None:
         """Go back to the log after a hole or silence. Raises: what the connection failed with."""

@@ -11,9 +11,11 @@ import contextlib
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from tokenbus.producer.client.subscription import Subscription
 from tokenbus.producer.contract.channel import parse_message
-from tokenbus.producer.errors import ClientClosed, ServerUnreachable
+from tokenbus.producer.errors import ClientClosed, SchemaMismatch, ServerUnreachable
 from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S, is_away
 from tokenbus.producer.server.raw_connection import RawConnection, pack
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from redis.asyncio import Redis
+
+    from tokenbus.producer.contract.events import Event
 
 # Silence after which the connection is asked for a sign of life, and what it gets to give one.
 _PING_AFTER_S = 5.0
@@ -195,12 +199,28 @@ class SubscriptionHub:
         """Parse an event once; a message of a stranger is left out."""
         try:
             event = parse_message(body)
+        except SchemaMismatch:
+            # Of a later version, if it is real: the record tells.
+            for stream in tuple(streams):
+                stream.break_off()
+            return
         except (ValueError, KeyError, TypeError):
             return
         if len(streams) == 1:
             (stream,) = streams
-            stream.put(event)
+            _put(stream, event)
             return
         # A task that runs on may end its stream, or open another.
         for stream in tuple(streams):
-            stream.put(event)
+            _put(stream, event)
+
+
+def _put(stream: Subscription, event: Event) -> None:
+    """Give a stream an event of its job; version 1 does not tell the tenant."""
+    address = stream.address
+    if event.job_id != address.job_id:
+        return
+    if event.tenant == address.tenant:
+        stream.put(event)
+    elif event.version == 1:
+        stream.put(msgspec.structs.replace(event, tenant=address.tenant))

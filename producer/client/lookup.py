@@ -7,9 +7,13 @@ cost it ten times the CPU time of reading a token and three round trips before t
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
+from tokenbus.producer.contract.keys import WIRE_VERSION
 from tokenbus.producer.scripts.log import take_page
 from tokenbus.producer.scripts.queue import read_record
 from tokenbus.producer.server.cluster import ClusterRedis
@@ -25,7 +29,7 @@ _NUM_TOGETHER = 64
 
 @dataclass(frozen=True, slots=True)
 class KnownJob:
-    """A job as the server has it; each part is None where there is none.
+    """A job as the server has it; each part is None where there is none. It lies at `place`.
 
     The record was read first, then the log, then the result: if the record is done, terminal entry
     and result had been written before the others were read.
@@ -34,6 +38,16 @@ class KnownJob:
     record: JobRecord | None
     events: list[Event] | None
     result: bytes | None
+    place: str = field(default="", compare=False)
+
+    def as_of(self, address: JobAddress) -> KnownJob:
+        """Name tenant and wire version in the events, which a log does not."""
+        version = self.record.version if self.record is not None else WIRE_VERSION
+        if self.events is None or (address.text == self.place and version == WIRE_VERSION):
+            return self
+        named = {"tenant": address.tenant, "version": version}
+        events = [msgspec.structs.replace(event, **named) for event in self.events]
+        return replace(self, events=events)
 
 
 @dataclass(slots=True)
@@ -52,17 +66,30 @@ class Lookup:
         self._questions: list[_Question] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def look(self, job_id: str, cursor: int) -> KnownJob:
-        """Return what is known of a job, of its log the events after `cursor`.
+    async def look(self, job_id: str, cursor: int, tenant: str = DEFAULT_TENANT) -> KnownJob:
+        """Return what is known of a tenant's job, of its log the events after `cursor`.
 
+        A job that version 1 accepted is found at its id alone, by its tenant only.
         Raises: TimeoutError, redis.ConnectionError, redis.ResponseError.
         """
+        address = JobAddress(job_id, tenant)
+        known = await self._look_at(address.text, cursor)
+        if known.record is not None and not known.record.is_of(address.tenant):
+            return KnownJob(None, None, None, address.text)
+        if known.record is None and known.result is None and not address.is_plain:
+            inherited = await self._scripts.queue.record(address.job_id)
+            if inherited is not None and inherited.is_inherited_by(address.tenant):
+                known = await self._look_at(address.job_id, cursor)
+        return known.as_of(address)
+
+    async def _look_at(self, job_id: str, cursor: int) -> KnownJob:
+        """Return what lies at the text of an address."""
         queue, log = self._scripts.queue, self._scripts.log
         if isinstance(self._scripts.redis, ClusterRedis):
             # Record and log may lie on two nodes, which keep no order between them.
             record = await queue.record(job_id)
             events = await log.events(job_id, cursor)
-            return KnownJob(record, events, await log.result(job_id))
+            return KnownJob(record, events, await log.result(job_id), job_id)
         fields, page, result = await self._ask(job_id)
         found: list[Event] = []
         events = found if page else None
@@ -70,7 +97,7 @@ class Lookup:
             found.reverse()
         else:
             events = await log.events(job_id, cursor)
-        return KnownJob(read_record(job_id, fields), events, result)
+        return KnownJob(read_record(job_id, fields), events, result, job_id)
 
     async def _ask(self, job_id: str) -> list[Any]:
         loop = asyncio.get_running_loop()

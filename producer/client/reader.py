@@ -7,19 +7,24 @@ bring is dropped by index; what neither has told for a while is asked of the job
 from __future__ import annotations
 
 import asyncio
+import sys
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tokenbus.producer.client.event_stream import EventStream
 from tokenbus.producer.client.lookup import Lookup
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
+from tokenbus.producer.contract.keys import KNOWN_VERSIONS, versions_text
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.errors import (
     CursorInvalid,
     JobLost,
     JobUnknown,
     ResultTimeout,
+    SchemaMismatch,
 )
 from tokenbus.producer.scripts.replies import JobState
 from tokenbus.producer.server.connection import retrying
@@ -47,8 +52,8 @@ class Reader:
         self._url = url
         self._settings = settings
 
-    def stream(self, job_id: str, cursor: int = 0) -> EventStream:
-        """Return the job's events after `cursor`. Raises: CursorInvalid.
+    def stream(self, job_id: str, cursor: int = 0, tenant: str = DEFAULT_TENANT) -> EventStream:
+        """Return the events of a tenant's job after `cursor`. Raises: CursorInvalid.
 
         Reading it raises: JobUnknown, JobLost, ServerUnreachable, ClientClosed.
         """
@@ -57,60 +62,86 @@ class Reader:
         return EventStream(
             self._hub,
             self._replay,
-            job_id,
-            self._scripts.keys.channel(job_id),
+            JobAddress(job_id, tenant),
+            self._scripts.keys.channel,
             cursor,
             open_timeout_s=self._settings.retry_for_s,
             silence_s=self._settings.silence_s,
         )
 
-    async def result(self, job_id: str, timeout_s: float | None = None) -> JobResult:
-        """Wait for the end of a job and return everything it generated.
+    async def result(
+        self, job_id: str, timeout_s: float | None = None, tenant: str = DEFAULT_TENANT
+    ) -> JobResult:
+        """Wait for the end of a tenant's job and return everything it generated.
 
         Raises: ResultTimeout after `timeout_s` (None = no limit); what `stream` raises.
         """
+        address = JobAddress(job_id, tenant)
         try:
             async with asyncio.timeout(timeout_s):
-                while (stored := await self._stored(job_id)) is None:
-                    async with aclosing(self.stream(job_id)) as stream:
+                stored = await self._stored(address)
+                while stored is None:
+                    async with aclosing(self.stream(job_id, tenant=tenant)) as stream:
                         async for _ in stream:
                             pass
+                    stored = await self._looked_up(address)
                 return stored
         except TimeoutError:
             raise ResultTimeout(
                 f"job {job_id} did not end within {timeout_s:g} s; it goes on"
             ) from None
 
-    async def _replay(self, job_id: str, cursor: int, heard: bool) -> Iterable[Event]:
-        """Return what is known after `cursor`: from the result, else the log; merged.
+    async def _replay(
+        self, address: JobAddress, cursor: int, heard: bool
+    ) -> tuple[str, Iterable[Event]]:
+        """Return where a job lies and what is known after `cursor`: result, else log; merged.
 
         A job that nobody knows raises JobUnknown, or JobLost once it was heard of (R12).
         What a deposed master says proves nothing: it is asked for again before either is raised.
         """
 
-        async def read() -> Iterable[Event]:
+        async def read() -> tuple[str, Iterable[Event]]:
             master = followed_master(self._scripts.redis)
-            known = await self._lookup.look(job_id, cursor)
+            known = await self._lookup.look(address.job_id, cursor, address.tenant)
             record, events = known.record, known.events
+            if record is not None and record.version not in KNOWN_VERSIONS:
+                raise SchemaMismatch("v", f"job {address.job_id} {versions_text(record.version)}")
             if events and events[-1].finish is not None:
-                return _merged(events)
+                return known.place, _merged(events)
             if known.result is not None:
-                return JobResult.parse(known.result).events(cursor)
+                result = replace(JobResult.parse(known.result), tenant=address.tenant)
+                return known.place, result.events(cursor)
             if record is not None and record.state is not JobState.DONE:
-                return _merged(events or [])
+                return known.place, _merged(events or [])
             if await named_master(self._scripts.redis) != master:
                 raise RedisConnectionError("another master rules by now")
             if record is None and not events and not heard:
-                raise JobUnknown(job_id)
-            raise JobLost(job_id)
+                raise JobUnknown(address.job_id)
+            raise JobLost(address.job_id)
 
         return await retrying(read, self._url, self._settings.retry_for_s)
 
-    async def _stored(self, job_id: str) -> JobResult | None:
-        """Read the result value."""
+    async def _stored(self, address: JobAddress) -> JobResult | None:
+        """Read the result value at a job's own address."""
         log = self._scripts.log
-        value = await retrying(lambda: log.result(job_id), self._url, self._settings.retry_for_s)
-        return None if value is None else JobResult.parse(value)
+        value = await retrying(
+            lambda: log.result(address.text), self._url, self._settings.retry_for_s
+        )
+        result = None if value is None else JobResult.parse(value)
+        if result is not None and result.version == 1 and address.is_plain:
+            # Version 1 kept those of all tenants there, and only the record says whose it is.
+            return await self._looked_up(address)
+        return result and replace(result, tenant=address.tenant)
+
+    async def _looked_up(self, address: JobAddress) -> JobResult | None:
+        """Read the result value of a tenant's job, wherever it lies."""
+        known = await retrying(
+            lambda: self._lookup.look(address.job_id, sys.maxsize, address.tenant),
+            self._url,
+            self._settings.retry_for_s,
+        )
+        result = None if known.result is None else JobResult.parse(known.result)
+        return result and replace(result, tenant=address.tenant)
 
 
 def _merged(events: list[Event]) -> list[Event]:

@@ -8,10 +8,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.client.wakeup import Wakeup
+from tokenbus.producer.contract.keys import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from tokenbus.producer.contract.address import JobAddress
     from tokenbus.producer.contract.events import Event
 
 # From this many waiting events on, neighbours are merged.
@@ -32,6 +34,7 @@ class Subscription:
         "_timer",
         "_waiting_since",
         "_wakeup",
+        "address",
         "channel",
         "error",
         "events",
@@ -39,10 +42,11 @@ class Subscription:
     )
 
     def __init__(self, channel: bytes, max_tokens: int) -> None:
-        """Belong to the running event loop."""
+        """Belong to the running event loop; only events of the channel's job are its own."""
         self._loop = asyncio.get_running_loop()
         self._wakeup = Wakeup(self._loop)
         self.channel = channel
+        self.address = address_of(channel)
         self.events: deque[Event] = deque()
         self.has_hole = False
         self.error: Exception | None = None
@@ -50,6 +54,12 @@ class Subscription:
         self._num_tokens = 0
         self._waiting_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
+
+    def belong_to(self, address: JobAddress) -> None:
+        """Be of a job that lies at another's address; what came before is to be read in its log."""
+        self.address = address
+        self.events.clear()
+        self._num_tokens = 0
 
     def put(self, event: Event) -> None:
         """Add a live event and run the task on that waits for it.

@@ -153,6 +153,8 @@ def add_dead(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--all", action="store_true",
             help="take every dead letter (default: those named)")
     for command in (listing, show, retry, purge):
+        command.add_argument("--tenant", metavar="NAME",
+            help="only letters of this tenant (default: those of all)")
         command.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
         command.add_argument("--pool", default="default", metavar="NAME", help=_POOL_HELP)
 

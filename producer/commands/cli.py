@@ -107,7 +107,7 @@ def _run_dead(args: argparse.Namespace) -> int:
 
     if args.action != "list" and bool(args.names) == args.all:
         raise RequestInvalid("id", "name the dead letters, or give --all")
-    return run_dead(args.redis, args.pool, args.action, args.names, args.limit)
+    return run_dead(args.redis, args.pool, args.action, args.names, args.limit, args.tenant)
 
 
 def _run_control(args: argparse.Namespace) -> int:

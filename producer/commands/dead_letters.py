@@ -19,27 +19,42 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.dead_letters import DeadLetter
 
 
-def run_dead(url: str | None, pool: str, action: str, names: Sequence[str], limit: int) -> int:
+def run_dead(
+    url: str | None,
+    pool: str,
+    action: str,
+    names: Sequence[str],
+    limit: int,
+    tenant: str | None = None,
+) -> int:
     """Run one action of `tokenbus dead`; no names means all, where the action allows that.
+
+    With a tenant only its letters are seen.
 
     Returns: 1 if a retry was refused, else 0. Raises: RequestInvalid, ServerError.
     """
     url = url or ClientSettings().redis_url
     ServerUrl.parse(url).refuse_private("dead")
-    return asyncio.run(_run(url, pool, action, names, limit))
+    return asyncio.run(_run(url, pool, action, names, limit, tenant))
 
 
-async def _run(url: str, pool: str, action: str, names: Sequence[str], limit: int) -> int:
+async def _run(
+    url: str, pool: str, action: str, names: Sequence[str], limit: int, tenant: str | None
+) -> int:
     async with await AsyncClient.connect(url, pool) as client:
         letters = DeadLetters(client)
         if action == "list":
-            async for letter in letters.newest(limit):
-                print(_line(letter))
+            num_shown = 0
+            async for letter in letters.newest(None if tenant is not None else limit):
+                if num_shown < limit and tenant in (None, letter.tenant):
+                    num_shown += 1
+                    print(_line(letter))
             return 0
         if names:
-            chosen = [await letters.find(name) for name in names]
+            chosen = [await letters.find(name, tenant) for name in names]
         else:
-            chosen = [letter async for letter in letters.newest()]
+            found = [letter async for letter in letters.newest()]
+            chosen = [letter for letter in found if tenant in (None, letter.tenant)]
         if action == "show":
             for letter in chosen:
                 print(_page(letter))
@@ -66,7 +81,9 @@ async def _retry(letters: DeadLetters, chosen: Sequence[DeadLetter]) -> int:
 
 def _line(letter: DeadLetter) -> str:
     at = datetime.fromtimestamp(letter.at_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f"{letter.entry_id}  {at}  {letter.job_id}  {letter.tenant or '-'}  {letter.reason}"
+    named = f" for {letter.named}" if letter.named else ""
+    tenant = letter.tenant or "-"
+    return f"{letter.entry_id}  {at}  {letter.job_id}{named}  {tenant}  {letter.reason}"
 
 
 def _page(letter: DeadLetter) -> str:
@@ -74,6 +91,7 @@ def _page(letter: DeadLetter) -> str:
     shown = {
         "entry": letter.entry_id,
         "job": letter.job_id,
+        "named": letter.named,
         "tenant": letter.tenant,
         "at_ms": letter.at_ms,
         "finish": json.loads(letter.finish.dump()),

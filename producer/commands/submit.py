@@ -16,6 +16,7 @@ from tokenbus.producer.terminal import printable
 if TYPE_CHECKING:
     import argparse
 
+    from tokenbus.producer.client.async_client import Job
     from tokenbus.producer.contract.events import Event, Finish
 
 # How long Ctrl-C waits for the server to take the cancel.
@@ -51,22 +52,22 @@ async def _submit(url: str, args: argparse.Namespace) -> Finish:
     async with await AsyncClient.connect(url, pool=args.pool) as client:
         job = await client.submit(**_request(args))
         try:
-            return await _follow(client, job.job_id, as_json=args.json)
+            return await _follow(client, job, as_json=args.json)
         except asyncio.CancelledError:
             # Ctrl-C: nobody reads any more, so the job need not run.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                    await client.cancel(job.job_id)
+                    await client.cancel(job)
             raise
 
 
-async def _follow(client: AsyncClient, job_id: str, *, as_json: bool) -> Finish:
+async def _follow(client: AsyncClient, job: Job, *, as_json: bool) -> Finish:
     """Print the job's events until the terminal one."""
-    async for event in client.stream(job_id):
+    async for event in client.stream(job):
         _print(event, as_json=as_json)
         if event.finish is not None:
             return event.finish
-    raise RuntimeError(f"the stream of job {job_id} ended without a terminal event")
+    raise RuntimeError(f"the stream of job {job.job_id} ended without a terminal event")
 
 
 def _print(event: Event, *, as_json: bool) -> None:

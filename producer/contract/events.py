@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION
 from tokenbus.producer.contract.logprobs import extend_column, per_token
@@ -126,8 +128,13 @@ class Finish:
         )
 
 
-class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "start": "from"}):
-    """New tokens of one choice, or the end of the job.
+class Event(
+    msgspec.Struct,
+    frozen=True,
+    gc=False,
+    rename={"job_id": "job", "start": "from", "version": "v"},
+):
+    """New tokens of one choice, or the end of the job; `version` is the wire version of the job.
 
     `start` and `to` are the job's token indices of the first and last token, from 1, counted over
     all choices; of the terminal event `start` = `to` + 1. `ends` gives per token the end of its
@@ -147,6 +154,8 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
     ends: tuple[int, ...] = ()
     logprobs: tuple[Any, ...] = ()
     finish: Finish | None = None
+    tenant: str = DEFAULT_TENANT
+    version: int = WIRE_VERSION
 
     @property
     def cursor(self) -> int:
@@ -154,15 +163,18 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
         return self.to
 
     @classmethod
-    def of_entry(cls, job_id: str, entry_id: bytes, body: bytes) -> Event:
-        """Read a log entry: tokens, or the end.
+    def of_entry(cls, address: str, entry_id: bytes, body: bytes) -> Event:
+        """Read an entry of the log at an address: tokens, or the end.
 
         Raises: ValueError, KeyError or TypeError if it is no event.
         """
+        named = JobAddress.parse(address)
+        job_id, tenant = named.job_id, named.tenant
         epoch, _, index = entry_id.partition(b"-")
         if body.startswith(b"{"):
             last = int(index) - 1
-            return cls(job_id, int(epoch), 0, last + 1, last, finish=Finish.parse(body))
+            finish = Finish.parse(body)
+            return cls(job_id, int(epoch), 0, last + 1, last, finish=finish, tenant=tenant)
         try:
             entry = _decode_entry(body)
         except msgspec.MsgspecError:
@@ -171,14 +183,22 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
         to = entry.start + len(ids) - 1
         ends, logprobs = tuple(entry.ends), per_token(entry.logprobs, len(ids))
         return cls(
-            job_id, int(epoch), entry.choice, entry.start, to, entry.text, ids, ends, logprobs
+            job_id,
+            int(epoch),
+            entry.choice,
+            entry.start,
+            to,
+            entry.text,
+            ids,
+            ends,
+            logprobs,
+            tenant=tenant,
         )
 
     def dump(self) -> dict[str, Any]:
         """Return the event as the JSON object of the public contract."""
         wire: dict[str, Any] = {
-            "v": WIRE_VERSION,
-            "job": self.job_id,
+            **names_of(self.job_id, self.tenant, self.version),
             "epoch": self.epoch,
             "choice": self.choice,
             "from": self.start,
@@ -225,6 +245,24 @@ class Event(msgspec.Struct, frozen=True, gc=False, rename={"job_id": "job", "sta
             ends=self.ends + later.ends,
             logprobs=tuple(logprobs),
         )
+
+
+def names_of(job_id: str, tenant: str, version: int) -> dict[str, Any]:
+    """Return what an event or result of a job begins with.
+
+    The tenant is left out where it is `default`, and under version 1, which does not tell it.
+    """
+    named: dict[str, Any] = {"v": version, "job": job_id}
+    if version > 1 and tenant != DEFAULT_TENANT:
+        named["tenant"] = tenant
+    return named
+
+
+@lru_cache(maxsize=4096)
+def event_head(address: str, version: int) -> str:
+    """Return the beginning of the messages of the job at an address, up to its epoch."""
+    named = JobAddress.parse(address)
+    return to_json(names_of(named.job_id, named.tenant, version)).decode()[:-1] + ',"epoch":'
 
 
 class _Entry(msgspec.Struct, array_like=True, gc=False):

@@ -3,14 +3,21 @@
 The state of a pool lives in one hash slot (tag `{tb:<pool>}`), token logs in one slot per shard
 (tag `{tb:<pool>:<shard>}`), so that every script stays inside one slot on Redis Cluster. The Lua
 scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in from `POOL_KEYS` and
-`LOG_KEYS` when they load.
+`LOG_KEYS` when they load. Where a key, a channel or a member names a job, it carries the job's
+address (`contract/address.py`): its id, followed by `@<tenant>` for any tenant but `default`.
+
+What tells a worker of jobs to take, to reap or to end has names of its own since wire version 2:
+workers of version 1 look at the names in the last table only, so they never meet a job that they
+cannot read. A worker of version 2 takes over what lies there (docs/protocol.md, Versions).
 
 | name     | type   | lives                                                                     |
 |----------|--------|---------------------------------------------------------------------------|
 | inbox    | stream | public entrance; an entry goes when its job is accepted or refused        |
+| inbox2   | stream | the same, not seen by workers of version 1                                |
 | intake   | string | the worker that drains the inbox now, TTL of seconds                      |
-| lane     | stream | `lane:<priority>:<tenant>`, waiting jobs only; deleted when empty         |
-| front    | stream | `front:<priority>`, jobs handed back or reaped; deleted when empty        |
+| replies  | list   | `reply:<secret>`, the answer to a raw entry that asked for one; TTL       |
+| lane     | stream | `lane2:<priority>:<tenant>`, waiting jobs only; deleted when empty        |
+| front    | stream | `front2:<priority>`, jobs handed back or reaped; deleted when empty       |
 | suspects | stream | jobs handed back or reaped that ride with few others; deleted when empty  |
 | job      | hash   | the job record; TTL from the end of completion on                         |
 | idem     | string | idempotency key -> job id; no TTL while the job lives                     |
@@ -20,8 +27,8 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 | worker   | hash   | `worker:<worker>`, serial of its last reconcile, whether it has room or   |
 |          |        | leaves, the suspect it claims or holds; goes with `workers`               |
 | status   | string | `status:<worker>`, JSON gauges for people and metrics, TTL = lease         |
-| workers  | set    | every worker that may hold jobs                                           |
-| backlog  | zset   | `backlog:<priority>`, tenant -> virtual time, tenants with waiting jobs   |
+| workers  | set    | `workers2`, every worker that may hold jobs                               |
+| backlog  | zset   | `backlog2:<priority>`, tenant -> virtual time, tenants with waiting jobs  |
 | running  | zset   | `running:<priority>`, tenant -> virtual time, tenants with held jobs      |
 | resting  | zset   | `resting:<priority>`, tenants ahead of the floor with neither             |
 | holding  | hash   | `holding:<priority>`, tenant -> number of held jobs                       |
@@ -29,27 +36,39 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 | load     | hash   | waiting tokens and jobs: of the pool, per priority, per tenant            |
 | line     | hash   | when the next refused submit may come back, per pool and tenant           |
 | drain    | hash   | measured drain rate of the backlog; bounded                               |
-| due      | zset   | deadlines and delays by server time                                       |
-| ending   | zset   | jobs that end without an owner, or whose completion is not over           |
-| dead     | stream | dead letters, newest ten thousand                                         |
-| bell     | list   | at most one token: work became pullable                                   |
+| due      | zset   | `due2`, deadlines and delays by server time                               |
+| ending   | zset   | `ending2`, jobs that end without an owner, or are not quite complete      |
+| dead     | stream | dead letters, bounded in number and bytes                                 |
+| letters  | hash   | number and bytes of the dead letters, and how many bytes they may have    |
+| bell     | list   | `bell2`, at most one token: work became pullable                          |
 | wake     | list   | `wake:<worker>`, the same for one worker: a job of its prefix; TTL        |
 | home     | string | `home:<prefix>`, the worker whose cache holds the prefix; TTL             |
 | ctl      | channel| `ctl:<worker>`, cancel and expiry notices to the owner                    |
-| ended    | channel| ids of jobs whose record became `done`; the result can be read by then    |
-| hooks    | zset   | jobs whose webhook is due, by the time of the next try                    |
+| ended    | channel| jobs whose record became `done`; the result can be read by then           |
+| hooks    | zset   | `hooks2`, jobs whose webhook is due, by the time of the next try          |
 | hook     | hash   | a job's webhook and its tries; a belt TTL of a week, less once settled    |
 | usage    | hash   | `usage:<hour since 1970>`, tokens per tenant; TTL of eight days           |
 | ticks    | hash   | cron -> its last tick in ms; bounded by the number of crons               |
 | digest   | hash   | how far the dead letters were digested, and the last digest               |
 | pressure | string | JSON for autoscalers: what waits, drain rate, seconds; TTL of a minute    |
 
-Per shard of token logs, each followed by the job id:
+Per shard of token logs, each followed by the job's address:
 
 | log      | stream | ids `<epoch>-<index>`; a belt TTL of a week from the marker on, renewed by |
 |          |        | later writes; completion sets a short one                                 |
 | result   | string | written with the terminal entry, the same belt; then a TTL of its own     |
 | tok      | channel| the job's events, public                                                  |
+
+Of version 1, with the same types; this release adds nothing to them:
+
+| lane1    | stream | `lane:<priority>:<tenant>`                                                |
+| front1   | stream | `front:<priority>`                                                        |
+| backlog1 | zset   | `backlog:<priority>`                                                      |
+| workers1 | set    | `workers`                                                                 |
+| due1     | zset   | `due`                                                                     |
+| ending1  | zset   | `ending`                                                                  |
+| bell1    | list   | `bell`                                                                    |
+| hooks1   | zset   | `hooks`                                                                   |
 """
 
 from __future__ import annotations
@@ -57,14 +76,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# Of requests, events and results; a reader refuses any other.
-WIRE_VERSION = 1
+from tokenbus.producer.contract.address import JobAddress
+
+# Of requests, events and results. A job keeps the version that it was accepted under; a version
+# that is not among the known ones is refused by readers.
+WIRE_VERSION = 2
+KNOWN_VERSIONS = (1, 2)
 
 POOL_KEYS = {
     "inbox": ":inbox",
+    "inbox2": ":inbox2",
     "intake": ":intake",
-    "lane": ":lane:",
-    "front": ":front:",
+    "replies": ":reply:",
+    "lane": ":lane2:",
+    "front": ":front2:",
     "suspects": ":suspects",
     "job": ":job:",
     "idem": ":idem:",
@@ -73,8 +98,8 @@ POOL_KEYS = {
     "alive": ":alive:",
     "worker": ":worker:",
     "status": ":status:",
-    "workers": ":workers",
-    "backlog": ":backlog:",
+    "workers": ":workers2",
+    "backlog": ":backlog2:",
     "running": ":running:",
     "resting": ":resting:",
     "holding": ":holding:",
@@ -82,20 +107,29 @@ POOL_KEYS = {
     "load": ":load",
     "line": ":line",
     "drain": ":drain",
-    "due": ":due",
-    "ending": ":ending",
+    "due": ":due2",
+    "ending": ":ending2",
     "dead": ":dead",
-    "bell": ":bell",
+    "letters": ":letters",
+    "bell": ":bell2",
     "wake": ":wake:",
     "home": ":home:",
     "ctl": ":ctl:",
     "ended": ":ended",
-    "hooks": ":hooks",
+    "hooks": ":hooks2",
     "hook": ":hook:",
     "usage": ":usage:",
     "ticks": ":ticks",
     "digest": ":digest",
     "pressure": ":pressure",
+    "lane1": ":lane:",
+    "front1": ":front:",
+    "backlog1": ":backlog:",
+    "workers1": ":workers",
+    "due1": ":due",
+    "ending1": ":ending",
+    "bell1": ":bell",
+    "hooks1": ":hooks",
 }
 
 LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}
@@ -103,20 +137,32 @@ LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}
 NUM_PRIORITIES = 3
 NAME_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"
 JOB_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,96}$"
+REPLY_PATTERN = r"[A-Za-z0-9_-]{16,128}"
 POOL_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 _POOL = re.compile(POOL_PATTERN)
 _SHARD = re.compile(r"^s(\d{1,3})-")
 
 
+def versions_text(version: object) -> str:
+    """Say which wire version was met, and which ones this release reads."""
+    known = " and ".join(str(each) for each in KNOWN_VERSIONS)
+    return f"speaks wire version {version}; this release speaks {known}"
+
+
+def address_of(channel: bytes) -> JobAddress:
+    """Return the address of the job that a channel belongs to."""
+    return JobAddress.parse(channel.decode().partition(LOG_KEYS["tok"])[2])
+
+
 def shard_of(job_id: str) -> int:
-    """Return the shard that a job id carries (`s<shard>-…`), 0 without one."""
+    """Return the shard that a job's id or address carries (`s<shard>-…`), 0 without one."""
     match = _SHARD.match(job_id)
     return int(match.group(1)) if match else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Names of one pool."""
+    """Names of one pool; `job_id` of a method is the text of a job's address."""
 
     pool: str
 

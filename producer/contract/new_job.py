@@ -7,18 +7,25 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.contract.cache_scope import NO_GROUPS, cache_key
+from tokenbus.producer.contract.keys import WIRE_VERSION
 from tokenbus.producer.contract.prefix_key import prefix_key
-from tokenbus.producer.contract.schema import SEED_BITS, JobRequest
+from tokenbus.producer.contract.schema import SEED_BITS, JobRequest, StoredRequest
 from tokenbus.producer.contract.token_ids import pack_ids
 from tokenbus.producer.errors import RequestInvalid
+
+if TYPE_CHECKING:
+    from tokenbus.producer.contract.cache_scope import CacheGroups
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """What `submit` stores; `output_tokens` is max_tokens, per choice.
 
+    `job_id` is the text of the job's address, `version` the wire version that it keeps.
     `callback` is the JSON of where and with which metadata a webhook tells of the end, or empty.
     """
 
@@ -36,41 +43,63 @@ class NewJob:
     not_before_ms: int = 0
     prefix: str = ""
     callback: str = ""
+    version: int = WIRE_VERSION
 
 
 def new_job(
-    request: JobRequest, weight: float = 1.0, job_id: str = "", num_shards: int = 1
+    request: JobRequest,
+    weight: float = 1.0,
+    num_shards: int = 1,
+    *,
+    reserved_id: str = "",
+    groups: CacheGroups = NO_GROUPS,
 ) -> NewJob:
     """Turn a request into what the queue stores; draws the job id and the seed where open.
 
-    The id says which of `num_shards` holds the job's log.
-
-    The digest that tells a repeated submit from a conflicting one covers neither of the two.
+    The id says which of `num_shards` holds the job's log. A `reserved_id` takes its place: one that
+    no request can name, for jobs of the pool's own services. `groups` is the owner's list of cache
+    groups.
+    The digest that tells a repeated submit from a conflicting one covers neither of the two, and is
+    the same under every wire version.
     """
-    ids = request.token_ids
-    told = request.model_copy(update={"id": None, "token_ids": None}).dump().encode()
-    digest = hashlib.sha256(told + (b"" if ids is None else pack_ids(ids))).hexdigest()
-    chosen_id = request.id or job_id or f"s{secrets.randbelow(num_shards)}-{secrets.token_hex(12)}"
-    drawn: dict[str, Any] = {"id": chosen_id}
+    key = cache_key(request)
+    if key is not None:
+        request = StoredRequest.of(request, key)
+    chosen_id = reserved_id or request.id or draw_id(num_shards)
+    # A reserved id is none of the schema's: the address alone names the job.
+    drawn: dict[str, Any] = {"id": None if reserved_id else chosen_id}
     if request.seed is None:
         drawn["seed"] = secrets.randbits(SEED_BITS)
-    key = request.idempotency_key
+    name = request.idempotency_key
     return NewJob(
-        job_id=chosen_id,
+        job_id=JobAddress(chosen_id, request.tenant).text,
         tenant=request.tenant,
         priority=request.priority,
         prompt_tokens=request.estimate_prompt_tokens(),
         output_tokens=request.max_tokens,
         n=request.n,
         request=request.model_copy(update=drawn).dump(),
-        digest=digest[:32],
-        idempotency=_idempotency(request.tenant, key) if key is not None else "",
+        digest=digest_of(request),
+        idempotency=_idempotency(request.tenant, name) if name is not None else "",
         weight=weight,
         deadline_ms=None if request.deadline_s is None else int(request.deadline_s * 1000),
         not_before_ms=int((request.not_before_s or 0) * 1000),
-        prefix=prefix_key(request),
+        prefix=prefix_key(request, groups),
         callback=_callback(request),
+        version=request.v,
     )
+
+
+def draw_id(num_shards: int = 1) -> str:
+    """Draw a job id that nobody can guess."""
+    return f"s{secrets.randbelow(num_shards)}-{secrets.token_hex(12)}"
+
+
+def digest_of(request: JobRequest) -> str:
+    """Return the digest of a request without its id; the stored form where there is a secret."""
+    ids = request.token_ids
+    told = request.model_copy(update={"id": None, "token_ids": None, "v": 1}).dump().encode()
+    return hashlib.sha256(told + (b"" if ids is None else pack_ids(ids))).hexdigest()[:32]
 
 
 def _callback(request: JobRequest) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.contract.cache_scope import NO_GROUPS, cache_scope
+
 if TYPE_CHECKING:
+    from tokenbus.producer.contract.cache_scope import CacheGroups
     from tokenbus.producer.contract.schema import JobRequest
 
 # What is shorter is computed again faster than it is worth waiting for: about 256 tokens.
@@ -13,22 +16,24 @@ MIN_CHARACTERS = 1024
 MIN_IDS = 256
 
 
-def prefix_key(request: JobRequest) -> str:
+def prefix_key(request: JobRequest, groups: CacheGroups = NO_GROUPS) -> str:
     """Name the beginning of a request's prompt, empty if there is little of it.
 
     It is the tools and system messages, or without any the beginning of the prompt or first
-    message, of one tenant. Of a cache group it is the group and how the prompt begins: those of one
-    group that differ there share less than is worth a name, and go by the group's alone where they
-    are short.
+    message, inside one cache scope (`groups` is the owner's list). Of a cache group it is the group
+    and how the prompt begins: those of one group that differ there share less than is worth a name,
+    and go by the group's alone where they are short.
     """
-    group, head = request.cache_group, _head(request)
-    if not head:
-        return group or ""
-    if group is not None:
-        head = head[:MIN_CHARACTERS]
-    digest = blake2b((group or request.tenant).encode() + b"\n", digest_size=12)
+    head = _head(request)
+    if request.cache_group is None:
+        if not head:
+            return ""
+        scope = request.tenant
+    else:
+        scope, head = cache_scope(request, groups), head[:MIN_CHARACTERS]
+    digest = blake2b(scope.encode() + b"\n", digest_size=12)
     digest.update(head.encode("utf-8", "surrogatepass"))
-    return f"{group}/{digest.hexdigest()}" if group is not None else digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _head(request: JobRequest) -> str:

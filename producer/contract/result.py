@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.contract.events import Event, Finish, ToolCall
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
+from tokenbus.producer.contract.events import Event, Finish, ToolCall, names_of
 from tokenbus.producer.contract.fast_json import to_json
-from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.contract.keys import KNOWN_VERSIONS, WIRE_VERSION, versions_text
 from tokenbus.producer.contract.logprobs import extend_column, per_token
-from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.errors import ProducerError, SchemaMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,7 +41,7 @@ class JobResult:
     `runs` lists (choice, first index, last index) in index order: which choice each token index
     of the job belongs to. `prompt_logprobs` has an entry per prompt token, in the form of a token's
     logprobs, None for the first; it is empty unless it was asked for, and where the job was ended
-    by anyone but its worker.
+    by anyone but its worker. `version` is the wire version of the job.
     """
 
     job_id: str
@@ -49,6 +50,8 @@ class JobResult:
     choices: tuple[Choice, ...]
     runs: tuple[tuple[int, int, int], ...]
     prompt_logprobs: tuple[Any, ...] = ()
+    tenant: str = DEFAULT_TENANT
+    version: int = WIRE_VERSION
 
     @property
     def text(self) -> str:
@@ -74,8 +77,7 @@ class JobResult:
     def dump(self) -> str:
         """Return the JSON value that is stored."""
         wire: dict[str, Any] = {
-            "v": WIRE_VERSION,
-            "job": self.job_id,
+            **names_of(self.job_id, self.tenant, self.version),
             "epoch": self.epoch,
             "choices": [_dump_choice(choice) for choice in self.choices],
             "runs": [list(run) for run in self.runs],
@@ -93,8 +95,10 @@ class JobResult:
 
     @classmethod
     def parse(cls, text: bytes | str) -> JobResult:
-        """Read what `dump` wrote."""
+        """Read what `dump` wrote, of any known version. Raises: SchemaMismatch for another."""
         wire = json.loads(text)
+        if wire["v"] not in KNOWN_VERSIONS:
+            raise SchemaMismatch("v", f"the result {versions_text(wire['v'])}")
         finish = Finish.from_wire(wire["finish"])
         return cls(
             job_id=wire["job"],
@@ -114,6 +118,8 @@ class JobResult:
             ),
             runs=tuple((run[0], run[1], run[2]) for run in wire["runs"]),
             prompt_logprobs=tuple(wire.get("prompt_logprobs", ())),
+            tenant=wire.get("tenant", DEFAULT_TENANT),
+            version=wire["v"],
         )
 
     def events(self, cursor: int) -> Iterator[Event]:
@@ -135,9 +141,20 @@ class JobResult:
                 ids=choice.ids[first:last],
                 ends=choice.ends[first:last],
                 logprobs=choice.logprobs[first:last],
+                tenant=self.tenant,
+                version=self.version,
             )
             yield event.after(cursor)
-        yield Event(self.job_id, self.epoch, 0, self.last + 1, self.last, finish=self.finish)
+        yield Event(
+            self.job_id,
+            self.epoch,
+            0,
+            self.last + 1,
+            self.last,
+            finish=self.finish,
+            tenant=self.tenant,
+            version=self.version,
+        )
 
 
 class JobEndedEarly(ProducerError):
@@ -176,9 +193,14 @@ class _Growing:
 
 
 def build_result(
-    job_id: str, epoch: int, events: Iterable[Event], finish: Finish, num_choices: int = 1
+    address: str,
+    epoch: int,
+    events: Iterable[Event],
+    finish: Finish,
+    num_choices: int = 1,
+    version: int = WIRE_VERSION,
 ) -> JobResult:
-    """Put a job's token events, given in index order, together to its result."""
+    """Put the token events of the job at an address, in index order, together to its result."""
     growing = [_Growing() for _ in range(num_choices)]
     runs: list[tuple[int, int, int]] = []
     for event in events:
@@ -206,7 +228,16 @@ def build_result(
         )
         for number, part in enumerate(growing)
     )
-    return JobResult(job_id, epoch, finish, choices, tuple(runs))
+    named = JobAddress.parse(address)
+    return JobResult(
+        named.job_id,
+        epoch,
+        finish,
+        choices,
+        tuple(runs),
+        tenant=named.tenant,
+        version=version,
+    )
 
 
 def _dump_choice(choice: Choice) -> dict[str, Any]:

@@ -1,11 +1,19 @@
-"""The request as it travels: one JSON object, wire version 1."""
+"""The request as it travels: one JSON object, of wire version 1 or 2."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from tokenbus.producer.contract.bounds import (
     LOGIT_BIAS,
@@ -19,7 +27,13 @@ from tokenbus.producer.contract.bounds import (
     NUMBERS,
 )
 from tokenbus.producer.contract.json_values import JsonObject  # noqa: TC001 - pydantic reads it
-from tokenbus.producer.contract.keys import JOB_ID_PATTERN, NAME_PATTERN, WIRE_VERSION
+from tokenbus.producer.contract.keys import (
+    JOB_ID_PATTERN,
+    KNOWN_VERSIONS,
+    NAME_PATTERN,
+    WIRE_VERSION,
+    versions_text,
+)
 from tokenbus.producer.contract.token_ids import TokenId, TokenIds
 from tokenbus.producer.errors import RequestInvalid, SchemaMismatch
 
@@ -63,6 +77,7 @@ def _check_callback(url: str) -> str:
 
 CallbackUrl = Annotated[str, Field(max_length=2048), AfterValidator(_check_callback)]
 
+_NOT_DUMPED = {"v", "cache_secret"}
 _STRICT = ConfigDict(
     extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
 )
@@ -127,11 +142,14 @@ class JobRequest(BaseModel):
     `tools` and a `tool_choice` of auto, required or {"name": …}, what is called is one of them with
     arguments that satisfy its schema; none leaves the tools out of the prompt.
     `callback_url` gets a signed POST from the control service once the job has ended.
+    A `cache_group` is shared with another tenant's jobs of the same group and `cache_secret`, of
+    which only a digest is kept; without a secret it is the tenant's own (`contract.cache_scope`).
+    `v` is the wire version, which the job's events and result keep.
     """
 
     model_config = _STRICT
 
-    v: int = Field(default=WIRE_VERSION, ge=WIRE_VERSION, le=WIRE_VERSION)
+    v: int = Field(default=WIRE_VERSION, ge=KNOWN_VERSIONS[0], le=KNOWN_VERSIONS[-1])
     id: Annotated[str, Field(pattern=JOB_ID_PATTERN)] | None = None
     prompt: str | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)
@@ -142,6 +160,7 @@ class JobRequest(BaseModel):
     not_before_s: float | None = Field(default=None, ge=0, le=MAX_WAIT_S)
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=256)
     cache_group: Name | None = None
+    cache_secret: SecretStr | None = Field(default=None, min_length=16, max_length=256)
     metadata: dict[str, str] = Field(default_factory=dict, max_length=32)
     traceparent: str | None = Field(default=None, max_length=128)
     callback_url: CallbackUrl | None = None
@@ -176,6 +195,8 @@ class JobRequest(BaseModel):
         inputs = [self.prompt, self.messages, self.token_ids]
         if sum(given is not None for given in inputs) != 1:
             raise ValueError("prompt: give exactly one of prompt, messages and token_ids")
+        if self.cache_secret is not None and (self.cache_group is None or self.v == 1):
+            raise ValueError("cache_secret: only together with cache_group, from wire version 2 on")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens: {self.min_tokens} exceeds max_tokens {self.max_tokens}")
         if self.tools is not None and self.messages is None:
@@ -214,9 +235,9 @@ class JobRequest(BaseModel):
             raise _invalid(error) from None
 
     def dump(self) -> str:
-        """Return the JSON that is stored and sent, defaults left out."""
-        wire = self.model_dump_json(exclude_defaults=True)
-        return f'{{"v":{WIRE_VERSION}' + ("}" if wire == "{}" else "," + wire[1:])
+        """Return the JSON that is stored and sent; defaults and the secret are left out."""
+        wire = self.model_dump_json(exclude_defaults=True, exclude=_NOT_DUMPED)
+        return f'{{"v":{self.v}' + ("}" if wire == "{}" else "," + wire[1:])
 
     def estimate_prompt_tokens(self) -> int:
         """Estimate the prompt's length from its bytes; exact for token ids."""
@@ -231,9 +252,23 @@ class JobRequest(BaseModel):
         return num_bytes // BYTES_PER_TOKEN + TEMPLATE_TOKENS * len(texts)
 
 
+class StoredRequest(JobRequest):
+    """A request as the queue keeps it: `cache_key` stands for the secret, which is not kept."""
+
+    model_config = _STRICT
+
+    cache_key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+
+    @classmethod
+    def of(cls, request: JobRequest, cache_key: str) -> Self:
+        """Turn a checked request into what is kept of it."""
+        fields = dict(request) | {"cache_secret": None, "cache_key": cache_key}
+        return cls.model_construct(request.model_fields_set | {"cache_key"}, **fields)
+
+
 def _invalid(error: ValidationError) -> RequestInvalid:
     """Turn the first finding into one sentence that names the field."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = error.errors(include_url=False, include_context=False)[0]
     message = first["msg"].removeprefix("Value error, ")
     # Of a union the path names the member that was tried, which is no field.
     path = [str(part) for part in first["loc"] if not str(part).startswith("literal[")]
@@ -242,5 +277,7 @@ def _invalid(error: ValidationError) -> RequestInvalid:
         path = [head]
     field = ".".join(path) or "job"
     if field == "v":
-        return SchemaMismatch("v", f"this release speaks wire version {WIRE_VERSION}")
+        given = first["input"]
+        shown = given if isinstance(given, int) and abs(given) < 10**9 else "of another kind"
+        return SchemaMismatch("v", f"the request {versions_text(shown)}")
     return RequestInvalid(field, message)

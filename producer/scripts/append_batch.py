@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tokenbus.producer.contract.events import event_head
 from tokenbus.producer.contract.keys import WIRE_VERSION
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ _encode = msgspec.msgpack.Encoder().encode
 class AppendBatch:
     """Builds the argument of the append script.
 
-    A job takes seven values: id, first index, entry id, number of entries its log has, whether to
-    renew the belt, the log entry and the public message. The server only passes the last two on.
+    A job takes seven values: address (`job_id` here), first index, entry id, number of entries its
+    log has, whether to renew the belt, the log entry and the public message. The server only passes
+    the last two on.
     """
 
     __slots__ = ("_values",)
@@ -37,7 +39,13 @@ class AppendBatch:
         return len(self._values) // COLUMNS
 
     def add_one(
-        self, job_id: str, epoch: int, index: int, token: tuple[int, str, int, int], entries: int
+        self,
+        job_id: str,
+        epoch: int,
+        index: int,
+        token: tuple[int, str, int, int],
+        entries: int,
+        version: int = WIRE_VERSION,
     ) -> None:
         """Add one token without logprobs: choice, text, id, end. Most calls consist of those."""
         choice, text, token_id, end = token
@@ -49,7 +57,7 @@ class AppendBatch:
             entries,
             0 if index % _BELT_TOKENS else 1,
             f"[{choice},{index},{shown},[{token_id}],[{end}]]",
-            f'{{"v":{WIRE_VERSION},"job":"{job_id}","epoch":{epoch},"choice":{choice},'
+            f'{event_head(job_id, version)}{epoch},"choice":{choice},'
             f'"from":{index},"to":{index},"text":{shown},"ids":[{token_id}],"ends":[{end}]}}',
         )
 
@@ -64,6 +72,7 @@ class AppendBatch:
         ends: Sequence[int],
         logprobs: str = "",
         entries: int = 0,
+        version: int = WIRE_VERSION,
     ) -> None:
         """Add tokens `start`… of one choice.
 
@@ -81,7 +90,7 @@ class AppendBatch:
             entries,
             int(to // _BELT_TOKENS > (start - 1) // _BELT_TOKENS),
             f"[{choice},{start},{shown},[{id_list}],[{end_list}]{extra}]",
-            f'{{"v":{WIRE_VERSION},"job":"{job_id}","epoch":{epoch},"choice":{choice},'
+            f'{event_head(job_id, version)}{epoch},"choice":{choice},'
             f'"from":{start},"to":{to},"text":{shown},"ids":[{id_list}],"ends":[{end_list}]{named}}}',
         )
 

@@ -84,18 +84,18 @@ class JobCompletion:
                 ending = raised
         return None
 
-    async def cancel(self, job_id: str) -> str:
-        """Cancel a job.
+    async def cancel(self, job_id: str, tenant: str = "") -> str:
+        """Cancel the job at an address; with a tenant only if it is that one's.
 
         Returns: `unknown`, `done` (it had ended before), `over` (so it had, and its owner is about
         to complete it), `held` (its owner ends it), `ended`, or `ending` where somebody else has
         to: the tick does.
         """
         asked_at = self._clock()
-        reply = await self._scripts.queue.cancel(job_id)
+        reply = await self._scripts.queue.cancel(job_id, tenant)
         if reply.status == "held":
             # Behind all indices: only an end may follow.
-            events = await self._scripts.log.events(job_id, sys.maxsize)
+            events = await self._scripts.log.events(reply.job_id, sys.maxsize)
             end = events[-1].finish if events else None
             return "held" if end is None or end.reason == "cancelled" else "over"
         if reply.ending is None:
@@ -154,5 +154,14 @@ def _unowned_end(ending: Ending, finish: Finish, events: list[Event]) -> End:
     last = tokens[-1].to if tokens else 0
     usage = Usage(finish.usage.prompt_tokens, finish.usage.cached_tokens, last)
     finish = replace(finish, usage=usage)
-    result = build_result(ending.job_id, ending.epoch, tokens, finish)
-    return End(ending.job_id, ending.epoch, last, finish.dump(), result.dump(), owned=False)
+    version = ending.version
+    result = build_result(ending.job_id, ending.epoch, tokens, finish, version=version)
+    return End(
+        ending.job_id,
+        ending.epoch,
+        last,
+        finish.dump(),
+        result.dump(),
+        owned=False,
+        version=version,
+    )

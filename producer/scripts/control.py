@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.contract.address import JobAddress
+
 if TYPE_CHECKING:
     from tokenbus.producer.contract.keys import Keys
     from tokenbus.producer.scripts.runner import ScriptRunner
@@ -67,7 +69,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedWebhook:
-    """A webhook to try now; `body` is empty until a try has failed."""
+    """A webhook to try now, of the job at an address; `body` is empty until a try has failed."""
 
     job_id: str
     claim: int
@@ -133,8 +135,18 @@ class ControlScripts:
         )
         return str(reply.decode())
 
-    async def webhook(self, job_id: str) -> Webhook | None:
-        """Read a job's webhook; None if it asked for none or it is forgotten."""
+    async def webhook(self, job_id: str, tenant: str = "") -> Webhook | None:
+        """Read the webhook of the job at an address; None if there is none.
+
+        With a tenant it is given only if it is that one's, and found where version 1 left it too.
+        """
+        found = await self._webhook_at(job_id)
+        plain = JobAddress.parse(job_id).job_id
+        if tenant and found is None and plain != job_id:
+            found = await self._webhook_at(plain)
+        return None if tenant and found is not None and found.tenant != tenant else found
+
+    async def _webhook_at(self, job_id: str) -> Webhook | None:
         reply = await self._runner.command("HGETALL", self._keys.of("hook", job_id))
         pairs = (
             zip(reply[::2], reply[1::2], strict=True) if isinstance(reply, list) else reply.items()
@@ -143,7 +155,7 @@ class ControlScripts:
         if "state" not in fields:
             return None
         return Webhook(
-            job_id,
+            JobAddress.parse(job_id).job_id,
             WebhookState(fields["state"].decode()),
             fields["tenant"].decode(),
             str(json.loads(fields["callback"])["url"]),

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokenbus.producer.contract.events import Event
+from tokenbus.producer.contract.events import Event, event_head
 from tokenbus.producer.contract.fast_json import to_json
-from tokenbus.producer.contract.keys import shard_of
+from tokenbus.producer.contract.keys import WIRE_VERSION, shard_of
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.replies import LogReply, LogStatus
 
@@ -40,7 +40,8 @@ class Takeover:
 class Append:
     """New tokens `start`…`to` of one choice; `logprobs` is a JSON array or empty.
 
-    `entries` is the number of entries the log has if nobody else wrote, 0 if that is not known.
+    `entries` is the number of entries the log has if nobody else wrote, 0 if that is not known;
+    `version` is the wire version of the job.
     """
 
     job_id: str
@@ -53,6 +54,7 @@ class Append:
     ends: Sequence[int]
     logprobs: str = ""
     entries: int = 0
+    version: int = WIRE_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,13 @@ class End:
     finish: str
     result: str
     owned: bool = True
+    version: int = WIRE_VERSION
 
 
 class LogScripts:
     """Typed calls on token logs; batches keep their order and answer per item.
 
+    `job_id` is the text of a job's address everywhere in this room.
     All entries of a job go through one connection. Raises what `ScriptRunner.run` raises.
     """
 
@@ -132,8 +136,13 @@ class LogScripts:
                 item.owned,
                 item.finish,
                 item.result,
+                event_head(item.job_id, item.version),
             ],
         )
+
+    async def announce(self, job_id: str, message: str) -> None:
+        """Tell the listeners of a job's channel something that no log holds."""
+        await self._runner.command(self._publish, self._keys.channel(job_id), message)
 
     async def retain(self, job_id: str, log_ttl_ms: int, result_ttl_ms: int) -> None:
         """Let log and result of a completed job expire."""
@@ -200,6 +209,7 @@ class LogScripts:
                 item.ends,
                 item.logprobs,
                 item.entries,
+                item.version,
             )
         others = await self.append_batch(shard, batch)
         return [

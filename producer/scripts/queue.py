@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from tokenbus.producer.scripts.replies import (
     JobState,
     Place,
     Refused,
+    Rejected,
     Submitted,
     TickReply,
 )
@@ -32,7 +34,9 @@ STALE_ANSWER_S = 5.0
 # How long to stay away when the server's memory is full, not a bound of the queue.
 MEMORY_RETRY_MS = 1000
 MAX_BODY_BYTES = 8 * 1024 * 1024
-_RECORD_FIELDS = ("state", "epoch", "owner", "attempts", "tenant", "priority", "finish")
+# The answer to a raw entry that asked for one waits this long for its sender.
+REPLY_TTL_MS = 60_000
+_RECORD_FIELDS = ("state", "epoch", "owner", "attempts", "tenant", "priority", "finish", "v")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,10 @@ class Bounds:
 
 
 class QueueScripts:
-    """Typed calls of the pool's queue. Every method raises what `ScriptRunner.run` raises."""
+    """Typed calls of the pool's queue. Every method raises what `ScriptRunner.run` raises.
+
+    `job_id` is the text of a job's address.
+    """
 
     def __init__(self, runner: ScriptRunner, keys: Keys) -> None:
         self._runner = runner
@@ -89,31 +96,75 @@ class QueueScripts:
             count=count,
             lease_ms=lease_ms,
             max_bytes=max_bytes,
+            nonce=secrets.token_hex(16),
         )
         return [
-            InboxEntry(entry_id.decode(), body, read_ending(ending) if ending else None)
-            for entry_id, body, ending in reply
+            InboxEntry(
+                entry_id.decode(), body, read_ending(ending) if ending else None, reply_to.decode()
+            )
+            for entry_id, body, reply_to, ending in reply
         ]
 
-    async def reject(self, entry_id: str, job_id: str, finish: str, body: bytes) -> Ending | None:
+    async def reject(
+        self,
+        entry_id: str,
+        job_id: str,
+        finish: str,
+        body: bytes,
+        *,
+        named: str = "",
+        tenant: str = "",
+    ) -> Rejected | None:
         """Dead-letter a raw entry and open a record in `ending` for its failed event.
 
-        The event goes to `job_id`; to `raw-<entry id>` if that is empty or names a known job.
+        The event goes to `job_id`, which nobody else can name; `named` is the address that the body
+        asks for, empty if it names none, and is only noted.
         None if another worker took the entry.
         """
         reply = await self._runner.run(
-            "reject", self._keys.prefix, entry=entry_id, job=job_id, finish=finish, body=body
+            "reject",
+            self._keys.prefix,
+            entry=entry_id,
+            job=job_id,
+            finish=finish,
+            body=body,
+            named=named,
+            tenant=tenant,
         )
-        return read_ending(reply) if reply else None
+        return Rejected(read_ending(reply[0]), bool(reply[1])) if reply else None
 
-    async def cancel(self, job_id: str) -> CancelReply:
+    async def reply(self, secret: str, message: str) -> None:
+        """Leave the answer to a raw entry where its sender waits for it."""
+        key = self._keys.of("replies", secret)
+        await self._runner.command("RPUSH", key, message)
+        await self._runner.command("PEXPIRE", key, REPLY_TTL_MS)
+
+    async def bound_letters(self, num_bytes: int) -> None:
+        """Say how many bytes the pool's dead letters may have."""
+        await self._runner.command("HSET", self._keys.of("letters"), "limit", num_bytes)
+
+    async def drop_letters(self, entry_ids: Sequence[str]) -> int:
+        """Delete dead letters and count those that were still there."""
+        return int(
+            await self._runner.run("drop_letters", self._keys.prefix, entries=list(entry_ids))
+        )
+
+    async def cancel(self, job_id: str, tenant: str = "") -> CancelReply:
         """Take a waiting job out of its lane into `ending`, or flag a held one and tell its owner.
 
-        On `ending` it answers the epoch again, so that a retry can go on (R11).
+        On `ending` it answers the epoch again, so that a retry can go on (R11). With a tenant only
+        a job of that one is known.
         """
-        reply = await self._runner.run("cancel", self._keys.prefix, job=job_id)
-        status, *ending = reply
-        return CancelReply(status.decode(), read_ending(ending[0]) if ending else None)
+        reply = await self._runner.run("cancel", self._keys.prefix, job=job_id, tenant=tenant)
+        status, *rest = reply
+        match status:
+            case b"held":
+                return CancelReply("held", job_id=rest[0].decode())
+            case b"ending":
+                ending = read_ending(rest[0])
+                return CancelReply("ending", ending, ending.job_id)
+            case _:
+                return CancelReply(status.decode())
 
     async def tick(self, *, limit: int = 64) -> TickReply:
         """Release delays and pass deadlines that are due, and return what has to end now.
@@ -142,6 +193,12 @@ class QueueScripts:
         """Read a job record."""
         reply = await self._runner.command(*self.record_command(job_id))
         return read_record(job_id, reply)
+
+    async def holds_inherited(self, job_id: str, tenant: str, digest: str) -> bool:
+        """Tell whether version 1 has accepted this very request under this id."""
+        key = self._keys.of("job", job_id)
+        owner, told, version = await self._runner.command("HMGET", key, "tenant", "digest", "v")
+        return (owner, told, version) == (tenant.encode(), digest.encode(), None)
 
     def record_command(self, job_id: str) -> tuple[str, ...]:
         """Return the command that reads a job record, for `read_record`."""
@@ -191,20 +248,21 @@ def _submit_args(job: NewJob, bounds: Bounds, ticket: int, entry_id: str) -> lis
         int(bounds.refuse_late),
         entry_id,
         job.callback,
+        job.version,
     ]
 
 
 def read_ending(reply: list[Any]) -> Ending:
     """Read what `ending_of` of ending.lua says of a job."""
-    job_id, epoch, is_done, finish = reply
-    return Ending(job_id.decode(), int(epoch), bool(int(is_done)), finish.decode())
+    job_id, epoch, is_done, finish, version = reply
+    return Ending(job_id.decode(), int(epoch), bool(int(is_done)), finish.decode(), int(version))
 
 
 def read_record(job_id: str, reply: Sequence[bytes | None]) -> JobRecord | None:
     """Read what `record_command` brought; None if there is no such job."""
     if reply[0] is None:
         return None
-    state, epoch, owner, attempts, tenant, priority, finish = (
+    state, epoch, owner, attempts, tenant, priority, finish, version = (
         b"" if value is None else value for value in reply
     )
     return JobRecord(
@@ -216,4 +274,6 @@ def read_record(job_id: str, reply: Sequence[bytes | None]) -> JobRecord | None:
         tenant.decode(),
         int(priority or 0),
         finish.decode(),
+        int(version or 1),
+        is_inherited=not version,
     )

@@ -1,13 +1,18 @@
-"""Replies of the scripts: one frozen dataclass per kind."""
+"""Replies of the scripts: one frozen dataclass per kind; `job_id` is the text of an address."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts.evidence import Evidence
+
+from tokenbus.producer.contract.keys import WIRE_VERSION
+
+_VERSION = re.compile(rb'\{"v":(\d{1,9})[,}]')
 
 
 class JobState(StrEnum):
@@ -60,13 +65,15 @@ class Ending:
     """A job that has to end, or to complete, without an owner.
 
     `done` says that its record is complete and only the later steps are left. `finish` is the
-    JSON of the finish that the record asks for; usage is filled in from the log.
+    JSON of the finish that the record asks for; usage is filled in from the log. `version` is the
+    wire version of the job.
     """
 
     job_id: str
     epoch: int
     done: bool
     finish: str
+    version: int = WIRE_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +81,21 @@ class InboxEntry:
     """One raw entry; `body` is empty where it had no `job` field.
 
     `ending` is set, and the entry already gone, where the script itself refused the entry.
+    `reply_to` is the secret under which its sender waits for an answer, if it does.
     """
 
     entry_id: str
     body: bytes
     ending: Ending | None = None
+    reply_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A raw entry was refused: what is to be ended, and whether the name it asked for is free."""
+
+    ending: Ending
+    is_name_free: bool
 
 
 class PullStatus(StrEnum):
@@ -128,6 +145,12 @@ class PulledJob:
     num_choices: int = 1
     evidence: Evidence | None = None
 
+    @property
+    def version(self) -> int:
+        """Return the wire version that the job keeps, which its request begins with."""
+        found = _VERSION.match(self.request)
+        return int(found[1]) if found else WIRE_VERSION
+
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
@@ -173,10 +196,14 @@ class RequeueStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CancelReply:
-    """`unknown`, `done` (already ended), `held` (its owner was told) or `ending` (end it now)."""
+    """`unknown`, `done` (already ended), `held` (its owner was told) or `ending` (end it now).
+
+    `job_id` is the address at which the job was found, where it was held or is ending.
+    """
 
     status: str
     ending: Ending | None = None
+    job_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +216,10 @@ class TickReply:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """The part of a record that readers and operators ask for."""
+    """The part of a record that readers and operators ask for.
+
+    `is_inherited`: a release of version 1 accepted the job, under its id alone whatever its tenant.
+    """
 
     job_id: str
     state: JobState
@@ -199,6 +229,19 @@ class JobRecord:
     tenant: str
     priority: int
     finish: str
+    version: int = WIRE_VERSION
+    is_inherited: bool = False
+
+    def is_of(self, tenant: str) -> bool:
+        """Tell whether it is that of a tenant which asked at the tenant's address.
+
+        An inherited one may be another's; what never became a job is nobody's.
+        """
+        return not self.is_inherited or self.tenant in (tenant, "")
+
+    def is_inherited_by(self, tenant: str) -> bool:
+        """Tell whether a tenant finds it at its id alone, as version 1 left it."""
+        return self.is_inherited and self.tenant == tenant
 
 
 class LogStatus(StrEnum):

@@ -38,10 +38,11 @@ SETTINGS = {
 
 async def _open_webhooks(client: AsyncClient, url: str) -> list[str]:
     """Make webhooks due: jobs that are cancelled are told of like all others."""
-    job_ids = [f"hook-{number}" for number in range(NUM_WEBHOOKS)]
+    job_ids = [f"hook-{number}@acme" for number in range(NUM_WEBHOOKS)]
     completion = JobCompletion(client.scripts)
     for job_id in job_ids:
-        request = JobRequest.build(id=job_id, prompt="x", tenant="acme", callback_url=url)
+        named = job_id.partition("@")[0]
+        request = JobRequest.build(id=named, prompt="x", tenant="acme", callback_url=url)
         await submit(client.scripts, new_job(request))
         await completion.cancel(job_id)
     return job_ids

@@ -106,7 +106,7 @@ async def test_job_whose_submit_was_lost_is_reported(
     await client.submit("the first job creates the file's entries")
     mark = mortal.file_size()
     job = await client.submit("lost")
-    stream = client.stream(job.job_id)
+    stream = client.stream(job)
     reading = asyncio.create_task(anext(stream))
     await until(lambda: _is_live(stream))
     mortal.kill()

@@ -58,7 +58,7 @@ async def test_jobs_of_a_prefix_go_to_the_worker_that_holds_it(
             job = await client.submit(
                 token_ids=[*prompt, 450 + number], max_tokens=4, tenant=f"tenant-{tenant}"
             )
-            result = await client.result(job.job_id, timeout_s=PATIENCE_S)
+            result = await client.result(job, timeout_s=PATIENCE_S)
             takers[tenant].add((one if one.metrics.jobs_pulled > before else two).name)
             if number >= 2:
                 assert result.finish.usage.cached_tokens == NUM_SHARED, number
@@ -87,10 +87,11 @@ async def test_jobs_beside_their_prefixes_run_at_once_and_none_goes_back_and_for
                 max_tokens=num_out,
                 tenant=f"tenant-{tenant}",
                 cache_group=group,
+                cache_secret=None if group is None else "known to all tenants",
             )
             jobs.append(job)
         for job in jobs:
-            result = await client.result(job.job_id, timeout_s=PATIENCE_S)
+            result = await client.result(job, timeout_s=PATIENCE_S)
             assert result.finish.reason == "length"
         counted = running.metrics
         assert counted.peak_running >= 8
@@ -122,7 +123,7 @@ async def test_beginnings_that_go_apart_are_served_without_going_in_circles(
             )
             jobs.append(job)
         for job in jobs:
-            result = await client.result(job.job_id, timeout_s=PATIENCE_S)
+            result = await client.result(job, timeout_s=PATIENCE_S)
             assert result.finish.reason == "length"
         assert running.metrics.jobs_undone <= len(jobs)
         assert running.metrics.jobs_pulled == len(jobs) + running.metrics.jobs_undone
@@ -141,10 +142,10 @@ async def test_draining_worker_leaves_its_prefixes_to_others_at_once(
     ):
         long = await client.submit(token_ids=prompt, max_tokens=600)
         # Had it not begun, the draining worker would give it back at once.
-        await anext(aiter(client.stream(long.job_id)))
+        await anext(aiter(client.stream(long)))
         draining, other = (one, two) if one.num_held else (two, one)
         draining.request_stop()
         job = await client.submit(token_ids=[*prompt, 450], max_tokens=4)
-        assert (await client.result(job.job_id, timeout_s=PATIENCE_S)).finish.reason == "length"
+        assert (await client.result(job, timeout_s=PATIENCE_S)).finish.reason == "length"
         assert (other.metrics.jobs_pulled, draining.metrics.jobs_pulled) == (1, 1)
-        assert (await client.result(long.job_id, timeout_s=PATIENCE_S)).finish.reason == "length"
+        assert (await client.result(long, timeout_s=PATIENCE_S)).finish.reason == "length"

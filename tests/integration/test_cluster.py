@@ -58,11 +58,11 @@ async def test_jobs_survive_a_worker_on_three_masters(
             await ride.until_seen(5, 12)
             first.kill()
             await stack.enter_async_context(forked_worker(**settings))
-            assert await client.cancel(unwanted.job_id)
+            assert await client.cancel(unwanted)
             stories = await ride.arrive()
             assert any(len(story.epochs) > 1 for story in stories.values())
             with pytest.raises(JobCancelled):
-                await client.result(unwanted.job_id)
+                await client.result(unwanted)
             await ride.check_nothing_left()
 
 

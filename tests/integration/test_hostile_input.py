@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
 from workers.null_workers import command, expected_text, follow, worker
+
+from tokenbus.producer.client.dead_letters import DeadLetters
+from tokenbus.producer.errors import JobUnknown
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
@@ -41,61 +46,156 @@ async def _dead_letters(scripts: Scripts) -> dict[str, dict[str, Any]]:
     }
 
 
+async def add_raw(scripts: Scripts, body: bytes, **fields: bytes) -> str:
+    """Add a raw entry that asks for an answer; return the secret under which that comes."""
+    secret = uuid.uuid4().hex
+    entry: Any = {"job": body, "reply": secret} | fields
+    await scripts.redis.xadd(scripts.keys.of("inbox"), entry)
+    return secret
+
+
+async def answer_to(scripts: Scripts, secret: str) -> dict[str, Any]:
+    """Wait for the answer to a raw entry."""
+    _, answer = await command(scripts, "BLPOP", scripts.keys.of("replies", secret), 2 * PATIENCE_S)
+    found: dict[str, Any] = json.loads(answer)
+    return found
+
+
 @pytest.mark.parametrize("name", GARBAGE)
 async def test_garbage_in_the_inbox_is_answered_and_kept(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str, name: str
 ) -> None:
     """A raw entry that is no job gets its failed event and dead letter; its neighbours finish."""
     body, field = GARBAGE[name]
-    inbox = scripts.keys.of("inbox")
-    before = await scripts.redis.xadd(
-        inbox, {"job": b'{"v":1,"prompt":"hello","seed":1,"max_tokens":5}'}
-    )
-    bad = await scripts.redis.xadd(inbox, {"job": body})
-    after = await scripts.redis.xadd(
-        inbox, {"job": b'{"v":1,"prompt":"hello","seed":2,"max_tokens":5}'}
-    )
+    before = await add_raw(scripts, b'{"v":1,"prompt":"hello","seed":1,"max_tokens":5}')
+    bad = await add_raw(scripts, body)
+    after = await add_raw(scripts, b'{"prompt":"hello","seed":2,"max_tokens":5}')
     async with worker(pool, redis_url):
-        await until_known(client, f"raw-{after.decode()}")
-        for entry, seed in ((before, 1), (after, 2)):
-            story = await follow(client, f"raw-{entry.decode()}")
+        for secret, seed in ((before, 1), (after, 2)):
+            told = await answer_to(scripts, secret)
+            story = await follow(client, told["job"])
             assert story.text == expected_text(seed, 5)
-        story = await follow(client, f"raw-{bad.decode()}")
+        told = await answer_to(scripts, bad)
+        story = await follow(client, told["job"])
     assert story.finish is not None
-    assert story.reason == "failed"
+    assert story.reason == told["finish"]["reason"] == "failed"
     assert story.finish.error is not None
     assert story.finish.error.field is not None
     assert story.finish.error.field.split(".")[0] == field
     dead = await _dead_letters(scripts)
-    assert list(dead) == [f"raw-{bad.decode()}"]
-    assert len(dead[f"raw-{bad.decode()}"]["body"]) <= 65_536
-    assert await scripts.redis.xlen(inbox) == 0
+    assert list(dead) == [told["job"]]
+    assert len(dead[told["job"]]["body"]) <= 65_536
+    assert await scripts.redis.xlen(scripts.keys.of("inbox")) == 0
+
+
+async def test_names_that_the_pool_draws_cannot_be_guessed(
+    scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """Of two entries of one millisecond nothing tells the names: neither ids nor refusals."""
+    bodies = [b'{"prompt":"x","max_tokens":1}', b"garbage", b"x" * (9 * 1024 * 1024)]
+    secrets = [await add_raw(scripts, body) for body in bodies for _ in range(2)]
+    async with worker(pool, redis_url):
+        names = [(await answer_to(scripts, secret))["job"] for secret in secrets]
+    assert [name.partition("-")[0] for name in names] == ["raw"] * 2 + ["refused"] * 4
+    assert all(re.fullmatch(r"(raw|refused)-[0-9a-f]{24}", name) for name in names)
+    assert len(set(names)) == len(names)
 
 
 async def test_inbox_entry_without_a_job_field_is_refused(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
 ) -> None:
-    """An entry with other fields only is answered under its own id."""
-    bad = await scripts.redis.xadd(scripts.keys.of("inbox"), {"foo": "bar"})
+    """An entry with other fields only is answered under a name of its own."""
+    secret = uuid.uuid4().hex
+    await scripts.redis.xadd(scripts.keys.of("inbox"), {"foo": "bar", "reply": secret})
     async with worker(pool, redis_url):
-        await until_known(client, f"raw-{bad.decode()}")
-        assert (await follow(client, f"raw-{bad.decode()}")).reason == "failed"
+        told = await answer_to(scripts, secret)
+        assert (await follow(client, told["job"])).reason == "failed"
 
 
-async def test_refused_body_that_names_an_id_is_answered_under_it(
+async def test_refused_body_occupies_no_name_and_is_heard_under_it(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
 ) -> None:
-    """The sender who chose an id hears of the refusal there; a known job's id is left alone."""
-    known = await client.submit("hello", seed=1, max_tokens=3)
-    inbox = scripts.keys.of("inbox")
-    await scripts.redis.xadd(inbox, {"job": b'{"v":1,"id":"mine-1","prompt":5}'})
-    body = json.dumps({"v": 1, "id": known.job_id, "prompt": 5})
-    stolen = await scripts.redis.xadd(inbox, {"job": body})
+    """Who listens to the name hears of the refusal; the name stays free for its owner."""
+    listener = scripts.redis.pubsub(ignore_subscribe_messages=True)
+    channel = scripts.keys.channel("mine-1@shop")
+    await listener.subscribe(channel)
+    body = {"id": "mine-1", "tenant": "shop", "prompt": 5}
+    secret = await add_raw(scripts, json.dumps(body).encode())
     async with worker(pool, redis_url):
-        await until_known(client, f"raw-{stolen.decode()}")
-        assert (await follow(client, "mine-1")).reason == "failed"
-        assert (await follow(client, f"raw-{stolen.decode()}")).reason == "failed"
-        assert (await follow(client, known.job_id)).text == expected_text(1, 3)
+        heard = await _message(listener)
+        told = await answer_to(scripts, secret)
+        assert heard["job"] == "mine-1"
+        assert heard["tenant"] == "shop"
+        assert heard["finish"]["error"]["field"] == "prompt"
+        with pytest.raises(JobUnknown):
+            await client.result("mine-1", tenant="shop")
+        mine = await client.submit("hello", id="mine-1", tenant="shop", seed=3, max_tokens=4)
+        assert mine.created
+        assert (await follow(client, mine)).text == expected_text(3, 4)
+        assert (await follow(client, told["job"])).reason == "failed"
+    await listener.aclose()
+    [letter] = [letter async for letter in DeadLetters(client).newest()]
+    assert (letter.job_id, letter.named, letter.tenant) == (told["job"], "mine-1", "shop")
+
+
+async def test_refused_body_disturbs_no_job_of_its_name(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """A body that names a live job is refused elsewhere, and that job's readers hear nothing."""
+    known = await client.submit("hello", seed=1, max_tokens=3)
+    body = json.dumps({"v": 1, "id": known.job_id, "prompt": 5}).encode()
+    secret = await add_raw(scripts, body)
+    reader = asyncio.create_task(follow(client, known))
+    async with worker(pool, redis_url):
+        told = await answer_to(scripts, secret)
+        assert (await follow(client, told["job"])).reason == "failed"
+        assert (await reader).text == expected_text(1, 3)
+
+
+async def test_secret_of_a_cache_group_is_kept_nowhere(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """Accepted, refused, no JSON or too long: no key of the pool holds the secret afterwards."""
+    secret = uuid.uuid4().hex
+    good = {"prompt": "x", "max_tokens": 2, "cache_group": "g", "cache_secret": secret}
+    bodies = [json.dumps(fields).encode() for fields in (good, good | {"max_tokens": -1})]
+    bodies += [bodies[0] + b"}", bodies[0].replace(b'"x"', b'"' + b"x" * 9_000_000 + b'"')]
+    asked = [await add_raw(scripts, body) for body in bodies]
+    async with worker(pool, redis_url):
+        answers = [await answer_to(scripts, each) for each in asked]
+        await client.result(answers[0]["job"])
+        job = await client.submit(**good)
+        assert (await client.result(job)).finish.reason == "length"
+        waiting = await client.submit(**good, not_before_s=3600)
+        assert "cache_secret" not in repr(waiting)
+    assert [answer["job"].partition("-")[0] for answer in answers] == ["raw", *["refused"] * 3]
+    async for key in scripts.redis.scan_iter(f"{{tb:{pool}*", count=1000):
+        assert secret not in repr(await _content(scripts, key)), key
+    assert await scripts.redis.xlen(scripts.keys.of("dead")) == 3
+
+
+async def _content(scripts: Scripts, key: bytes) -> Any:
+    """Read a key of any type."""
+    kind = (await command(scripts, "TYPE", key)).decode()
+    reading: dict[str, tuple[str, ...]] = {
+        "string": ("GET",),
+        "hash": ("HGETALL",),
+        "list": ("LRANGE", "0", "-1"),
+        "set": ("SMEMBERS",),
+        "zset": ("ZRANGE", "0", "-1"),
+        "stream": ("XRANGE", "-", "+"),
+    }
+    name, *bounds = reading[kind]
+    return await command(scripts, name, key, *bounds)
+
+
+async def _message(listener: Any) -> dict[str, Any]:
+    """Wait for the next message of a subscription."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (message := await listener.get_message(timeout=1)) is None:
+            pass
+    found: dict[str, Any] = json.loads(message["data"])
+    return found
 
 
 LANE_GARBAGE: dict[str, dict[str, str]] = {
@@ -143,8 +243,8 @@ async def test_garbage_in_a_lane_in_use_is_buried_and_the_lane_goes_on(
     await command(scripts, "XADD", scripts.keys.lane(1, "acme"), "*", *pairs)
     second = await client.submit("hello", seed=2, max_tokens=4, tenant="acme")
     async with worker(pool, redis_url):
-        assert (await follow(client, first.job_id)).text == expected_text(1, 4)
-        assert (await follow(client, second.job_id)).text == expected_text(2, 4)
+        assert (await follow(client, first)).text == expected_text(1, 4)
+        assert (await follow(client, second)).text == expected_text(2, 4)
     dead = await _dead_letters(scripts)
     assert len(dead) == 1
     assert next(iter(dead.values()))["error"]["code"] == "invalid_request"
@@ -160,8 +260,8 @@ async def test_record_whose_request_was_ruined_fails_by_name(
     body = b'{"v":1,"prompt":"x","max_tokens":-4}'
     await command(scripts, "HSET", scripts.keys.of("job", job.job_id), "request", body)
     async with worker(pool, redis_url):
-        story = await follow(client, job.job_id)
-        assert (await follow(client, good.job_id)).text == expected_text(2, 4)
+        story = await follow(client, job)
+        assert (await follow(client, good)).text == expected_text(2, 4)
     assert story.finish is not None
     assert story.finish.error is not None
     assert story.finish.error.field == "max_tokens"
@@ -174,19 +274,12 @@ async def test_request_that_the_engine_fails_takes_nobody_with_it(
     async with worker(pool, redis_url, null_fail_id=7):
         bad = await client.submit(token_ids=[7], max_tokens=4)
         good = [await client.submit("hello", seed=s, max_tokens=20) for s in range(8)]
-        story = await follow(client, bad.job_id)
+        story = await follow(client, bad)
         assert story.finish is not None
         assert story.finish.error is not None
         assert story.finish.error.code == "engine"
-        stories = await asyncio.gather(*(follow(client, job.job_id) for job in good))
+        stories = await asyncio.gather(*(follow(client, job) for job in good))
         assert [s.text for s in stories] == [expected_text(s, 20) for s in range(8)]
-
-
-async def until_known(client: AsyncClient, job_id: str) -> None:
-    """Wait until the inbox entry became a job or a refusal."""
-    async with asyncio.timeout(PATIENCE_S):
-        while await client.scripts.queue.record(job_id) is None:
-            pass
 
 
 async def test_ending_of_a_refused_entry_survives_the_death_of_its_worker(
@@ -195,8 +288,8 @@ async def test_ending_of_a_refused_entry_survives_the_death_of_its_worker(
     """A failed event that a worker left half-way is written by the next tick of another."""
     bad = await scripts.redis.xadd(scripts.keys.of("inbox"), {"job": b"garbage"})
     finish = '{"reason":"failed","error":{"code":"invalid_request","field":"job","message":"no"}}'
-    await scripts.queue.reject(bad.decode(), "", finish, b"garbage")
-    record = f"raw-{bad.decode()}"
+    await scripts.queue.reject(bad.decode(), "refused-1", finish, b"garbage")
+    record = "refused-1"
     async with worker(pool, redis_url):
         story = await follow(client, record)
         assert story.reason == "failed"

@@ -45,15 +45,15 @@ async def test_every_job_has_one_terminal_event_and_gapless_indices(
             )
             for fields in wanted
         ]
-        stories = await asyncio.gather(*(follow(client, job.job_id) for job in jobs))
+        stories = await asyncio.gather(*(follow(client, job) for job in jobs))
         for fields, story in zip(wanted, stories, strict=True):
             assert story.reason == "length"
             for choice in range(fields["n"]):
                 ids = expected_ids(fields["seed"], fields["max_tokens"], choice)
                 assert story.ids[choice] == ids
                 assert story.texts[choice] == expected_text(fields["seed"], len(ids), choice)
-        for story in stories:
-            result = await client.result(story.job_id, timeout_s=PATIENCE_S)
+        for job, story in zip(jobs, stories, strict=True):
+            result = await client.result(job, timeout_s=PATIENCE_S)
             assert {c.index: list(c.ids) for c in result.choices} == story.ids
             assert {c.index: c.text for c in result.choices} == story.texts
         await until(lambda: running.num_held == 0)
@@ -71,7 +71,7 @@ async def test_job_is_seen_at_once_by_an_idle_worker(
     async with worker(pool, redis_url):
         for seed in range(30):
             job = await client.submit("hello", seed=seed, max_tokens=2)
-            story = await follow(client, job.job_id)
+            story = await follow(client, job)
             assert story.text == expected_text(seed, 2)
 
 
@@ -101,7 +101,7 @@ async def test_pool_too_small_for_all_holds_at_most_one_job_that_does_not_run(
             peak = max(peak, num_waiting(running))
             return finished.done()
 
-        finished = asyncio.gather(*(follow(client, job.job_id) for job in jobs))
+        finished = asyncio.gather(*(follow(client, job) for job in jobs))
         await until(look)
         assert [story.reason for story in await finished] == ["length"] * 40
         assert peak == 1
@@ -118,12 +118,12 @@ async def test_over_admission_is_repaired_by_preemption(
     ) as running:
         for seed in range(10):
             job = await client.submit("x" * 16, seed=seed, max_tokens=4)
-            assert (await follow(client, job.job_id)).reason == "length"
+            assert (await follow(client, job)).reason == "length"
         jobs = [
             await client.submit("x" * 16, seed=seed, max_tokens=120, min_tokens=120)
             for seed in range(12)
         ]
-        stories = await asyncio.gather(*(follow(client, job.job_id) for job in jobs))
+        stories = await asyncio.gather(*(follow(client, job) for job in jobs))
         for seed, story in enumerate(stories):
             assert story.text == expected_text(seed, 120)
         assert running.metrics.preemptions > 0
@@ -137,15 +137,15 @@ async def test_job_that_can_never_fit_fails_alone(
         long = await client.submit("x" * 500, max_tokens=4)
         greedy = await client.submit("hello", max_tokens=4000)
         good = await client.submit("hello", seed=1, max_tokens=4)
-        failed = await follow(client, long.job_id)
+        failed = await follow(client, long)
         assert failed.finish is not None
         assert failed.finish.error is not None
         assert (failed.finish.error.code, failed.finish.error.field) == ("too_long", "prompt")
-        failed = await follow(client, greedy.job_id)
+        failed = await follow(client, greedy)
         assert failed.finish is not None
         assert failed.finish.error is not None
         assert (failed.finish.error.code, failed.finish.error.field) == ("too_long", "max_tokens")
-        assert (await follow(client, good.job_id)).text == expected_text(1, 4)
+        assert (await follow(client, good)).text == expected_text(1, 4)
 
 
 async def test_stop_string_ends_the_text_before_it(
@@ -156,7 +156,7 @@ async def test_stop_string_ends_the_text_before_it(
     stop = whole[60:66]
     async with worker(pool, redis_url):
         job = await client.submit("hello", seed=5, max_tokens=40, stop=[stop])
-        story = await follow(client, job.job_id)
+        story = await follow(client, job)
         assert story.reason == "stop"
         assert story.text == whole[: whole.index(stop)]
 
@@ -166,12 +166,12 @@ async def test_cancelled_queued_job_never_runs(
 ) -> None:
     """A job cancelled before any worker lives ends `cancelled`, without a token."""
     job = await client.submit("hello", max_tokens=10)
-    assert await client.cancel(job.job_id)
+    assert await client.cancel(job)
     async with worker(pool, redis_url) as running:
-        story = await follow(client, job.job_id)
+        story = await follow(client, job)
         assert (story.reason, story.last) == ("cancelled", 0)
         assert running.metrics.jobs_pulled == 0
-    assert not await client.cancel(job.job_id)
+    assert not await client.cancel(job)
     assert await leaked_keys(scripts) == []
 
 
@@ -187,10 +187,10 @@ async def test_cancelled_running_job_keeps_its_text_and_frees_its_pages(
             nonlocal cancelled
             if not cancelled:
                 cancelled = True
-                tasks.append(asyncio.create_task(client.cancel(job.job_id)))
+                tasks.append(asyncio.create_task(client.cancel(job)))
 
         tasks: list[asyncio.Task[bool]] = []
-        story = await follow(client, job.job_id, cancel_midway)
+        story = await follow(client, job, cancel_midway)
         assert story.reason == "cancelled"
         assert 0 < story.last < 5000
         assert story.text == expected_text(3, story.last)
@@ -211,7 +211,7 @@ async def test_deadline_ends_a_running_job_with_what_it_has(
     """A job past its deadline ends `expired`, its text so far being kept."""
     async with worker(pool, redis_url, null_tokens_per_s=100):
         job = await client.submit("hello", seed=9, max_tokens=5000, deadline_s=1.0)
-        story = await follow(client, job.job_id)
+        story = await follow(client, job)
         assert story.reason == "expired"
         assert story.text == expected_text(9, story.last)
         assert story.last < 5000

@@ -65,6 +65,10 @@ async def kept(redis_url: str) -> AsyncIterator[tuple[AsyncClient, list[dict[str
     told = json.loads((KEPT / "version_1.json").read_text())
     async with await AsyncClient.connect(redis_url, pool=POOL) as client:
         await _replay(client, KEPT / "version_1.resp", told["recorded_ms"])
+        for job in told["jobs"]:
+            record = client.scripts.keys.of("job", job["job_id"])
+            tenant = await command(client.scripts, "HGET", record, "tenant")
+            job["tenant"] = "default" if tenant is None else tenant.decode()
         yield client, told["jobs"]
         async for key in client.scripts.redis.scan_iter(f"{{tb:{POOL}*", count=1000):
             await client.scripts.redis.delete(key)
@@ -75,8 +79,9 @@ async def test_pool_of_an_earlier_version_is_finished(
 ) -> None:
     """Every job ends once with the text of an unbroken run, whoever began it; nothing leaks."""
     client, jobs = kept
-    known = [job["job_id"] for job in jobs if job["job_id"] != "raw-in"]
-    read = asyncio.gather(*(follow(client, job_id) for job_id in known))
+    known = [(job["job_id"], job["tenant"]) for job in jobs if job["job_id"] != "raw-in"]
+    assert len({tenant for _, tenant in known}) > 1
+    read = asyncio.gather(*(follow(client, job_id, tenant=tenant) for job_id, tenant in known))
     async with worker(POOL, redis_url, **LEASE):
         stories = {story.job_id: story for story in await read}
         stories["raw-in"] = await follow(client, "raw-in")

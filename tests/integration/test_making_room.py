@@ -16,7 +16,7 @@ from tokenbus.worker.pool.parking import FREEING_S
 if TYPE_CHECKING:
     from workers.null_workers import Story
 
-    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient, Job
     from tokenbus.producer.scripts import Scripts
 
 
@@ -26,7 +26,7 @@ async def _steady_load(client: AsyncClient, stop: asyncio.Event) -> None:
     async def one_after_the_other(seed: int, length: int) -> None:
         while not stop.is_set():
             job = await client.submit("hello", seed=seed, max_tokens=length, priority=0)
-            assert (await follow(client, job.job_id)).text == expected_text(seed, length)
+            assert (await follow(client, job)).text == expected_text(seed, length)
 
     # Lengths that differ: in step with each other, both would end at once and leave the bus empty.
     await asyncio.gather(one_after_the_other(1, 240), one_after_the_other(2, 170))
@@ -47,7 +47,7 @@ async def test_suspect_runs_also_on_a_worker_that_is_never_empty(
         await until(lambda: running.num_held == 2)
         suspect = await client.submit("who, me?", seed=9, max_tokens=20, not_before_s=0.1)
         await scripts.redis.hset(scripts.keys.of("job", suspect.job_id), "attempts", "2")  # type: ignore[misc]
-        story = await follow(client, suspect.job_id)
+        story = await follow(client, suspect)
         assert story.text == expected_text(9, 20)
         stop.set()
         await load
@@ -67,15 +67,15 @@ async def test_low_priority_is_parked_for_a_higher_one(
         ]
         order: list[str] = []
 
-        async def read(job_id: str) -> Story:
-            story = await follow(client, job_id)
-            order.append(job_id)
+        async def read(job: Job) -> Story:
+            story = await follow(client, job)
+            order.append(job.job_id)
             return story
 
-        readers = [asyncio.create_task(read(job.job_id)) for job in slow]
+        readers = [asyncio.create_task(read(job)) for job in slow]
         await until(lambda: running.num_held == 2 and num_waiting(running) == 0)
         urgent = await client.submit("y" * 16, seed=5, max_tokens=30, priority=0)
-        story = await read(urgent.job_id)
+        story = await read(urgent)
         assert story.text == expected_text(5, 30)
         for seed, reader in enumerate(readers):
             assert (await reader).text == expected_text(seed, 150)
@@ -103,7 +103,7 @@ async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
         slow = await client.submit("x" * 16, seed=1, max_tokens=170, priority=2)
         has_pages = asyncio.Event()
         reader = asyncio.create_task(
-            follow(client, slow.job_id, lambda story: has_pages.set() if story.last > 90 else None)
+            follow(client, slow, lambda story: has_pages.set() if story.last > 90 else None)
         )
         await has_pages.wait()
         trap = wire.trap("requeue", Moment.HELD, lambda: None)
@@ -121,5 +121,5 @@ async def test_pages_of_a_job_whose_hand_back_is_on_its_way_are_nobodys(
         assert running.num_held == 2
         trap.open()
         for seed, job in enumerate(urgent, start=2):
-            assert (await follow(client, job.job_id)).text == expected_text(seed, 100)
+            assert (await follow(client, job)).text == expected_text(seed, 100)
         assert (await reader).text == expected_text(1, 170)

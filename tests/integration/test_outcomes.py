@@ -30,10 +30,10 @@ async def test_result_and_end_event_name_the_stop_of_each_choice(
         by_id = await client.submit("hello", seed=seed, max_tokens=length, stop_token_ids=[stop_id])
         by_length = await client.submit("hello", seed=seed, max_tokens=length)
         for job, reason in ((by_text, stop), (by_id, stop_id), (by_length, None)):
-            story = await follow(client, job.job_id)
+            story = await follow(client, job)
             assert story.finish is not None
             assert story.finish.stop_reason_of(0) == reason
-            result = await client.result(job.job_id)
+            result = await client.result(job)
             assert result.choices[0].stop_reason == reason
             assert result.choices[0].reason == ("length" if reason is None else "stop")
 
@@ -47,7 +47,7 @@ async def test_stop_is_named_per_choice(client: AsyncClient, redis_url: str, poo
     )
     async with worker(pool, redis_url):
         job = await client.submit("hello", seed=seed, n=2, max_tokens=length, stop=[stop])
-        result = await client.result(job.job_id)
+        result = await client.result(job)
         assert [choice.stop_reason for choice in result.choices] == [stop, None]
         assert [choice.reason for choice in result.choices] == ["stop", "length"]
 
@@ -65,7 +65,7 @@ async def test_grammar_that_fails_in_the_engine_has_a_code_of_its_own(
             "hello", max_tokens=8, grammar={"kind": "json_schema", "source": schema}
         )
         with pytest.raises(JobFailed, match="contentEncoding") as failed:
-            await client.result(job.job_id, timeout_s=PATIENCE_S)
+            await client.result(job, timeout_s=PATIENCE_S)
         assert failed.value.code == "grammar"
         healthy = await client.submit("hello", max_tokens=8)
-        assert (await client.result(healthy.job_id, timeout_s=PATIENCE_S)).finish.reason == "length"
+        assert (await client.result(healthy, timeout_s=PATIENCE_S)).finish.reason == "length"

@@ -61,7 +61,7 @@ async def test_greedy_output_equals_transformers_also_after_the_engine_died(
                 os.kill(running.engine_pid, signal.SIGKILL)
                 brake.release()
 
-        stories = await asyncio.gather(*(follow(client, job.job_id, kill_once) for job in jobs))
+        stories = await asyncio.gather(*(follow(client, job, kill_once) for job in jobs))
         assert [story.ids[0] for story in stories] == wanted
         assert killed
         assert any(len(story.epochs) == 2 for story in stories)

@@ -56,8 +56,8 @@ async def test_prompt_logprobs_are_those_of_transformers_after_the_engine_died(
                 os.kill(running.engine_pid, signal.SIGKILL)
                 brake.release()
 
-        story = await follow(client, job.job_id, kill_once)
-        result = await client.result(job.job_id, timeout_s=PATIENCE_S)
+        story = await follow(client, job, kill_once)
+        result = await client.result(job, timeout_s=PATIENCE_S)
     assert killed
     assert len(story.epochs) == 2
     wanted = model.prompt_logprobs(PROMPT)

@@ -54,7 +54,7 @@ async def test_completion_does_not_outlive_the_end_that_it_completes(
         job = await client.submit("hello", seed=3, max_tokens=NUM_TOKENS)
         seen = asyncio.Event()
         reader = asyncio.create_task(
-            follow(client, job.job_id, lambda story: seen.set() if story.last >= 10 else None)
+            follow(client, job, lambda story: seen.set() if story.last >= 10 else None)
         )
         await seen.wait()
         before = keys.dump()
@@ -67,7 +67,7 @@ async def test_completion_does_not_outlive_the_end_that_it_completes(
         events = await scripts.log.events(job.job_id) or []
         assert [event.finish is not None for event in events].count(True) == 1
         assert [i for e in events for i in e.ids] == expected_ids(3, NUM_TOKENS)
-        assert (await client.result(job.job_id)).text == expected_text(3, NUM_TOKENS)
+        assert (await client.result(job)).text == expected_text(3, NUM_TOKENS)
 
         async def is_tidy() -> bool:
             return await leaked_keys(scripts) == []
@@ -87,6 +87,6 @@ async def test_end_of_a_cancelled_job_does_not_outlive_the_job(
         job = await client.submit("hello")
         trap = wire.trap("end", Moment.NEVER, lambda: keys.restore(before))
         with pytest.raises(JobUnknown):
-            await client.cancel(job.job_id)
+            await client.cancel(job)
         await trap.closed()
         assert keys.dump() == before == []

@@ -67,7 +67,7 @@ async def test_refused_calls_of_a_worker_cost_a_pause(
         scripts_refused = [name for name in WORKERS_CALLS if (error, name) != ("nogroup", "renew")]
         traps = [wire.refuse(name, ERRORS[error]) for name in scripts_refused]
         jobs = [await client.submit("x", seed=seed, max_tokens=30) for seed in range(3)]
-        stories = [follow(client, job.job_id) for job in jobs]
+        stories = [follow(client, job) for job in jobs]
         for seed, story in enumerate(await asyncio.gather(*stories)):
             assert story.text == expected_text(seed, 30)
         for trap in traps:
@@ -94,7 +94,7 @@ async def test_submit_waits_for_a_server_that_will_take_it(
         await trap.closed()
         assert job.created
         assert (await client.scripts.lease.load())["jobs"] == 1
-        assert await client.cancel(job.job_id)
+        assert await client.cancel(job)
 
 
 async def test_submit_to_a_server_without_memory_says_when_to_come_back(
@@ -118,7 +118,7 @@ async def test_server_without_memory_lets_a_worker_go_on(pool: str) -> None:
         jobs = [await client.submit("x", seed=seed, max_tokens=120) for seed in range(3)]
         await command(client.scripts, "CONFIG", "SET", "maxmemory", "1mb")
         for seed, job in enumerate(jobs):
-            assert (await follow(client, job.job_id)).text == expected_text(seed, 120)
+            assert (await follow(client, job)).text == expected_text(seed, 120)
         assert running._parts is not None
         assert running._parts.member.session.num_losses == 0
         status = client.scripts.keys.of("status", running.name)
@@ -140,7 +140,7 @@ async def test_deadline_that_the_measured_rate_cannot_meet_is_refused(
         async with asyncio.timeout(PATIENCE_S):
             # The rate is known once half a second of backlog was seen.
             for first in jobs:
-                await follow(client, first.job_id)
+                await follow(client, first)
                 probe = await client.submit("x", max_tokens=1)
                 if probe.eta_s is not None:
                     break
@@ -149,6 +149,6 @@ async def test_deadline_that_the_measured_rate_cannot_meet_is_refused(
         assert refusal.value.eta_s > refusal.value.deadline_s == 1
         hopeful = await client.submit("x", max_tokens=4, deadline_s=1)
         with pytest.raises(JobExpired):
-            await client.result(hopeful.job_id, timeout_s=PATIENCE_S)
+            await client.result(hopeful, timeout_s=PATIENCE_S)
         for job in (*jobs, probe):
-            await client.cancel(job.job_id)
+            await client.cancel(job)

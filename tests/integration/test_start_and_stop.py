@@ -44,7 +44,7 @@ async def test_worker_gives_up_when_the_server_stays_away(
     main = asyncio.create_task(running.run())
     await until(lambda: running.stats is not None)
     job = await client.submit("hello", max_tokens=3)
-    await follow(client, job.job_id)
+    await follow(client, job)
     await command(scripts, "CLIENT", "PAUSE", 4000, "WRITE")
     with pytest.raises(ServerUnreachable):
         async with asyncio.timeout(PATIENCE_S):
@@ -84,7 +84,7 @@ async def test_status_shows_the_gauges_of_a_live_worker(
     """A worker shows pages, jobs and counters under its name, for as long as its lease."""
     async with worker(pool, redis_url) as running:
         job = await client.submit("hello", max_tokens=3)
-        await follow(client, job.job_id)
+        await follow(client, job)
         key = scripts.keys.of("status", running.name)
         async with asyncio.timeout(PATIENCE_S):
             while True:

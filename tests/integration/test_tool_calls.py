@@ -75,9 +75,9 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
         refused = await client.submit(
             messages=MESSAGES, tools=[tool("count", {"properties": {"n": bad}, "required": ["n"]})]
         )
-        whole = await client.result(unbroken.job_id, timeout_s=PATIENCE_S)
+        whole = await client.result(unbroken, timeout_s=PATIENCE_S)
         with pytest.raises(JobFailed, match="Unsatisfiable"):
-            await client.result(refused.job_id, timeout_s=PATIENCE_S)
+            await client.result(refused, timeout_s=PATIENCE_S)
         half = len(whole.choices[0].ids) // 2
         assert half > 2 * NUM_AHEAD
         brake.set(half)
@@ -92,8 +92,8 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
                 os.kill(running.engine_pid, signal.SIGKILL)
                 brake.release()
 
-        story = await follow(client, job.job_id, kill_once)
-        resumed = await client.result(job.job_id, timeout_s=PATIENCE_S)
+        story = await follow(client, job, kill_once)
+        resumed = await client.result(job, timeout_s=PATIENCE_S)
     assert killed
     assert len(story.epochs) == 2
     assert resumed.choices[0].ids == whole.choices[0].ids

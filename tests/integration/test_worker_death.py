@@ -102,7 +102,7 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
                     ):
                         pass
                 late = await client.submit("hello", seed=77, max_tokens=30)
-                assert (await follow(client, late.job_id)).text == expected_text(77, 30)
+                assert (await follow(client, late)).text == expected_text(77, 30)
             await until(lambda: second.num_held == 0)
 
 
@@ -121,7 +121,7 @@ async def test_choices_and_stop_strings_continue_in_the_next_worker(
             if story.last >= 40:
                 midway.set()
 
-        reader = asyncio.create_task(follow(client, job.job_id, look))
+        reader = asyncio.create_task(follow(client, job, look))
         async with asyncio.timeout(PATIENCE_S):
             await midway.wait()
         first.send(signal.SIGKILL)
@@ -226,9 +226,9 @@ async def test_job_that_kills_the_engine_ends_as_poison_alone(
     ) as running:
         good = [await client.submit("hello", seed=s, max_tokens=60) for s in range(8)]
         killer = await client.submit(token_ids=[7], max_tokens=4)
-        stories = await asyncio.gather(*(follow(client, job.job_id) for job in good))
+        stories = await asyncio.gather(*(follow(client, job) for job in good))
         assert [s.text for s in stories] == [expected_text(s, 60) for s in range(8)]
-        story = await follow(client, killer.job_id)
+        story = await follow(client, killer)
         assert story.finish is not None
         assert story.finish.error is not None
         assert story.finish.error.code == "poison"

@@ -1,9 +1,9 @@
 """The bridge for backends on arq: `enqueue_job("generate", prompt=…)` runs on the pool.
 
-The id of the arq job is the id of the pool's job. So a retry, after a crash or a restart of this
-worker, finds the job running or finished and generates nothing twice, and anyone may follow the
-tokens of the same id meanwhile. Only an abort cancels the generation; a stop of this worker leaves
-it running and gives the arq job back.
+The id of the arq job is the id of the pool's job, among those of the tenant that it names. So a
+retry, after a crash or a restart of this worker, finds the job running or finished and generates
+nothing twice, and anyone may follow the tokens of the same id meanwhile. Only an abort cancels the
+generation; a stop of this worker leaves it running and gives the arq job back.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from arq.constants import in_progress_key_prefix
 from arq.worker import Retry, Worker, func
 from redis.exceptions import RedisError
 
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.result import JobEndedEarly, JobFailed
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import (
@@ -29,8 +30,9 @@ from tokenbus.producer.errors import (
 from tokenbus.producer.scripts.replies import JobState
 from tokenbus.worker.control.arq_worker import HEALTH_INTERVAL_S, keep_running
 from tokenbus.worker.control.endings import Endings
-from tokenbus.worker.control.errors import GenerationFailed
+from tokenbus.worker.control.errors import GenerationFailed, JobNotPlain
 from tokenbus.worker.control.metrics import ControlMetrics
+from tokenbus.worker.control.serializer import unpack
 from tokenbus.worker.control.submitter import Submitter
 from tokenbus.worker.logs import get_logger
 
@@ -89,7 +91,7 @@ class AdapterWorker(Worker):
 
     async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
         """Note a job that fails without having run: a generation of an earlier try ends too."""
-        await self._adapter.cancel(job_id)
+        await self._adapter.cancel(job_id, _tenant_of(result_data))
         await super().finish_failed_job(job_id, result_data)
 
     async def heart_beat(self) -> None:
@@ -164,15 +166,15 @@ class Adapter:
         job_id: str = ctx["job_id"]
         request = self._request(job_id, fields)
         try:
-            with self._endings.of(job_id) as ended:
+            with self._endings.of(JobAddress(job_id, request.tenant).text) as ended:
                 job = await self._submit(request, first_try=ctx["job_try"] == 1)
                 if job is None or job.state is not JobState.DONE:
                     await ended.wait()
             async with self._reads:
-                result = await self._client.result(job_id)
+                result = await self._client.result(job_id, tenant=request.tenant)
         except asyncio.CancelledError:
             if self.worker is not None and job_id in self.worker.aborting_tasks:
-                await self.cancel(job_id)
+                await self.cancel(job_id, request.tenant)
             raise
         except (JobLost, JobUnknown, ServerError) as error:
             self._log.warning("adapter.job_retried", job_id=job_id, reason=str(error))
@@ -181,10 +183,10 @@ class Adapter:
             raise _failure(error) from None
         return _answer(result)
 
-    async def cancel(self, job_id: str) -> None:
+    async def cancel(self, job_id: str, tenant: str) -> None:
         """Cancel the generation of an arq job that nobody waits for any more."""
         try:
-            await self._client.cancel(job_id)
+            await self._client.cancel(job_id, tenant)
         except JobUnknown:
             return
         except (ProducerError, RedisError, OSError) as error:
@@ -208,10 +210,21 @@ class Adapter:
             return None
 
 
+def _tenant_of(result_data: bytes | None) -> str:
+    """Return the tenant that the arguments of a failed arq job name."""
+    try:
+        fields = unpack(result_data or b"")["k"]
+    except (JobNotPlain, KeyError):
+        return DEFAULT_TENANT
+    tenant = fields.get("tenant", DEFAULT_TENANT) if isinstance(fields, dict) else None
+    return tenant if isinstance(tenant, str) else DEFAULT_TENANT
+
+
 def _answer(result: JobResult) -> dict[str, Any]:
     """Return what `Job.result()` gives; `choices` only where there are several."""
     answer: dict[str, Any] = {
         "job_id": result.job_id,
+        "tenant": result.tenant,
         "text": result.text,
         "reason": result.finish.reason,
         "usage": asdict(result.finish.usage),

@@ -4,7 +4,8 @@ arq gives a tick's job an id, so that services which ask for it at the same time
 that asks late, after the job ran, would bring it back a minute later; so each tick is also taken
 with the server before it runs. A chore is taken first: at most once, the next tick makes up for it.
 The table's jobs are taken last and submitted under ids made from the tick: a service that dies
-between is repeated by arq, and the pool knows the ids.
+between is repeated by arq, and the pool knows the ids. No request can ask for such an id, so that
+nobody is there before the tick.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from zoneinfo import ZoneInfo
 from arq.cron import cron
 from arq.worker import Retry, Worker
 
+from tokenbus.producer.contract.new_job import digest_of
 from tokenbus.producer.errors import ProducerError, QueueFull, RequestInvalid, ServerError
 from tokenbus.worker.control.arq_worker import HEALTH_INTERVAL_S
 from tokenbus.worker.control.metrics import ControlMetrics
@@ -49,6 +51,22 @@ class Chore:
     name: str
     run: Callable[[], Awaitable[None]]
     at: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CronTick:
+    """The names of the jobs of one tick: no request can ask for an id with a `~` in it."""
+
+    cron: str
+    stamp: str
+
+    def job_id(self, number: int) -> str:
+        """Name the job of the tick's request `number`, from 1."""
+        return f"cron~{self.cron}~{self.stamp}~{number}"
+
+    def earlier_id(self, number: int) -> str:
+        """Return how version 1 named it."""
+        return f"cron-{self.cron}-{self.stamp}-{number}"
 
 
 def chores_of(house: Housekeeping) -> list[Chore]:
@@ -150,11 +168,12 @@ class Crons:
             self._log.error("cron.unreadable", cron=entry.name, reason=str(error))
             raise Retry(_RETRY_S) from error
         stamp = datetime.fromtimestamp(tick_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
-        named = [
-            request.model_copy(update={"id": f"cron-{entry.name}-{stamp}-{number}"})
-            for number, request in enumerate(requests, 1)
-        ]
-        refused = await self._refused(named)
+        tick = CronTick(entry.name, stamp)
+        named = {tick.job_id(number): request for number, request in enumerate(requests, 1)}
+        earlier = await self._submitted_before(tick, requests)
+        refused = await self._refused(
+            {job_id: request for job_id, request in named.items() if job_id not in earlier}
+        )
         waits = [error.retry_after_s for error in refused if isinstance(error, QueueFull)]
         lost = [error for error in refused if not isinstance(error, QueueFull)]
         if lost:
@@ -163,9 +182,21 @@ class Crons:
         if waits:
             raise Retry(max(waits))
 
-    async def _refused(self, requests: list[JobRequest]) -> list[ProducerError]:
+    async def _submitted_before(self, tick: CronTick, requests: list[JobRequest]) -> set[str]:
+        """List the jobs of a tick that a service of version 1 has submitted under its names."""
+        return {
+            tick.job_id(number)
+            for number, request in enumerate(requests, 1)
+            if await self._client.scripts.queue.holds_inherited(
+                tick.earlier_id(number), request.tenant, digest_of(request)
+            )
+        }
+
+    async def _refused(self, requests: dict[str, JobRequest]) -> list[ProducerError]:
         try:
-            replies = await self._client.submit_many(requests)
+            replies = await self._client.submit_many(
+                list(requests.values()), reserved_ids=list(requests)
+            )
         except ServerError as error:
             raise Retry(_RETRY_S) from error
         return [reply for reply in replies if isinstance(reply, ProducerError)]

@@ -38,7 +38,7 @@ class Endings:
 
     @contextlib.contextmanager
     def of(self, job_id: str) -> Iterator[asyncio.Event]:
-        """Give an event that is set when the job has ended, or is not known any more.
+        """Give an event that is set when the job at an address has ended, or is not known any more.
 
         Look at the job after entering, in case that it ended before.
         """

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.producer.contract.cache_scope import cache_scope
 from tokenbus.worker.messages.engine import AddRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenbus.engine.grammar.tool_reader import ToolReader
+    from tokenbus.producer.contract.cache_scope import CacheGroups
     from tokenbus.producer.contract.schema import JobRequest
 
 
@@ -22,12 +24,14 @@ class PreparedJob:
 
     Of two thousand ids every look at each costs as much as the rest of a job's way to the engine,
     so they stay an array. `tool_reader` takes tool calls out of the output, where there may be any.
+    `cache_groups` is the owner's list of cache groups.
     """
 
     request: JobRequest
     prompt_ids: Sequence[int]
     params: SamplingParams
     tool_reader: ToolReader | None = None
+    cache_groups: CacheGroups = field(default_factory=dict)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -36,9 +40,8 @@ class PreparedJob:
 
     @property
     def cache_salt(self) -> str:
-        """Name those whose jobs may share pages: a tenant, or a group it asked to share with."""
-        group = self.request.cache_group
-        return f"group:{group}" if group is not None else f"tenant:{self.request.tenant}"
+        """Name those whose jobs may share pages."""
+        return cache_scope(self.request, self.cache_groups)
 
     def to_engine(
         self,

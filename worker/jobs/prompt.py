@@ -13,7 +13,8 @@ from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.text.chat_prompt import chat_text
 from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingParams
-from tokenbus.producer.contract.schema import JobRequest, NamedTool
+from tokenbus.producer.contract.cache_scope import NO_GROUPS
+from tokenbus.producer.contract.schema import JobRequest, NamedTool, StoredRequest
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held.prepared_job import PreparedJob
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from tokenbus.engine.types import EngineLimits
+    from tokenbus.producer.contract.cache_scope import CacheGroups
 
 INVALID = "invalid_request"
 TOO_LONG = "too_long"
@@ -30,16 +32,22 @@ TOO_LONG = "too_long"
 class PromptPreparer:
     """Checks requests and tokenises them for one model; safe to call from several threads."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, limits: EngineLimits) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        limits: EngineLimits,
+        cache_groups: CacheGroups = NO_GROUPS,
+    ) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
+        self._cache_groups = cache_groups
         longest = max((len(token) for token in tokenizer.get_vocab()), default=1)
         self._max_characters = limits.max_model_len * longest
 
     def read(self, raw: bytes) -> JobRequest:
         """Check a request. Raises: JobRefused naming the field."""
         try:
-            return JobRequest.parse(raw)
+            return StoredRequest.parse(raw)
         except RequestInvalid as error:
             raise JobRefused(INVALID, error.field, error.message) from None
 
@@ -65,11 +73,12 @@ class PromptPreparer:
             raise JobRefused(TOO_LONG, "max_tokens", message)
         params = _sampling_params(request)
         if calling is None:
-            return PreparedJob(request, ids, params)
+            return PreparedJob(request, ids, params, cache_groups=self._cache_groups)
         choice = request.tool_choice
         named = choice.name if isinstance(choice, NamedTool) else choice
         grammar = calling.grammar(named, request.parallel_tool_calls)
-        return PreparedJob(request, ids, replace(params, grammar=grammar), calling.reader())
+        params = replace(params, grammar=grammar)
+        return PreparedJob(request, ids, params, calling.reader(), self._cache_groups)
 
     def _calling(self, tools: list[dict[str, Any]]) -> ToolCalling | None:
         if not tools:

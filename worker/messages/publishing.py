@@ -13,6 +13,7 @@ import msgspec
 from tokenbus.engine.grammar.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.contract.events import Failure  # noqa: TC001 - msgspec reads the annotation
+from tokenbus.producer.contract.keys import WIRE_VERSION
 from tokenbus.worker.messages.engine import StepRecord
 from tokenbus.worker.process.frames import Framing
 
@@ -82,7 +83,8 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
     """Take a job's log over; without rules only its end is to be written.
 
     `is_ahead`: nobody can have logged anything, so the engine begins meanwhile, and a `Taken`
-    that comes back tells it nothing new.
+    that comes back tells it nothing new. `job_id` is the text of the job's address, `version` its
+    wire version.
     """
 
     key: int
@@ -91,6 +93,7 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
     prompt_tokens: int
     rules: TextRules | None
     is_ahead: bool = False
+    version: int = WIRE_VERSION
 
 
 class Decide(msgspec.Struct, tag="decide", array_like=True):

@@ -24,7 +24,9 @@ class Doorbell:
         keys = member.scripts.keys
         self._blocking: Callable[..., Awaitable[Any]] = redis.execute_command
         self._session = member.session
-        self._doorbells = (keys.of("wake", member.worker), keys.of("bell"))
+        # The last one is rung by releases of version 1.
+        bells = (keys.of("bell"), keys.of("bell1"))
+        self._doorbells = (keys.of("wake", member.worker), *bells)
         self._call_timeout_s = member.settings.call_timeout_s
 
     async def wait(self, wait_s: float) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Failure, Finish
-from tokenbus.producer.contract.keys import JOB_ID_PATTERN
+from tokenbus.producer.contract.keys import REPLY_PATTERN, WIRE_VERSION
 from tokenbus.producer.contract.new_job import new_job
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.scripts.replies import Refused
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.pool.claim import Claim, without_secret
 
 if TYPE_CHECKING:
     from redis.exceptions import RedisError
@@ -32,6 +35,7 @@ class Inbox:
     """Drains the inbox; of all workers one at a time does, which the server sees to."""
 
     def __init__(self, member: PoolMember, bounds: Bounds) -> None:
+        self._cache_groups = member.settings.cache_groups
         self._session = member.session
         self._scripts = member.scripts
         self._completion = member.completion
@@ -70,38 +74,79 @@ class Inbox:
     async def _take(self, entry: InboxEntry, asked_at: float) -> None:
         if entry.ending is not None:
             await self._end(entry.ending, asked_at)
+            await self._answer(entry, JobAddress(entry.ending.job_id), entry.ending.finish)
             return
         try:
             request = JobRequest.parse(entry.body)
         except RequestInvalid as error:
             failure = Failure("invalid_request", error.message, error.field)
-            await self._refuse(entry, _claimed_id(entry.body), failure)
+            await self._refuse(entry, failure)
             return
-        job = new_job(request, job_id=f"raw-{entry.entry_id}")
+        if request.id is None:
+            # Drawn here: whoever could guess it could read the answer.
+            request = request.model_copy(update={"id": f"raw-{secrets.token_hex(12)}"})
+        job = new_job(request, groups=self._cache_groups)
         reply = await self._session.call(
             lambda: self._scripts.queue.submit(job, self._bounds, entry_id=entry.entry_id)
         )
         if not isinstance(reply, Refused):
             self._metrics.inbox_accepted += 1
+            await self._answer(entry, JobAddress.parse(reply.place.job_id), tenant=request.tenant)
         elif reply.status != "gone":
-            await self._refuse(entry, job.job_id, _refusal(reply))
+            await self._refuse(entry, _refusal(reply))
 
-    async def _refuse(self, entry: InboxEntry, job_id: str, failure: Failure) -> None:
+    async def _refuse(self, entry: InboxEntry, failure: Failure) -> None:
+        """Answer an entry under a name of its own: the id that it asks for may be another's."""
         self._metrics.inbox_refused += 1
+        name, claim = f"refused-{secrets.token_hex(12)}", Claim.of(entry.body)
         self._log.warning(
             "job.dead_lettered",
             entry_id=entry.entry_id,
-            job_id=job_id,
+            job_id=name,
+            named=claim.job_id,
+            tenant=claim.tenant,
             error=failure.code,
             error_field=failure.field,
         )
         asked_at = time.monotonic()
-        finish = Finish("failed", error=failure).dump()
-        ending = await self._session.call(
-            lambda: self._scripts.queue.reject(entry.entry_id, job_id, finish, entry.body)
+        finish = Finish("failed", error=failure)
+        rejected = await self._session.call(
+            lambda: self._scripts.queue.reject(
+                entry.entry_id,
+                name,
+                finish.dump(),
+                without_secret(entry.body),
+                named=claim.address,
+                tenant=claim.tenant,
+            )
         )
-        if ending is not None:
-            await self._end(ending, asked_at)
+        if rejected is None:
+            return
+        if rejected.is_name_free:
+            event = claim.refusal(finish)
+            await self._session.call(lambda: self._scripts.log.announce(claim.address, event))
+        await self._end(rejected.ending, asked_at)
+        await self._answer(entry, JobAddress(name), finish.dump())
+
+    async def _answer(
+        self, entry: InboxEntry, address: JobAddress, finish: str = "", *, tenant: str = ""
+    ) -> None:
+        """Tell the sender of an entry, if it waits, what became of it and where to listen."""
+        if not entry.reply_to:
+            return
+        if re.fullmatch(REPLY_PATTERN, entry.reply_to) is None:
+            self._log.warning("inbox.reply_unsaid", entry_id=entry.entry_id)
+            return
+        wire = {
+            "v": WIRE_VERSION,
+            "job": address.job_id,
+            "tenant": tenant or address.tenant,
+            "channel": self._scripts.keys.channel(address.text),
+        }
+        if finish:
+            wire["finish"] = json.loads(finish)
+        message = json.dumps(wire, separators=(",", ":"))
+        await self._session.call(lambda: self._scripts.queue.reply(entry.reply_to, message))
 
     async def _end(self, ending: Ending, asked_at: float) -> None:
         await self._session.call(lambda: self._completion.end_unowned(ending, asked_at))
@@ -116,15 +161,3 @@ def _refusal(reply: Refused) -> Failure:
         case _:
             message = f"the queue is full; try again in {reply.retry_after_ms / 1e3:.1f} s"
             return Failure("queue_full", message)
-
-
-def _claimed_id(body: bytes) -> str:
-    """Return the id that a refused body asks for, so that its sender hears of it, or ""."""
-    try:
-        wire = json.loads(body)
-    except (ValueError, RecursionError):
-        return ""
-    claimed = wire.get("id") if isinstance(wire, dict) else None
-    if isinstance(claimed, str) and re.match(JOB_ID_PATTERN, claimed):
-        return claimed
-    return ""

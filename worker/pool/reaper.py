@@ -33,6 +33,8 @@ class Reaper:
         self._completion = member.completion
         self._worker = member.worker
         self._lease_ttl_s = member.settings.lease_ttl_s
+        self._letter_bytes = member.settings.dead_letter_bytes
+        self._are_letters_bounded = False
         self._metrics = member.metrics
         self._log = get_logger()
 
@@ -41,6 +43,10 @@ class Reaper:
         await self._session.every(TICK_INTERVAL_S, self._keep_house, refused=self._note_refused)
 
     async def _keep_house(self) -> None:
+        if not self._are_letters_bounded:
+            queue = self._scripts.queue
+            await self._session.call(lambda: queue.bound_letters(self._letter_bytes))
+            self._are_letters_bounded = True
         while await self._session.call(self._completion.tick):
             pass
         if self._may_reap():

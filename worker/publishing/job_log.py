@@ -68,6 +68,7 @@ class JobLog:
         "transcript",
         "turn",
         "unlogged_since",
+        "version",
         "writer_idx",
     )
 
@@ -77,6 +78,7 @@ class JobLog:
         self.key = order.key
         self.job_id = order.job_id
         self.shard = shard_of(order.job_id)
+        self.version = order.version
         self.epoch = order.epoch
         self.prompt_tokens = order.prompt_tokens
         self.rules = order.rules

@@ -271,11 +271,12 @@ def _pack(job: JobLog, batch: AppendBatch, limit: int | None) -> int:
         raise RuntimeError(f"job {job.job_id} has tokens but no transcript")
     job_id, epoch, start = job.job_id, job.epoch, job.num_logged + 1
     if start == job.last and (newest := transcript.newest()) is not None:
-        batch.add_one(job_id, epoch, start, newest, job.num_entries)
+        batch.add_one(job_id, epoch, start, newest, job.num_entries, job.version)
         return start
     choice, start, text, ids, ends, logprobs = transcript.slice_after(job.num_logged, limit)
     wire = json.dumps(logprobs, separators=(",", ":")) if logprobs else ""
-    batch.add(job_id, epoch, choice, start, text, ids, ends, wire, job.num_entries)
+    entries, version = job.num_entries, job.version
+    batch.add(job_id, epoch, choice, start, text, ids, ends, wire, entries, version)
     return start + len(ids) - 1
 
 
@@ -283,6 +284,9 @@ def _end_of(job: JobLog) -> End:
     if job.transcript is None or job.finish is None:
         raise RuntimeError(f"job {job.job_id} ends without a decision")
     result = replace(
-        job.transcript.result(job.epoch, job.finish), prompt_logprobs=job.prompt_logprobs
+        job.transcript.result(job.epoch, job.finish),
+        prompt_logprobs=job.prompt_logprobs,
+        version=job.version,
     )
-    return End(job.job_id, job.epoch, job.last, job.finish.dump(), result.dump())
+    finish = job.finish.dump()
+    return End(job.job_id, job.epoch, job.last, finish, result.dump(), version=job.version)

@@ -70,6 +70,7 @@ class PublisherPool:
                 prompt_tokens=job.prompt_tokens,
                 rules=rules,
                 is_ahead=is_ahead,
+                version=job.pulled.version,
             )
         )
 

@@ -1,9 +1,14 @@
 #!lua flags=allow-oom
---@args job
+--@args job tenant
 --@use base: now_ms
+--@use naming: tenants_job
 --@use waiting: stop_waiting
 --@use ending: to_ending ending_of
--- Cancel a job in whatever state it is; safe to repeat.
+-- Cancel a job in whatever state it is; safe to repeat. With a tenant, only if it is that one's.
+job = tenants_job(job, tenant)
+if not job then
+  return { 'unknown' }
+end
 local record = redis.call('HMGET', K.job .. job, 'state', 'epoch', 'owner', 'tenant', 'priority')
 local state = record[1]
 if not state then
@@ -16,7 +21,7 @@ if state == 'held' then
   redis.call('HSET', K.job .. job, 'flag', 'cancel')
   redis.call('HSET', K.flags .. record[3], job, 'cancel')
   redis.call('PUBLISH', K.ctl .. record[3], 'cancel ' .. record[2] .. ' ' .. job)
-  return { 'held' }
+  return { 'held', job }
 end
 if state ~= 'ending' then
   stop_waiting(job, record[4], record[5])

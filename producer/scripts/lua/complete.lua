@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 --@args job finish actual:number failed:flag
---@use base: now_ms dead_letter
+--@use base: now_ms
+--@use letters: dead_letter
 --@use fairness: add_time raise_floor
 --@use waiting: stop_waiting
 --@use owning: let_go

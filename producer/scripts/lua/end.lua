@@ -2,9 +2,9 @@
 --@args belt_ms publish batch
 --@use tail: tail_of answer
 --@use each: each
--- The commit point: terminal entry and result value in one call. No short TTL here: the log must
+-- The commit point; `head` is what the job's messages begin with, up to the epoch: terminal entry and result value in one call. No short TTL here: the log must
 -- outlive the record's way to `done`.
-return each(batch, function(job, epoch, to, owned, finish, result)
+return each(batch, function(job, epoch, to, owned, finish, result, head)
   local log = L.log .. job
   local tail = tail_of(log)
   if owned then
@@ -30,7 +30,7 @@ return each(batch, function(job, epoch, to, owned, finish, result)
     'to', to)
   redis.call('PEXPIRE', log, belt_ms)
   redis.call('SET', L.result .. job, result, 'PX', belt_ms)
-  redis.call(publish, L.tok .. job, '{"v":1,"job":"' .. job .. '","epoch":' .. epoch
+  redis.call(publish, L.tok .. job, head .. epoch
     .. ',"choice":0,"from":' .. to + 1 .. ',"to":' .. to .. ',"text":"","ids":[],"ends":[],"finish":'
     .. finish .. '}')
   return { 'ok', epoch, to, finish, 0 }

@@ -6,6 +6,7 @@
 --@use fairness: raise_floor leave_backlog
 --@use drain_rate: drained
 --@use waiting: stop_waiting
+--@use adopt: adopt_waiting
 --@use ending: to_ending ending_of
 --@use entry: read_entry bury
 --@use lanes: fairest_lanes fairest next_entry
@@ -60,6 +61,7 @@ for _, prefix in ipairs(lost_prefixes) do
   give_up_home(prefix)
 end
 
+adopt_waiting()
 local now = now_ms()
 affinity.now, crowd.now, crowd.worker = now, now, worker
 local jobs, endings, looked, tokens_pulled = {}, {}, 0, 0

@@ -2,11 +2,12 @@
 --@args limit:number
 -- List the jobs of workers without a lease; a worker without both is struck off.
 local out = {}
-for _, worker in ipairs(redis.call('SMEMBERS', K.workers)) do
+for _, worker in ipairs(redis.call('SUNION', K.workers, K.workers1)) do
   if redis.call('EXISTS', K.alive .. worker) == 0 then
     local held = redis.call('HGETALL', K.held .. worker)
     if #held == 0 then
       redis.call('SREM', K.workers, worker)
+      redis.call('SREM', K.workers1, worker)
       redis.call('DEL', K.worker .. worker, K.flags .. worker)
     end
     for i = 1, #held, 2 do

@@ -1,12 +1,15 @@
 #!lua
 --@args job tenant priority weight prompt output n request digest idem deadline_ms:number
 --@args delay_ms:number prefix tenant_tokens:number pool_tokens:number ticket_ms:number
---@args refuse_late:flag entry callback
+--@args refuse_late:flag entry callback version
 --@use base: now_ms
+--@use naming: inherited
+--@use raw: raw_place
 --@use drain_rate: drain_rate drain_opens
 --@use waiting: add_entry
 -- Accept a job, or say why not. No allow-oom: this is the script to refuse when memory is full.
 local cost = prompt + n * output
+local inbox, raw = raw_place(entry)
 
 -- What waits, by priority and then of this tenant: jobs and tokens.
 local function read_load()
@@ -40,7 +43,7 @@ local function known(id)
     return { 'conflict', 0, 0, 0, 0, 0 }
   end
   if entry ~= '' then
-    redis.call('XDEL', K.inbox, entry)
+    redis.call('XDEL', inbox, raw)
   end
   return (place('exists', id, record[1], read_load()))
 end
@@ -72,7 +75,7 @@ local function over_bound(status, queued, field, bound, now)
   return { status, queued, bound, wait, math.ceil(ticket), 0 }
 end
 
-if entry ~= '' and #redis.call('XRANGE', K.inbox, entry, entry) == 0 then
+if entry ~= '' and #redis.call('XRANGE', inbox, raw, raw) == 0 then
   return { 'gone', 0, 0, 0, 0, 0 }
 end
 if idem ~= '' then
@@ -87,6 +90,11 @@ end
 local found = known(job)
 if found then
   return found
+end
+-- The same id of the same tenant, accepted by version 1 and not forgotten.
+local earlier = inherited(job, tenant)
+if earlier then
+  return known(earlier)
 end
 
 local now, load = now_ms(), read_load()
@@ -111,7 +119,7 @@ end
 redis.call('HSET', K.job .. job, 'state', state, 'epoch', 0, 'owner', '', 'attempts', 0,
   'tenant', tenant, 'priority', priority, 'weight', weight, 'prompt', prompt, 'output', output, 'n', n,
   'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
-  'created', now, 'queued', cost, 'stream', stream, 'entry', at)
+  'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version)
 redis.call('HSET', K.load, 'tokens', load[TOKENS] + cost, 'jobs', load[JOBS] + 1,
   'tokens:' .. priority, load[priority * 2 + 2] + cost,
   'jobs:' .. priority, load[priority * 2 + 1] + 1, 'tenant:' .. tenant, load[OF_TENANT] + cost)
@@ -129,6 +137,6 @@ if deadline_ms >= 0 then
   redis.call('ZADD', K.due, now + deadline_ms, 'd:' .. job)
 end
 if entry ~= '' then
-  redis.call('XDEL', K.inbox, entry)
+  redis.call('XDEL', inbox, raw)
 end
 return reply

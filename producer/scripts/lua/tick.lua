@@ -3,6 +3,7 @@
 --@use base: now_ms
 --@use waiting: stop_waiting wait_in
 --@use ending: to_ending ending_of
+--@use adopt: adopt_due adopt_endings
 -- Release delays, pass deadlines, and hand out what has to end. Bounded by `limit` per kind.
 local now = now_ms()
 local endings = {}
@@ -20,6 +21,8 @@ local function expire(job, record)
   end
 end
 
+adopt_due()
+adopt_endings(now - stale_ms)
 local due = redis.call('ZRANGEBYSCORE', K.due, '-inf', now, 'LIMIT', 0, limit)
 for _, member in ipairs(due) do
   local kind, job = string.sub(member, 1, 1), string.sub(member, 3)

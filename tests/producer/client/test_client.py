@@ -57,11 +57,11 @@ async def test_submit_and_result(client: AsyncClient) -> None:
     """A submitted job comes back whole, with its place when it was accepted."""
     job = await client.submit("How long is delivery?", max_tokens=8, tenant="shop")
     assert (job.created, job.jobs_ahead, job.eta_s) == (True, 0, 0.0)
-    waiting = asyncio.create_task(client.result(job.job_id, timeout_s=PATIENCE_S))
+    waiting = asyncio.create_task(client.result(job, timeout_s=PATIENCE_S))
     await serve(client.scripts)
     result = await waiting
     assert (result.text, result.last, result.finish.reason) == ("001 002 003 ", 3, "stop")
-    assert (await client.result(job.job_id)).choices[0].ids == (1, 2, 3)
+    assert (await client.result(job.job_id, tenant="shop")).choices[0].ids == (1, 2, 3)
 
 
 async def test_stored_request_is_the_submitted_one(client: AsyncClient) -> None:

@@ -29,14 +29,35 @@ def test_same_system_message_has_one_key_per_tenant() -> None:
     assert 0 < len(one) <= 64
 
 
-def test_key_of_a_cache_group_is_its_name_and_how_the_prompt_begins() -> None:
+def test_key_of_a_cache_group_is_the_group_and_how_the_prompt_begins() -> None:
     """Tenants that share a group on purpose share the keys, one for each of its beginnings."""
-    assert key(prompt="x", tenant="a", cache_group="promo") == "promo"
-    one = key(prompt=POLICY, tenant="a", cache_group="promo")
-    assert one == key(prompt=POLICY + "?", tenant="b", cache_group="promo")
-    assert one != key(prompt="Not so. " + POLICY, tenant="a", cache_group="promo")
-    assert one != key(prompt=POLICY, tenant="a", cache_group="other")
-    assert one.startswith("promo/")
+    promo = {"cache_group": "promo", "cache_secret": "known to both of them"}
+    one = key(prompt=POLICY, tenant="a", **promo)
+    assert one == key(prompt=POLICY + "?", tenant="b", **promo)
+    assert one != key(prompt="Not so. " + POLICY, tenant="a", **promo)
+    assert one != key(prompt=POLICY, tenant="a", **promo | {"cache_group": "other"})
+    assert key(prompt="x", tenant="a", **promo) == key(prompt="y", tenant="b", **promo) != ""
+
+
+def test_key_of_a_cache_group_is_its_tenants_without_the_secret() -> None:
+    """Who guesses a group, or its secret wrongly, finds nobody's prefix."""
+    group = {"prompt": POLICY, "cache_group": "promo"}
+    right = group | {"cache_secret": "known to both of them"}
+    wrong = group | {"cache_secret": "guessed by the third"}
+    keys = [key(tenant=tenant, **fields) for tenant in "ab" for fields in (group, wrong)]
+    assert len({*keys, key(tenant="a", **right)}) == 4
+
+
+def test_key_of_a_listed_cache_group_is_shared_by_those_listed() -> None:
+    """The owner of the pool may name the tenants of a group; a job of version 1 stays apart."""
+    groups = {"promo": ["a", "b"]}
+
+    def listed(**fields: Any) -> str:
+        request = JobRequest.build(prompt=POLICY, cache_group="promo", **fields)
+        return prefix_key(request, groups)
+
+    assert listed(tenant="a") == listed(tenant="b")
+    assert len({listed(tenant="a"), listed(tenant="c"), listed(tenant="a", v=1)}) == 3
 
 
 def test_key_of_a_cache_group_looks_no_further_than_what_is_worth_sharing() -> None:

@@ -39,7 +39,7 @@ HUGE = "x" * 5_000_000
         (GOOD | {"output": HUGE}, "output"),
         (GOOD | {"n": "0"}, "n"),
         (GOOD | {"logged": "-3"}, "logged"),
-        (GOOD | {"v": "2"}, "v"),
+        (GOOD | {"v": "3"}, "v"),
         (GOOD | {"tenant": "someone-else"}, "tenant"),
         ({"job": "ghost"}, "v"),
     ],
@@ -142,28 +142,39 @@ async def test_one_worker_drains_the_inbox_at_a_time(scripts: Scripts) -> None:
 async def test_refused_raw_entry_gets_its_failed_event(
     scripts: Scripts, completion: JobCompletion
 ) -> None:
-    """A raw entry that fails validation ends under its own id, once, with a dead letter."""
+    """A raw entry that fails validation ends once, under a name of its own, with a dead letter."""
     entry = (await raw(scripts).xadd(scripts.keys.of("inbox"), {"job": "x"})).decode()
-    ending = await scripts.queue.reject(entry, "mine", REFUSAL, b"x" * 100_000)
-    assert ending is not None
-    assert ending.job_id == "mine"
-    assert await scripts.queue.reject(entry, "mine", REFUSAL, b"x") is None
-    await completion.end_unowned(ending, completion._clock())
-    finish = (await scripts.log.events("mine") or [])[-1].finish
+    rejected = await scripts.queue.reject(
+        entry, "refused-1", REFUSAL, b"x" * 100_000, named="mine@acme", tenant="acme"
+    )
+    assert rejected is not None
+    assert (rejected.ending.job_id, rejected.is_name_free) == ("refused-1", True)
+    assert await scripts.queue.reject(entry, "refused-2", REFUSAL, b"x") is None
+    await completion.end_unowned(rejected.ending, completion._clock())
+    finish = (await scripts.log.events("refused-1") or [])[-1].finish
     assert finish is not None
     assert finish.error is not None
     assert finish.error.field == "max_tokens"
     [(_, letter)] = await raw(scripts).xrange(scripts.keys.of("dead"))
     assert len(letter[b"body"]) == 65_536
+    assert (letter[b"job"], letter[b"named"], letter[b"tenant"]) == (
+        b"refused-1",
+        b"mine@acme",
+        b"acme",
+    )
+    assert await scripts.queue.record("mine@acme") is None
 
 
 async def test_refused_raw_entry_cannot_end_another_job(scripts: Scripts) -> None:
-    """Garbage under the id of a live job fails under its entry's own id."""
+    """Garbage that names a live job leaves it alone, and says that the name is not free."""
     await submit(scripts, a_job("real"))
     entry = (await raw(scripts).xadd(scripts.keys.of("inbox"), {"job": "x"})).decode()
-    ending = await scripts.queue.reject(entry, "real", REFUSAL, b"x")
-    assert ending is not None
-    assert ending.job_id == f"raw-{entry}"
+    rejected = await scripts.queue.reject(entry, "refused-1", REFUSAL, b"x", named="real")
+    assert rejected is not None
+    assert (rejected.ending.job_id, rejected.is_name_free) == ("refused-1", False)
+    record = await scripts.queue.record("real")
+    assert record is not None
+    assert record.state is JobState.WAITING
 
 
 async def test_oversized_raw_entry_never_reaches_a_worker(scripts: Scripts) -> None:

@@ -27,7 +27,11 @@ BUSY = WebhookTry(503, took_ms=3)
 async def _ended(scripts: Scripts, job_id: str) -> None:
     """Run a job with a webhook to its end, by hand."""
     request = JobRequest.build(
-        id=job_id, prompt="x", tenant="acme", callback_url=URL, metadata={"order": "7"}
+        id=job_id.partition("@")[0],
+        prompt="x",
+        tenant="acme",
+        callback_url=URL,
+        metadata={"order": "7"},
     )
     await submit(scripts, new_job(request))
     worker = StubWorker(scripts)
@@ -47,9 +51,9 @@ async def _claim(scripts: Scripts, lease_ms: int = 60_000) -> ClaimedWebhook:
 
 async def test_completion_makes_one_hook_due(scripts: Scripts) -> None:
     """However often a job is completed, it has one webhook, and one claimer at a time."""
-    await _ended(scripts, "a")
+    await _ended(scripts, "a@acme")
     hook = await _claim(scripts)
-    assert (hook.job_id, hook.tenant, hook.url) == ("a", "acme", URL)
+    assert (hook.job_id, hook.tenant, hook.url) == ("a@acme", "acme", URL)
     assert hook.metadata == {"order": "7"}
     assert json.loads(hook.finish)["usage"]["completion_tokens"] == 2
     assert await scripts.control.claim_webhooks(10, 60_000) == []
@@ -72,7 +76,7 @@ async def test_cancelled_job_tells_too(scripts: Scripts) -> None:
 
 async def test_claim_of_a_dead_claimer_is_anothers_after_its_lease(scripts: Scripts) -> None:
     """A hook whose claimer dies becomes due again; until then nobody else gets it."""
-    await _ended(scripts, "a")
+    await _ended(scripts, "a@acme")
     first = await _claim(scripts, lease_ms=30)
     found: list[ClaimedWebhook] = []
 
@@ -86,7 +90,7 @@ async def test_claim_of_a_dead_claimer_is_anothers_after_its_lease(scripts: Scri
 
 async def test_settled_hook_never_changes(scripts: Scripts) -> None:
     """After a recorded success no try is handed out or recorded, and the hook expires."""
-    await _ended(scripts, "a")
+    await _ended(scripts, "a@acme")
     hook = await _claim(scripts)
     settle = scripts.control.record_webhook_try
     assert await settle(hook, WebhookOutcome.RETRY, BUSY, max_age_ms=DAY_MS) == "due"
@@ -94,18 +98,18 @@ async def test_settled_hook_never_changes(scripts: Scripts) -> None:
     assert await settle(again, WebhookOutcome.DELIVERED, OK) == "delivered"
     assert await settle(hook, WebhookOutcome.RETRY, BUSY, max_age_ms=DAY_MS) == "delivered"
     assert await settle(hook, WebhookOutcome.DELIVERED, OK) == "delivered"
-    stored = await scripts.control.webhook("a")
+    stored = await scripts.control.webhook("a@acme")
     assert stored is not None
     assert stored.state is WebhookState.DELIVERED
     assert [attempt.status for attempt in stored.tries] == [503, 204]
     assert await scripts.control.claim_webhooks(10, 60_000) == []
-    assert await raw(scripts).pttl(scripts.keys.of("hook", "a")) > 0
+    assert await raw(scripts).pttl(scripts.keys.of("hook", "a@acme")) > 0
     assert not await raw(scripts).exists(scripts.keys.of("hooks"))
 
 
 async def test_late_retry_does_not_move_the_claim_of_another(scripts: Scripts) -> None:
     """A caller that overslept its lease leaves the time of the next try to the later claimer."""
-    await _ended(scripts, "a")
+    await _ended(scripts, "a@acme")
     late = await _claim(scripts, lease_ms=0)
     await _claim(scripts, lease_ms=60_000)
     await scripts.control.record_webhook_try(late, WebhookOutcome.RETRY, BUSY, max_age_ms=DAY_MS)
@@ -114,7 +118,7 @@ async def test_late_retry_does_not_move_the_claim_of_another(scripts: Scripts) -
 
 async def test_retries_end_at_the_age(scripts: Scripts) -> None:
     """The try at the set age is the last one."""
-    await _ended(scripts, "a")
+    await _ended(scripts, "a@acme")
     hook = await _claim(scripts)
     settle = scripts.control.record_webhook_try
     assert (
@@ -134,7 +138,7 @@ async def test_a_tick_is_taken_once_and_never_after_a_later_one(scripts: Scripts
 
 async def test_usage_is_counted_once_per_tenant_and_hour(scripts: Scripts) -> None:
     """A job's tokens are in its tenant's hour once, however often it is completed."""
-    await _ended(scripts, "a")
+    await _ended(scripts, "a@acme")
     [key] = [key async for key in raw(scripts).scan_iter(scripts.keys.of("usage") + "*")]
     assert await raw(scripts).hgetall(key) == {
         b"acme|jobs": b"1",

@@ -16,6 +16,7 @@ import hiredis
 import pytest
 from lua.parts import part_names
 
+import tokenbus.producer.scripts.queue as queue_module
 from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
 from tokenbus.producer.scripts.append_batch import AppendBatch
@@ -75,6 +76,8 @@ CRASH = Crash(
     is_beside=True,
     is_sound=False,
 )
+OLD_APPEND = Append("s3-job", 2, 0, 4, 4, "x", [5], [1], version=1)
+TENANTS_APPEND = Append("s3-job@shop", 2, 0, 4, 4, "x", [5], [1])
 HOOK = ClaimedWebhook("s1-job", 7, "shop", "https://x.example/y", {}, "{}", 5, 2, b"")
 
 
@@ -86,15 +89,21 @@ def _one_token() -> AppendBatch:
 
 CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "append": lambda s: s.log.append([APPEND]),
+    "append, version 1": lambda s: s.log.append([OLD_APPEND]),
+    "append, tenant": lambda s: s.log.append([TENANTS_APPEND]),
     "append, one token": lambda s: s.log.append_batch(3, _one_token()),
     "cancel": lambda s: s.queue.cancel("s1-job"),
+    "cancel, tenant": lambda s: s.queue.cancel("s1-job@shop", "shop"),
     "complete": lambda s: s.lease.complete("s1-job", '{"reason":"stop"}', 104),
     "complete, failed": lambda s: s.lease.complete("s1-job", "{}", 0, failed=True),
     "cron_tick": lambda s: s.control.take_tick("nightly", 1_700_000_000_000),
     "drain_inbox": lambda s: s.queue.drain_inbox("w1", count=4, lease_ms=2500, max_bytes=99),
     "end": lambda s: s.log.end([End("s2-job", 3, 8, '{"reason":"stop"}', '{"é":1}')]),
     "end, unowned": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", owned=False)]),
+    "end, version 1": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", version=1)]),
+    "end, tenant": lambda s: s.log.end([End("s2-job@a/b", 3, 8, "{}", "{}")]),
     "expire_record": lambda s: s.queue.expire_record("s1-job", 125_000),
+    "drop_letters": lambda s: s.queue.drop_letters(["1-2", "3-4"]),
     "leave": lambda s: s.lease.leave("w1"),
     "pressure": lambda s: s.control.pressure(),
     "pull": lambda s: s.lease.pull("w1", 5, BUDGET),
@@ -102,7 +111,9 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "pull, suspects": lambda s: s.lease.pull("w1", 5, Budget(1, 2, 3, 4, crowd=Crowd(3, 2, 5))),
     "raise_epoch": lambda s: s.queue.raise_epoch("s1-job", 44),
     "reconcile": lambda s: s.lease.reconcile("w1", 6, 30_000, 1000, 16),
-    "reject": lambda s: s.queue.reject("1-2", "s1-job", '{"reason":"failed"}', b"\xff\x00"),
+    "reject": lambda s: s.queue.reject(
+        "1-2", "refused-1", '{"reason":"failed"}', b"\xff\x00", named="j@shop", tenant="shop"
+    ),
     "renew": lambda s: s.lease.renew("w1", 30_000, 1000, 16),
     "requeue": lambda s: s.lease.requeue("w1", "s1-job", 4),
     "requeue, crashed": lambda s: s.lease.requeue(
@@ -180,8 +191,11 @@ class _Pipeline:
 
 
 @pytest.mark.parametrize("name", CALLS)
-async def test_call_of_a_script_is_what_it_always_was(name: str) -> None:
+async def test_call_of_a_script_is_what_it_always_was(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Order and bytes of a call's arguments are the contract between releases."""
+    monkeypatch.setattr(queue_module.secrets, "token_hex", lambda _: "0" * 32)
     recorder: Any = Recorder()
     with pytest.raises(Sent):
         await CALLS[name](Scripts(recorder, "fix"))

@@ -138,7 +138,7 @@ class Ride:
             )
             self.wanted[job.job_id] = wanted
             self.seen[job.job_id] = 0
-            story = self._stories[job.job_id] = Story(job.job_id)
+            story = self._stories[job.job_id] = Story(job.job_id, tenant=job.tenant)
             self._readers[job.job_id] = asyncio.create_task(self._read(story))
 
     async def board_long(self) -> None:
@@ -193,9 +193,9 @@ class Ride:
         """One terminal entry per log, and the result says what the reader saw."""
         scripts = self.client.scripts
         for story in stories:
-            events = await scripts.log.events(story.job_id) or []
+            events = await scripts.log.events(story.address) or []
             assert [e.finish is not None for e in events].count(True) == 1, story.job_id
-            value = await scripts.log.result(story.job_id)
+            value = await scripts.log.result(story.address)
             assert value is not None, story.job_id
             result = JobResult.parse(value)
             assert story.finish is not None
@@ -242,7 +242,7 @@ class Ride:
     async def _read(self, story: Story) -> Story:
         if story.finish is not None:
             return story
-        async for event in self.client.stream(story.job_id, story.last):
+        async for event in self.client.stream(story.job_id, story.last, story.tenant):
             story.see(event)
             self.seen[story.job_id] = story.last
             self._progress.set()

@@ -52,7 +52,10 @@ return buried
 # Any date: the scripts compare times with each other only.
 FIRST_MS = 1_700_000_000_000
 # What is left of a pool at rest without a TTL.
-AT_REST = {":floor", ":load", ":drain", ":bell", ":dead", ":workers", ":audit", ":now"}
+AT_REST = {
+    f":{name}"
+    for name in ("floor", "load", "drain", "bell2", "dead", "letters", "workers2", "audit", "now")
+}
 AT_REST_PREFIXES = (":worker:", ":resting:")
 
 

@@ -15,6 +15,7 @@ from patience import PATIENCE_S
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.null.null_engine import pseudo_token
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import Worker
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.client.async_client import AsyncClient, Job
     from tokenbus.producer.contract.events import Event, Finish
     from tokenbus.producer.scripts import Scripts
 
@@ -69,6 +70,12 @@ class Story:
     ids: dict[int, list[int]] = field(default_factory=dict)
     epochs: set[int] = field(default_factory=set)
     finish: Finish | None = None
+    tenant: str = DEFAULT_TENANT
+
+    @property
+    def address(self) -> str:
+        """Return the address of the job, as keys carry it."""
+        return JobAddress(self.job_id, self.tenant).text
 
     def see(self, event: Event) -> None:
         """Take one event; every index once, in order, without a gap, and one end."""
@@ -97,12 +104,15 @@ class Story:
 
 
 async def follow(
-    client: AsyncClient, job_id: str, on_event: Callable[[Story], None] | None = None
+    client: AsyncClient,
+    job: str | Job,
+    on_event: Callable[[Story], None] | None = None,
+    tenant: str = DEFAULT_TENANT,
 ) -> Story:
     """Read a job to its end."""
-    story = Story(job_id)
+    story = Story(job if isinstance(job, str) else job.job_id)
     async with asyncio.timeout(PATIENCE_S):
-        async for event in client.stream(job_id):
+        async for event in client.stream(job, tenant=tenant):
             story.see(event)
             if on_event is not None:
                 on_event(story)
@@ -178,6 +188,7 @@ async def leaked_keys(scripts: Scripts) -> list[str]:
     """List the pool's keys that have no TTL and belong to no live job or worker."""
     prefix = f"{{tb:{scripts.keys.pool}"
     kept = ("bell", "workers", "worker:", "floor", "drain", "load", "dead", "resting:", "line")
+    kept += ("letters",)
     leaked = []
     async for raw in scripts.redis.scan_iter(f"{prefix}*", count=1000):
         key = raw.decode()

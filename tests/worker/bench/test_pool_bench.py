@@ -16,7 +16,6 @@ from workers.null_workers import leaked_keys
 
 from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.contract.channel import parse_message
-from tokenbus.producer.contract.events import Event
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.bench.measure.report import Report
@@ -26,6 +25,7 @@ from tokenbus.worker.bench.run import run_load
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tokenbus.producer.contract.events import Event
     from tokenbus.worker.bench.deployment import Deployment
     from tokenbus.worker.bench.measure.figures import Figures
 
@@ -110,8 +110,8 @@ async def test_token_that_is_none_of_the_jobs_is_found(deployment: Deployment) -
 def _following(event: Event) -> Event:
     """Make up the token that comes next."""
     end = event.ends[-1]
-    return Event(
-        event.job_id, event.epoch, 0, event.to + 1, event.to + 1, " lie", (256,), (end + 4,)
+    return msgspec.structs.replace(
+        event, start=event.to + 1, to=event.to + 1, text=" lie", ids=(256,), ends=(end + 4,)
     )
 
 

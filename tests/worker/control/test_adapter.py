@@ -95,14 +95,14 @@ async def test_result_has_text_and_usage_and_tokens_can_be_followed(
     async with pool_worker(pool, redis_url), adapting(client, queue) as adapter:
         job = await enqueue(arq, "order-1", prompt="x", max_tokens=12, seed=5, tenant="shop")
         result = await result_of(job)
-        story = await follow(client, "order-1")
+        story = await follow(client, "order-1", tenant="shop")
         assert adapter.metrics.adapter_jobs == {"finished": 1}
         assert adapter.metrics.adapter_running == 0
     assert result["text"] == story.text == expected_text(5, 12)
     assert result["reason"] == "length"
     assert result["usage"]["completion_tokens"] == 12
     assert result["job_id"] == "order-1"
-    assert await generations(client, "order-1") == 1
+    assert await generations(client, "order-1@shop") == 1
 
 
 async def test_several_choices_come_back(

@@ -59,7 +59,7 @@ async def test_each_tick_runs_once_among_two_services(
     ticks = {tick for _, tick in counted}
     for cron, tick_ms in counted:
         stamp = datetime.fromtimestamp(tick_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
-        job_id = f"cron-{cron.removeprefix('table:')}-{stamp}-1"
+        job_id = f"cron~{cron.removeprefix('table:')}~{stamp}~1"
         record = await scripts.queue.record(job_id)
         assert record is not None
         assert record.state is JobState.WAITING

@@ -43,9 +43,9 @@ async def ended(scripts: Scripts, job_id: str, url: str, **fields: Any) -> None:
     await worker.reconcile()
     [job] = (await worker.pull()).jobs
     await worker.run(job.job_id, job.epoch, 2)
-    event = (await scripts.log.events(job_id) or [])[-1]
+    event = (await scripts.log.events(job.job_id) or [])[-1]
     assert event.finish is not None
-    await JobCompletion(scripts).complete(job_id, event.finish.dump())
+    await JobCompletion(scripts).complete(job.job_id, event.finish.dump())
 
 
 @asynccontextmanager
@@ -109,7 +109,7 @@ async def test_receiver_that_fails_and_hangs_is_told_once(scripts: Scripts) -> N
 
     async with receiver(answer) as shop, delivering(scripts, webhook_timeout_s=0.5):
         await ended(scripts, "a", shop.url(), metadata={"order": "7"})
-        hook = await settled(scripts, "a")
+        hook = await settled(scripts, "a@acme")
         silent.set()
     assert hook.state is WebhookState.DELIVERED
     assert [attempt.status for attempt in hook.tries] == [503] * 5 + [None, 200]
@@ -134,7 +134,7 @@ async def test_signature_is_what_the_docs_check(scripts: Scripts) -> None:
     new = KEY[::-1]
     async with receiver() as shop, delivering(scripts, webhook_keys={"acme": f"{KEY} {new}"}):
         await ended(scripts, "a", shop.url())
-        await settled(scripts, "a")
+        await settled(scripts, "a@acme")
     [call] = shop.calls
     header = call.headers["tokenbus-signature"]
     assert is_ours(header, call.body, KEY)
@@ -153,7 +153,7 @@ async def test_gone_receiver_is_left_alone(scripts: Scripts) -> None:
 
     async with receiver(answer) as shop, delivering(scripts):
         await ended(scripts, "a", shop.url())
-        hook = await settled(scripts, "a")
+        hook = await settled(scripts, "a@acme")
     assert (hook.state, len(hook.tries), len(shop.calls)) == (WebhookState.GONE, 1, 1)
 
 
@@ -165,9 +165,9 @@ async def test_retry_after_is_honoured(scripts: Scripts) -> None:
 
     async with receiver(answer) as shop, delivering(scripts):
         await ended(scripts, "a", shop.url())
-        hook = await tried(scripts, "a")
+        hook = await tried(scripts, "a@acme")
     redis = raw(scripts)
-    due_ms = await redis.zscore(scripts.keys.of("hooks"), "a")
+    due_ms = await redis.zscore(scripts.keys.of("hooks"), "a@acme")
     assert due_ms - hook.tries[0].at_ms == 120_000
 
 
@@ -179,7 +179,7 @@ async def test_back_off_doubles_and_ends_at_the_age(scripts: Scripts) -> None:
 
     async with receiver(answer) as shop, delivering(scripts, webhook_max_age_s=1.2):
         await ended(scripts, "a", shop.url())
-        hook = await settled(scripts, "a")
+        hook = await settled(scripts, "a@acme")
     assert hook.state is WebhookState.EXPIRED
     waits = [b.at_ms - a.at_ms for a, b in zip(hook.tries, hook.tries[1:], strict=False)]
     assert len(waits) >= 2
@@ -198,9 +198,9 @@ async def test_redirect_keeps_body_and_signature(scripts: Scripts) -> None:
 
     async with receiver(answer) as shop, delivering(scripts):
         await ended(scripts, "a", shop.url("/old"))
-        assert (await settled(scripts, "a")).state is WebhookState.DELIVERED
+        assert (await settled(scripts, "a@acme")).state is WebhookState.DELIVERED
         await ended(scripts, "b", shop.url("/lost"))
-        assert (await tried(scripts, "b")).tries[0].status == 302
+        assert (await tried(scripts, "b@acme")).tries[0].status == 302
     old, new, *_ = shop.calls
     assert (old.path, new.path) == ("/old", "/new")
     assert old.body == new.body
@@ -211,7 +211,7 @@ async def test_tenant_without_a_key_is_not_called(scripts: Scripts) -> None:
     """Nothing goes out unsigned; the try says what is missing and is made again later."""
     async with receiver() as shop, delivering(scripts, webhook_keys={"other": KEY}):
         await ended(scripts, "a", shop.url())
-        hook = await tried(scripts, "a")
+        hook = await tried(scripts, "a@acme")
     assert hook.state is WebhookState.DUE
     assert "no signing key" in hook.tries[0].error
     assert shop.calls == []
@@ -232,7 +232,7 @@ async def test_hanging_receiver_holds_up_no_other(scripts: Scripts) -> None:
             await ended(scripts, f"slow-{number}", slow.url())
         await ended(scripts, "quick", shop.url(), tenant="other")
         async with delivering(scripts, webhook_keys=keys, **values):
-            assert (await settled(scripts, "quick")).state is WebhookState.DELIVERED
+            assert (await settled(scripts, "quick@other")).state is WebhookState.DELIVERED
             assert len(slow.calls) <= 2
             hang.set()
 
@@ -241,9 +241,9 @@ async def test_result_that_expired_is_told_without_its_text(scripts: Scripts) ->
     """A call made after the result's time still says how the job ended."""
     async with receiver() as shop:
         await ended(scripts, "a", shop.url())
-        await raw(scripts).delete(scripts.keys.result("a"))
+        await raw(scripts).delete(scripts.keys.result("a@acme"))
         async with delivering(scripts):
-            await settled(scripts, "a")
+            await settled(scripts, "a@acme")
     [call] = shop.calls
     assert call.message["choices"] is None
     assert call.message["finish"]["reason"] == "stop"

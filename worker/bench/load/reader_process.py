@@ -152,14 +152,12 @@ class ReaderProcess:
         left = list(self._open)
         for simulated_client in left:
             self._close(simulated_client)
-        job_ids = [
-            simulated_client.job_id
-            for simulated_client in left
-            if simulated_client.job_id is not None
+        jobs = [
+            simulated_client.job for simulated_client in left if simulated_client.job is not None
         ]
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_TIMEOUT_S):
-                cancels = (self._client.cancel(job_id) for job_id in job_ids)
+                cancels = (self._client.cancel(job) for job in jobs)
                 await asyncio.gather(*cancels, return_exceptions=True)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # A token of English text or JSON under the vocabularies of current models.
 _CHARACTERS_PER_TOKEN = 4
 _GROUP = "retail"
+# Any will do: the policy is everybody's.
+_SHARED_WITH = "shared-by-all-tenants"
 
 
 class Retail:
@@ -50,7 +52,10 @@ class Retail:
         # Customers differ from the first own token on, also when instructions come round again.
         instruction = f"#{number} {self._instructions[number % len(self._instructions)]}"
         # Everybody reads the same policy, so its pages are shared between tenants.
-        group = {"cache_group": f"{_GROUP}-{self._options.run_idx}"}
+        group = {
+            "cache_group": f"{_GROUP}-{self._options.run_idx}",
+            "cache_secret": _SHARED_WITH,
+        }
         if self._options.as_text:
             messages = [
                 {"role": "system", "content": self._policy},

@@ -56,7 +56,7 @@ class SimulatedClient:
         self._texts: list[str] = []
         self._num_prompt_tokens = self._num_cached_tokens = 0
         self._answer: Job | ProducerError | None = None
-        self.job_id: str | None = None
+        self.job: Job | None = None
         self.num_tokens = 0
 
     @property
@@ -77,13 +77,13 @@ class SimulatedClient:
             if job is None:
                 self._outcome = "refused"
                 return
-            self.job_id = job.job_id
-            async for event in self._client.stream(job.job_id):
+            self.job = job
+            async for event in self._client.stream(job):
                 self._see(event, time.monotonic())
             if self._options.check:
-                await self._check(job.job_id)
+                await self._check(job)
         except ProducerError as error:
-            self._outcome = "refused" if self.job_id is None else "lost"
+            self._outcome = "refused" if self.job is None else "lost"
             self._fault = f"{type(error).__name__}: {error}"
 
     def report(self) -> JobReport:
@@ -154,12 +154,12 @@ class SimulatedClient:
             self._ends.extend(event.ends)
             self._texts.append(event.text)
 
-    async def _check(self, job_id: str) -> None:
+    async def _check(self, job: Job) -> None:
         """Compare index, id and text of every token with the result, and with what was asked."""
         if self._outcome not in ("stop", "length"):
             self._find(f"ended as {self._outcome}")
             return
-        choice = (await self._client.result(job_id)).choices[0]
+        choice = (await self._client.result(job)).choices[0]
         text = "".join(self._texts)
         if len(choice.ids) != self._job.max_tokens:
             self._find(f"the result has {len(choice.ids)} of {self._job.max_tokens} tokens")

@@ -33,6 +33,7 @@ class PlannedJob(msgspec.Struct, frozen=True):
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     cache_group: str | None = None
+    cache_secret: str | None = None
 
     def fields(self, temperature: float) -> dict[str, Any]:
         """Return the fields of the request; every job runs to its full length."""
@@ -49,6 +50,7 @@ class PlannedJob(msgspec.Struct, frozen=True):
             "ignore_eos": True,
             "temperature": temperature,
             "cache_group": self.cache_group,
+            "cache_secret": self.cache_secret,
         }
 
 

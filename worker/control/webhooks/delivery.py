@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from redis.exceptions import RedisError
 
+from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.scripts.control import WebhookOutcome, WebhookState, WebhookTry
 from tokenbus.producer.server.connection import is_away
@@ -126,7 +127,8 @@ class Webhooks:
             "content-type": "application/json",
             "user-agent": "tokenbus",
             HEADER: sign(keys, int(time.time()), body),
-            "tokenbus-job": hook.job_id,
+            "tokenbus-job": JobAddress.parse(hook.job_id).job_id,
+            "tokenbus-tenant": hook.tenant,
             "tokenbus-try": str(hook.num_tries + 1),
         }
         return await self._courier.post(hook.url, headers, body)
@@ -178,7 +180,7 @@ class Webhooks:
         wire = {
             "v": 1,
             "event": "job.ended",
-            "job": hook.job_id,
+            "job": JobAddress.parse(hook.job_id).job_id,
             "tenant": hook.tenant,
             "ended_ms": hook.created_ms,
             "metadata": hook.metadata,

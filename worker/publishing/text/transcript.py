@@ -10,6 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.logprobs import extend_column
 from tokenbus.producer.contract.result import Choice, JobResult
 
@@ -165,8 +166,9 @@ class Transcript:
     def result(self, epoch: int, finish: Finish) -> JobResult:
         """Return the result value that replaces the log."""
         reasons = finish.choices or (finish.reason,) * len(self._columns)
+        address = JobAddress.parse(self.job_id)
         return JobResult(
-            self.job_id,
+            address.job_id,
             epoch,
             finish,
             tuple(
@@ -181,4 +183,5 @@ class Transcript:
                 for number, column in enumerate(self._columns)
             ),
             tuple((run.choice, run.start, run.start + self._count(run) - 1) for run in self._runs),
+            tenant=address.tenant,
         )

@@ -1,4 +1,4 @@
---@offers now_ms whole ring is_woken wake dead_letter failure
+--@offers now_ms whole ring is_woken wake failure
 -- Server time and checked numbers; every stored time is server time in milliseconds.
 local function now_ms()
   local time = redis.call('TIME')
@@ -30,12 +30,6 @@ local function wake(worker)
     redis.call('LPUSH', K.wake .. worker, '1')
     redis.call('PEXPIRE', K.wake .. worker, 5000)
   end
-end
-
--- Dead letters are for people: the newest ten thousand, bodies cut at 64 kB.
-local function dead_letter(job, tenant, finish, body, at)
-  redis.call('XADD', K.dead, 'MAXLEN', '~', 10000, '*', 'job', job, 'tenant', tenant,
-    'finish', finish, 'body', string.sub(body, 1, 65536), 'at', at)
 end
 
 local function failure(code, field, message)

@@ -9,14 +9,15 @@ local function to_ending(job, epoch, finish, now)
 end
 
 local function ending_of(job)
-  local record = redis.call('HMGET', K.job .. job, 'epoch', 'state', 'finish')
-  return { job, tonumber(record[1]) or 0, record[2] == 'done' and 1 or 0, record[3] or '' }
+  local record = redis.call('HMGET', K.job .. job, 'epoch', 'state', 'finish', 'v')
+  return { job, tonumber(record[1]) or 0, record[2] == 'done' and 1 or 0, record[3] or '',
+    tonumber(record[4]) or 1 }
 end
 
 -- Open a record for something that never was a job, so that its failed event is written like
 -- every other end without an owner, also if the caller dies.
 local function tombstone(job, finish, now)
-  redis.call('HSET', K.job .. job, 'tenant', '', 'priority', 1, 'dead', 1)
+  redis.call('HSET', K.job .. job, 'tenant', '', 'priority', 1, 'dead', 1, 'v', 2)
   to_ending(job, 1, finish, now)
   return ending_of(job)
 end

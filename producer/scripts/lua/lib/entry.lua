@@ -1,5 +1,6 @@
 --@offers read_entry bury
---@use base: whole dead_letter failure
+--@use base: whole failure
+--@use letters: dead_letter
 --@use waiting: drop_entry stop_waiting
 --@use ending: to_ending ending_of tombstone
 -- Entries of lanes and front lists as strangers may have written them: nothing here may raise.
@@ -12,8 +13,10 @@ local function field_of(fields, name)
   return nil
 end
 
-local function is_job_id(job)
-  return job and #job <= 96 and string.find(job, '^[%w_.:%-]+$') ~= nil
+-- Whether a text is the address of a job: an id, and for any tenant but `default` the tenant.
+local function is_address(job)
+  local id, tenant = string.match(job or '', '^([%w_.:~%-]+)@?([%w_.:@/%-]*)$')
+  return id ~= nil and #id <= 96 and #tenant <= 64
 end
 
 local LIMITS = { { 'prompt', 0, 1e9 }, { 'output', 1, 1e9 }, { 'n', 1, 64 }, { 'logged', 0, 1e11 } }
@@ -24,11 +27,12 @@ local function read_entry(fields)
   for i = 1, #fields, 2 do
     found[fields[i]] = fields[i + 1]
   end
-  if not is_job_id(found.job) then
+  if not is_address(found.job) then
     return nil, 'job', 'the entry names no job'
   end
-  if found.v ~= '1' then
-    return nil, 'v', 'this release speaks wire version 1'
+  if found.v ~= '1' and found.v ~= '2' then
+    return nil, 'v', 'the entry speaks wire version ' .. string.sub(found.v or 'none', 1, 16)
+      .. '; this release speaks 1 and 2'
   end
   for _, limit in ipairs(LIMITS) do
     local number = whole(found[limit[1]], limit[2], limit[3])
@@ -49,7 +53,7 @@ end
 local function bury(stream, id, fields, field, message, priority, lane_tenant, endings, now)
   local finish = failure('invalid_request', field, message)
   local job = field_of(fields, 'job')
-  local named = is_job_id(job)
+  local named = is_address(job)
   local body = table.concat(fields, ' ')
   dead_letter(named and job or 'raw-' .. id, lane_tenant or '', finish, body, now)
   local record = named and redis.call('HMGET', K.job .. job, 'stream', 'entry', 'epoch', 'tenant',

@@ -30,7 +30,7 @@ end
 -- care. Returns the stream and the entry's id. The record has to name both.
 local function add_entry(job, tenant, priority, front, cost, ride, tried)
   local stream = front and K.front .. priority or K.lane .. priority .. ':' .. tenant
-  local fields = { 'v', 1, 'job', job, 'tenant', tenant, 'prompt', cost.prompt, 'output',
+  local fields = { 'v', 2, 'job', job, 'tenant', tenant, 'prompt', cost.prompt, 'output',
     cost.output, 'n', cost.n, 'logged', cost.logged, 'prefix', cost.prefix }
   if ride then
     stream, front = K.suspects, true
