@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected, RequestRejected, SequenceTooLong
@@ -72,9 +73,11 @@ class Engine:
 
     @property
     def is_stalled(self) -> bool:
-        """Tell whether everything left waits for a grammar to compile."""
+        """Tell whether everything left waits for its grammar."""
+        if self._inflight is not None or self._deltas:
+            return False
         sched = self._scheduler
-        return not sched.running and self._inflight is None and not self._deltas
+        return all(seq.awaits_grammar for seq in chain(sched.running, sched.waiting))
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -104,7 +107,7 @@ class Engine:
 
     def step(self) -> StepOutput:
         """Launch the next step and deliver what the last one sampled."""
-        self._settle_compiled()
+        self._settle_grammars()
         plan = self._scheduler.schedule()
         launched = None
         started_at = time.monotonic()
@@ -130,6 +133,10 @@ class Engine:
             preempted=tuple(seq.request.request_id for seq in plan.preempted),
             stats=self.stats(),
         )
+
+    def await_grammars(self, timeout_s: float) -> None:
+        """Wait until a grammar has got further, for callers with nothing else to do."""
+        self._constrained.wait(timeout_s)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges."""
@@ -230,7 +237,8 @@ class Engine:
             try:
                 forced = self._constrained.accept(seq, token_id)
             except GrammarRejected as error:
-                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, str(error)))
+                reason_text = str(error).removeprefix(f"{error.field}: ")
+                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, reason_text))
                 return
             if forced:
                 more, reason = _kept(tuple(forced), self._scheduler.append_forced(seq, forced))
@@ -279,14 +287,13 @@ class Engine:
             if not seqs:
                 self._requests.pop(request_id, None)
 
-    def _settle_compiled(self) -> None:
-        """End what need not run: no grammar came of it, or earlier tokens completed it."""
-        for seq in [seq for seq in self._scheduler.waiting if seq.grammar is not None]:
-            error = self._constrained.failure(seq)
-            if error is not None:
-                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, error))
-            elif self._constrained.is_complete(seq):
+    def _settle_grammars(self) -> None:
+        """End what need not run on: its grammar failed, or the tokens it has complete it."""
+        for seq, failed in self._constrained.settle():
+            if failed is None:
                 self._end(seq, FinishReason.STOP)
+            else:
+                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, failed.reason))
 
 
 def _kept(
