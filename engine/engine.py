@@ -7,6 +7,9 @@ On a GPU a step is launched before the previous one is read back: sampled tokens
 on their way into the next step, and the host learns of an end one step late. What a sequence
 sampled past its end is dropped. On a CPU there is nothing to overlap, so each step is read back at
 once.
+
+This is one noun, past three hundred lines: what a step samples and how its sequences end and fail
+change together.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.errors import GrammarRejected, RequestRejected, SequenceTooLong
-from tokenbus.engine.sampling.validation import validate_sampling
+from tokenbus.engine.errors import DeviceFault, EngineError, ModelUnsound, RequestRejected
+from tokenbus.engine.execution.device_faults import escapes, is_device_fault
+from tokenbus.engine.execution.request_check import check_request
+from tokenbus.engine.sampling.plan import LOGIT_RULES, plan_of
 from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
-from tokenbus.engine.text.prompt_ids import id_range, packed
+from tokenbus.engine.text.prompt_ids import packed
 from tokenbus.engine.types import (
     Admission,
     EngineLimits,
@@ -32,12 +37,21 @@ from tokenbus.engine.types import (
     TokenDelta,
     TokenLogprobs,
 )
+from tokenbus.kernels.draw_outcomes import EMPTY_ROW
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tokenbus.engine.containment import Guard
     from tokenbus.engine.execution.constrained import ConstrainedRows
     from tokenbus.engine.execution.runner import PendingStep, Runner
     from tokenbus.engine.scheduling.scheduler import Scheduler
     from tokenbus.engine.scheduling.sequence import SequenceEnd
+
+    _Row = tuple[Sequence, int, TokenLogprobs | None]
+
+# A model that was found sound is not asked again for each sequence whose numbers break.
+_SOUND_S = 1.0
 
 
 class Engine:
@@ -56,7 +70,9 @@ class Engine:
         self._runner = runner
         self._scheduler = scheduler
         self._constrained = constrained
+        self._containment = runner.containment
         self._one_step_ahead = one_step_ahead
+        self._sound_until = 0.0
         self._requests: dict[int, list[Sequence]] = {}
         self._arrivals = 0
         self._inflight: PendingStep | None = None
@@ -84,17 +100,19 @@ class Engine:
 
         Raises: RequestRejected with the field's name; SequenceTooLong with the numbers.
         """
-        request = replace(request, prompt_ids=packed(request.prompt_ids))
-        self._check(request)
-        params = request.params
-        seqs = [
-            Sequence(request, choice, self._arrivals, self.limits.eos_token_ids)
-            for choice in range(params.n)
-            if choice not in request.done_choices
-        ]
-        if params.grammar is not None:
+        if request.request_id in self._requests:
+            raise RequestRejected("request_id", f"{request.request_id} is running already")
+        seqs: list[Sequence] = []
+        try:
+            self._prepare(request, seqs)
+        except Exception as error:
+            # The boundary of a request: nothing of it is in the batch yet.
             for seq in seqs:
-                self._constrained.prepare(seq, params.grammar)
+                self._constrained.drop(seq)
+            if isinstance(error, EngineError) or escapes(error):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise RequestRejected("request", f"cannot be set up: {what}") from error
         self._arrivals += 1
         self._requests[request.request_id] = seqs
         self._scheduler.add(seqs)
@@ -106,7 +124,20 @@ class Engine:
                 self._end(seq, FinishReason.ABORTED)
 
     def step(self) -> StepOutput:
-        """Launch the next step and deliver what the last one sampled."""
+        """Launch the next step and deliver what the last one sampled.
+
+        Whatever one sequence's work raises ends that sequence: see `containment`.
+        Raises: DeviceFault; ModelUnsound; what is a bug of the engine's own.
+        """
+        try:
+            return self._step()
+        except Exception as error:
+            # The engine-thread boundary.
+            if is_device_fault(error):
+                raise DeviceFault(f"the device failed: {error}") from error
+            raise
+
+    def _step(self) -> StepOutput:
         self._settle_grammars()
         plan = self._scheduler.schedule()
         launched = None
@@ -114,6 +145,7 @@ class Engine:
         if not plan.is_empty:
             launched = self._runner.launch(plan, self._constrained.masks(plan))
             self._steps_total += 1
+        self._end_failed()
         done = launched
         if self._one_step_ahead:
             done, self._inflight = self._inflight, launched
@@ -126,6 +158,7 @@ class Engine:
                 now - max(self._launched_at, started_at if done is launched else 0.0),
             )
             self._launched_at = now
+            self._end_failed()
         deltas, self._deltas = self._deltas, []
         return StepOutput(
             deltas=tuple(deltas),
@@ -167,33 +200,17 @@ class Engine:
         """Stop helper threads."""
         self._constrained.close()
 
-    def _check(self, request: Request) -> None:
-        params, limits = request.params, self.limits
-        if request.request_id in self._requests:
-            raise RequestRejected("request_id", f"{request.request_id} is running already")
-        if not request.prompt_ids:
-            raise RequestRejected("prompt_ids", "the prompt has no token")
-        low, high = id_range(request.prompt_ids)
-        if low < 0 or high >= limits.vocab_size:
-            bad = low if low < 0 else high
-            raise RequestRejected(
-                "prompt_ids", f"token id {bad} is not in the vocabulary of {limits.vocab_size}"
-            )
-        validate_sampling(params, limits.vocab_size, limits.eos_token_ids)
-        if params.n > limits.max_num_seqs:
-            raise RequestRejected("n", f"{params.n} choices, the batch holds {limits.max_num_seqs}")
-        total = len(request.prompt_ids) + params.max_tokens
-        if total > limits.max_model_len:
-            raise SequenceTooLong(
-                f"{len(request.prompt_ids)} prompt tokens + max_tokens {params.max_tokens}"
-                f" = {total}, the limit is {limits.max_model_len}"
-            )
-        need, have = self._scheduler.pool.pages_for(total), limits.num_pages - 1
-        if need > have:
-            raise SequenceTooLong(
-                f"{total} tokens need {need} pages of {limits.page_size} tokens,"
-                f" the pool has {have}"
-            )
+    def _prepare(self, request: Request, seqs: list[Sequence]) -> None:
+        """Check a request and add its sequences to `seqs`, their grammars compiling."""
+        request = replace(request, prompt_ids=packed(request.prompt_ids))
+        check_request(request, self.limits)
+        params = request.params
+        for choice in range(params.n):
+            if choice in request.done_choices:
+                continue
+            seqs.append(Sequence(request, choice, self._arrivals, self.limits.eos_token_ids))
+            if params.grammar is not None:
+                self._constrained.prepare(seqs[-1], params.grammar)
 
     def _admission(self, seq: Sequence) -> Admission:
         self._prompt_tokens_total += seq.num_prompt
@@ -205,16 +222,28 @@ class Engine:
         result = self._runner.collect(done)
         for seq, scores in result.prompt_logprobs:
             seq.prompt_logprobs.extend(scores)
+        rows = zip(done.seqs, result.token_ids, result.logprobs, strict=True)
+        undrawn: list[tuple[Sequence, int]] = []
+        guard = self._containment.guard(None, "its token was delivered")
+        is_done = False
+        while not is_done:
+            with guard:
+                self._deliver(rows, guard, undrawn)
+                is_done = True
+        self._fail_undrawn(undrawn)
+
+    def _deliver(
+        self, rows: Iterable[_Row], guard: Guard[Sequence], undrawn: list[tuple[Sequence, int]]
+    ) -> None:
+        """Deliver the tokens of rows, and note in `undrawn` those that have none."""
         complete, deltas = self._scheduler.complete, self._deltas
         finished = SequenceState.FINISHED  # 50 ns to look up, for each of hundreds of rows
-        rows = zip(done.seqs, result.token_ids, result.dead_ends, result.logprobs, strict=True)
-        for seq, token_id, is_dead_end, logprob in rows:
+        for seq, token_id, logprob in rows:
             if seq.state is finished:
                 continue
-            if is_dead_end:
-                code = FaultCode.RULES if seq.grammar is None else FaultCode.GRAMMAR
-                rules = "rules" if seq.grammar is None else "rules and grammar"
-                self._end(seq, FinishReason.FAILED, Fault(code, f"its {rules} leave no token"))
+            guard.key = seq
+            if token_id < 0:
+                undrawn.append((seq, token_id))
             elif seq.grammar is not None:
                 self._deliver_constrained(seq, token_id, logprob)
             else:
@@ -228,17 +257,33 @@ class Engine:
                     logprobs = () if logprob is None else (logprob,)
                     self._emit(seq, *_kept(token_ids, end), logprobs)
 
+    def _fail_undrawn(self, undrawn: list[tuple[Sequence, int]]) -> None:
+        """Fail sequences whose logits hold no token. Raises: ModelUnsound if none's would."""
+        for seq, outcome in undrawn:
+            fault = _fault_of(seq, outcome)
+            if fault.code is FaultCode.NUMERICS:
+                self._check_model()
+                self._scheduler.pool.forget(seq.pages)
+            self._containment.fail(seq, fault)
+
+    def _check_model(self) -> None:
+        now = time.monotonic()
+        if now < self._sound_until:
+            return
+        if not self._runner.model_is_sound():
+            raise ModelUnsound("the model gives no finite logits for any token")
+        self._sound_until = now + _SOUND_S
+
     def _deliver_constrained(
         self, seq: Sequence, token_id: int, logprob: TokenLogprobs | None
     ) -> None:
         kept, reason = _kept((token_id,), self._scheduler.complete(seq, (token_id,)))
         logprobs = (logprob,) if logprob is not None else ()
         if reason is None:
-            try:
+            forced = None
+            with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):
                 forced = self._constrained.accept(seq, token_id)
-            except GrammarRejected as error:
-                reason_text = str(error).removeprefix(f"{error.field}: ")
-                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, reason_text))
+            if forced is None:
                 return
             if forced:
                 more, reason = _kept(tuple(forced), self._scheduler.append_forced(seq, forced))
@@ -250,10 +295,16 @@ class Engine:
                 self._constrained.await_next(seq)
         self._emit(seq, kept, reason, logprobs)
 
+    def _end_failed(self) -> None:
+        """End the sequences whose own work failed; a token of theirs in flight is dropped."""
+        for seq, fault in self._containment.take().items():
+            self._end(seq, FinishReason.FAILED, fault)
+
     def _end(self, seq: Sequence, reason: FinishReason, error: Fault | None = None) -> None:
-        if seq.state is SequenceState.FINISHED:
-            return
-        self._scheduler.remove(seq, reason)
+        if seq not in self._requests.get(seq.request.request_id, ()):
+            return  # Its end was delivered.
+        if seq.state is not SequenceState.FINISHED:
+            self._scheduler.remove(seq, reason)
         self._emit(seq, (), reason, (), error)
 
     def _emit(
@@ -279,21 +330,19 @@ class Engine:
             )
         )
         if reason is not None:
-            if seq.grammar is not None:
-                self._constrained.drop(seq)
             seqs = self._requests.get(request_id, [])
             if seq in seqs:
                 seqs.remove(seq)
             if not seqs:
                 self._requests.pop(request_id, None)
+            if seq.grammar is not None:
+                self._constrained.drop(seq)
 
     def _settle_grammars(self) -> None:
         """End what need not run on: its grammar failed, or the tokens it has complete it."""
-        for seq, failed in self._constrained.settle():
-            if failed is None:
-                self._end(seq, FinishReason.STOP)
-            else:
-                self._end(seq, FinishReason.FAILED, Fault(FaultCode.GRAMMAR, failed.reason))
+        for seq in self._constrained.settle():
+            self._end(seq, FinishReason.STOP)
+        self._end_failed()
 
 
 def _kept(
@@ -301,3 +350,12 @@ def _kept(
 ) -> tuple[tuple[int, ...], FinishReason | None]:
     """Return the tokens up to the end of their sequence, and why it ended."""
     return (token_ids, None) if end is None else (token_ids[: end.num_kept], end.reason)
+
+
+def _fault_of(seq: Sequence, outcome: int) -> Fault:
+    """Return why a sequence's logits hold no token, given what stands in the token's place."""
+    if outcome == EMPTY_ROW and seq.grammar is not None:
+        return Fault(FaultCode.GRAMMAR, "its rules and grammar leave no token")
+    if outcome == EMPTY_ROW and plan_of(seq.request.params).has(LOGIT_RULES):
+        return Fault(FaultCode.RULES, "its rules leave no token")
+    return Fault(FaultCode.NUMERICS, "the logits of its next token are not finite")

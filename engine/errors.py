@@ -39,5 +39,17 @@ class GrammarRejected(RequestRejected):
     """A grammar does not compile or uses an unsupported keyword."""
 
 
+class RequestFailed(EngineError):
+    """A request was accepted and could not be answered; the message says why."""
+
+
+class DeviceFault(EngineError):
+    """The device failed under a step; no sequence is to blame."""
+
+
+class ModelUnsound(EngineError):
+    """The model gives no finite numbers for anything; no sequence is to blame."""
+
+
 class IntegrityError(EngineError):
     """The page pool's arithmetic does not add up; the message holds the numbers."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -10,7 +11,8 @@ from rich.progress import Progress
 
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.errors import EngineError, RequestRejected
+from tokenbus.engine.containment import Containment
+from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
 from tokenbus.engine.grammar.tool_calls import ToolCalling, ToolChoice
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.output import Completion, Output
@@ -20,7 +22,7 @@ from tokenbus.engine.text.stop_strings import StopStrings
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tokenbus.engine.engine import Engine
@@ -54,6 +56,16 @@ class _ChoiceText:
         return text, len(token_ids)
 
 
+@dataclass(slots=True)
+class _Batch:
+    """The requests of one call: request `first_id + i` is answered in `outputs[i]`."""
+
+    first_id: int
+    outputs: list[Output] = field(default_factory=list)
+    texts: dict[tuple[int, int], _ChoiceText] = field(default_factory=dict)
+    containment: Containment[int] = field(default_factory=Containment)
+
+
 class LLM:
     """A model that answers batches of prompts.
 
@@ -85,17 +97,14 @@ class LLM:
             prompts: one or many; a list of integers is one prompt.
             params: for all prompts, or one for each.
             progress: show a bar on stderr.
-        Raises: RequestRejected or SequenceTooLong for a prompt that cannot run, before any runs;
-            EngineError if one fails on the way.
+        Returns: an output per prompt. A request that is refused or fails has its `error` there, and
+            the others are answered.
+        Raises: the error of the first request if none can be answered: RequestRejected,
+            SequenceTooLong or RequestFailed. DeviceFault or ModelUnsound if the engine is lost.
         """
-        ids = [self._encode(prompt) for prompt in _as_list(prompts)]
-        if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(ids)
-        if len(params) != len(ids):
-            raise RequestRejected("params", f"{len(params)} for {len(ids)} prompts")
-        if self.tokenizer is None and any(item.stop for item in params):
-            raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
-        return self._run(ids, list(params), progress=progress)
+        listed = _as_list(prompts)
+        makers = [partial(self._encode, prompt) for prompt in listed]
+        return self._run(makers, _params_of(listed, params), progress=progress)
 
     def chat(
         self,
@@ -121,23 +130,26 @@ class LLM:
         is_one = not messages or not isinstance(messages[0], (list, tuple))
         many: list[Any] = [messages] if is_one else list(messages)
         if not tools or tool_choice == ToolChoice.NONE:
-            prompts = [self._render(list(conversation)) for conversation in many]
-            return self.generate(prompts, params, progress=progress)
+            makers = [partial(self._render, conversation) for conversation in many]
+            return self._run(makers, _params_of(many, params), progress=progress)
         calling = ToolCalling(tools_of(tools), self.tokenizer)
         grammar = calling.grammar(tool_choice, parallel_tool_calls)
-        given = params or SamplingParams()
-        listed = [given] * len(many) if isinstance(given, SamplingParams) else list(given)
+        listed = _params_of(many, params)
         if any(item.grammar is not None for item in listed):
             raise RequestRejected("tools", "a grammar and tools cannot both rule an answer")
-        outputs = self.generate(
-            [self._render(list(conversation), tools, calling) for conversation in many],
+        outputs = self._run(
+            [partial(self._render, conversation, tools, calling) for conversation in many],
             [replace(item, grammar=grammar) for item in listed],
             progress=progress,
         )
         reader = calling.reader()
-        for output in outputs:
-            for choice in output.choices:
-                choice.tool_calls = reader.parse(choice.text).calls
+        containment: Containment[int] = Containment()
+        for idx, output in enumerate(outputs):
+            with containment.guard(idx, "its tool calls were read"):
+                for choice in output.choices:
+                    choice.tool_calls = reader.parse(choice.text).calls
+        for idx, fault in containment.take().items():
+            outputs[idx].fail(RequestFailed(fault.message))
         return outputs
 
     def reset_prefix_cache(self) -> bool:
@@ -157,9 +169,9 @@ class LLM:
         messages: list[dict[str, Any]],
         tools: Sequence[dict[str, Any]] = (),
         calling: ToolCalling | None = None,
-    ) -> Prompt:
-        text = chat_text(self.tokenizer, messages, tools, calling)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    ) -> tuple[int, ...]:
+        text = chat_text(self.tokenizer, list(messages), tools, calling)
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):
@@ -169,36 +181,64 @@ class LLM:
         return tuple(self.tokenizer(prompt)["input_ids"])
 
     def _run(
-        self, prompts: list[tuple[int, ...]], params: list[SamplingParams], *, progress: bool
-    ) -> list[Output]:
-        first_id = self._next_id
-        self._next_id += len(prompts)
-        outputs: list[Output] = []
-        texts: dict[tuple[int, int], _ChoiceText] = {}
-        try:
-            for idx, (prompt_ids, item) in enumerate(zip(prompts, params, strict=True)):
-                # Stop strings are found in text, here; the engine sees ids only.
-                self.engine.add(Request(first_id + idx, prompt_ids, replace(item, stop=())))
-                outputs.append(Output(prompt_ids, [Completion() for _ in range(item.n)]))
-                if self.tokenizer is not None:
-                    for choice in range(item.n):
-                        texts[idx, choice] = _ChoiceText(self.tokenizer, prompt_ids, item)
-            self._drain(first_id, outputs, texts, progress=progress)
-        except BaseException:
-            for idx in range(len(prompts)):
-                self.engine.abort(first_id + idx)
-            raise
-        return outputs
-
-    def _drain(
         self,
-        first_id: int,
-        outputs: list[Output],
-        texts: dict[tuple[int, int], _ChoiceText],
+        prompts: Sequence[Callable[[], tuple[int, ...]]],
+        params: list[SamplingParams],
         *,
         progress: bool,
+    ) -> list[Output]:
+        """Answer requests; one that fails gets its error, and if all do, the first is raised."""
+        batch = _Batch(self._next_id)
+        self._next_id += len(prompts)
+        try:
+            for idx, (make_ids, item) in enumerate(zip(prompts, params, strict=True)):
+                batch.outputs.append(Output((), [Completion()]))
+                with batch.containment.guard(idx, "its prompt was prepared"):
+                    self._begin(batch, idx, make_ids, item)
+            self._end_failed(batch)
+            self._drain(batch, progress=progress)
+        except BaseException:
+            for idx in range(len(prompts)):
+                self.engine.abort(batch.first_id + idx)
+            raise
+        errors = [output.error for output in batch.outputs]
+        if errors and errors[0] is not None and None not in errors:
+            raise errors[0]
+        return batch.outputs
+
+    def _begin(
+        self,
+        batch: _Batch,
+        idx: int,
+        make_ids: Callable[[], tuple[int, ...]],
+        params: SamplingParams,
     ) -> None:
-        num_open = sum(len(output.choices) for output in outputs)
+        """Give a request to the engine, or its refusal to its output."""
+        output = batch.outputs[idx]
+        try:
+            if self.tokenizer is None and params.stop:
+                raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
+            output.prompt_ids = make_ids()
+            # Stop strings are found in text, here; the engine sees ids only.
+            request = Request(batch.first_id + idx, output.prompt_ids, replace(params, stop=()))
+            self.engine.add(request)
+        except (RequestRejected, SequenceTooLong) as error:
+            output.fail(error)
+            return
+        output.choices = [Completion() for _ in range(params.n)]
+        if self.tokenizer is not None:
+            for choice in range(params.n):
+                batch.texts[idx, choice] = _ChoiceText(self.tokenizer, output.prompt_ids, params)
+
+    def _end_failed(self, batch: _Batch) -> None:
+        """End the requests whose own prompt or text failed."""
+        for idx, fault in batch.containment.take().items():
+            self.engine.abort(batch.first_id + idx)
+            batch.outputs[idx].fail(RequestFailed(fault.message))
+
+    def _drain(self, batch: _Batch, *, progress: bool) -> None:
+        outputs = batch.outputs
+        num_open = sum(len(output.choices) for output in outputs if output.error is None)
         with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
             task = bar.add_task("generating", total=num_open)
             while self.engine.has_work:
@@ -206,15 +246,16 @@ class LLM:
                     self.engine.await_grammars(_STALL_S)
                 step = self.engine.step()
                 for admission in step.admitted:
-                    outputs[
-                        admission.request_id - first_id
-                    ].num_cached_tokens = admission.num_cached_tokens
+                    idx = admission.request_id - batch.first_id
+                    outputs[idx].num_cached_tokens = admission.num_cached_tokens
                 for delta in step.deltas:
-                    idx = delta.request_id - first_id
+                    idx = delta.request_id - batch.first_id
                     if idx < 0:
                         continue  # the end of a request that an earlier call gave up
-                    if self._take(delta, outputs[idx], texts.get((idx, delta.choice))):
-                        bar.advance(task)
+                    with batch.containment.guard(idx, "its tokens became text"):
+                        if self._take(delta, outputs[idx], batch.texts.get((idx, delta.choice))):
+                            bar.advance(task)
+                self._end_failed(batch)
 
     def _take(self, delta: TokenDelta, output: Output, text: _ChoiceText | None) -> bool:
         """Add a delta to its choice; return True if the choice ended with it."""
@@ -222,7 +263,8 @@ class LLM:
         if completion.finish_reason is not None:
             return False
         if delta.error is not None:
-            raise EngineError(f"request {delta.request_id}: {delta.error}")
+            output.error = output.error or RequestFailed(delta.error.message)
+            text = None
         if delta.prompt_logprobs is not None:
             output.prompt_logprobs = delta.prompt_logprobs
         num_kept = len(delta.token_ids)
@@ -240,6 +282,17 @@ class LLM:
         return completion.finish_reason is not None
 
 
+def _params_of(
+    requests: Sequence[Any], params: SamplingParams | Sequence[SamplingParams] | None
+) -> list[SamplingParams]:
+    """Return the parameters of each request. Raises: RequestRejected if they are more or fewer."""
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * len(requests)
+    if len(params) != len(requests):
+        raise RequestRejected("params", f"{len(params)} for {len(requests)} prompts")
+    return list(params)
+
+
 def _stop_reason(delta: TokenDelta, eos_token_ids: tuple[int, ...]) -> int | None:
     return None if delta.stop_token_id in eos_token_ids else delta.stop_token_id
 
@@ -249,4 +302,4 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
         return [prompts]
     if prompts and all(isinstance(item, int) for item in prompts):
         return [tuple(int(item) for item in prompts if isinstance(item, int))]
-    return [item for item in prompts if not isinstance(item, int)]
+    return list(prompts)

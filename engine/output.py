@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.types import FinishReason
+
 if TYPE_CHECKING:
+    from tokenbus.engine.errors import EngineError
     from tokenbus.engine.grammar.tool_reader import WrittenToolCall
-    from tokenbus.engine.types import FinishReason, TokenLogprobs
+    from tokenbus.engine.types import TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -29,12 +32,24 @@ class Completion:
 
 @dataclass(slots=True)
 class Output:
-    """What became of one prompt; the plain attributes are those of its first choice."""
+    """What became of one prompt; the plain attributes are those of its first choice.
+
+    `error` is what a call with this prompt alone would have raised: the refusal of the request, or
+    why it failed on the way. Choices that had not ended by then have the finish reason `failed` and
+    what they had.
+    """
 
     prompt_ids: tuple[int, ...]
     choices: list[Completion]
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     num_cached_tokens: int = 0
+    error: EngineError | None = None
+
+    def fail(self, error: EngineError) -> None:
+        """Note why the request failed, if nothing has yet, and end its open choices."""
+        self.error = self.error or error
+        for choice in self.choices:
+            choice.finish_reason = choice.finish_reason or FinishReason.FAILED
 
     @property
     def text(self) -> str:
@@ -48,7 +63,7 @@ class Output:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why the first choice ended: stop or length."""
+        """Why the first choice ended: stop, length or failed."""
         return self.choices[0].finish_reason
 
     @property

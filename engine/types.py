@@ -19,24 +19,39 @@ class FinishReason(StrEnum):
     FAILED = "failed"
 
 
+# Characters of a message about one request.
+_MAX_MESSAGE = 2000
+
+
 class FaultCode(StrEnum):
     """Why the engine gave a sequence up.
 
     `grammar`: its grammar does not compile, cannot advance or leaves no token. `rules`: its bad
-    words, biases and filters leave none. `engine`: anything else.
+    words, biases and filters leave none. `numerics`: the model's numbers for it are not finite.
+    `engine`: anything else.
     """
 
     GRAMMAR = "grammar"
     RULES = "rules"
+    NUMERICS = "numerics"
     ENGINE = "engine"
+
+
+def travelling(message: str) -> str:
+    """Return a message that may quote a request as UTF-8 can carry it, cut where it is long."""
+    return message[:_MAX_MESSAGE].encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What ended a sequence that failed, in one sentence."""
+    """What ended a sequence that failed, in one sentence, made fit to travel."""
 
     code: FaultCode
     message: str
+
+    def __post_init__(self) -> None:
+        """Cut and mend the message."""
+        object.__setattr__(self, "message", travelling(self.message))
 
     def __str__(self) -> str:
         """Return the sentence."""

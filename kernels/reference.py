@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -150,11 +152,14 @@ def sample_rows(
     is_random: Tensor,
 ) -> Tensor:
     """Twin of `sample_rows`, in fp64: whole rows are sorted."""
+    top = logits.double().amax(-1)
     probs = (logits.double() / temperature.double()[:, None]).softmax(-1)
     weights = probs * (probs >= probability_cut(probs, top_k, top_p, min_p)[:, None])
     running = weights.cumsum(-1)
     chosen = (running > u.double()[:, None] * running[:, -1:]).int().argmax(-1)
-    return torch.where(is_random.bool(), chosen, logits.argmax(-1))
+    token_ids = torch.where(is_random.bool(), chosen, logits.argmax(-1))
+    token_ids = torch.where(top == float("-inf"), EMPTY_ROW, token_ids)
+    return torch.where(top < float("inf"), token_ids, BROKEN_ROW)
 
 
 def fused_linear(

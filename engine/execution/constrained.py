@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.scheduling.sequence import SequenceState
+from tokenbus.engine.types import Fault, FaultCode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tokenbus.engine.config import EngineConfig
-    from tokenbus.engine.grammar.preparer import FailedGrammar, GrammarOutcome, GrammarPreparer
+    from tokenbus.engine.containment import Containment
+    from tokenbus.engine.grammar.preparer import GrammarOutcome, GrammarPreparer
     from tokenbus.engine.scheduling.plan import StepPlan
     from tokenbus.engine.scheduling.sequence import Sequence
-    from tokenbus.engine.types import GrammarSpec
+    from tokenbus.engine.types import EngineLimits, GrammarSpec
 
 # What a step waits for masks at most, in seconds. Ordinary ones take 0.1 to 1 ms, so those of a
 # full batch are there; a row without is left out of the step.
@@ -36,13 +38,13 @@ class ConstrainedRows:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None,
-        vocab_size: int,
-        eos_token_ids: tuple[int, ...],
+        limits: EngineLimits,
+        containment: Containment[Sequence],
         config: EngineConfig,
     ) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._eos_token_ids = eos_token_ids
+        self._limits = limits
+        self._containment = containment
         self._config = config
         self._preparer: GrammarPreparer | None = None
         self._under_way: dict[Sequence, Future[GrammarOutcome]] = {}
@@ -61,10 +63,11 @@ class ConstrainedRows:
             seq, preparer.prepare(spec, request.tenant, request.priority, _output_ids(seq))
         )
 
-    def settle(self) -> Iterator[tuple[Sequence, FailedGrammar | None]]:
-        """Take what has come of the work under way; yield the sequences that end with it.
+    def settle(self) -> Iterator[Sequence]:
+        """Take what has come of the work under way.
 
-        These have failed, or are complete with the tokens that they came with (None).
+        A failure becomes the fault of its sequence. Yields: the sequences that are complete with
+        the tokens that they have.
         """
         if not self._under_way:
             return
@@ -77,7 +80,8 @@ class ConstrainedRows:
             wait(running, timeout=_MASK_WAIT_S)
         for seq, future in list(self._under_way.items()):
             if future.done() and self._under_way.pop(seq, None) is not None:
-                yield from self._take(seq, future.result())
+                if self._takes(seq, future.result()):
+                    yield seq
 
     def wait(self, timeout_s: float) -> None:
         """Wait until some work under way is done, if there is any."""
@@ -85,11 +89,15 @@ class ConstrainedRows:
             wait(self._under_way.values(), timeout=timeout_s, return_when=FIRST_COMPLETED)
 
     def masks(self, plan: StepPlan) -> dict[int, Tensor]:
-        """Return the packed mask of each constrained row that samples in this step."""
+        """Return the packed mask of each constrained row that samples in this step.
+
+        A row whose mask cannot be had has failed and is not among them.
+        """
         masks = {}
         for seq in plan.sampled():
             if seq.grammar is not None and seq.row is not None:
-                masks[seq.row] = self._masks.pop(seq)
+                with self._containment.guard(seq, "its grammar was applied", FaultCode.GRAMMAR):
+                    masks[seq.row] = self._masks.pop(seq)
         return masks
 
     def accept(self, seq: Sequence, token_id: int) -> list[int]:
@@ -132,22 +140,19 @@ class ConstrainedRows:
         self._under_way[seq] = future
         seq.awaits_grammar = True
 
-    def _take(
-        self, seq: Sequence, outcome: GrammarOutcome
-    ) -> Iterator[tuple[Sequence, FailedGrammar | None]]:
+    def _takes(self, seq: Sequence, outcome: GrammarOutcome) -> bool:
+        """Take an outcome; tell whether the sequence is complete with it."""
         # Imported on use: an engine without grammars runs where llguidance is not installed.
-        from tokenbus.engine.grammar.preparer import ReadyGrammar
+        from tokenbus.engine.grammar.preparer import FailedGrammar
 
-        if not isinstance(outcome, ReadyGrammar):
+        if isinstance(outcome, FailedGrammar):
             if not self._prepare_anew(seq):
-                yield seq, outcome
-            return
+                self._containment.fail(seq, Fault(FaultCode.GRAMMAR, outcome.reason))
+            return False
         seq.awaits_grammar = False
         seq.matcher = outcome.matcher
-        if outcome.matcher.is_finished:
-            yield seq, None
-            return
         self._masks[seq] = outcome.mask
+        return outcome.matcher.is_finished
 
     def _prepare_anew(self, seq: Sequence) -> bool:
         """Give a sequence whose grammar is stuck a fresh one, once; tell whether it gets one."""
@@ -170,7 +175,7 @@ class ConstrainedRows:
         if self._preparer is None:
             if self._tokenizer is None:
                 raise GrammarRejected("grammar", "the model has no tokenizer")
-            # Imported on use: see `_take`.
+            # Imported on use: see `_takes`.
             from tokenbus.engine.grammar.limits import GrammarLimits
             from tokenbus.engine.grammar.preparer import GrammarPreparer
 
@@ -183,7 +188,7 @@ class ConstrainedRows:
                 token_ms=config.grammar_token_ms,
             )
             self._preparer = GrammarPreparer(
-                self._tokenizer, self._vocab_size, self._eos_token_ids, limits
+                self._tokenizer, self._limits.vocab_size, self._limits.eos_token_ids, limits
             )
         return self._preparer
 

@@ -264,5 +264,5 @@ class GraphRunner(Runner):
         drawn_at = positions + 1 - self.rows.num_prompt.index_select(0, rows)
         logits = self.model.logits(hidden, exact=plan.has(~_DRAWS))
         sampled = self.sampling.sample_with_plan(logits, rows, drawn_at, plan)
-        self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
+        self.rows.last_token.index_copy_(0, rows, sampled.inputs())
         return sampled

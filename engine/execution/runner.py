@@ -8,16 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tokenbus.engine.containment import Containment
 from tokenbus.engine.execution.batch import decode_batch, step_batch
+from tokenbus.engine.execution.device_faults import escapes
+from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.sampling.logprobs import RawLogprobs, raw_logprobs
+from tokenbus.engine.sampling.sampler import SampledTokens
 from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
+from tokenbus.kernels.draw_outcomes import BROKEN_ROW
 
 if TYPE_CHECKING:
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.sampling.plan import SamplingPlan
-    from tokenbus.engine.sampling.sampler import SampledTokens, SamplingState
+    from tokenbus.engine.sampling.sampler import SamplingState
     from tokenbus.engine.scheduling.plan import PrefillChunk, StepPlan
     from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
     from tokenbus.engine.scheduling.sequence import Sequence
@@ -43,10 +48,12 @@ class PendingStep:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step sampled, on the host, one entry per sequence of `PendingStep.seqs`."""
+    """What a step sampled, on the host, one entry per sequence of `PendingStep.seqs`.
+
+    A token below 0 is none: see `kernels/draw_outcomes.py`.
+    """
 
     token_ids: list[int]
-    dead_ends: list[bool]
     logprobs: list[TokenLogprobs | None]
     prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs | None]]]
 
@@ -55,7 +62,8 @@ class Runner:
     """Runs plans eagerly, on any device; the reference for faster runners.
 
     With an attention that shares runs of pages, prompts and decoding rows go through the model in
-    one pass, so that the weights are read once.
+    one pass, so that the weights are read once. What is raised on behalf of one sequence goes to
+    `containment`; the sequence stays in the step, and what it samples there counts for nothing.
     """
 
     def __init__(
@@ -71,6 +79,7 @@ class Runner:
         self.kv = kv
         self.sampling = sampling
         self.rows = rows
+        self.containment: Containment[Sequence] = Containment(escapes)
         self._sharing = sharing
         self._grouping = None if sharing is None else BatchGrouping(kv.page_size, sharing.pays)
 
@@ -97,25 +106,42 @@ class Runner:
         if pending.ready is not None:
             pending.ready.synchronize()
         token_ids: list[int] = []
-        dead_ends: list[bool] = []
         logprobs: list[TokenLogprobs | None] = []
         for drawn in pending.draws:
             ids = drawn.token_ids.tolist()
             seqs = pending.seqs[len(token_ids) : len(token_ids) + len(ids)]
             token_ids.extend(ids)
-            dead_ends.extend(
-                [False] * len(ids) if drawn.dead_ends is None else drawn.dead_ends.tolist()
-            )
             if drawn.logprobs is None:
                 logprobs.extend([None] * len(ids))
             else:
                 wanted = [seq.request.params.logprobs for seq in seqs]
                 logprobs.extend(drawn.logprobs.to_host(wanted))
-        prompt_logprobs = [
-            (seq, scores.to_host([seq.request.params.prompt_logprobs] * len(scores.token_ids)))
-            for seq, scores in pending.prompt_scores
-        ]
-        return StepResult(token_ids, dead_ends, logprobs, prompt_logprobs)
+        prompt_logprobs = []
+        for seq, scores in pending.prompt_scores:
+            with self.containment.guard(seq, "its prompt's logprobs were read"):
+                wanted = [seq.request.params.prompt_logprobs] * len(scores.token_ids)
+                prompt_logprobs.append((seq, scores.to_host(wanted)))
+        return StepResult(token_ids, logprobs, prompt_logprobs)
+
+    @torch.inference_mode()
+    def model_is_sound(self) -> bool:
+        """Tell whether one token, on scratch, still gets finite logits from the model."""
+        scratch = self.rows.to_device([0])
+        one = self.rows.to_device([1], torch.int32)
+        hidden = self.model.forward(
+            scratch,
+            ForwardContext(
+                kv=self.kv,
+                positions=scratch,
+                slot_mapping=scratch,
+                block_table=self.rows.block_table[self.rows.padding_row :, :1],
+                context_lens=one,
+                cu_seqlens_q=self.rows.to_device([0, 1], torch.int32),
+                query_lens=[1],
+                context_lens_host=[1],
+            ),
+        )
+        return bool(self.model.logits(hidden).isfinite().any())
 
     def _set_up(self, plan: StepPlan) -> None:
         for chunk in plan.prefill:
@@ -125,14 +151,21 @@ class Runner:
                 assert seq.row is not None
                 if not self.rows.owns(seq):
                     self.rows.assign(seq)
-                self.sampling.set_row(
-                    seq.row,
-                    seq.request.params,
-                    seq.choice,
-                    seq.token_ids[: seq.num_prompt],
-                    seq.token_ids[seq.num_prompt :],
-                )
+                self._set_row(seq, seq.row)
         self.rows.send([*(chunk.seq for chunk in plan.prefill), *plan.decode])
+
+    def _set_row(self, seq: Sequence, row: int) -> None:
+        with self.containment.guard(seq, "its sampling was set up"):
+            self.sampling.set_row(
+                row,
+                seq.request.params,
+                seq.choice,
+                seq.token_ids[: seq.num_prompt],
+                seq.token_ids[seq.num_prompt :],
+            )
+            return
+        # Half of its rules must not be left.
+        self.sampling.clear_row(row)
 
     def _regroup(self, seqs: list[Sequence]) -> None:
         """Find shared runs anew if other sequences decode than in the last step."""
@@ -162,7 +195,8 @@ class Runner:
         last: list[int] = []
         for chunk in chunks:
             if chunk.seq.request.params.prompt_logprobs is not None and chunk.seq.choice == 0:
-                self._score_prompt(chunk, hidden, offset, pending)
+                with self.containment.guard(chunk.seq, "its prompt was scored"):
+                    self._score_prompt(chunk, hidden, offset, pending)
             offset += chunk.end - chunk.start
             if chunk.samples:
                 last.append(offset - 1)
@@ -201,19 +235,32 @@ class Runner:
         pending: PendingStep,
         masks: dict[int, Tensor] | None,
     ) -> None:
+        def draw(part: slice) -> SampledTokens:
+            return self._draw(hidden[part], seqs[part], masks)
+
+        for part, sampled in self.containment.split(seqs, draw, "its token was drawn"):
+            if sampled is not None:
+                pending.draws.append(sampled)
+            else:
+                no_token = self.rows.to_device([BROKEN_ROW] * len(seqs[part]))
+                pending.draws.append(SampledTokens(no_token, None))
+
+    def _draw(
+        self, hidden: Tensor, seqs: list[Sequence], masks: dict[int, Tensor] | None
+    ) -> SampledTokens:
         row_list = [seq.row for seq in seqs if seq.row is not None]
         positions = [seq.num_computed - seq.num_prompt for seq in seqs]
         rows = self.rows.to_device(row_list)
         plan = self.sampling.plan(row_list)
-        sampled: SampledTokens = self.sampling.sample(
+        sampled = self.sampling.sample(
             self._logits(hidden, plan, masked=bool(masks)),
             rows,
             self.rows.to_device(positions),
             plan=plan,
             bitmask=self._bitmask(row_list, masks),
         )
-        self.rows.last_token.index_copy_(0, rows, sampled.token_ids)
-        pending.draws.append(sampled)
+        self.rows.last_token.index_copy_(0, rows, sampled.inputs())
+        return sampled
 
     def _logits(self, hidden: Tensor, plan: SamplingPlan, *, masked: bool) -> Tensor:  # noqa: ARG002
         """Return the logits that `plan` needs, [S, V]."""

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from llguidance import LLMatcher
@@ -69,6 +70,17 @@ class _TooSlow(Exception):
     """One token took longer than it may."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a grammar is of no use: how far it comes, and the library's reason."""
+
+    outcome: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.reason}"
+
+
 class GrammarTrial:
     """One trial, in a process of its own."""
 
@@ -103,8 +115,8 @@ class GrammarTrial:
             return TrialVerdict(reason_of(f"{type(error).__name__}: {error}"))
         return TrialVerdict(grammar=grammar, num_bytes=max(0, _resident_bytes() - before))
 
-    def _failure(self, grammar: str) -> str:
-        """Return why a grammar is of no use; empty if it is.
+    def _failure(self, grammar: str) -> _Failure | None:
+        """Return why a grammar is of no use, if it is of none.
 
         A limit that only some outputs reach is not its fault. Raises: _TooSlow.
         """
@@ -112,22 +124,23 @@ class GrammarTrial:
             self._tokenizer, grammar, log_level=0, limits=self._limits.of_library
         )
         if prototype.is_error():
-            return f"does not compile: {reason_of(prototype.get_error())}"
+            return _Failure("it does not compile", reason_of(prototype.get_error()))
         self._say(TrialStage.FIRST_MASK)
-        _, failure = self._mask(prototype)
-        if failure:
-            return failure
+        _, reason = self._mask(prototype)
+        if reason:
+            return _Failure("it allows no output", reason)
         self._say(TrialStage.TOKENS)
-        failures = [self._walk(prototype.deep_copy(), seed) for seed in range(_NUM_WALKS)]
-        return f"after a few tokens of any output it {failures[0]}" if all(failures) else ""
+        reasons = [self._walk(prototype.deep_copy(), seed) for seed in range(_NUM_WALKS)]
+        return _Failure("no output gets past a few tokens", reasons[0]) if all(reasons) else None
 
-    def _located(self, failure: str) -> str:
-        """Name the innermost part of a schema that fails in the same way by itself."""
+    def _located(self, failure: _Failure) -> str:
+        """Name the innermost part of a schema that fails for the same reason by itself."""
         kind = self._spec.kind
         if kind is not GrammarKind.JSON_SCHEMA:
             return f"{kind.value}: {failure}"
         # What is known holds if the time for the trial is over before the place is found.
         self._say(TrialVerdict(f"{kind.value}: {failure}"))
+        self._say = _say_nothing
         ends_at = time.process_time() + self._limits.compile_s / 4
         root, pointer = enforceable_schema(parsed_source(self._spec)), "#"
         parts, num_tried = list(inner_schemas(root)), 0
@@ -138,29 +151,29 @@ class GrammarTrial:
                 pointer, parts = inner_pointer, list(inner_schemas(inner, inner_pointer))
         return f"{kind.value} at {pointer}: {failure}"
 
-    def _fails_alone(self, root: Any, inner: Any, failure: str) -> bool:
+    def _fails_alone(self, root: Any, inner: Any, failure: _Failure) -> bool:
         """Tell whether a part of a schema, with the definitions of its root, fails as the whole."""
         shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
         alone = {**inner, **shared} if isinstance(inner, dict) else inner
         try:
-            return self._failure(schema_grammar(alone)) == failure
+            found = self._failure(schema_grammar(alone))
         except (GrammarRejected, _TooSlow, ValueError):
             return False
+        return found is not None and found.reason == failure.reason
 
     def _walk(self, matcher: LLMatcher, seed: int) -> str:
         """Begin a random output; return why it cannot go on, empty if it can or is complete."""
         draw = random.Random(seed)
         for _ in range(_WALK_TOKENS):
-            mask, failure = self._mask(matcher)
-            if failure:
-                return failure
-            token_id = _random_token(mask, draw)
-            self._timed(lambda token_id=token_id: matcher.consume_token(token_id))
+            mask, reason = self._mask(matcher)
+            if reason:
+                return reason
+            self._timed(partial(matcher.consume_token, _random_token(mask, draw)))
             forced = self._timed(matcher.compute_ff_tokens)
             if forced and not matcher.is_error():
-                self._timed(lambda forced=forced: matcher.consume_tokens(forced))
+                self._timed(partial(matcher.consume_tokens, forced))
             if matcher.is_error():
-                return f"cannot go on: {reason_of(matcher.get_error())}"
+                return reason_of(matcher.get_error())
             if matcher.is_stopped():
                 return ""
         return ""
@@ -169,8 +182,8 @@ class GrammarTrial:
         """Return the mask of the next token, and why there is none."""
         mask = self._timed(matcher.compute_bitmask)
         if matcher.is_error():
-            return mask, f"allows no token: {reason_of(matcher.get_error())}"
-        return mask, "" if any(mask) else "allows no token"
+            return mask, reason_of(matcher.get_error())
+        return mask, "" if any(mask) else "nothing can satisfy it"
 
     def _timed(self, work: Callable[[], T]) -> T:
         begins = time.process_time()
@@ -192,6 +205,10 @@ def bound_this_process(limits: GrammarLimits) -> None:
     if sys.platform == "linux":
         most = _virtual_bytes() + TRIAL_MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _say_nothing(what: TrialStage | TrialVerdict) -> None:
+    """Keep to what was said last."""
 
 
 def _said(error: GrammarRejected) -> str:

@@ -22,6 +22,7 @@ from tokenbus.engine.sampling.random_draw import draw, uniforms
 from tokenbus.engine.sampling.row_table import RowTable
 from tokenbus.engine.sampling.token_rules import BadWords, LogitBias, apply_min_tokens_
 from tokenbus.engine.types import SamplingParams
+from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,20 +30,25 @@ if TYPE_CHECKING:
     from tokenbus.engine.sampling.fused_draw import FusedDraw
 
 _NEUTRAL = SamplingParams(temperature=0.0)
+# What reads the tokens that a row has drawn.
+_HISTORY = Feature.PENALTIES | Feature.BAD_WORDS
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTokens:
     """What one call drew, on the device of the logits.
 
-    token_ids: [M] int64. logprobs: for every row, if any row of the batch wants them.
-    dead_ends: [M] bool if a rule or mask was applied: the row's rules left no token at all, its
-    token is arbitrary and its choice has to fail.
+    token_ids: [M] int64; `BROKEN_ROW` where the logits of a row are not finite, `EMPTY_ROW` where
+    its rules left no token at all. The choice of such a row has to fail.
+    logprobs: for every row, if any row of the batch wants them.
     """
 
     token_ids: Tensor
     logprobs: RawLogprobs | None
-    dead_ends: Tensor | None
+
+    def inputs(self) -> Tensor:
+        """Return what a next step may read, [M] int64: an id of the vocabulary for every row."""
+        return self.token_ids.clamp(min=0)
 
     def leave(self) -> SampledTokens:
         """Start to copy all of it to the host, as many rows as there are token ids."""
@@ -50,7 +56,6 @@ class SampledTokens:
         return SampledTokens(
             self.token_ids.to("cpu", non_blocking=True),
             None if self.logprobs is None else self.logprobs.leave(num),
-            None if self.dead_ends is None else self.dead_ends[:num].to("cpu", non_blocking=True),
         )
 
 
@@ -173,23 +178,24 @@ class SamplingState:
     ) -> SampledTokens:
         """Run `sample` without touching the host, so that a CUDA graph can hold it."""
         allowed = self.adjusted_logits(logits, rows, positions, plan, bitmask)
-        if not plan.has(Feature.RANDOM):
-            token_ids = allowed.argmax(-1)
-        elif self._fused_draw is not None:
+        if self._fused_draw is not None and plan.has(Feature.RANDOM):
             token_ids = self._fused_draw(allowed, self._table.gather(rows), positions, plan)
         else:
-            scalars = self._table.gather(rows)
-            weights = filtered_weights(allowed, scalars, plan)
-            drawn = draw(weights, uniforms(scalars.key, scalars.increment, positions))
-            token_ids = torch.where(scalars.is_random.bool(), drawn, allowed.argmax(-1))
-        dead_ends = None
-        if allowed is not logits:
-            dead_ends = ~(allowed.amax(-1) > float("-inf"))
-        self.record(rows, token_ids, plan)
-        logprobs = None
+            token_ids = best = allowed.argmax(-1)
+            if plan.has(Feature.RANDOM):
+                scalars = self._table.gather(rows)
+                weights = filtered_weights(allowed, scalars, plan)
+                drawn = draw(weights, uniforms(scalars.key, scalars.increment, positions))
+                token_ids = torch.where(scalars.is_random.bool(), drawn, best)
+            token_ids = _with_outcomes(token_ids, allowed.gather(-1, best.unsqueeze(-1)))
+        sampled = SampledTokens(token_ids, None)
         if plan.has(Feature.LOGPROBS):
-            logprobs = raw_logprobs(logits, token_ids, plan.num_top_logprobs)
-        return SampledTokens(token_ids, logprobs, dead_ends)
+            scores = raw_logprobs(logits, sampled.inputs(), plan.num_top_logprobs)
+            sampled = SampledTokens(token_ids, scores)
+        # Last, so that a batch that fails before has changed no row.
+        if plan.has(_HISTORY):
+            self.record(rows, sampled.inputs(), plan)
+        return sampled
 
     def record(self, rows: Tensor, token_ids: Tensor, plan: SamplingPlan) -> None:
         """Enter one token per row that did not come from `sample`, such as a forced one.
@@ -230,3 +236,14 @@ class SamplingState:
             mask = unpack(bitmask, self.vocab_size, self._unpack_table)
             allowed = torch.where(mask, allowed, float("-inf"))
         return allowed
+
+
+def _with_outcomes(token_ids: Tensor, top: Tensor) -> Tensor:
+    """Replace the tokens of rows that have none to draw.
+
+    Args:
+        token_ids: [M] int64; top: [M, 1], the highest logit of each row, NaN if it holds one.
+    """
+    top = top.squeeze(-1)
+    token_ids = torch.where(top == float("-inf"), EMPTY_ROW, token_ids)
+    return torch.where(top < float("inf"), token_ids, BROKEN_ROW)

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
 from tokenbus.kernels.launch import ceil_div, next_power_of_2, require, require_contiguous
 from tokenbus.kernels.sampling.cut import CAPACITY, GROUP, ROWS, filter_row, load_block
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
+_BROKEN = tl.constexpr(BROKEN_ROW)
+_EMPTY = tl.constexpr(EMPTY_ROW)
 _GROUPS_PER_CHUNK = 64
 _CHUNK_TOKENS = 4096
 # Of one row on an H200: 16 warps take 30 % longer, 4 take 30 % longer where lists are long.
@@ -133,11 +136,13 @@ def _draw_kernel(
     there = offs < num_chunks
     tops = tl.load(chunk_max + index * num_chunks + offs, mask=there, other=float("-inf"))
     top = tl.max(tops)
-    # A row without one finite maximum has no distribution: it gets a token, never a hang.
-    can_draw = (top > float("-inf")) & (top < float("inf"))
+    sums = tl.load(chunk_sum + offs, mask=there, other=0.0)
+    # The weight of a chunk with a NaN or +inf in it is NaN, whatever its maximum says.
+    is_broken = tl.max((sums != sums).to(tl.int32)) != 0  # noqa: PLR0124 - true of NaN alone
+    # A row without one finite maximum has no distribution: it gets no token, never a hang.
+    can_draw = (top > float("-inf")) & (top < float("inf")) & (is_broken == 0)
     if (tl.load(is_random + index * is_random_stride) != 0) & can_draw:
         rate = LOG2E / tl.load(temperature + index * temperature_stride)
-        sums = tl.load(chunk_sum + offs, mask=there, other=0.0)
         weights = sums * tl.exp2((tops - top) * rate)
         cut = tl.full([], float("-inf"), tl.float32)
         is_filtered = False
@@ -172,6 +177,8 @@ def _draw_kernel(
     else:
         chunk = tl.min(tl.where((tops == top) & there, offs, num_chunks - 1))
         token = _argmax_in_chunk(row, chunk, vocab_size, top)
+        is_empty = (top == float("-inf")) & (is_broken == 0)
+        token = tl.where(can_draw, token, tl.where(is_empty, _EMPTY, _BROKEN))
         tl.store(token_ids + index, token.to(tl.int64))
 
 
@@ -218,7 +225,8 @@ def sample_rows(
     Returns: [M] int64. Of equal maxima argmax takes the first. A draw takes the first token, in
         vocabulary order, whose running sum of kept probability exceeds u times all of it; top-k,
         then top-p of what top-k kept, then min-p; tokens that tie at a border stay together. A row
-        depends on its own values alone. A row without a finite maximum gets an arbitrary token.
+        depends on its own values alone. A row that holds NaN or +inf gets `BROKEN_ROW`, one of
+        nothing but -inf `EMPTY_ROW`: see `draw_outcomes`.
     Raises: KernelInputError if shapes, dtypes or layouts do not fit.
     Source: pivot search as in FlashInfer's sampling (Ye et al. 2025), exact instead of by
         rejection, since one uniform decides; twin: reference.sample_rows.

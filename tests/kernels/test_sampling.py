@@ -8,6 +8,7 @@ from tokenbus.engine.sampling.random_draw import stream_key, uniforms
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
 from tokenbus.kernels import reference
+from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.sampling.sample_rows import SamplingWorkspace, sample_rows
 
@@ -147,19 +148,23 @@ def test_forbidden_tokens_are_never_drawn() -> None:
         assert token_ids.tolist() == expected.tolist()
 
 
-def test_rows_without_a_distribution_get_some_token() -> None:
-    """Rows of NaN, of minus infinity or with plus infinity end with a token of the vocabulary."""
-    logits = make_logits(6, 5000, 1.0, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+def test_rows_without_a_distribution_are_told(dtype: torch.dtype) -> None:
+    """Rows with NaN or plus infinity, in one place or all, are broken; all -inf is an empty one."""
+    logits = make_logits(9, 5000, 1.0, dtype)
     logits[0] = float("nan")
     logits[1] = float("-inf")
     logits[2, 4321] = float("inf")
-    logits[3:, 77] = float("nan")
-    filters = [(1.0, 10, 0.9, 0.1)] * 4 + [(1.0, 0, 1.0, 0.0)] * 2
-    is_random = torch.tensor([1, 1, 1, 1, 1, 0], device=DEVICE)
-    token_ids, _ = draw(logits, filters, torch.full((6,), 0.5), is_random)
-    assert ((token_ids >= 0) & (token_ids < 5000)).all()
-    assert token_ids[2] == 4321
-    assert not (token_ids[3:] == 77).any()
+    logits[3:6, 77] = float("nan")
+    logits[6] = float("-inf")
+    logits[7, :4999] = float("-inf")
+    filters = [(1.0, 10, 0.9, 0.1)] * 4 + [(1.0, 0, 1.0, 0.0)] * 5
+    is_random = torch.tensor([1, 1, 1, 1, 1, 0, 0, 1, 1], device=DEVICE)
+    token_ids, expected = draw(logits, filters, torch.full((9,), 0.5), is_random)
+    assert token_ids.tolist() == expected.tolist()
+    broken, empty = BROKEN_ROW, EMPTY_ROW
+    assert token_ids[:7].tolist() == [broken, empty, broken, broken, broken, broken, empty]
+    assert token_ids[7] == 4999
 
 
 def test_argmax_takes_the_first_of_equal_maxima() -> None:

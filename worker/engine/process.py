@@ -19,6 +19,7 @@ import traceback
 from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
+from tokenbus.engine.types import travelling
 from tokenbus.worker.engine.socket_reader import SocketReader
 from tokenbus.worker.messages.engine import (
     COMMANDS,
@@ -164,7 +165,7 @@ class EngineLoop:
                 if self._step_log is not None:
                     self._step_log.added(request, time.monotonic())
             except RequestRejected as error:
-                message = str(error).removeprefix(f"{error.field}: ")
+                message = travelling(str(error).removeprefix(f"{error.field}: "))
                 self._send(RequestRefused(request.request_id, error.field, message))
             except SequenceTooLong as error:
                 self._send(RequestRefused(request.request_id, "", str(error)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from tokenbus.engine.containment import Containment
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.messages.engine import StepRecord
@@ -75,7 +76,9 @@ class Publisher:
         self._job_logs: dict[int, JobLog] = {}
         self._num_added = 0
         self._log_writers = [LogWriter(self, redis) for _ in range(NUM_LOG_WRITERS)]
-        self._step_reader = StepReader(self._job_logs, self._enqueue, emit)
+        # What one job's text or log raises fails that job.
+        self._containment: Containment[JobLog] = Containment()
+        self._step_reader = StepReader(self._job_logs, self._enqueue, emit, self._containment)
         self._slices: Iterator[None] | None = None
         self.rows_to_call = 1
         self._tasks: asyncio.TaskGroup | None = None
@@ -197,7 +200,7 @@ class Publisher:
         if job.transcript is not None:
             self._report_taken(job)
         elif last == 0:
-            job.restore((), self._tokenizer)
+            self._begin(job)
             self._report_taken(job)
         elif self._tasks is not None:
             job.set_access(LogAccess.RESTORING)
@@ -227,8 +230,13 @@ class Publisher:
         job = JobLog(order, enqueue=log_writer.enqueue, writer_idx=writer_idx)
         self._job_logs[job.key] = job
         if order.is_ahead:
-            job.restore((), self._tokenizer)
+            self._begin(job)
         self.touch(job)
+
+    def _begin(self, job: JobLog) -> None:
+        with self._containment.guard(job, "its text was begun"):
+            job.restore((), self._tokenizer)
+        self._step_reader.end_failed()
 
     def _decide(self, key: int, reason: str, error: Failure | None) -> None:
         job = self._job_logs.get(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.types import Fault, FaultCode, FinishReason
@@ -13,6 +14,7 @@ from tokenbus.worker.publishing.log_states import LogState, Turn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tokenbus.engine.containment import Containment, Guard
     from tokenbus.engine.types import TokenLogprobs
     from tokenbus.worker.messages.engine import StepRecord
     from tokenbus.worker.messages.publishing import PublisherReport
@@ -59,38 +61,58 @@ class StepReader:
         job_logs: dict[int, JobLog],
         enqueue: Callable[[JobLog], None],
         emit: Callable[[PublisherReport], None],
+        containment: Containment[JobLog],
     ) -> None:
         self._job_logs = job_logs
         self._enqueue = enqueue
         self._emit = emit
+        self._containment = containment
         self.num_dropped = 0
 
     def take(self, step: StepRecord) -> Iterator[None]:
         """Add a step's tokens to their job logs; pause between slices.
 
         `num_dropped` grows by the tokens that are not to be logged. Rows of unknown jobs belong to
-        another publisher, or the worker counts them.
+        another publisher, or the worker counts them. A job whose row raises fails alone.
         """
         for each in step.admitted:
             if each.request_id in self._job_logs:
                 self._job_logs[each.request_id].cached_tokens = each.num_cached_tokens
+        rows = enumerate(step.request_ids)
+        places = accumulate(step.counts)
+        guard = self._containment.guard(None, "its tokens became text")
+        is_done = False
+        while not is_done:
+            with guard:
+                yield from self._take_rows(step, rows, places, guard)
+                is_done = True
+            self.end_failed()
+
+    def _take_rows(
+        self,
+        step: StepRecord,
+        rows: Iterator[tuple[int, int]],
+        places: Iterator[int],
+        guard: Guard[JobLog],
+    ) -> Iterator[None]:
+        """Take the rows that are left; `places` yields where the tokens of the next one end."""
         rare = _rare_rows(step)
         token_ids, choices, counts = step.token_ids, step.choices, step.counts
         find, sent_at, opened = self._job_logs.get, step.sent_at, LogState.OPEN
         no_turn, queued = Turn.NONE, Turn.QUEUED
-        start = 0
         num_taken, slice_end = 0, FIRST_ROWS
-        for row, key in enumerate(step.request_ids):
+        for row, key in rows:
             count, choice = counts[row], choices[row]
-            end = start + count
+            end = next(places)
+            start = end - count
             job = find(key)
             if job is None:
-                start = end
                 continue
             if num_taken == slice_end:
                 slice_end = num_taken // SLICE_ROWS * SLICE_ROWS + SLICE_ROWS
                 yield
             num_taken += 1
+            guard.key = job
             if job.state is not opened or job.reasons[choice] is not None:
                 self.num_dropped += count
             elif count == 1 and row not in rare and job.texts[choice].is_plain:
@@ -109,7 +131,14 @@ class StepReader:
                 self.num_dropped += self._take_row(
                     job, choice, token_ids[start:end], extras, sent_at
                 )
-            start = end
+
+    def end_failed(self) -> None:
+        """End the jobs whose own text or log failed, as far as they are open."""
+        for job, fault in self._containment.take().items():
+            if job.state is LogState.OPEN:
+                self._end(job, "failed", Failure("internal", fault.message))
+                if job.turn is Turn.NONE and job.wants_log:
+                    self._enqueue(job)
 
     def _take_row(
         self, job: JobLog, choice: int, ids: list[int], extras: _Extras, sent_at: float

@@ -10,8 +10,9 @@ import torch
 from models.scheduler_bench import Optimist
 from transformers import AutoModelForCausalLM
 
-from tokenbus.engine.llm import LLM
-from tokenbus.engine.types import SamplingParams
+from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
+from tokenbus.engine.llm import LLM, _ChoiceText
+from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.engine.weights import model_store
 
 NUM_TOKENS = 24
@@ -157,3 +158,66 @@ def test_chat_goes_through_the_template(
     assert output.prompt_ids == tuple(prompts[0])
     assert output.token_ids == references[0]
     assert output.text == llm.tokenizer.decode(references[0], skip_special_tokens=True)
+
+
+def test_bad_requests_of_a_batch_get_their_errors_and_the_rest_is_answered(
+    llm: LLM, prompts: list[list[int]], references: list[list[int]]
+) -> None:
+    """Refused, failed on the way or not to be tokenised: each has its error, in its place."""
+    good = params()
+    broken = GrammarSpec(GrammarKind.REGEX, "(")
+    batch: list[tuple[Any, Any, type[Exception] | None]] = [
+        (prompts[0], good, None),
+        (prompts[0], replace(good, temperature=float("nan")), RequestRejected),
+        ([], good, RequestRejected),
+        ([10**30], good, RequestRejected),
+        (prompts[1], replace(good, grammar=broken), RequestFailed),
+        (prompts[1], good, None),
+        ("x", replace(good, max_tokens=10**9), RequestRejected),
+        (prompts[1], replace(good, max_tokens=8192), SequenceTooLong),
+        ("\ud800", good, RequestFailed),
+        (None, good, RequestFailed),
+        (prompts[2], None, RequestFailed),
+        (prompts[2], good, None),
+    ]
+    outputs = llm.generate([b[0] for b in batch], [b[1] for b in batch], progress=False)
+    answered = iter(references)
+    for output, (_, _, error) in zip(outputs, batch, strict=True):
+        if error is None:
+            assert output.error is None
+            assert output.token_ids == next(answered)
+        else:
+            assert isinstance(output.error, error)
+            assert output.finish_reason is FinishReason.FAILED
+    assert not llm.engine.has_work
+    stats = llm.stats()
+    assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1
+
+
+def test_call_of_which_nothing_can_be_answered_raises(llm: LLM, prompts: list[list[int]]) -> None:
+    """A lone bad request, or a batch of nothing else, raises what the first one did wrong."""
+    broken = replace(params(), grammar=GrammarSpec(GrammarKind.REGEX, "("))
+    with pytest.raises(RequestFailed, match="grammar"):
+        llm.generate(prompts[0], broken, progress=False)
+    with pytest.raises(RequestRejected, match="temperature"):
+        llm.generate(prompts[:2], replace(params(), temperature=-1), progress=False)
+    assert not llm.engine.has_work
+
+
+def test_text_that_raises_fails_its_request_alone(
+    llm: LLM, prompts: list[list[int]], references: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A detokeniser that raises for one request leaves the others their answers."""
+    push = _ChoiceText.push
+
+    def odd(self: _ChoiceText, token_ids: Any, *, is_end: bool) -> tuple[str, int]:
+        if self._stops._include:
+            raise ValueError("planted")
+        return push(self, token_ids, is_end=is_end)
+
+    monkeypatch.setattr(_ChoiceText, "push", odd)
+    bad = replace(params(), include_stop=True)
+    outputs = llm.generate(prompts[:3], [params(), bad, params()], progress=False)
+    assert isinstance(outputs[1].error, RequestFailed)
+    assert [outputs[i].token_ids for i in (0, 2)] == [references[i] for i in (0, 2)]
+    assert not llm.engine.has_work

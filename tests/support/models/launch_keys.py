@@ -131,7 +131,7 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
         eos_token_ids=(),
         vocab_size=CONFIG.vocab_size,
     )
-    constrained = ConstrainedRows(None, limits.vocab_size, (), EngineConfig("none"))
+    constrained = ConstrainedRows(None, limits, runner.containment, EngineConfig("none"))
     return graphs, Engine(runner, scheduler, constrained, limits, one_step_ahead=False)
 
 

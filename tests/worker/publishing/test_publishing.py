@@ -15,6 +15,7 @@ from workers.parts import a_member, job_parts, page_budget_of
 from workers.publisher_bench import run_log_writers, take_over
 from workers.steps import step
 
+from tokenbus.engine.containment import Containment
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import Admission, FinishReason
 from tokenbus.producer.client.async_client import AsyncClient
@@ -283,7 +284,7 @@ async def test_each_publisher_takes_the_rows_of_its_jobs(redis_url: str) -> None
         jobs = {key: JobLog(take_over(key, f"s0-{key}"), enqueue=lambda _: None) for key in keys}
         for job in jobs.values():
             job.restore((), build_null_tokenizer())
-        step_reader = StepReader(jobs, lambda _: None, lambda _: None)
+        step_reader = StepReader(jobs, lambda _: None, lambda _: None, Containment())
         assert list(step_reader.take(sent)) == []
         ids = {key: job.transcript and job.transcript.ids_of(0) for key, job in jobs.items()}
         assert ids == {key: (100 + key,) for key in keys}
