@@ -59,9 +59,7 @@ class ConstrainedRows:
         preparer = self._ready_preparer()
         seq.grammar = spec
         request = seq.request
-        self._begin(
-            seq, preparer.prepare(spec, request.tenant, request.priority, _output_ids(seq))
-        )
+        self._begin(seq, preparer.prepare(spec, request.tenant, request.priority, _output_ids(seq)))
 
     def settle(self) -> Iterator[Sequence]:
         """Take what has come of the work under way.
@@ -79,9 +77,13 @@ class ConstrainedRows:
         if running:
             wait(running, timeout=_MASK_WAIT_S)
         for seq, future in list(self._under_way.items()):
-            if future.done() and self._under_way.pop(seq, None) is not None:
-                if self._takes(seq, future.result()):
-                    yield seq
+            if not future.done() or self._under_way.pop(seq, None) is None:
+                continue
+            is_complete = False
+            with self._containment.guard(seq, "its grammar was prepared", FaultCode.GRAMMAR):
+                is_complete = self._takes(seq, future.result())
+            if is_complete:
+                yield seq
 
     def wait(self, timeout_s: float) -> None:
         """Wait until some work under way is done, if there is any."""

@@ -176,9 +176,9 @@ class GrammarCompiler:
         """
         self.warm_up()
         assert self._tokenizer is not None
-        prototype = LLMatcher(
-            self._tokenizer, grammar, log_level=0, limits=self.limits.of_library
-        )
+        prototype = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self.limits.of_library)
         if prototype.is_error():
-            raise GrammarRejected("grammar", f"does not compile: {reason_of(prototype.get_error())}")
+            raise GrammarRejected(
+                "grammar", f"does not compile: {reason_of(prototype.get_error())}"
+            )
         return CompiledGrammar(prototype, self._width, self.limits)

@@ -35,9 +35,7 @@ class _Kept:
     def weight(self) -> int:
         """Estimate what it takes by now."""
         grammar = self.grammar
-        grown = min(
-            int(grammar.spent_s * _BYTES_PER_S), grammar.limits.states * _BYTES_PER_STATE
-        )
+        grown = min(int(grammar.spent_s * _BYTES_PER_S), grammar.limits.states * _BYTES_PER_STATE)
         return max(self.num_bytes, _LEAST_BYTES) + grown
 
 
@@ -64,9 +62,7 @@ class GrammarCache:
             kept.tenant = tenant
             return kept.grammar
 
-    def put(
-        self, spec: GrammarSpec, tenant: str, grammar: CompiledGrammar, num_bytes: int
-    ) -> None:
+    def put(self, spec: GrammarSpec, tenant: str, grammar: CompiledGrammar, num_bytes: int) -> None:
         """Keep a grammar that took `num_bytes` of memory."""
         with self._lock:
             self._kept[spec] = _Kept(grammar, tenant, num_bytes + 2 * len(spec.source))

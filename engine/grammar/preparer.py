@@ -117,9 +117,7 @@ class GrammarPreparer:
 
     def next_mask(self, matcher: GrammarMatcher) -> Future[GrammarOutcome]:
         """Begin to compute the mask of the next token."""
-        return self._mask_threads.submit(
-            _outcome, lambda: ReadyGrammar(matcher, matcher.mask())
-        )
+        return self._mask_threads.submit(_outcome, lambda: ReadyGrammar(matcher, matcher.mask()))
 
     def close(self) -> None:
         """Stop threads and process; what is under way comes to nothing."""
@@ -196,5 +194,5 @@ def _outcome(work: Callable[[], ReadyGrammar]) -> GrammarOutcome:
         return work()
     except GrammarRejected as error:
         return FailedGrammar(str(error).removeprefix(f"{error.field}: "))
-    except BaseException as error:  # noqa: BLE001 - becomes the end of one sequence
+    except BaseException as error:  # A panic of the library too.
         return FailedGrammar(f"the grammar library failed: {type(error).__name__}: {error}")

@@ -111,7 +111,7 @@ class GrammarTrial:
             return TrialVerdict(str(error))
         except MemoryError:
             return TrialVerdict("it takes too much memory")
-        except Exception as error:  # noqa: BLE001 - the library raises what it likes; a verdict
+        except Exception as error:  # The library raises what it likes: a verdict.
             return TrialVerdict(reason_of(f"{type(error).__name__}: {error}"))
         return TrialVerdict(grammar=grammar, num_bytes=max(0, _resident_bytes() - before))
 
@@ -120,9 +120,7 @@ class GrammarTrial:
 
         A limit that only some outputs reach is not its fault. Raises: _TooSlow.
         """
-        prototype = LLMatcher(
-            self._tokenizer, grammar, log_level=0, limits=self._limits.of_library
-        )
+        prototype = self._matcher(grammar)
         if prototype.is_error():
             return _Failure("it does not compile", reason_of(prototype.get_error()))
         self._say(TrialStage.FIRST_MASK)
@@ -130,8 +128,17 @@ class GrammarTrial:
         if reason:
             return _Failure("it allows no output", reason)
         self._say(TrialStage.TOKENS)
-        reasons = [self._walk(prototype.deep_copy(), seed) for seed in range(_NUM_WALKS)]
-        return _Failure("no output gets past a few tokens", reasons[0]) if all(reasons) else None
+        reason = ""
+        for seed in range(_NUM_WALKS):
+            # Copies share the limit that one of them reached.
+            matcher = self._matcher(grammar) if reason else prototype.deep_copy()
+            reason = self._walk(matcher, seed)
+            if not reason:
+                return None
+        return _Failure("no output gets past a few tokens", reason)
+
+    def _matcher(self, grammar: str) -> LLMatcher:
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits.of_library)
 
     def _located(self, failure: _Failure) -> str:
         """Name the innermost part of a schema that fails for the same reason by itself."""

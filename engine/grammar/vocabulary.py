@@ -58,6 +58,4 @@ class GrammarVocabulary:
 
     def build(self) -> LLTokenizer:
         """Build what matchers are made with; takes about a second for 150k tokens."""
-        return LLTokenizer(
-            self.tokenizer, n_vocab=self.num_ids, eos_token=list(self.eos_token_ids)
-        )
+        return LLTokenizer(self.tokenizer, n_vocab=self.num_ids, eos_token=list(self.eos_token_ids))

@@ -258,9 +258,7 @@ class Scheduler:
 
     def _plan_prefill(self, plan: StepPlan) -> None:
         while True:
-            candidates = [
-                seq for seq in self.running if not (seq.decoding or seq.awaits_grammar)
-            ]
+            candidates = [seq for seq in self.running if not (seq.decoding or seq.awaits_grammar)]
             if not candidates:
                 return
             streaming = any(seq.decoding for seq in self.running)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import random
 import string
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.types import GrammarKind, GrammarSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Draw = random.Random
 
@@ -34,7 +36,18 @@ def _word(draw: Draw, least: int = 1, most: int = 6) -> str:
 
 def _atom(draw: Draw) -> str:
     return draw.choice(
-        [".", "[a-z]", r"\w", r"\d", "(a|b)", "(ab|a|b)", "[^x]", r"\p{L}", "(foo|fo|f)", _word(draw)]
+        [
+            ".",
+            "[a-z]",
+            r"\w",
+            r"\d",
+            "(a|b)",
+            "(ab|a|b)",
+            "[^x]",
+            r"\p{L}",
+            "(foo|fo|f)",
+            _word(draw),
+        ]
     )
 
 
@@ -73,7 +86,19 @@ def _many_states(draw: Draw) -> str:
 
 def _broken_pattern(draw: Draw) -> str:
     return _word(draw) + draw.choice(
-        ["(", "[a-", "a{2,1}", r"\q", "*", "(?=a)", r"(a)\1", "(?<!b)c", "x{,", r"\p{Nope}", "[z-a]"]
+        [
+            "(",
+            "[a-",
+            "a{2,1}",
+            r"\q",
+            "*",
+            "(?=a)",
+            r"(a)\1",
+            "(?<!b)c",
+            "x{,",
+            r"\p{Nope}",
+            "[z-a]",
+        ]
     )
 
 
@@ -166,7 +191,12 @@ def _large_bounds(draw: Draw) -> Any:
     num = draw.choice([1000, 100_000, 10**9])
     inner: Any = draw.choice([{"type": "string", "maxLength": num}, {"type": "integer"}, True])
     for _ in range(draw.randint(1, 4)):
-        inner = {"type": "array", "items": inner, "minItems": draw.choice([0, num]), "maxItems": num}
+        inner = {
+            "type": "array",
+            "items": inner,
+            "minItems": draw.choice([0, num]),
+            "maxItems": num,
+        }
     return inner
 
 
