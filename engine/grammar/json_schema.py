@@ -287,7 +287,10 @@ def enforceable_schema(schema: Any) -> Any:
 
     Raises: GrammarRejected that names the first keyword which would not be enforced.
     """
-    schema = copy.deepcopy(schema)
+    try:
+        schema = copy.deepcopy(schema)
+    except RecursionError:
+        raise GrammarRejected("grammar", "JSON schema is nested too deep") from None
     found = _walk(schema)
     _check_references(found)
     if json_options(schema) is not _ONE_SPELLING:

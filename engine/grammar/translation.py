@@ -39,7 +39,10 @@ def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
             "grammar", f"the source has {num_bytes} bytes, the limit is {limits.source_bytes}"
         )
     if spec.kind is GrammarKind.JSON_SCHEMA:
-        return schema_grammar(enforceable_schema(parsed_source(spec)))
+        schema = enforceable_schema(parsed_source(spec))
+        if schema is False:
+            raise GrammarRejected("grammar", "JSON schema at #: false allows nothing")
+        return schema_grammar({} if schema is True else schema)
     if spec.kind is GrammarKind.CHOICE:
         choices = parsed_source(spec)
         is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)

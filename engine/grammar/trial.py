@@ -98,7 +98,7 @@ class GrammarTrial:
 
     def run(self) -> TrialVerdict:
         """Try the grammar; what the library raises is a verdict too."""
-        before = _resident_bytes()
+        before = _own_bytes()
         try:
             self._say(TrialStage.COMPILE)
             grammar = library_grammar(self._spec, self._limits)
@@ -113,7 +113,7 @@ class GrammarTrial:
             return TrialVerdict("it takes too much memory")
         except Exception as error:  # The library raises what it likes: a verdict.
             return TrialVerdict(reason_of(f"{type(error).__name__}: {error}"))
-        return TrialVerdict(grammar=grammar, num_bytes=max(0, _resident_bytes() - before))
+        return TrialVerdict(grammar=grammar, num_bytes=max(0, _own_bytes() - before))
 
     def _failure(self, grammar: str) -> _Failure | None:
         """Return why a grammar is of no use, if it is of none.
@@ -234,17 +234,18 @@ def _random_token(mask: bytes, draw: random.Random) -> int:
 
 
 def _statm() -> list[int]:
-    """Return the sizes of this process in pages: virtual, resident; zeros where unknown."""
+    """Return the sizes of this process in pages: virtual, resident, shared; zeros if unknown."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - one small read
-            return [int(field) for field in file.read().split()[:2]]
+            return [int(field) for field in file.read().split()[:3]]
     except OSError:
-        return [0, 0]
+        return [0, 0, 0]
 
 
 def _virtual_bytes() -> int:
     return _statm()[0] * resource.getpagesize()
 
 
-def _resident_bytes() -> int:
-    return _statm()[1] * resource.getpagesize()
+def _own_bytes() -> int:
+    _, resident, shared = _statm()
+    return (resident - shared) * resource.getpagesize()

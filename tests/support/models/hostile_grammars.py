@@ -116,6 +116,10 @@ def _many_words(draw: Draw) -> str:
     return f"({'|'.join(words)}){draw.choice(['', '+', '{1,9}'])}"
 
 
+def _long_pattern(draw: Draw) -> str:
+    return f"{_word(draw)}|" * draw.choice([60_000, 100_000]) + _word(draw)
+
+
 # JSON schemas.
 
 _FORMATS = ("uri", "email", "ipv6", "date-time", "uuid", "hostname", "duration", "ipv4")
@@ -221,7 +225,7 @@ def _products(draw: Draw) -> Any:
 
 def _deep_schema(draw: Draw) -> Any:
     inner: Any = {"const": _word(draw)}
-    for _ in range(draw.choice([20, 30, 70, 400])):
+    for _ in range(draw.choice([30, 70, 400])):
         inner = draw.choice(
             [
                 {"type": "array", "items": inner},
@@ -230,6 +234,11 @@ def _deep_schema(draw: Draw) -> Any:
             ]
         )
     return inner
+
+
+def _long_schema(draw: Draw) -> Any:
+    word = _word(draw, 8, 8)
+    return {"enum": [f"{word}{number}" for number in range(draw.choice([16_000, 18_000]))]}
 
 
 # Lark.
@@ -262,7 +271,7 @@ def _ambiguous(draw: Draw) -> str:
 
 
 def _many_terminals(draw: Draw) -> str:
-    num = draw.choice([50, 500, 2500])
+    num = draw.choice([500, 2500])
     lines = [f"T{n}: /{_word(draw)}{_atom(draw)}{{0,{draw.randint(1, 60)}}}/" for n in range(num)]
     names = " | ".join(f"T{n}" for n in range(num))
     return "\n".join([f"start: ({names})+", *lines])
@@ -309,6 +318,11 @@ def _embedded(draw: Draw) -> str:
     return f'start: "{_word(draw)}" value\nvalue: %json {schema}'
 
 
+def _long_lark(draw: Draw) -> str:
+    rules = (f"r{number}: {_word(draw, 9, 9)!r}" for number in range(draw.choice([14_000, 15_000])))
+    return "\n".join(["start: r0", *rules])
+
+
 def _deep_lark(draw: Draw) -> str:
     depth = draw.choice([100, 2000, 30_000])
     return "start: " + "(" * depth + '"a"' + ")" * depth
@@ -324,6 +338,7 @@ _FAMILIES: dict[GrammarKind, tuple[Callable[[Draw], Any], ...]] = {
         _deep_parentheses,
         _huge_count,
         _many_words,
+        _long_pattern,
     ),
     GrammarKind.JSON_SCHEMA: (
         _many_properties,
@@ -335,6 +350,7 @@ _FAMILIES: dict[GrammarKind, tuple[Callable[[Draw], Any], ...]] = {
         _many_values,
         _products,
         _deep_schema,
+        _long_schema,
     ),
     GrammarKind.LARK: (
         _empty_recursion,
@@ -345,6 +361,7 @@ _FAMILIES: dict[GrammarKind, tuple[Callable[[Draw], Any], ...]] = {
         _large_repeats,
         _embedded,
         _deep_lark,
+        _long_lark,
     ),
 }
 _ALL = [(kind, family) for kind, families in _FAMILIES.items() for family in families]
@@ -360,3 +377,16 @@ def hostile_grammar(seed: int) -> HostileGrammar:
 
 
 NUM_FAMILIES = len(_ALL)
+
+_SIGNS = {
+    "limit": ("the limit is", "too ", "took more than", "ended its process", "one place", "deeper"),
+    "nothing": ("nothing can satisfy", "allows nothing", "no token"),
+}
+
+
+def outcome_of(reason: str) -> str:
+    """Tell from the reason of a failure how a grammar ended: good, limit, nothing or refused."""
+    for outcome, signs in _SIGNS.items():
+        if any(sign in reason for sign in signs):
+            return outcome
+    return "refused" if reason else "good"
