@@ -36,7 +36,7 @@ _ONE_SPELLING: JsonCompileOptions = {
 # Control characters that only \u spells, and DEL, which the library writes so: in a schema as text
 # of JSON, themselves or as escapes of a pattern.
 _NEEDS_U = re.compile(
-    r"\\u00[01]|\x7f|\\\\(x[017]|x\{0*[17]?[0-9A-Fa-f]\}|u00[017]|u\{|U000000[017]|[0acv])"
+    r"\\u00([01]|7f)|\\\\(x[017]|x\{0*[17]?[0-9A-Fa-f]\}|u00[017]|u\{|U000000[017]|[0acv])"
 )
 # Characters that the library accepts in a second spelling once \u is allowed.
 _SPELLED_TWICE = re.compile(r"[\x08-\x0f\x1a-\x1f\x7f]")

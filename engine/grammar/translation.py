@@ -22,9 +22,15 @@ _MEANINGS = (
     ("Too many items", "it is too ambiguous: too many parses of one token"),
     ("Current row has", "it has too many alternatives at one place"),
     ("too big", "it is too large"),
+    ("nest limit", "it is nested too deep"),
+    ("deeply nested", "it is nested too deep"),
+    ("nesting", "it is nested too deep"),
+    ("Unable to determine", "it is too complex to combine"),
     ("panic", "the grammar library failed on it"),
 )
-_MAX_REASON_CHARACTERS = 500
+_MAX_REASON_CHARACTERS = 800
+# Lines of a message that quote a long source keep so many characters of each end.
+_LINE_HEAD, _LINE_TAIL = 120, 60
 
 
 def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
@@ -76,8 +82,15 @@ def reason_of(message: str) -> str:
 
     Lines and columns that the library names stay.
     """
-    said = message.partition("\n<")[0].strip()[:_MAX_REASON_CHARACTERS]
+    lines = message.partition("\n<")[0].strip().splitlines()
+    said = "\n".join(map(_clipped, lines))[:_MAX_REASON_CHARACTERS]
     for sign, meaning in _MEANINGS:
         if sign in said:
             return f"{meaning} ({said})"
     return said
+
+
+def _clipped(line: str) -> str:
+    if len(line) <= _LINE_HEAD + _LINE_TAIL:
+        return line
+    return f"{line[:_LINE_HEAD]} … {line[-_LINE_TAIL:]}"

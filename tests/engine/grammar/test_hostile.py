@@ -33,7 +33,8 @@ GOOD = GrammarSpec(GrammarKind.REGEX, "(yes|no)")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     """Run a tiny model under limits that make the test short."""
     folder = TinyModel(tmp_path_factory.mktemp("tiny")).folder
-    running = LLM(folder, num_pages=400, max_num_seqs=48, grammar_compile_s=0.25)
+    bounds = {"grammar_compile_s": 0.25, "grammar_states": 1000, "grammar_items": 5000}
+    running = LLM(folder, num_pages=400, max_num_seqs=48, **bounds)
     yield running
     running.close()
 

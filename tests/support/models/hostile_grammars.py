@@ -68,7 +68,7 @@ def _nested_repeats(draw: Draw) -> str:
 def _late_explosion(draw: Draw) -> str:
     text, depth = _atom(draw), draw.randint(2, 4)
     for level in range(depth):
-        text = f"({text}{draw.choice(['', '?'])}{chr(97 + level)}?){{0,{draw.randint(5, 90)}}}"
+        text = f"({text}{draw.choice(['', '?'])}{chr(97 + level)}?){{0,{draw.randint(30, 99)}}}"
     return f"{_word(draw)}{text}"
 
 
@@ -271,7 +271,7 @@ def _ambiguous(draw: Draw) -> str:
 
 
 def _many_terminals(draw: Draw) -> str:
-    num = draw.choice([500, 2500])
+    num = draw.choice([500, 2500, 3000])
     lines = [f"T{n}: /{_word(draw)}{_atom(draw)}{{0,{draw.randint(1, 60)}}}/" for n in range(num)]
     names = " | ".join(f"T{n}" for n in range(num))
     return "\n".join([f"start: ({names})+", *lines])
