@@ -116,7 +116,7 @@ def engine_for(
         eos_token_ids=loaded.eos_token_ids,
         vocab_size=loaded.model.vocab_size,
     )
-    constrained = ConstrainedRows(loaded.tokenizer, limits, runner.containment)
+    constrained = ConstrainedRows(loaded.tokenizer, limits, runner.containment, config)
     return Engine(runner, scheduler, constrained, limits, one_step_ahead=backend.runs_ahead)
 
 

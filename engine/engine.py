@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import DeviceFault, EngineError, ModelUnsound, RequestRejected
@@ -88,9 +89,11 @@ class Engine:
 
     @property
     def is_stalled(self) -> bool:
-        """Tell whether everything left waits for a grammar to compile."""
+        """Tell whether everything left waits for its grammar."""
+        if self._inflight is not None or self._deltas:
+            return False
         sched = self._scheduler
-        return not sched.running and self._inflight is None and not self._deltas
+        return all(seq.awaits_grammar for seq in chain(sched.running, sched.waiting))
 
     def add(self, request: Request) -> None:
         """Queue a request.
@@ -135,7 +138,7 @@ class Engine:
             raise
 
     def _step(self) -> StepOutput:
-        self._settle_compiled()
+        self._settle_grammars()
         plan = self._scheduler.schedule()
         launched = None
         started_at = time.monotonic()
@@ -163,6 +166,10 @@ class Engine:
             preempted=tuple(seq.request.request_id for seq in plan.preempted),
             stats=self.stats(),
         )
+
+    def await_grammars(self, timeout_s: float) -> None:
+        """Wait until a grammar has got further, for callers with nothing else to do."""
+        self._constrained.wait(timeout_s)
 
     def stats(self) -> EngineStats:
         """Return counters and gauges."""
@@ -350,15 +357,10 @@ class Engine:
             if seq.grammar is not None:
                 self._constrained.drop(seq)
 
-    def _settle_compiled(self) -> None:
-        """End what need not run: no grammar came of it, or earlier tokens completed it."""
-        for seq in [seq for seq in self._scheduler.waiting if seq.grammar is not None]:
-            with self._containment.guard(seq, "its grammar was compiled", FaultCode.GRAMMAR):
-                error = self._constrained.failure(seq)
-                if error is not None:
-                    self._containment.fail(seq, Fault(FaultCode.GRAMMAR, error))
-                elif self._constrained.is_complete(seq):
-                    self._end(seq, FinishReason.STOP)
+    def _settle_grammars(self) -> None:
+        """End what need not run on: its grammar failed, or the tokens it has complete it."""
+        for seq in self._constrained.settle():
+            self._end(seq, FinishReason.STOP)
         self._end_failed()
 
 

@@ -120,7 +120,8 @@ class Request:
     `done_choices` ended under that owner and are not run. Stop
     strings are not the engine's: the holder of the text aborts the request.
     `priority` 0 is served first. Pages are shared only between equal `cache_salt`s. Output lengths
-    are learned per `lane`, any label under which jobs resemble each other.
+    are learned per `lane`, any label under which jobs resemble each other. Work beside the batch is
+    shared out by `tenant`.
     """
 
     request_id: int
@@ -129,6 +130,7 @@ class Request:
     priority: int = 1
     cache_salt: str = ""
     lane: str = ""
+    tenant: str = ""
     resumed_ids: tuple[tuple[int, ...], ...] = ()
     done_choices: tuple[int, ...] = ()
 

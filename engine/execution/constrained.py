@@ -1,77 +1,95 @@
-"""Grammars beside the batch: compiled, masked and advanced off the critical path.
+"""Grammars beside the batch: prepared, masked and advanced off the critical path.
 
-A constrained sequence takes part in a step only when its last token was read back, so that its mask
-is known before the launch. The mask of the next token is computed by a thread as soon as the last
-one was accepted; it is waited for only if the next launch comes first.
+A constrained sequence takes part in a step only when its last token was read back and the mask of
+the next one is there. Both the first mask and every later one are computed by threads; a step waits
+for them as long as waiting is cheaper than going without, and no longer.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.sampling.bitmask import leaves_one
-from tokenbus.engine.types import FaultCode
+from tokenbus.engine.scheduling.sequence import SequenceState
+from tokenbus.engine.types import Fault, FaultCode
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from tokenbus.engine.config import EngineConfig
     from tokenbus.engine.containment import Containment
-    from tokenbus.engine.grammar.grammar import GrammarMatcher
+    from tokenbus.engine.grammar.preparer import GrammarOutcome, GrammarPreparer
     from tokenbus.engine.scheduling.plan import StepPlan
     from tokenbus.engine.scheduling.sequence import Sequence
     from tokenbus.engine.types import EngineLimits, GrammarSpec
 
-_NUM_THREADS = 2
+# What a step waits for masks at most, in seconds. Ordinary ones take 0.1 to 1 ms, so those of a
+# full batch are there; a row without is left out of the step.
+_MASK_WAIT_S = 0.01
 
 
 class ConstrainedRows:
-    """The matchers of all constrained sequences."""
+    """The grammars of all constrained sequences."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase | None,
         limits: EngineLimits,
         containment: Containment[Sequence],
+        config: EngineConfig,
     ) -> None:
         self._tokenizer = tokenizer
-        self._vocab_size = limits.vocab_size
-        self._eos_token_ids = limits.eos_token_ids
+        self._limits = limits
         self._containment = containment
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="grammar")
-        self._masks: dict[Sequence, Future[Tensor]] = {}
+        self._config = config
+        self._preparer: GrammarPreparer | None = None
+        self._under_way: dict[Sequence, Future[GrammarOutcome]] = {}
+        self._masks: dict[Sequence, Tensor] = {}
+        self._prepared_anew: set[Sequence] = set()
 
     def prepare(self, seq: Sequence, spec: GrammarSpec) -> None:
-        """Start compiling; the sequence is admitted once that is done.
+        """Start to prepare; the sequence is admitted once that is done.
 
-        Raises: GrammarRejected if the model has no tokenizer.
+        Raises: GrammarRejected if the model has no tokenizer, or not a fast one.
         """
-        if self._tokenizer is None:
-            raise GrammarRejected("grammar", "the model has no tokenizer")
-        seq.grammar = self._threads.submit(
-            self._compile, spec, list(seq.token_ids[seq.num_prompt :])
-        )
+        preparer = self._ready_preparer()
+        seq.grammar = spec
+        request = seq.request
+        self._begin(seq, preparer.prepare(spec, request.tenant, request.priority, _output_ids(seq)))
 
-    def start(self, seq: Sequence) -> None:
-        """Take over the compiled matcher when the sequence is first planned."""
-        if seq.grammar is not None and seq.matcher is None:
-            seq.matcher = seq.grammar.result()
-            self._compute_mask(seq)
+    def settle(self) -> Iterator[Sequence]:
+        """Take what has come of the work under way.
 
-    def failure(self, seq: Sequence) -> str | None:
-        """Return why the grammar of a sequence did not compile, if it did not."""
-        if seq.grammar is None or not seq.grammar.done():
-            return None
-        error = seq.grammar.exception()
-        return None if error is None else str(error)
+        A failure becomes the fault of its sequence. Yields: the sequences that are complete with
+        the tokens that they have.
+        """
+        if not self._under_way:
+            return
+        running = [
+            future
+            for seq, future in self._under_way.items()
+            if seq.state is SequenceState.RUNNING and not seq.num_inflight
+        ]
+        if running:
+            wait(running, timeout=_MASK_WAIT_S)
+        for seq, future in list(self._under_way.items()):
+            if not future.done() or self._under_way.pop(seq, None) is None:
+                continue
+            is_complete = False
+            with self._containment.guard(seq, "its grammar was prepared", FaultCode.GRAMMAR):
+                is_complete = self._takes(seq, future.result())
+            if is_complete:
+                yield seq
 
-    def is_complete(self, seq: Sequence) -> bool:
-        """Tell whether the tokens that a sequence came with leave nothing to generate."""
-        if seq.grammar is None or seq.matcher is not None or not seq.grammar.done():
-            return False
-        return seq.grammar.exception() is None and seq.grammar.result().is_finished
+    def wait(self, timeout_s: float) -> None:
+        """Wait until some work under way is done, if there is any."""
+        if self._under_way:
+            wait(self._under_way.values(), timeout=timeout_s, return_when=FIRST_COMPLETED)
 
     def masks(self, plan: StepPlan) -> dict[int, Tensor]:
         """Return the packed mask of each constrained row that samples in this step.
@@ -80,13 +98,11 @@ class ConstrainedRows:
         """
         masks = {}
         for seq in plan.sampled():
-            if seq.grammar is None or seq.row is None:
-                continue
-            with self._containment.guard(seq, "its grammar was applied", FaultCode.GRAMMAR):
-                self.start(seq)
-                mask = masks[seq.row] = self._masks.pop(seq).result()
-                if seq.request.params.logprobs is not None:
-                    seq.draws_forced = leaves_one(mask)
+            if seq.grammar is not None and seq.row is not None:
+                with self._containment.guard(seq, "its grammar was applied", FaultCode.GRAMMAR):
+                    mask = masks[seq.row] = self._masks.pop(seq)
+                    if seq.request.params.logprobs is not None:
+                        seq.draws_forced = leaves_one(mask)
         return masks
 
     def accept(self, seq: Sequence, token_id: int) -> list[int]:
@@ -95,38 +111,92 @@ class ConstrainedRows:
         Raises: GrammarRejected if the grammar cannot advance.
         """
         assert seq.matcher is not None
-        seq.matcher.accept(token_id)
-        forced = seq.matcher.forced_tokens()
-        for forced_id in forced:
-            seq.matcher.accept(forced_id)
+        try:
+            seq.matcher.accept(token_id)
+            forced = seq.matcher.forced_tokens()
+            for forced_id in forced:
+                seq.matcher.accept(forced_id)
+        except GrammarRejected:
+            if not self._prepare_anew(seq):
+                raise
+            return []
         return forced
 
     def await_next(self, seq: Sequence) -> None:
         """Begin to compute the mask of the next token."""
-        self._compute_mask(seq)
+        if seq not in self._under_way:
+            assert seq.matcher is not None
+            self._begin(seq, self._ready_preparer().next_mask(seq.matcher))
 
     def drop(self, seq: Sequence) -> None:
         """Drop what is known of a sequence that ended."""
-        mask = self._masks.pop(seq, None)
-        if mask is not None:
-            mask.cancel()
-        if seq.grammar is not None:
-            seq.grammar.cancel()
+        future = self._under_way.pop(seq, None)
+        if future is not None:
+            future.cancel()
+        self._masks.pop(seq, None)
+        self._prepared_anew.discard(seq)
 
     def close(self) -> None:
-        """Stop the threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Stop threads and process."""
+        if self._preparer is not None:
+            self._preparer.close()
 
-    def _compile(self, spec: GrammarSpec, output_ids: list[int]) -> GrammarMatcher:
+    def _begin(self, seq: Sequence, future: Future[GrammarOutcome]) -> None:
+        self._under_way[seq] = future
+        seq.awaits_grammar = True
+
+    def _takes(self, seq: Sequence, outcome: GrammarOutcome) -> bool:
+        """Take an outcome; tell whether the sequence is complete with it."""
         # Imported on use: an engine without grammars runs where llguidance is not installed.
-        from tokenbus.engine.grammar.grammar import compile_grammar
+        from tokenbus.engine.grammar.preparer import FailedGrammar
 
-        assert self._tokenizer is not None
-        return compile_grammar(
-            spec, self._tokenizer, self._vocab_size, self._eos_token_ids
-        ).matcher(output_ids)
+        if isinstance(outcome, FailedGrammar):
+            if not self._prepare_anew(seq):
+                self._containment.fail(seq, Fault(FaultCode.GRAMMAR, outcome.reason))
+            return False
+        seq.awaits_grammar = False
+        seq.matcher = outcome.matcher
+        self._masks[seq] = outcome.mask
+        return outcome.matcher.is_finished
 
-    def _compute_mask(self, seq: Sequence) -> None:
-        assert seq.matcher is not None
-        if seq not in self._masks:
-            self._masks[seq] = self._threads.submit(seq.matcher.mask)
+    def _prepare_anew(self, seq: Sequence) -> bool:
+        """Give a sequence whose grammar is stuck a fresh one, once; tell whether it gets one."""
+        matcher = seq.matcher
+        if matcher is None or not matcher.is_broken or seq in self._prepared_anew:
+            return False
+        assert seq.grammar is not None
+        self._prepared_anew.add(seq)
+        seq.matcher = None
+        request = seq.request
+        self._begin(
+            seq,
+            self._ready_preparer().prepare_anew(
+                seq.grammar, request.tenant, request.priority, _output_ids(seq), matcher.source
+            ),
+        )
+        return True
+
+    def _ready_preparer(self) -> GrammarPreparer:
+        if self._preparer is None:
+            if self._tokenizer is None:
+                raise GrammarRejected("grammar", "the model has no tokenizer")
+            # Imported on use: see `_takes`.
+            from tokenbus.engine.grammar.limits import GrammarLimits
+            from tokenbus.engine.grammar.preparer import GrammarPreparer
+
+            config = self._config
+            limits = GrammarLimits(
+                source_bytes=config.grammar_source_bytes,
+                states=config.grammar_states,
+                items=config.grammar_items,
+                compile_s=config.grammar_compile_s,
+                token_ms=config.grammar_token_ms,
+            )
+            self._preparer = GrammarPreparer(
+                self._tokenizer, self._limits.vocab_size, self._limits.eos_token_ids, limits
+            )
+        return self._preparer
+
+
+def _output_ids(seq: Sequence) -> list[int]:
+    return list(seq.token_ids[seq.num_prompt :])

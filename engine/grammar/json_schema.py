@@ -8,6 +8,8 @@ or is an annotation, which constrains nothing.
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 # One spelling per value, that of Python's json.dumps(ensure_ascii=False): most of the punctuation
 # is then forced and costs no draw, whitespace cannot go on for ever, and no escape can spell a
 # listed key in a way that passes for an unlisted one.
-JSON_OPTIONS: JsonCompileOptions = {
+_ONE_SPELLING: JsonCompileOptions = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -31,6 +33,13 @@ JSON_OPTIONS: JsonCompileOptions = {
     "coerce_one_of": False,
     "lenient": False,
 }
+# Control characters that only \u spells, and DEL, which the library writes so: in a schema as text
+# of JSON, themselves or as escapes of a pattern.
+_NEEDS_U = re.compile(
+    r"\\u00([01]|7f)|\\\\(x[017]|x\{0*[17]?[0-9A-Fa-f]\}|u00[017]|u\{|U000000[017]|[0acv])"
+)
+# Characters that the library accepts in a second spelling once \u is allowed.
+_SPELLED_TWICE = re.compile(r"[\x08-\x0f\x1a-\x1f\x7f]")
 # Keywords whose value is a schema, a map of schemas, or a list of schemas.
 _SCHEMA = frozenset({"items", "additionalProperties", "additionalItems"})
 _SCHEMA_MAP = frozenset({"properties", "patternProperties", "$defs", "definitions"})
@@ -167,6 +176,38 @@ def _check_combinations(schema: Mapping[str, Any], path: tuple[str, ...]) -> Non
         raise _reject("minProperties", path, "unlisted keys may repeat; list them as required")
 
 
+def json_options(schema: Any) -> JsonCompileOptions:
+    r"""Return how the library is to spell what satisfies a schema.
+
+    `\u` is allowed only where a schema names characters that need it.
+    """
+    if not _NEEDS_U.search(json.dumps(schema)):
+        return _ONE_SPELLING
+    return {**_ONE_SPELLING, "json_allowed_escapes": '"\\bfnrtu'}
+
+
+def inner_schemas(schema: Any, pointer: str = "#") -> Iterator[tuple[str, Any]]:
+    """Yield the schemas directly inside a schema, each with its JSON pointer."""
+    if isinstance(schema, Mapping):
+        for keyword, value in schema.items():
+            for child in _children(keyword, value, ()):
+                yield "/".join([pointer, *_pointer(child.path).split("/")[1:]]), child.schema
+
+
+def _check_spellings(found: Mapping[str, _Located]) -> None:
+    """Raise for a listed key that could be spelled as an unlisted one with another schema."""
+    for located in found.values():
+        schema = located.schema
+        if isinstance(schema, bool) or not isinstance(schema.get("properties"), Mapping):
+            continue
+        if schema.get("additionalProperties") is False and "patternProperties" not in schema:
+            continue
+        for key in schema["properties"]:
+            if _SPELLED_TWICE.search(key):
+                reason = f"key {key!r} has two spellings; close the object (additionalProperties)"
+                raise _reject("properties", located.path, reason)
+
+
 def _walk(root: Schema) -> dict[str, _Located]:
     """Check every keyword and return all schemas by pointer."""
     found: dict[str, _Located] = {}
@@ -246,9 +287,14 @@ def enforceable_schema(schema: Any) -> Any:
 
     Raises: GrammarRejected that names the first keyword which would not be enforced.
     """
-    schema = copy.deepcopy(schema)
+    try:
+        schema = copy.deepcopy(schema)
+    except RecursionError:
+        raise GrammarRejected("grammar", "JSON schema is nested too deep") from None
     found = _walk(schema)
     _check_references(found)
+    if json_options(schema) is not _ONE_SPELLING:
+        _check_spellings(found)
     for located in found.values():
         if isinstance(located.schema, dict):
             _make_patterns_safe(located.schema, located.path)

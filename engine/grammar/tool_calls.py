@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.grammar.json_schema import JSON_OPTIONS
+from tokenbus.engine.grammar.json_schema import json_options
 from tokenbus.engine.grammar.tool_format import detect_tool_format
 from tokenbus.engine.grammar.tool_reader import ToolReader
 from tokenbus.engine.grammar.tools import arguments_schema, tool_template
@@ -141,7 +141,8 @@ class ToolCalling:
     def _call_rule(self, index: int, name: str) -> str:
         """Return the rule of a call of one tool."""
         head = json.dumps(f'{{"name": "{name}", "{self.format.arguments_key}": ')
-        schema = json.dumps({**self._schemas[name], "x-guidance": JSON_OPTIONS})
+        enforced = self._schemas[name]
+        schema = json.dumps({**enforced, "x-guidance": json_options(enforced)})
         return f'call_{index}: {head} %json {schema} "}}"'
 
     def _literal(self, text: str) -> str:

@@ -164,7 +164,7 @@ class Scheduler:
         for seq in list(self.running):
             if not seq.decoding or seq.state is not running:
                 continue
-            if seq.grammar is not None and seq.num_inflight:
+            if seq.grammar is not None and (seq.num_inflight or seq.awaits_grammar):
                 continue
             # Where the step ends at most; the last token that it brings is not computed in it.
             end = len(seq.token_ids) + seq.num_inflight + surplus
@@ -230,10 +230,10 @@ class Scheduler:
             head = self.waiting[position]
             if head.num_inflight:
                 return
-            if head.grammar is not None and not head.grammar.done():
-                position += 1
-                continue
             group = self._group_at(position)
+            if any(seq.awaits_grammar for seq in group):
+                position += len(group)
+                continue
             if len(group) > len(self._free_rows):
                 return
             if promised is None:
@@ -273,7 +273,7 @@ class Scheduler:
 
     def _plan_prefill(self, plan: StepPlan) -> None:
         while True:
-            candidates = [seq for seq in self.running if not seq.decoding]
+            candidates = [seq for seq in self.running if not (seq.decoding or seq.awaits_grammar)]
             if not candidates:
                 return
             streaming = any(seq.decoding for seq in self.running)

@@ -11,10 +11,8 @@ from tokenbus.engine.errors import EngineError
 from tokenbus.engine.scheduling.prefix_cache import PageHash, chain_hash, root_hash
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from tokenbus.engine.grammar.grammar import GrammarMatcher
-    from tokenbus.engine.types import FinishReason, Request, TokenLogprobs
+    from tokenbus.engine.types import FinishReason, GrammarSpec, Request, TokenLogprobs
 
 
 class SequenceState(Enum):
@@ -49,6 +47,8 @@ class Sequence:
         [0, num_computed)            K and V are in `pages`, or will be by the step in flight
         [0, len(token_ids))          ids the host knows: prompt and delivered output
 
+    While it `awaits_grammar`, the mask of its next token is not there and it takes part in no step.
+
     `num_inflight` tokens at most, sampled on the device and not read back yet, come behind these;
     `num_computed` counts as if all of them did.
 
@@ -60,6 +60,7 @@ class Sequence:
     __slots__ = (
         "_hashes",
         "arrival",
+        "awaits_grammar",
         "choice",
         "decoding",
         "draws_forced",
@@ -113,7 +114,8 @@ class Sequence:
         self.was_started = False
         self.leader: Sequence | None = None
         self.finish_reason: FinishReason | None = None
-        self.grammar: Future[GrammarMatcher] | None = None
+        self.grammar: GrammarSpec | None = None
+        self.awaits_grammar = False
         self.matcher: GrammarMatcher | None = None
         self.draws_forced = False
         self.num_unscored = 0

@@ -59,6 +59,7 @@ class PreparedJob:
             priority=priority,
             cache_salt=self.cache_salt,
             lane=lane,
+            tenant=self.request.tenant,
             resumed_ids=resumed_ids if any(resumed_ids) else (),
             done_choices=done_choices,
         )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tokenbus.engine.errors import DeviceFault, IntegrityError, ModelUnsound, RequestRejected
+from tokenbus.engine.grammar.preparer import FailedGrammar, ReadyGrammar
 from tokenbus.engine.types import (
     FaultCode,
     FinishReason,
@@ -214,52 +215,47 @@ def test_draw_that_raises_for_everyone_is_nobodys_fault(engine: Engine, run: Run
 
 
 class _Tokens:
-    """A matcher that masks, accepts or compiles as told."""
+    """A matcher that accepts nothing."""
 
-    def __init__(self, place: str) -> None:
-        self._place = place
-        self.is_finished = False
-
-    def mask(self) -> Tensor:
-        """Allow everything, or raise."""
-        if self._place == "mask":
-            raise RuntimeError("planted")
-        return torch.full((10,), -1, dtype=torch.int32)
+    is_finished = False
+    is_broken = False
 
     def accept(self, token_id: int) -> None:
         """Refuse any token."""
         raise RuntimeError(f"planted at {token_id}")
 
-    def forced_tokens(self) -> list[int]:
-        """Force nothing."""
-        return []
 
-
-@pytest.mark.parametrize("place", ["compile", "late-compile", "mask", "accept"])
+@pytest.mark.parametrize("place", ["compile", "late-compile", "prepare", "accept"])
 def test_sequence_whose_grammar_raises_ends_alone(
     engine: Engine, run: Run, expected: list[int], place: str
 ) -> None:
-    """Compiled, masked, applied or advanced: what raises there is that sequence's end."""
+    """Compiled, prepared or advanced: what raises there is that sequence's end."""
+    late: list[Future[Any]] = []
 
-    def prepare(seq: Sequence, _: GrammarSpec) -> None:
-        seq.grammar = Future()
+    def prepare(seq: Sequence, spec: GrammarSpec) -> None:
+        seq.grammar = spec
+        future: Future[Any] = Future()
+        engine._constrained._begin(seq, future)
         if place == "compile":
-            seq.grammar.set_exception(RuntimeError("planted"))
-        elif place != "late-compile":
-            seq.grammar.set_result(_Tokens(place))  # type: ignore[arg-type]
+            future.set_exception(RuntimeError("planted"))
+        elif place == "late-compile":
+            late.append(future)
+        elif place == "prepare":
+            future.set_result(FailedGrammar("planted"))
+        else:
+            mask = torch.full((10,), -1, dtype=torch.int32)
+            future.set_result(ReadyGrammar(_Tokens(), mask))  # type: ignore[arg-type]
 
     engine._constrained.prepare = prepare  # type: ignore[method-assign]
-    if place == "late-compile":
-        schedule = engine._scheduler.schedule
+    schedule = engine._scheduler.schedule
 
-        def settle() -> Any:
-            # The compile ends with an error between the look at it and the plan.
-            for seq in engine._scheduler.waiting:
-                if seq.grammar is not None and not seq.grammar.done():
-                    seq.grammar.set_exception(RuntimeError("planted"))
-            return schedule()
+    def fail_late() -> Any:
+        # The compile ends with an error between the look at it and the plan.
+        while late:
+            late.pop().set_exception(RuntimeError("planted"))
+        return schedule()
 
-        engine._scheduler.schedule = settle  # type: ignore[method-assign]
+    engine._scheduler.schedule = fail_late  # type: ignore[method-assign]
     grammar = GrammarSpec(GrammarKind.REGEX, "a")
     answers = run(engine, requests(SamplingParams(max_tokens=12, n=2, grammar=grammar)))
     assert answers[GOOD, 0].token_ids == expected

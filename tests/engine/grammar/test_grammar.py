@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -12,14 +11,14 @@ import torch
 from models.constraints import accepts, encode, schema_spec
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar.grammar import GrammarCompiler, compile_grammar
+from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.sampling.bitmask import bitmask_width, unpack, unpack_table
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar.grammar import CompiledGrammar, GrammarMatcher
+    from tokenbus.engine.grammar.grammar import GrammarMatcher
 
 PERSON = {
     "type": "object",
@@ -148,34 +147,6 @@ def test_refused_token_is_an_error_of_this_matcher_alone(
     with pytest.raises(GrammarRejected):
         broken.mask()
     healthy.accept(encode(tokenizer, "{")[0])
-
-
-def test_grammar_is_compiled_once_whoever_asks(
-    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Threads that ask for the same constraint at once share one compilation."""
-    spec = schema_spec({"const": "compiled once"})
-    calls: list[GrammarSpec] = []
-    compile_one = compiler._compile
-
-    def counted(spec: GrammarSpec) -> CompiledGrammar:
-        calls.append(spec)
-        return compile_one(spec)
-
-    monkeypatch.setattr(compiler, "_compile", counted)
-    with ThreadPoolExecutor(4) as threads:
-        compiled = list(threads.map(compiler.compile, [spec] * 16))
-    assert len(calls) == 1
-    assert all(grammar is compiled[0] for grammar in compiled)
-
-
-def test_free_function_keeps_one_compiler_per_tokenizer(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    """The same tokenizer and constraint give the same compiled grammar."""
-    spec = schema_spec(PERSON)
-    first = compile_grammar(spec, tokenizer, len(tokenizer), (0,))
-    assert compile_grammar(spec, tokenizer, len(tokenizer), (0,)) is first
 
 
 def test_listed_key_cannot_be_spelled_as_an_unlisted_one(

@@ -20,6 +20,7 @@ from models.triton_model import load_on_triton
 from transformers import LlamaConfig, LlamaForCausalLM
 from triton.runtime.jit import JITFunction
 
+from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.engine import Engine
 from tokenbus.engine.execution import graph_runner
 from tokenbus.engine.execution.constrained import ConstrainedRows
@@ -130,7 +131,7 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
         eos_token_ids=(),
         vocab_size=CONFIG.vocab_size,
     )
-    constrained = ConstrainedRows(None, limits, runner.containment)
+    constrained = ConstrainedRows(None, limits, runner.containment, EngineConfig("none"))
     return graphs, Engine(runner, scheduler, constrained, limits, one_step_ahead=False)
 
 

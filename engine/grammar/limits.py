@@ -1,0 +1,55 @@
+"""What the work for one grammar may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from llguidance import LLParserLimits
+
+# Address space of a trial beside what its process had before, in bytes. The heaviest schema that
+# compiles within the default time took 40 MiB.
+TRIAL_MEMORY_BYTES = 1 << 30
+# Wall time of a trial per second of its processor time, and what is added, in seconds: a machine
+# with many times more to do than cores is not the grammar's fault.
+_WALL_PER_CPU, _WALL_EXTRA_S = 8.0, 5.0
+
+
+@dataclass(frozen=True)
+class GrammarLimits:
+    """Limits of one grammar; times are of the processor.
+
+    source_bytes: of the source in UTF-8.
+    states: of the lexer, over all sequences that share the grammar; 1 to 2 kB each.
+    items: of the parser, per token.
+    compile_s: for compiling and the trial of the first tokens.
+    token_ms: for the mask of one token, and for accepting one.
+    """
+
+    source_bytes: int = 262_144
+    states: int = 50_000
+    items: int = 20_000
+    compile_s: float = 2.0
+    token_ms: float = 100.0
+
+    @property
+    def wall_s(self) -> float:
+        """Wall time after which a trial is given up."""
+        return self.compile_s * _WALL_PER_CPU + _WALL_EXTRA_S
+
+    @cached_property
+    def of_library(self) -> LLParserLimits:
+        """The part that the library keeps by itself; the rest are its defaults."""
+        return LLParserLimits(
+            step_max_items=self.items,
+            max_lexer_states=self.states,
+            verbose_errors=False,
+        )
+
+
+def too_slow(spent_ms: float, limits: GrammarLimits) -> str:
+    """Say that one token cost too much."""
+    return (
+        f"one token of the grammar took {spent_ms:.0f} ms of processor time,"
+        f" the limit is {limits.token_ms:g} ms"
+    )

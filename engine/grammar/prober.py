@@ -1,0 +1,211 @@
+"""The prober process tries grammars, each in a child that the kernel ends at its limits.
+
+It runs as `python -m tokenbus.engine.grammar.prober PARENT_PID FILE FD…`. FILE is the descriptor of
+a file with vocabulary and limits, each FD that of a socket on which one trial at a time is asked
+for. The process itself only forks: it loads the vocabulary once
+and never touches a grammar, so that none can harm the next. It ends when its sockets close or its
+parent does; its children end with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.grammar.limits import GrammarLimits
+from tokenbus.engine.grammar.trial import (
+    GrammarTrial,
+    TrialStage,
+    TrialVerdict,
+    bound_this_process,
+)
+from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
+from tokenbus.engine.types import GrammarKind, GrammarSpec
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+_PR_SET_PDEATHSIG = 1
+_LENGTH = struct.Struct("<Q")
+_READ_BYTES = 1 << 16
+
+
+def send_message(sock: socket.socket, message: Any) -> None:
+    """Send a value of JSON, framed by its length."""
+    body = json.dumps(message).encode()
+    sock.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def receive_message(sock: socket.socket) -> Any:
+    """Receive a value of JSON.
+
+    Raises: ConnectionError at the end of the stream; TimeoutError as the socket is set.
+    """
+    (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
+    return json.loads(_exactly(sock, length))
+
+
+def _exactly(sock: socket.socket, num_bytes: int) -> bytes:
+    received = bytearray()
+    while len(received) < num_bytes:
+        chunk = sock.recv(min(num_bytes - len(received), 1 << 20))
+        if not chunk:
+            raise ConnectionError("the peer hung up")
+        received += chunk
+    return bytes(received)
+
+
+@dataclass(slots=True)
+class _Child:
+    """A running trial: who asked, its process, and what it has written so far."""
+
+    asker: socket.socket
+    pid: int
+    pipe: int
+    gives_up_at: float
+    said: bytearray = field(default_factory=bytearray)
+    timed_out: bool = False
+
+
+class Prober:
+    """Forks a child per trial and passes on what it says, or how it died."""
+
+    def __init__(
+        self, askers: list[socket.socket], tokenizer: LLTokenizer, limits: GrammarLimits
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._children: dict[int, _Child] = {}
+        self._selector = selectors.DefaultSelector()
+        self._num_askers = len(askers)
+        for asker in askers:
+            self._selector.register(asker, selectors.EVENT_READ)
+
+    def run(self) -> None:
+        """Serve until an asker hangs up."""
+        try:
+            while True:
+                for key, _ in self._selector.select(self._patience_s()):
+                    if isinstance(key.fileobj, socket.socket):
+                        self._begin(key.fileobj)
+                    else:
+                        self._listen(self._children[key.fd])
+                self._give_up()
+        except ConnectionError:
+            return
+        finally:
+            for child in self._children.values():
+                os.kill(child.pid, signal.SIGKILL)
+
+    def _patience_s(self) -> float | None:
+        if not self._children:
+            return None
+        soonest = min(child.gives_up_at for child in self._children.values())
+        return max(0.0, soonest - time.monotonic())
+
+    def _begin(self, asker: socket.socket) -> None:
+        kind, source = receive_message(asker)
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _try_in_child(
+                GrammarSpec(GrammarKind(kind), source), self._tokenizer, self._limits, writing
+            )
+        os.close(writing)
+        gives_up_at = time.monotonic() + self._limits.wall_s
+        self._children[reading] = _Child(asker, pid, reading, gives_up_at)
+        self._selector.register(reading, selectors.EVENT_READ)
+
+    def _listen(self, child: _Child) -> None:
+        chunk = os.read(child.pipe, _READ_BYTES)
+        if chunk:
+            child.said += chunk
+            return
+        self._selector.unregister(child.pipe)
+        os.close(child.pipe)
+        del self._children[child.pipe]
+        _, status = os.waitpid(child.pid, 0)
+        send_message(child.asker, asdict(self._verdict(child, status)))
+
+    def _verdict(self, child: _Child, status: int) -> TrialVerdict:
+        """Return what a child found, or how it ended before it could say."""
+        lines = child.said.split(b"\n")[:-1]
+        last = json.loads(lines[-1]) if lines else ""
+        if isinstance(last, dict):
+            return TrialVerdict(**last)
+        doing = last or TrialStage.COMPILE
+        number = os.waitstatus_to_exitcode(status)
+        if child.timed_out:
+            reason = f"{doing} took more than {self._limits.wall_s:g} s"
+        elif number == -signal.SIGPROF:
+            reason = f"{doing} took more than {self._limits.compile_s:g} s of processor time"
+        else:
+            reason = f"{doing} ended its process ({number})"
+        return TrialVerdict(reason, is_lasting=number == -signal.SIGPROF)
+
+    def _give_up(self) -> None:
+        now = time.monotonic()
+        for child in self._children.values():
+            if now >= child.gives_up_at and not child.timed_out:
+                child.timed_out = True
+                child.gives_up_at = float("inf")
+                os.kill(child.pid, signal.SIGKILL)
+
+
+def _try_in_child(
+    spec: GrammarSpec, tokenizer: LLTokenizer, limits: GrammarLimits, pipe: int
+) -> None:
+    """Try a grammar, write the verdict and end the process, whatever happens."""
+    try:
+        _die_with(os.getppid())
+        # Panics of the library are verdicts; nobody has to read them in a log.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        bound_this_process(limits)
+
+        def say(what: TrialStage | TrialVerdict) -> None:
+            said = asdict(what) if isinstance(what, TrialVerdict) else what
+            line = memoryview(json.dumps(said).encode() + b"\n")
+            while line:
+                line = line[os.write(pipe, line) :]
+
+        verdict = GrammarTrial(tokenizer, spec, limits, say).run()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        say(verdict)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def _die_with(parent_pid: int) -> None:
+    """Have the kernel end this process when its parent ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def main(argv: list[str]) -> int:
+    """Read vocabulary and limits from the file, then serve the sockets."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _die_with(int(argv[0]))
+    askers = [socket.socket(fileno=int(fd)) for fd in argv[2:]]
+    with os.fdopen(int(argv[1]), encoding="utf-8") as file:
+        file.seek(0)
+        tokenizer, num_ids, eos_token_ids, limits = json.load(file)
+    vocabulary = GrammarVocabulary(tokenizer, num_ids, tuple(eos_token_ids))
+    Prober(askers, vocabulary.build(), GrammarLimits(**limits)).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""The engine's end of the prober process, which is started on first use and replaced if it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.errors import EngineError
+from tokenbus.engine.grammar.prober import receive_message, send_message
+from tokenbus.engine.grammar.trial import TrialVerdict
+
+if TYPE_CHECKING:
+    from tokenbus.engine.grammar.limits import GrammarLimits
+    from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
+    from tokenbus.engine.types import GrammarSpec
+
+# A prober touches no grammar, so that only something outside can end it.
+_MAX_ATTEMPTS = 3
+# Beside the wall time of a trial: the start of the prober, on a machine that is busy, in seconds.
+_START_S = 60.0
+_COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.grammar.prober")
+
+
+class ProberLost(EngineError):
+    """The prober process ends as often as it is started."""
+
+
+class ProberLink:
+    """Asks for trials, one at a time in each of `num_lanes` lanes, a thread per lane."""
+
+    def __init__(
+        self, vocabulary: GrammarVocabulary, limits: GrammarLimits, num_lanes: int
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._limits = limits
+        self._num_lanes = num_lanes
+        self._lock = Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lanes: list[socket.socket] = []
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Start the process unless it runs; it gets ready while its caller goes on."""
+        with self._lock:
+            if self._process is None and not self._is_closed:
+                self._spawn()
+
+    def try_grammar(self, spec: GrammarSpec, lane: int) -> TrialVerdict:
+        """Try a grammar and return the verdict.
+
+        Raises: ProberLost.
+        """
+        for _ in range(_MAX_ATTEMPTS):
+            self.start()
+            with self._lock:
+                process, lanes = self._process, self._lanes
+            if process is None:
+                break
+            try:
+                send_message(lanes[lane], (spec.kind.value, spec.source))
+                return TrialVerdict(**receive_message(lanes[lane]))
+            except (OSError, ValueError):
+                self._discard(process)
+        raise ProberLost("the process in which grammars are tried does not live")
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._is_closed = True
+            process = self._process
+        if process is not None:
+            self._discard(process)
+
+    def _spawn(self) -> None:
+        pairs = [socket.socketpair() for _ in range(self._num_lanes)]
+        with tempfile.TemporaryFile("w", encoding="utf-8") as file:
+            vocabulary = self._vocabulary
+            values = (vocabulary.tokenizer, vocabulary.num_ids, vocabulary.eos_token_ids)
+            json.dump((*values, asdict(self._limits)), file)
+            file.flush()
+            theirs = [file.fileno(), *(pair[1].fileno() for pair in pairs)]
+            self._process = subprocess.Popen(
+                [*_COMMAND, str(os.getpid()), *map(str, theirs)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=theirs,
+                process_group=0,
+            )
+        self._lanes = []
+        for ours, their_end in pairs:
+            their_end.close()
+            ours.settimeout(self._limits.wall_s + _START_S)
+            self._lanes.append(ours)
+
+    def _discard(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process, unless another thread has replaced it already."""
+        with self._lock:
+            if self._process is not process:
+                return
+            self._process = None
+            lanes, self._lanes = self._lanes, []
+        process.kill()
+        process.wait()
+        for lane in lanes:
+            lane.close()

@@ -1,0 +1,99 @@
+"""A queue of work for several threads, shared out between tenants by the time they have had."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from threading import Condition
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Share(Generic[T]):
+    """What one tenant has waiting, by priority, and what it has had in seconds."""
+
+    spent_s: float
+    waiting: dict[int, deque[T]] = field(default_factory=dict)
+    num_running: int = 0
+
+    @property
+    def priority(self) -> int:
+        """The best priority that waits."""
+        return min(self.waiting)
+
+
+class TenantQueue(Generic[T]):
+    """Gives the best priority first, and among equals the tenant that has had the least time.
+
+    While there is more than one thread, no tenant has all of them: the work of one waits for that
+    of another at most until a thread is free, however much the other has queued.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._most_running = max(1, num_threads - 1)
+        self._shares: dict[str, _Share[T]] = {}
+        self._changed = Condition()
+        self._spent_s = 0.0
+        self._is_closed = False
+
+    def put(self, tenant: str, priority: int, work: T) -> None:
+        """Queue work; `priority` 0 is served first."""
+        with self._changed:
+            share = self._shares.get(tenant)
+            if share is None:
+                # One that comes back does not make up for the time when it asked for nothing.
+                share = self._shares[tenant] = _Share(self._spent_s)
+            share.waiting.setdefault(priority, deque()).append(work)
+            self._changed.notify()
+
+    def take(self) -> tuple[str, T] | None:
+        """Wait for work and return it with its tenant; None when the queue is closed.
+
+        Whoever takes it calls `finish`.
+        """
+        with self._changed:
+            while True:
+                if self._is_closed:
+                    return None
+                tenant = self._next_tenant()
+                if tenant is not None:
+                    break
+                self._changed.wait()
+            share = self._shares[tenant]
+            priority = share.priority
+            lane = share.waiting[priority]
+            work = lane.popleft()
+            if not lane:
+                del share.waiting[priority]
+            share.num_running += 1
+            self._spent_s = max(self._spent_s, share.spent_s)
+            return tenant, work
+
+    def finish(self, tenant: str, spent_s: float) -> None:
+        """Note that work of a tenant is done and what it took."""
+        with self._changed:
+            share = self._shares.get(tenant)
+            if share is None:
+                return
+            share.num_running -= 1
+            share.spent_s += spent_s
+            if not share.num_running and not share.waiting:
+                del self._shares[tenant]
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Give nothing any more."""
+        with self._changed:
+            self._is_closed = True
+            self._shares.clear()
+            self._changed.notify_all()
+
+    def _next_tenant(self) -> str | None:
+        ready = (
+            (share.priority, share.spent_s, tenant)
+            for tenant, share in self._shares.items()
+            if share.waiting and share.num_running < self._most_running
+        )
+        return min(ready, default=(0, 0.0, None))[2]

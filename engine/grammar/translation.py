@@ -1,0 +1,96 @@
+"""From a constraint to the grammar library's own form, and from its errors to one line."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from llguidance import LLMatcher
+
+from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.grammar.json_schema import enforceable_schema, json_options
+from tokenbus.engine.types import GrammarKind, GrammarSpec
+
+if TYPE_CHECKING:
+    from tokenbus.engine.grammar.limits import GrammarLimits
+
+# What the library says of limits and dead ends, and what that means to the author of a grammar.
+_MEANINGS = (
+    ("NoExtension", "nothing can satisfy it"),
+    ("too many expressions", "it is too complex: too many expressions for one token"),
+    ("too many states", "it is too complex: too many states"),
+    ("Too many items", "it is too ambiguous: too many parses of one token"),
+    ("Current row has", "it has too many alternatives at one place"),
+    ("too big", "it is too large"),
+    ("nest limit", "it is nested too deep"),
+    ("deeply nested", "it is nested too deep"),
+    ("nesting", "it is nested too deep"),
+    ("Unable to determine", "it is too complex to combine"),
+    ("panic", "the grammar library failed on it"),
+)
+_MAX_REASON_CHARACTERS = 800
+# Lines of a message that quote a long source keep so many characters of each end.
+_LINE_HEAD, _LINE_TAIL = 120, 60
+
+
+def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
+    """Translate a constraint into the library's form.
+
+    Raises: GrammarRejected if the source is too long, not JSON where it must be, or of a schema
+        that would not be enforced.
+    """
+    num_bytes = len(spec.source.encode(errors="surrogatepass"))
+    if num_bytes > limits.source_bytes:
+        raise GrammarRejected(
+            "grammar", f"the source has {num_bytes} bytes, the limit is {limits.source_bytes}"
+        )
+    if spec.kind is GrammarKind.JSON_SCHEMA:
+        schema = enforceable_schema(parsed_source(spec))
+        if schema is False:
+            raise GrammarRejected("grammar", "JSON schema at #: false allows nothing")
+        return schema_grammar({} if schema is True else schema)
+    if spec.kind is GrammarKind.CHOICE:
+        choices = parsed_source(spec)
+        is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
+        if not is_texts or not choices:
+            raise GrammarRejected("grammar", "choice must be a JSON list of one or more strings")
+        # Lark's string literals are those of JSON.
+        return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
+    if spec.kind is GrammarKind.REGEX:
+        return LLMatcher.grammar_from_regex(spec.source)
+    return LLMatcher.grammar_from_lark(spec.source)
+
+
+def schema_grammar(schema: Any) -> str:
+    """Translate a schema that is enforceable as it stands."""
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=json_options(schema))
+
+
+def parsed_source(spec: GrammarSpec) -> Any:
+    """Parse the source as JSON.
+
+    Raises: GrammarRejected.
+    """
+    try:
+        return json.loads(spec.source)
+    except (ValueError, RecursionError) as error:
+        raise GrammarRejected("grammar", f"{spec.kind.value} is not JSON: {error}") from error
+
+
+def reason_of(message: str) -> str:
+    """Return what an error of the library says, without the dump of its state, and what it means.
+
+    Lines and columns that the library names stay.
+    """
+    lines = message.partition("\n<")[0].strip().splitlines()
+    said = "\n".join(map(_clipped, lines))[:_MAX_REASON_CHARACTERS]
+    for sign, meaning in _MEANINGS:
+        if sign in said:
+            return f"{meaning} ({said})"
+    return said
+
+
+def _clipped(line: str) -> str:
+    if len(line) <= _LINE_HEAD + _LINE_TAIL:
+        return line
+    return f"{line[:_LINE_HEAD]} … {line[-_LINE_TAIL:]}"
