@@ -4,7 +4,8 @@ Each job wants at most one thing of its log at a time: a takeover, the next toke
 log writer takes up to 64 such jobs and spends one script call per kind; while a call is under way
 new tokens gather, so that a slow server gets fewer and larger entries. A job belongs to one log
 writer, and so to one connection, for life, and is in one call at a time. The log's answer decides
-(rules R1 to R4).
+(rules R1 to R4). Packing, calls and answers are one noun, past three hundred lines: each is read by
+the next.
 """
 
 from __future__ import annotations
