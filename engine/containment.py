@@ -111,7 +111,7 @@ class Containment(Generic[K]):
                 raise
             first = error
         parts: list[tuple[slice, T | None]] = []
-        faults: dict[K, Exception] = {}
+        found: list[tuple[K, Exception]] = []
         for idx, key in enumerate(keys):
             part = slice(idx, idx + 1)
             try:
@@ -119,12 +119,12 @@ class Containment(Generic[K]):
             except Exception as error:
                 if self._escapes(error):
                     raise
-                faults[key] = error
+                found.append((key, error))
                 parts.append((part, None))
-        if len(faults) == len(keys) > 1:
+        if len(found) == len(keys) > 1:
             raise first
-        for key, error in faults.items():
-            self.keep(key, error, doing, FaultCode.ENGINE)
+        for key, cause in found:
+            self.keep(key, cause, doing, FaultCode.ENGINE)
         return parts
 
     def take(self) -> dict[K, Fault]:

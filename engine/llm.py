@@ -297,7 +297,7 @@ def _stop_reason(delta: TokenDelta, eos_token_ids: tuple[int, ...]) -> int | Non
     return None if delta.stop_token_id in eos_token_ids else delta.stop_token_id
 
 
-def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def _as_list(prompts: Any) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
     if prompts and all(isinstance(item, int) for item in prompts):

@@ -17,6 +17,7 @@ from tokenbus.engine.sampling.bounds import (
     MAX_STOP_LENGTH,
     MAX_STOPS,
     NUMBERS,
+    TOKEN_ID,
 )
 from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingParams
 
@@ -64,7 +65,7 @@ def _check_ids(ids: object, vocab_size: int, field: str) -> None:
         _require(
             isinstance(token_id, Integral)
             and not isinstance(token_id, bool)
-            and 0 <= token_id < vocab_size,
+            and TOKEN_ID.low <= int(token_id) < vocab_size,
             field,
             f"token id {_shown(token_id)} is not in the vocabulary of {vocab_size} tokens",
         )

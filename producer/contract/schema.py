@@ -48,7 +48,16 @@ TEMPLATE_TOKENS = 8
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 
-Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+def _check_text(text: str) -> str:
+    """Check that UTF-8 carries a text; what came as JSON always passes."""
+    if not text.isascii():
+        text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Bias = Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)]
 BadWord = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BAD_WORD_LENGTH)]
 
@@ -75,7 +84,7 @@ def _check_callback(url: str) -> str:
     return url
 
 
-CallbackUrl = Annotated[str, Field(max_length=2048), AfterValidator(_check_callback)]
+CallbackUrl = Annotated[Text, Field(max_length=2048), AfterValidator(_check_callback)]
 
 _NOT_DUMPED = {"v", "cache_secret"}
 _STRICT = ConfigDict(
@@ -89,11 +98,11 @@ class Message(BaseModel):
     model_config = _STRICT
 
     role: Name
-    content: str | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
+    content: Text | None = None
+    name: Text | None = None
+    reasoning_content: Text | None = None
     tool_calls: list[JsonObject] | None = None
-    tool_call_id: str | None = None
+    tool_call_id: Text | None = None
 
 
 class Grammar(BaseModel):
@@ -102,7 +111,7 @@ class Grammar(BaseModel):
     model_config = _STRICT
 
     kind: Literal["json_schema", "regex", "choice", "lark"]
-    source: str = Field(min_length=1, max_length=MAX_GRAMMAR_LENGTH)
+    source: Text = Field(min_length=1, max_length=MAX_GRAMMAR_LENGTH)
 
 
 class ToolFunction(BaseModel):
@@ -111,7 +120,7 @@ class ToolFunction(BaseModel):
     model_config = _STRICT
 
     name: str = Field(pattern=TOOL_NAME_PATTERN)
-    description: str | None = None
+    description: Text | None = None
     parameters: JsonObject = Field(default_factory=dict)
     strict: bool | None = None
 
@@ -151,18 +160,18 @@ class JobRequest(BaseModel):
 
     v: int = Field(default=WIRE_VERSION, ge=KNOWN_VERSIONS[0], le=KNOWN_VERSIONS[-1])
     id: Annotated[str, Field(pattern=JOB_ID_PATTERN)] | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)
     token_ids: TokenIds | None = None
     tenant: Name = "default"
     priority: int = Field(default=1, ge=0, le=2)
     deadline_s: float | None = Field(default=None, gt=0, le=MAX_WAIT_S)
     not_before_s: float | None = Field(default=None, ge=0, le=MAX_WAIT_S)
-    idempotency_key: str | None = Field(default=None, min_length=1, max_length=256)
+    idempotency_key: Text | None = Field(default=None, min_length=1, max_length=256)
     cache_group: Name | None = None
     cache_secret: SecretStr | None = Field(default=None, min_length=16, max_length=256)
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=32)
-    traceparent: str | None = Field(default=None, max_length=128)
+    metadata: dict[Text, Text] = Field(default_factory=dict, max_length=32)
+    traceparent: Text | None = Field(default=None, max_length=128)
     callback_url: CallbackUrl | None = None
 
     n: int = _within("n", 1)

@@ -15,11 +15,13 @@ import msgspec
 from pydantic import Field, GetCoreSchemaHandler, SerializationInfo
 from pydantic_core import CoreSchema, core_schema
 
+from tokenbus.producer.contract.bounds import TOKEN_ID
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ID_BYTES = 4
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=TOKEN_ID.low, le=TOKEN_ID.high)]
 _Listed = Annotated[list[TokenId], Field(min_length=1)]
 _CHECKED = list[Annotated[int, msgspec.Meta(ge=0, lt=2**31)]]
 _IS_BIG_ENDIAN = sys.byteorder == "big"

@@ -73,9 +73,9 @@ async def _end_of(client: AsyncClient, mutant: Mutant, job_id: str) -> str:
     except (JobCancelled, JobExpired) as error:
         return type(error).__name__
     except JobUnknown:
-        # The body named an id of its own, and is answered there.
-        assert b'"id"' in mutant.raw
-        return "under its own id"
+        # The body named an id of its own, or a key that was used before, and is answered there.
+        assert b'"id"' in mutant.raw or b'"idempotency_key"' in mutant.raw
+        return "under another id"
     return result.finish.reason
 
 
