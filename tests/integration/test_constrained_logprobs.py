@@ -76,7 +76,7 @@ class Model:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._scores = RawScores(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         limits = EngineLimits("any", 9, 16, 1024, 8, (), len(tokenizer))
         self._preparer = PromptPreparer(tokenizer, limits)
 

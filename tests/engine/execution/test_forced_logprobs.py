@@ -22,6 +22,7 @@ from tokenbus.engine.types import (
     SamplingParams,
     TokenDelta,
 )
+from tokenbus.engine.weights import model_store
 
 if TYPE_CHECKING:
     from tokenbus.engine.scheduling.plan import StepPlan
@@ -224,9 +225,10 @@ def test_preempted_runs_are_scored_once(
     ]
     wanted, told = run(roomy, requests), run(llm, requests)
     for (idx, choice), each in told.items():
+        asked_for = requests[idx]
         assert each.ids == wanted[idx, choice].ids
         assert each.marks == wanted[idx, choice].marks
-        each.check(scores, requests[idx].prompt_ids, requests[idx].params.logprobs)
+        each.check(scores, tuple(asked_for.prompt_ids), asked_for.params.logprobs or 0)
     assert amid
     assert over
     llm.close()
@@ -299,3 +301,26 @@ def test_forced_tokens_cost_no_row_of_the_head_without_logprobs(
         num_rows = 0
         run(llm, [Request(0, prompt_of(llm), replace(params, logprobs=logprobs))])
         assert num_rows == expected
+
+
+@pytest.mark.slow
+def test_demo_model_offline_gives_the_entries_of_transformers() -> None:
+    """Choices, schema and calls, three choices of each, through `generate` and `chat`."""
+    folder = model_store.pull("smollm2-135m")
+    llm = LLM(folder, dtype="float32", device="cpu", num_threads=1, num_pages=200)
+    scores = RawScores(folder)
+    free = SamplingParams(n=3, max_tokens=40, temperature=1.0, seed=2, logprobs=2)
+    grammars = (CHOICE, SURE, JSON)
+    outputs = llm.generate(
+        [PROMPT] * len(grammars), [replace(free, grammar=each) for each in grammars], progress=False
+    )
+    messages = [{"role": "user", "content": "Describe a shoe."}]
+    outputs += llm.chat(messages, free, tools=[TOOL], tool_choice="describe", progress=False)
+    for output in outputs:
+        for choice in output.choices:
+            entries = [(entry.logprob, entry.rank, entry.top) for entry in choice.logprobs]
+            scores.check(output.prompt_ids, choice.token_ids, entries, 2)
+            assert any(entry.forced for entry in choice.logprobs)
+    assert all(entry.forced for entry in outputs[1].logprobs)
+    assert any(choice.tool_calls for choice in outputs[3].choices)
+    llm.close()
