@@ -22,6 +22,7 @@ from workers.null_workers import (
 )
 
 from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.commands.status import run_status
 from tokenbus.worker.errors import DeathCause
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ async def _outages(client: AsyncClient) -> Mapping[str, str]:
 
 
 async def test_worker_outlives_engines_that_do_not_start(
-    client: AsyncClient, redis_url: str, pool: str
+    client: AsyncClient, redis_url: str, pool: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It gives back what it holds, says why it is not ready, tries again, and goes on.
 
@@ -261,6 +262,9 @@ async def test_worker_outlives_engines_that_do_not_start(
             while not (outages := await _outages(client)):  # noqa: ASYNC110 -- no event tells
                 await asyncio.sleep(0.05)
         assert "it was not ready after 0.001 s (start" in outages[running.name]
+        # The health check of a worker.
+        assert await asyncio.to_thread(run_status, redis_url, pool, here=True) == 1
+        assert f"{running.name}: no engine" in capsys.readouterr().out
         supervisor._settings = running.settings
         await readers.check()
         assert not running.has_ended
@@ -268,6 +272,7 @@ async def test_worker_outlives_engines_that_do_not_start(
         async with asyncio.timeout(PATIENCE_S):
             while await _outages(client):  # noqa: ASYNC110 -- no event tells
                 await asyncio.sleep(0.05)
+        assert await asyncio.to_thread(run_status, redis_url, pool, here=True) == 0
 
 
 async def test_engines_that_die_of_nothing_come_back_after_growing_pauses(

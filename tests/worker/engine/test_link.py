@@ -19,16 +19,19 @@ from tokenbus.engine.errors import ModelNotFound
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.errors import EngineStartFailed
+from tokenbus.worker.errors import DeathCause, EngineStartFailed
 from tokenbus.worker.messages.engine import (
+    REPORTS,
     AbortRequest,
     AddRequest,
     Beat,
     Credit,
+    EngineRefused,
     RequestRefused,
     StartEngine,
     StepRecord,
 )
+from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -162,7 +165,39 @@ async def test_death_of_the_engine_is_told_with_its_signal(start: Starter) -> No
     async with asyncio.timeout(PATIENCE_S):
         died = await engine.link.wait_died()
     assert "SIGABRT" in str(died)
+    assert died.cause is DeathCause.SIGNAL
     assert not engine.link.is_alive
+
+
+@pytest.mark.parametrize(
+    ("refusal", "cause"),
+    [
+        (EngineRefused("OutOfMemoryError", "Tried to allocate 2 GiB"), DeathCause.MEMORY),
+        (EngineRefused("RuntimeError", "CUDA error: out of memory"), DeathCause.MEMORY),
+        (EngineRefused("MemoryError", ""), DeathCause.MEMORY),
+        (EngineRefused("RuntimeError", "CUDA error: unspecified launch failure"), DeathCause.ERROR),
+    ],
+    ids=["torch", "driver", "host", "other"],
+)
+async def test_engine_that_found_no_memory_is_told_from_others(
+    refusal: EngineRefused, cause: DeathCause
+) -> None:
+    """Its last word says so, in the words of torch, of the driver or of Python."""
+    link = EngineLink(StartEngine(), lambda _: None)
+    [body] = FrameReader().feed(REPORTS.encode(refusal))
+    link._receive(body)
+    link._lost()
+    assert (await link.wait_died()).cause is cause
+
+
+async def test_engine_that_ends_by_itself_is_told_with_its_status(start: Starter) -> None:
+    """Its worker hung up, or so it seemed: it left with status 0."""
+    engine = await start()
+    assert engine.link._writer is not None
+    engine.link._writer.close()
+    async with asyncio.timeout(PATIENCE_S):
+        died = await engine.link.wait_died()
+    assert died.cause is DeathCause.EXIT
 
 
 async def test_idle_engine_beats_and_a_hung_one_does_not(start: Starter) -> None:

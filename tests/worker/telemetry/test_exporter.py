@@ -63,6 +63,8 @@ async def test_scrape_tells_what_happened(redis_url: str, pool: str, publishers:
     assert seen["tokenbus_publish_lag_seconds_count"] == seen["tokenbus_log_entries_total"]
     assert seen["tokenbus_log_entries_total"] == entries
     assert seen["tokenbus_coalescing_seconds"] >= 0
+    assert seen["tokenbus_engine_up"] == 1
+    assert seen["tokenbus_engine_ends_total signal"] == seen["tokenbus_engine_ends_in_a_row"] == 0
 
 
 async def test_port_in_use_is_said_by_name(redis_url: str, pool: str) -> None:
