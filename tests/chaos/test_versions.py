@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
-from rides.scale import long_row
 from workers.earlier_release import EarlierRelease
 from workers.null_workers import command, expected_text, follow, worker
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.scripts.replies import JobState
 
-pytestmark = long_row
+pytestmark = pytest.mark.slow
 LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
 
 
@@ -160,6 +159,10 @@ async def test_old_client_reads_a_new_job_of_the_default_tenant(
     async with worker(pool, redis_url):
         assert await reading == [expected_text(5, 12), "length"]
         await client.result(hidden)
+        fields = {"prompt": "hello", "seed": 5, "max_tokens": 12, "id": "new"}
+        assert await earlier.call(redis_url, pool, "submit", fields) == ["new", False]
+        changed = await earlier.call(redis_url, pool, "submit", fields | {"seed": 6})
+        assert changed["error"] == "IdempotencyConflict"
         unknown = await earlier.call(redis_url, pool, "result", "hidden", 1)
         assert unknown["error"] == "JobUnknown"
         assert await earlier.call(redis_url, pool, "cancel", "new") is False
