@@ -24,6 +24,7 @@ from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixe
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
 from tokenbus.engine.weights.leftovers import refuse_stored
+from tokenbus.engine.weights.load_check import LoadCheck
 from tokenbus.engine.weights.readers import PlainReader
 
 if TYPE_CHECKING:
@@ -142,7 +143,11 @@ def build_model(
         name: rope_table(text, layer_type, max_model_len, device)
         for name, layer_type in shape.rope_layer_types.items()
     }
-    return Decoder(decoder.finish(ropes), backend.ops(shape, dtype))
+    tensors = decoder.finish(ropes)
+    check = LoadCheck(tensors)
+    model = Decoder(tensors, backend.ops(shape, dtype))
+    check.run()
+    return model
 
 
 def _stored_dtypes(weights: Path | Mapping[str, Tensor] | None) -> Mapping[str, str]:

@@ -66,6 +66,8 @@ def quantization_config(config: Any, folder: Path | None) -> Mapping[str, Any] |
     """
     for place in (config, config.get_text_config()):
         found = getattr(place, "quantization_config", None)
+        # What compressed-tensors wrote at first.
+        found = found or getattr(place, "compression_config", None)
         if found is not None:
             told: Mapping[str, Any] = found if isinstance(found, dict) else found.to_dict()
             return told
@@ -122,7 +124,7 @@ def _gptq(config: Mapping[str, Any]) -> Scheme:
     bits = int(config["bits"])
     if bits not in (4, 8):
         raise ModelUnsupported(f"gptq weights of {bits} bits cannot be read, 4 and 8 can")
-    version = str(config.get("checkpoint_format") or "gptq").lower()
+    version = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
     if version not in ("gptq", "gptq_v2") or config.get("is_marlin_format"):
         raise ModelUnsupported(f"gptq weights are laid out for {version}, which cannot be read")
     if config.get("dynamic"):
