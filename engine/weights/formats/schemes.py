@@ -46,10 +46,10 @@ class ListScheme:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptScheme:
-    """One format for all modules but those that wildcards name."""
+    """One format, None for plain numbers, for all modules but those that wildcards name."""
 
     name: str
-    format: PartFormat
+    format: PartFormat | None
     left_out: tuple[str, ...]
 
     def format_of(self, names: Sequence[str], *, is_head: bool) -> PartFormat | None:
@@ -141,8 +141,11 @@ def _gptq(config: Mapping[str, Any]) -> Scheme:
 
 def _modelopt(config: Mapping[str, Any]) -> Scheme:
     told = config.get("quantization", config)
-    algorithm = str(told.get("quant_algo", "")).upper()
+    algorithm = str(told.get("quant_algo") or "").upper()
     left_out = _names(told, "exclude_modules", "ignore")
+    if not algorithm and told.get("kv_cache_quant_algo"):
+        # Only the KV cache was calibrated.
+        return ModelOptScheme("modelopt", None, left_out)
     if algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
         return ModelOptScheme("modelopt", Fp8Format(), left_out)
     if algorithm == "FP8_PB_WO":

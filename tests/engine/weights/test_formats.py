@@ -23,7 +23,8 @@ from models.stored_formats import (
     packed,
     save_as,
 )
-from transformers import LlamaConfig
+from safetensors.torch import save_file
+from transformers import LlamaConfig, Qwen2Config
 
 from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.errors import ModelUnsupported
@@ -251,6 +252,34 @@ _FORMATS: dict[str, tuple[StoredFormat, type[Any]]] = {
         Int8GroupWeight,
     ),
 }
+
+
+def test_biases_of_quantised_linears_stay_plain(tmp_path: Path) -> None:
+    """A family with biases of q, k and v has them beside packed weights."""
+    sizes = tiny_sizes(vocab_size=200, num_hidden_layers=1)
+    biased = draw_model(Qwen2Config(**sizes))
+    numbers = save_as(biased, tmp_path, _FORMATS["awq"][0])
+    loaded: Any = load_model(tmp_path, stepwise_backend(), dtype="float32").model
+    expected = [numbers[f"model.layers.0.self_attn.{part}_proj.bias"] for part in "qkv"]
+    qkv = loaded.tensors.layers[0].qkv
+    assert isinstance(qkv.weight, Int4GroupWeight)
+    assert qkv.bias.equal(torch.cat(expected))
+    reference = copy.deepcopy(biased)
+    reference.load_state_dict(numbers)
+    texts = draw_prompts(199, [3, 20])
+    expected_tokens = Reference(reference).generate(texts, _NUM_TOKENS)
+    assert GreedyDriver(loaded).generate(texts, _NUM_TOKENS) == expected_tokens
+
+
+def test_a_calibrated_kv_cache_leaves_weights_plain(model: Any, tmp_path: Path) -> None:
+    """ModelOpt's file may speak of the KV cache alone; its scales are not needed."""
+    told = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
+    everything = StoredFormat({}, fp8_rows, left_out=("",), modelopt_file=told)
+    numbers = save_as(model, tmp_path, everything)
+    scale = {"model.layers.0.self_attn.k_proj.k_scale": torch.ones(1)}
+    save_file(numbers | scale, tmp_path / "model.safetensors")
+    loaded: Any = load_model(tmp_path, stepwise_backend(), dtype="float32").model
+    assert {type(linear.weight) for linear in loaded.tensors.linears()} == {PlainWeight}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
