@@ -304,7 +304,7 @@ def test_a_device_that_multiplies_wrongly_is_found_out(model: Any, tmp_path: Pat
         load_model(tmp_path, backend, dtype="float32")
 
 
-@pytest.mark.parametrize("name", ["ct-fp8-dynamic", "fp8-block", "ct-mixed", "ct-int8", "awq"])
+@pytest.mark.parametrize("name", ["ct-fp8-dynamic", "fp8-block", "ct-mixed", "ct-w8a16", "awq"])
 def test_random_weights_are_of_the_kinds_of_the_config(
     name: str, model: Any, tmp_path: Path
 ) -> None:
