@@ -32,7 +32,7 @@ def refuse_outside(folder: Path) -> None:
     root = folder.resolve()
     homes = [root]
     if root.parent.name == "snapshots":
-        homes.append(root.parent.parent / "blobs")
+        homes.append((root.parent.parent / "blobs").resolve())
     templates = folder / _TEMPLATE_FOLDER
     files = [*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]
     for file in sorted(files):

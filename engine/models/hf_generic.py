@@ -158,12 +158,12 @@ def _load(
             options |= {"trust_remote_code": False, "use_safetensors": True}
             model, report = factory.from_pretrained(weights, **options)
             _refuse_missing(report["missing_keys"])
-            _refuse_unexpected(report["unexpected_keys"])
+            _refuse_unexpected(model, report["unexpected_keys"])
         else:
             model = factory.from_config(config, trust_remote_code=False, **options)
             report = model.load_state_dict(dict(weights), strict=False)
             _refuse_missing(report.missing_keys)
-            _refuse_unexpected(report.unexpected_keys)
+            _refuse_unexpected(model, report.unexpected_keys)
             model.tie_weights()
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).splitlines()[0]
@@ -182,8 +182,9 @@ def _refuse_missing(names: Any) -> None:
         )
 
 
-def _refuse_unexpected(names: Any) -> None:
+def _refuse_unexpected(model: Any, names: Any) -> None:
     """Refuse tensors that would have changed the numbers of a linear that the model has."""
-    left = [name for name in names if _MATTERS.search(name)]
+    linears = {name.removesuffix(".weight") for name, _ in model.named_parameters()}
+    left = [name for name in names if _MATTERS.search(name) and name.rpartition(".")[0] in linears]
     if left:
         raise ModelUnsupported(f"{min(left)} is in the checkpoint, and the model takes none")

@@ -32,7 +32,7 @@ _INSIDE = ("layers.", "embed_tokens.", "norm.", "lm_head.")
 # call them. Masks and tables of positions come as integers.
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16", *map(str, FLOATS)))
 _TABLE = re.compile(
-    r"(^|\.)(attn\.bias|attention\.bias|masked_bias|position_ids|inv_freq|\w*mask)$"
+    r"(^|\.)(attn\.bias|attention\.bias|masked_bias|\w*_(ids|index|indices)|inv_freq|\w*mask)$"
 )
 
 

@@ -25,6 +25,7 @@ from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixe
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
 from tokenbus.engine.weights.leftovers import refuse_stored
+from tokenbus.engine.weights.load_check import LoadCheck
 from tokenbus.engine.weights.readers import PlainReader
 from tokenbus.engine.weights.special_tokens import check_others, eos_token_ids
 
@@ -69,7 +70,7 @@ def load_model(
     max_model_len: int | None = None,
     reader: WeightReader | None = None,
 ) -> LoadedModel:
-    """Load a model from a local folder, a hub id or an alias of the model store.
+    """Load a model from a local folder or GGUF file, a hub id or an alias of the model store.
 
     Args:
         backend: what is to run the model, and nothing else.
@@ -148,7 +149,11 @@ def build_model(
         name: rope_table(text, layer_type, max_model_len, device)
         for name, layer_type in shape.rope_layer_types.items()
     }
-    return Decoder(decoder.finish(ropes), backend.ops(shape, dtype))
+    tensors = decoder.finish(ropes)
+    check = LoadCheck(tensors)
+    model = Decoder(tensors, backend.ops(shape, dtype))
+    check.run()
+    return model
 
 
 def _stored_dtypes(weights: Path | Mapping[str, Tensor] | None) -> Mapping[str, str]:
@@ -168,13 +173,15 @@ def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightR
 
 
 def find_folder(model: str | Path, *, with_weights: bool = True) -> Path:
-    """Return the local folder of a model, fetching a hub id if it is not cached.
+    """Return the local folder of a model, fetching a hub id or converting a GGUF file.
 
     Raises: ModelNotFound with what was tried and what to do.
     """
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return folder
+    if folder.suffix == ".gguf" and folder.is_file():
+        return model_store.converted(folder)
     name = str(model)
     if folder.is_dir():
         raise ModelNotFound(f"{name} is a folder without config.json")

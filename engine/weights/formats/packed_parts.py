@@ -16,6 +16,7 @@ from tokenbus.engine.weights.formats.packed_bits import (
     unpacked,
 )
 from tokenbus.engine.weights.formats.quantised_part import SCALE_FLOATS, QuantisedPart, per_output
+from tokenbus.engine.weights.rounding import round_to_int8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +111,7 @@ class _CompressedPart(_PackedPart):
         if self._groups.is_filled:
             order = order_of_groups(self._groups.name, self._groups.tensor, self._group)
             steps = steps if order is None else steps[:, order]
-        if form.bits == 8 and form.group_inputs is None and not form.has_zeros and order is None:
+        if self._is_by_outputs and order is None:
             values = (steps ^ 128).view(torch.int8).contiguous()
             return Int8Weight(values, per_output(scale, num_outputs), self.dtype)
         scales = scale.reshape(-1, self._num_groups).expand(num_outputs, -1)
@@ -120,8 +121,14 @@ class _CompressedPart(_PackedPart):
         return self._made(steps, scales, zeros, order)
 
     def random(self, values: Tensor) -> LinearWeight:
-        """Round the values, all by one scale, around the middle of the steps."""
-        return super().random(values)
+        """Round the values, to the kind that `weight` makes."""
+        return round_to_int8(values) if self._is_by_outputs else super().random(values)
+
+    @property
+    def _is_by_outputs(self) -> bool:
+        """Tell whether bytes with a scale per output are all there is."""
+        form = self._form
+        return form.bits == 8 and form.group_inputs is None and not form.has_zeros
 
     def _zeros(self, middle: int) -> Tensor:
         """Return the zero points, counted from 0 on: [out, groups] int16."""

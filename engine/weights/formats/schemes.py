@@ -46,10 +46,10 @@ class ListScheme:
 
 @dataclass(frozen=True, slots=True)
 class ModelOptScheme:
-    """One format for all modules but those that wildcards name."""
+    """One format, None for plain numbers, for all modules but those that wildcards name."""
 
     name: str
-    format: PartFormat
+    format: PartFormat | None
     left_out: tuple[str, ...]
 
     def format_of(self, names: Sequence[str], *, is_head: bool) -> PartFormat | None:
@@ -66,6 +66,8 @@ def quantization_config(config: Any, folder: Path | None) -> Mapping[str, Any] |
     """
     for place in (config, config.get_text_config()):
         found = getattr(place, "quantization_config", None)
+        # What compressed-tensors wrote at first.
+        found = found or getattr(place, "compression_config", None)
         if found is not None:
             told: Mapping[str, Any] = found if isinstance(found, dict) else found.to_dict()
             return told
@@ -122,7 +124,7 @@ def _gptq(config: Mapping[str, Any]) -> Scheme:
     bits = int(config["bits"])
     if bits not in (4, 8):
         raise ModelUnsupported(f"gptq weights of {bits} bits cannot be read, 4 and 8 can")
-    version = str(config.get("checkpoint_format") or "gptq").lower()
+    version = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
     if version not in ("gptq", "gptq_v2") or config.get("is_marlin_format"):
         raise ModelUnsupported(f"gptq weights are laid out for {version}, which cannot be read")
     if config.get("dynamic"):
@@ -139,8 +141,11 @@ def _gptq(config: Mapping[str, Any]) -> Scheme:
 
 def _modelopt(config: Mapping[str, Any]) -> Scheme:
     told = config.get("quantization", config)
-    algorithm = str(told.get("quant_algo", "")).upper()
+    algorithm = str(told.get("quant_algo") or "").upper()
     left_out = _names(told, "exclude_modules", "ignore")
+    if not algorithm and told.get("kv_cache_quant_algo"):
+        # Only the KV cache was calibrated.
+        return ModelOptScheme("modelopt", None, left_out)
     if algorithm in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
         return ModelOptScheme("modelopt", Fp8Format(), left_out)
     if algorithm == "FP8_PB_WO":

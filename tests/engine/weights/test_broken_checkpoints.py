@@ -120,6 +120,13 @@ def test_a_weight_that_is_no_plain_number_is_refused(case: Case, dtype: torch.dt
     _refused(case.folder, ModelUnsupported, rf"q_proj\.weight is stored as {told}")
 
 
+def test_a_container_of_4_bits_is_no_matrix(case: Case) -> None:
+    """Two numbers in a byte are neither read as bytes nor as half of a matrix."""
+    halves = torch.zeros(64, 64, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    case.put(f"{_Q}.weight", halves)
+    _refused(case.folder, ModelUnsupported, r"q_proj\.weight is stored as float4_e2m1fn_x2")
+
+
 @pytest.mark.parametrize("name", ["model.embed_tokens", "model.norm", "lm_head"])
 def test_what_is_no_linear_is_not_cast_either(case: Case, name: str) -> None:
     """Embedding, norms and head are refused in int8 as linears are."""
@@ -374,6 +381,7 @@ _CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "awq-no-group": ({"quant_method": "awq", "bits": 4}, "quantization_config of awq"),
     "gptq-3": (_gptq_config(bits=3), "gptq weights of 3 bits"),
     "gptq-marlin": (_gptq_config(checkpoint_format="marlin"), "laid out for marlin"),
+    "gptq-bitblas": (_gptq_config(format="bitblas"), "laid out for bitblas"),
     "gptq-dynamic": (_gptq_config(dynamic={"-:.*": {}}), "settings per module"),
     "fp8-e5m2": (_fp8_config(fmt="e5m2"), "fmt e5m2"),
     "modelopt-nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "algorithm NVFP4"),

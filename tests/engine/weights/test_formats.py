@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from models.architectures import draw_model, tiny_sizes
-from models.backends import stepwise_backend
+from models.backends import CPU, StepwiseBackend, stepwise_backend
 from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from models.stored_formats import (
     StoredFormat,
@@ -22,8 +23,11 @@ from models.stored_formats import (
     packed,
     save_as,
 )
-from transformers import LlamaConfig
+from safetensors.torch import save_file
+from transformers import LlamaConfig, Qwen2Config
 
+from tokenbus.engine.attention.torch_attention import TorchAttention
+from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.linear_weight import (
     Fp8BlockWeight,
     Fp8Weight,
@@ -32,10 +36,14 @@ from tokenbus.engine.models.linear_weight import (
     Int8Weight,
     PlainWeight,
 )
+from tokenbus.engine.models.ops import TORCH_PRODUCTS, TorchOps
+from tokenbus.engine.models.product import ProductTable, TorchProduct
 from tokenbus.engine.weights.loader import load_model
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tokenbus.engine.models.decoder_config import DecoderConfig
 
 _NUM_TOKENS = 8
 _FUSED = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
@@ -244,6 +252,72 @@ _FORMATS: dict[str, tuple[StoredFormat, type[Any]]] = {
         Int8GroupWeight,
     ),
 }
+
+
+def test_biases_of_quantised_linears_stay_plain(tmp_path: Path) -> None:
+    """A family with biases of q, k and v has them beside packed weights."""
+    sizes = tiny_sizes(vocab_size=200, num_hidden_layers=1)
+    biased = draw_model(Qwen2Config(**sizes))
+    numbers = save_as(biased, tmp_path, _FORMATS["awq"][0])
+    loaded: Any = load_model(tmp_path, stepwise_backend(), dtype="float32").model
+    expected = [numbers[f"model.layers.0.self_attn.{part}_proj.bias"] for part in "qkv"]
+    qkv = loaded.tensors.layers[0].qkv
+    assert isinstance(qkv.weight, Int4GroupWeight)
+    assert qkv.bias.equal(torch.cat(expected))
+    reference = copy.deepcopy(biased)
+    reference.load_state_dict(numbers)
+    texts = draw_prompts(199, [3, 20])
+    expected_tokens = Reference(reference).generate(texts, _NUM_TOKENS)
+    assert GreedyDriver(loaded).generate(texts, _NUM_TOKENS) == expected_tokens
+
+
+def test_a_calibrated_kv_cache_leaves_weights_plain(model: Any, tmp_path: Path) -> None:
+    """ModelOpt's file may speak of the KV cache alone; its scales are not needed."""
+    told = {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}
+    everything = StoredFormat({}, fp8_rows, left_out=("",), modelopt_file=told)
+    numbers = save_as(model, tmp_path, everything)
+    scale = {"model.layers.0.self_attn.k_proj.k_scale": torch.ones(1)}
+    save_file(numbers | scale, tmp_path / "model.safetensors")
+    loaded: Any = load_model(tmp_path, stepwise_backend(), dtype="float32").model
+    assert {type(linear.weight) for linear in loaded.tensors.linears()} == {PlainWeight}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CarelessBackend(StepwiseBackend):
+    """A device whose product of float8 forgets the scales."""
+
+    def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> TorchOps:
+        """Return steps that multiply by the values alone."""
+        del shape
+        careless: ProductTable = {
+            **TORCH_PRODUCTS,
+            Fp8Weight: lambda weight, bias: TorchProduct(weight.values.to(dtype), bias),
+        }
+        return TorchOps(self.attention, careless)
+
+
+def test_a_device_that_multiplies_wrongly_is_found_out(model: Any, tmp_path: Path) -> None:
+    """A few products are compared with the numbers of the checkpoint before a token is made."""
+    save_as(model, tmp_path, _FORMATS["ct-fp8-dynamic"][0])
+    backend = _CarelessBackend(device=CPU, attention=TorchAttention())
+    with pytest.raises(ModelUnsupported, match=r"Fp8Weight weights .* not multiplied rightly"):
+        load_model(tmp_path, backend, dtype="float32")
+
+
+@pytest.mark.parametrize("name", ["ct-fp8-dynamic", "fp8-block", "ct-mixed", "ct-w8a16", "awq"])
+def test_random_weights_are_of_the_kinds_of_the_config(
+    name: str, model: Any, tmp_path: Path
+) -> None:
+    """A benchmark without weights multiplies by what the checkpoint would give."""
+    stored, kind = _FORMATS[name]
+    save_as(model, tmp_path, stored)
+    (tmp_path / "model.safetensors").unlink()
+    drawn: Any = load_model(tmp_path, stepwise_backend(), dtype="float32", random_weights=True)
+    linears = drawn.model.tensors.linears()
+    assert kind in {type(linear.weight) for linear in linears}
+    for linear in linears:
+        values = linear.weight.dequantised()
+        assert float(values.std()) == pytest.approx(0.35, rel=0.2)
 
 
 @pytest.fixture(scope="module")
