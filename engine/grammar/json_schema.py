@@ -33,7 +33,7 @@ _ONE_SPELLING: JsonCompileOptions = {
     "coerce_one_of": False,
     "lenient": False,
 }
-# Characters that only \u spells, in a schema as text of JSON: themselves or as escapes of a pattern.
+# Characters that only \u spells, in a schema as text of JSON: themselves or escaped in a pattern.
 _NEEDS_U = re.compile(
     r"\\u00([01]|7f)|\\\\(x[017]|x\{0*[17]?[0-9A-Fa-f]\}|u00[017]|u\{|U000000[017]|[0acv])"
 )
