@@ -259,7 +259,7 @@ class Engine:
             fault = _fault_of(seq, outcome)
             if fault.code is FaultCode.NUMERICS:
                 self._check_model()
-                self._scheduler.pool.forget(seq.pages)
+                self._scheduler.pool.drop_hashes(seq.pages)
             self._containment.fail(seq, fault)
 
     def _check_model(self) -> None:

@@ -6,17 +6,20 @@ import math
 import re
 from dataclasses import fields, replace
 from importlib import resources
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.sampling import bounds as engine_bounds
 from tokenbus.engine.sampling.validation import validate_sampling
-from tokenbus.engine.types import SamplingParams
+from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.commands import cli
+from tokenbus.producer.contract import bounds
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
-from tokenbus.producer.contract.schema import MAX_TOKENS_LIMIT, SEED_BITS, JobRequest
+from tokenbus.producer.contract.schema import SEED_BITS, JobRequest
+from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.control.settings import ControlSettings
 from tokenbus.worker.errors import SettingsInvalid
@@ -125,42 +128,142 @@ def test_request_means_what_the_engine_means(name: str) -> None:
         assert asked == getattr(SamplingParams(), name)
 
 
-@pytest.mark.parametrize("name", [name for name in REQUEST if hasattr(SamplingParams(), name)])
-def test_engine_takes_what_a_request_may_say(name: str) -> None:
-    """No number within the bounds of the wire is out of the engine's."""
-    said = REQUEST[name]
-    choices = [said, *said.get("anyOf", ())]
-    bounds = [choice[end] for choice in choices for end in ("minimum", "maximum") if end in choice]
-    for value in bounds:
-        needed = SamplingParams(max_tokens=MAX_TOKENS_LIMIT)
-        validate_sampling(replace(needed, **{name: value}), VOCAB_SIZE)
+def test_tables_of_bounds_are_equal() -> None:
+    """Queue and engine have the same bounds and sizes, and every number of a request has one."""
+    names = [name for name in vars(engine_bounds) if name.isupper()]
+    assert names
+    for name in names:
+        ours = repr(getattr(engine_bounds, name))
+        assert repr(getattr(bounds, name)).replace("WireBound", "Bound") == ours
+    numbers = {name for name, kind in get_type_hints(SamplingParams).items() if _is_number(kind)}
+    assert set(bounds.NUMBERS) == numbers
 
 
-def test_engine_takes_as_many_ids_as_a_request_may_name() -> None:
-    """Lists of a request fit the engine's tables, where the model has no stop tokens itself."""
-    many: dict[str, Any] = {
-        "logit_bias": dict.fromkeys(range(REQUEST["logit_bias"]["maxProperties"]), 1.0),
-        "bad_words": tuple((i,) for i in range(REQUEST["bad_words"]["maxItems"])),
-        "stop_token_ids": tuple(range(REQUEST["stop_token_ids"]["maxItems"])),
-    }
-    validate_sampling(SamplingParams(**many), VOCAB_SIZE)
+def _is_number(kind: Any) -> bool:
+    return kind in (int, float, int | None)
+
+
+def _at_door(field: str, value: Any) -> str | None:
+    """Return the field that the queue refuses with this value, if it does."""
+    given = {"prompt": "x", "max_tokens": bounds.NUMBERS["max_tokens"].high, field: value}
+    try:
+        JobRequest.build(**given)
+    except RequestInvalid as error:
+        return error.field.split(".")[0]
+    return None
+
+
+def _at_engine(field: str, value: Any) -> str | None:
+    """Return the field that the engine refuses with this value, if it does."""
+    needed: Any = {"max_tokens": bounds.NUMBERS["max_tokens"].high} | {field: value}
+    try:
+        validate_sampling(SamplingParams(**needed), VOCAB_SIZE)
+    except RequestRejected as error:
+        return error.field
+    return None
+
+
+def _edges(bound: Any) -> list[tuple[Any, bool]]:
+    """Return values at and beside both ends, and what is no number, with whether they may pass."""
+    low, high, is_int = bound.low, bound.high, bound.kind is int
+    under = low - 1 if is_int else math.nextafter(low, -math.inf)
+    above = low + 1 if is_int else math.nextafter(low, math.inf)
+    over = high + 1 if is_int else math.nextafter(high, math.inf)
+    wrong = [under, over, -(10**400), 10**400, True, "1", math.nan, math.inf, -math.inf, [1], {}]
+    wrong += [1e300, -1e300, *([1.5, 1.0] if is_int else [])]
+    right = [above, high, *([] if bound.is_open else [low])]
+    return [(value, True) for value in right] + [
+        (value, False) for value in [*wrong, *([low] if bound.is_open else [])]
+    ]
+
+
+@pytest.mark.parametrize("field", bounds.NUMBERS)
+def test_both_doors_agree_on_a_number(field: str) -> None:
+    """At every edge and for every wrong type, queue and engine say the same, by the field."""
+    for value, may_pass in _edges(bounds.NUMBERS[field]):
+        expected = None if may_pass else field
+        assert (_at_door(field, value), _at_engine(field, value)) == (expected, expected), value
+
+
+LISTS: dict[str, list[tuple[Any, bool]]] = {
+    "logit_bias": [
+        *(({7: value}, may_pass) for value, may_pass in _edges(bounds.LOGIT_BIAS)),
+        *(
+            ({value: 1.0}, ok)
+            for value, ok in _edges(bounds.TOKEN_ID)
+            if not isinstance(value, (list, dict))
+        ),
+        (dict.fromkeys(range(bounds.MAX_LOGIT_BIAS), 1.0), True),
+        (dict.fromkeys(range(bounds.MAX_LOGIT_BIAS + 1), 1.0), False),
+        ([7], False),
+        (None, False),
+    ],
+    "bad_words": [
+        *(([[value]], may_pass) for value, may_pass in _edges(bounds.TOKEN_ID)),
+        ([[1]] * bounds.MAX_BAD_WORDS, True),
+        ([[1]] * (bounds.MAX_BAD_WORDS + 1), False),
+        ([[1] * bounds.MAX_BAD_WORD_LENGTH], True),
+        ([[1] * (bounds.MAX_BAD_WORD_LENGTH + 1)], False),
+        ([[]], False),
+        ([1], False),
+        (None, False),
+    ],
+    "stop_token_ids": [
+        *(([value], may_pass) for value, may_pass in _edges(bounds.TOKEN_ID)),
+        (list(range(bounds.MAX_STOP_IDS)), True),
+        (list(range(bounds.MAX_STOP_IDS + 1)), False),
+        ("12", False),
+        (None, False),
+    ],
+    "stop": [
+        (["x"] * bounds.MAX_STOPS, True),
+        (["x"] * (bounds.MAX_STOPS + 1), False),
+        (["x" * bounds.MAX_STOP_LENGTH], True),
+        (["x" * (bounds.MAX_STOP_LENGTH + 1)], False),
+        ([""], False),
+        ([1], False),
+        (None, False),
+    ],
+    "include_stop": [(True, True), (1, False), ("true", False), (None, False)],
+    "ignore_eos": [(True, True), (1, False), ("true", False), (None, False)],
+}
+
+
+@pytest.mark.parametrize("field", LISTS)
+def test_both_doors_agree_on_a_list(field: str) -> None:
+    """Counts, lengths and each entry: queue and engine say the same, by the field."""
+    for value, may_pass in LISTS[field]:
+        expected = None if may_pass else field
+        assert (_at_door(field, value), _at_engine(field, value)) == (expected, expected), value
+
+
+def test_both_doors_agree_on_a_grammar() -> None:
+    """A source of every kind has the same longest length on both sides."""
+    longest = bounds.MAX_GRAMMAR_LENGTH
+    for length, may_pass in ((0, False), (1, True), (longest, True), (longest + 1, False)):
+        expected = None if may_pass else "grammar"
+        for kind in GrammarKind:
+            source = "x" * length
+            spec = GrammarSpec(kind, source)
+            wire = {"kind": kind.value, "source": source}
+            assert (_at_door("grammar", wire), _at_engine("grammar", spec)) == (expected, expected)
 
 
 def test_queue_takes_what_a_request_may_say() -> None:
     """An entry of a request is never taken for a stranger's, and the class is one there is."""
     assert LUA_LIMITS["n"] == (REQUEST["n"]["minimum"], REQUEST["n"]["maximum"])
     assert LUA_LIMITS["output"][0] == REQUEST["max_tokens"]["minimum"]
-    assert LUA_LIMITS["output"][1] >= MAX_TOKENS_LIMIT
-    assert LUA_LIMITS["logged"][1] >= MAX_TOKENS_LIMIT * REQUEST["n"]["maximum"]
+    assert LUA_LIMITS["output"][1] >= bounds.NUMBERS["max_tokens"].high
+    assert LUA_LIMITS["logged"][1] >= bounds.NUMBERS["max_tokens"].high * REQUEST["n"]["maximum"]
     assert REQUEST["priority"]["maximum"] == NUM_PRIORITIES - 1
     longest = SETTINGS["max_model_len"].bounds
     assert longest is not None
-    assert LUA_LIMITS["prompt"][1] >= longest[1] >= MAX_TOKENS_LIMIT
+    assert LUA_LIMITS["prompt"][1] >= longest[1] >= bounds.NUMBERS["max_tokens"].high
 
 
 def test_seed_of_a_request_is_drawn_within_its_bounds() -> None:
     """What is drawn could have been given."""
-    assert REQUEST["seed"]["anyOf"][0]["exclusiveMaximum"] == 2**SEED_BITS
+    assert REQUEST["seed"]["anyOf"][0]["maximum"] == 2**SEED_BITS - 1
 
 
 def test_variable_that_several_read_has_one_default() -> None:

@@ -64,22 +64,6 @@ def rope_table(
     return RopeTable(inv_freq.to(device), scaling, max_len)
 
 
-def natural_max_len(config: Any) -> int:
-    """Return the longest text whose positions mean the same in every request, in tokens.
-
-    longrope changes all frequencies once a text passes the original length, so cached pages of
-    shorter and longer texts would not fit together; dynamic scaling does so past the maximum.
-    """
-    longest = int(config.max_position_embeddings)
-    rope = getattr(config, "rope_parameters", None) or {}
-    for params in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if params.get("rope_type") == "longrope":
-            original = params.get("original_max_position_embeddings")
-            original = original or getattr(config, "original_max_position_embeddings", None)
-            longest = min(longest, int(original or longest))
-    return longest
-
-
 def _params(config: Any, layer_type: str | None) -> dict[str, Any]:
     params: dict[str, Any] = config.rope_parameters
     return params[layer_type] if layer_type is not None else params

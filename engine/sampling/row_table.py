@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.engine.sampling.bounds import MAX_STOP_IDS
 from tokenbus.engine.sampling.plan import is_greedy
 from tokenbus.engine.sampling.random_draw import stream_key
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 _NUM_FLOATS = 6
 _NUM_INTS = 5
-# Ids that end a choice, the model's included; `validate_sampling` refuses more.
-MAX_STOP_IDS = 64
 # Fills unused stop ids; no token has it.
 NO_STOP_ID = -1
 

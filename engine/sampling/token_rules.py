@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from tokenbus.engine.sampling.bounds import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, MAX_LOGIT_BIAS
 from tokenbus.engine.sampling.row_table import NO_STOP_ID, write_row
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenbus.engine.types import SamplingParams
-
-# Widths of the static tables; a request beyond them is refused by `validate_sampling`.
-MAX_LOGIT_BIAS = 1024
-MAX_BAD_WORDS = 256
-MAX_BAD_WORD_LENGTH = 16
 
 # Three values that are no token ids: any history matches, no history yet, a word slot not in use.
 _ANY = -1

@@ -114,11 +114,11 @@ class PagePool:
             raise IntegrityError(f"page {page_id} gets a hash while nobody holds it")
         self.prefixes.insert(page_id, page_hash)
 
-    def forget(self, pages: Iterable[int]) -> None:
+    def drop_hashes(self, pages: Iterable[int]) -> None:
         """Take the hash from held pages whose content is not to be trusted."""
         for page_id in pages:
             if self._refs[page_id] == 0:
-                raise IntegrityError(f"page {page_id} is forgotten while nobody holds it")
+                raise IntegrityError(f"page {page_id} loses its hash while nobody holds it")
             self.prefixes.drop(page_id)
 
     def reset_prefixes(self) -> bool:

@@ -9,18 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
+from transformers import AutoConfig, AutoTokenizer
 
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
+from tokenbus.engine.models.context_length import context_length
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
-from tokenbus.engine.models.rope import natural_max_len, rope_table
+from tokenbus.engine.models.rope import rope_table
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.checkpoint import read_tensors, verify_checksums
 from tokenbus.engine.weights.decoder_weights import DecoderWeights
 from tokenbus.engine.weights.readers import PlainReader
+from tokenbus.engine.weights.special_tokens import check_others, eos_token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -70,9 +77,10 @@ def load_model(
         dtype: auto, float32, bfloat16 or float16; auto is what the backend finds best for the
             checkpoint's own.
         random_weights: read only the config and draw the weights on the device.
-        max_model_len: tokens the rotary tables reach; None is the model's own limit.
+        max_model_len: tokens of the longest text; None is the model's own limit.
         reader: what makes kinds of weight of the checkpoint; None reads plain checkpoints.
-    Raises: ModelNotFound, ModelBroken, ModelUnsupported.
+    Raises: ModelNotFound, ModelBroken, ModelUnsupported; RequestRejected for a `max_model_len` that
+        the model's positions cannot have.
     """
     folder = find_folder(model, with_weights=not random_weights)
     with _broken_if(folder, "config.json"):
@@ -80,7 +88,10 @@ def load_model(
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
         verify_checksums(folder)
-    longest = max_model_len or natural_max_len(config.get_text_config())
+    longest = context_length(config.get_text_config()).chosen(max_model_len)
+    tokenizer = _tokenizer(folder)
+    vocab_size = int(config.get_text_config().vocab_size)
+    check_others(config, tokenizer, vocab_size)
     paged = build_model(
         config,
         None if random_weights else folder,
@@ -92,8 +103,8 @@ def load_model(
     return LoadedModel(
         model=paged,
         config=config,
-        tokenizer=_tokenizer(folder),
-        eos_token_ids=_eos_token_ids(folder, config),
+        tokenizer=tokenizer,
+        eos_token_ids=eos_token_ids(folder, config, tokenizer, vocab_size, _broken_if),
         max_model_len=longest,
         name=str(model),
         dtype=chosen,
@@ -167,8 +178,10 @@ def _broken_if(folder: Path, part: str) -> Iterator[None]:
     """Turn any failure to parse the model's own files into ModelBroken."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        # Of a field of the wrong type the first line has the name and the second the value.
+        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
+        reason = " ".join(lines[: 2 if isinstance(error, StrictDataclassError) else 1])
         raise ModelBroken(f"{part} of {folder} cannot be used: {reason}") from error
 
 
@@ -185,16 +198,3 @@ def _tokenizer(folder: Path) -> Any:
         return None
     with _broken_if(folder, "the tokenizer"):
         return AutoTokenizer.from_pretrained(folder)
-
-
-def _eos_token_ids(folder: Path, config: Any) -> tuple[int, ...]:
-    """Return the ids that end a text: those of the generation config, else of the config."""
-    eos = None
-    if (folder / "generation_config.json").is_file():
-        with _broken_if(folder, "generation_config.json"):
-            eos = GenerationConfig.from_pretrained(folder).eos_token_id
-    if eos is None:
-        eos = getattr(config.get_text_config(), "eos_token_id", None)
-    if eos is None:
-        return ()
-    return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenbus.producer.contract.prefix_key import prefix_key
 from tokenbus.producer.contract.schema import SEED_BITS, JobRequest
 from tokenbus.producer.contract.token_ids import pack_ids
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from tokenbus.producer.errors import RequestInvalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +89,13 @@ def _idempotency(tenant: str, key: str) -> str:
 def as_request(
     given: str | JobRequest | Mapping[str, Any] | None, fields: dict[str, Any]
 ) -> JobRequest:
-    """Check what the caller gave."""
+    """Check what the caller gave. Raises: RequestInvalid."""
     if isinstance(given, JobRequest):
         return given if not fields else JobRequest.build(**(given.model_dump() | fields))
     if given is None:
         return JobRequest.build(**fields)
-    if isinstance(given, str):
+    if not isinstance(given, Mapping):
         return JobRequest.build(prompt=given, **fields)
+    if not all(isinstance(name, str) for name in given):
+        raise RequestInvalid("job", "the name of a field is no text")
     return JobRequest.build(**given)

@@ -7,11 +7,22 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tokenbus.producer.contract.bounds import (
+    LOGIT_BIAS,
+    MAX_BAD_WORD_LENGTH,
+    MAX_BAD_WORDS,
+    MAX_GRAMMAR_LENGTH,
+    MAX_LOGIT_BIAS,
+    MAX_STOP_IDS,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    NUMBERS,
+)
+from tokenbus.producer.contract.json_values import JsonObject  # noqa: TC001 - pydantic reads it
 from tokenbus.producer.contract.keys import JOB_ID_PATTERN, NAME_PATTERN, WIRE_VERSION
-from tokenbus.producer.contract.token_ids import TokenId, TokenIds  # noqa: TC001 - pydantic reads them
+from tokenbus.producer.contract.token_ids import TokenId, TokenIds
 from tokenbus.producer.errors import RequestInvalid, SchemaMismatch
 
-MAX_TOKENS_LIMIT = 1_000_000
 MAX_WAIT_S = 30 * 24 * 3600.0
 SEED_BITS = 63
 # Bytes per token of English text under the vocabularies of current models; rounded down so that
@@ -23,7 +34,26 @@ TEMPLATE_TOKENS = 8
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 
-ShortText = Annotated[str, Field(min_length=1, max_length=1024)]
+
+def _check_text(text: str) -> str:
+    """Check that UTF-8 carries a text; what came as JSON always passes."""
+    if not text.isascii():
+        text.encode()
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+Bias = Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)]
+BadWord = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BAD_WORD_LENGTH)]
+
+
+def _within(name: str, default: float | None) -> Any:
+    """Return the field of a number, within its bounds."""
+    bound = NUMBERS[name]
+    if bound.is_open:
+        return Field(default=default, gt=bound.low, le=bound.high)
+    return Field(default=default, ge=bound.low, le=bound.high)
 
 
 def _check_callback(url: str) -> str:
@@ -40,7 +70,7 @@ def _check_callback(url: str) -> str:
     return url
 
 
-CallbackUrl = Annotated[str, Field(max_length=2048), AfterValidator(_check_callback)]
+CallbackUrl = Annotated[Text, Field(max_length=2048), AfterValidator(_check_callback)]
 
 _STRICT = ConfigDict(
     extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
@@ -53,11 +83,11 @@ class Message(BaseModel):
     model_config = _STRICT
 
     role: Name
-    content: str | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
+    content: Text | None = None
+    name: Text | None = None
+    reasoning_content: Text | None = None
+    tool_calls: list[JsonObject] | None = None
+    tool_call_id: Text | None = None
 
 
 class Grammar(BaseModel):
@@ -66,7 +96,7 @@ class Grammar(BaseModel):
     model_config = _STRICT
 
     kind: Literal["json_schema", "regex", "choice", "lark"]
-    source: str = Field(min_length=1, max_length=262_144)
+    source: Text = Field(min_length=1, max_length=MAX_GRAMMAR_LENGTH)
 
 
 class ToolFunction(BaseModel):
@@ -75,8 +105,8 @@ class ToolFunction(BaseModel):
     model_config = _STRICT
 
     name: str = Field(pattern=TOOL_NAME_PATTERN)
-    description: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    description: Text | None = None
+    parameters: JsonObject = Field(default_factory=dict)
     strict: bool | None = None
 
 
@@ -112,40 +142,38 @@ class JobRequest(BaseModel):
 
     v: int = Field(default=WIRE_VERSION, ge=WIRE_VERSION, le=WIRE_VERSION)
     id: Annotated[str, Field(pattern=JOB_ID_PATTERN)] | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)
     token_ids: TokenIds | None = None
     tenant: Name = "default"
     priority: int = Field(default=1, ge=0, le=2)
     deadline_s: float | None = Field(default=None, gt=0, le=MAX_WAIT_S)
     not_before_s: float | None = Field(default=None, ge=0, le=MAX_WAIT_S)
-    idempotency_key: str | None = Field(default=None, min_length=1, max_length=256)
+    idempotency_key: Text | None = Field(default=None, min_length=1, max_length=256)
     cache_group: Name | None = None
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=32)
-    traceparent: str | None = Field(default=None, max_length=128)
+    metadata: dict[Text, Text] = Field(default_factory=dict, max_length=32)
+    traceparent: Text | None = Field(default=None, max_length=128)
     callback_url: CallbackUrl | None = None
 
-    n: int = Field(default=1, ge=1, le=64)
-    max_tokens: int = Field(default=128, ge=1, le=MAX_TOKENS_LIMIT)
-    min_tokens: int = Field(default=0, ge=0, le=MAX_TOKENS_LIMIT)
-    temperature: float = Field(default=1.0, ge=0, le=100)
-    top_k: int = Field(default=0, ge=0, le=2**31 - 1)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=100)
-    presence_penalty: float = Field(default=0.0, ge=-100, le=100)
-    frequency_penalty: float = Field(default=0.0, ge=-100, le=100)
-    logit_bias: dict[TokenId, float] = Field(default_factory=dict, max_length=1024)
-    bad_words: list[Annotated[list[TokenId], Field(min_length=1)]] = Field(
-        default_factory=list, max_length=256
-    )
-    seed: int | None = Field(default=None, ge=0, lt=2**SEED_BITS)
-    stop: list[ShortText] = Field(default_factory=list, max_length=64)
+    n: int = _within("n", 1)
+    max_tokens: int = _within("max_tokens", 128)
+    min_tokens: int = _within("min_tokens", 0)
+    temperature: float = _within("temperature", 1.0)
+    top_k: int = _within("top_k", 0)
+    top_p: float = _within("top_p", 1.0)
+    min_p: float = _within("min_p", 0.0)
+    repetition_penalty: float = _within("repetition_penalty", 1.0)
+    presence_penalty: float = _within("presence_penalty", 0.0)
+    frequency_penalty: float = _within("frequency_penalty", 0.0)
+    logit_bias: dict[TokenId, Bias] = Field(default_factory=dict, max_length=MAX_LOGIT_BIAS)
+    bad_words: list[BadWord] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
+    seed: int | None = _within("seed", None)
+    stop: list[Stop] = Field(default_factory=list, max_length=MAX_STOPS)
     include_stop: bool = False
-    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=64)
+    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_IDS)
     ignore_eos: bool = False
-    logprobs: int | None = Field(default=None, ge=0, le=20)
-    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    logprobs: int | None = _within("logprobs", None)
+    prompt_logprobs: int | None = _within("prompt_logprobs", None)
     grammar: Grammar | None = None
     tools: list[Tool] | None = Field(default=None, min_length=1, max_length=128)
     tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"

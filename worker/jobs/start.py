@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from tokenbus.engine.containment import Containment
+from tokenbus.engine.types import travelling
 from tokenbus.producer.contract.events import Failure
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held.held_job import Phase
@@ -56,6 +58,7 @@ class Starter:
         self._preparer = preparer
         self._engine = engine
         self._metrics = metrics
+        self._containment: Containment[int] = Containment()
         self._log = get_logger()
 
     async def prepare(self, job: HeldJob) -> None:
@@ -63,11 +66,12 @@ class Starter:
         try:
             job.prepared = await self._prepared(job.pulled.request)
         except JobRefused as error:
-            job.refusal = Failure(error.code, str(error), error.field)
+            job.refusal = Failure(error.code, travelling(str(error)), error.field)
         except Exception as error:
             # The job boundary: whatever a request does to the tokenizer fails that job alone.
             self._log.exception("job.prepare_failed", job_id=job.job_id)
-            job.refusal = Failure("internal", f"the request could not be prepared: {error}")
+            why = travelling(f"the request could not be prepared: {error}")
+            job.refusal = Failure("internal", why)
         else:
             job.prompt_tokens = job.prepared.num_prompt_tokens
 
@@ -114,12 +118,18 @@ class Starter:
             self._settlement.hand_back(job)
             return
         job.is_waiting = False
-        reasons = job.taken.reasons
-        request = job.prepared.to_engine(
+        with self._containment.guard(job.request_id, "it was given to the engine"):
+            self._give(job, job.prepared, job.taken)
+        for fault in self._containment.take().values():
+            self._settlement.decide(job, "failed", Failure("internal", fault.message))
+
+    def _give(self, job: HeldJob, prepared: PreparedJob, taken: Taken) -> None:
+        reasons = taken.reasons
+        request = prepared.to_engine(
             job.request_id,
             job.pulled.priority,
             job.lane,
-            tuple(job.taken.ids),
+            tuple(taken.ids),
             tuple(choice for choice, reason in enumerate(reasons) if reason is not None),
         )
         job.num_running = reasons.count(None)

@@ -4,7 +4,8 @@ Each job wants at most one thing of its log at a time: a takeover, the next toke
 log writer takes up to 64 such jobs and spends one script call per kind; while a call is under way
 new tokens gather, so that a slow server gets fewer and larger entries. A job belongs to one log
 writer, and so to one connection, for life, and is in one call at a time. The log's answer decides
-(rules R1 to R4).
+(rules R1 to R4). Packing, calls and answers are one noun, past three hundred lines: each is read by
+the next.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from redis.exceptions import RedisError
 
+from tokenbus.engine.containment import Containment
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.log import MAX_BATCH, End, LogScripts, Takeover
@@ -58,6 +60,7 @@ class LogWriter:
         self._timeout_s = scripts.timeout_s
         self._scripts = LogScripts(runner, scripts.keys, scripts.publish)
         self._coalescing = Coalescing()
+        self._containment: Containment[JobLog] = Containment()
         self._first: deque[JobLog] = deque()
         self._queue: deque[JobLog] = deque()
         # How a job is queued of which this owner has logged a token.
@@ -182,6 +185,18 @@ class LogWriter:
                 self._heed(job, reply)
 
     async def _append(self, shard: int, jobs: list[JobLog]) -> None:
+        parts = self._containment.split(
+            jobs, lambda part: self._packed(jobs[part]), "its tokens were packed"
+        )
+        self._break_failed()
+        for _, packed in parts:
+            if packed is not None:
+                await self._send(shard, *packed)
+
+    def _packed(
+        self, jobs: list[JobLog]
+    ) -> tuple[AppendBatch, list[tuple[JobLog, int]], list[float]]:
+        """Return what jobs lack in their logs, up to which index, and since when."""
         batch = AppendBatch()
         started_at = time.monotonic()
         sent: list[tuple[JobLog, int]] = []
@@ -192,6 +207,13 @@ class LogWriter:
             to, since = _pack(job, batch, 1 if is_first else None), job.unlogged_since
             sent.append((job, to))
             sinces.append(started_at if since is None else since)
+        return batch, sent, sinces
+
+    async def _send(
+        self, shard: int, batch: AppendBatch, sent: list[tuple[JobLog, int]], sinces: list[float]
+    ) -> None:
+        started_at = time.monotonic()
+        for job, to in sent:
             if to == job.last:
                 job.unlogged_since = None
             job.sent_at = started_at
@@ -226,7 +248,15 @@ class LogWriter:
         return False
 
     async def _end(self, jobs: list[JobLog]) -> None:
-        items = [_end_of(job) for job in jobs]
+        parts = self._containment.split(
+            jobs, lambda part: [_end_of(job) for job in jobs[part]], "its end was packed"
+        )
+        self._break_failed()
+        for part, items in parts:
+            if items is not None:
+                await self._send_ends(jobs[part], items)
+
+    async def _send_ends(self, jobs: list[JobLog], items: list[End]) -> None:
         replies = await self._call(lambda: self._scripts.end(items))
         for job, item, reply in zip(jobs, items, replies, strict=True):
             if reply.status in (LogStatus.OK, LogStatus.ALREADY):
@@ -235,6 +265,12 @@ class LogWriter:
                 self._host.follow(job, reply.last, 0)
             else:
                 self._heed(job, reply)
+
+    def _break_failed(self) -> None:
+        """Give up the logs of jobs that cannot be written; another start may do better."""
+        for job, fault in self._containment.take().items():
+            job.set_access(LogAccess.BARRED)
+            self._host.emit(Broken(self._host.generation, job.key, fault.message))
 
     def _commit(self, job: JobLog, finish: str) -> None:
         if job.state is LogState.DROPPED:

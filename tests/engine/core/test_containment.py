@@ -280,3 +280,56 @@ def test_request_that_cannot_be_set_up_is_refused(
             engine.add(broken)
     assert not engine.has_work
     assert run(engine, [good])[GOOD, 0].token_ids == expected
+
+
+def test_numbers_that_break_in_the_model_stay_with_their_sequence(tiny: Any, run: Run) -> None:
+    """A token whose embedding is NaN breaks those who hold it, and no page they leave behind."""
+    engine = tiny.engine(num_pages=13, page_size=4, max_num_seqs=4)
+    embedding = tiny.loaded.model.tensors.embedding
+    kept = embedding[5].clone()
+    good = [Request(i, tuple(range(100 + 9 * i, 111 + 9 * i)), _GREEDY) for i in range(3)]
+    expected = [tiny.greedy(request.prompt_ids, 12) for request in good]
+    assert not any(5 in tokens for tokens in expected)
+    bad = [
+        Request(10, (*range(200, 208), 5, 7), _GREEDY),
+        Request(11, (5,), replace(_GREEDY, temperature=0.9, seed=4)),
+        # It asks for the token, and breaks by it amid decoding.
+        Request(12, tuple(range(210, 217)), replace(_GREEDY, logit_bias={5: 100.0})),
+    ]
+    try:
+        embedding[5] = float("nan")
+        for _ in range(2):
+            order = [bad[0], good[0], bad[1], good[1], bad[2], good[2]]
+            answers = run(engine, order)
+            for request, tokens in zip(good, expected, strict=True):
+                assert answers[request.request_id, 0].token_ids == tokens
+            for request in bad:
+                fault = answers[request.request_id, 0].deltas[-1].error
+                assert fault is not None
+                assert fault.code is FaultCode.NUMERICS
+            assert engine.stats().num_running == 0
+    finally:
+        embedding[5] = kept
+
+
+_GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
+
+
+def test_fields_beside_the_sampling_are_checked_too(engine: Engine) -> None:
+    """What scheduler and prefix cache read of a request is of its kind, or the request refused."""
+    good = requests()[0]
+    for broken in (
+        replace(good, priority="high"),  # type: ignore[arg-type]
+        replace(good, priority=True),
+        replace(good, cache_salt=SURROGATE),
+        replace(good, cache_salt=7),  # type: ignore[arg-type]
+        replace(good, lane=["x"]),  # type: ignore[arg-type]
+        replace(good, resumed_ids=((5000,),)),
+        replace(good, resumed_ids=((-1,),)),
+        replace(good, resumed_ids=((1,) * 12,)),
+        replace(good, resumed_ids=((1,), (2,))),
+        replace(good, prompt_ids=()),
+    ):
+        with pytest.raises(RequestRejected):
+            engine.add(broken)
+        assert not engine.has_work

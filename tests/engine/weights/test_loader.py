@@ -11,9 +11,9 @@ from models.architectures import draw_model, tiny_sizes
 from models.backends import cpu_backend, stepwise_backend
 from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, LlamaConfig, MixtralConfig, Phi3Config
+from transformers import GenerationConfig, GPT2Config, LlamaConfig, MixtralConfig, Phi3Config
 
-from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
+from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported, RequestRejected
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.weights.checkpoint import write_checksums
 from tokenbus.engine.weights.loader import LoadedModel, load_model
@@ -105,8 +105,124 @@ def test_longrope_model_ends_at_its_original_length(tmp_path: Path) -> None:
     )
     config.save_pretrained(tmp_path)
     assert _load(tmp_path, random_weights=True).max_model_len == 64
-    longer = _load(tmp_path, random_weights=True, max_model_len=256)
-    assert longer.max_model_len == 256
+    assert _load(tmp_path, random_weights=True, max_model_len=40).max_model_len == 40
+    with pytest.raises(RequestRejected, match=r"max_model_len: 65 is above 64: longrope"):
+        _load(tmp_path, random_weights=True, max_model_len=65)
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        ({"rope_type": "default", "rope_theta": 1e4}, 256),
+        ({"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}, 1024),
+        ({**YARN, "original_max_position_embeddings": 256}, 1024),
+        ({**YARN, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, 256),
+        (LLAMA3, 256),
+    ],
+    ids=["default", "linear", "yarn", "yarn-extended", "dynamic", "llama3"],
+)
+def test_longest_text_is_held_against_the_positions(
+    tmp_path: Path, rope: dict[str, Any], most: int
+) -> None:
+    """Up to where a scaling is sound a longer limit may be asked for; past it, it is refused."""
+    config = LlamaConfig(**tiny_sizes(rope_parameters=rope, max_position_embeddings=256))
+    config.save_pretrained(tmp_path)
+    assert _load(tmp_path, random_weights=True).max_model_len == 256
+    assert _load(tmp_path, random_weights=True, max_model_len=most).max_model_len == most
+    with pytest.raises(RequestRejected, match=rf"max_model_len: {most + 1} is above {most}: "):
+        _load(tmp_path, random_weights=True, max_model_len=most + 1)
+
+
+def test_answers_do_not_depend_on_a_longer_limit(tmp_path: Path) -> None:
+    """Every length that is not refused answers the same."""
+    rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+    config = LlamaConfig(**tiny_sizes(rope_parameters=rope, max_position_embeddings=256))
+    draw_model(config).save_pretrained(tmp_path)
+    texts = draw_prompts(199, [3, 40])
+    answers = [
+        GreedyDriver(_load(tmp_path, max_model_len=length).model).generate(texts, 12)
+        for length in (128, 256, 1024)
+    ]
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_learned_positions_end_where_their_table_ends(tmp_path: Path) -> None:
+    """A position past the table would be read from outside; it is refused at load."""
+    config = GPT2Config(vocab_size=199, n_positions=64, n_embd=64, n_layer=2, n_head=4)
+    draw_model(config).save_pretrained(tmp_path)
+    assert _load(tmp_path).max_model_len == 64
+    with pytest.raises(RequestRejected, match="max_model_len: 65 is above 64: the model has 64"):
+        _load(tmp_path, max_model_len=65)
+
+
+@pytest.mark.parametrize("value", [-3, 0, None, "512", 1.5, True])
+def test_number_of_positions_that_is_none_is_refused_by_name(saved: Any, value: Any) -> None:
+    """A config without a whole number of positions cannot be used, and says by which field."""
+    _edit(saved[1] / "config.json", max_position_embeddings=value)
+    with pytest.raises(ModelBroken, match="max_position_embeddings"):
+        _load(saved[1])
+
+
+def _edit(path: Path, **values: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | values))
+
+
+@pytest.mark.parametrize(
+    ("file", "given", "kept"),
+    [
+        ("generation_config.json", 199, (7,)),
+        ("generation_config.json", -1, (7,)),
+        ("generation_config.json", [4, 10**12, -7, 5, 4], (4, 5)),
+        ("generation_config.json", [[4]], (7,)),
+        ("generation_config.json", [4, "5", None, 2.5, True], (4,)),
+        ("generation_config.json", "7", (7,)),
+        ("config.json", 199, ()),
+        ("config.json", [3, 199, -1], (3,)),
+    ],
+)
+def test_end_that_is_no_token_is_left_out_with_a_word(
+    saved: Any, caplog: pytest.LogCaptureFixture, file: str, given: Any, kept: tuple[int, ...]
+) -> None:
+    """Ids outside the vocabulary or of another type are no ends; the file and field are named."""
+    folder = saved[1]
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    _edit(folder / file, eos_token_id=given)
+    assert _load(folder).eos_token_ids == kept
+    assert any(f"eos_token_id of {file}" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("given", ["7", [[7]], {"a": 1}, 7.5])
+def test_end_of_another_type_in_the_config_is_refused_by_name(saved: Any, given: Any) -> None:
+    """What transformers cannot read of a config is one clear error."""
+    _edit(saved[1] / "config.json", eos_token_id=given)
+    with pytest.raises(ModelBroken, match="eos_token_id"):
+        _load(saved[1])
+
+
+@pytest.mark.parametrize("config_class", [LlamaConfig, MixtralConfig])
+def test_padding_and_start_that_are_no_tokens_do_no_harm(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, config_class: Any
+) -> None:
+    """Padding outside the vocabulary is no row of the embedding; both are named."""
+    more = {"num_local_experts": 4} if config_class is MixtralConfig else {}
+    draw_model(config_class(**tiny_sizes(**more))).save_pretrained(tmp_path)
+    _edit(tmp_path / "config.json", pad_token_id=5000, bos_token_id=-9)
+    _load(tmp_path)
+    for name in ("pad_token_id", "bos_token_id"):
+        assert any(f"{name} of config.json" in text for text in caplog.messages)
 
 
 @pytest.mark.parametrize(

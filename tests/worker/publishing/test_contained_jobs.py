@@ -11,11 +11,15 @@ from workers.publisher_bench import running_publisher, take_over
 from workers.steps import step
 
 from tokenbus.engine.text.stop_strings import StopStrings
+from tokenbus.engine.types import FinishReason
 from tokenbus.producer.contract.events import Finish
-from tokenbus.worker.messages.publishing import Committed, Decided, OpenGate, Renewed, Taken
+from tokenbus.worker.messages.publishing import Broken, Committed, Decided, OpenGate, Renewed, Taken
+from tokenbus.worker.publishing import log_writer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tokenbus.worker.publishing.job_log import JobLog
 
 __all__ = ["pool", "redis_url", "server"]
 
@@ -42,9 +46,9 @@ async def test_job_whose_text_raises_fails_alone(
             monkeypatch.setattr(text, "push_plain", _raise)
             monkeypatch.setattr(text, "push", _raise)
         publisher.obey(step(tokens=dict.fromkeys(KEYS, (FINE,) * num_tokens)))
-        decided = {(await bench.first(Decided)).key for _ in BAD}
-        assert decided == set(BAD)
-        committed = [await bench.first(Committed) for _ in BAD]
+        heard = [await bench.first(Decided, Committed) for _ in range(2 * len(BAD))]
+        assert {report.key for report in heard if isinstance(report, Decided)} == set(BAD)
+        committed = [report for report in heard if isinstance(report, Committed)]
         assert {report.key for report in committed} == set(BAD)
         for report in committed:
             finish = Finish.parse(report.finish)
@@ -70,10 +74,39 @@ async def test_job_whose_text_cannot_begin_fails_alone(
         monkeypatch.setattr(StopStrings, "__init__", _raise)
         publisher.obey(take_over(1, "s0-1"))
         publisher.obey(take_over(2, "s0-2", is_ahead=True))
-        assert {(await bench.first(Decided)).key for _ in (1, 2)} == {1, 2}
-        committed = [await bench.first(Committed) for _ in (1, 2)]
+        heard = [await bench.first(Decided, Committed) for _ in range(4)]
+        assert {report.key for report in heard if isinstance(report, Decided)} == {1, 2}
+        committed = [report for report in heard if isinstance(report, Committed)]
+        assert len(committed) == 2
         assert {Finish.parse(report.finish).reason for report in committed} == {"failed"}
 
 
 def _raise(*_: Sequence[Any], **__: Any) -> None:
     raise ValueError("planted")
+
+
+@pytest.mark.parametrize("work", ["_pack", "_end_of"])
+async def test_job_whose_log_cannot_be_packed_goes_back_alone(
+    redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """Its worker hears that the log is broken; the other jobs of the call are logged and end."""
+    pack = getattr(log_writer, work)
+
+    def odd(job: JobLog, *rest: Any) -> Any:
+        if job.key in BAD:
+            raise ValueError("planted")
+        return pack(job, *rest)
+
+    async with running_publisher(redis_url, pool) as bench:
+        publisher = bench.publisher
+        publisher.obey(OpenGate(0, time.monotonic()))
+        for key in KEYS:
+            publisher.obey(take_over(key, f"s0-{key}"))
+        for _ in KEYS:
+            await bench.first(Taken)
+        monkeypatch.setattr(log_writer, work, odd)
+        ends = dict.fromkeys(KEYS, FinishReason.LENGTH)
+        publisher.obey(step(tokens=dict.fromkeys(KEYS, (FINE,)), ends=ends))
+        heard = [await bench.first(Broken, Committed) for _ in KEYS]
+        assert {report.key for report in heard if isinstance(report, Broken)} == set(BAD)
+        assert {report.key for report in heard} == set(KEYS)

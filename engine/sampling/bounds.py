@@ -1,0 +1,49 @@
+"""Bounds of sampling parameters: what a request may ask for, offline and through the queue.
+
+The queue's door has the same table in `producer/contract/bounds.py`, for neither side imports the
+other; `tests/test_bounds.py` holds them equal, field by field and edge by edge. They keep all
+arithmetic of float32 finite: a logit of 1e4 under all of them together stays below 1e7.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Numbers from `low` to `high`, whole if `kind` is int; with `is_open` not `low` itself."""
+
+    kind: type[int | float]
+    low: float
+    high: float
+    is_open: bool = False
+
+
+NUMBERS = {
+    "n": Bound(int, 1, 64),
+    "max_tokens": Bound(int, 1, 1_000_000),
+    "min_tokens": Bound(int, 0, 1_000_000),
+    "temperature": Bound(float, 0, 100),
+    "top_k": Bound(int, 0, 2**31 - 1),
+    "top_p": Bound(float, 0, 1, is_open=True),
+    "min_p": Bound(float, 0, 1),
+    "repetition_penalty": Bound(float, 0.01, 100),
+    "presence_penalty": Bound(float, -2, 2),
+    "frequency_penalty": Bound(float, -2, 2),
+    "seed": Bound(int, 0, 2**63 - 1),
+    "logprobs": Bound(int, 0, 20),
+    "prompt_logprobs": Bound(int, 0, 20),
+}
+# A bias adds to a logit: -100 forbids, 100 demands.
+LOGIT_BIAS = Bound(float, -100, 100)
+TOKEN_ID = Bound(int, 0, 2**31 - 1)
+# Sizes: tokens with a bias, forbidden words and their tokens, stop strings and their characters,
+# ids that end a text, characters of a grammar.
+MAX_LOGIT_BIAS = 1024
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_LENGTH = 16
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 1024
+MAX_STOP_IDS = 64
+MAX_GRAMMAR_LENGTH = 262_144

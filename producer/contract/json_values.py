@@ -1,0 +1,47 @@
+"""Free JSON values of a request: tools' schemas and the calls of earlier turns."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from tokenbus.producer.contract.bounds import MAX_DEPTH
+
+# Values on one level: an object that holds itself, or one part many times, would not end.
+_MAX_WIDTH = 1_000_000
+
+
+def _check_leaf(value: Any) -> None:
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no JSON number")
+    elif not isinstance(value, (int, float, type(None))):
+        raise ValueError(f"{type(value).__name__} is no JSON value")
+
+
+def _check_json(value: dict[str, Any]) -> dict[str, Any]:
+    """Check what the schema leaves open: JSON values only, and no deeper than can be rendered."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                if not all(isinstance(key, str) for key in item):
+                    raise ValueError("a key is no text")
+                below += (*item, *item.values())
+            elif isinstance(item, list):
+                below += item
+            else:
+                _check_leaf(item)
+        if len(below) > _MAX_WIDTH:
+            raise ValueError(f"more than {_MAX_WIDTH} values on one level")
+        if not below:
+            return value
+        level = below
+    raise ValueError(f"more than {MAX_DEPTH} levels inside one another")
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_check_json)]

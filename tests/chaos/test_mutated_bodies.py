@@ -1,0 +1,177 @@
+"""Mutated requests by the thousand, through every door: each is answered, nobody is hurt."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zlib
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from mutants.bodies import Mutant, mutants
+from patience import PATIENCE_S, until_within
+from rides.scale import IS_SHORT, SEED
+from workers.null_workers import follow, worker
+
+from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
+from tokenbus.engine.llm import LLM
+from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, SamplingParams
+from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
+from tokenbus.producer.errors import IdempotencyConflict, JobUnknown, RequestInvalid
+
+if TYPE_CHECKING:
+    from models.tiny_model import TinyModel
+
+    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.worker.supervisor import Worker
+
+NUM_BODIES = 300 if IS_SHORT else 10_000
+BATCH = 100
+# What the real engine answers within at any time, once nothing else runs.
+LIMIT_S = 5.0
+GOOD = "good evening"
+NUM_GOOD_TOKENS = 8
+# Growth over the first batch, which loads what is loaded once: compilers, tables, caches.
+MAX_GROWTH_BYTES = 400_000_000
+MAX_SERVER_BYTES = 200_000_000
+SETTINGS: dict[str, Any] = {
+    "engine": "paged",
+    "dtype": "float32",
+    "device": "cpu",
+    "num_pages": 256,
+    "num_threads": 1,
+    "max_num_seqs": 32,
+}
+
+
+async def _send(client: AsyncClient, mutant: Mutant) -> tuple[str | None, str]:
+    """Send a mutant through the client's door or, every second one, into the raw inbox.
+
+    Returns: the id under which it is answered, None if the door refused it, and what it said.
+    """
+    if mutant.number % 2:
+        scripts = client.scripts
+        entry = await scripts.redis.xadd(scripts.keys.of("inbox"), {"job": mutant.raw})
+        return f"raw-{entry.decode()}", "inbox"
+    try:
+        job = await client.submit(**mutant.fields)
+    except (RequestInvalid, IdempotencyConflict) as error:
+        return None, f"door: {type(error).__name__}"
+    return job.job_id, "door: accepted"
+
+
+async def _end_of(client: AsyncClient, mutant: Mutant, job_id: str) -> str:
+    """Return how a job ended; one that may ask to wait for a month is cancelled."""
+    try:
+        if "not_before_s" in mutant.fields:
+            await client.cancel(job_id)
+        result = await client.result(job_id, timeout_s=PATIENCE_S)
+    except JobFailed as error:
+        return f"failed: {error.code}"
+    except (JobCancelled, JobExpired) as error:
+        return type(error).__name__
+    except JobUnknown:
+        # The body named an id of its own, or a key that was used before, and is answered there.
+        assert b'"id"' in mutant.raw or b'"idempotency_key"' in mutant.raw
+        return "under another id"
+    return result.finish.reason
+
+
+async def _good(client: AsyncClient, expected: list[int]) -> None:
+    """A good job ends as it always did, and soon."""
+    job = await client.submit(GOOD, max_tokens=NUM_GOOD_TOKENS, temperature=0.0, priority=0)
+    reading = asyncio.create_task(follow(client, job.job_id))
+    await until_within(reading.done, LIMIT_S)
+    assert (await reading).ids[0] == expected
+
+
+def _memory(running: Worker) -> int:
+    """Return the bytes that worker and engine hold."""
+    assert running.engine_pid is not None
+    return sum(psutil.Process(pid).memory_info().rss for pid in (None, running.engine_pid))
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the seed of the case's mutants; CHAOS_SEED, printed, repeats it."""
+    print(f"CHAOS_SEED={SEED}")
+    return SEED ^ zlib.crc32(request.node.name.encode())
+
+
+async def test_mutated_bodies_hurt_nobody(
+    client: AsyncClient, redis_url: str, pool: str, model: TinyModel, seed: int
+) -> None:
+    """No engine dies, nothing hangs, a good job ends as before, and memory stays where it was."""
+    expected = model.greedy(GOOD, NUM_GOOD_TOKENS)
+    outcomes: Counter[str] = Counter()
+    memory = 0
+    async with worker(pool, redis_url, model=str(model.folder), **SETTINGS) as running:
+        engine_pid = running.engine_pid
+        await _good(client, expected)
+        batch: list[Mutant] = []
+        for mutant in mutants(seed, NUM_BODIES):
+            batch.append(mutant)
+            if len(batch) < BATCH:
+                continue
+            sent = [(each, *await _send(client, each)) for each in batch]
+            inbox = client.scripts.keys.of("inbox")
+            async with asyncio.timeout(PATIENCE_S):
+                while await client.scripts.redis.xlen(inbox):  # noqa: ASYNC110 - the server's
+                    await asyncio.sleep(0.01)
+            for each, job_id, said in sent:
+                ended = "" if job_id is None else await _end_of(client, each, job_id)
+                outcomes[f"{said} {ended}".strip()] += 1
+            batch.clear()
+            assert running.engine_pid == engine_pid, "the engine died"
+            await _good(client, expected)
+            memory = memory or _memory(running)
+        assert _memory(running) - memory < MAX_GROWTH_BYTES
+        usage = await client.scripts.redis.info("memory")
+        assert usage["used_memory"] < MAX_SERVER_BYTES
+    print(f"{NUM_BODIES} bodies: {json.dumps(dict(outcomes.most_common()), indent=1)}")
+    assert outcomes["door: accepted length"] > NUM_BODIES // 100
+    assert outcomes["failed: internal"] == 0
+
+
+def _offline(mutant: Mutant) -> tuple[Any, SamplingParams]:
+    """Return prompt and parameters of a mutant, as a caller of `LLM` may give them."""
+    names = SamplingParams.__dataclass_fields__
+    fields: dict[str, Any] = {k: v for k, v in mutant.fields.items() if k in names}
+    grammar = fields.get("grammar")
+    if isinstance(grammar, dict) and mutant.number % 8:
+        kind, source = grammar.get("kind"), grammar.get("source")
+        kind = GrammarKind(kind) if kind in list(GrammarKind) else kind
+        fields["grammar"] = GrammarSpec(kind, source)  # type: ignore[arg-type]
+    given = (mutant.fields.get(name) for name in ("prompt", "token_ids", "messages"))
+    return next((item for item in given if item is not None), "x"), SamplingParams(**fields)
+
+
+def test_mutated_requests_of_a_batch_hurt_nobody(model: TinyModel, seed: int) -> None:
+    """Offline each gets an answer or an error of its own, and the good ones beside it are right."""
+    expected = model.greedy(GOOD, NUM_GOOD_TOKENS)
+    settings = {name: value for name, value in SETTINGS.items() if name != "engine"}
+    llm = LLM(model.folder, **settings)
+    good = (GOOD, SamplingParams(max_tokens=NUM_GOOD_TOKENS, temperature=0.0))
+    outcomes: Counter[str] = Counter()
+    drawn = [_offline(mutant) for mutant in mutants(seed, NUM_BODIES, sampling_only=True)]
+    for start in range(0, NUM_BODIES, BATCH):
+        batch = [good, *drawn[start : start + BATCH], good]
+        outputs = llm.generate([b[0] for b in batch], [b[1] for b in batch], progress=False)
+        assert outputs[0].token_ids == outputs[-1].token_ids == expected
+        for output in outputs[1:-1]:
+            if output.error is None:
+                assert all(
+                    choice.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+                    for choice in output.choices
+                )
+            else:
+                assert isinstance(output.error, (RequestRejected, SequenceTooLong, RequestFailed))
+            outcomes["answered" if output.error is None else type(output.error).__name__] += 1
+        llm.engine.check_integrity()
+        stats = llm.stats()
+        assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1
+    llm.close()
+    print(f"{NUM_BODIES} requests: {json.dumps(dict(outcomes.most_common()), indent=1)}")
+    assert outcomes["answered"] > NUM_BODIES // 100
