@@ -167,10 +167,6 @@ class Engine:
             stats=self.stats(),
         )
 
-    def await_grammars(self, timeout_s: float) -> None:
-        """Wait until a grammar has got further, for callers with nothing else to do."""
-        self._constrained.wait(timeout_s)
-
     def stats(self) -> EngineStats:
         """Return counters and gauges."""
         sched = self._scheduler
@@ -359,6 +355,8 @@ class Engine:
 
     def _settle_grammars(self) -> None:
         """End what need not run on: its grammar failed, or the tokens it has complete it."""
+        if self.is_stalled:
+            self._constrained.wait()
         for seq in self._constrained.settle():
             self._end(seq, FinishReason.STOP)
         self._end_failed()

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.engine import Engine
     from tokenbus.engine.types import EngineStats, TokenDelta
 
-# How long a call waits for grammars before it looks again, in seconds.
-_STALL_S = 0.1
-
 Prompt = str | list[int] | tuple[int, ...]
 
 
@@ -242,8 +239,6 @@ class LLM:
         with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
             task = bar.add_task("generating", total=num_open)
             while self.engine.has_work:
-                if self.engine.is_stalled:
-                    self.engine.await_grammars(_STALL_S)
                 step = self.engine.step()
                 for admission in step.admitted:
                     idx = admission.request_id - batch.first_id

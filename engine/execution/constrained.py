@@ -86,10 +86,10 @@ class ConstrainedRows:
             if is_complete:
                 yield seq
 
-    def wait(self, timeout_s: float) -> None:
-        """Wait until some work under way is done, if there is any."""
+    def wait(self) -> None:
+        """Wait a little for some work under way, where a step would have nothing else to do."""
         if self._under_way:
-            wait(self._under_way.values(), timeout=timeout_s, return_when=FIRST_COMPLETED)
+            wait(self._under_way.values(), timeout=_MASK_WAIT_S, return_when=FIRST_COMPLETED)
 
     def masks(self, plan: StepPlan) -> dict[int, Tensor]:
         """Return the packed mask of each constrained row that samples in this step.

@@ -33,8 +33,7 @@ _ONE_SPELLING: JsonCompileOptions = {
     "coerce_one_of": False,
     "lenient": False,
 }
-# Control characters that only \u spells, and DEL, which the library writes so: in a schema as text
-# of JSON, themselves or as escapes of a pattern.
+# Characters that only \u spells, in a schema as text of JSON: themselves or escaped in a pattern.
 _NEEDS_U = re.compile(
     r"\\u00([01]|7f)|\\\\(x[017]|x\{0*[17]?[0-9A-Fa-f]\}|u00[017]|u\{|U000000[017]|[0acv])"
 )
@@ -202,10 +201,9 @@ def _check_spellings(found: Mapping[str, _Located]) -> None:
             continue
         if schema.get("additionalProperties") is False and "patternProperties" not in schema:
             continue
-        for key in schema["properties"]:
-            if _SPELLED_TWICE.search(key):
-                reason = f"key {key!r} has two spellings; close the object (additionalProperties)"
-                raise _reject("properties", located.path, reason)
+        for key in filter(_SPELLED_TWICE.search, schema["properties"]):
+            reason = f"key {key!r} has two spellings; close the object (additionalProperties)"
+            raise _reject("properties", located.path, reason)
 
 
 def _walk(root: Schema) -> dict[str, _Located]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock, Thread
@@ -149,7 +150,8 @@ class GrammarPreparer:
 
     def _serve(self, lane: int) -> None:
         """Prepare what is queued, in the thread of a lane."""
-        self._prober.start()
+        with suppress(OSError):  # A process that cannot be started fails the orders.
+            self._prober.start()
         while (taken := self._queue.take()) is not None:
             tenant, order = taken
             begins = time.monotonic()
