@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.ops import Ops
 
 # The interpreter takes about 0.1 s per launch.
-LENS = (1, 2, 33)
+LENS = (1, 2, 20)
 NUM_TOKENS = 2
 
 
