@@ -68,7 +68,7 @@ class EngineConfig:
     The order is that of the options.
     """
 
-    # A local folder, hub id or alias of the model store.
+    # A local folder or GGUF file, hub id or alias of the model store.
     model: str
     dtype: str = field(
         default="auto",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,17 +14,18 @@ from tokenbus.engine.models.decoder_config import DecoderConfig, QKNorm
 from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
 from tokenbus.engine.models.linear_weight import PlainWeight
 from tokenbus.engine.weights.leftovers import Leftovers
+from tokenbus.engine.weights.open_layer import OpenLayer, OpenLinear
 from tokenbus.engine.weights.readers import LinearShape
 from tokenbus.engine.weights.slots import MemorySlot, refuse_second
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from torch import Tensor
 
     from tokenbus.engine.models.linear_weight import LinearWeight
     from tokenbus.engine.models.rope import RopeTable
-    from tokenbus.engine.weights.readers import LinearReading, WeightReader
+    from tokenbus.engine.weights.readers import WeightReader
     from tokenbus.engine.weights.slots import Slot
 
 _log = logging.getLogger(__name__)
@@ -35,58 +36,6 @@ _HEAD = "lm_head"
 _EMBEDDING = "embed_tokens.weight"
 
 _Parts = tuple[tuple[str, int], ...]
-
-
-class _OpenLinear:
-    """A linear while it is read; its memory is let go when its weight is made."""
-
-    def __init__(self, reading: LinearReading, bias: Tensor | None) -> None:
-        self.bias = bias
-        self._reading: LinearReading | None = reading
-        self._weight: LinearWeight | None = None
-
-    @property
-    def slots(self) -> Mapping[str, Slot]:
-        return {} if self._reading is None else self._reading.parts
-
-    def draw(self, std: float) -> None:
-        assert self._reading is not None
-        self._reading.draw(std)
-
-    def make(self) -> LinearWeight:
-        if self._reading is not None:
-            self._weight, self._reading = self._reading.finish(), None
-        assert self._weight is not None
-        return self._weight
-
-    def finish(self) -> Linear:
-        return Linear(self.make(), self.bias)
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenLayer:
-    """A layer while it is read; `norms` by the fields of DecoderLayer."""
-
-    spec: AttentionSpec
-    qkv: _OpenLinear
-    o: _OpenLinear
-    gate_up: _OpenLinear
-    down: _OpenLinear
-    norms: dict[str, Tensor | None]
-
-    def linears(self) -> tuple[_OpenLinear, ...]:
-        return self.qkv, self.o, self.gate_up, self.down
-
-    def finish(self, rope: RopeTable | None) -> DecoderLayer:
-        return DecoderLayer(
-            spec=self.spec,
-            rope=rope,
-            qkv=self.qkv.finish(),
-            o=self.o.finish(),
-            gate_up=self.gate_up.finish(),
-            down=self.down.finish(),
-            **self.norms,
-        )
 
 
 class DecoderWeights:
@@ -112,7 +61,7 @@ class DecoderWeights:
         self._has_towers = has_towers
         self._slots: dict[str, Slot] = {}
         # Of the slots that belong to linears; and names whose slots were read and let go.
-        self._owners: dict[str, _OpenLinear] = {}
+        self._owners: dict[str, OpenLinear] = {}
         self._done: set[str] = set()
         self._linear_names: set[str] = set()
         self._norms: list[Tensor] = []
@@ -254,10 +203,10 @@ class DecoderWeights:
     def _optional_norm(self, prefix: str, name: str | None, size: int) -> Tensor | None:
         return None if name is None else self._norm(f"{prefix}{name}.weight", size)
 
-    def _open(self, shape: LinearShape, *, bias: bool) -> _OpenLinear:
+    def _open(self, shape: LinearShape, *, bias: bool) -> OpenLinear:
         reading = self._reader.open(shape)
         values = self._empty(shape.num_outputs) if bias else None
-        linear = _OpenLinear(reading, values)
+        linear = OpenLinear(reading, values)
         self._slots |= reading.parts
         self._owners |= dict.fromkeys(reading.parts, linear)
         self._linear_names.update(name for name, _ in shape.parts)
@@ -267,12 +216,12 @@ class DecoderWeights:
                 self._give(f"{name}.bias", part)
         return linear
 
-    def _linear(self, prefix: str, parts: _Parts, num_inputs: int, *, bias: bool) -> _OpenLinear:
+    def _linear(self, prefix: str, parts: _Parts, num_inputs: int, *, bias: bool) -> OpenLinear:
         """Open one fused linear out of checkpoint linears stacked on the output axis."""
         named = tuple((f"{prefix}{name}", size) for name, size in parts)
         return self._open(LinearShape(named, num_inputs, self.dtype, self.device), bias=bias)
 
-    def _layer(self, idx: int) -> _OpenLayer:
+    def _layer(self, idx: int) -> OpenLayer:
         config = self.config
         hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
         q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
@@ -288,7 +237,7 @@ class DecoderWeights:
             per_head = config.qk_norm is QKNorm.PER_HEAD
             q_norm = self._norm(f"{attention}q_norm.weight", dim if per_head else q_size)
             k_norm = self._norm(f"{attention}k_norm.weight", dim if per_head else kv_size)
-        return _OpenLayer(
+        return OpenLayer(
             spec=self._spec(idx),
             qkv=self._linear(attention, qkv_parts, hidden, bias=config.qkv_bias),
             o=self._linear(attention, (("o_proj", hidden),), q_size, bias=config.o_bias),

@@ -67,7 +67,7 @@ def load_model(
     max_model_len: int | None = None,
     reader: WeightReader | None = None,
 ) -> LoadedModel:
-    """Load a model from a local folder, a hub id or an alias of the model store.
+    """Load a model from a local folder or GGUF file, a hub id or an alias of the model store.
 
     Args:
         backend: what is to run the model, and nothing else.
@@ -151,7 +151,7 @@ def _stored_dtypes(weights: Path | Mapping[str, Tensor] | None) -> Mapping[str, 
         return {}
     if isinstance(weights, Path):
         return tensor_dtypes(weights)
-    return {name: str(tensor.dtype) for name, tensor in weights.items()}
+    return {name: str(weights[name].dtype) for name in weights}
 
 
 def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightReader:
@@ -162,13 +162,15 @@ def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightR
 
 
 def find_folder(model: str | Path, *, with_weights: bool = True) -> Path:
-    """Return the local folder of a model, fetching a hub id if it is not cached.
+    """Return the local folder of a model, fetching a hub id or converting a GGUF file.
 
     Raises: ModelNotFound with what was tried and what to do.
     """
     folder = Path(model).expanduser()
     if (folder / "config.json").is_file():
         return folder
+    if folder.suffix == ".gguf" and folder.is_file():
+        return model_store.converted(folder)
     name = str(model)
     if folder.is_dir():
         raise ModelNotFound(f"{name} is a folder without config.json")

