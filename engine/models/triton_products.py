@@ -13,7 +13,8 @@ from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
 from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear.fp8_linear import check_fp8_weight, fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import MAX_TALL_ROWS
 from tokenbus.kernels.linear.gated_linear import gated_linear
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenbus.kernels.activation import KINDS, gated_act
+from tokenbus.kernels.activation import gated_act
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -19,6 +19,7 @@ from tokenbus.kernels.launch import (
 )
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
+from tokenbus.kernels.linear.fp8_shapes import check_product, check_scales
 from tokenbus.kernels.linear.fp8_table import (
     MAX_TALL_ROWS,
     choose_matmul_tuning,
@@ -28,10 +29,11 @@ from tokenbus.kernels.linear.fp8_table import (
 )
 from tokenbus.kernels.linear.matvec import matvec_kernel
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion
-from tokenbus.kernels.quantize import FP8, GROUP, QuantizedRows
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tokenbus.kernels.quantize import QuantizedRows
 
     from tokenbus.kernels.linear.table import LinearTuning
 
@@ -43,25 +45,6 @@ _MAX_TILES = 4096
 def _arrivals(device: torch.device) -> Tensor:
     """Return the counts of programs that ended, zero between launches."""
     return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
-
-
-def check_fp8_weight(values: Tensor, scales: Tensor, block_outputs: int = 0) -> None:
-    """Raise KernelInputError for a weight that the kernels cannot fetch; see `fp8_linear`.
-
-    Rows of a tensor descriptor begin at multiples of 16 bytes, those of the outputs too.
-    """
-    require(values.dtype == FP8, f"the weight is {values.dtype}, not {FP8}")
-    require_contiguous(weight=values, scales=scales)
-    num_outputs, num_inputs = values.shape
-    size: tuple[int, ...] = (num_outputs,)
-    if block_outputs:
-        size = (ceil_div(num_outputs, block_outputs), ceil_div(num_inputs, GROUP))
-    require(scales.shape == size, f"scales have shape {tuple(scales.shape)}, not {size}")
-    require(scales.dtype == torch.float32, f"scales are {scales.dtype}, not float32")
-    require(
-        num_outputs % 16 == 0 and num_inputs % 16 == 0,
-        f"{num_outputs} outputs and {num_inputs} inputs: 16 does not divide both",
-    )
 
 
 def fp8_matvec(
@@ -83,7 +66,7 @@ def fp8_matvec(
     num_rows, width_in = x.shape
     width_out = values.shape[0] // (2 if fusion.act else 1)
     require(num_rows == 1, f"{num_rows} rows, this takes one")
-    _check(x, values, fusion, width_out)
+    check_product(x, values, fusion, width_out)
     require_contiguous(norm=fusion.norm_weight)
     chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
@@ -137,7 +120,7 @@ def fp8_linear(
     """
     num_rows = x.values.shape[0]
     width_out = values.shape[0] // (2 if fusion.act else 1)
-    _check(x.values, values, fusion, width_out)
+    check_product(x.values, values, fusion, width_out)
     require(fusion.norm_weight is None, "a norm comes before its rows are rounded")
     out = torch.empty(num_rows, width_out, dtype=out_dtype, device=values.device)
     if num_rows == 0:
@@ -146,7 +129,7 @@ def fp8_linear(
         tuning = choose_rows_tuning(
             num_rows, values.shape[1], width_out, fusion.role, blocks=block_outputs > 0
         )
-    _check_scales(x, values, scales, block_outputs, tuning)
+    check_scales(x, values, scales, block_outputs, tuning)
     if isinstance(tuning, RowsTuning):
         _launch_rows(x, values, scales, block_outputs, fusion, out, tuning)
         return out
@@ -165,43 +148,6 @@ def fp8_linear(
         tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
     _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
     return out
-
-
-def _check(x: Tensor, values: Tensor, fusion: Fusion, width_out: int) -> None:
-    """Refuse shapes that the kernels would read wrongly."""
-    require(values.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, weight {values.shape[1]}")
-    require(fusion.act is None or fusion.act in KINDS, f"unknown activation {fusion.act!r}")
-    require(
-        fusion.act is None or values.shape[0] == 2 * width_out,
-        f"gate and up have {values.shape[0]} rows together",
-    )
-    residual = fusion.residual
-    require(
-        residual is None
-        or (residual.shape == (x.shape[0], width_out) and residual.dtype == torch.float32),
-        f"residual is not ({x.shape[0]}, {width_out}) in float32",
-    )
-    require_contiguous(x=x, bias=fusion.bias, residual=residual)
-
-
-def _check_scales(
-    x: QuantizedRows,
-    values: Tensor,
-    scales: Tensor,
-    block_outputs: int,
-    tuning: RowsTuning | MatmulTuning | None,
-) -> None:
-    """Refuse scales of other blocks than those that a step of the kernel has."""
-    if not block_outputs:
-        require(x.scales.dim() == scales.dim() == 1, "scales of groups without blocks of weights")
-        return
-    num_groups = ceil_div(values.shape[1], GROUP)
-    blocks = (ceil_div(values.shape[0], block_outputs), num_groups)
-    require(scales.shape == blocks, f"scales of shape {tuple(scales.shape)}, blocks are {blocks}")
-    rows = (x.values.shape[0], num_groups)
-    require(x.scales.shape == rows, f"x has scales {tuple(x.scales.shape)}, not {rows}")
-    require_contiguous(x_scales=x.scales, scales=scales)
-    require(tuning is None or tuning.block_k == GROUP, f"a step of blocks has {GROUP} columns")
 
 
 def _by_torch(x: QuantizedRows, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:

@@ -14,9 +14,10 @@ from models.paged_batch import DEVICE, HALF, assert_close
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear.fp8_linear import check_fp8_weight, fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
+from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import choose_matmul_tuning, choose_rows_tuning, is_wide
 from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning
@@ -143,14 +144,12 @@ MATMUL_TUNINGS = [
 ]
 
 
-@SHAPES
 @pytest.mark.parametrize("tuning", [*ROWS_TUNINGS, *MATMUL_TUNINGS], ids=repr)
-@pytest.mark.parametrize("rows", [1, 7, 17, 70])
-@pytest.mark.parametrize("case", ["plain", "bias", "gate, bias", "residual"])
-def test_rounded_rows_equal_twin(
-    width_in: int, width_out: int, rows: int, tuning: RowsTuning | MatmulTuning, case: str
-) -> None:
+@pytest.mark.parametrize("rows", [1, 17, 70])
+@pytest.mark.parametrize("case", ["bias", "gate, bias", "residual"])
+def test_rounded_rows_equal_twin(rows: int, tuning: RowsTuning | MatmulTuning, case: str) -> None:
     """Rows, outputs and columns that fill no tile leave no trace, split over programs or not."""
+    width_in, width_out = 336, 80
     is_gate = "gate" in case
     if is_gate and getattr(tuning, "splits", 1) > 1:
         pytest.skip("gates are not split")
