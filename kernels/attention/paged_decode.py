@@ -39,8 +39,8 @@ class DecodeTuning:
 
     `depth` and `run_depth` count tiles in flight for own and for shared pages, of `block_n` and
     `run_block_n` tokens. `programs_per_processor` has to fit: programs that wait for a place
-    would start their share when the others are done. k_by_asm, v_by_asm: how rounded pages are
-    converted, see `decode_tile.widen`.
+    would start their share when the others are done. v_by_asm: how rounded values are
+    widened, see `decode_tile.widen`.
     """
 
     depth: int
@@ -49,8 +49,7 @@ class DecodeTuning:
     block_n: int = 64
     run_block_n: int = 64
     num_warps: int = 4
-    k_by_asm: bool = False
-    v_by_asm: bool = True
+    v_by_asm: bool = False
 
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
@@ -63,11 +62,19 @@ def choose_tuning(
     """Pick the layout; swept on an H200 with 64-token pages of 128 dims.
 
     Three programs with two tiles each stream best; few rows leave no third program anything to do;
-    the stacked rows of shared runs leave registers for two, and so do rounded pages.
+    the stacked rows of shared runs leave registers for two. Of rounded pages three programs are
+    faster if values are widened by assembly (227 us for 256 mixed rows against 329), two if not
+    (250 against 296).
     """
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
-    programs = 2 if grouped or rounded or num_rows <= 16 else 3
-    return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
+    programs = 2 if grouped or num_rows <= 16 else 3
+    return DecodeTuning(
+        2,
+        programs,
+        block_n=block_n,
+        run_block_n=block_n,
+        v_by_asm=rounded and programs == 3,
+    )
 
 
 @triton.jit
@@ -79,7 +86,7 @@ def _decode_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    K_BY_ASM: tl.constexpr, V_BY_ASM: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
+    V_BY_ASM: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -120,22 +127,21 @@ def _decode_kernel(
                                 parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
-                                HAS_SOFTCAP, PRECISION, K_BY_ASM,
-                                V_BY_ASM)  # fmt: skip
+                                HAS_SOFTCAP, PRECISION, V_BY_ASM)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
                              k_scales, v_scales, out, block_table, context_lens, parts, part_o,
                              part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                             PRECISION, K_BY_ASM, V_BY_ASM)  # fmt: skip
+                             PRECISION, V_BY_ASM)  # fmt: skip
             else:
                 own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
                          v_scales, out, block_table, context_lens, parts, part_o, part_lse,
                          arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                         PRECISION, K_BY_ASM, V_BY_ASM)  # fmt: skip
+                         PRECISION, V_BY_ASM)  # fmt: skip
         place = following
         row, begin, end, part = next_row, next_begin, next_end, next_part
         num_parts, count, member = next_parts, next_count, next_member
@@ -204,7 +210,7 @@ def paged_decode(
     )
     num_programs = num_processors(q.device) * tuning.programs_per_processor
     options = dependent_launch(q.device)
-    by_asm = k_scales is not None and options["PDL"] and q.element_size() == 2
+    by_asm = tuning.v_by_asm and k_scales is not None and q.element_size() == 2
     _decode_kernel[(num_programs,)](
         q,
         k_pages,
@@ -242,8 +248,7 @@ def paged_decode(
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        K_BY_ASM=tuning.k_by_asm and by_asm,
-        V_BY_ASM=tuning.v_by_asm and by_asm,
+        V_BY_ASM=by_asm and options["PDL"],
         LISTED=listed and options["PDL"],
         num_warps=tuning.num_warps,
         **options,

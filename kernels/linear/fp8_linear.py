@@ -33,9 +33,8 @@ from tokenbus.kernels.linear.small_linear import PLAIN, Fusion
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.kernels.quantize import QuantizedRows
-
     from tokenbus.kernels.linear.table import LinearTuning
+    from tokenbus.kernels.quantize import QuantizedRows
 
 # Tiles that share columns, over all launches at a time: a count each.
 _MAX_TILES = 4096
@@ -176,7 +175,7 @@ def _launch_matmul(
     num_rows, width_out = out.shape
     tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, tuning.block_n)
     stored_n = tuning.block_n // 2 if tuning.halves else tuning.block_n
-    programs = num_processors(values.device)
+    programs = num_processors(values.device) * tuning.programs
     fp8_matmul_kernel[(min(programs, tiles),)](
         TensorDescriptor.from_tensor(x.values, [tuning.block_m, tuning.block_k]),
         x.scales,

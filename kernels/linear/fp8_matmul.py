@@ -17,7 +17,8 @@ class MatmulTuning:
 
     stages: steps in flight. group: row tiles that are worked on together, so that their weights are
     read from the L2 cache. halves: the tile is written in two halves, which takes half the memory
-    beside the steps in flight.
+    beside the steps in flight. programs: on a multiprocessor at a time; one adds up what another
+    multiplies.
     """
 
     block_m: int
@@ -27,6 +28,7 @@ class MatmulTuning:
     stages: int
     group: int = 8
     halves: bool = True
+    programs: int = 1
 
 
 @triton.jit
@@ -76,9 +78,14 @@ def fp8_matmul_kernel(
                 acc = tl.dot(value, w.T, acc)
             else:
                 by_row = tl.load(x_scales + rows * GROUPS + step, mask=rows < M, other=0.0)
-                block = scales + outs // BLOCK_OUT * GROUPS + step
-                by_out = tl.load(block, mask=outs < N, other=0.0)
-                acc += tl.dot(value, w.T) * by_row[:, None] * by_out[None, :]
+                if BLOCK_OUT % BLOCK_N == 0:
+                    # The tile lies in one block: its scale goes into those of the rows.
+                    by_row *= tl.load(scales + col // BLOCK_OUT * GROUPS + step)
+                    acc += tl.dot(value, w.T) * by_row[:, None]
+                else:
+                    block = scales + outs // BLOCK_OUT * GROUPS + step
+                    by_out = tl.load(block, mask=outs < N, other=0.0)
+                    acc += tl.dot(value, w.T) * by_row[:, None] * by_out[None, :]
         row_scales = None
         if BLOCK_OUT == 0:
             row_scales = tl.load(x_scales + rows, mask=rows < M, other=0.0)
