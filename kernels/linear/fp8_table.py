@@ -20,6 +20,8 @@ _PROCESSORS = 132
 # Outputs from which on torch's product is 5 to 15 % faster: the tiles of the kernel here write
 # their results before they go on, and wide products have most of those for their columns.
 _WIDE = 16384
+# Rows from which on all numbers of them get one tile: the most that a warm-up takes.
+_MOST_TOLD_APART = 4096
 # Tiles by what they reach of the best rate, where there are enough of them.
 _TILES = (
     (1.0, MatmulTuning(128, 256, 128, 8, 3)),
@@ -76,15 +78,17 @@ def choose_matmul_tuning(num_rows: int, width_out: int, *, blocks: bool = False)
     """Pick the tile that ends first for more rows.
 
     All tiles of a round take as long as one, so what counts are rounds times the size of a tile.
+    Numbers of rows are told apart by octaves alone, so that a few steps meet all tiles there are.
     """
     if blocks:
         # Scaled sums beside those of a step leave registers for no larger tile.
         return MatmulTuning(128, 128, GROUP, 8, 4, group=16)
     group = 8 if width_out <= 4096 else 16
+    octave = min(next_power_of_2(num_rows), _MOST_TOLD_APART)
 
     def cost(tile: tuple[float, MatmulTuning]) -> float:
         rate, tuning = tile
-        tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, tuning.block_n)
+        tiles = ceil_div(octave, tuning.block_m) * ceil_div(width_out, tuning.block_n)
         return ceil_div(tiles, _PROCESSORS) * tuning.block_m * tuning.block_n / rate
 
     return replace(min(_TILES, key=cost)[1], group=group)
