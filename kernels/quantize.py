@@ -1,4 +1,4 @@
-"""Rows rounded to FP8 with a scale each: as they are, behind a norm, behind a gate."""
+"""Rows rounded to FP8: as they are, behind a norm, behind a gate; scales per row or per group."""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -12,6 +12,7 @@ import triton.language as tl
 
 from tokenbus.kernels.activation import KINDS, gate
 from tokenbus.kernels.launch import (
+    ceil_div,
     dependent_launch,
     next_power_of_2,
     release_successor,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from tokenbus.kernels.activation import ActivationKind
 
 FP8 = torch.float8_e4m3fn
+# Columns that share a scale where a row has several, as blocks of checkpoints have them.
+GROUP = 128
 # The largest number of e4m3.
 FP8_MAX = tl.constexpr(448.0)
 # Below this a row counts as zero: its scale stays a normal number.
@@ -34,9 +37,9 @@ _TINY = tl.constexpr(1e-20)
 
 @dataclass(frozen=True, slots=True)
 class QuantizedRows:
-    """Rows in e4m3 with a scale each: value * scale.
+    """Rows in e4m3 with a scale each, or one per 128 columns: value * scale.
 
-    values: [T, K] float8_e4m3fn, contiguous; scales: [T] float32.
+    values: [T, K] float8_e4m3fn, contiguous; scales: [T] or [T, ceil(K / 128)] float32.
     """
 
     values: Tensor
@@ -130,6 +133,24 @@ def _gated_quantized_kernel(gate_up, values, scales, K: tl.constexpr, BLOCK: tl.
     _store_rows(value, values, scales, row, offs, mask, K)
 
 
+@triton.jit
+def _quantize_groups_kernel(x, values, scales, K: tl.constexpr, GROUPS: tl.constexpr,
+                            BLOCK: tl.constexpr, GROUP: tl.constexpr,
+                            PDL: tl.constexpr):  # fmt: skip
+    """Round BLOCK groups of a row, each to its own scale."""
+    release_successor(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    groups = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    offs = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    mask = offs < K
+    wait_for_inputs(PDL)
+    value = tl.load(x + row * K + offs, mask=mask, other=0.0).to(tl.float32)
+    scale = scale_of(tl.max(tl.abs(value), axis=1))
+    tl.store(values + row * K + offs, to_fp8(value / scale[:, None]), mask=mask)
+    scale += tl.sum(value - value, axis=1)
+    tl.store(scales + row * GROUPS + groups, scale, mask=groups < GROUPS)
+
+
 def _num_warps(block: int) -> int:
     """Return warps for a program that holds a row: 32 elements a thread, 16 of a short one."""
     return min(16, max(1, block // 512))
@@ -148,6 +169,27 @@ def quantize_rows(x: Tensor) -> QuantizedRows:
         _quantize_rows_kernel[(num_rows,)](
             x, rows.values, rows.scales, K=width, BLOCK=block, num_warps=_num_warps(block),
             **dependent_launch(x.device),
+        )  # fmt: skip
+    return rows
+
+
+def quantize_groups(x: Tensor) -> QuantizedRows:
+    """x: [T, K], contiguous -> the same in e4m3 with a scale per row and GROUP columns.
+
+    Returns: values [T, K]; scales [T, ceil(K / 128)]. Twin: each group by itself as a row.
+    """
+    require_contiguous(x=x)
+    num_rows, width = x.shape
+    num_groups = ceil_div(width, GROUP)
+    rows = QuantizedRows(
+        torch.empty(num_rows, width, dtype=FP8, device=x.device),
+        torch.empty(num_rows, num_groups, dtype=torch.float32, device=x.device),
+    )
+    if num_rows:
+        block = min(8, next_power_of_2(num_groups))
+        _quantize_groups_kernel[(num_rows, ceil_div(num_groups, block))](
+            x, rows.values, rows.scales, K=width, GROUPS=num_groups, BLOCK=block, GROUP=GROUP,
+            num_warps=max(1, block // 2), **dependent_launch(x.device),
         )  # fmt: skip
     return rows
 

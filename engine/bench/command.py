@@ -87,7 +87,8 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that were given, and the defaults of this command for the others."""
     values = {name: getattr(args, name) or default for name, default in _SETTINGS.items()}
     if args.max_model_len is None:
-        values["max_model_len"] = max(values["max_model_len"], *map(_longest, args.workload))
+        longest = max(map(_longest, args.workload))
+        values["max_model_len"] = max(values["max_model_len"] or 0, longest)
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -10,17 +10,20 @@ import torch.nn.functional as F
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
-from tokenbus.engine.models.linear_weight import Fp8Weight, PlainWeight
+from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
 from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear.fp8_linear import check_fp8_weight, fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import MAX_TALL_ROWS
 from tokenbus.kernels.linear.gated_linear import gated_linear
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.quantize import (
+    GROUP,
     QuantizedRows,
     add_rms_norm_quantized,
     gated_act_quantized,
+    quantize_groups,
     quantize_rows,
 )
 
@@ -99,10 +102,7 @@ class Fp8Product(FusedProduct):
 
     def __init__(self, weight: Fp8Weight, bias: Tensor | None) -> None:
         """Take a weight whose sizes 16 divides. Raises: ModelUnsupported for others."""
-        try:
-            check_fp8_weight(weight.values, weight.scales)
-        except KernelInputError as error:
-            raise ModelUnsupported(f"an FP8 weight: {error}") from error
+        _check(weight.values, weight.scales)
         self._weight = weight.values, weight.scales
         self._dtype = weight.dtype
         self._bias = bias
@@ -160,7 +160,51 @@ class Fp8Product(FusedProduct):
         return fp8_linear(rows, *self._weight, fusion, out_dtype=x.dtype)
 
 
+class Fp8BlockProduct(Product):
+    """An FP8 weight with a scale per block: rows are rounded with a scale per 128 columns."""
+
+    def __init__(self, weight: Fp8BlockWeight, bias: Tensor | None) -> None:
+        """Take a weight of blocks of 128 inputs. Raises: ModelUnsupported for others."""
+        if weight.block_inputs != GROUP:
+            raise ModelUnsupported(
+                f"blocks of {weight.block_inputs} inputs in an FP8 weight; here they have {GROUP}"
+            )
+        _check(weight.values, weight.scales, weight.block_outputs)
+        self._weight = weight.values, weight.scales
+        self._block_outputs = weight.block_outputs
+        self._bias = bias
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], dtype of x."""
+        return self._multiply(x, Fusion(bias=self._bias), x.dtype)
+
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+        if kind not in GATES:
+            return Product.gated(self, x, kind)
+        return self._multiply(x, Fusion(bias=self._bias, act=GATES[kind]), x.dtype)
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out] float32."""
+        return self._multiply(x, Fusion(bias=self._bias), torch.float32)
+
+    def _multiply(self, x: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:
+        rows = quantize_groups(x.contiguous())
+        return fp8_linear(
+            rows, *self._weight, fusion, block_outputs=self._block_outputs, out_dtype=out_dtype
+        )
+
+
+def _check(values: Tensor, scales: Tensor, block_outputs: int = 0) -> None:
+    """Accept an FP8 weight that the kernels can fetch. Raises: ModelUnsupported."""
+    try:
+        check_fp8_weight(values, scales, block_outputs)
+    except KernelInputError as error:
+        raise ModelUnsupported(f"an FP8 weight: {error}") from error
+
+
 TRITON_PRODUCTS: ProductTable = {
     PlainWeight: lambda weight, bias: TritonProduct(weight.values, bias),
     Fp8Weight: Fp8Product,
+    Fp8BlockWeight: Fp8BlockProduct,
 }

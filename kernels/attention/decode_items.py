@@ -85,7 +85,8 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
               part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
               D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
               ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
-              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+              V_BY_ASM: tl.constexpr):  # fmt: skip
     """Attend the heads of one KV head of one sequence over one part of its own pages."""
     GROUP: tl.constexpr = HQ // HKV
     GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
@@ -105,6 +106,7 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
         block_table + row.to(tl.int64) * table_stride, head * (S * D),
         page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
         DEPTH, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
+        V_BY_ASM,
     )  # fmt: skip
     if num_parts == 1:
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
@@ -132,7 +134,7 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
                  HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
                  DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                 PRECISION: tl.constexpr):  # fmt: skip
+                 PRECISION: tl.constexpr, V_BY_ASM: tl.constexpr):  # fmt: skip
     """Attend the stacked heads of several sequences over one part of their common pages."""
     GROUP: tl.constexpr = HQ // HKV
     offs_r = tl.arange(0, ROWS)
@@ -149,7 +151,7 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
         query, k_pages, v_pages, k_scales, v_scales,
         block_table + table_row.to(tl.int64) * table_stride,
         head * (S * D), page_stride, begin, end, 0, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP, PRECISION, "evict_last",
+        DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP, PRECISION, "evict_last", V_BY_ASM,
     )  # fmt: skip
     first_slot = rows * part_stride * HQ + heads
     _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ, D, BLOCK_D)

@@ -54,6 +54,29 @@ def load_scales(scales, table_row, head_offset, page_stride, start, limit, D: tl
 
 
 @triton.jit
+def widen(tile, like, BY_ASM: tl.constexpr):
+    """Convert rounded values to the dtype of `like`, which is exact in half precision and above.
+
+    The compiler moves a conversion of its own behind the exchange between threads that a matrix
+    operand takes, and then exchanges single bytes, since a thread needs the values of two tokens
+    side by side. An assembly that may have side effects stays in its place.
+    """
+    if BY_ASM:
+        return tl.inline_asm_elementwise(
+            """
+            {
+                .reg .b16 low, high;
+                mov.b32 {low, high}, $2;
+                cvt.rn.f16x2.e4m3x2 $0, low;
+                cvt.rn.f16x2.e4m3x2 $1, high;
+            }
+            """,
+            "=r,=r,r", [tile], dtype=tl.float16, is_pure=False, pack=4,
+        )  # fmt: skip
+    return tile.to(like.dtype)
+
+
+@triton.jit
 def for_rounded(q):
     """Return queries in a dtype that multiplies rounded keys: e4m3 is exact in half precision."""
     return q.to(tl.float16) if q.dtype == tl.bfloat16 else q
@@ -112,7 +135,7 @@ def attend_range(q, k_pages, v_pages, k_scales, v_scales, table_row, head_offset
                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                  DEPTH: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
                  HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-                 EVICT: tl.constexpr):  # fmt: skip
+                 EVICT: tl.constexpr, V_BY_ASM: tl.constexpr):  # fmt: skip
     """Attend R query rows over tokens [begin, end); `begin` is a multiple of BLOCK_N.
 
     Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R]; an empty range
@@ -136,7 +159,8 @@ def attend_range(q, k_pages, v_pages, k_scales, v_scales, table_row, head_offset
         k_scale = None
         v_scale = None
         if k_scales is not None:
-            k, v = k.to(q.dtype), v.to(q.dtype)
+            k = k.to(q.dtype)
+            v = widen(v, q, V_BY_ASM)
             k_scale = load_scales(k_scales, table_row, head_offset, page_stride, start, end,
                                   D, S, BLOCK_N, MASKED)  # fmt: skip
             v_scale = load_scales(v_scales, table_row, head_offset, page_stride, start, end,

@@ -43,7 +43,12 @@ class PrefillTuning:
 
 
 def choose_tuning(
-    dtype: torch.dtype, head_dim: int, page_size: int, device: torch.device
+    dtype: torch.dtype,
+    head_dim: int,
+    page_size: int,
+    device: torch.device,
+    *,
+    rounded: bool = False,
 ) -> PrefillTuning:
     """Return the layout that fits the registers and shared memory of a multiprocessor."""
     if dtype == torch.float32:
@@ -55,8 +60,14 @@ def choose_tuning(
         # Two programs of four warps share a multiprocessor, one computes while the other waits:
         # 480 TFLOP/s on 8k tokens of 128 dims against 455 of one program of eight warps, and
         # 289 against 248 on prompts of 100-1024.
+        # Rounded tiles are widened on their way, and fewer of them are held.
         return PrefillTuning(
-            64, 64, num_warps=4, num_stages=5, num_masked_stages=3, use_bulk_copy=True
+            64,
+            64,
+            num_warps=4,
+            num_stages=3 if rounded else 5,
+            num_masked_stages=3,
+            use_bulk_copy=True,
         )
     # Of 256 dims, tiles of 64 keys spill registers. Of 64 dims (400 TFLOP/s against 370) and of
     # small pages (400 against 355), taller tiles spread the work beside the products over more.
@@ -225,7 +236,9 @@ def paged_prefill(
     page_size, block_d = k_pages.shape[2], next_power_of_2(head_dim)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
-    tuning = tuning or choose_tuning(q.dtype, head_dim, page_size, q.device)
+    tuning = tuning or choose_tuning(
+        q.dtype, head_dim, page_size, q.device, rounded=k_scales is not None
+    )
     tiles: list[Any] = [k_pages, v_pages]
     if tuning.use_bulk_copy:
         require(page_size % tuning.block_n == 0, f"tiles of {tuning.block_n}, pages {page_size}")

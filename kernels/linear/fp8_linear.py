@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenbus.kernels.activation import KINDS, gated_act
+from tokenbus.kernels.activation import gated_act
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -19,20 +19,22 @@ from tokenbus.kernels.launch import (
 )
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
+from tokenbus.kernels.linear.fp8_shapes import check_product, check_scales
 from tokenbus.kernels.linear.fp8_table import (
     MAX_TALL_ROWS,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
+    is_wide,
 )
 from tokenbus.kernels.linear.matvec import matvec_kernel
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion
-from tokenbus.kernels.quantize import FP8, QuantizedRows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.kernels.linear.table import LinearTuning
+    from tokenbus.kernels.quantize import QuantizedRows
 
 # Tiles that share columns, over all launches at a time: a count each.
 _MAX_TILES = 4096
@@ -42,22 +44,6 @@ _MAX_TILES = 4096
 def _arrivals(device: torch.device) -> Tensor:
     """Return the counts of programs that ended, zero between launches."""
     return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
-
-
-def check_fp8_weight(values: Tensor, scales: Tensor) -> None:
-    """Raise KernelInputError for a weight that the kernels cannot fetch.
-
-    Rows of a tensor descriptor begin at multiples of 16 bytes, those of the outputs too.
-    """
-    require(values.dtype == FP8, f"the weight is {values.dtype}, not {FP8}")
-    require_contiguous(weight=values, scales=scales)
-    num_outputs, num_inputs = values.shape
-    require(scales.shape == (num_outputs,), f"{tuple(scales.shape)} scales, {num_outputs} outputs")
-    require(scales.dtype == torch.float32, f"scales are {scales.dtype}, not float32")
-    require(
-        num_outputs % 16 == 0 and num_inputs % 16 == 0,
-        f"{num_outputs} outputs and {num_inputs} inputs: 16 does not divide both",
-    )
 
 
 def fp8_matvec(
@@ -79,12 +65,10 @@ def fp8_matvec(
     num_rows, width_in = x.shape
     width_out = values.shape[0] // (2 if fusion.act else 1)
     require(num_rows == 1, f"{num_rows} rows, this takes one")
-    _check(x, values, fusion, width_out)
+    check_product(x, values, fusion, width_out)
     require_contiguous(norm=fusion.norm_weight)
     chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
-    launch = dependent_launch(x.device)
-    early = chosen.early and launch["PDL"]
     matvec_kernel[(ceil_div(width_out, chosen.block_n),)](
         x,
         values,
@@ -98,7 +82,6 @@ def fp8_matvec(
         K=width_in,
         ROWS=chosen.block_n,
         BLOCK_K=chosen.block_k,
-        FETCHERS=num_processors(x.device) if early else 0,
         HAS_SCALES=True,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
@@ -106,7 +89,7 @@ def fp8_matvec(
         ADD_ONE=fusion.norm_add_one,
         ACT=fusion.act or "none",
         num_warps=chosen.num_warps,
-        **launch,
+        **dependent_launch(x.device),
     )
     return out
 
@@ -117,6 +100,7 @@ def fp8_linear(
     scales: Tensor,
     fusion: Fusion = PLAIN,
     *,
+    block_outputs: int = 0,
     out_dtype: torch.dtype = torch.bfloat16,
     tuning: RowsTuning | MatmulTuning | None = None,
 ) -> Tensor:
@@ -128,49 +112,41 @@ def fp8_linear(
     Args:
         x: [M, K] with a scale per row. values: [N, K] e4m3, or [2 N, K] with `fusion.act`.
         scales: [N] or [2 N] float32, of the outputs. fusion: anything but a norm.
+        block_outputs: if not 0, scales are those of blocks of so many outputs and 128 inputs,
+            [ceil(N / block_outputs), ceil(K / 128)], and x has a scale per row and 128 columns.
     Returns: [M, N] of `out_dtype`; sums, scales and everything fused are fp32.
     Raises: KernelInputError on other shapes. Twin: reference.fused_linear, both dequantised.
     """
     num_rows = x.values.shape[0]
     width_out = values.shape[0] // (2 if fusion.act else 1)
-    _check(x.values, values, fusion, width_out)
+    check_product(x.values, values, fusion, width_out)
     require(fusion.norm_weight is None, "a norm comes before its rows are rounded")
     out = torch.empty(num_rows, width_out, dtype=out_dtype, device=values.device)
     if num_rows == 0:
         return out
     if tuning is None and num_rows <= MAX_TALL_ROWS:
-        tuning = choose_rows_tuning(num_rows, values.shape[1], width_out, fusion.role)
+        tuning = choose_rows_tuning(
+            num_rows, values.shape[1], width_out, fusion.role, blocks=block_outputs > 0
+        )
+    check_scales(x, values, scales, block_outputs, tuning)
     if isinstance(tuning, RowsTuning):
-        _launch_rows(x, values, scales, fusion, out, tuning)
+        _launch_rows(x, values, scales, block_outputs, fusion, out, tuning)
         return out
     if fusion.act is not None or fusion.residual is not None:
         plain = Fusion(bias=fusion.bias)
-        wide = fp8_linear(x, values, scales, plain, out_dtype=out_dtype, tuning=tuning)
+        wide = fp8_linear(
+            x, values, scales, plain, block_outputs=block_outputs, out_dtype=out_dtype,
+            tuning=tuning,
+        )  # fmt: skip
         value = wide if fusion.act is None else gated_act(wide, fusion.act)
         return value if fusion.residual is None else out.copy_(fusion.residual.add_(value))
-    if tuning is None and out_dtype == torch.bfloat16 and values.is_cuda:
-        tuning = choose_matmul_tuning(num_rows, width_out)
-        if tuning is None:
+    if tuning is None:
+        by_torch = out_dtype == torch.bfloat16 and values.is_cuda and not block_outputs
+        if by_torch and is_wide(width_out):
             return _by_torch(x, values, scales, fusion.bias)
-    _launch_matmul(x, values, scales, fusion.bias, out, tuning)
+        tuning = choose_matmul_tuning(num_rows, width_out, blocks=block_outputs > 0)
+    _launch_matmul(x, values, scales, block_outputs, fusion.bias, out, tuning)
     return out
-
-
-def _check(x: Tensor, values: Tensor, fusion: Fusion, width_out: int) -> None:
-    """Refuse shapes that the kernels would read wrongly."""
-    require(values.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, weight {values.shape[1]}")
-    require(fusion.act is None or fusion.act in KINDS, f"unknown activation {fusion.act!r}")
-    require(
-        fusion.act is None or values.shape[0] == 2 * width_out,
-        f"gate and up have {values.shape[0]} rows together",
-    )
-    residual = fusion.residual
-    require(
-        residual is None
-        or (residual.shape == (x.shape[0], width_out) and residual.dtype == torch.float32),
-        f"residual is not ({x.shape[0]}, {width_out}) in float32",
-    )
-    require_contiguous(x=x, bias=fusion.bias, residual=residual)
 
 
 def _by_torch(x: QuantizedRows, values: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
@@ -190,35 +166,36 @@ def _launch_matmul(
     x: QuantizedRows,
     values: Tensor,
     scales: Tensor,
+    block_outputs: int,
     bias: Tensor | None,
     out: Tensor,
-    tuning: MatmulTuning | None,
+    tuning: MatmulTuning,
 ) -> None:
     """Write the product of many rows to `out`."""
     num_rows, width_out = out.shape
-    chosen = tuning or MatmulTuning(128, 128, 128, 8, 4)
-    tiles = ceil_div(num_rows, chosen.block_m) * ceil_div(width_out, chosen.block_n)
-    stored_n = chosen.block_n // 2 if chosen.halves else chosen.block_n
-    programs = num_processors(values.device)
+    tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, tuning.block_n)
+    stored_n = tuning.block_n // 2 if tuning.halves else tuning.block_n
+    programs = num_processors(values.device) * tuning.programs
     fp8_matmul_kernel[(min(programs, tiles),)](
-        TensorDescriptor.from_tensor(x.values, [chosen.block_m, chosen.block_k]),
+        TensorDescriptor.from_tensor(x.values, [tuning.block_m, tuning.block_k]),
         x.scales,
-        TensorDescriptor.from_tensor(values, [chosen.block_n, chosen.block_k]),
+        TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         scales,
         bias,
-        TensorDescriptor.from_tensor(out, [chosen.block_m, stored_n]),
+        TensorDescriptor.from_tensor(out, [tuning.block_m, stored_n]),
         num_rows,
         width_out,
         K=values.shape[1],
-        BLOCK_M=chosen.block_m,
-        BLOCK_N=chosen.block_n,
-        BLOCK_K=chosen.block_k,
-        GROUP=chosen.group,
+        BLOCK_M=tuning.block_m,
+        BLOCK_N=tuning.block_n,
+        BLOCK_K=tuning.block_k,
+        BLOCK_OUT=block_outputs,
+        GROUP=tuning.group,
         PROGRAMS=programs,
-        HALVES=chosen.halves,
+        HALVES=tuning.halves,
         HAS_BIAS=bias is not None,
-        num_warps=chosen.num_warps,
-        num_stages=chosen.stages,
+        num_warps=tuning.num_warps,
+        num_stages=tuning.stages,
         **dependent_launch(values.device),
     )
 
@@ -227,6 +204,7 @@ def _launch_rows(
     x: QuantizedRows,
     values: Tensor,
     scales: Tensor,
+    block_outputs: int,
     fusion: Fusion,
     out: Tensor,
     tuning: RowsTuning,
@@ -243,12 +221,10 @@ def _launch_rows(
         size = (tiles, tuning.splits, height * tuning.block_n)
         parts = torch.empty(size, dtype=torch.float32, device=values.device)
         arrivals = _arrivals(values.device)
-    launch = dependent_launch(values.device)
     fp8_rows_kernel[(tiles, tuning.splits)](
         TensorDescriptor.from_tensor(x.values, [height, tuning.block_k]),
         x.scales,
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
-        values,
         scales,
         fusion.bias,
         fusion.residual,
@@ -261,13 +237,13 @@ def _launch_rows(
         ROWS=height,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
+        BLOCK_OUT=block_outputs,
         SPLITS=tuning.splits,
         STAGES=tuning.stages,
-        EARLY_LINES=tuning.early_lines if launch["PDL"] else 0,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
         ACT=fusion.act or "none",
         num_warps=tuning.num_warps,
         num_stages=tuning.stages,
-        **launch,
+        **dependent_launch(values.device),
     )

@@ -17,7 +17,8 @@ class MatmulTuning:
 
     stages: steps in flight. group: row tiles that are worked on together, so that their weights are
     read from the L2 cache. halves: the tile is written in two halves, which takes half the memory
-    beside the steps in flight.
+    beside the steps in flight. programs: on a multiprocessor at a time; one adds up what another
+    multiplies.
     """
 
     block_m: int
@@ -27,15 +28,17 @@ class MatmulTuning:
     stages: int
     group: int = 8
     halves: bool = True
+    programs: int = 1
 
 
 @triton.jit
 def _finish(acc, row_scales, scales, bias, first, N, BLOCK_N: tl.constexpr,
-            HAS_BIAS: tl.constexpr):  # fmt: skip
-    """Scale a tile of sums by rows and outputs, and add the bias."""
+            BLOCK_OUT: tl.constexpr, HAS_BIAS: tl.constexpr):  # fmt: skip
+    """Scale a tile of sums by rows and outputs if that is to be done yet, and add the bias."""
     cols = first + tl.arange(0, BLOCK_N)
     live = cols < N
-    acc = acc * row_scales[:, None] * tl.load(scales + cols, mask=live, other=0.0)[None, :]
+    if BLOCK_OUT == 0:
+        acc = acc * row_scales[:, None] * tl.load(scales + cols, mask=live, other=0.0)[None, :]
     if HAS_BIAS:
         acc += tl.load(bias + cols, mask=live, other=0.0).to(tl.float32)[None, :]
     return acc
@@ -44,15 +47,19 @@ def _finish(acc, row_scales, scales, bias, first, N, BLOCK_N: tl.constexpr,
 @triton.jit(do_not_specialize=["M"])
 def fp8_matmul_kernel(
     x, x_scales, weight, scales, bias, out, M, N, K: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, PROGRAMS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_OUT: tl.constexpr, GROUP: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     HALVES: tl.constexpr, HAS_BIAS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [M, N] outputs tile by tile; x, weight and out are tensor descriptors.
 
     Programs stay for several tiles, so that one is written while the next is fetched. What lies
-    beyond an edge arrives as zeros and is not written.
+    beyond an edge arrives as zeros and is not written. If BLOCK_OUT is not 0, scales are those of
+    blocks of so many outputs and BLOCK_K columns, x_scales of rows and BLOCK_K columns, and every
+    step's product is scaled by itself.
     """
     release_successor(PDL)
+    GROUPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     wait_for_inputs(PDL)
@@ -62,18 +69,38 @@ def fp8_matmul_kernel(
         row = (first_m + tile % (GROUP * tiles_n) % height) * BLOCK_M
         col = tile % (GROUP * tiles_n) // height * BLOCK_N
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for step in range(tl.cdiv(K, BLOCK_K)):
-            acc = tl.dot(x.load([row, step * BLOCK_K]), weight.load([col, step * BLOCK_K]).T, acc)
         rows = row + tl.arange(0, BLOCK_M)
-        row_scales = tl.load(x_scales + rows, mask=rows < M, other=0.0)
+        outs = col + tl.arange(0, BLOCK_N)
+        for step in range(GROUPS):
+            value = x.load([row, step * BLOCK_K])
+            w = weight.load([col, step * BLOCK_K])
+            if BLOCK_OUT == 0:
+                acc = tl.dot(value, w.T, acc)
+            else:
+                by_row = tl.load(x_scales + rows * GROUPS + step, mask=rows < M, other=0.0)
+                if BLOCK_OUT % BLOCK_N == 0:
+                    # The tile lies in one block: its scale goes into those of the rows.
+                    by_row *= tl.load(scales + col // BLOCK_OUT * GROUPS + step)
+                    acc += tl.dot(value, w.T) * by_row[:, None]
+                else:
+                    block = scales + outs // BLOCK_OUT * GROUPS + step
+                    by_out = tl.load(block, mask=outs < N, other=0.0)
+                    acc += tl.dot(value, w.T) * by_row[:, None] * by_out[None, :]
+        row_scales = None
+        if BLOCK_OUT == 0:
+            row_scales = tl.load(x_scales + rows, mask=rows < M, other=0.0)
         if HALVES:
             pair = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
             left, right = tl.split(pair)
-            left = _finish(left, row_scales, scales, bias, col, N, BLOCK_N // 2, HAS_BIAS)
+            left = _finish(
+                left, row_scales, scales, bias, col, N, BLOCK_N // 2, BLOCK_OUT, HAS_BIAS
+            )
             out.store([row, col], left.to(out.dtype))
             half = col + BLOCK_N // 2
-            right = _finish(right, row_scales, scales, bias, half, N, BLOCK_N // 2, HAS_BIAS)
+            right = _finish(
+                right, row_scales, scales, bias, half, N, BLOCK_N // 2, BLOCK_OUT, HAS_BIAS
+            )
             out.store([row, half], right.to(out.dtype))
         else:
-            acc = _finish(acc, row_scales, scales, bias, col, N, BLOCK_N, HAS_BIAS)
+            acc = _finish(acc, row_scales, scales, bias, col, N, BLOCK_N, BLOCK_OUT, HAS_BIAS)
             out.store([row, col], acc.to(out.dtype))

@@ -17,8 +17,7 @@ class RowsTuning:
     """How one shape is laid out: outputs and columns per step of a program.
 
     stages: steps in flight. splits: programs that share the columns of one tile; the last of them
-    to end adds up what all found. early_lines: columns of 128 that a program has fetched into the
-    L2 cache while the previous kernel still runs, a power of two, or 0.
+    to end adds up what all found.
     """
 
     block_n: int
@@ -26,20 +25,6 @@ class RowsTuning:
     num_warps: int
     stages: int
     splits: int = 1
-    early_lines: int = 0
-
-
-@triton.jit
-def _fetch_early(weight, first, end, begin, BLOCK_N: tl.constexpr, K: tl.constexpr,
-                 LINES: tl.constexpr):  # fmt: skip
-    """Ask for a program's first weights before its inputs are there, 128 bytes a line."""
-    rows = tl.minimum(first + tl.arange(0, BLOCK_N), end - 1).to(tl.int64)
-    k = tl.minimum(begin + tl.arange(0, LINES) * 128, K - 1)
-    place = weight + rows[:, None] * K + k[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [place.to(tl.int64, bitcast=True)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -63,14 +48,16 @@ def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.conste
 
 @triton.jit(do_not_specialize=["M"])
 def fp8_rows_kernel(
-    x, x_scales, weight, bytes_of_weight, scales, bias, residual, out, parts, arrivals, M, N,
+    x, x_scales, weight, scales, bias, residual, out, parts, arrivals, M, N,
     K: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, EARLY_LINES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [M, BLOCK_N] outputs: bias, gate and residual behind; x, weight are descriptors.
 
-    With splits every program has the columns of one part; a gate has no splits.
+    With splits every program has the columns of one part; a gate has no splits. If BLOCK_OUT is not
+    0, scales are those of blocks of so many outputs and BLOCK_K columns, x_scales of rows and
+    BLOCK_K columns, and every step's product is scaled by itself.
     """
     release_successor(PDL)
     tile = tl.program_id(0)
@@ -79,10 +66,6 @@ def fp8_rows_kernel(
     begin = tl.program_id(1) * SPAN
     acc = tl.zeros([BLOCK_N, ROWS], tl.float32)
     acc_up = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    if EARLY_LINES > 0:
-        _fetch_early(bytes_of_weight, col, N, begin, BLOCK_N, K, EARLY_LINES)
-        if ACT != "none":
-            _fetch_early(bytes_of_weight, N + col, 2 * N, begin, BLOCK_N, K, EARLY_LINES)
     # What the end needs is on its way from the beginning, not when everyone waits for it.
     rows = tl.arange(0, ROWS)
     some = rows < M
@@ -90,33 +73,52 @@ def fp8_rows_kernel(
     live = cols < N
     mask = live[:, None] & some[None, :]
     place = rows[None, :].to(tl.int64) * N + cols[:, None]
-    scale_out = tl.load(scales + cols, mask=live, other=0.0)[:, None]
-    if ACT != "none":
-        scale_up = tl.load(scales + N + cols, mask=live, other=0.0)[:, None]
+    GROUPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    if BLOCK_OUT == 0:
+        scale_out = tl.load(scales + cols, mask=live, other=0.0)[:, None]
+        if ACT != "none":
+            scale_up = tl.load(scales + N + cols, mask=live, other=0.0)[:, None]
     if HAS_BIAS:
         shift = tl.load(bias + cols, mask=live, other=0.0).to(tl.float32)[:, None]
         if ACT != "none":
             shift_up = tl.load(bias + N + cols, mask=live, other=0.0).to(tl.float32)[:, None]
     wait_for_inputs(PDL)
-    by_row = tl.load(x_scales + rows, mask=some, other=0.0)[None, :]
+    if BLOCK_OUT == 0:
+        by_row = tl.load(x_scales + rows, mask=some, other=0.0)[None, :]
     if HAS_RESIDUAL and SPLITS == 1:
         earlier = tl.load(residual + place, mask=mask, other=0.0)
     for offset in tl.range(0, SPAN, BLOCK_K, num_stages=STAGES):
         start = begin + offset
         value = x.load([0, start])
-        acc = tl.dot(weight.load([col, start]), value.T, acc)
-        if ACT != "none":
-            acc_up = tl.dot(weight.load([N + col, start]), value.T, acc_up)
+        if BLOCK_OUT == 0:
+            acc = tl.dot(weight.load([col, start]), value.T, acc)
+            if ACT != "none":
+                acc_up = tl.dot(weight.load([N + col, start]), value.T, acc_up)
+        else:
+            step = start // BLOCK_K
+            # A part may reach beyond the last group, where all weights are zero.
+            step = tl.minimum(step, GROUPS - 1)
+            by_row = tl.load(x_scales + rows * GROUPS + step, mask=some, other=0.0)
+            by_out = tl.load(scales + cols // BLOCK_OUT * GROUPS + step, mask=live, other=0.0)
+            part = tl.dot(weight.load([col, start]), value.T)
+            acc += part * by_out[:, None] * by_row[None, :]
+            if ACT != "none":
+                up_block = scales + (N + cols) // BLOCK_OUT * GROUPS + step
+                by_up = tl.load(up_block, mask=live, other=0.0)
+                part = tl.dot(weight.load([N + col, start]), value.T)
+                acc_up += part * by_up[:, None] * by_row[None, :]
     is_last = True
     if SPLITS > 1:
         offs = tl.arange(0, ROWS)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
         acc, is_last = _sum_parts(acc, parts, tile, arrivals, SPLITS, ROWS * BLOCK_N, offs)
     if is_last:
-        acc *= scale_out * by_row
+        if BLOCK_OUT == 0:
+            acc *= scale_out * by_row
         if HAS_BIAS:
             acc += shift
         if ACT != "none":
-            acc_up *= scale_up * by_row
+            if BLOCK_OUT == 0:
+                acc_up *= scale_up * by_row
             if HAS_BIAS:
                 acc_up += shift_up
             acc = gate(acc, ACT) * acc_up

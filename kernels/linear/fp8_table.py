@@ -11,6 +11,7 @@ from tokenbus.kernels.launch import ceil_div, next_power_of_2
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning
+from tokenbus.kernels.quantize import GROUP
 
 # Rows up to which the weights are the tall operand of the product.
 MAX_TALL_ROWS = 128
@@ -19,6 +20,8 @@ _PROCESSORS = 132
 # Outputs from which on torch's product is 5 to 15 % faster: the tiles of the kernel here write
 # their results before they go on, and wide products have most of those for their columns.
 _WIDE = 16384
+# Rows from which on all numbers of them get one tile: the most that a warm-up takes.
+_MOST_TOLD_APART = 4096
 # Tiles by what they reach of the best rate, where there are enough of them.
 _TILES = (
     (1.0, MatmulTuning(128, 256, 128, 8, 3)),
@@ -32,15 +35,24 @@ def choose_matvec_tuning(width_in: int, width_out: int, role: LinearRole) -> Lin
     del width_out
     if width_in < 4096:
         return LinearTuning(4, 1024, 4)
-    if role is LinearRole.RESIDUAL:
-        return LinearTuning(2, 2048, 4) if width_in >= 8192 else LinearTuning(4, 4096, 8)
-    return LinearTuning(4, 4096, 4)
+    if role is LinearRole.GATED:
+        return LinearTuning(4, 4096, 4)
+    return LinearTuning(2 if width_in >= 8192 else 4, 2048, 4)
 
 
 def choose_rows_tuning(
+    num_rows: int, width_in: int, width_out: int, role: LinearRole, *, blocks: bool = False
+) -> RowsTuning:
+    """Pick the layout for up to 128 rows; with `blocks` of 128 columns a step has as many."""
+    tuning = _choose_rows_tuning(num_rows, width_in, width_out, role)
+    if not blocks or tuning.block_k == GROUP:
+        return tuning
+    return replace(tuning, block_k=GROUP, stages=min(8, tuning.stages * tuning.block_k // GROUP))
+
+
+def _choose_rows_tuning(
     num_rows: int, width_in: int, width_out: int, role: LinearRole
 ) -> RowsTuning:
-    """Pick the layout for up to 128 rows."""
     height = next_power_of_2(max(num_rows, 16))
     if role is LinearRole.GATED:
         if height <= 32:
@@ -57,18 +69,26 @@ def choose_rows_tuning(
     return RowsTuning(64, 256, 4, 5) if height <= 64 else RowsTuning(64, 128, 4, 6)
 
 
-def choose_matmul_tuning(num_rows: int, width_out: int) -> MatmulTuning | None:
-    """Pick the tile that ends first, None where torch's product is faster.
+def is_wide(width_out: int) -> bool:
+    """Say whether torch's product of more than 128 rows is faster."""
+    return width_out >= _WIDE
+
+
+def choose_matmul_tuning(num_rows: int, width_out: int, *, blocks: bool = False) -> MatmulTuning:
+    """Pick the tile that ends first for more rows.
 
     All tiles of a round take as long as one, so what counts are rounds times the size of a tile.
+    Numbers of rows are told apart by octaves alone, so that a few steps meet all tiles there are.
     """
-    if width_out >= _WIDE:
-        return None
+    if blocks:
+        # Scaled sums beside those of a step leave registers for no larger tile.
+        return MatmulTuning(128, 128, GROUP, 8, 4, group=16)
     group = 8 if width_out <= 4096 else 16
+    octave = min(next_power_of_2(num_rows), _MOST_TOLD_APART)
 
     def cost(tile: tuple[float, MatmulTuning]) -> float:
         rate, tuning = tile
-        tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, tuning.block_n)
+        tiles = ceil_div(octave, tuning.block_m) * ceil_div(width_out, tuning.block_n)
         return ceil_div(tiles, _PROCESSORS) * tuning.block_m * tuning.block_n / rate
 
     return replace(min(_TILES, key=cost)[1], group=group)

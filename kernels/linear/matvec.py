@@ -11,24 +11,9 @@ from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 
 @triton.jit
-def _fetch_all(weight, num_weights, FETCHERS: tl.constexpr):
-    """Ask for a share of all weights to be brought to the L2 cache, 128 bytes a line."""
-    PER_LINE: tl.constexpr = 1024 // weight.dtype.element_ty.primitive_bitwidth
-    LINES: tl.constexpr = 128
-    first = tl.program_id(0) * LINES
-    for start in range(first, num_weights // PER_LINE, FETCHERS * LINES):
-        lines = tl.minimum(start + tl.arange(0, LINES), num_weights // PER_LINE - 1)
-        place = weight + lines.to(tl.int64) * PER_LINE
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [place.to(tl.int64, bitcast=True)],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@triton.jit
 def matvec_kernel(
     x, weight, scales, bias, residual, norm_weight, out, N, eps, K: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, FETCHERS: tl.constexpr, HAS_SCALES: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, HAS_SCALES: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
     ADD_ONE: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -39,14 +24,8 @@ def matvec_kernel(
     The weights of the first block do not depend on the previous kernel: they are on their way
     before this one waits for its inputs. The norm's scale is one number per row of x, so it is
     applied to the finished sums.
-
-    The first FETCHERS programs, all that find a place while the previous kernel runs, bring the
-    weights of all programs nearer meanwhile: behind a kernel that leaves the memory idle.
     """
     release_successor(PDL)
-    if FETCHERS > 0:  # noqa: SIM102 # what is decided when it is compiled stands alone
-        if tl.program_id(0) < FETCHERS:
-            _fetch_all(weight, N * K, FETCHERS)
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     live = rows < N
     offs = tl.arange(0, BLOCK_K)

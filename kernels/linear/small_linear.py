@@ -12,7 +12,6 @@ from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
     next_power_of_2,
-    num_processors,
     require,
     require_contiguous,
 )
@@ -148,7 +147,6 @@ def small_linear(
             width_out,
             fusion.eps,
             ROWS=tuning.block_n,
-            FETCHERS=num_processors(x.device) if tuning.early and options["PDL"] else 0,
             HAS_SCALES=False,
             **options,
         )

@@ -28,9 +28,8 @@ class LinearTuning:
 
     block_n: outputs per program. block_k: columns per step. stages: steps in flight.
     slices: column slices per step, 1 or num_warps. early: whether weights are fetched into the
-    L2 cache while the previous kernel still runs, which pays as long as they fit in there, and with
-    one row only behind a kernel that leaves the memory idle. width: outputs of the block_n that a
-    program fills, 0: all. `slices` and `width` are for two to 16 rows.
+    L2 cache while the previous kernel still runs, which pays as long as they fit in there.
+    width: outputs of the block_n that a program fills, 0: all. Two to 16 rows only.
     """
 
     block_n: int

@@ -15,9 +15,11 @@ from tokenbus.engine.backends import TorchBackend
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
-from tokenbus.engine.models.linear_weight import Fp8Weight, PlainWeight
+from tokenbus.engine.models.decoder_config import Activation
+from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.models.product import Product, TorchProduct
+from tokenbus.engine.models.triton_ops import TRITON_PRODUCTS
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 from tokenbus.engine.weights.readers import RoundingReader
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.ops import Ops
 
 # The interpreter takes about 0.1 s per launch.
-LENS = (1, 2, 33)
+LENS = (1, 2, 20)
 NUM_TOKENS = 2
 
 
@@ -125,6 +127,27 @@ def test_tokens_equal_those_of_the_same_rounding_in_torch(
     assert tokens == expected
     # A number at the border between two of e4m3 may fall to either side.
     torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.02)
+
+
+def test_blocks_of_fp8_weights_are_multiplied_by_as_in_torch() -> None:
+    """A layer's products over blocks: rows are rounded by 128 columns, one as well as many."""
+    torch.manual_seed(0)
+    values = torch.randn(48, 208).to(torch.float8_e4m3fn).to(DEVICE)
+    scales = torch.rand(3, 2, device=DEVICE) + 0.1
+    weight = Fp8BlockWeight(values, scales, 16, 128, torch.float32)
+    bias = torch.randn(48, device=DEVICE)
+    product = TRITON_PRODUCTS[Fp8BlockWeight](weight, bias)
+    for num_rows in (1, 3):
+        x = torch.randn(num_rows, 208, device=DEVICE)
+        exact = torch.cat([_rounded(x[:, :128]), _rounded(x[:, 128:])], 1)
+        expected = torch.nn.functional.linear(exact, weight.dequantised(), bias)
+        for got in (product.multiply(x), product.unrounded(x)):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+        gate, up = expected.chunk(2, -1)
+        gated = product.gated(x, Activation.SILU)
+        torch.testing.assert_close(gated, torch.nn.functional.silu(gate) * up, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ModelUnsupported, match="blocks of 64 inputs"):
+        TRITON_PRODUCTS[Fp8BlockWeight](replace(weight, block_inputs=64), None)
 
 
 def test_an_fp8_weight_of_odd_size_is_refused() -> None:

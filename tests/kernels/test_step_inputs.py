@@ -1,0 +1,45 @@
+"""What a decode step reads, gathered in one launch, and its uniforms: bit for bit as in torch."""
+
+from __future__ import annotations
+
+import torch
+from models.paged_batch import DEVICE
+
+from tokenbus.engine.sampling.random_draw import uniforms
+from tokenbus.kernels.decode_inputs import decode_inputs
+from tokenbus.kernels.sampling.uniforms import row_uniforms
+
+
+def test_uniforms_are_those_of_the_stream() -> None:
+    """Keys and increments of any bits, read from a table's columns, at positions near and far."""
+    source = torch.Generator().manual_seed(1)
+    table = torch.randint(-(2**63), 2**63 - 1, (200, 5), generator=source).to(DEVICE)
+    positions = torch.randint(0, 10**6, (200,), generator=source).to(DEVICE)
+    keys, increments = table[:, 0], table[:, 1]
+    expected = uniforms(keys, increments, positions)
+    assert torch.equal(row_uniforms(keys, increments, positions), expected)
+    assert torch.equal(row_uniforms(keys[:1], increments[:1], positions[:1]), expected[:1])
+
+
+def test_a_step_reads_what_its_rows_hold() -> None:
+    """Tokens, slots, lengths and pages of each row; padding has length 0 and writes to scratch."""
+    tables = torch.arange(6 * 300, dtype=torch.int32, device=DEVICE).view(6, 300)
+    tables[5] = 0
+    last_tokens = torch.arange(6, device=DEVICE) * 10
+    num_prompts = torch.tensor([2, 0, 0, 40, 0, 0], device=DEVICE)
+    # Three times 128 pages, a page's last token, its first, and padding.
+    rows = torch.tensor([3, 0, 2, 5], device=DEVICE)
+    positions = torch.tensor([16 * 290 + 5, 15, 16, -1], device=DEVICE)
+    block_table = torch.full((4, 300), -7, dtype=torch.int32, device=DEVICE)
+    got = decode_inputs(
+        rows, positions, tables=tables, last_tokens=last_tokens, num_prompts=num_prompts,
+        page_size=16, block_table=block_table,
+    )  # fmt: skip
+    assert got.token_ids.tolist() == [30, 0, 20, 50]
+    assert got.positions.tolist() == [4645, 15, 16, 0]
+    assert got.context_lens.tolist() == [4646, 16, 17, 0]
+    assert got.drawn_at.tolist() == [4606, 14, 17, 0]
+    assert got.slots.tolist() == [(900 + 290) * 16 + 5, 15, (600 + 1) * 16, 0]
+    assert torch.equal(got.block_table[0, :291], tables[3, :291])
+    assert got.block_table[1, :2].tolist() == [0, -7]
+    assert got.block_table[2, :3].tolist() == [600, 601, -7]
