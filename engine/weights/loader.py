@@ -13,11 +13,11 @@ from transformers import AutoConfig
 
 from tokenbus.engine.errors import ModelNotFound, ModelUnsupported
 from tokenbus.engine.model_folder import broken_if, refuse_outside
-from tokenbus.engine.models.context_length import context_length
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
 from tokenbus.engine.models.rope import rope_table
+from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import open_tokenizer
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
