@@ -248,7 +248,7 @@ def test_sequence_whose_grammar_raises_ends_alone(
         elif place != "late-compile":
             seq.grammar.set_result(_Tokens(place))  # type: ignore[arg-type]
 
-    engine._constrained.prepare = prepare  # type: ignore[method-assign]
+    engine._constrained.prepare = prepare  # type: ignore[method-assign,assignment]
     if place == "late-compile":
         schedule = engine._scheduler.schedule
 
