@@ -169,7 +169,19 @@ def _edges(bound: Any) -> list[tuple[Any, bool]]:
     under = low - 1 if is_int else math.nextafter(low, -math.inf)
     above = low + 1 if is_int else math.nextafter(low, math.inf)
     over = high + 1 if is_int else math.nextafter(high, math.inf)
-    wrong = [under, over, -(10**400), 10**400, True, "1", math.nan, math.inf, -math.inf, [1], {}]
+    wrong: list[Any] = [
+        under,
+        over,
+        -(10**400),
+        10**400,
+        True,
+        "1",
+        math.nan,
+        math.inf,
+        -math.inf,
+        [1],
+        {},
+    ]
     wrong += [1e300, -1e300, *([1.5, 1.0] if is_int else [])]
     right = [above, high, *([] if bound.is_open else [low])]
     return [(value, True) for value in right] + [

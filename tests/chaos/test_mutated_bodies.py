@@ -13,19 +13,19 @@ import pytest
 from mutants.bodies import Mutant, mutants
 from patience import PATIENCE_S, until_within
 from rides.scale import IS_SHORT, SEED
-from workers.null_workers import follow, worker
+from workers.null_workers import follow, null_settings
 
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
 from tokenbus.engine.llm import LLM
 from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
 from tokenbus.producer.errors import IdempotencyConflict, JobUnknown, RequestInvalid
+from tokenbus.worker.supervisor import Worker
 
 if TYPE_CHECKING:
     from models.tiny_model import TinyModel
 
     from tokenbus.producer.client.async_client import AsyncClient
-    from tokenbus.worker.supervisor import Worker
 
 NUM_BODIES = 300 if IS_SHORT else 10_000
 BATCH = 100
@@ -107,7 +107,8 @@ async def test_mutated_bodies_hurt_nobody(
     expected = model.greedy(GOOD, NUM_GOOD_TOKENS)
     outcomes: Counter[str] = Counter()
     memory = 0
-    async with worker(pool, redis_url, model=str(model.folder), **SETTINGS) as running:
+    settings = null_settings(pool, redis_url, model=str(model.folder), **SETTINGS)
+    async with asyncio.timeout(PATIENCE_S * (1 + NUM_BODIES / 500)), Worker(settings) as running:
         engine_pid = running.engine_pid
         await _good(client, expected)
         batch: list[Mutant] = []
@@ -127,6 +128,8 @@ async def test_mutated_bodies_hurt_nobody(
             assert running.engine_pid == engine_pid, "the engine died"
             await _good(client, expected)
             memory = memory or _memory(running)
+            if sum(outcomes.values()) % 1000 == 0:
+                print(f"{sum(outcomes.values())} bodies sent")
         assert _memory(running) - memory < MAX_GROWTH_BYTES
         usage = await client.scripts.redis.info("memory")
         assert usage["used_memory"] < MAX_SERVER_BYTES

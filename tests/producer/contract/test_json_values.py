@@ -25,7 +25,8 @@ def _build(parameters: Any) -> JobRequest:
 
 def test_values_of_any_allowed_depth_are_sent_and_read_again() -> None:
     """What the door takes, it can write, and a worker can read."""
-    for value in ({}, _nested(MAX_DEPTH), {"a": [1, 1.5, True, None, "é", {"b": []}]}):
+    values: list[Any] = [{}, _nested(MAX_DEPTH), {"a": [1, 1.5, True, None, "é", {"b": []}]}]
+    for value in values:
         request = _build(value)
         assert JobRequest.parse(request.dump()) == request
 

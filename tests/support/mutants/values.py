@@ -45,7 +45,7 @@ GRAMMARS = [
 PATTERNS = ["json_schema", "regex", "choice", "lark", "xml", "", 1, None]
 
 
-def nested(depth: int, kind: type[list[Any] | dict[str, Any]]) -> Any:
+def nested(depth: int, kind: type) -> Any:
     """Return `depth` lists or objects inside one another."""
     value: Any = 1
     for _ in range(depth):
