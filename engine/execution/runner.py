@@ -1,6 +1,6 @@
 """The runner carries out a plan on the device: forward passes, sampling, read-back.
 
-The file is one noun, past three hundred lines: what a launch leaves on the device is read back here.
+The file is one noun, past three hundred lines: what a launch leaves is read back here.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLo
 from tokenbus.engine.llm import LLM
 from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
-from tokenbus.producer.errors import IdempotencyConflict, JobUnknown, RequestInvalid
+from tokenbus.producer.errors import IdempotencyConflict, JobUnknown, QueueFull, RequestInvalid
 from tokenbus.worker.supervisor import Worker
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ async def _send(client: AsyncClient, mutant: Mutant) -> tuple[str | None, str]:
         return f"raw-{entry.decode()}", "inbox"
     try:
         job = await client.submit(**mutant.fields)
-    except (RequestInvalid, IdempotencyConflict) as error:
+    except (RequestInvalid, IdempotencyConflict, QueueFull) as error:
         return None, f"door: {type(error).__name__}"
     return job.job_id, "door: accepted"
 
