@@ -241,6 +241,8 @@ async def _outages(client: AsyncClient) -> Mapping[str, str]:
     return (await read_status(client.scripts.redis, client.scripts.keys)).outages
 
 
+# One kind of server: what is shown is what the worker makes of its engine.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_worker_outlives_engines_that_do_not_start(
     client: AsyncClient, redis_url: str, pool: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,6 +277,8 @@ async def test_worker_outlives_engines_that_do_not_start(
         assert await asyncio.to_thread(run_status, redis_url, pool, here=True) == 0
 
 
+# One kind of server: what is shown is what the worker makes of its engine.
+@pytest.mark.parametrize("server", ["valkey"], indirect=True)
 async def test_engines_that_die_of_nothing_come_back_after_growing_pauses(
     redis_url: str, pool: str
 ) -> None:
