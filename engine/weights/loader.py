@@ -20,6 +20,7 @@ from tokenbus.engine.models.rope import natural_max_len, rope_table
 from tokenbus.engine.text.tokenizer_folder import open_tokenizer
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
+from tokenbus.engine.weights.config_check import refuse_sizes
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
@@ -86,7 +87,8 @@ def load_model(
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
         verify_checksums(folder)
-    longest = max_model_len or natural_max_len(config.get_text_config())
+    with broken_if(folder, "config.json"):
+        longest = max_model_len or natural_max_len(config.get_text_config())
     paged = build_model(
         config,
         None if random_weights else folder,
@@ -134,6 +136,7 @@ def build_model(
             name = getattr(config, "name_or_path", "") or config.model_type
             raise ModelUnsupported(f"{name} runs in transformers' code, which has no {reader.name}")
         return GenericModel.build(config, weights, backend.attention, dtype=dtype, device=device)
+    refuse_sizes(shape, max_model_len)
     decoder = DecoderWeights(shape, dtype, device, reader, has_towers=text is not config)
     if weights is None:
         decoder.draw()
