@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# What transformers and tokenizers raise over files that are not what they expect.
+_FAULTS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+)
 # What transformers reads below the folder itself.
 _TEMPLATE_FOLDER = "additional_chat_templates"
 
@@ -49,22 +58,16 @@ def broken_if(folder: Path, part: str) -> Iterator[None]:
 
     Code that the folder brings along is never run: to need it is ModelUnsupported.
     """
+    # A third of a second that a worker's start can do without until it opens a model.
+    from huggingface_hub.errors import StrictDataclassError
+
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        StrictDataclassError,
-    ) as error:
+    except (*_FAULTS, StrictDataclassError) as error:
         if "trust_remote_code" in str(error):
             raise ModelUnsupported(
                 f"{part} of {folder} needs Python code that the model brings along (auto_map);"
                 " such code is never run"
             ) from error
-        # Of a field of the wrong type the first line has the name and the second the value.
-        lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
-        reason = " ".join(lines[: 2 if isinstance(error, StrictDataclassError) else 1])
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelBroken(f"{part} of {folder} cannot be used: {reason}") from error

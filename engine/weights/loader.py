@@ -21,6 +21,7 @@ from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import open_tokenizer
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
+from tokenbus.engine.weights.config_check import refuse_sizes
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
@@ -89,9 +90,10 @@ def load_model(
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
         verify_checksums(folder)
-    longest = context_length(config.get_text_config()).chosen(max_model_len)
+    with broken_if(folder, "config.json"):
+        longest = context_length(config.get_text_config()).chosen(max_model_len)
+        vocab_size = int(config.get_text_config().vocab_size)
     tokenizer = _tokenizer(folder)
-    vocab_size = int(config.get_text_config().vocab_size)
     check_others(config, tokenizer, vocab_size)
     paged = build_model(
         config,
@@ -140,6 +142,7 @@ def build_model(
             name = getattr(config, "name_or_path", "") or config.model_type
             raise ModelUnsupported(f"{name} runs in transformers' code, which has no {reader.name}")
         return GenericModel.build(config, weights, backend.attention, dtype=dtype, device=device)
+    refuse_sizes(shape, max_model_len)
     decoder = DecoderWeights(shape, dtype, device, reader, has_towers=text is not config)
     if weights is None:
         decoder.draw()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +64,15 @@ class CompressedScheme:
         for name, told in config["config_groups"].items():
             if isinstance(told, list):
                 weights = _preset(name)
-                groups.append(_Group(tuple(told), _format(weights, config.get("format"))))
+                targets = tuple(map(str, told))
+                groups.append(_Group(targets, _format(weights, config.get("format"))))
                 continue
             found = _format(told.get("weights"), told.get("format") or config.get("format"))
-            groups.append(_Group(tuple(told["targets"]), found))
-        return cls(tuple(groups), tuple(config.get("ignore") or ()))
+            groups.append(_Group(tuple(map(str, told["targets"])), found))
+        ignore = tuple(map(str, config.get("ignore") or ()))
+        for entry in (*ignore, *(target for group in groups for target in group.targets)):
+            _refuse_pattern(entry)
+        return cls(tuple(groups), ignore)
 
     def format_of(self, names: Sequence[str], *, is_head: bool) -> PartFormat | None:
         """Return the format of the group that names the module most exactly."""
@@ -80,6 +85,14 @@ class CompressedScheme:
             if is_named(names, target):
                 return targets[target].format
         return targets[_LINEAR].format if _LINEAR in targets else None
+
+
+def _refuse_pattern(entry: str) -> None:
+    """Refuse an entry that is no regular expression though it is written as one."""
+    try:
+        re.compile(entry.removeprefix("re:") if entry.startswith("re:") else "")
+    except re.error as error:
+        raise ModelUnsupported(f"compressed-tensors with the entry {entry}: {error}") from error
 
 
 def _preset(name: str) -> Mapping[str, Any]:

@@ -258,6 +258,28 @@ def test_an_index_that_is_none_is_refused(case: Case, text: str) -> None:
     _refused(case.folder, ModelBroken, "is not a safetensors index")
 
 
+_FIELDS: dict[str, Any] = {
+    "hidden_size": "64",
+    "num_hidden_layers": 0,
+    "num_attention_heads": 0,
+    "num_key_value_heads": 3,
+    "vocab_size": -1,
+    "intermediate_size": None,
+    "max_position_embeddings": -1,
+    "rms_norm_eps": 1e30,
+    "tie_word_embeddings": "no",
+    "dtype": [1],
+    "rope_parameters": 7,
+}
+
+
+@pytest.mark.parametrize("name", _FIELDS)
+def test_a_config_without_sense_is_refused(case: Case, name: str) -> None:
+    """Sizes and settings of the wrong type or range are one clear error."""
+    case.tell(**{name: _FIELDS[name]})
+    _refused(case.folder, ModelBroken, r"config\.json")
+
+
 @pytest.mark.parametrize("name", [_WEIGHTS, "tokenizer.json", "config.json", "chat_template.jinja"])
 def test_a_link_out_of_the_folder_is_refused(
     case: Case, name: str, tmp_path_factory: pytest.TempPathFactory
@@ -393,6 +415,8 @@ _CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         _compressed() | {"transform_config": {"config_groups": {"u": {}}}},
         "transforms",
     ),
+    "ct-pattern": (_compressed() | {"ignore": ["re:("]}, r"the entry re:\("),
+    "ct-number": (_compressed() | {"config_groups": {"g": 3}}, "quantization_config of compressed"),
     "ct-preset": (_compressed() | {"config_groups": {"NVFP4": ["Linear"]}}, "scheme NVFP4"),
 }
 

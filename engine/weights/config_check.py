@@ -1,0 +1,40 @@
+"""Sizes of a model, as its config gives them, before anything is made of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.errors import ModelBroken
+
+if TYPE_CHECKING:
+    from tokenbus.engine.models.decoder_config import DecoderConfig
+
+# Far above every model's (1e-6 to 1e-5): with more, a norm is no norm.
+_MAX_EPS = 0.1
+
+
+def refuse_sizes(config: DecoderConfig, max_model_len: int) -> None:
+    """Refuse sizes that no model has.
+
+    Raises: ModelBroken with the size.
+    """
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": len(config.layers),
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": max_model_len,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise ModelBroken(f"config.json gives the model a {name} of {size}")
+    if config.num_heads % config.num_kv_heads:
+        raise ModelBroken(
+            f"config.json gives the model {config.num_heads} query heads on"
+            f" {config.num_kv_heads} heads of keys and values"
+        )
+    if not 0 < config.norm_eps <= _MAX_EPS:
+        raise ModelBroken(f"config.json gives the norms an epsilon of {config.norm_eps}")
