@@ -81,8 +81,8 @@ def choose_matmul_tuning(num_rows: int, width_out: int, *, blocks: bool = False)
     Numbers of rows are told apart by octaves alone, so that a few steps meet all tiles there are.
     """
     if blocks:
-        # Scaled sums beside those of a step leave registers for no larger tile.
-        return MatmulTuning(128, 128, GROUP, 8, 4, group=16)
+        # Every step's sums are scaled by themselves, while another program multiplies.
+        return MatmulTuning(64, 128, GROUP, 4, 3, group=16, halves=False, programs=2)
     group = 8 if width_out <= 4096 else 16
     octave = min(next_power_of_2(num_rows), _MOST_TOLD_APART)
 

@@ -32,7 +32,8 @@ from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
 from tokenbus.engine.models.linear_weight import Int4Weight, Int8Weight, PlainWeight
 from tokenbus.engine.models.native_ops import NATIVE_KINDS, NativeForm, NativeKind, NativeOps
-from tokenbus.engine.models.triton_ops import TRITON_PRODUCTS, TritonOps
+from tokenbus.engine.models.triton_ops import TritonOps
+from tokenbus.engine.models.triton_products import TRITON_PRODUCTS
 from tokenbus.engine.native_library import native_library
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.readers import PlainReader

@@ -133,12 +133,12 @@ def test_one_row_equals_twin(
         assert_close(fusion.residual, expected, torch.float32)
 
 
-ROWS_TUNINGS = [
+ROWS_TUNINGS: list[RowsTuning | MatmulTuning] = [
     RowsTuning(64, 64, 4, 2),
     RowsTuning(64, 128, 4, 3, splits=3),
     RowsTuning(128, 64, 4, 2),
 ]
-MATMUL_TUNINGS = [
+MATMUL_TUNINGS: list[RowsTuning | MatmulTuning] = [
     MatmulTuning(64, 64, 64, 4, 2, group=2),
     MatmulTuning(64, 32, 32, 4, 2, halves=False),
 ]

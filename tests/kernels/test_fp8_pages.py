@@ -108,11 +108,19 @@ def test_keys_and_values_are_rounded_to_their_own_scale(rot_dim: int, dtype: tor
     slots = torch.tensor([47, 16, 55], device=DEVICE)
     shape = (4, KV_HEADS, PAGE_SIZE, dim)
     plain = [torch.zeros(shape, device=DEVICE, dtype=dtype) for _ in range(2)]
-    rope = {"num_heads": HEADS, "cos": cos, "sin": sin}
-    expected_q = qkv_rope(qkv, *plain, positions, slots, **rope)  # type: ignore[arg-type]
     rounded = [torch.zeros(shape, device=DEVICE).to(FP8) for _ in range(2)]
     scales = [torch.full(shape[:3], 7.0, device=DEVICE) for _ in range(2)]
-    q = qkv_rope(qkv, *rounded, positions, slots, k_scales=scales[0], v_scales=scales[1], **rope)  # type: ignore[arg-type]
+
+    def write(
+        pages: list[torch.Tensor], k_scales: torch.Tensor | None, v_scales: torch.Tensor | None
+    ) -> torch.Tensor:
+        return qkv_rope(
+            qkv, pages[0], pages[1], positions, slots, num_heads=HEADS, cos=cos, sin=sin,
+            k_scales=k_scales, v_scales=v_scales,
+        )  # fmt: skip
+
+    expected_q = write(plain, None, None)
+    q = write(rounded, scales[0], scales[1])
     assert torch.equal(q, expected_q)
     for values, scale, page in zip(rounded, scales, plain, strict=True):
         exact = page[slots // PAGE_SIZE, :, slots % PAGE_SIZE].float()

@@ -19,7 +19,7 @@ from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.models.product import Product, TorchProduct
-from tokenbus.engine.models.triton_ops import TRITON_PRODUCTS
+from tokenbus.engine.models.triton_products import TRITON_PRODUCTS
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 from tokenbus.engine.weights.readers import RoundingReader
