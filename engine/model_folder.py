@@ -59,7 +59,6 @@ def broken_if(folder: Path, part: str) -> Iterator[None]:
     Code that the folder brings along is never run: to need it is ModelUnsupported.
     """
     # A third of a second that a worker's start can do without until it opens a model.
-    from huggingface_hub.errors import StrictDataclassError
 
     try:
         yield
