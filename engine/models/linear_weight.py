@@ -31,6 +31,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -296,9 +297,13 @@ def _halves_of(steps: Tensor) -> Tensor:
 
 def _from_groups(steps: Tensor, weight: Int4GroupWeight | Int8GroupWeight) -> Tensor:
     """steps: [out, in] uint8 of a weight -> its numbers, [out, in] float32."""
-    groups = torch.arange(steps.shape[1], device=steps.device) // weight.group_inputs
-    values = steps.float() - weight.zeros.float()[:, groups]
-    values *= weight.scales.float()[:, groups]
+    num_outputs, num_inputs = steps.shape
+    # The last group is filled up, and what it was filled with cut off.
+    padded = F.pad(steps, (0, -num_inputs % weight.group_inputs))
+    values = padded.view(num_outputs, -1, weight.group_inputs).float()
+    values -= weight.zeros.float()[..., None]
+    values *= weight.scales.float()[..., None]
+    values = values.flatten(1)[:, :num_inputs]
     if weight.order is None:
         return values
     restored = torch.empty_like(values)

@@ -20,12 +20,15 @@ def unpacked(words: Tensor, bits: int, places: Sequence[int] | None = None) -> T
 
     places: of each number of a word, from the lowest bits on, where it stands among them.
     """
-    count = 32 // bits
-    shifts = torch.arange(0, 32, bits, dtype=torch.int32, device=words.device)
-    found: Tensor = (words[..., None] >> shifts) & (2**bits - 1)
+    # Little-endian, as safetensors has it: a word's lowest byte comes first.
+    found = words.contiguous().view(torch.uint8)
+    if bits == 4:
+        found = torch.stack((found & 15, found >> 4), -1).flatten(1)
     if places is not None:
-        found = found[..., [list(places).index(place) for place in range(count)]]
-    return found.flatten(-2).to(torch.uint8)
+        count = 32 // bits
+        order = [list(places).index(place) for place in range(count)]
+        found = found.view(len(found), -1, count)[..., order].flatten(1)
+    return found
 
 
 def group_weight(
