@@ -195,7 +195,7 @@ class EngineConfig:
     cuda_graphs: bool = True
     # Bounds of one grammar, see docs/grammars.md: bytes of its source, states of its lexer, items
     # of its parser per token, and processor time for compiling it with a trial, and for one token.
-    grammar_source_bytes: int = field(default=262_144, metadata=_declared((1, 2**24)))
+    grammar_source_bytes: int = field(default=262_144, metadata=_declared((1, 2**20)))
     grammar_states: int = field(default=50_000, metadata=_declared((100, 10**7)))
     grammar_items: int = field(default=20_000, metadata=_declared((100, 10**7)))
     grammar_compile_s: float = field(default=2.0, metadata=_declared((0.01, 600)))

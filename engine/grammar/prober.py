@@ -86,7 +86,6 @@ class Prober:
         self._limits = limits
         self._children: dict[int, _Child] = {}
         self._selector = selectors.DefaultSelector()
-        self._num_askers = len(askers)
         for asker in askers:
             self._selector.register(asker, selectors.EVENT_READ)
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from models.hostile_grammars import hostile_grammar, outcome_of
@@ -89,7 +89,7 @@ class Neighbours:
 
 
 @pytest.fixture
-def settings() -> dict[str, object]:
+def settings() -> dict[str, Any]:
     """Give a worker of the demo model; skip where it is not kept."""
     try:
         cargo = DemoCargo(model_store.pull("smollm2-135m"))
@@ -130,7 +130,7 @@ async def _quiet_run(client: AsyncClient) -> Neighbours:
 
 @long_row
 async def test_hostile_grammars_hurt_nobody_else(
-    client: AsyncClient, settings: dict[str, object], redis_url: str, pool: str
+    client: AsyncClient, settings: dict[str, Any], redis_url: str, pool: str
 ) -> None:
     """No engine dies, each bad grammar ends its own job; the gaps of the others are printed."""
     first = SEED % 1_000_000

@@ -277,6 +277,12 @@ def _many_terminals(draw: Draw) -> str:
     return "\n".join([f"start: ({names})+", *lines])
 
 
+def _many_alternatives(draw: Draw) -> str:
+    num = draw.choice([2500, 3500])
+    names = " | ".join(f"r{n}" for n in range(num))
+    return "\n".join([f"start: {names}", *(f'r{n}: "{_word(draw)}" start?' for n in range(num))])
+
+
 def _set_operations(draw: Draw) -> str:
     left, right = _many_states(draw), _late_explosion(draw)
     return f"start: T\nT: /{left}/ & ~/{right}/ & ~/(?s:.*){_word(draw)}.{{{draw.randint(3, 40)}}}/"
@@ -356,6 +362,7 @@ _FAMILIES: dict[GrammarKind, tuple[Callable[[Draw], Any], ...]] = {
         _empty_recursion,
         _ambiguous,
         _many_terminals,
+        _many_alternatives,
         _set_operations,
         _broken_lark,
         _large_repeats,
@@ -379,7 +386,15 @@ def hostile_grammar(seed: int) -> HostileGrammar:
 NUM_FAMILIES = len(_ALL)
 
 _SIGNS = {
-    "limit": ("the limit is", "too ", "took more than", "ended its process", "one place", "deeper"),
+    "limit": (
+        "the limit is",
+        "262144 characters",
+        "too ",
+        "took more than",
+        "ended its process",
+        "one place",
+        "deeper",
+    ),
     "nothing": ("nothing can satisfy", "allows nothing", "no token"),
 }
 
