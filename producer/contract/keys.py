@@ -13,6 +13,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | name     | type   | lives                                                                     |
 |----------|--------|---------------------------------------------------------------------------|
 | inbox    | stream | public entrance; an entry goes when its job is accepted or refused        |
+| inbox2   | stream | the same, not seen by workers of version 1                                |
 | intake   | string | the worker that drains the inbox now, TTL of seconds                      |
 | replies  | list   | `reply:<secret>`, the answer to a raw entry that asked for one; TTL       |
 | lane     | stream | `lane2:<priority>:<tenant>`, waiting jobs only; deleted when empty        |
@@ -83,6 +84,7 @@ KNOWN_VERSIONS = (1, 2)
 
 POOL_KEYS = {
     "inbox": ":inbox",
+    "inbox2": ":inbox2",
     "intake": ":intake",
     "replies": ":reply:",
     "lane": ":lane2:",

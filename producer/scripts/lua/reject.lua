@@ -3,9 +3,11 @@
 --@use base: now_ms
 --@use letters: dead_letter
 --@use ending: tombstone
+--@use raw: raw_place
 -- Refuse a raw entry under a name of its own: dead letter now, and a failed event by way of `ending`.
 -- `named` is the address that the body asks for; it is not taken, and told whether it is free.
-if redis.call('XDEL', K.inbox, entry) == 0 then
+local inbox, raw = raw_place(entry)
+if redis.call('XDEL', inbox, raw) == 0 then
   return false
 end
 local now = now_ms()

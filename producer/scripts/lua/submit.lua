@@ -4,10 +4,12 @@
 --@args refuse_late:flag entry callback version
 --@use base: now_ms
 --@use naming: inherited
+--@use raw: raw_place
 --@use drain_rate: drain_rate drain_opens
 --@use waiting: add_entry
 -- Accept a job, or say why not. No allow-oom: this is the script to refuse when memory is full.
 local cost = prompt + n * output
+local inbox, raw = raw_place(entry)
 
 -- What waits, by priority and then of this tenant: jobs and tokens.
 local function read_load()
@@ -41,7 +43,7 @@ local function known(id)
     return { 'conflict', 0, 0, 0, 0, 0 }
   end
   if entry ~= '' then
-    redis.call('XDEL', K.inbox, entry)
+    redis.call('XDEL', inbox, raw)
   end
   return (place('exists', id, record[1], read_load()))
 end
@@ -73,7 +75,7 @@ local function over_bound(status, queued, field, bound, now)
   return { status, queued, bound, wait, math.ceil(ticket), 0 }
 end
 
-if entry ~= '' and #redis.call('XRANGE', K.inbox, entry, entry) == 0 then
+if entry ~= '' and #redis.call('XRANGE', inbox, raw, raw) == 0 then
   return { 'gone', 0, 0, 0, 0, 0 }
 end
 if idem ~= '' then
@@ -135,6 +137,6 @@ if deadline_ms >= 0 then
   redis.call('ZADD', K.due, now + deadline_ms, 'd:' .. job)
 end
 if entry ~= '' then
-  redis.call('XDEL', K.inbox, entry)
+  redis.call('XDEL', inbox, raw)
 end
 return reply
