@@ -13,16 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
+from rides.scale import long_row
 from workers.earlier_release import EarlierRelease
 from workers.null_workers import command, expected_text, follow, worker
 
-from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import JobUnknown
-from tokenbus.producer.scripts.replies import JobState
 
 if TYPE_CHECKING:
-    from tokenbus.producer.scripts import Scripts
+    from collections.abc import Awaitable, Callable
 
+    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.scripts import Scripts
+    from tokenbus.producer.scripts.replies import JobState
+
+pytestmark = long_row
 LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
 
 
@@ -35,6 +39,13 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> EarlierRelease:
 async def text_of(earlier: EarlierRelease, url: str, pool: str, job_id: str) -> Any:
     """Read a result through the earlier client."""
     return await earlier.call(url, pool, "result", job_id, PATIENCE_S)
+
+
+async def until_known(look: Callable[[], Awaitable[Any]]) -> None:
+    """Wait until a process of another release has left something."""
+    async with asyncio.timeout(2 * PATIENCE_S):
+        while not await look():  # noqa: ASYNC110 -- another process writes it
+            await asyncio.sleep(0.05)
 
 
 async def state_of(scripts: Scripts, address: str) -> JobState:
@@ -86,9 +97,7 @@ async def test_new_body_at_an_old_worker_alone_is_refused_by_its_version(
     inbox = client.scripts.keys.of("inbox")
     await client.scripts.redis.xadd(inbox, {"job": '{"v":2,"id":"b","prompt":"x"}'})
     async with earlier.worker(redis_url, pool):
-        async with asyncio.timeout(2 * PATIENCE_S):
-            while await client.scripts.queue.record("b") is None:
-                await asyncio.sleep(0.05)
+        await until_known(lambda: client.scripts.queue.record("b"))
         story = await follow(client, "b")
     assert story.finish is not None
     assert story.finish.error is not None
@@ -102,9 +111,8 @@ async def test_new_workers_drain_the_inbox_before_old_ones(
     """Beside a worker of version 2, one of version 1 refuses no body that it cannot read."""
     inbox = client.scripts.keys.of("inbox")
     async with earlier.worker(redis_url, pool), worker(pool, redis_url):
-        async with asyncio.timeout(2 * PATIENCE_S):
-            while not await command(client.scripts, "SCARD", client.scripts.keys.of("workers1")):
-                await asyncio.sleep(0.05)
+        members = client.scripts.keys.of("workers1")
+        await until_known(lambda: command(client.scripts, "SCARD", members))
         secrets = [uuid.uuid4().hex for _ in range(30)]
         for seed, secret in enumerate(secrets):
             body = json.dumps({"v": 2, "prompt": "x", "seed": seed, "max_tokens": 3})
@@ -134,8 +142,9 @@ async def test_old_client_is_served_by_new_workers(
                 await client.result("mine", tenant=tenant)
             with pytest.raises(JobUnknown):
                 await client.cancel("mine", tenant=tenant)
-    message = await heard.get_message(timeout=PATIENCE_S)
-    assert message is not None
+    async with asyncio.timeout(PATIENCE_S):
+        while (message := await heard.get_message(timeout=1)) is None:
+            pass
     wire = json.loads(message["data"])
     assert (wire["v"], wire["job"], wire.get("tenant")) == (1, "mine", None)
     await heard.aclose()
@@ -178,9 +187,7 @@ async def test_killed_old_workers_are_reaped_by_new_ones_in_a_mixed_pool(
     accepted = [await earlier.call(redis_url, pool, "submit", fields) for fields in old]
     slow = {"null_tokens_per_s": 30} | LEASE
     async with earlier.worker(redis_url, pool, **slow) as doomed:
-        async with asyncio.timeout(2 * PATIENCE_S):
-            while await client.scripts.log.events(accepted[0][0]) is None:
-                await asyncio.sleep(0.05)
+        await until_known(lambda: client.scripts.log.events(accepted[0][0]))
         async with worker(pool, redis_url, **LEASE):
             new = [
                 await client.submit("x", seed=100 + s, max_tokens=40, tenant=f"t{s % 3}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -54,7 +55,16 @@ class EarlierRelease:
     def __init__(self, folder: Path) -> None:
         archive = folder / "release.tar"
         made = subprocess.run(
-            ["git", "-C", str(_ROOT), "archive", "-o", str(archive), COMMIT, *_PACKAGES],
+            [
+                shutil.which("git") or "git",
+                "-C",
+                str(_ROOT),
+                "archive",
+                "-o",
+                str(archive),
+                COMMIT,
+                *_PACKAGES,
+            ],
             capture_output=True,
             check=False,
         )
