@@ -33,10 +33,10 @@ def answer() -> Response:
 
     def text() -> Iterator[str]:
         try:
-            for event in bus.stream(job.job_id):
+            for event in bus.stream(job):
                 yield event.text
         except GeneratorExit:
-            bus.cancel(job.job_id)
+            bus.cancel(job)
             raise
 
     return Response(text(), mimetype="text/plain")
@@ -47,7 +47,7 @@ def batch() -> Response:
     """Queue many prompts in one round trip; each is accepted or refused by itself."""
     requests = [{"prompt": prompt, "max_tokens": 16} for prompt in request.get_json()]
     answers = [
-        {"text": bus.result(one.job_id).text} if isinstance(one, Job) else {"error": str(one)}
+        {"text": bus.result(one).text} if isinstance(one, Job) else {"error": str(one)}
         for one in bus.submit_many(requests)
     ]
     return jsonify(answers)

@@ -6,7 +6,7 @@ import { randomUUID } from "node:crypto";
 
 const server = process.env.REDIS ?? "6379"; // a port, or the path of a socket
 const id = `node-${randomUUID()}`;
-const request = { v: 1, id, prompt: process.argv[2] ?? "Rain:", max_tokens: 32 };
+const request = { v: 2, id, prompt: process.argv[2] ?? "Rain:", max_tokens: 32 };
 const connect = () => net.connect(/^\d+$/.test(server) ? Number(server) : server);
 const resp = (...words) => [`*${words.length}`, ...words.flatMap((w) => [`$${Buffer.byteLength(w)}`, w]), ""].join("\r\n");
 

@@ -14,7 +14,7 @@ trap 'kill $! 2>/dev/null; rm -f "$events"' EXIT
 while read -r line; do
   case $line in
     subscribe) # confirmed: nothing from here on is missed
-      request="{\"v\":1,\"id\":\"$job\",\"prompt\":$prompt,\"max_tokens\":32}"
+      request="{\"v\":2,\"id\":\"$job\",\"prompt\":$prompt,\"max_tokens\":32}"
       $cli XADD '{tb:default}:inbox' '*' job "$request" >/dev/null
       ;;
     *'"finish":{'*) printf '%s\n' "$line" && break ;;

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.schema import StoredRequest
-from tokenbus.producer.errors import RequestInvalid
+from tokenbus.producer.errors import ProducerError, RequestInvalid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -85,14 +85,18 @@ class DeadLetters:
     async def retry(self, letter: DeadLetter) -> Job:
         """Submit a letter's request as a new job, then delete the letter; safe to repeat.
 
-        The new job's id comes from the entry's, so that two tries make one job.
+        The new job's id comes from the entry's, so that two tries make one job; no request can ask
+        for such an id.
         Raises: RequestInvalid if the body is no whole request; what `AsyncClient.submit` raises.
         """
         if len(letter.body) >= MAX_BODY_BYTES:
             raise RequestInvalid("body", f"of {letter.entry_id} was cut at {MAX_BODY_BYTES} bytes")
         request = StoredRequest.parse(letter.body)
-        fresh = {"id": f"retry-{letter.entry_id}", "idempotency_key": None}
-        job = await self._client.submit(request.model_copy(update=fresh))
+        fresh = request.model_copy(update={"idempotency_key": None})
+        name = f"retry~{letter.entry_id}"
+        [job] = await self._client.submit_many([fresh], reserved_ids=[name])
+        if isinstance(job, ProducerError):
+            raise job
         await self.delete([letter])
         return job
 

@@ -28,10 +28,10 @@ def prefix_key(request: JobRequest, groups: CacheGroups = NO_GROUPS) -> str:
     if request.cache_group is None:
         if not head:
             return ""
-        scope = request.tenant
+        scope, kind = request.tenant, b""
     else:
-        scope, head = cache_scope(request, groups), head[:MIN_CHARACTERS]
-    digest = blake2b(scope.encode() + b"\n", digest_size=12)
+        scope, kind, head = cache_scope(request, groups), b"group", head[:MIN_CHARACTERS]
+    digest = blake2b(scope.encode() + b"\n", digest_size=12, person=kind)
     digest.update(head.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 

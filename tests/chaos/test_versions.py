@@ -160,6 +160,10 @@ async def test_old_client_reads_a_new_job_of_the_default_tenant(
     async with worker(pool, redis_url):
         assert await reading == [expected_text(5, 12), "length"]
         await client.result(hidden)
+        fields = {"prompt": "hello", "seed": 5, "max_tokens": 12, "id": "new"}
+        assert await earlier.call(redis_url, pool, "submit", fields) == ["new", False]
+        changed = await earlier.call(redis_url, pool, "submit", fields | {"seed": 6})
+        assert changed["error"] == "IdempotencyConflict"
         unknown = await earlier.call(redis_url, pool, "result", "hidden", 1)
         assert unknown["error"] == "JobUnknown"
         assert await earlier.call(redis_url, pool, "cancel", "new") is False

@@ -104,6 +104,8 @@ async def test_submit_of_an_inherited_job_is_the_same_job(
     assert not again.created
     with pytest.raises(IdempotencyConflict):
         await client.submit(**fields | {"max_tokens": 7}, tenant="shop")
+    with pytest.raises(IdempotencyConflict):
+        await client.submit(**fields)
     others = await client.submit(**fields, tenant="other")
     assert others.created
     async with worker(pool, redis_url):

@@ -64,7 +64,7 @@ async def test_retry_makes_one_new_job_however_often_it_is_tried(client: AsyncCl
     second = await letters.retry(letter)
     assert first.created
     assert not second.created
-    assert first.job_id == second.job_id == f"retry-{letter.entry_id}"
+    assert first.job_id == second.job_id == f"retry~{letter.entry_id}"
     assert [found async for found in letters.newest()] == []
 
 
@@ -97,6 +97,6 @@ async def test_command_lists_shows_retries_and_purges(
     assert json.loads(output)["finish"]["error"]["code"] == "poison"
     assert (await run("purge"))[0] == 2
     code, output = await run("retry", "j-0")
-    assert (code, "is job retry-" in output) == (0, True)
+    assert (code, "is job retry~" in output) == (0, True)
     assert await run("purge", "--all") == (0, "2 dead letters deleted\n")
     assert await run("list") == (0, "")

@@ -168,3 +168,12 @@ def test_callback_url_that_cannot_be_called_is_refused(url: str, why: str) -> No
     with pytest.raises(RequestInvalid, match=why) as caught:
         JobRequest.build(prompt="x", callback_url=url)
     assert caught.value.field == "callback_url"
+
+
+async def test_hook_of_version_1_is_delivered(scripts: Scripts) -> None:
+    """A webhook that a release of version 1 has made due is handed out like any other."""
+    await _ended(scripts, "a@acme")
+    redis, keys = raw(scripts), scripts.keys
+    await redis.rename(keys.of("hooks"), keys.of("hooks1"))
+    assert (await _claim(scripts)).job_id == "a@acme"
+    assert await scripts.control.claim_webhooks(10, 60_000) == []
