@@ -6,9 +6,9 @@
     curl -s localhost:8000/jobs -d '{"prompt": "Two sentences about rain:"}'
     curl -N localhost:8000/jobs/<job_id>/events
 
-Every user of this backend is of one tenant here; where they are not, the backend takes the tenant from
-its own authentication, never from what the browser sends, and passes it as `tenant=` to `submit` and
-to `stream`: another tenant's job is then as unknown as none.
+All users are of one tenant here. Where they are not, the backend takes the tenant from its own
+authentication, never from what the browser sends, and passes it as `tenant=` to `submit` and to
+`stream`: another tenant's job is then as unknown as none.
 
 The `id:` of an event is the stream's cursor. A browser's EventSource that lost its connection sends
 the last one as Last-Event-ID and gets the rest, also from another instance of this backend.

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
-from rides.scale import long_row
 from workers.earlier_release import EarlierRelease
 from workers.null_workers import command, expected_text, follow, worker
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.scripts.replies import JobState
 
-pytestmark = long_row
+pytestmark = pytest.mark.slow
 LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
 
 
