@@ -25,7 +25,7 @@ async def read_status(redis: Redis, keys: Keys) -> PoolStatus:
     """Read the load and the leases of a pool; costs one look per worker."""
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(keys.of("load"), ["jobs", "tokens"])
-        pipe.sunion(keys.of("workers"), keys.of("workers1"))
+        pipe.sunion([keys.of("workers"), keys.of("workers1")])
         (jobs, tokens), members = await pipe.execute()
     names = sorted(name.decode() for name in members)
     async with redis.pipeline(transaction=False) as pipe:

@@ -17,7 +17,8 @@ from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.contract.keys import shard_of
 from tokenbus.producer.contract.result import JobCancelled
 from tokenbus.producer.contract.schema import JobRequest
-from tokenbus.producer.errors import ServerUnsuitable
+from tokenbus.producer.errors import JobUnknown, ServerUnsuitable
+from tokenbus.producer.scripts.replies import JobState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,6 +75,28 @@ async def test_many_submits_at_once_on_a_cluster(cluster_url: str, pool: str) ->
             jobs = await client.submit_many(requests)
             assert [isinstance(job, Job) for job in jobs] == [True] * 3
         assert (await client.scripts.lease.load())["jobs"] == 6
+
+
+async def test_tenants_have_names_of_their_own_on_a_cluster(cluster_url: str, pool: str) -> None:
+    """One id of two tenants is two jobs of one shard, and a channel can be told of a refusal."""
+    async with await AsyncClient.connect(cluster_url, pool=pool) as client:
+        jobs = [
+            await client.submit("x", id="s5-one", tenant=tenant, max_tokens=4)
+            for tenant in ("shop", "firm")
+        ]
+        assert all(job.created for job in jobs)
+        for tenant in ("default", "other"):
+            with pytest.raises(JobUnknown):
+                await client.cancel("s5-one", tenant)
+        assert await client.cancel("s5-one", "shop")
+        [event] = [event async for event in client.stream("s5-one", tenant="shop")]
+        assert event.finish is not None
+        assert (event.tenant, event.finish.reason) == ("shop", "cancelled")
+        record = await client.scripts.queue.record("s5-one@firm")
+        assert record is not None
+        assert record.state is JobState.WAITING
+        await client.scripts.log.announce("s5-one@other", "{}")
+        await client.scripts.queue.reply("r" * 16, "{}")
 
 
 async def test_node_of_a_cluster_is_no_server_of_its_own(cluster_url: str) -> None:

@@ -2,11 +2,14 @@
 -- What version 1 left under its own names is moved to where this release looks. Bounded per call;
 -- entries are moved as they are, so that whoever takes them judges them.
 local MAX_ADOPTED = 64
+-- An entry has half as many; one with thousands would not fit on the stack.
+local MAX_FIELDS = 64
 
 local function adopt_entries(from, to, limit)
   local entries = redis.call('XRANGE', from, '-', '+', 'COUNT', limit)
   for _, entry in ipairs(entries) do
-    local id, job = redis.call('XADD', to, '*', unpack(entry[2])), nil
+    local job
+    local id = redis.call('XADD', to, '*', unpack(entry[2], 1, math.min(#entry[2], MAX_FIELDS)))
     for i = 1, #entry[2], 2 do
       if entry[2][i] == 'job' then
         job = entry[2][i + 1]
