@@ -16,7 +16,7 @@ from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.scripts.replies import Refused
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.pool.claim import Claim, without_secret
+from tokenbus.worker.pool.refused_body import RefusedBody, without_secret
 
 if TYPE_CHECKING:
     from redis.exceptions import RedisError
@@ -98,13 +98,13 @@ class Inbox:
     async def _refuse(self, entry: InboxEntry, failure: Failure) -> None:
         """Answer an entry under a name of its own: the id that it asks for may be another's."""
         self._metrics.inbox_refused += 1
-        name, claim = f"refused-{secrets.token_hex(12)}", Claim.of(entry.body)
+        name, refused = f"refused-{secrets.token_hex(12)}", RefusedBody.of(entry.body)
         self._log.warning(
             "job.dead_lettered",
             entry_id=entry.entry_id,
             job_id=name,
-            named=claim.job_id,
-            tenant=claim.tenant,
+            named=refused.job_id,
+            tenant=refused.tenant,
             error=failure.code,
             error_field=failure.field,
         )
@@ -116,15 +116,15 @@ class Inbox:
                 name,
                 finish.dump(),
                 without_secret(entry.body),
-                named=claim.address,
-                tenant=claim.tenant,
+                named=refused.address,
+                tenant=refused.tenant,
             )
         )
         if rejected is None:
             return
         if rejected.is_name_free:
-            event = claim.refusal(finish)
-            await self._session.call(lambda: self._scripts.log.announce(claim.address, event))
+            event = refused.refusal(finish)
+            await self._session.call(lambda: self._scripts.log.announce(refused.address, event))
         await self._end(rejected.ending, asked_at)
         await self._answer(entry, JobAddress(name), finish.dump())
 

@@ -1,4 +1,4 @@
-"""The claim of a refused body: the name that it asks for, and what of it may be kept."""
+"""A refused body: the name that it asks for, and what of it may be kept."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECRET = re.compile(rb'("cache_secret"\s*:\s*")(?:\\.|[^"\\])*"?', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class RefusedBody:
     """Tenant and id of a body that is no job; empty where it names none that could be one."""
 
     job_id: str
@@ -26,7 +26,7 @@ class Claim:
     version: int
 
     @classmethod
-    def of(cls, body: bytes) -> Claim:
+    def of(cls, body: bytes) -> RefusedBody:
         """Read a refused body, whatever it is."""
         wire = _object(body) or {}
         job_id = _matching(wire.get("id"), JOB_ID_PATTERN)
