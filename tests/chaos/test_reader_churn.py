@@ -41,7 +41,7 @@ class Restless:
     async def stay(self, client: AsyncClient) -> None:
         """Subscribe, read some tokens, and leave."""
         goal = self.cursor + self.rng.randrange(1, LONGEST_STAY)
-        async with aclosing(client.stream(self, self.cursor)) as stream:
+        async with aclosing(client.stream(self.job_id, self.cursor)) as stream:
             async for event in stream:
                 if event.finish is not None:
                     break
@@ -64,7 +64,7 @@ class Restless:
     async def read_on(self) -> str:
         """Read from the last token seen to the end; return the text of all tokens, in order."""
         self.cursor = len(self.pieces)
-        async for event in self.client.stream(self, self.cursor):
+        async for event in self.client.stream(self.job_id, self.cursor):
             if event.finish is None:
                 self._see(event)
         assert list(self.pieces) == list(range(1, NUM_TOKENS + 1))

@@ -58,7 +58,7 @@ async def test_new_jobs_wait_for_a_new_worker(
     client: AsyncClient, earlier: EarlierRelease, redis_url: str, pool: str
 ) -> None:
     """A worker of version 1 serves its own jobs and touches nothing of version 2."""
-    fields = {"prompt": "hello", "seed": 1, "max_tokens": 6}
+    fields: dict[str, Any] = {"prompt": "hello", "seed": 1, "max_tokens": 6}
     jobs = [
         await client.submit(**fields),
         await client.submit(**fields, tenant="shop", id="a"),
@@ -126,9 +126,15 @@ async def test_old_client_is_served_by_new_workers(
     client: AsyncClient, earlier: EarlierRelease, redis_url: str, pool: str
 ) -> None:
     """Its jobs keep version 1 and their names; its tenant finds them by tenant and id."""
-    heard = client.scripts.redis.pubsub(ignore_subscribe_messages=True)
+    heard: Any = client.scripts.redis.pubsub(ignore_subscribe_messages=True)
     await heard.subscribe(client.scripts.keys.channel("mine"))
-    fields = {"prompt": "hello", "seed": 4, "max_tokens": 9, "tenant": "shop", "id": "mine"}
+    fields: dict[str, Any] = {
+        "prompt": "hello",
+        "seed": 4,
+        "max_tokens": 9,
+        "tenant": "shop",
+        "id": "mine",
+    }
     assert await earlier.call(redis_url, pool, "submit", fields) == ["mine", True]
     again = await client.submit(**fields)
     assert not again.created
@@ -186,7 +192,9 @@ async def test_killed_old_workers_are_reaped_by_new_ones_in_a_mixed_pool(
     client: AsyncClient, earlier: EarlierRelease, redis_url: str, pool: str
 ) -> None:
     """Both kinds of clients and workers at once, the old workers killed midway: all end whole."""
-    old = [{"prompt": "x", "seed": s, "max_tokens": 60, "tenant": f"t{s % 3}"} for s in range(12)]
+    old: list[dict[str, Any]] = [
+        {"prompt": "x", "seed": s, "max_tokens": 60, "tenant": f"t{s % 3}"} for s in range(12)
+    ]
     accepted = [await earlier.call(redis_url, pool, "submit", fields) for fields in old]
     slow = {"null_tokens_per_s": 30} | LEASE
     async with earlier.worker(redis_url, pool, **slow) as doomed:

@@ -116,7 +116,7 @@ async def test_refused_body_occupies_no_name_and_is_heard_under_it(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
 ) -> None:
     """Who listens to the name hears of the refusal; the name stays free for its owner."""
-    listener = scripts.redis.pubsub(ignore_subscribe_messages=True)
+    listener: Any = scripts.redis.pubsub(ignore_subscribe_messages=True)
     channel = scripts.keys.channel("mine-1@shop")
     await listener.subscribe(channel)
     body = {"id": "mine-1", "tenant": "shop", "prompt": 5}
@@ -157,7 +157,12 @@ async def test_secret_of_a_cache_group_is_kept_nowhere(
 ) -> None:
     """Accepted, refused, no JSON or too long: no key of the pool holds the secret afterwards."""
     secret = uuid.uuid4().hex
-    good = {"prompt": "x", "max_tokens": 2, "cache_group": "g", "cache_secret": secret}
+    good: dict[str, Any] = {
+        "prompt": "x",
+        "max_tokens": 2,
+        "cache_group": "g",
+        "cache_secret": secret,
+    }
     bodies = [json.dumps(fields).encode() for fields in (good, good | {"max_tokens": -1})]
     bodies += [bodies[0] + b"}", bodies[0].replace(b'"x"', b'"' + b"x" * 9_000_000 + b'"')]
     asked = [await add_raw(scripts, body) for body in bodies]

@@ -31,7 +31,7 @@ async def test_one_id_is_a_job_of_each_tenant(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
 ) -> None:
     """Submits, streams, results and webhooks of equal ids never meet; channels are computed."""
-    listener = scripts.redis.pubsub(ignore_subscribe_messages=True)
+    listener: Any = scripts.redis.pubsub(ignore_subscribe_messages=True)
     await listener.subscribe(f"{{tb:{pool}:0}}:tok:order")
     for seed, tenant in enumerate(TENANTS):
         fields: dict[str, Any] = {"seed": seed, "max_tokens": 8, "id": "order", "tenant": tenant}

@@ -36,7 +36,7 @@ async def inherit(
     made = new_job(request.model_copy(update={"id": job_id}))
     lane = f"{scripts.keys.of('lane1')}1:{tenant}"
     cost = {"prompt": 5, "output": 6, "n": 1, "logged": 0, "prefix": ""}
-    fields: dict[str, Any] = {"v": 1, "job": job_id, "tenant": tenant} | cost
+    fields: Any = {"v": 1, "job": job_id, "tenant": tenant} | cost
     entry = await scripts.redis.xadd(lane, fields)
     record: dict[str, Any] = {
         "state": "waiting",
@@ -72,7 +72,7 @@ async def test_waiting_job_of_version_1_is_finished_in_version_1(
 ) -> None:
     """Its events and result keep version and names; only its tenant finds it, by tenant and id."""
     await inherit(scripts, "old")
-    listener = scripts.redis.pubsub(ignore_subscribe_messages=True)
+    listener: Any = scripts.redis.pubsub(ignore_subscribe_messages=True)
     await listener.subscribe(scripts.keys.channel("old"))
     reader = asyncio.create_task(follow(client, "old", tenant="shop"))
     async with worker(pool, redis_url):

@@ -7,6 +7,7 @@ contract: where a call has to change, its script has to take the old one too.
 from __future__ import annotations
 
 import json
+import secrets
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ import hiredis
 import pytest
 from lua.parts import part_names
 
-import tokenbus.producer.scripts.queue as queue_module
 from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
 from tokenbus.producer.scripts.append_batch import AppendBatch
@@ -180,7 +180,7 @@ async def test_call_of_a_script_is_what_it_always_was(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Order and bytes of a call's arguments are the contract between releases."""
-    monkeypatch.setattr(queue_module.secrets, "token_hex", lambda _: "0" * 32)
+    monkeypatch.setattr(secrets, "token_hex", lambda _: "0" * 32)
     recorder: Any = Recorder()
     with pytest.raises(Sent):
         await CALLS[name](Scripts(recorder, "fix"))

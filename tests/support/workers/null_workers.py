@@ -187,8 +187,8 @@ async def command(scripts: Scripts, *args: bytes | str | float) -> Any:
 async def leaked_keys(scripts: Scripts) -> list[str]:
     """List the pool's keys that have no TTL and belong to no live job or worker."""
     prefix = f"{{tb:{scripts.keys.pool}"
-    kept = ("bell", "workers", "worker:", "floor", "drain", "load", "dead", "resting:", "line")
-    kept += ("letters",)
+    counted = ("floor", "drain", "load", "dead", "letters", "resting:", "line")
+    kept = ("bell", "workers", "worker:", *counted)
     leaked = []
     async for raw in scripts.redis.scan_iter(f"{prefix}*", count=1000):
         key = raw.decode()
