@@ -75,14 +75,14 @@ async def test_slow_reader_reads_everything(ride: Ride, num_jobs: int, pool: str
         await AsyncClient.connect(ride.redis_url, pool=pool, settings=settings) as slow_client,
     ):
         await ride.board(num_jobs, 60)
-        job_id = next(iter(ride.wanted))
-        story = Story(job_id)
-        async for event in slow_client.stream(job_id):
+        job = ride.addresses[0]
+        story = Story(job.job_id)
+        async for event in slow_client.stream(job.job_id, tenant=job.tenant):
             story.see(event)
             if story.last < 20:
                 await ride.until_more(5 * num_jobs)
         stories = await ride.arrive()
-        assert story.ids == stories[job_id].ids
+        assert story.ids == stories[job.job_id].ids
         await ride.check_nothing_left()
 
 
@@ -100,8 +100,8 @@ async def test_client_dies_in_the_middle_of_a_cancel(ride: Ride, num_jobs: int) 
     """Taken out of its lane by a client that died at once, each job still ends as cancelled."""
     queue = ride.client.scripts.queue
     await ride.board(num_jobs)
-    for job_id in ride.wanted:
-        assert (await queue.cancel(job_id)).status == "ending"
+    for job in ride.addresses:
+        assert (await queue.cancel(job.text)).status == "ending"
     async with forked_worker(**ride.settings()):
         stories = await ride.end()
         assert {story.reason for story in stories.values()} == {"cancelled"}
@@ -115,7 +115,7 @@ async def test_cancel_of_running_jobs_by_a_client_that_dies(ride: Ride, num_jobs
     await ride.board(num_jobs, 400)
     async with forked_worker(**ride.settings()):
         await ride.until_seen(5, min(num_jobs, 8))
-        replies = [await queue.cancel(job_id) for job_id in ride.wanted]
+        replies = [await queue.cancel(job.text) for job in ride.addresses]
         assert "held" in {reply.status for reply in replies}
         stories = await ride.end()
         assert {story.reason for story in stories.values()} == {"cancelled"}

@@ -11,6 +11,7 @@ from patience import PATIENCE_S
 from rides.scale import IS_SHORT, LEASE
 from workers.null_workers import Story, command, expected_ids, expected_text, leaked_keys
 
+from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobResult
 
 if TYPE_CHECKING:
@@ -140,6 +141,11 @@ class Ride:
             self.seen[job.job_id] = 0
             story = self._stories[job.job_id] = Story(job.job_id, tenant=job.tenant)
             self._readers[job.job_id] = asyncio.create_task(self._read(story))
+
+    @property
+    def addresses(self) -> list[JobAddress]:
+        """List the jobs on board by tenant and id."""
+        return [JobAddress(story.job_id, story.tenant) for story in self._stories.values()]
 
     async def board_long(self) -> None:
         """Submit one urgent job more and wait until it is certain to be amid its answer.
