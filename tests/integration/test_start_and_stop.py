@@ -9,14 +9,20 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+from models.tiny_model import TinyModel
 from patience import PATIENCE_S
+from safetensors.torch import load_file, save_file
 from workers.null_workers import command, follow, null_settings, until, worker, worker_process
 
+from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.producer.errors import ServerUnreachable, UrlInvalid
 from tokenbus.worker.errors import EngineStartFailed
 from tokenbus.worker.supervisor import Worker, run_worker
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts import Scripts
 
@@ -64,6 +70,22 @@ async def test_engine_that_does_not_start_ends_the_worker(redis_url: str, pool: 
     broken = settings.model_copy(update={"engine_start_timeout_s": 0.001})
     with pytest.raises(EngineStartFailed, match="not ready"):
         async with Worker(broken):
+            pytest.fail("the worker started")
+
+
+async def test_checkpoint_that_cannot_be_read_ends_the_worker(
+    redis_url: str, pool: str, tmp_path: Path
+) -> None:
+    """A worker names the tensor that it would have had to cast without its scale, and ends."""
+    TinyModel(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, weights)
+    settings = null_settings(pool, redis_url, engine="paged", model=str(tmp_path), device="cpu")
+    with pytest.raises(ModelUnsupported, match=f"{name} is stored as float8_e4m3fn"):
+        async with Worker(settings):
             pytest.fail("the worker started")
 
 
