@@ -246,7 +246,7 @@ def test_sequence_whose_grammar_raises_ends_alone(
             mask = torch.full((10,), -1, dtype=torch.int32)
             future.set_result(ReadyGrammar(_Tokens(), mask))  # type: ignore[arg-type]
 
-    engine._constrained.prepare = prepare  # type: ignore[method-assign,assignment]
+    engine._constrained.prepare = prepare  # type: ignore[method-assign]
     schedule = engine._scheduler.schedule
 
     def fail_late() -> Any:
