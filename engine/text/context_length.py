@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from tokenbus.engine.errors import ModelBroken, RequestRejected
+from tokenbus.engine.errors import RequestRejected
 
 # Where configurations keep the number of positions that have no `max_position_embeddings`.
 _NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
@@ -37,7 +37,7 @@ class ContextLength:
 def context_length(config: Any) -> ContextLength:
     """Return the lengths that a transformers config allows.
 
-    Raises: ModelBroken if it has no whole number of positions.
+    Raises: ValueError if it has no whole number of positions.
     """
     positions = _positions(config)
     lengths = [_of_rope(positions, params, config) for params in _ropes(config)]
@@ -71,7 +71,7 @@ def _of_rope(positions: int, params: dict[str, Any], config: Any) -> ContextLeng
         base = _whole("original_max_position_embeddings", original) if kind == "yarn" else positions
         factor = params.get("factor", 1.0)
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor < 1:
-            raise ModelBroken(f"the factor of its {kind} scaling is {factor!r}")
+            raise ValueError(f"the factor of its {kind} scaling is {factor!r}")
         most = max(positions, math.floor(base * min(factor, 1e6)))
         return ContextLength(
             positions, most, f"{kind} scaling by {factor:g} of {base} positions ends there"
@@ -84,10 +84,10 @@ def _positions(config: Any) -> int:
         value = getattr(config, name, None)
         if value is not None:
             return _whole(name, value)
-    raise ModelBroken(f"its config says by none of {', '.join(_NAMES)} how long a text may be")
+    raise ValueError(f"its config says by none of {', '.join(_NAMES)} how long a text may be")
 
 
 def _whole(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelBroken(f"{name} of its config is {value!r}, not a number of tokens")
+        raise ValueError(f"{name} of its config is {value!r}, not a number of tokens")
     return value

@@ -95,13 +95,9 @@ def load_model(
         vocab_size = int(config.get_text_config().vocab_size)
     tokenizer = _tokenizer(folder)
     check_others(config, tokenizer, vocab_size)
+    weights = None if random_weights else folder
     paged = build_model(
-        config,
-        None if random_weights else folder,
-        backend,
-        dtype=chosen,
-        max_model_len=longest,
-        reader=reader,
+        config, weights, backend, dtype=chosen, max_model_len=longest, reader=reader
     )
     return LoadedModel(
         model=paged,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ import pytest
 from mutants.bodies import Mutant, mutants
 from patience import PATIENCE_S, until_within
 from rides.scale import IS_SHORT, SEED
-from workers.null_workers import follow, null_settings
+from workers.null_workers import command, follow, null_settings
 
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
 from tokenbus.engine.llm import LLM
 from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, SamplingParams
+from tokenbus.producer.client.async_client import Job
 from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
-from tokenbus.producer.errors import IdempotencyConflict, JobUnknown, QueueFull, RequestInvalid
+from tokenbus.producer.errors import IdempotencyConflict, QueueFull, RequestInvalid
 from tokenbus.worker.supervisor import Worker
 
 if TYPE_CHECKING:
@@ -46,36 +48,42 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-async def _send(client: AsyncClient, mutant: Mutant) -> tuple[str | None, str]:
+async def _send(client: AsyncClient, mutant: Mutant) -> tuple[Job | str | None, str]:
     """Send a mutant through the client's door or, every second one, into the raw inbox.
 
-    Returns: the id under which it is answered, None if the door refused it, and what it said.
+    Returns: its job, or the secret under which the inbox tells it, None if the door refused the
+        mutant; and what was said.
     """
     if mutant.number % 2:
-        scripts = client.scripts
-        entry = await scripts.redis.xadd(scripts.keys.of("inbox"), {"job": mutant.raw})
-        return f"raw-{entry.decode()}", "inbox"
+        scripts, secret = client.scripts, secrets.token_hex(16)
+        inbox = scripts.keys.of("inbox")
+        await scripts.redis.xadd(inbox, {"job": mutant.raw, "reply": secret})
+        return secret, "inbox"
     try:
-        job = await client.submit(**mutant.fields)
+        return await client.submit(**mutant.fields), "door: accepted"
     except (RequestInvalid, IdempotencyConflict, QueueFull) as error:
         return None, f"door: {type(error).__name__}"
-    return job.job_id, "door: accepted"
 
 
-async def _end_of(client: AsyncClient, mutant: Mutant, job_id: str) -> str:
+async def _told(client: AsyncClient, secret: str) -> dict[str, str]:
+    """Return the job that a raw entry became, and its tenant."""
+    replies = client.scripts.keys.of("replies", secret)
+    _, told = await command(client.scripts, "BLPOP", replies, PATIENCE_S)
+    told = json.loads(told)
+    return {"job_id": told["job"], "tenant": told["tenant"]}
+
+
+async def _end_of(client: AsyncClient, mutant: Mutant, sent: Job | str) -> str:
     """Return how a job ended; one that may ask to wait for a month is cancelled."""
+    told: dict[str, Any] = {"job_id": sent} if isinstance(sent, Job) else await _told(client, sent)
     try:
         if "not_before_s" in mutant.fields:
-            await client.cancel(job_id)
-        result = await client.result(job_id, timeout_s=PATIENCE_S)
+            await client.cancel(**told)
+        result = await client.result(**told, timeout_s=PATIENCE_S)
     except JobFailed as error:
         return f"failed: {error.code}"
     except (JobCancelled, JobExpired) as error:
         return type(error).__name__
-    except JobUnknown:
-        # The body named an id of its own, or a key that was used before, and is answered there.
-        assert b'"id"' in mutant.raw or b'"idempotency_key"' in mutant.raw
-        return "under another id"
     return result.finish.reason
 
 
@@ -121,8 +129,8 @@ async def test_mutated_bodies_hurt_nobody(
             async with asyncio.timeout(PATIENCE_S):
                 while await client.scripts.redis.xlen(inbox):  # noqa: ASYNC110 - the server's
                     await asyncio.sleep(0.01)
-            for each, job_id, said in sent:
-                ended = "" if job_id is None else await _end_of(client, each, job_id)
+            for each, answer, said in sent:
+                ended = "" if answer is None else await _end_of(client, each, answer)
                 outcomes[f"{said} {ended}".strip()] += 1
             batch.clear()
             assert running.engine_pid == engine_pid, "the engine died"
