@@ -216,8 +216,8 @@ class Engine:
 
     def _complete(self, done: PendingStep) -> None:
         result = self._runner.collect(done)
-        for seq, scores in result.prompt_logprobs:
-            seq.prompt_logprobs.extend(scores)
+        for seq, first, scores in result.prompt_logprobs:
+            seq.take_prompt_scores(first, scores)
         for seq, first, scores in result.forced_logprobs:
             with self._containment.guard(seq, "its forced tokens were delivered"):
                 self._deliver_forced(seq, first, scores)
@@ -333,8 +333,8 @@ class Engine:
         request_id = seq.request.request_id
         self._generated_tokens_total += len(token_ids)
         prompt_logprobs = None
-        if seq.prompt_logprobs:
-            prompt_logprobs = (None, *seq.prompt_logprobs)
+        if seq.prompt_logprobs and seq.num_prompt_scored == seq.num_prompt:
+            prompt_logprobs = tuple(seq.prompt_logprobs)
             seq.prompt_logprobs = []
         stop_id = None
         if reason is FinishReason.STOP and token_ids and token_ids[-1] in seq.stop_token_ids:

@@ -48,7 +48,7 @@ class PendingStep:
     plan: StepPlan
     seqs: list[Sequence]
     draws: list[SampledTokens] = field(default_factory=list)
-    prompt_scores: list[tuple[Sequence, RawLogprobs]] = field(default_factory=list)
+    prompt_scores: list[tuple[Sequence, int, RawLogprobs]] = field(default_factory=list)
     forced_scores: list[tuple[Sequence, int, RawLogprobs]] = field(default_factory=list)
     ready: torch.cuda.Event | None = None
 
@@ -63,7 +63,7 @@ class StepResult:
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None]
-    prompt_logprobs: list[tuple[Sequence, list[TokenLogprobs | None]]]
+    prompt_logprobs: list[tuple[Sequence, int, list[TokenLogprobs | None]]]
     forced_logprobs: list[tuple[Sequence, int, list[TokenLogprobs | None]]]
 
 
@@ -126,10 +126,10 @@ class Runner:
                 wanted = [seq.request.params.logprobs for seq in seqs]
                 logprobs.extend(drawn.logprobs.to_host(wanted))
         prompt_logprobs = []
-        for seq, scores in pending.prompt_scores:
+        for seq, first, scores in pending.prompt_scores:
             with self.containment.guard(seq, "its prompt's logprobs were read"):
                 wanted = [seq.request.params.prompt_logprobs] * len(scores.token_ids)
-                prompt_logprobs.append((seq, scores.to_host(wanted)))
+                prompt_logprobs.append((seq, first, scores.to_host(wanted)))
         forced_logprobs = []
         for seq, first, scores in pending.forced_scores:
             with self.containment.guard(seq, "its forced tokens' logprobs were read"):
@@ -208,7 +208,7 @@ class Runner:
         offset = 0
         last: list[int] = []
         for chunk in chunks:
-            if chunk.seq.request.params.prompt_logprobs is not None and chunk.seq.choice == 0:
+            if chunk.seq.num_prompt_scored < chunk.seq.num_prompt:
                 with self.containment.guard(chunk.seq, "its prompt was scored"):
                     self._score_prompt(chunk, hidden[offset:], pending)
             if chunk.seq.num_unscored:
@@ -234,10 +234,12 @@ class Runner:
 
     def _score_prompt(self, chunk: PrefillChunk, hidden: Tensor, pending: PendingStep) -> None:
         seq = chunk.seq
+        start = max(chunk.start + 1, seq.num_prompt_scored)
         end = min(chunk.end + 1, seq.num_prompt)
         num_top = seq.request.params.prompt_logprobs or 0
-        for _, scores in self._scores(seq, chunk.start + 1, end, hidden, num_top):
-            pending.prompt_scores.append((seq, scores))
+        hidden = hidden[start - 1 - chunk.start :]
+        for first, scores in self._scores(seq, start, end, hidden, num_top):
+            pending.prompt_scores.append((seq, first, scores))
 
     def _score_forced(self, chunk: PrefillChunk, hidden: Tensor, pending: PendingStep) -> None:
         seq = chunk.seq

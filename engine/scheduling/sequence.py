@@ -55,6 +55,9 @@ class Sequence:
     Where logprobs are asked for, the last `num_unscored` known ids are forced by the grammar and
     not delivered: the chunks that compute them bring their log-probabilities. An end that lies
     behind them waits in `held_end`. `draws_forced`: the token in flight has no alternative.
+
+    `prompt_logprobs` are those of the first `num_prompt_scored` ids until they are all there and
+    delivered; a sequence that brings none counts as scored.
     """
 
     __slots__ = (
@@ -75,6 +78,7 @@ class Sequence:
         "num_computed",
         "num_inflight",
         "num_prompt",
+        "num_prompt_scored",
         "num_registered",
         "num_unscored",
         "pages",
@@ -120,7 +124,10 @@ class Sequence:
         self.draws_forced = False
         self.num_unscored = 0
         self.held_end: FinishReason | None = None
-        self.prompt_logprobs: list[TokenLogprobs | None] = []
+        scores_prompt = self._scores_prompt()
+        # Nothing comes before the first.
+        self.prompt_logprobs: list[TokenLogprobs | None] = [None] if scores_prompt else []
+        self.num_prompt_scored = 1 if scores_prompt else self.num_prompt
         eos = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset((*eos, *params.stop_token_ids))
         self._hashes: list[PageHash] = []
@@ -174,6 +181,15 @@ class Sequence:
         self.num_unscored -= len(fresh)
         return list(self.token_ids[start : self.num_scored]), fresh
 
+    def take_prompt_scores(self, first: int, scores: list[TokenLogprobs | None]) -> None:
+        """Keep the log-probabilities of the prompt's ids from index `first` on, each once.
+
+        What a preemption made the model compute again is known already.
+        """
+        fresh = scores[self.num_prompt_scored - first :]
+        self.prompt_logprobs.extend(fresh)
+        self.num_prompt_scored += len(fresh)
+
     def page_hashes(self, num_pages: int, page_size: int) -> list[PageHash]:
         """Return the chain hashes of at least the first pages, whose tokens the host knows."""
         hashes = self._hashes
@@ -182,6 +198,16 @@ class Sequence:
             parent = hashes[-1] if hashes else root_hash(self.request.cache_salt)
             hashes.append(chain_hash(parent, self.token_ids[start : start + page_size]))
         return hashes
+
+    def _scores_prompt(self) -> bool:
+        """Tell whether this is the choice that brings the log-probabilities of the prompt.
+
+        The first that runs does: a later owner finds some choices done.
+        """
+        request = self.request
+        if request.params.prompt_logprobs is None:
+            return False
+        return all(choice in request.done_choices for choice in range(self.choice))
 
     def rewind(self) -> None:
         """Forget all progress in pages; known tokens stay (recompute after a preemption)."""

@@ -62,14 +62,14 @@ class Neighbours:
             )
             seen_at = None
             story = Story(job.job_id)
-            async for event in self.client.stream(job.job_id):
+            async for event in self.client.stream(job):
                 story.see(event)
                 now = time.monotonic()
                 if seen_at is not None:
                     self.longest_gap_s = max(self.longest_gap_s, now - seen_at)
                 seen_at = now
                 if is_over.is_set() and story.finish is None:
-                    await self.client.cancel(job.job_id)
+                    await self.client.cancel(job)
                     break
             assert story.finish is None or story.reason in ("length", "stop"), story.finish
             self.epochs |= story.epochs
@@ -81,7 +81,7 @@ class Neighbours:
             job = await self.client.submit(
                 "Is it?", tenant="asking", max_tokens=4, grammar={"kind": "regex", "source": source}
             )
-            result = await self.client.result(job.job_id, PATIENCE_S)
+            result = await self.client.result(job, PATIENCE_S)
             self.longest_answer_s = max(self.longest_answer_s, time.monotonic() - begins)
             self.num_answers += 1
             assert result.finish.reason == "stop"
@@ -109,7 +109,7 @@ async def _send(client: AsyncClient, seeds: asyncio.Queue[int], outcomes: Counte
             outcomes["refused at the door"] += 1
             continue
         story = Story(job.job_id)
-        async for event in client.stream(job.job_id):
+        async for event in client.stream(job):
             story.see(event)
         assert story.finish is not None
         assert story.epochs <= {1}, f"seed {grammar.seed}: an engine or worker died"
