@@ -85,6 +85,7 @@ class Prober:
         self._tokenizer = tokenizer
         self._limits = limits
         self._children: dict[int, _Child] = {}
+        self._askers = askers
         self._selector = selectors.DefaultSelector()
         for asker in askers:
             self._selector.register(asker, selectors.EVENT_READ)
@@ -113,12 +114,19 @@ class Prober:
 
     def _begin(self, asker: socket.socket) -> None:
         kind, source = receive_message(asker)
-        reading, writing = os.pipe()
-        pid = os.fork()
+        own_pid = os.getpid()
+        try:
+            pid, reading, writing = _fork_with_pipe()
+        except OSError as error:
+            reason = f"no process could be started to try it: {error.strerror}"
+            send_message(asker, asdict(TrialVerdict(reason, is_lasting=False)))
+            return
         if pid == 0:
-            _try_in_child(
-                GrammarSpec(GrammarKind(kind), source), self._tokenizer, self._limits, writing
-            )
+            # The engine sees at once that the prober is gone, whatever a trial is at.
+            for inherited in self._askers:
+                inherited.close()
+            spec = GrammarSpec(GrammarKind(kind), source)
+            _try_in_child(spec, self._tokenizer, self._limits, writing, own_pid)
         os.close(writing)
         gives_up_at = time.monotonic() + self._limits.wall_s
         self._children[reading] = _Child(asker, pid, reading, gives_up_at)
@@ -160,12 +168,26 @@ class Prober:
                 os.kill(child.pid, signal.SIGKILL)
 
 
+def _fork_with_pipe() -> tuple[int, int, int]:
+    """Fork; return the child's pid, 0 in the child, and the ends of a pipe to read and to write.
+
+    Raises: OSError if the machine has no process or descriptor to give.
+    """
+    reading, writing = os.pipe()
+    try:
+        return os.fork(), reading, writing
+    except OSError:
+        os.close(reading)
+        os.close(writing)
+        raise
+
+
 def _try_in_child(
-    spec: GrammarSpec, tokenizer: LLTokenizer, limits: GrammarLimits, pipe: int
+    spec: GrammarSpec, tokenizer: LLTokenizer, limits: GrammarLimits, pipe: int, parent_pid: int
 ) -> None:
     """Try a grammar, write the verdict and end the process, whatever happens."""
     try:
-        _die_with(os.getppid())
+        _die_with(parent_pid)
         # Panics of the library are verdicts; nobody has to read them in a log.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         bound_this_process(limits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher
@@ -14,6 +15,8 @@ from tokenbus.engine.types import GrammarKind, GrammarSpec
 if TYPE_CHECKING:
     from tokenbus.engine.grammar.limits import GrammarLimits
 
+# Where in the text of a schema the library stopped; that text is not the author's.
+_PLACE_IN_TEXT = re.compile(r" at line \d+ column \d+$")
 # What the library says of limits and dead ends, and what that means to the author of a grammar.
 _MEANINGS = (
     ("NoExtension", "nothing can satisfy it"),
@@ -31,6 +34,10 @@ _MEANINGS = (
 _MAX_REASON_CHARACTERS = 800
 # Lines of a message that quote a long source keep so many characters of each end.
 _LINE_HEAD, _LINE_TAIL = 120, 60
+
+
+class Unreadable(GrammarRejected):
+    """The library cannot read a schema: it holds a lone surrogate, or a number out of range."""
 
 
 def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
@@ -54,16 +61,25 @@ def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
         is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
         if not is_texts or not choices:
             raise GrammarRejected("grammar", "choice must be a JSON list of one or more strings")
-        # Lark's string literals are those of JSON.
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
+        # Lark's string literals are those of JSON. One terminal: as alternatives of a rule, texts
+        # that begin alike would each be a parse of their own.
+        texts = " | ".join(map(json.dumps, choices))
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     if spec.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(spec.source)
     return LLMatcher.grammar_from_lark(spec.source)
 
 
 def schema_grammar(schema: Any) -> str:
-    """Translate a schema that is enforceable as it stands."""
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=json_options(schema))
+    """Translate a schema that is enforceable as it stands.
+
+    Raises: Unreadable.
+    """
+    try:
+        text = json.dumps(schema, allow_nan=False)
+        return LLMatcher.grammar_from_json_schema(text, overrides=json_options(schema))
+    except ValueError as error:
+        raise Unreadable("grammar", _PLACE_IN_TEXT.sub("", str(error))) from error
 
 
 def parsed_source(spec: GrammarSpec) -> Any:
@@ -72,9 +88,14 @@ def parsed_source(spec: GrammarSpec) -> Any:
     Raises: GrammarRejected.
     """
     try:
-        return json.loads(spec.source)
+        return json.loads(spec.source, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise GrammarRejected("grammar", f"{spec.kind.value} is not JSON: {error}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    """Raise for what Python reads beside JSON: NaN, Infinity and -Infinity."""
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def reason_of(message: str) -> str:

@@ -22,6 +22,7 @@ from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema, inner_schemas
 from tokenbus.engine.grammar.limits import TRIAL_MEMORY_BYTES, GrammarLimits, too_slow
 from tokenbus.engine.grammar.translation import (
+    Unreadable,
     library_grammar,
     parsed_source,
     reason_of,
@@ -105,6 +106,8 @@ class GrammarTrial:
             failure = self._failure(grammar)
             if failure:
                 return TrialVerdict(self._located(failure))
+        except Unreadable as error:
+            return TrialVerdict(self._located(_unreadable(error)))
         except GrammarRejected as error:
             return TrialVerdict(_said(error))
         except _TooSlow as error:
@@ -164,6 +167,8 @@ class GrammarTrial:
         alone = {**inner, **shared} if isinstance(inner, dict) else inner
         try:
             found = self._failure(schema_grammar(alone))
+        except Unreadable as error:
+            found = _unreadable(error)
         except (GrammarRejected, _TooSlow, ValueError):
             return False
         return found is not None and found.reason == failure.reason
@@ -220,6 +225,10 @@ def _say_nothing(what: TrialStage | TrialVerdict) -> None:
 
 def _said(error: GrammarRejected) -> str:
     return str(error).removeprefix(f"{error.field}: ")
+
+
+def _unreadable(error: Unreadable) -> _Failure:
+    return _Failure("it cannot be read", _said(error))
 
 
 def _random_token(mask: bytes, draw: random.Random) -> int:

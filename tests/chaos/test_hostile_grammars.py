@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,8 @@ from tokenbus.engine.weights import model_store
 from tokenbus.producer.errors import RequestInvalid
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from tokenbus.producer.client.async_client import AsyncClient
 
 NUM_GRAMMARS = int(os.environ.get("CHAOS_GRAMMARS", "20000"))
@@ -98,10 +102,13 @@ def settings() -> dict[str, Any]:
     return cargo.settings | LEASE | {"max_num_seqs": 96}
 
 
-async def _send(client: AsyncClient, seeds: asyncio.Queue[int], outcomes: Counter[str]) -> None:
+async def _send(
+    client: AsyncClient, drawing: Executor, seeds: asyncio.Queue[int], outcomes: Counter[str]
+) -> None:
     """Send hostile grammars one after the other and count how they end."""
+    loop = asyncio.get_running_loop()
     while not seeds.empty():
-        grammar = hostile_grammar(seeds.get_nowait())
+        grammar = await loop.run_in_executor(drawing, hostile_grammar, seeds.get_nowait())
         spec = {"kind": grammar.spec.kind.value, "source": grammar.spec.source}
         try:
             job = await client.submit("Say", tenant="hostile", max_tokens=16, grammar=spec)
@@ -138,6 +145,8 @@ async def test_hostile_grammars_hurt_nobody_else(
     seeds: asyncio.Queue[int] = asyncio.Queue()
     for seed in range(first, first + NUM_GRAMMARS):
         seeds.put_nowait(seed)
+    # Elsewhere: a large grammar takes long to draw, and the streams are read and timed here.
+    drawing = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     async with forked_worker(redis_url=redis_url, pool=pool, **settings):
         quiet = [await _quiet_run(client) for _ in range(NUM_QUIET_RUNS)]
         neighbours, is_over = Neighbours(client), asyncio.Event()
@@ -145,8 +154,9 @@ async def test_hostile_grammars_hurt_nobody_else(
             group.create_task(neighbours.run(is_over))
             async with asyncio.TaskGroup() as senders:
                 for _ in range(NUM_AT_A_TIME):
-                    senders.create_task(_send(client, seeds, outcomes))
+                    senders.create_task(_send(client, drawing, seeds, outcomes))
             is_over.set()
+    drawing.shutdown()
     gap_s = max(run.longest_gap_s for run in quiet)
     answer_s = max(run.longest_answer_s for run in quiet)
     print(f"{NUM_GRAMMARS} grammars, seeds from {first}: {dict(outcomes)}")

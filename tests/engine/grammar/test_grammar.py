@@ -180,3 +180,14 @@ def test_model_without_an_end_of_sequence_is_constrained_all_the_same(
         matcher.accept(token_id)
     assert matcher.is_finished
     assert not allowed(matcher, vocab_size)
+
+
+def test_choice_of_thousands_that_begin_alike_is_followed_to_its_end(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """However many texts are still possible, each is as good as one of two."""
+    texts = [f"the bus of line {number} stops" for number in range(3000)]
+    spec = GrammarSpec(GrammarKind.CHOICE, json.dumps(["", *texts]))
+    for text in ("", texts[1777], texts[-1]):
+        assert accepts(compiler, tokenizer, spec, text)
+        assert not accepts(compiler, tokenizer, spec, text + " no")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -84,6 +85,49 @@ def test_refusal_names_the_place(link: ProberLink, spec: GrammarSpec, place: str
     verdict = link.try_grammar(spec, 0)
     assert verdict.reason
     assert place in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        ('{"enum": ["x", "\\ud800"]}', "hex escape"),
+        ('{"maximum": 1%s}' % ("0" * 400), "number out of range"),
+        ('{"minimum": 1e999}', "JSON compliant"),
+    ],
+    ids=["surrogate", "integer", "float"],
+)
+def test_schema_that_cannot_be_read_is_refused_at_its_place(
+    link: ProberLink, inner: str, words: str
+) -> None:
+    """Python reads more than the library: the part that is too much is named."""
+    source = '{"properties": {"a": {"const": 1}, "b": {"items": %s}}}' % inner
+    verdict = link.try_grammar(GrammarSpec(GrammarKind.JSON_SCHEMA, source), 0)
+    assert "json_schema at #/properties/b/items: it cannot be read" in verdict.reason
+    assert words in verdict.reason
+
+
+def test_number_that_is_none_of_json_is_refused_by_its_name(link: ProberLink) -> None:
+    """NaN and the infinities are Python's."""
+    for name in ("NaN", "Infinity", "-Infinity"):
+        source = '{"type": "number", "minimum": %s}' % name
+        verdict = link.try_grammar(GrammarSpec(GrammarKind.JSON_SCHEMA, source), 0)
+        assert f"{name} is no number of JSON" in verdict.reason
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process are Linux's")
+def test_prober_outlives_a_machine_that_has_nothing_to_give(link: ProberLink) -> None:
+    """Without a descriptor no trial begins; the grammar may be tried again, and then passes."""
+    link.try_grammar(GOOD, 0)
+    assert link._process is not None
+    pid = link._process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    verdict = link.try_grammar(GOOD, 0)
+    assert "Too many open files" in verdict.reason
+    assert not verdict.is_lasting
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert link.try_grammar(GOOD, 0).reason == ""
+    assert link._process.pid == pid
 
 
 def test_grammar_without_end_is_ended_and_the_next_one_passes(link: ProberLink) -> None:
