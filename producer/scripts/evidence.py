@@ -39,6 +39,11 @@ class Evidence:
             return None
         return cls(ride, place, since, is_open=True, is_alone=is_alone)
 
+    @property
+    def has_passed_alone(self) -> bool:
+        """Tell whether it has run alone and passed, and now rides as the one suspect on board."""
+        return self.ride == 1 and not self.is_alone
+
     def is_passed(self, start: int, last: int, num_choices: int) -> bool:
         """Tell whether a job that went on after index `start` is now, at `last`, past its place.
 

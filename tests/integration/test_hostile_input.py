@@ -155,7 +155,7 @@ async def test_refused_body_disturbs_no_job_of_its_name(
 async def test_secret_of_a_cache_group_is_kept_nowhere(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
 ) -> None:
-    """Accepted, refused, no JSON or too long: no key of the pool holds the secret afterwards."""
+    """Accepted, refused, no JSON, too long or misplaced: no key holds the secret afterwards."""
     secret = uuid.uuid4().hex
     good: dict[str, Any] = {
         "prompt": "x",
@@ -165,6 +165,7 @@ async def test_secret_of_a_cache_group_is_kept_nowhere(
     }
     bodies = [json.dumps(fields).encode() for fields in (good, good | {"max_tokens": -1})]
     bodies += [bodies[0] + b"}", bodies[0].replace(b'"x"', b'"' + b"x" * 9_000_000 + b'"')]
+    bodies += _misplaced(secret)
     asked = [await add_raw(scripts, body) for body in bodies]
     async with worker(pool, redis_url):
         answers = [await answer_to(scripts, each) for each in asked]
@@ -173,10 +174,29 @@ async def test_secret_of_a_cache_group_is_kept_nowhere(
         assert (await client.result(job)).finish.reason == "length"
         waiting = await client.submit(**good, not_before_s=3600)
         assert "cache_secret" not in repr(waiting)
-    assert [answer["job"].partition("-")[0] for answer in answers] == ["raw", *["refused"] * 3]
+    assert [answer["job"].partition("-")[0] for answer in answers] == [
+        "raw",
+        *["refused"] * (len(bodies) - 1),
+    ]
     async for key in scripts.redis.scan_iter(f"{{tb:{pool}*", count=1000):
         assert secret not in repr(await _content(scripts, key)), key
-    assert await scripts.redis.xlen(scripts.keys.of("dead")) == 3
+    assert await scripts.redis.xlen(scripts.keys.of("dead")) == len(bodies) - 1
+
+
+def _misplaced(secret: str) -> list[bytes]:
+    """Return bodies whose senders put a secret where it does not belong, or spelled it wrong."""
+    told = {"cache_secret": secret}
+    escaped = b'{"prompt":"x","cache\\u005fsecret":"%s"' % secret.encode()
+    return [
+        json.dumps({"prompt": "x", "metadata": told, "n": 0}).encode(),
+        json.dumps([told]).encode(),
+        json.dumps(json.dumps(told)).encode(),
+        json.dumps({"prompt": "x", "Cache-Secret": secret}).encode(),
+        repr(told).encode(),
+        json.dumps({"prompt": "x", "cache_secret": [secret]}).encode()[:-1],
+        escaped,
+        escaped + b',"metadata":{"a":"' + b"x" * 9_000_000 + b'"}}',
+    ]
 
 
 async def _content(scripts: Scripts, key: bytes) -> Any:

@@ -102,11 +102,10 @@ class Suspects:
     def blame(self, aboard: Sequence[HeldJob]) -> bool:
         """Hand back what was on board of an engine that died, with what is known of each.
 
-        Where suspects were on board only they are blamed. Returns: whether the search for whose
-        fault it was goes on; not where it may be the engine's.
+        Returns: whether the search for whose fault it was goes on; not where it may be the
+        engine's.
         """
-        suspects = {job for job in aboard if job.evidence is not None and job.evidence.ride}
-        blamed = suspects or set(aboard)
+        blamed = self._blamed(aboard)
         is_sound = True
         if len(aboard) == 1:
             [alone] = aboard
@@ -125,3 +124,15 @@ class Suspects:
             )
             self._settlement.hand_back(job, crash=crash)
         return bool(aboard) and is_sound
+
+    def _blamed(self, aboard: Sequence[HeldJob]) -> set[HeldJob]:
+        """Return who is blamed: the suspects on board, where there are none all.
+
+        Beside one that has passed alone, whoever has not passed yet is as likely.
+        """
+        suspects = {job for job in aboard if job.evidence is not None and job.evidence.ride}
+        if not suspects:
+            return set(aboard)
+        if all(job.evidence is not None and job.evidence.has_passed_alone for job in suspects):
+            suspects |= self._open.intersection(aboard)
+        return suspects

@@ -14,7 +14,10 @@ from tokenbus.producer.contract.keys import JOB_ID_PATTERN, NAME_PATTERN, WIRE_V
 if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Finish
 
-_SECRET = re.compile(rb'("cache_secret"\s*:\s*")(?:\\.|[^"\\])*"?', re.DOTALL)
+_SECRET = re.compile(rb'"cache_secret"\s*:\s*"(?:\\.|[^"\\])*"?', re.DOTALL)
+# The field in any other place or spelling, or letters that JSON escapes, which may spell it.
+_MENTION = re.compile(rb"cache.?secret|\\u00[4-7]", re.IGNORECASE)
+LEFT_OUT = b"(left out: it holds a secret)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +51,20 @@ class RefusedBody:
 
 
 def without_secret(body: bytes) -> bytes:
-    """Take the secret of a cache group out of a body that is to be kept."""
+    """Take the secret of a cache group out of a body that is to be kept.
+
+    A body that names one anywhere but in its field is not kept: a mistake that gets a request
+    refused may be that it lies elsewhere.
+    """
     wire = _object(body)
     if wire is None:
-        return _SECRET.sub(rb'\1"', body)
-    if "cache_secret" not in wire:
-        return body
-    del wire["cache_secret"]
-    return json.dumps(wire).encode()
+        kept = _SECRET.sub(b"", body)
+    elif "cache_secret" in wire:
+        del wire["cache_secret"]
+        kept = json.dumps(wire).encode()
+    else:
+        kept = body
+    return LEFT_OUT if _MENTION.search(kept) else kept
 
 
 def _object(body: bytes) -> dict[str, Any] | None:

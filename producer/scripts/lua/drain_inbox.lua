@@ -33,7 +33,9 @@ local function take(stream, id, fields)
   local finish = failure('invalid_request', 'job',
     'the request has ' .. #body .. ' bytes, the most is ' .. max_bytes)
   redis.call('XDEL', stream, id)
-  local is_secret = string.find(body, 'cache_secret', 1, true)
+  -- The field in any spelling, or letters that JSON escapes, which may spell it.
+  local is_secret = string.find(string.lower(body), 'cache.?secret')
+    or string.find(body, '\\u00[4-7]')
   dead_letter(job, '', finish, is_secret and '(left out: it holds a secret)' or body, now)
   out[#out + 1] = { name, '', reply, tombstone(job, finish, now) }
 end

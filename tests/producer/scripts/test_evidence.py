@@ -203,6 +203,20 @@ async def test_job_whose_log_is_broken_three_times_ends(scripts: Scripts) -> Non
     assert statuses == [RequeueStatus.WAITING, RequeueStatus.WAITING, RequeueStatus.ENDING]
 
 
+async def test_job_beside_three_dead_engines_in_a_row_is_a_suspect_too(scripts: Scripts) -> None:
+    """A second killer does not ride along for ever while others are searched."""
+    await submit(scripts, a_job("j-0"))
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    rides = []
+    for _ in range(4):
+        [job] = (await worker.pull()).jobs
+        rides.append(job.evidence.ride if job.evidence else 0)
+        beside = Crash(cause="engine", num_suspected=4, num_beside=12, is_beside=True)
+        await scripts.lease.requeue(worker.name, "j-0", job.epoch, crash=beside)
+    assert rides == [0, 0, 0, 8]
+
+
 async def test_waiting_suspect_can_be_cancelled(scripts: Scripts) -> None:
     """It lies in a list of its own, which goes with the last of them."""
     await submit(scripts, a_job("j-0"))

@@ -46,6 +46,11 @@ class Rider:
         return evidence.ride if evidence is not None and self.is_open else 0
 
     @property
+    def has_passed_alone(self) -> bool:
+        """Tell whether it is a suspect that rides as the only one, after it has run alone."""
+        return self.ride == 1 and not self.is_alone
+
+    @property
     def is_alone(self) -> bool:
         """Tell whether nothing may be beside it."""
         evidence = self.pulled.evidence
@@ -140,6 +145,8 @@ class BlamedPool:
         self.num_deaths += 1
         riders, self.boards[worker] = self.boards[worker], {}
         blamed = {job_id for job_id, rider in riders.items() if rider.ride} or set(riders)
+        if all(riders[job_id].has_passed_alone for job_id in blamed):
+            blamed |= {job_id for job_id, rider in riders.items() if rider.is_open}
         for job_id, rider in riders.items():
             crash = Crash(
                 cause="engine",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.held.held_job import HeldJob
 
 OPEN, SUSPECT, ALONE = "0 2 0 1 40 20 0", "8 0 0 2 40 20 0", "1 0 0 2 40 20 0"
+TRIED = "1 0 0 2 40 20 1"
 
 
 class Bus:
@@ -102,6 +103,25 @@ async def test_suspects_alone_are_blamed_where_there_are_some(bus: Bus) -> None:
     assert {name for name, crash in crashes.items() if crash.is_beside} == {"open", "new"}
     assert (crashes["new"].place, crashes["new"].since) == (50, 20)
     assert bus.is_headway
+
+
+async def test_open_case_is_blamed_with_one_that_has_passed_alone(bus: Bus) -> None:
+    """Each has something against it: who ran alone unharmed is not found guilty for the other."""
+    bus.board("passed", TRIED, attempts=1)
+    bus.board("open", OPEN)
+    bus.board("new")
+    crashes = bus.die()
+    assert {name for name, crash in crashes.items() if crash.is_beside} == {"new"}
+    assert {crash.num_suspected for crash in crashes.values()} == {2}
+
+
+async def test_one_that_has_passed_alone_is_blamed_beside_those_without_a_case(bus: Bus) -> None:
+    """So the one of two that kill only together is found."""
+    bus.board("passed", TRIED, attempts=1)
+    bus.board("new")
+    crashes = bus.die()
+    assert (crashes["passed"].is_beside, crashes["new"].is_beside) == (False, True)
+    assert crashes["passed"].num_suspected == 1
 
 
 async def test_everyone_is_blamed_where_nobody_is_suspected(bus: Bus) -> None:

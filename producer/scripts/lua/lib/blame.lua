@@ -4,6 +4,7 @@
 -- weighs two, a worker that vanished one.
 local ENGINE, WORKER, MARGIN = 2, 1, 16
 local SUSPECT_BLAME, SUSPECT_DEATHS, HALF_BLAME, POISON_STRIKES, LOG_STRIKES = 4, 4, 2, 4, 6
+local BESIDE_BLAME = 6
 
 local function acquit(found)
   found.ride, found.blame, found.strikes, found.tried = 0, 0, 0, 0
@@ -17,13 +18,17 @@ local function halve(found, most)
 end
 
 -- An engine died: `suspected` jobs on board are blamed for it, `company` others are not, and this
--- job is one of those where `beside` is set. Without `sound` the fault may as well be the engine's.
--- Returns whether the job is found guilty.
+-- job is one of those where `beside` is set: three engines in a row that die with it make it a
+-- suspect too, else a second killer would ride along while others are searched in its stead.
+-- Without `sound` the fault may as well be the engine's. Returns whether the job is found guilty.
 local function blame_engine(found, place, since, suspected, company, beside, sound)
   found.place, found.since = place, since
   local alone = suspected == 1 and company == 0
   if beside then
     found.blame = found.blame + ENGINE
+    if found.blame >= BESIDE_BLAME then
+      halve(found, suspected + company)
+    end
     return false
   end
   found.deaths = found.deaths + 1
