@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +25,7 @@ from tokenbus.producer.contract.bounds import (
     MAX_STOPS,
     NUMBERS,
 )
+from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.contract.json_values import JsonObject  # noqa: TC001 - pydantic reads it
 from tokenbus.producer.contract.keys import (
     JOB_ID_PATTERN,
@@ -70,21 +70,7 @@ def _within(name: str, default: float | None) -> Any:
     return Field(default=default, ge=bound.low, le=bound.high)
 
 
-def _check_callback(url: str) -> str:
-    """Check what can be told without looking the host up; the control service does the rest."""
-    if any(character <= " " or character == "\x7f" for character in url):
-        raise ValueError("holds blanks or control characters")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("has to begin with https:// or http://")
-    if not parts.hostname or parts.port == 0:
-        raise ValueError("names no host")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("holds credentials; check the signature instead")
-    return url
-
-
-CallbackUrl = Annotated[Text, Field(max_length=2048), AfterValidator(_check_callback)]
+CallbackUrl = Annotated[Text, Field(max_length=2048), AfterValidator(check_callback_url)]
 
 _NOT_DUMPED = {"v", "cache_secret"}
 _STRICT = ConfigDict(
