@@ -56,6 +56,15 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _check_secret(secret: SecretStr) -> SecretStr:
+    """Check the same of a secret, without showing it."""
+    try:
+        secret.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which UTF-8 does not carry") from None
+    return secret
+
+
 Text = Annotated[str, AfterValidator(_check_text)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Bias = Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)]
@@ -70,6 +79,7 @@ def _within(name: str, default: float | None) -> Any:
     return Field(default=default, ge=bound.low, le=bound.high)
 
 
+Secret = Annotated[SecretStr, Field(min_length=16, max_length=256), AfterValidator(_check_secret)]
 CallbackUrl = Annotated[Text, Field(max_length=2048), AfterValidator(check_callback_url)]
 
 _NOT_DUMPED = {"v", "cache_secret"}
@@ -155,7 +165,7 @@ class JobRequest(BaseModel):
     not_before_s: float | None = Field(default=None, ge=0, le=MAX_WAIT_S)
     idempotency_key: Text | None = Field(default=None, min_length=1, max_length=256)
     cache_group: Name | None = None
-    cache_secret: SecretStr | None = Field(default=None, min_length=16, max_length=256)
+    cache_secret: Secret | None = None
     metadata: dict[Text, Text] = Field(default_factory=dict, max_length=32)
     traceparent: Text | None = Field(default=None, max_length=128)
     callback_url: CallbackUrl | None = None
@@ -218,6 +228,13 @@ class JobRequest(BaseModel):
         except ValidationError as error:
             raise _invalid(error) from None
 
+    def checked(self) -> Self:
+        """Check a request again: `model_copy` and `model_construct` of pydantic check nothing.
+
+        Raises: RequestInvalid naming the field; SchemaMismatch.
+        """
+        return self.build(**{name: getattr(self, name) for name in self.model_fields_set})
+
     @classmethod
     def parse(cls, text: bytes | str) -> Self:
         """Check a request given as JSON.
@@ -261,6 +278,10 @@ class StoredRequest(JobRequest):
         return cls.model_construct(request.model_fields_set | {"cache_key"}, **fields)
 
 
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _invalid(error: ValidationError) -> RequestInvalid:
     """Turn the first finding into one sentence that names the field."""
     first = error.errors(include_url=False, include_context=False)[0]
@@ -270,7 +291,7 @@ def _invalid(error: ValidationError) -> RequestInvalid:
     if not path and first["type"] == "value_error" and ": " in message:
         head, message = message.split(": ", 1)
         path = [head]
-    field = ".".join(path) or "job"
+    field, message = _printable(".".join(path) or "job"), _printable(message)
     if field == "v":
         given = first["input"]
         shown = given if isinstance(given, int) and abs(given) < 10**9 else "of another kind"
