@@ -9,9 +9,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class ClientSettings(BaseSettings):
     """Settings of one client; times in seconds, the queue's bounds in tokens."""
 
-    model_config = SettingsConfigDict(env_prefix="TOKENBUS_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TOKENBUS_", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    # Not shown: it may hold a password.
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     # How long a call goes on trying while the server is away, before it raises.
     retry_for_s: float = Field(default=15.0, ge=0, le=3600)
     call_timeout_s: float = Field(default=5.0, gt=0, le=600)

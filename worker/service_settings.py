@@ -14,9 +14,12 @@ from tokenbus.worker.errors import SettingsInvalid
 class ServiceSettings(BaseSettings):
     """Settings of one process of a pool; times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="TOKENBUS_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TOKENBUS_", extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    # Not shown: it may hold a password.
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     pool: str = Field(default="default", pattern=POOL_PATTERN)
     outage_timeout_s: float = Field(default=300.0, ge=0, le=86_400)
     # The backstop of a control service takes a worker for dead after two leases.

@@ -22,6 +22,8 @@ from tokenbus.producer.errors import (
     JobUnknown,
     ProducerError,
     QueueFull,
+    RequestInvalid,
+    ServerUnreachable,
 )
 from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completion import JobCompletion, Retention
@@ -30,7 +32,7 @@ from tokenbus.producer.server.connection import open_server, retrying
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tokenbus.producer.client.event_stream import EventStream
     from tokenbus.producer.contract.result import JobResult
@@ -126,7 +128,7 @@ class AsyncClient:
         ServerUnreachable.
         """
         self._home.check()
-        new = self._prepare(as_request(prompt, fields))
+        new = self._prepare(prompt, fields)
         tries = 0
 
         async def call() -> Submitted | Refused:
@@ -141,19 +143,29 @@ class AsyncClient:
 
     async def submit_many(
         self,
-        requests: Sequence[JobRequest | Mapping[str, Any]],
+        requests: Iterable[JobRequest | Mapping[str, Any]],
         *,
         reserved_ids: Sequence[str] = (),
     ) -> list[Job | ProducerError]:
         """Queue many jobs, 256 or 512 KiB a round trip; each is accepted or refused on its own.
 
+        The answers stand in the order of the requests, whatever one of them is: one that is no
+        request is answered by RequestInvalid. Where the server goes away in the middle, the jobs
+        that it did not answer are answered by ServerUnreachable; some of them may have been
+        accepted, and submitting them again under their ids or idempotency keys is safe.
         `reserved_ids` are for services of the pool, one a request: names such as a cron's, that the
         schema of no request lets through.
-        Raises: ServerUnreachable; what was accepted before stays accepted, and submitting the same
-        requests again under their ids or idempotency keys is safe.
+        Raises: ServerUnreachable where the server accepted and refused nothing at all;
+        RequestInvalid if the numbers of requests and reserved ids differ.
         """
         self._home.check()
+        requests = list(requests)
+        if reserved_ids and len(reserved_ids) != len(requests):
+            raise RequestInvalid(
+                "reserved_ids", f"{len(reserved_ids)} ids for {len(requests)} requests"
+            )
         answers: list[Job | ProducerError | None] = [None] * len(requests)
+        has_answered = False
         for part in self._parts(requests, reserved_ids, answers):
             jobs = [new for _, new in part]
             tries = 0
@@ -163,7 +175,13 @@ class AsyncClient:
                 tries += 1
                 return await self._scripts.queue.submit_many(jobs, self._bounds)
 
-            replies = await retrying(call, self._server.url, self._settings.retry_for_s)
+            try:
+                replies = await retrying(call, self._server.url, self._settings.retry_for_s)
+            except ServerUnreachable as error:
+                if not has_answered:
+                    raise
+                return [error if answer is None else answer for answer in answers]
+            has_answered = True
             for (number, new), reply in zip(part, replies, strict=True):
                 answers[number] = (
                     self._refusal(new, reply)
@@ -187,7 +205,7 @@ class AsyncClient:
         for number, request in enumerate(requests):
             try:
                 reserved_id = reserved_ids[number] if reserved_ids else ""
-                new = self._prepare(as_request(request, {}), reserved_id)
+                new = self._prepare(request, {}, reserved_id)
             except ProducerError as error:
                 answers[number] = error
                 continue
@@ -293,16 +311,27 @@ class AsyncClient:
         settings = self._settings
         return Bounds(settings.max_tenant_tokens, settings.max_pool_tokens, settings.refuse_late)
 
-    def _prepare(self, request: JobRequest, reserved_id: str = "") -> NewJob:
-        """Draw what the request leaves open and weigh it."""
-        weight = self._settings.tenant_weights.get(request.tenant, 1.0)
-        return new_job(
-            request,
-            weight,
-            self._server.num_shards,
-            reserved_id=reserved_id,
-            groups=self._settings.cache_groups,
-        )
+    def _prepare(
+        self,
+        given: str | JobRequest | Mapping[str, Any] | None,
+        fields: dict[str, Any],
+        reserved_id: str = "",
+    ) -> NewJob:
+        """Check a request, draw what it leaves open and weigh it. Raises: RequestInvalid."""
+        try:
+            request = as_request(given, fields)
+            return new_job(
+                request,
+                self._settings.tenant_weights.get(request.tenant, 1.0),
+                self._server.num_shards,
+                reserved_id=reserved_id,
+                groups=self._settings.cache_groups,
+            )
+        except ProducerError:
+            raise
+        except Exception as error:
+            # The job boundary: an object of the caller's that raises when it is read or written.
+            raise RequestInvalid("job", f"cannot be read: {type(error).__name__}") from error
 
     def _job(self, new: NewJob, reply: Submitted, *, retried: bool) -> Job:
         place = reply.place
@@ -336,7 +365,13 @@ class AsyncClient:
 
 
 def _address(job: str | Job, tenant: str) -> JobAddress:
-    """Name a job as the caller does; one that was returned by a submit knows its tenant."""
+    """Name a job as the caller does; one that was returned by a submit knows its tenant.
+
+    Raises: RequestInvalid for what is no text that a key can carry.
+    """
     if isinstance(job, Job):
         return JobAddress(job.job_id, job.tenant)
+    for field, text in (("job_id", job), ("tenant", tenant)):
+        if not isinstance(text, str) or any("\ud800" <= each <= "\udfff" for each in text):
+            raise RequestInvalid(field, f"{text!a} is no text that UTF-8 carries")
     return JobAddress(job, tenant)

@@ -16,7 +16,7 @@ from tokenbus.producer.errors import ClientClosed
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Iterable, Iterator, Mapping
 
     from tokenbus.producer.contract.events import Event
     from tokenbus.producer.contract.result import JobResult
@@ -109,9 +109,9 @@ class Client:
         return portal.run(portal.client.submit(prompt, ticket=ticket, **fields))
 
     def submit_many(
-        self, requests: Sequence[JobRequest | Mapping[str, Any]]
+        self, requests: Iterable[JobRequest | Mapping[str, Any]]
     ) -> list[Job | ProducerError]:
-        """Queue many jobs, each accepted or refused on its own."""
+        """Queue many jobs, each accepted or refused on its own. Raises: as the async client."""
         portal = self._portal()
         return portal.run(portal.client.submit_many(requests))
 

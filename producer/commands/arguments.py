@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from tokenbus.producer.server.shown_url import hide_in_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -14,7 +16,8 @@ _POOL_HELP = "name of the pool, the workers that serve one model (default: defau
 _MODEL_HELP = "alias, local folder or hub id (default: smollm2-135m)"
 _REDIS_HELP = (
     "redis://, rediss://, unix:// or embedded:///path "
-    "(default: redis://127.0.0.1:6379/0, or TOKENBUS_REDIS_URL)"
+    "(default: redis://127.0.0.1:6379/0, or TOKENBUS_REDIS_URL); "
+    "everyone on this machine can read a password given here in ps, not one in TOKENBUS_REDIS_URL"
 )
 
 
@@ -33,8 +36,9 @@ class Parser(argparse.ArgumentParser):
     """Answers wrong input in one sentence instead of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong and leave with code 2."""
-        self.exit(EXIT_WRONG_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        """Print what is wrong, without the passwords of URLs in it, and leave with code 2."""
+        shown = hide_in_text(message)
+        self.exit(EXIT_WRONG_INPUT, f"{self.prog}: {shown} (see {self.prog} --help)\n")
 
 
 # One option an entry, its help below its name.
@@ -167,7 +171,8 @@ def add_control(parser: argparse.ArgumentParser) -> None:
         " check tells whether a service lives (default: service)")
     add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
     add("--arq-redis", dest="arq_redis_url", metavar="URL",
-        help="where arq keeps its jobs (default: the server of the pool)")
+        help="where arq keeps its jobs; with a password better as TOKENBUS_ARQ_REDIS_URL"
+        " (default: the server of the pool)")
     add("--pool", metavar="NAME", help=_POOL_HELP)
     add("--crons", metavar="FILE",
         help="table of jobs to submit at set times, in TOML (default: none)")

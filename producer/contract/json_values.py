@@ -11,11 +11,15 @@ from tokenbus.producer.contract.bounds import MAX_DEPTH
 
 # Values on one level: an object that holds itself, or one part many times, would not end.
 _MAX_WIDTH = 1_000_000
+# What no float can hold is read by few as a number, and Python writes no more than 4300 digits.
+_MAX_BITS = 1024
 
 
 def _check_leaf(value: Any) -> None:
     if isinstance(value, str):
         value.encode()
+    elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        raise ValueError(f"a number of more than {_MAX_BITS} bits")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no JSON number")
     elif not isinstance(value, (int, float, type(None))):

@@ -77,6 +77,7 @@ import re
 from dataclasses import dataclass
 
 from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.errors import RequestInvalid
 
 # Of requests, events and results. A job keeps the version that it was accepted under; a version
 # that is not among the known ones is refused by readers.
@@ -135,6 +136,7 @@ POOL_KEYS = {
 LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}
 
 NUM_PRIORITIES = 3
+# To be used with `fullmatch`: before the dollar of Python a line break may stand.
 NAME_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"
 JOB_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,96}$"
 REPLY_PATTERN = r"[A-Za-z0-9_-]{16,128}"
@@ -168,8 +170,8 @@ class Keys:
 
     def __post_init__(self) -> None:
         """Refuse a pool name that would leave its hash slot."""
-        if not _POOL.match(self.pool):
-            raise ValueError(f"pool {self.pool!r}: 1 to 64 of A-Z a-z 0-9 _ . -")
+        if not isinstance(self.pool, str) or _POOL.fullmatch(self.pool) is None:
+            raise RequestInvalid("pool", f"{self.pool!a} is not 1 to 64 of A-Z a-z 0-9 _ . -")
 
     @property
     def prefix(self) -> str:

@@ -120,7 +120,7 @@ def as_request(
 ) -> JobRequest:
     """Check what the caller gave. Raises: RequestInvalid."""
     if isinstance(given, JobRequest):
-        return given if not fields else JobRequest.build(**(given.model_dump() | fields))
+        return given.checked() if not fields else JobRequest.build(**(given.model_dump() | fields))
     if given is None:
         return JobRequest.build(**fields)
     if not isinstance(given, Mapping):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +25,7 @@ from tokenbus.producer.contract.bounds import (
     MAX_STOPS,
     NUMBERS,
 )
+from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.contract.json_values import JsonObject  # noqa: TC001 - pydantic reads it
 from tokenbus.producer.contract.keys import (
     JOB_ID_PATTERN,
@@ -56,6 +56,15 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _check_secret(secret: SecretStr) -> SecretStr:
+    """Check the same of a secret, without showing it."""
+    try:
+        secret.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a surrogate pair, which UTF-8 does not carry") from None
+    return secret
+
+
 Text = Annotated[str, AfterValidator(_check_text)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Bias = Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)]
@@ -70,21 +79,8 @@ def _within(name: str, default: float | None) -> Any:
     return Field(default=default, ge=bound.low, le=bound.high)
 
 
-def _check_callback(url: str) -> str:
-    """Check what can be told without looking the host up; the control service does the rest."""
-    if any(character <= " " or character == "\x7f" for character in url):
-        raise ValueError("holds blanks or control characters")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("has to begin with https:// or http://")
-    if not parts.hostname or parts.port == 0:
-        raise ValueError("names no host")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("holds credentials; check the signature instead")
-    return url
-
-
-CallbackUrl = Annotated[Text, Field(max_length=2048), AfterValidator(_check_callback)]
+Secret = Annotated[SecretStr, Field(min_length=16, max_length=256), AfterValidator(_check_secret)]
+CallbackUrl = Annotated[Text, Field(max_length=2048), AfterValidator(check_callback_url)]
 
 _NOT_DUMPED = {"v", "cache_secret"}
 _STRICT = ConfigDict(
@@ -169,7 +165,7 @@ class JobRequest(BaseModel):
     not_before_s: float | None = Field(default=None, ge=0, le=MAX_WAIT_S)
     idempotency_key: Text | None = Field(default=None, min_length=1, max_length=256)
     cache_group: Name | None = None
-    cache_secret: SecretStr | None = Field(default=None, min_length=16, max_length=256)
+    cache_secret: Secret | None = None
     metadata: dict[Text, Text] = Field(default_factory=dict, max_length=32)
     traceparent: Text | None = Field(default=None, max_length=128)
     callback_url: CallbackUrl | None = None
@@ -232,6 +228,13 @@ class JobRequest(BaseModel):
         except ValidationError as error:
             raise _invalid(error) from None
 
+    def checked(self) -> Self:
+        """Check a request again: `model_copy` and `model_construct` of pydantic check nothing.
+
+        Raises: RequestInvalid naming the field; SchemaMismatch.
+        """
+        return self.build(**{name: getattr(self, name) for name in self.model_fields_set})
+
     @classmethod
     def parse(cls, text: bytes | str) -> Self:
         """Check a request given as JSON.
@@ -275,6 +278,10 @@ class StoredRequest(JobRequest):
         return cls.model_construct(request.model_fields_set | {"cache_key"}, **fields)
 
 
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def _invalid(error: ValidationError) -> RequestInvalid:
     """Turn the first finding into one sentence that names the field."""
     first = error.errors(include_url=False, include_context=False)[0]
@@ -284,7 +291,7 @@ def _invalid(error: ValidationError) -> RequestInvalid:
     if not path and first["type"] == "value_error" and ": " in message:
         head, message = message.split(": ", 1)
         path = [head]
-    field = ".".join(path) or "job"
+    field, message = _printable(".".join(path) or "job"), _printable(message)
     if field == "v":
         given = first["input"]
         shown = given if isinstance(given, int) and abs(given) < 10**9 else "of another kind"

@@ -95,7 +95,7 @@ class NodeConnections:
 
 
 def make_cluster(url: str, **options: Any) -> ClusterRedis:
-    """Make a client of the cluster to which the node of `url` belongs."""
+    """Make a client of the cluster to which the node belongs that the options name."""
     found = ClusterRedis.from_url(
         url, cluster_error_retry_attempts=0, connection_error_retry_attempts=0, **options
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
@@ -108,7 +108,7 @@ class Server:
 
     url: ServerUrl
     redis: Redis
-    _effective_url: str
+    _effective_url: str = field(repr=False)
     _embedded: EmbeddedServer | None = None
 
     @property
@@ -129,18 +129,22 @@ class Server:
 
 
 def make_redis(url: str, call_timeout_s: float = 5.0, **options: Any) -> Redis:
-    """Make a client that reads bytes and repeats nothing by itself."""
-    kind = ServerUrl.parse(url).kind
-    if kind is ServerKind.CLUSTER:
-        plain = url.replace("+cluster", "", 1)
-        cluster: Any = make_cluster(plain, socket_connect_timeout=call_timeout_s, **options)
+    """Make a client that reads bytes and repeats nothing by itself; the URL's options go first.
+
+    Raises: UrlInvalid.
+    """
+    parsed = ServerUrl.parse(url)
+    if parsed.kind is ServerKind.SENTINEL:
+        return behind_sentinels(SentinelUrl.parse(parsed.text), call_timeout_s, options)
+    bare, given = parsed.client_arguments()
+    arguments = {"socket_connect_timeout": call_timeout_s} | options | given
+    if parsed.kind is ServerKind.CLUSTER:
+        cluster: Any = make_cluster(bare, **arguments)
         made: Redis = cluster
         return made
-    if kind is ServerKind.SENTINEL:
-        return behind_sentinels(SentinelUrl.parse(url), call_timeout_s, options)
-    if url.startswith("redis"):
-        options.setdefault("socket_keepalive", True)
-    redis: Redis = Redis.from_url(url, socket_connect_timeout=call_timeout_s, **options)
+    if "host" in given:
+        arguments.setdefault("socket_keepalive", True)
+    redis: Redis = Redis.from_url(bare, **arguments)
     return redis
 
 

@@ -20,8 +20,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 from tokenbus.producer.errors import EmbeddedUnavailable
+from tokenbus.producer.server.secret_env import without_secrets
 
 # A Unix socket's path is limited to 107 bytes on Linux, 103 on macOS.
 MAX_SOCKET_PATH_BYTES = 100
@@ -73,7 +75,7 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """Return the URL under which the server is reached."""
-        return f"unix://{self.socket_path}"
+        return f"unix://{quote(str(self.socket_path))}"
 
     def close(self) -> None:
         """Let the server go; the last client to do so ends it. Safe to repeat."""
@@ -144,6 +146,7 @@ def _start_guard(binary: str, folder: Path, socket_path: Path, options: list[str
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
+            env=without_secrets(os.environ),
             timeout=START_TIMEOUT_S + 10,
             start_new_session=True,
         )

@@ -1,18 +1,27 @@
-"""Server URLs: which ones there are, and how they may be shown."""
+"""Server URLs: which ones there are, what they say, and how they may be shown."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from typing import Any
+from urllib.parse import unquote
 
 from tokenbus.producer.errors import UrlInvalid
+from tokenbus.producer.server.shown_url import hide_password
+from tokenbus.producer.server.url_options import OPTIONS, read_options
 
 _SCHEMES = (
     "redis://, rediss://, unix:///socket, redis+cluster://node, redis+sentinel://sentinels/master,"
     " embedded:///path or embedded://"
 )
+_ENCODE = (
+    "its user name or password holds '/', '?' or '#', or its path or options an '@';"
+    " write them percent-encoded: / as %2F, ? as %3F, # as %23, @ as %40"
+)
+PORT = 6379
 SENTINEL_PORT = 26379
 
 
@@ -27,8 +36,57 @@ class ServerKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class _Parts:
+    """A URL in its parts, decoded but for `hosts` and `path`; never shown."""
+
+    scheme: str
+    username: str | None = field(repr=False)
+    password: str | None = field(repr=False)
+    hosts: str
+    path: str
+    options: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls, text: str) -> _Parts:
+        """Take a URL apart. Raises: ValueError that quotes nothing of it but option names.
+
+        What stands before the last @ are the credentials, but in a path of unix and embedded.
+        """
+        scheme, mark, rest = text.partition("://")
+        scheme = scheme.lower()
+        if not mark or scheme not in OPTIONS:
+            raise ValueError(f"it is none of {_SCHEMES}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("it is no UTF-8")
+        credentials = ""
+        if not (scheme in ("unix", "embedded") and rest.startswith("/")):
+            credentials, _, rest = rest.rpartition("@")
+            if any(character in credentials for character in "/?#"):
+                raise ValueError(_ENCODE)
+        if "#" in rest:
+            raise ValueError("it holds '#', which is written %23")
+        if any(character <= " " or character == "\x7f" for character in rest):
+            raise ValueError("it holds blanks or control characters")
+        rest, _, query = rest.partition("?")
+        hosts, slash, path = rest.partition("/")
+        username, _, password = credentials.partition(":")
+        return cls(
+            scheme,
+            unquote(username) or None,
+            unquote(password) or None,
+            hosts,
+            slash + path,
+            read_options(scheme, query),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ServerUrl:
-    """A checked URL; `path` is the data folder of a shared embedded server."""
+    """A checked URL; `path` is the data folder of a shared embedded server.
+
+    `text` is the URL with its password, for a client of the same server; everything that prints the
+    object prints `str` of it, without.
+    """
 
     text: str
     kind: ServerKind
@@ -36,39 +94,46 @@ class ServerUrl:
 
     @classmethod
     def parse(cls, text: str) -> ServerUrl:
-        """Check a URL. Raises: UrlInvalid with a sentence that says what is possible."""
+        """Check a URL. Raises: UrlInvalid with a sentence that says what is possible.
+
+        Neither the error nor its causes hold a password.
+        """
+        problem = ""
+        text = text.strip()
         try:
-            parts = urlsplit(text)
-            if parts.scheme in ("redis+sentinel", "rediss+sentinel"):
-                SentinelUrl.parse(text)
-                return cls(text, ServerKind.SENTINEL)
-            port = parts.port
+            return cls._of(text, _Parts.of(text))
         except ValueError as error:
-            raise UrlInvalid(f"server URL {hide_password(text)!r}: {error}") from None
-        if parts.scheme in ("redis+cluster", "rediss+cluster"):
-            if not parts.hostname or port == 0:
-                raise UrlInvalid(f"server URL {hide_password(text)!r} names no node")
-            return cls(text, ServerKind.CLUSTER)
-        if parts.scheme in ("redis", "rediss"):
-            if not parts.hostname or port == 0:
-                raise UrlInvalid(f"server URL {hide_password(text)!r} names no host")
-            return cls(text, ServerKind.REMOTE)
-        if parts.scheme == "unix":
-            if not parts.path.startswith("/"):
-                raise UrlInvalid(f"server URL {hide_password(text)!r} needs an absolute path")
-            return cls(text, ServerKind.REMOTE)
-        if parts.scheme == "embedded":
-            return cls._parse_embedded(text, parts.netloc, parts.path)
-        raise UrlInvalid(f"server URL {hide_password(text)!r} is none of {_SCHEMES}")
+            problem = str(error)
+        raise UrlInvalid(f"server URL {hide_password(text)!r}: {problem}")
 
     @classmethod
-    def _parse_embedded(cls, text: str, netloc: str, path: str) -> ServerUrl:
-        """Tell the private server from the shared one."""
-        if netloc:
-            raise UrlInvalid(f"server URL {text!r}: write embedded:///{netloc}{path}")
-        if not path.strip("/"):
-            return cls(text, ServerKind.PRIVATE)
-        return cls(text, ServerKind.SHARED, Path(unquote(path)))
+    def _of(cls, text: str, parts: _Parts) -> ServerUrl:
+        if parts.scheme.endswith("+sentinel"):
+            SentinelUrl.of(parts)
+            return cls(text, ServerKind.SENTINEL)
+        if parts.scheme == "embedded":
+            if parts.hosts or parts.username or parts.password:
+                raise ValueError("the folder begins with a third slash: embedded:///path")
+            if not parts.path.strip("/"):
+                return cls(text, ServerKind.PRIVATE)
+            return cls(text, ServerKind.SHARED, Path(unquote(parts.path)))
+        _place(parts)
+        is_cluster = parts.scheme.endswith("+cluster")
+        return cls(text, ServerKind.CLUSTER if is_cluster else ServerKind.REMOTE)
+
+    def client_arguments(self) -> tuple[str, dict[str, Any]]:
+        """Return a bare URL and the arguments for redis-py's `from_url`, which reads it no further.
+
+        Raises: UrlInvalid for an embedded server, which has another URL once it runs, and for one
+        behind sentinels.
+        """
+        if self.kind not in (ServerKind.REMOTE, ServerKind.CLUSTER):
+            raise UrlInvalid(f"server URL {str(self)!r} is not that of a running server")
+        parts = _Parts.of(self.text)
+        named = (("username", parts.username), ("password", parts.password))
+        credentials = {name: value for name, value in named if value is not None}
+        bare = f"{parts.scheme.removesuffix('+cluster')}://"
+        return bare, parts.options | credentials | _place(parts)
 
     def refuse_private(self, command: str) -> None:
         """Refuse the one-process server for a command that other processes have to reach.
@@ -85,6 +150,10 @@ class ServerUrl:
         """Return the URL without its password."""
         return hide_password(self.text)
 
+    def __repr__(self) -> str:
+        """Return the URL without its password."""
+        return f"ServerUrl({str(self)!r})"
+
 
 @dataclass(frozen=True, slots=True)
 class SentinelUrl:
@@ -99,58 +168,62 @@ class SentinelUrl:
     db: int
     is_tls: bool
     username: str | None
-    password: str | None
+    password: str | None = field(repr=False)
     sentinel_username: str | None
-    sentinel_password: str | None
+    sentinel_password: str | None = field(repr=False)
 
     @classmethod
     def parse(cls, text: str) -> SentinelUrl:
         """Take a URL apart. Raises: ValueError with what is wrong."""
-        parts = urlsplit(text)
-        credentials, _, hosts = parts.netloc.rpartition("@")
-        username, _, password = (unquote(part) for part in credentials.partition(":"))
+        return cls.of(_Parts.of(text))
+
+    @classmethod
+    def of(cls, parts: _Parts) -> SentinelUrl:
+        """Read the parts of a URL. Raises: ValueError with what is wrong."""
         master, _, db = parts.path.strip("/").partition("/")
-        query = dict(parse_qsl(parts.query))
         if not master:
             raise ValueError("it names no master: redis+sentinel://host:26379/mymaster")
-        if not hosts:
+        if not parts.hosts:
             raise ValueError("it names no sentinel")
         return cls(
-            tuple(_address(host) for host in hosts.split(",")),
-            master,
-            int(db or 0),
+            tuple(_address(host, SENTINEL_PORT) for host in parts.hosts.split(",")),
+            unquote(master),
+            _database(db),
             parts.scheme == "rediss+sentinel",
-            username or None,
-            password or None,
-            query.get("sentinel_username"),
-            query.get("sentinel_password"),
+            parts.username,
+            parts.password,
+            parts.options.get("sentinel_username"),
+            parts.options.get("sentinel_password"),
         )
 
 
-def _address(text: str) -> tuple[str, int]:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname:
-        raise ValueError(f"{text!r} is no address of a sentinel")
-    return parts.hostname, parts.port or SENTINEL_PORT
+def _place(parts: _Parts) -> dict[str, Any]:
+    """Return where a client connects, as arguments of redis-py. Raises: ValueError."""
+    if parts.scheme == "unix":
+        if parts.hosts or not parts.path:
+            raise ValueError("it needs an absolute path: unix:///socket")
+        return {"path": unquote(parts.path)}
+    host, port = _address(parts.hosts, PORT)
+    db = _database(parts.path.strip("/"))
+    if parts.scheme.endswith("+cluster"):
+        if db:
+            raise ValueError("a cluster has no database but 0")
+        return {"host": host, "port": port}
+    return {"host": host, "port": port, "db": parts.options.get("db", db)}
 
 
-def hide_password(text: str) -> str:
-    """Replace the password in a URL, also in its query, by stars."""
-    try:
-        parts = urlsplit(text)
-        secret = parts.password
-    except ValueError:
-        return text.rsplit("@", maxsplit=1)[-1]
-    netloc, query = parts.netloc, parts.query
-    if secret is None and "password=" not in query:
-        return text
-    if secret is not None:
-        user, _, host = netloc.rpartition("@")
-        netloc = f"{user.split(':', 1)[0]}:***@{host}"
-    if "password=" in query:
-        pairs = [
-            pair.split("=", 1)[0] + "=***" if "password=" in pair else pair
-            for pair in query.split("&")
-        ]
-        query = "&".join(pairs)
-    return urlunsplit(parts._replace(netloc=netloc, query=query))
+def _database(text: str) -> int:
+    if re.fullmatch(r"[0-9]{0,9}", text) is None:
+        raise ValueError("the number of its database is none: redis://host:6379/0")
+    return int(text or 0)
+
+
+def _address(text: str, default_port: int) -> tuple[str, int]:
+    """Read `host[:port]`, an IPv6 host in brackets. Raises: ValueError that quotes nothing."""
+    match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::([0-9]{0,5}))?", text)
+    if match is None:
+        raise ValueError("it names no host, or its port is no number")
+    port = int(match[2] or default_port)
+    if not 1 <= port <= 65_535:
+        raise ValueError("its port is none from 1 to 65535")
+    return unquote(match[1].strip("[]")), port

@@ -23,6 +23,7 @@ from tokenbus.worker.bench.options import BenchOptions
 from tokenbus.worker.engine.process import build
 from tokenbus.worker.errors import EngineStartFailed
 from tokenbus.worker.messages.engine import StartEngine
+from tokenbus.worker.process.env import compute_env
 from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ async def measure_offline(options: BenchOptions, on_run: Callable[[int, float], 
         "tokenbus.worker.bench.offline",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        env=compute_env(),
     )
     try:
         assert process.stdin is not None

@@ -16,10 +16,10 @@ from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
-from tokenbus.producer.errors import ServerUnreachable
+from tokenbus.producer.errors import ServerUnreachable, UrlInvalid
 from tokenbus.producer.server.connection import is_away
 from tokenbus.producer.server.limited_connection import keep_cancellations
-from tokenbus.producer.server.url import ServerUrl
+from tokenbus.producer.server.url import ServerKind, ServerUrl
 from tokenbus.worker.control.serializer import pack, unpack
 from tokenbus.worker.logs import get_logger
 
@@ -40,17 +40,31 @@ _HAND_BACK_S = 5.0
 HEALTH_INTERVAL_S = 10
 
 
+def check_arq_url(url: str) -> ServerUrl:
+    """Check the URL of arq's server. Raises: UrlInvalid."""
+    parsed = ServerUrl.parse(url)
+    if parsed.kind is not ServerKind.REMOTE:
+        raise UrlInvalid(
+            f"arq cannot use {parsed}: name one server, redis://, rediss:// or unix://"
+        )
+    return parsed
+
+
 def connect_arq(url: str, queue: str, call_timeout_s: float = 5.0) -> ArqRedis:
-    """Make an arq client that reads and writes JSON; it enqueues into `queue` unless told else."""
-    options: dict[str, Any] = {"socket_keepalive": True} if url.startswith("redis") else {}
-    pool: Any = BlockingConnectionPool.from_url(
-        url,
-        max_connections=MAX_CONNECTIONS,
-        timeout=call_timeout_s,
-        socket_connect_timeout=call_timeout_s,
-        socket_timeout=call_timeout_s,
-        **options,
-    )
+    """Make an arq client that reads and writes JSON; it enqueues into `queue` unless told else.
+
+    Raises: UrlInvalid, also for what arq cannot use: a cluster, sentinels, embedded servers.
+    """
+    bare, given = check_arq_url(url).client_arguments()
+    arguments: dict[str, Any] = {
+        "max_connections": MAX_CONNECTIONS,
+        "timeout": call_timeout_s,
+        "socket_connect_timeout": call_timeout_s,
+        "socket_timeout": call_timeout_s,
+    }
+    if "host" in given:
+        arguments["socket_keepalive"] = True
+    pool: Any = BlockingConnectionPool.from_url(bare, **arguments | given)
     keep_cancellations(pool)
     return ArqRedis(pool, job_serializer=pack, job_deserializer=unpack, default_queue_name=queue)
 

@@ -199,7 +199,11 @@ class Crons:
             )
         except ServerError as error:
             raise Retry(_RETRY_S) from error
-        return [reply for reply in replies if isinstance(reply, ProducerError)]
+        refused = [reply for reply in replies if isinstance(reply, ProducerError)]
+        if any(isinstance(reply, ServerError) for reply in refused):
+            # Away in the middle: the tick's names make it safe to submit all again.
+            raise Retry(_RETRY_S)
+        return refused
 
     def _ran(self, name: str, tick_ms: int, began: float) -> None:
         took_ms = int((time.monotonic() - began) * 1000)

@@ -20,7 +20,7 @@ from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker import logs
 from tokenbus.worker.control.adapter import Adapter
-from tokenbus.worker.control.arq_worker import connect_arq, keep_running
+from tokenbus.worker.control.arq_worker import check_arq_url, connect_arq, keep_running
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
@@ -48,6 +48,8 @@ def run_control(role: Role, settings: ControlSettings) -> int:
     Raises: ServerError, SettingsInvalid or ControlError if it could not start or go on.
     """
     ServerUrl.parse(settings.redis_url).refuse_private("control")
+    if settings.arq_redis_url is not None:
+        check_arq_url(settings.arq_redis_url)
     if role == "check":
         return asyncio.run(_check(settings))
     logs.configure(settings.log_level, settings.log_format)

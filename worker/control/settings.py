@@ -23,7 +23,7 @@ class ControlSettings(ServiceSettings):
     """
 
     # Where arq keeps its jobs; None is the server of the pool.
-    arq_redis_url: str | None = None
+    arq_redis_url: str | None = Field(default=None, repr=False)
     connect_timeout_s: Seconds = 30.0
     call_timeout_s: Seconds = 5.0
     result_ttl_s: Seconds = 3600.0

@@ -37,6 +37,10 @@ class Configure(msgspec.Struct, tag="configure", array_like=True, kw_only=True):
     log_level: str
     log_format: str
 
+    def __repr__(self) -> str:
+        """Name pool and worker; the URL may hold a password."""
+        return f"Configure(pool={self.pool!r}, worker={self.worker!r})"
+
 
 class OpenGate(msgspec.Struct, tag="open", array_like=True):
     """Write from now on; what was known about the logs is void."""

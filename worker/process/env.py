@@ -1,8 +1,10 @@
-"""The environment of processes that compute on a CPU."""
+"""The environment of child processes, which may compute on a CPU."""
 
 from __future__ import annotations
 
 import os
+
+from tokenbus.producer.server.secret_env import without_secrets
 
 # Rounds that an OpenMP thread spins at a barrier before it sleeps. The default of GNU's runtime is
 # some milliseconds, during which a thread that another process pushed off its core is waited for
@@ -12,5 +14,5 @@ _SPIN_COUNT = "4000"
 
 
 def compute_env() -> dict[str, str]:
-    """Return this process's environment, with a bounded spin unless the user chose one."""
-    return {"GOMP_SPINCOUNT": _SPIN_COUNT, **os.environ}
+    """Return this process's environment without secrets, its spin bounded unless the user chose."""
+    return {"GOMP_SPINCOUNT": _SPIN_COUNT, **without_secrets(os.environ)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lua.parts import part_names
@@ -11,6 +12,7 @@ from lua.parts import part_names
 import tokenbus.producer.scripts.source as source_module
 from tokenbus.producer.contract import keys as keys_module
 from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS, Keys, shard_of
+from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.scripts.source import script_source
 
 LUA = Path(source_module.__file__).parent / "lua"
@@ -65,3 +67,11 @@ def test_pool_names_that_break_the_tag_are_refused(pool: str) -> None:
     """A pool cannot leave its hash slot by its name."""
     with pytest.raises(ValueError, match="pool"):
         Keys(pool)
+
+
+@pytest.mark.parametrize("pool", ["p\n", "", "a b", "a/b", "\ud800", "x" * 65, 7, None])
+def test_pool_of_another_form_is_refused_by_its_name(pool: Any) -> None:
+    """Also one with a line break behind it, which the dollar of a pattern lets through."""
+    with pytest.raises(RequestInvalid, match="^pool: ") as refused:
+        Keys(pool)
+    assert str(refused.value).encode()

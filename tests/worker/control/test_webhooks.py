@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from aiohttp import web
 from workers.control_processes import KEY, receiver
 from workers.stubs import StubWorker, raw, submit, until
@@ -169,6 +170,64 @@ async def test_retry_after_is_honoured(scripts: Scripts) -> None:
     redis = raw(scripts)
     due_ms = await redis.zscore(scripts.keys.of("hooks"), "a@acme")
     assert due_ms - hook.tries[0].at_ms == 120_000
+
+
+UNREASONABLE = [
+    "inf", "Infinity", "1e308", "9" * 400, "nan", "-5", "-inf", "1e-300", "0", "soon", "",
+    "Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 99 Jan 2024 00:00:00",
+]  # fmt: skip
+
+
+async def test_unreasonable_retry_after_is_clamped_and_recorded(scripts: Scripts) -> None:
+    """Whatever a receiver asks for, the try is written down and the next is due by the age."""
+
+    async def answer(call: Call) -> web.Response:
+        return web.Response(status=503, headers={"Retry-After": UNREASONABLE[int(call.path[1:])]})
+
+    async with receiver(answer) as shop, delivering(scripts, webhook_backoff_s=60):
+        for number in range(len(UNREASONABLE)):
+            await ended(scripts, f"a{number}", shop.url(f"/{number}"))
+        for number in range(len(UNREASONABLE)):
+            hook = await tried(scripts, f"a{number}@acme")
+            assert [(each.status, each.error) for each in hook.tries] == [(503, "")]
+            due_ms = await raw(scripts).zscore(scripts.keys.of("hooks"), f"a{number}@acme")
+            assert 30_000 <= due_ms - hook.tries[0].at_ms <= 86_400_000
+
+
+async def test_try_that_breaks_in_the_service_is_recorded_and_hurts_no_other(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug at one hook counts as a failed try of it, so that it ends at its age as others do."""
+    post = Courier.post
+
+    async def breaking(self: Courier, url: str, headers: Any, body: bytes) -> Any:
+        if url.endswith("/broken"):
+            raise OverflowError
+        return await post(self, url, headers, body)
+
+    async def answer(_: Call) -> web.Response:
+        return web.Response()
+
+    monkeypatch.setattr(Courier, "post", breaking)
+    async with receiver(answer) as shop, delivering(scripts, webhook_max_age_s=0.5):
+        await ended(scripts, "a", shop.url("/broken"))
+        await ended(scripts, "b", shop.url("/whole"))
+        broken, whole = await settled(scripts, "a@acme"), await settled(scripts, "b@acme")
+    assert (broken.state, whole.state) == (WebhookState.EXPIRED, WebhookState.DELIVERED)
+    assert {each.error for each in broken.tries} == {"internal error: OverflowError"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://a..example/", f"http://{'a' * 64}.example/", "http://[::1", "http://1.2.3.4.5/",
+     "http://sh op/", "shop", "http://shop:99999/"],
+)  # fmt: skip
+async def test_url_that_can_never_work_is_tried_once(url: str) -> None:
+    """One that an earlier release accepted is refused for good at its first try."""
+    async with Courier(AddressPolicy(), 5, 4) as courier:
+        answer = await courier.post(url, {}, b"{}")
+    assert (answer.status, answer.is_refused) == (None, True)
+    assert answer.error
 
 
 async def test_back_off_doubles_and_ends_at_the_age(scripts: Scripts) -> None:

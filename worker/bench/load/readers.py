@@ -19,6 +19,7 @@ from tokenbus.worker.bench.load.messages import (
     ReaderReady,
 )
 from tokenbus.worker.errors import WorkerError
+from tokenbus.worker.process.env import compute_env
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -149,6 +150,7 @@ class Readers:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_PIPE_BYTES,
+            env=compute_env(),
             start_new_session=True,
         )
         reader = ReaderLink(process)

@@ -13,29 +13,14 @@ from typing import TYPE_CHECKING, Any
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 
+from tokenbus.producer.contract.callback_url import host_address
 from tokenbus.worker.control.errors import AddressRefused
+from tokenbus.worker.control.webhooks.special_addresses import carried, is_public
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-# Prefixes whose addresses carry an IPv4 address, and how far to shift it down.
-_CARRIERS = (
-    (ipaddress.IPv6Network("::ffff:0:0/96"), 0),  # mapped
-    (ipaddress.IPv6Network("::/96"), 0),  # compatible, long deprecated
-    (ipaddress.IPv6Network("64:ff9b::/96"), 0),  # NAT64
-    (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4
-)
-
-
-def _carried(address: Address) -> Address:
-    """Return the IPv4 address inside an IPv6 one, if it is of a form that carries one."""
-    if isinstance(address, ipaddress.IPv6Address):
-        for network, shift in _CARRIERS:
-            if address in network and int(address) > 1:
-                return ipaddress.IPv4Address((int(address) >> shift) & 0xFFFFFFFF)
-    return address
+    from tokenbus.worker.control.webhooks.special_addresses import Address, Network
 
 
 class AddressPolicy:
@@ -46,25 +31,29 @@ class AddressPolicy:
 
     def check(self, text: str) -> None:
         """Let an IP address pass. Raises: AddressRefused."""
-        given = ipaddress.ip_address(text.split("%", 1)[0])
-        meant = _carried(given)
-        if any(a.version == n.version and a in n for a in (given, meant) for n in self._allowed):
-            return
-        is_public = meant.is_global and not (meant.is_multicast or meant.is_reserved)
-        is_site_local = isinstance(meant, ipaddress.IPv6Address) and meant.is_site_local
-        if not is_public or is_site_local:
+        try:
+            given = ipaddress.ip_address(text.partition("%")[0])
+        except ValueError:
+            raise AddressRefused(f"{text} is not an address") from None
+        if not (self._is_allowed(given) or self._is_allowed(carried(given)) or is_public(given)):
             raise AddressRefused(f"{text} is not a public address")
 
+    def _is_allowed(self, address: Address | None) -> bool:
+        return address is not None and any(
+            address.version == network.version and address in network for network in self._allowed
+        )
+
     def check_literal(self, host: str) -> None:
-        """Check a host that is an IP address already; names pass, they are checked as resolved.
+        """Check a host that spells an IP address; names pass, they are checked as resolved.
 
         Raises: AddressRefused.
         """
         try:
-            ipaddress.ip_address(host.split("%", 1)[0])
-        except ValueError:
-            return
-        self.check(host)
+            address = host_address(host)
+        except ValueError as error:
+            raise AddressRefused(f"{host}: {error}") from None
+        if address is not None:
+            self.check(str(address))
 
     def open_socket(self, address: tuple[Any, ...]) -> socket.socket:
         """Make the socket for one address of `getaddrinfo`, the last gate before a connection.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import aiohttp
 from yarl import URL
 
+from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.worker.control.errors import AddressRefused
 from tokenbus.worker.control.webhooks.addresses import CheckedResolver
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 # Only these two keep the method and the body; any other redirect is an answer like a failure.
 _REDIRECTS = (307, 308)
 _MAX_REDIRECTS = 3
+# No hook lives longer (the bound of `webhook_max_age_s`).
+MAX_RETRY_AFTER_S = 30 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +75,15 @@ class Courier:
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._timeout_s):
-                status, retry_after_s = await self._follow(URL(url), headers, body)
+                # An earlier release took URLs at its door that this one does not.
+                first = URL(check_callback_url(url))
+                status, retry_after_s = await self._follow(first, headers, body)
         except TimeoutError:
             return PostReply(None, f"no answer within {self._timeout_s:g} s", took_ms=_since(began))
         except (aiohttp.ClientError, OSError, ValueError) as error:
             refused = _refusal(error)
-            is_refused = refused is not None or isinstance(error, aiohttp.InvalidURL)
+            # What is no URL, here or where a redirect points, will not become one.
+            is_refused = refused is not None or isinstance(error, ValueError)
             text = str(refused or error) or type(error).__name__
             return PostReply(None, text[:500], None, is_refused, _since(began))
         return PostReply(status, "", retry_after_s, took_ms=_since(began))
@@ -118,12 +125,17 @@ def _retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        return _clamped(float(value))
     except ValueError:
         pass
     try:
         at = parsedate_to_datetime(value)
-    except (TypeError, ValueError):
+        at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+        return _clamped((at - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError, OverflowError):
         return None
-    at = at if at.tzinfo is not None else at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+
+
+def _clamped(wait_s: float) -> float | None:
+    """Bound a wait that a receiver asks for; None for what is no number."""
+    return None if math.isnan(wait_s) else min(max(0.0, wait_s), MAX_RETRY_AFTER_S)

@@ -93,7 +93,7 @@ class Webhooks:
 
     async def _deliver(self, hook: ClaimedWebhook, claimed_at: float) -> None:
         """Try one hook; what cannot be recorded is tried again when the lease is over."""
-        parties = (f"host {urlsplit(hook.url).netloc}", f"tenant {hook.tenant}")
+        parties = (f"host {_host(hook.url)}", f"tenant {hook.tenant}")
         self._parties.update(parties)
         try:
             if any(self._parties[party] > self._max_per_party for party in parties):
@@ -108,9 +108,10 @@ class Webhooks:
                 )
         except (RedisError, OSError) as error:
             self._log.warning("webhook.record_failed", job_id=hook.job_id, reason=str(error))
-        except Exception:
+        except Exception as error:
             # The job boundary: one hook takes down no other.
             self._log.exception("webhook.failed", job_id=hook.job_id)
+            await self._record_bug(hook, error)
         finally:
             self._parties.subtract(parties)
             # What counts nothing is dropped, or every host ever called would stay.
@@ -133,6 +134,14 @@ class Webhooks:
         }
         return await self._courier.post(hook.url, headers, body)
 
+    async def _record_bug(self, hook: ClaimedWebhook, error: Exception) -> None:
+        """Count a try that failed in this process, so that the hook ends at its age."""
+        answer = PostReply(None, f"internal error: {type(error).__name__}")
+        try:
+            await self._settle(hook, WebhookOutcome.RETRY, answer, b"", self._delay_s(hook, answer))
+        except (RedisError, OSError) as away:
+            self._log.warning("webhook.record_failed", job_id=hook.job_id, reason=str(away))
+
     def _delay_s(self, hook: ClaimedWebhook, answer: PostReply) -> float:
         """Return how long to wait: doubled each time, spread, and never less than asked for."""
         settings = self._settings
@@ -140,7 +149,8 @@ class Webhooks:
             settings.webhook_max_backoff_s,
             settings.webhook_backoff_s * 2.0 ** min(hook.num_tries, 32),
         )
-        return max(longest * random.uniform(0.5, 1.0), answer.retry_after_s or 0.0)
+        asked_s = min(answer.retry_after_s or 0.0, settings.webhook_max_age_s)
+        return max(longest * random.uniform(0.5, 1.0), asked_s)
 
     async def _settle(
         self,
@@ -193,6 +203,14 @@ class Webhooks:
             ],
         }
         return json.dumps(wire, separators=(",", ":")).encode()
+
+
+def _host(url: str) -> str:
+    """Return the host that a URL names, the whole URL where it is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return url
 
 
 def _outcome(answer: PostReply) -> WebhookOutcome:

@@ -1,0 +1,109 @@
+"""Addresses in the hosts of webhooks: read once, the same way at the door and before each call.
+
+A number has many spellings that some resolver or other takes for an IPv4 address: decimal, octal or
+hexadecimal parts, fewer than four of them, letters that normalise to digits. All are read here, so
+that what is judged is what could be connected to.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from urllib.parse import unquote, urlsplit
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+MAX_HOST_LENGTH = 253
+_LABEL = re.compile(r"[a-z0-9_-]{1,63}")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+# Full stops of other scripts, which IDNA reads as dots.
+_DOTS = str.maketrans({"\u3002": ".", "\uff0e": ".", "\uff61": "."})
+_VARIATIONS = range(0xFE00, 0xFE10)
+
+
+def check_callback_url(url: str) -> str:
+    """Check what can be told without looking the host up; the control service does the rest.
+
+    Raises: ValueError for a URL that could never be called.
+    """
+    if any(character <= " " or character in "\\\x7f" for character in url):
+        raise ValueError("holds blanks, control characters or backslashes")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("has to begin with https:// or http://")
+    if not parts.hostname or parts.port == 0:
+        raise ValueError("names no host")
+    if "@" in parts.netloc:
+        raise ValueError("holds credentials; check the signature instead")
+    in_brackets = parts.netloc.startswith("[")
+    if not in_brackets and "%" in parts.hostname:
+        raise ValueError("its host is percent-encoded, which no resolver reads")
+    if host_address(parts.hostname) is None:
+        if in_brackets:
+            raise ValueError("its host in brackets is no IPv6 address")
+        _check_name(parts.hostname)
+    return url
+
+
+def host_address(host: str) -> Address | None:
+    """Read the address that a host spells out, zone left out; None for a name.
+
+    Raises: ValueError where the host ends in a number and is no address.
+    """
+    text = _plain(host)
+    if ":" in text:
+        return ipaddress.IPv6Address(text.strip("[]").partition("%")[0])
+    labels = text.rstrip(".").split(".")
+    if _NUMBER.fullmatch(labels[-1]) is None:
+        return None
+    if len(labels) > 4 or not all(_NUMBER.fullmatch(label) for label in labels):
+        raise ValueError("its host ends in a number and is no IPv4 address")
+    *leading, last = (_value(label) for label in labels)
+    if any(part > 255 for part in leading) or last >= 256 ** (4 - len(leading)):
+        raise ValueError("its host is a number that is no IPv4 address")
+    value = last
+    for at, part in enumerate(leading):
+        value += part << (8 * (3 - at))
+    return ipaddress.IPv4Address(value)
+
+
+def _plain(host: str) -> str:
+    """Write a host as a resolver would in the end: decoded, normalised, in lower case."""
+    text = unquote(unicodedata.normalize("NFKC", unquote(host)).translate(_DOTS)).lower()
+    return "".join(_digit(character) for character in text if not _is_ignored(character))
+
+
+def _digit(character: str) -> str:
+    """Return the digit of any script as one of ours, all else as it is."""
+    value = None if character.isascii() else unicodedata.decimal(character, None)
+    return character if value is None else str(value)
+
+
+def _is_ignored(character: str) -> bool:
+    """Tell soft hyphens, joiners and variation selectors, which IDNA drops."""
+    return unicodedata.category(character) == "Cf" or ord(character) in _VARIATIONS
+
+
+def _value(label: str) -> int:
+    """Read one part of an IPv4 address in any base. Raises: ValueError."""
+    if label.startswith("0x"):
+        digits, base = label[2:] or "0", 16
+    else:
+        digits, base = label, 8 if label.startswith("0") else 10
+    digits = digits.lstrip("0") or "0"
+    if len(digits) > 16:
+        raise ValueError("its host is a number that is no IPv4 address")
+    return int(digits, base)
+
+
+def _check_name(host: str) -> None:
+    """Check that a name can be asked for at all. Raises: ValueError."""
+    name = host.translate(_DOTS).removesuffix(".")
+    if not name.isascii():
+        try:
+            name = name.encode("idna").decode()
+        except UnicodeError:
+            raise ValueError("its host is no domain name") from None
+    labels = name.lower().split(".")
+    if len(name) > MAX_HOST_LENGTH or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError("its host is no domain name")
