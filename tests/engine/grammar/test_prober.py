@@ -91,7 +91,7 @@ def test_refusal_names_the_place(link: ProberLink, spec: GrammarSpec, place: str
     ("inner", "words"),
     [
         ('{"enum": ["x", "\\ud800"]}', "hex escape"),
-        ('{"maximum": 1%s}' % ("0" * 400), "number out of range"),
+        (f'{{"maximum": 1{"0" * 400}}}', "number out of range"),
         ('{"minimum": 1e999}', "JSON compliant"),
     ],
     ids=["surrogate", "integer", "float"],
@@ -100,7 +100,7 @@ def test_schema_that_cannot_be_read_is_refused_at_its_place(
     link: ProberLink, inner: str, words: str
 ) -> None:
     """Python reads more than the library: the part that is too much is named."""
-    source = '{"properties": {"a": {"const": 1}, "b": {"items": %s}}}' % inner
+    source = f'{{"properties": {{"a": {{"const": 1}}, "b": {{"items": {inner}}}}}}}'
     verdict = link.try_grammar(GrammarSpec(GrammarKind.JSON_SCHEMA, source), 0)
     assert "json_schema at #/properties/b/items: it cannot be read" in verdict.reason
     assert words in verdict.reason
@@ -109,7 +109,7 @@ def test_schema_that_cannot_be_read_is_refused_at_its_place(
 def test_number_that_is_none_of_json_is_refused_by_its_name(link: ProberLink) -> None:
     """NaN and the infinities are Python's."""
     for name in ("NaN", "Infinity", "-Infinity"):
-        source = '{"type": "number", "minimum": %s}' % name
+        source = f'{{"type": "number", "minimum": {name}}}'
         verdict = link.try_grammar(GrammarSpec(GrammarKind.JSON_SCHEMA, source), 0)
         assert f"{name} is no number of JSON" in verdict.reason
 
