@@ -36,7 +36,8 @@ def refuse_outside(folder: Path) -> None:
 
     In a hub's cache the files are links into the folder `blobs` beside `snapshots`, which belongs
     to the same model.
-    Raises: ModelBroken naming the first link.
+    What is neither file nor folder, such as a pipe, could be waited for without end.
+    Raises: ModelBroken naming the first link, or the first that is no file.
     """
     root = folder.resolve()
     homes = [root]
@@ -50,6 +51,8 @@ def refuse_outside(folder: Path) -> None:
                 f"{file.name} of {folder} is a link to {file.resolve()}, outside of the folder;"
                 " put the file itself there"
             )
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ModelBroken(f"{file.name} of {folder} is neither a file nor a folder")
 
 
 @contextmanager

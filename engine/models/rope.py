@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from tokenbus.engine.errors import ModelBroken
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -49,7 +51,24 @@ def rope_table(
     """Build the table that a transformers config asks for, of one layer type if they differ.
 
     Frequencies that depend on the length of the text (longrope, dynamic) are those of `max_len`.
+    Raises: ModelBroken with the settings that make no table.
     """
+    try:
+        inv_freq, scaling = _frequencies(config, layer_type, max_len, device)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        # A list of factors of the wrong length, a kind that is not known, a base that is no number.
+        told = _params(config, layer_type)
+        raise ModelBroken(
+            f"config.json gives rotary settings that make no table: {told}"
+            f" ({type(error).__name__}: {error})"
+        ) from error
+    return RopeTable(inv_freq.to(device), scaling, max_len)
+
+
+def _frequencies(
+    config: Any, layer_type: str | None, max_len: int, device: torch.device
+) -> tuple[Tensor, float]:
+    """Return the frequencies of a table, [rot_dim / 2] float32, and what scales it."""
     params = _params(config, layer_type)
     rope_type = params.get("rope_type", "default")
     if rope_type == "default":
@@ -57,11 +76,14 @@ def rope_table(
         head_dim = head_dim or config.hidden_size // config.num_attention_heads
         rot_dim = int(head_dim * params.get("partial_rotary_factor", 1.0))
         steps = torch.arange(0, rot_dim, 2, dtype=torch.float32, device=device)
-        inv_freq, scaling = 1.0 / (params["rope_theta"] ** (steps / rot_dim)), 1.0
-    else:
-        init = cast("Any", ROPE_INIT_FUNCTIONS[rope_type])
-        inv_freq, scaling = init(config, device, seq_len=max_len, layer_type=layer_type)
-    return RopeTable(inv_freq.to(device), scaling, max_len)
+        return 1.0 / (params["rope_theta"] ** (steps / rot_dim)), 1.0
+    init = cast("Any", ROPE_INIT_FUNCTIONS[rope_type])
+    inv_freq, scaling = init(config, device, seq_len=max_len, layer_type=layer_type)
+    for name in ("short_factor", "long_factor"):
+        num_factors = len(params.get(name) or inv_freq)
+        if num_factors != len(inv_freq):
+            raise ValueError(f"{name} has {num_factors} factors for {len(inv_freq)} frequencies")
+    return inv_freq, scaling
 
 
 def _params(config: Any, layer_type: str | None) -> dict[str, Any]:

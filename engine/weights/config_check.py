@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.errors import ModelBroken
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tokenbus.engine.models.decoder_config import DecoderConfig
 
 # Far above every model's (1e-6 to 1e-5): with more, a norm is no norm.
 _MAX_EPS = 0.1
+# Above every size of every model; transformers makes a list of as many entries as there are layers.
+_MAX_SIZE, _MAX_LAYERS = 2**24, 4096
+
+
+def refuse_counts(folder: Path) -> None:
+    """Refuse a number of layers for which no memory would do, before anything else reads it.
+
+    Raises: ModelBroken with the field; ValueError or OSError if the file is no JSON.
+    """
+    parts: list[Any] = [json.loads((folder / "config.json").read_bytes())]
+    while parts:
+        part = parts.pop()
+        if not isinstance(part, dict):
+            continue
+        parts += part.values()
+        for name, count in part.items():
+            is_count = isinstance(count, int) and "layer" in name
+            if is_count and count > _MAX_LAYERS:
+                raise ModelBroken(f"config.json gives the model a {name} of {count}")
 
 
 def refuse_sizes(config: DecoderConfig, max_model_len: int) -> None:
@@ -29,7 +51,7 @@ def refuse_sizes(config: DecoderConfig, max_model_len: int) -> None:
         "max_position_embeddings": max_model_len,
     }
     for name, size in sizes.items():
-        if size < 1:
+        if not 1 <= size <= _MAX_SIZE:
             raise ModelBroken(f"config.json gives the model a {name} of {size}")
     if config.num_heads % config.num_kv_heads:
         raise ModelBroken(

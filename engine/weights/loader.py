@@ -21,7 +21,7 @@ from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import open_tokenizer
 from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
-from tokenbus.engine.weights.config_check import refuse_sizes
+from tokenbus.engine.weights.config_check import refuse_counts, refuse_sizes
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
@@ -86,6 +86,7 @@ def load_model(
     folder = find_folder(model, with_weights=not random_weights)
     refuse_outside(folder)
     with broken_if(folder, "config.json"):
+        refuse_counts(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     chosen = _dtype(dtype, config, backend)
     if not random_weights:

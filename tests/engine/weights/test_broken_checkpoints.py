@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -278,6 +279,43 @@ def test_a_config_without_sense_is_refused(case: Case, name: str) -> None:
     """Sizes and settings of the wrong type or range are one clear error."""
     case.tell(**{name: _FIELDS[name]})
     _refused(case.folder, ModelBroken, r"config\.json")
+
+
+_SIZES = ["num_hidden_layers", "vocab_size", "hidden_size", "max_position_embeddings"]
+
+
+@pytest.mark.parametrize("name", _SIZES)
+def test_a_size_without_bounds_is_refused_at_once(case: Case, name: str) -> None:
+    """No memory is asked for it, by us or by transformers."""
+    case.tell(**{name: 10**9})
+    _refused(case.folder, ModelBroken, f"{name} of 1000000000")
+
+
+_ROPES: dict[str, dict[str, Any]] = {
+    "unknown": {"rope_type": "nonsense"},
+    "no base": {"rope_type": "default", "rope_theta": None},
+    "too many factors": {
+        "rope_type": "longrope",
+        "short_factor": [1] * 99,
+        "long_factor": [1] * 99,
+    },
+    "one factor": {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]},
+}
+
+
+@pytest.mark.parametrize("name", _ROPES)
+def test_rotary_settings_that_make_no_table_are_refused(case: Case, name: str) -> None:
+    """Whatever transformers raises over them, or lets pass."""
+    case.tell(rope_parameters={"rope_theta": 1e4} | _ROPES[name])
+    _refused(case.folder, ModelBroken, "rotary settings that make no table")
+
+
+@pytest.mark.parametrize("name", [_WEIGHTS, "tokenizer.json"])
+def test_a_pipe_is_not_waited_for(case: Case, name: str) -> None:
+    """It might never be written to."""
+    (case.folder / name).unlink()
+    os.mkfifo(case.folder / name)
+    _refused(case.folder, ModelBroken, f"{name} of .* is neither a file nor a folder")
 
 
 @pytest.mark.parametrize("name", [_WEIGHTS, "tokenizer.json", "config.json", "chat_template.jinja"])
