@@ -94,7 +94,7 @@ class _Broken(dict[str, object]):
     __iter__ = keys
 
 
-WRONG = [
+WRONG: list[Any] = [
     *(None, 7, b"x", object(), [], ("a",), "\ud800", float("nan"), {}, {7: 1}, {"prompt": 7}),
     {"prompt": "x", "v": 3},
     *({"prompt": "x", "\ud800": 1}, {"prompt": "x", "id": "a\n"}, _Broken(prompt="x")),

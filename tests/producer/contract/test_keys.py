@@ -72,6 +72,6 @@ def test_pool_names_that_break_the_tag_are_refused(pool: str) -> None:
 @pytest.mark.parametrize("pool", ["p\n", "", "a b", "a/b", "\ud800", "x" * 65, 7, None])
 def test_pool_of_another_form_is_refused_by_its_name(pool: Any) -> None:
     """Also one with a line break behind it, which the dollar of a pattern lets through."""
-    with pytest.raises(RequestInvalid, match="^pool: ") as refused:
+    with pytest.raises(RequestInvalid, match=r"^pool: ") as refused:
         Keys(pool)
     assert str(refused.value).encode()

@@ -9,7 +9,8 @@ import pytest
 from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable, UrlInvalid
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.embedded import start_private
-from tokenbus.producer.server.url import ServerKind, ServerUrl, hide_password
+from tokenbus.producer.server.shown_url import hide_password
+from tokenbus.producer.server.url import ServerKind, ServerUrl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
