@@ -53,7 +53,7 @@ def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def arguments_schema(tool: FunctionTool) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments, which are always an object.
 
-    Raises: RequestRejected if a keyword would not be enforced.
+    Raises: GrammarRejected if a keyword would not be enforced, RequestRejected for what is no object.
     """
     schema = dict(tool.parameters) or {"properties": {}, "additionalProperties": False}
     if schema.setdefault("type", "object") != "object":
@@ -61,5 +61,5 @@ def arguments_schema(tool: FunctionTool) -> Mapping[str, Any]:
     try:
         enforceable: Mapping[str, Any] = enforceable_schema(schema)
     except GrammarRejected as error:
-        raise RequestRejected("tools", f"{tool.name}: {error}") from error
+        raise GrammarRejected("tools", f"{tool.name}: {error}") from error
     return enforceable

@@ -75,9 +75,16 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
         refused = await client.submit(
             messages=MESSAGES, tools=[tool("count", {"properties": {"n": bad}, "required": ["n"]})]
         )
+        unreadable = await client.submit(
+            messages=MESSAGES, tools=[tool("count", {"properties": {"n": {"not": {}}}})]
+        )
         whole = await client.result(unbroken, timeout_s=PATIENCE_S)
-        with pytest.raises(JobFailed, match="Unsatisfiable"):
+        with pytest.raises(JobFailed, match="Unsatisfiable") as met:
             await client.result(refused, timeout_s=PATIENCE_S)
+        assert met.value.code == "grammar"
+        with pytest.raises(JobFailed, match="/properties/n") as met:
+            await client.result(unreadable, timeout_s=PATIENCE_S)
+        assert met.value.code == "grammar"
         half = len(whole.choices[0].ids) // 2
         assert half > 2 * NUM_AHEAD
         brake.set(half)

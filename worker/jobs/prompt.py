@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.text.chat_prompt import chat_text
-from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingParams
+from tokenbus.engine.types import FaultCode, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.contract.cache_scope import NO_GROUPS
 from tokenbus.producer.contract.schema import JobRequest, NamedTool, StoredRequest
 from tokenbus.producer.errors import RequestInvalid
@@ -87,7 +87,8 @@ class PromptPreparer:
             return ToolCalling(tools_of(tools), self._tokenizer)
         except RequestRejected as error:
             message = str(error).removeprefix(f"{error.field}: ")
-            raise JobRefused(INVALID, error.field, message) from None
+            code = FaultCode.GRAMMAR.value if isinstance(error, GrammarRejected) else INVALID
+            raise JobRefused(code, error.field, message) from None
 
     def _prompt_ids(
         self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None

@@ -287,7 +287,8 @@ _SIZES = ["num_hidden_layers", "vocab_size", "hidden_size", "max_position_embedd
 @pytest.mark.parametrize("name", _SIZES)
 def test_a_size_without_bounds_is_refused_at_once(case: Case, name: str) -> None:
     """No memory is asked for it, by us or by transformers."""
-    case.tell(**{name: 10**9})
+    changes: dict[str, Any] = {name: 10**9}
+    case.tell(**changes)
     _refused(case.folder, ModelBroken, f"{name} of 1000000000")
 
 
