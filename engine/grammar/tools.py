@@ -53,7 +53,7 @@ def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def arguments_schema(tool: FunctionTool) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments, which are always an object.
 
-    Raises: GrammarRejected if a keyword would not be enforced, RequestRejected for what is no object.
+    Raises: GrammarRejected if a keyword would not be enforced, RequestRejected if it is no object.
     """
     schema = dict(tool.parameters) or {"properties": {}, "additionalProperties": False}
     if schema.setdefault("type", "object") != "object":
