@@ -28,7 +28,7 @@ It is one file because the kinds are a closed set, read side by side.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -59,25 +59,34 @@ class LinearWeight(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PlainWeight:
+class _Stored:
+    """What the kinds share: the first of their tensors is the matrix, a row for each output."""
+
+    _INPUTS_PER_COLUMN: ClassVar[int] = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        num_outputs, num_columns = getattr(self, fields(self)[0].name).shape
+        return num_outputs, self._INPUTS_PER_COLUMN * num_columns
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that one product reads."""
+        held = (getattr(self, item.name) for item in fields(self))
+        return sum(tensor.nbytes for tensor in held if isinstance(tensor, Tensor))
+
+
+@dataclass(frozen=True, slots=True)
+class PlainWeight(_Stored):
     """Numbers as they are; values: [out, in]."""
 
     values: Tensor
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
-        return _matrix_shape(self.values)
-
-    @property
     def dtype(self) -> torch.dtype:
         """Return the dtype of the values."""
         return self.values.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.values.nbytes
 
     def dequantised(self) -> Tensor:
         """Return the values, [out, in] float32."""
@@ -85,7 +94,7 @@ class PlainWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Weight:
+class Int8Weight(_Stored):
     """Bytes with a scale per output: value * scale.
 
     values: [out, in] int8; scales: [out] float32.
@@ -95,45 +104,26 @@ class Int8Weight:
     scales: Tensor
     dtype: torch.dtype
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
-        return _matrix_shape(self.values)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.values.nbytes + self.scales.nbytes
-
     def dequantised(self) -> Tensor:
         """Return value * scale, [out, in] float32."""
         return self.values.float() * self.scales[:, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Int4Weight:
+class Int4Weight(_Stored):
     """Steps of 4 bits with a scale and a low per group of inputs: step * scale + low.
 
     steps: [out, in / 2] uint8, of two neighbouring inputs the first one in the low half;
     scales, lows: [out, groups] bfloat16, every group but the last of `group_inputs` inputs.
     """
 
+    _INPUTS_PER_COLUMN = 2
+
     steps: Tensor
     scales: Tensor
     lows: Tensor
     group_inputs: int
     dtype: torch.dtype
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
-        num_outputs, num_bytes = _matrix_shape(self.steps)
-        return num_outputs, 2 * num_bytes
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.steps.nbytes + self.scales.nbytes + self.lows.nbytes
 
     def dequantised(self) -> Tensor:
         """Return step * scale + low, [out, in] float32."""
@@ -143,7 +133,7 @@ class Int4Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Weight:
+class Fp8Weight(_Stored):
     """Float8 with a scale per output: value * scale.
 
     values: [out, in] float8_e4m3fn; scales: [out] float32. A checkpoint with one scale for a whole
@@ -157,23 +147,13 @@ class Fp8Weight:
     dtype: torch.dtype
     input_scale: float | None = None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
-        return _matrix_shape(self.values)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.values.nbytes + self.scales.nbytes
-
     def dequantised(self) -> Tensor:
         """Return value * scale, [out, in] float32."""
         return self.values.float() * self.scales[:, None]
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8BlockWeight:
+class Fp8BlockWeight(_Stored):
     """Float8 with a scale per block of outputs and inputs: value * scale.
 
     values: [out, in] float8_e4m3fn; scales: [ceil(out / block_outputs), ceil(in / block_inputs)]
@@ -188,16 +168,6 @@ class Fp8BlockWeight:
     block_inputs: int
     dtype: torch.dtype
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
-        return _matrix_shape(self.values)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.values.nbytes + self.scales.nbytes
-
     def dequantised(self) -> Tensor:
         """Return value * scale, [out, in] float32."""
         num_outputs, num_inputs = self.shape
@@ -207,7 +177,7 @@ class Fp8BlockWeight:
 
 
 @dataclass(frozen=True, slots=True)
-class Int4GroupWeight:
+class Int4GroupWeight(_Stored):
     """Steps of 4 bits with a scale and a zero point per group of inputs: (step - zero) * scale.
 
     steps: [out, in / 2] uint8, of two neighbouring columns the first one in the low half;
@@ -219,6 +189,8 @@ class Int4GroupWeight:
     columns multiply. None where column j is input j. It is a permutation.
     """
 
+    _INPUTS_PER_COLUMN = 2
+
     steps: Tensor
     scales: Tensor
     zeros: Tensor
@@ -226,24 +198,13 @@ class Int4GroupWeight:
     dtype: torch.dtype
     order: Tensor | None = None
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
-        num_outputs, num_bytes = _matrix_shape(self.steps)
-        return num_outputs, 2 * num_bytes
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.steps.nbytes + self.scales.nbytes + self.zeros.nbytes
-
     def dequantised(self) -> Tensor:
         """Return (step - zero) * scale with inputs in their own order, [out, in] float32."""
         return _from_groups(_halves_of(self.steps), self)
 
 
 @dataclass(frozen=True, slots=True)
-class Int8GroupWeight:
+class Int8GroupWeight(_Stored):
     """Steps of 8 bits with a scale and a zero point per group of inputs: (step - zero) * scale.
 
     steps: [out, in] uint8; zeros: [out, groups] int16, 0 to 256, 128 everywhere for weights without
@@ -256,16 +217,6 @@ class Int8GroupWeight:
     group_inputs: int
     dtype: torch.dtype
     order: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Outputs and inputs."""
-        return _matrix_shape(self.steps)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one product reads."""
-        return self.steps.nbytes + self.scales.nbytes + self.zeros.nbytes
 
     def dequantised(self) -> Tensor:
         """Return (step - zero) * scale with inputs in their own order, [out, in] float32."""
@@ -309,8 +260,3 @@ def _from_groups(steps: Tensor, weight: Int4GroupWeight | Int8GroupWeight) -> Te
     restored = torch.empty_like(values)
     restored[:, weight.order] = values
     return restored
-
-
-def _matrix_shape(values: Tensor) -> tuple[int, int]:
-    num_outputs, num_inputs = values.shape
-    return num_outputs, num_inputs
