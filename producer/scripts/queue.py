@@ -135,9 +135,9 @@ class QueueScripts:
 
     async def reply(self, secret: str, message: str) -> None:
         """Leave the answer to a raw entry where its sender waits for it."""
-        key = self._keys.of("replies", secret)
-        await self._runner.command("RPUSH", key, message)
-        await self._runner.command("PEXPIRE", key, REPLY_TTL_MS)
+        await self._runner.run(
+            "reply", self._keys.prefix, secret=secret, message=message, ttl_ms=REPLY_TTL_MS
+        )
 
     async def bound_letters(self, num_bytes: int) -> None:
         """Say how many bytes the pool's dead letters may have."""

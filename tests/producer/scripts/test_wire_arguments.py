@@ -115,6 +115,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
         "1-2", "refused-1", '{"reason":"failed"}', b"\xff\x00", named="j@shop", tenant="shop"
     ),
     "renew": lambda s: s.lease.renew("w1", 30_000, 1000, 16),
+    "reply": lambda s: s.queue.reply("r" * 16, '{"job":"s1-job"}'),
     "requeue": lambda s: s.lease.requeue("w1", "s1-job", 4),
     "requeue, crashed": lambda s: s.lease.requeue(
         "w1", "s1-job", 4, marker_epoch=5, num_logged=6, crashed=True, max_attempts=7
