@@ -73,8 +73,12 @@ async def test_new_jobs_wait_for_a_new_worker(
         old = await earlier.call(redis_url, pool, "submit", fields | {"tenant": "shop"})
         text = await text_of(earlier, redis_url, pool, old[0])
         assert text == [expected_text(1, 6), "length"]
-        # It has ticked by now, and scanned.
-        await asyncio.sleep(3)
+        # Each is started by a tick, and every tick is followed by a scan.
+        for seed in (2, 3):
+            delayed = fields | {"tenant": "shop", "seed": seed, "not_before_s": 0.2}
+            old = await earlier.call(redis_url, pool, "submit", delayed)
+            text = await text_of(earlier, redis_url, pool, old[0])
+            assert text == [expected_text(seed, 6), "length"]
         for job, state in zip(jobs, ("waiting", "waiting", "delayed", "waiting"), strict=True):
             address = job.channel.partition(":tok:")[2]
             assert await state_of(client.scripts, address) == state
