@@ -183,6 +183,7 @@ async def test_options_reach_the_connection() -> None:
     assert make_redis("redis://[::1]:7").connection_pool.connection_kwargs["host"] == "::1"
 
 
+@pytest.mark.processes
 async def test_embedded_server_in_a_folder_of_any_name(tmp_path: Path) -> None:
     """Characters that mean something in a URL are a part of a folder's name like others."""
     url = f"embedded://{quote(str(tmp_path / 'a#b?c%20@d'))}"
@@ -206,6 +207,7 @@ def test_environment_of_children_has_no_secrets() -> None:
     assert without_secrets(given | {"TOKENBUS_WEBHOOK_KEYS": "{}"}) == {"TOKENBUS_CACHE": "c"}
 
 
+@pytest.mark.processes
 def test_guard_of_an_embedded_server_inherits_no_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +229,7 @@ def test_guard_of_an_embedded_server_inherits_no_password(
         server.close()
 
 
+@pytest.mark.processes
 def test_help_says_where_a_password_is_safe() -> None:
     """The option's help names the variable and why."""
     command = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli", "status", "--help"]
