@@ -45,7 +45,7 @@ class Ear:
 
 async def run_jobs(client: AsyncClient, shift: int) -> list[str]:
     """Submit jobs of fixed ids, read them all and return their texts."""
-    fields = {"max_tokens": NUM_TOKENS, "tenant": "shop"}
+    fields: dict[str, Any] = {"max_tokens": NUM_TOKENS, "tenant": "shop"}
     jobs = [
         await client.submit("hello", seed=shift + number, id=f"job-{number}", **fields)
         for number in range(NUM_JOBS)
@@ -86,7 +86,7 @@ async def test_notices_to_workers_stay_in_their_database(redis_url: str, pool: s
         worker(pool, redis_url, null_tokens_per_s=100),
         worker(pool, other_url, null_tokens_per_s=100) as running,
     ):
-        fields = {"id": "one", "seed": 1}
+        fields: dict[str, Any] = {"id": "one", "seed": 1}
         kept = asyncio.create_task(follow(first, await first.submit("a", max_tokens=50, **fields)))
         job = await second.submit("a", max_tokens=5000, **fields)
         async with asyncio.timeout(PATIENCE_S):
