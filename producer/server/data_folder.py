@@ -29,6 +29,7 @@ from tokenbus.producer.server.folder_owner import (
     is_rooted,
     make_private,
     refuse_foreign,
+    refuse_foreign_links,
     refuse_others,
     shown,
     user_name,
@@ -67,7 +68,9 @@ class DataFolder:
         """
         _fcntl()
         try:
-            path = path.expanduser().resolve()
+            path = path.expanduser().absolute()
+            refuse_foreign_links(path)
+            path = path.resolve()
             make_private(path)
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except PermissionError:

@@ -35,6 +35,10 @@ from tokenbus.producer.server.data_folder import (
 from tokenbus.producer.server.embedded import START_TIMEOUT_S, answers
 
 _POLL_S = 0.1
+# A server listens some milliseconds after its start, before it loads its data. Past the second
+# limit its socket must have been deleted before it was seen.
+_LISTEN_S = 1.0
+_LATE_S = 5.0
 _STOP_TIMEOUT_S = 10.0
 # A server that does not start, because the disk is full for instance, is tried again after pauses
 # that double up to this.
@@ -166,7 +170,7 @@ class _Guard:
             # A disk that is full is no reason to leave the server alone.
             with contextlib.suppress(OSError):
                 self.folder.renew_guard_lock(self.guard_lock)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
                 self._look_after_server()
             time.sleep(_POLL_S)
         if self._server is not None:
@@ -181,6 +185,11 @@ class _Guard:
         self._started_at = time.monotonic()
         self._server = start_server(self.guarded())
         self._tell(self._server.pid)
+        # Seen at once, the socket gets its second name before anybody deletes the first.
+        deadline = self._started_at + _LISTEN_S
+        while self._socket is None and self._server.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S / 50)
+            self._look_after_socket()
         return self._server
 
     def _tell(self, server_pid: int) -> None:
@@ -217,7 +226,8 @@ class _Guard:
     def _look_after_server(self) -> None:
         """Start the server again if it died, at once if it had run, and keep its socket there."""
         if self._server is None or self._server.poll() is not None:
-            died_at_start = self._server is not None and not self._has_answered
+            has_run = self._has_answered or self._is_asked_to_stop
+            died_at_start = self._server is not None and not has_run
             if died_at_start and time.monotonic() - self._started_at < self._pause_s:
                 return
             self._pause_s = min(2 * self._pause_s + _POLL_S, _MAX_PAUSE_S) if died_at_start else 0.0
@@ -233,15 +243,15 @@ class _Guard:
         The server ends in order and starts with all that it had; it may be busy until then.
         """
         here, spare = self.folder.inode(SOCKET), self.folder.inode(SPARE_SOCKET)
-        if self._socket is None:
-            self._socket = here
-            is_late = time.monotonic() - self._started_at > START_TIMEOUT_S
-            if here is None and is_late:
+        if self._socket is None and here is None:
+            if time.monotonic() > self._started_at + _LATE_S:
                 self._stop_for_another()
-        elif here == self._socket and spare != here:
+        elif self._socket in (None, here) and spare != here:
+            self._socket = here
             Path(SPARE_SOCKET).unlink(missing_ok=True)
-            # File systems without hard links have no spare.
-            os.link(SOCKET, SPARE_SOCKET)
+            # A file system without hard links has no spare.
+            with contextlib.suppress(OSError):
+                os.link(SOCKET, SPARE_SOCKET)
         elif here != self._socket and spare == self._socket:
             Path(SOCKET).unlink(missing_ok=True)
             os.link(SPARE_SOCKET, SOCKET)

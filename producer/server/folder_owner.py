@@ -77,6 +77,21 @@ def _foreign(path: Path, owner: int) -> EmbeddedUnavailable:
     )
 
 
+def refuse_foreign_links(path: Path) -> None:
+    """Refuse a path that another user's link leads astray.
+
+    Raises: EmbeddedUnavailable.
+    """
+    for each in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            status = each.lstat()
+            if stat.S_ISLNK(status.st_mode) and status.st_uid not in (0, os.geteuid()):
+                raise EmbeddedUnavailable(
+                    f"embedded server: {shown(each)} is a link that {user_name(status.st_uid)} made"
+                    " and may change; name the folder itself"
+                )
+
+
 def user_name(uid: int) -> str:
     """Name a user for people."""
     pwd: Any = importlib.import_module("pwd")

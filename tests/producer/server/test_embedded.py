@@ -299,6 +299,17 @@ def test_folder_of_another_user_is_refused(foreign: Path) -> None:
     assert list(foreign.iterdir()) == []
 
 
+def test_link_of_another_user_is_refused(foreign: Path, tmp_path: Path) -> None:
+    """It may lead elsewhere tomorrow, so it is not followed to a folder of one's own either."""
+    link = foreign.with_name("link")
+    link.symlink_to(tmp_path)
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    for path in (link, link / "bus"):
+        with pytest.raises(EmbeddedUnavailable, match=rf"is a link that .*{NOBODY}"):
+            join_shared(path)
+    assert list(tmp_path.iterdir()) == []
+
+
 AS_NOBODY = """
 import os, sys
 from pathlib import Path

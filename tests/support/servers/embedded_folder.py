@@ -8,6 +8,7 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,7 +18,9 @@ from redis.exceptions import RedisError
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.server.connection import retrying
 from tokenbus.producer.server.embedded import join_shared
+from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
@@ -94,7 +97,10 @@ class Household:
             while not await self._is_settled(client):
                 pass
             for job_id in self.accepted:
-                assert await client.scripts.queue.record(job_id) is not None, job_id
+                record = partial(client.scripts.queue.record, job_id)
+                # The server may load its data.
+                found = await retrying(record, ServerUrl.parse(self.url), PATIENT.retry_for_s)
+                assert found is not None, job_id
 
     async def _is_settled(self, client: AsyncClient) -> bool:
         servers = servers_in(self.folder)
