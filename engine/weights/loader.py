@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig
 
-from tokenbus.engine.errors import ModelNotFound, ModelUnsupported
+from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.model_folder import broken_if, refuse_outside
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
@@ -19,7 +17,6 @@ from tokenbus.engine.models.hf_generic import GenericModel
 from tokenbus.engine.models.rope import rope_table
 from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import open_tokenizer
-from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
 from tokenbus.engine.weights.config_check import refuse_counts, refuse_sizes
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
@@ -27,20 +24,21 @@ from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
 from tokenbus.engine.weights.leftovers import refuse_stored
 from tokenbus.engine.weights.load_check import LoadCheck
+from tokenbus.engine.weights.model_store import find_folder
 from tokenbus.engine.weights.readers import PlainReader
 from tokenbus.engine.weights.special_tokens import check_others, eos_token_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.weights.model_store import Progress
     from tokenbus.engine.weights.readers import WeightReader
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +68,7 @@ def load_model(
     random_weights: bool = False,
     max_model_len: int | None = None,
     reader: WeightReader | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model from a local folder or GGUF file, a hub id or an alias of the model store.
 
@@ -80,6 +79,7 @@ def load_model(
         random_weights: read only the config and draw the weights on the device.
         max_model_len: tokens of the longest text; None is the model's own limit.
         reader: what makes kinds of weight of the checkpoint; None is as its config says.
+        progress: called with what is going on and the share of it that is done, 0 to 1.
     Raises: ModelNotFound, ModelBroken, ModelUnsupported; RequestRejected for a `max_model_len` that
         the model's positions cannot have.
     """
@@ -89,7 +89,9 @@ def load_model(
         refuse_counts(folder)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     chosen = _dtype(dtype, config, backend)
+    tell = progress or (lambda *_: None)
     if not random_weights:
+        tell("checking the files", 0.0)
         verify_checksums(folder)
     with broken_if(folder, "config.json"):
         longest = context_length(config.get_text_config()).chosen(max_model_len)
@@ -98,7 +100,13 @@ def load_model(
     check_others(config, tokenizer, vocab_size)
     weights = None if random_weights else folder
     paged = build_model(
-        config, weights, backend, dtype=chosen, max_model_len=longest, reader=reader
+        config,
+        weights,
+        backend,
+        dtype=chosen,
+        max_model_len=longest,
+        reader=reader,
+        progress=progress,
     )
     return LoadedModel(
         model=paged,
@@ -121,6 +129,7 @@ def build_model(
     dtype: torch.dtype,
     max_model_len: int,
     reader: WeightReader | None = None,
+    progress: Progress | None = None,
 ) -> PagedModel:
     """Build the model of a transformers config from a folder or tensors by name (None: random).
 
@@ -144,7 +153,8 @@ def build_model(
     if weights is None:
         decoder.draw()
     else:
-        decoder.fill(read_tensors(weights) if isinstance(weights, Path) else weights.items())
+        named = read_tensors(weights) if isinstance(weights, Path) else weights.items()
+        decoder.fill(named if progress is None else _counted(named, len(dtypes), progress))
     ropes = {
         name: rope_table(text, layer_type, max_model_len, device)
         for name, layer_type in shape.rope_layer_types.items()
@@ -154,6 +164,16 @@ def build_model(
     model = Decoder(tensors, backend.ops(shape, dtype))
     check.run()
     return model
+
+
+def _counted(
+    named: Iterable[tuple[str, Tensor]], num_tensors: int, progress: Progress
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors on and say how many of them were read."""
+    for number, item in enumerate(named):
+        progress("reading weights", number / max(1, num_tensors))
+        yield item
+    progress("preparing weights", 0.0)
 
 
 def _stored_dtypes(weights: Path | Mapping[str, Tensor] | None) -> Mapping[str, str]:
@@ -170,34 +190,6 @@ def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightR
     if told is None:
         return PlainReader()
     return QuantisedReader(scheme_of(told), text_prefixes(names))
-
-
-def find_folder(model: str | Path, *, with_weights: bool = True) -> Path:
-    """Return the local folder of a model, fetching a hub id or converting a GGUF file.
-
-    Raises: ModelNotFound with what was tried and what to do.
-    """
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.suffix == ".gguf" and folder.is_file():
-        return model_store.converted(folder)
-    name = str(model)
-    if folder.is_dir():
-        raise ModelNotFound(f"{name} is a folder without config.json")
-    if name in model_store.ALIASES:
-        return model_store.find(name)
-    if isinstance(model, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelNotFound(f"there is no folder {name}")
-    patterns = _HUB_PATTERNS if with_weights else _HUB_PATTERNS[1:]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        aliases = ", ".join(sorted(model_store.ALIASES))
-        raise ModelNotFound(
-            f"{name} is no local folder, no alias ({aliases}), and the hub answered: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
 
 
 def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:

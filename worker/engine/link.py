@@ -22,6 +22,7 @@ from tokenbus.worker.messages.engine import (
     Beat,
     EngineReady,
     EngineRefused,
+    EngineStarting,
     StepRecord,
 )
 from tokenbus.worker.process.child import spawn
@@ -42,12 +43,19 @@ _REAP_TIMEOUT_S = 5.0
 class EngineLink:
     """One engine process; a dead one is never revived, a new link takes its place.
 
-    `on_report` is called on the event loop, in the engine's order, for everything but the start-up.
+    `on_report` is called on the event loop, in the engine's order, for everything but the start-up,
+    of which `on_phase` hears: what is going on, and the share of that which is done.
     """
 
-    def __init__(self, start: StartEngine, on_report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        start: StartEngine,
+        on_report: Callable[[Report], None],
+        on_phase: Callable[[str, float], None] = lambda *_: None,
+    ) -> None:
         self._start = start
         self._on_report = on_report
+        self._on_phase = on_phase
         self._process: asyncio.subprocess.Process | None = None
         self._writer: FrameWriter | None = None
         self._ready: asyncio.Future[EngineReady] | None = None
@@ -157,6 +165,9 @@ class EngineLink:
                 return
             case EngineRefused():
                 self._refusal = report
+                return
+            case EngineStarting(phase, share):
+                self._on_phase(phase, share)
                 return
             case StepRecord(stats=stats):
                 # Publisher processes get the bytes that came.

@@ -33,6 +33,7 @@ from tokenbus.worker.messages.engine import (
     Credit,
     EngineReady,
     EngineRefused,
+    EngineStarting,
     Report,
     RequestRefused,
     StartEngine,
@@ -43,6 +44,8 @@ from tokenbus.worker.process.child import die_with_parent, die_with_socket, igno
 from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
     from tokenbus.worker.engine.step_log import StepLog
 
@@ -51,6 +54,8 @@ BEAT_INTERVAL_S = 0.5
 
 # While every request left waits for its grammar to compile.
 STALL_POLL_S = 0.005
+# Between two reports of one phase of the start.
+PHASE_INTERVAL_S = 0.5
 
 
 class EngineLike(Protocol):
@@ -190,10 +195,32 @@ class EngineLoop:
                 del self._unsent[:sent]
 
 
-def build(start: StartEngine) -> tuple[EngineLike, str | None]:
+class Phases:
+    """Tells the worker what the start is at, a new phase at once; steps may come from a thread."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._phase = ""
+        self._told_at = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, phase: str, share: float) -> None:
+        """Report a phase and the share of it that is done, 0 to 1."""
+        with self._lock:
+            now = time.monotonic()
+            if phase == self._phase and now - self._told_at < PHASE_INTERVAL_S:
+                return
+            self._phase, self._told_at = phase, now
+            self._sock.sendall(REPORTS.encode(EngineStarting(phase, share)))
+
+
+def build(
+    start: StartEngine, tell: Callable[[str, float], None] = lambda *_: None
+) -> tuple[EngineLike, str | None]:
     """Build the engine that the worker asked for, and name the folder of its tokenizer.
 
-    The real engine, and with it torch, is imported only here.
+    An alias that is not in the cache folder is fetched. The real engine, and with it torch, is
+    imported only here. `tell` hears of each phase, and the share of it that is done.
     """
     if start.null is not None:
         from tokenbus.engine.null.null_engine import NullEngine
@@ -201,11 +228,18 @@ def build(start: StartEngine) -> tuple[EngineLike, str | None]:
         return NullEngine(start.null), None
     if start.engine is None:
         raise ValueError("the start message names no engine")
-    from tokenbus.engine.build import build_engine
-    from tokenbus.engine.weights.loader import find_folder
+    from tokenbus.engine.weights.model_store import ALIASES, find_folder, locate, pull
 
-    engine = build_engine(start.engine)
-    return engine, str(find_folder(start.engine.model))
+    config = start.engine
+    if config.model in ALIASES and locate(config.model) is None:
+        pull(config.model, tell)
+    else:
+        tell("looking for the model", 0.0)
+    folder = find_folder(config.model, with_weights=not config.random_weights, progress=tell)
+    tell("loading torch", 0.0)
+    from tokenbus.engine.build import build_engine
+
+    return build_engine(config, tell), str(folder)
 
 
 def serve(sock: socket.socket) -> int:
@@ -214,7 +248,7 @@ def serve(sock: socket.socket) -> int:
     frames = FrameReader()
     try:
         start = _read_start(sock, frames)
-        engine, folder = build(start)
+        engine, folder = build(start, Phases(sock))
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
         sock.sendall(REPORTS.encode(EngineReady(engine.limits, num_pages, folder)))
