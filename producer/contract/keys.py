@@ -40,6 +40,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | ending   | zset   | `ending2`, jobs that end without an owner, or are not quite complete      |
 | dead     | stream | dead letters, bounded in number and bytes                                 |
 | letters  | hash   | number and bytes of the dead letters, and how many bytes they may have    |
+| paused   | string | since when pulls take nothing, by server time in ms; there while they do  |
 | bell     | list   | `bell2`, at most one token: work became pullable                          |
 | wake     | list   | `wake:<worker>`, the same for one worker: a job of its prefix; TTL        |
 | home     | string | `home:<prefix>`, the worker whose cache holds the prefix; TTL             |
@@ -112,6 +113,7 @@ POOL_KEYS = {
     "ending": ":ending2",
     "dead": ":dead",
     "letters": ":letters",
+    "paused": ":paused",
     "bell": ":bell2",
     "wake": ":wake:",
     "home": ":home:",
@@ -142,6 +144,7 @@ JOB_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,96}$"
 REPLY_PATTERN = r"[A-Za-z0-9_-]{16,128}"
 POOL_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 _POOL = re.compile(POOL_PATTERN)
+_WORKER_CHANNEL = re.compile(r"\{tb:([A-Za-z0-9_.-]{1,64})\}" + re.escape(POOL_KEYS["ctl"]))
 _SHARD = re.compile(r"^s(\d{1,3})-")
 
 
@@ -156,6 +159,12 @@ def versions_text(version: object) -> str:
     """Say which wire version was met, and which ones this release reads."""
     known = " and ".join(str(each) for each in KNOWN_VERSIONS)
     return f"speaks wire version {version}; this release speaks {known}"
+
+
+def pool_of_worker_channel(channel: bytes) -> str | None:
+    """Return the pool whose worker listens on a channel; None for any other channel."""
+    match = _WORKER_CHANNEL.match(channel.decode(errors="replace"))
+    return match[1] if match else None
 
 
 def address_of(channel: bytes) -> JobAddress:

@@ -14,9 +14,7 @@ NOTICE_AFTER_S = 1.0
 
 
 @contextmanager
-def waiting_told(
-    tell: Callable[[], None], after_s: float = NOTICE_AFTER_S
-) -> Iterator[None]:
+def waiting_told(tell: Callable[[], None], after_s: float = NOTICE_AFTER_S) -> Iterator[None]:
     """Call `tell` once, in the running event loop, if what is done meanwhile takes longer."""
     timer = asyncio.get_running_loop().call_later(after_s, tell)
     try:
