@@ -74,7 +74,7 @@ def test_model_that_is_nowhere_is_not_found(name: str) -> None:
 def test_folder_without_weights_is_not_found(model: str, tmp_path: Path) -> None:
     """A config alone is no model, unless weights are to be drawn."""
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelNotFound, match="no \\*.safetensors"):
+    with pytest.raises(ModelNotFound, match=r"no \*\.safetensors"):
         _check(model=model)
     _check(model=model, random_weights=True)
 

@@ -15,6 +15,7 @@ from tokenbus.worker.errors import (
     EngineStartFailed,
     SettingsInvalid,
 )
+from tokenbus.worker.logs import get_logger
 from tokenbus.worker.messages.engine import (
     COMMANDS,
     REPORTS,
@@ -26,6 +27,7 @@ from tokenbus.worker.messages.engine import (
     StepRecord,
 )
 from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.child_output import ChildOutput
 from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
 from tokenbus.worker.process.frames import frame_of
@@ -62,6 +64,8 @@ class EngineLink:
         self._died = asyncio.Event()
         self._refusal: EngineRefused | None = None
         self._ready_report: EngineReady | None = None
+        self._output: ChildOutput | None = None
+        self._log = get_logger()
         self.stats: EngineStats | None = None
         self.paused = False
         self.moved_at = time.monotonic()
@@ -74,9 +78,15 @@ class EngineLink:
         """
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
-        self._process, transport = await spawn(
-            "tokenbus.worker.engine.process", lambda: FrameReceiver(self._receive, self._lost)
-        )
+        self._output = ChildOutput(lambda text: self._log.warning("engine.said", text=text))
+        try:
+            self._process, transport = await spawn(
+                "tokenbus.worker.engine.process",
+                lambda: FrameReceiver(self._receive, self._lost),
+                self._output,
+            )
+        finally:
+            self._output.began()
         self._writer = FrameWriter(transport)
         self.send(self._start)
         try:
@@ -146,6 +156,8 @@ class EngineLink:
         if self._writer is not None:
             self._writer.close()
         await self._reap()
+        if self._output is not None:
+            self._output.close()
 
     async def _reap(self) -> int | None:
         if self._process is None:

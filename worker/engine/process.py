@@ -40,7 +40,12 @@ from tokenbus.worker.messages.engine import (
     pack_step,
 )
 from tokenbus.worker.process import gc
-from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
+from tokenbus.worker.process.child import (
+    die_with_parent,
+    die_with_socket,
+    ignore_signals,
+    leave,
+)
 from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
@@ -300,4 +305,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))
