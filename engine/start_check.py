@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import ModelNotFound, RequestRejected
-from tokenbus.engine.weights.model_store import locate
+from tokenbus.engine.weights.model_place import locate
 
 if TYPE_CHECKING:
     from tokenbus.engine.config import EngineConfig

@@ -24,7 +24,7 @@ from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
 from tokenbus.engine.weights.leftovers import refuse_stored
 from tokenbus.engine.weights.load_check import LoadCheck
-from tokenbus.engine.weights.model_store import find_folder
+from tokenbus.engine.weights.model_place import find_folder
 from tokenbus.engine.weights.readers import PlainReader
 from tokenbus.engine.weights.special_tokens import check_others, eos_token_ids
 
@@ -84,32 +84,25 @@ def load_model(
         the model's positions cannot have.
     """
     folder = find_folder(model, with_weights=not random_weights)
-    refuse_outside(folder)
-    with broken_if(folder, "config.json"):
-        refuse_counts(folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = _config(folder)
     chosen = _dtype(dtype, config, backend)
-    tell = progress or (lambda *_: None)
     if not random_weights:
-        tell("checking the files", 0.0)
+        if progress is not None:
+            progress("checking the files", 0.0)
         verify_checksums(folder)
     with broken_if(folder, "config.json"):
         longest = context_length(config.get_text_config()).chosen(max_model_len)
         vocab_size = int(config.get_text_config().vocab_size)
-    tokenizer = _tokenizer(folder)
-    check_others(config, tokenizer, vocab_size)
+    tokenizer = _tokenizer(folder, config, vocab_size)
     weights = None if random_weights else folder
-    paged = build_model(
-        config,
-        weights,
-        backend,
-        dtype=chosen,
-        max_model_len=longest,
-        reader=reader,
-        progress=progress,
-    )
+    more: dict[str, Any] = {
+        "dtype": chosen,
+        "max_model_len": longest,
+        "reader": reader,
+        "progress": progress,
+    }
     return LoadedModel(
-        model=paged,
+        model=build_model(config, weights, backend, **more),
         config=config,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(folder, config, tokenizer, vocab_size),
@@ -192,6 +185,14 @@ def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightR
     return QuantisedReader(scheme_of(told), text_prefixes(names))
 
 
+def _config(folder: Path) -> Any:
+    """Return the folder's transformers config; no code that it names is run."""
+    refuse_outside(folder)
+    with broken_if(folder, "config.json"):
+        refuse_counts(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
 def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:
     if dtype != "auto":
         return _DTYPES[dtype]
@@ -199,8 +200,10 @@ def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:
     return backend.weights_dtype(stored if isinstance(stored, torch.dtype) else None)
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, config: Any, vocab_size: int) -> Any:
+    """Return the folder's tokenizer, None if there is none; ids that are no tokens are told."""
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in names):
-        return None
-    return open_tokenizer(folder)
+    has_one = any((folder / name).is_file() for name in names)
+    tokenizer = open_tokenizer(folder) if has_one else None
+    check_others(config, tokenizer, vocab_size)
+    return tokenizer

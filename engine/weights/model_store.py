@@ -1,13 +1,9 @@
-"""Models by name: a folder, a GGUF file, an alias or a hub id; nothing here imports torch.
-
-Those of aliases are kept in the user's cache folder: fetched once, converted once, checked.
-"""
+"""Models by alias, kept in the user's cache folder: fetched once, converted once, checked."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import re
 import shutil
 import subprocess
 import sys
@@ -38,9 +34,6 @@ if TYPE_CHECKING:
 _DOWNLOAD_TIMEOUT_S = 1800
 # Between two words of a download that tells nothing itself.
 _DOWNLOAD_WORD_S = 2.0
-# What the hub takes for an id: a name, or an owner and a name.
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt"]
 # Part of the bar for the download; the conversion takes the rest.
 _DOWNLOAD_SHARE = 0.5
 
@@ -67,60 +60,19 @@ def _silent(_: str, __: float) -> None:
     """Report nothing."""
 
 
-def locate(model: str | Path) -> Path | None:
-    """Return the folder or GGUF file of a model that lies on this machine; fetch nothing.
-
-    Returns: None for an alias that was not pulled yet, and for a hub id.
-    Raises: ModelNotFound for what is neither on this machine nor can be fetched, with what to do.
-    """
-    name = str(model)
-    place = Path(model).expanduser()
-    if (place / "config.json").is_file() or (place.suffix == ".gguf" and place.is_file()):
-        return place
-    if place.is_dir():
-        raise ModelNotFound(f"{name} is a folder without config.json")
-    if place.exists():
-        raise ModelNotFound(f"{name} is neither a model's folder nor a GGUF file")
-    if name in ALIASES:
-        folder = _folder(name)
-        return folder if (folder / CHECKSUMS_NAME).is_file() else None
-    looks_local = isinstance(model, Path) or name.startswith((".", "/", "~")) or "\0" in name
-    if looks_local or name.endswith(".gguf"):
-        raise ModelNotFound(f"there is no folder or file {name}")
-    if _HUB_ID.fullmatch(name) is None:
-        raise ModelNotFound(
-            f"{name!r} is no local folder, no alias ({_aliases()}) and no id of a hub (owner/name)"
-        )
-    return None
-
-
-def find_folder(
-    model: str | Path, *, with_weights: bool = True, progress: Progress | None = None
-) -> Path:
-    """Return the local folder of a model: a hub id is fetched, a GGUF file converted.
-
-    An alias is looked up, not fetched.
-    Raises: ModelNotFound with what was tried and what to do; ModelBroken or ModelUnsupported for
-        a file that holds no model that can be read.
-    """
-    place = locate(model)
-    if place is not None:
-        return converted(place) if place.suffix == ".gguf" and place.is_file() else place
-    name = str(model)
-    if name in ALIASES:
-        return find(name)
-    return _from_hub(name, with_weights=with_weights, report=progress or _silent)
-
-
 def find(alias: str) -> Path:
     """Return the folder of a model that was pulled.
 
     Raises: ModelNotFound if the alias is unknown or was not pulled.
     """
-    folder = _folder(alias)
-    if not (folder / CHECKSUMS_NAME).is_file():
+    if not holds(alias):
         raise ModelNotFound(f"{alias} is not in {cache_folder()}; run: tokenbus model pull {alias}")
-    return folder
+    return _folder(alias)
+
+
+def holds(alias: str) -> bool:
+    """Tell whether a model was pulled. Raises: ModelNotFound if the alias is unknown."""
+    return (_folder(alias) / CHECKSUMS_NAME).is_file()
 
 
 def pull(alias: str, progress: Progress | None = None) -> Path:
@@ -195,26 +147,6 @@ def converted(source: Path) -> Path:
             _convert(source, made, _silent)
             made.rename(folder)
     return folder
-
-
-def _from_hub(name: str, *, with_weights: bool, report: Progress) -> Path:
-    """Return the folder of a hub id, fetched unless it is in the hub's cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
-
-    report(f"asking the hub for {name}", 0.0)
-    patterns = _HUB_PATTERNS if with_weights else _HUB_PATTERNS[1:]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelNotFound(
-            f"{name} is no local folder, no alias ({_aliases()}), and the hub answered: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
 
 
 def _aliases() -> str:

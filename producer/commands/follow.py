@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.commands.notices import tell
+from tokenbus.producer.commands.hints import tell
 from tokenbus.producer.contract.events import FINISHED_REASONS
 from tokenbus.producer.terminal import visible
 

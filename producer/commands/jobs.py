@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.lookup import Lookup
 from tokenbus.producer.commands.follow import ending_code, follow
-from tokenbus.producer.commands.notices import connected, server_url, tell
+from tokenbus.producer.commands.hints import connected, server_url, tell
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobEndedEarly
 from tokenbus.producer.errors import JobUnknown, ResultTimeout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tokenbus.producer.commands.notices import connected, server_url
+from tokenbus.producer.commands.hints import connected, server_url
 
 
 def run_pause(url: str | None, pool: str, *, is_paused: bool) -> int:

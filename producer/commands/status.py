@@ -8,7 +8,7 @@ import socket
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.commands.notices import connected, server_url
+from tokenbus.producer.commands.hints import connected, server_url
 from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:

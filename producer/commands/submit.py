@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.commands.follow import ending_code, follow
-from tokenbus.producer.commands.notices import connected, server_url, tell_of_workers
+from tokenbus.producer.commands.hints import connected, server_url, tell_of_workers
 
 if TYPE_CHECKING:
     import argparse

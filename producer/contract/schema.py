@@ -1,4 +1,7 @@
-"""The request as it travels: one JSON object, of wire version 1 or 2."""
+"""The request as it travels: one JSON object, of wire version 1 or 2.
+
+It is one file because it is one schema: the request, and the parts that are named in it alone.
+"""
 
 from __future__ import annotations
 

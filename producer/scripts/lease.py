@@ -1,4 +1,7 @@
-"""Scripts of the pool that workers use: pull, lease, give back, complete."""
+"""Scripts of the pool that workers use: pull, lease, give back, complete.
+
+It is one file because each call is one step of the same life: that of a job with its worker.
+"""
 
 from __future__ import annotations
 

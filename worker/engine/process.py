@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.engine.types import travelling
+from tokenbus.worker.engine.phase_teller import PhaseTeller
 from tokenbus.worker.engine.socket_reader import SocketReader
 from tokenbus.worker.messages.engine import (
     COMMANDS,
@@ -33,7 +34,6 @@ from tokenbus.worker.messages.engine import (
     Credit,
     EngineReady,
     EngineRefused,
-    EngineStarting,
     Report,
     RequestRefused,
     StartEngine,
@@ -59,8 +59,6 @@ BEAT_INTERVAL_S = 0.5
 
 # While every request left waits for its grammar to compile.
 STALL_POLL_S = 0.005
-# Between two reports of one phase of the start.
-PHASE_INTERVAL_S = 0.5
 
 
 class EngineLike(Protocol):
@@ -200,25 +198,6 @@ class EngineLoop:
                 del self._unsent[:sent]
 
 
-class Phases:
-    """Tells the worker what the start is at, a new phase at once; steps may come from a thread."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._phase = ""
-        self._told_at = 0.0
-        self._lock = threading.Lock()
-
-    def __call__(self, phase: str, share: float) -> None:
-        """Report a phase and the share of it that is done, 0 to 1."""
-        with self._lock:
-            now = time.monotonic()
-            if phase == self._phase and now - self._told_at < PHASE_INTERVAL_S:
-                return
-            self._phase, self._told_at = phase, now
-            self._sock.sendall(REPORTS.encode(EngineStarting(phase, share)))
-
-
 def build(
     start: StartEngine, tell: Callable[[str, float], None] = lambda *_: None
 ) -> tuple[EngineLike, str | None]:
@@ -233,10 +212,11 @@ def build(
         return NullEngine(start.null), None
     if start.engine is None:
         raise ValueError("the start message names no engine")
-    from tokenbus.engine.weights.model_store import ALIASES, find_folder, locate, pull
+    from tokenbus.engine.weights.model_place import find_folder
+    from tokenbus.engine.weights.model_store import ALIASES, holds, pull
 
     config = start.engine
-    if config.model in ALIASES and locate(config.model) is None:
+    if config.model in ALIASES and not holds(config.model):
         pull(config.model, tell)
     else:
         tell("looking for the model", 0.0)
@@ -253,7 +233,7 @@ def serve(sock: socket.socket) -> int:
     frames = FrameReader()
     try:
         start = _read_start(sock, frames)
-        engine, folder = build(start, Phases(sock))
+        engine, folder = build(start, PhaseTeller(sock))
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
         sock.sendall(REPORTS.encode(EngineReady(engine.limits, num_pages, folder)))

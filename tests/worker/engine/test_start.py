@@ -16,7 +16,8 @@ from transformers import LlamaConfig
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.weights import model_store
 from tokenbus.worker import logs
-from tokenbus.worker.engine.process import Phases, build
+from tokenbus.worker.engine.phase_teller import PhaseTeller
+from tokenbus.worker.engine.process import build
 from tokenbus.worker.engine.start_phases import StartPhases
 from tokenbus.worker.messages.engine import REPORTS, EngineStarting, StartEngine
 from tokenbus.worker.process.frames import FrameReader
@@ -71,7 +72,7 @@ def test_worker_hears_of_each_phase_at_once_and_of_few_steps() -> None:
     """A phase crosses the border when it begins; its thousands of steps do not."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        tell = Phases(theirs)
+        tell = PhaseTeller(theirs)
         for step in range(1000):
             tell("reading weights", step / 1000)
         tell("preparing weights", 0.0)

@@ -1,4 +1,4 @@
-"""Notices on standard error: what a command waits for, told as soon as it waits."""
+"""Hints on standard error: what a command waits for, told as soon as it waits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MAX_POOLS = 12
 
 
 def tell(text: str) -> None:
-    """Print a notice."""
+    """Print a hint."""
     print(f"tokenbus: {visible(text)}", file=sys.stderr, flush=True)
 
 
