@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,22 +88,15 @@ def load_model(
     config = _config(folder)
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
-        if progress is not None:
-            progress("checking the files", 0.0)
-        verify_checksums(folder)
+        _verify(folder, progress)
     with broken_if(folder, "config.json"):
         longest = context_length(config.get_text_config()).chosen(max_model_len)
         vocab_size = int(config.get_text_config().vocab_size)
     tokenizer = _tokenizer(folder, config, vocab_size)
     weights = None if random_weights else folder
-    more: dict[str, Any] = {
-        "dtype": chosen,
-        "max_model_len": longest,
-        "reader": reader,
-        "progress": progress,
-    }
+    build = partial(build_model, config, weights, backend, reader=reader, progress=progress)
     return LoadedModel(
-        model=build_model(config, weights, backend, **more),
+        model=build(dtype=chosen, max_model_len=longest),
         config=config,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(folder, config, tokenizer, vocab_size),
@@ -183,6 +177,13 @@ def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightR
     if told is None:
         return PlainReader()
     return QuantisedReader(scheme_of(told), text_prefixes(names))
+
+
+def _verify(folder: Path, progress: Progress | None) -> None:
+    """Compare the folder's files with its checksums, which takes seconds, and say so."""
+    if progress is not None:
+        progress("checking the files", 0.0)
+    verify_checksums(folder)
 
 
 def _config(folder: Path) -> Any:
