@@ -89,7 +89,16 @@ class ClientClosed(ProducerError):
 
 
 class ServerError(ProducerError):
-    """Base of what is wrong with the server or the way to it."""
+    """Base of what is wrong with the server or the way to it.
+
+    `code` is the server's word for it (`MISCONF`), or ours where it has none (`TIMEOUT`), empty
+    where nothing was asked; `hint` says who can do what. `answers.py` has all of them.
+    """
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
 
 
 class UrlInvalid(ServerError, ValueError):
@@ -97,11 +106,15 @@ class UrlInvalid(ServerError, ValueError):
 
 
 class ServerUnreachable(ServerError):
-    """The server did not answer in time; the message holds its URL without the password."""
+    """The server did not answer or take the call in time; the message holds its URL."""
 
 
 class ServerUnsuitable(ServerError):
-    """The server is too old or configured so that jobs could be lost."""
+    """The server is too old, refuses, or is configured so that jobs could be lost."""
+
+
+class ServerRefused(ServerUnsuitable):
+    """The server refuses the credentials, the right, or the call itself; waiting does not help."""
 
 
 class EmbeddedUnavailable(ServerError):

@@ -23,11 +23,12 @@ from tokenbus.producer.errors import (
     ProducerError,
     QueueFull,
     RequestInvalid,
-    ServerUnreachable,
+    ServerError,
 )
 from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completion import JobCompletion, Retention
 from tokenbus.producer.scripts.replies import JobState, Refused, Submitted
+from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import open_server, retrying
 from tokenbus.producer.settings import ClientSettings
 
@@ -80,7 +81,7 @@ class AsyncClient:
         self._settings = settings
         self._scripts = Scripts(server.redis, pool, timeout_s=settings.call_timeout_s)
         self._hub = SubscriptionHub(
-            server.redis, settings.max_buffered_tokens, settings.call_timeout_s
+            server.redis, server.url, settings.max_buffered_tokens, settings.call_timeout_s
         )
         self._reader = Reader(self._scripts, self._hub, server.url, settings)
         retention = Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
@@ -92,7 +93,8 @@ class AsyncClient:
     ) -> Self:
         """Open the server (None: `TOKENBUS_REDIS_URL`, else the local one) and check it.
 
-        Raises: UrlInvalid, EmbeddedUnavailable, ServerUnreachable, ServerUnsuitable.
+        Raises: UrlInvalid, EmbeddedUnavailable, ServerUnreachable, ServerUnsuitable; ServerRefused
+        where the user may neither submit jobs nor read them.
         """
         settings = settings or ClientSettings()
         server = await open_server(
@@ -100,7 +102,20 @@ class AsyncClient:
             retry_for_s=settings.retry_for_s,
             call_timeout_s=settings.call_timeout_s,
         )
-        return cls(server, pool, settings)
+        try:
+            client = cls(server, pool, settings)
+            keys, shown_url = client.scripts.keys, str(server.url)
+            await retrying(
+                lambda: check_rights(
+                    server.redis, keys, UserRole.PRODUCER, UserRole.READER, shown_url=shown_url
+                ),
+                server.url,
+                settings.retry_for_s,
+            )
+        except BaseException:
+            await server.close()
+            raise
+        return client
 
     @property
     def scripts(self) -> Scripts:
@@ -111,6 +126,11 @@ class AsyncClient:
     def url(self) -> ServerUrl:
         """Return the server's URL as given; printed, it hides the password."""
         return self._server.url
+
+    @property
+    def retry_for_s(self) -> float:
+        """Return how long a call goes on trying while the server does not take it."""
+        return self._settings.retry_for_s
 
     @property
     def effective_url(self) -> str:
@@ -125,7 +145,7 @@ class AsyncClient:
         Trying again is safe: the job id is drawn here, once per call. `ticket` is that of an
         earlier QueueFull for the same request.
         Raises: RequestInvalid, QueueFull, IdempotencyConflict, DeadlineUnmeetable,
-        ServerUnreachable.
+        ServerUnreachable, ServerRefused.
         """
         self._home.check()
         new = self._prepare(prompt, fields)
@@ -151,12 +171,12 @@ class AsyncClient:
 
         The answers stand in the order of the requests, whatever one of them is: one that is no
         request is answered by RequestInvalid. Where the server goes away in the middle, the jobs
-        that it did not answer are answered by ServerUnreachable; some of them may have been
+        that it did not answer are answered by that error; some of them may have been
         accepted, and submitting them again under their ids or idempotency keys is safe.
         `reserved_ids` are for services of the pool, one a request: names such as a cron's, that the
         schema of no request lets through.
-        Raises: ServerUnreachable where the server accepted and refused nothing at all;
-        RequestInvalid if the numbers of requests and reserved ids differ.
+        Raises: ServerUnreachable or ServerRefused where the server accepted and refused nothing at
+        all; RequestInvalid if the numbers of requests and reserved ids differ.
         """
         self._home.check()
         requests = list(requests)
@@ -177,7 +197,7 @@ class AsyncClient:
 
             try:
                 replies = await retrying(call, self._server.url, self._settings.retry_for_s)
-            except ServerUnreachable as error:
+            except ServerError as error:
                 if not has_answered:
                     raise
                 return [error if answer is None else answer for answer in answers]
@@ -229,7 +249,8 @@ class AsyncClient:
 
         `event.cursor` of the last event handled resumes the stream, here or in another process,
         for as long as the result is kept.
-        Raises: CursorInvalid, JobUnknown, JobLost, ServerUnreachable, ClientClosed.
+        Raises: CursorInvalid, JobUnknown, JobForgotten, JobLost, ServerUnreachable, ServerRefused,
+        ClientClosed.
         """
         self._home.check()
         address = _address(job_id, tenant)
@@ -261,7 +282,7 @@ class AsyncClient:
         """Cancel a tenant's job wherever it is; False if it had ended before.
 
         A running job ends within moments; its stream tells.
-        Raises: JobUnknown, ServerUnreachable.
+        Raises: JobUnknown, ServerUnreachable, ServerRefused.
         """
         self._home.check()
         address = _address(job_id, tenant)
@@ -277,7 +298,7 @@ class AsyncClient:
     async def webhook(self, job_id: str | Job, tenant: str = DEFAULT_TENANT) -> Webhook | None:
         """Return the webhook of a tenant's job with every try; None before the end or without one.
 
-        Raises: ServerUnreachable.
+        Raises: ServerUnreachable, ServerRefused.
         """
         self._home.check()
         control, settings = self._scripts.control, self._settings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.contract.keys import Keys
-from tokenbus.producer.server.connection import open_server
+from tokenbus.producer.server.connection import open_server, retrying
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
 
@@ -39,6 +39,8 @@ def run_status(url: str | None, pool: str, *, here: bool) -> int:
 async def _fetch(url: str, pool: str) -> PoolStatus:
     server = await open_server(url, retry_for_s=RETRY_FOR_S)
     try:
-        return await read_status(server.redis, Keys(pool))
+        return await retrying(
+            lambda: read_status(server.redis, Keys(pool)), server.url, RETRY_FOR_S
+        )
     finally:
         await server.close()

@@ -13,7 +13,9 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelMan
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from tokenbus.producer.answers import answer_of
 from tokenbus.producer.server.limited_connection import keep_cancellations
+from tokenbus.producer.server.redis_py import connection_options
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.url import SentinelUrl
 
     Address = tuple[str, int]
+
+# A master that nobody follows any more, or that was told so, answers writes with these.
+_DEPOSED = ("NOREPLICAS", "READONLY", "UNBLOCKED", "REDIRECT", "MASTERDOWN", "NOMASTERLINK")
 
 
 class _FollowingConnection(SentinelManagedConnection):
@@ -32,7 +37,7 @@ class _FollowingConnection(SentinelManagedConnection):
         try:
             return await super().read_response(*args, **options)
         except ResponseError as error:
-            if not str(error).startswith("NOREPLICAS"):
+            if answer_of(error).code not in _DEPOSED:
                 raise
             await self.disconnect()
             raise RedisConnectionError(f"the master may have been deposed: {error}") from error
@@ -55,7 +60,11 @@ class _FollowingPool(SentinelConnectionPool):
 
 def behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str, Any]) -> Redis:
     """Make a client that follows the sentinels."""
-    common: dict[str, Any] = {"socket_connect_timeout": call_timeout_s, "ssl": url.is_tls}
+    common: dict[str, Any] = connection_options() | {
+        "socket_connect_timeout": call_timeout_s,
+        "ssl": url.is_tls,
+        **url.tls,
+    }
     asking = common | {
         "username": url.sentinel_username,
         "password": url.sentinel_password,
@@ -70,11 +79,9 @@ def behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str,
         connection_pool_class=_FollowingPool,
         connection_class=_FollowingSslConnection if url.is_tls else _FollowingConnection,
         db=url.db,
-        username=url.username,
-        password=url.password,
         socket_keepalive=True,
-        **common,
-        **options,
+        **url.credentials,
+        **common | options,
     )
     return redis
 

@@ -42,6 +42,8 @@ CHORE_TIMEOUT_S = 120
 TABLE_TIMEOUT_S = 300
 TABLE_MAX_TRIES = 100
 _RETRY_S = 10.0
+# Each try has waited for the server before.
+_OUTAGE_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +200,11 @@ class Crons:
                 list(requests.values()), reserved_ids=list(requests)
             )
         except ServerError as error:
-            raise Retry(_RETRY_S) from error
+            raise Retry(_OUTAGE_RETRY_S) from error
         refused = [reply for reply in replies if isinstance(reply, ProducerError)]
         if any(isinstance(reply, ServerError) for reply in refused):
             # Away in the middle: the tick's names make it safe to submit all again.
-            raise Retry(_RETRY_S)
+            raise Retry(_OUTAGE_RETRY_S)
         return refused
 
     def _ran(self, name: str, tick_ms: int, began: float) -> None:

@@ -8,6 +8,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.answers import answer_of
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Failure, Finish
 from tokenbus.producer.contract.keys import REPLY_PATTERN, WIRE_VERSION
@@ -69,7 +70,7 @@ class Inbox:
                 await self._take(entry, asked_at)
 
     def _note_refused(self, error: RedisError) -> None:
-        self._log.error("inbox.drain_refused", reason=str(error))
+        self._log.error("inbox.drain_refused", reason=answer_of(error).told)
 
     async def _take(self, entry: InboxEntry, asked_at: float) -> None:
         if entry.ending is not None:

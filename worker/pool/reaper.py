@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.answers import answer_of
 from tokenbus.producer.scripts.replies import RequeueStatus
 from tokenbus.worker.logs import get_logger
 
@@ -53,7 +54,7 @@ class Reaper:
             await self._reap()
 
     def _note_refused(self, error: RedisError) -> None:
-        self._log.error("pool.tick_refused", reason=str(error))
+        self._log.error("pool.tick_refused", reason=answer_of(error).told)
 
     def _may_reap(self) -> bool:
         return time.monotonic() - self._session.opened_at > 2 * self._lease_ttl_s
