@@ -275,8 +275,9 @@ def _code(error: BaseException, text: str) -> str:
         return "MAXCLIENTS" if said == "MAXCLIENTS" else "UNREACHABLE"
     if not isinstance(error, ResponseError):
         return "CALL"
-    named = _CODE.match(text)
-    if named is not None and named[1] != "ERR":
-        return named[1]
+    match = _CODE.match(text)
+    named = None if match is None or match[1] == "ERR" else match[1]
+    if named in _VERDICTS:
+        return named
     inside = next((m[1] for m in _CODE.finditer(text) if m[1] in _VERDICTS and m[1] != "ERR"), None)
-    return said or inside or "ERR"
+    return said or inside or named or "ERR"

@@ -69,6 +69,21 @@ class JobUnknown(ProducerError):
         self.job_id = job_id
 
 
+class JobForgotten(JobUnknown):
+    """A job that was heard of before is not known any more: its result has expired.
+
+    A server that lost its last writes forgets jobs too, and who asks for the first time, with a
+    cursor from before, cannot tell one from the other.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.args = (
+            f"job {job_id} is not known any more: its log and result have expired, or the server"
+            " lost it with its last writes",
+        )
+
+
 class JobLost(ProducerError):
     """The server no longer knows the job and will send nothing more for it."""
 
@@ -86,6 +101,10 @@ class ResultTimeout(ProducerError, TimeoutError):
 
 class ClientClosed(ProducerError):
     """The client was closed while the call was under way."""
+
+
+class WrongEventLoop(ProducerError, RuntimeError):
+    """An asynchronous client was used in another event loop than the one that connected it."""
 
 
 class ServerError(ProducerError):

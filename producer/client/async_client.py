@@ -6,10 +6,11 @@ of all of them are made here.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from tokenbus.producer.client.fork_guard import ForkGuard
+from tokenbus.producer.client.fork_guard import LoopGuard
 from tokenbus.producer.client.hub import SubscriptionHub
 from tokenbus.producer.client.reader import Reader
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
@@ -71,17 +72,23 @@ class Job:
 class AsyncClient:
     """A client of one pool; safe to share between the tasks of one event loop.
 
-    It belongs to the process that made it: in a fork of that every call raises ClientClosed, and
-    the parent's goes on undisturbed. `Client` connects anew there by itself.
+    It belongs to the process and the event loop that made it: in a fork of the one every call
+    raises ClientClosed, and the parent's goes on undisturbed; in another loop every call raises
+    WrongEventLoop. `Client` works in all of them.
     """
 
     def __init__(self, server: Server, pool: str, settings: ClientSettings) -> None:
-        self._home = ForkGuard(self)
+        """Belong to the running event loop."""
+        self._home = LoopGuard(self, asyncio.get_running_loop())
         self._server = server
         self._settings = settings
         self._scripts = Scripts(server.redis, pool, timeout_s=settings.call_timeout_s)
         self._hub = SubscriptionHub(
-            server.redis, server.url, settings.max_buffered_tokens, settings.call_timeout_s
+            server.redis,
+            server.url,
+            settings.max_buffered_tokens,
+            settings.call_timeout_s,
+            home=self._home,
         )
         self._reader = Reader(self._scripts, self._hub, server.url, settings)
         retention = Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
@@ -147,7 +154,7 @@ class AsyncClient:
         Raises: RequestInvalid, QueueFull, IdempotencyConflict, DeadlineUnmeetable,
         ServerUnreachable, ServerRefused.
         """
-        self._home.check()
+        self._home.check_loop()
         new = self._prepare(prompt, fields)
         tries = 0
 
@@ -178,7 +185,7 @@ class AsyncClient:
         Raises: ServerUnreachable or ServerRefused where the server accepted and refused nothing at
         all; RequestInvalid if the numbers of requests and reserved ids differ.
         """
-        self._home.check()
+        self._home.check_loop()
         requests = list(requests)
         if reserved_ids and len(reserved_ids) != len(requests):
             raise RequestInvalid(
@@ -264,7 +271,7 @@ class AsyncClient:
         Raises: JobFailed, JobCancelled, JobExpired (each holds the result so far), ResultTimeout,
         and what `stream` raises.
         """
-        self._home.check()
+        self._home.check_loop()
         address = _address(job_id, tenant)
         result = await self._reader.result(address.job_id, timeout_s, address.tenant)
         job_id, reason, error = result.job_id, result.finish.reason, result.finish.error
@@ -284,7 +291,7 @@ class AsyncClient:
         A running job ends within moments; its stream tells.
         Raises: JobUnknown, ServerUnreachable, ServerRefused.
         """
-        self._home.check()
+        self._home.check_loop()
         address = _address(job_id, tenant)
         status = await retrying(
             lambda: self._completion.cancel(address.text, address.tenant),
@@ -300,7 +307,7 @@ class AsyncClient:
 
         Raises: ServerUnreachable, ServerRefused.
         """
-        self._home.check()
+        self._home.check_loop()
         control, settings = self._scripts.control, self._settings
         address = _address(job_id, tenant)
         return await retrying(
@@ -312,10 +319,13 @@ class AsyncClient:
     async def close(self) -> None:
         """Close all connections; an embedded server ends with its last client.
 
-        In a fork it does nothing: the connections are the parent's.
+        In a fork it does nothing: the connections are the parent's. Nor is there anything to close
+        where the client's event loop was.
+        Raises: WrongEventLoop in another loop while its own is open.
         """
-        if not self._home.is_here:
+        if not self._home.is_here or self._home.has_ended:
             return
+        self._home.check_loop()
         await self._hub.close()
         await self._server.close()
 

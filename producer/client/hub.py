@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.producer.answers import Answer
+    from tokenbus.producer.client.fork_guard import LoopGuard
     from tokenbus.producer.contract.events import Event
     from tokenbus.producer.server.url import ServerUrl
 
@@ -37,9 +38,16 @@ class SubscriptionHub:
     """Opens and closes subscriptions over one connection, which it keeps alive."""
 
     def __init__(
-        self, redis: Redis, url: ServerUrl, max_tokens: int, call_timeout_s: float
+        self,
+        redis: Redis,
+        url: ServerUrl,
+        max_tokens: int,
+        call_timeout_s: float,
+        *,
+        home: LoopGuard,
     ) -> None:
         self._url = url
+        self._home = home
         self._make_connection: Callable[[], Any] = redis.connection_pool.make_connection
         self._max_tokens = max_tokens
         self._call_timeout_s = call_timeout_s
@@ -59,8 +67,9 @@ class SubscriptionHub:
     async def open(self, channel: str, timeout_s: float) -> Subscription:
         """Subscribe and wait for the server's confirmation; nothing after it is missed.
 
-        Raises: ServerUnreachable without one in time; ClientClosed.
+        Raises: ServerUnreachable without one in time; ServerRefused, ClientClosed, WrongEventLoop.
         """
+        self._home.check_loop()
         if self._closed:
             raise ClientClosed("the client is closed")
         if self._task is None or self._task.done():

@@ -111,6 +111,8 @@ async def deployment(request: pytest.FixtureRequest) -> AsyncIterator[Deployment
             await stack.enter_async_context(await AsyncClient.connect(url, POOL, hasty)),
             asyncio.create_task(serve(settings)),
         )
+        _, job = await deployed.submit(deployed.patient)
+        await _called(deployed, job)
         yield deployed
         deployed.control.cancel()
         await asyncio.wait([deployed.control])
@@ -295,6 +297,13 @@ async def _read(client: AsyncClient, job: Job, is_over: asyncio.Event) -> Story:
     return story
 
 
+async def _called(deployment: Deployment, job: Job) -> None:
+    """Wait until the service has recorded a try of the job's webhook."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (hook := await deployment.patient.webhook(job)) or not hook.tries:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 def _check_error(error: BaseException) -> None:
     """An error that left a client is one of ours, and quotes nothing of the call anywhere."""
     assert isinstance(error, ProducerError)
@@ -353,7 +362,6 @@ async def test_answer_ends_nobody_and_everybody_goes_on(
     assert following.result().text == expected_text(later_seed, NUM_TOKENS)
     async with asyncio.timeout(PATIENCE_S):
         assert (await reading).text == expected_text(seed, NUM_TOKENS)
-        while not (hook := await deployment.patient.webhook(later)) or not hook.tries:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await _called(deployment, later)
     assert not deployment.worker.has_ended
     assert not deployment.control.done()

@@ -22,6 +22,7 @@ from arq.worker import Retry, Worker
 from tokenbus.producer.contract.new_job import digest_of
 from tokenbus.producer.errors import ProducerError, QueueFull, RequestInvalid, ServerError
 from tokenbus.worker.control.arq_worker import HEALTH_INTERVAL_S
+from tokenbus.worker.control.cron_lines import LineCron
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.logs import get_logger
 
@@ -150,13 +151,16 @@ class Crons:
             if await control.take_tick(name, tick_ms):
                 self._ran(name, tick_ms, began)
 
-        return cron(
+        line = entry.at if isinstance(entry.at, str) else None
+        at = {} if isinstance(entry.at, str) else entry.at.fields()
+        job = cron(
             run,
             name=self._arq_name(name),
             timeout=TABLE_TIMEOUT_S,
             max_tries=TABLE_MAX_TRIES,
-            **entry.at.fields(),
+            **at,
         )
+        return job if line is None else LineCron.of(job, line)
 
     def _arq_name(self, name: str) -> str:
         """Return a cron's name with its pool: arq's job ids are one space for all queues."""
