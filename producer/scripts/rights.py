@@ -34,7 +34,7 @@ class UserRole(StrEnum):
 
 # To connect, as redis-py does, and to look whether the rights are there. Without INFO version and
 # eviction policy are not checked.
-_CONNECT = ("client|setinfo", "client|setname", "eval", "evalsha", "hello", "info", "ping")
+_CONNECT = ("client|setname", "eval", "evalsha", "hello", "info", "ping")
 _CONNECT += ("select",)
 # What a client of a cluster asks for beside them.
 CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "readonly")
@@ -68,6 +68,8 @@ _PLAIN: dict[UserRole, tuple[str, ...]] = {
 }
 _CALL = re.compile(r"\bp?call\(\s*'([A-Z]+)'")
 _NO_KEY = {*_CONNECT, *CLUSTER_COMMANDS, "dbsize", "exec", "multi", "scan", "time", "unwatch"}
+# All that follows their name is keys.
+_MANY_KEYS = {"del", "exists", "mget", "sunion", "watch"}
 _ON_CHANNELS = {"publish", "subscribe", "unsubscribe"}
 # Answers with those of the calls that the script's user may not make; makes none of them.
 _TRY = """#!lua flags=no-writes,allow-stale,allow-oom
@@ -138,7 +140,7 @@ def _calls(keys: Keys, role: UserRole) -> list[list[str]]:
     calls: list[list[str]] = []
     for command in commands_of(role):
         name, _, sub = command.partition("|")
-        if command in ("info", "client|setinfo", "client|setname", "hello", "select"):
+        if command in ("info", "client|setname", "hello", "select"):
             # Not needed everywhere; where it is, the connection has failed before.
             continue
         if command in ("eval", "evalsha"):
@@ -148,7 +150,7 @@ def _calls(keys: Keys, role: UserRole) -> list[list[str]]:
         elif command in _NO_KEY:
             calls.append([name.upper(), sub.upper()] if sub else [name.upper()])
         else:
-            calls.append([name.upper(), key, "0"])
+            calls.append([name.upper(), key] if command in _MANY_KEYS else [name.upper(), key, "0"])
     log = keys.log("~")
     calls += [["XREVRANGE", log, "+", "-"], ["GET", keys.result("~")]]
     return calls
