@@ -58,7 +58,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServerAnswer:
     """One answer: its `code`, what to do, a `hint` for a person, and its `text` without arguments.
 
     `text` holds neither credentials nor anything of a job.
@@ -215,13 +215,13 @@ _TLS = re.compile(
 _MAX_TEXT = 300
 
 
-def answer_of(error: BaseException) -> Answer:
+def answer_of(error: BaseException) -> ServerAnswer:
     """Look an error up that a call on the server raised."""
     inner = _innermost(error)
     text = plain_text(inner)
     code = _code(inner, text)
     verdict = _VERDICTS.get(code, Verdict.FAIL)
-    return Answer(code, verdict, _HINTS.get(code, _UNKNOWN), text or type(inner).__name__)
+    return ServerAnswer(code, verdict, _HINTS.get(code, _UNKNOWN), text or type(inner).__name__)
 
 
 def is_away(error: BaseException) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from tokenbus.producer.answers import Answer
+    from tokenbus.producer.answers import ServerAnswer
     from tokenbus.producer.client.fork_guard import LoopGuard
     from tokenbus.producer.contract.events import Event
     from tokenbus.producer.server.url import ServerUrl
@@ -178,7 +178,7 @@ class SubscriptionHub:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 
-    def _may_pass(self, answer: Answer) -> bool:
+    def _may_pass(self, answer: ServerAnswer) -> bool:
         """Tell whether connecting anew may help; a password in a file may be about to change."""
         return answer.waits or (answer.is_of_credentials and self._url.rereads_password)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
 
-from tokenbus.producer.answers import SERVER_ERRORS, Answer, answer_of, without_arguments
+from tokenbus.producer.answers import SERVER_ERRORS, ServerAnswer, answer_of, without_arguments
 from tokenbus.producer.errors import (
     ServerError,
     ServerRefused,
@@ -55,7 +55,7 @@ def typed(error: BaseException, url: ServerUrl, waited_s: float = 0.0) -> Server
     return made
 
 
-def _reason(answer: Answer) -> str:
+def _reason(answer: ServerAnswer) -> str:
     return f"{answer.text}; {answer.hint}" if answer.hint else answer.text
 
 

@@ -23,7 +23,7 @@ from tokenbus.worker.logs import get_logger
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tokenbus.producer.answers import Answer
+    from tokenbus.producer.answers import ServerAnswer
     from tokenbus.producer.scripts.replies import HeldEntry
     from tokenbus.producer.server.url import ServerUrl
     from tokenbus.worker.engine.current_engine import CurrentEngine
@@ -119,7 +119,7 @@ class Lease:
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, _BACKOFF_MAX_S)
 
-    def _note_trouble(self, answer: Answer, wait_s: float) -> None:
+    def _note_trouble(self, answer: ServerAnswer, wait_s: float) -> None:
         write = self._log.warning if answer.waits else self._log.error
         write(
             "redis.unreachable" if answer.says_nothing else "redis.refused",
