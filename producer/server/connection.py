@@ -18,6 +18,7 @@ from tokenbus.producer.errors import (
     ServerUnsuitable,
 )
 from tokenbus.producer.server.cluster import NUM_SHARDS, make_cluster
+from tokenbus.producer.server.deposed import leave_deposed
 from tokenbus.producer.server.embedded import EmbeddedServer, join_shared, start_private
 from tokenbus.producer.server.redis_py import connection_options
 from tokenbus.producer.server.sentinels import behind_sentinels
@@ -129,6 +130,7 @@ def make_redis(url: str, call_timeout_s: float = 5.0, **options: Any) -> Redis:
     if "host" in given:
         arguments.setdefault("socket_keepalive", True)
     redis: Redis = Redis.from_url(bare, **connection_options() | arguments)
+    leave_deposed(redis.connection_pool)
     return redis
 
 

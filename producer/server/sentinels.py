@@ -13,7 +13,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelMan
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from tokenbus.producer.answers import answer_of
+from tokenbus.producer.server.deposed import is_deposed
 from tokenbus.producer.server.limited_connection import keep_cancellations
 from tokenbus.producer.server.redis_py import connection_options
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     Address = tuple[str, int]
 
-# A master that nobody follows any more, or that was told so, answers writes with these.
-_DEPOSED = ("NOREPLICAS", "READONLY", "UNBLOCKED", "REDIRECT", "MASTERDOWN", "NOMASTERLINK")
-
 
 class _FollowingConnection(SentinelManagedConnection):
     """Closes itself where a master that nobody follows refuses a write: another one may rule."""
@@ -37,7 +34,7 @@ class _FollowingConnection(SentinelManagedConnection):
         try:
             return await super().read_response(*args, **options)
         except ResponseError as error:
-            if answer_of(error).code not in _DEPOSED:
+            if not is_deposed(error):
                 raise
             await self.disconnect()
             raise RedisConnectionError(f"the master may have been deposed: {error}") from error
