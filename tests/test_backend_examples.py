@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from urllib.parse import urlencode
 
 import pytest
 from patience import PATIENCE_S
+from redis import Redis
 
 from tokenbus.producer.client.blocking import Client
 from tokenbus.producer.server.embedded import start_private
@@ -99,6 +101,26 @@ def _events(response: http.client.HTTPResponse, until: int | None = None) -> lis
     return seen
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the lines are curl's")
+@pytest.mark.parametrize("name", ["fastapi_sse.py", "flask_view.py"])
+def test_lines_of_curl_get_an_answer(bus: str, name: str) -> None:
+    """What the head of an example says to type works, copied from there."""
+    source = (EXAMPLES / name).read_text()
+    lines = re.findall(r"^    (curl .*)$", source, re.MULTILINE)
+    assert len(lines) == 2
+    job = ""
+    with Backend(name, bus) as backend:
+        for line in lines:
+            typed = re.sub(r"localhost:\d+", f"127.0.0.1:{backend.port}", line)
+            done = subprocess.run(
+                ["/bin/sh", "-c", f"{typed.replace('<job_id>', job)} --fail"],
+                capture_output=True, text=True, timeout=PATIENCE_S,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert done.stdout
+            job = json.loads(done.stdout)["job_id"] if "job_id" in done.stdout[:12] else job
+
+
 def test_fastapi_relay_resumes_after_the_last_event_id(bus: str) -> None:
     """A browser that lost its connection gets the rest from its last event on; 404 if unknown."""
     with Backend("fastapi_sse.py", bus) as backend:
@@ -116,6 +138,22 @@ def test_fastapi_relay_resumes_after_the_last_event_id(bus: str) -> None:
         assert "".join(text for _, text in seen) == result.text
         assert seen[-1] == (40, "")
         assert backend.ask("GET", "/jobs/nobody/events").status == 404
+
+
+def test_fastapi_relay_leaves_no_subscription_behind(bus: str) -> None:
+    """Ten browsers close amid an answer: soon nobody listens to it any more."""
+    with Backend("fastapi_sse.py", bus) as backend, Client.connect(bus) as client:
+        job = client.submit("rain", max_tokens=2000)
+        answers = [backend.ask("GET", f"/jobs/{job.job_id}/events") for _ in range(10)]
+        for answer in answers:
+            _events(answer, until=1)
+            answer.close()
+        with Redis(unix_socket_path=bus.removeprefix("unix://")) as redis:
+            deadline = time.monotonic() + PATIENCE_S
+            while redis.pubsub_numsub(job.channel)[0][1]:
+                assert time.monotonic() < deadline, "a subscription was left behind"
+                time.sleep(0.02)
+        assert client.cancel(job)
 
 
 def test_flask_views_stream_and_take_batches(bus: str) -> None:

@@ -21,6 +21,7 @@ from tokenbus.producer.contract.keys import KNOWN_VERSIONS, versions_text
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.errors import (
     CursorInvalid,
+    JobForgotten,
     JobLost,
     JobUnknown,
     ResultTimeout,
@@ -55,7 +56,8 @@ class Reader:
     def stream(self, job_id: str, cursor: int = 0, tenant: str = DEFAULT_TENANT) -> EventStream:
         """Return the events of a tenant's job after `cursor`. Raises: CursorInvalid.
 
-        Reading it raises: JobUnknown, JobLost, ServerUnreachable, ClientClosed.
+        Reading it raises: CursorInvalid, JobUnknown, JobForgotten, JobLost, ServerUnreachable,
+        ServerRefused, ClientClosed, WrongEventLoop.
         """
         if cursor < 0:
             raise CursorInvalid("cursor", f"{cursor} is negative; 0 reads from the start")
@@ -67,6 +69,7 @@ class Reader:
             cursor,
             open_timeout_s=self._settings.retry_for_s,
             silence_s=self._settings.silence_s,
+            kept_s=min(self._settings.result_ttl_s, self._settings.log_ttl_s),
         )
 
     async def result(
@@ -96,7 +99,8 @@ class Reader:
     ) -> tuple[str, int | None, Iterable[Event]]:
         """Return place and version of a job and what is known after `cursor`: result, else log.
 
-        A job that nobody knows raises JobUnknown, or JobLost once it was heard of (R12).
+        A job that nobody knows raises JobUnknown, JobForgotten where it was heard of before, or
+        JobLost where it was `heard` of lately (R12).
         What a deposed master says proves nothing: it is asked for again before either is raised.
         """
 
@@ -116,6 +120,8 @@ class Reader:
                 return known.place, version, _merged(events or [])
             if await named_master(self._scripts.redis) != master:
                 raise RedisConnectionError("another master rules by now")
+            if cursor and not heard:
+                raise JobForgotten(address.job_id)
             if record is None and not events and not heard:
                 raise JobUnknown(address.job_id)
             raise JobLost(address.job_id)

@@ -43,6 +43,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | ending   | zset   | `ending2`, jobs that end without an owner, or are not quite complete      |
 | dead     | stream | dead letters, bounded in number and bytes                                 |
 | letters  | hash   | number and bytes of the dead letters, and how many bytes they may have    |
+| paused   | string | since when pulls take nothing, by server time in ms; there while they do  |
 | bell     | list   | `bell2`, at most one token: work became pullable                          |
 | wake     | list   | `wake:<worker>`, the same for one worker: a job of its prefix; TTL        |
 | home     | string | `home:<prefix>`, the worker whose cache holds the prefix; TTL             |
@@ -115,6 +116,7 @@ POOL_KEYS = {
     "ending": ":ending2",
     "dead": ":dead",
     "letters": ":letters",
+    "paused": ":paused",
     "bell": ":bell2",
     "wake": ":wake:",
     "home": ":home:",
@@ -149,6 +151,13 @@ REPLY_PATTERN = r"[A-Za-z0-9_-]{16,128}"
 POOL_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 _POOL = re.compile(POOL_PATTERN)
 _SHARD = re.compile(r"^s(\d{1,3})-")
+
+
+def check_pool(name: str) -> str:
+    """Return the name of a pool. Raises: ValueError for one that would leave its hash slot."""
+    if not isinstance(name, str) or _POOL.fullmatch(name) is None:
+        raise ValueError(f"{name!a} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+    return name
 
 
 def versions_text(version: object) -> str:
@@ -186,8 +195,10 @@ class Keys:
 
     def __post_init__(self) -> None:
         """Refuse a pool name that would leave its hash slot."""
-        if not isinstance(self.pool, str) or _POOL.fullmatch(self.pool) is None:
-            raise RequestInvalid("pool", f"{self.pool!a} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+        try:
+            check_pool(self.pool)
+        except ValueError as error:
+            raise RequestInvalid("pool", str(error)) from None
 
     @property
     def prefix(self) -> str:

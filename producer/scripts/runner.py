@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import RedisError
 
+from tokenbus.producer.answers import answer_of
 from tokenbus.producer.scripts import source
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class ScriptRunner:
     async def _run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
         try:
             return await self._execute("EVALSHA", self._sha(name), 1, key, *args)
-        except NoScriptError:
+        except RedisError as error:
+            if not _lacks_script(error):
+                raise
             return await self._execute("EVAL", self._text(name), 1, key, *args)
 
     def _sha(self, name: str) -> str:
@@ -104,4 +107,4 @@ def database_of(redis: Redis) -> int:
 
 
 def _lacks_script(reply: Any) -> bool:
-    return isinstance(reply, NoScriptError)
+    return isinstance(reply, RedisError) and answer_of(reply).code == "NOSCRIPT"

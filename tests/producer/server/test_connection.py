@@ -108,11 +108,14 @@ async def own_server() -> AsyncIterator[EmbeddedServer]:
 
 
 async def test_evicting_server_is_refused(own_server: EmbeddedServer) -> None:
-    """A server that may evict keys is refused, with the setting to change."""
+    """A server that may evict keys is refused, with the setting to change, and with a switch."""
     redis = make_redis(own_server.url)
     await redis.config_set("maxmemory-policy", "allkeys-lru")
+    await (await open_server(own_server.url)).close()  # without a limit nothing is evicted
+    await redis.config_set("maxmemory", "1gb")
     with pytest.raises(ServerUnsuitable, match="set maxmemory-policy noeviction"):
         await open_server(own_server.url)
+    await (await open_server(f"{own_server.url}?allow_eviction=true")).close()
     await redis.aclose()
 
 
