@@ -21,8 +21,13 @@ from servers.embedded_folder import (
 from servers.fixtures import server_binary
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.server.data_folder import CLIENTS_LOCK, GUARD_LOCK, SOCKET, SPARE_SOCKET
 from tokenbus.producer.server.embedded import join_shared
+from tokenbus.producer.server.guarded.data_folder import (
+    CLIENTS_LOCK,
+    GUARD_LOCK,
+    SOCKET,
+    SPARE_SOCKET,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -22,8 +22,8 @@ from workers.stubs import raw, until
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import EmbeddedUnavailable
 from tokenbus.producer.server.connection import make_redis, open_server
-from tokenbus.producer.server.embedded import EmbeddedServer, answers, join_shared, start_private
-from tokenbus.producer.server.embedded_process import sync_aof
+from tokenbus.producer.server.embedded import EmbeddedServer, join_shared, start_private
+from tokenbus.producer.server.guarded.server_process import answers, sync_aof
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
