@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROUNDS = 1 if IS_SHORT else 20
-# One round of the long row is as long as any call waits, the others as a joiner once waited.
-BUSY_S = [2.5] if IS_SHORT else [10, *[2.5] * 19]
+# Longer than one call waits, and longer than a joiner once waited; the two kinds of server make
+# twenty rounds.
+BUSY_S = [2.5] if IS_SHORT else [10, *[2.5] * 9]
 CLEANED = ([SOCKET], [SOCKET, SPARE_SOCKET], [SOCKET, SPARE_SOCKET, CLIENTS_LOCK, GUARD_LOCK])
 
 

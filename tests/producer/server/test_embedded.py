@@ -251,6 +251,18 @@ async def test_folder_may_have_any_name(
     await opened.close()
 
 
+async def test_long_name_works_where_opened_folders_have_no_path(tmp_path: Path) -> None:
+    """Without /proc a client makes itself a short link, and takes it away again."""
+    with mock.patch("os.getpid", return_value=1 << 30):
+        server = join_shared(tmp_path / ("long-" * 40))
+        link = server.socket_path.parent
+        assert link.is_symlink()
+        assert link.parent.stat().st_mode & 0o077 == 0
+        assert answers(server.socket_path)
+        server.close()
+    assert not link.parent.exists()
+
+
 async def test_folder_is_the_same_by_a_link(tmp_path: Path) -> None:
     """A link to a folder leads to its server."""
     server = join_shared(tmp_path / "bus")
