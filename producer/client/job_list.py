@@ -12,6 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.client.pool_status import server_ms
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 from tokenbus.producer.errors import RequestInvalid
@@ -80,7 +81,7 @@ async def list_jobs(
     wanted = _states(states)
     places = _Places(scripts.redis, scripts.keys, tenant)
     found: dict[str, ListedJob] = {}
-    now_ms = await _server_ms(scripts.redis)
+    now_ms = await server_ms(scripts.redis)
     for state in (state for state in LISTED_STATES if state in wanted):
         batch: list[str] = []
         async with aclosing(places.of(state)) as names:
@@ -126,7 +127,9 @@ class _Places:
         return places[state]()
 
     async def _held(self) -> Places:
-        members = await self._redis.sunion([self._keys.of("workers"), self._keys.of("workers1")])
+        members: set[bytes] = set()
+        for name in ("workers", "workers1"):
+            members |= await self._redis.smembers(self._keys.of(name))
         for worker in sorted(member.decode() for member in members):
             # As many as a worker has rows, some thousands at most.
             for job in await self._redis.hkeys(self._keys.of("held", worker)):
@@ -225,8 +228,3 @@ def _job(name: str, record: Sequence[bytes | None], now_ms: int) -> ListedJob | 
         age_s=max(0.0, (now_ms - created_ms) / 1000),
         tokens=int(told["prompt"] or 0) + int(told["n"] or 1) * int(told["output"] or 0),
     )
-
-
-async def _server_ms(redis: Redis) -> int:
-    seconds, micros = await redis.time()
-    return int(seconds) * 1000 + int(micros) // 1000

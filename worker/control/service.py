@@ -17,6 +17,7 @@ from arq.constants import health_check_key_suffix
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.server.url import ServerUrl
+from tokenbus.producer.server.wait_notice import waiting_told
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker import logs
 from tokenbus.worker.control.adapter import Adapter
@@ -115,16 +116,19 @@ async def _metrics(stack: contextlib.AsyncExitStack, settings: ControlSettings) 
 
 
 async def _connect(settings: ControlSettings) -> AsyncClient:
-    return await AsyncClient.connect(
-        settings.redis_url,
-        settings.pool,
-        ClientSettings(
-            retry_for_s=settings.connect_timeout_s,
-            call_timeout_s=settings.call_timeout_s,
-            result_ttl_s=settings.result_ttl_s,
-            log_ttl_s=settings.log_ttl_s,
-        ),
-    )
+    url, trying_s = ServerUrl.parse(settings.redis_url), settings.connect_timeout_s
+    reason = f"no server at {url} yet, trying for {trying_s:g} s"
+    with waiting_told(lambda: logs.get_logger().warning("server.awaited", reason=reason)):
+        return await AsyncClient.connect(
+            settings.redis_url,
+            settings.pool,
+            ClientSettings(
+                retry_for_s=trying_s,
+                call_timeout_s=settings.call_timeout_s,
+                result_ttl_s=settings.result_ttl_s,
+                log_ttl_s=settings.log_ttl_s,
+            ),
+        )
 
 
 async def _until_stopped(work: Coroutine[None, None, None]) -> None:
