@@ -144,7 +144,6 @@ JOB_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,96}$"
 REPLY_PATTERN = r"[A-Za-z0-9_-]{16,128}"
 POOL_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 _POOL = re.compile(POOL_PATTERN)
-_WORKER_CHANNEL = re.compile(r"\{tb:([A-Za-z0-9_.-]{1,64})\}" + re.escape(POOL_KEYS["ctl"]))
 _SHARD = re.compile(r"^s(\d{1,3})-")
 
 
@@ -159,12 +158,6 @@ def versions_text(version: object) -> str:
     """Say which wire version was met, and which ones this release reads."""
     known = " and ".join(str(each) for each in KNOWN_VERSIONS)
     return f"speaks wire version {version}; this release speaks {known}"
-
-
-def pool_of_worker_channel(channel: bytes) -> str | None:
-    """Return the pool whose worker listens on a channel; None for any other channel."""
-    match = _WORKER_CHANNEL.match(channel.decode(errors="replace"))
-    return match[1] if match else None
 
 
 def address_of(channel: bytes) -> JobAddress:
