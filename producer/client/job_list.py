@@ -7,7 +7,7 @@ that a look at a pool of a million jobs costs the server as little as one at a p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ _LANES_TOGETHER = 16
 LISTED_STATES = (JobState.HELD, JobState.WAITING, JobState.DELAYED, JobState.ENDING)
 _FIELDS = ("state", "tenant", "priority", "owner", "attempts", "created", "prompt", "output", "n")
 
-Places = AsyncIterator[str]
+Places = AsyncGenerator[str, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,8 @@ class _Places:
     """Where jobs of a state lie; yields the texts of their addresses."""
 
     def __init__(self, redis: Redis, keys: Keys, tenant: str | None) -> None:
-        self._redis = redis
+        # Untyped: redis-py states some of its types wrongly.
+        self._redis: Any = redis
         self._keys = keys
         self._tenant = tenant
         self.has_stopped = False

@@ -42,7 +42,7 @@ class ClusterRedis(RedisCluster):
         found = await self.execute_command("INFO", *sections, target_nodes=self.get_default_node())
         return cast("dict[str, Any]", found)
 
-    async def time(self, **_: Any) -> tuple[int, int]:  # type: ignore[override] # the same
+    async def time(self, **_: Any) -> tuple[int, int]:
         """Ask one node for its time: seconds and microseconds."""
         await self.initialize()
         found = await self.execute_command("TIME", target_nodes=self.get_default_node())
