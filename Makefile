@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: demo check test test-full chaos lint lint-packages clean
+.PHONY: demo check test test-full newest-redis chaos lint lint-packages clean
 
 demo: $(STAMP)
 	@$(BIN)/tokenbus demo $(DEMO_ARGS)
@@ -30,6 +30,16 @@ test: $(STAMP)
 
 test-full: $(STAMP)
 	@$(PYTEST) $(TEST_ARGS)
+
+# The base with the newest redis-py that it takes; with arq beside it only an earlier one goes.
+NEWEST := $(VENV)/newest-redis
+newest-redis: $(STAMP)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --upgrade \
+		--target $(NEWEST) "$$(sed -n 's/^    "redis\[hiredis\]\(.*\)",$$/redis\1/p' pyproject.toml | head -1)"
+	@PYTHONPATH=$(CURDIR)/$(NEWEST) TOKENBUS_TEST_REDIS_PY=7 $(PYTEST) -m "not slow" \
+		tests/producer/server/test_redis_py.py tests/producer/server/test_connection.py \
+		tests/producer/client/test_client.py tests/integration/test_job_lifecycle.py \
+		tests/integration/test_cluster.py tests/integration/test_sentinel.py $(TEST_ARGS)
 
 # The kill matrix at full size: CHAOS_JOBS jobs per case, on every kind of server there is.
 chaos: export CHAOS_JOBS ?= 200

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator  # noqa: TC003 -- FastAPI reads the annotations
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Annotated
 
 import uvicorn
@@ -28,7 +28,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from tokenbus.producer import AsyncClient
-from tokenbus.producer.errors import JobUnknown, QueueFull
+from tokenbus.producer.errors import CursorInvalid, JobUnknown, QueueFull
 
 
 class Question(BaseModel):
@@ -68,14 +68,18 @@ async def events(job_id: str, last_event_id: Annotated[int, Header(ge=0)] = 0) -
         first = await anext(stream)
     except JobUnknown as unknown:
         raise HTTPException(404, str(unknown)) from None
+    except CursorInvalid as invalid:
+        raise HTTPException(400, str(invalid)) from None
 
     async def relay() -> AsyncIterator[str]:
-        event = first
-        while event is not None:
-            kind = "delta" if event.finish is None else "end"
-            body = json.dumps(event.dump())
-            yield f"id: {event.cursor}\nevent: {kind}\ndata: {body}\n\n"
-            event = await anext(stream, None)
+        # Closed with the response: a browser that has left holds no subscription.
+        async with aclosing(stream):
+            event = first
+            while event is not None:
+                kind = "delta" if event.finish is None else "end"
+                body = json.dumps(event.dump())
+                yield f"id: {event.cursor}\nevent: {kind}\ndata: {body}\n\n"
+                event = await anext(stream, None)
 
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(relay(), media_type="text/event-stream", headers=headers)

@@ -69,6 +69,21 @@ class JobUnknown(ProducerError):
         self.job_id = job_id
 
 
+class JobForgotten(JobUnknown):
+    """A job that was heard of before is not known any more: its result has expired.
+
+    A server that lost its last writes forgets jobs too, and who asks for the first time, with a
+    cursor from before, cannot tell one from the other.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.args = (
+            f"job {job_id} is not known any more: its log and result have expired, or the server"
+            " lost it with its last writes",
+        )
+
+
 class JobLost(ProducerError):
     """The server no longer knows the job and will send nothing more for it."""
 
@@ -88,8 +103,21 @@ class ClientClosed(ProducerError):
     """The client was closed while the call was under way."""
 
 
+class WrongEventLoop(ProducerError, RuntimeError):
+    """An asynchronous client was used in another event loop than the one that connected it."""
+
+
 class ServerError(ProducerError):
-    """Base of what is wrong with the server or the way to it."""
+    """Base of what is wrong with the server or the way to it.
+
+    `code` is the server's word for it (`MISCONF`), or ours where it has none (`TIMEOUT`), empty
+    where nothing was asked; `hint` says who can do what. `answers.py` has all of them.
+    """
+
+    def __init__(self, message: str, *, code: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
 
 
 class UrlInvalid(ServerError, ValueError):
@@ -97,11 +125,15 @@ class UrlInvalid(ServerError, ValueError):
 
 
 class ServerUnreachable(ServerError):
-    """The server did not answer in time; the message holds its URL without the password."""
+    """The server did not answer or take the call in time; the message holds its URL."""
 
 
 class ServerUnsuitable(ServerError):
-    """The server is too old or configured so that jobs could be lost."""
+    """The server is too old, refuses, or is configured so that jobs could be lost."""
+
+
+class ServerRefused(ServerUnsuitable):
+    """The server refuses the credentials, the right, or the call itself; waiting does not help."""
 
 
 class EmbeddedUnavailable(ServerError):

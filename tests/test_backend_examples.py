@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 
 import pytest
 from patience import PATIENCE_S
+from redis import Redis
 
 from tokenbus.producer.client.blocking import Client
 from tokenbus.producer.server.embedded import start_private
@@ -137,6 +138,22 @@ def test_fastapi_relay_resumes_after_the_last_event_id(bus: str) -> None:
         assert "".join(text for _, text in seen) == result.text
         assert seen[-1] == (40, "")
         assert backend.ask("GET", "/jobs/nobody/events").status == 404
+
+
+def test_fastapi_relay_leaves_no_subscription_behind(bus: str) -> None:
+    """Ten browsers close amid an answer: soon nobody listens to it any more."""
+    with Backend("fastapi_sse.py", bus) as backend, Client.connect(bus) as client:
+        job = client.submit("rain", max_tokens=2000)
+        answers = [backend.ask("GET", f"/jobs/{job.job_id}/events") for _ in range(10)]
+        for answer in answers:
+            _events(answer, until=1)
+            answer.close()
+        with Redis(unix_socket_path=bus.removeprefix("unix://")) as redis:
+            deadline = time.monotonic() + PATIENCE_S
+            while redis.pubsub_numsub(job.channel)[0][1]:
+                assert time.monotonic() < deadline, "a subscription was left behind"
+                time.sleep(0.02)
+        assert client.cancel(job)
 
 
 def test_flask_views_stream_and_take_batches(bus: str) -> None:

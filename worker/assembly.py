@@ -132,7 +132,7 @@ async def assemble(
         engine=engine,
         total_pages=ready.num_pages,
         page_size=limits.page_size,
-        shown_url=str(server.url),
+        url=server.url,
     )
     log_opener = LogOpener(jobs.starter, publishers, limits)
     return Parts(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from redis.exceptions import RedisError
 
-from tokenbus.producer.server.connection import is_away
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 
@@ -155,12 +155,13 @@ class Session:
                     answer = await act()
                 finally:
                     self._under_way.discard(scope)
-        except (RedisError, OSError) as error:
-            if not is_away(error):
+        except SERVER_ERRORS as error:
+            answer = answer_of(error)
+            if answer.is_of_call:
                 raise
             if generation == self.generation:
-                self.lose(f"{type(error).__name__}: {error}")
-            raise SessionLost(str(error)) from error
+                self.lose(answer.told)
+            raise SessionLost(answer.told) from error
         if generation != self.generation:
             raise SessionLost("the session was lost meanwhile")
         return answer

@@ -17,10 +17,10 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Self
 
-from redis.exceptions import RedisError
-
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.contract.keys import Keys
-from tokenbus.producer.server.connection import make_redis, open_server
+from tokenbus.producer.scripts.rights import UserRole, check_rights
+from tokenbus.producer.server.connection import make_redis, open_server, retrying
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.server.wait_notice import waiting_told
 from tokenbus.worker import logs
@@ -172,7 +172,13 @@ class Worker:
             self._log.info("worker.stopped", jobs_left=len(self._held_jobs))
 
     async def _prepare(self, server: Server, blocking: Redis) -> Parts:
-        """Start the engine, make the parts and reconcile for the first time."""
+        """Check the rights, start the engine, make the parts and reconcile for the first time."""
+        keys, shown_url = Keys(self.settings.pool), str(server.url)
+        await retrying(
+            lambda: check_rights(server.redis, keys, UserRole.WORKER, shown_url=shown_url),
+            server.url,
+            self.settings.connect_timeout_s,
+        )
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(asyncio.to_thread(import_library))
             starting = tasks.create_task(self._engine_supervisor.start())
@@ -245,8 +251,8 @@ class Worker:
         try:
             async with asyncio.timeout(0.5):
                 await redis.delete(keys.of("alive", self.name), keys.of("status", self.name))
-        except (RedisError, OSError) as error:
-            self._log.warning("lease.not_given_up", reason=str(error))
+        except SERVER_ERRORS as error:
+            self._log.warning("lease.not_given_up", reason=answer_of(error).told)
 
 
 def run_worker(settings: WorkerSettings) -> int:

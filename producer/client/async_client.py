@@ -6,10 +6,11 @@ of all of them are made here.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from tokenbus.producer.client.fork_guard import ForkGuard
+from tokenbus.producer.client.fork_guard import LoopGuard
 from tokenbus.producer.client.hub import SubscriptionHub
 from tokenbus.producer.client.job_list import LISTED_STATES, list_jobs
 from tokenbus.producer.client.pool_status import read_status
@@ -25,11 +26,12 @@ from tokenbus.producer.errors import (
     ProducerError,
     QueueFull,
     RequestInvalid,
-    ServerUnreachable,
+    ServerError,
 )
 from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completion import JobCompletion, Retention
 from tokenbus.producer.scripts.replies import JobState, Refused, Submitted
+from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import open_server, retrying
 from tokenbus.producer.settings import ClientSettings
 
@@ -74,17 +76,23 @@ class Job:
 class AsyncClient:
     """A client of one pool; safe to share between the tasks of one event loop.
 
-    It belongs to the process that made it: in a fork of that every call raises ClientClosed, and
-    the parent's goes on undisturbed. `Client` connects anew there by itself.
+    It belongs to the process and the event loop that made it: in a fork of the one every call
+    raises ClientClosed, and the parent's goes on undisturbed; in another loop every call raises
+    WrongEventLoop. `Client` works in all of them.
     """
 
     def __init__(self, server: Server, pool: str, settings: ClientSettings) -> None:
-        self._home = ForkGuard(self)
+        """Belong to the running event loop."""
+        self._home = LoopGuard(self, asyncio.get_running_loop())
         self._server = server
         self._settings = settings
         self._scripts = Scripts(server.redis, pool, timeout_s=settings.call_timeout_s)
         self._hub = SubscriptionHub(
-            server.redis, settings.max_buffered_tokens, settings.call_timeout_s
+            server.redis,
+            server.url,
+            settings.max_buffered_tokens,
+            settings.call_timeout_s,
+            home=self._home,
         )
         self._reader = Reader(self._scripts, self._hub, server.url, settings)
         retention = Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
@@ -96,7 +104,8 @@ class AsyncClient:
     ) -> Self:
         """Open the server (None: `TOKENBUS_REDIS_URL`, else the local one) and check it.
 
-        Raises: UrlInvalid, EmbeddedUnavailable, ServerUnreachable, ServerUnsuitable.
+        Raises: UrlInvalid, EmbeddedUnavailable, ServerUnreachable, ServerUnsuitable; ServerRefused
+        where the user may neither submit jobs nor read them.
         """
         settings = settings or ClientSettings()
         server = await open_server(
@@ -104,7 +113,20 @@ class AsyncClient:
             retry_for_s=settings.retry_for_s,
             call_timeout_s=settings.call_timeout_s,
         )
-        return cls(server, pool, settings)
+        try:
+            client = cls(server, pool, settings)
+            keys, shown_url = client.scripts.keys, str(server.url)
+            await retrying(
+                lambda: check_rights(
+                    server.redis, keys, UserRole.PRODUCER, UserRole.READER, shown_url=shown_url
+                ),
+                server.url,
+                settings.retry_for_s,
+            )
+        except BaseException:
+            await server.close()
+            raise
+        return client
 
     @property
     def scripts(self) -> Scripts:
@@ -115,6 +137,11 @@ class AsyncClient:
     def url(self) -> ServerUrl:
         """Return the server's URL as given; printed, it hides the password."""
         return self._server.url
+
+    @property
+    def retry_for_s(self) -> float:
+        """Return how long a call goes on trying while the server does not take it."""
+        return self._settings.retry_for_s
 
     @property
     def effective_url(self) -> str:
@@ -129,9 +156,9 @@ class AsyncClient:
         Trying again is safe: the job id is drawn here, once per call. `ticket` is that of an
         earlier QueueFull for the same request.
         Raises: RequestInvalid, QueueFull, IdempotencyConflict, DeadlineUnmeetable,
-        ServerUnreachable.
+        ServerUnreachable, ServerRefused.
         """
-        self._home.check()
+        self._home.check_loop()
         new = self._prepare(prompt, fields)
         tries = 0
 
@@ -155,14 +182,14 @@ class AsyncClient:
 
         The answers stand in the order of the requests, whatever one of them is: one that is no
         request is answered by RequestInvalid. Where the server goes away in the middle, the jobs
-        that it did not answer are answered by ServerUnreachable; some of them may have been
+        that it did not answer are answered by that error; some of them may have been
         accepted, and submitting them again under their ids or idempotency keys is safe.
         `reserved_ids` are for services of the pool, one a request: names such as a cron's, that the
         schema of no request lets through.
-        Raises: ServerUnreachable where the server accepted and refused nothing at all;
-        RequestInvalid if the numbers of requests and reserved ids differ.
+        Raises: ServerUnreachable or ServerRefused where the server accepted and refused nothing at
+        all; RequestInvalid if the numbers of requests and reserved ids differ.
         """
-        self._home.check()
+        self._home.check_loop()
         requests = list(requests)
         if reserved_ids and len(reserved_ids) != len(requests):
             raise RequestInvalid(
@@ -181,7 +208,7 @@ class AsyncClient:
 
             try:
                 replies = await retrying(call, self._server.url, self._settings.retry_for_s)
-            except ServerUnreachable as error:
+            except ServerError as error:
                 if not has_answered:
                     raise
                 return [error if answer is None else answer for answer in answers]
@@ -233,7 +260,8 @@ class AsyncClient:
 
         `event.cursor` of the last event handled resumes the stream, here or in another process,
         for as long as the result is kept.
-        Raises: CursorInvalid, JobUnknown, JobLost, ServerUnreachable, ClientClosed.
+        Raises: CursorInvalid, JobUnknown, JobForgotten, JobLost, ServerUnreachable, ServerRefused,
+        ClientClosed.
         """
         self._home.check()
         address = _address(job_id, tenant)
@@ -247,7 +275,7 @@ class AsyncClient:
         Raises: JobFailed, JobCancelled, JobExpired (each holds the result so far), ResultTimeout,
         and what `stream` raises.
         """
-        self._home.check()
+        self._home.check_loop()
         address = _address(job_id, tenant)
         result = await self._reader.result(address.job_id, timeout_s, address.tenant)
         job_id, reason, error = result.job_id, result.finish.reason, result.finish.error
@@ -265,9 +293,9 @@ class AsyncClient:
         """Cancel a tenant's job wherever it is; False if it had ended before.
 
         A running job ends within moments; its stream tells.
-        Raises: JobUnknown, ServerUnreachable.
+        Raises: JobUnknown, ServerUnreachable, ServerRefused.
         """
-        self._home.check()
+        self._home.check_loop()
         address = _address(job_id, tenant)
         status = await retrying(
             lambda: self._completion.cancel(address.text, address.tenant),
@@ -281,9 +309,9 @@ class AsyncClient:
     async def webhook(self, job_id: str | Job, tenant: str = DEFAULT_TENANT) -> Webhook | None:
         """Return the webhook of a tenant's job with every try; None before the end or without one.
 
-        Raises: ServerUnreachable.
+        Raises: ServerUnreachable, ServerRefused.
         """
-        self._home.check()
+        self._home.check_loop()
         control, settings = self._scripts.control, self._settings
         address = _address(job_id, tenant)
         return await retrying(
@@ -348,10 +376,13 @@ class AsyncClient:
     async def close(self) -> None:
         """Close all connections; an embedded server ends with its last client.
 
-        In a fork it does nothing: the connections are the parent's.
+        In a fork it does nothing: the connections are the parent's. Nor is there anything to close
+        where the client's event loop was.
+        Raises: WrongEventLoop in another loop while its own is open.
         """
-        if not self._home.is_here:
+        if not self._home.is_here or self._home.has_ended:
             return
+        self._home.check_loop()
         await self._hub.close()
         await self._server.close()
 

@@ -12,6 +12,7 @@ from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.blocking_stream import BlockingStream
 from tokenbus.producer.client.fork_guard import ForkGuard
 from tokenbus.producer.client.job_list import LISTED_STATES
+from tokenbus.producer.client.loop_thread import LoopThread
 from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.errors import ClientClosed
 from tokenbus.producer.settings import ClientSettings
@@ -31,19 +32,16 @@ T = TypeVar("T")
 
 
 class _Portal:
-    """One event loop in a thread of its own, with the asynchronous client that lives there."""
+    """The event loop in a thread of its own, with the asynchronous client that lives there."""
 
     def __init__(self, url: str | None, pool: str, settings: ClientSettings) -> None:
         self.home = ForkGuard(self)
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self.loop.run_forever, name="tokenbus-client", daemon=True
-        )
-        self._thread.start()
+        self._thread = LoopThread.join()
+        self.loop = self._thread.loop
         try:
             self.client = self.run(AsyncClient.connect(url, pool, settings))
         except BaseException:
-            self._stop()
+            self._thread.leave()
             raise
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -61,14 +59,10 @@ class _Portal:
         """Close the client and end the thread."""
         try:
             self.run(self.client.close())
-            self.run(_end_tasks())
+            if self._thread.is_last:
+                self.run(_end_tasks())
         finally:
-            self._stop()
-
-    def _stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
+            self._thread.leave()
 
 
 async def _end_tasks() -> None:

@@ -8,17 +8,21 @@ the workers say otherwise); bodies are cut at 64 kB.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.schema import StoredRequest
 from tokenbus.producer.errors import ProducerError, RequestInvalid
+from tokenbus.producer.server.connection import retrying
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from tokenbus.producer.client.async_client import AsyncClient, Job
+
+T = TypeVar("T")
 
 # As the scripts cut it.
 MAX_BODY_BYTES = 65536
@@ -51,7 +55,10 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """The dead letters of the pool of one client. Calls raise what redis raises."""
+    """The dead letters of the pool of one client.
+
+    Calls raise ServerUnreachable and ServerRefused.
+    """
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -63,7 +70,7 @@ class DeadLetters:
         bound, left = "+", limit
         while left is None or left > 0:
             count = _PAGE if left is None else min(left, _PAGE)
-            page = await self._redis.xrevrange(self._key, bound, "-", count)
+            page = await self._ask(partial(self._redis.xrevrange, self._key, bound, "-", count))
             for entry_id, fields in page:
                 yield _letter(entry_id, fields)
             if len(page) < count:
@@ -106,8 +113,11 @@ class DeadLetters:
             return 0
         entry_ids = [letter.entry_id for letter in letters]
         pages = [entry_ids[first : first + _PAGE] for first in range(0, len(entry_ids), _PAGE)]
-        queue = self._client.scripts.queue
-        return sum([await queue.drop_letters(page) for page in pages])
+        drop = self._client.scripts.queue.drop_letters
+        return sum([await self._ask(partial(drop, page)) for page in pages])
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await retrying(call, self._client.url, self._client.retry_for_s)
 
 
 def _letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:

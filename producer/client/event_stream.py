@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.contract.events import Event
+from tokenbus.producer.errors import CursorInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.subscription import Subscription
     from tokenbus.producer.contract.address import JobAddress
 
-    # Reads a job after a cursor, and says at which address it lies; the flag says that the job is
-    # known to exist.
-    Replay = Callable[[JobAddress, int, bool], Awaitable[tuple[str, Iterable[Event]]]]
+    # Reads a job after a cursor, and says at which address it lies and which wire version it has,
+    # if its record tells; the flag says that the job is known to exist.
+    Replay = Callable[[JobAddress, int, bool], Awaitable[tuple[str, int | None, Iterable[Event]]]]
 
 
 class EventStream(AsyncIterator[Event]):
@@ -38,9 +40,11 @@ class EventStream(AsyncIterator[Event]):
         "_address",
         "_channel_of",
         "_cursor",
-        "_heard",
+        "_given",
+        "_heard_at",
         "_hub",
         "_is_ended",
+        "_kept_s",
         "_live",
         "_logged",
         "_must_read",
@@ -61,6 +65,7 @@ class EventStream(AsyncIterator[Event]):
         *,
         open_timeout_s: float,
         silence_s: float,
+        kept_s: float,
     ) -> None:
         self._hub = hub
         self._replay = replay
@@ -68,7 +73,7 @@ class EventStream(AsyncIterator[Event]):
         # Where the job lies; a tenant's of version 1 lies elsewhere, which the first look tells.
         self._place = address.text
         self._channel_of = channel_of
-        self._cursor = cursor
+        self._cursor = self._given = cursor
         self._open_timeout_s = open_timeout_s
         self._silence_s = silence_s
         self._subscription: Subscription | None = None
@@ -76,7 +81,9 @@ class EventStream(AsyncIterator[Event]):
         self._live: Subscription | None = None
         self._logged: deque[Event] = deque()
         self._must_read = True
-        self._heard = cursor > 0
+        # When the job was known last; what ended may be forgotten `kept_s` later.
+        self._heard_at: float | None = None
+        self._kept_s = kept_s
         self._is_ended = False
 
     async def __anext__(self) -> Event:
@@ -98,13 +105,24 @@ class EventStream(AsyncIterator[Event]):
             if live is not None and event.start > self._cursor + 1:
                 self._read_again()
             elif event.finish is not None:
-                self._end()
-                return event
+                return self._last(event)
             elif event.to > self._cursor:
                 if event.start <= self._cursor:
                     event = event.after(self._cursor)
                 self._cursor = event.to
                 return event
+
+    def _last(self, event: Event) -> Event:
+        """End with the terminal event. Raises: CursorInvalid where nothing can follow the cursor.
+
+        A log that lost its tail may be shorter than what this stream has shown, which is right.
+        """
+        self._end()
+        if self._cursor == self._given > event.to:
+            raise CursorInvalid(
+                "cursor", f"{self._given} lies beyond the last token, which is {event.to}"
+            )
+        return event
 
     async def aclose(self) -> None:
         """End the stream. Safe to repeat."""
@@ -127,10 +145,14 @@ class EventStream(AsyncIterator[Event]):
                 if self._place != self._address.text:
                     self._subscription.belong_to(self._address)
             if self._must_read:
-                place, events = await self._replay(self._address, self._cursor, self._heard)
+                place, version, events = await self._replay(
+                    self._address, self._cursor, self._was_heard
+                )
                 if place != self._place:
                     self._move(place)
                     return None
+                if version is not None:
+                    self._subscription.expect(version)
                 self._logged.extend(events)
                 self._must_read = False
         except asyncio.CancelledError:
@@ -138,11 +160,16 @@ class EventStream(AsyncIterator[Event]):
         except BaseException:
             self._end()
             raise
-        self._heard = True
+        self._heard_at = monotonic()
         if self._logged:
             return self._logged.popleft()
         self._live = self._subscription
         return None
+
+    @property
+    def _was_heard(self) -> bool:
+        """Tell whether the job was known so lately that it cannot have expired since."""
+        return self._heard_at is not None and monotonic() - self._heard_at < self._kept_s
 
     def _move(self, place: str) -> None:
         """Go on where the job lies; what was read came before the right subscription."""

@@ -1,4 +1,4 @@
-"""The fork guard knows the process that made a client, and what its forks must leave alone.
+"""The fork guard knows process and event loop of a client, and what forks must leave alone.
 
 Parent and child of a fork share the epoll instance of the parent's event loop: a connection that
 the child's garbage collector closed would be struck off there, and the parent would never hear from
@@ -7,11 +7,12 @@ its server again. So what a fork inherited is never destroyed in it.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import weakref
 
-from tokenbus.producer.errors import ClientClosed
+from tokenbus.producer.errors import ClientClosed, WrongEventLoop
 
 _owners: weakref.WeakSet[object] = weakref.WeakSet()
 
@@ -45,4 +46,29 @@ class ForkGuard:
             raise ClientClosed(
                 f"this client was connected by process {self.pid}, which forked this one:"
                 " connect after the fork"
+            )
+
+
+class LoopGuard(ForkGuard):
+    """Remembers the event loop too, in which the connections of `owner` live."""
+
+    __slots__ = ("_loop",)
+
+    def __init__(self, owner: object, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(owner)
+        self._loop = loop
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the loop is closed, and every connection with it."""
+        return self._loop.is_closed()
+
+    def check_loop(self) -> None:
+        """Raise WrongEventLoop in another loop, ClientClosed in a fork."""
+        self.check()
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongEventLoop(
+                "this client was connected in another event loop"
+                f"{', which is closed' if self.has_ended else ''}: connect one in each loop"
+                " (asyncio.run makes a new one each time), or use Client, which works in all"
             )

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.client.subscription import Subscription
 from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.errors import ClientClosed, SchemaMismatch, ServerUnreachable
-from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S, is_away
+from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S, typed
 from tokenbus.producer.server.raw_connection import RawConnection, pack
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from tokenbus.producer.answers import ServerAnswer
+    from tokenbus.producer.client.fork_guard import LoopGuard
     from tokenbus.producer.contract.events import Event
+    from tokenbus.producer.server.url import ServerUrl
 
 # Silence after which the connection is asked for a sign of life, and what it gets to give one.
 _PING_AFTER_S = 5.0
@@ -33,7 +37,17 @@ _PING_AFTER_S = 5.0
 class SubscriptionHub:
     """Opens and closes subscriptions over one connection, which it keeps alive."""
 
-    def __init__(self, redis: Redis, max_tokens: int, call_timeout_s: float) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        url: ServerUrl,
+        max_tokens: int,
+        call_timeout_s: float,
+        *,
+        home: LoopGuard,
+    ) -> None:
+        self._url = url
+        self._home = home
         self._make_connection: Callable[[], Any] = redis.connection_pool.make_connection
         self._max_tokens = max_tokens
         self._call_timeout_s = call_timeout_s
@@ -44,6 +58,8 @@ class SubscriptionHub:
         self._wire: RawConnection | None = None
         self._lost = asyncio.Event()
         self._failure: Exception | None = None
+        # What the last try to connect failed with, for those who wait.
+        self._reason = ""
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -51,8 +67,9 @@ class SubscriptionHub:
     async def open(self, channel: str, timeout_s: float) -> Subscription:
         """Subscribe and wait for the server's confirmation; nothing after it is missed.
 
-        Raises: ServerUnreachable without one in time; ClientClosed.
+        Raises: ServerUnreachable without one in time; ServerRefused, ClientClosed, WrongEventLoop.
         """
+        self._home.check_loop()
         if self._closed:
             raise ClientClosed("the client is closed")
         if self._task is None or self._task.done():
@@ -70,8 +87,11 @@ class SubscriptionHub:
                 await self._confirmed[name].wait()
         except TimeoutError:
             self.release(subscription)
-            message = f"no confirmation of a subscription within {timeout_s:g} s"
-            raise ServerUnreachable(message) from None
+            reason = f": {self._reason}" if self._reason else ""
+            raise ServerUnreachable(
+                f"no confirmation of a subscription by {self._url} within {timeout_s:g} s{reason}",
+                code="TIMEOUT",
+            ) from None
         except BaseException:
             self.release(subscription)
             raise
@@ -140,17 +160,27 @@ class SubscriptionHub:
                 self._wire = wire
                 if self._streams:
                     wire.send(pack((b"SUBSCRIBE", *self._streams)))
-                pause_s = FIRST_PAUSE_S
+                pause_s, self._reason = FIRST_PAUSE_S, ""
                 await self._watch(wire)
-            except Exception as error:
-                if not is_away(error):
-                    self._fail(error)
+            except SERVER_ERRORS as error:
+                answer = answer_of(error)
+                self._reason = answer.told
+                if not self._may_pass(answer):
+                    self._fail(typed(error, self._url))
                     return
+            except Exception as error:
+                # The boundary of the hub's task: streams must not wait for one that has ended.
+                self._fail(error)
+                return
             finally:
                 self._wire = None
                 await wire.close()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    def _may_pass(self, answer: ServerAnswer) -> bool:
+        """Tell whether connecting anew may help; a password in a file may be about to change."""
+        return answer.waits or (answer.is_of_credentials and self._url.rereads_password)
 
     async def _watch(self, wire: RawConnection) -> None:
         """Return when the connection has ended or gives no sign of life.
@@ -216,9 +246,13 @@ class SubscriptionHub:
 
 
 def _put(stream: Subscription, event: Event) -> None:
-    """Give a stream an event of its job; version 1 does not tell the tenant."""
+    """Give a stream an event of its job; version 1 does not tell the tenant.
+
+    A job keeps its wire version, so an event of another one is of an equal name elsewhere: workers
+    of version 1 publish what they do in any logical database on the channels of database 0.
+    """
     address = stream.address
-    if event.job_id != address.job_id:
+    if event.job_id != address.job_id or stream.version not in (None, event.version):
         return
     if event.tenant == address.tenant:
         stream.put(event)

@@ -6,8 +6,9 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import RedisError
 
+from tokenbus.producer.answers import answer_of
 from tokenbus.producer.scripts.replies import (
     CancelReply,
     Ending,
@@ -69,7 +70,7 @@ class QueueScripts:
         args = _submit_args(job, bounds, ticket, entry_id)
         try:
             reply = await self._runner.run_packed("submit", self._keys.prefix, args)
-        except OutOfMemoryError as error:
+        except RedisError as error:
             reply = error
         return _submitted(reply)
 
@@ -207,9 +208,9 @@ class QueueScripts:
 
 def _submitted(reply: list[Any] | Exception) -> Submitted | Refused:
     """Read what submit.lua answers, or with what the server refused to run it."""
-    if isinstance(reply, OutOfMemoryError):
-        return Refused("full_memory", retry_after_ms=MEMORY_RETRY_MS)
     if isinstance(reply, Exception):
+        if answer_of(reply).code == "OOM":
+            return Refused("full_memory", retry_after_ms=MEMORY_RETRY_MS)
         raise reply
     status = reply[0].decode()
     if status not in ("accepted", "exists"):

@@ -11,8 +11,10 @@ import random
 from typing import TYPE_CHECKING, Any, cast
 
 from redis.asyncio import Redis
-from redis.asyncio.cluster import ClusterPipeline, RedisCluster
+from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import ConnectionPool
+
+from tokenbus.producer.server.redis_py import OnePass, cluster_options
 
 if TYPE_CHECKING:
     from redis.asyncio.client import PubSub
@@ -48,7 +50,7 @@ class ClusterRedis(RedisCluster):
         found = await self.execute_command("TIME", target_nodes=self.get_default_node())
         return int(found[0]), int(found[1])
 
-    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> ClusterPipeline:  # noqa: ARG002 -- redis-py's
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> OnePass:  # noqa: ARG002 -- redis-py's
         """Collect commands, to be sent together to the nodes that they belong to."""
         # Abstract only to the stubs: a pipeline of a cluster has no connection pool.
         return OnePass(self)  # type: ignore[abstract]
@@ -64,23 +66,6 @@ class ClusterRedis(RedisCluster):
         await self.initialize()
         manager: Any = self.nodes_manager
         return cast("ClusterNode", manager.get_node_from_slot(self.keyslot(key)))
-
-
-class OnePass(ClusterPipeline):
-    """Commands sent together, once: redis-py's own sends none where it may not repeat any."""
-
-    async def execute(
-        self, raise_on_error: bool = True, allow_redirections: bool = True
-    ) -> list[Any]:
-        """Send the commands and return their replies, errors among them unless they raise."""
-        client: Any = self._client
-        await client.initialize()
-        commands, self._command_stack = self._command_stack, []
-        if not commands:
-            return []
-        return await self._execute(
-            client, commands, raise_on_error=raise_on_error, allow_redirections=allow_redirections
-        )
 
 
 class NodeConnections:
@@ -102,7 +87,4 @@ class NodeConnections:
 
 def make_cluster(url: str, **options: Any) -> ClusterRedis:
     """Make a client of the cluster to which the node belongs that the options name."""
-    found = ClusterRedis.from_url(
-        url, cluster_error_retry_attempts=0, connection_error_retry_attempts=0, **options
-    )
-    return cast("ClusterRedis", found)
+    return cast("ClusterRedis", ClusterRedis.from_url(url, **cluster_options() | options))

@@ -9,25 +9,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from redis.asyncio import Redis
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    BusyLoadingError,
-    ClusterDownError,
-    ClusterError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable
+from tokenbus.producer.answers import SERVER_ERRORS, ServerAnswer, answer_of, without_arguments
+from tokenbus.producer.errors import (
+    ServerError,
+    ServerRefused,
+    ServerUnreachable,
+    ServerUnsuitable,
+)
 from tokenbus.producer.server.cluster import NUM_SHARDS, make_cluster
+from tokenbus.producer.server.deposed import leave_deposed
 from tokenbus.producer.server.embedded import EmbeddedServer, join_shared, start_private
+from tokenbus.producer.server.redis_py import connection_options
 from tokenbus.producer.server.sentinels import behind_sentinels
 from tokenbus.producer.server.url import SentinelUrl, ServerKind, ServerUrl
 
@@ -41,65 +34,57 @@ MIN_VERSION = (7, 0)
 FIRST_PAUSE_S = 0.05
 MAX_PAUSE_S = 1.0
 
-_AWAY = (
-    RedisConnectionError,
-    RedisTimeoutError,
-    BusyLoadingError,
-    ReadOnlyError,
-    OutOfMemoryError,
-    # A cluster that is moving slots, electing a master or not whole.
-    AskError,
-    ClusterError,
-    ClusterDownError,
-    TryAgainError,
-    RedisClusterException,
-    TimeoutError,
-    OSError,
-)
-_AWAY_ANSWERS = (
-    *("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "ASK"),
-    "NOREPLICAS",  # min-replicas-to-write: a master that may have been deposed takes nothing
-)
+
+def typed(error: BaseException, url: ServerUrl, waited_s: float = 0.0) -> ServerError:
+    """Return the error of ours for what a call on the server raised.
+
+    Its cause is redis-py's error without the arguments of the call; raise it outside of the
+    handler, or the error itself would hang on to it.
+    """
+    answer = answer_of(error)
+    made: ServerError
+    if not answer.waits:
+        text = f"the server at {url} refuses: {answer.told}"
+        made = ServerRefused(text, code=answer.code, hint=answer.hint)
+    elif answer.says_nothing:
+        text = f"no server at {url} after {waited_s:g} s of trying: {_reason(answer)}"
+        made = ServerUnreachable(text, code=answer.code, hint=answer.hint)
+    else:
+        text = f"the server at {url} took no call for {waited_s:g} s: {answer.told}"
+        made = ServerUnreachable(text, code=answer.code, hint=answer.hint)
+    made.__cause__ = without_arguments(error)
+    return made
 
 
-def is_refused(error: BaseException | None) -> bool:
-    """Tell whether the server refused the credentials; redis-py hides that in its causes."""
-    while error is not None:
-        if isinstance(error, AuthenticationError):
-            return True
-        error = error.__cause__
-    return False
-
-
-def is_away(error: BaseException) -> bool:
-    """Tell whether an error means that the server cannot be reached now, and may be later."""
-    if is_refused(error):
-        return False
-    if isinstance(error, _AWAY):
-        return True
-    return isinstance(error, ResponseError) and str(error).startswith(_AWAY_ANSWERS)
+def _reason(answer: ServerAnswer) -> str:
+    return f"{answer.text}; {answer.hint}" if answer.hint else answer.text
 
 
 async def retrying(call: Callable[[], Awaitable[T]], url: ServerUrl, retry_for_s: float) -> T:
-    """Repeat a call that is safe to repeat, with back-off, while the server is away.
+    """Repeat a call that is safe to repeat, with back-off, while the server does not take it.
 
-    Raises: ServerUnreachable after `retry_for_s`; whatever else the call raises.
+    A password that lies in a file may be about to change, so a refusal of it is waited out too.
+    Raises: ServerUnreachable after `retry_for_s`; ServerRefused; what is no answer of a server.
     """
     deadline = time.monotonic() + retry_for_s
     pause_s = FIRST_PAUSE_S
     while True:
         try:
             return await call()
-        except (RedisError, OSError) as error:
-            if not is_away(error):
-                raise
-            if time.monotonic() + pause_s > deadline:
-                reason = str(error) or type(error).__name__
-                raise ServerUnreachable(
-                    f"no server at {url} after {retry_for_s:g} s of trying: {reason}"
-                ) from error
+        except SERVER_ERRORS as error:
+            answer = answer_of(error)
+            may_pass = answer.waits or (answer.is_of_credentials and url.rereads_password)
+            failure = typed(error, url, retry_for_s)
+        if not may_pass or time.monotonic() + pause_s > deadline:
+            # Not inside the handler: no cause of it may quote a call.
+            raise failure
         await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+
+async def asked(call: Callable[[], Awaitable[T]], url: ServerUrl) -> T:
+    """Make a call once that must not be repeated blindly. Raises: ServerError."""
+    return await retrying(call, url, 0.0)
 
 
 @dataclass(slots=True)
@@ -144,7 +129,8 @@ def make_redis(url: str, call_timeout_s: float = 5.0, **options: Any) -> Redis:
         return made
     if "host" in given:
         arguments.setdefault("socket_keepalive", True)
-    redis: Redis = Redis.from_url(bare, **arguments)
+    redis: Redis = Redis.from_url(bare, **connection_options() | arguments)
+    leave_deposed(redis.connection_pool)
     return redis
 
 
@@ -175,31 +161,72 @@ async def open_server(
 
 
 async def _check(server: Server, call_timeout_s: float) -> None:
-    """Check version and eviction policy. Raises: ServerUnsuitable with one sentence."""
+    """Check version, kind and eviction policy. Raises: ServerUnsuitable with one sentence."""
     async with asyncio.timeout(call_timeout_s):
-        try:
-            info = await server.redis.info()
-        except RedisError as error:
-            if is_refused(error):
-                raise ServerUnsuitable(
-                    f"the server at {server.url} refuses the credentials: {error}"
-                ) from None
-            if is_away(error):
-                raise
-            raise ServerUnsuitable(f"the server at {server.url} refuses: {error}") from None
-    version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
-    if version < MIN_VERSION:
+        found = await _look(server)
+    version = tuple(int(part) for part in found.version.split(".")[:2]) if found.version else None
+    if version is not None and version < MIN_VERSION:
         raise ServerUnsuitable(
-            f"the server at {server.url} is version {info['redis_version']};"
+            f"the server at {server.url} is version {found.version};"
             " Redis 7.0 or Valkey 7.2 is the oldest that will do"
         )
-    if info.get("cluster_enabled") and server.url.kind is not ServerKind.CLUSTER:
+    if found.is_cluster and server.url.kind is not ServerKind.CLUSTER:
         raise ServerUnsuitable(
             f"the server at {server.url} is a node of a cluster; write redis+cluster://host:port"
         )
-    policy = str(info.get("maxmemory_policy", "noeviction"))
-    if policy != "noeviction":
+    if found.may_evict and not server.url.allows_eviction:
         raise ServerUnsuitable(
-            f"the server at {server.url} may evict jobs (maxmemory-policy {policy});"
-            " set maxmemory-policy noeviction"
+            f"the server at {server.url} may evict jobs (maxmemory-policy {found.policy});"
+            " set maxmemory-policy noeviction, or maxmemory 0, or take the loss of jobs with"
+            " ?allow_eviction=true in its URL"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a server tells of itself; each is left out where the user may not ask."""
+
+    version: str = ""
+    is_cluster: bool = False
+    policy: str = "noeviction"
+    max_bytes: int | None = None
+
+    @property
+    def may_evict(self) -> bool:
+        """Tell whether the server throws keys away when its memory is full, which has an end."""
+        return self.policy != "noeviction" and self.max_bytes != 0
+
+
+async def _look(server: Server) -> _Found:
+    """Ask with INFO; a user who may not is told less by HELLO, or nothing.
+
+    Raises: what the server answers but that the user may not ask.
+    """
+    try:
+        info = await server.redis.info()
+    except SERVER_ERRORS as error:
+        if answer_of(error).code not in ("NOPERM", "UNKNOWN"):
+            raise
+        return await _greet(server)
+    limit = info.get("maxmemory")
+    return _Found(
+        str(info.get("redis_version", "")),
+        bool(info.get("cluster_enabled")),
+        str(info.get("maxmemory_policy", "noeviction")),
+        None if limit is None else int(limit),
+    )
+
+
+async def _greet(server: Server) -> _Found:
+    greet: Callable[..., Awaitable[Any]] = server.redis.execute_command
+    try:
+        told = await greet("HELLO", 2)
+    except SERVER_ERRORS as error:
+        if answer_of(error).waits:
+            raise
+        return _Found()
+    if isinstance(told, list):
+        told = dict(zip(told[::2], told[1::2], strict=False))
+    facts = told if isinstance(told, dict) else {}
+    version = facts.get(b"version", b"")
+    return _Found(version.decode(), facts.get(b"mode") == b"cluster")

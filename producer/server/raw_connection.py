@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse
+
+from tokenbus.producer.server.redis_py import error_maker, take_transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,9 +49,10 @@ class RawConnection(asyncio.Protocol):
         # redis-py leaves this method untyped.
         connection: Any = self._connection
         await connection.connect()
-        self._parser = hiredis.Reader(replyError=connection._parser.parse_error)
-        self._transport = connection._writer.transport
-        connection._writer.transport.set_protocol(self)
+        self._parser = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=error_maker(connection)
+        )
+        self._transport = take_transport(connection, self)
 
     def send(self, command: bytes) -> None:
         """Send a packed command. Raises: redis.ConnectionError where there is no connection."""
@@ -67,8 +71,13 @@ class RawConnection(asyncio.Protocol):
         self.heard = True
         self._parser.feed(data)
         next_reply, take = self._parser.gets, self._take
-        while (reply := next_reply()) is not False:
-            take(reply)
+        try:
+            while (reply := next_reply()) is not False:
+                take(reply)
+        except InvalidResponse:
+            # No reply can be told from the next any more.
+            if self._transport is not None:
+                self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- asyncio's
         """Tell of an end that was not asked for."""

@@ -13,7 +13,9 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelMan
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from tokenbus.producer.server.deposed import is_deposed
 from tokenbus.producer.server.limited_connection import keep_cancellations
+from tokenbus.producer.server.redis_py import connection_options
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -32,7 +34,7 @@ class _FollowingConnection(SentinelManagedConnection):
         try:
             return await super().read_response(*args, **options)
         except ResponseError as error:
-            if not str(error).startswith("NOREPLICAS"):
+            if not is_deposed(error):
                 raise
             await self.disconnect()
             raise RedisConnectionError(f"the master may have been deposed: {error}") from error
@@ -55,7 +57,11 @@ class _FollowingPool(SentinelConnectionPool):
 
 def behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str, Any]) -> Redis:
     """Make a client that follows the sentinels."""
-    common: dict[str, Any] = {"socket_connect_timeout": call_timeout_s, "ssl": url.is_tls}
+    common: dict[str, Any] = connection_options() | {
+        "socket_connect_timeout": call_timeout_s,
+        "ssl": url.is_tls,
+        **url.tls,
+    }
     asking = common | {
         "username": url.sentinel_username,
         "password": url.sentinel_password,
@@ -70,11 +76,9 @@ def behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str,
         connection_pool_class=_FollowingPool,
         connection_class=_FollowingSslConnection if url.is_tls else _FollowingConnection,
         db=url.db,
-        username=url.username,
-        password=url.password,
         socket_keepalive=True,
-        **common,
-        **options,
+        **url.credentials,
+        **common | options,
     )
     return redis
 

@@ -11,7 +11,7 @@ import re
 HIDDEN = "***"
 # Options whose values say nothing that has to be kept secret.
 _PLAIN_OPTIONS = {
-    *("db", "client_name", "max_connections", "health_check_interval"),
+    *("db", "allow_eviction", "client_name", "max_connections", "health_check_interval"),
     *("socket_timeout", "socket_connect_timeout", "socket_keepalive"),
     *("ssl_cert_reqs", "ssl_check_hostname", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile"),
 }

@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from tokenbus.producer.errors import UrlInvalid
+from tokenbus.producer.server.credentials import PasswordFile
 from tokenbus.producer.server.shown_url import hide_password
-from tokenbus.producer.server.url_options import OPTIONS, read_options
+from tokenbus.producer.server.url_options import OPTIONS, of_redis_py, read_options
 
 _SCHEMES = (
     "redis://, rediss://, unix:///socket, redis+cluster://node, redis+sentinel://sentinels/master,"
@@ -66,18 +67,34 @@ class _Parts:
         if "#" in rest:
             raise ValueError("it holds '#', which is written %23")
         if any(character <= " " or character == "\x7f" for character in rest):
-            raise ValueError("it holds blanks or control characters")
+            raise ValueError("it holds blanks or control characters; a blank is written %20")
         rest, _, query = rest.partition("?")
         hosts, slash, path = rest.partition("/")
         username, _, password = credentials.partition(":")
+        options = read_options(scheme, query)
+        if "password_file" in options and (password or "password" in options):
+            raise ValueError("it gives both a password and a password_file")
         return cls(
             scheme,
             unquote(username) or None,
             unquote(password) or None,
             hosts,
             slash + path,
-            read_options(scheme, query),
+            options,
         )
+
+    @property
+    def is_tls(self) -> bool:
+        """Tell whether connections are encrypted."""
+        return self.scheme.startswith("rediss")
+
+    def credentials(self) -> dict[str, Any]:
+        """Return user and password, or what reads the password, as arguments of redis-py."""
+        username = self.options.get("username", self.username)
+        if "password_file" in self.options:
+            return {"credential_provider": PasswordFile(username, self.options["password_file"])}
+        named = (("username", username), ("password", self.options.get("password", self.password)))
+        return {name: value for name, value in named if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +133,7 @@ class ServerUrl:
                 raise ValueError("the folder begins with a third slash: embedded:///path")
             if not parts.path.strip("/"):
                 return cls(text, ServerKind.PRIVATE)
-            return cls(text, ServerKind.SHARED, Path(unquote(parts.path)))
+            return cls(text, ServerKind.SHARED, Path(unquote(parts.path, errors="surrogateescape")))
         _place(parts)
         is_cluster = parts.scheme.endswith("+cluster")
         return cls(text, ServerKind.CLUSTER if is_cluster else ServerKind.REMOTE)
@@ -130,10 +147,21 @@ class ServerUrl:
         if self.kind not in (ServerKind.REMOTE, ServerKind.CLUSTER):
             raise UrlInvalid(f"server URL {str(self)!r} is not that of a running server")
         parts = _Parts.of(self.text)
-        named = (("username", parts.username), ("password", parts.password))
-        credentials = {name: value for name, value in named if value is not None}
+        options = of_redis_py(parts.options, is_tls=parts.is_tls)
+        for name in ("username", "password"):
+            options.pop(name, None)
         bare = f"{parts.scheme.removesuffix('+cluster')}://"
-        return bare, parts.options | credentials | _place(parts)
+        return bare, options | parts.credentials() | _place(parts)
+
+    @property
+    def rereads_password(self) -> bool:
+        """Tell whether the next connection may have another password than the last."""
+        return "password_file" in _Parts.of(self.text).options
+
+    @property
+    def allows_eviction(self) -> bool:
+        """Tell whether a server will do that may evict jobs."""
+        return bool(_Parts.of(self.text).options.get("allow_eviction", False))
 
     def refuse_private(self, command: str) -> None:
         """Refuse the one-process server for a command that other processes have to reach.
@@ -171,6 +199,8 @@ class SentinelUrl:
     password: str | None = field(repr=False)
     sentinel_username: str | None
     sentinel_password: str | None = field(repr=False)
+    credentials: dict[str, Any] = field(repr=False)
+    tls: dict[str, Any]
 
     @classmethod
     def parse(cls, text: str) -> SentinelUrl:
@@ -189,11 +219,17 @@ class SentinelUrl:
             tuple(_address(host, SENTINEL_PORT) for host in parts.hosts.split(",")),
             unquote(master),
             _database(db),
-            parts.scheme == "rediss+sentinel",
+            parts.is_tls,
             parts.username,
             parts.password,
             parts.options.get("sentinel_username"),
             parts.options.get("sentinel_password"),
+            parts.credentials(),
+            {
+                name: value
+                for name, value in of_redis_py(parts.options, is_tls=parts.is_tls).items()
+                if name.startswith("ssl_")
+            },
         )
 
 

@@ -48,6 +48,13 @@ def _cert_reqs(value: str) -> str:
     return value
 
 
+# Those that are ours; all others are redis-py's.
+_OWN: dict[str, Reader] = {
+    # The file that holds the password, read anew for every connection.
+    "password_file": _text,
+    # Take a server that may evict jobs when its memory is full.
+    "allow_eviction": _flag,
+}
 _OF_CONNECTIONS: dict[str, Reader] = {
     "username": _text,
     "password": _text,
@@ -70,13 +77,13 @@ _OF_TLS: dict[str, Reader] = {
 _OF_SENTINELS: dict[str, Reader] = {"sentinel_username": _text, "sentinel_password": _text}
 
 OPTIONS: dict[str, dict[str, Reader]] = {
-    "redis": _OF_CONNECTIONS | _OF_DATABASES | _OF_TCP,
-    "rediss": _OF_CONNECTIONS | _OF_DATABASES | _OF_TCP | _OF_TLS,
-    "unix": _OF_CONNECTIONS | _OF_DATABASES,
-    "redis+cluster": _OF_CONNECTIONS | _OF_TCP,
-    "rediss+cluster": _OF_CONNECTIONS | _OF_TCP | _OF_TLS,
-    "redis+sentinel": _OF_SENTINELS,
-    "rediss+sentinel": _OF_SENTINELS,
+    "redis": _OWN | _OF_CONNECTIONS | _OF_DATABASES | _OF_TCP,
+    "rediss": _OWN | _OF_CONNECTIONS | _OF_DATABASES | _OF_TCP | _OF_TLS,
+    "unix": _OWN | _OF_CONNECTIONS | _OF_DATABASES,
+    "redis+cluster": _OWN | _OF_CONNECTIONS | _OF_TCP,
+    "rediss+cluster": _OWN | _OF_CONNECTIONS | _OF_TCP | _OF_TLS,
+    "redis+sentinel": _OWN | _OF_SENTINELS,
+    "rediss+sentinel": _OWN | _OF_SENTINELS | _OF_TLS,
     "embedded": {},
 }
 
@@ -98,6 +105,17 @@ def read_options(scheme: str, query: str) -> dict[str, Any]:
         if problem:
             raise ValueError(f"its option {name} {problem}")
     return found
+
+
+def of_redis_py(options: dict[str, Any], *, is_tls: bool) -> dict[str, Any]:
+    """Return the options that go to redis-py.
+
+    Over TLS the name of the host is checked unless the certificate is not checked at all.
+    """
+    given = {name: value for name, value in options.items() if name not in _OWN}
+    if is_tls:
+        given.setdefault("ssl_check_hostname", given.get("ssl_cert_reqs") != "none")
+    return given
 
 
 def _unknown(scheme: str, name: str, found: dict[str, Any]) -> str:

@@ -6,11 +6,13 @@ import asyncio
 import json
 import re
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
 from workers.null_workers import command, expected_text, follow, worker
+from workers.stubs import until as server_says
 
 from tokenbus.producer.client.dead_letters import DeadLetters
 from tokenbus.producer.errors import JobUnknown
@@ -110,6 +112,30 @@ async def test_inbox_entry_without_a_job_field_is_refused(
     async with worker(pool, redis_url):
         told = await answer_to(scripts, secret)
         assert (await follow(client, told["job"])).reason == "failed"
+
+
+async def _is_done(scripts: Scripts, job_id: str) -> bool:
+    record = await scripts.queue.record(job_id)
+    return record is not None and record.state == "done"
+
+
+async def test_raw_entry_of_a_job_that_has_ended_is_answered_with_its_end(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """Whoever asks again hears on the job's channel how it ended, though no log changes."""
+    listener: Any = scripts.redis.pubsub(ignore_subscribe_messages=True)
+    body = json.dumps({"id": "again-1", "prompt": "x", "max_tokens": 3}).encode()
+    async with worker(pool, redis_url):
+        await add_raw(scripts, body)
+        await answer_to(scripts, await add_raw(scripts, body))
+        assert (await follow(client, "again-1")).reason == "length"
+        await client.result("again-1", timeout_s=PATIENCE_S)
+        await listener.subscribe(scripts.keys.channel("again-1"))
+        await server_says(partial(_is_done, scripts, "again-1"))
+        told = await answer_to(scripts, await add_raw(scripts, body))
+        heard = await _message(listener)
+    assert told["finish"]["reason"] == heard["finish"]["reason"] == "length"
+    assert (heard["job"], heard["from"], heard["to"]) == ("again-1", 4, 3)
 
 
 async def test_refused_body_occupies_no_name_and_is_heard_under_it(

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from arq.constants import in_progress_key_prefix
 from arq.worker import Retry, Worker, func
-from redis.exceptions import RedisError
 
+from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.result import JobEndedEarly, JobFailed
 from tokenbus.producer.contract.schema import JobRequest
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 # Between the job's own deadline and the timeout of arq.
 DEADLINE_MARGIN_S = 5.0
-_RETRY_S = 2.0
+_RETRY_S = 1.0
 _MAX_READS = 16
 
 
@@ -189,7 +189,7 @@ class Adapter:
             await self._client.cancel(job_id, tenant)
         except JobUnknown:
             return
-        except (ProducerError, RedisError, OSError) as error:
+        except (ProducerError, *SERVER_ERRORS) as error:
             self._log.warning("adapter.cancel_failed", job_id=job_id, reason=str(error))
 
     def _request(self, job_id: str, fields: dict[str, Any]) -> JobRequest:

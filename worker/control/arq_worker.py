@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool
-from redis.exceptions import RedisError
 
-from tokenbus.producer.errors import ServerUnreachable, UrlInvalid
-from tokenbus.producer.server.connection import is_away
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
+from tokenbus.producer.errors import UrlInvalid
+from tokenbus.producer.server.connection import typed
 from tokenbus.producer.server.limited_connection import keep_cancellations
+from tokenbus.producer.server.redis_py import connection_options
 from tokenbus.producer.server.url import ServerKind, ServerUrl
 from tokenbus.worker.control.serializer import pack, unpack
 from tokenbus.worker.logs import get_logger
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 # More calls than this wait for a connection instead of opening one.
 MAX_CONNECTIONS = 32
 _FIRST_PAUSE_S = 0.2
-_MAX_PAUSE_S = 5.0
+# A server that has recovered is asked within a second.
+_MAX_PAUSE_S = 1.0
 # A worker that lived this long had its server.
 _LIVED_S = 10.0
 # Cancelled jobs put themselves back into arq's queue.
@@ -56,7 +58,7 @@ def connect_arq(url: str, queue: str, call_timeout_s: float = 5.0) -> ArqRedis:
     Raises: UrlInvalid, also for what arq cannot use: a cluster, sentinels, embedded servers.
     """
     bare, given = check_arq_url(url).client_arguments()
-    arguments: dict[str, Any] = {
+    arguments: dict[str, Any] = connection_options() | {
         "max_connections": MAX_CONNECTIONS,
         "timeout": call_timeout_s,
         "socket_connect_timeout": call_timeout_s,
@@ -78,26 +80,33 @@ async def keep_running(
 ) -> None:
     """Run arq workers, one after the other, until cancelled.
 
-    Raises: ServerUnreachable when the server stays away for `outage_timeout_s`.
+    A server that refuses, the credentials for instance, is asked for as long as it takes once it
+    has served.
+    Raises: ServerUnreachable when the server stays away for `outage_timeout_s`; ServerRefused.
     """
     _forward_logs()
-    pause_s, away_since = _FIRST_PAUSE_S, None
+    pause_s, away_since, has_lived = _FIRST_PAUSE_S, None, False
     while True:
-        began = time.monotonic()
+        began, failure = time.monotonic(), None
+        redis = connect_arq(url, queue, call_timeout_s)
         try:
-            await _run_once(make, connect_arq(url, queue, call_timeout_s))
-        except (RedisError, OSError) as error:
-            if not is_away(error):
-                raise
-            now = time.monotonic()
+            await redis.ping()
+            has_lived = True
+            await _run_once(make, redis)
+        except SERVER_ERRORS as error:
+            answer, now = answer_of(error), time.monotonic()
             if now - began > _LIVED_S or away_since is None:
                 pause_s, away_since = _FIRST_PAUSE_S, now
-            if now - away_since > outage_timeout_s:
-                shown = ServerUrl.parse(url)
-                raise ServerUnreachable(
-                    f"{shown} did not answer for {now - away_since:.1f} s: {error}"
-                ) from error
-            get_logger().warning("arq.interrupted", reason=str(error) or type(error).__name__)
+            is_too_long = answer.waits and now - away_since > outage_timeout_s
+            if is_too_long or not (answer.waits or has_lived):
+                failure = typed(error, ServerUrl.parse(url), round(now - away_since, 1))
+            get_logger().warning(
+                "arq.interrupted", code=answer.code, reason=answer.text, hint=answer.hint
+            )
+        finally:
+            await redis.aclose(close_connection_pool=True)
+        if failure is not None:
+            raise failure
         await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
         pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
@@ -112,7 +121,6 @@ async def _run_once(make: Callable[[ArqRedis], Worker], redis: ArqRedis) -> None
             task.cancel()
         if worker.tasks:
             await asyncio.wait(worker.tasks.values(), timeout=_HAND_BACK_S)
-        await redis.aclose(close_connection_pool=True)
 
 
 class _Forward(logging.Handler):

@@ -22,6 +22,7 @@ from arq.worker import Retry, Worker
 from tokenbus.producer.contract.new_job import digest_of
 from tokenbus.producer.errors import ProducerError, QueueFull, RequestInvalid, ServerError
 from tokenbus.worker.control.arq_worker import HEALTH_INTERVAL_S
+from tokenbus.worker.control.cron_lines import LineCron
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.logs import get_logger
 
@@ -42,6 +43,8 @@ CHORE_TIMEOUT_S = 120
 TABLE_TIMEOUT_S = 300
 TABLE_MAX_TRIES = 100
 _RETRY_S = 10.0
+# Each try has waited for the server before.
+_OUTAGE_RETRY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +151,16 @@ class Crons:
             if await control.take_tick(name, tick_ms):
                 self._ran(name, tick_ms, began)
 
-        return cron(
+        line = entry.at if isinstance(entry.at, str) else None
+        at = {} if isinstance(entry.at, str) else entry.at.fields()
+        job = cron(
             run,
             name=self._arq_name(name),
             timeout=TABLE_TIMEOUT_S,
             max_tries=TABLE_MAX_TRIES,
-            **entry.at.fields(),
+            **at,
         )
+        return job if line is None else LineCron.of(job, line)
 
     def _arq_name(self, name: str) -> str:
         """Return a cron's name with its pool: arq's job ids are one space for all queues."""
@@ -198,11 +204,11 @@ class Crons:
                 list(requests.values()), reserved_ids=list(requests)
             )
         except ServerError as error:
-            raise Retry(_RETRY_S) from error
+            raise Retry(_OUTAGE_RETRY_S) from error
         refused = [reply for reply in replies if isinstance(reply, ProducerError)]
         if any(isinstance(reply, ServerError) for reply in refused):
             # Away in the middle: the tick's names make it safe to submit all again.
-            raise Retry(_RETRY_S)
+            raise Retry(_OUTAGE_RETRY_S)
         return refused
 
     def _ran(self, name: str, tick_ms: int, began: float) -> None:

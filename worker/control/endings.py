@@ -11,10 +11,9 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.scripts.replies import JobState
-from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S, is_away
+from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -73,12 +72,10 @@ class Endings:
                         await channel.ping()
                     else:
                         self._wake(message["data"].decode())
-            except (RedisError, OSError) as error:
-                if not is_away(error):
-                    raise
-                self._log.warning("endings.interrupted", reason=str(error))
+            except SERVER_ERRORS as error:
+                self._log.warning("endings.interrupted", reason=answer_of(error).told)
             finally:
-                with contextlib.suppress(RedisError, OSError):
+                with contextlib.suppress(*SERVER_ERRORS):
                     await channel.aclose()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
@@ -88,9 +85,8 @@ class Endings:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             try:
                 await self._look(list(self._waiting))
-            except (RedisError, OSError) as error:
-                if not is_away(error):
-                    raise
+            except SERVER_ERRORS as error:
+                self._log.warning("endings.unseen", reason=answer_of(error).told)
 
     async def _look(self, job_ids: Iterable[str]) -> None:
         """Wake those who wait for a job that is done, or that has no record."""

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 from arq.constants import health_check_key_suffix
 
 from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.scripts.rights import UserRole, check_rights
+from tokenbus.producer.server.connection import retrying
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.server.wait_notice import waiting_told
 from tokenbus.producer.settings import ClientSettings
@@ -116,10 +118,11 @@ async def _metrics(stack: contextlib.AsyncExitStack, settings: ControlSettings) 
 
 
 async def _connect(settings: ControlSettings) -> AsyncClient:
+    """Connect as a client does, and check the rights of a control service."""
     url, trying_s = ServerUrl.parse(settings.redis_url), settings.connect_timeout_s
     reason = f"no server at {url} yet, trying for {trying_s:g} s"
     with waiting_told(lambda: logs.get_logger().warning("server.awaited", reason=reason)):
-        return await AsyncClient.connect(
+        client = await AsyncClient.connect(
             settings.redis_url,
             settings.pool,
             ClientSettings(
@@ -129,6 +132,17 @@ async def _connect(settings: ControlSettings) -> AsyncClient:
                 log_ttl_s=settings.log_ttl_s,
             ),
         )
+    redis, keys = client.scripts.redis, client.scripts.keys
+    try:
+        await retrying(
+            lambda: check_rights(redis, keys, UserRole.CONTROL, shown_url=str(client.url)),
+            client.url,
+            settings.connect_timeout_s,
+        )
+    except BaseException:
+        await client.close()
+        raise
+    return client
 
 
 async def _until_stopped(work: Coroutine[None, None, None]) -> None:

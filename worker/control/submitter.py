@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
+from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.errors import ProducerError, QueueFull
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Submitter:
         batch = [(request, answer) for request, answer in batch if not answer.done()]
         try:
             replies = await self._client.submit_many([request for request, _ in batch])
-        except (ProducerError, RedisError, OSError) as error:
+        except (ProducerError, *SERVER_ERRORS) as error:
             for _, answer in batch:
                 if not answer.done():
                     answer.set_exception(error)

@@ -4,7 +4,8 @@
 
     [[cron]]
     name = "nightly-texts"
-    at = { hour = 3, minute = 15 }      # month, day, weekday, hour, minute, second
+    at = { hour = 3, minute = 15 }      # month, day, weekday, hour, minute, second; or
+    # at = "15 3 * * *"                 # a cron line
     requests = "products.jsonl"         # a request per line, next to this file; or
     # request = { prompt = "…", tenant = "shop", max_tokens = 200 }
 
@@ -19,10 +20,20 @@ from pathlib import Path  # noqa: TC003 -- pydantic reads the annotations
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
+from tokenbus.worker.control.cron_lines import check_line
 from tokenbus.worker.errors import SettingsInvalid
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
@@ -72,13 +83,19 @@ class At(BaseModel):
         return chosen
 
 
+Times = Annotated[
+    Annotated[At, Tag("fields")] | Annotated[str, AfterValidator(check_line), Tag("line")],
+    Discriminator(lambda given: "line" if isinstance(given, str) else "fields"),
+]
+
+
 class Entry(BaseModel):
     """One cron of the table."""
 
     model_config = _STRICT
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,48}$")]
-    at: At
+    at: Times
     request: dict[str, Any] | None = None
     requests: Path | None = None
 

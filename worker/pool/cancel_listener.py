@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
-from tokenbus.producer.server.connection import is_away
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -36,10 +34,8 @@ class CancelListener:
             await self._session.opened()
             try:
                 await self._listen()
-            except (RedisError, OSError) as error:
-                if not is_away(error):
-                    raise
-                self._session.lose(f"the notices stopped: {error}")
+            except SERVER_ERRORS as error:
+                self._session.lose(f"the notices stopped: {answer_of(error).told}")
 
     async def _listen(self) -> None:
         async with self._redis.pubsub(ignore_subscribe_messages=True) as listener:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
-from tokenbus.producer.server.connection import is_away
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -37,7 +35,5 @@ class Doorbell:
         try:
             async with asyncio.timeout(wait_s + self._call_timeout_s):
                 await self._blocking("BLPOP", *self._doorbells, wait_s)
-        except (RedisError, OSError) as error:
-            if not is_away(error):
-                raise
-            self._session.lose(f"the bell does not answer: {error}")
+        except SERVER_ERRORS as error:
+            self._session.lose(f"the bell does not answer: {answer_of(error).told}")

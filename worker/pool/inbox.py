@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.answers import answer_of
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Failure, Finish
 from tokenbus.producer.contract.keys import REPLY_PATTERN, WIRE_VERSION
 from tokenbus.producer.contract.new_job import new_job
+from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
-from tokenbus.producer.scripts.replies import Refused
+from tokenbus.producer.scripts.replies import JobState, Refused
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.pool.refused_body import RefusedBody, without_secret
 
@@ -69,7 +73,7 @@ class Inbox:
                 await self._take(entry, asked_at)
 
     def _note_refused(self, error: RedisError) -> None:
-        self._log.error("inbox.drain_refused", reason=str(error))
+        self._log.error("inbox.drain_refused", reason=answer_of(error).told)
 
     async def _take(self, entry: InboxEntry, asked_at: float) -> None:
         if entry.ending is not None:
@@ -91,9 +95,29 @@ class Inbox:
         )
         if not isinstance(reply, Refused):
             self._metrics.inbox_accepted += 1
-            await self._answer(entry, JobAddress.parse(reply.place.job_id), tenant=request.tenant)
+            address = JobAddress.parse(reply.place.job_id)
+            finish = ""
+            if reply.place.state is JobState.DONE:
+                finish = await self._tell_ending(address)
+            await self._answer(entry, address, finish, tenant=request.tenant)
         elif reply.status != "gone":
             await self._refuse(entry, _refusal(reply))
+
+    async def _tell_ending(self, address: JobAddress) -> str:
+        """Publish again how a job ended, for who asks for it after that, and return it.
+
+        Nobody else is told anything new: readers have left with the same event.
+        Returns: the finish as JSON, empty where the result has expired.
+        """
+        scripts = self._scripts
+        stored = await self._session.call(lambda: scripts.log.result(address.text))
+        if stored is None:
+            return ""
+        result = replace(JobResult.parse(stored), tenant=address.tenant)
+        *_, last = result.events(sys.maxsize)
+        event = json.dumps(last.dump(), separators=(",", ":"))
+        await self._session.call(lambda: scripts.log.announce(address.text, event))
+        return result.finish.dump()
 
     async def _refuse(self, entry: InboxEntry, failure: Failure) -> None:
         """Answer an entry under a name of its own: the id that it asks for may be another's."""

@@ -15,22 +15,25 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from tokenbus.producer.errors import ServerUnreachable
-from tokenbus.producer.server.connection import is_away
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
+from tokenbus.producer.server.connection import typed
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tokenbus.producer.answers import ServerAnswer
     from tokenbus.producer.scripts.replies import HeldEntry
+    from tokenbus.producer.server.url import ServerUrl
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
 
 _BACKOFF_START_S = 0.05
-_BACKOFF_MAX_S = 2.0
+# A server that has recovered is asked within a second.
+_BACKOFF_MAX_S = 1.0
 # A session that was lost sooner than this after it was opened will hardly fare better at once.
 _SHORT_LIFE_S = 1.0
 
@@ -51,7 +54,7 @@ class Lease:
         engine: CurrentEngine,
         total_pages: int,
         page_size: int,
-        shown_url: str,
+        url: ServerUrl,
     ) -> None:
         self._session = member.session
         self._scripts = member.scripts
@@ -63,7 +66,7 @@ class Lease:
         self._engine = engine
         self._total_pages = total_pages
         self._page_size = page_size
-        self._shown_url = shown_url
+        self._url = url
         self._log = get_logger()
         self._lock = asyncio.Lock()
         self.serial = 0
@@ -89,35 +92,49 @@ class Lease:
         except (SessionLost, RedisError) as error:
             self._log.warning("lease.leave_unsaid", reason=str(error))
 
-    async def open(self, within_s: float) -> None:
+    async def open(self, within_s: float, *, outlives_refusals: bool = False) -> None:
         """Reconcile until it works, with back-off; then let calls through.
 
-        Raises: ServerUnreachable after `within_s`.
+        With `outlives_refusals` a server that answers and refuses, the credentials for instance, is
+        asked for as long as it takes: the worker has served, so somebody changed something, and
+        will be told by the log what to change.
+        Raises: ServerUnreachable after `within_s`; ServerRefused unless refusals are outlived.
         """
         wait_s, started_at = _BACKOFF_START_S, time.monotonic()
         while True:
             try:
                 await self._reconcile()
-            except (RedisError, OSError) as error:
-                if not is_away(error):
-                    raise
+            except SERVER_ERRORS as error:
+                answer = answer_of(error)
                 waited_s = time.monotonic() - started_at
-                if waited_s + wait_s > within_s:
-                    raise ServerUnreachable(
-                        f"{self._shown_url} did not answer for {waited_s:.1f} s: {error}"
-                    ) from error
-                self._log.warning(
-                    "redis.unreachable", url=self._shown_url, retry_s=round(wait_s, 2)
-                )
+                is_too_long = answer.waits and waited_s + wait_s > within_s
+                gives_up = is_too_long or not (answer.waits or outlives_refusals)
+                failure = typed(error, self._url, round(waited_s, 1))
             else:
                 return
+            if gives_up:
+                # Not inside the handler: no cause of it may quote a call.
+                raise failure
+            self._note_trouble(answer, wait_s)
             await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
             wait_s = min(2 * wait_s, _BACKOFF_MAX_S)
+
+    def _note_trouble(self, answer: ServerAnswer, wait_s: float) -> None:
+        write = self._log.warning if answer.waits else self._log.error
+        write(
+            "redis.unreachable" if answer.says_nothing else "redis.refused",
+            url=str(self._url),
+            code=answer.code,
+            reason=answer.text,
+            hint=answer.hint,
+            retry_s=round(wait_s, 2),
+        )
 
     async def run(self) -> None:
         """Renew every interval; reopen the session when it was lost.
 
-        Raises: ServerUnreachable when the server stays away for `outage_timeout_s`.
+        Raises: ServerUnreachable when the server stays away for `outage_timeout_s`; one that
+        answers and refuses is waited for without an end.
         """
         pause_s = 0.0
         while True:
@@ -132,8 +149,8 @@ class Lease:
             pause_s = min(max(2 * pause_s, _BACKOFF_START_S), _BACKOFF_MAX_S) if is_short else 0.0
             await asyncio.sleep(pause_s)
             await self._session.drop_connections()
-            await self.open(self._settings.outage_timeout_s)
-            self._log.info("redis.reconnected", url=self._shown_url, jobs=len(self._held_jobs))
+            await self.open(self._settings.outage_timeout_s, outlives_refusals=True)
+            self._log.info("redis.reconnected", url=str(self._url), jobs=len(self._held_jobs))
 
     async def _renew(self) -> None:
         if not self._engine.moves:

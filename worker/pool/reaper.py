@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.answers import answer_of
 from tokenbus.producer.scripts.replies import RequeueStatus
 from tokenbus.worker.logs import get_logger
 
@@ -58,7 +59,7 @@ class Reaper:
             await self._reap()
 
     def _note_refused(self, error: RedisError) -> None:
-        self._log.error("pool.tick_refused", reason=str(error))
+        self._log.error("pool.tick_refused", reason=answer_of(error).told)
 
     def _note_lost(self, orphans: Sequence[Orphan], struck: Sequence[str]) -> None:
         """Say once of each dead worker that it is lost, before its jobs are taken over."""

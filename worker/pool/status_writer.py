@@ -7,14 +7,13 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import RedisError
 
+from tokenbus.producer.answers import answer_of
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
-    from redis.exceptions import RedisError
-
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.page_costs import PageCosts
@@ -51,7 +50,7 @@ class StatusWriter:
         await self._session.every(INTERVAL_S, write, refused=self._note_refused)
 
     def _note_refused(self, error: RedisError) -> None:
-        self._log.warning("status.write_refused", reason=str(error))
+        self._log.warning("status.write_refused", reason=answer_of(error).told)
 
     async def _write(self) -> None:
         """Write the gauges; a server without memory keeps those of before.
@@ -64,7 +63,9 @@ class StatusWriter:
         value = json.dumps(self.gauges(), separators=(",", ":"))
         try:
             await self._scripts.redis.set(key, value, px=self._ttl_ms)
-        except OutOfMemoryError as error:
+        except RedisError as error:
+            if answer_of(error).code != "OOM":
+                raise
             self._note_refused(error)
             await self._scripts.redis.pexpire(key, self._ttl_ms)
 

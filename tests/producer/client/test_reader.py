@@ -10,7 +10,7 @@ from patience import PATIENCE_S, until_within
 from workers.stubs import StubWorker, owned_end, raw, running, text_of, tokens, until
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.errors import ClientClosed, CursorInvalid, JobLost, JobUnknown
+from tokenbus.producer.errors import ClientClosed, CursorInvalid, JobForgotten, JobLost, JobUnknown
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
 
@@ -244,6 +244,29 @@ async def test_unknown_job_and_wrong_cursor_are_told_at_once(client: AsyncClient
         await rest(client, "nobody")
     with pytest.raises(CursorInvalid):
         await rest(client, "nobody", -1)
+
+
+async def test_cursor_beyond_the_end_is_told(client: AsyncClient) -> None:
+    """Nothing can follow such a cursor; it is refused by the end, not skipped in silence."""
+    worker, job_id = await running(client)
+    await worker.append(job_id, 1, 1, 3)
+    early = asyncio.ensure_future(rest(client, job_id, 9))
+    await finish(client, worker, job_id, 3)
+    for reading in (early, rest(client, job_id, 4)):
+        with pytest.raises(CursorInvalid, match="last token, which is 3"):
+            await reading
+    assert len(await rest(client, job_id, 3)) == 1
+
+
+async def test_cursor_of_an_expired_job_is_told_so(client: AsyncClient) -> None:
+    """What was kept of a job is gone after its time: it was not lost, nor never there."""
+    worker, job_id = await running(client)
+    await worker.append(job_id, 1, 1, 3)
+    await finish(client, worker, job_id, 3)
+    keys = client.scripts.keys
+    await raw(client.scripts).delete(keys.of("job", job_id), keys.log(job_id), keys.result(job_id))
+    with pytest.raises(JobForgotten, match="expired"):
+        await rest(client, job_id, 2)
 
 
 async def test_closed_client_wakes_its_streams(redis_url: str, scripts: Scripts) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable, UrlInvalid
+from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.producer.server.shown_url import hide_password
@@ -59,6 +60,24 @@ def test_urls_without_meaning_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "database"),
+    [
+        ("redis://localhost", 0),
+        ("redis://localhost/3", 3),
+        ("rediss://localhost?db=3", 3),
+        ("unix:///run/valkey.sock", 0),
+        ("unix:///run/valkey.sock?db=15", 15),
+        ("redis+sentinel://h1,h2/bus", 0),
+        ("redis+sentinel://h1,h2/bus/3", 3),
+        ("redis+cluster://h:7000", 0),
+    ],
+)
+def test_database_of_a_url_is_that_of_its_channels(text: str, database: int) -> None:
+    """Whatever way a URL names its database, keys and scripts are told."""
+    assert Scripts(make_redis(text)).keys.database == database
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "redis://me:hush@h:1/0",
@@ -89,11 +108,14 @@ async def own_server() -> AsyncIterator[EmbeddedServer]:
 
 
 async def test_evicting_server_is_refused(own_server: EmbeddedServer) -> None:
-    """A server that may evict keys is refused, with the setting to change."""
+    """A server that may evict keys is refused, with the setting to change, and with a switch."""
     redis = make_redis(own_server.url)
     await redis.config_set("maxmemory-policy", "allkeys-lru")
+    await (await open_server(own_server.url)).close()  # without a limit nothing is evicted
+    await redis.config_set("maxmemory", "1gb")
     with pytest.raises(ServerUnsuitable, match="set maxmemory-policy noeviction"):
         await open_server(own_server.url)
+    await (await open_server(f"{own_server.url}?allow_eviction=true")).close()
     await redis.aclose()
 
 

@@ -91,6 +91,7 @@ class WireProxy:
         self._server: asyncio.Server | None = None
         self._is_cut = False
         self._is_closing = False
+        self.reply_to_all = b""
         self._flows = asyncio.Event()
         self._flows.set()
 
@@ -126,6 +127,10 @@ class WireProxy:
         trap = Trap(script, Moment.NEVER, nth, lambda: None, answer)
         self._traps.append(trap)
         return trap
+
+    def answer_all(self, reply: str) -> None:
+        """Answer every command by this line of the protocol, pass none on; an empty one ends it."""
+        self.reply_to_all = reply.encode()
 
     def cut(self) -> None:
         """Close every connection and refuse new ones."""
@@ -225,6 +230,9 @@ class _Connection:
             await self._proxy.flows()
             parser.feed(data)
             while (call := parser.gets()) is not False:
+                if self._proxy.reply_to_all:
+                    self._writer.write(self._proxy.reply_to_all + b"\r\n")
+                    continue
                 trap = self._proxy.trap_of(call)
                 if trap is not None and trap.answer:
                     self._writer.write(f"-{trap.answer}\r\n".encode())

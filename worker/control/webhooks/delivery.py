@@ -18,12 +18,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from redis.exceptions import RedisError
-
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.scripts.control import WebhookOutcome, WebhookState, WebhookTry
-from tokenbus.producer.server.connection import is_away
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.webhooks.courier import PostReply
 from tokenbus.worker.control.webhooks.signature import HEADER, sign
@@ -39,7 +37,7 @@ POLL_INTERVAL_S = 0.2
 # Between the end of a POST and its record; a call to the server takes a fraction of it.
 _RECORD_MARGIN_S = 5.0
 _BUSY_PAUSE_S = 1.0
-_OUTAGE_PAUSE_S = 2.0
+_OUTAGE_PAUSE_S = 1.0
 _GONE = 410
 
 
@@ -86,8 +84,8 @@ class Webhooks:
     async def _claim(self, room: int) -> list[ClaimedWebhook]:
         try:
             return await self._scripts.control.claim_webhooks(room, int(self._lease_s * 1000))
-        except (RedisError, OSError) as error:
-            self._log.warning("webhook.claim_failed", reason=str(error), away=is_away(error))
+        except SERVER_ERRORS as error:
+            self._log.warning("webhook.claim_failed", reason=answer_of(error).told)
             await asyncio.sleep(_OUTAGE_PAUSE_S)
             return []
 
@@ -106,8 +104,10 @@ class Webhooks:
                 await self._settle(
                     hook, _outcome(answer), answer, body, self._delay_s(hook, answer)
                 )
-        except (RedisError, OSError) as error:
-            self._log.warning("webhook.record_failed", job_id=hook.job_id, reason=str(error))
+        except SERVER_ERRORS as error:
+            self._log.warning(
+                "webhook.record_failed", job_id=hook.job_id, reason=answer_of(error).told
+            )
         except Exception as error:
             # The job boundary: one hook takes down no other.
             self._log.exception("webhook.failed", job_id=hook.job_id)
@@ -139,8 +139,10 @@ class Webhooks:
         answer = PostReply(None, f"internal error: {type(error).__name__}")
         try:
             await self._settle(hook, WebhookOutcome.RETRY, answer, b"", self._delay_s(hook, answer))
-        except (RedisError, OSError) as away:
-            self._log.warning("webhook.record_failed", job_id=hook.job_id, reason=str(away))
+        except SERVER_ERRORS as away:
+            self._log.warning(
+                "webhook.record_failed", job_id=hook.job_id, reason=answer_of(away).told
+            )
 
     def _delay_s(self, hook: ClaimedWebhook, answer: PostReply) -> float:
         """Return how long to wait: doubled each time, spread, and never less than asked for."""
