@@ -39,7 +39,9 @@ _CONNECT += ("select",)
 # What a client of a cluster asks for beside them.
 CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "readonly")
 _LISTEN = ("subscribe", "unsubscribe")
-_READS = ("exists", "get", "hget", "hgetall", "hlen", "hmget", "pttl", "sunion", "xrevrange")
+_READS = ("exists", "get", "hget", "hgetall", "hlen", "hmget", "pttl", "xrevrange")
+# To look at a pool: its status, and lists of its jobs.
+_READS += ("hkeys", "smembers", "time", "xrange", "zrange")
 _ENDS = ("complete", "end", "expire_record", "raise_epoch")
 # What arq calls for itself, on keys of its own.
 _ARQ = (
@@ -49,14 +51,14 @@ _ARQ = (
 )
 _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (),
-    UserRole.PRODUCER: ("submit", "cancel", *_ENDS),
+    UserRole.PRODUCER: ("submit", "cancel", "pause", *_ENDS),
     UserRole.WORKER: (
         *("append", "drain_inbox", "leave", "pull", "reject", "renew", "reply", "requeue", "scan"),
         *("submit", "cancel", "takeover", "tick", "unpull", *_ENDS),
     ),
     UserRole.CONTROL: (
         *("submit", "cancel", "tick", "scan", "requeue", "pressure", "drop_letters", "cron_tick"),
-        *("webhook_claim", "webhook_try", *_ENDS),
+        *("pause", "webhook_claim", "webhook_try", *_ENDS),
     ),
 }
 # What a role calls without a script.

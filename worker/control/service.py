@@ -19,8 +19,8 @@ from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import retrying
 from tokenbus.producer.server.url import ServerUrl
-from tokenbus.producer.server.wait_notice import waiting_told
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.producer.wait_notice import waiting_told
 from tokenbus.worker import logs
 from tokenbus.worker.control.adapter import Adapter
 from tokenbus.worker.control.arq_worker import check_arq_url, connect_arq, keep_running
