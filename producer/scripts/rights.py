@@ -34,8 +34,7 @@ class UserRole(StrEnum):
 
 # To connect, as redis-py does, and to look whether the rights are there. Without INFO version and
 # eviction policy are not checked.
-_CONNECT = ("client|setname", "eval", "evalsha", "hello", "info", "ping")
-_CONNECT += ("select",)
+_CONNECT = ("client|setname", "eval", "evalsha", "hello", "info", "ping", "select")
 # What a client of a cluster asks for beside them.
 CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "readonly")
 _LISTEN = ("subscribe", "unsubscribe")
