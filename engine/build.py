@@ -28,23 +28,26 @@ if TYPE_CHECKING:
     from tokenbus.engine.config import EngineConfig
     from tokenbus.engine.models.backend import Backend
     from tokenbus.engine.weights.loader import LoadedModel
+    from tokenbus.engine.weights.model_store import Progress
     from tokenbus.engine.weights.readers import WeightReader
-
-    Progress = Callable[[int, int], None]
 
 
 def build_engine(config: EngineConfig, progress: Progress | None = None) -> Engine:
     """Load the model of a configuration and build an engine around it.
 
-    `progress` is called with (done, total) while graphs are captured, which takes seconds.
+    `progress` is called with what is going on, such as that weights are read or graphs captured,
+    and the share of that which is done, 0 to 1.
     Raises: ModelNotFound, ModelBroken or ModelUnsupported; RequestRejected for a setting that does
         not fit the device, the model or the memory.
     """
-    return engine_for(load_for(config), config, progress)
+    return engine_for(load_for(config, progress=progress), config, progress)
 
 
 def load_for(
-    config: EngineConfig, backend: Backend | None = None, reader: WeightReader | None = None
+    config: EngineConfig,
+    backend: Backend | None = None,
+    reader: WeightReader | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Load the model of a configuration.
 
@@ -56,6 +59,8 @@ def load_for(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     if backend is None:
+        if progress is not None:
+            progress("preparing the device", 0.0)
         backend = choose_backend(config)
     backend.check(config)
     return load_model(
@@ -65,6 +70,7 @@ def load_for(
         random_weights=config.random_weights,
         max_model_len=config.max_model_len,
         reader=reader or choose_reader(config.quantization),
+        progress=progress,
     )
 
 
@@ -96,7 +102,7 @@ def engine_for(
             sharing=sharing,
             max_batch_tokens=config.max_batch_tokens,
         )
-        graphs.warm_up(progress)
+        graphs.warm_up(progress and _capturing(progress))
         runner = graphs
     pool = PagePool(num_pages, page_size)
     target_s = None if config.itl_target_ms is None else config.itl_target_ms / 1000
@@ -118,6 +124,11 @@ def engine_for(
     )
     constrained = ConstrainedRows(loaded.tokenizer, limits, runner.containment, config)
     return Engine(runner, scheduler, constrained, limits, one_step_ahead=backend.runs_ahead)
+
+
+def _capturing(progress: Progress) -> Callable[[int, int], None]:
+    """Return what counts captured graphs, of how many, as progress."""
+    return lambda done, total: progress("capturing graphs", done / max(1, total))
 
 
 def _max_model_len(loaded: LoadedModel, config: EngineConfig) -> int:

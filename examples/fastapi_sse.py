@@ -3,7 +3,7 @@
     pip install "tokenbus" fastapi uvicorn
     TOKENBUS_REDIS_URL=embedded:///tmp/bus python examples/fastapi_sse.py
 
-    curl -s localhost:8000/jobs -d '{"prompt": "Two sentences about rain:"}'
+    curl -s localhost:8000/jobs --json '{"prompt": "Two sentences about rain:"}'
     curl -N localhost:8000/jobs/<job_id>/events
 
 All users are of one tenant here. Where they are not, the backend takes the tenant from its own

@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
-_CONTROLS = dict.fromkeys({*range(0x20), *range(0x7F, 0xA0)} - {ord("\n"), ord("\t")})
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0)}
+# What turns the direction of text around, or hides in it: marks, embeddings, overrides, isolates,
+# separators of lines, invisible operators, tags, and halves of surrogate pairs.
+_UNSEEN = {
+    *(0x061C, 0x180E, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF),
+    *range(0x202A, 0x202F),
+    *range(0x2060, 0x2070),
+    *range(0xFFF9, 0xFFFC),
+    *range(0xE0000, 0xE0080),
+    *range(0xD800, 0xE000),
+}
+
+
+def _escape(code: int) -> str:
+    """Write a character as JSON does, so that JSON remains JSON."""
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    high, low = divmod(code - 0x10000, 0x400)
+    return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+
+
+_ESCAPES = {code: _escape(code) for code in _CONTROLS | _UNSEEN}
+_LINES = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\n\t"}
 _MIN_REDRAW_S = 0.1
 # Without a terminal a line is printed per step and per quarter of it.
 _LINES_PER_STEP = 4
 _BAR_WIDTH = 30
 
 
-def printable(text: str) -> str:
-    """Drop control characters other than line feed and tab, so that no terminal obeys them."""
-    return text.translate(_CONTROLS)
+def visible(text: str, *, lines: bool = False) -> str:
+    r"""Escape what a terminal would obey or hide as `\uXXXX`; with `lines` not line feed and tab.
+
+    For everything that a tenant, a model or a server wrote. JSON means the same before and after.
+    """
+    return text.translate(_LINES if lines else _ESCAPES)
+
+
+def has_colours(stream: object) -> bool:
+    """Tell whether a stream shows colours: a terminal that can, and nobody asked for none."""
+    is_terminal = getattr(stream, "isatty", None)
+    return (
+        is_terminal is not None
+        and is_terminal()
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+    )
 
 
 class ProgressLine:

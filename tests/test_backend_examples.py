@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -98,6 +99,26 @@ def _events(response: http.client.HTTPResponse, until: int | None = None) -> lis
             if until is not None and cursor >= until:
                 break
     return seen
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the lines are curl's")
+@pytest.mark.parametrize("name", ["fastapi_sse.py", "flask_view.py"])
+def test_lines_of_curl_get_an_answer(bus: str, name: str) -> None:
+    """What the head of an example says to type works, copied from there."""
+    source = (EXAMPLES / name).read_text()
+    lines = re.findall(r"^    (curl .*)$", source, re.MULTILINE)
+    assert len(lines) == 2
+    job = ""
+    with Backend(name, bus) as backend:
+        for line in lines:
+            typed = re.sub(r"localhost:\d+", f"127.0.0.1:{backend.port}", line)
+            done = subprocess.run(
+                ["/bin/sh", "-c", f"{typed.replace('<job_id>', job)} --fail"],
+                capture_output=True, text=True, timeout=PATIENCE_S,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            assert done.stdout
+            job = json.loads(done.stdout)["job_id"] if "job_id" in done.stdout[:12] else job
 
 
 def test_fastapi_relay_resumes_after_the_last_event_id(bus: str) -> None:

@@ -51,6 +51,8 @@ def test_commands_are_those_of_the_readme() -> None:
     """Every command has its own help."""
     assert set(PARSERS) == {
         "tokenbus", "tokenbus demo", "tokenbus worker", "tokenbus submit", "tokenbus status",
+        "tokenbus list", "tokenbus show", "tokenbus result", "tokenbus follow", "tokenbus cancel",
+        "tokenbus pause", "tokenbus resume",
         "tokenbus dead", "tokenbus dead list", "tokenbus dead show", "tokenbus dead retry",
         "tokenbus dead purge", "tokenbus control", "tokenbus model", "tokenbus model pull",
         "tokenbus bench", "tokenbus bench cpu", "tokenbus bench engine", "tokenbus bench pool",

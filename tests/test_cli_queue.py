@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
+from workers.stubs import StubWorker
 
 from tokenbus.producer.client.blocking import Client
+from tokenbus.producer.commands import cli
+from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.contract.result import JobCancelled
+from tokenbus.producer.scripts import Scripts
+from tokenbus.producer.server.connection import make_redis
 from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
@@ -141,3 +148,139 @@ def test_status_tells_whether_a_worker_lives(url: str, pool: str) -> None:
     assert "0 jobs wait" in without.stdout
     assert with_worker.returncode == 0
     assert re.search(r"at 1 workers?\n  \S+", with_worker.stdout)
+
+
+def _json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_operator_looks_at_jobs_and_pauses_the_pool(
+    url: str, pool: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One paused pool, seen by every command: jobs wait, are listed, shown, cancelled, followed."""
+    target = _target(url, pool)
+
+    def run(*args: str) -> tuple[int, str, str]:
+        code = cli.main([*args, *target])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    with (
+        _worker(url, pool, TOKENBUS_NULL_TOKENS_PER_S="20"),
+        Client.connect(url, pool=pool) as client,
+    ):
+        running = client.submit("long", max_tokens=2000, tenant="shop")
+        next(client.stream(running))
+        assert run("pause")[0] == 0
+        kept = client.submit(messages=[{"role": "user", "content": "se\x9bcret"}], max_tokens=3)
+        gone = client.submit("other", max_tokens=3, tenant="shop")
+        listed = _json_lines(run("list", "--json")[1])
+        assert [(job["job"], job["state"]) for job in listed] == [
+            (running.job_id, "held"),
+            (kept.job_id, "waiting"),
+            (gone.job_id, "waiting"),
+        ]
+        assert [
+            job["job"] for job in _json_lines(run("list", "--json", "--tenant", "shop")[1])
+        ] == [
+            running.job_id,
+            gone.job_id,
+        ]
+        code, shown, _ = run("show", kept.job_id)
+        assert (code, json.loads(shown)["state"]) == (0, "waiting")
+        assert "cret" not in shown
+        shown = run("show", kept.job_id, "--request")[1]
+        assert "\x9b" not in shown
+        assert json.loads(shown)["request"]["messages"][0]["content"] == "se\x9bcret"
+        deadline = time.monotonic() + PATIENCE_S
+        worker: dict[str, Any] = {}
+        while not worker.get("running"):
+            # The worker tells of itself once a second.
+            assert time.monotonic() < deadline
+            [status] = _json_lines(run("status", "--json")[1])
+            [worker] = status["workers"]
+        assert (status["paused"], worker["model"], worker["running"]) == (True, "null", 1)
+        assert worker["used_pages"] > 0
+        assert {(job["tenant"], job["job_id"]) for job in status["oldest"]} == {
+            ("default", kept.job_id),
+            ("shop", gone.job_id),
+        }
+        assert run("result", kept.job_id, "--timeout-s", "0.1")[0] == 1
+        assert run("cancel", gone.job_id, "--tenant", "shop")[0] == 0
+        assert run("cancel", running.job_id)[0] == 1, "another tenant's"
+        assert run("cancel", running.job_id, "--tenant", "shop")[0] == 0
+        assert run("result", gone.job_id, "--tenant", "shop")[::2] == (
+            1,
+            "tokenbus: the job was cancelled\n",
+        )
+        assert run("resume")[0] == 0
+        code, answer, _ = run("result", kept.job_id)
+        assert (code, answer.rstrip("\n")) == (0, client.result(kept).text)
+        code, rest, _ = run("follow", kept.job_id, "--from", "2", "--json")
+        assert code == 0
+        assert [event["from"] for event in _json_lines(rest)] == [3, 4]
+        assert run("show", kept.job_id)[1].count('"finish"') == 1
+        assert run("list")[1] == ""
+        assert run("follow", "nobody")[::2] == (
+            1,
+            "tokenbus: no job nobody in this pool; it may have ended and been forgotten\n",
+        )
+
+
+def test_submit_into_a_pool_without_workers_says_so(url: str, pool: str) -> None:
+    """Who mistypes a pool hears at once which ones have workers here; the job waits."""
+    with _worker(url, pool), _start("submit", "hi", *_target(url, f"{pool}-typo")) as waiting:
+        assert waiting.stderr
+        told = waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(timeout=PATIENCE_S) == 130
+    assert f"no worker in pool {pool}-typo; pools with workers here: " in told
+    assert pool in told.partition(": ")[2]
+
+
+def test_server_that_is_away_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever waits for a server says so, for how long, and never with a password."""
+    nowhere = "redis://:geheim@127.0.0.1:1/0"
+    assert cli.main(["status", "--redis", nowhere]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "tokenbus: no server at redis://***@127.0.0.1:1/0 yet, trying for 2 s"
+    with _start("worker", "--engine", "null", "--redis", nowhere) as worker:
+        assert worker.stderr
+        line = next(line for line in worker.stderr if "server.awaited" in line)
+        worker.kill()
+    assert "no server at redis://***@127.0.0.1:1/0 yet, trying for 30 s" in line
+
+
+def test_host_of_a_worker_is_compared_whole(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """The health check of host `vm` is not satisfied by a worker of `vm-2`."""
+    server = make_redis(url)
+
+    async def join(pool: str, worker: str) -> None:
+        await StubWorker(Scripts(server, pool), worker).reconcile()
+        await server.aclose()
+
+    asyncio.run(join("hosts", "vm-2-0123456789ab"))
+    for host, code in (("vm", 1), ("vm-2", 0), ("vm-2-0123456789ab", 1)):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        assert cli.main(["status", "--here", *_target(url, "hosts")]) == code
+
+
+def test_dead_letter_moves_no_terminal(url: str, pool: str) -> None:
+    """Control and direction characters that a tenant wrote are escaped where operators look."""
+    hostile = "\x1b[2J\x9b31m\u202etxt.exe\u2066\u200f\x07"
+    body = json.dumps({"prompt": hostile, "tenant": "shop", "n": hostile}, ensure_ascii=False)
+
+    async def send() -> None:
+        server = make_redis(url)
+        await server.xadd(Keys(pool).of("inbox"), {"job": body})
+        await server.aclose()
+
+    with _worker(url, pool):
+        asyncio.run(send())
+        deadline = time.monotonic() + PATIENCE_S
+        while not (listed := _run("dead", "list", *_target(url, pool)).stdout):
+            assert time.monotonic() < deadline
+        shown = _run("dead", "show", "--all", *_target(url, pool)).stdout
+    for text in (listed, shown):
+        assert not set(text) & set(hostile) - set("txt.exe[2J31m")
+    assert json.loads(json.loads(shown)["body"])["prompt"] == hostile

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import re
+import shlex
+import socket
+import subprocess
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from house.shell import Newcomer
+from patience import PATIENCE_S
+from redis import Redis
+from redis.exceptions import RedisError
 
 from tokenbus.producer.commands.cli import build_parser
+from tokenbus.producer.server.embedded import find_server_binary, start_private
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -130,3 +142,64 @@ def test_control_image_has_no_torch() -> None:
     """The control service installs its own extra and nothing of the engine's."""
     installs = [line for line in _instructions("RUN", CONTROL_DOCKERFILE) if "pip" in line]
     assert [re.findall(r"/src\[(\w+)\]", line) for line in installs] == [["control"]]
+
+
+QUEUE = "redis://valkey:6379/0"
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Iterator[Newcomer]:
+    """Give a shell with an empty home, and a queue where the services look for theirs."""
+    server = start_private()
+    with Newcomer(tmp_path / "home", {QUEUE: server.url}) as inside:
+        yield inside
+    server.close()
+
+
+def _run(container: Newcomer, name: str) -> str:
+    """Start a service as compose does and check its health; return what its start said."""
+    service = SERVICES[name]
+    # A variable that is named alone is passed on; the newcomer has set none.
+    assert not any("=" in variable for variable in service.get("environment", []))
+    said = container.type(shlex.join(["tokenbus", *service["command"]]))
+    container.type(shlex.join(service["healthcheck"]["test"][1:]))
+    container.stop()
+    return said
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", OURS)
+def test_service_starts_and_is_healthy(container: Newcomer, name: str) -> None:
+    """Command, environment and health check work outside of a container, from an empty home."""
+    container.variables["TOKENBUS_ENGINE"] = "null"
+    assert all(line.startswith("{") for line in _run(container, name).splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_worker_fetches_its_model_into_the_volume(container: Newcomer) -> None:
+    """The first start of a worker fetches the model and is healthy afterwards."""
+    said = _run(container, "worker-cpu")
+    assert "downloading" in said
+    assert list((container.home / ".cache" / "tokenbus" / "models").glob("*/model.safetensors"))
+
+
+@pytest.mark.processes
+def test_queue_starts_with_its_command(tmp_path: Path) -> None:
+    """The server takes the options of the compose file and answers its health check's ping."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [find_server_binary(), *SERVICES["valkey"]["command"][1:]]
+    command += ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path)]
+    assert SERVICES["valkey"]["healthcheck"]["test"][1:] == ["valkey-cli", "ping"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        redis = Redis(port=port)
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                assert redis.ping()
+                break
+            except RedisError:
+                assert time.monotonic() < deadline
+        assert redis.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        process.kill()

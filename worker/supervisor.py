@@ -22,6 +22,7 @@ from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import make_redis, open_server, retrying
 from tokenbus.producer.server.url import ServerUrl
+from tokenbus.producer.server.wait_notice import waiting_told
 from tokenbus.worker import logs
 from tokenbus.worker.assembly import assemble, join_pool
 from tokenbus.worker.engine.current_engine import CurrentEngine
@@ -30,6 +31,7 @@ from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.held.held_jobs import HeldJobs
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.process import gc
+from tokenbus.worker.start_check import check_worker
 from tokenbus.worker.stop_request import StopRequest
 from tokenbus.worker.tokenizer import import_library
 
@@ -88,6 +90,11 @@ class Worker:
         return len(self._held_jobs)
 
     @property
+    def _model(self) -> str:
+        """Name of the model; the null engine has none."""
+        return "null" if self.settings.engine == "null" else self.settings.model
+
+    @property
     def engine_pid(self) -> int | None:
         """Process id of the engine."""
         return self._engine.pid
@@ -133,13 +140,21 @@ class Worker:
 
     async def _run(self) -> None:
         settings = self.settings
-        server = await self._stop.unless_made(
-            open_server(
-                self._url,
-                retry_for_s=settings.connect_timeout_s,
-                call_timeout_s=settings.call_timeout_s,
+        url = ServerUrl.parse(self._url)
+        self._log.info("worker.starting", pool=settings.pool, model=self._model, server=str(url))
+        with waiting_told(
+            lambda: self._log.warning(
+                "server.awaited",
+                reason=f"no server at {url} yet, trying for {settings.connect_timeout_s:g} s",
             )
-        )
+        ):
+            server = await self._stop.unless_made(
+                open_server(
+                    self._url,
+                    retry_for_s=settings.connect_timeout_s,
+                    call_timeout_s=settings.call_timeout_s,
+                )
+            )
         if server is None:
             return
         blocking = make_redis(server.effective_url, settings.call_timeout_s)
@@ -247,6 +262,7 @@ def run_worker(settings: WorkerSettings) -> int:
     """
     logs.configure(settings.log_level, settings.log_format)
     ServerUrl.parse(settings.redis_url).refuse_private("worker")
+    check_worker(settings)
     return asyncio.run(_run_in_foreground(settings))
 
 

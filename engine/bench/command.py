@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.bench import measure
 from tokenbus.engine.bench.demand import Demand
 from tokenbus.engine.bench.figures import FirstTokenReport, WorkloadReport
+from tokenbus.engine.bench.heartbeat import Heartbeat
 from tokenbus.engine.bench.workloads import ENGINE_WORKLOADS, FIRST_TOKEN_LENS, uniform
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
@@ -103,6 +104,13 @@ def run(
     args: argparse.Namespace, backend: Backend | None = None, reader: WeightReader | None = None
 ) -> int:
     """Run the chosen workloads; return the exit code. For `backend` and `reader` see `load_for`."""
+    with Heartbeat("bench engine") as beat:
+        return _run(args, backend, reader, beat)
+
+
+def _run(
+    args: argparse.Namespace, backend: Backend | None, reader: WeightReader | None, beat: Heartbeat
+) -> int:
     started_at = time.perf_counter()
     args.workload = args.workload or ["nano256"]
     config = EngineConfig(
@@ -112,10 +120,13 @@ def run(
         prefix_grouping=not args.no_prefix_grouping,
         **_given(args),
     )
-    loaded = load_for(config, backend, reader)
+    loaded = load_for(config, backend, reader, beat.note)
     loaded_at = time.perf_counter()
+    beat.note("measuring the machine's ceilings")
     ceilings = measure.measure_ceilings(loaded.backend)
-    engine = engine_for(loaded, config)
+    beat.note("building the engine")
+    engine = engine_for(loaded, config, beat.note)
+    beat.note("warming up")
     measure.run_workload(engine, uniform("warm-up", 4, 100, 8))
     ready_at = time.perf_counter()
     print(
@@ -127,7 +138,7 @@ def run(
     )
     for name in args.workload:
         measured = _first_token if name == _FIRST_TOKEN else partial(_workload, name=name)
-        report = measured(args, loaded, engine, ceilings)
+        report = measured(args, loaded, engine, ceilings, beat)
         if args.json is not None:
             args.json.mkdir(parents=True, exist_ok=True)
             measure.to_json(report, args.json / f"{Path(args.model).name}-{name}.json")
@@ -140,6 +151,7 @@ def _workload(
     loaded: LoadedModel,
     engine: Engine,
     ceilings: dict[str, float],
+    beat: Heartbeat,
     *,
     name: str,
 ) -> WorkloadReport:
@@ -147,10 +159,12 @@ def _workload(
     machine = measure.describe_machine(loaded.backend)
     report = WorkloadReport(name, args.model, machine, ceilings)
     workload, demand = measure.get_workload(name), Demand.of(loaded)
-    for _ in range(args.repeats):
+    for number in range(args.repeats):
+        beat.note(f"{name}, run {number + 1} of {args.repeats}")
         engine.reset_prefix_cache()
         report.runs.append(measure.run_workload(engine, workload, demand=demand))
     if args.profile and loaded.backend.has_device_clock:
+        beat.note(f"{name}, profiled")
         engine.reset_prefix_cache()
         report.budget_ms, report.kernels_ms = measure.profile_budget(
             partial(measure.run_workload, engine, workload)
@@ -160,9 +174,14 @@ def _workload(
 
 
 def _first_token(
-    args: argparse.Namespace, loaded: LoadedModel, engine: Engine, ceilings: dict[str, float]
+    args: argparse.Namespace,
+    loaded: LoadedModel,
+    engine: Engine,
+    ceilings: dict[str, float],
+    beat: Heartbeat,
 ) -> FirstTokenReport:
     """Time the first token of lone prompts and print the medians."""
+    beat.note("first tokens of lone prompts")
     times = measure.first_token_ms(engine)
     machine = measure.describe_machine(loaded.backend)
     report = FirstTokenReport(args.model, machine, ceilings, times)

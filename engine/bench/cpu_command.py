@@ -22,6 +22,7 @@ from rich.console import Console
 
 from tokenbus.engine.bench.contestants import PACKAGES
 from tokenbus.engine.bench.cpu_report import CpuReport, Run, print_table
+from tokenbus.engine.bench.heartbeat import Heartbeat
 from tokenbus.engine.bench.order import Case, ContestOrder
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.weights import model_store
@@ -132,33 +133,51 @@ def run_bench(argv: Sequence[str]) -> int:
     if not console.is_terminal:
         console.width = _WIDTH
     cases = QUICK_CASES if args.quick else CASES
-    is_alias = args.model in model_store.ALIASES
-    folder = model_store.pull(args.model) if is_alias else find_folder(args.model)
-    names = contestants(args.only)
-    gguf = _gguf(args, names, console)
     report = CpuReport(["tokenbus", "bench", "cpu", *argv], _describe_machine(args.threads))
-    for repeat in range(1 if args.quick else args.repeats):
-        for name in names:
-            order = ContestOrder(
-                name, str(folder), args.dtype, args.threads, cases, args.seed, gguf
-            )
-            runs = run_contestant(order, args.timeout_s, report)
-            rates = ", ".join(f"{run.case} {run.tokens_per_s:.0f}" for run in runs)
-            console.print(f"{repeat + 1}  {name}: {rates} tokens/s", soft_wrap=True)
+    with Heartbeat("bench cpu") as beat:
+        _contest(args, cases, report, console, beat)
     print_table(report, cases, console)
     if args.json is not None:
         report.to_json(args.json)
     return 0
 
 
-def _gguf(args: argparse.Namespace, names: list[str], console: Console) -> str | None:
+def _contest(
+    args: argparse.Namespace,
+    cases: tuple[Case, ...],
+    report: CpuReport,
+    console: Console,
+    beat: Heartbeat,
+) -> None:
+    """Let everyone run every case, as often as asked, one process after the other."""
+    names = contestants(args.only)
+    beat.note(f"looking for {args.model}")
+    is_alias = args.model in model_store.ALIASES
+    folder = model_store.pull(args.model, beat.note) if is_alias else find_folder(args.model)
+    gguf = _gguf(args, names, console, beat)
+    num_repeats = 1 if args.quick else args.repeats
+    for repeat in range(num_repeats):
+        for number, name in enumerate(names):
+            run = repeat * len(names) + number + 1
+            beat.note(f"run {run} of {num_repeats * len(names)}: {name}, {len(cases)} cases")
+            order = ContestOrder(
+                name, str(folder), args.dtype, args.threads, cases, args.seed, gguf
+            )
+            runs = run_contestant(order, args.timeout_s, report)
+            rates = ", ".join(f"{run.case} {run.tokens_per_s:.0f}" for run in runs)
+            console.print(f"{repeat + 1}  {name}: {rates} tokens/s", soft_wrap=True)
+
+
+def _gguf(
+    args: argparse.Namespace, names: list[str], console: Console, beat: Heartbeat
+) -> str | None:
     """Return llama.cpp's file; without one it leaves the list, unless it was asked for."""
     if _LLAMA_CPP not in names:
         return None
     if args.gguf is not None:
         return str(args.gguf)
     if args.model in model_store.ALIASES:
-        return str(model_store.pull_gguf(args.model))
+        return str(model_store.pull_gguf(args.model, beat.note))
     if args.only:
         raise EngineError(f"{_LLAMA_CPP} needs a GGUF file of {args.model}: --gguf FILE")
     names.remove(_LLAMA_CPP)

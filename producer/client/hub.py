@@ -246,9 +246,13 @@ class SubscriptionHub:
 
 
 def _put(stream: Subscription, event: Event) -> None:
-    """Give a stream an event of its job; version 1 does not tell the tenant."""
+    """Give a stream an event of its job; version 1 does not tell the tenant.
+
+    A job keeps its wire version, so an event of another one is of an equal name elsewhere: workers
+    of version 1 publish what they do in any logical database on the channels of database 0.
+    """
     address = stream.address
-    if event.job_id != address.job_id:
+    if event.job_id != address.job_id or stream.version not in (None, event.version):
         return
     if event.tenant == address.tenant:
         stream.put(event)

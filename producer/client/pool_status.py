@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.contract.keys import NUM_PRIORITIES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,12 +15,45 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.contract.keys import Keys
 
+# Tenants of a priority whose oldest job is told, those that are served next.
+MAX_TENANTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A living worker as it said itself, a second ago or less; None for what it did not tell.
+
+    `running` counts sequences in the engine, `used_pages` KV pages that they hold. `outage` says
+    why it has no engine now; it starts another by itself.
+    """
+
+    name: str
+    model: str | None = None
+    page_size: int | None = None
+    total_pages: int | None = None
+    used_pages: int | None = None
+    running: int | None = None
+    held_jobs: int = 0
+    tokens_per_s: float | None = None
+    outage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OldestJob:
+    """The job that has waited longest of those of a priority and tenant, handed back ones first."""
+
+    priority: int
+    tenant: str
+    job_id: str
+    age_s: float
+
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
     """A pool at one moment; `workers` are the names of those whose lease runs.
 
-    `outages` say of those that have no engine now why.
+    `outages` say of those that have no engine now why. `paused_for_s` is None unless pulls take
+    nothing. `oldest` is filled by `read_status` where it was asked for.
     """
 
     waiting_jobs: int
@@ -26,6 +61,9 @@ class PoolStatus:
     held_jobs: int
     workers: tuple[str, ...]
     outages: Mapping[str, str] = field(default_factory=dict)
+    details: tuple[WorkerStatus, ...] = ()
+    oldest: tuple[OldestJob, ...] = ()
+    paused_for_s: float | None = None
 
     @property
     def ready(self) -> tuple[str, ...]:
@@ -33,12 +71,18 @@ class PoolStatus:
         return tuple(name for name in self.workers if name not in self.outages)
 
 
-async def read_status(redis: Redis, keys: Keys) -> PoolStatus:
-    """Read the load and the leases of a pool; costs one look per worker."""
+async def read_status(redis: Redis, keys: Keys, *, with_oldest: bool = False) -> PoolStatus:
+    """Read the load and the leases of a pool; costs one look per worker.
+
+    `with_oldest` costs one more per priority and tenant with waiting jobs, 32 at most each.
+    """
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(keys.of("load"), ["jobs", "tokens"])
         pipe.sunion([keys.of("workers"), keys.of("workers1")])
-        (jobs, tokens), members = await pipe.execute()
+        pipe.get(keys.of("paused"))
+        pipe.time()
+        (jobs, tokens), members, paused, now = await pipe.execute()
+    now_ms = _milliseconds(now)
     names = sorted(name.decode() for name in members)
     async with redis.pipeline(transaction=False) as pipe:
         for name in names:
@@ -46,20 +90,84 @@ async def read_status(redis: Redis, keys: Keys) -> PoolStatus:
             pipe.hlen(keys.of("held", name))
             pipe.get(keys.of("status", name))
         replies = await pipe.execute()
-    lives = [name for name, alive in zip(names, replies[::3], strict=True) if alive]
-    gauges = dict(zip(names, replies[2::3], strict=True))
+    workers = [
+        _worker(name, held, gauges)
+        for name, alive, held, gauges in zip(
+            names, replies[::3], replies[1::3], replies[2::3], strict=True
+        )
+        if alive
+    ]
     return PoolStatus(
         waiting_jobs=int(jobs or 0),
         waiting_tokens=int(tokens or 0),
         held_jobs=sum(replies[1::3]),
-        workers=tuple(lives),
-        outages={name: why for name in lives if (why := _outage(gauges[name])) is not None},
+        workers=tuple(worker.name for worker in workers),
+        outages={worker.name: worker.outage for worker in workers if worker.outage is not None},
+        details=tuple(workers),
+        oldest=await _oldest(redis, keys, now_ms) if with_oldest else (),
+        paused_for_s=None if paused is None else max(0.0, (now_ms - int(paused)) / 1000),
     )
 
 
-def _outage(gauges: bytes | None) -> str | None:
+async def _oldest(redis: Redis, keys: Keys, now_ms: int) -> tuple[OldestJob, ...]:
+    """Look at the heads of what waits: of `front` and of the lanes, priority by priority."""
+    async with redis.pipeline(transaction=False) as pipe:
+        for priority in range(NUM_PRIORITIES):
+            pipe.xrange(keys.of("front", str(priority)), count=MAX_TENANTS)
+            pipe.zrange(keys.of("backlog", str(priority)), 0, MAX_TENANTS - 1)
+        replies = await pipe.execute()
+    streams = [
+        (priority, tenant.decode())
+        for priority in range(NUM_PRIORITIES)
+        for tenant in replies[2 * priority + 1]
+    ]
+    async with redis.pipeline(transaction=False) as pipe:
+        for priority, tenant in streams:
+            pipe.xrange(keys.lane(priority, tenant), count=1)
+        heads = await pipe.execute()
+    found: dict[tuple[int, str], OldestJob] = {}
+    handed_back = [
+        (priority, entry) for priority in range(NUM_PRIORITIES) for entry in replies[2 * priority]
+    ]
+    waiting = [
+        (priority, entry)
+        for (priority, _), lane in zip(streams, heads, strict=True)
+        for entry in lane
+    ]
+    for priority, (entry_id, fields) in [*handed_back, *waiting]:
+        tenant = fields.get(b"tenant", b"").decode(errors="replace")
+        job = fields.get(b"job", b"").decode(errors="replace").partition("@")[0]
+        age_s = max(0.0, (now_ms - int(entry_id.split(b"-")[0])) / 1000)
+        found.setdefault((priority, tenant), OldestJob(priority, tenant, job, age_s))
+    return tuple(sorted(found.values(), key=lambda job: (job.priority, -job.age_s)))
+
+
+def _milliseconds(now: tuple[int, int]) -> int:
+    return now[0] * 1000 + now[1] // 1000
+
+
+def _worker(name: str, held_jobs: int, gauges: bytes | None) -> WorkerStatus:
+    """Read what a worker tells of itself; one that has told nothing yet is alive all the same."""
+    told: dict[str, Any] = json.loads(gauges) if gauges else {}
+    engine: dict[str, Any] = told.get("engine") or {}
+    used = None
+    if engine and told.get("total_pages") is not None:
+        used = told["total_pages"] - engine["free_pages"] - engine["evictable_pages"]
+    return WorkerStatus(
+        name=name,
+        model=told.get("model"),
+        page_size=told.get("page_size"),
+        total_pages=told.get("total_pages"),
+        used_pages=used,
+        running=engine.get("num_running"),
+        held_jobs=held_jobs,
+        tokens_per_s=told.get("tokens_per_s"),
+        outage=_outage(told),
+    )
+
+
+def _outage(told: Mapping[str, Any]) -> str | None:
     """Say why a worker cannot run jobs now; None if it can, or does not tell."""
-    told = json.loads(gauges) if gauges else {}
     if told.get("ready", True):
         return None
     outage = told.get("outage") or {}

@@ -96,27 +96,28 @@ class Reader:
 
     async def _replay(
         self, address: JobAddress, cursor: int, heard: bool
-    ) -> tuple[str, Iterable[Event]]:
-        """Return where a job lies and what is known after `cursor`: result, else log; merged.
+    ) -> tuple[str, int | None, Iterable[Event]]:
+        """Return place and version of a job and what is known after `cursor`: result, else log.
 
         A job that nobody knows raises JobUnknown, JobForgotten where it was heard of before, or
         JobLost where it was `heard` of lately (R12).
         What a deposed master says proves nothing: it is asked for again before either is raised.
         """
 
-        async def read() -> tuple[str, Iterable[Event]]:
+        async def read() -> tuple[str, int | None, Iterable[Event]]:
             master = followed_master(self._scripts.redis)
             known = await self._lookup.look(address.job_id, cursor, address.tenant)
             record, events = known.record, known.events
+            version = None if record is None else record.version
             if record is not None and record.version not in KNOWN_VERSIONS:
                 raise SchemaMismatch("v", f"job {address.job_id} {versions_text(record.version)}")
             if events and events[-1].finish is not None:
-                return known.place, _merged(events)
+                return known.place, version, _merged(events)
             if known.result is not None:
                 result = replace(JobResult.parse(known.result), tenant=address.tenant)
-                return known.place, result.events(cursor)
+                return known.place, version, result.events(cursor)
             if record is not None and record.state is not JobState.DONE:
-                return known.place, _merged(events or [])
+                return known.place, version, _merged(events or [])
             if await named_master(self._scripts.redis) != master:
                 raise RedisConnectionError("another master rules by now")
             if cursor and not heard:

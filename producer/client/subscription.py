@@ -39,6 +39,7 @@ class Subscription:
         "error",
         "events",
         "has_hole",
+        "version",
     )
 
     def __init__(self, channel: bytes, max_tokens: int) -> None:
@@ -47,6 +48,8 @@ class Subscription:
         self._wakeup = Wakeup(self._loop)
         self.channel = channel
         self.address = address_of(channel)
+        # The wire version of the job, once its record has told it.
+        self.version: int | None = None
         self.events: deque[Event] = deque()
         self.has_hole = False
         self.error: Exception | None = None
@@ -60,6 +63,12 @@ class Subscription:
         self.address = address
         self.events.clear()
         self._num_tokens = 0
+
+    def expect(self, version: int) -> None:
+        """Take events of the job's wire version alone from now on; what waits is one job's."""
+        self.version = version
+        if any(event.version != version for event in self.events):
+            self.break_off()
 
     def put(self, event: Event) -> None:
         """Add a live event and run the task on that waits for it.

@@ -5,12 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from tokenbus.producer.contract.bounds import DEFAULT_PRIORITY, DEFAULTS
+from tokenbus.producer.contract.keys import check_pool
 from tokenbus.producer.server.shown_url import hide_in_text
+from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 EXIT_WRONG_INPUT = 2
+MIN_WATCH_S, MAX_WATCH_S = 0.1, 86_400.0
+
+JOB_STATES = ("held", "waiting", "delayed", "ending")
 
 _POOL_HELP = "name of the pool, the workers that serve one model (default: default)"
 _MODEL_HELP = "alias, local folder or hub id (default: smollm2-135m)"
@@ -37,8 +43,36 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, without the passwords of URLs in it, and leave with code 2."""
-        shown = hide_in_text(message)
+        shown = visible(hide_in_text(message))
         self.exit(EXIT_WRONG_INPUT, f"{self.prog}: {shown} (see {self.prog} --help)\n")
+
+
+def _pool(name: str) -> str:
+    """Return the name of a pool, or let argparse say what is wrong with it."""
+    try:
+        return check_pool(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _name(text: str) -> str:
+    """Return the name of a job or a tenant, or let argparse say that no key can carry it."""
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{text!a} is no name")
+    return text
+
+
+def _seconds(text: str) -> float:
+    """Return a positive number of seconds, a day at most."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not MIN_WATCH_S <= seconds <= MAX_WATCH_S:
+        raise argparse.ArgumentTypeError(
+            f"{text!a} is no number of seconds from {MIN_WATCH_S:g} to {MAX_WATCH_S:g}"
+        )
+    return seconds
 
 
 # One option an entry, its help below its name.
@@ -75,7 +109,7 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
     """
     add = parser.add_argument
     add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
-    add("--pool", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=_pool, metavar="NAME", help=_POOL_HELP)
     add("--model", metavar="MODEL", help=_MODEL_HELP)
     add("--engine", choices=("paged", "null"),
         help="paged runs a model, null emits made-up tokens to try a queue (default: paged)")
@@ -101,25 +135,26 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", help="what to answer (required); - reads standard input")
     add("--redis", metavar="URL", help=_REDIS_HELP)
-    add("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=_pool, default="default", metavar="NAME", help=_POOL_HELP)
     add("--system", metavar="TEXT", help="system prompt (default: the model's own, if any)")
     add("--raw", action="store_true",
         help="continue the prompt as it is, without a chat template (default: chat)")
-    add("--max-tokens", type=int, default=256, metavar="N",
-        help="longest answer in tokens (default: 256)")
-    add("--temperature", type=float, default=0.0, metavar="T",
-        help="spread of the sampling, 0 = greedy (default: 0)")
-    add("--top-k", type=int, default=0, metavar="K",
-        help="draw from the K likeliest tokens, 0 = all (default: 0)")
-    add("--top-p", type=float, default=1.0, metavar="P",
-        help="draw from the likeliest tokens that make up this share (default: 1)")
+    add("--max-tokens", type=int, default=DEFAULTS["max_tokens"], metavar="N",
+        help=f"longest answer in tokens (default: {DEFAULTS['max_tokens']:g})")
+    add("--temperature", type=float, default=DEFAULTS["temperature"], metavar="T",
+        help=f"spread of the sampling, 0 = greedy (default: {DEFAULTS['temperature']:g})")
+    add("--top-k", type=int, default=DEFAULTS["top_k"], metavar="K",
+        help=f"draw from the K likeliest tokens, 0 = all (default: {DEFAULTS['top_k']:g})")
+    add("--top-p", type=float, default=DEFAULTS["top_p"], metavar="P",
+        help="draw from the likeliest tokens that make up this share"
+        f" (default: {DEFAULTS['top_p']:g})")
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: drawn)")
     add("--stop", action="append", default=[], metavar="TEXT",
         help="end before this text; may be given several times (default: none)")
     add("--tenant", default="default", metavar="NAME",
         help="whose share of the pool the job uses (default: default)")
-    add("--priority", type=int, default=1, metavar="N",
-        help="0 goes first, 2 last (default: 1)")
+    add("--priority", type=int, default=DEFAULT_PRIORITY, metavar="N",
+        help=f"0 goes first, 2 last (default: {DEFAULT_PRIORITY})")
     add("--deadline-s", type=float, metavar="S",
         help="seconds from now after which the answer is useless (default: none)")
     add("--idempotency-key", metavar="KEY",
@@ -134,9 +169,50 @@ def add_status(parser: argparse.ArgumentParser) -> None:
     """Declare what `tokenbus status` takes."""
     add = parser.add_argument
     add("--redis", metavar="URL", help=_REDIS_HELP)
-    add("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=_pool, default="default", metavar="NAME", help=_POOL_HELP)
     add("--here", action="store_true",
         help="fail unless a worker of this host lives (default: a worker anywhere)")
+    add("--json", action="store_true", help="print a line of JSON (default: text)")
+    add("--watch", type=_seconds, nargs="?", const=2.0, metavar="S",
+        help="print it again every S seconds, 2 without a number (default: once)")
+
+
+def add_jobs(commands: Any) -> list[argparse.ArgumentParser]:
+    """Declare the commands about jobs that were submitted before, and return them."""
+    listing = commands.add_parser("list", help="list jobs that have not ended")
+    listing.add_argument("--tenant", type=_name, metavar="NAME",
+        help="only jobs of this tenant (default: those of all)")
+    listing.add_argument("--state", action="append", choices=JOB_STATES,
+        help="only jobs in this state; may be given several times (default: all of them)")
+    listing.add_argument("--limit", type=int, default=100, metavar="N",
+        help="jobs at most, up to 1000 (default: 100)")
+    show = commands.add_parser("show", help="print what the server knows of a job")
+    show.add_argument("--request", action="store_true",
+        help="print its request too, prompt included (default: all but that)")
+    result = commands.add_parser("result", help="wait for the end of a job and print its answer")
+    result.add_argument("--timeout-s", type=_seconds, metavar="S",
+        help="seconds to wait (default: until it ends)")
+    follow = commands.add_parser("follow", help="stream a job's answer from any token on")
+    follow.add_argument("--from", dest="cursor", type=int, default=0, metavar="CURSOR",
+        help="the last token that was seen (default: 0, from the beginning)")
+    cancel = commands.add_parser("cancel", help="cancel a job wherever it is")
+    for command in (show, result, follow, cancel):
+        command.add_argument("id", type=_name, metavar="ID", help="the job's id (required)")
+        command.add_argument("--tenant", type=_name, default="default", metavar="NAME",
+            help="whose job it is (default: default)")
+    for command in (listing, result, follow):
+        command.add_argument("--json", action="store_true",
+            help="print lines of JSON (default: text)")
+    made = [listing, show, result, follow, cancel]
+    for command in made:
+        add_pool(command)
+    return made
+
+
+def add_pool(parser: argparse.ArgumentParser) -> None:
+    """Declare the server and the pool of a command."""
+    parser.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
+    parser.add_argument("--pool", type=_pool, default="default", metavar="NAME", help=_POOL_HELP)
 
 
 def add_dead(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +236,8 @@ def add_dead(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--tenant", metavar="NAME",
             help="only letters of this tenant (default: those of all)")
         command.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
-        command.add_argument("--pool", default="default", metavar="NAME", help=_POOL_HELP)
+        command.add_argument("--pool", type=_pool, default="default", metavar="NAME",
+            help=_POOL_HELP)
 
 
 def add_control(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +250,7 @@ def add_control(parser: argparse.ArgumentParser) -> None:
     add("--arq-redis", dest="arq_redis_url", metavar="URL",
         help="where arq keeps its jobs; with a password better as TOKENBUS_ARQ_REDIS_URL"
         " (default: the server of the pool)")
-    add("--pool", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=_pool, metavar="NAME", help=_POOL_HELP)
     add("--crons", metavar="FILE",
         help="table of jobs to submit at set times, in TOML (default: none)")
     add("--webhook-keys", dest="webhook_keys_file", metavar="FILE",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.producer.commands import arguments
 from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
+from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="tell what waits and which workers live")
     arguments.add_status(status)
     status.set_defaults(run=_run_status)
+    for command in arguments.add_jobs(commands):
+        command.set_defaults(run=_run_jobs, command=command.prog.split()[-1])
+    pause = commands.add_parser("pause", help="let workers take no more jobs; running ones go on")
+    arguments.add_pool(pause)
+    pause.set_defaults(run=_run_pause, is_paused=True)
+    resume = commands.add_parser("resume", help="let workers of a paused pool take jobs again")
+    arguments.add_pool(resume)
+    resume.set_defaults(run=_run_pause, is_paused=False)
     dead = commands.add_parser("dead", help="look at dead letters, retry or delete them")
     arguments.add_dead(dead)
     dead.set_defaults(run=_run_dead)
@@ -98,7 +107,19 @@ def _run_submit(args: argparse.Namespace) -> int:
 def _run_status(args: argparse.Namespace) -> int:
     from tokenbus.producer.commands.status import run_status
 
-    return run_status(args.redis, args.pool, here=args.here)
+    return run_status(args.redis, args.pool, here=args.here, as_json=args.json, watch_s=args.watch)
+
+
+def _run_jobs(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.jobs import run_jobs
+
+    return run_jobs(args)
+
+
+def _run_pause(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.pause import run_pause
+
+    return run_pause(args.redis, args.pool, is_paused=args.is_paused)
 
 
 def _run_dead(args: argparse.Namespace) -> int:
@@ -185,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = _exit_code(error)
         if known is None:
             raise
-        print(f"tokenbus: {error}", file=sys.stderr)
+        print(f"tokenbus: {visible(str(error))}", file=sys.stderr)
         return known
     return code
 

@@ -12,6 +12,7 @@ from tokenbus.producer.client.dead_letters import DeadLetters
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +49,7 @@ async def _run(
             async for letter in letters.newest(None if tenant is not None else limit):
                 if num_shown < limit and tenant in (None, letter.tenant):
                     num_shown += 1
-                    print(_line(letter))
+                    print(visible(_line(letter)))
             return 0
         if names:
             chosen = [await letters.find(name, tenant) for name in names]
@@ -57,7 +58,7 @@ async def _run(
             chosen = [letter for letter in found if tenant in (None, letter.tenant)]
         if action == "show":
             for letter in chosen:
-                print(_page(letter))
+                print(visible(_page(letter), lines=True))
             return 0
         if action == "purge":
             print(f"{await letters.delete(chosen)} dead letters deleted")
@@ -72,10 +73,10 @@ async def _retry(letters: DeadLetters, chosen: Sequence[DeadLetter]) -> int:
         try:
             job = await letters.retry(letter)
         except RequestInvalid as error:
-            print(f"{letter.entry_id} stays: {error}")
+            print(visible(f"{letter.entry_id} stays: {error}"))
             code = 1
         else:
-            print(f"{letter.entry_id} is job {job.job_id}")
+            print(visible(f"{letter.entry_id} is job {job.job_id}"))
     return code
 
 

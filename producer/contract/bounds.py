@@ -1,4 +1,4 @@
-"""Bounds of a request at the door of the queue.
+"""Bounds and defaults of a request at the door of the queue.
 
 The engine has the same table in `engine/sampling/bounds.py`, for neither side imports the
 other; `tests/test_bounds.py` holds them equal, field by field and edge by edge. They keep all
@@ -8,6 +8,11 @@ arithmetic of float32 finite: a logit of 1e4 under all of them together stays be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,26 @@ NUMBERS = {
     "logprobs": WireBound(int, 0, 20),
     "prompt_logprobs": WireBound(int, 0, 20),
 }
+# What holds where a request says nothing, whichever door it comes through: Python, the command
+# line, a raw entry, a table of crons or arq.
+DEFAULTS: Mapping[str, int | float | None] = MappingProxyType(
+    {
+        "n": 1,
+        "max_tokens": 128,
+        "min_tokens": 0,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": None,
+        "logprobs": None,
+        "prompt_logprobs": None,
+    }
+)
+DEFAULT_PRIORITY = 1
 # A bias adds to a logit: -100 forbids, 100 demands.
 LOGIT_BIAS = WireBound(float, -100, 100)
 TOKEN_ID = WireBound(int, 0, 2**31 - 1)

@@ -6,6 +6,9 @@ scripts name keys only as `K.<name>` and `L.<name>`; the names are filled in fro
 `LOG_KEYS` when they load. Where a key, a channel or a member names a job, it carries the job's
 address (`contract/address.py`): its id, followed by `@<tenant>` for any tenant but `default`.
 
+Channels know no database: what is published in one is heard in all of a server. So those of a
+database n other than 0 have `:db<n>` behind their tag, `{tb:shop:0}:db3:tok:<job>`.
+
 What tells a worker of jobs to take, to reap or to end has names of its own since wire version 2:
 workers of version 1 look at the names in the last table only, so they never meet a job that they
 cannot read. A worker of version 2 takes over what lies there (docs/protocol.md, Versions).
@@ -40,6 +43,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | ending   | zset   | `ending2`, jobs that end without an owner, or are not quite complete      |
 | dead     | stream | dead letters, bounded in number and bytes                                 |
 | letters  | hash   | number and bytes of the dead letters, and how many bytes they may have    |
+| paused   | string | since when pulls take nothing, by server time in ms; there while they do  |
 | bell     | list   | `bell2`, at most one token: work became pullable                          |
 | wake     | list   | `wake:<worker>`, the same for one worker: a job of its prefix; TTL        |
 | home     | string | `home:<prefix>`, the worker whose cache holds the prefix; TTL             |
@@ -112,6 +116,7 @@ POOL_KEYS = {
     "ending": ":ending2",
     "dead": ":dead",
     "letters": ":letters",
+    "paused": ":paused",
     "bell": ":bell2",
     "wake": ":wake:",
     "home": ":home:",
@@ -135,6 +140,9 @@ POOL_KEYS = {
 
 LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}
 
+# Names in the two tables that are published to, and not stored.
+CHANNELS = ("ctl", "ended", "tok")
+
 NUM_PRIORITIES = 3
 # To be used with `fullmatch`: before the dollar of Python a line break may stand.
 NAME_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"
@@ -145,15 +153,28 @@ _POOL = re.compile(POOL_PATTERN)
 _SHARD = re.compile(r"^s(\d{1,3})-")
 
 
+def check_pool(name: str) -> str:
+    """Return the name of a pool. Raises: ValueError for one that would leave its hash slot."""
+    if not isinstance(name, str) or _POOL.fullmatch(name) is None:
+        raise ValueError(f"{name!a} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+    return name
+
+
 def versions_text(version: object) -> str:
     """Say which wire version was met, and which ones this release reads."""
     known = " and ".join(str(each) for each in KNOWN_VERSIONS)
     return f"speaks wire version {version}; this release speaks {known}"
 
 
+def database_mark(database: int) -> str:
+    """Return what stands behind the tag in the channels of a logical database; nothing for 0."""
+    return f":db{database}" if database else ""
+
+
 def address_of(channel: bytes) -> JobAddress:
-    """Return the address of the job that a channel belongs to."""
-    return JobAddress.parse(channel.decode().partition(LOG_KEYS["tok"])[2])
+    """Return the address of the job that a channel belongs to, in any database."""
+    untagged = channel.decode().partition("}")[2]
+    return JobAddress.parse(untagged.partition(LOG_KEYS["tok"])[2])
 
 
 def shard_of(job_id: str) -> int:
@@ -164,14 +185,20 @@ def shard_of(job_id: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Names of one pool; `job_id` of a method is the text of a job's address."""
+    """Names of one pool in one logical database; `job_id` of a method is a job's address as text.
+
+    Keys lie in their database, so their names are the same in each; those of channels tell it.
+    """
 
     pool: str
+    database: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a pool name that would leave its hash slot."""
-        if not isinstance(self.pool, str) or _POOL.fullmatch(self.pool) is None:
-            raise RequestInvalid("pool", f"{self.pool!a} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+        try:
+            check_pool(self.pool)
+        except ValueError as error:
+            raise RequestInvalid("pool", str(error)) from None
 
     @property
     def prefix(self) -> str:
@@ -179,8 +206,8 @@ class Keys:
         return f"{{tb:{self.pool}}}"
 
     def of(self, name: str, member: str = "") -> str:
-        """Return the pool key `name`, with its member where the name ends in a colon."""
-        return f"{self.prefix}{POOL_KEYS[name]}{member}"
+        """Return the pool key or channel `name`, with its member where the name ends in a colon."""
+        return f"{self.prefix}{self._mark(name)}{POOL_KEYS[name]}{member}"
 
     def lane(self, priority: int, tenant: str) -> str:
         """Return the stream of waiting jobs of one priority and tenant."""
@@ -203,4 +230,8 @@ class Keys:
         return self._of_shard("tok", job_id)
 
     def _of_shard(self, name: str, job_id: str) -> str:
-        return f"{self.log_prefix(shard_of(job_id))}{LOG_KEYS[name]}{job_id}"
+        tag = self.log_prefix(shard_of(job_id))
+        return f"{tag}{self._mark(name)}{LOG_KEYS[name]}{job_id}"
+
+    def _mark(self, name: str) -> str:
+        return database_mark(self.database) if name in CHANNELS else ""

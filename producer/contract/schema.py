@@ -1,4 +1,7 @@
-"""The request as it travels: one JSON object, of wire version 1 or 2."""
+"""The request as it travels: one JSON object, of wire version 1 or 2.
+
+It is one file because it is one schema: the request, and the parts that are named in it alone.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from pydantic import (
     model_validator,
 )
 
+from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.bounds import (
+    DEFAULT_PRIORITY,
+    DEFAULTS,
     LOGIT_BIAS,
     MAX_BAD_WORD_LENGTH,
     MAX_BAD_WORDS,
@@ -71,9 +77,9 @@ Bias = Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)]
 BadWord = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BAD_WORD_LENGTH)]
 
 
-def _within(name: str, default: float | None) -> Any:
-    """Return the field of a number, within its bounds."""
-    bound = NUMBERS[name]
+def _within(name: str) -> Any:
+    """Return the field of a number, with its default and within its bounds."""
+    bound, default = NUMBERS[name], DEFAULTS[name]
     if bound.is_open:
         return Field(default=default, gt=bound.low, le=bound.high)
     return Field(default=default, ge=bound.low, le=bound.high)
@@ -159,8 +165,8 @@ class JobRequest(BaseModel):
     prompt: Text | None = None
     messages: list[Message] | None = Field(default=None, min_length=1)
     token_ids: TokenIds | None = None
-    tenant: Name = "default"
-    priority: int = Field(default=1, ge=0, le=2)
+    tenant: Name = DEFAULT_TENANT
+    priority: int = Field(default=DEFAULT_PRIORITY, ge=0, le=2)
     deadline_s: float | None = Field(default=None, gt=0, le=MAX_WAIT_S)
     not_before_s: float | None = Field(default=None, ge=0, le=MAX_WAIT_S)
     idempotency_key: Text | None = Field(default=None, min_length=1, max_length=256)
@@ -170,25 +176,25 @@ class JobRequest(BaseModel):
     traceparent: Text | None = Field(default=None, max_length=128)
     callback_url: CallbackUrl | None = None
 
-    n: int = _within("n", 1)
-    max_tokens: int = _within("max_tokens", 128)
-    min_tokens: int = _within("min_tokens", 0)
-    temperature: float = _within("temperature", 1.0)
-    top_k: int = _within("top_k", 0)
-    top_p: float = _within("top_p", 1.0)
-    min_p: float = _within("min_p", 0.0)
-    repetition_penalty: float = _within("repetition_penalty", 1.0)
-    presence_penalty: float = _within("presence_penalty", 0.0)
-    frequency_penalty: float = _within("frequency_penalty", 0.0)
+    n: int = _within("n")
+    max_tokens: int = _within("max_tokens")
+    min_tokens: int = _within("min_tokens")
+    temperature: float = _within("temperature")
+    top_k: int = _within("top_k")
+    top_p: float = _within("top_p")
+    min_p: float = _within("min_p")
+    repetition_penalty: float = _within("repetition_penalty")
+    presence_penalty: float = _within("presence_penalty")
+    frequency_penalty: float = _within("frequency_penalty")
     logit_bias: dict[TokenId, Bias] = Field(default_factory=dict, max_length=MAX_LOGIT_BIAS)
     bad_words: list[BadWord] = Field(default_factory=list, max_length=MAX_BAD_WORDS)
-    seed: int | None = _within("seed", None)
+    seed: int | None = _within("seed")
     stop: list[Stop] = Field(default_factory=list, max_length=MAX_STOPS)
     include_stop: bool = False
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_STOP_IDS)
     ignore_eos: bool = False
-    logprobs: int | None = _within("logprobs", None)
-    prompt_logprobs: int | None = _within("prompt_logprobs", None)
+    logprobs: int | None = _within("logprobs")
+    prompt_logprobs: int | None = _within("prompt_logprobs")
     grammar: Grammar | None = None
     tools: list[Tool] | None = Field(default=None, min_length=1, max_length=128)
     tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"

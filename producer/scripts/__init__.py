@@ -9,7 +9,7 @@ from tokenbus.producer.scripts.control import ControlScripts
 from tokenbus.producer.scripts.lease import Budget, LeaseScripts
 from tokenbus.producer.scripts.log import Append, End, LogScripts, Takeover
 from tokenbus.producer.scripts.queue import STALE_ANSWER_S, Bounds, QueueScripts
-from tokenbus.producer.scripts.runner import ScriptRunner
+from tokenbus.producer.scripts.runner import ScriptRunner, database_of
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -45,7 +45,7 @@ class Scripts:
         self.redis = redis
         self.timeout_s = timeout_s
         self.publish = publish
-        self.keys = Keys(pool)
+        self.keys = Keys(pool, database_of(redis))
         runner = ScriptRunner(redis, timeout_s)
         self.queue = QueueScripts(runner, self.keys)
         self.lease = LeaseScripts(runner, self.keys)

@@ -1,4 +1,4 @@
-"""Scripts and keys of the control service: webhooks, ticks of crons, what autoscalers read."""
+"""Scripts and keys of operators and the control service: pauses, webhooks, ticks, pressure."""
 
 from __future__ import annotations
 
@@ -92,7 +92,10 @@ class Pressure:
 
 
 class ControlScripts:
-    """Typed calls of the control service. Every method raises what `ScriptRunner.run` raises."""
+    """Typed calls of operators and the control service.
+
+    Every method raises what `ScriptRunner.run` raises.
+    """
 
     def __init__(self, runner: ScriptRunner, keys: Keys) -> None:
         self._runner = runner
@@ -171,6 +174,19 @@ class ControlScripts:
         """Return the last tick of a cron that was taken, in ms."""
         reply = await self._runner.command("HGET", self._keys.of("ticks"), cron)
         return None if reply is None else int(reply)
+
+    async def pause(self, *, is_paused: bool) -> int | None:
+        """Let pulls take nothing from now on, or go on; return since when they take nothing.
+
+        In ms of the server's time, None if they do. Safe to repeat: the first call counts.
+        """
+        since = await self._runner.run("pause", self._keys.prefix, is_paused=int(is_paused))
+        return int(since) if since else None
+
+    async def paused_since(self) -> int | None:
+        """Return since when pulls take nothing, in ms of the server's time; None if they do."""
+        since = await self._runner.command("GET", self._keys.of("paused"))
+        return None if since is None else int(since)
 
     async def pressure(self) -> Pressure:
         """Read what waits and how fast it drains."""

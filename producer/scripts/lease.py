@@ -1,4 +1,7 @@
-"""Scripts of the pool that workers use: pull, lease, give back, complete."""
+"""Scripts of the pool that workers use: pull, lease, give back, complete.
+
+It is one file because each call is one step of the same life: that of a job with its worker.
+"""
 
 from __future__ import annotations
 
@@ -237,7 +240,14 @@ class LeaseScripts:
 
         Workers without lease and jobs are struck off in the same call (R13).
         """
-        reply = await self._runner.run("scan", self._keys.prefix, limit=limit)
+        orphans, _ = await self.scan_workers(limit=limit)
+        return orphans
+
+    async def scan_workers(self, *, limit: int = 256) -> tuple[list[Orphan], list[str]]:
+        """Do the same, and name the workers that were struck off without having said good-bye."""
+        answer = await self._runner.run("scan", self._keys.prefix, limit=limit)
+        struck = [worker.decode() for worker, job, *_ in answer if not job]
+        reply = [row for row in answer if row[1]]
         num_held = Counter(worker for worker, *_ in reply)
         orphans = [
             Orphan(
@@ -250,7 +260,8 @@ class LeaseScripts:
             )
             for worker, job, epoch, priority, attempts in reply
         ]
-        return sorted(orphans, key=lambda orphan: (orphan.attempts > 0, orphan.priority))
+        orphans.sort(key=lambda orphan: (orphan.attempts > 0, orphan.priority))
+        return orphans, struck
 
     async def load(self) -> dict[str, int]:
         """Read the waiting tokens and jobs: `tokens`, `jobs`, and per priority and tenant."""

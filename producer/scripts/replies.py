@@ -106,7 +106,8 @@ class PullStatus(StrEnum):
     waits for others to pass, or for an empty worker; come back when something has left. `clear`:
     one that runs alone waits, and this worker has claimed it: pulls bring nothing more until it
     holds nothing. `spared`: what waits is left to workers that hold its prefix; look again after
-    `retry_ms`. `reconcile`: the serial is not current.
+    `retry_ms`. `paused`: pulls take nothing until an operator resumes the pool, which rings the
+    bell. `reconcile`: the serial is not current.
     """
 
     JOBS = "jobs"
@@ -115,6 +116,7 @@ class PullStatus(StrEnum):
     SUSPECT = "suspect"
     CLEAR = "clear"
     SPARED = "spared"
+    PAUSED = "paused"
     RECONCILE = "reconcile"
 
 

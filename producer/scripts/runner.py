@@ -33,6 +33,7 @@ class ScriptRunner:
     ) -> None:
         """Run on the client's connections, single calls through `execute` where it is given."""
         self._redis = redis
+        self._database = database_of(redis)
         self._execute: Callable[..., Awaitable[Any]] = execute or redis.execute_command
         self._timeout_s = timeout_s
 
@@ -57,11 +58,17 @@ class ScriptRunner:
 
     async def _run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
         try:
-            return await self._execute("EVALSHA", source.script_sha(name), 1, key, *args)
+            return await self._execute("EVALSHA", self._sha(name), 1, key, *args)
         except RedisError as error:
             if not _lacks_script(error):
                 raise
-            return await self._execute("EVAL", source.script_source(name), 1, key, *args)
+            return await self._execute("EVAL", self._text(name), 1, key, *args)
+
+    def _sha(self, name: str) -> str:
+        return source.script_sha(name, self._database)
+
+    def _text(self, name: str) -> str:
+        return source.script_source(name, self._database)
 
     async def run_many(self, name: str, key: str, calls: Sequence[Sequence[Argument]]) -> list[Any]:
         """Run one script once per entry of `calls`, packed, in order and in one round trip.
@@ -76,7 +83,7 @@ class ScriptRunner:
                 # The first brings the text along; what was refused for want of it did nothing.
                 first, *rest = unknown
                 replies[first] = await self._execute(
-                    "EVAL", source.script_source(name), 1, key, *calls[first]
+                    "EVAL", self._text(name), 1, key, *calls[first]
                 )
                 later = await self._pipelined(name, key, [calls[number] for number in rest])
                 for number, reply in zip(rest, later, strict=True):
@@ -88,9 +95,15 @@ class ScriptRunner:
     ) -> list[Any]:
         pipeline: Any = self._redis.pipeline(transaction=False)
         for args in calls:
-            pipeline.execute_command("EVALSHA", source.script_sha(name), 1, key, *args)
+            pipeline.execute_command("EVALSHA", self._sha(name), 1, key, *args)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
         return replies
+
+
+def database_of(redis: Redis) -> int:
+    """Return the logical database that a client's connections select; a cluster has only 0."""
+    pool = getattr(redis, "connection_pool", None)
+    return int(getattr(pool, "connection_kwargs", {}).get("db") or 0)
 
 
 def _lacks_script(reply: Any) -> bool:

@@ -22,7 +22,7 @@ from importlib import resources
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS
+from tokenbus.producer.contract.keys import CHANNELS, LOG_KEYS, POOL_KEYS, database_mark
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Argument = str | bytes | int | float
 _KEY_NAME = re.compile(r"\b([KL])\.(\w+)")
 _TABLES = {"K": POOL_KEYS, "L": LOG_KEYS}
+_SUFFIXES = POOL_KEYS | LOG_KEYS
 # How a script reads an argument of each kind.
 _READ = {
     "text": "ARGV[{}]",
@@ -135,21 +136,25 @@ def libraries(name: str) -> list[Part]:
 
 
 @cache
-def script_source(name: str) -> str:
+def script_source(name: str, database: int = 0) -> str:
     """Return the whole script: its flags, its arguments, its libraries and itself.
 
     `K.<name>` has become the pool's key of that name, `L.<name>` the shard's; a prefix where it
-    ends in a colon.
+    ends in a colon. Channels are those of the logical database, which a script cannot ask for.
     """
     part = read_part(name)
     bodies = (library.body for library in libraries(name))
-    return "\n".join(filter(None, chain((part.flags, part.signature.lua()), bodies, (part.body,))))
+    parts = chain((part.flags, part.signature.lua()), bodies, (part.body,))
+    text = "\n".join(filter(None, parts))
+    for suffix in (_SUFFIXES[channel] for channel in CHANNELS):
+        text = text.replace(_name(suffix), _name(f"{database_mark(database)}{suffix}"))
+    return text
 
 
 @cache
-def script_sha(name: str) -> str:
-    """Return the digest by which the server knows the script."""
-    return hashlib.sha1(script_source(name).encode(), usedforsecurity=False).hexdigest()
+def script_sha(name: str, database: int = 0) -> str:
+    """Return the digest by which the server knows the script of a logical database."""
+    return hashlib.sha1(script_source(name, database).encode(), usedforsecurity=False).hexdigest()
 
 
 def _folder() -> Traversable:
@@ -164,7 +169,11 @@ def _argument(script: str, said: str) -> tuple[str, str]:
 
 
 def _key(match: re.Match[str]) -> str:
-    return f'(KEYS[1].."{_TABLES[match[1]][match[2]]}")'
+    return _name(_TABLES[match[1]][match[2]])
+
+
+def _name(suffix: str) -> str:
+    return f'(KEYS[1].."{suffix}")'
 
 
 def _visit(part: Part, found: dict[str, Part], path: tuple[str, ...]) -> None:

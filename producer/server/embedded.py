@@ -1,15 +1,16 @@
 """The embedded server: a real Valkey or Redis that lives as long as somebody uses it.
 
-A folder holds `clients.lock`, on which every client keeps a shared lock, and the server's socket.
-A guard process (`embedded_guard`) is the server's parent: it waits for the exclusive lock, which
-the kernel grants once the last client is gone, however it went, and then stops the server. The
-first client starts the guard under `start.lock`; it belongs to no client's session, so that neither
-Ctrl-C nor the death of the first comer takes the server from the others.
+Every client keeps a shared lock in the server's data folder (`data_folder`). A guard process
+(`embedded_guard`) is the server's parent: it waits for the exclusive lock, which the kernel grants
+once the last client is gone, however it went, and then stops the server. Guard and server keep the
+guard lock, of which there is one: a client that gets it starts a guard, a client that does not
+joins the server there is, whatever that answers. Clients try for it as long as they live, so the
+death of a guard costs them a pause. A guard belongs to no client's session, so that neither Ctrl-C
+nor the death of the first comer takes the server from the others.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import shutil
@@ -17,17 +18,24 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from urllib.parse import quote
 
 from tokenbus.producer.errors import EmbeddedUnavailable
+from tokenbus.producer.server.data_folder import DataFolder, close_all
+from tokenbus.producer.server.folder_owner import shown
 from tokenbus.producer.server.secret_env import without_secrets
 
-# A Unix socket's path is limited to 107 bytes on Linux, 103 on macOS.
-MAX_SOCKET_PATH_BYTES = 100
 START_TIMEOUT_S = 30.0
+# A joiner waits for a guard that starts its server, or that stops the last one, in turn.
+_JOIN_TIMEOUT_S = 2 * START_TIMEOUT_S
+_POLL_S = 0.02
+# How often a client looks whether the guard has died, and how long after a failed start.
+_WATCH_S = 0.5
+_WATCH_PAUSE_S = 5.0
 
 
 def find_server_binary() -> str:
@@ -53,13 +61,13 @@ def find_server_binary() -> str:
 
 
 def answers(socket_path: Path, timeout_s: float = 1.0) -> bool:
-    """Tell whether a server listens on the socket, also while it still loads its data."""
+    """Tell whether a server answers on the socket; an error (LOADING, MISCONF) is an answer."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(timeout_s)
             probe.connect(str(socket_path))
             probe.sendall(b"PING\r\n")
-            return probe.recv(64).startswith((b"+PONG", b"-LOADING"))
+            return bool(probe.recv(64))
     except OSError:
         return False
 
@@ -70,90 +78,153 @@ class EmbeddedServer:
 
     folder: Path
     socket_path: Path
-    _hold: IO[bytes] | None
+    _data: DataFolder
+    _hold: int | None
+    _watch: _Watch | None
 
     @property
     def url(self) -> str:
-        """Return the URL under which the server is reached."""
-        return f"unix://{quote(str(self.socket_path))}"
+        """Return the URL under which this process and its children reach the server."""
+        return f"unix://{quote(os.fsencode(self.socket_path))}"
 
     def close(self) -> None:
         """Let the server go; the last client to do so ends it. Safe to repeat."""
-        if self._hold is not None:
-            self._hold.close()
-            self._hold = None
+        hold, self._hold = self._hold, None
+        if hold is None:
+            return
+        if self._watch is not None:
+            self._watch.end()
+        os.close(hold)
+        self._data.close()
 
 
 def join_shared(folder: Path, binary: str | None = None) -> EmbeddedServer:
     """Join the server of a folder, starting it if nobody has; its data stays there (AOF).
 
-    `binary` is the server to start, by default the one that `find_server_binary` finds.
-    Raises: EmbeddedUnavailable if the folder is unusable or the server does not start.
+    `binary` is the server to start, by default the one that `find_server_binary` finds. The server
+    listens once this returns; it may be busy, or refuse.
+    Raises: EmbeddedUnavailable if the folder is unusable, another user's or open to others, or the
+        server does not start.
     """
-    try:
-        folder = folder.expanduser().resolve()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return _join(folder, binary, [])
-    except OSError as error:
-        raise EmbeddedUnavailable(f"embedded server in {folder}: {error}") from error
+    return _join(folder, binary, is_private=False)
 
 
 def start_private(binary: str | None = None) -> EmbeddedServer:
-    """Start a server for this process alone, without persistence; it leaves nothing behind."""
-    folder = Path(tempfile.mkdtemp(prefix="tokenbus-"))
+    """Start a server for this process alone, without persistence; it leaves nothing behind.
+
+    Raises: EmbeddedUnavailable.
+    """
+    return _join(Path(tempfile.mkdtemp(prefix="tokenbus-")), binary, is_private=True)
+
+
+def _join(folder: Path, binary: str | None, *, is_private: bool) -> EmbeddedServer:
+    """Take a client's lock and make sure that a server listens."""
+    deadline = time.monotonic() + _JOIN_TIMEOUT_S
     try:
-        return _join(folder, binary, ["--private"])
+        data = DataFolder.open(folder)
     except OSError as error:
-        raise EmbeddedUnavailable(f"embedded server in {folder}: {error}") from error
-
-
-def _join(folder: Path, binary: str | None, options: list[str]) -> EmbeddedServer:
-    """Take the shared lock and make sure that the server answers."""
+        raise EmbeddedUnavailable(f"embedded server in {shown(folder)}: {error}") from error
+    hold: int | None = None
     try:
-        fcntl = importlib.import_module("fcntl")
-    except ImportError:
-        raise EmbeddedUnavailable("the embedded server needs file locks of Unix") from None
-    socket_path = _socket_path(folder)
-    with (folder / "start.lock").open("ab") as start_lock:
-        fcntl.flock(start_lock, fcntl.LOCK_EX)
-        # Blocks while a guard stops the server, which it does holding the exclusive lock.
-        hold = (folder / "clients.lock").open("ab")
-        try:
-            fcntl.flock(hold, fcntl.LOCK_SH)
-            if not answers(socket_path):
-                _start_guard(binary or find_server_binary(), folder, socket_path, options)
-        except BaseException:
-            hold.close()
-            raise
-    return EmbeddedServer(folder, socket_path, hold)
+        hold = data.hold(deadline)
+        _reach(data, binary, deadline, is_private=is_private)
+        watch = None if is_private else _Watch(data, binary)
+        return EmbeddedServer(data.path, data.socket_path(), data, hold, watch)
+    except BaseException as error:
+        if hold is not None:
+            os.close(hold)
+        data.close()
+        if is_private:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            reason = f"embedded server in {shown(data.path)}: {error}"
+            raise EmbeddedUnavailable(reason) from error
+        raise
 
 
-def _socket_path(folder: Path) -> Path:
-    """Return where the socket lies: in the folder unless its path is too long for a socket."""
-    inside = folder / "server.sock"
-    if len(os.fsencode(inside)) <= MAX_SOCKET_PATH_BYTES:
-        return inside
-    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:24]
-    return Path(tempfile.gettempdir()) / f"tokenbus-{digest}.sock"
+def _reach(data: DataFolder, binary: str | None, deadline: float, *, is_private: bool) -> None:
+    """Start a guard if the folder has none, and wait until a server listens.
+
+    Raises: EmbeddedUnavailable, if none starts or none listens until the monotonic time `deadline`;
+        OSError.
+    """
+    while True:
+        _ensure_guard(data, binary, is_private=is_private)
+        if data.listener() is not None:
+            return
+        if time.monotonic() > deadline:
+            raise EmbeddedUnavailable(
+                f"embedded server in {shown(data.path)} has a guard, but nothing listens there"
+                f" ({data.told() or 'its guard told nothing'}); no second one is started"
+            )
+        time.sleep(_POLL_S)
 
 
-def _start_guard(binary: str, folder: Path, socket_path: Path, options: list[str]) -> None:
+def _ensure_guard(data: DataFolder, binary: str | None, *, is_private: bool) -> None:
+    """Start a guard if the folder has none. Raises: EmbeddedUnavailable, OSError."""
+    guard_lock = data.take_guard_lock()
+    if guard_lock is None:
+        return
+    try:
+        _start_guard(data, binary or find_server_binary(), guard_lock, is_private=is_private)
+    finally:
+        close_all(guard_lock)
+
+
+def _start_guard(data: DataFolder, binary: str, guard_lock: list[int], *, is_private: bool) -> None:
     """Start the guard, which returns at once when the server answers or cannot start."""
     command = [sys.executable, "-P", "-m", "tokenbus.producer.server.embedded_guard"]
+    where = ["--private"] if is_private else []
+    fds = [data.fd, *guard_lock]
     try:
         run = subprocess.run(
-            [*command, binary, str(folder), str(socket_path), *options],
+            [
+                *command,
+                str(Path(binary).absolute()),
+                str(data.path),
+                ",".join(map(str, fds)),
+                *where,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=without_secrets(os.environ),
             timeout=START_TIMEOUT_S + 10,
             start_new_session=True,
+            pass_fds=fds,
         )
     except subprocess.TimeoutExpired:
-        raise EmbeddedUnavailable(f"embedded server in {folder} did not start in time") from None
+        reason = f"embedded server in {shown(data.path)} did not start in time"
+        raise EmbeddedUnavailable(reason) from None
     if run.returncode != 0:
         message = run.stderr.decode(errors="replace").strip().splitlines()
         raise EmbeddedUnavailable(
-            f"embedded server in {folder} did not start: {message[-1] if message else 'no reason'}"
+            f"embedded server in {shown(data.path)} did not start:"
+            f" {message[-1] if message else 'no reason'}"
         )
+
+
+class _Watch:
+    """Starts a guard, and so the server, should the last one have died while clients are there."""
+
+    def __init__(self, data: DataFolder, binary: str | None) -> None:
+        self._data = data
+        self._binary = binary
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="embedded-watch", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Watch no longer; returns once nothing is being started."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        pause_s = _WATCH_S
+        while not self._ended.wait(pause_s):
+            pause_s = _WATCH_S
+            try:
+                _ensure_guard(self._data, self._binary, is_private=False)
+            except (EmbeddedUnavailable, OSError):
+                # The disk may be full; callers are told by their own calls.
+                pause_s = _WATCH_PAUSE_S

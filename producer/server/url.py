@@ -67,7 +67,7 @@ class _Parts:
         if "#" in rest:
             raise ValueError("it holds '#', which is written %23")
         if any(character <= " " or character == "\x7f" for character in rest):
-            raise ValueError("it holds blanks or control characters")
+            raise ValueError("it holds blanks or control characters; a blank is written %20")
         rest, _, query = rest.partition("?")
         hosts, slash, path = rest.partition("/")
         username, _, password = credentials.partition(":")
@@ -133,7 +133,7 @@ class ServerUrl:
                 raise ValueError("the folder begins with a third slash: embedded:///path")
             if not parts.path.strip("/"):
                 return cls(text, ServerKind.PRIVATE)
-            return cls(text, ServerKind.SHARED, Path(unquote(parts.path)))
+            return cls(text, ServerKind.SHARED, Path(unquote(parts.path, errors="surrogateescape")))
         _place(parts)
         is_cluster = parts.scheme.endswith("+cluster")
         return cls(text, ServerKind.CLUSTER if is_cluster else ServerKind.REMOTE)

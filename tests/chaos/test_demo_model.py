@@ -1,7 +1,9 @@
-"""The demo model under a kill: 135 million weights go on in the middle of a sentence."""
+"""The demo model under kills: 135 million weights go on in the middle of a sentence."""
 
 from __future__ import annotations
 
+import asyncio
+import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     import random
 
     from tokenbus.producer.client.async_client import AsyncClient
+
+NUM_KILLS, STORM_S = 20, 60
 
 
 @pytest.fixture
@@ -48,3 +52,43 @@ async def test_demo_model_goes_on_where_the_killed_worker_stopped(
     share = demo_cargo.check_answers()
     print(f"{share:.1%} of the answers met no near tie")
     assert share >= 0.95
+
+
+@long_row
+async def test_demo_model_answers_through_a_storm_of_kills(
+    client: AsyncClient, demo_cargo: DemoCargo, rng: random.Random, redis_url: str, num_jobs: int
+) -> None:
+    """Twenty workers are killed and replaced within a minute: each text is whole, none is poison.
+
+    The tokens that readers saw per second before, during and after are printed.
+    """
+    ride = Ride(client, demo_cargo, rng, redis_url, patience_s=6 * PATIENCE_S)
+    async with AsyncExitStack() as stack:
+        workers = [
+            await stack.enter_async_context(forked_worker(**ride.settings())) for _ in range(2)
+        ]
+        await ride.board(num_jobs, 128)
+        await ride.until_seen(1)
+        rates = [await _tokens_per_s(ride, 10)]
+        started = time.monotonic()
+        before = sum(ride.seen.values())
+        for number in range(NUM_KILLS):
+            # The pace of the kills is what is tried.
+            await asyncio.sleep(STORM_S / NUM_KILLS)
+            workers[number % 2].kill()
+            workers[number % 2] = await stack.enter_async_context(forked_worker(**ride.settings()))
+        lasted = time.monotonic() - started
+        rates += [(sum(ride.seen.values()) - before) / lasted, await _tokens_per_s(ride, 10)]
+        await ride.arrive()
+        await ride.check_nothing_left()
+    shown = " -> ".join(f"{rate:.0f}" for rate in rates)
+    share = demo_cargo.check_answers()
+    print(f"{shown} tok/s before, in {lasted:.0f} s of kills, after; {share:.1%} met no near tie")
+    assert share >= 0.95
+
+
+async def _tokens_per_s(ride: Ride, num_s: float) -> float:
+    """Count what readers see per second."""
+    before = sum(ride.seen.values())
+    await asyncio.sleep(num_s)
+    return (sum(ride.seen.values()) - before) / num_s

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,3 +35,50 @@ def test_line_about_a_job_names_tenant_and_id(capsys: pytest.CaptureFixture[str]
         ("order-7", "a@b"),
         ("order-8", None),
     ]
+
+
+class _Terminal(io.StringIO):
+    """A terminal, as far as anybody asks."""
+
+    def isatty(self) -> bool:
+        """Say yes."""
+        return True
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "environment", "has_colours"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+    ],
+)
+def test_colours_go_to_terminals_that_want_them(
+    is_terminal: bool,
+    environment: dict[str, str],
+    has_colours: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file or a pipe gets no colours though a person's form was asked for; NO_COLOR is obeyed."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = _Terminal() if is_terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    logs.configure("info", "console")
+    logs.get_logger().info("worker.started")
+    assert ("\x1b[" in stream.getvalue()) is has_colours
+
+
+def test_field_of_a_tenant_moves_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Controls and marks of direction in a field are escaped in both forms; one event, one line."""
+    hostile = "a\x1b[2J\x9b31m\u202eb\u2066\nc\x07"
+    for form in ("console", "json"):
+        logs.configure("info", form)
+        logs.get_logger().info("job.dead_lettered", reason=hostile)
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert not set(line) & set("\x1b\x9b\u202e\u2066\x07")
+        assert "u202e" in line

@@ -12,7 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tokenbus.producer.terminal import printable
+from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -214,5 +214,5 @@ def _answers_to_show(answers: list[Answer]) -> list[Answer]:
 
 def _tail(text: str, width: int) -> str:
     """The last words of a text on one line."""
-    line = " ".join(printable(text).split())
+    line = " ".join(visible(text, lines=True).split())
     return line if len(line) <= width else "…" + line[1 - width :]

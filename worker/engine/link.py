@@ -15,6 +15,7 @@ from tokenbus.worker.errors import (
     EngineStartFailed,
     SettingsInvalid,
 )
+from tokenbus.worker.logs import get_logger
 from tokenbus.worker.messages.engine import (
     COMMANDS,
     REPORTS,
@@ -22,9 +23,11 @@ from tokenbus.worker.messages.engine import (
     Beat,
     EngineReady,
     EngineRefused,
+    EngineStarting,
     StepRecord,
 )
 from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.child_output import ChildOutput
 from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
 from tokenbus.worker.process.frames import frame_of
@@ -42,18 +45,27 @@ _REAP_TIMEOUT_S = 5.0
 class EngineLink:
     """One engine process; a dead one is never revived, a new link takes its place.
 
-    `on_report` is called on the event loop, in the engine's order, for everything but the start-up.
+    `on_report` is called on the event loop, in the engine's order, for everything but the start-up,
+    of which `on_phase` hears: what is going on, and the share of that which is done.
     """
 
-    def __init__(self, start: StartEngine, on_report: Callable[[Report], None]) -> None:
+    def __init__(
+        self,
+        start: StartEngine,
+        on_report: Callable[[Report], None],
+        on_phase: Callable[[str, float], None] = lambda *_: None,
+    ) -> None:
         self._start = start
         self._on_report = on_report
+        self._on_phase = on_phase
         self._process: asyncio.subprocess.Process | None = None
         self._writer: FrameWriter | None = None
         self._ready: asyncio.Future[EngineReady] | None = None
         self._died = asyncio.Event()
         self._refusal: EngineRefused | None = None
         self._ready_report: EngineReady | None = None
+        self._output: ChildOutput | None = None
+        self._log = get_logger()
         self.stats: EngineStats | None = None
         self.paused = False
         self.moved_at = time.monotonic()
@@ -66,9 +78,15 @@ class EngineLink:
         """
         loop = asyncio.get_running_loop()
         self._ready = loop.create_future()
-        self._process, transport = await spawn(
-            "tokenbus.worker.engine.process", lambda: FrameReceiver(self._receive, self._lost)
-        )
+        self._output = ChildOutput(lambda text: self._log.warning("engine.said", text=text))
+        try:
+            self._process, transport = await spawn(
+                "tokenbus.worker.engine.process",
+                lambda: FrameReceiver(self._receive, self._lost),
+                self._output,
+            )
+        finally:
+            self._output.began()
         self._writer = FrameWriter(transport)
         self.send(self._start)
         try:
@@ -138,6 +156,8 @@ class EngineLink:
         if self._writer is not None:
             self._writer.close()
         await self._reap()
+        if self._output is not None:
+            self._output.close()
 
     async def _reap(self) -> int | None:
         if self._process is None:
@@ -157,6 +177,9 @@ class EngineLink:
                 return
             case EngineRefused():
                 self._refusal = report
+                return
+            case EngineStarting(phase, share):
+                self._on_phase(phase, share)
                 return
             case StepRecord(stats=stats):
                 # Publisher processes get the bytes that came.

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.engine.types import travelling
+from tokenbus.worker.engine.phase_teller import PhaseTeller
 from tokenbus.worker.engine.socket_reader import SocketReader
 from tokenbus.worker.messages.engine import (
     COMMANDS,
@@ -39,10 +40,17 @@ from tokenbus.worker.messages.engine import (
     pack_step,
 )
 from tokenbus.worker.process import gc
-from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
+from tokenbus.worker.process.child import (
+    die_with_parent,
+    die_with_socket,
+    ignore_signals,
+    leave,
+)
 from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
     from tokenbus.worker.engine.step_log import StepLog
 
@@ -190,10 +198,13 @@ class EngineLoop:
                 del self._unsent[:sent]
 
 
-def build(start: StartEngine) -> tuple[EngineLike, str | None]:
+def build(
+    start: StartEngine, tell: Callable[[str, float], None] = lambda *_: None
+) -> tuple[EngineLike, str | None]:
     """Build the engine that the worker asked for, and name the folder of its tokenizer.
 
-    The real engine, and with it torch, is imported only here.
+    An alias that is not in the cache folder is fetched. The real engine, and with it torch, is
+    imported only here. `tell` hears of each phase, and the share of it that is done.
     """
     if start.null is not None:
         from tokenbus.engine.null.null_engine import NullEngine
@@ -201,11 +212,19 @@ def build(start: StartEngine) -> tuple[EngineLike, str | None]:
         return NullEngine(start.null), None
     if start.engine is None:
         raise ValueError("the start message names no engine")
-    from tokenbus.engine.build import build_engine
-    from tokenbus.engine.weights.loader import find_folder
+    from tokenbus.engine.weights.model_place import find_folder
+    from tokenbus.engine.weights.model_store import ALIASES, holds, pull
 
-    engine = build_engine(start.engine)
-    return engine, str(find_folder(start.engine.model))
+    config = start.engine
+    if config.model in ALIASES and not holds(config.model):
+        pull(config.model, tell)
+    else:
+        tell("looking for the model", 0.0)
+    folder = find_folder(config.model, with_weights=not config.random_weights, progress=tell)
+    tell("loading torch", 0.0)
+    from tokenbus.engine.build import build_engine
+
+    return build_engine(config, tell), str(folder)
 
 
 def serve(sock: socket.socket) -> int:
@@ -214,7 +233,7 @@ def serve(sock: socket.socket) -> int:
     frames = FrameReader()
     try:
         start = _read_start(sock, frames)
-        engine, folder = build(start)
+        engine, folder = build(start, PhaseTeller(sock))
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
         sock.sendall(REPORTS.encode(EngineReady(engine.limits, num_pages, folder)))
@@ -266,4 +285,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

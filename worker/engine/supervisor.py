@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from tokenbus.engine.errors import EngineError
 from tokenbus.worker.engine.current_engine import Outage
 from tokenbus.worker.engine.link import EngineLink
+from tokenbus.worker.engine.start_phases import StartPhases
 from tokenbus.worker.errors import DeathCause, EngineDied, WorkerError
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.messages.engine import Beat, StartEngine
@@ -64,8 +65,9 @@ class EngineSupervisor:
         """
         settings = self._settings
         build = StartEngine.of(settings.engine_config(), settings.step_log)
-        link = EngineLink(build, self._take)
-        ready = await link.start(self._settings.engine_start_timeout_s)
+        with StartPhases() as phases:
+            link = EngineLink(build, self._take, phases.note)
+            ready = await link.start(self._settings.engine_start_timeout_s)
         self._engine.replace(link)
         self._log.info(
             "engine.started",

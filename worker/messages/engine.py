@@ -92,6 +92,13 @@ class Credit(msgspec.Struct, tag="credit", array_like=True):
 Command = StartEngine | AddRequest | AbortRequest | Credit
 
 
+class EngineStarting(msgspec.Struct, tag="starting", array_like=True):
+    """What the process does before its engine is built, and which share of that is done, 0 to 1."""
+
+    phase: str
+    share: float = 0.0
+
+
 class EngineReady(msgspec.Struct, tag="ready", array_like=True):
     """The engine is built; `num_pages` counts pages that sequences can hold.
 
@@ -153,7 +160,7 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True, kw_only=True, dict
         return REPORTS.encode(self)
 
 
-Report = EngineReady | EngineRefused | RequestRefused | Beat | StepRecord
+Report = EngineStarting | EngineReady | EngineRefused | RequestRefused | Beat | StepRecord
 
 
 def pack_step(output: StepOutput, sent_at: float) -> StepRecord:

@@ -77,6 +77,7 @@ class PullLoop:
         self._page_budget = page_budget
         self._prefixes = prefixes
         self._suspects = suspects
+        self._is_paused = False
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -139,6 +140,7 @@ class PullLoop:
         if pulled.status in NORMAL:
             self._prefixes.told(budget.lost_prefixes)
         self._metrics.pulls_spared += pulled.status is PullStatus.SPARED
+        self._note_pause(is_paused=pulled.status is PullStatus.PAUSED)
         if pulled.status is PullStatus.RECONCILE:
             self._session.lose("another serial is current")
         elif pulled.status is PullStatus.CLEAR:
@@ -146,6 +148,12 @@ class PullLoop:
         else:
             self._parking.nothing_claimed()
         return last_priority, pulled
+
+    def _note_pause(self, *, is_paused: bool) -> None:
+        """Say once that the pool was paused, and once that it goes on."""
+        if is_paused != self._is_paused:
+            self._is_paused = is_paused
+            self._log.info("queue.paused" if is_paused else "queue.resumed")
 
     def _last_priority(self, room: Room) -> int | None:
         """Return the last class to pull, None where nothing may be pulled.
@@ -188,7 +196,7 @@ class PullLoop:
     async def _wait_after(self, pulled: Pulled) -> None:
         wait_s = min(pulled.retry_ms / 1000 or MAX_WAIT_S, MAX_WAIT_S)
         match pulled.status:
-            case PullStatus.EMPTY | PullStatus.SPARED:
+            case PullStatus.EMPTY | PullStatus.SPARED | PullStatus.PAUSED:
                 await self._doorbell.wait(wait_s)
             case PullStatus.FULL | PullStatus.SUSPECT | PullStatus.CLEAR:
                 await self._head_of_line.wait_for_pages(wait_s)

@@ -15,8 +15,11 @@ from tokenbus.producer.scripts.replies import RequeueStatus
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from redis.exceptions import RedisError
 
+    from tokenbus.producer.scripts.replies import Orphan
     from tokenbus.worker.held.pool_member import PoolMember
 
 TICK_INTERVAL_S = 1.0
@@ -37,6 +40,8 @@ class Reaper:
         self._letter_bytes = member.settings.dead_letter_bytes
         self._are_letters_bounded = False
         self._metrics = member.metrics
+        # Dead workers that were told of, until they are struck off.
+        self._lost: set[str] = set()
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -56,12 +61,21 @@ class Reaper:
     def _note_refused(self, error: RedisError) -> None:
         self._log.error("pool.tick_refused", reason=answer_of(error).told)
 
+    def _note_lost(self, orphans: Sequence[Orphan], struck: Sequence[str]) -> None:
+        """Say once of each dead worker that it is lost, before its jobs are taken over."""
+        dead = {orphan.worker: orphan.num_held for orphan in orphans} | dict.fromkeys(struck, 0)
+        for worker, num_jobs in dead.items():
+            if worker not in self._lost:
+                self._log.warning("worker.lost", dead_worker=worker, jobs=num_jobs)
+        self._lost = set(dead) - set(struck)
+
     def _may_reap(self) -> bool:
         return time.monotonic() - self._session.opened_at > 2 * self._lease_ttl_s
 
     async def _reap(self) -> None:
         asked_at = time.monotonic()
-        orphans = await self._session.call(self._scripts.lease.scan)
+        orphans, struck = await self._session.call(self._scripts.lease.scan_workers)
+        self._note_lost(orphans, struck)
         slots = asyncio.Semaphore(_MAX_REAPS)
 
         async def reap_one(index: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ class StatusWriter:
         self._costs = costs
         self._engine = engine
         self._model = model
+        # When the engine's tokens were counted last, and how many there were.
+        self._counted = (time.monotonic(), 0)
+        self._tokens_per_s = 0.0
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -54,6 +58,7 @@ class StatusWriter:
         It refuses to store anything but still runs the scripts that end jobs, so this must not pass
         for a server that is away.
         """
+        self._count_tokens()
         key = self._scripts.keys.of("status", self._worker)
         value = json.dumps(self.gauges(), separators=(",", ":"))
         try:
@@ -63,6 +68,15 @@ class StatusWriter:
                 raise
             self._note_refused(error)
             await self._scripts.redis.pexpire(key, self._ttl_ms)
+
+    def _count_tokens(self) -> None:
+        """Take the rate of generated tokens since the last look; another engine begins at 0."""
+        stats, now = self._engine.stats(), time.monotonic()
+        total = 0 if stats is None else stats.generated_tokens_total
+        at, before = self._counted
+        if now > at:
+            self._tokens_per_s = round(max(0, total - before) / (now - at), 1)
+        self._counted = (now, total)
 
     def gauges(self) -> dict[str, object]:
         """Return the gauges: jobs by phase, pages, the engine's counters, the worker's."""
@@ -77,6 +91,8 @@ class StatusWriter:
             # Whether it can run jobs now, and if not, why and since how many engines.
             "ready": self._engine.is_up,
             "outage": None if outage is None else asdict(outage),
+            # Generated in the last second or so.
+            "tokens_per_s": self._tokens_per_s,
             "engine": None if stats is None else asdict(stats),
             "counters": self._metrics.as_dict(),
         }

@@ -9,12 +9,14 @@ import select
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from tokenbus.worker.process.env import compute_env
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tokenbus.worker.process.child_output import ChildOutput
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -23,9 +25,13 @@ _SOCKET_BYTES = 4 << 20
 
 
 async def spawn(
-    module: str, make_protocol: Callable[[], P]
+    module: str, make_protocol: Callable[[], P], output: ChildOutput | None = None
 ) -> tuple[asyncio.subprocess.Process, asyncio.Transport]:
-    """Run `python -m module FD PARENT_PID` with one end of a socket pair; keep the other."""
+    """Run `python -m module FD PARENT_PID` with one end of a socket pair; keep the other.
+
+    What it prints goes to `output`; without one, where this process prints.
+    """
+    printed = None if output is None else output.child_end
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     for end in (ours, theirs):
@@ -40,6 +46,8 @@ async def spawn(
             str(theirs.fileno()),
             str(os.getpid()),
             stdin=asyncio.subprocess.DEVNULL,
+            stdout=printed,
+            stderr=printed,
             env=compute_env(),
             pass_fds=(theirs.fileno(),),
             process_group=0,
@@ -53,6 +61,16 @@ def ignore_signals() -> None:
     """Leave Ctrl-C, which reaches the whole terminal group, and SIGTERM to the worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def leave(status: int) -> NoReturn:
+    """End the process without tearing the interpreter down.
+
+    Native libraries print what they find leaked there, and some hang or crash.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -50,6 +50,7 @@ class Exporter(Collector):
         self._costs = costs
         self._engine = engine
         self._depth: dict[str, int] = {}
+        self._is_paused = False
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -91,6 +92,9 @@ class Exporter(Collector):
         for unit in ("jobs", "tokens"):
             waiting.add_metric([unit], self._depth.get(unit, 0))
         yield waiting
+        yield GaugeMetricFamily(
+            "tokenbus_pool_paused", "1 while pulls take nothing", int(self._is_paused)
+        )
         times = self._metrics
         yield _histogram("tokenbus_ttft_seconds", "From the pull to the first token", times.ttft)
         yield _histogram("tokenbus_itl_seconds", "Between tokens of ended jobs", times.itl)
@@ -181,6 +185,8 @@ class Exporter(Collector):
     async def _look_at_the_queue(self) -> None:
         try:
             self._depth = await self._session.call(self._scripts.lease.load)
+            since = await self._session.call(self._scripts.control.paused_since)
+            self._is_paused = since is not None
         except SessionLost:
             return
         except RedisError as error:

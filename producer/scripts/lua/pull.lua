@@ -57,6 +57,9 @@ end
 if standing[3] then
   return { 'empty', {}, {} }
 end
+if redis.call('EXISTS', K.paused) == 1 then
+  return { 'paused', {}, {} }
+end
 for _, prefix in ipairs(lost_prefixes) do
   give_up_home(prefix)
 end

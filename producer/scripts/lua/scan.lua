@@ -1,17 +1,21 @@
 #!lua flags=allow-oom
 --@args limit:number
--- List the jobs of workers without a lease; a worker without both is struck off.
+-- List the jobs of workers without a lease; a worker without both is struck off, and listed without
+-- a job unless it had said that it leaves.
 local out = {}
 for _, worker in ipairs(redis.call('SUNION', K.workers, K.workers1)) do
   if redis.call('EXISTS', K.alive .. worker) == 0 then
     local held = redis.call('HGETALL', K.held .. worker)
     if #held == 0 then
+      if not redis.call('HGET', K.worker .. worker, 'leaving') then
+        out[#out + 1] = { worker, '', 0, 1, 0 }
+      end
       redis.call('SREM', K.workers, worker)
       redis.call('SREM', K.workers1, worker)
       redis.call('DEL', K.worker .. worker, K.flags .. worker)
     end
     for i = 1, #held, 2 do
-      if #out == limit then
+      if #out >= limit then
         return out
       end
       local record = redis.call('HMGET', K.job .. held[i], 'priority', 'attempts')

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from transformers import LlamaConfig
 
+from tokenbus.engine.bench.heartbeat import Heartbeat
 from tokenbus.engine.bench.measure import first_token_ms, run_workload
 from tokenbus.engine.bench.workloads import (
     ENGINE_WORKLOADS,
@@ -147,3 +148,18 @@ def test_unknown_model_is_one_sentence_and_exit_code_2(
     """A wrong model name ends with the message, not with a trace."""
     assert main(["bench", "engine", "--model", "/nowhere/at/all"]) == 2
     assert "no folder" in capsys.readouterr().err
+
+
+def test_heartbeat_tells_each_thing_at_once_and_how_long_it_takes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What a bench is at goes to standard error, again while it goes on; its table stays alone."""
+    with Heartbeat("bench", interval_s=0.01) as beat:
+        beat.note("reading weights", 0.5)
+        beat.note("nano256, run 1 of 3")
+        told = ""
+        while "nano256, run 1 of 3, for 0 s" not in told:
+            printed = capsys.readouterr()
+            assert not printed.out
+            told += printed.err
+    assert told.startswith("bench: reading weights 50%\nbench: nano256, run 1 of 3\n")

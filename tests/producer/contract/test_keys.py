@@ -11,7 +11,14 @@ from lua.parts import part_names
 
 import tokenbus.producer.scripts.source as source_module
 from tokenbus.producer.contract import keys as keys_module
-from tokenbus.producer.contract.keys import LOG_KEYS, POOL_KEYS, Keys, shard_of
+from tokenbus.producer.contract.keys import (
+    CHANNELS,
+    LOG_KEYS,
+    POOL_KEYS,
+    Keys,
+    address_of,
+    shard_of,
+)
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.scripts.source import script_source
 
@@ -60,6 +67,36 @@ def test_a_pool_stays_in_one_slot_and_a_log_in_its_shards() -> None:
         0,
         0,
     ]
+
+
+def test_channels_alone_tell_the_database() -> None:
+    """Keys are named alike in every database, as those lie apart; channels do not, but in 0."""
+    first, third = Keys("shop"), Keys("shop", 3)
+    assert first.channel("mine@firm") == "{tb:shop:0}:tok:mine@firm"
+    assert third.channel("mine@firm") == "{tb:shop:0}:db3:tok:mine@firm"
+    assert third.of("ctl", "w") == "{tb:shop}:db3:ctl:w"
+    for name in POOL_KEYS:
+        assert (first.of(name) == third.of(name)) is (name not in CHANNELS), name
+    assert (first.log("a"), first.result("a")) == (third.log("a"), third.result("a"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_publish_on_the_channels_of_their_database(name: str) -> None:
+    """The text for a database differs from that of 0 in its channels, and in nothing else."""
+    plain, third = script_source(name), script_source(name, 3)
+    assert third.replace(":db3:", ":") == plain
+    channels = [(POOL_KEYS | LOG_KEYS)[channel] for channel in CHANNELS]
+    for line in third.splitlines():
+        assert not any(f'"{channel}"' in line for channel in channels)
+    assert (third != plain) is any(f'"{channel}"' in plain for channel in channels)
+
+
+@pytest.mark.parametrize("pool", ["tok", "db3", "shop", "a.tok-b_"])
+@pytest.mark.parametrize("database", [0, 3])
+@pytest.mark.parametrize("job", ["mine", "s3-x", "a:tok:b", ":tok:", "db3:tok:x@a/b:c@d"])
+def test_channel_tells_its_job(pool: str, database: int, job: str) -> None:
+    """The job is read from its channel whatever pool, id and tenant are called."""
+    assert address_of(Keys(pool, database).channel(job).encode()).text == job
 
 
 @pytest.mark.parametrize("pool", ["", "a b", "a}", "{", "x" * 65, "a:b"])

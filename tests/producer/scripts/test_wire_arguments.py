@@ -105,6 +105,8 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "expire_record": lambda s: s.queue.expire_record("s1-job", 125_000),
     "drop_letters": lambda s: s.queue.drop_letters(["1-2", "3-4"]),
     "leave": lambda s: s.lease.leave("w1"),
+    "pause": lambda s: s.control.pause(is_paused=True),
+    "pause, over": lambda s: s.control.pause(is_paused=False),
     "pressure": lambda s: s.control.pressure(),
     "pull": lambda s: s.lease.pull("w1", 5, BUDGET),
     "pull, plain": lambda s: s.lease.pull("w1", 5, Budget(1, 2, 3, 4)),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable, UrlInvalid
+from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.producer.server.shown_url import hide_password
@@ -56,6 +57,24 @@ def test_urls_without_meaning_are_refused(text: str) -> None:
     """Anything else is told what would do."""
     with pytest.raises(UrlInvalid):
         ServerUrl.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "database"),
+    [
+        ("redis://localhost", 0),
+        ("redis://localhost/3", 3),
+        ("rediss://localhost?db=3", 3),
+        ("unix:///run/valkey.sock", 0),
+        ("unix:///run/valkey.sock?db=15", 15),
+        ("redis+sentinel://h1,h2/bus", 0),
+        ("redis+sentinel://h1,h2/bus/3", 3),
+        ("redis+cluster://h:7000", 0),
+    ],
+)
+def test_database_of_a_url_is_that_of_its_channels(text: str, database: int) -> None:
+    """Whatever way a URL names its database, keys and scripts are told."""
+    assert Scripts(make_redis(text)).keys.database == database
 
 
 @pytest.mark.parametrize(

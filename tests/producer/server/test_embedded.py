@@ -7,10 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from patience import PATIENCE_S
+from servers.embedded_folder import guards_in, servers_in
 from servers.fixtures import SERVER_KINDS, server_binary
 from workers.stubs import raw, until
 
@@ -20,10 +24,11 @@ from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.embedded import EmbeddedServer, answers, join_shared, start_private
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Iterator
 
 pytestmark = pytest.mark.processes
+
+NOBODY = 65_534
 
 JOIN = """
 import sys, time
@@ -131,6 +136,26 @@ async def test_killed_server_is_started_again_with_its_data(tmp_path: Path) -> N
         server.close()
 
 
+async def test_clients_outlive_their_guard(tmp_path: Path) -> None:
+    """A guard that is killed takes its server along; clients start both again, joiner or not."""
+    async with await AsyncClient.connect(f"embedded://{tmp_path}") as client:
+        job = await client.submit("x")
+        [guard], [server] = guards_in(tmp_path), servers_in(tmp_path)
+        os.kill(guard, signal.SIGKILL)
+        await until_true(lambda: guards_in(tmp_path) not in ([], [guard]))
+        assert await client.cancel(job.job_id) is True
+        assert servers_in(tmp_path) not in ([], [server])
+
+
+async def until_true(condition: Callable[[], bool]) -> None:
+    """Wait until something is true."""
+
+    async def asked() -> bool:
+        return condition()
+
+    await until(asked)
+
+
 async def aof_written(client: AsyncClient) -> bool:
     """Tell whether everything so far is in the append-only file."""
     info = await raw(client.scripts).info("persistence")
@@ -173,13 +198,178 @@ async def test_shared_server_is_safe_for_jobs(tmp_path: Path) -> None:
     await opened.close()
 
 
-async def test_long_folder_name_still_gets_a_socket(tmp_path: Path) -> None:
-    """A folder whose name is too long for a socket works like any other."""
-    folder = tmp_path / ("long-" * 30)
-    server = join_shared(folder)
-    assert answers(server.socket_path)
+ODD_NAMES = (
+    "a b", "quo\"te's", "new\nline", "#%?&@;$(x)", "\u00fcn\u00ef\U0001f600", "back\\slash",
+    "-dash", os.fsdecode(b"no-utf8-\xff"), "long-" * 40, "/".join(["deep" * 20] * 12),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES, ids=range(len(ODD_NAMES)))
+async def test_folder_may_have_any_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any character, any length, and no folder for temporary files: it works like any other."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    folder = tmp_path / name
+    opened = await open_server(f"embedded://{quote(os.fsencode(folder))}")
+    await opened.redis.set("key", "value")
+    assert (folder / "server.sock").is_socket()
+    assert (folder / "appendonlydir").is_dir()
+    again = await asyncio.to_thread(join_shared, folder)
+    redis = make_redis(again.url)
+    assert await redis.get("key") == b"value"
+    await redis.aclose()
+    again.close()
+    await opened.close()
+
+
+async def test_folder_is_the_same_by_a_link(tmp_path: Path) -> None:
+    """A link to a folder leads to its server."""
+    server = join_shared(tmp_path / "bus")
+    (tmp_path / "link").symlink_to("bus")
+    linked = join_shared(tmp_path / "link")
+    assert linked.socket_path == server.socket_path
+    linked.close()
     server.close()
-    await until(is_gone(server))
+
+
+async def test_folder_that_others_can_swap_is_reached_as_opened(tmp_path: Path) -> None:
+    """Where others may write above the folder, a client stays with the one that it has checked."""
+    above = tmp_path / "above"
+    above.mkdir()
+    above.chmod(0o777)
+    server = join_shared(above / "bus")
+    (above / "bus").rename(above / "gone")
+    (above / "bus").mkdir()
+    assert answers(server.socket_path)
+    assert not answers(above / "bus" / "server.sock")
+    server.close()
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o775, 0o702])
+def test_folder_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    """It is left as it is, and the sentence has mode and remedy."""
+    folder = tmp_path / "o p"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(EmbeddedUnavailable, match=f"mode {mode:04o}.*chmod 700 '{folder}'"):
+        join_shared(folder)
+    assert list(folder.iterdir()) == []
+
+
+async def test_folder_and_files_are_closed_to_others(tmp_path: Path) -> None:
+    """A folder that others may only read is closed, or at least all files in it."""
+    (tmp_path / "own" / "appendonlydir").mkdir(parents=True)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes").write_text("of others too")
+    for name in ("own", "own/appendonlydir", "used", "used/notes"):
+        (tmp_path / name).chmod(0o755)
+    old_log = tmp_path / "own" / "server.log"
+    old_log.touch(0o644)
+    for name, mode in (("own", 0o700), ("used", 0o755), ("new/below", 0o700)):
+        async with await AsyncClient.connect(f"embedded://{tmp_path}/{name}") as client:
+            await client.submit("x")
+            for path in (tmp_path / name).rglob("*"):
+                assert path.name == "notes" or path.stat().st_mode & 0o077 == 0, path
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+    assert (tmp_path / "used" / "notes").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+
+
+@pytest.fixture
+def foreign() -> Iterator[Path]:
+    """Give a folder that anybody can reach and that belongs to another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root makes folders of others and becomes another user")
+    # Another user cannot reach pytest's folder.
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o711)
+        folder = Path(name) / "bus"
+        folder.mkdir(mode=0o777)
+        os.chown(folder, NOBODY, NOBODY)
+        yield folder
+
+
+def test_folder_of_another_user_is_refused(foreign: Path) -> None:
+    """Also to root: its owner would read every prompt."""
+    for mode in (0o777, 0o700):
+        foreign.chmod(mode)
+        with pytest.raises(EmbeddedUnavailable, match=rf"belongs to .*uid {NOBODY}"):
+            join_shared(foreign)
+    assert list(foreign.iterdir()) == []
+
+
+def test_link_of_another_user_is_refused(foreign: Path, tmp_path: Path) -> None:
+    """It may lead elsewhere tomorrow, so it is not followed to a folder of one's own either."""
+    link = foreign.with_name("link")
+    link.symlink_to(tmp_path)
+    os.chown(link, NOBODY, NOBODY, follow_symlinks=False)
+    for path in (link, link / "bus"):
+        with pytest.raises(EmbeddedUnavailable, match=rf"is a link that .*{NOBODY}"):
+            join_shared(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from tokenbus.producer.errors import EmbeddedUnavailable
+from tokenbus.producer.server.embedded import join_shared
+os.setgroups([]), os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
+try:
+    join_shared(Path(sys.argv[1]))
+except EmbeddedUnavailable as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o777])
+def test_folder_of_root_is_refused_to_another_user(foreign: Path, mode: int) -> None:
+    """Whether it may be opened or not, and whether a server runs there or not."""
+    os.chown(foreign, 0, 0)
+    foreign.chmod(0o700)
+    server = join_shared(foreign)
+    foreign.chmod(mode)
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", AS_NOBODY, str(foreign), str(NOBODY)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert "belongs to user root (uid 0)" in told.stdout, told.stderr
+    server.close()
+
+
+LISTEN = """
+import os, socket, sys
+os.chdir(sys.argv[1])
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("server.sock")
+if len(sys.argv) > 2:
+    os.setuid(int(sys.argv[2]))
+listener.listen()
+print("listens", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_listener_without_the_lock_is_no_server(tmp_path: Path, *, is_foreign: bool) -> None:
+    """What listens without the lock stops the start, and another user's is sent nothing."""
+    if is_foreign and os.geteuid() != 0:
+        pytest.skip("only root becomes another user")
+    arguments = [str(tmp_path), *([str(NOBODY)] if is_foreign else [])]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", LISTEN, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"listens\n"
+    reason = f"is of .*{NOBODY}" if is_foreign else f"process {process.pid} listens there without"
+    with pytest.raises(EmbeddedUnavailable, match=reason):
+        join_shared(tmp_path)
+    process.communicate(b"")
 
 
 def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:

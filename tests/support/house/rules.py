@@ -80,7 +80,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 # Modules of a folder that put its sub-rooms together and so stand above them, unlike the
 # vocabulary beside them.
 FACES = {
-    "engine": frozenset({"__init__", "backends", "build", "engine", "llm", "output"}),
+    "engine": frozenset(
+        {"__init__", "backends", "build", "engine", "llm", "output", "start_check"}
+    ),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "worker": frozenset({"assembly", "supervisor"}),

@@ -24,8 +24,8 @@ class MortalServer:
     def __init__(self, binary: str, options: Sequence[str] = ()) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="tb-mortal-")
         self._folder = Path(self._temporary.name)
-        self.socket_path = self._folder / "server.sock"
-        self._guarded = _Configured(binary, self._folder, self.socket_path, False, tuple(options))
+        self._guarded = _Configured(binary, self._folder, options=tuple(options))
+        self.socket_path = self._guarded.socket_path
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

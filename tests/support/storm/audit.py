@@ -99,7 +99,7 @@ def audited_scripts(*changes: Change) -> Iterator[None]:
     """
     texts: dict[str, str] = {}
 
-    def text_of(name: str) -> str:
+    def text_of(name: str, _database: int = 0) -> str:
         if name not in texts:
             text = script_source(name)
             if "add_time" in text:
@@ -115,7 +115,7 @@ def audited_scripts(*changes: Change) -> Iterator[None]:
         text_of(change.script)
     shas: dict[str, str] = {}
 
-    def sha_of(name: str) -> str:
+    def sha_of(name: str, _database: int = 0) -> str:
         if name not in shas:
             text = text_of(name).encode()
             shas[name] = hashlib.sha1(text, usedforsecurity=False).hexdigest()

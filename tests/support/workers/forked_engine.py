@@ -76,9 +76,11 @@ def plant() -> None:
     stems = [(StemProcess(pid), ours)]
     execute = child.spawn
 
-    async def spawn(module: str, make_protocol: Callable[[], Any]) -> tuple[Any, Any]:
+    async def spawn(
+        module: str, make_protocol: Callable[[], Any], output: Any = None
+    ) -> tuple[Any, Any]:
         if not stems or module != engine_process.__name__:
-            return await execute(module, make_protocol)
+            return await execute(module, make_protocol, output)
         process, line = stems.pop()
         kept, given = socket.socketpair()
         kept.setblocking(False)

