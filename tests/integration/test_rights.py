@@ -15,7 +15,7 @@ from workers.null_workers import expected_text, follow, worker
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.dead_letters import DeadLetters
-from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.errors import ServerRefused
 from tokenbus.producer.scripts.rights import UserRole, acl_line, missing_rights
@@ -70,7 +70,11 @@ async def test_reader_producer_and_worker_do_with_their_lines(
             assert (await follow(reader, job)).text == expected_text(1, 20)
             assert (await follow(reader, cancelled)).reason == "cancelled"
             assert (await reader.result(job, PATIENCE_S)).text == expected_text(1, 20)
-            assert len((await read_status(reader.scripts.redis, Keys(pool))).workers) == 1
+            assert len((await reader.status()).workers) == 1
+            await reader.list_jobs()
+            assert await living_pools(reader.scripts) is not None
+            await producer.pause()
+            await producer.resume()
             with pytest.raises(ServerRefused) as caught:
                 await reader.submit("x")
             assert caught.value.code == "NOPERM"
