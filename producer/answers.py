@@ -195,7 +195,7 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"has no permissions? to", "NOPERM"),
         (r"(invalid (username-)?password|without any password configured)", "WRONGPASS"),
         (r"client sent auth, but no password", "WRONGPASS"),
-        (r"authentication required", "NOAUTH"),
+        (r"(authentication required|client already authenticated)", "NOAUTH"),
         (r"(db index is out of range|invalid db index|select is not allowed)", "DATABASE"),
         (r"(unknown (redis )?(sub)?command|unknown or disabled command)", "UNKNOWN"),
         (r"protocol error", "PROTOCOL"),
