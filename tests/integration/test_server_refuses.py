@@ -37,7 +37,10 @@ ERRORS = {
 }
 # Most of these are in `test_answers.py` too, where every call is refused until an end.
 RARE = dict.fromkeys(
-    ("loading", "readonly", "noscript", "masterdown", "clusterdown", "moved", "noreplicas"),
+    (
+        *("loading", "readonly", "noscript", "nogroup", "masterdown", "clusterdown", "moved"),
+        "noreplicas",
+    ),
     pytest.mark.slow,
 )
 WORKERS_CALLS = ("pull", "takeover", "append", "renew", "end", "complete", "tick")
