@@ -5,7 +5,6 @@ The first of the drawn passwords go with every run, all of them with the slow on
 
 from __future__ import annotations
 
-import os
 import random
 import string
 import subprocess
