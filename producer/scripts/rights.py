@@ -41,7 +41,7 @@ CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "rea
 _LISTEN = ("pubsub|channels", "subscribe", "unsubscribe")
 _READS = (
     *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "smembers"),
-    *("sunion", "time", "xrange", "xrevrange", "zrange"),
+    *("time", "xrange", "xrevrange", "zrange"),
 )
 _ENDS = ("complete", "end", "expire_record", "raise_epoch")
 # What arq calls for itself, on keys of its own.
@@ -72,7 +72,7 @@ _PLAIN: dict[UserRole, tuple[str, ...]] = {
 _CALL = re.compile(r"\bp?call\(\s*'([A-Z]+)'")
 _NO_KEY = {*_CONNECT, *CLUSTER_COMMANDS, "dbsize", "exec", "multi", "scan", "time", "unwatch"}
 # All that follows their name is keys.
-_MANY_KEYS = {"del", "exists", "mget", "sunion", "watch"}
+_MANY_KEYS = {"del", "exists", "mget", "watch"}
 _ON_CHANNELS = {"publish", "subscribe", "unsubscribe"}
 # Answers with those of the calls that the script's user may not make; makes none of them.
 _TRY = """#!lua flags=no-writes,allow-stale,allow-oom
