@@ -72,7 +72,7 @@ _PLAIN: dict[UserRole, tuple[str, ...]] = {
 _CALL = re.compile(r"\bp?call\(\s*'([A-Z]+)'")
 _NO_KEY = {*_CONNECT, *CLUSTER_COMMANDS, "dbsize", "exec", "multi", "scan", "time", "unwatch"}
 # All that follows their name is keys.
-_MANY_KEYS = {"del", "exists", "mget", "watch"}
+_MANY_KEYS = {"del", "exists", "mget", "sunion", "watch"}
 _ON_CHANNELS = {"publish", "subscribe", "unsubscribe"}
 # Answers with those of the calls that the script's user may not make; makes none of them.
 _TRY = """#!lua flags=no-writes,allow-stale,allow-oom
