@@ -13,8 +13,8 @@ from tokenbus.producer.commands.hints import connected, server_url, tell
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobEndedEarly
 from tokenbus.producer.errors import JobUnknown, ResultTimeout
-from tokenbus.producer.server.wait_notice import waiting_told
 from tokenbus.producer.terminal import visible
+from tokenbus.producer.wait_notice import waiting_told
 
 if TYPE_CHECKING:
     import argparse
@@ -84,7 +84,8 @@ async def _show(client: AsyncClient, args: argparse.Namespace) -> int:
     known = await Lookup(scripts).look(args.id, 0, args.tenant)
     if known.record is None and known.result is None and known.events is None:
         raise JobUnknown(args.id)
-    stored = await scripts.redis.hgetall(scripts.keys.of("job", known.place))
+    redis: Any = scripts.redis
+    stored = await redis.hgetall(scripts.keys.of("job", known.place))
     fields = {name.decode(): value.decode(errors="replace") for name, value in stored.items()}
     address = JobAddress.parse(known.place)
     shown: dict[str, Any] = {"job": address.job_id, "tenant": args.tenant}

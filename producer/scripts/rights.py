@@ -34,12 +34,15 @@ class UserRole(StrEnum):
 
 # To connect, as redis-py does, and to look whether the rights are there. Without INFO version and
 # eviction policy are not checked.
-_CONNECT = ("client|setname", "eval", "evalsha", "hello", "info", "ping")
-_CONNECT += ("select",)
+_CONNECT = ("client|setname", "eval", "evalsha", "hello", "info", "ping", "select")
 # What a client of a cluster asks for beside them.
 CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "readonly")
-_LISTEN = ("subscribe", "unsubscribe")
-_READS = ("exists", "get", "hget", "hgetall", "hlen", "hmget", "pttl", "sunion", "xrevrange")
+# Without PUBSUB CHANNELS nobody is told the names of other pools.
+_LISTEN = ("pubsub|channels", "subscribe", "unsubscribe")
+_READS = (
+    *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "smembers"),
+    *("time", "xrange", "xrevrange", "zrange"),
+)
 _ENDS = ("complete", "end", "expire_record", "raise_epoch")
 # What arq calls for itself, on keys of its own.
 _ARQ = (
@@ -49,14 +52,14 @@ _ARQ = (
 )
 _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (),
-    UserRole.PRODUCER: ("submit", "cancel", *_ENDS),
+    UserRole.PRODUCER: ("submit", "cancel", "pause", *_ENDS),
     UserRole.WORKER: (
         *("append", "drain_inbox", "leave", "pull", "reject", "renew", "reply", "requeue", "scan"),
         *("submit", "cancel", "takeover", "tick", "unpull", *_ENDS),
     ),
     UserRole.CONTROL: (
         *("submit", "cancel", "tick", "scan", "requeue", "pressure", "drop_letters", "cron_tick"),
-        *("webhook_claim", "webhook_try", *_ENDS),
+        *("pause", "webhook_claim", "webhook_try", *_ENDS),
     ),
 }
 # What a role calls without a script.
@@ -140,7 +143,7 @@ def _calls(keys: Keys, role: UserRole) -> list[list[str]]:
     calls: list[list[str]] = []
     for command in commands_of(role):
         name, _, sub = command.partition("|")
-        if command in ("info", "client|setname", "hello", "select"):
+        if command in ("client|setname", "hello", "info", "pubsub|channels", "select"):
             # Not needed everywhere; where it is, the connection has failed before.
             continue
         if command in ("eval", "evalsha"):

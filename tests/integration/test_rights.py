@@ -15,7 +15,7 @@ from workers.null_workers import expected_text, follow, worker
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.dead_letters import DeadLetters
-from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.errors import ServerRefused
 from tokenbus.producer.scripts.rights import UserRole, acl_line, missing_rights
@@ -70,7 +70,11 @@ async def test_reader_producer_and_worker_do_with_their_lines(
             assert (await follow(reader, job)).text == expected_text(1, 20)
             assert (await follow(reader, cancelled)).reason == "cancelled"
             assert (await reader.result(job, PATIENCE_S)).text == expected_text(1, 20)
-            assert len((await read_status(reader.scripts.redis, Keys(pool))).workers) == 1
+            assert len((await reader.status()).workers) == 1
+            assert [each.job_id for each in (await reader.list_jobs()).jobs] == []
+            assert await living_pools(reader.scripts) is not None
+            await producer.pause()
+            await producer.resume()
             with pytest.raises(ServerRefused) as caught:
                 await reader.submit("x")
             assert caught.value.code == "NOPERM"
@@ -96,6 +100,8 @@ async def test_control_service_does_with_its_line(users: dict[UserRole, str], po
             while not (hook := await client.webhook(job)) or not hook.tries:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert [letter async for letter in DeadLetters(client).newest()] == []
+        await client.pause()
+        await client.resume()
         assert not any(task.done() for task in tasks)
         for task in tasks:
             task.cancel()
