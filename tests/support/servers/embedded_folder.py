@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # A busy server is waited for longer than it is busy.
 PATIENT = ClientSettings(retry_for_s=120)
+# A refused write is told, not waited out.
+IMPATIENT = ClientSettings(retry_for_s=0.2)
 LUA_BUSY = """
 local function now() local t = redis.call('TIME') return t[1] * 1000 + t[2] / 1000 end
 local till = now() + ARGV[1]
@@ -146,7 +148,7 @@ async def filled(home: Household) -> None:
     with ballast.open("wb", buffering=0) as file, suppress(OSError):
         while file.write(bytes(4096)):
             pass
-    async with await AsyncClient.connect(home.url, settings=PATIENT) as client:
+    async with await AsyncClient.connect(home.url, settings=IMPATIENT) as client:
         with suppress(RedisError, ProducerError):
             async with asyncio.timeout(PATIENCE_S):
                 while True:
