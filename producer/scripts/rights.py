@@ -39,7 +39,7 @@ _CONNECT += ("select",)
 # What a client of a cluster asks for beside them.
 CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "readonly")
 _LISTEN = ("subscribe", "unsubscribe")
-_READS = ("exists", "get", "hget", "hgetall", "hlen", "hmget", "pttl", "xrevrange")
+_READS: tuple[str, ...] = ("exists", "get", "hget", "hgetall", "hlen", "hmget", "pttl", "xrevrange")
 # To look at a pool: its status, and lists of its jobs.
 _READS += ("hkeys", "smembers", "time", "xrange", "zrange")
 _ENDS = ("complete", "end", "expire_record", "raise_epoch")
