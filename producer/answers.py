@@ -195,13 +195,15 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"has no permissions? to", "NOPERM"),
         (r"(invalid (username-)?password|without any password configured)", "WRONGPASS"),
         (r"client sent auth, but no password", "WRONGPASS"),
-        (r"authentication required", "NOAUTH"),
+        (r"(authentication required|client already authenticated)", "NOAUTH"),
         (r"(db index is out of range|invalid db index|select is not allowed)", "DATABASE"),
         (r"(unknown (redis )?(sub)?command|unknown or disabled command)", "UNKNOWN"),
         (r"protocol error", "PROTOCOL"),
         (r"don't hash to the same slot|same hash slot", "CROSSSLOT"),
     )
 )
+# What a server may say to a connection before its first call, in redis-py's words at times.
+_BEFORE_CALLS = ("MAXCLIENTS", "NOAUTH", "WRONGPASS")
 # A script that ran into an error of the server's names it in front or in the middle.
 _CODE = re.compile(r"-?([A-Z][A-Z_]{2,})(?=[ :]|$)")
 _IN_PIPELINE = re.compile(r"^Command # \d+ .*? of pipeline caused error: ", re.DOTALL)
@@ -272,7 +274,7 @@ def _code(error: BaseException, text: str) -> str:
     if isinstance(error, AuthenticationError):
         return said or "WRONGPASS"
     if isinstance(error, RedisConnectionError | OSError):
-        return "MAXCLIENTS" if said == "MAXCLIENTS" else "UNREACHABLE"
+        return said if said in _BEFORE_CALLS else "UNREACHABLE"
     if not isinstance(error, ResponseError):
         return "CALL"
     match = _CODE.match(text)

@@ -136,11 +136,6 @@ class AsyncClient(PoolCalls):
         return self._server.url
 
     @property
-    def retry_for_s(self) -> float:
-        """Return how long a call goes on trying while the server does not take it."""
-        return self._settings.retry_for_s
-
-    @property
     def effective_url(self) -> str:
         """Return the URL under which other processes reach the same server."""
         return self._server.effective_url

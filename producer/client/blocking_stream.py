@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from queue import SimpleQueue
+import queue
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.errors import ClientClosed
@@ -32,7 +32,8 @@ class BlockingStream:
     ) -> None:
         self._events = events
         self._loop = loop
-        self._queue: SimpleQueue[Event | BaseException | None] = SimpleQueue()
+        # Named in full: where threads became greenlets after this was imported, it is another.
+        self._queue: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._has_room = asyncio.Event()
         self._is_full = False
 

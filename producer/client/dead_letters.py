@@ -27,6 +27,8 @@ T = TypeVar("T")
 # As the scripts cut it.
 MAX_BODY_BYTES = 65536
 _PAGE = 256
+# As a client does unless its settings say otherwise.
+_RETRY_FOR_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class DeadLetters:
         return sum([await self._ask(partial(drop, page)) for page in pages])
 
     async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        return await retrying(call, self._client.url, self._client.retry_for_s)
+        return await retrying(call, self._client.url, _RETRY_FOR_S)
 
 
 def _letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:

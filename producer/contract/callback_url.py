@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_HOST_LENGTH = 253
+_AUTHORITY = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+)(:[0-9]{0,5})?")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 # Full stops of other scripts, which IDNA reads as dots.
@@ -35,14 +36,25 @@ def check_callback_url(url: str) -> str:
         raise ValueError("names no host")
     if "@" in parts.netloc:
         raise ValueError("holds credentials; check the signature instead")
-    in_brackets = parts.netloc.startswith("[")
-    if not in_brackets and "%" in parts.hostname:
+    _check_host(parts.netloc, parts.hostname)
+    return url
+
+
+def _check_host(authority: str, host: str) -> None:
+    """Check that a host can be connected to or asked for. Raises: ValueError."""
+    if _AUTHORITY.fullmatch(authority) is None:
+        raise ValueError("its host and port are not written as host:port or [address]:port")
+    in_brackets = authority.startswith("[")
+    if any(_is_ignored(character) for character in host):
+        raise ValueError("its host holds characters that nobody sees")
+    if ".." in host.translate(_DOTS):
+        raise ValueError("its host is no domain name")
+    if not in_brackets and "%" in host:
         raise ValueError("its host is percent-encoded, which no resolver reads")
-    if host_address(parts.hostname) is None:
+    if host_address(host) is None:
         if in_brackets:
             raise ValueError("its host in brackets is no IPv6 address")
-        _check_name(parts.hostname)
-    return url
+        _check_name(host)
 
 
 def host_address(host: str) -> Address | None:
@@ -105,5 +117,19 @@ def _check_name(host: str) -> None:
         except UnicodeError:
             raise ValueError("its host is no domain name") from None
     labels = name.lower().split(".")
+    for label in labels:
+        if label.startswith("xn--"):
+            _check_encoded(label)
     if len(name) > MAX_HOST_LENGTH or not all(_LABEL.fullmatch(label) for label in labels):
         raise ValueError("its host is no domain name")
+
+
+def _check_encoded(label: str) -> None:
+    """Check that a label says the name of another script. Raises: ValueError."""
+    problem = ""
+    try:
+        label.encode().decode("idna")
+    except UnicodeError:
+        problem = f"its host holds {label}, which encodes no name"
+    if problem:
+        raise ValueError(problem)

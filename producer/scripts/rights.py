@@ -34,14 +34,15 @@ class UserRole(StrEnum):
 
 # To connect, as redis-py does, and to look whether the rights are there. Without INFO version and
 # eviction policy are not checked.
-_CONNECT = ("client|setname", "eval", "evalsha", "hello", "info", "ping")
-_CONNECT += ("select",)
+_CONNECT = ("client|setname", "eval", "evalsha", "hello", "info", "ping", "select")
 # What a client of a cluster asks for beside them.
 CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "readonly")
-_LISTEN = ("subscribe", "unsubscribe")
-_READS: tuple[str, ...] = ("exists", "get", "hget", "hgetall", "hlen", "hmget", "pttl", "xrevrange")
-# To look at a pool: its status, and lists of its jobs.
-_READS += ("hkeys", "smembers", "time", "xrange", "zrange")
+# Without PUBSUB CHANNELS nobody is told the names of other pools.
+_LISTEN = ("pubsub|channels", "subscribe", "unsubscribe")
+_READS = (
+    *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "smembers"),
+    *("sunion", "time", "xrange", "xrevrange", "zrange"),
+)
 _ENDS = ("complete", "end", "expire_record", "raise_epoch")
 # What arq calls for itself, on keys of its own.
 _ARQ = (
@@ -142,7 +143,7 @@ def _calls(keys: Keys, role: UserRole) -> list[list[str]]:
     calls: list[list[str]] = []
     for command in commands_of(role):
         name, _, sub = command.partition("|")
-        if command in ("info", "client|setname", "hello", "select"):
+        if command in ("client|setname", "hello", "info", "pubsub|channels", "select"):
             # Not needed everywhere; where it is, the connection has failed before.
             continue
         if command in ("eval", "evalsha"):

@@ -18,10 +18,9 @@ from tokenbus.producer.errors import (
     ServerUnsuitable,
 )
 from tokenbus.producer.server.cluster import NUM_SHARDS, make_cluster
-from tokenbus.producer.server.deposed import leave_deposed
 from tokenbus.producer.server.embedded import EmbeddedServer, join_shared, start_private
 from tokenbus.producer.server.redis_py import connection_options
-from tokenbus.producer.server.sentinels import behind_sentinels
+from tokenbus.producer.server.sentinels import behind_sentinels, leave_deposed
 from tokenbus.producer.server.url import SentinelUrl, ServerKind, ServerUrl
 
 if TYPE_CHECKING:

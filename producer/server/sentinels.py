@@ -1,29 +1,67 @@
-"""The master behind sentinels: asked for at every new connection, never mixed with the last one.
+"""The master: asked of sentinels at every new connection, and left where it was deposed.
 
-A deposed master that lives goes on answering for seconds. redis-py hands out what it was connected
-to for as long as that answers, so that one call would reach the new master and the next the old.
+A deposed master that lives goes on answering. redis-py hands out what it was connected to for as
+long as that answers, so that one call would reach the new master and the next the old. Without
+sentinels too: a managed service that fails over makes the old master a replica, and its address
+leads elsewhere only for those who connect anew.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from redis.asyncio.connection import SSLConnection
+from redis.asyncio.connection import (
+    AbstractConnection,
+    Connection,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from tokenbus.producer.server.deposed import is_deposed
+from tokenbus.producer.answers import answer_of
 from tokenbus.producer.server.limited_connection import keep_cancellations
 from tokenbus.producer.server.redis_py import connection_options
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
-    from redis.asyncio.connection import AbstractConnection
+    from redis.asyncio import ConnectionPool, Redis
 
     from tokenbus.producer.server.url import SentinelUrl
 
     Address = tuple[str, int]
+
+
+# What a master that nobody follows any more answers, or one that is a replica by now.
+_DEPOSED = ("READONLY", "UNBLOCKED", "REDIRECT", "MASTERDOWN", "NOMASTERLINK", "NOREPLICAS")
+
+
+def _is_of_deposed(error: ResponseError) -> bool:
+    return answer_of(error).code in _DEPOSED
+
+
+def leave_deposed(pool: ConnectionPool) -> None:
+    """Let a pool that has opened nothing yet close what a deposed master has answered on."""
+    pool.connection_class = _LEAVING[pool.connection_class]
+
+
+class _Leaving(AbstractConnection):
+    """Closes itself after such an answer: the next one looks up where the master is by now."""
+
+    async def read_response(self, *args: Any, **options: Any) -> Any:
+        """Read a reply. Raises: what the server answers."""
+        try:
+            return await super().read_response(*args, **options)
+        except ResponseError as error:
+            if _is_of_deposed(error):
+                await self.disconnect(nowait=True)
+            raise
+
+
+_LEAVING: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    kind: type(f"Leaving{kind.__name__}", (_Leaving, kind), {})
+    for kind in (Connection, SSLConnection, UnixDomainSocketConnection)
+}
 
 
 class _FollowingConnection(SentinelManagedConnection):
@@ -34,7 +72,7 @@ class _FollowingConnection(SentinelManagedConnection):
         try:
             return await super().read_response(*args, **options)
         except ResponseError as error:
-            if not is_deposed(error):
+            if not _is_of_deposed(error):
                 raise
             await self.disconnect()
             raise RedisConnectionError(f"the master may have been deposed: {error}") from error

@@ -15,6 +15,7 @@ from workers.null_workers import expected_text, follow, worker
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.dead_letters import DeadLetters
+from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.errors import ServerRefused
 from tokenbus.producer.scripts.rights import UserRole, acl_line, missing_rights
@@ -71,6 +72,7 @@ async def test_reader_producer_and_worker_do_with_their_lines(
             assert (await reader.result(job, PATIENCE_S)).text == expected_text(1, 20)
             assert len((await reader.status()).workers) == 1
             assert [each.job_id for each in (await reader.list_jobs()).jobs] == []
+            assert await living_pools(reader.scripts) is not None
             await producer.pause()
             await producer.resume()
             with pytest.raises(ServerRefused) as caught:

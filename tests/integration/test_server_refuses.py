@@ -35,8 +35,13 @@ ERRORS = {
     "moved": "MOVED 1 127.0.0.1:1",
     "noreplicas": "NOREPLICAS Not enough good replicas to write.",
 }
+# Most of these are in `test_answers.py` too, where every call is refused until an end.
 RARE = dict.fromkeys(
-    ("noscript", "masterdown", "clusterdown", "moved", "noreplicas"), pytest.mark.slow
+    (
+        *("loading", "readonly", "noscript", "nogroup", "masterdown", "clusterdown", "moved"),
+        "noreplicas",
+    ),
+    pytest.mark.slow,
 )
 WORKERS_CALLS = ("pull", "takeover", "append", "renew", "end", "complete", "tick")
 LEASE = {"lease_ttl_s": 2, "renew_interval_s": 0.2}

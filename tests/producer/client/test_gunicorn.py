@@ -1,4 +1,4 @@
-"""A preloaded web server: one client connected before the fork serves every worker process."""
+"""A web server with every kind of worker: each process has its client, preloaded or its own."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ import json, os, sys
 from tokenbus.producer import Client
 
 bus = Client.connect(os.environ["BUS_URL"], os.environ["BUS_POOL"])
-preloaded_in = os.getpid()
+connected_in = os.getpid()
 
 
 def app(environ, start_response):
     job = bus.submit("hello")
     bus.cancel(job.job_id)
     reasons = [event.finish.reason for event in bus.stream(job.job_id) if event.finish]
-    body = {"pid": os.getpid(), "preloaded_in": preloaded_in, "reasons": reasons}
+    body = {"pid": os.getpid(), "connected_in": connected_in, "reasons": reasons}
     start_response("200 OK", [("Content-Type", "application/json")])
     return [json.dumps(body).encode()]
 """
@@ -69,11 +69,16 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def web_path(folder: Path, private_server: EmbeddedServer) -> Iterator[str]:
-    """Run gunicorn with the application loaded before its workers are forked."""
+def web_path(folder: Path, private_server: EmbeddedServer, kind: str) -> Iterator[str]:
+    """Run gunicorn; `kind` names its workers and whether the application is loaded before forks."""
+    worker, _, preload = kind.partition(" ")
+    if worker == "gevent":
+        pytest.importorskip("gevent", reason="gevent is not installed")
     (folder / "shop.py").write_text(APP)
     path = str(folder / "web.sock")
-    command = [sys.executable, "-P", "-m", "gunicorn", "--preload", "--bind", f"unix:{path}"]
+    command = [sys.executable, "-P", "-m", "gunicorn", "--bind", f"unix:{path}", "-k", worker]
+    command += ["--threads", "4"] if worker == "gthread" else []
+    command += ["--preload"] if preload else []
     command += ["--workers", str(NUM_WORKERS), "--log-level", "error", "--chdir", str(folder)]
     env = os.environ | {"BUS_URL": private_server.url, "BUS_POOL": uuid.uuid4().hex}
     process = subprocess.Popen([*command, "shop:app"], env=env)
@@ -104,8 +109,15 @@ def _get(path: str) -> dict[str, object]:
         connection.close()
 
 
-def test_workers_forked_by_gunicorn_share_a_preloaded_client(web_path: str) -> None:
-    """Every worker submits, cancels and streams with the client that the master connected."""
+KINDS = ["sync preload", "gthread"]
+RARE_KINDS = ["sync", "gthread preload", "gevent", "gevent preload"]
+
+
+@pytest.mark.parametrize(
+    "kind", [*KINDS, *(pytest.param(k, marks=pytest.mark.slow) for k in RARE_KINDS)]
+)
+def test_workers_of_every_kind_have_a_client(web_path: str, kind: str) -> None:
+    """Each submits, cancels and streams, with the client that the master connected or its own."""
     answers: list[dict[str, object]] = []
     deadline = time.monotonic() + PATIENCE_S
     with ThreadPoolExecutor(2 * NUM_WORKERS) as threads:
@@ -113,4 +125,5 @@ def test_workers_forked_by_gunicorn_share_a_preloaded_client(web_path: str) -> N
             assert time.monotonic() < deadline, "one worker got every request"
             answers += threads.map(_get, [web_path] * 2 * NUM_WORKERS)
     assert [answer["reasons"] for answer in answers] == [["cancelled"]] * len(answers)
-    assert all(answer["pid"] != answer["preloaded_in"] for answer in answers)
+    is_preloaded = [answer["pid"] != answer["connected_in"] for answer in answers]
+    assert is_preloaded == ["preload" in kind] * len(answers)

@@ -18,6 +18,9 @@ IMPOSSIBLE = [
     "http://1.2.3.08/", "http://me@shop.example/", "http://me:pw@shop.example/",
     "http://@shop.example/", "http://shop.example\\@127.0.0.1/", "http://shop.example/\n",
     "http://shop\u00a0.example/", "http://shop\u3002\u3002example/", "http://ä" + "ö" * 63 + ".de/",
+    "http://x[::1]/", "http://[::1]x/", "http://[::1]08.1/", "http://shop\u200d.example/",
+    "http://\ufeffshop.example/", "http://xn--/", "http://xn--a.example/", "http://1.2.3.4../",
+    "http://\u0660.1../", "http://shop.example:999999/",
 ]  # fmt: skip
 POSSIBLE = [
     "http://shop.example/hook?a=b#c", "https://shop.example:8443/", "https://shop.example./",
