@@ -284,3 +284,19 @@ def test_variable_that_several_read_has_one_default() -> None:
     for name in {name for side in sides for name in side.model_fields}:
         defaults = {repr(s.model_fields[name].default) for s in sides if name in s.model_fields}
         assert len(defaults) == 1, name
+
+
+def test_every_door_has_the_defaults_of_one_table() -> None:
+    """Python, a raw entry, the command line and the offline API leave open what the table says."""
+    request, offline = JobRequest(prompt="x"), SamplingParams()
+    raw = JobRequest.parse('{"prompt": "x"}')
+    parsed = vars(cli.build_parser().parse_args(["submit", "x"]))
+    assert set(bounds.DEFAULTS) == set(bounds.NUMBERS)
+    for name, default in bounds.DEFAULTS.items():
+        assert getattr(request, name) == getattr(raw, name) == default
+        # Offline nobody draws a seed.
+        assert name == "seed" or getattr(offline, name) == default
+        assert parsed.get(name, default) == default
+    assert {"max_tokens", "temperature", "top_k", "top_p", "seed"} <= set(parsed)
+    for name in ("tenant", "priority", "stop", "deadline_s", "idempotency_key", "callback_url"):
+        assert parsed[name] == getattr(request, name)

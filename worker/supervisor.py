@@ -22,7 +22,7 @@ from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import make_redis, open_server, retrying
 from tokenbus.producer.server.url import ServerUrl
-from tokenbus.producer.server.wait_notice import waiting_told
+from tokenbus.producer.wait_notice import waiting_told
 from tokenbus.worker import logs
 from tokenbus.worker.assembly import assemble, join_pool
 from tokenbus.worker.engine.current_engine import CurrentEngine

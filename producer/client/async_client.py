@@ -1,4 +1,4 @@
-"""The asynchronous client: submit, stream, result, cancel, and a look at the pool.
+"""The asynchronous client: submit, stream, result, cancel.
 
 It is one file because it is one face: each call checks, names the job and passes on, and the errors
 of all of them are made here.
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tokenbus.producer.client.fork_guard import LoopGuard
 from tokenbus.producer.client.hub import SubscriptionHub
-from tokenbus.producer.client.job_list import LISTED_STATES, list_jobs
-from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.client.pool_calls import PoolCalls
 from tokenbus.producer.client.reader import Reader
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.events import FINISHED_REASONS
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tokenbus.producer.client.event_stream import EventStream
-    from tokenbus.producer.client.job_list import JobList
-    from tokenbus.producer.client.pool_status import PoolStatus
     from tokenbus.producer.contract.result import JobResult
     from tokenbus.producer.contract.schema import JobRequest
     from tokenbus.producer.scripts.control import Webhook
@@ -73,7 +70,7 @@ class Job:
     tenant: str = DEFAULT_TENANT
 
 
-class AsyncClient:
+class AsyncClient(PoolCalls):
     """A client of one pool; safe to share between the tasks of one event loop.
 
     It belongs to the process and the event loop that made it: in a fork of the one every call
@@ -313,59 +310,6 @@ class AsyncClient:
             lambda: control.webhook(address.text, address.tenant),
             self._server.url,
             settings.retry_for_s,
-        )
-
-    async def list_jobs(
-        self,
-        *,
-        tenant: str | None = None,
-        states: Sequence[str] = LISTED_STATES,
-        limit: int = 100,
-    ) -> JobList:
-        """List jobs that have not ended, of one tenant if it is given, 1,000 at most.
-
-        `states` are of held, waiting, delayed and ending.
-        Raises: RequestInvalid, ServerUnreachable.
-        """
-        self._home.check()
-        return await retrying(
-            lambda: list_jobs(self._scripts, tenant=tenant, states=states, limit=limit),
-            self._server.url,
-            self._settings.retry_for_s,
-        )
-
-    async def status(self) -> PoolStatus:
-        """Return what waits, for how long, and what the workers tell of themselves.
-
-        Raises: ServerUnreachable.
-        """
-        self._home.check()
-        scripts = self._scripts
-        return await retrying(
-            lambda: read_status(scripts.redis, scripts.keys, with_oldest=True),
-            self._server.url,
-            self._settings.retry_for_s,
-        )
-
-    async def pause(self) -> None:
-        """Let no worker of the pool take another job until `resume`, whatever restarts meanwhile.
-
-        Jobs are accepted and wait; those that run go on. Safe to repeat.
-        Raises: ServerUnreachable.
-        """
-        await self._pause(is_paused=True)
-
-    async def resume(self) -> None:
-        """Let the workers of the pool take jobs again. Safe to repeat. Raises: as `pause`."""
-        await self._pause(is_paused=False)
-
-    async def _pause(self, *, is_paused: bool) -> None:
-        self._home.check()
-        control = self._scripts.control
-        await retrying(
-            lambda: control.pause(is_paused=is_paused),
-            self._server.url,
-            self._settings.retry_for_s,
         )
 
     async def close(self) -> None:

@@ -7,11 +7,12 @@ that a look at a pool of a million jobs costs the server as little as one at a p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.client.pool_status import server_ms
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 from tokenbus.producer.errors import RequestInvalid
@@ -36,7 +37,7 @@ _LANES_TOGETHER = 16
 LISTED_STATES = (JobState.HELD, JobState.WAITING, JobState.DELAYED, JobState.ENDING)
 _FIELDS = ("state", "tenant", "priority", "owner", "attempts", "created", "prompt", "output", "n")
 
-Places = AsyncIterator[str]
+Places = AsyncGenerator[str, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ async def list_jobs(
     wanted = _states(states)
     places = _Places(scripts.redis, scripts.keys, tenant)
     found: dict[str, ListedJob] = {}
-    now_ms = await _server_ms(scripts.redis)
+    now_ms = await server_ms(scripts.redis)
     for state in (state for state in LISTED_STATES if state in wanted):
         batch: list[str] = []
         async with aclosing(places.of(state)) as names:
@@ -110,7 +111,8 @@ class _Places:
     """Where jobs of a state lie; yields the texts of their addresses."""
 
     def __init__(self, redis: Redis, keys: Keys, tenant: str | None) -> None:
-        self._redis = redis
+        # Untyped: redis-py states some of its types wrongly.
+        self._redis: Any = redis
         self._keys = keys
         self._tenant = tenant
         self.has_stopped = False
@@ -126,7 +128,9 @@ class _Places:
         return places[state]()
 
     async def _held(self) -> Places:
-        members = await self._redis.sunion([self._keys.of("workers"), self._keys.of("workers1")])
+        members: set[bytes] = set()
+        for name in ("workers", "workers1"):
+            members |= await self._redis.smembers(self._keys.of(name))
         for worker in sorted(member.decode() for member in members):
             # As many as a worker has rows, some thousands at most.
             for job in await self._redis.hkeys(self._keys.of("held", worker)):
@@ -225,8 +229,3 @@ def _job(name: str, record: Sequence[bytes | None], now_ms: int) -> ListedJob | 
         age_s=max(0.0, (now_ms - created_ms) / 1000),
         tokens=int(told["prompt"] or 0) + int(told["n"] or 1) * int(told["output"] or 0),
     )
-
-
-async def _server_ms(redis: Redis) -> int:
-    seconds, micros = await redis.time()
-    return int(seconds) * 1000 + int(micros) // 1000

@@ -78,12 +78,12 @@ async def read_status(redis: Redis, keys: Keys, *, with_oldest: bool = False) ->
     """
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(keys.of("load"), ["jobs", "tokens"])
-        pipe.sunion([keys.of("workers"), keys.of("workers1")])
         pipe.get(keys.of("paused"))
-        pipe.time()
-        (jobs, tokens), members, paused, now = await pipe.execute()
-    now_ms = _milliseconds(now)
-    names = sorted(name.decode() for name in members)
+        pipe.smembers(keys.of("workers"))
+        pipe.smembers(keys.of("workers1"))
+        (jobs, tokens), paused, members, old_members = await pipe.execute()
+    now_ms = await server_ms(redis)
+    names = sorted(name.decode() for name in {*members, *old_members})
     async with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.exists(keys.of("alive", name))
@@ -142,8 +142,10 @@ async def _oldest(redis: Redis, keys: Keys, now_ms: int) -> tuple[OldestJob, ...
     return tuple(sorted(found.values(), key=lambda job: (job.priority, -job.age_s)))
 
 
-def _milliseconds(now: tuple[int, int]) -> int:
-    return now[0] * 1000 + now[1] // 1000
+async def server_ms(redis: Redis) -> int:
+    """Return the server's time in milliseconds, by which everything that is stored goes."""
+    seconds, micros = await redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000
 
 
 def _worker(name: str, held_jobs: int, gauges: bytes | None) -> WorkerStatus:

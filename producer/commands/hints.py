@@ -12,9 +12,9 @@ from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.server.url import ServerUrl
-from tokenbus.producer.server.wait_notice import waiting_told
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.producer.terminal import visible
+from tokenbus.producer.wait_notice import waiting_told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

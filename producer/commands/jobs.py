@@ -14,8 +14,8 @@ from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobEndedEarly
 from tokenbus.producer.errors import JobUnknown, ResultTimeout
 from tokenbus.producer.server.connection import retrying
-from tokenbus.producer.server.wait_notice import waiting_told
 from tokenbus.producer.terminal import visible
+from tokenbus.producer.wait_notice import waiting_told
 
 if TYPE_CHECKING:
     import argparse

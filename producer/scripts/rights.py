@@ -40,8 +40,8 @@ CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "rea
 # Without PUBSUB CHANNELS nobody is told the names of other pools.
 _LISTEN = ("pubsub|channels", "subscribe", "unsubscribe")
 _READS = (
-    *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "sunion", "time"),
-    *("xrange", "xrevrange", "zrange"),
+    *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "smembers"),
+    *("sunion", "time", "xrange", "xrevrange", "zrange"),
 )
 _ENDS = ("complete", "end", "expire_record", "raise_epoch")
 # What arq calls for itself, on keys of its own.
@@ -59,7 +59,7 @@ _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     ),
     UserRole.CONTROL: (
         *("submit", "cancel", "tick", "scan", "requeue", "pressure", "drop_letters", "cron_tick"),
-        *("webhook_claim", "webhook_try", *_ENDS),
+        *("pause", "webhook_claim", "webhook_try", *_ENDS),
     ),
 }
 # What a role calls without a script.

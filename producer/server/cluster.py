@@ -44,6 +44,12 @@ class ClusterRedis(RedisCluster):
         found = await self.execute_command("INFO", *sections, target_nodes=self.get_default_node())
         return cast("dict[str, Any]", found)
 
+    async def time(self, **_: Any) -> tuple[int, int]:
+        """Ask one node for its time: seconds and microseconds."""
+        await self.initialize()
+        found = await self.execute_command("TIME", target_nodes=self.get_default_node())
+        return int(found[0]), int(found[1])
+
     def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> OnePass:  # noqa: ARG002 -- redis-py's
         """Collect commands, to be sent together to the nodes that they belong to."""
         # Abstract only to the stubs: a pipeline of a cluster has no connection pool.

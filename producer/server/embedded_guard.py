@@ -12,7 +12,6 @@ called. It inherits the guard lock, so that no other starts while it lives, and 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import shutil
@@ -25,105 +24,30 @@ from pathlib import Path
 
 from tokenbus.producer.errors import EmbeddedUnavailable
 from tokenbus.producer.server.data_folder import (
-    LOG,
     SOCKET,
     SPARE_SOCKET,
     DataFolder,
     try_lock,
     unlock,
 )
-from tokenbus.producer.server.embedded import START_TIMEOUT_S, answers
+from tokenbus.producer.server.embedded import answers
+from tokenbus.producer.server.embedded_process import (
+    Guarded,
+    start_server,
+    stop_server,
+    sync_aof,
+    wait_ready,
+)
 
 _POLL_S = 0.1
+_SYNC_S = 1.0
 # A server listens some milliseconds after its start, before it loads its data. Past the second
 # limit its socket must have been deleted before it was seen.
 _LISTEN_S = 1.0
 _LATE_S = 5.0
-_STOP_TIMEOUT_S = 10.0
 # A server that does not start, because the disk is full for instance, is tried again after pauses
 # that double up to this.
 _MAX_PAUSE_S = 5.0
-_PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Guarded:
-    """What to run and where; the server inherits `guard_lock`."""
-
-    binary: str
-    folder: Path
-    private: bool = False
-    guard_lock: tuple[int, ...] = ()
-
-    @property
-    def socket_path(self) -> Path:
-        """Return where the server listens."""
-        return self.folder / SOCKET
-
-    def command(self) -> list[str]:
-        """Return the server's command line: no TCP port, nothing evicted, AOF where data stays."""
-        return [
-            self.binary,
-            *("--port", "0"),
-            *("--unixsocket", SOCKET),
-            *("--unixsocketperm", "700"),
-            *("--dir", "."),
-            *("--save", ""),
-            *("--appendonly", "no" if self.private else "yes"),
-            *("--appendfsync", "everysec"),
-            *("--maxmemory-policy", "noeviction"),
-            *("--daemonize", "no"),
-            *("--logfile", LOG),
-        ]
-
-
-def start_server(guarded: Guarded) -> subprocess.Popen[bytes]:
-    """Start the server as a child that is told to stop should the guard die."""
-    for name in (SOCKET, SPARE_SOCKET):
-        (guarded.folder / name).unlink(missing_ok=True)
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    guard_pid = os.getpid()
-
-    def die_with_guard() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != guard_pid:
-                os._exit(1)
-
-    # The guard has one thread, so running code between fork and exec is safe here.
-    return subprocess.Popen(
-        guarded.command(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=guarded.folder,
-        preexec_fn=die_with_guard,
-        pass_fds=guarded.guard_lock,
-    )
-
-
-def wait_ready(guarded: Guarded, server: subprocess.Popen[bytes]) -> str | None:
-    """Wait until the server answers; return why it does not, None if it does."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            log = guarded.folder / LOG
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-            return f"exit code {server.returncode}: {lines[-1] if lines else 'no log'}"
-        if answers(guarded.socket_path):
-            return None
-        time.sleep(_POLL_S / 5)
-    return f"no answer within {START_TIMEOUT_S:.0f} s"
-
-
-def stop_server(server: subprocess.Popen[bytes]) -> None:
-    """Stop the server so that it writes what it has; SIGKILL if it does not go."""
-    server.terminate()
-    try:
-        server.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
 
 
 @dataclass(slots=True)
@@ -141,6 +65,7 @@ class _Guard:
     _is_asked_to_stop: bool = False
     _started_at: float = 0.0
     _pause_s: float = 0.0
+    _synced_at: float = 0.0
     _clients: list[int] = field(default_factory=list)
 
     def guarded(self) -> Guarded:
@@ -172,6 +97,8 @@ class _Guard:
                 self.folder.renew_guard_lock(self.guard_lock)
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 self._look_after_server()
+            with contextlib.suppress(OSError):
+                self._sync()
             time.sleep(_POLL_S)
         if self._server is not None:
             stop_server(self._server)
@@ -257,6 +184,12 @@ class _Guard:
             os.link(SPARE_SOCKET, SOCKET)
         elif here != self._socket:
             self._stop_for_another()
+
+    def _sync(self) -> None:
+        """Bring to the disk what the server has written, once a second."""
+        if not self.is_private and time.monotonic() > self._synced_at + _SYNC_S:
+            self._synced_at = time.monotonic()
+            sync_aof(Path())
 
     def _stop_for_another(self) -> None:
         if self._server is not None and not self._is_asked_to_stop:

@@ -14,6 +14,7 @@ from servers.server_groups import ServerGroup, start_cluster
 from workers.forkserver import forked_worker
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
+from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.contract.keys import shard_of
 from tokenbus.producer.contract.result import JobCancelled
 from tokenbus.producer.contract.schema import JobRequest
@@ -75,6 +76,21 @@ async def test_many_submits_at_once_on_a_cluster(cluster_url: str, pool: str) ->
             jobs = await client.submit_many(requests)
             assert [isinstance(job, Job) for job in jobs] == [True] * 3
         assert (await client.scripts.lease.load())["jobs"] == 6
+
+
+async def test_operator_sees_and_pauses_a_pool_on_a_cluster(cluster_url: str, pool: str) -> None:
+    """Status, list and pause ask the pool's node; other pools' workers are not known there."""
+    async with await AsyncClient.connect(cluster_url, pool=pool) as client:
+        job = await client.submit("x", tenant="shop")
+        await client.pause()
+        [listed] = (await client.list_jobs(tenant="shop")).jobs
+        assert listed.job_id == job.job_id
+        status = await client.status()
+        assert status.paused_for_s is not None
+        assert [each.job_id for each in status.oldest] == [job.job_id]
+        assert await living_pools(client.scripts) is None
+        await client.resume()
+        assert (await client.status()).paused_for_s is None
 
 
 async def test_tenants_have_names_of_their_own_on_a_cluster(cluster_url: str, pool: str) -> None:

@@ -71,7 +71,7 @@ async def test_reader_producer_and_worker_do_with_their_lines(
             assert (await follow(reader, cancelled)).reason == "cancelled"
             assert (await reader.result(job, PATIENCE_S)).text == expected_text(1, 20)
             assert len((await reader.status()).workers) == 1
-            await reader.list_jobs()
+            assert [each.job_id for each in (await reader.list_jobs()).jobs] == []
             assert await living_pools(reader.scripts) is not None
             await producer.pause()
             await producer.resume()
@@ -100,6 +100,8 @@ async def test_control_service_does_with_its_line(users: dict[UserRole, str], po
             while not (hook := await client.webhook(job)) or not hook.tries:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert [letter async for letter in DeadLetters(client).newest()] == []
+        await client.pause()
+        await client.resume()
         assert not any(task.done() for task in tasks)
         for task in tasks:
             task.cancel()

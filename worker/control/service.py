@@ -20,6 +20,7 @@ from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import retrying
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.producer.wait_notice import waiting_told
 from tokenbus.worker import logs
 from tokenbus.worker.control.adapter import Adapter
 from tokenbus.worker.control.arq_worker import check_arq_url, connect_arq, keep_running
@@ -118,16 +119,19 @@ async def _metrics(stack: contextlib.AsyncExitStack, settings: ControlSettings) 
 
 async def _connect(settings: ControlSettings) -> AsyncClient:
     """Connect as a client does, and check the rights of a control service."""
-    client = await AsyncClient.connect(
-        settings.redis_url,
-        settings.pool,
-        ClientSettings(
-            retry_for_s=settings.connect_timeout_s,
-            call_timeout_s=settings.call_timeout_s,
-            result_ttl_s=settings.result_ttl_s,
-            log_ttl_s=settings.log_ttl_s,
-        ),
-    )
+    url, trying_s = ServerUrl.parse(settings.redis_url), settings.connect_timeout_s
+    reason = f"no server at {url} yet, trying for {trying_s:g} s"
+    with waiting_told(lambda: logs.get_logger().warning("server.awaited", reason=reason)):
+        client = await AsyncClient.connect(
+            settings.redis_url,
+            settings.pool,
+            ClientSettings(
+                retry_for_s=trying_s,
+                call_timeout_s=settings.call_timeout_s,
+                result_ttl_s=settings.result_ttl_s,
+                log_ttl_s=settings.log_ttl_s,
+            ),
+        )
     redis, keys = client.scripts.redis, client.scripts.keys
     try:
         await retrying(

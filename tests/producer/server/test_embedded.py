@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 from urllib.parse import quote
 
 import pytest
@@ -22,6 +23,7 @@ from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import EmbeddedUnavailable
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.embedded import EmbeddedServer, answers, join_shared, start_private
+from tokenbus.producer.server.embedded_process import sync_aof
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -134,6 +136,32 @@ async def test_killed_server_is_started_again_with_its_data(tmp_path: Path) -> N
         assert await client.cancel(job.job_id) is True
         assert await asyncio.wait_for(reading, PATIENCE_S) == "cancelled"
         server.close()
+
+
+async def test_server_writes_before_it_answers(tmp_path: Path) -> None:
+    """A job that was accepted is in the file, however long the disk takes: no kill takes it."""
+    async with await AsyncClient.connect(f"embedded://{tmp_path}") as client:
+        redis = raw(client.scripts)
+        assert await redis.config_get("appendfsync") == {"appendfsync": "no"}
+        [file] = (tmp_path / "appendonlydir").glob("*.incr.aof")
+        for _ in range(20):
+            job = await client.submit("x")
+            assert job.job_id.encode() in file.read_bytes()
+
+
+def test_guard_syncs_what_the_server_writes(tmp_path: Path) -> None:
+    """All files that grow: a power cut takes no more than what came since."""
+    synced: set[str] = set()
+    (tmp_path / "appendonlydir").mkdir()
+    for name in ("a.1.base.rdb", "a.1.incr.aof", "a.2.incr.aof", "a.manifest"):
+        (tmp_path / "appendonlydir" / name).touch()
+
+    def fsync(fd: int) -> None:
+        synced.add(Path(f"/proc/self/fd/{fd}").readlink().name)
+
+    with mock.patch("os.fsync", fsync):
+        sync_aof(tmp_path)
+    assert synced == {"a.1.incr.aof", "a.2.incr.aof"}
 
 
 async def test_clients_outlive_their_guard(tmp_path: Path) -> None:

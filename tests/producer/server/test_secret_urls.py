@@ -5,7 +5,6 @@ The first of the drawn passwords go with every run, all of them with the slow on
 
 from __future__ import annotations
 
-import os
 import random
 import string
 import subprocess
@@ -16,6 +15,7 @@ from urllib.parse import quote
 
 import pytest
 from patience import PATIENCE_S
+from servers.embedded_folder import guards_in, servers_in
 
 from tokenbus.producer.commands import cli, status
 from tokenbus.producer.errors import ServerUnreachable, UrlInvalid
@@ -215,16 +215,10 @@ def test_guard_of_an_embedded_server_inherits_no_password(
     monkeypatch.setenv("TOKENBUS_REDIS_URL", "redis://:hush-hush@h")
     server = join_shared(tmp_path)
     try:
-        found = 0
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                command = (process / "cmdline").read_bytes()
-                if os.fsencode(tmp_path) in command:
-                    found += 1
-                    assert b"hush-hush" not in command + (process / "environ").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-        assert found >= 2
+        [guard], [running] = guards_in(tmp_path), servers_in(tmp_path)
+        for process in (Path(f"/proc/{guard}"), Path(f"/proc/{running}")):
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            assert b"hush-hush" not in told
     finally:
         server.close()
 

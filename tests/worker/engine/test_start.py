@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import structlog
 from models.architectures import draw_model, tiny_sizes
+from patience import PATIENCE_S
 from transformers import LlamaConfig
 
 from tokenbus.engine.config import EngineConfig
@@ -19,7 +23,7 @@ from tokenbus.worker import logs
 from tokenbus.worker.engine.phase_teller import PhaseTeller
 from tokenbus.worker.engine.process import build
 from tokenbus.worker.engine.start_phases import StartPhases
-from tokenbus.worker.messages.engine import REPORTS, EngineStarting, StartEngine
+from tokenbus.worker.messages.engine import COMMANDS, REPORTS, EngineStarting, StartEngine
 from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
@@ -100,3 +104,22 @@ async def test_phase_that_goes_on_is_told_again(
     finally:
         structlog.configure(**before)
     assert told[0] == "starting the process"
+
+
+@pytest.mark.processes
+def test_engine_that_ends_tears_nothing_down(tmp_path: Path) -> None:
+    """What native libraries print at the end of an interpreter is not printed: it does not end."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, sys\natexit.register(print, 'leaked', file=sys.stderr)\n"
+    )
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-P", "-m", "tokenbus.worker.engine.process"]
+        ours.sendall(COMMANDS.encode(StartEngine.of(EngineConfig("/no/such/model"))))
+        ended = subprocess.run(
+            [*command, str(theirs.fileno()), str(os.getpid())],
+            env=os.environ | {"PYTHONPATH": path}, pass_fds=(theirs.fileno(),),
+            capture_output=True, text=True, timeout=PATIENCE_S,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")

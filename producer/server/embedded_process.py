@@ -1,0 +1,113 @@
+"""The process of an embedded server: its command line, its start and its end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.server.data_folder import LOG, SOCKET, SPARE_SOCKET
+from tokenbus.producer.server.embedded import START_TIMEOUT_S, answers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_POLL_S = 0.02
+_STOP_TIMEOUT_S = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """What to run and where; the server inherits `guard_lock`."""
+
+    binary: str
+    folder: Path
+    private: bool = False
+    guard_lock: tuple[int, ...] = ()
+
+    @property
+    def socket_path(self) -> Path:
+        """Return where the server listens."""
+        return self.folder / SOCKET
+
+    def command(self) -> list[str]:
+        """Return the server's command line: no TCP port, nothing evicted, AOF where data stays.
+
+        The guard syncs the AOF once a second. Under `everysec` the server answers before it writes
+        while a sync of its own takes long, and who kills it then takes accepted jobs along.
+        """
+        return [
+            self.binary,
+            *("--port", "0"),
+            *("--unixsocket", SOCKET),
+            *("--unixsocketperm", "700"),
+            *("--dir", "."),
+            *("--save", ""),
+            *("--appendonly", "no" if self.private else "yes"),
+            *("--appendfsync", "no"),
+            *("--maxmemory-policy", "noeviction"),
+            *("--daemonize", "no"),
+            *("--logfile", LOG),
+        ]
+
+
+def start_server(guarded: Guarded) -> subprocess.Popen[bytes]:
+    """Start the server as a child that is told to stop should the guard die."""
+    for name in (SOCKET, SPARE_SOCKET):
+        (guarded.folder / name).unlink(missing_ok=True)
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    guard_pid = os.getpid()
+
+    def die_with_guard() -> None:
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != guard_pid:
+                os._exit(1)
+
+    # The guard has one thread, so running code between fork and exec is safe here.
+    return subprocess.Popen(
+        guarded.command(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=guarded.folder,
+        preexec_fn=die_with_guard,
+        pass_fds=guarded.guard_lock,
+    )
+
+
+def wait_ready(guarded: Guarded, server: subprocess.Popen[bytes]) -> str | None:
+    """Wait until the server answers; return why it does not, None if it does."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            log = guarded.folder / LOG
+            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+            return f"exit code {server.returncode}: {lines[-1] if lines else 'no log'}"
+        if answers(guarded.socket_path):
+            return None
+        time.sleep(_POLL_S)
+    return f"no answer within {START_TIMEOUT_S:.0f} s"
+
+
+def stop_server(server: subprocess.Popen[bytes]) -> None:
+    """Stop the server so that it writes what it has; SIGKILL if it does not go."""
+    server.terminate()
+    try:
+        server.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+
+
+def sync_aof(folder: Path) -> None:
+    """Bring the part of the append-only file that grows to the disk. Raises: OSError."""
+    for path in (folder / "appendonlydir").glob("*.incr.aof"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
