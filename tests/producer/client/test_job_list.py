@@ -68,7 +68,8 @@ async def test_list_is_bounded_and_scans_no_keys(
         *(a_job(f"j-{number}@t{number % 40}", tenant=f"t{number % 40}") for number in range(120)),
     )
     asked: list[str] = []
-    execute = scripts.redis.execute_command
+    redis: Any = scripts.redis
+    execute = redis.execute_command
 
     async def note(*args: Any, **options: Any) -> Any:
         asked.append(str(args[0]))
