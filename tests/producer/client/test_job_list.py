@@ -80,6 +80,7 @@ async def test_list_is_bounded_and_scans_no_keys(
     assert (len(cut.jobs), cut.is_whole) == (100, False)
     whole = await list_jobs(scripts, limit=120)
     assert (len({(job.tenant, job.job_id) for job in whole.jobs}), whole.is_whole) == (120, True)
+    assert "XRANGE" in asked
     assert not {"SCAN", "KEYS"} & set(asked)
 
 
