@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import ModelNotFound, RequestRejected
+from tokenbus.engine.model_folder import broken_if, refuse_outside
+from tokenbus.engine.weights.checkpoint import shards
+from tokenbus.engine.weights.config_check import refuse_counts
 from tokenbus.engine.weights.model_place import locate
 
 if TYPE_CHECKING:
@@ -32,8 +35,9 @@ def check_start(config: EngineConfig, *, job_tokens: int) -> None:
     """Refuse what cannot run here, within a fraction of a second.
 
     `job_tokens` are those of a job that leaves all to the defaults: the pages have to hold one.
-    Raises: ModelNotFound for a model that is neither here nor can be fetched; RequestRejected for a
-        setting that the device, the machine or another setting rules out.
+    Raises: ModelNotFound for a model that is neither here nor can be fetched; ModelBroken for a
+        folder that lacks files or has a config that nobody can read; RequestRejected for a setting
+        that the device, the machine or another setting rules out.
     """
     _check_device(config.device)
     _check_formats(config)
@@ -142,8 +146,13 @@ def _check_formats(config: EngineConfig) -> None:
 
 def _check_model(config: EngineConfig) -> None:
     place = locate(config.model)
-    if place is None or config.random_weights or place.suffix == ".gguf":
+    if place is None or place.suffix == ".gguf":
+        return
+    refuse_outside(place)
+    with broken_if(place, "config.json"):
+        refuse_counts(place)
+    if config.random_weights:
         return
     if not any(place.glob("*.safetensors")):
-        shown = f"{place} has a config.json but no *.safetensors weights"
-        raise ModelNotFound(shown)
+        raise ModelNotFound(f"{place} has a config.json but no *.safetensors weights")
+    shards(place)

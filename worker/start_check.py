@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.errors import ModelBroken, RequestRejected
 from tokenbus.engine.start_check import check_pages, check_start
 from tokenbus.producer.contract.bounds import DEFAULTS
 from tokenbus.worker.errors import SettingsInvalid
@@ -40,6 +40,8 @@ def check_worker(settings: WorkerSettings) -> None:
             check_pages(config.num_pages, config.page_size, 2 * config.page_size)
     except RequestRejected as error:
         raise SettingsInvalid(str(error)) from None
+    except ModelBroken as error:
+        raise SettingsInvalid(f"model: {error}") from None
     if isinstance(config, EngineConfig):
         for name in _LIBRARIES:
             if find_spec(name) is None:
