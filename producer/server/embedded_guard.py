@@ -23,16 +23,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenbus.producer.errors import EmbeddedUnavailable
-from tokenbus.producer.server.data_folder import (
+from tokenbus.producer.server.guarded.data_folder import (
     SOCKET,
     SPARE_SOCKET,
     DataFolder,
     try_lock,
     unlock,
 )
-from tokenbus.producer.server.embedded import answers
-from tokenbus.producer.server.embedded_process import (
+from tokenbus.producer.server.guarded.server_process import (
     Guarded,
+    answers,
     start_server,
     stop_server,
     sync_aof,

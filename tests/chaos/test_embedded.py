@@ -21,16 +21,22 @@ from servers.embedded_folder import (
 from servers.fixtures import server_binary
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.server.data_folder import CLIENTS_LOCK, GUARD_LOCK, SOCKET, SPARE_SOCKET
 from tokenbus.producer.server.embedded import join_shared
+from tokenbus.producer.server.guarded.data_folder import (
+    CLIENTS_LOCK,
+    GUARD_LOCK,
+    SOCKET,
+    SPARE_SOCKET,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
 ROUNDS = 1 if IS_SHORT else 20
-# One round of the long row is as long as any call waits, the others as a joiner once waited.
-BUSY_S = [2.5] if IS_SHORT else [10, *[2.5] * 19]
+# Longer than one call waits, and longer than a joiner once waited; the two kinds of server make
+# twenty rounds.
+BUSY_S = [2.5] if IS_SHORT else [10, *[2.5] * 9]
 CLEANED = ([SOCKET], [SOCKET, SPARE_SOCKET], [SOCKET, SPARE_SOCKET, CLIENTS_LOCK, GUARD_LOCK])
 
 

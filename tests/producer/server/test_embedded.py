@@ -22,8 +22,8 @@ from workers.stubs import raw, until
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import EmbeddedUnavailable
 from tokenbus.producer.server.connection import make_redis, open_server
-from tokenbus.producer.server.embedded import EmbeddedServer, answers, join_shared, start_private
-from tokenbus.producer.server.embedded_process import sync_aof
+from tokenbus.producer.server.embedded import EmbeddedServer, join_shared, start_private
+from tokenbus.producer.server.guarded.server_process import answers, sync_aof
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -249,6 +249,18 @@ async def test_folder_may_have_any_name(
     await redis.aclose()
     again.close()
     await opened.close()
+
+
+async def test_long_name_works_where_opened_folders_have_no_path(tmp_path: Path) -> None:
+    """Without /proc a client makes itself a short link, and takes it away again."""
+    with mock.patch("os.getpid", return_value=1 << 30):
+        server = join_shared(tmp_path / ("long-" * 40))
+        link = server.socket_path.parent
+        assert link.is_symlink()
+        assert link.parent.stat().st_mode & 0o077 == 0
+        assert answers(server.socket_path)
+        server.close()
+    assert not link.parent.exists()
 
 
 async def test_folder_is_the_same_by_a_link(tmp_path: Path) -> None:

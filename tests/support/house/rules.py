@@ -56,6 +56,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer (faces)",),
         ("producer/client",),
         ("producer/scripts", "producer/server"),
+        ("producer/server/guarded",),
         ("producer/contract",),
         ("producer",),
     ),

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.server.embedded_process import Guarded, start_server, stop_server, wait_ready
+from tokenbus.producer.server.guarded.server_process import (
+    Guarded,
+    start_server,
+    stop_server,
+    wait_ready,
+)
 
 if TYPE_CHECKING:
     import subprocess

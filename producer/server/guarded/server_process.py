@@ -5,18 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.server.data_folder import LOG, SOCKET, SPARE_SOCKET
-from tokenbus.producer.server.embedded import START_TIMEOUT_S, answers
+from tokenbus.producer.server.guarded.data_folder import LOG, SOCKET, SPARE_SOCKET
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+START_TIMEOUT_S = 30.0
 _POLL_S = 0.02
 _STOP_TIMEOUT_S = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -80,6 +81,18 @@ def start_server(guarded: Guarded) -> subprocess.Popen[bytes]:
         preexec_fn=die_with_guard,
         pass_fds=guarded.guard_lock,
     )
+
+
+def answers(socket_path: Path, timeout_s: float = 1.0) -> bool:
+    """Tell whether a server answers on the socket; an error (LOADING, MISCONF) is an answer."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(timeout_s)
+            probe.connect(str(socket_path))
+            probe.sendall(b"PING\r\n")
+            return bool(probe.recv(64))
+    except OSError:
+        return False
 
 
 def wait_ready(guarded: Guarded, server: subprocess.Popen[bytes]) -> str | None:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenbus.producer.errors import EmbeddedUnavailable
-from tokenbus.producer.server.folder_owner import (
+from tokenbus.producer.server.guarded.folder_owner import (
     is_rooted,
     make_private,
     refuse_foreign,

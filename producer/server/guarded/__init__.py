@@ -1,0 +1,1 @@
+"""What a guard keeps: an embedded server's data folder, whose it is, and the process."""
