@@ -81,6 +81,7 @@ def _why_no_gpu(index: int) -> str | None:
         return None
     if not _loads("libcuda.so.1"):
         return "this machine has no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    count: int | None
     visible = os.environ.get(_VISIBLE)
     if visible is not None:
         named = [name for name in visible.split(",") if name.strip()]

@@ -41,7 +41,7 @@ CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "rea
 _LISTEN = ("pubsub|channels", "subscribe", "unsubscribe")
 _READS = (
     *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "smembers"),
-    *("sunion", "time", "xrange", "xrevrange", "zrange"),
+    *("time", "xrange", "xrevrange", "zrange"),
 )
 _ENDS = ("complete", "end", "expire_record", "raise_epoch")
 # What arq calls for itself, on keys of its own.
