@@ -34,7 +34,7 @@ def check_worker(settings: WorkerSettings) -> None:
     try:
         if isinstance(config, EngineConfig):
             # A prompt of one token and the answer that is given where none is asked for.
-            check_start(config, job_tokens=1 + int(DEFAULTS["max_tokens"]))
+            check_start(config, job_tokens=1 + int(DEFAULTS["max_tokens"] or 1))
         else:
             # Made-up tokens may be few: a page for a prompt, one for an answer.
             check_pages(config.num_pages, config.page_size, 2 * config.page_size)
