@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.attention.decode_tile import attend_range, merge_rows
+from tokenbus.kernels.attention.rounded_tile import attend_rounded
 
 ITEM_FIELDS = tl.constexpr(8)
 
@@ -79,14 +80,14 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
 
 
 @triton.jit
-def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
-              out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
+def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_tiles, v_tiles,
+              k_scales, v_scales, out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
               page_stride,
               part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
               D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
               ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
               HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-              V_BY_ASM: tl.constexpr):  # fmt: skip
+              TILES: tl.constexpr, BULK: tl.constexpr):  # fmt: skip
     """Attend the heads of one KV head of one sequence over one part of its own pages."""
     GROUP: tl.constexpr = HQ // HKV
     GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
@@ -101,13 +102,22 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
     first_visible = 0
     if HAS_WINDOW:
         first_visible = tl.load(context_lens + row) - window
-    result, lse = attend_range(
-        query, k_pages, v_pages, k_scales, v_scales,
-        block_table + row.to(tl.int64) * table_stride, head * (S * D),
-        page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        DEPTH, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
-        V_BY_ASM,
-    )  # fmt: skip
+    table_row = block_table + row.to(tl.int64) * table_stride
+    if k_scales is not None:
+        offs_t = tl.arange(0, 2 * ROWS) // 2
+        place_t = (row * HQ + head * GROUP + offs_t)[:, None] * D + offs_d[None, :]
+        query = tl.load(q + place_t, mask=(offs_t < GROUP)[:, None] & (offs_d < D)[None, :], other=0.0)
+        result, lse = attend_rounded(
+            query, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
+            page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, HKV, BLOCK_N,
+            BLOCK_D, 2 * DEPTH + 1, TILES, BULK, HAS_WINDOW, HAS_SOFTCAP, "evict_first",
+        )  # fmt: skip
+    else:
+        result, lse = attend_range(
+            query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end,
+            first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,
+            HAS_SOFTCAP, PRECISION, "evict_first",
+        )  # fmt: skip
     if num_parts == 1:
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
     else:
@@ -128,13 +138,13 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
 
 @triton.jit
 def shared_item(table_row, begin, end, part, first_member, num_members, head, q, k_pages,
-                 v_pages, k_scales, v_scales, out, block_table, context_lens, members, parts,
-                 part_o, part_lse,
+                 v_pages, k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens,
+                 members, parts, part_o, part_lse,
                  arrivals, table_stride, page_stride, part_stride, scale, softcap,
                  HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
                  DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                 PRECISION: tl.constexpr, V_BY_ASM: tl.constexpr):  # fmt: skip
+                 PRECISION: tl.constexpr, BULK: tl.constexpr):  # fmt: skip
     """Attend the stacked heads of several sequences over one part of their common pages."""
     GROUP: tl.constexpr = HQ // HKV
     offs_r = tl.arange(0, ROWS)
@@ -147,12 +157,25 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
     heads = head * GROUP + offs_r % GROUP
     place = (rows * HQ + heads)[:, None] * D + offs_d[None, :]
     query = tl.load(q + place, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
-    result, lse = attend_range(
-        query, k_pages, v_pages, k_scales, v_scales,
-        block_table + table_row.to(tl.int64) * table_stride,
-        head * (S * D), page_stride, begin, end, 0, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP, PRECISION, "evict_last", V_BY_ASM,
-    )  # fmt: skip
+    table = block_table + table_row.to(tl.int64) * table_stride
+    if k_scales is not None:
+        offs_t = tl.arange(0, 2 * ROWS) // 2
+        member_t = offs_t // GROUP
+        rows_t = tl.load(members + first_member + member_t, mask=member_t < num_members, other=0)
+        place_t = (rows_t * HQ + head * GROUP + offs_t % GROUP)[:, None] * D + offs_d[None, :]
+        query = tl.load(q + place_t, mask=(member_t < num_members)[:, None] & (offs_d < D)[None, :],
+                        other=0.0)  # fmt: skip
+        result, lse = attend_rounded(
+            query, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table, head,
+            page_stride, begin, end, 0, scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D,
+            2 * DEPTH + 1, 1, BULK, False, HAS_SOFTCAP, "evict_last",
+        )  # fmt: skip
+    else:
+        result, lse = attend_range(
+            query, k_pages, v_pages, table, head * (S * D), page_stride, begin, end, 0, scale,
+            softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP,
+            PRECISION, "evict_last",
+        )  # fmt: skip
     first_slot = rows * part_stride * HQ + heads
     _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ, D, BLOCK_D)
     is_last, _ = _arrive(rows, heads, valid, arrivals, parts, HQ)

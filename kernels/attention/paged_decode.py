@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.attention.decode_items import (
     fetch_first_tile,
@@ -49,7 +50,8 @@ class DecodeTuning:
     block_n: int = 64
     run_block_n: int = 64
     num_warps: int = 4
-    v_by_asm: bool = False
+    tiles: int = 1
+    use_bulk_copy: bool = False
 
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
@@ -73,20 +75,19 @@ def choose_tuning(
         programs,
         block_n=block_n,
         run_block_n=block_n,
-        v_by_asm=rounded and programs == 3,
     )
 
 
 @triton.jit
 def _decode_kernel(
-    q, k_pages, v_pages, k_scales, v_scales, out, block_table, context_lens, items, num_items,
+    q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens, items, num_items,
     parts, members, part_o,
     part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    V_BY_ASM: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
+    TILES: tl.constexpr, BULK: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -123,25 +124,25 @@ def _decode_kernel(
             if GROUPED:
                 if count > 0:
                     shared_item(row, begin, end, part, member, count, head, q, k_pages, v_pages,
-                                k_scales, v_scales, out, block_table, context_lens, members,
+                                k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens, members,
                                 parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
-                                HAS_SOFTCAP, PRECISION, V_BY_ASM)  # fmt: skip
+                                HAS_SOFTCAP, PRECISION, BULK)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
-                             k_scales, v_scales, out, block_table, context_lens, parts, part_o,
+                             k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens, parts, part_o,
                              part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                             PRECISION, V_BY_ASM)  # fmt: skip
+                             PRECISION, TILES, BULK)  # fmt: skip
             else:
-                own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
+                own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_tiles, v_tiles, k_scales,
                          v_scales, out, block_table, context_lens, parts, part_o, part_lse,
                          arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                         PRECISION, V_BY_ASM)  # fmt: skip
+                         PRECISION, TILES, BULK)  # fmt: skip
         place = following
         row, begin, end, part = next_row, next_begin, next_end, next_part
         num_parts, count, member = next_parts, next_count, next_member
@@ -153,7 +154,6 @@ def _check(
     """Refuse what the kernel would read wrongly."""
     num_rows, num_heads, head_dim = q.shape
     require_contiguous(q=q, k_pages=k_pages, v_pages=v_pages)
-    require(k_pages.shape == v_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
     shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
     given = (num_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
     require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
@@ -210,11 +210,20 @@ def paged_decode(
     )
     num_programs = num_processors(q.device) * tuning.programs_per_processor
     options = dependent_launch(q.device)
-    by_asm = tuning.v_by_asm and k_scales is not None and q.element_size() == 2
+    bulk = tuning.use_bulk_copy and k_scales is not None
+    tiles: list[Any] = [k_pages, v_pages]
+    if bulk:
+        block_d = next_power_of_2(head_dim)
+        tiles = [
+            TensorDescriptor.from_tensor(k_pages.view(-1, head_dim), [tuning.block_n, block_d]),
+            TensorDescriptor.from_tensor(v_pages.view(-1, work.page_size), [block_d, tuning.block_n]),
+        ]
     _decode_kernel[(num_programs,)](
         q,
         k_pages,
         v_pages,
+        tiles[0],
+        tiles[1],
         k_scales,
         v_scales,
         out,
@@ -239,7 +248,7 @@ def paged_decode(
         S=work.page_size,
         BLOCK_N=tuning.block_n,
         BLOCK_D=next_power_of_2(head_dim),
-        ROWS=max(16, next_power_of_2(num_heads // num_kv_heads)),
+        ROWS=max(16 if k_scales is None else 8, next_power_of_2(num_heads // num_kv_heads)),
         RUN_ROWS=groups.tile_rows if groups else 16,
         DEPTH=tuning.depth,
         RUN_DEPTH=tuning.run_depth,
@@ -248,7 +257,8 @@ def paged_decode(
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        V_BY_ASM=by_asm and options["PDL"],
+        TILES=tuning.tiles,
+        BULK=bulk,
         LISTED=listed and options["PDL"],
         num_warps=tuning.num_warps,
         **options,

@@ -23,7 +23,7 @@ def rounded_pages(pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
     """Return values and scales of pages, NaN where they have NaN, and what they stand for."""
     exact = pages.float()
     scales = (exact.abs().amax(-1) / 448).contiguous()
-    values = (exact / scales[..., None]).to(FP8)
+    values = torch.nan_to_num(exact / scales[..., None], 448.0).to(FP8)
     return values, scales, values.float() * scales[..., None]
 
 
@@ -63,7 +63,7 @@ def test_decode_reads_rounded_pages(head_dim: int, is_shared: bool, dtype: torch
     )  # fmt: skip
     work.build(batch.context_lens)
     got = paged_decode(
-        batch.q, k, v, batch.block_table, batch.context_lens, work, scale=0.2,
+        batch.q, k, v.transpose(2, 3).contiguous(), batch.block_table, batch.context_lens, work, scale=0.2,
         k_scales=k_scales, v_scales=v_scales,
     )  # fmt: skip
     expected = reference.paged_decode(

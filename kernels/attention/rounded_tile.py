@@ -1,0 +1,165 @@
+"""Device functions of decode over FP8 pages: both products in FP8, nothing widened."""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.attention.decode_tile import bend_scores
+from tokenbus.kernels.quantize import nearest_fp8
+
+# The largest number of what is split, and how often the second half is larger than it stands for.
+SPLIT_TOP = tl.constexpr(256.0)
+_LOG2_TOP = tl.constexpr(8.0)
+_LOW = tl.constexpr(16.0)
+_TINY = tl.constexpr(1e-20)
+
+
+@triton.jit
+def _halves(value, is_low):
+    """Round fp32 of up to 256 to e4m3, or 16 times what rounding it leaves."""
+    rest = (value - nearest_fp8(value).to(tl.float32)) * _LOW
+    return nearest_fp8(tl.where(is_low, rest, value))
+
+
+@triton.jit
+def split_columns(value, N: tl.constexpr, G: tl.constexpr):
+    """[N, G] fp32 -> [N, 2 G] e4m3, the halves of a number side by side."""
+    both = tl.reshape(tl.join(value, value), [N, 2 * G])
+    return _halves(both, (tl.arange(0, 2 * G) % 2 == 1)[None, :])
+
+
+@triton.jit
+def join_columns(value, N: tl.constexpr, G: tl.constexpr):
+    """[N, 2 G] fp32, sums of halves side by side -> [N, G]."""
+    high, low = tl.split(tl.reshape(value, [N, G, 2]))
+    return high + low * (1.0 / _LOW)
+
+
+@triton.jit
+def split_queries(q, G: tl.constexpr, BLOCK_D: tl.constexpr):
+    """q: [2 G, BLOCK_D], each row twice -> its halves in e4m3 and the scales [2 G]."""
+    q = q.to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(q), axis=1), _TINY) / SPLIT_TOP
+    is_low = (tl.arange(0, 2 * G) % 2 == 1)[:, None]
+    # NaN and infinities make the scale NaN.
+    return _halves(q / scale[:, None], is_low), scale + tl.sum(q - q, axis=1)
+
+
+@triton.jit
+def _load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
+                  page_stride, start, end, D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr,
+                  BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BULK: tl.constexpr,
+                  EVICT: tl.constexpr):  # fmt: skip
+    """Load a tile: keys [BLOCK_N, BLOCK_D], values [BLOCK_D, BLOCK_N] and the scales of both.
+
+    Tokens beyond `end` are what memory holds, finite always; their scales may be NaN.
+    """
+    offs_n = tl.arange(0, BLOCK_N)
+    offs_d = tl.arange(0, BLOCK_D)
+    if S % BLOCK_N == 0:
+        at = tl.minimum(start, end - 1) // BLOCK_N
+        page = tl.load(table_row + at // (S // BLOCK_N))
+        inside = at % (S // BLOCK_N) * BLOCK_N
+        tile = page.to(tl.int64) * (HKV * S) + head * S + inside + offs_n
+        if BULK:
+            block = page * HKV + head
+            k = k_tiles.load([block * S + inside, 0])
+            v = v_tiles.load([block * D, inside])
+        else:
+            base = page.to(tl.int64) * page_stride + head * (S * D)
+            k_at = base + (inside + offs_n)[:, None] * D + offs_d[None, :]
+            v_at = base + offs_d[:, None] * S + (inside + offs_n)[None, :]
+            if BLOCK_D != D:
+                k = tl.load(k_pages + k_at, mask=(offs_d < D)[None, :], other=0.0,
+                            eviction_policy=EVICT)  # fmt: skip
+                v = tl.load(v_pages + v_at, mask=(offs_d < D)[:, None], other=0.0,
+                            eviction_policy=EVICT)  # fmt: skip
+            else:
+                k = tl.load(k_pages + k_at, eviction_policy=EVICT)
+                v = tl.load(v_pages + v_at, eviction_policy=EVICT)
+    else:
+        token = tl.minimum(start + offs_n, end - 1)
+        page = tl.load(table_row + token // S).to(tl.int64)
+        tile = page * (HKV * S) + head * S + token % S
+        base = page * page_stride + head * (S * D) + token % S * D
+        v_base = page * page_stride + head * (S * D) + token % S
+        some = (offs_d < D)
+        k = tl.load(k_pages + base[:, None] + offs_d[None, :], mask=some[None, :], other=0.0)
+        v = tl.load(v_pages + v_base[None, :] + offs_d[:, None] * S, mask=some[:, None], other=0.0)
+    return k, v, tl.load(k_scales + tile), tl.load(v_scales + tile)
+
+
+@triton.jit
+def _logits(q, k, k_scale, v_scale, q_scale, start, end, first_visible, scale, softcap,
+            G: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
+            HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Return base-2 logits, those of the values' scales added, [BLOCK_N, G], and 1 / scales."""
+    scores = join_columns(tl.dot(k, tl.trans(q)) * q_scale[None, :], BLOCK_N, G)
+    scores = bend_scores(scores * k_scale[:, None], scale, softcap, HAS_SOFTCAP)
+    token = start + tl.arange(0, BLOCK_N)
+    visible = token < end
+    if HAS_WINDOW:
+        visible = visible & (token >= first_visible)
+    scores = tl.where(visible[:, None], scores + tl.log2(v_scale)[:, None], float("-inf"))
+    return scores, tl.where(visible, 1.0 / v_scale, 0.0)
+
+
+@triton.jit
+def _fold(logits, weigh, v, base, sums, acc, G: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Add a tile to the sums [BLOCK_N, G] and acc [BLOCK_D, 2 G]."""
+    p = tl.exp2(logits - base[None, :])
+    if G > 16:
+        acc = tl.dot(v, split_columns(p, BLOCK_N, G), acc)
+    else:
+        acc = acc + tl.dot(v, split_columns(p, BLOCK_N, G))
+    return sums + p * weigh[:, None], acc
+
+
+@triton.jit
+def attend_rounded(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
+                   page_stride, begin, end, first_visible, scale, softcap, G: tl.constexpr,
+                   D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
+                   BLOCK_D: tl.constexpr, STAGES: tl.constexpr, TILES: tl.constexpr,
+                   BULK: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                   HAS_SOFTCAP: tl.constexpr, EVICT: tl.constexpr):  # fmt: skip
+    """Attend G query rows [G, BLOCK_D] over tokens [begin, end) of FP8 pages.
+
+    Returns the normalised output [G, BLOCK_D] and the base-2 log-sum-exp [G].
+    """
+    q, q_scale = split_queries(q, G, BLOCK_D)
+    m = tl.full([G], float("-inf"), tl.float32)
+    sums = tl.zeros([BLOCK_N, G], tl.float32)
+    acc = tl.zeros([BLOCK_D, 2 * G], tl.float32)
+    for offset in tl.range(0, end - begin, BLOCK_N * TILES, num_stages=STAGES):
+        start = begin + offset
+        k, v, k_scale, v_scale = _load_rounded(
+            k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head, page_stride,
+            start, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
+        if TILES == 2:
+            k2, v2, k_scale2, v_scale2 = _load_rounded(
+                k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
+                page_stride, start + BLOCK_N, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
+        logits, weigh = _logits(q, k, k_scale, v_scale, q_scale, start, end, first_visible, scale,
+                                softcap, G, BLOCK_N, HAS_WINDOW, HAS_SOFTCAP)  # fmt: skip
+        top = logits
+        if TILES == 2:
+            logits2, weigh2 = _logits(q, k2, k_scale2, v_scale2, q_scale, start + BLOCK_N, end,
+                                      first_visible, scale, softcap, G, BLOCK_N, HAS_WINDOW,
+                                      HAS_SOFTCAP)  # fmt: skip
+            top = tl.maximum(logits, logits2)
+        new_m = tl.maximum(m, tl.max(top, axis=0))
+        finite = tl.where(new_m == float("-inf"), 0.0, new_m)
+        alpha = tl.exp2(m - finite)
+        m = new_m
+        base = finite - _LOG2_TOP
+        sums = sums * alpha[None, :]
+        both = tl.reshape(tl.join(alpha, alpha), [2 * G])
+        acc = acc * both[None, :]
+        sums, acc = _fold(logits, weigh, v, base, sums, acc, G, BLOCK_N)
+        if TILES == 2:
+            sums, acc = _fold(logits2, weigh2, v2, base, sums, acc, G, BLOCK_N)
+    total = tl.sum(sums, axis=0)
+    out = join_columns(acc, BLOCK_D, G) / tl.where(total > 0.0, total, 1.0)[None, :]
+    return tl.trans(out), m + tl.log2(total) - _LOG2_TOP
