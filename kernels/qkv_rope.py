@@ -19,7 +19,7 @@ from tokenbus.kernels.launch import (
     wait_for_inputs,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.quantize import scale_of, to_fp8
+from tokenbus.kernels.quantize import finite_fp8, scale_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,26 +49,29 @@ def _norm_weight(q_norm, k_norm, is_q, is_v, dims, in_dims, ADD_ONE: tl.constexp
 
 
 @triton.jit
-def _store_part(value, scale, q_out, k_pages, v_pages, token, page_base, heads, live, dims,
-                in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+def _store_part(value, scale, q_out, k_pages, v_pages, token, page_base, offset, heads, live,
+                dims, in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
                 S: tl.constexpr):  # fmt: skip
     """Store some dims of some heads: q to the output, k and v into their slot.
 
-    With a scale per head, [HEADS], k and v are rounded to it.
+    With a scale per head, [HEADS], k and v are rounded to it, and a page has tokens of v innermost.
     """
     mask = live[:, None] & in_dims[None, :]
     is_q = (heads < HQ)[:, None]
     is_k = ((heads >= HQ) & (heads < HQ + HKV))[:, None]
     is_v = (heads >= HQ + HKV)[:, None]
-    exact = value
-    value = value.to(q_out.dtype.element_ty)
-    tl.store(q_out + token * (HQ * D) + heads[:, None] * D + dims[None, :], value,
+    plain = value.to(q_out.dtype.element_ty)
+    tl.store(q_out + token * (HQ * D) + heads[:, None] * D + dims[None, :], plain,
              mask=mask & is_q)  # fmt: skip
-    if scale is not None:
-        value = to_fp8(exact / scale[:, None])
-    place = page_base + ((heads - HQ) % HKV)[:, None] * (S * D) + dims[None, :]
-    tl.store(k_pages + place, value, mask=mask & is_k)
-    tl.store(v_pages + place, value, mask=mask & is_v)
+    block = page_base + ((heads - HQ) % HKV)[:, None] * (S * D)
+    k_place = block + offset * D + dims[None, :]
+    if scale is None:
+        tl.store(k_pages + k_place, plain, mask=mask & is_k)
+        tl.store(v_pages + k_place, plain, mask=mask & is_v)
+    else:
+        rounded = finite_fp8(value / scale[:, None])
+        tl.store(k_pages + k_place, rounded, mask=mask & is_k)
+        tl.store(v_pages + block + offset + dims[None, :] * S, rounded, mask=mask & is_v)
 
 
 @triton.jit
@@ -116,7 +119,8 @@ def _qkv_rope_kernel(
         if ROT < D:
             c = c * scale * _norm_weight(q_norm, k_norm, is_q, is_v, rest, in_rest, ADD_ONE)
     head_scales = None
-    page_base = slot // S * page_stride + slot % S * D
+    page_base = slot // S * page_stride
+    offset = slot % S
     if ROT > 0:
         # The second half of the table: both halves are equal, and some tables sign the first.
         at = position * rope_stride + HALF + half
@@ -138,19 +142,18 @@ def _qkv_rope_kernel(
             tops = tl.maximum(tops, tl.max(tl.abs(c), axis=1))
             spoilt += tl.sum(c - c, axis=1)
         head_scales = scale_of(tops)
-        _store_scales(head_scales + spoilt, k_scales, v_scales, page_base // D, heads, live, HQ,
+        _store_scales(head_scales + spoilt, k_scales, v_scales, page_base // D + offset, heads, live, HQ,
                       HKV, S)  # fmt: skip
     if ROT > 0:
-        _store_part(turned_a, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live,
-                    half,
+        _store_part(turned_a, head_scales, q_out, k_pages, v_pages, token, page_base, offset,
+                    heads, live, half,
                     in_half, HQ, HKV, D, S)  # fmt: skip
-        _store_part(turned_b, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live,
-                    half + HALF,
+        _store_part(turned_b, head_scales, q_out, k_pages, v_pages, token, page_base, offset,
+                    heads, live, half + HALF,
                     in_half, HQ, HKV, D, S)  # fmt: skip
     if ROT < D:
-        _store_part(c, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live, rest,
-                    in_rest,
-                    HQ, HKV, D, S)  # fmt: skip
+        _store_part(c, head_scales, q_out, k_pages, v_pages, token, page_base, offset,
+                    heads, live, rest, in_rest, HQ, HKV, D, S)  # fmt: skip
 
 
 def _check(
@@ -160,7 +163,6 @@ def _check(
     _, num_kv_heads, page_size, head_dim = k_pages.shape
     width = (num_heads + 2 * num_kv_heads) * head_dim
     require(qkv.shape[1] == width, f"qkv is {qkv.shape[1]} wide, the heads need {width}")
-    require(v_pages.shape == k_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
     require(next_power_of_2(page_size) == page_size, f"page size {page_size}")
     rot_dim = 0 if cos is None else cos.shape[-1]
     require(rot_dim <= head_dim and rot_dim % 2 == 0, f"rotary dims {rot_dim} of {head_dim}")
@@ -189,7 +191,8 @@ def qkv_rope(
 
     Args:
         qkv: [T, (Hq + 2 Hkv) * D], contiguous. k_pages, v_pages: [P, Hkv, S, D], same dtype.
-        k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: every token and head gets its own.
+        k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: every token and head gets its own,
+            and v_pages is [P, Hkv, D, S]. A token with NaN has NaN as a scale, no value is NaN.
         positions, slot_mapping: [T] int64; several tokens may share a slot of page 0 only.
         cos, sin: [max_len, R] fp32, R <= D, halves equal; None leaves positions out (NoPE).
         bias: [(Hq + 2 Hkv) * D]. q_norm, k_norm: [D], per-head RMSNorm weights (both or none).

@@ -82,6 +82,12 @@ def nearest_fp8(value):
 
 
 @triton.jit
+def finite_fp8(value):
+    """Round as `to_fp8` does, NaN to zero: what broke a row is left to its scale."""
+    return to_fp8(tl.where(value == value, value, 0.0))
+
+
+@triton.jit
 def scale_of(top):
     """Return the scale that takes a row's largest absolute value to the end of e4m3."""
     return tl.maximum(top, _TINY) / FP8_MAX
@@ -94,7 +100,7 @@ def _store_rows(value, values, scales, row, offs, mask, width):
     The scale of a row with NaN or an infinity is NaN, and so is all that it is multiplied by.
     """
     scale = scale_of(tl.max(tl.abs(value)))
-    tl.store(values + row * width + offs, to_fp8(value / scale), mask=mask)
+    tl.store(values + row * width + offs, finite_fp8(value / scale), mask=mask)
     tl.store(scales + row, scale + tl.sum(value - value))
 
 

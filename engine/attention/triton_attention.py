@@ -54,9 +54,11 @@ class TritonAttention:
         page_size = ctx.kv.page_size
         place = ctx.slot_mapping // page_size, ctx.slot_mapping % page_size
         scales = ctx.kv.scales(spec.layer_idx)
-        pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        k_pages, v_pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        by_token = (0, 2, 1, 3) if scales[1] is None else (0, 3, 1, 2)
+        pages = k_pages.transpose(1, 2), v_pages.permute(by_token)
         for value, page, scale in zip((k, v), pages, scales, strict=True):
-            _write(value, page.transpose(1, 2), scale, place)
+            _write(value, page, scale, place)
         return self.read(q.contiguous(), spec, ctx)
 
     def read(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> Tensor:

@@ -37,21 +37,6 @@ def load_tile(pages, table_row, head_offset, page_stride, start, limit,
 
 
 @triton.jit
-def load_scales(scales, table_row, head_offset, page_stride, start, limit, D: tl.constexpr,
-                S: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Load the scales of a tile of rounded keys or values, [BLOCK_N]; masked ones are zero."""
-    token = start + tl.arange(0, BLOCK_N)
-    if S % BLOCK_N == 0:
-        page = tl.load(table_row + start // S).to(tl.int64)
-    else:
-        page = tl.load(table_row + token // S, mask=token < limit, other=0).to(tl.int64)
-    pointers = scales + (page * page_stride + head_offset) // D + token % S
-    if MASKED:
-        return tl.load(pointers, mask=token < limit, other=0.0)
-    return tl.load(pointers)
-
-
-@triton.jit
 def for_rounded(q):
     """Return queries in a dtype that multiplies rounded keys: e4m3 is exact in half precision."""
     return q.to(tl.float16) if q.dtype == tl.bfloat16 else q

@@ -52,6 +52,8 @@ class DecodeTuning:
     num_warps: int = 4
     tiles: int = 1
     use_bulk_copy: bool = False
+    widen: bool = False
+    max_registers: int | None = None
 
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
@@ -87,7 +89,7 @@ def _decode_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    TILES: tl.constexpr, BULK: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
+    TILES: tl.constexpr, BULK: tl.constexpr, WIDEN: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -128,7 +130,7 @@ def _decode_kernel(
                                 parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
-                                HAS_SOFTCAP, PRECISION, BULK)  # fmt: skip
+                                HAS_SOFTCAP, PRECISION, BULK, WIDEN)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
                              k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens, parts, part_o,
@@ -259,8 +261,10 @@ def paged_decode(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         TILES=tuning.tiles,
         BULK=bulk,
+        WIDEN=tuning.widen,
         LISTED=listed and options["PDL"],
         num_warps=tuning.num_warps,
+        maxnreg=tuning.max_registers,
         **options,
     )
     return out

@@ -11,8 +11,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenbus.kernels.attention.decode_tile import for_rounded
 from tokenbus.kernels.attention.prefill_tile import LOG2E, attend_masked, attend_whole
+from tokenbus.kernels.attention.rounded_prefill import attend_rounded_rows, split_rows
+from tokenbus.kernels.attention.rounded_tile import SPLIT_TOP
 from tokenbus.kernels.launch import (
     next_power_of_2,
     require,
@@ -20,7 +21,6 @@ from tokenbus.kernels.launch import (
     supports_dependent_launch,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.quantize import FP8_MAX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,8 +124,6 @@ def _prefill_kernel(
         tl.store(place, tl.zeros([BLOCK_M, BLOCK_D], out.dtype.element_ty), mask=mask)
         return
     query = tl.load(q + tokens.to(tl.int64)[:, None] * q_stride + columns, mask=mask, other=0.0)
-    if k_scales is not None:
-        query = for_rounded(query)
     context = tl.load(context_lens + n)
     earliest = context - last + token
     position = earliest + offs_r // GROUP
@@ -147,27 +145,47 @@ def _prefill_kernel(
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if HAS_WINDOW:
-        m, total, acc = attend_masked(
-            query, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
-            begin, whole_begin,
-            context, position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
-            MASKED_STAGES, True, HAS_SOFTCAP, PRECISION,
+    if k_scales is not None:
+        wide = query.to(tl.float32)
+        q_scale = tl.maximum(tl.max(tl.abs(wide)), 1e-20) / SPLIT_TOP
+        high, low = split_rows(wide / q_scale)
+        # NaN and infinities make the scale NaN.
+        q_scale += tl.sum(wide - wide)
+        if HAS_WINDOW:
+            m, total, acc = attend_rounded_rows(
+                high, low, q_scale, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales,
+                table_row, head, page_stride, begin, whole_begin, context, position, m, total, acc,
+                scale, softcap, window, D, S, HKV, BLOCK_N, BLOCK_D, MASKED_STAGES, BULK, True,
+                True, HAS_SOFTCAP,
+            )  # fmt: skip
+        m, total, acc = attend_rounded_rows(
+            high, low, q_scale, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
+            head, page_stride, whole_begin, whole_end, context, position, m, total, acc, scale,
+            softcap, window, D, S, HKV, BLOCK_N, BLOCK_D, STAGES, BULK, False, False, HAS_SOFTCAP,
         )  # fmt: skip
-    m, total, acc = attend_whole(
-        query, k_pages, v_pages, k_scales, v_scales, k_tiles, v_tiles, table_row, head,
-        head_offset, page_stride,
-        whole_begin, whole_end, position, m, total, acc, rate, scale, softcap, D, S, HKV, BLOCK_N,
-        BLOCK_D, STAGES, BULK, HAS_SOFTCAP, PRECISION,
-    )  # fmt: skip
-    m, total, acc = attend_masked(
-        query, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
-        whole_end, end, context,
-        position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
-        MASKED_STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
-    )  # fmt: skip
-    if v_scales is not None:
-        total = total * FP8_MAX
+        m, total, acc = attend_rounded_rows(
+            high, low, q_scale, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
+            head, page_stride, whole_end, end, context, position, m, total, acc, scale, softcap,
+            window, D, S, HKV, BLOCK_N, BLOCK_D, MASKED_STAGES, BULK, True, HAS_WINDOW,
+            HAS_SOFTCAP,
+        )  # fmt: skip
+    else:
+        if HAS_WINDOW:
+            m, total, acc = attend_masked(
+                query, k_pages, v_pages, table_row, head_offset, page_stride, begin, whole_begin,
+                context, position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N,
+                BLOCK_D, MASKED_STAGES, True, HAS_SOFTCAP, PRECISION,
+            )  # fmt: skip
+        m, total, acc = attend_whole(
+            query, k_pages, v_pages, k_tiles, v_tiles, table_row, head, head_offset, page_stride,
+            whole_begin, whole_end, position, m, total, acc, rate, scale, softcap, D, S, HKV,
+            BLOCK_N, BLOCK_D, STAGES, BULK, HAS_SOFTCAP, PRECISION,
+        )  # fmt: skip
+        m, total, acc = attend_masked(
+            query, k_pages, v_pages, table_row, head_offset, page_stride, whole_end, end, context,
+            position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
+            MASKED_STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
+        )  # fmt: skip
     acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
 
@@ -182,7 +200,6 @@ def _check(
     _, num_kv_heads, page_size, _ = k_pages.shape
     require_contiguous(k_pages=k_pages, v_pages=v_pages, context_lens=context_lens)
     require_contiguous(cu_seqlens_q=cu_seqlens_q)
-    require(k_pages.shape == v_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
     require(k_pages.shape[3] == head_dim, f"pages have D {k_pages.shape[3]}, q has {head_dim}")
     require(16 <= head_dim <= 256 and head_dim % 16 == 0, f"head dim {head_dim}")
     require(num_heads % num_kv_heads == 0, f"{num_heads} heads over {num_kv_heads} KV heads")
@@ -243,7 +260,11 @@ def paged_prefill(
     if tuning.use_bulk_copy:
         require(page_size % tuning.block_n == 0, f"tiles of {tuning.block_n}, pages {page_size}")
         block = [tuning.block_n, block_d]
-        tiles = [TensorDescriptor.from_tensor(t.view(-1, head_dim), block) for t in tiles]
+        tiles = [TensorDescriptor.from_tensor(k_pages.view(-1, head_dim), block)]
+        if k_scales is None:
+            tiles.append(TensorDescriptor.from_tensor(v_pages.view(-1, head_dim), block))
+        else:
+            tiles.append(TensorDescriptor.from_tensor(v_pages.view(-1, page_size), block[::-1]))
     tile_tokens = tuning.block_m // (num_heads // num_kv_heads)
     grid = (num_tokens // tile_tokens + num_sequences + 1, num_kv_heads)
     _prefill_kernel[grid](

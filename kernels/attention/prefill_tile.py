@@ -6,20 +6,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.attention.decode_tile import load_scales, load_tile
-from tokenbus.kernels.quantize import FP8_MAX
+from tokenbus.kernels.attention.decode_tile import load_tile
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _scores(q, k, k_scale, start, position, scale, softcap, window, BLOCK_N: tl.constexpr,
+def _scores(q, k, start, position, scale, softcap, window, BLOCK_N: tl.constexpr,
             MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
     """Return q k^T [BLOCK_M, BLOCK_N], bent by the soft cap, -inf where a key is not visible."""
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    if k_scale is not None:
-        scores = scores * k_scale[None, :]
     if HAS_SOFTCAP:
         # tanh(x) = 1 - 2 / (exp(2x) + 1), exact at both ends in fp32.
         bent = tl.exp2(scores * (2.0 * scale / softcap * LOG2E))
@@ -46,7 +43,7 @@ def _rebase(m, total, acc, top, rate, MAYBE_EMPTY: tl.constexpr):
 
 
 @triton.jit
-def attend_masked(q, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
+def attend_masked(q, k_pages, v_pages, table_row, head_offset, page_stride,
                   begin, end, limit,
                   position, m, total, acc, rate, scale, softcap, window, D: tl.constexpr,
                    S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -58,21 +55,11 @@ def attend_masked(q, k_pages, v_pages, k_scales, v_scales, table_row, head_offse
                       D, S, BLOCK_N, BLOCK_D, True, "")  # fmt: skip
         v = load_tile(v_pages, table_row, head_offset, page_stride, start, limit,
                       D, S, BLOCK_N, BLOCK_D, True, "")  # fmt: skip
-        k_scale = None
-        v_scale = None
-        if k_scales is not None:
-            k, v = k.to(q.dtype), v.to(q.dtype)
-            k_scale = load_scales(k_scales, table_row, head_offset, page_stride, start, limit,
-                                  D, S, BLOCK_N, True)  # fmt: skip
-            v_scale = load_scales(v_scales, table_row, head_offset, page_stride, start, limit,
-                                  D, S, BLOCK_N, True)  # fmt: skip
-        scores = _scores(q, k, k_scale, start, position, scale, softcap, window, BLOCK_N, True,
+        scores = _scores(q, k, start, position, scale, softcap, window, BLOCK_N, True,
                          HAS_WINDOW, HAS_SOFTCAP, PRECISION)  # fmt: skip
         m, total, acc, base = _rebase(m, total, acc, tl.max(scores, axis=1), rate, HAS_WINDOW)
         p = tl.exp2(scores * rate - base[:, None])
         total += tl.sum(p, axis=1)
-        if v_scale is not None:
-            p = p * (v_scale * FP8_MAX)[None, :]
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return m, total, acc
 
@@ -90,7 +77,7 @@ def _load_whole(pages, tiles, table_row, head, head_offset, page_stride, start, 
 
 
 @triton.jit
-def attend_whole(q, k_pages, v_pages, k_scales, v_scales, k_tiles, v_tiles, table_row, head,
+def attend_whole(q, k_pages, v_pages, k_tiles, v_tiles, table_row, head,
                  head_offset, page_stride,
                  begin, end, position, m, total, acc, rate, scale, softcap, D: tl.constexpr,
                  S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -103,24 +90,12 @@ def attend_whole(q, k_pages, v_pages, k_scales, v_scales, k_tiles, v_tiles, tabl
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         k = _load_whole(k_pages, k_tiles, table_row, head, head_offset, page_stride, start,
                         D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
-        k_scale = None
-        v_scale = None
-        if k_scales is not None:
-            k = k.to(q.dtype)
-            k_scale = load_scales(k_scales, table_row, head_offset, page_stride, start, end,
-                                  D, S, BLOCK_N, False)  # fmt: skip
-            v_scale = load_scales(v_scales, table_row, head_offset, page_stride, start, end,
-                                  D, S, BLOCK_N, False)  # fmt: skip
-        scores = _scores(q, k, k_scale, start, position, scale, softcap, 0, BLOCK_N, False, False,
+        scores = _scores(q, k, start, position, scale, softcap, 0, BLOCK_N, False, False,
                          HAS_SOFTCAP, PRECISION)  # fmt: skip
         m, total, acc, base = _rebase(m, total, acc, tl.max(scores, axis=1), rate, False)
         p = tl.exp2(scores * rate - base[:, None])
         v = _load_whole(v_pages, v_tiles, table_row, head, head_offset, page_stride, start,
                         D, S, HKV, BLOCK_N, BLOCK_D, BULK)  # fmt: skip
-        if v_scales is not None:
-            v = v.to(q.dtype)
         total += tl.sum(p, axis=1)
-        if v_scale is not None:
-            p = p * (v_scale * FP8_MAX)[None, :]
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return m, total, acc

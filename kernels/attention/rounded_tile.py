@@ -6,12 +6,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.attention.decode_tile import bend_scores
+from tokenbus.kernels.attention.decode_tile import bend_scores, for_rounded
 from tokenbus.kernels.quantize import nearest_fp8
 
 # The largest number of what is split, and how often the second half is larger than it stands for.
 SPLIT_TOP = tl.constexpr(256.0)
-_LOG2_TOP = tl.constexpr(8.0)
+LOG2_TOP = tl.constexpr(8.0)
 _LOW = tl.constexpr(16.0)
 _TINY = tl.constexpr(1e-20)
 
@@ -48,7 +48,7 @@ def split_queries(q, G: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
+def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
                   page_stride, start, end, D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr,
                   BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BULK: tl.constexpr,
                   EVICT: tl.constexpr):  # fmt: skip
@@ -92,11 +92,14 @@ def _load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_
 
 
 @triton.jit
-def _logits(q, k, k_scale, v_scale, q_scale, start, end, first_visible, scale, softcap,
-            G: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
-            HAS_SOFTCAP: tl.constexpr):  # fmt: skip
-    """Return base-2 logits, those of the values' scales added, [BLOCK_N, G], and 1 / scales."""
-    scores = join_columns(tl.dot(k, tl.trans(q)) * q_scale[None, :], BLOCK_N, G)
+def bend_logits(scores, k_scale, v_scale, start, end, first_visible, scale, softcap,
+                BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Turn products with rounded keys, [BLOCK_N, G], into base-2 logits plus those of v_scale.
+
+    The largest of them then tells how large the products with rounded values get. Returns the
+    logits and what takes their powers back to plain weights, [BLOCK_N].
+    """
     scores = bend_scores(scores * k_scale[:, None], scale, softcap, HAS_SOFTCAP)
     token = start + tl.arange(0, BLOCK_N)
     visible = token < end
@@ -107,13 +110,20 @@ def _logits(q, k, k_scale, v_scale, q_scale, start, end, first_visible, scale, s
 
 
 @triton.jit
+def _logits(q, k, k_scale, v_scale, q_scale, start, end, first_visible, scale, softcap,
+            G: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
+            HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Return `bend_logits` of keys [BLOCK_N, BLOCK_D] and split queries [2 G, BLOCK_D]."""
+    scores = join_columns(tl.dot(k, tl.trans(q)) * q_scale[None, :], BLOCK_N, G)
+    return bend_logits(scores, k_scale, v_scale, start, end, first_visible, scale, softcap,
+                       BLOCK_N, HAS_WINDOW, HAS_SOFTCAP)  # fmt: skip
+
+
+@triton.jit
 def _fold(logits, weigh, v, base, sums, acc, G: tl.constexpr, BLOCK_N: tl.constexpr):
     """Add a tile to the sums [BLOCK_N, G] and acc [BLOCK_D, 2 G]."""
     p = tl.exp2(logits - base[None, :])
-    if G > 16:
-        acc = tl.dot(v, split_columns(p, BLOCK_N, G), acc)
-    else:
-        acc = acc + tl.dot(v, split_columns(p, BLOCK_N, G))
+    acc = acc + tl.dot(v, split_columns(p, BLOCK_N, G))
     return sums + p * weigh[:, None], acc
 
 
@@ -134,11 +144,11 @@ def attend_rounded(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, ta
     acc = tl.zeros([BLOCK_D, 2 * G], tl.float32)
     for offset in tl.range(0, end - begin, BLOCK_N * TILES, num_stages=STAGES):
         start = begin + offset
-        k, v, k_scale, v_scale = _load_rounded(
+        k, v, k_scale, v_scale = load_rounded(
             k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head, page_stride,
             start, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
         if TILES == 2:
-            k2, v2, k_scale2, v_scale2 = _load_rounded(
+            k2, v2, k_scale2, v_scale2 = load_rounded(
                 k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
                 page_stride, start + BLOCK_N, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
         logits, weigh = _logits(q, k, k_scale, v_scale, q_scale, start, end, first_visible, scale,
@@ -153,7 +163,7 @@ def attend_rounded(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, ta
         finite = tl.where(new_m == float("-inf"), 0.0, new_m)
         alpha = tl.exp2(m - finite)
         m = new_m
-        base = finite - _LOG2_TOP
+        base = finite - LOG2_TOP
         sums = sums * alpha[None, :]
         both = tl.reshape(tl.join(alpha, alpha), [2 * G])
         acc = acc * both[None, :]
@@ -162,4 +172,42 @@ def attend_rounded(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, ta
             sums, acc = _fold(logits2, weigh2, v2, base, sums, acc, G, BLOCK_N)
     total = tl.sum(sums, axis=0)
     out = join_columns(acc, BLOCK_D, G) / tl.where(total > 0.0, total, 1.0)[None, :]
-    return tl.trans(out), m + tl.log2(total) - _LOG2_TOP
+    return tl.trans(out), m + tl.log2(total) - LOG2_TOP
+
+
+@triton.jit
+def attend_widened(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
+                   page_stride, begin, end, scale, softcap, R: tl.constexpr, D: tl.constexpr,
+                   S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
+                   BLOCK_D: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
+                   HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+                   EVICT: tl.constexpr):  # fmt: skip
+    """Attend many query rows [R, BLOCK_D] over tokens [begin, end) of FP8 pages.
+
+    Keys and values are widened as the left operands of their products, which come from registers:
+    of e4m3 a thread needs bytes side by side there, as memory holds them.
+    Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R].
+    """
+    q = for_rounded(q)
+    m = tl.full([R], float("-inf"), tl.float32)
+    sums = tl.zeros([BLOCK_N, R], tl.float32)
+    acc = tl.zeros([BLOCK_D, R], tl.float32)
+    for offset in tl.range(0, end - begin, BLOCK_N, num_stages=STAGES):
+        start = begin + offset
+        k, v, k_scale, v_scale = load_rounded(
+            k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head, page_stride,
+            start, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
+        scores = tl.dot(k.to(q.dtype), tl.trans(q), input_precision=PRECISION)
+        logits, weigh = bend_logits(scores, k_scale, v_scale, start, end, 0, scale, softcap,
+                                    BLOCK_N, False, HAS_SOFTCAP)  # fmt: skip
+        new_m = tl.maximum(m, tl.max(logits, axis=0))
+        finite = tl.where(new_m == float("-inf"), 0.0, new_m)
+        alpha = tl.exp2(m - finite)
+        m = new_m
+        p = tl.exp2(logits - (finite - LOG2_TOP)[None, :])
+        sums = sums * alpha[None, :] + p * weigh[:, None]
+        acc = tl.dot(v.to(q.dtype), p.to(q.dtype), acc * alpha[None, :],
+                     input_precision=PRECISION)  # fmt: skip
+    total = tl.sum(sums, axis=0)
+    out = acc / tl.where(total > 0.0, total, 1.0)[None, :]
+    return tl.trans(out), m + tl.log2(total) - LOG2_TOP

@@ -84,8 +84,8 @@ def test_prefill_reads_rounded_pages(window: int | None, dtype: torch.dtype) -> 
     q = q.to(DEVICE, dtype)
     borders = torch.tensor([0, 5, 8, 78], dtype=torch.int32, device=DEVICE)
     got = paged_prefill(
-        q, k, v, batch.block_table, batch.context_lens, borders, scale=0.2, sliding_window=window,
-        k_scales=k_scales, v_scales=v_scales,
+        q, k, v.transpose(2, 3).contiguous(), batch.block_table, batch.context_lens, borders,
+        scale=0.2, sliding_window=window, k_scales=k_scales, v_scales=v_scales,
     )  # fmt: skip
     expected = reference.paged_prefill(
         q, exact_k, exact_v, batch.block_table, batch.context_lens, borders, scale=0.2,
