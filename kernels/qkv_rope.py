@@ -20,6 +20,7 @@ from tokenbus.kernels.launch import (
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
 from tokenbus.kernels.quantize import finite_fp8, scale_of
+from tokenbus.kernels.value_pages import write_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,12 +50,13 @@ def _norm_weight(q_norm, k_norm, is_q, is_v, dims, in_dims, ADD_ONE: tl.constexp
 
 
 @triton.jit
-def _store_part(value, scale, q_out, k_pages, v_pages, token, page_base, offset, heads, live,
-                dims, in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+def _store_part(value, scale, q_out, k_pages, v_pages, back, token, page_base, offset, heads,
+                live, dims, in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
                 S: tl.constexpr):  # fmt: skip
     """Store some dims of some heads: q to the output, k and v into their slot.
 
-    With a scale per head, [HEADS], k and v are rounded to it, and a page has tokens of v innermost.
+    With a scale per head, [HEADS], k and v are rounded to it, and a page has tokens of v innermost;
+    what k stands for then goes to the row `back` too, if there is one.
     """
     mask = live[:, None] & in_dims[None, :]
     is_q = (heads < HQ)[:, None]
@@ -72,6 +74,9 @@ def _store_part(value, scale, q_out, k_pages, v_pages, token, page_base, offset,
         rounded = finite_fp8(value / scale[:, None])
         tl.store(k_pages + k_place, rounded, mask=mask & is_k)
         tl.store(v_pages + block + offset + dims[None, :] * S, rounded, mask=mask & is_v)
+        if back is not None:
+            plain = (rounded.to(tl.float32) * scale[:, None]).to(back.dtype.element_ty)
+            tl.store(back + heads[:, None] * D + dims[None, :], plain, mask=mask & is_k)
 
 
 @triton.jit
@@ -89,13 +94,15 @@ def _qkv_rope_kernel(
     v_scales, page_stride, rope_stride, eps, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
     S: tl.constexpr,
     ROT: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr,
+    WRITE_BACK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = ROT // 2
     release_successor(PDL)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    live = heads < HQ + 2 * HKV
+    # Values that are written back are another launch's.
+    live = heads < (HQ + HKV if WRITE_BACK else HQ + 2 * HKV)
     is_q = heads < HQ
     is_v = heads >= HQ + HKV
     half = tl.arange(0, BLOCK_HALF)
@@ -119,6 +126,9 @@ def _qkv_rope_kernel(
         if ROT < D:
             c = c * scale * _norm_weight(q_norm, k_norm, is_q, is_v, rest, in_rest, ADD_ONE)
     head_scales = None
+    back = None
+    if WRITE_BACK:
+        back = qkv + row
     page_base = slot // S * page_stride
     offset = slot % S
     if ROT > 0:
@@ -141,18 +151,16 @@ def _qkv_rope_kernel(
         elif ROT < D:
             tops = tl.maximum(tops, tl.max(tl.abs(c), axis=1))
             spoilt += tl.sum(c - c, axis=1)
-        head_scales = scale_of(tops)
-        _store_scales(head_scales + spoilt, k_scales, v_scales, page_base // D + offset, heads, live, HQ,
+        head_scales = scale_of(tops) + spoilt
+        _store_scales(head_scales, k_scales, v_scales, page_base // D + offset, heads, live, HQ,
                       HKV, S)  # fmt: skip
     if ROT > 0:
-        _store_part(turned_a, head_scales, q_out, k_pages, v_pages, token, page_base, offset,
-                    heads, live, half,
-                    in_half, HQ, HKV, D, S)  # fmt: skip
-        _store_part(turned_b, head_scales, q_out, k_pages, v_pages, token, page_base, offset,
-                    heads, live, half + HALF,
-                    in_half, HQ, HKV, D, S)  # fmt: skip
+        _store_part(turned_a, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
+                    heads, live, half, in_half, HQ, HKV, D, S)  # fmt: skip
+        _store_part(turned_b, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
+                    heads, live, half + HALF, in_half, HQ, HKV, D, S)  # fmt: skip
     if ROT < D:
-        _store_part(c, head_scales, q_out, k_pages, v_pages, token, page_base, offset,
+        _store_part(c, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
                     heads, live, rest, in_rest, HQ, HKV, D, S)  # fmt: skip
 
 
@@ -186,6 +194,7 @@ def qkv_rope(
     q_out: Tensor | None = None,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
+    write_back: bool = False,
 ) -> Tensor:
     """Normalise and rotate q and k, write k and v into their slots.
 
@@ -193,6 +202,9 @@ def qkv_rope(
         qkv: [T, (Hq + 2 Hkv) * D], contiguous. k_pages, v_pages: [P, Hkv, S, D], same dtype.
         k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: every token and head gets its own,
             and v_pages is [P, Hkv, D, S]. A token with NaN has NaN as a scale, no value is NaN.
+        write_back: replace k and v in qkv by what stands in pages of FP8, so that prompts can read
+            it there. Meant for many tokens: their values are written by a launch of its own, since
+            a page has those of a dim side by side.
         positions, slot_mapping: [T] int64; several tokens may share a slot of page 0 only.
         cos, sin: [max_len, R] fp32, R <= D, halves equal; None leaves positions out (NoPE).
         bias: [(Hq + 2 Hkv) * D]. q_norm, k_norm: [D], per-head RMSNorm weights (both or none).
@@ -204,6 +216,7 @@ def qkv_rope(
     require((cos is None) == (sin is None), "cos and sin come together")
     _check(qkv, k_pages, v_pages, num_heads, cos)
     check_page_dtypes(qkv.dtype, k_pages, v_pages, k_scales, v_scales)
+    require(not write_back or k_scales is not None, "only rounded keys and values are written back")
     num_tokens = qkv.shape[0]
     _, num_kv_heads, page_size, head_dim = k_pages.shape
     if q_out is None:
@@ -212,7 +225,8 @@ def qkv_rope(
         return q_out
     rot_dim = 0 if cos is None else cos.shape[1]
     heads = 8
-    _qkv_rope_kernel[(num_tokens, ceil_div(num_heads + 2 * num_kv_heads, heads))](
+    num_rotated = num_heads + (1 if write_back else 2) * num_kv_heads
+    _qkv_rope_kernel[(num_tokens, ceil_div(num_rotated, heads))](
         qkv,
         bias,
         q_norm,
@@ -240,7 +254,10 @@ def qkv_rope(
         HAS_BIAS=bias is not None,
         HAS_NORM=q_norm is not None,
         ADD_ONE=norm_add_one,
+        WRITE_BACK=write_back,
         num_warps=4,
         **dependent_launch(qkv.device),
     )
+    if write_back and v_scales is not None:
+        write_values(qkv, bias, slot_mapping, v_pages, v_scales, num_heads=num_heads)
     return q_out

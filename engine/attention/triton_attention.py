@@ -61,8 +61,13 @@ class TritonAttention:
             _write(value, page, scale, place)
         return self.read(q.contiguous(), spec, ctx)
 
-    def read(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> Tensor:
-        """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous."""
+    def read(
+        self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext, fresh: Tensor | None = None
+    ) -> Tensor:
+        """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous.
+
+        fresh: this pass's keys and values for prompts over FP8 pages, see `paged_prefill`.
+        """
         pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         out = torch.empty_like(q)
@@ -80,6 +85,7 @@ class TritonAttention:
                 softcap=spec.softcap,
                 k_scales=k_scales,
                 v_scales=v_scales,
+                fresh=None if fresh is None else fresh[:num_tokens],
                 out=out[:num_tokens],
             )
         if ctx.num_decode:

@@ -144,7 +144,7 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
                  HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
                  DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                 PRECISION: tl.constexpr, BULK: tl.constexpr, WIDEN: tl.constexpr):  # fmt: skip
+                 PRECISION: tl.constexpr, BULK: tl.constexpr):  # fmt: skip
     """Attend the stacked heads of several sequences over one part of their common pages."""
     GROUP: tl.constexpr = HQ // HKV
     offs_r = tl.arange(0, ROWS)
@@ -159,25 +159,11 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
     query = tl.load(q + place, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
     table = block_table + table_row.to(tl.int64) * table_stride
     if k_scales is not None:
-        if WIDEN:
-            result, lse = attend_widened(
-                query, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table, head,
-                page_stride,
-                begin, end, scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, BULK,
-                HAS_SOFTCAP, PRECISION, "evict_last",
-            )  # fmt: skip
-        else:
-            offs_t = tl.arange(0, 2 * ROWS) // 2
-            member_t = offs_t // GROUP
-            rows_t = tl.load(members + first_member + member_t, mask=member_t < num_members, other=0)
-            place_t = (rows_t * HQ + head * GROUP + offs_t % GROUP)[:, None] * D + offs_d[None, :]
-            query = tl.load(q + place_t, mask=(member_t < num_members)[:, None] & (offs_d < D)[None, :],
-                            other=0.0)  # fmt: skip
-            result, lse = attend_rounded(
-                query, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table, head,
-                page_stride, begin, end, 0, scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D,
-                2 * DEPTH + 1, 1, BULK, False, HAS_SOFTCAP, "evict_last",
-            )  # fmt: skip
+        result, lse = attend_widened(
+            query, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table, head, page_stride,
+            begin, end, scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, BULK,
+            HAS_SOFTCAP, PRECISION, "evict_last",
+        )  # fmt: skip
     else:
         result, lse = attend_range(
             query, k_pages, v_pages, table, head * (S * D), page_stride, begin, end, 0, scale,

@@ -52,7 +52,6 @@ class DecodeTuning:
     num_warps: int = 4
     tiles: int = 1
     use_bulk_copy: bool = False
-    widen: bool = False
     max_registers: int | None = None
 
 
@@ -70,14 +69,13 @@ def choose_tuning(
     faster if values are widened by assembly (227 us for 256 mixed rows against 329), two if not
     (250 against 296).
     """
+    if rounded and row_bytes <= _TILE_BYTES // 128:
+        return DecodeTuning(2, 3, max_registers=168 if grouped else None)
+    if rounded:
+        return DecodeTuning(1, 2, run_depth=1, run_block_n=32)
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
     programs = 2 if grouped or num_rows <= 16 else 3
-    return DecodeTuning(
-        2,
-        programs,
-        block_n=block_n,
-        run_block_n=block_n,
-    )
+    return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
 
 
 @triton.jit
@@ -89,7 +87,7 @@ def _decode_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    TILES: tl.constexpr, BULK: tl.constexpr, WIDEN: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
+    TILES: tl.constexpr, BULK: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -130,7 +128,7 @@ def _decode_kernel(
                                 parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
-                                HAS_SOFTCAP, PRECISION, BULK, WIDEN)  # fmt: skip
+                                HAS_SOFTCAP, PRECISION, BULK)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
                              k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens, parts, part_o,
@@ -261,7 +259,6 @@ def paged_decode(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         TILES=tuning.tiles,
         BULK=bulk,
-        WIDEN=tuning.widen,
         LISTED=listed and options["PDL"],
         num_warps=tuning.num_warps,
         maxnreg=tuning.max_registers,

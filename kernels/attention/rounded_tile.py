@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.attention.decode_tile import bend_scores, for_rounded
-from tokenbus.kernels.quantize import nearest_fp8
+from tokenbus.kernels.quantize import FP8_MAX, nearest_fp8
 
 # The largest number of what is split, and how often the second half is larger than it stands for.
 SPLIT_TOP = tl.constexpr(256.0)
@@ -176,6 +176,30 @@ def attend_rounded(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, ta
 
 
 @triton.jit
+def fold_widened(q, k, v, k_scale, v_scale, visible, m, total, acc, scale, softcap,
+                 MASKED: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
+    """Fold a tile of FP8 pages, widened, into many rows: m, total [R] and acc [R, BLOCK_D].
+
+    acc is 448 times what it stands for: the largest number of a value then meets its weight, for
+    which half precision has room. visible: [R or 1, BLOCK_N], what `MASKED` rows see.
+    """
+    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
+    scores = bend_scores(scores * k_scale[None, :], scale, softcap, HAS_SOFTCAP)
+    if MASKED:
+        scores = tl.where(visible, scores, float("-inf"))
+    new_m = tl.maximum(m, tl.max(scores, axis=1))
+    finite = tl.where(new_m == float("-inf"), 0.0, new_m)
+    alpha = tl.exp2(m - finite)
+    p = tl.exp2(scores - finite[:, None])
+    total = total * alpha + tl.sum(p, axis=1)
+    p = p * (v_scale * FP8_MAX)[None, :]
+    acc = tl.dot(p.to(q.dtype), tl.trans(v.to(q.dtype)), acc * alpha[:, None],
+                 input_precision=PRECISION)  # fmt: skip
+    return new_m, total, acc
+
+
+@triton.jit
 def attend_widened(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
                    page_stride, begin, end, scale, softcap, R: tl.constexpr, D: tl.constexpr,
                    S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -184,30 +208,23 @@ def attend_widened(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, ta
                    EVICT: tl.constexpr):  # fmt: skip
     """Attend many query rows [R, BLOCK_D] over tokens [begin, end) of FP8 pages.
 
-    Keys and values are widened as the left operands of their products, which come from registers:
-    of e4m3 a thread needs bytes side by side there, as memory holds them.
+    Tiles are widened once for all rows, which costs less than splitting the weights of all.
     Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R].
     """
     q = for_rounded(q)
     m = tl.full([R], float("-inf"), tl.float32)
-    sums = tl.zeros([BLOCK_N, R], tl.float32)
-    acc = tl.zeros([BLOCK_D, R], tl.float32)
+    total = tl.zeros([R], tl.float32)
+    acc = tl.zeros([R, BLOCK_D], tl.float32)
+    MASKED: tl.constexpr = S % BLOCK_N != 0
     for offset in tl.range(0, end - begin, BLOCK_N, num_stages=STAGES):
         start = begin + offset
         k, v, k_scale, v_scale = load_rounded(
             k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head, page_stride,
             start, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
-        scores = tl.dot(k.to(q.dtype), tl.trans(q), input_precision=PRECISION)
-        logits, weigh = bend_logits(scores, k_scale, v_scale, start, end, 0, scale, softcap,
-                                    BLOCK_N, False, HAS_SOFTCAP)  # fmt: skip
-        new_m = tl.maximum(m, tl.max(logits, axis=0))
-        finite = tl.where(new_m == float("-inf"), 0.0, new_m)
-        alpha = tl.exp2(m - finite)
-        m = new_m
-        p = tl.exp2(logits - (finite - LOG2_TOP)[None, :])
-        sums = sums * alpha[None, :] + p * weigh[:, None]
-        acc = tl.dot(v.to(q.dtype), p.to(q.dtype), acc * alpha[None, :],
-                     input_precision=PRECISION)  # fmt: skip
-    total = tl.sum(sums, axis=0)
-    out = acc / tl.where(total > 0.0, total, 1.0)[None, :]
-    return tl.trans(out), m + tl.log2(total) - LOG2_TOP
+        inside = start + tl.arange(0, BLOCK_N) < end
+        if MASKED:
+            v_scale = tl.where(inside, v_scale, 0.0)
+        m, total, acc = fold_widened(q, k, v, k_scale, v_scale, inside[None, :], m, total, acc,
+                                     scale, softcap, MASKED, HAS_SOFTCAP, PRECISION)  # fmt: skip
+    out = acc / (tl.where(total > 0.0, total, 1.0) * FP8_MAX)[:, None]
+    return out, m + tl.log2(total)
