@@ -247,7 +247,8 @@ def paged_decode(
         D=head_dim,
         S=work.page_size,
         BLOCK_N=tuning.block_n,
-        BLOCK_D=next_power_of_2(head_dim),
+        # A product in FP8 sums at least 32 numbers.
+        BLOCK_D=max(next_power_of_2(head_dim), 16 if k_scales is None else 32),
         ROWS=max(16 if k_scales is None else 8, next_power_of_2(num_heads // num_kv_heads)),
         RUN_ROWS=groups.tile_rows if groups else 16,
         DEPTH=tuning.depth,
