@@ -164,9 +164,7 @@ def _qkv_rope_kernel(
                     heads, live, rest, in_rest, HQ, HKV, D, S)  # fmt: skip
 
 
-def _check(
-    qkv: Tensor, k_pages: Tensor, v_pages: Tensor, num_heads: int, cos: Tensor | None
-) -> None:
+def _check(qkv: Tensor, k_pages: Tensor, num_heads: int, cos: Tensor | None) -> None:
     """Refuse shapes that the kernel would read or write wrongly."""
     _, num_kv_heads, page_size, head_dim = k_pages.shape
     width = (num_heads + 2 * num_kv_heads) * head_dim
@@ -214,7 +212,7 @@ def qkv_rope(
     require_contiguous(qkv=qkv, k_pages=k_pages, v_pages=v_pages, cos=cos, sin=sin)
     require((q_norm is None) == (k_norm is None), "q_norm and k_norm come together")
     require((cos is None) == (sin is None), "cos and sin come together")
-    _check(qkv, k_pages, v_pages, num_heads, cos)
+    _check(qkv, k_pages, num_heads, cos)
     check_page_dtypes(qkv.dtype, k_pages, v_pages, k_scales, v_scales)
     require(not write_back or k_scales is not None, "only rounded keys and values are written back")
     num_tokens = qkv.shape[0]

@@ -80,14 +80,12 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
 
 
 @triton.jit
-def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_tiles, v_tiles,
-              k_scales, v_scales, out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
-              page_stride,
-              part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
+def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
+              out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
+              page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
               D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
               ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
-              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-              TILES: tl.constexpr, BULK: tl.constexpr):  # fmt: skip
+              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Attend the heads of one KV head of one sequence over one part of its own pages."""
     GROUP: tl.constexpr = HQ // HKV
     GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
@@ -98,21 +96,21 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_tile
     mask = valid[:, None] & (offs_d < D)[None, :]
     out_row = row * HQ + heads
     place = out_row[:, None] * D + offs_d[None, :]
-    query = tl.load(q + place, mask=mask, other=0.0)
     first_visible = 0
     if HAS_WINDOW:
         first_visible = tl.load(context_lens + row) - window
     table_row = block_table + row.to(tl.int64) * table_stride
     if k_scales is not None:
-        offs_t = tl.arange(0, 2 * ROWS) // 2
-        place_t = (row * HQ + head * GROUP + offs_t)[:, None] * D + offs_d[None, :]
-        query = tl.load(q + place_t, mask=(offs_t < GROUP)[:, None] & (offs_d < D)[None, :], other=0.0)
+        twice = tl.arange(0, 2 * ROWS) // 2
+        place_twice = (row * HQ + head * GROUP + twice)[:, None] * D + offs_d[None, :]
+        mask_twice = (twice < GROUP)[:, None] & (offs_d < D)[None, :]
         result, lse = attend_rounded(
-            query, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
-            page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, HKV, BLOCK_N,
-            BLOCK_D, 2 * DEPTH + 1, TILES, BULK, HAS_WINDOW, HAS_SOFTCAP, "evict_first",
+            tl.load(q + place_twice, mask=mask_twice, other=0.0), k_pages, v_pages, k_scales,
+            v_scales, table_row, head, page_stride, begin, end, first_visible, scale, softcap, ROWS,
+            D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
     else:
+        query = tl.load(q + place, mask=mask, other=0.0)
         result, lse = attend_range(
             query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end,
             first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,
@@ -138,13 +136,13 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_tile
 
 @triton.jit
 def shared_item(table_row, begin, end, part, first_member, num_members, head, q, k_pages,
-                 v_pages, k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens,
+                 v_pages, k_scales, v_scales, out, block_table, context_lens,
                  members, parts, part_o, part_lse,
                  arrivals, table_stride, page_stride, part_stride, scale, softcap,
                  HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
                  DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                 PRECISION: tl.constexpr, BULK: tl.constexpr):  # fmt: skip
+                 PRECISION: tl.constexpr):  # fmt: skip
     """Attend the stacked heads of several sequences over one part of their common pages."""
     GROUP: tl.constexpr = HQ // HKV
     offs_r = tl.arange(0, ROWS)
@@ -160,9 +158,9 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
     table = block_table + table_row.to(tl.int64) * table_stride
     if k_scales is not None:
         result, lse = attend_widened(
-            query, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table, head, page_stride,
-            begin, end, scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, BULK,
-            HAS_SOFTCAP, PRECISION, "evict_last",
+            query, k_pages, v_pages, k_scales, v_scales, table, head, page_stride, begin, end,
+            scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_SOFTCAP,
+            PRECISION,
         )  # fmt: skip
     else:
         result, lse = attend_range(

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.attention.decode_items import (
     fetch_first_tile,
@@ -50,8 +49,6 @@ class DecodeTuning:
     block_n: int = 64
     run_block_n: int = 64
     num_warps: int = 4
-    tiles: int = 1
-    use_bulk_copy: bool = False
     max_registers: int | None = None
 
 
@@ -80,14 +77,14 @@ def choose_tuning(
 
 @triton.jit
 def _decode_kernel(
-    q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens, items, num_items,
+    q, k_pages, v_pages, k_scales, v_scales, out, block_table, context_lens, items, num_items,
     parts, members, part_o,
     part_lse, arrivals, table_stride, page_stride, part_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    TILES: tl.constexpr, BULK: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
+    LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -124,25 +121,25 @@ def _decode_kernel(
             if GROUPED:
                 if count > 0:
                     shared_item(row, begin, end, part, member, count, head, q, k_pages, v_pages,
-                                k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens, members,
+                                k_scales, v_scales, out, block_table, context_lens, members,
                                 parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
-                                HAS_SOFTCAP, PRECISION, BULK)  # fmt: skip
+                                HAS_SOFTCAP, PRECISION)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
-                             k_tiles, v_tiles, k_scales, v_scales, out, block_table, context_lens, parts, part_o,
+                             k_scales, v_scales, out, block_table, context_lens, parts, part_o,
                              part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                             PRECISION, TILES, BULK)  # fmt: skip
+                             PRECISION)  # fmt: skip
             else:
-                own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_tiles, v_tiles, k_scales,
+                own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
                          v_scales, out, block_table, context_lens, parts, part_o, part_lse,
                          arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                         PRECISION, TILES, BULK)  # fmt: skip
+                         PRECISION)  # fmt: skip
         place = following
         row, begin, end, part = next_row, next_begin, next_end, next_part
         num_parts, count, member = next_parts, next_count, next_member
@@ -210,20 +207,10 @@ def paged_decode(
     )
     num_programs = num_processors(q.device) * tuning.programs_per_processor
     options = dependent_launch(q.device)
-    bulk = tuning.use_bulk_copy and k_scales is not None
-    tiles: list[Any] = [k_pages, v_pages]
-    if bulk:
-        block_d = next_power_of_2(head_dim)
-        tiles = [
-            TensorDescriptor.from_tensor(k_pages.view(-1, head_dim), [tuning.block_n, block_d]),
-            TensorDescriptor.from_tensor(v_pages.view(-1, work.page_size), [block_d, tuning.block_n]),
-        ]
     _decode_kernel[(num_programs,)](
         q,
         k_pages,
         v_pages,
-        tiles[0],
-        tiles[1],
         k_scales,
         v_scales,
         out,
@@ -258,8 +245,6 @@ def paged_decode(
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        TILES=tuning.tiles,
-        BULK=bulk,
         LISTED=listed and options["PDL"],
         num_warps=tuning.num_warps,
         maxnreg=tuning.max_registers,

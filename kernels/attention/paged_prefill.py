@@ -154,9 +154,9 @@ def _prefill_kernel(
         if HAS_WINDOW:
             begin = tl.maximum(earliest - window + 1, 0) // BLOCK_N * BLOCK_N
         m, total, acc = attend_rounded_pages(
-            for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
-            page_stride, begin, end, position, m, total, acc, scale, softcap, window, D, S, HKV,
-            BLOCK_N, BLOCK_D, STAGES, BULK, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
+            for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
+            head, page_stride, begin, end, position, m, total, acc, scale, softcap, window, D, S,
+            HKV, BLOCK_N, BLOCK_D, STAGES, BULK, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
         acc = acc / FP8_MAX
         m = m / rate

@@ -1,4 +1,8 @@
-"""Device functions of decode over FP8 pages: both products in FP8, nothing widened."""
+"""Device functions over FP8 pages: products in FP8 for few query rows, widened tiles for many.
+
+A number of e4m3 has 4 digits. A query or a weight is split in two of them, which together have as
+many as bf16: columns of a product that would be padding otherwise.
+"""
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -9,9 +13,10 @@ import triton.language as tl
 from tokenbus.kernels.attention.decode_tile import bend_scores, for_rounded
 from tokenbus.kernels.quantize import FP8_MAX, nearest_fp8
 
-# The largest number of what is split, and how often the second half is larger than it stands for.
-SPLIT_TOP = tl.constexpr(256.0)
-LOG2_TOP = tl.constexpr(8.0)
+# The largest number that is split in two of e4m3, and how often the second is larger than it
+# stands for.
+_TOP = tl.constexpr(256.0)
+_LOG2_TOP = tl.constexpr(8.0)
 _LOW = tl.constexpr(16.0)
 _TINY = tl.constexpr(1e-20)
 
@@ -24,24 +29,24 @@ def _halves(value, is_low):
 
 
 @triton.jit
-def split_columns(value, N: tl.constexpr, G: tl.constexpr):
+def _split_columns(value, N: tl.constexpr, G: tl.constexpr):
     """[N, G] fp32 -> [N, 2 G] e4m3, the halves of a number side by side."""
     both = tl.reshape(tl.join(value, value), [N, 2 * G])
     return _halves(both, (tl.arange(0, 2 * G) % 2 == 1)[None, :])
 
 
 @triton.jit
-def join_columns(value, N: tl.constexpr, G: tl.constexpr):
+def _join_columns(value, N: tl.constexpr, G: tl.constexpr):
     """[N, 2 G] fp32, sums of halves side by side -> [N, G]."""
     high, low = tl.split(tl.reshape(value, [N, G, 2]))
     return high + low * (1.0 / _LOW)
 
 
 @triton.jit
-def split_queries(q, G: tl.constexpr, BLOCK_D: tl.constexpr):
+def _split_queries(q, G: tl.constexpr):
     """q: [2 G, BLOCK_D], each row twice -> its halves in e4m3 and the scales [2 G]."""
     q = q.to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(q), axis=1), _TINY) / SPLIT_TOP
+    scale = tl.maximum(tl.max(tl.abs(q), axis=1), _TINY) / _TOP
     is_low = (tl.arange(0, 2 * G) % 2 == 1)[:, None]
     # NaN and infinities make the scale NaN.
     return _halves(q / scale[:, None], is_low), scale + tl.sum(q - q, axis=1)
@@ -85,94 +90,54 @@ def load_rounded(k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_r
         tile = page * (HKV * S) + head * S + token % S
         base = page * page_stride + head * (S * D) + token % S * D
         v_base = page * page_stride + head * (S * D) + token % S
-        some = (offs_d < D)
+        some = offs_d < D
         k = tl.load(k_pages + base[:, None] + offs_d[None, :], mask=some[None, :], other=0.0)
         v = tl.load(v_pages + v_base[None, :] + offs_d[:, None] * S, mask=some[:, None], other=0.0)
     return k, v, tl.load(k_scales + tile), tl.load(v_scales + tile)
 
 
 @triton.jit
-def bend_logits(scores, k_scale, v_scale, start, end, first_visible, scale, softcap,
-                BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
-                HAS_SOFTCAP: tl.constexpr):  # fmt: skip
-    """Turn products with rounded keys, [BLOCK_N, G], into base-2 logits plus those of v_scale.
+def attend_rounded(q, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride, begin,
+                   end, first_visible, scale, softcap, G: tl.constexpr, D: tl.constexpr,
+                   S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
+                   BLOCK_D: tl.constexpr, STAGES: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                   HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Attend G query rows, each given twice, [2 G, BLOCK_D], over tokens [begin, end).
 
-    The largest of them then tells how large the products with rounded values get. Returns the
-    logits and what takes their powers back to plain weights, [BLOCK_N].
+    Keys and then values are the left operands of products in FP8, read as they lie in memory: the
+    matrix unit's 64 rows are tokens and dims, its columns the two halves of each query and of its
+    weights. Returns the normalised output [G, BLOCK_D] and the base-2 log-sum-exp [G].
     """
-    scores = bend_scores(scores * k_scale[:, None], scale, softcap, HAS_SOFTCAP)
-    token = start + tl.arange(0, BLOCK_N)
-    visible = token < end
-    if HAS_WINDOW:
-        visible = visible & (token >= first_visible)
-    scores = tl.where(visible[:, None], scores + tl.log2(v_scale)[:, None], float("-inf"))
-    return scores, tl.where(visible, 1.0 / v_scale, 0.0)
-
-
-@triton.jit
-def _logits(q, k, k_scale, v_scale, q_scale, start, end, first_visible, scale, softcap,
-            G: tl.constexpr, BLOCK_N: tl.constexpr, HAS_WINDOW: tl.constexpr,
-            HAS_SOFTCAP: tl.constexpr):  # fmt: skip
-    """Return `bend_logits` of keys [BLOCK_N, BLOCK_D] and split queries [2 G, BLOCK_D]."""
-    scores = join_columns(tl.dot(k, tl.trans(q)) * q_scale[None, :], BLOCK_N, G)
-    return bend_logits(scores, k_scale, v_scale, start, end, first_visible, scale, softcap,
-                       BLOCK_N, HAS_WINDOW, HAS_SOFTCAP)  # fmt: skip
-
-
-@triton.jit
-def _fold(logits, weigh, v, base, sums, acc, G: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Add a tile to the sums [BLOCK_N, G] and acc [BLOCK_D, 2 G]."""
-    p = tl.exp2(logits - base[None, :])
-    acc = acc + tl.dot(v, split_columns(p, BLOCK_N, G))
-    return sums + p * weigh[:, None], acc
-
-
-@triton.jit
-def attend_rounded(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
-                   page_stride, begin, end, first_visible, scale, softcap, G: tl.constexpr,
-                   D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
-                   BLOCK_D: tl.constexpr, STAGES: tl.constexpr, TILES: tl.constexpr,
-                   BULK: tl.constexpr, HAS_WINDOW: tl.constexpr,
-                   HAS_SOFTCAP: tl.constexpr, EVICT: tl.constexpr):  # fmt: skip
-    """Attend G query rows [G, BLOCK_D] over tokens [begin, end) of FP8 pages.
-
-    Returns the normalised output [G, BLOCK_D] and the base-2 log-sum-exp [G].
-    """
-    q, q_scale = split_queries(q, G, BLOCK_D)
+    q, q_scale = _split_queries(q, G)
     m = tl.full([G], float("-inf"), tl.float32)
     sums = tl.zeros([BLOCK_N, G], tl.float32)
     acc = tl.zeros([BLOCK_D, 2 * G], tl.float32)
-    for offset in tl.range(0, end - begin, BLOCK_N * TILES, num_stages=STAGES):
+    for offset in tl.range(0, end - begin, BLOCK_N, num_stages=STAGES):
         start = begin + offset
         k, v, k_scale, v_scale = load_rounded(
-            k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head, page_stride,
-            start, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
-        if TILES == 2:
-            k2, v2, k_scale2, v_scale2 = load_rounded(
-                k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
-                page_stride, start + BLOCK_N, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
-        logits, weigh = _logits(q, k, k_scale, v_scale, q_scale, start, end, first_visible, scale,
-                                softcap, G, BLOCK_N, HAS_WINDOW, HAS_SOFTCAP)  # fmt: skip
-        top = logits
-        if TILES == 2:
-            logits2, weigh2 = _logits(q, k2, k_scale2, v_scale2, q_scale, start + BLOCK_N, end,
-                                      first_visible, scale, softcap, G, BLOCK_N, HAS_WINDOW,
-                                      HAS_SOFTCAP)  # fmt: skip
-            top = tl.maximum(logits, logits2)
-        new_m = tl.maximum(m, tl.max(top, axis=0))
-        finite = tl.where(new_m == float("-inf"), 0.0, new_m)
-        alpha = tl.exp2(m - finite)
+            k_pages, v_pages, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride,
+            start, end, D, S, HKV, BLOCK_N, BLOCK_D, False, "evict_first")  # fmt: skip
+        scores = _join_columns(tl.dot(k, tl.trans(q)) * q_scale[None, :], BLOCK_N, G)
+        scores = bend_scores(scores * k_scale[:, None], scale, softcap, HAS_SOFTCAP)
+        token = start + tl.arange(0, BLOCK_N)
+        visible = token < end
+        if HAS_WINDOW:
+            visible = visible & (token >= first_visible)
+        # With the logarithm of its value's scale a score tells how large its product gets.
+        scores = tl.where(visible[:, None], scores + tl.log2(v_scale)[:, None], float("-inf"))
+        new_m = tl.maximum(m, tl.max(scores, axis=0))
+        # A tile in front of the window leaves every score at -inf: keep the difference finite.
+        base = tl.where(new_m == float("-inf"), 0.0, new_m)
+        alpha = tl.exp2(m - base)
         m = new_m
-        base = finite - LOG2_TOP
-        sums = sums * alpha[None, :]
+        p = tl.exp2(scores - (base - _LOG2_TOP)[None, :])
+        sums = sums * alpha[None, :] + p * tl.where(visible, 1.0 / v_scale, 0.0)[:, None]
         both = tl.reshape(tl.join(alpha, alpha), [2 * G])
-        acc = acc * both[None, :]
-        sums, acc = _fold(logits, weigh, v, base, sums, acc, G, BLOCK_N)
-        if TILES == 2:
-            sums, acc = _fold(logits2, weigh2, v2, base, sums, acc, G, BLOCK_N)
+        # Added up in fp32: the matrix unit keeps 14 digits of a sum in FP8.
+        acc = acc * both[None, :] + tl.dot(v, _split_columns(p, BLOCK_N, G))
     total = tl.sum(sums, axis=0)
-    out = join_columns(acc, BLOCK_D, G) / tl.where(total > 0.0, total, 1.0)[None, :]
-    return tl.trans(out), m + tl.log2(total) - LOG2_TOP
+    out = _join_columns(acc, BLOCK_D, G) / tl.where(total > 0.0, total, 1.0)[None, :]
+    return tl.trans(out), m + tl.log2(total) - _LOG2_TOP
 
 
 @triton.jit
@@ -200,15 +165,14 @@ def fold_widened(q, k, v, k_scale, v_scale, visible, m, total, acc, scale, softc
 
 
 @triton.jit
-def attend_widened(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
-                   page_stride, begin, end, scale, softcap, R: tl.constexpr, D: tl.constexpr,
-                   S: tl.constexpr, HKV: tl.constexpr, BLOCK_N: tl.constexpr,
-                   BLOCK_D: tl.constexpr, STAGES: tl.constexpr, BULK: tl.constexpr,
-                   HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-                   EVICT: tl.constexpr):  # fmt: skip
+def attend_widened(q, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride, begin,
+                   end, scale, softcap, R: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+                   HKV: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+                   STAGES: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                   PRECISION: tl.constexpr):  # fmt: skip
     """Attend many query rows [R, BLOCK_D] over tokens [begin, end) of FP8 pages.
 
-    Tiles are widened once for all rows, which costs less than splitting the weights of all.
+    A tile is widened once for all rows, which costs less than splitting the weights of all.
     Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R].
     """
     q = for_rounded(q)
@@ -219,8 +183,8 @@ def attend_widened(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, ta
     for offset in tl.range(0, end - begin, BLOCK_N, num_stages=STAGES):
         start = begin + offset
         k, v, k_scale, v_scale = load_rounded(
-            k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head, page_stride,
-            start, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, EVICT)  # fmt: skip
+            k_pages, v_pages, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride,
+            start, end, D, S, HKV, BLOCK_N, BLOCK_D, False, "evict_last")  # fmt: skip
         inside = start + tl.arange(0, BLOCK_N) < end
         if MASKED:
             v_scale = tl.where(inside, v_scale, 0.0)

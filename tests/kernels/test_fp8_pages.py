@@ -208,7 +208,8 @@ def test_what_breaks_a_token_is_in_its_scales_alone(broken: float, write_back: b
         qkv, k, v, torch.zeros_like(slots), slots, num_heads=HEADS, cos=None, sin=None,
         k_scales=k_scales, v_scales=v_scales, write_back=write_back,
     )  # fmt: skip
-    assert not k.float().isnan().any() and not v.float().isnan().any()
+    assert not k.float().isnan().any()
+    assert not v.float().isnan().any()
     assert k_scales.isnan().nonzero().tolist() == [[1, 0, 0]]
     assert v_scales.isnan().nonzero().tolist() == [[1, KV_HEADS - 1, 0]]
     if write_back:
