@@ -50,7 +50,9 @@ def _value_pages_kernel(
     tl.store(place, plain.to(rows.dtype.element_ty), mask=mask)
     tl.store(scales + slot // S * (HKV * S) + head * S + slot % S, scale, mask=live)
     block = slot // S * page_stride + head * (S * D) + slot % S
-    tl.store(pages + block[None, :] + dims[:, None] * S, tl.trans(rounded), mask=tl.trans(mask))
+    # Nothing is known to be contiguous here, and then the compiler gives neighbouring threads
+    # the first axis: 32 tokens of a dim are one store.
+    tl.store(pages + block[:, None] + dims[None, :] * S, rounded, mask=mask)
 
 
 def write_values(

@@ -67,7 +67,7 @@ def choose_tuning(
     (250 against 296).
     """
     if rounded and row_bytes <= _TILE_BYTES // 128:
-        return DecodeTuning(2, 3, max_registers=168 if grouped else None)
+        return DecodeTuning(2, 2 if grouped else 3)
     if rounded:
         return DecodeTuning(1, 2, run_depth=1, run_block_n=32)
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
