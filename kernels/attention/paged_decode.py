@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -49,7 +49,26 @@ class DecodeTuning:
     block_n: int = 64
     run_block_n: int = 64
     num_warps: int = 4
-    max_registers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """The tokens of a step as their projection left them, for FP8 pages; see `qkv_rope`.
+
+    qkv: [N, (Hq + 2 Hkv) * D], contiguous; positions, slots: [N] int64. cos, sin: [max_len, R]
+    float32 or None; bias: [(Hq + 2 Hkv) * D]; q_norm, k_norm: [D], both or none.
+    """
+
+    qkv: Tensor
+    positions: Tensor
+    slots: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
+    bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    eps: float = 1e-6
+    norm_add_one: bool = False
 
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
@@ -75,7 +94,7 @@ def choose_tuning(
     return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _decode_kernel(
     q, k_pages, v_pages, k_scales, v_scales, out, block_table, context_lens, items, num_items,
     parts, members, part_o,
@@ -84,7 +103,9 @@ def _decode_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    LISTED: tl.constexpr, PDL: tl.constexpr,
+    LISTED: tl.constexpr, PDL: tl.constexpr, bias, q_norm, k_norm, cos, sin, positions, slots, eps,
+    ROT: tl.constexpr, NEW: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
+    ADD_ONE: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -106,8 +127,9 @@ def _decode_kernel(
     row, begin, end, part, num_parts, count, member = load_item(items, place // HKV, True)
     if LISTED:
         if place < total:
-            fetch_first_tile(k_pages, v_pages, block_table + row.to(tl.int64) * table_stride,
-                             place % HKV, page_stride, begin, D, S, BLOCK_N)  # fmt: skip
+            fetch_first_tile(k_pages, v_pages, k_scales, v_scales,
+                             block_table + row.to(tl.int64) * table_stride, place % HKV,
+                             page_stride, begin, D, S, BLOCK_N)  # fmt: skip
         wait_for_inputs(PDL)
         release_successor(PDL)
     for first in tl.range(0, total, num_programs, num_stages=1, disable_licm=True):
@@ -125,24 +147,37 @@ def _decode_kernel(
                                 parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
-                                HAS_SOFTCAP, PRECISION)  # fmt: skip
+                                HAS_SOFTCAP, PRECISION, bias, q_norm, cos, sin, positions, eps,
+                                ROT, NEW, HAS_BIAS, HAS_NORM, ADD_ONE)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
                              k_scales, v_scales, out, block_table, context_lens, parts, part_o,
                              part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                             PRECISION)  # fmt: skip
+                             PRECISION, bias, q_norm, k_norm, cos, sin, positions, slots, eps, ROT,
+                             NEW, HAS_BIAS, HAS_NORM, ADD_ONE)  # fmt: skip
             else:
                 own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
                          v_scales, out, block_table, context_lens, parts, part_o, part_lse,
                          arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                         PRECISION)  # fmt: skip
+                         PRECISION, bias, q_norm, k_norm, cos, sin, positions, slots, eps, ROT,
+                         NEW, HAS_BIAS, HAS_NORM, ADD_ONE)  # fmt: skip
         place = following
         row, begin, end, part = next_row, next_begin, next_end, next_part
         num_parts, count, member = next_parts, next_count, next_member
+
+
+def _check_new(new: NewTokens, work: DecodeWork, k_scales: Tensor | None) -> None:
+    """Refuse tokens whose rows are not as wide as their heads need, or with plain pages."""
+    require_contiguous(qkv=new.qkv, cos=new.cos, sin=new.sin)
+    width = (work.num_heads + 2 * work.num_kv_heads) * work.head_dim
+    require(new.qkv.shape[1] == width, f"qkv is {new.qkv.shape[1]} wide, the heads need {width}")
+    require((new.q_norm is None) == (new.k_norm is None), "q_norm and k_norm come together")
+    require((new.cos is None) == (new.sin is None), "cos and sin come together")
+    require(k_scales is not None, "new tokens are written to FP8 pages alone")
 
 
 def _check(
@@ -150,7 +185,7 @@ def _check(
 ) -> None:
     """Refuse what the kernel would read wrongly."""
     num_rows, num_heads, head_dim = q.shape
-    require_contiguous(q=q, k_pages=k_pages, v_pages=v_pages)
+    require_contiguous(k_pages=k_pages, v_pages=v_pages)
     shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
     given = (num_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
     require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
@@ -161,8 +196,25 @@ def _check(
     require(block_table.shape[0] >= num_rows and block_table.stride(1) == 1, "block_table layout")
 
 
+def _new_arguments(new: NewTokens | None) -> dict[str, Any]:
+    """Return the kernel's arguments that tell of new tokens."""
+    none = dict.fromkeys(("bias", "q_norm", "k_norm", "cos", "sin", "positions", "slots"))
+    flags = {"HAS_BIAS": False, "HAS_NORM": False, "ADD_ONE": False}
+    if new is None:
+        return {**none, **flags, "eps": 0.0, "ROT": 0, "NEW": False}
+    return {
+        **{name: getattr(new, name) for name in none},
+        "eps": new.eps,
+        "ROT": 0 if new.cos is None else new.cos.shape[1],
+        "NEW": True,
+        "HAS_BIAS": new.bias is not None,
+        "HAS_NORM": new.q_norm is not None,
+        "ADD_ONE": new.norm_add_one,
+    }
+
+
 def paged_decode(
-    q: Tensor,
+    q: Tensor | NewTokens,
     k_pages: Tensor,
     v_pages: Tensor,
     block_table: Tensor,
@@ -182,7 +234,8 @@ def paged_decode(
     `work.build(context_lens)` has to run before, once per step. Window and groups are the work's.
 
     Args:
-        q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated.
+        q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated. Or what the projection left, with which
+            this launch does the work of `qkv_rope` too.
         k_pages, v_pages: [P, Hkv, S, D], dtype of q; the current token is already in them.
         k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: value * scale.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
@@ -195,20 +248,29 @@ def paged_decode(
     Source: split-KV as in Flash-Decoding (Dao et al. 2023), shared runs as in Hydragen
         (Juravsky et al. 2024); twin: reference.paged_decode.
     """
-    _check(q, k_pages, v_pages, block_table, work)
-    check_page_dtypes(q.dtype, k_pages, v_pages, k_scales, v_scales)
-    out = torch.empty_like(q) if out is None else out
-    require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
     num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
+    new = q if isinstance(q, NewTokens) else None
+    rows = q.qkv if isinstance(q, NewTokens) else q
+    if new is not None:
+        _check_new(new, work, k_scales)
+    require_contiguous(q=rows)
+    if out is None:
+        out = rows.new_empty(rows.shape[0], num_heads, head_dim)
+    _check(out if new else rows, k_pages, v_pages, block_table, work)
+    check_page_dtypes(rows.dtype, k_pages, v_pages, k_scales, v_scales)
+    require(
+        out.shape == (rows.shape[0], num_heads, head_dim) and out.is_contiguous(),
+        f"out has shape {tuple(out.shape)}",
+    )
     groups = work.groups
     row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
     tuning = tuning or choose_tuning(
-        q.shape[0], row_bytes, grouped=groups is not None, rounded=k_scales is not None
+        rows.shape[0], row_bytes, grouped=groups is not None, rounded=k_scales is not None
     )
-    num_programs = num_processors(q.device) * tuning.programs_per_processor
-    options = dependent_launch(q.device)
+    num_programs = num_processors(rows.device) * tuning.programs_per_processor
+    options = dependent_launch(rows.device)
     _decode_kernel[(num_programs,)](
-        q,
+        rows,
         k_pages,
         v_pages,
         k_scales,
@@ -244,10 +306,10 @@ def paged_decode(
         GROUPED=groups is not None,
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
-        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
+        PRECISION="ieee" if rows.dtype == torch.float32 else "tf32",
         LISTED=listed and options["PDL"],
+        **_new_arguments(new),
         num_warps=tuning.num_warps,
-        maxnreg=tuning.max_registers,
         **options,
     )
     return out
