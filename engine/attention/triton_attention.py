@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.kernels.attention.paged_decode import NewTokens, paged_decode
+from tokenbus.kernels.attention.new_token import NewTokens
+from tokenbus.kernels.attention.paged_decode import paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork

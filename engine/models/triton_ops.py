@@ -16,7 +16,7 @@ from tokenbus.engine.models.triton_products import (
     Fp8Product,
     FusedProduct,
 )
-from tokenbus.kernels.attention.paged_decode import NewTokens
+from tokenbus.kernels.attention.new_token import NewTokens
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope

@@ -1,4 +1,4 @@
-"""Device functions of paged decode over FP8 pages: the token of a step, from its projection on.
+"""The tokens of a decode step over FP8 pages, from their projection on.
 
 Its query is rotated where it is used. Its key and value are rounded, written to their pages and
 attended over from registers, so that no launch before this one has to write them.
@@ -7,11 +7,67 @@ attended over from registers, so that no launch before this one has to write the
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
 import triton
 import triton.language as tl
 
 from tokenbus.kernels.attention.decode_tile import bend_scores
+from tokenbus.kernels.launch import require, require_contiguous
 from tokenbus.kernels.quantize import finite_fp8, scale_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.attention.work_list import DecodeWork
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """The tokens of a step as their projection left them, for FP8 pages; see `qkv_rope`.
+
+    qkv: [N, (Hq + 2 Hkv) * D], contiguous; positions, slots: [N] int64. cos, sin: [max_len, R]
+    float32 or None; bias: [(Hq + 2 Hkv) * D]; q_norm, k_norm: [D], both or none.
+    """
+
+    qkv: Tensor
+    positions: Tensor
+    slots: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
+    bias: Tensor | None = None
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    eps: float = 1e-6
+    norm_add_one: bool = False
+
+
+def check_new_tokens(new: NewTokens, work: DecodeWork, k_scales: Tensor | None) -> None:
+    """Refuse tokens whose rows are not as wide as their heads need, or with plain pages."""
+    require_contiguous(qkv=new.qkv, cos=new.cos, sin=new.sin)
+    width = (work.num_heads + 2 * work.num_kv_heads) * work.head_dim
+    require(new.qkv.shape[1] == width, f"qkv is {new.qkv.shape[1]} wide, the heads need {width}")
+    require((new.q_norm is None) == (new.k_norm is None), "q_norm and k_norm come together")
+    require((new.cos is None) == (new.sin is None), "cos and sin come together")
+    require(k_scales is not None, "new tokens are written to FP8 pages alone")
+
+
+def new_token_arguments(new: NewTokens | None) -> dict[str, Any]:
+    """Return the kernel's arguments that tell of new tokens."""
+    none = dict.fromkeys(("bias", "q_norm", "k_norm", "cos", "sin", "positions", "slots"))
+    flags = {"HAS_BIAS": False, "HAS_NORM": False, "ADD_ONE": False}
+    if new is None:
+        return {**none, **flags, "eps": 0.0, "ROT": 0, "NEW": False}
+    return {
+        **{name: getattr(new, name) for name in none},
+        "eps": new.eps,
+        "ROT": 0 if new.cos is None else new.cos.shape[1],
+        "NEW": True,
+        "HAS_BIAS": new.bias is not None,
+        "HAS_NORM": new.q_norm is not None,
+        "ADD_ONE": new.norm_add_one,
+    }
 
 
 @triton.jit

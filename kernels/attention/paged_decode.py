@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -15,6 +15,11 @@ from tokenbus.kernels.attention.decode_items import (
     load_item,
     own_item,
     shared_item,
+)
+from tokenbus.kernels.attention.new_token import (
+    NewTokens,
+    check_new_tokens,
+    new_token_arguments,
 )
 from tokenbus.kernels.launch import (
     dependent_launch,
@@ -49,26 +54,6 @@ class DecodeTuning:
     block_n: int = 64
     run_block_n: int = 64
     num_warps: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class NewTokens:
-    """The tokens of a step as their projection left them, for FP8 pages; see `qkv_rope`.
-
-    qkv: [N, (Hq + 2 Hkv) * D], contiguous; positions, slots: [N] int64. cos, sin: [max_len, R]
-    float32 or None; bias: [(Hq + 2 Hkv) * D]; q_norm, k_norm: [D], both or none.
-    """
-
-    qkv: Tensor
-    positions: Tensor
-    slots: Tensor
-    cos: Tensor | None
-    sin: Tensor | None
-    bias: Tensor | None = None
-    q_norm: Tensor | None = None
-    k_norm: Tensor | None = None
-    eps: float = 1e-6
-    norm_add_one: bool = False
 
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
@@ -170,16 +155,6 @@ def _decode_kernel(
         num_parts, count, member = next_parts, next_count, next_member
 
 
-def _check_new(new: NewTokens, work: DecodeWork, k_scales: Tensor | None) -> None:
-    """Refuse tokens whose rows are not as wide as their heads need, or with plain pages."""
-    require_contiguous(qkv=new.qkv, cos=new.cos, sin=new.sin)
-    width = (work.num_heads + 2 * work.num_kv_heads) * work.head_dim
-    require(new.qkv.shape[1] == width, f"qkv is {new.qkv.shape[1]} wide, the heads need {width}")
-    require((new.q_norm is None) == (new.k_norm is None), "q_norm and k_norm come together")
-    require((new.cos is None) == (new.sin is None), "cos and sin come together")
-    require(k_scales is not None, "new tokens are written to FP8 pages alone")
-
-
 def _check(
     q: Tensor, k_pages: Tensor, v_pages: Tensor, block_table: Tensor, work: DecodeWork
 ) -> None:
@@ -194,23 +169,6 @@ def _check(
     require(num_rows <= work.max_rows, f"{num_rows} rows, buffers hold {work.max_rows}")
     require(block_table.dtype == torch.int32, f"block_table is {block_table.dtype}")
     require(block_table.shape[0] >= num_rows and block_table.stride(1) == 1, "block_table layout")
-
-
-def _new_arguments(new: NewTokens | None) -> dict[str, Any]:
-    """Return the kernel's arguments that tell of new tokens."""
-    none = dict.fromkeys(("bias", "q_norm", "k_norm", "cos", "sin", "positions", "slots"))
-    flags = {"HAS_BIAS": False, "HAS_NORM": False, "ADD_ONE": False}
-    if new is None:
-        return {**none, **flags, "eps": 0.0, "ROT": 0, "NEW": False}
-    return {
-        **{name: getattr(new, name) for name in none},
-        "eps": new.eps,
-        "ROT": 0 if new.cos is None else new.cos.shape[1],
-        "NEW": True,
-        "HAS_BIAS": new.bias is not None,
-        "HAS_NORM": new.q_norm is not None,
-        "ADD_ONE": new.norm_add_one,
-    }
 
 
 def paged_decode(
@@ -252,7 +210,7 @@ def paged_decode(
     new = q if isinstance(q, NewTokens) else None
     rows = q.qkv if isinstance(q, NewTokens) else q
     if new is not None:
-        _check_new(new, work, k_scales)
+        check_new_tokens(new, work, k_scales)
     require_contiguous(q=rows)
     if out is None:
         out = rows.new_empty(rows.shape[0], num_heads, head_dim)
@@ -308,7 +266,7 @@ def paged_decode(
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if rows.dtype == torch.float32 else "tf32",
         LISTED=listed and options["PDL"],
-        **_new_arguments(new),
+        **new_token_arguments(new),
         num_warps=tuning.num_warps,
         **options,
     )

@@ -1,4 +1,7 @@
-"""Prefill attention: the tokens of several sequences over their pages, cached prefix included."""
+"""Prefill attention: the tokens of several sequences over their pages, cached prefix included.
+
+One file because a kernel and its launch share every argument.
+"""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations

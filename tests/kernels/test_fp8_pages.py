@@ -7,7 +7,8 @@ import torch
 from models.paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
-from tokenbus.kernels.attention.paged_decode import NewTokens, paged_decode
+from tokenbus.kernels.attention.new_token import NewTokens
+from tokenbus.kernels.attention.paged_decode import paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
 from tokenbus.kernels.attention.work_list import DecodeWork
@@ -173,7 +174,8 @@ def test_decode_writes_and_reads_new_tokens(
     width = (HEADS + 2 * KV_HEADS) * head_dim
     last = [max(length - 1, 0) for length in lens]
     slots = [
-        int(batch.block_table[row, at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE if lens[row] else 0
+        int(batch.block_table[row, at // PAGE_SIZE] if lens[row] else 0) * PAGE_SIZE
+        + at % PAGE_SIZE
         for row, at in enumerate(last)
     ]
     angles = torch.outer(torch.arange(80.0), torch.logspace(0, -2, max(rot_dim // 2, 1)))
