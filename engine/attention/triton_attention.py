@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.kernels.attention.new_token import NewTokens
 from tokenbus.kernels.attention.paged_decode import paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
@@ -63,21 +62,14 @@ class TritonAttention:
         return self.read(q.contiguous(), spec, ctx)
 
     def read(
-        self,
-        q: Tensor | NewTokens,
-        spec: AttentionSpec,
-        ctx: ForwardContext,
-        fresh: Tensor | None = None,
+        self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext, fresh: Tensor | None = None
     ) -> Tensor:
         """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous.
 
-        Where all decode, q may be what the projection left: then k and v are written here.
         fresh: this pass's keys and values for prompts over FP8 pages, see `paged_prefill`.
         """
         pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
-        if isinstance(q, NewTokens):
-            return self._decode(q, spec, ctx, None)
         out = torch.empty_like(q)
         num_tokens = q.shape[0] - ctx.num_decode
         if num_tokens:
@@ -97,29 +89,22 @@ class TritonAttention:
                 out=out[:num_tokens],
             )
         if ctx.num_decode:
-            self._decode(q[num_tokens:], spec, ctx, out[num_tokens:])
+            table, lens = _decode_tables(ctx)
+            work, listed = self._work(q, lens, spec, ctx)
+            paged_decode(
+                q[num_tokens:],
+                *pages,
+                table,
+                lens,
+                work,
+                scale=spec.scale,
+                softcap=spec.softcap,
+                listed=listed,
+                k_scales=k_scales,
+                v_scales=v_scales,
+                out=out[num_tokens:],
+            )
         return out
-
-    def _decode(
-        self, q: Tensor | NewTokens, spec: AttentionSpec, ctx: ForwardContext, out: Tensor | None
-    ) -> Tensor:
-        table, lens = _decode_tables(ctx)
-        work, listed = self._work(lens, spec, ctx)
-        k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
-        return paged_decode(
-            q,
-            ctx.kv.k[spec.layer_idx],
-            ctx.kv.v[spec.layer_idx],
-            table,
-            lens,
-            work,
-            scale=spec.scale,
-            softcap=spec.softcap,
-            listed=listed,
-            k_scales=k_scales,
-            v_scales=v_scales,
-            out=out,
-        )
 
     def assign_runs(self, runs: Sequence[SharedRun]) -> None:
         """Read these runs once for all their rows, from the next decode pass on."""
@@ -134,7 +119,7 @@ class TritonAttention:
         return any(num_pages >= run and saved_pages >= least for run, least in _BREAK_EVEN_PAGES)
 
     def _work(
-        self, lens: Tensor, spec: AttentionSpec, ctx: ForwardContext
+        self, q: Tensor, lens: Tensor, spec: AttentionSpec, ctx: ForwardContext
     ) -> tuple[DecodeWork, bool]:
         """Return the work list of this pass for layers shaped like `spec`, built on first use.
 
@@ -145,15 +130,13 @@ class TritonAttention:
         listed = key in ctx.memo
         if not listed:
             if shape not in self._works:
-                self._works[shape] = self._allocate(lens.device, spec, ctx)
+                self._works[shape] = self._allocate(q, spec, ctx)
             self._works[shape].build(lens)
             ctx.memo[key] = self._works[shape]
         work: DecodeWork = ctx.memo[key]
         return work, listed
 
-    def _allocate(
-        self, device: torch.device, spec: AttentionSpec, ctx: ForwardContext
-    ) -> DecodeWork:
+    def _allocate(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> DecodeWork:
         groups = None
         if self._grouping and spec.sliding_window is None:
             groups = PrefixGroups(
@@ -161,8 +144,8 @@ class TritonAttention:
                 page_size=ctx.kv.page_size,
                 num_heads=spec.num_heads,
                 num_kv_heads=spec.num_kv_heads,
-                device=device,
-                num_processors=num_processors(device),
+                device=q.device,
+                num_processors=num_processors(q.device),
                 min_saved_tokens=self.min_saved_tokens,
             )
             groups.assign(self._runs)
@@ -173,7 +156,7 @@ class TritonAttention:
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
-            device=device,
+            device=q.device,
             sliding_window=spec.sliding_window,
             groups=groups,
         )

@@ -16,7 +16,6 @@ from tokenbus.engine.models.triton_products import (
     Fp8Product,
     FusedProduct,
 )
-from tokenbus.kernels.attention.new_token import NewTokens
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
@@ -126,18 +125,6 @@ class TritonOps(TorchOps):
             )
             q_norm = k_norm = None
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
-        if k_scales is not None and ctx.is_decode:
-            new = NewTokens(
-                qkv,
-                ctx.positions,
-                ctx.slot_mapping,
-                cos=None if layer.rope is None else layer.rope.cos,
-                sin=None if layer.rope is None else layer.rope.sin,
-                q_norm=q_norm,
-                k_norm=k_norm,
-                eps=eps,
-            )
-            return self.attention.read(new, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
         # Prompts read this pass's keys and values where they are, not widened from FP8 pages.
         fresh = qkv if k_scales is not None and not ctx.is_decode else None
         q = qkv_rope(

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.attention.decode_tile import attend_range, merge_rows
-from tokenbus.kernels.attention.new_token import add_token, rotated_heads, write_token
 from tokenbus.kernels.attention.rounded_tile import attend_rounded, attend_widened
+from tokenbus.kernels.launch import fetch_line
 
 ITEM_FIELDS = tl.constexpr(8)
 
@@ -28,15 +28,6 @@ def load_item(items, index, there):
 
 
 @triton.jit
-def _fetch_line(address):
-    """Ask for 128 bytes at each address to be brought to the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address.to(tl.int64, bitcast=True)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
 def fetch_first_tile(k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride, begin,
                      D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """Ask for an item's first keys and values before the inputs are there.
@@ -50,13 +41,13 @@ def fetch_first_tile(k_pages, v_pages, k_scales, v_scales, table_row, head, page
     page = tl.load(table_row + begin // S).to(tl.int64)
     base = page * page_stride + head * (S * D) + begin % S * D
     lines = tl.minimum(tl.arange(0, triton.next_power_of_2(LINES)), LINES - 1)
-    _fetch_line(k_pages + base + lines * PER_LINE)
-    _fetch_line(v_pages + base + lines * PER_LINE)
+    fetch_line(k_pages + base + lines * PER_LINE)
+    fetch_line(v_pages + base + lines * PER_LINE)
     if k_scales is not None:
         # A line has the scales of 32 tokens.
         places = base // D + tl.arange(0, (TOKENS + 31) // 32) * 32
-        _fetch_line(k_scales + places)
-        _fetch_line(v_scales + places)
+        fetch_line(k_scales + places)
+        fetch_line(v_scales + places)
 
 
 @triton.jit
@@ -91,10 +82,7 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
               page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
               D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
               ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
-              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, bias, q_norm, k_norm, cos, sin,
-              positions, slots, eps, ROT: tl.constexpr, NEW: tl.constexpr,
-              HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
-              ADD_ONE: tl.constexpr):  # fmt: skip
+              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Attend the heads of one KV head of one sequence over one part of its own pages."""
     GROUP: tl.constexpr = HQ // HKV
     GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
@@ -111,45 +99,13 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
     table_row = block_table + row.to(tl.int64) * table_stride
     if k_scales is not None:
         twice = tl.arange(0, 2 * ROWS) // 2
-        until = end
-        if NEW:
-            # The token of this step is not in its page yet.
-            context = tl.load(context_lens + row)
-            is_newest = ((end == context) & (end > 0)).to(tl.int32)
-            until = end - is_newest
-            one = row + tl.arange(0, 1)
-            position = tl.load(positions + one)
-            slot = tl.load(slots + row)
-            query = rotated_heads(
-                q, bias, q_norm, cos, sin, one, position, head * GROUP + twice, twice < GROUP, eps,
-                HQ, HKV, D, ROT, BLOCK_D, HAS_BIAS, HAS_NORM, ADD_ONE,
-            )  # fmt: skip
-            query = query.to(q.dtype.element_ty).to(tl.float32)
-            at = HQ + head + tl.arange(0, 1)
-            key = rotated_heads(
-                q, bias, k_norm, cos, sin, one, position, at, at >= 0, eps, HQ, HKV, D, ROT,
-                BLOCK_D, HAS_BIAS, HAS_NORM, ADD_ONE,
-            )  # fmt: skip
-            value = rotated_heads(
-                q, bias, k_norm, cos, sin, one, position, at + HKV, at >= 0, eps, HQ, HKV, D, 0,
-                BLOCK_D, HAS_BIAS, False, ADD_ONE,
-            )  # fmt: skip
-            key, value = write_token(
-                key, value, slot, is_newest, head, k_pages, v_pages, k_scales, v_scales,
-                page_stride, HKV, D, S, BLOCK_D,
-            )  # fmt: skip
-        else:
-            place_twice = (row * HQ + head * GROUP + twice)[:, None] * D + offs_d[None, :]
-            mask_twice = (twice < GROUP)[:, None] & (offs_d < D)[None, :]
-            query = tl.load(q + place_twice, mask=mask_twice, other=0.0)
+        place_twice = (row * HQ + head * GROUP + twice)[:, None] * D + offs_d[None, :]
+        mask_twice = (twice < GROUP)[:, None] & (offs_d < D)[None, :]
         result, lse = attend_rounded(
-            query, k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride, begin, until,
-            first_visible, scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1,
-            HAS_WINDOW, HAS_SOFTCAP,
+            tl.load(q + place_twice, mask=mask_twice, other=0.0), k_pages, v_pages, k_scales,
+            v_scales, table_row, head, page_stride, begin, end, first_visible, scale, softcap, ROWS,
+            D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_WINDOW, HAS_SOFTCAP,
         )  # fmt: skip
-        if NEW:
-            result, lse = add_token(result, lse, query, key, value, is_newest, scale, softcap, ROWS,
-                                    HAS_SOFTCAP)  # fmt: skip
     else:
         query = tl.load(q + place, mask=mask, other=0.0)
         result, lse = attend_range(
@@ -182,10 +138,8 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
                  arrivals, table_stride, page_stride, part_stride, scale, softcap,
                  HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
-                 DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr, bias,
-                 q_norm, cos, sin, positions, eps, ROT: tl.constexpr, NEW: tl.constexpr,
-                 HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
-                 ADD_ONE: tl.constexpr):  # fmt: skip
+                 DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+                 PRECISION: tl.constexpr):  # fmt: skip
     """Attend the stacked heads of several sequences over one part of their common pages."""
     GROUP: tl.constexpr = HQ // HKV
     offs_r = tl.arange(0, ROWS)
@@ -197,14 +151,7 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
     valid = valid & (tl.load(context_lens + rows, mask=valid, other=0) > 0)
     heads = head * GROUP + offs_r % GROUP
     place = (rows * HQ + heads)[:, None] * D + offs_d[None, :]
-    if NEW:
-        position = tl.load(positions + rows, mask=valid, other=0)
-        query = rotated_heads(
-            q, bias, q_norm, cos, sin, rows, position, heads, valid, eps, HQ, HKV, D, ROT, BLOCK_D,
-            HAS_BIAS, HAS_NORM, ADD_ONE,
-        ).to(q.dtype.element_ty)  # fmt: skip
-    else:
-        query = tl.load(q + place, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
+    query = tl.load(q + place, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
     table = block_table + table_row.to(tl.int64) * table_stride
     if k_scales is not None:
         result, lse = attend_widened(

@@ -16,11 +16,6 @@ from tokenbus.kernels.attention.decode_items import (
     own_item,
     shared_item,
 )
-from tokenbus.kernels.attention.new_token import (
-    NewTokens,
-    check_new_tokens,
-    new_token_arguments,
-)
 from tokenbus.kernels.launch import (
     dependent_launch,
     next_power_of_2,
@@ -79,7 +74,7 @@ def choose_tuning(
     return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
 
 
-@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
+@triton.jit
 def _decode_kernel(
     q, k_pages, v_pages, k_scales, v_scales, out, block_table, context_lens, items, num_items,
     parts, members, part_o,
@@ -88,9 +83,7 @@ def _decode_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    LISTED: tl.constexpr, PDL: tl.constexpr, bias, q_norm, k_norm, cos, sin, positions, slots, eps,
-    ROT: tl.constexpr, NEW: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr,
-    ADD_ONE: tl.constexpr,
+    LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -132,24 +125,21 @@ def _decode_kernel(
                                 parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
-                                HAS_SOFTCAP, PRECISION, bias, q_norm, cos, sin, positions, eps,
-                                ROT, NEW, HAS_BIAS, HAS_NORM, ADD_ONE)  # fmt: skip
+                                HAS_SOFTCAP, PRECISION)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
                              k_scales, v_scales, out, block_table, context_lens, parts, part_o,
                              part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                             PRECISION, bias, q_norm, k_norm, cos, sin, positions, slots, eps, ROT,
-                             NEW, HAS_BIAS, HAS_NORM, ADD_ONE)  # fmt: skip
+                             PRECISION)  # fmt: skip
             else:
                 own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
                          v_scales, out, block_table, context_lens, parts, part_o, part_lse,
                          arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                         PRECISION, bias, q_norm, k_norm, cos, sin, positions, slots, eps, ROT,
-                         NEW, HAS_BIAS, HAS_NORM, ADD_ONE)  # fmt: skip
+                         PRECISION)  # fmt: skip
         place = following
         row, begin, end, part = next_row, next_begin, next_end, next_part
         num_parts, count, member = next_parts, next_count, next_member
@@ -160,7 +150,7 @@ def _check(
 ) -> None:
     """Refuse what the kernel would read wrongly."""
     num_rows, num_heads, head_dim = q.shape
-    require_contiguous(k_pages=k_pages, v_pages=v_pages)
+    require_contiguous(q=q, k_pages=k_pages, v_pages=v_pages)
     shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
     given = (num_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
     require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
@@ -172,7 +162,7 @@ def _check(
 
 
 def paged_decode(
-    q: Tensor | NewTokens,
+    q: Tensor,
     k_pages: Tensor,
     v_pages: Tensor,
     block_table: Tensor,
@@ -192,8 +182,7 @@ def paged_decode(
     `work.build(context_lens)` has to run before, once per step. Window and groups are the work's.
 
     Args:
-        q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated. Or what the projection left, with which
-            this launch does the work of `qkv_rope` too.
+        q: [N, Hq, D], bf16/fp16/fp32, contiguous, rotated.
         k_pages, v_pages: [P, Hkv, S, D], dtype of q; the current token is already in them.
         k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: value * scale.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
@@ -206,29 +195,20 @@ def paged_decode(
     Source: split-KV as in Flash-Decoding (Dao et al. 2023), shared runs as in Hydragen
         (Juravsky et al. 2024); twin: reference.paged_decode.
     """
+    _check(q, k_pages, v_pages, block_table, work)
+    check_page_dtypes(q.dtype, k_pages, v_pages, k_scales, v_scales)
+    out = torch.empty_like(q) if out is None else out
+    require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
     num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
-    new = q if isinstance(q, NewTokens) else None
-    rows = q.qkv if isinstance(q, NewTokens) else q
-    if new is not None:
-        check_new_tokens(new, work, k_scales)
-    require_contiguous(q=rows)
-    if out is None:
-        out = rows.new_empty(rows.shape[0], num_heads, head_dim)
-    _check(out if new else rows, k_pages, v_pages, block_table, work)
-    check_page_dtypes(rows.dtype, k_pages, v_pages, k_scales, v_scales)
-    require(
-        out.shape == (rows.shape[0], num_heads, head_dim) and out.is_contiguous(),
-        f"out has shape {tuple(out.shape)}",
-    )
     groups = work.groups
     row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
     tuning = tuning or choose_tuning(
-        rows.shape[0], row_bytes, grouped=groups is not None, rounded=k_scales is not None
+        q.shape[0], row_bytes, grouped=groups is not None, rounded=k_scales is not None
     )
-    num_programs = num_processors(rows.device) * tuning.programs_per_processor
-    options = dependent_launch(rows.device)
+    num_programs = num_processors(q.device) * tuning.programs_per_processor
+    options = dependent_launch(q.device)
     _decode_kernel[(num_programs,)](
-        rows,
+        q,
         k_pages,
         v_pages,
         k_scales,
@@ -264,9 +244,8 @@ def paged_decode(
         GROUPED=groups is not None,
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
-        PRECISION="ieee" if rows.dtype == torch.float32 else "tf32",
+        PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         LISTED=listed and options["PDL"],
-        **new_token_arguments(new),
         num_warps=tuning.num_warps,
         **options,
     )

@@ -1,6 +1,6 @@
 """Prefill attention: the tokens of several sequences over their pages, cached prefix included.
 
-One file because a kernel and its launch share every argument.
+It is one file because a kernel and its launch share every argument.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"

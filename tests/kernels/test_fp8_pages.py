@@ -7,7 +7,6 @@ import torch
 from models.paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
-from tokenbus.kernels.attention.new_token import NewTokens
 from tokenbus.kernels.attention.paged_decode import paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import PrefixGroup, PrefixGroups
@@ -144,85 +143,6 @@ def test_prompts_read_this_passes_tokens_from_their_rows(
         batch.block_table, batch.context_lens, borders, scale=0.2, sliding_window=window,
     )  # fmt: skip
     assert_close(got, expected, dtype)
-
-
-@DTYPES
-@pytest.mark.parametrize(
-    ("head_dim", "rot_dim", "is_full", "is_shared", "window"),
-    [(32, 32, False, False, None), (48, 32, True, True, None), (32, 0, True, False, 20)],
-    ids=["plain", "bias, norms and a shared run", "nope in a window"],
-)
-def test_decode_writes_and_reads_new_tokens(
-    head_dim: int,
-    rot_dim: int,
-    is_full: bool,
-    is_shared: bool,
-    window: int | None,
-    dtype: torch.dtype,
-) -> None:
-    """One launch leaves the pages that the writer leaves, and what attending over them gives."""
-    lens = [1, 16, 17, 70, 75, 0]
-    batch = batch_of(lens, head_dim, dtype, shared={(3, 4): (0, 3)} if is_shared else None)
-    k, k_scales, _ = rounded_pages(batch.k_pages)
-    v, v_scales, _ = rounded_pages(batch.v_pages)
-    pages = [k, turned(v), k_scales, v_scales]
-    rng = torch.Generator().manual_seed(3)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=rng).to(DEVICE, dtype)
-
-    width = (HEADS + 2 * KV_HEADS) * head_dim
-    last = [max(length - 1, 0) for length in lens]
-    slots = [
-        int(batch.block_table[row, at // PAGE_SIZE] if lens[row] else 0) * PAGE_SIZE
-        + at % PAGE_SIZE
-        for row, at in enumerate(last)
-    ]
-    angles = torch.outer(torch.arange(80.0), torch.logspace(0, -2, max(rot_dim // 2, 1)))
-    angles = torch.cat((angles, angles), -1).to(DEVICE)
-    cos, sin = (angles.cos(), angles.sin()) if rot_dim else (None, None)
-    new = NewTokens(
-        draw(len(lens), width),
-        torch.tensor(last, device=DEVICE),
-        torch.tensor(slots, device=DEVICE),
-        cos,
-        sin,
-        *((draw(width), draw(head_dim), draw(head_dim)) if is_full else ()),
-    )
-    groups = None
-    if is_shared:
-        groups = PrefixGroups(
-            max_rows=len(lens), page_size=PAGE_SIZE, num_heads=HEADS, num_kv_heads=KV_HEADS,
-            device=DEVICE, num_processors=4, min_saved_tokens=0,
-        )  # fmt: skip
-        groups.assign((PrefixGroup((3, 4), 0, 3),))
-    work = DecodeWork(
-        max_rows=len(lens), max_pages=8, page_size=PAGE_SIZE, num_heads=HEADS,
-        num_kv_heads=KV_HEADS, head_dim=head_dim, device=DEVICE, sliding_window=window,
-        groups=groups,
-    )  # fmt: skip
-    work.build(batch.context_lens)
-    tables = batch.block_table, batch.context_lens
-    written = [page.clone() for page in pages]
-    got = paged_decode(
-        new, written[0], written[1], *tables, work, scale=0.2,
-        k_scales=written[2], v_scales=written[3],
-    )  # fmt: skip
-    q = qkv_rope(
-        new.qkv, pages[0], pages[1], new.positions, new.slots, num_heads=HEADS, cos=cos, sin=sin,
-        bias=new.bias, q_norm=new.q_norm, k_norm=new.k_norm, k_scales=k_scales, v_scales=v_scales,
-    )  # fmt: skip
-    for page, other in zip(written, pages, strict=True):
-        # Page 0 is scratch, to which the writer sends the row without a sequence. Sums of squares
-        # are added up in another order: a number may fall to the other side of a border.
-        got_page, other_page = page[1:].float(), other[1:].float()
-        torch.testing.assert_close(got_page, other_page, rtol=0.13, atol=2**-9, equal_nan=True)
-        assert int((got_page - other_page).abs().gt(1e-6).sum()) <= 3
-    expected = reference.paged_decode(
-        q, pages[0].float() * k_scales[..., None], turned(pages[1]).float() * v_scales[..., None],
-        *tables, scale=0.2, sliding_window=window,
-    )  # fmt: skip
-    assert_close(got, expected, HALF)
 
 
 @DTYPES
