@@ -62,10 +62,9 @@ class TritonBackend(Backend):
         """Return the checkpoint's own dtype."""
         return stored or torch.bfloat16
 
-    def kv_dtype(self, weights: torch.dtype, *, in_fp8: bool = False) -> torch.dtype:
-        """Return FP8 if that is asked for, or beside layers in FP8 unless all else is float32."""
-        narrow = in_fp8 and weights.itemsize == 2
-        if self.kv_cache_dtype == "fp8" or (self.kv_cache_dtype == "auto" and narrow):
+    def kv_dtype(self, weights: torch.dtype) -> torch.dtype:
+        """Return FP8 if that is asked for, else the dtype of the weights."""
+        if self.kv_cache_dtype == "fp8":
             return FP8_PAGES
         if self.kv_cache_dtype == "bf16" and weights != torch.bfloat16:
             raise RequestRejected("kv_cache_dtype", f"bf16 pages need bf16 weights, not {weights}")

@@ -76,7 +76,7 @@ def engine_for(
     device = backend.device
     page_size = config.page_size or backend.page_size
     max_model_len = _max_model_len(loaded, config)
-    kv_dtype = loaded.kv_dtype
+    kv_dtype = backend.kv_dtype(loaded.dtype)
     page_bytes = KVCache.page_bytes(specs, page_size, kv_dtype)
     num_pages = config.num_pages or _pages_in_memory(backend, config, page_bytes)
     kv = KVCache(specs, num_pages, page_size, kv_dtype, device)

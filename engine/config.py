@@ -90,14 +90,14 @@ class EngineConfig:
             unset="off",
         ),
     )
-    # Pages of fp8 have a scale per token and head, hold twice as many tokens and are read faster.
+    # Pages of fp8 have a scale per token and head and hold twice as many tokens.
     kv_cache_dtype: str = field(
         default="auto",
         metadata=_declared(
             choices=("auto", "bf16", "fp8"),
             option="--kv-cache-dtype",
             help="number format of KV pages; fp8 is for GPUs",
-            unset="auto, fp8 on a GPU if the layers' weights are, else that of the weights",
+            unset="auto, that of the weights",
         ),
     )
     device: str = field(

@@ -41,7 +41,7 @@ class Demand:
             layer_weights=sum(prod(linear.weight.shape) for linear in layers),
             head_weights=prod(head.weight.shape),
             weight_bytes=sum(linear.weight.nbytes for linear in (*layers, head)),
-            kv_bytes=loaded.kv_dtype.itemsize,
+            kv_bytes=loaded.backend.kv_dtype(loaded.dtype).itemsize,
             specs=tuple(model.attention_specs),
         )
 

@@ -62,10 +62,8 @@ class Backend(ABC):
     def weights_dtype(self, stored: torch.dtype | None) -> torch.dtype:
         """Return the best dtype for a checkpoint that is stored in `stored` (None: unknown)."""
 
-    def kv_dtype(self, weights: torch.dtype, *, in_fp8: bool = False) -> torch.dtype:  # noqa: ARG002
+    def kv_dtype(self, weights: torch.dtype) -> torch.dtype:
         """Return the dtype of keys and values in their pages: that of the weights.
-
-        weights: what activations and plain weights are in; in_fp8: whether the layers' are in FP8.
 
         A backend whose attention reads narrower pages says so here.
 

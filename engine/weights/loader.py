@@ -16,7 +16,6 @@ from tokenbus.engine.model_folder import broken_if, refuse_outside
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
-from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight
 from tokenbus.engine.models.rope import rope_table
 from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import open_tokenizer
@@ -61,19 +60,6 @@ class LoadedModel:
     name: str
     dtype: torch.dtype
     backend: Backend
-
-    @property
-    def kv_dtype(self) -> torch.dtype:
-        """The dtype of pages; see `Backend.kv_dtype`."""
-        return self.backend.kv_dtype(self.dtype, in_fp8=_is_in_fp8(self.model))
-
-
-def _is_in_fp8(model: PagedModel) -> bool:
-    """Say whether all linears of a model's layers are in FP8, whatever its head is in."""
-    if not isinstance(model, Decoder):
-        return False
-    *layers, _ = model.tensors.linears()
-    return all(isinstance(linear.weight, Fp8Weight | Fp8BlockWeight) for linear in layers)
 
 
 def load_model(

@@ -15,7 +15,6 @@ from tokenbus.engine.backends import TorchBackend
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
-from tokenbus.engine.kv_cache import FP8_PAGES
 from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
 from tokenbus.engine.models.ops import TorchOps
@@ -120,7 +119,7 @@ def test_tokens_equal_those_of_the_same_rounding_in_torch(
     weights = auto.from_config(config).state_dict()
     backend = replace(triton_backend(32), kv_cache_dtype="fp8" if fp8_pages else "auto")
     loaded = _load(config, weights, backend, fp8=fp8_weights)
-    assert loaded.kv_dtype.itemsize == (1 if fp8_pages else 4)
+    assert loaded.backend.kv_dtype(torch.float32).itemsize == (1 if fp8_pages else 4)
     tokens, scores = _answers(loaded)
     attention = _RoundingAttention() if fp8_pages else TorchAttention()
     twin = _TwinBackend(device=DEVICE, attention=attention)
@@ -163,17 +162,6 @@ def test_an_fp8_weight_of_odd_size_is_refused() -> None:
             max_model_len=64,
             reader=RoundingReader("fp8"),
         )
-
-
-def test_pages_are_in_fp8_beside_layers_in_fp8() -> None:
-    """Without a setting: if all layers' weights are, and what else there is in half precision."""
-    config = LlamaConfig(**TINY_SIZES)
-    auto: Any = AutoModelForCausalLM
-    weights = auto.from_config(config).state_dict()
-    for fp8, pages in ((True, FP8_PAGES), (False, torch.bfloat16)):
-        loaded = _load(config, weights, triton_backend(4), fp8=fp8)
-        assert loaded.kv_dtype == torch.float32
-        assert replace(loaded, dtype=torch.bfloat16).kv_dtype == pages
 
 
 def test_pages_that_a_device_cannot_have_are_refused() -> None:
