@@ -74,12 +74,3 @@ def wait_for_inputs(PDL: tl.constexpr):
     """Wait until everything that earlier kernels wrote is visible."""
     if PDL:
         tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def fetch_line(address):
-    """Ask for 128 bytes at each address to be brought to the L2 cache."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address.to(tl.int64, bitcast=True)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip

@@ -12,7 +12,6 @@ import triton.language as tl
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
-    fetch_line,
     next_power_of_2,
     release_successor,
     require,
@@ -89,21 +88,6 @@ def _store_scales(scales, k_scales, v_scales, slot_base, heads, live, HQ: tl.con
     tl.store(v_scales + place, scales, mask=live & (heads >= HQ + HKV))
 
 
-@triton.jit
-def _fetch_values(v_pages, slot, page_stride, heads, HQ: tl.constexpr, HKV: tl.constexpr,
-                  D: tl.constexpr, S: tl.constexpr):  # fmt: skip
-    """Ask for the lines that a token's values will be bytes of, while its projection runs.
-
-    A byte written to memory that no cache holds waits for what is around it.
-    """
-    LINES: tl.constexpr = (S * D + 127) // 128
-    if tl.max(heads) >= HQ + HKV:
-        page = tl.load(slot) // S * page_stride
-        head = tl.minimum(tl.maximum(heads - HQ - HKV, 0), HKV - 1)
-        lines = tl.minimum(tl.arange(0, triton.next_power_of_2(LINES)), LINES - 1)
-        fetch_line(v_pages + page + head[:, None] * (S * D) + lines[None, :] * 128)
-
-
 @triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _qkv_rope_kernel(
     qkv, bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages, v_pages, k_scales,
@@ -111,7 +95,7 @@ def _qkv_rope_kernel(
     S: tl.constexpr,
     ROT: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr,
-    WRITE_BACK: tl.constexpr, FETCHES: tl.constexpr, PDL: tl.constexpr,
+    WRITE_BACK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = ROT // 2
     release_successor(PDL)
@@ -126,8 +110,6 @@ def _qkv_rope_kernel(
     rest = ROT + tl.arange(0, BLOCK_REST)
     in_rest = rest < D
     row = token * ((HQ + 2 * HKV) * D)
-    if k_scales is not None and PDL and FETCHES:
-        _fetch_values(v_pages, slots + token, page_stride, heads, HQ, HKV, D, S)
     wait_for_inputs(PDL)
     slot = tl.load(slots + token)
     position = tl.load(positions + token)
@@ -271,7 +253,6 @@ def qkv_rope(
         HAS_NORM=q_norm is not None,
         ADD_ONE=norm_add_one,
         WRITE_BACK=write_back,
-        FETCHES=not write_back,
         num_warps=4,
         **dependent_launch(qkv.device),
     )
