@@ -125,6 +125,8 @@ class TritonOps(TorchOps):
             )
             q_norm = k_norm = None
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
+        # Prompts read this pass's keys and values where they are, not widened from FP8 pages.
+        fresh = qkv if k_scales is not None and not ctx.is_decode else None
         q = qkv_rope(
             qkv,
             ctx.kv.k[spec.layer_idx],
@@ -139,8 +141,9 @@ class TritonOps(TorchOps):
             eps=eps,
             k_scales=k_scales,
             v_scales=v_scales,
+            write_back=fresh is not None,
         )
-        return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
+        return self.attention.read(q, spec, ctx, fresh).view(-1, spec.num_heads * spec.head_dim)
 
     def run_layers(
         self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
