@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from tokenbus.engine.models.decoder_config import NormNames
-from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.models.linear_weight import PlainWeight, without_storage
+from tokenbus.engine.models.ops import TorchOps, tell_widened
 from tokenbus.engine.models.triton_products import (
     GATES,
     MAX_FUSED_ROWS,
     TRITON_PRODUCTS,
     Fp8Product,
     FusedProduct,
+    Int4Product,
+    TritonProduct,
 )
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
@@ -76,8 +79,13 @@ class TritonOps(TorchOps):
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Bind every linear to its product, and to its neighbours where layers can be fused."""
-        for linear in tensors.linears():
+        linears = tensors.linears()
+        for linear in linears:
             self._bind(linear)
+        tell_widened([item for item in linears if _is_widened(item)])
+        for linear in linears:
+            if isinstance(linear.product, Int4Product) or _is_widened(linear):
+                linear.weight = without_storage(linear.weight)
         config = tensors.config
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in GATES:
@@ -202,6 +210,11 @@ def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
     if qkv is None or o is None or gate_up is None or down is None:
         return None
     return _RoundedLayer(layer, qkv, o, gate_up, down)
+
+
+def _is_widened(linear: Linear) -> bool:
+    """Say whether a linear's weight is kept as plain numbers, though it came as another kind."""
+    return isinstance(linear.product, TritonProduct) and not isinstance(linear.weight, PlainWeight)
 
 
 def _if_all(items: list[_Item | None]) -> list[_Item] | None:

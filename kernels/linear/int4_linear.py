@@ -1,0 +1,170 @@
+"""Linear layers with weights of four bits, from one row to thousands."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+
+from tokenbus.kernels.activation import KINDS, gated_act
+from tokenbus.kernels.launch import ceil_div, dependent_launch, require, require_contiguous
+from tokenbus.kernels.linear.int4_layout import BLOCK, check_int4
+from tokenbus.kernels.linear.int4_matmul import int4_matmul_kernel, int4_widen_kernel
+from tokenbus.kernels.linear.int4_table import WIDEN_TILE, choose_int4_tuning
+from tokenbus.kernels.linear.small_linear import PLAIN, Fusion, wide_linear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.linear.int4_layout import PackedInt4
+    from tokenbus.kernels.linear.int4_matmul import Int4Tuning
+
+# Tiles that share inputs, over all launches at a time: a count each.
+_MAX_TILES = 4096
+_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+@cache
+def _arrivals(device: torch.device) -> Tensor:
+    """Return the counts of programs that ended, zero between launches."""
+    return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
+
+
+def int4_linear(
+    x: Tensor,
+    weight: PackedInt4,
+    fusion: Fusion = PLAIN,
+    *,
+    out_dtype: torch.dtype | None = None,
+    tuning: Int4Tuning | None = None,
+) -> Tensor:
+    """Multiply rows by a weight of four bits, with bias, gate and residual behind.
+
+    Weights are widened to the dtype of x, (step - zero) * scale, in registers. Where cuBLAS is
+    faster over widened ones, they are written out for it, unless `tuning` is given.
+
+    Args:
+        x: [M, K], contiguous, bfloat16, float16 or float32. weight: [N, K], or [2 N, K] with
+            `fusion.act`. fusion: anything but a norm.
+    Returns: [M, N], dtype of x or `out_dtype`; sums and everything fused are fp32.
+    Raises: KernelInputError on other shapes. Twin: reference.fused_linear, weight dequantised.
+    """
+    num_rows = x.shape[0]
+    width_out = weight.shape[0] // (2 if fusion.act else 1)
+    _check(x, weight, fusion, width_out)
+    dtype = out_dtype or x.dtype
+    if num_rows == 0:
+        return torch.empty(0, width_out, dtype=dtype, device=x.device)
+    if tuning is None:
+        tuning = choose_int4_tuning(
+            num_rows, x.shape[1], width_out, fusion.role, group=weight.group
+        )
+    if tuning is None:
+        return _by_widening(x, weight, fusion, dtype)
+    out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
+    _launch(x, weight, fusion, out, tuning)
+    return out
+
+
+def widened_int4(weight: PackedInt4, dtype: torch.dtype) -> Tensor:
+    """Return the numbers of a weight, (step - zero) * scale in `dtype`, [N, K]."""
+    num_outputs, num_inputs = weight.shape
+    out = torch.empty(num_outputs, num_inputs, dtype=dtype, device=weight.words.device)
+    block_n, num_warps = WIDEN_TILE
+    grid = (ceil_div(num_outputs, block_n), ceil_div(num_inputs, BLOCK))
+    int4_widen_kernel[grid](
+        weight.words,
+        weight.metas,
+        out,
+        num_outputs,
+        K=num_inputs,
+        BLOCK_N=block_n,
+        GROUP=weight.group,
+        SCALES=_DTYPES[weight.scale_dtype],
+        DTYPE=_DTYPES[dtype],
+        BY_ASM=out.is_cuda,
+        num_warps=num_warps,
+        **dependent_launch(out.device),
+    )
+    return out
+
+
+def _check(x: Tensor, weight: PackedInt4, fusion: Fusion, width_out: int) -> None:
+    """Refuse shapes that the kernels would read wrongly."""
+    check_int4(weight, x)
+    require(x.dtype in _DTYPES, f"x is {x.dtype}")
+    require(fusion.norm_weight is None, "a norm comes before the product")
+    require(fusion.act is None or fusion.act in KINDS, f"unknown activation {fusion.act!r}")
+    require(
+        fusion.act is None or weight.shape[0] == 2 * width_out,
+        f"gate and up have {weight.shape[0]} rows together",
+    )
+    residual = fusion.residual
+    require(
+        residual is None
+        or (residual.shape == (x.shape[0], width_out) and residual.dtype == torch.float32),
+        f"residual is not ({x.shape[0]}, {width_out}) in float32",
+    )
+    require_contiguous(bias=fusion.bias, residual=residual)
+
+
+def _by_widening(x: Tensor, weight: PackedInt4, fusion: Fusion, dtype: torch.dtype) -> Tensor:
+    """Multiply through cuBLAS, one kernel per step."""
+    values = widened_int4(weight, x.dtype)
+    if dtype == torch.float32:
+        value = wide_linear(x, values, fusion.bias)
+    else:
+        value = F.linear(x, values, fusion.bias)
+    if fusion.act is not None:
+        value = gated_act(value, fusion.act)
+    if fusion.residual is not None:
+        value = fusion.residual.add_(value)
+    return value.to(dtype)
+
+
+def _launch(
+    x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4Tuning
+) -> None:
+    """Write the product to `out`."""
+    num_rows, width_out = out.shape
+    width = tuning.block_n // (2 if fusion.act else 1)
+    tiles = ceil_div(num_rows, tuning.block_m) * ceil_div(width_out, width)
+    require(not tuning.by_sums or weight.group == BLOCK, f"groups of {weight.group} by sums")
+    parts = arrivals = None
+    if tuning.splits > 1:
+        require(tiles <= _MAX_TILES, f"{tiles} tiles share inputs")
+        size = (tiles, tuning.splits, tuning.block_m * tuning.block_n)
+        parts = torch.empty(size, dtype=torch.float32, device=x.device)
+        arrivals = _arrivals(x.device)
+    int4_matmul_kernel[(tiles, tuning.splits)](
+        x,
+        weight.words,
+        weight.metas,
+        fusion.bias,
+        fusion.residual,
+        out,
+        parts,
+        arrivals,
+        num_rows,
+        width_out,
+        K=x.shape[1],
+        BLOCK_M=tuning.block_m,
+        BLOCK_N=tuning.block_n,
+        BLOCKS=tuning.blocks,
+        GROUP=weight.group,
+        SPLITS=tuning.splits,
+        STAGES=tuning.stages,
+        BY_SUMS=tuning.by_sums,
+        SCALES=_DTYPES[weight.scale_dtype],
+        DTYPE=_DTYPES[x.dtype],
+        BY_ASM=x.is_cuda,
+        HAS_BIAS=fusion.bias is not None,
+        HAS_RESIDUAL=fusion.residual is not None,
+        ACT=fusion.act or "none",
+        num_warps=tuning.num_warps,
+        num_stages=tuning.stages,
+        **dependent_launch(x.device),
+    )
