@@ -29,7 +29,6 @@ from tokenbus.kernels.linear.gated_linear import gated_linear
 from tokenbus.kernels.linear.int4_layout import group_in_blocks, pack_int4
 from tokenbus.kernels.linear.int4_linear import int4_linear
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
-from tokenbus.kernels.norm import rms_norm
 from tokenbus.kernels.quantize import (
     GROUP,
     QuantizedRows,
@@ -209,50 +208,41 @@ class Fp8BlockProduct(Product):
 
 
 class Int4Product(FusedProduct):
-    """A weight of four bits, packed once: widened to the dtype of the rows, which stay as they are.
-
-    Where inputs are in an order of their own, each row's are put in it before the product.
-    """
+    """A weight of four bits, packed once for rows in the model's dtype."""
 
     def __init__(self, weight: Int4GroupWeight, bias: Tensor | None) -> None:
         """Pack a weight whose groups 32 divides, or whose rows are one group."""
-        self._packed = pack_int4(weight.steps, weight.scales, weight.zeros, weight.group_inputs)
-        self._order = weight.order
+        self._packed = pack_int4(
+            weight.steps, weight.scales, weight.zeros, weight.group_inputs, weight.order
+        )
         self._bias = bias
         self._plain = Fusion(bias=bias)
 
     def multiply(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], dtype of x."""
-        return self._multiply(x, self._plain)
+        return int4_linear(x.contiguous(), self._packed, self._plain)
 
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
         """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
         if kind not in GATES:
             return Product.gated(self, x, kind)
-        return self._multiply(x, Fusion(bias=self._bias, act=GATES[kind]))
+        return int4_linear(x.contiguous(), self._packed, Fusion(bias=self._bias, act=GATES[kind]))
 
     def unrounded(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out] float32."""
-        return self._multiply(x, self._plain, torch.float32)
+        return int4_linear(x.contiguous(), self._packed, self._plain, out_dtype=torch.float32)
 
     def normed(
         self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
     ) -> Callable[[Tensor], Tensor]:
         """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
-        fusion = Fusion(bias=self._bias, act=act)
-        if norm_weight is None:
-            return lambda x: self._multiply(x, fusion)
-        # A launch of its own costs less than the norm again in every program.
-        return lambda x: self._multiply(rms_norm(x, norm_weight, eps), fusion)
+        packed = self._packed
+        fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
+        return lambda x: int4_linear(x, packed, fusion)
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        return self._multiply(x, Fusion(bias=self._bias, residual=residual))
-
-    def _multiply(self, x: Tensor, fusion: Fusion, out_dtype: torch.dtype | None = None) -> Tensor:
-        if self._order is not None:
-            x = x.index_select(1, self._order)
-        return int4_linear(x.contiguous(), self._packed, fusion, out_dtype=out_dtype)
+        return int4_linear(x, self._packed, Fusion(bias=self._bias, residual=residual))
 
 
 def _int4(weight: Int4GroupWeight, bias: Tensor | None) -> Product:

@@ -2,9 +2,10 @@
 
 A block is 128 inputs of one output, 32 numbers of 16 bits with four steps each. Columns are dealt
 out so that what a thread loads is what it hands to the matrix unit: of a block's column
-32 m + 16 t + 8 h + 2 c + e the step lies in number 8 c + 2 m + e, bits 8 t + 4 h on. Two numbers side
-by side (e = 0, 1) are one register, of which four masks take four pairs. Eight outputs are a strip,
-whose blocks follow one another: 512 bytes a block.
+32 m + 16 t + 8 h + 2 c + e the step lies in number 8 c + 2 m + e, bits 8 h + 4 t on. Two numbers side
+by side (e = 0, 1) are one register: of 16 bits, four masks take four pairs for rows of two bytes; of
+bytes, two masks take four steps each for rows of one. Eight outputs are a strip, whose blocks follow
+one another: 512 bytes a block.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class PackedInt4:
 
     words: [strips, blocks, 8, 32] int16. metas: [groups, out] int32, the zero point in the low half
     and the bits of the scale, of `scale_dtype`, in the high half. group: inputs of a group: 32, 64
-    or 128; the groups are those of whole blocks.
+    or 128; the groups are those of whole blocks. order: [in] int64, a permutation: column j is input
+    order[j]; None where column j is input j.
     """
 
     words: Tensor
@@ -43,6 +45,7 @@ class PackedInt4:
     num_inputs: int
     group: int
     scale_dtype: torch.dtype
+    order: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,7 +70,13 @@ def group_in_blocks(group_inputs: int, num_inputs: int) -> int | None:
     return group if group >= LEAST_GROUP else None
 
 
-def pack_int4(steps: Tensor, scales: Tensor, zeros: Tensor, group_inputs: int) -> PackedInt4:
+def pack_int4(
+    steps: Tensor,
+    scales: Tensor,
+    zeros: Tensor,
+    group_inputs: int,
+    order: Tensor | None = None,
+) -> PackedInt4:
     """Pack a weight.
 
     Args:
@@ -75,6 +84,7 @@ def pack_int4(steps: Tensor, scales: Tensor, zeros: Tensor, group_inputs: int) -
         scales: [out, groups] float16, bfloat16 or float32, which is rounded to bfloat16.
         zeros: [out, groups] uint8, 0 to 16.
         group_inputs: inputs of every group but the last.
+        order: [in] int64, of each column its input; None where they are the same.
     Raises: KernelInputError for sizes that do not fit together or groups that no block holds.
     """
     num_outputs, num_inputs = steps.shape[0], 2 * steps.shape[1]
@@ -93,7 +103,7 @@ def pack_int4(steps: Tensor, scales: Tensor, zeros: Tensor, group_inputs: int) -
     groups = torch.arange(num_blocks * BLOCK // group, device=steps.device) * group // group_inputs
     # Steps beyond the last input are zero and meet no input: any scale will do.
     metas = metas.T[groups.clamp_(max=num_groups - 1)].contiguous()
-    return PackedInt4(_words(steps, num_blocks), metas, num_inputs, group, dtype)
+    return PackedInt4(_words(steps, num_blocks), metas, num_inputs, group, dtype, order)
 
 
 def _words(steps: Tensor, num_blocks: int) -> Tensor:
@@ -107,7 +117,7 @@ def _words(steps: Tensor, num_blocks: int) -> Tensor:
     for e in range(2):
         word = torch.zeros(parts.shape[:4] + (4,), dtype=torch.int16, device=steps.device)
         for place in range(4):
-            half = parts[..., place // 2, place % 2, :].to(torch.int16)
+            half = parts[..., place % 2, place // 2, :].to(torch.int16)
             word |= (half >> 4 * e & 15) << 4 * place
         words[..., e] = word.permute(0, 2, 1, 4, 3)
     return words.flatten(3)

@@ -30,9 +30,7 @@ class Int4Tuning:
 
     block_m: rows of a program, a power of two from 16 on. block_n: outputs, of both halves together
     behind a gate, a multiple of 64. stages: steps in flight. splits: programs that share the inputs
-    of one tile; the last of them to end adds up what all found. by_sums: a group's scale meets the
-    finished sums of its block and not each weight, which takes less work where rows are few; for
-    groups of 128.
+    of one tile; the last of them to end adds up what all found.
     """
 
     block_m: int
@@ -41,10 +39,20 @@ class Int4Tuning:
     stages: int
     blocks: int = 1
     splits: int = 1
-    by_sums: bool = False
 
 
-def _taking_pairs_apart(kind: str, first: int, *, scaled: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class Int4RowsTuning:
+    """How one shape of up to 16 split rows is laid out; all as in `Int4Tuning`."""
+
+    block_n: int
+    num_warps: int
+    stages: int
+    blocks: int = 1
+    splits: int = 1
+
+
+def _taking_pairs_apart(kind: str, first: int) -> str:
     """Return the assembly that makes four pairs of weights of a register of steps.
 
     $4: eight steps, $5: a pair of `first` + the zero point, $6: a pair of the scale.
@@ -58,41 +66,37 @@ def _taking_pairs_apart(kind: str, first: int, *, scaled: bool) -> str:
         lines += [
             f"lop3.b32 ${pair}, {source}, 0x000f000f, 0x{first << 16 | first:08x}, 0xea;",
             f"sub.rn.{kind}x2 ${pair}, ${pair}, $5;",
+            f"mul.rn.{kind}x2 ${pair}, ${pair}, $6;",
         ]
-        if scaled:
-            lines.append(f"mul.rn.{kind}x2 ${pair}, ${pair}, $6;")
     return "\n".join([*lines, "}"])
 
 
-_BF16_STEPS = tl.constexpr(_taking_pairs_apart("bf16", 0x4300, scaled=False))
-_BF16_WEIGHTS = tl.constexpr(_taking_pairs_apart("bf16", 0x4300, scaled=True))
-_FP16_STEPS = tl.constexpr(_taking_pairs_apart("f16", 0x6400, scaled=False))
-_FP16_WEIGHTS = tl.constexpr(_taking_pairs_apart("f16", 0x6400, scaled=True))
+_BF16_PAIRS = tl.constexpr(_taking_pairs_apart("bf16", 0x4300))
+_FP16_PAIRS = tl.constexpr(_taking_pairs_apart("f16", 0x6400))
 
 
 @triton.jit
-def _pairs(words, zero, scale, SCALED: tl.constexpr, BY_ASM: tl.constexpr):
-    """Return step - zero for the four steps of each of words, times scale if SCALED, in its dtype.
+def _pairs(words, zero, scale, BY_ASM: tl.constexpr):
+    """Return (step - zero) * scale for the four steps of each of words, in the dtype of scale.
 
     By assembly two numbers at a time; `zero` then stands on the first number of its dtype.
     """
     if BY_ASM and scale.dtype == tl.bfloat16:
         return tl.inline_asm_elementwise(
-            _BF16_WEIGHTS if SCALED else _BF16_STEPS, "=&r,=&r,=&r,=&r,r,r,r", [words, zero, scale],
+            _BF16_PAIRS, "=&r,=&r,=&r,=&r,r,r,r", [words, zero, scale],
             dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16), is_pure=True, pack=2,
         )  # fmt: skip
     if BY_ASM and scale.dtype == tl.float16:
         return tl.inline_asm_elementwise(
-            _FP16_WEIGHTS if SCALED else _FP16_STEPS, "=&r,=&r,=&r,=&r,r,r,r", [words, zero, scale],
+            _FP16_PAIRS, "=&r,=&r,=&r,=&r,r,r,r", [words, zero, scale],
             dtype=(tl.float16, tl.float16, tl.float16, tl.float16), is_pure=True, pack=2,
         )  # fmt: skip
-    first = (words & 15).to(scale.dtype) - zero
-    second = (words >> 4 & 15).to(scale.dtype) - zero
-    third = (words >> 8 & 15).to(scale.dtype) - zero
-    fourth = (words >> 12 & 15).to(scale.dtype) - zero
-    if SCALED:
-        return first * scale, second * scale, third * scale, fourth * scale
-    return first, second, third, fourth
+    return (
+        ((words & 15).to(scale.dtype) - zero) * scale,
+        ((words >> 4 & 15).to(scale.dtype) - zero) * scale,
+        ((words >> 8 & 15).to(scale.dtype) - zero) * scale,
+        ((words >> 12 & 15).to(scale.dtype) - zero) * scale,
+    )
 
 
 @triton.jit
@@ -103,19 +107,25 @@ def _spread(value, N: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _scales_of(metas, SCALES: tl.constexpr):
+def zeros_of(metas):
+    """Return the zero points that metas hold, int32."""
+    return metas & _ZERO_BITS
+
+
+@triton.jit
+def scales_of(metas, SCALES: tl.constexpr):
     """Return the scales that metas hold, in SCALES."""
     return (metas >> 16).to(tl.int16).to(SCALES, bitcast=True)
 
 
 @triton.jit
 def _widen(words, metas, N: tl.constexpr, PARTS: tl.constexpr, SCALES: tl.constexpr,
-           DTYPE: tl.constexpr, SCALED: tl.constexpr, BY_ASM: tl.constexpr):  # fmt: skip
-    """Return step - zero of a block in DTYPE, times its scale if SCALED: [N, 128].
+           DTYPE: tl.constexpr, BY_ASM: tl.constexpr):  # fmt: skip
+    """Return the weights of a block in DTYPE, [N, 128].
 
     words: [N, 32] int16; metas: [N, PARTS] int32.
     """
-    zero = metas & _ZERO_BITS
+    zero = zeros_of(metas)
     if BY_ASM and DTYPE == tl.bfloat16:
         zero = (zero + _FIRST_BF16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     elif BY_ASM and DTYPE == tl.float16:
@@ -123,9 +133,9 @@ def _widen(words, metas, N: tl.constexpr, PARTS: tl.constexpr, SCALES: tl.conste
     else:
         zero = zero.to(DTYPE)
     zero = _spread(zero, N, PARTS)
-    scale = _spread(_scales_of(metas, SCALES).to(DTYPE), N, PARTS)
-    first, second, third, fourth = _pairs(words, zero, scale, SCALED, BY_ASM)
-    value = tl.join(tl.join(first, second), tl.join(third, fourth))
+    scale = _spread(scales_of(metas, SCALES).to(DTYPE), N, PARTS)
+    first, second, third, fourth = _pairs(words, zero, scale, BY_ASM)
+    value = tl.join(tl.join(first, third), tl.join(second, fourth))
     # Of 8 c + 2 m + e, h and t make 32 m + 16 t + 8 h + 2 c + e: nothing moves between threads.
     value = tl.permute(tl.reshape(value, (N, 4, 4, 2, 2, 2)), (0, 2, 5, 4, 1, 3))
     return tl.reshape(value, (N, _BLOCK))
@@ -146,7 +156,7 @@ def _settled(acc, BY_ASM: tl.constexpr):
 
 
 @triton.jit
-def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.constexpr, offs):
+def sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.constexpr, offs):
     """Leave the sums of this program, and return those of all and whether it was the last.
 
     In the order of the inputs, whoever comes last, so that the result does not depend on timing.
@@ -168,9 +178,9 @@ def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.conste
 def int4_matmul_kernel(
     x, words, metas, bias, residual, out, parts, arrivals, M, N, K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr, GROUP: tl.constexpr,
-    SPLITS: tl.constexpr, STAGES: tl.constexpr, BY_SUMS: tl.constexpr, SCALES: tl.constexpr,
-    DTYPE: tl.constexpr, BY_ASM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-    ACT: tl.constexpr, PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, SCALES: tl.constexpr, DTYPE: tl.constexpr,
+    BY_ASM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [BLOCK_M, BLOCK_N] outputs: bias, gate and residual behind.
 
@@ -214,12 +224,7 @@ def int4_matmul_kernel(
                 # Beyond the last block, x is zero and any weight will do.
                 block = tl.minimum(block, NUM_BLOCKS - 1)
             word = tl.load(row_words + block * (_STRIP * _WORDS))
-            if BY_SUMS:
-                meta = tl.load(metas + block * stride + outputs)
-            else:
-                meta = tl.load(
-                    metas + (block * PARTS + offs_g)[None, :] * stride + outputs[:, None]
-                )
+            meta = tl.load(metas + (block * PARTS + offs_g)[None, :] * stride + outputs[:, None])
             if WHOLE and BLOCK_M > 16:
                 value = tl.load(row_x + start)
             elif WHOLE:
@@ -227,17 +232,12 @@ def int4_matmul_kernel(
             else:
                 mask = some[:, None] & in_k[None, :]
                 value = tl.load(row_x + start, mask=mask, other=0.0)
-            if BY_SUMS:
-                w = _widen(word, meta[:, None], BLOCK_N, 1, SCALES, DTYPE, False, BY_ASM)
-                scale = _scales_of(meta, SCALES).to(tl.float32)
-                acc += tl.dot(w, value.T, input_precision="ieee") * scale[:, None]
-            else:
-                w = _widen(word, meta, BLOCK_N, PARTS, SCALES, DTYPE, True, BY_ASM)
-                acc = _settled(tl.dot(w, value.T, acc, input_precision="ieee"), BY_ASM)
+            w = _widen(word, meta, BLOCK_N, PARTS, SCALES, DTYPE, BY_ASM)
+            acc = _settled(tl.dot(w, value.T, acc, input_precision="ieee"), BY_ASM)
     is_last = True
     if SPLITS > 1:
         offs = tl.arange(0, BLOCK_M)[None, :] * BLOCK_N + offs_n[:, None]
-        acc, is_last = _sum_parts(acc, parts, tile, arrivals, SPLITS, BLOCK_M * BLOCK_N, offs)
+        acc, is_last = sum_parts(acc, parts, tile, arrivals, SPLITS, BLOCK_M * BLOCK_N, offs)
     if is_last:
         if HAS_BIAS:
             acc += tl.load(bias + outputs).to(tl.float32)[:, None]
@@ -274,7 +274,7 @@ def int4_widen_kernel(
     word = tl.load(words + strips[:, None] * _WORDS + tl.arange(0, _WORDS)[None, :])
     offs_g = block * PARTS + tl.arange(0, PARTS)
     meta = tl.load(metas + offs_g[None, :] * N + outputs[:, None])
-    value = _widen(word, meta, BLOCK_N, PARTS, SCALES, DTYPE, True, BY_ASM)
+    value = _widen(word, meta, BLOCK_N, PARTS, SCALES, DTYPE, BY_ASM)
     offs_k = block * _BLOCK + tl.arange(0, _BLOCK)
     # What is overwritten may still be read.
     wait_for_inputs(PDL)
