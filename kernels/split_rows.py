@@ -19,7 +19,7 @@ from tokenbus.kernels.launch import (
     require_contiguous,
     wait_for_inputs,
 )
-from tokenbus.kernels.quantize import FP8, scale_of, to_fp8
+from tokenbus.kernels.quantize import FP8, FP8_MAX, scale_of, to_fp8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +29,8 @@ BLOCK = 128
 # Rows that are split: more of them have matrix units of their own dtype.
 MAX_SPLIT_ROWS = 16
 _BLOCK = tl.constexpr(BLOCK)
+# Blocks of a program.
+_BLOCKS = 8
 # A step of four bits, as a number of e4m3, is 2^-9 of itself.
 _STEP, _STEPS = tl.constexpr(2.0**-9), tl.constexpr(2.0**9)
 
@@ -59,17 +61,20 @@ class SplitRows:
 @triton.jit
 def _split_rows_kernel(
     x, norm_weight, order, parts, scales, sums, eps, K: tl.constexpr, HEIGHT: tl.constexpr,
-    BLOCKS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_ORDER: tl.constexpr, PDL: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCKS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_ORDER: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Split one row, behind a norm if there is one; column j is input order[j] if that is given.
+    """Split some blocks of a row, behind a norm if there is one; column j is input order[j].
 
     What is left of a number behind four digits has four or five digits itself. Its unit is 2^-9 of
-    the scale, which is 2^-18 of the row's largest number.
+    the scale, which is 2^-18 of the row's largest number: every program looks for that itself.
     """
     release_successor(PDL)
     NUM_BLOCKS: tl.constexpr = (K + _BLOCK - 1) // _BLOCK
     row = tl.program_id(0)
-    blocks = tl.arange(0, BLOCKS)
+    whole = tl.arange(0, WIDTH)
+    in_row = whole < K
+    blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     offs = tl.arange(0, _BLOCK)
     column = offs // 16 * 16 + offs % 2 * 8 + offs % 16 // 4 * 2 + offs % 4 // 2
     column = blocks[:, None] * _BLOCK + column[None, :]
@@ -78,14 +83,22 @@ def _split_rows_kernel(
         column = tl.load(order + column, mask=mask, other=0)
     if HAS_NORM:
         w = tl.load(norm_weight + column, mask=mask, other=0.0).to(tl.float32)
+        whole_w = tl.load(norm_weight + whole, mask=in_row, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
-    value = tl.load(x + row.to(tl.int64) * K + column, mask=mask, other=0.0).to(tl.float32)
-    if HAS_NORM:
-        value = value * tl.rsqrt(tl.sum(value * value) / K + eps) * w
-    scale = scale_of(tl.max(tl.abs(value)))
+    x += row.to(tl.int64) * K
+    whole_x = tl.load(x + whole, mask=in_row, other=0.0).to(tl.float32)
+    value = tl.load(x + column, mask=mask, other=0.0).to(tl.float32)
     # The scale of a row with NaN or an infinity is NaN, and so is all that it is multiplied by.
-    broken = tl.sum(value - value)
-    value = value / scale
+    broken = tl.sum(whole_x - whole_x)
+    if HAS_NORM:
+        norm = tl.rsqrt(tl.sum(whole_x * whole_x) / K + eps)
+        scale = scale_of(tl.max(tl.abs(whole_x * whole_w)) * norm)
+        value = value * w * (norm / scale)
+    else:
+        scale = scale_of(tl.max(tl.abs(whole_x)))
+        value = value / scale
+    # A product of roundings may come out above what e4m3 has.
+    value = tl.minimum(tl.maximum(value, -FP8_MAX), FP8_MAX)
     high = to_fp8(value)
     low = to_fp8(value - high.to(tl.float32))
     place = parts + row * (NUM_BLOCKS * _BLOCK) + blocks[:, None] * _BLOCK + offs[None, :]
@@ -95,7 +108,8 @@ def _split_rows_kernel(
     place = sums + blocks * (2 * HEIGHT) + row
     tl.store(place, tl.sum(high.to(tl.float32), axis=1) * _STEP, mask=there)
     tl.store(place + HEIGHT, tl.sum(low.to(tl.float32), axis=1) * _STEP, mask=there)
-    tl.store(scales + row, scale * _STEPS + broken)
+    if tl.program_id(1) == 0:
+        tl.store(scales + row, scale * _STEPS + broken)
 
 
 def split_rows(
@@ -126,8 +140,7 @@ def split_rows(
         width,
         x.dtype,
     )
-    blocks = next_power_of_2(num_blocks)
-    _split_rows_kernel[(num_rows,)](
+    _split_rows_kernel[(num_rows, ceil_div(num_blocks, _BLOCKS))](
         x,
         norm_weight,
         order,
@@ -137,10 +150,11 @@ def split_rows(
         eps,
         K=width,
         HEIGHT=height,
-        BLOCKS=blocks,
+        WIDTH=next_power_of_2(width),
+        BLOCKS=_BLOCKS,
         HAS_NORM=norm_weight is not None,
         HAS_ORDER=order is not None,
-        num_warps=min(16, max(1, blocks // 4)),
+        num_warps=8,
         **dependent_launch(x.device),
     )
     return rows

@@ -94,10 +94,9 @@ def _int4_groups_block(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     groups = F.pad(weight.float(), (0, -num_inputs % _ZERO_GROUP_INPUTS))
     groups = groups.view(num_outputs, -1, _ZERO_GROUP_INPUTS)
     low, high = groups.amin(2).clamp_(max=0), groups.amax(2).clamp_(min=0)
-    kept = torch.float16 if weight.dtype == torch.float16 else torch.bfloat16
     best: list[Tensor] = []
     for span in _SPANS:
-        found = _int4_rounded(groups, low * span, high * span, kept)
+        found = _int4_rounded(groups, low * span, high * span)
         if not best:
             best = list(found)
             continue
@@ -110,10 +109,10 @@ def _int4_groups_block(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _int4_rounded(
-    groups: Tensor, low: Tensor, high: Tensor, kept: torch.dtype
+    groups: Tensor, low: Tensor, high: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """groups: [out, G, 128]; low, high: [out, G] -> squared errors, steps, scales and zeros."""
-    scales = ((high - low) / _MAX_STEP).to(kept)
+    scales = ((high - low) / _MAX_STEP).bfloat16()
     # A group of zeros, or of less than the scale can say, keeps nothing but its zero point.
     scale = scales.float()
     divisor = torch.where(scale > 0, scale, 1.0)

@@ -75,7 +75,18 @@ def int4_rows_kernel(
     octets_of = words + strips[:, None].to(tl.int64) * _BYTES + tl.arange(0, _BYTES)[None, :]
     rows_of += offs_m[:, None] * (NUM_BLOCKS * _BLOCK) + tl.arange(0, _BLOCK)[None, :]
     acc = tl.zeros([BLOCK_N, 2 * HEIGHT], tl.float32)
+    rows = tl.arange(0, HEIGHT)
+    live = rows < M
+    # What the end needs is on its way from the beginning, not when everyone waits for it.
+    if HAS_BIAS:
+        shift = tl.load(bias + outputs).to(tl.float32)
     wait_for_inputs(PDL)
+    by_row = tl.load(row_scales + rows, mask=live, other=0.0)
+    cols = col + tl.arange(0, WIDTH)
+    mask = (cols < N)[:, None] & live[None, :]
+    place = rows[None, :] * N + cols[:, None]
+    if HAS_RESIDUAL:
+        earlier = tl.load(residual + place, mask=mask, other=0.0)
     for step in tl.range(0, SPAN, num_stages=STAGES):
         for part in tl.static_range(BLOCKS):
             block = (tl.program_id(1) * SPAN + step) * BLOCKS + part
@@ -91,27 +102,22 @@ def int4_rows_kernel(
             product = tl.dot(_steps_of(octets, BLOCK_N, BY_ASM), value.T)
             product -= zeros_of(meta).to(tl.float32)[:, None] * total[None, :]
             acc += product * scales_of(meta, SCALES).to(tl.float32)[:, None]
-    rows = tl.arange(0, HEIGHT)
-    live = rows < M
     y = tl.sum(tl.reshape(acc, (BLOCK_N, 2, HEIGHT)), axis=1)
     is_last = True
     if SPLITS > 1:
         offs = rows[None, :] * BLOCK_N + offs_n[:, None]
         y, is_last = sum_parts(y, parts, tile, arrivals, SPLITS, HEIGHT * BLOCK_N, offs)
     if is_last:
-        y *= tl.load(row_scales + rows, mask=live, other=0.0)[None, :]
+        y *= by_row[None, :]
         if HAS_BIAS:
-            y += tl.load(bias + outputs).to(tl.float32)[:, None]
+            y += shift[:, None]
         if ACT == "none":
             result = y
         else:
             eights = tl.reshape(y, (BLOCK_N // 16, 2, 8, HEIGHT))
             gates, ups = tl.split(tl.permute(eights, (0, 2, 3, 1)))
             result = tl.reshape(gate(gates, ACT) * ups, (WIDTH, HEIGHT))
-        cols = col + tl.arange(0, WIDTH)
-        mask = (cols < N)[:, None] & live[None, :]
-        place = rows[None, :] * N + cols[:, None]
         if HAS_RESIDUAL:
-            result += tl.load(residual + place, mask=mask, other=0.0)
+            result += earlier
             tl.store(residual + place, result, mask=mask)
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)

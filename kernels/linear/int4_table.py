@@ -15,7 +15,10 @@ from tokenbus.kernels.split_rows import MAX_SPLIT_ROWS
 _PROCESSORS = 132
 # Rows from which on weights are written out for cuBLAS.
 _MAX_ROWS = 256
-# Outputs and warps of a program that writes them out.
+# Outputs from which on tiles alone keep the whole chip busy, and inputs from which on a tile's are
+# worth a long queue.
+_WIDE, _LONG = 16384, 8192
+# Outputs and warps of a program that writes weights out.
 WIDEN_TILE = (64, 4)
 
 
@@ -29,18 +32,35 @@ def choose_int4_tuning(
     if num_rows > _MAX_ROWS:
         return None
     outputs = width_out * (2 if role is LinearRole.GATED else 1)
-    if num_rows <= MAX_SPLIT_ROWS:
-        splits = _splits(width_in, outputs, 7 * _PROCESSORS)
-        if splits_rows:
-            return Int4RowsTuning(64, 4, 3, blocks=2, splits=splits)
-        return Int4Tuning(16, 64, 4, 4, splits=splits)
-    height = min(128, next_power_of_2(num_rows))
-    return Int4Tuning(height, 64, 4, 4 if height < 128 else 3)
+    if splits_rows and num_rows <= MAX_SPLIT_ROWS:
+        return _few_rows(num_rows, width_in, outputs)
+    height = max(16, min(128, next_power_of_2(num_rows)))
+    limit = 2 * _PROCESSORS
+    if height == 128 >= num_rows and outputs < _WIDE and width_in < _LONG:
+        height, limit = 64, 3 * _PROCESSORS
+    if height == 64 and outputs >= _WIDE:
+        return Int4Tuning(height, 128, 4, 3)
+    tiles = ceil_div(num_rows, height) * ceil_div(outputs, 64)
+    splits = _splits(width_in, tiles, 16, limit)
+    return Int4Tuning(height, 64, 4, 4 if height < 64 else 3, splits=splits)
 
 
-def _splits(width_in: int, outputs: int, programs: int) -> int:
-    """Return how many programs share a tile, so that there are no more than so many."""
-    tiles, splits = ceil_div(outputs, 64), 1
-    while 2 * splits * tiles <= programs and width_in >= 2 * splits * 6 * BLOCK:
+def _few_rows(num_rows: int, width_in: int, outputs: int) -> Int4RowsTuning:
+    if outputs >= _WIDE:
+        if num_rows > 8:
+            return Int4RowsTuning(128, 4, 3, blocks=2)
+        splits = _splits(width_in, ceil_div(outputs, 64), 16, 7 * _PROCESSORS)
+        return Int4RowsTuning(64, 4, 2, blocks=2, splits=splits)
+    if num_rows > 8 or width_in >= _LONG:
+        splits = _splits(width_in, ceil_div(outputs, 128), 8, 3 * _PROCESSORS)
+        return Int4RowsTuning(128, 4, 3, blocks=2, splits=splits)
+    splits = _splits(width_in, ceil_div(outputs, 64), 4, 6 * _PROCESSORS)
+    return Int4RowsTuning(64, 4, 2, blocks=4, splits=splits)
+
+
+def _splits(width_in: int, tiles: int, least: int, limit: int) -> int:
+    """Return how many programs share a tile: `least` blocks each, `limit` programs in all."""
+    splits = 1
+    while 2 * splits * tiles <= limit and 2 * splits * least * BLOCK <= width_in:
         splits *= 2
     return splits
