@@ -124,7 +124,7 @@ def split_rows(
     Args:
         x: [M, K], contiguous, 1 <= M <= 16. norm_weight: [K]. order: [K] int64, a permutation:
             column j of the result is column order[j] of the rows.
-    Raises: KernelInputError on other shapes. Twin: reference.split_rows.
+    Raises: KernelInputError on other shapes. Twin: the rows themselves, or reference.rms_norm.
     """
     num_rows, width = x.shape
     require(1 <= num_rows <= MAX_SPLIT_ROWS, f"{num_rows} rows, 1 to {MAX_SPLIT_ROWS} are split")
