@@ -80,8 +80,8 @@ class EngineConfig:
         ),
     )
     # int8 rounds weights to a byte with a scale per output, int4 those of the layers to 4 bits with
-    # a scale and an offset per 32 inputs, on a GPU with a whole zero point per 128, fp8 those of the
-    # layers to float8, a scale per output.
+    # a scale and an offset per 32 inputs, on a GPU a scale and whole zero point per 128, fp8 those
+    # of the layers to float8, a scale per output.
     quantization: str | None = field(
         default=None,
         metadata=_declared(

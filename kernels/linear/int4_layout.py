@@ -2,9 +2,9 @@
 
 A block is 128 inputs of one output, 32 numbers of 16 bits with four steps each. Columns are dealt
 out so that what a thread loads is what it hands to the matrix unit: of a block's column
-32 m + 16 t + 8 h + 2 c + e the step lies in number 8 c + 2 m + e, bits 8 h + 4 t on. Two numbers side
-by side (e = 0, 1) are one register: of 16 bits, four masks take four pairs for rows of two bytes; of
-bytes, two masks take four steps each for rows of one. Eight outputs are a strip, whose blocks follow
+32 m + 16 t + 8 h + 2 c + e the step lies in number 8 c + 2 m + e, bits 8 h + 4 t on. Two numbers
+side by side (e = 0, 1) are one register, from which four masks take pairs for rows of two bytes,
+and two masks take four steps each for rows of one. Eight outputs are a strip, whose blocks follow
 one another: 512 bytes a block.
 """
 
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from tokenbus.kernels.launch import ceil_div, require, require_contiguous
+from tokenbus.kernels.launch import KernelInputError, ceil_div, require, require_contiguous
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,8 @@ class PackedInt4:
 
     words: [strips, blocks, 8, 32] int16. metas: [groups, out] int32, the zero point in the low half
     and the bits of the scale, of `scale_dtype`, in the high half. group: inputs of a group: 32, 64
-    or 128; the groups are those of whole blocks. order: [in] int64, a permutation: column j is input
-    order[j]; None where column j is input j.
+    or 128; the groups are those of whole blocks. order: [in] int64, a permutation: column j is
+    input order[j]; None where column j is input j.
     """
 
     words: Tensor
@@ -89,8 +89,8 @@ def pack_int4(
     """
     num_outputs, num_inputs = steps.shape[0], 2 * steps.shape[1]
     group = group_in_blocks(group_inputs, num_inputs)
-    require(group is not None, f"groups of {group_inputs} inputs; {LEAST_GROUP} has to divide them")
-    assert group is not None
+    if group is None:
+        raise KernelInputError(f"groups of {group_inputs} inputs; {LEAST_GROUP} has to divide them")
     num_groups = ceil_div(num_inputs, group_inputs)
     for name, tensor in (("scales", scales), ("zeros", zeros)):
         size = (num_outputs, num_groups)
@@ -107,7 +107,7 @@ def pack_int4(
 
 
 def _words(steps: Tensor, num_blocks: int) -> Tensor:
-    """steps: [out, in / 2] uint8 -> [strips, blocks, 8, 32] int16."""
+    """Deal out steps, [out, in / 2] uint8 -> [strips, blocks, 8, 32] int16."""
     num_outputs, num_bytes = steps.shape
     padding = (0, num_blocks * BLOCK // 2 - num_bytes, 0, -num_outputs % STRIP)
     # A byte holds the steps of e = 0 and 1; m, t, h and c are the axes behind the blocks.
@@ -115,7 +115,7 @@ def _words(steps: Tensor, num_blocks: int) -> Tensor:
     sizes = (parts.shape[0], num_blocks, STRIP, 4, 4, 2)
     words = torch.empty(sizes, dtype=torch.int16, device=steps.device)
     for e in range(2):
-        word = torch.zeros(parts.shape[:4] + (4,), dtype=torch.int16, device=steps.device)
+        word = torch.zeros((*parts.shape[:4], 4), dtype=torch.int16, device=steps.device)
         for place in range(4):
             half = parts[..., place % 2, place // 2, :].to(torch.int16)
             word |= (half >> 4 * e & 15) << 4 * place

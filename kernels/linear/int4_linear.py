@@ -87,7 +87,7 @@ def int4_linear(
 
 
 def widened_int4(weight: PackedInt4, dtype: torch.dtype) -> Tensor:
-    """Return the numbers of a weight, (step - zero) * scale in `dtype`, columns as packed: [N, K]."""
+    """Return (step - zero) * scale in `dtype`, columns in their packed order: [N, K]."""
     num_outputs, num_inputs = weight.shape
     out = torch.empty(num_outputs, num_inputs, dtype=dtype, device=weight.words.device)
     block_n, num_warps = WIDEN_TILE
@@ -199,9 +199,7 @@ def _launch_rows(
     )
 
 
-def _launch(
-    x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4Tuning
-) -> None:
+def _launch(x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4Tuning) -> None:
     """Write the product of rows as they are to `out`."""
     width = tuning.block_n // (2 if fusion.act else 1)
     tiles = ceil_div(out.shape[0], tuning.block_m) * ceil_div(out.shape[1], width)

@@ -1,4 +1,4 @@
-"""Matrix products with weights of four bits: the weights are the tall operand, widened in registers.
+"""Matrix products with weights of four bits, the tall operand, which is widened in registers.
 
 A packed block (see `int4_layout`) holds each thread's steps as the matrix unit wants them, so they
 go from the load through a mask, a difference and a product straight into it.
@@ -126,9 +126,9 @@ def _widen(words, metas, N: tl.constexpr, PARTS: tl.constexpr, SCALES: tl.conste
     words: [N, 32] int16; metas: [N, PARTS] int32.
     """
     zero = zeros_of(metas)
-    if BY_ASM and DTYPE == tl.bfloat16:
+    if BY_ASM and tl.bfloat16 == DTYPE:
         zero = (zero + _FIRST_BF16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    elif BY_ASM and DTYPE == tl.float16:
+    elif BY_ASM and tl.float16 == DTYPE:
         zero = (zero + _FIRST_FP16).to(tl.int16).to(tl.float16, bitcast=True)
     else:
         zero = zero.to(DTYPE)

@@ -138,9 +138,7 @@ def test_widened_weights_are_the_numbers(sizes: tuple[int, int, int], dtype: tor
 
 @pytest.mark.parametrize("tuning", [_ROWS, _TILE], ids=["split rows", "rows as they are"])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_row_with_nan_spoils_no_other(
-    tuning: Int4Tuning | Int4RowsTuning, poison: float
-) -> None:
+def test_a_row_with_nan_spoils_no_other(tuning: Int4Tuning | Int4RowsTuning, poison: float) -> None:
     """A row that is no number any more stays its own trouble, and the others are what they were."""
     packed, _ = _weight(48, 256, 128)
     x = _rows(3, 256, HALF)

@@ -1,9 +1,7 @@
-"""The engine over weights of four bits on the Triton kernels: the tokens of what these stand for."""
+"""The engine over weights of four bits on a GPU: the tokens of what these stand for."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,13 +13,10 @@ from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.backends import TorchBackend
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.models.decoder_config import Activation
-from tokenbus.engine.models.linear_weight import Int4GroupWeight, Int8Weight, PlainWeight
-from tokenbus.engine.models.triton_products import TRITON_PRODUCTS, Int4Product
+from tokenbus.engine.models.linear_weight import Int4GroupWeight, PlainWeight
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 from tokenbus.engine.weights.readers import LinearShape, PlainReader, choose_reader
-from tokenbus.engine.weights.rounding import round_to_int4_groups, round_to_int8
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +31,7 @@ NUM_TOKENS = 2
 
 
 class _OrderedReader(PlainReader):
-    """Rounds to groups of 32 inputs that are in an order of their own, as `desc_act` leaves them."""
+    """Rounds to groups of 32 inputs in an order of their own, as `desc_act` leaves them."""
 
     name = "made up"
     is_plain = False
