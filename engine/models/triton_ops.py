@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tokenbus.kernels.activation import ActivationKind
 
 _Item = TypeVar("_Item")
+# The share of a device's memory that weights of four bits may take written out as well.
+_WIDE_SHARE = 0.125
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class TritonOps(TorchOps):
         for linear in linears:
             if isinstance(linear.product, Int4Product) or _is_widened(linear):
                 linear.weight = without_storage(linear.weight)
+        _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
         config = tensors.config
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in GATES:
@@ -210,6 +213,17 @@ def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
     if qkv is None or o is None or gate_up is None or down is None:
         return None
     return _RoundedLayer(layer, qkv, o, gate_up, down)
+
+
+def _keep_wide(products: list[Int4Product]) -> None:
+    """Write weights of four bits out beside their steps where the device has room to spare."""
+    if not products or not torch.cuda.is_available():
+        return
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    num_bytes = sum(product.wide_bytes for product in products)
+    if num_bytes <= min(_WIDE_SHARE * total_bytes, free_bytes / 2):
+        for product in products:
+            product.keep_wide()
 
 
 def _is_widened(linear: Linear) -> bool:

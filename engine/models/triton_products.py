@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,7 @@ from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import MAX_TALL_ROWS
 from tokenbus.kernels.linear.gated_linear import gated_linear
 from tokenbus.kernels.linear.int4_layout import group_in_blocks, pack_int4
-from tokenbus.kernels.linear.int4_linear import int4_linear
+from tokenbus.kernels.linear.int4_linear import int4_linear, widened_int4
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.quantize import (
     GROUP,
@@ -215,8 +216,20 @@ class Int4Product(FusedProduct):
         self._packed = pack_int4(
             weight.steps, weight.scales, weight.zeros, weight.group_inputs, weight.order
         )
+        self._dtype = weight.dtype
         self._bias = bias
         self._plain = Fusion(bias=bias)
+
+    @property
+    def wide_bytes(self) -> int:
+        """Bytes that the weight takes written out."""
+        num_outputs, num_inputs = self._packed.shape
+        return num_outputs * num_inputs * self._dtype.itemsize
+
+    def keep_wide(self) -> None:
+        """Write the weight out beside its steps, for many rows."""
+        wide = widened_int4(self._packed, self._dtype)
+        self._packed = replace(self._packed, wide=wide)
 
     def multiply(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], dtype of x."""
@@ -236,9 +249,8 @@ class Int4Product(FusedProduct):
         self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
     ) -> Callable[[Tensor], Tensor]:
         """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
-        packed = self._packed
         fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
-        return lambda x: int4_linear(x, packed, fusion)
+        return lambda x: int4_linear(x, self._packed, fusion)
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""

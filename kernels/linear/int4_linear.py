@@ -52,8 +52,8 @@ def int4_linear(
 
     A few rows of two bytes are split into two numbers of e4m3 first (see `split_rows`), which keeps
     more of a row's largest numbers than bfloat16 does. More rows stay as they are, and weights are
-    widened to their dtype in registers. Where cuBLAS is faster over widened weights, these are
-    written out for it, unless `tuning` is given.
+    widened to their dtype in registers. Where cuBLAS is faster over widened weights, it gets
+    `weight.wide`, or they are written out for it, unless `tuning` is given.
 
     Args:
         x: [M, K], contiguous, bfloat16, float16 or float32. weight: [N, K], or [2 N, K] with
@@ -70,7 +70,12 @@ def int4_linear(
     if tuning is None:
         splits_rows = weight.group == BLOCK and x.element_size() == 2
         tuning = choose_int4_tuning(
-            num_rows, width_in, width_out, fusion.role, splits_rows=splits_rows
+            num_rows,
+            width_in,
+            width_out,
+            fusion.role,
+            splits_rows=splits_rows,
+            has_wide=_wide(weight, x.dtype) is not None,
         )
     out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     if isinstance(tuning, Int4RowsTuning):
@@ -128,9 +133,16 @@ def _check(x: Tensor, weight: PackedInt4, fusion: Fusion, width_out: int) -> Non
     require_contiguous(bias=fusion.bias, residual=residual)
 
 
+def _wide(weight: PackedInt4, dtype: torch.dtype) -> Tensor | None:
+    """Return the weight written out in a dtype, None if it is not."""
+    return weight.wide if weight.wide is not None and weight.wide.dtype == dtype else None
+
+
 def _by_widening(x: Tensor, weight: PackedInt4, fusion: Fusion, dtype: torch.dtype) -> Tensor:
     """Multiply through cuBLAS, one kernel per step."""
-    values = widened_int4(weight, x.dtype)
+    values = _wide(weight, x.dtype)
+    if values is None:
+        values = widened_int4(weight, x.dtype)
     if dtype == torch.float32:
         value = wide_linear(x, values, fusion.bias)
     else:

@@ -13,8 +13,9 @@ from tokenbus.kernels.split_rows import MAX_SPLIT_ROWS
 
 # Multiprocessors of an H100 or H200.
 _PROCESSORS = 132
-# Rows from which on weights are written out for cuBLAS.
-_MAX_ROWS = 256
+# Rows up to which writing weights out for cuBLAS costs more than it gains, and up to which cuBLAS is
+# slower over weights that are written out already: for tiles that fill the chip, and for others.
+_MAX_ROWS, _MAX_WIDE_ROWS, _MAX_NARROW_ROWS = 256, 128, 64
 # Outputs from which on tiles alone keep the whole chip busy, and inputs from which on a tile's are
 # worth a long queue.
 _WIDE, _LONG = 16384, 8192
@@ -23,26 +24,37 @@ WIDEN_TILE = (64, 4)
 
 
 def choose_int4_tuning(
-    num_rows: int, width_in: int, width_out: int, role: LinearRole, *, splits_rows: bool = True
+    num_rows: int,
+    width_in: int,
+    width_out: int,
+    role: LinearRole,
+    *,
+    splits_rows: bool = True,
+    has_wide: bool = False,
 ) -> Int4Tuning | Int4RowsTuning | None:
     """Pick the layout for [num_rows, width_in] times [width_out, width_in] transposed.
 
     None where widening the weights and cuBLAS are faster. splits_rows: a few rows may be split.
+    has_wide: the weights are widened already.
     """
-    if num_rows > _MAX_ROWS:
-        return None
     outputs = width_out * (2 if role is LinearRole.GATED else 1)
+    is_narrow = outputs < _WIDE and width_in < _LONG
+    limit = _MAX_ROWS
+    if has_wide:
+        limit = _MAX_NARROW_ROWS if is_narrow else _MAX_WIDE_ROWS
+    if num_rows > limit:
+        return None
     if splits_rows and num_rows <= MAX_SPLIT_ROWS:
         return _few_rows(num_rows, width_in, outputs)
     height = max(16, min(128, next_power_of_2(num_rows)))
-    limit = 2 * _PROCESSORS
-    if height == 128 >= num_rows and outputs < _WIDE and width_in < _LONG:
-        height, limit = 64, 3 * _PROCESSORS
-    if height == 64 and outputs >= _WIDE:
-        return Int4Tuning(height, 128, 4, 3)
+    if is_narrow:
+        height = min(height, 64 if num_rows <= 128 else 128)
     tiles = ceil_div(num_rows, height) * ceil_div(outputs, 64)
-    splits = _splits(width_in, tiles, 16, limit)
-    return Int4Tuning(height, 64, 4, 4 if height < 64 else 3, splits=splits)
+    if height == 128:
+        return Int4Tuning(height, 64, 4, 3, splits=_splits(width_in, tiles, 16, 2 * _PROCESSORS))
+    if outputs >= _WIDE and height == 64:
+        return Int4Tuning(height, 128, 4, 3)
+    return Int4Tuning(height, 64, 4, 4, splits=_splits(width_in, tiles, 8, 2 * _PROCESSORS))
 
 
 def _few_rows(num_rows: int, width_in: int, outputs: int) -> Int4RowsTuning:
@@ -54,8 +66,8 @@ def _few_rows(num_rows: int, width_in: int, outputs: int) -> Int4RowsTuning:
     if num_rows > 8 or width_in >= _LONG:
         splits = _splits(width_in, ceil_div(outputs, 128), 8, 3 * _PROCESSORS)
         return Int4RowsTuning(128, 4, 3, blocks=2, splits=splits)
-    splits = _splits(width_in, ceil_div(outputs, 64), 4, 6 * _PROCESSORS)
-    return Int4RowsTuning(64, 4, 2, blocks=4, splits=splits)
+    splits = _splits(width_in, ceil_div(outputs, 64), 2, 8 * _PROCESSORS)
+    return Int4RowsTuning(64, 4, 2, blocks=2, splits=splits)
 
 
 def _splits(width_in: int, tiles: int, least: int, limit: int) -> int:
