@@ -3,15 +3,14 @@
     python -P benchmarks/quality.py [--model NAME] [--windows N] [--json FILE]
 
 The text is the project's own documentation, in windows of 512 tokens. Weights of the layers are
-rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head stays.
-Keys and values are rounded per token and head, as pages of FP8 hold them. Everything is computed in
-float32, so that what is printed is the cost of the format and of no kernel: mean and largest
-difference of the text's log-probabilities from those of the plain weights, the divergence of the
-distributions in nats, how often the first choice is the same, and perplexity. The line of bfloat16 is
-the plain model computed in bfloat16: what a format's cost may be compared with.
+rounded as a worker rounds them while loading, or as checkpoints in blocks have them; the head
+stays. Keys and values are rounded per token and head, as pages of FP8 hold them. Everything is
+computed in float32, so that what is printed is the cost of the format and of no kernel: mean and
+largest difference of the text's log-probabilities from those of the plain weights, the divergence
+of the distributions in nats, how often the first choice is the same, and perplexity. The line of
+bfloat16 is the plain model computed in bfloat16: what a format's cost may be compared with.
 
-Rounding to four bits is told apart from the demo model's own: its file holds 4 bits in groups of 32,
-which other groups do not find again.
+The demo model's file holds 4 bits in groups of 32: groups of 32 find these again, others do not.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def rounded_pages(model: Any) -> Iterator[None]:
 
 @torch.inference_mode()
 def distributions(model: Any, windows: Tensor) -> Tensor:
-    """windows: [N, 512] token ids -> log-probabilities of what follows each, [N, 511, V] float32."""
+    """windows: [N, 512] token ids -> log-probabilities of what follows, [N, 511, V] float32."""
     rows = [model(window[None, :-1]).logits[0].float().log_softmax(-1) for window in windows]
     return torch.stack(rows)
 
@@ -135,7 +134,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = find_folder(options.model)
@@ -147,18 +146,24 @@ def main() -> None:
     half = distributions(model, windows)
     model = model.float()
     plain = distributions(model, windows)
-    table = {"plain": compared(plain, plain, windows), "bfloat16": compared(half, plain, windows)}
+    table: dict[str, dict[str, float]] = {}
+
+    def note(name: str, found: Tensor) -> None:
+        row = table[name] = compared(found, plain, windows)
+        cells = "".join(f"{key} {value:9.4f}  " for key, value in row.items())
+        print(f"{name:36}{cells}", flush=True)
+
+    print(f"{options.model}, {windows[:, 1:].numel()} tokens of documentation")
+    note("plain", plain)
+    note("bfloat16", half)
     del half
     for name, round_to in _WEIGHTS.items():
         kept = weights_rounded(model, round_to)
-        table[name] = compared(distributions(model, windows), plain, windows)
+        note(name, distributions(model, windows))
         for module, values in kept.items():
             model.model.layers.get_submodule(module).weight.data = values
     with rounded_pages(model):
-        table["keys and values in fp8"] = compared(distributions(model, windows), plain, windows)
-    print(f"{options.model}, {windows[:, 1:].numel()} tokens of documentation")
-    for name, row in table.items():
-        print(f"{name:36}" + "".join(f"{key} {value:9.4f}  " for key, value in row.items()))
+        note("keys and values in fp8", distributions(model, windows))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
 

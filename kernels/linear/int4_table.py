@@ -13,8 +13,8 @@ from tokenbus.kernels.split_rows import MAX_SPLIT_ROWS
 
 # Multiprocessors of an H100 or H200.
 _PROCESSORS = 132
-# Rows up to which writing weights out for cuBLAS costs more than it gains, and up to which cuBLAS is
-# slower over weights that are written out already: for tiles that fill the chip, and for others.
+# Rows up to which writing weights out for cuBLAS costs more than it gains, and up to which cuBLAS
+# is slower over weights that are written out already: for large products, and for others.
 _MAX_ROWS, _MAX_WIDE_ROWS, _MAX_NARROW_ROWS = 256, 128, 64
 # Outputs from which on tiles alone keep the whole chip busy, and inputs from which on a tile's are
 # worth a long queue.
