@@ -140,8 +140,8 @@ def _check_formats(config: EngineConfig) -> None:
     on_gpu, on_cpu = config.device.startswith("cuda"), config.device == "cpu"
     if on_cpu and config.kv_cache_dtype != "auto":
         raise RequestRejected("kv_cache_dtype", f"{config.kv_cache_dtype} pages are for GPUs only")
-    if on_gpu and config.quantization in ("int8", "int4"):
-        raise RequestRejected("quantization", f"{config.quantization} weights are for CPUs only")
+    if on_gpu and config.quantization == "int8":
+        raise RequestRejected("quantization", "int8 weights are for CPUs only")
 
 
 def _check_model(config: EngineConfig) -> None:
