@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from tokenbus.engine import LLM, SamplingParams
 from tokenbus.engine.weights import model_store
-from tokenbus.engine.weights.loader import find_folder
+from tokenbus.engine.weights.model_place import find_folder
 from tokenbus.worker.demo.jobs import shop_jobs
 
 _NUM_TOKENS = 96

@@ -41,6 +41,7 @@ class TritonBackend(Backend):
     runs_ahead: bool = True
     narrow_tables: bool = False
     has_device_clock: bool = True
+    groups_int4: bool = True
 
     @property
     def sharing(self) -> PrefixSharing:
@@ -48,8 +49,8 @@ class TritonBackend(Backend):
         return self.attention
 
     def check(self, config: EngineConfig) -> None:
-        """Refuse weights rounded to whole numbers; for float8 the ops tell what they have."""
-        if config.quantization != "fp8":
+        """Refuse weights rounded to bytes; for float8 and four bits the ops tell what they have."""
+        if config.quantization == "int8":
             _refuse_quantization(config, "are for CPUs only")
 
     def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:  # noqa: ARG002

@@ -69,7 +69,7 @@ def load_for(
         dtype=config.dtype,
         random_weights=config.random_weights,
         max_model_len=config.max_model_len,
-        reader=reader or choose_reader(config.quantization),
+        reader=reader or choose_reader(config.quantization, grouped=backend.groups_int4),
         progress=progress,
     )
 

@@ -80,13 +80,14 @@ class EngineConfig:
         ),
     )
     # int8 rounds weights to a byte with a scale per output, int4 those of the layers to 4 bits with
-    # a scale and an offset per 32 inputs, fp8 those of the layers to float8, a scale per output.
+    # a scale and an offset per 32 inputs, on a GPU a scale and whole zero point per 128, fp8 those
+    # of the layers to float8, a scale per output.
     quantization: str | None = field(
         default=None,
         metadata=_declared(
             choices=("fp8", "int8", "int4"),
             option="--quantization",
-            help="round weights while loading: fp8; on a CPU int8 and int4, for few jobs at a time",
+            help="round weights while loading: fp8 and int4; int8 on a CPU, for few jobs at a time",
             unset="off",
         ),
     )

@@ -38,6 +38,8 @@ class KVCache:
     A K tile of one page and head is one contiguous block, so a kernel needs one page id per tile.
     Pages of FP8 have a scale per token and head beside them, [P, Hkv, S] float32, so that no
     number of a page depends on when its neighbours came; `k_scales` and `v_scales` are empty else.
+    Their V is [P, Hkv, D, S]: a product in FP8 wants the tokens that it sums innermost. No byte of
+    theirs is ever NaN, what broke a token is in its scales: kernels read whole tiles of them.
     """
 
     def __init__(
@@ -58,7 +60,8 @@ class KVCache:
         for spec in specs:
             shape = (num_pages, spec.num_kv_heads, page_size, spec.head_dim)
             self.k.append(torch.zeros(shape, dtype=dtype, device=device))
-            self.v.append(torch.zeros(shape, dtype=dtype, device=device))
+            v = torch.zeros(shape, dtype=dtype, device=device)
+            self.v.append(v.view(*shape[:2], spec.head_dim, page_size) if dtype == FP8_PAGES else v)
             if dtype == FP8_PAGES:
                 self.k_scales.append(torch.zeros(shape[:3], device=device))
                 self.v_scales.append(torch.zeros(shape[:3], device=device))

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import ModelNotFound, RequestRejected
+from tokenbus.engine.model_folder import broken_if, refuse_outside
+from tokenbus.engine.weights.checkpoint import shards
+from tokenbus.engine.weights.config_check import refuse_counts
 from tokenbus.engine.weights.model_place import locate
 
 if TYPE_CHECKING:
@@ -32,8 +35,9 @@ def check_start(config: EngineConfig, *, job_tokens: int) -> None:
     """Refuse what cannot run here, within a fraction of a second.
 
     `job_tokens` are those of a job that leaves all to the defaults: the pages have to hold one.
-    Raises: ModelNotFound for a model that is neither here nor can be fetched; RequestRejected for a
-        setting that the device, the machine or another setting rules out.
+    Raises: ModelNotFound for a model that is neither here nor can be fetched; ModelBroken for a
+        folder that lacks files or has a config that nobody can read; RequestRejected for a setting
+        that the device, the machine or another setting rules out.
     """
     _check_device(config.device)
     _check_formats(config)
@@ -81,6 +85,7 @@ def _why_no_gpu(index: int) -> str | None:
         return None
     if not _loads("libcuda.so.1"):
         return "this machine has no NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    count: int | None
     visible = os.environ.get(_VISIBLE)
     if visible is not None:
         named = [name for name in visible.split(",") if name.strip()]
@@ -135,14 +140,19 @@ def _check_formats(config: EngineConfig) -> None:
     on_gpu, on_cpu = config.device.startswith("cuda"), config.device == "cpu"
     if on_cpu and config.kv_cache_dtype != "auto":
         raise RequestRejected("kv_cache_dtype", f"{config.kv_cache_dtype} pages are for GPUs only")
-    if on_gpu and config.quantization in ("int8", "int4"):
-        raise RequestRejected("quantization", f"{config.quantization} weights are for CPUs only")
+    if on_gpu and config.quantization == "int8":
+        raise RequestRejected("quantization", "int8 weights are for CPUs only")
 
 
 def _check_model(config: EngineConfig) -> None:
     place = locate(config.model)
-    if place is None or config.random_weights or place.suffix == ".gguf":
+    if place is None or place.suffix == ".gguf":
+        return
+    refuse_outside(place)
+    with broken_if(place, "config.json"):
+        refuse_counts(place)
+    if config.random_weights:
         return
     if not any(place.glob("*.safetensors")):
-        shown = f"{place} has a config.json but no *.safetensors weights"
-        raise ModelNotFound(shown)
+        raise ModelNotFound(f"{place} has a config.json but no *.safetensors weights")
+    shards(place)

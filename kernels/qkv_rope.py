@@ -19,7 +19,8 @@ from tokenbus.kernels.launch import (
     wait_for_inputs,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.quantize import scale_of, to_fp8
+from tokenbus.kernels.quantize import finite_fp8, scale_of
+from tokenbus.kernels.value_pages import write_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,26 +50,33 @@ def _norm_weight(q_norm, k_norm, is_q, is_v, dims, in_dims, ADD_ONE: tl.constexp
 
 
 @triton.jit
-def _store_part(value, scale, q_out, k_pages, v_pages, token, page_base, heads, live, dims,
-                in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+def _store_part(value, scale, q_out, k_pages, v_pages, back, token, page_base, offset, heads,
+                live, dims, in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
                 S: tl.constexpr):  # fmt: skip
     """Store some dims of some heads: q to the output, k and v into their slot.
 
-    With a scale per head, [HEADS], k and v are rounded to it.
+    With a scale per head, [HEADS], k and v are rounded to it, and a page has tokens of v innermost;
+    what k stands for then goes to the row `back` too, if there is one.
     """
     mask = live[:, None] & in_dims[None, :]
     is_q = (heads < HQ)[:, None]
     is_k = ((heads >= HQ) & (heads < HQ + HKV))[:, None]
     is_v = (heads >= HQ + HKV)[:, None]
-    exact = value
-    value = value.to(q_out.dtype.element_ty)
-    tl.store(q_out + token * (HQ * D) + heads[:, None] * D + dims[None, :], value,
+    plain = value.to(q_out.dtype.element_ty)
+    tl.store(q_out + token * (HQ * D) + heads[:, None] * D + dims[None, :], plain,
              mask=mask & is_q)  # fmt: skip
-    if scale is not None:
-        value = to_fp8(exact / scale[:, None])
-    place = page_base + ((heads - HQ) % HKV)[:, None] * (S * D) + dims[None, :]
-    tl.store(k_pages + place, value, mask=mask & is_k)
-    tl.store(v_pages + place, value, mask=mask & is_v)
+    block = page_base + ((heads - HQ) % HKV)[:, None] * (S * D)
+    k_place = block + offset * D + dims[None, :]
+    if scale is None:
+        tl.store(k_pages + k_place, plain, mask=mask & is_k)
+        tl.store(v_pages + k_place, plain, mask=mask & is_v)
+    else:
+        rounded = finite_fp8(value / scale[:, None])
+        tl.store(k_pages + k_place, rounded, mask=mask & is_k)
+        tl.store(v_pages + block + offset + dims[None, :] * S, rounded, mask=mask & is_v)
+        if back is not None:
+            plain = (rounded.to(tl.float32) * scale[:, None]).to(back.dtype.element_ty)
+            tl.store(back + heads[:, None] * D + dims[None, :], plain, mask=mask & is_k)
 
 
 @triton.jit
@@ -86,13 +94,15 @@ def _qkv_rope_kernel(
     v_scales, page_stride, rope_stride, eps, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
     S: tl.constexpr,
     ROT: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr,
+    WRITE_BACK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = ROT // 2
     release_successor(PDL)
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
-    live = heads < HQ + 2 * HKV
+    # Values that are written back are another launch's.
+    live = heads < (HQ + HKV if WRITE_BACK else HQ + 2 * HKV)
     is_q = heads < HQ
     is_v = heads >= HQ + HKV
     half = tl.arange(0, BLOCK_HALF)
@@ -116,7 +126,11 @@ def _qkv_rope_kernel(
         if ROT < D:
             c = c * scale * _norm_weight(q_norm, k_norm, is_q, is_v, rest, in_rest, ADD_ONE)
     head_scales = None
-    page_base = slot // S * page_stride + slot % S * D
+    back = None
+    if WRITE_BACK:
+        back = qkv + row
+    page_base = slot // S * page_stride
+    offset = slot % S
     if ROT > 0:
         # The second half of the table: both halves are equal, and some tables sign the first.
         at = position * rope_stride + HALF + half
@@ -137,30 +151,24 @@ def _qkv_rope_kernel(
         elif ROT < D:
             tops = tl.maximum(tops, tl.max(tl.abs(c), axis=1))
             spoilt += tl.sum(c - c, axis=1)
-        head_scales = scale_of(tops)
-        _store_scales(head_scales + spoilt, k_scales, v_scales, page_base // D, heads, live, HQ,
+        head_scales = scale_of(tops) + spoilt
+        _store_scales(head_scales, k_scales, v_scales, page_base // D + offset, heads, live, HQ,
                       HKV, S)  # fmt: skip
     if ROT > 0:
-        _store_part(turned_a, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live,
-                    half,
-                    in_half, HQ, HKV, D, S)  # fmt: skip
-        _store_part(turned_b, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live,
-                    half + HALF,
-                    in_half, HQ, HKV, D, S)  # fmt: skip
+        _store_part(turned_a, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
+                    heads, live, half, in_half, HQ, HKV, D, S)  # fmt: skip
+        _store_part(turned_b, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
+                    heads, live, half + HALF, in_half, HQ, HKV, D, S)  # fmt: skip
     if ROT < D:
-        _store_part(c, head_scales, q_out, k_pages, v_pages, token, page_base, heads, live, rest,
-                    in_rest,
-                    HQ, HKV, D, S)  # fmt: skip
+        _store_part(c, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
+                    heads, live, rest, in_rest, HQ, HKV, D, S)  # fmt: skip
 
 
-def _check(
-    qkv: Tensor, k_pages: Tensor, v_pages: Tensor, num_heads: int, cos: Tensor | None
-) -> None:
+def _check(qkv: Tensor, k_pages: Tensor, num_heads: int, cos: Tensor | None) -> None:
     """Refuse shapes that the kernel would read or write wrongly."""
     _, num_kv_heads, page_size, head_dim = k_pages.shape
     width = (num_heads + 2 * num_kv_heads) * head_dim
     require(qkv.shape[1] == width, f"qkv is {qkv.shape[1]} wide, the heads need {width}")
-    require(v_pages.shape == k_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
     require(next_power_of_2(page_size) == page_size, f"page size {page_size}")
     rot_dim = 0 if cos is None else cos.shape[-1]
     require(rot_dim <= head_dim and rot_dim % 2 == 0, f"rotary dims {rot_dim} of {head_dim}")
@@ -184,12 +192,17 @@ def qkv_rope(
     q_out: Tensor | None = None,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
+    write_back: bool = False,
 ) -> Tensor:
     """Normalise and rotate q and k, write k and v into their slots.
 
     Args:
         qkv: [T, (Hq + 2 Hkv) * D], contiguous. k_pages, v_pages: [P, Hkv, S, D], same dtype.
-        k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: every token and head gets its own.
+        k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: every token and head gets its own,
+            and v_pages is [P, Hkv, D, S]. A token with NaN has NaN as a scale, no value is NaN.
+        write_back: replace k and v in qkv by what stands in pages of FP8, so that prompts can read
+            it there. Meant for many tokens: their values are written by a launch of its own, since
+            a page has those of a dim side by side.
         positions, slot_mapping: [T] int64; several tokens may share a slot of page 0 only.
         cos, sin: [max_len, R] fp32, R <= D, halves equal; None leaves positions out (NoPE).
         bias: [(Hq + 2 Hkv) * D]. q_norm, k_norm: [D], per-head RMSNorm weights (both or none).
@@ -199,8 +212,9 @@ def qkv_rope(
     require_contiguous(qkv=qkv, k_pages=k_pages, v_pages=v_pages, cos=cos, sin=sin)
     require((q_norm is None) == (k_norm is None), "q_norm and k_norm come together")
     require((cos is None) == (sin is None), "cos and sin come together")
-    _check(qkv, k_pages, v_pages, num_heads, cos)
+    _check(qkv, k_pages, num_heads, cos)
     check_page_dtypes(qkv.dtype, k_pages, v_pages, k_scales, v_scales)
+    require(not write_back or k_scales is not None, "only rounded keys and values are written back")
     num_tokens = qkv.shape[0]
     _, num_kv_heads, page_size, head_dim = k_pages.shape
     if q_out is None:
@@ -209,7 +223,8 @@ def qkv_rope(
         return q_out
     rot_dim = 0 if cos is None else cos.shape[1]
     heads = 8
-    _qkv_rope_kernel[(num_tokens, ceil_div(num_heads + 2 * num_kv_heads, heads))](
+    num_rotated = num_heads + (1 if write_back else 2) * num_kv_heads
+    _qkv_rope_kernel[(num_tokens, ceil_div(num_rotated, heads))](
         qkv,
         bias,
         q_norm,
@@ -237,7 +252,10 @@ def qkv_rope(
         HAS_BIAS=bias is not None,
         HAS_NORM=q_norm is not None,
         ADD_ONE=norm_add_one,
+        WRITE_BACK=write_back,
         num_warps=4,
         **dependent_launch(qkv.device),
     )
+    if write_back and v_scales is not None:
+        write_values(qkv, bias, slot_mapping, v_pages, v_scales, num_heads=num_heads)
     return q_out

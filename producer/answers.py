@@ -226,11 +226,6 @@ def answer_of(error: BaseException) -> ServerAnswer:
     return ServerAnswer(code, verdict, _HINTS.get(code, _UNKNOWN), text or type(inner).__name__)
 
 
-def is_away(error: BaseException) -> bool:
-    """Tell whether an error means that the server cannot take the call now, and may later."""
-    return answer_of(error).waits
-
-
 def plain_text(error: BaseException) -> str:
     """Return what the server or redis-py says, without the arguments of any command."""
     text = " ".join(_ARGUMENTS.sub("", _IN_PIPELINE.sub("", str(error))).split())

@@ -43,6 +43,23 @@ def configure_once(level: str, log_format: str) -> None:
         _configure(level, log_format)
 
 
+class _LibraryLogs(logging.Handler):
+    """Turns records of the standard library's logging into events of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log a record at its own level."""
+        text = " ".join(record.getMessage().split())
+        get_logger().log(record.levelno, "library.said", library=record.name, text=text)
+
+
+def take_library_logs() -> None:
+    """Write what libraries log or warn of as lines of our log, for the rest of the process."""
+    root = logging.getLogger()
+    if not any(isinstance(handler, _LibraryLogs) for handler in root.handlers):
+        root.addHandler(_LibraryLogs(logging.WARNING))
+    logging.captureWarnings(capture=True)
+
+
 def _configure(level: str, log_format: str) -> None:
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     # JSON escapes what is not ASCII by itself.

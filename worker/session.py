@@ -156,12 +156,12 @@ class Session:
                 finally:
                     self._under_way.discard(scope)
         except SERVER_ERRORS as error:
-            answer = answer_of(error)
-            if answer.is_of_call:
+            said = answer_of(error)
+            if said.is_of_call:
                 raise
             if generation == self.generation:
-                self.lose(answer.told)
-            raise SessionLost(answer.told) from error
+                self.lose(said.told)
+            raise SessionLost(said.told) from error
         if generation != self.generation:
             raise SessionLost("the session was lost meanwhile")
         return answer

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.errors import ModelBroken, RequestRejected
 from tokenbus.engine.start_check import check_pages, check_start
 from tokenbus.producer.contract.bounds import DEFAULTS
 from tokenbus.worker.errors import SettingsInvalid
@@ -34,12 +34,14 @@ def check_worker(settings: WorkerSettings) -> None:
     try:
         if isinstance(config, EngineConfig):
             # A prompt of one token and the answer that is given where none is asked for.
-            check_start(config, job_tokens=1 + int(DEFAULTS["max_tokens"]))
+            check_start(config, job_tokens=1 + int(DEFAULTS["max_tokens"] or 1))
         else:
             # Made-up tokens may be few: a page for a prompt, one for an answer.
             check_pages(config.num_pages, config.page_size, 2 * config.page_size)
     except RequestRejected as error:
         raise SettingsInvalid(str(error)) from None
+    except ModelBroken as error:
+        raise SettingsInvalid(f"model: {error}") from None
     if isinstance(config, EngineConfig):
         for name in _LIBRARIES:
             if find_spec(name) is None:

@@ -261,6 +261,7 @@ def run_worker(settings: WorkerSettings) -> int:
     Raises: ServerError, EngineError or WorkerError if it could not start or go on.
     """
     logs.configure(settings.log_level, settings.log_format)
+    logs.take_library_logs()
     ServerUrl.parse(settings.redis_url).refuse_private("worker")
     check_worker(settings)
     return asyncio.run(_run_in_foreground(settings))

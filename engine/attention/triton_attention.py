@@ -54,13 +54,20 @@ class TritonAttention:
         page_size = ctx.kv.page_size
         place = ctx.slot_mapping // page_size, ctx.slot_mapping % page_size
         scales = ctx.kv.scales(spec.layer_idx)
-        pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        k_pages, v_pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
+        by_token = (0, 2, 1, 3) if scales[1] is None else (0, 3, 1, 2)
+        pages = k_pages.transpose(1, 2), v_pages.permute(by_token)
         for value, page, scale in zip((k, v), pages, scales, strict=True):
-            _write(value, page.transpose(1, 2), scale, place)
+            _write(value, page, scale, place)
         return self.read(q.contiguous(), spec, ctx)
 
-    def read(self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext) -> Tensor:
-        """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous."""
+    def read(
+        self, q: Tensor, spec: AttentionSpec, ctx: ForwardContext, fresh: Tensor | None = None
+    ) -> Tensor:
+        """Attend over pages that hold this pass's k and v already; q: [T, Hq, D], contiguous.
+
+        fresh: this pass's keys and values for prompts over FP8 pages, see `paged_prefill`.
+        """
         pages = ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx]
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         out = torch.empty_like(q)
@@ -78,6 +85,7 @@ class TritonAttention:
                 softcap=spec.softcap,
                 k_scales=k_scales,
                 v_scales=v_scales,
+                fresh=None if fresh is None else fresh[:num_tokens],
                 out=out[:num_tokens],
             )
         if ctx.num_decode:

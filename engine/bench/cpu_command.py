@@ -26,7 +26,7 @@ from tokenbus.engine.bench.heartbeat import Heartbeat
 from tokenbus.engine.bench.order import Case, ContestOrder
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.weights import model_store
-from tokenbus.engine.weights.loader import find_folder
+from tokenbus.engine.weights.model_place import find_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -32,6 +32,7 @@ class Backend(ABC):
         narrow_tables: block tables are cut to the longest sequence of a pass, which gathers faster;
             where kernels are compiled apart for their width, they keep one width.
         has_device_clock: kernels run beside the host, and events of the device tell their time.
+        groups_int4: weights that are rounded to four bits get whole zero points per 128 inputs.
     """
 
     device: torch.device
@@ -41,6 +42,7 @@ class Backend(ABC):
     runs_ahead: bool = False
     narrow_tables: bool = True
     has_device_clock: bool = False
+    groups_int4: bool = False
 
     @property
     @abstractmethod

@@ -19,6 +19,8 @@ from tokenbus.engine.models.linear_weight import (
 from tokenbus.engine.models.product import ProductTable, TorchProduct, entry_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from tokenbus.engine.interfaces import ForwardContext, PagedAttention
@@ -185,10 +187,15 @@ class TorchOps:
 
 def tell_of_widened(tensors: DecoderTensors, kinds: tuple[type[Any], ...] = WIDENED_KINDS) -> None:
     """Say once, in the log, which kinds of weight this device keeps as numbers of its own dtype."""
-    names = {type(item.weight).__name__ for item in tensors.linears()}
-    found = sorted(names & {kind.__name__ for kind in kinds})
+    names = {kind.__name__ for kind in kinds}
+    tell_widened([item for item in tensors.linears() if type(item.weight).__name__ in names])
+
+
+def tell_widened(linears: Sequence[Linear]) -> None:
+    """Say, in the log, that these linears are kept as numbers of their weights' dtype."""
+    found = sorted({type(item.weight).__name__ for item in linears})
     if found:
-        dtype = str(tensors.embedding.dtype).removeprefix("torch.")
+        dtype = str(linears[0].weight.dtype).removeprefix("torch.")
         _log.warning(
             "weights.widened: %s weights are kept and multiplied as %s on this device",
             ", ".join(found),

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from tokenbus.engine.models.decoder_config import NormNames
-from tokenbus.engine.models.ops import TorchOps
+from tokenbus.engine.models.linear_weight import PlainWeight, without_storage
+from tokenbus.engine.models.ops import TorchOps, tell_widened
 from tokenbus.engine.models.triton_products import (
     GATES,
     MAX_FUSED_ROWS,
     TRITON_PRODUCTS,
     Fp8Product,
     FusedProduct,
+    Int4Product,
+    TritonProduct,
 )
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from tokenbus.kernels.activation import ActivationKind
 
 _Item = TypeVar("_Item")
+# The share of a device's memory that weights of four bits may take written out as well.
+_WIDE_SHARE = 0.125
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +81,14 @@ class TritonOps(TorchOps):
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Bind every linear to its product, and to its neighbours where layers can be fused."""
-        for linear in tensors.linears():
+        linears = tensors.linears()
+        for linear in linears:
             self._bind(linear)
+        tell_widened([item for item in linears if _is_widened(item)])
+        for linear in linears:
+            if isinstance(linear.product, Int4Product) or _is_widened(linear):
+                linear.weight = without_storage(linear.weight)
+        _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
         config = tensors.config
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in GATES:
@@ -125,6 +136,8 @@ class TritonOps(TorchOps):
             )
             q_norm = k_norm = None
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
+        # Prompts read this pass's keys and values where they are, not widened from FP8 pages.
+        fresh = qkv if k_scales is not None and not ctx.is_decode else None
         q = qkv_rope(
             qkv,
             ctx.kv.k[spec.layer_idx],
@@ -139,8 +152,9 @@ class TritonOps(TorchOps):
             eps=eps,
             k_scales=k_scales,
             v_scales=v_scales,
+            write_back=fresh is not None,
         )
-        return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
+        return self.attention.read(q, spec, ctx, fresh).view(-1, spec.num_heads * spec.head_dim)
 
     def run_layers(
         self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
@@ -202,6 +216,22 @@ def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
     if qkv is None or o is None or gate_up is None or down is None:
         return None
     return _RoundedLayer(layer, qkv, o, gate_up, down)
+
+
+def _keep_wide(products: list[Int4Product]) -> None:
+    """Write weights of four bits out beside their steps where the device has room to spare."""
+    if not products or not torch.cuda.is_available():
+        return
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    num_bytes = sum(product.wide_bytes for product in products)
+    if num_bytes <= min(_WIDE_SHARE * total_bytes, free_bytes / 2):
+        for product in products:
+            product.keep_wide()
+
+
+def _is_widened(linear: Linear) -> bool:
+    """Say whether a linear's weight is kept as plain numbers, though it came as another kind."""
+    return isinstance(linear.product, TritonProduct) and not isinstance(linear.weight, PlainWeight)
 
 
 def _if_all(items: list[_Item | None]) -> list[_Item] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,13 +11,24 @@ import torch.nn.functional as F
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
-from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
+from tokenbus.engine.models.linear_weight import (
+    Fp8BlockWeight,
+    Fp8Weight,
+    Int4GroupWeight,
+    Int4Weight,
+    Int8GroupWeight,
+    Int8Weight,
+    PlainWeight,
+)
+from tokenbus.engine.models.ops import widened
 from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import MAX_TALL_ROWS
 from tokenbus.kernels.linear.gated_linear import gated_linear
+from tokenbus.kernels.linear.int4_layout import group_in_blocks, pack_int4
+from tokenbus.kernels.linear.int4_linear import int4_linear, widened_int4
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear, wide_linear
 from tokenbus.kernels.quantize import (
     GROUP,
@@ -32,6 +44,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from tokenbus.engine.models.linear_weight import LinearWeight
     from tokenbus.kernels.activation import ActivationKind
 
 GATES: dict[Activation, ActivationKind] = {
@@ -195,6 +208,67 @@ class Fp8BlockProduct(Product):
         )
 
 
+class Int4Product(FusedProduct):
+    """A weight of four bits, packed once for rows in the model's dtype."""
+
+    def __init__(self, weight: Int4GroupWeight, bias: Tensor | None) -> None:
+        """Pack a weight whose groups 32 divides, or whose rows are one group."""
+        self._packed = pack_int4(
+            weight.steps, weight.scales, weight.zeros, weight.group_inputs, weight.order
+        )
+        self._dtype = weight.dtype
+        self._bias = bias
+        self._plain = Fusion(bias=bias)
+
+    @property
+    def wide_bytes(self) -> int:
+        """Bytes that the weight takes written out."""
+        num_outputs, num_inputs = self._packed.shape
+        return num_outputs * num_inputs * self._dtype.itemsize
+
+    def keep_wide(self) -> None:
+        """Write the weight out beside its steps, for many rows."""
+        wide = widened_int4(self._packed, self._dtype)
+        self._packed = replace(self._packed, wide=wide)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], dtype of x."""
+        return int4_linear(x.contiguous(), self._packed, self._plain)
+
+    def gated(self, x: Tensor, kind: Activation) -> Tensor:
+        """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
+        if kind not in GATES:
+            return Product.gated(self, x, kind)
+        return int4_linear(x.contiguous(), self._packed, Fusion(bias=self._bias, act=GATES[kind]))
+
+    def unrounded(self, x: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out] float32."""
+        return int4_linear(x.contiguous(), self._packed, self._plain, out_dtype=torch.float32)
+
+    def normed(
+        self, norm_weight: Tensor | None, eps: float, act: ActivationKind | None = None
+    ) -> Callable[[Tensor], Tensor]:
+        """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
+        fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
+        return lambda x: int4_linear(x, self._packed, fusion)
+
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
+        return int4_linear(x, self._packed, Fusion(bias=self._bias, residual=residual))
+
+
+def _int4(weight: Int4GroupWeight, bias: Tensor | None) -> Product:
+    """Bind a weight of four bits; one whose groups no block holds as its numbers."""
+    if group_in_blocks(weight.group_inputs, weight.shape[1]) is None:
+        return _widened(weight, bias)
+    return Int4Product(weight, bias)
+
+
+def _widened(weight: LinearWeight, bias: Tensor | None) -> Product:
+    """Bind the numbers that a weight stands for, in the model's dtype."""
+    return TritonProduct(widened(weight), bias)
+
+
 def _check(values: Tensor, scales: Tensor, block_outputs: int = 0) -> None:
     """Accept an FP8 weight that the kernels can fetch. Raises: ModelUnsupported."""
     try:
@@ -207,4 +281,6 @@ TRITON_PRODUCTS: ProductTable = {
     PlainWeight: lambda weight, bias: TritonProduct(weight.values, bias),
     Fp8Weight: Fp8Product,
     Fp8BlockWeight: Fp8BlockProduct,
+    Int4GroupWeight: _int4,
+    **dict.fromkeys((Int4Weight, Int8Weight, Int8GroupWeight), _widened),
 }

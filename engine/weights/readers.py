@@ -16,7 +16,12 @@ import torch
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.linear_weight import PlainWeight
-from tokenbus.engine.weights.rounding import round_to_fp8, round_to_int4, round_to_int8
+from tokenbus.engine.weights.rounding import (
+    round_to_fp8,
+    round_to_int4,
+    round_to_int4_groups,
+    round_to_int8,
+)
 from tokenbus.engine.weights.slots import MemorySlot
 
 if TYPE_CHECKING:
@@ -121,15 +126,20 @@ class PlainReader:
 class RoundingReader(PlainReader):
     """Reads plain checkpoints and rounds their linears one by one, each as soon as it is read.
 
-    The head, on which every choice of a token hangs, keeps 8 bits with int4 and all its bits with
-    fp8, as in the checkpoints that are published in float8.
+    The head, on which every choice of a token hangs, keeps all its bits with fp8 and grouped int4,
+    as in the checkpoints that are published so, and 8 bits with the other int4.
     """
 
     is_plain = False
 
-    def __init__(self, quantization: str) -> None:
-        """Round to `quantization`: fp8, int8 or int4."""
+    def __init__(self, quantization: str, *, grouped: bool = False) -> None:
+        """Round to `quantization`: fp8, int8 or int4.
+
+        grouped: int4 has a scale and a whole zero point per 128 inputs, else a scale and a low
+            per 32.
+        """
         self.name = quantization
+        self._grouped = grouped
 
     def check(self, told: Mapping[str, Any] | None) -> None:
         """Refuse quantised checkpoints: they were rounded once."""
@@ -142,6 +152,8 @@ class RoundingReader(PlainReader):
         """values: [out, in] -> the same, rounded."""
         if self.name == "fp8":
             return PlainWeight(values) if shape.is_head else round_to_fp8(values)
+        if self.name == "int4" and self._grouped:
+            return PlainWeight(values) if shape.is_head else round_to_int4_groups(values)
         if self.name == "int4" and not shape.is_head:
             return round_to_int4(values)
         return round_to_int8(values)
@@ -177,6 +189,6 @@ class _PlainReading:
         return self._matrix()[start:end]
 
 
-def choose_reader(quantization: str | None) -> WeightReader | None:
+def choose_reader(quantization: str | None, *, grouped: bool = False) -> WeightReader | None:
     """Return the reader of a setting; None where the checkpoint says how it is read."""
-    return None if quantization is None else RoundingReader(quantization)
+    return None if quantization is None else RoundingReader(quantization, grouped=grouped)

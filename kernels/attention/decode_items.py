@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.attention.decode_tile import attend_range, merge_rows
+from tokenbus.kernels.attention.rounded_tile import attend_rounded, attend_widened
 
 ITEM_FIELDS = tl.constexpr(8)
 
@@ -35,8 +36,8 @@ def _fetch_line(address):
 
 
 @triton.jit
-def fetch_first_tile(k_pages, v_pages, table_row, head, page_stride, begin, D: tl.constexpr,
-                     S: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+def fetch_first_tile(k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride, begin,
+                     D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """Ask for an item's first keys and values before the inputs are there.
 
     A token that an earlier kernel still writes may be among them: the L2 cache is where writes
@@ -50,6 +51,11 @@ def fetch_first_tile(k_pages, v_pages, table_row, head, page_stride, begin, D: t
     lines = tl.minimum(tl.arange(0, triton.next_power_of_2(LINES)), LINES - 1)
     _fetch_line(k_pages + base + lines * PER_LINE)
     _fetch_line(v_pages + base + lines * PER_LINE)
+    if k_scales is not None:
+        # A line has the scales of 32 tokens.
+        places = base // D + tl.arange(0, (TOKENS + 31) // 32) * 32
+        _fetch_line(k_scales + places)
+        _fetch_line(v_scales + places)
 
 
 @triton.jit
@@ -81,12 +87,10 @@ def _arrive(rows, heads, valid, arrivals, parts, HQ: tl.constexpr):
 @triton.jit
 def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales, v_scales,
               out, block_table, context_lens, parts, part_o, part_lse, arrivals, table_stride,
-              page_stride,
-              part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
+              page_stride, part_stride, scale, softcap, window, HQ: tl.constexpr, HKV: tl.constexpr,
               D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
               ROWS: tl.constexpr, DEPTH: tl.constexpr, HAS_WINDOW: tl.constexpr,
-              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-              V_BY_ASM: tl.constexpr):  # fmt: skip
+              HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Attend the heads of one KV head of one sequence over one part of its own pages."""
     GROUP: tl.constexpr = HQ // HKV
     GROUP_BLOCK: tl.constexpr = triton.next_power_of_2(GROUP)
@@ -97,17 +101,26 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
     mask = valid[:, None] & (offs_d < D)[None, :]
     out_row = row * HQ + heads
     place = out_row[:, None] * D + offs_d[None, :]
-    query = tl.load(q + place, mask=mask, other=0.0)
     first_visible = 0
     if HAS_WINDOW:
         first_visible = tl.load(context_lens + row) - window
-    result, lse = attend_range(
-        query, k_pages, v_pages, k_scales, v_scales,
-        block_table + row.to(tl.int64) * table_stride, head * (S * D),
-        page_stride, begin, end, first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        DEPTH, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION, "evict_first",
-        V_BY_ASM,
-    )  # fmt: skip
+    table_row = block_table + row.to(tl.int64) * table_stride
+    if k_scales is not None:
+        twice = tl.arange(0, 2 * ROWS) // 2
+        place_twice = (row * HQ + head * GROUP + twice)[:, None] * D + offs_d[None, :]
+        mask_twice = (twice < GROUP)[:, None] & (offs_d < D)[None, :]
+        result, lse = attend_rounded(
+            tl.load(q + place_twice, mask=mask_twice, other=0.0), k_pages, v_pages, k_scales,
+            v_scales, table_row, head, page_stride, begin, end, first_visible, scale, softcap, ROWS,
+            D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_WINDOW, HAS_SOFTCAP,
+        )  # fmt: skip
+    else:
+        query = tl.load(q + place, mask=mask, other=0.0)
+        result, lse = attend_range(
+            query, k_pages, v_pages, table_row, head * (S * D), page_stride, begin, end,
+            first_visible, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, True, HAS_WINDOW,
+            HAS_SOFTCAP, PRECISION, "evict_first",
+        )  # fmt: skip
     if num_parts == 1:
         tl.store(out + place, result.to(out.dtype.element_ty), mask=mask)
     else:
@@ -128,13 +141,13 @@ def own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scal
 
 @triton.jit
 def shared_item(table_row, begin, end, part, first_member, num_members, head, q, k_pages,
-                 v_pages, k_scales, v_scales, out, block_table, context_lens, members, parts,
-                 part_o, part_lse,
+                 v_pages, k_scales, v_scales, out, block_table, context_lens,
+                 members, parts, part_o, part_lse,
                  arrivals, table_stride, page_stride, part_stride, scale, softcap,
                  HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
                  DEPTH: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                 PRECISION: tl.constexpr, V_BY_ASM: tl.constexpr):  # fmt: skip
+                 PRECISION: tl.constexpr):  # fmt: skip
     """Attend the stacked heads of several sequences over one part of their common pages."""
     GROUP: tl.constexpr = HQ // HKV
     offs_r = tl.arange(0, ROWS)
@@ -147,12 +160,19 @@ def shared_item(table_row, begin, end, part, first_member, num_members, head, q,
     heads = head * GROUP + offs_r % GROUP
     place = (rows * HQ + heads)[:, None] * D + offs_d[None, :]
     query = tl.load(q + place, mask=valid[:, None] & (offs_d < D)[None, :], other=0.0)
-    result, lse = attend_range(
-        query, k_pages, v_pages, k_scales, v_scales,
-        block_table + table_row.to(tl.int64) * table_stride,
-        head * (S * D), page_stride, begin, end, 0, scale, softcap, ROWS, D, S, BLOCK_N, BLOCK_D,
-        DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP, PRECISION, "evict_last", V_BY_ASM,
-    )  # fmt: skip
+    table = block_table + table_row.to(tl.int64) * table_stride
+    if k_scales is not None:
+        result, lse = attend_widened(
+            query, k_pages, v_pages, k_scales, v_scales, table, head, page_stride, begin, end,
+            scale, softcap, ROWS, D, S, HKV, BLOCK_N, BLOCK_D, 2 * DEPTH + 1, HAS_SOFTCAP,
+            PRECISION,
+        )  # fmt: skip
+    else:
+        result, lse = attend_range(
+            query, k_pages, v_pages, table, head * (S * D), page_stride, begin, end, 0, scale,
+            softcap, ROWS, D, S, BLOCK_N, BLOCK_D, DEPTH, S % BLOCK_N != 0, False, HAS_SOFTCAP,
+            PRECISION, "evict_last",
+        )  # fmt: skip
     first_slot = rows * part_stride * HQ + heads
     _store_part(result, lse, first_slot, part, valid, part_o, part_lse, HQ, D, BLOCK_D)
     is_last, _ = _arrive(rows, heads, valid, arrivals, parts, HQ)

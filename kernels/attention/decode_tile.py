@@ -6,8 +6,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.quantize import FP8_MAX
-
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -39,44 +37,6 @@ def load_tile(pages, table_row, head_offset, page_stride, start, limit,
 
 
 @triton.jit
-def load_scales(scales, table_row, head_offset, page_stride, start, limit, D: tl.constexpr,
-                S: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Load the scales of a tile of rounded keys or values, [BLOCK_N]; masked ones are zero."""
-    token = start + tl.arange(0, BLOCK_N)
-    if S % BLOCK_N == 0:
-        page = tl.load(table_row + start // S).to(tl.int64)
-    else:
-        page = tl.load(table_row + token // S, mask=token < limit, other=0).to(tl.int64)
-    pointers = scales + (page * page_stride + head_offset) // D + token % S
-    if MASKED:
-        return tl.load(pointers, mask=token < limit, other=0.0)
-    return tl.load(pointers)
-
-
-@triton.jit
-def widen(tile, like, BY_ASM: tl.constexpr):
-    """Convert rounded values to the dtype of `like`, which is exact in half precision and above.
-
-    The compiler moves a conversion of its own behind the exchange between threads that a matrix
-    operand takes, and then exchanges single bytes, since a thread needs the values of two tokens
-    side by side. An assembly that may have side effects stays in its place.
-    """
-    if BY_ASM:
-        return tl.inline_asm_elementwise(
-            """
-            {
-                .reg .b16 low, high;
-                mov.b32 {low, high}, $2;
-                cvt.rn.f16x2.e4m3x2 $0, low;
-                cvt.rn.f16x2.e4m3x2 $1, high;
-            }
-            """,
-            "=r,=r,r", [tile], dtype=tl.float16, is_pure=False, pack=4,
-        )  # fmt: skip
-    return tile.to(like.dtype)
-
-
-@triton.jit
 def for_rounded(q):
     """Return queries in a dtype that multiplies rounded keys: e4m3 is exact in half precision."""
     return q.to(tl.float16) if q.dtype == tl.bfloat16 else q
@@ -93,21 +53,15 @@ def bend_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def attend_tile(q, k, v, k_scale, v_scale, m, sums, acc, start, limit, first_visible, scale,
-                softcap,
+def attend_tile(q, k, v, m, sums, acc, start, limit, first_visible, scale, softcap,
                 BLOCK_N: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
                 HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Fold one tile into the running maximum [R], the sums and acc [R, BLOCK_D].
-
-    Of rounded tiles the scales are given, [BLOCK_N], and acc is 448 times what it stands for: the
-    largest number of a value then meets its weight, which half precision has room for.
 
     The sums of a small tile, [R, BLOCK_N], stay spread over its columns until the end: its warps
     lie side by side, so that is one exchange between warps less per tile. A tall tile keeps [R].
     """
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    if k_scale is not None:
-        scores = scores * k_scale[None, :]
     scores = bend_scores(scores, scale, softcap, HAS_SOFTCAP)
     if MASKED or HAS_WINDOW:
         token = start + tl.arange(0, BLOCK_N)
@@ -122,20 +76,17 @@ def attend_tile(q, k, v, k_scale, v_scale, m, sums, acc, start, limit, first_vis
     alpha = tl.exp2(m - base)
     sums = sums * alpha[:, None] + p if len(sums.shape) == 2 else sums * alpha + tl.sum(p, axis=1)
     acc = acc * alpha[:, None]
-    if v_scale is not None:
-        p = p * (v_scale * FP8_MAX)[None, :]
     acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
     return new_m, sums, acc
 
 
 @triton.jit
-def attend_range(q, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
-                 begin, end,
+def attend_range(q, k_pages, v_pages, table_row, head_offset, page_stride, begin, end,
                  first_visible, scale, softcap, R: tl.constexpr, D: tl.constexpr,
                  S: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
                  DEPTH: tl.constexpr, MASKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
                  HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-                 EVICT: tl.constexpr, V_BY_ASM: tl.constexpr):  # fmt: skip
+                 EVICT: tl.constexpr):  # fmt: skip
     """Attend R query rows over tokens [begin, end); `begin` is a multiple of BLOCK_N.
 
     Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R]; an empty range
@@ -143,8 +94,6 @@ def attend_range(q, k_pages, v_pages, k_scales, v_scales, table_row, head_offset
     levels of loads, so the loop has 2 * DEPTH + 1 stages. The last tile is masked inside the
     loop: a tile of its own after it would wait for memory with nothing else in flight.
     """
-    if k_scales is not None:
-        q = for_rounded(q)
     m = tl.full([R], float("-inf"), tl.float32)
     sums = tl.zeros([R, BLOCK_N] if R <= 16 else [R], tl.float32)
     acc = tl.zeros([R, BLOCK_D], tl.float32)
@@ -156,26 +105,13 @@ def attend_range(q, k_pages, v_pages, k_scales, v_scales, table_row, head_offset
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
         v = load_tile(v_pages, table_row, head_offset, page_stride, start, end,
                       D, S, BLOCK_N, BLOCK_D, MASKED, EVICT)  # fmt: skip
-        k_scale = None
-        v_scale = None
-        if k_scales is not None:
-            k = k.to(q.dtype)
-            v = widen(v, q, V_BY_ASM)
-            k_scale = load_scales(k_scales, table_row, head_offset, page_stride, start, end,
-                                  D, S, BLOCK_N, MASKED)  # fmt: skip
-            v_scale = load_scales(v_scales, table_row, head_offset, page_stride, start, end,
-                                  D, S, BLOCK_N, MASKED)  # fmt: skip
-        m, sums, acc = attend_tile(q, k, v, k_scale, v_scale, m, sums, acc, start, end,
+        m, sums, acc = attend_tile(q, k, v, m, sums, acc, start, end,
                                    first_visible, scale, softcap, BLOCK_N, MASKED, HAS_WINDOW,
                                    HAS_SOFTCAP, PRECISION)  # fmt: skip
     total = sums
     if R <= 16:
         total = tl.sum(sums, axis=1)
-    if v_scales is not None:
-        total = total * FP8_MAX
     out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
-    if v_scales is not None:
-        total = total / FP8_MAX
     return out, m + tl.log2(total)
 
 

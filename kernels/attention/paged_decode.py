@@ -49,7 +49,6 @@ class DecodeTuning:
     block_n: int = 64
     run_block_n: int = 64
     num_warps: int = 4
-    v_by_asm: bool = False
 
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
@@ -66,15 +65,13 @@ def choose_tuning(
     faster if values are widened by assembly (227 us for 256 mixed rows against 329), two if not
     (250 against 296).
     """
+    if rounded and row_bytes <= _TILE_BYTES // 128:
+        return DecodeTuning(2, 2 if grouped else 3)
+    if rounded:
+        return DecodeTuning(1, 2, run_depth=1, run_block_n=32)
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
     programs = 2 if grouped or num_rows <= 16 else 3
-    return DecodeTuning(
-        2,
-        programs,
-        block_n=block_n,
-        run_block_n=block_n,
-        v_by_asm=rounded and programs == 3,
-    )
+    return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
 
 
 @triton.jit
@@ -86,7 +83,7 @@ def _decode_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    V_BY_ASM: tl.constexpr, LISTED: tl.constexpr, PDL: tl.constexpr,
+    LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
@@ -108,8 +105,9 @@ def _decode_kernel(
     row, begin, end, part, num_parts, count, member = load_item(items, place // HKV, True)
     if LISTED:
         if place < total:
-            fetch_first_tile(k_pages, v_pages, block_table + row.to(tl.int64) * table_stride,
-                             place % HKV, page_stride, begin, D, S, BLOCK_N)  # fmt: skip
+            fetch_first_tile(k_pages, v_pages, k_scales, v_scales,
+                             block_table + row.to(tl.int64) * table_stride, place % HKV,
+                             page_stride, begin, D, S, BLOCK_N)  # fmt: skip
         wait_for_inputs(PDL)
         release_successor(PDL)
     for first in tl.range(0, total, num_programs, num_stages=1, disable_licm=True):
@@ -127,21 +125,21 @@ def _decode_kernel(
                                 parts, part_o, part_lse,
                                 arrivals, table_stride, page_stride, part_stride, scale, softcap,
                                 HQ, HKV, D, S, RUN_BLOCK_N, BLOCK_D, RUN_ROWS, RUN_DEPTH,
-                                HAS_SOFTCAP, PRECISION, V_BY_ASM)  # fmt: skip
+                                HAS_SOFTCAP, PRECISION)  # fmt: skip
                 else:
                     own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages,
                              k_scales, v_scales, out, block_table, context_lens, parts, part_o,
                              part_lse, arrivals,
                              table_stride, page_stride, part_stride, scale, softcap, window, HQ,
                              HKV, D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                             PRECISION, V_BY_ASM)  # fmt: skip
+                             PRECISION)  # fmt: skip
             else:
                 own_item(row, begin, end, part, num_parts, head, q, k_pages, v_pages, k_scales,
                          v_scales, out, block_table, context_lens, parts, part_o, part_lse,
                          arrivals,
                          table_stride, page_stride, part_stride, scale, softcap, window, HQ, HKV,
                          D, S, BLOCK_N, BLOCK_D, ROWS, DEPTH, HAS_WINDOW, HAS_SOFTCAP,
-                         PRECISION, V_BY_ASM)  # fmt: skip
+                         PRECISION)  # fmt: skip
         place = following
         row, begin, end, part = next_row, next_begin, next_end, next_part
         num_parts, count, member = next_parts, next_count, next_member
@@ -153,7 +151,6 @@ def _check(
     """Refuse what the kernel would read wrongly."""
     num_rows, num_heads, head_dim = q.shape
     require_contiguous(q=q, k_pages=k_pages, v_pages=v_pages)
-    require(k_pages.shape == v_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
     shape = (work.num_heads, work.num_kv_heads, work.page_size, work.head_dim)
     given = (num_heads, k_pages.shape[1], k_pages.shape[2], head_dim)
     require(given == shape, f"(Hq, Hkv, S, D) is {given}, the work list was made for {shape}")
@@ -210,7 +207,6 @@ def paged_decode(
     )
     num_programs = num_processors(q.device) * tuning.programs_per_processor
     options = dependent_launch(q.device)
-    by_asm = tuning.v_by_asm and k_scales is not None and q.element_size() == 2
     _decode_kernel[(num_programs,)](
         q,
         k_pages,
@@ -238,8 +234,9 @@ def paged_decode(
         D=head_dim,
         S=work.page_size,
         BLOCK_N=tuning.block_n,
-        BLOCK_D=next_power_of_2(head_dim),
-        ROWS=max(16, next_power_of_2(num_heads // num_kv_heads)),
+        # A product in FP8 sums at least 32 numbers.
+        BLOCK_D=max(next_power_of_2(head_dim), 16 if k_scales is None else 32),
+        ROWS=max(16 if k_scales is None else 8, next_power_of_2(num_heads // num_kv_heads)),
         RUN_ROWS=groups.tile_rows if groups else 16,
         DEPTH=tuning.depth,
         RUN_DEPTH=tuning.run_depth,
@@ -248,7 +245,6 @@ def paged_decode(
         HAS_WINDOW=work.sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
-        V_BY_ASM=by_asm and options["PDL"],
         LISTED=listed and options["PDL"],
         num_warps=tuning.num_warps,
         **options,

@@ -1,4 +1,7 @@
-"""Prefill attention: the tokens of several sequences over their pages, cached prefix included."""
+"""Prefill attention: the tokens of several sequences over their pages, cached prefix included.
+
+It is one file because a kernel and its launch share every argument.
+"""
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
@@ -12,7 +15,12 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.attention.decode_tile import for_rounded
-from tokenbus.kernels.attention.prefill_tile import LOG2E, attend_masked, attend_whole
+from tokenbus.kernels.attention.prefill_tile import (
+    LOG2E,
+    attend_masked,
+    attend_rounded_pages,
+    attend_whole,
+)
 from tokenbus.kernels.launch import (
     next_power_of_2,
     require,
@@ -60,13 +68,13 @@ def choose_tuning(
         # Two programs of four warps share a multiprocessor, one computes while the other waits:
         # 480 TFLOP/s on 8k tokens of 128 dims against 455 of one program of eight warps, and
         # 289 against 248 on prompts of 100-1024.
-        # Rounded tiles are widened on their way, and fewer of them are held.
+        # The masked tiles of fresh rows may not cost the second program its memory.
         return PrefillTuning(
             64,
             64,
             num_warps=4,
-            num_stages=3 if rounded else 5,
-            num_masked_stages=3,
+            num_stages=5,
+            num_masked_stages=2 if rounded else 3,
             use_bulk_copy=True,
         )
     # Of 256 dims, tiles of 64 keys spill registers. Of 64 dims (400 TFLOP/s against 370) and of
@@ -95,13 +103,13 @@ def _find_sequence(cu_seqlens_q, tile, num_sequences, TOKENS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_tokens", "num_sequences"])
 def _prefill_kernel(
-    q, k_pages, v_pages, k_scales, v_scales, k_tiles, v_tiles, block_table, context_lens,
-    cu_seqlens_q, out,
+    q, k_pages, v_pages, k_scales, v_scales, k_tiles, v_tiles, fresh, fresh_tiles, fresh_stride,
+    block_table, context_lens, cu_seqlens_q, out,
     num_tokens, num_sequences, q_stride, table_stride, page_stride, scale, softcap, window,
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, BULK: tl.constexpr, HAS_WINDOW: tl.constexpr,
-    HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, BULK: tl.constexpr, FRESH: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend BLOCK_M rows, tokens x heads of one KV head, of one sequence; longest rows first."""
     GROUP: tl.constexpr = HQ // HKV
@@ -124,50 +132,81 @@ def _prefill_kernel(
         tl.store(place, tl.zeros([BLOCK_M, BLOCK_D], out.dtype.element_ty), mask=mask)
         return
     query = tl.load(q + tokens.to(tl.int64)[:, None] * q_stride + columns, mask=mask, other=0.0)
-    if k_scales is not None:
-        query = for_rounded(query)
     context = tl.load(context_lens + n)
     earliest = context - last + token
     position = earliest + offs_r // GROUP
-    end = tl.minimum(earliest + TOKENS, context)
-    # Keys [0, begin) are behind every row's window, [whole_begin, whole_end) visible to all rows.
-    begin = 0
-    whole_begin = 0
-    if HAS_WINDOW:
-        begin = tl.maximum(earliest - window + 1, 0) // BLOCK_N * BLOCK_N
-        whole_begin = tl.maximum(end - window + BLOCK_N - 1, 0) // BLOCK_N * BLOCK_N
-        whole_begin = tl.minimum(whole_begin, (earliest + 1) // BLOCK_N * BLOCK_N)
-        whole_begin = tl.maximum(whole_begin, begin)
-    whole_end = whole_begin + tl.maximum(earliest + 1 - whole_begin, 0) // BLOCK_N * BLOCK_N
+    table_row = block_table + n.to(tl.int64) * table_stride
     rate = scale * LOG2E
     if HAS_SOFTCAP:
         rate = tl.full([], LOG2E, tl.float32)
-    table_row = block_table + n.to(tl.int64) * table_stride
-    head_offset = head * (S * D)
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    if HAS_WINDOW:
-        m, total, acc = attend_masked(
-            query, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
-            begin, whole_begin,
-            context, position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
-            MASKED_STAGES, True, HAS_SOFTCAP, PRECISION,
+    k_rows = k_pages
+    v_rows = v_pages
+    stride = page_stride
+    k_column = head
+    v_column = head
+    first_row = 0
+    if k_scales is not None:
+        # Of rounded pages what was there before this pass, or all if nothing is at hand.
+        end = tl.minimum(earliest + TOKENS, context)
+        if FRESH:
+            end = tl.minimum(end, context - (last - first))
+        begin = 0
+        if HAS_WINDOW:
+            begin = tl.maximum(earliest - window + 1, 0) // BLOCK_N * BLOCK_N
+        m, total, acc = attend_rounded_pages(
+            for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
+            head, page_stride, begin, end, position, m, total, acc, scale, softcap, window, D, S,
+            HKV, BLOCK_N, BLOCK_D, STAGES, BULK, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
-    m, total, acc = attend_whole(
-        query, k_pages, v_pages, k_scales, v_scales, k_tiles, v_tiles, table_row, head,
-        head_offset, page_stride,
-        whole_begin, whole_end, position, m, total, acc, rate, scale, softcap, D, S, HKV, BLOCK_N,
-        BLOCK_D, STAGES, BULK, HAS_SOFTCAP, PRECISION,
-    )  # fmt: skip
-    m, total, acc = attend_masked(
-        query, k_pages, v_pages, k_scales, v_scales, table_row, head_offset, page_stride,
-        whole_end, end, context,
-        position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
-        MASKED_STAGES, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
-    )  # fmt: skip
-    if v_scales is not None:
-        total = total * FP8_MAX
+        acc = acc / FP8_MAX
+        m = m / rate
+        if FRESH:
+            cached = context - (last - first)
+            earliest -= cached
+            position -= cached
+            context -= cached
+            k_column = (HQ + head) * D
+            v_column = (HQ + HKV + head) * D
+            stride = fresh_stride
+            first_row = first
+            k_rows = fresh + first.to(tl.int64) * stride + k_column
+            v_rows = fresh + first.to(tl.int64) * stride + v_column
+            k_tiles = fresh_tiles
+            v_tiles = fresh_tiles
+    if k_scales is None or FRESH:
+        # Keys [0, begin) are behind every row's window, [whole_begin, whole_end) visible to all.
+        end = tl.minimum(earliest + TOKENS, context)
+        begin = 0
+        whole_begin = 0
+        if HAS_WINDOW:
+            begin = tl.maximum(earliest - window + 1, 0) // BLOCK_N * BLOCK_N
+            whole_begin = tl.maximum(end - window + BLOCK_N - 1, 0) // BLOCK_N * BLOCK_N
+            whole_begin = tl.minimum(whole_begin, (earliest + 1) // BLOCK_N * BLOCK_N)
+            whole_begin = tl.maximum(whole_begin, begin)
+        seen = tl.maximum(earliest + 1 - whole_begin, 0)
+        whole_end = whole_begin + seen // BLOCK_N * BLOCK_N
+        head_offset = head * (S * D)
+        # Fresh rows are one level of loads, pages are two: all stages but one hold tiles.
+        HELD: tl.constexpr = (STAGES + 1) // 2 if FRESH else STAGES
+        if HAS_WINDOW:
+            m, total, acc = attend_masked(
+                query, k_rows, v_rows, table_row, head_offset, stride, begin, whole_begin, context,
+                position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
+                MASKED_STAGES, FRESH, True, HAS_SOFTCAP, PRECISION,
+            )  # fmt: skip
+        m, total, acc = attend_whole(
+            query, k_rows, v_rows, k_tiles, v_tiles, table_row, k_column, v_column, first_row,
+            head_offset, stride, whole_begin, whole_end, position, m, total, acc, rate, scale,
+            softcap, D, S, HKV, BLOCK_N, BLOCK_D, HELD, BULK, FRESH, HAS_SOFTCAP, PRECISION,
+        )  # fmt: skip
+        m, total, acc = attend_masked(
+            query, k_rows, v_rows, table_row, head_offset, stride, whole_end, end, context,
+            position, m, total, acc, rate, scale, softcap, window, D, S, BLOCK_N, BLOCK_D,
+            MASKED_STAGES, FRESH, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
+        )  # fmt: skip
     acc = acc / tl.where(total > 0.0, total, 1.0)[:, None]
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
 
@@ -182,7 +221,6 @@ def _check(
     _, num_kv_heads, page_size, _ = k_pages.shape
     require_contiguous(k_pages=k_pages, v_pages=v_pages, context_lens=context_lens)
     require_contiguous(cu_seqlens_q=cu_seqlens_q)
-    require(k_pages.shape == v_pages.shape, f"K {k_pages.shape} and V {v_pages.shape} differ")
     require(k_pages.shape[3] == head_dim, f"pages have D {k_pages.shape[3]}, q has {head_dim}")
     require(16 <= head_dim <= 256 and head_dim % 16 == 0, f"head dim {head_dim}")
     require(num_heads % num_kv_heads == 0, f"{num_heads} heads over {num_kv_heads} KV heads")
@@ -210,6 +248,7 @@ def paged_prefill(
     softcap: float | None = None,
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
+    fresh: Tensor | None = None,
     out: Tensor | None = None,
     tuning: PrefillTuning | None = None,
 ) -> Tensor:
@@ -220,6 +259,8 @@ def paged_prefill(
             strided.
         k_pages, v_pages: [P, Hkv, S, D], dtype of q; the tokens of this pass are already in them.
         k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: value * scale.
+        fresh: with FP8 pages, [T, (Hq + 2 Hkv) D], what `qkv_rope` left there: keys and values of
+            this pass in the dtype of q, from where they are read faster than from pages.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
         context_lens: [N] int32, tokens of each sequence, those of this pass included.
         cu_seqlens_q: [N + 1] int32, borders of the sequences in T; 0 tokens are allowed.
@@ -240,10 +281,23 @@ def paged_prefill(
         q.dtype, head_dim, page_size, q.device, rounded=k_scales is not None
     )
     tiles: list[Any] = [k_pages, v_pages]
+    fresh_tiles: Any = fresh
+    if fresh is not None:
+        width = (num_heads + 2 * num_kv_heads) * head_dim
+        require(k_scales is not None, "fresh keys and values are for FP8 pages")
+        require(fresh.shape == (num_tokens, width), f"fresh rows have shape {tuple(fresh.shape)}")
+        require(fresh.dtype == q.dtype, f"q is {q.dtype}, fresh rows are {fresh.dtype}")
+        require_contiguous(fresh=fresh)
     if tuning.use_bulk_copy:
         require(page_size % tuning.block_n == 0, f"tiles of {tuning.block_n}, pages {page_size}")
         block = [tuning.block_n, block_d]
-        tiles = [TensorDescriptor.from_tensor(t.view(-1, head_dim), block) for t in tiles]
+        tiles = [TensorDescriptor.from_tensor(k_pages.view(-1, head_dim), block)]
+        if k_scales is None:
+            tiles.append(TensorDescriptor.from_tensor(v_pages.view(-1, head_dim), block))
+        else:
+            tiles.append(TensorDescriptor.from_tensor(v_pages.view(-1, page_size), block[::-1]))
+        if fresh is not None:
+            fresh_tiles = TensorDescriptor.from_tensor(fresh, block)
     tile_tokens = tuning.block_m // (num_heads // num_kv_heads)
     grid = (num_tokens // tile_tokens + num_sequences + 1, num_kv_heads)
     _prefill_kernel[grid](
@@ -254,6 +308,9 @@ def paged_prefill(
         v_scales,
         tiles[0],
         tiles[1],
+        fresh,
+        fresh_tiles,
+        0 if fresh is None else fresh.stride(0),
         block_table,
         context_lens,
         cu_seqlens_q,
@@ -276,6 +333,7 @@ def paged_prefill(
         STAGES=tuning.num_stages,
         MASKED_STAGES=tuning.num_masked_stages,
         BULK=tuning.use_bulk_copy,
+        FRESH=fresh is not None,
         HAS_WINDOW=sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

@@ -148,13 +148,21 @@ def _run_pull(args: argparse.Namespace) -> int:
     return 0
 
 
+def _tell_of_torch(args: argparse.Namespace) -> None:
+    """Say what the next seconds go into, unless only help was asked for."""
+    if not {"-h", "--help"} & set(args.rest):
+        print("tokenbus: loading torch", file=sys.stderr, flush=True)
+
+
 def _run_bench_engine(args: argparse.Namespace) -> int:
+    _tell_of_torch(args)
     from tokenbus.engine.bench.command import run_bench
 
     return run_bench(args.rest)
 
 
 def _run_bench_cpu(args: argparse.Namespace) -> int:
+    _tell_of_torch(args)
     from tokenbus.engine.bench.cpu_command import run_bench
 
     return run_bench(args.rest)

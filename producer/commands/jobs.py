@@ -13,6 +13,7 @@ from tokenbus.producer.commands.hints import connected, server_url, tell
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobEndedEarly
 from tokenbus.producer.errors import JobUnknown, ResultTimeout
+from tokenbus.producer.server.connection import retrying
 from tokenbus.producer.terminal import visible
 from tokenbus.producer.wait_notice import waiting_told
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.job_list import ListedJob
     from tokenbus.producer.contract.result import JobResult
 
+# As a client does unless its settings say otherwise.
+_RETRY_FOR_S = 15.0
 # Of a record, as text; the request is left out unless it is asked for.
 _TEXTS = ("state", "tenant", "owner", "evidence", "flag")
 _NUMBERS = ("priority", "epoch", "attempts", "logged", "prompt", "output", "n", "queued", "v")
@@ -81,11 +84,14 @@ def _as_json(job: ListedJob) -> str:
 
 async def _show(client: AsyncClient, args: argparse.Namespace) -> int:
     scripts = client.scripts
-    known = await Lookup(scripts).look(args.id, 0, args.tenant)
+    known = await retrying(
+        lambda: Lookup(scripts).look(args.id, 0, args.tenant), client.url, _RETRY_FOR_S
+    )
     if known.record is None and known.result is None and known.events is None:
         raise JobUnknown(args.id)
+    key = scripts.keys.of("job", known.place)
     redis: Any = scripts.redis
-    stored = await redis.hgetall(scripts.keys.of("job", known.place))
+    stored = await retrying(lambda: redis.hgetall(key), client.url, _RETRY_FOR_S)
     fields = {name.decode(): value.decode(errors="replace") for name, value in stored.items()}
     address = JobAddress.parse(known.place)
     shown: dict[str, Any] = {"job": address.job_id, "tenant": args.tenant}

@@ -156,7 +156,10 @@ _SHARD = re.compile(r"^s(\d{1,3})-")
 def check_pool(name: str) -> str:
     """Return the name of a pool. Raises: ValueError for one that would leave its hash slot."""
     if not isinstance(name, str) or _POOL.fullmatch(name) is None:
-        raise ValueError(f"{name!a} is not 1 to 64 of A-Z a-z 0-9 _ . -")
+        # What looks like a URL may hold a password.
+        is_shown = isinstance(name, str) and not set(":/@") & set(name)
+        shown = f"{name!a}" if is_shown else "what was given"
+        raise ValueError(f"{shown} is not 1 to 64 of A-Z a-z 0-9 _ . -")
     return name
 
 

@@ -20,11 +20,19 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "h
 
 
 def rounded_pages(pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return values and scales of pages, NaN where they have NaN, and what they stand for."""
+    """Return values and scales of pages, and what they stand for.
+
+    What is NaN gets a scale of NaN and the largest values: no byte of such pages is ever NaN.
+    """
     exact = pages.float()
     scales = (exact.abs().amax(-1) / 448).contiguous()
-    values = (exact / scales[..., None]).to(FP8)
+    values = torch.nan_to_num(exact / scales[..., None], 448.0).to(FP8)
     return values, scales, values.float() * scales[..., None]
+
+
+def turned(v: torch.Tensor) -> torch.Tensor:
+    """Return values [P, Hkv, S, D] as pages of FP8 hold them, or the other way round."""
+    return v.transpose(2, 3).contiguous()
 
 
 def batch_of(lens: list[int], head_dim: int, dtype: torch.dtype, **more: object) -> PagedBatch:
@@ -63,13 +71,14 @@ def test_decode_reads_rounded_pages(head_dim: int, is_shared: bool, dtype: torch
     )  # fmt: skip
     work.build(batch.context_lens)
     got = paged_decode(
-        batch.q, k, v, batch.block_table, batch.context_lens, work, scale=0.2,
+        batch.q, k, turned(v), batch.block_table, batch.context_lens, work, scale=0.2,
         k_scales=k_scales, v_scales=v_scales,
     )  # fmt: skip
     expected = reference.paged_decode(
         batch.q, exact_k, exact_v, batch.block_table, batch.context_lens, scale=0.2
     )
-    assert_close(got, expected, dtype)
+    # Queries and weights are split in two numbers of e4m3, whatever they come as.
+    assert_close(got, expected, HALF)
 
 
 @DTYPES
@@ -84,8 +93,8 @@ def test_prefill_reads_rounded_pages(window: int | None, dtype: torch.dtype) -> 
     q = q.to(DEVICE, dtype)
     borders = torch.tensor([0, 5, 8, 78], dtype=torch.int32, device=DEVICE)
     got = paged_prefill(
-        q, k, v, batch.block_table, batch.context_lens, borders, scale=0.2, sliding_window=window,
-        k_scales=k_scales, v_scales=v_scales,
+        q, k, turned(v), batch.block_table, batch.context_lens, borders,
+        scale=0.2, sliding_window=window, k_scales=k_scales, v_scales=v_scales,
     )  # fmt: skip
     expected = reference.paged_prefill(
         q, exact_k, exact_v, batch.block_table, batch.context_lens, borders, scale=0.2,
@@ -95,8 +104,53 @@ def test_prefill_reads_rounded_pages(window: int | None, dtype: torch.dtype) -> 
 
 
 @DTYPES
+@pytest.mark.parametrize(("head_dim", "window"), [(32, None), (48, 20)])
+def test_prompts_read_this_passes_tokens_from_their_rows(
+    head_dim: int, window: int | None, dtype: torch.dtype
+) -> None:
+    """Rows written back by the writer and pages behind them give what the pages alone give."""
+    lens, queries = [5, 40, 70], [5, 3, 50]
+    batch = batch_of(lens, head_dim, dtype)
+    k, k_scales, _ = rounded_pages(batch.k_pages)
+    v, v_scales, _ = rounded_pages(batch.v_pages)
+    v = turned(v)
+    # The last sequence's rows are followed by padding, whose slot is scratch.
+    tokens = [
+        (row, at)
+        for row, (n, c) in enumerate(zip(lens, queries, strict=True))
+        for at in range(n - c, n)
+    ]
+    slots = [
+        int(batch.block_table[row, at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE
+        for row, at in tokens
+    ]
+    width = (HEADS + 2 * KV_HEADS) * head_dim
+    qkv = torch.randn(len(tokens) + 3, width, generator=torch.Generator().manual_seed(3))
+    qkv = qkv.to(DEVICE, dtype)
+    bias = torch.randn(width, generator=torch.Generator().manual_seed(4)).to(DEVICE, dtype)
+    q = qkv_rope(
+        qkv, k, v, torch.zeros(len(qkv), dtype=torch.long, device=DEVICE),
+        torch.tensor([*slots, 0, 1, 2], device=DEVICE), num_heads=HEADS, cos=None, sin=None,
+        bias=bias, k_scales=k_scales, v_scales=v_scales, write_back=True,
+    )  # fmt: skip
+    borders = torch.tensor([0, 5, 8, 58], dtype=torch.int32, device=DEVICE)
+    got = paged_prefill(
+        q, k, v, batch.block_table, batch.context_lens, borders, scale=0.2, sliding_window=window,
+        k_scales=k_scales, v_scales=v_scales, fresh=qkv,
+    )  # fmt: skip
+    expected = reference.paged_prefill(
+        q, k.float() * k_scales[..., None], turned(v).float() * v_scales[..., None],
+        batch.block_table, batch.context_lens, borders, scale=0.2, sliding_window=window,
+    )  # fmt: skip
+    assert_close(got, expected, dtype)
+
+
+@DTYPES
 @pytest.mark.parametrize("rot_dim", [0, 16, 32], ids=["nope", "partial", "full"])
-def test_keys_and_values_are_rounded_to_their_own_scale(rot_dim: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("write_back", [False, True], ids=["few", "many"])
+def test_keys_and_values_are_rounded_to_their_own_scale(
+    rot_dim: int, write_back: bool, dtype: torch.dtype
+) -> None:
     """A token and head gets the numbers nearest to those of plain pages; no other is touched."""
     dim = 32
     qkv = torch.randn(3, (HEADS + 2 * KV_HEADS) * dim, generator=torch.Generator().manual_seed(1))
@@ -109,28 +163,58 @@ def test_keys_and_values_are_rounded_to_their_own_scale(rot_dim: int, dtype: tor
     shape = (4, KV_HEADS, PAGE_SIZE, dim)
     plain = [torch.zeros(shape, device=DEVICE, dtype=dtype) for _ in range(2)]
     rounded = [torch.zeros(shape, device=DEVICE).to(FP8) for _ in range(2)]
+    rounded[1] = turned(rounded[1])
     scales = [torch.full(shape[:3], 7.0, device=DEVICE) for _ in range(2)]
-
-    def write(
-        pages: list[torch.Tensor], k_scales: torch.Tensor | None, v_scales: torch.Tensor | None
-    ) -> torch.Tensor:
-        return qkv_rope(
-            qkv, pages[0], pages[1], positions, slots, num_heads=HEADS, cos=cos, sin=sin,
-            k_scales=k_scales, v_scales=v_scales,
-        )  # fmt: skip
-
-    expected_q = write(plain, None, None)
-    q = write(rounded, scales[0], scales[1])
+    rotation = {"num_heads": HEADS, "cos": cos, "sin": sin}
+    expected_q = qkv_rope(qkv, plain[0], plain[1], positions, slots, **rotation)
+    rows = qkv.clone()
+    q = qkv_rope(
+        rows, rounded[0], rounded[1], positions, slots, k_scales=scales[0], v_scales=scales[1],
+        write_back=write_back, **rotation,
+    )  # fmt: skip
     assert torch.equal(q, expected_q)
-    for values, scale, page in zip(rounded, scales, plain, strict=True):
+    rounded[1] = turned(rounded[1])
+    parts = rows.view(3, -1, dim)[:, HEADS:].split(KV_HEADS, 1)
+    for values, scale, page, part in zip(rounded, scales, plain, parts, strict=True):
         exact = page[slots // PAGE_SIZE, :, slots % PAGE_SIZE].float()
-        got = (values.float() * scale[..., None])[slots // PAGE_SIZE, :, slots % PAGE_SIZE]
+        stored = values.float() * scale[..., None]
+        got = stored[slots // PAGE_SIZE, :, slots % PAGE_SIZE]
         top = exact.abs().amax(-1, keepdim=True)
         half_step = torch.maximum(exact.abs() / 16, top / 448 / 2**10)
         # Plain pages of half precision are rounded, these are not.
         slack = 1.01 if dtype == torch.float32 else 1.2
         assert bool(((got - exact).abs() <= half_step * slack).all())
         assert int((scale != 7.0).sum()) == 3 * KV_HEADS
+        assert int((stored != 0).any(-1).sum()) == 3 * KV_HEADS
+        if write_back:
+            assert torch.equal(part, got.to(dtype))
+    assert write_back or torch.equal(rows, qkv)
+
+
+@pytest.mark.parametrize("write_back", [False, True], ids=["few", "many"])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_breaks_a_token_is_in_its_scales_alone(broken: float, write_back: bool) -> None:
+    """No byte of a page is NaN, so that a tile may be read beyond the tokens of a sequence."""
+    dim = 16
+    qkv = torch.ones(2, (HEADS + 2 * KV_HEADS) * dim, device=DEVICE, dtype=HALF)
+    qkv[0, HEADS * dim + 3] = broken
+    qkv[0, -1] = -broken
+    shape = (2, KV_HEADS, PAGE_SIZE, dim)
+    k = torch.zeros(shape, device=DEVICE).to(FP8)
+    v = turned(torch.zeros(shape, device=DEVICE).to(FP8))
+    k_scales, v_scales = (torch.zeros(shape[:3], device=DEVICE) for _ in range(2))
+    slots = torch.tensor([PAGE_SIZE, PAGE_SIZE + 1], device=DEVICE)
+    qkv_rope(
+        qkv, k, v, torch.zeros_like(slots), slots, num_heads=HEADS, cos=None, sin=None,
+        k_scales=k_scales, v_scales=v_scales, write_back=write_back,
+    )  # fmt: skip
+    assert not k.float().isnan().any()
+    assert not v.float().isnan().any()
+    assert k_scales.isnan().nonzero().tolist() == [[1, 0, 0]]
+    assert v_scales.isnan().nonzero().tolist() == [[1, KV_HEADS - 1, 0]]
+    if write_back:
+        rows = qkv.view(2, -1, dim)[:, HEADS:].isnan().any(-1)
+        assert rows.nonzero().tolist() == [[0, 0], [0, 2 * KV_HEADS - 1]]
 
 
 def test_scales_and_rounded_pages_come_together() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,9 +74,11 @@ def test_colours_go_to_terminals_that_want_them(
     assert ("\x1b[" in stream.getvalue()) is has_colours
 
 
-def test_field_of_a_tenant_moves_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("hostile", ["\x1b[2J\x9b31m\u202e\u2066\x07", "\u202e \n\r\x9b"])
+def test_field_of_a_tenant_moves_no_terminal(
+    hostile: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Controls and marks of direction in a field are escaped in both forms; one event, one line."""
-    hostile = "a\x1b[2J\x9b31m\u202eb\u2066\nc\x07"
     for form in ("console", "json"):
         logs.configure("info", form)
         logs.get_logger().info("job.dead_lettered", reason=hostile)
@@ -82,3 +86,21 @@ def test_field_of_a_tenant_moves_no_terminal(capsys: pytest.CaptureFixture[str])
         assert line.count("\n") == 1
         assert not set(line) & set("\x1b\x9b\u202e\u2066\x07")
         assert "u202e" in line
+
+
+def test_library_that_warns_writes_lines_of_our_log(capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings and records of libraries are events, a line each, however many lines they have."""
+    root, before = logging.getLogger(), logging.getLogger().handlers[:]
+    logs.configure("info", "json")
+    try:
+        logs.take_library_logs()
+        logs.take_library_logs()
+        logging.getLogger("redis").warning("lost\nits way")
+        warnings.warn("too old", UserWarning, stacklevel=1)
+    finally:
+        logging.captureWarnings(capture=False)
+        for handler in set(root.handlers) - set(before):
+            root.removeHandler(handler)
+    lost, old = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert (lost["library"], lost["text"], lost["level"]) == ("redis", "lost its way", "warning")
+    assert "too old" in old["text"]

@@ -79,6 +79,28 @@ def test_folder_without_weights_is_not_found(model: str, tmp_path: Path) -> None
     _check(model=model, random_weights=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", "{", "^model: config.json of "),
+        ("config.json", '{"num_hidden_layers": 9000000}', "^model: config.json gives the model"),
+        ("model.safetensors.index.json", "[]", "^model: .* is not a safetensors index"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "two.safetensors"}}',
+            "^model: .* lacks two.safetensors",
+        ),
+    ],
+)
+def test_folder_that_cannot_be_a_models_is_told(
+    model: str, tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    """A config that nobody can read, or a list of files that are not there, is found at once."""
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SettingsInvalid, match=told):
+        _check(model=model, device="cpu")
+
+
 def test_port_of_metrics_that_is_taken_is_told() -> None:
     """A port on which somebody listens is refused, one that was just let go is not."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

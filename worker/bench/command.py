@@ -102,7 +102,7 @@ def _prepared(options: BenchOptions) -> Iterator[BenchOptions]:
         yield options.replace(vocab_size=NullConfig().vocab_size)
         return
     from tokenbus.engine.text.generated_tokenizer import clothe, vocab_size_of
-    from tokenbus.engine.weights.loader import find_folder
+    from tokenbus.engine.weights.model_place import find_folder
 
     has_weights = not options.worker.get("random_weights", False)
     folder = find_folder(str(options.worker["model"]), with_weights=has_weights)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from arq.cron import CronJob
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
 
@@ -37,7 +38,7 @@ def next_tick(line: str, after: datetime) -> datetime:
         raise ValueError("cron lines need cronsim: pip install 'tokenbus[control]'") from None
     problem = ""
     try:
-        ticks = CronSim(line, after)
+        ticks: Iterator[datetime] = CronSim(line, after)
     except CronSimError as error:
         problem = str(error)
     if problem:

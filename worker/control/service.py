@@ -53,9 +53,10 @@ def run_control(role: Role, settings: ControlSettings) -> int:
     ServerUrl.parse(settings.redis_url).refuse_private("control")
     if settings.arq_redis_url is not None:
         check_arq_url(settings.arq_redis_url)
+    logs.configure(settings.log_level, settings.log_format)
     if role == "check":
         return asyncio.run(_check(settings))
-    logs.configure(settings.log_level, settings.log_format)
+    logs.take_library_logs()
     run = serve if role == "service" else adapt
     asyncio.run(_until_stopped(run(settings)))
     return 0

@@ -126,7 +126,7 @@ def test_tokens_equal_those_of_the_same_rounding_in_torch(
     expected, expected_scores = _answers(_load(config, weights, twin, fp8=fp8_weights))
     assert tokens == expected
     # A number at the border between two of e4m3 may fall to either side.
-    torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.02)
+    torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.05)
 
 
 def test_blocks_of_fp8_weights_are_multiplied_by_as_in_torch() -> None:

@@ -10,6 +10,7 @@ import torch
 from models.architectures import draw_model, tiny_sizes
 from models.backends import cpu_backend, stepwise_backend
 from models.greedy_driver import GreedyDriver, draw_prompts
+from models.made_up import HalvedWeight
 from models.triton_model import triton_backend
 from transformers import LlamaConfig
 
@@ -24,6 +25,8 @@ from tokenbus.engine.models.linear_weight import (
     PlainWeight,
     without_storage,
 )
+from tokenbus.engine.models.product import entry_of
+from tokenbus.engine.models.triton_products import TRITON_PRODUCTS, TritonProduct
 from tokenbus.engine.weights.loader import build_model
 from tokenbus.engine.weights.readers import LinearShape, PlainReader
 from tokenbus.engine.weights.rounding import round_to_fp8
@@ -184,10 +187,29 @@ def test_a_cpu_multiplies_by_every_kind(
 
 
 @pytest.mark.parametrize("name", ["int4-groups", "int8-groups"])
-def test_a_gpu_without_a_kernel_for_a_kind_names_it(name: str) -> None:
-    """No kind is multiplied by as if it were another one."""
+def test_a_gpu_without_a_kernel_for_a_kind_keeps_its_numbers(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Products are those of the numbers, the log says so, and what was read is let go."""
     config, backend = LlamaConfig(**tiny_sizes()), triton_backend(4)
     reader = _KindReader(name, _DTYPE, dense=False)
-    kind = type(_MAKERS[name](2, 40)).__name__
-    with pytest.raises(ModelUnsupported, match=rf"{kind}.*PlainWeight"):
-        build_model(config, None, backend, dtype=_DTYPE, max_model_len=64, reader=reader)
+    with caplog.at_level(logging.WARNING):
+        model: Any = build_model(
+            config, None, backend, dtype=_DTYPE, max_model_len=64, reader=reader
+        )
+    assert "weights.widened" in caplog.text
+    linear = model.tensors.layers[0].o
+    assert isinstance(linear.product, TritonProduct)
+    assert linear.weight.scales.is_meta
+    torch.manual_seed(linear.weight.shape[0])
+    numbers = _MAKERS[name](*linear.weight.shape).dequantised()
+    x = torch.randn(3, numbers.shape[1])
+    found = linear.product.multiply(x.to(backend.device)).cpu()
+    torch.testing.assert_close(found, x @ numbers.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_kind_that_a_device_does_not_know_is_named() -> None:
+    """No kind is multiplied by as if it were another one."""
+    plain = PlainWeight(torch.randn(4, 4))
+    with pytest.raises(ModelUnsupported, match=r"HalvedWeight.*PlainWeight.*Int4GroupWeight"):
+        entry_of(TRITON_PRODUCTS, HalvedWeight(plain, plain))

@@ -17,7 +17,8 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 
 from tokenbus.engine.errors import EngineError, ModelBroken, ModelUnsupported
 from tokenbus.engine.weights import gguf_import, model_store
-from tokenbus.engine.weights.loader import find_folder, load_model
+from tokenbus.engine.weights.loader import load_model
+from tokenbus.engine.weights.model_place import find_folder
 
 if TYPE_CHECKING:
     from pathlib import Path

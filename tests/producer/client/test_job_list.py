@@ -68,7 +68,8 @@ async def test_list_is_bounded_and_scans_no_keys(
         *(a_job(f"j-{number}@t{number % 40}", tenant=f"t{number % 40}") for number in range(120)),
     )
     asked: list[str] = []
-    execute = scripts.redis.execute_command
+    redis: Any = scripts.redis
+    execute = redis.execute_command
 
     async def note(*args: Any, **options: Any) -> Any:
         asked.append(str(args[0]))
@@ -79,6 +80,7 @@ async def test_list_is_bounded_and_scans_no_keys(
     assert (len(cut.jobs), cut.is_whole) == (100, False)
     whole = await list_jobs(scripts, limit=120)
     assert (len({(job.tenant, job.job_id) for job in whole.jobs}), whole.is_whole) == (120, True)
+    assert "XRANGE" in asked
     assert not {"SCAN", "KEYS"} & set(asked)
 
 

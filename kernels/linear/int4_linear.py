@@ -1,0 +1,233 @@
+"""Linear layers with weights of four bits, from one row to thousands."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+
+from tokenbus.kernels.activation import KINDS, gated_act
+from tokenbus.kernels.launch import ceil_div, dependent_launch, require, require_contiguous
+from tokenbus.kernels.linear.int4_layout import BLOCK, check_int4
+from tokenbus.kernels.linear.int4_matmul import (
+    Int4RowsTuning,
+    int4_matmul_kernel,
+    int4_widen_kernel,
+)
+from tokenbus.kernels.linear.int4_rows import int4_rows_kernel
+from tokenbus.kernels.linear.int4_table import WIDEN_TILE, choose_int4_tuning
+from tokenbus.kernels.linear.small_linear import PLAIN, Fusion, wide_linear
+from tokenbus.kernels.norm import rms_norm
+from tokenbus.kernels.split_rows import split_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.linear.int4_layout import PackedInt4
+    from tokenbus.kernels.linear.int4_matmul import Int4Tuning
+
+# Tiles that share inputs, over all launches at a time: a count each.
+_MAX_TILES = 4096
+_DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+@cache
+def _arrivals(device: torch.device) -> Tensor:
+    """Return the counts of programs that ended, zero between launches."""
+    return torch.zeros(_MAX_TILES, dtype=torch.int32, device=device)
+
+
+def int4_linear(
+    x: Tensor,
+    weight: PackedInt4,
+    fusion: Fusion = PLAIN,
+    *,
+    out_dtype: torch.dtype | None = None,
+    tuning: Int4Tuning | Int4RowsTuning | None = None,
+) -> Tensor:
+    """Multiply rows by a weight of four bits, with what surrounds the product.
+
+    A few rows of two bytes are split into two numbers of e4m3 first (see `split_rows`), which keeps
+    more of a row's largest numbers than bfloat16 does. More rows stay as they are, and weights are
+    widened to their dtype in registers. Where cuBLAS is faster over widened weights, it gets
+    `weight.wide`, or they are written out for it, unless `tuning` is given.
+
+    Args:
+        x: [M, K], contiguous, bfloat16, float16 or float32. weight: [N, K], or [2 N, K] with
+            `fusion.act`. fusion: anything but a norm that adds one to its weight.
+    Returns: [M, N], dtype of x or `out_dtype`; sums and everything fused are fp32.
+    Raises: KernelInputError on other shapes. Twin: reference.fused_linear, weight dequantised.
+    """
+    num_rows, width_in = x.shape
+    width_out = weight.shape[0] // (2 if fusion.act else 1)
+    _check(x, weight, fusion, width_out)
+    dtype = out_dtype or x.dtype
+    if num_rows == 0:
+        return torch.empty(0, width_out, dtype=dtype, device=x.device)
+    if tuning is None:
+        splits_rows = weight.group == BLOCK and x.element_size() == 2
+        tuning = choose_int4_tuning(
+            num_rows,
+            width_in,
+            width_out,
+            fusion.role,
+            splits_rows=splits_rows,
+            has_wide=_wide(weight, x.dtype) is not None,
+        )
+    out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
+    if isinstance(tuning, Int4RowsTuning):
+        _launch_rows(x, weight, fusion, out, tuning)
+        return out
+    if fusion.norm_weight is not None:
+        x = rms_norm(x, fusion.norm_weight, fusion.eps)
+    if weight.order is not None:
+        x = x.index_select(1, weight.order)
+    if tuning is None:
+        return _by_widening(x, weight, fusion, dtype)
+    _launch(x, weight, fusion, out, tuning)
+    return out
+
+
+def widened_int4(weight: PackedInt4, dtype: torch.dtype) -> Tensor:
+    """Return (step - zero) * scale in `dtype`, columns in their packed order: [N, K]."""
+    num_outputs, num_inputs = weight.shape
+    out = torch.empty(num_outputs, num_inputs, dtype=dtype, device=weight.words.device)
+    block_n, num_warps = WIDEN_TILE
+    grid = (ceil_div(num_outputs, block_n), ceil_div(num_inputs, BLOCK))
+    int4_widen_kernel[grid](
+        weight.words,
+        weight.metas,
+        out,
+        num_outputs,
+        K=num_inputs,
+        BLOCK_N=block_n,
+        GROUP=weight.group,
+        SCALES=_DTYPES[weight.scale_dtype],
+        DTYPE=_DTYPES[dtype],
+        BY_ASM=out.is_cuda,
+        num_warps=num_warps,
+        **dependent_launch(out.device),
+    )
+    return out
+
+
+def _check(x: Tensor, weight: PackedInt4, fusion: Fusion, width_out: int) -> None:
+    """Refuse shapes that the kernels would read wrongly."""
+    check_int4(weight, x)
+    require(x.dtype in _DTYPES, f"x is {x.dtype}")
+    require(not fusion.norm_add_one, "a norm has its whole weight")
+    require(fusion.act is None or fusion.act in KINDS, f"unknown activation {fusion.act!r}")
+    require(
+        fusion.act is None or weight.shape[0] == 2 * width_out,
+        f"gate and up have {weight.shape[0]} rows together",
+    )
+    residual = fusion.residual
+    require(
+        residual is None
+        or (residual.shape == (x.shape[0], width_out) and residual.dtype == torch.float32),
+        f"residual is not ({x.shape[0]}, {width_out}) in float32",
+    )
+    require_contiguous(bias=fusion.bias, residual=residual)
+
+
+def _wide(weight: PackedInt4, dtype: torch.dtype) -> Tensor | None:
+    """Return the weight written out in a dtype, None if it is not."""
+    return weight.wide if weight.wide is not None and weight.wide.dtype == dtype else None
+
+
+def _by_widening(x: Tensor, weight: PackedInt4, fusion: Fusion, dtype: torch.dtype) -> Tensor:
+    """Multiply through cuBLAS, one kernel per step."""
+    values = _wide(weight, x.dtype)
+    if values is None:
+        values = widened_int4(weight, x.dtype)
+    if dtype == torch.float32:
+        value = wide_linear(x, values, fusion.bias)
+    else:
+        value = F.linear(x, values, fusion.bias)
+    if fusion.act is not None:
+        value = gated_act(value, fusion.act)
+    if fusion.residual is not None:
+        value = fusion.residual.add_(value)
+    return value.to(dtype)
+
+
+def _shared(
+    x: Tensor, tiles: int, splits: int, size: int
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """Return memory for the sums of programs that share inputs, and the counts of their ends."""
+    if splits == 1:
+        return None, None
+    require(tiles <= _MAX_TILES, f"{tiles} tiles share inputs")
+    parts = torch.empty(tiles, splits, size, dtype=torch.float32, device=x.device)
+    return parts, _arrivals(x.device)
+
+
+def _options(
+    x: Tensor, weight: PackedInt4, fusion: Fusion, tuning: Int4Tuning | Int4RowsTuning
+) -> dict[str, Any]:
+    """Return what both kernels are compiled for."""
+    return {
+        "K": weight.num_inputs,
+        "BLOCK_N": tuning.block_n,
+        "BLOCKS": tuning.blocks,
+        "SPLITS": tuning.splits,
+        "STAGES": tuning.stages,
+        "SCALES": _DTYPES[weight.scale_dtype],
+        "BY_ASM": x.is_cuda,
+        "HAS_BIAS": fusion.bias is not None,
+        "HAS_RESIDUAL": fusion.residual is not None,
+        "ACT": fusion.act or "none",
+        "num_warps": tuning.num_warps,
+        "num_stages": tuning.stages,
+        **dependent_launch(x.device),
+    }
+
+
+def _launch_rows(
+    x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4RowsTuning
+) -> None:
+    """Write the product of up to 16 rows to `out`."""
+    rows = split_rows(x, norm_weight=fusion.norm_weight, eps=fusion.eps, order=weight.order)
+    require(weight.group == BLOCK, f"groups of {weight.group} inputs, rows are summed by {BLOCK}")
+    tiles = ceil_div(out.shape[1], tuning.block_n // (2 if fusion.act else 1))
+    parts, arrivals = _shared(x, tiles, tuning.splits, rows.height * tuning.block_n)
+    int4_rows_kernel[(tiles, tuning.splits)](
+        rows.parts,
+        rows.scales,
+        rows.sums,
+        weight.words.view(torch.uint8),
+        weight.metas,
+        fusion.bias,
+        fusion.residual,
+        out,
+        parts,
+        arrivals,
+        *out.shape,
+        HEIGHT=rows.height,
+        **_options(x, weight, fusion, tuning),
+    )
+
+
+def _launch(x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4Tuning) -> None:
+    """Write the product of rows as they are to `out`."""
+    width = tuning.block_n // (2 if fusion.act else 1)
+    tiles = ceil_div(out.shape[0], tuning.block_m) * ceil_div(out.shape[1], width)
+    parts, arrivals = _shared(x, tiles, tuning.splits, tuning.block_m * tuning.block_n)
+    int4_matmul_kernel[(tiles, tuning.splits)](
+        x,
+        weight.words,
+        weight.metas,
+        fusion.bias,
+        fusion.residual,
+        out,
+        parts,
+        arrivals,
+        *out.shape,
+        BLOCK_M=tuning.block_m,
+        GROUP=weight.group,
+        DTYPE=_DTYPES[x.dtype],
+        **_options(x, weight, fusion, tuning),
+    )

@@ -1,0 +1,78 @@
+"""The tuning table of linears with weights of four bits: the layout for a shape.
+
+Swept on an H200 over the four linears of an 8B layer; benchmarks/RESULTS.md has the figures.
+"""
+
+from __future__ import annotations
+
+from tokenbus.kernels.launch import ceil_div, next_power_of_2
+from tokenbus.kernels.linear.int4_layout import BLOCK
+from tokenbus.kernels.linear.int4_matmul import Int4RowsTuning, Int4Tuning
+from tokenbus.kernels.linear.table import LinearRole
+from tokenbus.kernels.split_rows import MAX_SPLIT_ROWS
+
+# Multiprocessors of an H100 or H200.
+_PROCESSORS = 132
+# Rows up to which writing weights out for cuBLAS costs more than it gains, and up to which cuBLAS
+# is slower over weights that are written out already: for large products, and for others.
+_MAX_ROWS, _MAX_WIDE_ROWS, _MAX_NARROW_ROWS = 256, 128, 64
+# Outputs from which on tiles alone keep the whole chip busy, and inputs from which on a tile's are
+# worth a long queue.
+_WIDE, _LONG = 16384, 8192
+# Outputs and warps of a program that writes weights out.
+WIDEN_TILE = (64, 4)
+
+
+def choose_int4_tuning(
+    num_rows: int,
+    width_in: int,
+    width_out: int,
+    role: LinearRole,
+    *,
+    splits_rows: bool = True,
+    has_wide: bool = False,
+) -> Int4Tuning | Int4RowsTuning | None:
+    """Pick the layout for [num_rows, width_in] times [width_out, width_in] transposed.
+
+    None where widening the weights and cuBLAS are faster. splits_rows: a few rows may be split.
+    has_wide: the weights are widened already.
+    """
+    outputs = width_out * (2 if role is LinearRole.GATED else 1)
+    is_narrow = outputs < _WIDE and width_in < _LONG
+    limit = _MAX_ROWS
+    if has_wide:
+        limit = _MAX_NARROW_ROWS if is_narrow else _MAX_WIDE_ROWS
+    if num_rows > limit:
+        return None
+    if splits_rows and num_rows <= MAX_SPLIT_ROWS:
+        return _few_rows(num_rows, width_in, outputs)
+    height = max(16, min(128, next_power_of_2(num_rows)))
+    if is_narrow:
+        height = min(height, 64 if num_rows <= 128 else 128)
+    tiles = ceil_div(num_rows, height) * ceil_div(outputs, 64)
+    if height == 128:
+        return Int4Tuning(height, 64, 4, 3, splits=_splits(width_in, tiles, 16, 2 * _PROCESSORS))
+    if outputs >= _WIDE and height == 64:
+        return Int4Tuning(height, 128, 4, 3)
+    return Int4Tuning(height, 64, 4, 4, splits=_splits(width_in, tiles, 8, 2 * _PROCESSORS))
+
+
+def _few_rows(num_rows: int, width_in: int, outputs: int) -> Int4RowsTuning:
+    if outputs >= _WIDE:
+        if num_rows > 8:
+            return Int4RowsTuning(128, 4, 3, blocks=2)
+        splits = _splits(width_in, ceil_div(outputs, 64), 16, 7 * _PROCESSORS)
+        return Int4RowsTuning(64, 4, 2, blocks=2, splits=splits)
+    if num_rows > 8 or width_in >= _LONG:
+        splits = _splits(width_in, ceil_div(outputs, 128), 8, 3 * _PROCESSORS)
+        return Int4RowsTuning(128, 4, 3, blocks=2, splits=splits)
+    splits = _splits(width_in, ceil_div(outputs, 64), 2, 8 * _PROCESSORS)
+    return Int4RowsTuning(64, 4, 2, blocks=2, splits=splits)
+
+
+def _splits(width_in: int, tiles: int, least: int, limit: int) -> int:
+    """Return how many programs share a tile: `least` blocks each, `limit` programs in all."""
+    splits = 1
+    while 2 * splits * tiles <= limit and 2 * splits * least * BLOCK <= width_in:
+        splits *= 2
+    return splits

@@ -1,0 +1,102 @@
+"""The engine over weights of four bits on a GPU: the tokens of what these stand for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from models.triton_model import DEVICE, TINY_SIZES, triton_backend
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+from tokenbus.engine.attention.torch_attention import TorchAttention
+from tokenbus.engine.backends import TorchBackend
+from tokenbus.engine.build import engine_for
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.models.linear_weight import Int4GroupWeight, PlainWeight
+from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.engine.weights.loader import LoadedModel, build_model
+from tokenbus.engine.weights.readers import LinearShape, PlainReader, choose_reader
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.models.linear_weight import LinearWeight
+    from tokenbus.engine.weights.readers import WeightReader
+
+# The interpreter takes about 0.1 s per launch.
+LENS = (1, 2, 20)
+NUM_TOKENS = 2
+
+
+class _OrderedReader(PlainReader):
+    """Rounds to groups of 32 inputs in an order of their own, as `desc_act` leaves them."""
+
+    name = "made up"
+    is_plain = False
+
+    def kind_of(self, values: Tensor, shape: LinearShape) -> LinearWeight:
+        """values: [out, in] -> four bits, but for the head."""
+        if shape.is_head:
+            return PlainWeight(values)
+        num_outputs, num_inputs = values.shape
+        order = torch.randperm(num_inputs, generator=torch.Generator().manual_seed(num_inputs))
+        groups = values[:, order.to(values.device)].float().view(num_outputs, -1, 32)
+        scales = (groups.abs().amax(2) / 7).half()
+        steps = (groups / scales.float()[..., None] + 8).round_().clamp_(0, 15)
+        steps = steps.to(torch.uint8).view(num_outputs, num_inputs)
+        packed = steps[:, ::2] | steps[:, 1::2] << 4
+        zeros = torch.full_like(scales, 8, dtype=torch.uint8)
+        order = order.to(values.device)
+        return Int4GroupWeight(packed, scales, zeros, 32, values.dtype, order)
+
+
+def _answers(config: Any, weights: dict[str, Tensor], backend: Backend, reader: WeightReader,
+             dtype: torch.dtype) -> tuple[list[list[int]], Tensor]:  # fmt: skip
+    """Return the greedy tokens of every prompt and their log-probabilities."""
+    model: Any = build_model(
+        config, weights, backend, dtype=dtype, max_model_len=1024, reader=reader
+    )
+    kinds = {type(item.weight) for item in model.tensors.linears()[:-1]}
+    assert kinds == {Int4GroupWeight}
+    loaded = LoadedModel(model, config, None, (), 1024, "tiny", dtype, backend)
+    settings = EngineConfig("tiny", num_pages=100, page_size=16, max_num_seqs=32)
+    engine = engine_for(loaded, settings)
+    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, logprobs=0)
+    answers: list[list[int]] = [[] for _ in LENS]
+    scores: list[list[float]] = [[] for _ in LENS]
+    # The first alone, so that a lone row is decoded as well.
+    for members in ((0,), range(1, len(LENS))):
+        for idx in members:
+            engine.add(Request(idx, tuple(range(5, 5 + LENS[idx])), params))
+        while engine.has_work:
+            for delta in engine.step().deltas:
+                answers[delta.request_id].extend(delta.token_ids)
+                scores[delta.request_id].extend(item.logprob for item in delta.logprobs or ())
+    engine.close()
+    return answers, torch.tensor(scores)
+
+
+@pytest.mark.parametrize(
+    ("family", "reader", "dtype"),
+    [
+        (LlamaConfig, choose_reader("int4", grouped=True), torch.float16),
+        (Qwen2Config, _OrderedReader(), torch.float32),
+    ],
+    ids=["llama: rounded while loading, rows split", "qwen2, with biases: an order of inputs"],
+)
+def test_tokens_equal_those_of_the_dequantised_model(
+    family: type[Any], reader: WeightReader, dtype: torch.dtype
+) -> None:
+    """One row, few rows and prompts; the twin multiplies by the dequantised weights in float32."""
+    torch.manual_seed(0)
+    config = family(**TINY_SIZES)
+    auto: Any = AutoModelForCausalLM
+    weights = {name: item.to(dtype) for name, item in auto.from_config(config).state_dict().items()}
+    tokens, scores = _answers(config, weights, triton_backend(32), reader, dtype)
+    twin = TorchBackend(device=DEVICE, attention=TorchAttention())
+    exact = {name: item.float() for name, item in weights.items()}
+    expected, expected_scores = _answers(config, exact, twin, reader, torch.float32)
+    assert tokens == expected
+    torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.02)
