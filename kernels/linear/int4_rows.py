@@ -70,7 +70,7 @@ def int4_rows_kernel(
     """Compute [HEIGHT, BLOCK_N] outputs: bias, gate and residual behind.
 
     EARLY: blocks of each output that are fetched into the L2 cache before the rows are there, 0 or
-    a power of two. Behind a gate a tile's outputs are gates and ups by eights, which one thread has.
+    a power of two. Behind a gate, outputs of a tile are gates and ups by eights, for one thread.
     """
     release_successor(PDL)
     NUM_BLOCKS: tl.constexpr = (K + _BLOCK - 1) // _BLOCK
