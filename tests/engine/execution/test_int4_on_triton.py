@@ -17,6 +17,7 @@ from tokenbus.engine.models.linear_weight import Int4GroupWeight, PlainWeight
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 from tokenbus.engine.weights.readers import LinearShape, PlainReader, choose_reader
+from tokenbus.engine.weights.rounding import round_to_int4_groups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,3 +101,36 @@ def test_tokens_equal_those_of_the_dequantised_model(
     expected, expected_scores = _answers(config, exact, twin, reader, torch.float32)
     assert tokens == expected
     torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.02)
+
+
+def test_a_gpu_takes_int4_with_whole_zero_points() -> None:
+    """The setting is accepted, layers are rounded for the kernels, and the head stays."""
+    backend = triton_backend(4)
+    backend.check(EngineConfig("tiny", quantization="int4"))
+    reader = choose_reader("int4", grouped=backend.groups_int4)
+    config = LlamaConfig(**TINY_SIZES)
+    model: Any = build_model(
+        config, None, backend, dtype=torch.float32, max_model_len=64, reader=reader
+    )
+    linears = model.tensors.linears()
+    assert {type(item.weight) for item in linears[:-1]} == {Int4GroupWeight}
+    assert {item.weight.group_inputs for item in linears[:-1]} == {128}
+    assert all(item.weight.steps.is_meta for item in linears[:-1])
+    assert type(linears[-1].weight) is PlainWeight
+
+
+@pytest.mark.parametrize("num_inputs", [128, 200, 384])
+def test_groups_of_four_bits_stay_within_half_a_step(num_inputs: int) -> None:
+    """Every number, zero among them, however large its group's are; a group of zeros stays zero."""
+    torch.manual_seed(1)
+    plain = torch.randn(40, num_inputs) * torch.logspace(-4, 2, 40)[:, None] + 0.01
+    plain[3], plain[:, 5] = 0, 0
+    rounded = round_to_int4_groups(plain)
+    found = rounded.dequantised()
+    assert found[3].equal(plain[3])
+    assert not found[:, 5].any()
+    groups = torch.arange(num_inputs) // 128
+    step = rounded.scales.float()[:, groups]
+    # The scale itself is rounded to bfloat16: fifteen steps reach less far by up to 15 * 2**-9.
+    assert bool(((found - plain).abs() <= 0.56 * step + 1e-12).all())
+    assert rounded.nbytes <= 40 * (num_inputs // 2 + 3 * (groups[-1] + 1))
