@@ -84,7 +84,7 @@ def nearest_fp8(value):
 @triton.jit
 def finite_fp8(value):
     """Round as `to_fp8` does, NaN to zero: what broke a row is left to its scale."""
-    return nearest_fp8(tl.where(value - value == 0.0, value, 0.0))
+    return to_fp8(tl.where(value - value == 0.0, value, 0.0))
 
 
 @triton.jit

@@ -46,10 +46,10 @@ def _join_columns(value, N: tl.constexpr, G: tl.constexpr):
 def _split_queries(q, G: tl.constexpr):
     """q: [2 G, BLOCK_D], each row twice -> its halves in e4m3 and the scales [2 G]."""
     q = q.to(tl.float32)
-    top = tl.maximum(tl.max(tl.abs(q), axis=1), _TINY)
+    scale = tl.maximum(tl.max(tl.abs(q), axis=1), _TINY) / _TOP
     is_low = (tl.arange(0, 2 * G) % 2 == 1)[:, None]
     # NaN and infinities make the scale NaN.
-    return _halves(q * (1.0 / top * _TOP)[:, None], is_low), top / _TOP + tl.sum(q - q, axis=1)
+    return _halves(q / scale[:, None], is_low), scale + tl.sum(q - q, axis=1)
 
 
 @triton.jit
@@ -136,7 +136,7 @@ def attend_rounded(q, k_pages, v_pages, k_scales, v_scales, table_row, head, pag
         # Added up in fp32: the matrix unit keeps 14 digits of a sum in FP8.
         acc = acc * both[None, :] + tl.dot(v, _split_columns(p, BLOCK_N, G))
     total = tl.sum(sums, axis=0)
-    out = _join_columns(acc, BLOCK_D, G) * (1.0 / tl.where(total > 0.0, total, 1.0))[None, :]
+    out = _join_columns(acc, BLOCK_D, G) / tl.where(total > 0.0, total, 1.0)[None, :]
     return tl.trans(out), m + tl.log2(total) - _LOG2_TOP
 
 
