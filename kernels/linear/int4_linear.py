@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 # Tiles that share inputs, over all launches at a time: a count each.
 _MAX_TILES = 4096
-# Blocks of each output that are worth fetching while rows are split; a power of two.
-_EARLY_BLOCKS = 4
 _DTYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
@@ -209,7 +207,6 @@ def _launch_rows(
         arrivals,
         *out.shape,
         HEIGHT=rows.height,
-        EARLY=_EARLY_BLOCKS,
         **_options(x, weight, fusion, tuning),
     )
 

@@ -45,32 +45,16 @@ def _steps_of(octets, N: tl.constexpr, BY_ASM: tl.constexpr):
     return tl.reshape(steps, (N, _BLOCK))
 
 
-@triton.jit
-def _fetch_early(words, strips, first_byte, last_line, LINES: tl.constexpr):
-    """Ask for the beginning of a program's weights before its rows are there.
-
-    128 bytes a line.
-    """
-    place = tl.minimum(first_byte + tl.arange(0, LINES) * 128, last_line)
-    place = words + strips[:, None].to(tl.int64) * (last_line + 128) + place[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [place.to(tl.int64, bitcast=True)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
-
-
 @triton.jit(do_not_specialize=["M"])
 def int4_rows_kernel(
     rows_of, row_scales, sums, words, metas, bias, residual, out, parts, arrivals, M, N,
     K: tl.constexpr, HEIGHT: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr,
-    EARLY: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, SCALES: tl.constexpr,
-    BY_ASM: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr,
-    PDL: tl.constexpr,
+    SPLITS: tl.constexpr, STAGES: tl.constexpr, SCALES: tl.constexpr, BY_ASM: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [HEIGHT, BLOCK_N] outputs: bias, gate and residual behind.
 
-    EARLY: blocks of each output that are fetched into the L2 cache before the rows are there, 0 or
-    a power of two. Behind a gate, outputs of a tile are gates and ups by eights, for one thread.
+    Behind a gate a tile's outputs are gates and ups by eights, which one thread has.
     """
     release_successor(PDL)
     NUM_BLOCKS: tl.constexpr = (K + _BLOCK - 1) // _BLOCK
@@ -90,17 +74,6 @@ def int4_rows_kernel(
     strips = outputs // _STRIP * (NUM_BLOCKS * _STRIP) + outputs % _STRIP
     octets_of = words + strips[:, None].to(tl.int64) * _BYTES + tl.arange(0, _BYTES)[None, :]
     rows_of += offs_m[:, None] * (NUM_BLOCKS * _BLOCK) + tl.arange(0, _BLOCK)[None, :]
-    if BY_ASM and EARLY > 0:
-        # The rows are split while these are on their way.
-        eighths = tl.arange(0, BLOCK_N // _STRIP)
-        if ACT == "none":
-            some_strips = tl.minimum(col // _STRIP + eighths, (N - 1) // _STRIP)
-        else:
-            some_strips = tl.minimum(col // _STRIP + eighths // 2, (N - 1) // _STRIP)
-            some_strips += eighths % 2 * (N // _STRIP)
-        first_byte = tl.program_id(1) * (SPAN * BLOCKS * _STRIP * _BYTES)
-        last_line = NUM_BLOCKS * _STRIP * _BYTES - 128
-        _fetch_early(words, some_strips, first_byte, last_line, 4 * EARLY)
     acc = tl.zeros([BLOCK_N, 2 * HEIGHT], tl.float32)
     rows = tl.arange(0, HEIGHT)
     live = rows < M
