@@ -89,8 +89,8 @@ def nearest_fp8(value):
 def finite_number(value):
     """Round as `fp8_number` does, NaN to zero: what broke a row is left to its scale.
 
-    What is needed in fp32 as well comes from here, not from e4m3 widened again: ptxas of CUDA 12
-    was seen to take the wrong half of a register for that.
+    What is needed in fp32 as well comes from here, not from e4m3 widened again: on an H200 every
+    other pair of bytes that were stored too came back wrong.
     """
     return fp8_number(tl.where(value - value == 0.0, value, 0.0))
 
