@@ -19,7 +19,7 @@ from tokenbus.kernels.launch import (
     wait_for_inputs,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.quantize import finite_fp8, scale_of
+from tokenbus.kernels.quantize import finite_number, scale_of
 from tokenbus.kernels.value_pages import write_values
 
 if TYPE_CHECKING:
@@ -71,11 +71,12 @@ def _store_part(value, scale, q_out, k_pages, v_pages, back, token, page_base, o
         tl.store(k_pages + k_place, plain, mask=mask & is_k)
         tl.store(v_pages + k_place, plain, mask=mask & is_v)
     else:
-        rounded = finite_fp8(value / scale[:, None])
+        number = finite_number(value / scale[:, None])
+        rounded = number.to(tl.float8e4nv)
         tl.store(k_pages + k_place, rounded, mask=mask & is_k)
         tl.store(v_pages + block + offset + dims[None, :] * S, rounded, mask=mask & is_v)
         if back is not None:
-            plain = (rounded.to(tl.float32) * scale[:, None]).to(back.dtype.element_ty)
+            plain = (number * scale[:, None]).to(back.dtype.element_ty)
             tl.store(back + heads[:, None] * D + dims[None, :], plain, mask=mask & is_k)
 
 

@@ -57,20 +57,24 @@ class QuantizedRows:
 
 
 @triton.jit
-def to_fp8(value):
-    """Round finite fp32 up to 448 to the nearest of e4m3, ties to even.
-
-    The number is an exact one of e4m3 before it is converted, so that nothing is left to the
-    conversion, which Triton's interpreter does otherwise than a GPU.
-    """
+def fp8_number(value):
+    """Round finite fp32 up to 448 to the nearest number of e4m3, ties to even, still as fp32."""
     bits = value.to(tl.int32, bitcast=True)
     # Three digits behind the first are kept, 20 of fp32 are not.
     bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000
     # Under 2^-6 numbers are multiples of 2^-9: what a sum as large as this keeps of them.
     small = (value + 24576.0) - 24576.0
-    return tl.where(tl.abs(value) < 0.015625, small, bits.to(tl.float32, bitcast=True)).to(
-        tl.float8e4nv
-    )
+    return tl.where(tl.abs(value) < 0.015625, small, bits.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def to_fp8(value):
+    """Round finite fp32 up to 448 to e4m3, as `fp8_number` does.
+
+    The number is an exact one of e4m3 before it is converted, so that nothing is left to the
+    conversion, which Triton's interpreter does otherwise than a GPU.
+    """
+    return fp8_number(value).to(tl.float8e4nv)
 
 
 @triton.jit
@@ -82,9 +86,13 @@ def nearest_fp8(value):
 
 
 @triton.jit
-def finite_fp8(value):
-    """Round as `to_fp8` does, NaN to zero: what broke a row is left to its scale."""
-    return to_fp8(tl.where(value - value == 0.0, value, 0.0))
+def finite_number(value):
+    """Round as `fp8_number` does, NaN to zero: what broke a row is left to its scale.
+
+    What is needed in fp32 as well comes from here, not from e4m3 widened again: on an H200 every
+    other pair of bytes that were stored too came back wrong.
+    """
+    return fp8_number(tl.where(value - value == 0.0, value, 0.0))
 
 
 @triton.jit
@@ -100,7 +108,8 @@ def _store_rows(value, values, scales, row, offs, mask, width):
     The scale of a row with NaN or an infinity is NaN, and so is all that it is multiplied by.
     """
     scale = scale_of(tl.max(tl.abs(value)))
-    tl.store(values + row * width + offs, finite_fp8(value / scale), mask=mask)
+    tl.store(values + row * width + offs, finite_number(value / scale).to(tl.float8e4nv),
+             mask=mask)  # fmt: skip
     tl.store(scales + row, scale + tl.sum(value - value))
 
 

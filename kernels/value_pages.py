@@ -15,7 +15,7 @@ from tokenbus.kernels.launch import (
     release_successor,
     wait_for_inputs,
 )
-from tokenbus.kernels.quantize import finite_fp8, scale_of
+from tokenbus.kernels.quantize import finite_number, scale_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,9 +45,9 @@ def _value_pages_kernel(
         value += tl.load(bias + columns, mask=dims < D, other=0.0).to(tl.float32)[None, :]
     # NaN and infinities make the scale NaN.
     scale = scale_of(tl.max(tl.abs(value), axis=1)) + tl.sum(value - value, axis=1)
-    rounded = finite_fp8(value / scale[:, None])
-    plain = rounded.to(tl.float32) * scale[:, None]
-    tl.store(place, plain.to(rows.dtype.element_ty), mask=mask)
+    number = finite_number(value / scale[:, None])
+    rounded = number.to(tl.float8e4nv)
+    tl.store(place, (number * scale[:, None]).to(rows.dtype.element_ty), mask=mask)
     tl.store(scales + slot // S * (HKV * S) + head * S + slot % S, scale, mask=live)
     block = slot // S * page_stride + head * (S * D) + slot % S
     # Nothing is known to be contiguous here, and then the compiler gives neighbouring threads
