@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.async_client import AsyncClient
 
-NUM_BODIES = 300 if IS_SHORT else 10_000
+NUM_BODIES = 200 if IS_SHORT else 10_000
 BATCH = 100
 # What the real engine answers within at any time, once nothing else runs.
 LIMIT_S = 5.0

@@ -51,7 +51,7 @@ def expected(reference: Any, prompt: tuple[int, ...], device: torch.device) -> l
     return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("page_size", [16, 64])
+@pytest.mark.parametrize("page_size", [pytest.param(16, marks=pytest.mark.slow), 64])
 def test_greedy_tokens_equal_transformers(pair: tuple[Any, LoadedModel], page_size: int) -> None:
     """Mixed lengths, shared prefixes and more sequences than one bucket give the same tokens."""
     reference, loaded = pair

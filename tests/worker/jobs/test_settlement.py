@@ -11,6 +11,7 @@ from patience import PATIENCE_S
 from workers.parts import a_member, an_engine
 
 from tokenbus.producer.scripts.replies import RequeueStatus
+from tokenbus.producer.server.url import ServerUrl
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.jobs.settlement import Settlement
 from tokenbus.worker.pool.lease import Lease
@@ -48,7 +49,7 @@ async def test_nothing_is_pulled_before_an_unknown_job_was_handed_back(is_answer
         engine=engine,
         total_pages=8,
         page_size=16,
-        shown_url="redis://",
+        url=ServerUrl.parse("redis://localhost"),
     )
     order: list[str] = []
 
