@@ -84,7 +84,8 @@ async def test_demo_model_answers_through_a_storm_of_kills(
     shown = " -> ".join(f"{rate:.0f}" for rate in rates)
     share = demo_cargo.check_answers()
     print(f"{shown} tok/s before, in {lasted:.0f} s of kills, after; {share:.1%} met no near tie")
-    assert share >= 0.95
+    # Answers four times as long as those of the test above come by a near tie as much more often.
+    assert share >= 0.95**4
 
 
 async def _tokens_per_s(ride: Ride, num_s: float) -> float:
