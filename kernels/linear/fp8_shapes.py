@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.kernels.activation import KINDS
 from tokenbus.kernels.launch import ceil_div, require, require_contiguous
 from tokenbus.kernels.quantize import FP8, GROUP
 
@@ -41,18 +40,8 @@ def check_fp8_weight(values: Tensor, scales: Tensor, block_outputs: int = 0) -> 
 def check_product(x: Tensor, values: Tensor, fusion: Fusion, width_out: int) -> None:
     """Raise KernelInputError for shapes that do not fit together."""
     require(values.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, weight {values.shape[1]}")
-    require(fusion.act is None or fusion.act in KINDS, f"unknown activation {fusion.act!r}")
-    require(
-        fusion.act is None or values.shape[0] == 2 * width_out,
-        f"gate and up have {values.shape[0]} rows together",
-    )
-    residual = fusion.residual
-    require(
-        residual is None
-        or (residual.shape == (x.shape[0], width_out) and residual.dtype == torch.float32),
-        f"residual is not ({x.shape[0]}, {width_out}) in float32",
-    )
-    require_contiguous(x=x, bias=fusion.bias, residual=residual)
+    fusion.check(x.shape[0], values.shape[0], width_out)
+    require_contiguous(x=x)
 
 
 def check_scales(

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 import triton.language as tl
 
-from tokenbus.kernels.activation import KINDS, gated_act
-from tokenbus.kernels.launch import ceil_div, dependent_launch, require, require_contiguous
+from tokenbus.kernels.activation import gated_act
+from tokenbus.kernels.launch import ceil_div, dependent_launch, require
 from tokenbus.kernels.linear.int4_layout import BLOCK, check_int4
 from tokenbus.kernels.linear.int4_matmul import (
     Int4RowsTuning,
@@ -119,18 +119,7 @@ def _check(x: Tensor, weight: PackedInt4, fusion: Fusion, width_out: int) -> Non
     check_int4(weight, x)
     require(x.dtype in _DTYPES, f"x is {x.dtype}")
     require(not fusion.norm_add_one, "a norm has its whole weight")
-    require(fusion.act is None or fusion.act in KINDS, f"unknown activation {fusion.act!r}")
-    require(
-        fusion.act is None or weight.shape[0] == 2 * width_out,
-        f"gate and up have {weight.shape[0]} rows together",
-    )
-    residual = fusion.residual
-    require(
-        residual is None
-        or (residual.shape == (x.shape[0], width_out) and residual.dtype == torch.float32),
-        f"residual is not ({x.shape[0]}, {width_out}) in float32",
-    )
-    require_contiguous(bias=fusion.bias, residual=residual)
+    fusion.check(x.shape[0], weight.shape[0], width_out)
 
 
 def _wide(weight: PackedInt4, dtype: torch.dtype) -> Tensor | None:

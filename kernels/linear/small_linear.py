@@ -52,6 +52,24 @@ class Fusion:
             return LinearRole.RESIDUAL
         return LinearRole.PLAIN if self.norm_weight is None else LinearRole.NORM
 
+    def check(self, num_rows: int, num_outputs: int, width_out: int) -> None:
+        """Raise KernelInputError for what does not fit a weight [num_outputs, K] and its result.
+
+        num_rows and width_out are the result's.
+        """
+        require(self.act is None or self.act in KINDS, f"unknown activation {self.act!r}")
+        require(
+            self.act is None or num_outputs == 2 * width_out,
+            f"gate and up have {num_outputs} rows together",
+        )
+        residual = self.residual
+        require(
+            residual is None or residual.shape == (num_rows, width_out),
+            f"residual does not have the result's shape ({num_rows}, {width_out})",
+        )
+        require(residual is None or residual.dtype == torch.float32, "residual is not float32")
+        require_contiguous(bias=self.bias, residual=residual, norm=self.norm_weight)
+
 
 PLAIN = Fusion()
 
@@ -61,16 +79,8 @@ def _check(x: Tensor, weight: Tensor, fusion: Fusion, num_rows: int, width_out: 
     require(1 <= num_rows <= MAX_ROWS, f"{num_rows} rows, the small kernels take 1 to {MAX_ROWS}")
     require(weight.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, weight {weight.shape[1]}")
     require(weight.dtype == x.dtype, f"x is {x.dtype}, weight is {weight.dtype}")
-    require(fusion.act is None or fusion.act in KINDS, f"unknown activation {fusion.act!r}")
-    require_contiguous(
-        x=x, weight=weight, bias=fusion.bias, residual=fusion.residual, norm=fusion.norm_weight
-    )
-    residual = fusion.residual
-    require(
-        residual is None or residual.shape == (num_rows, width_out),
-        f"residual does not have the result's shape ({num_rows}, {width_out})",
-    )
-    require(residual is None or residual.dtype == torch.float32, "residual is not float32")
+    fusion.check(num_rows, weight.shape[0], width_out)
+    require_contiguous(x=x, weight=weight)
 
 
 def _compose(x: Tensor, weight: Tensor, fusion: Fusion, out_dtype: torch.dtype) -> Tensor:

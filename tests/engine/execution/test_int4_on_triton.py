@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from models.few_answers import few_answers
 from models.triton_model import DEVICE, TINY_SIZES, triton_backend
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.backends import TorchBackend
-from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.models.linear_weight import Int4GroupWeight, PlainWeight
-from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 from tokenbus.engine.weights.readers import LinearShape, PlainReader, choose_reader
 from tokenbus.engine.weights.rounding import round_to_int4_groups
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.backend import Backend
     from tokenbus.engine.models.linear_weight import LinearWeight
     from tokenbus.engine.weights.readers import WeightReader
-
-# The interpreter takes about 0.1 s per launch.
-LENS = (1, 2, 20)
-NUM_TOKENS = 2
 
 
 class _OrderedReader(PlainReader):
@@ -62,21 +57,7 @@ def _answers(config: Any, weights: dict[str, Tensor], backend: Backend, reader: 
     kinds = {type(item.weight) for item in model.tensors.linears()[:-1]}
     assert kinds == {Int4GroupWeight}
     loaded = LoadedModel(model, config, None, (), 1024, "tiny", dtype, backend)
-    settings = EngineConfig("tiny", num_pages=100, page_size=16, max_num_seqs=32)
-    engine = engine_for(loaded, settings)
-    params = SamplingParams(max_tokens=NUM_TOKENS, temperature=0.0, logprobs=0)
-    answers: list[list[int]] = [[] for _ in LENS]
-    scores: list[list[float]] = [[] for _ in LENS]
-    # The first alone, so that a lone row is decoded as well.
-    for members in ((0,), range(1, len(LENS))):
-        for idx in members:
-            engine.add(Request(idx, tuple(range(5, 5 + LENS[idx])), params))
-        while engine.has_work:
-            for delta in engine.step().deltas:
-                answers[delta.request_id].extend(delta.token_ids)
-                scores[delta.request_id].extend(item.logprob for item in delta.logprobs or ())
-    engine.close()
-    return answers, torch.tensor(scores)
+    return few_answers(loaded)
 
 
 @pytest.mark.parametrize(

@@ -116,14 +116,20 @@ class Household:
 
 async def busy(home: Household, seconds: float) -> None:
     """Let the server answer nothing but BUSY, and before that nothing, for a time."""
-    client = await AsyncClient.connect(home.url)
-    redis: Any = client.scripts.redis
-    loop = asyncio.ensure_future(redis.eval(LUA_BUSY, 0, round(seconds * 1000)))
-    await asyncio.sleep(0.1)
-    assert not loop.done()
-    await home.join()
-    await loop
-    await client.close()
+    async with (
+        await AsyncClient.connect(home.url) as client,
+        await AsyncClient.connect(home.url) as other,
+    ):
+        redis: Any = client.scripts.redis
+        loop = asyncio.ensure_future(redis.eval(LUA_BUSY, 0, round(seconds * 1000)))
+        # Once a question is left waiting, the script runs.
+        asking: Any = other.scripts.redis
+        with suppress(TimeoutError, RedisError):
+            while True:
+                await asyncio.wait_for(asking.ping(), 0.1)
+        assert not loop.done()
+        await home.join()
+        await loop
 
 
 async def cleaned(home: Household, names: Sequence[str]) -> None:
