@@ -120,14 +120,20 @@ async def test_server_without_memory_lets_a_worker_go_on(pool: str) -> None:
         await AsyncClient.connect(server.url, pool=pool) as client,
         worker(pool, server.url, null_tokens_per_s=100, max_num_seqs=1) as running,
     ):
+        status = client.scripts.keys.of("status", running.name)
+
+        async def has_status() -> bool:
+            return await command(client.scripts, "PTTL", status) > 0
+
+        # One that was never stored could not be kept.
+        await server_says(has_status)
         jobs = [await client.submit("x", seed=seed, max_tokens=120) for seed in range(3)]
         await command(client.scripts, "CONFIG", "SET", "maxmemory", "1mb")
         for seed, job in enumerate(jobs):
             assert (await follow(client, job)).text == expected_text(seed, 120)
         assert running._parts is not None
         assert running._parts.member.session.num_losses == 0
-        status = client.scripts.keys.of("status", running.name)
-        assert await command(client.scripts, "PTTL", status) > 0
+        assert await has_status()
     await asyncio.to_thread(server.close)
 
 
