@@ -287,6 +287,7 @@ def _pulled(reply: list[Any]) -> PulledJob:
         shared_pages,
         num_choices,
         packed,
+        listen,
     ) = reply
     return PulledJob(
         job_id=job_id.decode(),
@@ -304,4 +305,5 @@ def _pulled(reply: list[Any]) -> PulledJob:
         shared_pages=int(shared_pages),
         num_choices=int(num_choices),
         evidence=Evidence.parse(packed.decode(), int(attempts)) if packed or attempts else None,
+        listen=listen.decode(),
     )

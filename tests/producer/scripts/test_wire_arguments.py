@@ -48,6 +48,7 @@ JOB = NewJob(
     prefix="p1",
     callback='{"url":"https://x.example/y","metadata":{"a":"b"}}',
 )
+HEARD_JOB = NewJob("s0-job", "shop", 0, 0, 1, 1, "{}", "d2", listen="AbCdEfGhIjKlMnOpQr-_09")
 PLAIN_JOB = NewJob("s0-job", "shop", 0, 0, 1, 1, "{}", "d2")
 BOUNDS = Bounds(1000, 2000, refuse_late=True)
 BUDGET = Budget(
@@ -127,6 +128,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     ),
     "scan": lambda s: s.lease.scan(limit=9),
     "submit": lambda s: s.queue.submit(JOB, BOUNDS, ticket=17, entry_id="1-2"),
+    "submit, heard": lambda s: s.queue.submit(HEARD_JOB, Bounds(1000, 2000)),
     "submit, many": lambda s: s.queue.submit_many([PLAIN_JOB, JOB], Bounds(1000, 2000)),
     "takeover": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1")]),
     "takeover, fence": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1", create=False)]),
