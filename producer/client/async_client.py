@@ -28,7 +28,8 @@ from tokenbus.producer.errors import (
     ServerError,
 )
 from tokenbus.producer.scripts import Bounds, Scripts
-from tokenbus.producer.scripts.completion import JobCompletion, Retention
+from tokenbus.producer.scripts.completing import Retention
+from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.replies import JobState, Refused, Submitted
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import open_server, retrying

@@ -13,7 +13,7 @@ from workers.stubs import text_of
 
 from tokenbus.producer.client.reader import Reader
 from tokenbus.producer.client.subscription import Subscription
-from tokenbus.producer.errors import JobLost, JobUnknown
+from tokenbus.producer.errors import CursorInvalid, JobLost, JobUnknown
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
@@ -117,7 +117,7 @@ class StormReader:
         try:
             async for event in self._reader.stream(self.job_id, self.last):
                 self._see(event)
-        except (JobLost, JobUnknown) as error:
+        except (CursorInvalid, JobLost, JobUnknown) as error:
             self.lost = error
 
     def _see(self, event: Event) -> None:
