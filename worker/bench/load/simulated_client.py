@@ -275,10 +275,16 @@ async def read_results(client: AsyncClient, jobs: list[Job]) -> list[JobResult |
     """
     together: Any = getattr(client, "results", None)
     if together is None:
-        each = (client.result(job) for job in jobs)
-        return list(await asyncio.gather(*each, return_exceptions=True))  # type: ignore[arg-type]
+        return [await _read_result(client, job) for job in jobs]
     answers: list[JobResult | Exception] = await together(jobs)
     return answers
+
+
+async def _read_result(client: AsyncClient, job: Job) -> JobResult | Exception:
+    try:
+        return await client.result(job)
+    except ProducerError as error:
+        return error
 
 
 def _differing(ours: list[int], theirs: tuple[int, ...] | list[int]) -> str:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.contract.result import JobResult
     from tokenbus.worker.bench.load.plain_readers import PlainReaders
     from tokenbus.worker.bench.load.simulated_client import SimulatedClient
     from tokenbus.worker.bench.options import BenchOptions
@@ -46,6 +47,7 @@ class Verification:
     async def _compare(self, clients: Sequence[SimulatedClient]) -> None:
         finished = [each for each in clients if each.is_finished]
         jobs = [each.job for each in finished if each.job is not None]
+        answers: Sequence[JobResult | Exception]
         try:
             answers = await read_results(self._client, jobs)
         except ProducerError as error:
