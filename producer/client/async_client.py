@@ -24,7 +24,8 @@ from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.result import JobResult, ended_early
 from tokenbus.producer.errors import JobUnknown, ProducerError, RequestInvalid, ServerError
 from tokenbus.producer.scripts import Scripts
-from tokenbus.producer.scripts.completion import JobCompletion, Retention
+from tokenbus.producer.scripts.completing import Retention
+from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import open_server, retrying
 from tokenbus.producer.settings import ClientSettings

@@ -1,4 +1,4 @@
-"""Scripts of the pool that workers use: pull, lease, give back, complete.
+"""Scripts of the pool that workers use: pull, lease, give back.
 
 It is one file because each call is one step of the same life: that of a job with its worker.
 """
@@ -217,23 +217,6 @@ class LeaseScripts:
     async def leave(self, worker: str) -> None:
         """Tell the pool that a worker pulls no more, so that no job is left to its cache."""
         await self._runner.run("leave", self._keys.prefix, worker=worker)
-
-    async def complete(
-        self, job_id: str, finish: str, actual_tokens: int, *, failed: bool = False
-    ) -> bool:
-        """Mark the record done once: release, correct the charge, dead-letter a failure (R9).
-
-        Anyone may call it with the terminal entry's `finish`; False if it was done or is gone.
-        """
-        reply = await self._runner.run(
-            "complete",
-            self._keys.prefix,
-            job=job_id,
-            finish=finish,
-            actual=actual_tokens,
-            failed=failed,
-        )
-        return bool(reply)
 
     async def scan(self, *, limit: int = 256) -> list[Orphan]:
         """List jobs of workers without a lease, innocents before suspects, by priority.

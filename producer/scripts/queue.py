@@ -184,12 +184,6 @@ class QueueScripts:
         reply = await self._runner.run("raise_epoch", self._keys.prefix, job=job_id, epoch=epoch)
         return read_ending(reply) if reply else None
 
-    async def expire_record(self, job_id: str, ttl_ms: int) -> bool:
-        """Take a completed job out of `ending` and let record and idempotency entry expire (R9)."""
-        return bool(
-            await self._runner.run("expire_record", self._keys.prefix, job=job_id, ttl_ms=ttl_ms)
-        )
-
     async def record(self, job_id: str) -> JobRecord | None:
         """Read a job record."""
         reply = await self._runner.command(*self.record_command(job_id))

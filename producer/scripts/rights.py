@@ -43,7 +43,7 @@ _READS = (
     *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "smembers"),
     *("time", "xrange", "xrevrange", "zrange"),
 )
-_ENDS = ("complete", "end", "expire_record", "raise_epoch")
+_ENDS = ("complete_many", "end", "expire_many", "raise_epoch", "retain_many")
 # What arq calls for itself, on keys of its own.
 _ARQ = (
     *("dbsize", "del", "exec", "exists", "expire", "get", "incrby", "mget", "multi", "pexpire"),

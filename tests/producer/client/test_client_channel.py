@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
-from workers.stubs import StubWorker, raw, text_of, until
+from workers.stubs import StubWorker, owned_end, raw, text_of, until
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.reading.lookup import Lookup
@@ -16,6 +16,7 @@ from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.scripts import Takeover
+from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
@@ -242,7 +243,7 @@ async def test_worker_that_does_not_publish_there_is_heard(
         if waits == "results":
             reading = asyncio.ensure_future(client.results([job]))
             await worker.end(job.job_id, 1, 1)
-            await client.scripts.lease.complete(job.job_id, '{"reason":"stop"}', 1)
+            await JobCompletion(scripts).complete(job.job_id, owned_end(job.job_id, 1, 1).finish)
             async with asyncio.timeout(PATIENCE_S):
                 [result] = await reading
             assert result.text == text_of(1, 1)  # type: ignore[union-attr]  # it has not failed

@@ -15,7 +15,7 @@ from tokenbus.producer.client.reading.reader import Reader
 from tokenbus.producer.client.reading.subscription import Subscription
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.keys import address_of
-from tokenbus.producer.errors import JobLost, JobUnknown
+from tokenbus.producer.errors import CursorInvalid, JobLost, JobUnknown
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
@@ -120,7 +120,7 @@ class StormReader:
         try:
             async for event in self._reader.stream(self.job_id, self.last):
                 self._see(event)
-        except (JobLost, JobUnknown) as error:
+        except (CursorInvalid, JobLost, JobUnknown) as error:
             self.lost = error
 
     def _see(self, event: Event) -> None:

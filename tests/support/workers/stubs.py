@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from patience import PATIENCE_S
@@ -16,6 +16,7 @@ from tokenbus.producer.contract.keys import shard_of
 from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
+from tokenbus.producer.scripts.completing import Completed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -66,6 +67,14 @@ def raw(scripts: Scripts) -> Any:
 async def submit(scripts: Scripts, *jobs: NewJob) -> list[Submitted | Refused]:
     """Submit jobs under bounds that never bind."""
     return [await scripts.queue.submit(job, WIDE) for job in jobs]
+
+
+async def first_step(scripts: Scripts, job_id: str, finish: str, tokens: int) -> None:
+    """Take the first step of a completion alone, and charge so many tokens."""
+    [why] = await scripts.completion.mark_done(
+        [replace(Completed.of(job_id, finish), actual=tokens)]
+    )
+    assert not why
 
 
 def text_of(start: int, to: int) -> str:

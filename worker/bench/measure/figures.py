@@ -30,7 +30,8 @@ _CURVES = ("ttft_ms", "itl_ms", "e2e_ms", "publish_lag_ms")
 class Measured(msgspec.Struct):
     """What was seen during a run; times of reports and hand-offs are CLOCK_MONOTONIC.
 
-    Jobs came from `start_s` on for `span_s`.
+    Jobs came from `start_s` on for `span_s`. `num_plain` counts the jobs of plain readers and the
+    events that these saw.
     """
 
     options: BenchOptions
@@ -42,6 +43,7 @@ class Measured(msgspec.Struct):
     counters: Counters
     cpu: CpuTimes
     reader_cpu_s: float
+    num_plain: tuple[int, int] = (0, 0)
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -99,6 +101,9 @@ class Figures(msgspec.Struct):
     preemptions: int
     preempted_tokens: int
     cpu_us_per_token: dict[str, float]
+    cpu_us_per_job: dict[str, float]
+    plain_jobs: int
+    plain_events: int
     peak_waiting_jobs: int
     peak_pages_used: int
     peak_server_bytes: int
@@ -149,7 +154,10 @@ def sum_up(measured: Measured) -> Figures:
         log_calls=measured.counters.log_calls,
         preemptions=measured.counters.preemptions,
         preempted_tokens=measured.counters.preempted_tokens,
-        cpu_us_per_token=_cpu_us_per_token(measured, num_tokens),
+        cpu_us_per_token=_cpu_us(measured, num_tokens),
+        cpu_us_per_job=_cpu_us(measured, sum(job.finished for job in job_times)),
+        plain_jobs=measured.num_plain[0],
+        plain_events=measured.num_plain[1],
         peak_waiting_jobs=max((s.waiting_jobs for s in measured.samples), default=0),
         peak_pages_used=max((s.pages_used for s in measured.samples), default=0),
         peak_server_bytes=max((s.server_bytes for s in measured.samples), default=0),
@@ -234,9 +242,10 @@ def _refusals(reports: Sequence[JobReport]) -> RefusalFigures:
     )
 
 
-def _cpu_us_per_token(measured: Measured, num_tokens: int) -> dict[str, float]:
+def _cpu_us(measured: Measured, count: int) -> dict[str, float]:
+    """Share the CPU time of each kind of process out over tokens or jobs."""
     cpu = msgspec.structs.asdict(measured.cpu) | {"reader": measured.reader_cpu_s}
-    return {kind: round(spent * 1e6 / max(1, num_tokens), 2) for kind, spent in cpu.items()}
+    return {kind: round(spent * 1e6 / max(1, count), 2) for kind, spent in cpu.items()}
 
 
 def _groups(job_times: Sequence[JobTimes], key: Callable[[JobReport], str]) -> dict[str, Group]:

@@ -1,0 +1,57 @@
+"""The verification of a reader: what its clients read, compared with results and plain readers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.errors import ProducerError
+from tokenbus.worker.bench.load.simulated_client import read_results
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenbus.producer.client.async_client import AsyncClient
+    from tokenbus.producer.contract.result import JobResult
+    from tokenbus.worker.bench.load.plain_readers import PlainReaders
+    from tokenbus.worker.bench.load.simulated_client import SimulatedClient
+    from tokenbus.worker.bench.options import BenchOptions
+
+# Results of one call.
+_NUM_TOGETHER = 256
+# How long a channel may be behind its job's reader.
+_PLAIN_TIMEOUT_S = 5.0
+
+
+class Verification:
+    """Checks the jobs of a reader once they have ended, many together."""
+
+    def __init__(self, client: AsyncClient, options: BenchOptions, plain: PlainReaders) -> None:
+        self._client = client
+        self._options = options
+        self._plain = plain
+
+    async def verify(self, clients: Sequence[SimulatedClient]) -> None:
+        """Check every token of those whose jobs ended; they note what is found."""
+        if not self._options.check:
+            return
+        ended = [each for each in clients if each.has_ended]
+        readers = [each.plain for each in ended if each.plain is not None]
+        await self._plain.settle(readers, _PLAIN_TIMEOUT_S)
+        if not self._options.results:
+            for first in range(0, len(ended), _NUM_TOGETHER):
+                await self._compare(ended[first : first + _NUM_TOGETHER])
+        for each in ended:
+            each.check()
+
+    async def _compare(self, clients: Sequence[SimulatedClient]) -> None:
+        finished = [each for each in clients if each.is_finished]
+        jobs = [each.job for each in finished if each.job is not None]
+        answers: Sequence[JobResult | Exception]
+        try:
+            answers = await read_results(self._client, jobs)
+        except ProducerError as error:
+            answers = [error] * len(jobs)
+        for each, answer in zip(finished, answers, strict=True):
+            each.compare(answer)
+        await asyncio.sleep(0)
