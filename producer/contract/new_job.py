@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.address import JobAddress
@@ -27,6 +27,7 @@ class NewJob:
 
     `job_id` is the text of the job's address, `version` the wire version that it keeps.
     `callback` is the JSON of where and with which metadata a webhook tells of the end, or empty.
+    `listen` is the secret of the client that listens, or empty.
     """
 
     job_id: str
@@ -44,6 +45,7 @@ class NewJob:
     prefix: str = ""
     callback: str = ""
     version: int = WIRE_VERSION
+    listen: str = field(default="", repr=False)
 
 
 def new_job(
@@ -53,12 +55,13 @@ def new_job(
     *,
     reserved_id: str = "",
     groups: CacheGroups = NO_GROUPS,
+    listen: str = "",
 ) -> NewJob:
     """Turn a request into what the queue stores; draws the job id and the seed where open.
 
     The id says which of `num_shards` holds the job's log. A `reserved_id` takes its place: one that
     no request can name, for jobs of the pool's own services. `groups` is the owner's list of cache
-    groups.
+    groups, `listen` the secret under which the submitter listens.
     The digest that tells a repeated submit from a conflicting one covers neither of the two, and is
     the same under every wire version.
     """
@@ -87,6 +90,8 @@ def new_job(
         prefix=prefix_key(request, groups),
         callback=_callback(request),
         version=request.v,
+        # Version 1 knew no such channel, and its events do not tell whose they are.
+        listen=listen if request.v > 1 else "",
     )
 
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
-from tokenbus.producer.contract.events import Event, Finish, ToolCall, names_of
+from tokenbus.producer.contract.events import (
+    FINISHED_REASONS,
+    Event,
+    Finish,
+    ToolCall,
+    names_of,
+)
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import KNOWN_VERSIONS, WIRE_VERSION, versions_text
 from tokenbus.producer.contract.logprobs import extend_column, per_token
@@ -180,6 +186,20 @@ class JobFailed(JobEndedEarly):
         super().__init__(f"{code}: {message}", result)
         self.code = code
         self.field = field
+
+
+def ended_early(result: JobResult) -> JobEndedEarly | None:
+    """Return the error that stands for a result of a job that did not finish."""
+    job_id, reason, error = result.job_id, result.finish.reason, result.finish.error
+    if reason in FINISHED_REASONS:
+        return None
+    if reason == "cancelled":
+        return JobCancelled(f"job {job_id} was cancelled", result)
+    if reason == "expired":
+        return JobExpired(f"the deadline of job {job_id} passed", result)
+    if error is None:
+        return JobFailed(reason, None, f"job {job_id} ended as {reason}", result)
+    return JobFailed(error.code, error.field, error.message, result)
 
 
 @dataclass(slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from tokenbus.producer.contract.keys import Keys
+from tokenbus.producer.scripts.completing import CompletionScripts
 from tokenbus.producer.scripts.control import ControlScripts
 from tokenbus.producer.scripts.lease import Budget, LeaseScripts
 from tokenbus.producer.scripts.log import Append, End, LogScripts, Takeover
@@ -29,7 +30,7 @@ class Scripts:
     """Typed access to every script of a pool.
 
     `queue` is for what enters and ends without an owner, `lease` for workers, `log` for tokens,
-    `control` for the control service.
+    `completion` for what has ended, `control` for the control service.
     The client must not decode replies, and must not retry a command by itself: what a lost call
     did is settled by the rules of reconciling, never by sending it again.
     """
@@ -50,4 +51,5 @@ class Scripts:
         self.queue = QueueScripts(runner, self.keys)
         self.lease = LeaseScripts(runner, self.keys)
         self.log = LogScripts(runner, self.keys, publish)
+        self.completion = CompletionScripts(runner, self.keys, redis)
         self.control = ControlScripts(runner, self.keys)

@@ -144,11 +144,6 @@ class LogScripts:
         """Tell the listeners of a job's channel something that no log holds."""
         await self._runner.command(self._publish, self._keys.channel(job_id), message)
 
-    async def retain(self, job_id: str, log_ttl_ms: int, result_ttl_ms: int) -> None:
-        """Let log and result of a completed job expire."""
-        await self._runner.command("PEXPIRE", self._keys.log(job_id), log_ttl_ms)
-        await self._runner.command("PEXPIRE", self._keys.result(job_id), result_ttl_ms)
-
     async def result(self, job_id: str) -> bytes | None:
         """Read the result value."""
         value: bytes | None = await self._runner.command(*self.result_command(job_id))

@@ -29,10 +29,8 @@ POINTS = {
     "mid_decode_logged": ("append", Moment.LOST, 6),
     "commit_not_made": ("end", Moment.NEVER, 1),
     "commit_reply_lost": ("end", Moment.LOST, 1),
-    "between_commit_and_completion": ("complete", Moment.NEVER, 1),
-    "completion_reply_lost": ("complete", Moment.LOST, 1),
-    "before_the_last_step_of_completion": ("expire_record", Moment.NEVER, 1),
-    "after_completion": ("expire_record", Moment.LOST, 1),
+    "between_commit_and_completion": ("complete_many", Moment.NEVER, 1),
+    "completion_reply_lost": ("complete_many", Moment.LOST, 1),
 }
 
 both_moments = pytest.mark.parametrize(

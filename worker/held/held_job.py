@@ -75,7 +75,7 @@ class HeldJob:
     the tokens of each choice that the engine has delivered; those behind a stop string go again
     when the end is decided. `first` is the index after which it began here. `evidence` speaks
     against it until it has `passed` the place of its last crash. `num_running` counts the choices
-    that the engine has not ended.
+    that the engine has not ended. `listen` is the secret of the client that listens, or empty.
     """
 
     def __init__(self, pulled: PulledJob, request_id: int) -> None:
@@ -84,6 +84,7 @@ class HeldJob:
         # Under which output lengths are learned.
         self.lane = f"{pulled.priority}:{pulled.tenant}"
         self.epoch = pulled.epoch
+        self.listen = pulled.listen
         self.request_id = request_id
         self.phase = Phase.PULLED
         self.prepared: PreparedJob | None = None

@@ -88,7 +88,7 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
 
     `is_ahead`: nobody can have logged anything, so the engine begins meanwhile, and a `Taken`
     that comes back tells it nothing new. `job_id` is the text of the job's address, `version` its
-    wire version.
+    wire version, `listen` the secret of the client that listens to it, or empty.
     """
 
     key: int
@@ -98,6 +98,11 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
     rules: TextRules | None
     is_ahead: bool = False
     version: int = WIRE_VERSION
+    listen: str = ""
+
+    def __repr__(self) -> str:
+        """Name the job; the secret is left out."""
+        return f"TakeOver(key={self.key}, job_id={self.job_id!r}, epoch={self.epoch})"
 
 
 class Decide(msgspec.Struct, tag="decide", array_like=True):

@@ -19,7 +19,7 @@ from storm.wire import Wire
 from storm.world import World
 
 from tokenbus.producer.contract.keys import Keys
-from tokenbus.producer.scripts.completion import Retention
+from tokenbus.producer.scripts.completing import Retention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,7 +122,7 @@ RULES = {
         "end", "redis.call('PEXPIRE', log, belt_ms)", "redis.call('PEXPIRE', log, 120000)"
     ),
     "a job is completed once (R9)": Change(
-        "complete", "if not state or state == 'done' then", "if not state then"
+        "complete_many", "local is_open = state and state ~= 'done'", "local is_open = state"
     ),
     "the tick hands out what has to end (R10)": Change(
         "tick", "endings[#endings + 1] = ending_of(job)\n  else", "else"

@@ -251,7 +251,8 @@ class Network:
         return self._names[args[1]]
 
     def _note(self, who: str, name: str, args: tuple[Any, ...], fate: str) -> None:
-        shown = [_shown(arg) for arg in args[4:]] if args[0] in ("EVALSHA", "EVAL") else args[1:]
+        is_script = args[0] in ("EVALSHA", "EVAL")
+        shown = [_shown(arg) for arg in args[3 + args[2] :]] if is_script else args[1:]
         self.note(f"{who}: {name} {' '.join(map(str, shown))} {fate}")
 
     def note(self, line: str) -> None:
@@ -263,9 +264,10 @@ SCRIPTS = (
     *(
         "append",
         "cancel",
-        "complete",
+        "complete_many",
         "end",
-        "expire_record",
+        "expire_many",
+        "retain_many",
         "raise_epoch",
         "pull",
         "renew",

@@ -7,6 +7,7 @@ closes the session; all calls under way are given up, and nothing is called befo
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -16,12 +17,12 @@ from storm.network import CallLost
 from workers.stubs import owned_end, tokens
 
 from tokenbus.producer.scripts import Budget, Scripts, Takeover
+from tokenbus.producer.scripts.completing import Completed
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.evidence import Crash, Crowd, Evidence
 from tokenbus.producer.scripts.replies import LogStatus, PullStatus, RequeueStatus
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Awaitable, Callable
 
     from storm.network import Clock, Network
@@ -34,6 +35,10 @@ LENGTH = 5
 # Each job of these schedules counts three pages; two of them fill a worker.
 PAGES, PAGE_SIZE, MAX_HELD = 6, 16, 2
 LEASE_S = 5.0
+# What is skipped where records and logs lie on several servers: completion takes three calls.
+IN_ONE_TURN = "completion in one turn"
+# How often a worker lets a job that has ended wait, to complete it together with the next one.
+GATHER_RATE = 0.4
 # The job that no engine survives, where a schedule has one.
 KILLER = "j2"
 
@@ -46,7 +51,7 @@ class SessionLost(Exception):
 class Ride:
     """One job as its owner knows it; `last` is where its log ends, None when that is unknown.
 
-    `evidence` speaks against it, and `crash` is why it goes back.
+    `evidence` speaks against it, and `crash` is why it goes back. `finish` is how its log ended.
     """
 
     epoch: int
@@ -59,6 +64,7 @@ class Ride:
     is_returning: bool = False
     is_leaving: bool = False
     crash: Crash | None = None
+    finish: str = ""
 
 
 @dataclass(eq=False)
@@ -85,6 +91,8 @@ class StormWorker:
         self.scripts = Scripts(self.actor, self.pool)  # type: ignore[arg-type]  # all that is used
         stale_clock = (lambda: 0.0) if "stale answers" in self.skips else self.clock
         self.completion = JobCompletion(self.scripts, clock=stale_clock)
+        self.scripts.completion.is_one_server = IN_ONE_TURN not in self.skips
+        self._gathers = random.Random(f"gathers of {self.name}")
         self.generation = 0
         self._open = asyncio.Event()
         self._opened_at = self._renewed_at = 0.0
@@ -135,7 +143,7 @@ class StormWorker:
                 self.name, self.serial, int(LEASE_S * 1000), PAGES, PAGE_SIZE
             )
             for ride in self.jobs.values():
-                ride.last = None
+                ride.last, ride.finish = None, ""
             self._opened_at = self._renewed_at = self.clock()
             self._open.set()
             await self._compare(held)
@@ -229,7 +237,9 @@ class StormWorker:
 
     async def _advance(self, job_id: str, ride: Ride) -> None:
         """Do the next thing for a job: start it, log, end, or give it back."""
-        if ride.is_returning:
+        if ride.finish:
+            await self._complete(job_id, ride)
+        elif ride.is_returning:
             await self._give_back(job_id, ride)
         elif ride.last is None:
             await self._start(job_id, ride)
@@ -260,13 +270,35 @@ class StormWorker:
         item = owned_end(job_id, ride.epoch, last, "cancelled" if ride.flag else "stop")
         [reply] = await self._call(lambda: self.scripts.log.end([item]))
         if reply.status in (LogStatus.OK, LogStatus.ALREADY):
-            await self._complete(job_id, reply.finish or item.finish)
+            await self._ended(job_id, ride, reply.finish or item.finish)
         else:
             await self._obey(job_id, ride, reply)
 
-    async def _complete(self, job_id: str, finish: str) -> None:
-        await self._call(lambda: self.completion.complete(job_id, finish))
-        self.jobs.pop(job_id, None)
+    async def _ended(self, job_id: str, ride: Ride, finish: str) -> None:
+        """Complete a job whose log has ended, or wait for another to complete it with."""
+        ride.finish = finish
+        if self._gathers.random() >= GATHER_RATE:
+            await self._complete(job_id, ride)
+
+    async def _complete(self, job_id: str, ride: Ride) -> None:
+        """Complete a job and all others that have ended and wait."""
+        batch = {job_id: ride} | {
+            job: other for job, other in self.jobs.items() if other.finish and not other.is_leaving
+        }
+        for other in batch.values():
+            other.is_leaving = True
+        try:
+            whys = await self._call(
+                lambda: self.completion.complete_many(
+                    [Completed.of(job, other.finish) for job, other in batch.items()]
+                )
+            )
+        finally:
+            for other in batch.values():
+                other.is_leaving = False
+        assert not any(whys), whys
+        for job in batch:
+            self.jobs.pop(job, None)
 
     async def _obey(self, job_id: str, ride: Ride, reply: LogReply) -> None:
         """Do what the log says; it is never argued with (R1 to R4)."""
@@ -275,7 +307,7 @@ class StormWorker:
                 ride.last, ride.entries = reply.last, reply.entries
                 ride.made = max(ride.made, reply.last)
             case LogStatus.TERMINAL:
-                await self._complete(job_id, reply.finish)
+                await self._ended(job_id, ride, reply.finish)
             case LogStatus.FENCED:
                 ride.marker = max(ride.marker, reply.epoch)
                 if "own entry when fenced" in self.skips:
