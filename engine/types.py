@@ -134,6 +134,20 @@ class Request:
     resumed_ids: tuple[tuple[int, ...], ...] = ()
     done_choices: tuple[int, ...] = ()
 
+    def with_prompt(self, prompt_ids: Sequence[int]) -> Request:
+        """Return the same request with another prompt; `replace` takes three times as long."""
+        return Request(
+            self.request_id,
+            prompt_ids,
+            self.params,
+            self.priority,
+            self.cache_salt,
+            self.lane,
+            self.tenant,
+            self.resumed_ids,
+            self.done_choices,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
