@@ -181,8 +181,7 @@ class TokenDelta(NamedTuple):
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """A request that began to run in this step, with the prompt tokens its pages already held."""
 
     request_id: int
@@ -190,9 +189,8 @@ class Admission:
     num_cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counters and gauges; `*_total` only grow."""
+class EngineStats(NamedTuple):
+    """Counters and gauges; `*_total` only grow. A tuple, because every step makes one."""
 
     num_pages: int
     free_pages: int
