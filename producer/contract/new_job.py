@@ -69,10 +69,11 @@ def new_job(
     if key is not None:
         request = StoredRequest.of(request, key)
     chosen_id = reserved_id or request.id or draw_id(num_shards)
+    told = _told(request)
     # A reserved id is none of the schema's: the address alone names the job.
-    drawn: dict[str, Any] = {"id": None if reserved_id else chosen_id}
+    drawn = "" if reserved_id else f',"id":"{chosen_id}"'
     if request.seed is None:
-        drawn["seed"] = secrets.randbits(SEED_BITS)
+        drawn += f',"seed":{secrets.randbits(SEED_BITS)}'
     name = request.idempotency_key
     return NewJob(
         job_id=JobAddress(chosen_id, request.tenant).text,
@@ -81,8 +82,8 @@ def new_job(
         prompt_tokens=request.estimate_prompt_tokens(),
         output_tokens=request.max_tokens,
         n=request.n,
-        request=request.model_copy(update=drawn).dump(),
-        digest=digest_of(request),
+        request=f'{{"v":{request.v}{drawn}{told}',
+        digest=_digest(request, told),
         idempotency=_idempotency(request.tenant, name) if name is not None else "",
         weight=weight,
         deadline_ms=None if request.deadline_s is None else int(request.deadline_s * 1000),
@@ -97,14 +98,30 @@ def new_job(
 
 def draw_id(num_shards: int = 1) -> str:
     """Draw a job id that nobody can guess."""
-    return f"s{secrets.randbelow(num_shards)}-{secrets.token_hex(12)}"
+    shard = 0 if num_shards == 1 else secrets.randbelow(num_shards)
+    return f"s{shard}-{secrets.token_hex(12)}"
 
 
 def digest_of(request: JobRequest) -> str:
     """Return the digest of a request without its id; the stored form where there is a secret."""
+    return _digest(request, _told(request))
+
+
+def _told(request: JobRequest) -> str:
+    """Return the JSON of a request behind its version, without its id: what a digest covers.
+
+    It is written once for digest and store: writing it costs more than all else of a submit.
+    """
+    bare = request if request.id is None else request.model_copy(update={"id": None})
+    return bare.dump().removeprefix(f'{{"v":{request.v}')
+
+
+def _digest(request: JobRequest, told: str) -> str:
     ids = request.token_ids
-    told = request.model_copy(update={"id": None, "token_ids": None, "v": 1}).dump().encode()
-    return hashlib.sha256(told + (b"" if ids is None else pack_ids(ids))).hexdigest()[:32]
+    if ids is not None:
+        told = _told(request.model_copy(update={"token_ids": None}))
+    covered = f'{{"v":1{told}'.encode() + (b"" if ids is None else pack_ids(ids))
+    return hashlib.sha256(covered).hexdigest()[:32]
 
 
 def _callback(request: JobRequest) -> str:

@@ -138,6 +138,8 @@ class StubWorker:
 
     async def _tell_all(self, events: Mapping[str, Event]) -> None:
         """Publish events on the channels of the clients that have submitted the jobs."""
+        if self.listens.keys().isdisjoint(events):
+            return
         pipeline = raw(self.scripts).pipeline(transaction=False)
         for job_id, event in events.items():
             if listen := self.listens.get(job_id):
