@@ -32,14 +32,12 @@ PACKAGES = ("engine", "kernels", "producer", "worker")
 NUM_SLOTS = 16384
 # By a word in the command line; what else belongs to a worker is the worker process itself.
 KINDS = {"engine_process": "engine", "engine.process": "engine", "publisher": "publisher"}
-# The command line of a release, wherever it lies there.
+# The command line of a release, wherever it lies there. The earlier name is tried first: an
+# installation of this release offers its own names to any other.
 BENCH = """
 import importlib.util, runpy, sys
-try:
-    found = importlib.util.find_spec("tokenbus.producer.commands.cli")
-except ModuleNotFoundError:
-    found = None
-name = "tokenbus.producer.commands.cli" if found else "tokenbus.producer.cli"
+found = importlib.util.find_spec("tokenbus.producer.cli")
+name = "tokenbus.producer.cli" if found else "tokenbus.producer.commands.cli"
 sys.argv = ["tokenbus", "bench", "pool", *sys.argv[1:]]
 runpy.run_module(name, run_name="__main__")
 """
