@@ -84,6 +84,21 @@ class JobForgotten(JobUnknown):
         )
 
 
+class JobDropped(JobForgotten):
+    """A finished job whose result was dropped before its time, for room.
+
+    Its record still says that it ended; to run it again, submit it under another id.
+    """
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.args = (
+            f"job {job_id} has ended, and its result was dropped for room: the finished jobs of its"
+            " pool or tenant took more bytes than they may (TOKENBUS_RESULT_BYTES,"
+            " TOKENBUS_TENANT_RESULT_BYTES of the workers)",
+        )
+
+
 class JobLost(ProducerError):
     """The server no longer knows the job and will send nothing more for it."""
 

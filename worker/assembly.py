@@ -251,7 +251,12 @@ def _exporter(member: PoolMember, engine: CurrentEngine, costs: PageCosts) -> Ex
 
 
 def _retention(settings: WorkerSettings) -> Retention:
-    return Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
+    return Retention(
+        int(settings.log_ttl_s * 1000),
+        int(settings.result_ttl_s * 1000),
+        settings.result_bytes,
+        settings.tenant_result_bytes,
+    )
 
 
 def _inbox_bounds(settings: WorkerSettings) -> Bounds:

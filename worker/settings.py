@@ -83,6 +83,10 @@ class WorkerSettings(ServiceSettings):
     # What the pool's dead letters may take together; the worker that started last decides.
     dead_letter_bytes: int = Field(default=32 * 1024 * 1024, ge=1024 * 1024, le=2**40)
     max_prompt_bytes: int = Field(default=8 * 1024 * 1024, ge=1, le=2**29)
+    # What finished jobs of the pool, and of each tenant, may take of the server's memory: past it
+    # the oldest results are dropped before their time. 0 bounds nothing.
+    result_bytes: int = Field(default=256 * 1024 * 1024, ge=0, le=2**50)
+    tenant_result_bytes: int = Field(default=64 * 1024 * 1024, ge=0, le=2**50)
     result_ttl_s: Seconds = 3600.0
     log_ttl_s: Seconds = 120.0
 

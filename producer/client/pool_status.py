@@ -53,7 +53,9 @@ class PoolStatus:
     """A pool at one moment; `workers` are the names of those whose lease runs.
 
     `outages` say of those that have no engine now why. `paused_for_s` is None unless pulls take
-    nothing. `oldest` is filled by `read_status` where it was asked for.
+    nothing. `oldest` is filled by `read_status` where it was asked for. `kept_bytes` are those of
+    finished jobs, as of the last one; `dropped_jobs` counts those whose results were dropped for
+    room and that are still known.
     """
 
     waiting_jobs: int
@@ -64,6 +66,8 @@ class PoolStatus:
     details: tuple[WorkerStatus, ...] = ()
     oldest: tuple[OldestJob, ...] = ()
     paused_for_s: float | None = None
+    kept_bytes: int = 0
+    dropped_jobs: int = 0
 
     @property
     def ready(self) -> tuple[str, ...]:
@@ -81,7 +85,9 @@ async def read_status(redis: Redis, keys: Keys, *, with_oldest: bool = False) ->
         pipe.get(keys.of("paused"))
         pipe.smembers(keys.of("workers"))
         pipe.smembers(keys.of("workers1"))
-        (jobs, tokens), paused, members, old_members = await pipe.execute()
+        pipe.hget(keys.of("kept"), "bytes")
+        pipe.llen(keys.of("dropped"))
+        (jobs, tokens), paused, members, old_members, kept, dropped = await pipe.execute()
     now_ms = await server_ms(redis)
     names = sorted(name.decode() for name in {*members, *old_members})
     async with redis.pipeline(transaction=False) as pipe:
@@ -106,6 +112,8 @@ async def read_status(redis: Redis, keys: Keys, *, with_oldest: bool = False) ->
         details=tuple(workers),
         oldest=await _oldest(redis, keys, now_ms) if with_oldest else (),
         paused_for_s=None if paused is None else max(0.0, (now_ms - int(paused)) / 1000),
+        kept_bytes=int(kept or 0),
+        dropped_jobs=int(dropped),
     )
 
 

@@ -101,13 +101,21 @@ async def _show(client: AsyncClient, args: argparse.Namespace) -> int:
     shown |= {shown_as: int(fields[name]) for name, shown_as in _TIMES.items() if fields.get(name)}
     shown["log"] = None if known.events is None else _log(known.events)
     logged = (shown["log"] or {}).pop("finish", None)
-    shown["finish"] = json.loads(fields["finish"]) if fields.get("finish") else logged
-    shown["has_result"] = known.result is not None
+    shown["finish"] = logged or _finish(known.result, fields)
+    shown["has_result"] = known.result is not None and "dropped" not in fields
+    shown["is_dropped"] = "dropped" in fields
     shown["has_callback"] = "callback" in fields
     if args.request:
         shown["request"] = json.loads(fields["request"]) if fields.get("request") else None
     print(visible(json.dumps(shown, indent=2, ensure_ascii=False), lines=True))
     return 0
+
+
+def _finish(result: bytes | None, fields: dict[str, str]) -> Any:
+    """Return how a job ended: whole from its result, else what its record says."""
+    if result is not None and "dropped" not in fields:
+        return json.loads(JobResult.parse(result).finish.dump())
+    return json.loads(fields["finish"]) if fields.get("finish") else None
 
 
 def _log(events: Any) -> dict[str, Any]:

@@ -62,6 +62,8 @@ def _json(pool: str, status: PoolStatus) -> str:
         "waiting_jobs": status.waiting_jobs,
         "waiting_tokens": status.waiting_tokens,
         "held_jobs": status.held_jobs,
+        "kept_bytes": status.kept_bytes,
+        "dropped_jobs": status.dropped_jobs,
         "workers": [asdict(worker) for worker in status.details],
         "oldest": [asdict(job) for job in status.oldest],
     }
@@ -79,6 +81,9 @@ def _text(pool: str, status: PoolStatus) -> str:
     ]
     lines.append(f"{status.held_jobs} jobs at {len(status.workers)} workers")
     lines += [f"  {_worker(worker)}" for worker in status.details]
+    if status.kept_bytes:
+        dropped = f", {status.dropped_jobs} results dropped for room" * bool(status.dropped_jobs)
+        lines.append(f"finished jobs keep {status.kept_bytes / 2**20:.1f} MiB{dropped}")
     return visible("\n".join(lines), lines=True)
 
 

@@ -49,6 +49,11 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | home     | string | `home:<prefix>`, the worker whose cache holds the prefix; TTL             |
 | ctl      | channel| `ctl:<worker>`, cancel and expiry notices to the owner                    |
 | ended    | channel| jobs whose record became `done`; the result can be read by then           |
+| kept     | hash   | bytes of finished jobs, `of:<tenant>` those of a tenant, and their bounds;  |
+|          |        | TTL, as the next three, of a record                                       |
+| kept_of  | list   | `kept:<tenant>`, a tenant's finished jobs, oldest first, with their bytes |
+| kept_first| zset  | tenant -> when the first job of its list ended                            |
+| dropped  | list   | jobs whose results were dropped for room, oldest first                    |
 | hooks    | zset   | `hooks2`, jobs whose webhook is due, by the time of the next try          |
 | hook     | hash   | a job's webhook and its tries; a belt TTL of a week, less once settled    |
 | usage    | hash   | `usage:<hour since 1970>`, tokens per tenant; TTL of eight days           |
@@ -59,8 +64,9 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 Per shard of token logs, each followed by the job's address:
 
 | log      | stream | ids `<epoch>-<index>`; a belt TTL of a week from the marker on, renewed by |
-|          |        | later writes; completion sets a short one                                 |
-| result   | string | written with the terminal entry, the same belt; then a TTL of its own     |
+|          |        | later writes; completion deletes it or sets a short one                   |
+| result   | string | written with the terminal entry, the same belt; then a TTL of its own;    |
+|          |        | may be dropped for room before                                            |
 | tok      | channel| the job's events, public                                                  |
 
 And followed by the secret of a client:
@@ -126,6 +132,10 @@ POOL_KEYS = {
     "home": ":home:",
     "ctl": ":ctl:",
     "ended": ":ended",
+    "kept": ":kept",
+    "kept_of": ":kept:",
+    "kept_first": ":kept_first",
+    "dropped": ":dropped",
     "hooks": ":hooks2",
     "hook": ":hook:",
     "usage": ":usage:",

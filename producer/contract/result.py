@@ -17,7 +17,7 @@ from tokenbus.producer.contract.events import (
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import KNOWN_VERSIONS, WIRE_VERSION, versions_text
 from tokenbus.producer.contract.logprobs import extend_column, per_token
-from tokenbus.producer.errors import ProducerError, SchemaMismatch
+from tokenbus.producer.errors import JobDropped, ProducerError, SchemaMismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,8 +101,13 @@ class JobResult:
 
     @classmethod
     def parse(cls, text: bytes | str) -> JobResult:
-        """Read what `dump` wrote, of any known version. Raises: SchemaMismatch for another."""
+        """Read what `dump` wrote, of any known version.
+
+        Raises: SchemaMismatch for another; JobDropped where it was dropped for room.
+        """
         wire = json.loads(text)
+        if "dropped" in wire:
+            raise JobDropped(wire["job"])
         if wire["v"] not in KNOWN_VERSIONS:
             raise SchemaMismatch("v", f"the result {versions_text(wire['v'])}")
         finish = Finish.from_wire(wire["finish"])

@@ -30,10 +30,17 @@ _encode = msgspec.msgpack.Encoder().encode
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long log and result of an ended job stay, in ms."""
+    """How long log and result of an ended job stay, in ms, and how many bytes all of them may have.
+
+    Where the result takes the log's place, it stays for the longer of the two. Of a pool's finished
+    jobs, and of those of a tenant, the oldest results are dropped past `pool_bytes` and
+    `tenant_bytes`; 0 bounds nothing, None leaves it to what the pool's workers say.
+    """
 
     log_ms: int = 120_000
     result_ms: int = 3_600_000
+    pool_bytes: int | None = None
+    tenant_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,8 @@ class CompletionScripts:
     """Typed calls that complete jobs. Every method raises what `ScriptRunner.run` raises.
 
     Where one server has records and logs, `complete` is all of it. On a cluster it is `mark_done`,
-    `retain` and `expire_records`, a call for each slot.
+    `retain` and `expire_records`, a call for each slot. A result past the bounds whose caller dies
+    before the last call goes when its time is over.
     """
 
     def __init__(self, runner: ScriptRunner, keys: Keys, redis: Redis) -> None:
@@ -87,18 +95,33 @@ class CompletionScripts:
         for shard, numbers in _by_shard(jobs):
             for first in range(0, len(numbers), MAX_COMPLETED):
                 part = numbers[first : first + MAX_COMPLETED]
-                answers = await self._runner.run(
-                    "complete_many",
-                    (self._keys.prefix, self._keys.log_prefix(shard)),
-                    at_once=True,
-                    log_ms=keep.log_ms,
-                    result_ms=keep.result_ms,
-                    record_ms=ttl_ms,
-                    batch=_pack(jobs[number] for number in part),
-                )
+                batch = [jobs[number] for number in part]
+                answers, more = await self._complete(shard, batch, keep, ttl_ms)
                 for number, answer in zip(part, answers, strict=True):
                     whys[number] = _why(answer)
+                while more:
+                    last_steps = [Completed(job.job_id) for job in batch]
+                    _, more = await self._complete(shard, last_steps, keep, ttl_ms)
         return whys
+
+    async def _complete(
+        self, shard: int, jobs: Sequence[Completed], keep: Retention, ttl_ms: int
+    ) -> tuple[list[int | bytes], bool]:
+        """Make one call; return its answers, and whether results past the bounds are left."""
+        answers, elsewhere, more = await self._runner.run(
+            "complete_many",
+            (self._keys.prefix, self._keys.log_prefix(shard)),
+            at_once=True,
+            log_ms=keep.log_ms,
+            result_ms=max(keep.log_ms, keep.result_ms),
+            record_ms=ttl_ms,
+            pool_bytes=_bound(keep.pool_bytes),
+            tenant_bytes=_bound(keep.tenant_bytes),
+            shard=shard,
+            batch=_pack(jobs),
+        )
+        await self._drop(elsewhere)
+        return answers, bool(more)
 
     async def mark_done(self, jobs: Sequence[Completed]) -> list[str]:
         """Take the first step: records `done`, out of what is held, charges corrected (R9).
@@ -107,37 +130,68 @@ class CompletionScripts:
         """
         whys: list[str] = []
         for first in range(0, len(jobs), MAX_COMPLETED):
-            answers = await self._runner.run(
+            answers, *_ = await self._runner.run(
                 "complete_many",
                 self._keys.prefix,
                 at_once=False,
                 log_ms=0,
                 result_ms=0,
                 record_ms=0,
+                pool_bytes="",
+                tenant_bytes="",
+                shard=0,
                 batch=_pack(jobs[first : first + MAX_COMPLETED]),
             )
             whys += map(_why, answers)
         return whys
 
-    async def retain(self, jobs: Sequence[Completed], keep: Retention) -> None:
-        """Let logs and results of completed jobs expire: the second step."""
+    async def retain(self, jobs: Sequence[Completed], keep: Retention) -> list[int]:
+        """Let logs and results of completed jobs expire: the second step.
+
+        Returns: the bytes of each result.
+        """
+        sizes = [0] * len(jobs)
         for shard, numbers in _by_shard(jobs):
-            await self._runner.run(
+            answers = await self._runner.run(
                 "retain_many",
                 self._keys.log_prefix(shard),
                 log_ms=keep.log_ms,
                 result_ms=keep.result_ms,
                 batch=_encode([jobs[number].job_id for number in numbers]),
             )
+            for number, size in zip(numbers, answers, strict=True):
+                sizes[number] = int(size)
+        return sizes
 
-    async def expire_records(self, jobs: Sequence[Completed], ttl_ms: int) -> None:
-        """Take completed jobs out of `ending`, and let record and idempotency entry expire."""
-        await self._runner.run(
-            "expire_many",
-            self._keys.prefix,
-            ttl_ms=ttl_ms,
-            batch=_encode([job.job_id for job in jobs]),
-        )
+    async def expire_records(
+        self, jobs: Sequence[Completed], sizes: Sequence[int], keep: Retention, ttl_ms: int
+    ) -> None:
+        """Take completed jobs out of `ending`, and let record and idempotency entry expire.
+
+        `sizes` are the bytes of their results, of which the oldest past the bounds are dropped.
+        """
+        pairs = [part for job, size in zip(jobs, sizes, strict=True) for part in (job.job_id, size)]
+        more = True
+        while more:
+            dropped, more = await self._runner.run(
+                "expire_many",
+                self._keys.prefix,
+                ttl_ms=ttl_ms,
+                pool_bytes=_bound(keep.pool_bytes),
+                tenant_bytes=_bound(keep.tenant_bytes),
+                batch=_encode(pairs),
+            )
+            await self._drop(dropped)
+
+    async def _drop(self, names: Sequence[bytes]) -> None:
+        """Drop logs and results of jobs whose records say so already."""
+        jobs = [Completed(name.decode()) for name in names]
+        for shard, numbers in _by_shard(jobs):
+            await self._runner.run(
+                "drop_many",
+                self._keys.log_prefix(shard),
+                batch=_encode([jobs[number].job_id for number in numbers]),
+            )
 
 
 def _by_shard(jobs: Sequence[Completed]) -> list[tuple[int, list[int]]]:
@@ -161,6 +215,10 @@ def _pack(jobs: Iterable[Completed]) -> bytes:
             job.completion_tokens,
         )
     return _encode(values)
+
+
+def _bound(num_bytes: int | None) -> int | str:
+    return "" if num_bytes is None else num_bytes
 
 
 def _why(answer: int | bytes) -> str:

@@ -72,8 +72,8 @@ class JobCompletion:
             for number, why in zip(open_jobs, answers, strict=True):
                 whys[number] = why
         if done := [job for job, why in zip(jobs, whys, strict=True) if not why]:
-            await scripts.retain(done, keep)
-            await scripts.expire_records(done, ttl_ms)
+            sizes = await scripts.retain(done, keep)
+            await scripts.expire_records(done, sizes, keep, ttl_ms)
         return whys
 
     async def end_unowned(self, ending: Ending, answered_at: float) -> str | None:

@@ -37,7 +37,9 @@ MEMORY_RETRY_MS = 1000
 MAX_BODY_BYTES = 8 * 1024 * 1024
 # The answer to a raw entry that asked for one waits this long for its sender.
 REPLY_TTL_MS = 60_000
-_RECORD_FIELDS = ("state", "epoch", "owner", "attempts", "tenant", "priority", "finish", "v")
+_RECORD_FIELDS = (
+    *("state", "epoch", "owner", "attempts", "tenant", "priority", "finish", "v", "dropped"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,7 @@ def read_record(job_id: str, reply: Sequence[bytes | None]) -> JobRecord | None:
     """Read what `record_command` brought; None if there is no such job."""
     if reply[0] is None:
         return None
-    state, epoch, owner, attempts, tenant, priority, finish, version = (
+    state, epoch, owner, attempts, tenant, priority, finish, version, dropped = (
         b"" if value is None else value for value in reply
     )
     return JobRecord(
@@ -283,4 +285,5 @@ def read_record(job_id: str, reply: Sequence[bytes | None]) -> JobRecord | None:
         finish.decode(),
         int(version or 1),
         is_inherited=not version,
+        is_dropped=bool(dropped),
     )

@@ -224,6 +224,7 @@ class JobRecord:
     """The part of a record that readers and operators ask for.
 
     `is_inherited`: a release of version 1 accepted the job, under its id alone whatever its tenant.
+    `is_dropped`: it ended, and its result was dropped for room.
     """
 
     job_id: str
@@ -236,6 +237,7 @@ class JobRecord:
     finish: str
     version: int = WIRE_VERSION
     is_inherited: bool = False
+    is_dropped: bool = False
 
     def is_of(self, tenant: str) -> bool:
         """Tell whether it is that of a tenant which asked at the tenant's address.

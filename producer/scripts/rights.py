@@ -40,10 +40,10 @@ CLUSTER_COMMANDS = ("asking", "cluster|shards", "cluster|slots", "command", "rea
 # Without PUBSUB CHANNELS nobody is told the names of other pools.
 _LISTEN = ("pubsub|channels", "subscribe", "unsubscribe")
 _READS = (
-    *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "smembers"),
+    *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "llen", "pttl", "smembers"),
     *("time", "xrange", "xrevrange", "zrange"),
 )
-_ENDS = ("complete_many", "end", "expire_many", "raise_epoch", "retain_many")
+_ENDS = ("complete_many", "drop_many", "end", "expire_many", "raise_epoch", "retain_many")
 # What arq calls for itself, on keys of its own.
 _ARQ = (
     *("dbsize", "del", "exec", "exists", "expire", "get", "incrby", "mget", "multi", "pexpire"),

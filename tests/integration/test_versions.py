@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from patience import PATIENCE_S
 from workers.null_workers import command, expected_text, follow, leaked_keys, worker
+from workers.stubs import running
+from workers.stubs import until as server_says
 
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.new_job import new_job
@@ -217,3 +219,71 @@ async def test_unknown_fields_inside_version_2_are_left_out(
     choice = {"text": "a", "ids": [7], "ends": [1], "reason": "stop", "typed": []}
     result = JobResult.parse(json.dumps(stored | {"choices": [choice], "runs": [[0, 1, 1]]}))
     assert (result.text, result.tenant, result.version) == ("a", "shop", 2)
+
+
+# The last step of completion as the release before made it, and what it read of a record.
+EXPIRE_RECORD = """
+local record = redis.call('HMGET', KEYS[1] .. ':job:' .. ARGV[1], 'state', 'idem')
+if record[1] and record[1] ~= 'done' then
+  return 0
+end
+redis.call('ZREM', KEYS[1] .. ':ending2', ARGV[1])
+redis.call('PEXPIRE', KEYS[1] .. ':job:' .. ARGV[1], ARGV[2])
+if record[2] and record[2] ~= '' then
+  redis.call('PEXPIRE', KEYS[1] .. ':idem:' .. record[2], ARGV[2])
+end
+return 1
+"""
+OLD_FIELDS = ("state", "epoch", "owner", "attempts", "tenant", "priority", "finish", "v")
+
+
+async def test_done_job_is_read_as_the_release_before_does(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """Record and result have what it reads; its last step, made once more, changes nothing."""
+    async with worker(pool, redis_url):
+        job = await client.submit("hello", seed=4, max_tokens=6, idempotency_key="k")
+        await follow(client, job)
+
+        async def is_complete() -> bool:
+            return not await command(scripts, "EXISTS", scripts.keys.log(job.job_id))
+
+        await server_says(is_complete)
+    key = scripts.keys.of("job", job.job_id)
+    fields = await command(scripts, "HMGET", key, *OLD_FIELDS)
+    assert fields == [b"done", b"1", None, None, b"default", None, b'{"reason":"length"}', b"2"]
+    assert Finish.parse(fields[6]).reason == "length"
+    assert JobResult.parse(await scripts.log.result(job.job_id) or b"").text == expected_text(4, 6)
+    ttls = [await command(scripts, "PTTL", key)]
+    prefix = scripts.keys.prefix
+    ttl_ms = 3_605_000
+    assert await command(scripts, "EVAL", EXPIRE_RECORD, 1, prefix, job.job_id, ttl_ms) == 1
+    ttls.append(await command(scripts, "PTTL", key))
+    assert all(0 < ttl <= ttl_ms for ttl in ttls)
+    again = await client.submit("hello", seed=4, max_tokens=6, idempotency_key="k")
+    assert (again.job_id, again.created) == (job.job_id, False)
+
+
+async def test_completion_that_the_release_before_began_is_finished(
+    client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """A record that is done as it left it, still in `ending`: a tick takes the last steps."""
+    stub, job_id = await running(client)
+    await stub.append(job_id, 1, 1, 3)
+    end = await stub.end(job_id, 1, 3)
+    key = scripts.keys.of("job", job_id)
+    await command(scripts, "HSET", key, "state", "done", "finish", end.finish, "charge", 35)
+    await command(scripts, "HDEL", key, "request")
+    await command(scripts, "HDEL", scripts.keys.of("held", stub.name), job_id)
+    await command(scripts, "HDEL", scripts.keys.of("holding", "1"), "default")
+    await command(scripts, "ZREM", scripts.keys.of("running", "1"), "default")
+    await command(scripts, "ZADD", scripts.keys.of("ending"), 1, job_id)
+    async with worker(pool, redis_url):
+
+        async def is_over() -> bool:
+            return not await command(scripts, "ZCARD", scripts.keys.of("ending"))
+
+        await server_says(is_over)
+        assert [event.to async for event in client.stream(job_id)][-1] == 3
+        for left in (key, scripts.keys.log(job_id), scripts.keys.result(job_id)):
+            assert 0 < await command(scripts, "PTTL", left) <= 3_605_000

@@ -17,7 +17,7 @@ from tokenbus.producer.contract.keys import REPLY_PATTERN, WIRE_VERSION
 from tokenbus.producer.contract.new_job import new_job
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.contract.schema import JobRequest
-from tokenbus.producer.errors import RequestInvalid
+from tokenbus.producer.errors import JobDropped, RequestInvalid
 from tokenbus.producer.scripts.replies import JobState, Refused
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.pool.refused_body import RefusedBody, without_secret
@@ -107,13 +107,17 @@ class Inbox:
         """Publish again how a job ended, for who asks for it after that, and return it.
 
         Nobody else is told anything new: readers have left with the same event.
-        Returns: the finish as JSON, empty where the result has expired.
+        Returns: the finish as JSON, empty where the result has expired or was dropped.
         """
         scripts = self._scripts
         stored = await self._session.call(lambda: scripts.log.result(address.text))
-        if stored is None:
+        try:
+            result = None if stored is None else JobResult.parse(stored)
+        except JobDropped:
+            result = None
+        if result is None:
             return ""
-        result = replace(JobResult.parse(stored), tenant=address.tenant)
+        result = replace(result, tenant=address.tenant)
         *_, last = result.events(sys.maxsize)
         event = json.dumps(last.dump(), separators=(",", ":"))
         await self._session.call(lambda: scripts.log.announce(address.text, event))

@@ -21,6 +21,7 @@ from tokenbus.producer.contract.keys import KNOWN_VERSIONS, versions_text
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.errors import (
     CursorInvalid,
+    JobDropped,
     JobForgotten,
     JobLost,
     JobUnknown,
@@ -107,7 +108,7 @@ class Reader:
         """Return place and version of a job and what is known after `cursor`: result, else log.
 
         A job that nobody knows raises JobUnknown, JobForgotten where it was heard of before, or
-        JobLost where it was `heard` of lately (R12).
+        JobLost where it was `heard` of lately (R12); one whose result was dropped, JobDropped.
         What a deposed master says proves nothing: it is asked for again before either is raised.
         """
 
@@ -126,6 +127,8 @@ class Reader:
             if record is not None and record.state is not JobState.DONE:
                 is_held = record.state is JobState.HELD
                 return Replayed(known.place, version, _merged(events or []), is_held)
+            if record is not None and record.is_dropped:
+                raise JobDropped(address.job_id)
             if await named_master(self._scripts.redis) != master:
                 raise RedisConnectionError("another master rules by now")
             if cursor and not heard:

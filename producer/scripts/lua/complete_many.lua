@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
---@args at_once:flag log_ms result_ms record_ms batch
+--@args at_once:flag log_ms:number result_ms record_ms:number pool_bytes tenant_bytes shard:number batch
 --@keys pool shard
 --@use base: now_ms
 --@use letters: dead_letter
@@ -8,14 +8,19 @@
 --@use owning: take_out
 --@use webhooks: open_hook
 --@use usage: add_usage
+--@use kept: note_kept touch_kept make_room
+--@use dropping: drop_result FRESH_MS
 -- Completion of jobs whose terminal entries stand: each once, by anyone. `at_once` does all of it in
 -- this turn, for the logs of one shard on the same server; else it is the first step, and the jobs
 -- lie in `ending` until the others are done.
 --
 -- The batch is one flat msgpack array, COLUMNS values a job; without a finish only the last steps
 -- are asked for. Answered is for each job 1 (completed now), 0 (it was, or is gone) or why it could
--- not be; that one lies in `ending` then, so that a tick tries again.
+-- not be; that one lies in `ending` then, so that a tick tries again. Behind that: jobs of other shards
+-- whose results are to be dropped for room, and whether there is more to drop.
 local COLUMNS = 7
+-- Longer than an answer may be old from which an end follows (R10).
+local UNOWNED_LOG_MS = 10000
 local call, now = redis.call, now_ms()
 local answers, leaving = {}, {}
 
@@ -34,6 +39,20 @@ local function sum_of(priority, tenant)
   return sum
 end
 
+-- What a done job is asked for, in a new hash: one that has held a request stays ten times as
+-- large. How it ended in full is in the result.
+local function write_done(job, record, finish)
+  local ended = string.match(finish, '^{"reason":"%a+"')
+  local kept = { 'state', 'done', 'tenant', record[3], 'finish', ended and ended .. '}' or finish }
+  for at, name in pairs({ [11] = 'idem', [12] = 'v', [13] = 'digest', [14] = 'epoch' }) do
+    if record[at] and record[at] ~= '' then
+      kept[#kept + 1], kept[#kept + 2] = name, record[at]
+    end
+  end
+  call('DEL', K.job .. job)
+  call('HSET', K.job .. job, unpack(kept))
+end
+
 local function first_step(number, job, record, finish, actual, failed, prompt, cached, completion)
   local state, tenant, priority = record[1], record[3], record[4]
   if state == 'held' then
@@ -50,8 +69,7 @@ local function first_step(number, job, record, finish, actual, failed, prompt, c
   if record[10] or state == 'delayed' then
     call('ZREM', K.due, 'd:' .. job, 'n:' .. job)
   end
-  call('HSET', K.job .. job, 'state', 'done', 'finish', finish, 'charge', actual)
-  call('HDEL', K.job .. job, 'request', 'flag', 'callback')
+  write_done(job, record, finish)
   local sum = sum_of(priority, tenant)
   if state == 'held' then
     sum.held = sum.held + 1
@@ -64,9 +82,24 @@ local function first_step(number, job, record, finish, actual, failed, prompt, c
   end
 end
 
+-- The result has all that a reader gets after any cursor, so the log of a job that its worker ended
+-- goes: a stream of a few entries takes seven times its bytes. What comes too late for the log finds
+-- its end in the result (`tail`). That of version 1 stays for its time, that of a job that ended
+-- without an owner for seconds: two may be ending it at once, of whom one of an earlier release looks
+-- at the log alone.
+local function let_expire(job, is_owned, version)
+  local has_result = call('PEXPIRE', L.result .. job, result_ms) == 1
+  if has_result and is_owned and version then
+    call('DEL', L.log .. job)
+  else
+    local stays = has_result and version and math.min(log_ms, UNOWNED_LOG_MS) or log_ms
+    call('PEXPIRE', L.log .. job, stays)
+  end
+end
+
 local function complete(number, job, finish, ...)
   local record = call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
-    'charge', 'dead', 'callback', 'flag', 'deadline', 'idem')
+    'charge', 'dead', 'callback', 'flag', 'deadline', 'idem', 'v', 'digest', 'epoch')
   local state = record[1]
   local is_open = state and state ~= 'done'
   if is_open and finish == '' then
@@ -77,8 +110,12 @@ local function complete(number, job, finish, ...)
   end
   if at_once then
     leaving[#leaving + 1] = job
-    call('PEXPIRE', L.log .. job, log_ms)
-    call('PEXPIRE', L.result .. job, result_ms)
+    let_expire(job, state == 'held', record[12])
+    if is_open then
+      note_kept(job, record[3], call('STRLEN', L.result .. job), now)
+    elseif state then
+      touch_kept(record[3])
+    end
     call('PEXPIRE', K.job .. job, record_ms)
     if record[11] and record[11] ~= '' then
       call('PEXPIRE', K.idem .. record[11], record_ms)
@@ -126,4 +163,19 @@ for _, sum in ipairs(sums) do
     answers[number] = why(reason)
   end
 end
-return answers
+
+local elsewhere, more = {}, 0
+if at_once then
+  -- What strangers did to the lists must not keep jobs from being complete.
+  local ok, dropped, is_more = pcall(make_room, now, record_ms, pool_bytes, tenant_bytes)
+  for _, each in ipairs(ok and dropped or {}) do
+    local job, ended = each[1], each[2]
+    if shard == (tonumber(string.match(job, '^s(%d%d?%d?)%-')) or 0) then
+      drop_result(job, ended + FRESH_MS > now)
+    else
+      elsewhere[#elsewhere + 1] = job
+    end
+  end
+  more = ok and is_more or 0
+end
+return { answers, elsewhere, more }

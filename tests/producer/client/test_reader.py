@@ -10,7 +10,15 @@ from patience import PATIENCE_S, until_within
 from workers.stubs import StubWorker, owned_end, raw, running, text_of, tokens, until
 
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.errors import ClientClosed, CursorInvalid, JobForgotten, JobLost, JobUnknown
+from tokenbus.producer.errors import (
+    ClientClosed,
+    CursorInvalid,
+    JobDropped,
+    JobForgotten,
+    JobLost,
+    JobUnknown,
+)
+from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
 
@@ -268,6 +276,35 @@ async def test_cursor_of_an_expired_job_is_told_so(client: AsyncClient) -> None:
     await raw(client.scripts).delete(keys.of("job", job_id), keys.log(job_id), keys.result(job_id))
     with pytest.raises(JobForgotten, match="expired"):
         await rest(client, job_id, 2)
+
+
+async def test_dropped_result_is_told_to_whoever_asks(client: AsyncClient) -> None:
+    """Whatever the cursor, and however long after: the result went for room, it was not lost.
+
+    A reader that is amid the job has read it before, or is told the same.
+    """
+    bounded = JobCompletion(client.scripts, Retention(pool_bytes=0, tenant_bytes=1))
+    job_ids: list[str] = []
+    for _ in range(2):
+        worker, job_id = await running(client)
+        stream = client.stream(job_id)
+        await worker.append(job_id, 1, 1, 3)
+        await take(stream, 3)
+        end = await worker.end(job_id, 1, 3)
+        check([event async for event in stream], 3, 3)
+        await bounded.complete_many([Completed.of(job_id, end.finish)])
+        job_ids.append(job_id)
+    keys, redis = client.scripts.keys, raw(client.scripts)
+    for key_that_goes in ("none", keys.result(job_ids[0])):
+        await redis.delete(key_that_goes)
+        for cursor in (0, 2, 3):
+            with pytest.raises(JobDropped, match="room"):
+                await rest(client, job_ids[0], cursor)
+        with pytest.raises(JobDropped, match="room"):
+            await client.result(job_ids[0])
+    check(await rest(client, job_ids[1]), 0, 3)
+    status = await client.status()
+    assert (status.dropped_jobs, status.kept_bytes > 0) == (1, True)
 
 
 async def test_closed_client_wakes_its_streams(redis_url: str, scripts: Scripts) -> None:

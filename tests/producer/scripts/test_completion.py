@@ -70,7 +70,7 @@ def _steps(scripts: Scripts, end: End) -> list[Callable[[], Awaitable[object]]]:
         lambda: scripts.log.end([end]),
         lambda: scripts.completion.mark_done(jobs),
         lambda: scripts.completion.retain(jobs, KEEP),
-        lambda: scripts.completion.expire_records(jobs, ttl_ms),
+        lambda: scripts.completion.expire_records(jobs, [0], KEEP, ttl_ms),
     ]
 
 
@@ -134,7 +134,7 @@ async def test_sleep_between_end_and_completion_changes_nothing(
     assert await leaked_keys(scripts) == []
 
 
-async def _books(scripts: Scripts, job_ids: list[str]) -> dict[str, object]:
+async def _books(scripts: Scripts) -> dict[str, object]:
     """Read what completions write down beside the records."""
     keys, redis = scripts.keys, raw(scripts)
     [usage] = [key async for key in redis.scan_iter(keys.of("usage", "*"))]
@@ -142,7 +142,6 @@ async def _books(scripts: Scripts, job_ids: list[str]) -> dict[str, object]:
         "usage": await redis.hgetall(usage),
         "time": await redis.zrange(keys.of("running", "1"), 0, -1, withscores=True),
         "holding": await redis.hgetall(keys.of("holding", "1")),
-        "charges": [await redis.hget(keys.of("job", job), "charge") for job in job_ids],
         "letters": sorted(letter[b"job"] for _, letter in await redis.xrange(keys.of("dead"))),
     }
 
@@ -174,7 +173,7 @@ async def test_many_jobs_are_completed_like_one_after_the_other(
         completion = JobCompletion(scripts)
         for first in range(0, len(done), size):
             assert not any(await completion.complete_many(done[first : first + size]))
-        told.append(await _books(scripts, names))
+        told.append(await _books(scripts))
         assert {job.job_id for job in await worker.reconcile()} == set(names[9:])
         assert await raw(scripts).zcard(scripts.keys.of("ending")) == 0
         heard: list[str] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from patience import PATIENCE_S
 from workers.stubs import StubWorker, a_job, first_step, num_ends, owned_end, pulled, raw, submit
 
@@ -150,13 +151,24 @@ async def test_cancel_of_a_delayed_job_ends_it(scripts: Scripts, completion: Job
 async def test_completion_charges_once(scripts: Scripts, completion: JobCompletion) -> None:
     """The charge is corrected to the actual usage by the first completion, and by no other."""
     worker = await pulled(scripts, J)
+    await submit(scripts, a_job("j-2"))
+    await worker.pull()
     await worker.run(J, 1, 3)
     finish = owned_end(J, 1, 3).finish
+    charged = [await _virtual_time(scripts)]
     for _ in range(3):
         await completion.complete(J, finish)
-    assert await worker.reconcile() == []
+        charged.append(await _virtual_time(scripts))
+    assert [entry.job_id for entry in await worker.reconcile()] == ["j-2"]
     await first_step(scripts, J, finish, 10**6)
-    assert await raw(scripts).hget(scripts.keys.of("job", J), "charge") == b"35"
+    charged.append(await _virtual_time(scripts))
+    assert charged == [96, 83, 83, 83, 83]
+
+
+async def _virtual_time(scripts: Scripts) -> float:
+    """Return what the jobs of a tenant that has some running were charged together."""
+    time: float = await raw(scripts).zscore(scripts.keys.of("running", "1"), "acme")
+    return time
 
 
 async def test_completion_of_a_requeued_job_takes_it_out_of_the_queue(
@@ -171,8 +183,13 @@ async def test_completion_of_a_requeued_job_takes_it_out_of_the_queue(
     assert (await scripts.lease.load())["jobs"] == 0
 
 
-async def test_every_key_of_an_ended_job_expires(scripts: Scripts) -> None:
-    """After completion log, result, record and idempotency entry have TTLs, the record the last."""
+@pytest.mark.parametrize("is_one_server", [True, False], ids=["in-one-turn", "in-steps"])
+async def test_every_key_of_an_ended_job_expires(scripts: Scripts, is_one_server: bool) -> None:
+    """After completion log, result, record and idempotency entry have TTLs, the record the last.
+
+    On one server the result takes the log's place.
+    """
+    scripts.completion.is_one_server = is_one_server
     completion = JobCompletion(scripts, Retention(log_ms=10_000, result_ms=20_000))
     await submit(scripts, a_job(J, idempotency="key", deadline_ms=60_000))
     worker = StubWorker(scripts)
@@ -186,7 +203,8 @@ async def test_every_key_of_an_ended_job_expires(scripts: Scripts) -> None:
         for key in (keys.log(J), keys.result(J), keys.of("job", J), keys.of("idem", "key")):
             together.pttl(key)
         ttls = await together.execute()
-    assert 0 < ttls[0] < ttls[1] < ttls[2] <= ttls[3] <= 25_000
+    assert 10_000 < ttls[1] < ttls[2] <= ttls[3] <= 25_000
+    assert ttls[0] == -2 if is_one_server else 0 < ttls[0] < ttls[1]
     stale = {keys.of(name) for name in ("floor", "load", "drain", "workers", "bell")} | {
         keys.of("worker", worker.name)
     }

@@ -16,6 +16,7 @@ import pytest
 from storm.audit import Change, Violation, audited_scripts
 from storm.run import Broken, check_jobs, first_broken, play
 from storm.wire import Wire
+from storm.worker import IN_ONE_TURN
 from storm.world import World
 
 from tokenbus.producer.contract.keys import Keys
@@ -122,7 +123,7 @@ RULES = {
         "end", "redis.call('PEXPIRE', log, belt_ms)", "redis.call('PEXPIRE', log, 120000)"
     ),
     "a job is completed once (R9)": Change(
-        "complete_many", "local is_open = state and state ~= 'done'", "local is_open = state"
+        "complete_many", "local kept = { 'state', 'done',", "local kept = { 'state', record[1],"
     ),
     "the tick hands out what has to end (R10)": Change(
         "tick", "endings[#endings + 1] = ending_of(job)\n  else", "else"
@@ -133,6 +134,10 @@ RULES = {
     ),
     "a job is charged once": Change("pull", "(tonumber(record[6]) or 0) > 0", "false"),
 }
+
+
+# A log that is gone counts for nothing, though its result is there.
+NO_STAND_IN = Change("end", "return tail_of_result(", "return nil and tail_of_result(")
 
 
 def _is_violation(broken: Broken | None) -> None:
@@ -153,7 +158,9 @@ def test_rule_whose_line_is_gone_is_noticed(private_server: EmbeddedServer) -> N
 def test_each_rule_of_the_scripts_is_needed(private_server: EmbeddedServer, rule: str) -> None:
     """With a rule of the protocol switched off, some schedule breaks a promise."""
     path = str(private_server.socket_path)
-    _is_violation(first_broken(path, range(NUM_TRIES), (RULES[rule],)))
+    # On one server no record is done while its job lies in `ending`.
+    skips = {IN_ONE_TURN} if rule.startswith("the tick sees what is done") else set()
+    _is_violation(first_broken(path, range(NUM_TRIES), (RULES[rule],), frozenset(skips)))
 
 
 @pytest.mark.parametrize("rule", ["unknown jobs", "stale answers"])
@@ -161,7 +168,9 @@ def test_each_rule_of_the_callers_is_needed(private_server: EmbeddedServer, rule
     """Two rules are kept by workers and clients themselves.
 
     A worker that keeps what a lost pull brought holds jobs without pages for them (R6); a chain
-    that goes on from an answer of long ago ends a job again whose log has expired (R10).
+    that goes on from an answer of long ago ends a job again whose log has expired (R10). While the
+    result is kept, that stands in for the log, so the second is shown without it.
     """
     path = str(private_server.socket_path)
-    _is_violation(first_broken(path, range(NUM_TRIES), skips=frozenset({rule})))
+    changes = (NO_STAND_IN,) if rule == "stale answers" else ()
+    _is_violation(first_broken(path, range(NUM_TRIES), changes, frozenset({rule})))

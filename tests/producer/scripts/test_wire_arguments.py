@@ -78,6 +78,7 @@ CRASH = Crash(
     is_beside=True,
     is_sound=False,
 )
+KEEP = Retention(pool_bytes=1_000_000, tenant_bytes=0)
 COMPLETED = [
     Completed("s1-job", '{"reason":"stop"}', 104, False, 100, 96, 4),
     Completed("s1-other@shop", '{"reason":"failed"}', failed=True),
@@ -101,7 +102,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "append, one token": lambda s: s.log.append_batch(3, _one_token()),
     "cancel": lambda s: s.queue.cancel("s1-job"),
     "cancel, tenant": lambda s: s.queue.cancel("s1-job@shop", "shop"),
-    "complete_many": lambda s: s.completion.complete(COMPLETED, Retention(), 125_000),
+    "complete_many": lambda s: s.completion.complete(COMPLETED, KEEP, 125_000),
     "complete_many, first step": lambda s: s.completion.mark_done(COMPLETED),
     "cron_tick": lambda s: s.control.take_tick("nightly", 1_700_000_000_000),
     "drain_inbox": lambda s: s.queue.drain_inbox("w1", count=4, lease_ms=2500, max_bytes=99),
@@ -109,7 +110,8 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "end, unowned": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", owned=False)]),
     "end, version 1": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", version=1)]),
     "end, tenant": lambda s: s.log.end([End("s2-job@a/b", 3, 8, "{}", "{}")]),
-    "expire_many": lambda s: s.completion.expire_records(COMPLETED, 125_000),
+    "expire_many": lambda s: s.completion.expire_records(COMPLETED, [5, 6, 0], KEEP, 125_000),
+    "drop_many": lambda s: s.completion._drop([b"s1-job", b"s1-other@shop"]),
     "drop_letters": lambda s: s.queue.drop_letters(["1-2", "3-4"]),
     "leave": lambda s: s.lease.leave("w1"),
     "pause": lambda s: s.control.pause(is_paused=True),

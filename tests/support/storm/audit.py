@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from tokenbus.producer.contract.events import Event
+from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.scripts import source
 from tokenbus.producer.scripts.source import script_source
 
@@ -156,6 +157,29 @@ class Audit:
             raise Violation(f"{job_id} was completed twice")
         self.completions[job_id] += 1
         self.used[self.tenants.get(job_id, "")] += actual
+
+    def compare(
+        self, job_id: str, entries: list[tuple[bytes, list[bytes]]], result: bytes | None
+    ) -> None:
+        """A result that takes a log's place brings all that the log did. Raises: Violation."""
+        if result is None:
+            raise Violation(f"{job_id} has neither log nor result")
+        logged = [
+            Event.of_entry(job_id, entry_id, fields[1])
+            for entry_id, fields in entries
+            if fields[0] != b"marker"
+        ]
+        kept = list(JobResult.parse(result).events(0))
+        for events in (logged, kept):
+            told = [(event.ids, event.text) for event in events]
+            if told[-1] != ((), ""):
+                raise Violation(f"{job_id} does not end with its end: {told}")
+        ids, texts = (
+            [[part for event in events for part in part_of(event)] for events in (logged, kept)]
+            for part_of in (lambda event: event.ids, lambda event: event.text)
+        )
+        if ids[0] != ids[1] or texts[0] != texts[1] or logged[-1].finish != kept[-1].finish:
+            raise Violation(f"{job_id}: the log had {logged}, the result has {kept}")
 
     def bury(self, grave: Grave) -> None:
         """Look at a log for the last time. Raises: Violation."""

@@ -106,6 +106,11 @@ class PoolKeys:
         entries = self._run(_LOG, self._names.log(job_id))
         return [(entry_id, fields) for entry_id, fields in entries]
 
+    def result(self, job_id: str) -> bytes | None:
+        """Return a job's result as it is."""
+        value: bytes | None = self._wire.run("GET", self._names.result(job_id))
+        return value
+
     def forget_volatile(self) -> None:
         """Drop what a restart drops: scripts, leases and other keys that live for seconds."""
         self._wire.run("SCRIPT", "FLUSH")

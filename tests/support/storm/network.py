@@ -91,6 +91,7 @@ class Network:
     pending: list[Call] = field(default_factory=list)
     late: list[Late] = field(default_factory=list)
     trace: list[str] = field(default_factory=list)
+    on_sent: Callable[[str, tuple[Any, ...]], None] = lambda *_: None
     on_done: Callable[[str, tuple[Any, ...], Any], None] = lambda *_: None
     on_event: Callable[[str, Event], None] = lambda *_: None
 
@@ -199,6 +200,7 @@ class Network:
     def carry_out(self, who: str, name: str, args: tuple[Any, ...], fate: str) -> Any:
         """Run a call on the server and hand out what it published. Raises: ResponseError."""
         sent = (*args[:2], args[2] * TTL_SCALE) if name == "PEXPIRE" else args
+        self.on_sent(name, args)
         try:
             answer = self.wire.run(*sent)
         except NoScriptError:
@@ -268,6 +270,7 @@ SCRIPTS = (
         "end",
         "expire_many",
         "retain_many",
+        "drop_many",
         "raise_epoch",
         "pull",
         "renew",

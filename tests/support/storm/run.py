@@ -88,8 +88,12 @@ async def _run(world: World) -> None:
 async def check_jobs(world: World) -> None:
     """Each accepted job is done, with one end and every index once. Raises: Violation.
 
-    Logs that have expired were looked at when they did.
+    Logs that have expired, or gave way to their results, were looked at when they did; none of them
+    comes back.
     """
+    for job in world.audit.buried:
+        if entries := world.keys.log(job):
+            raise Violation(f"the log of {job} came back: {entries}")
     truth: Any = Truth(world.network.wire)
     scripts = Scripts(truth, world.pool)
     for job in set(world.clients.accepted) - world.lost - world.audit.buried:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
-from storm.audit import Audit, Violation
+from storm.audit import Audit, Grave, Violation
 from storm.clients import StormClients
 from storm.keys import PoolKeys, Snapshot
 from storm.network import Clock, Network
@@ -70,7 +70,9 @@ class World:
         self.clock = Clock()
         self.audit = Audit()
         self.network = Network(self.path, self.pool, self.chance, self.clock)
+        self.network.on_sent = self._on_sent
         self.network.on_done = self._on_done
+        self._standing: dict[str, list[tuple[bytes, list[bytes]]]] = {}
         self.network.on_event = self._on_event
         self.keys = PoolKeys(self.network.wire, self.pool)
         self.clients = StormClients(
@@ -232,14 +234,24 @@ class World:
             self.keys.forget_volatile()
         self.lost |= {job for job in self.clients.accepted if not self.keys.knows(job)}
 
+    def _on_sent(self, name: str, args: tuple[Any, ...]) -> None:
+        """Look at the logs that a completion may take away."""
+        if name == "complete_many":
+            jobs = msgspec.msgpack.decode(args[-1])[::COLUMNS]
+            self._standing = {job: self.keys.log(job) for job in jobs}
+
     def _on_done(self, name: str, args: tuple[Any, ...], answer: Any) -> None:
         """Look at what a script has just done."""
         if name == "complete_many":
             items = msgspec.msgpack.decode(args[-1])
             jobs, charges = items[::COLUMNS], items[2::COLUMNS]
-            for job_id, actual, is_done in zip(jobs, charges, answer, strict=True):
+            for job_id, actual, is_done in zip(jobs, charges, answer[0], strict=True):
                 if is_done == 1:
                     self.audit.completed(job_id, actual)
+                entries = self._standing[job_id]
+                if entries and not self.keys.log(job_id):
+                    self.audit.bury(Grave(job_id, is_done == 1, entries))
+                    self.audit.compare(job_id, entries, self.keys.result(job_id))
         if name == "cancel" and answer[0] == b"held":
             self.audit.cancelled.add(args[4])
         if name == "pull" and answer[1]:

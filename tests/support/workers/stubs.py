@@ -222,8 +222,11 @@ async def indices(scripts: Scripts, job_id: str) -> list[int]:
 
 
 async def num_ends(scripts: Scripts, job_id: str) -> int:
-    """Return the number of terminal entries in a job's log."""
-    return sum(event.finish is not None for event in await scripts.log.events(job_id) or [])
+    """Return the number of terminal entries in a job's log, 1 where its result is left of it."""
+    events = await scripts.log.events(job_id)
+    if events is None:
+        return int(await scripts.log.result(job_id) is not None)
+    return sum(event.finish is not None for event in events)
 
 
 async def orphan_of(scripts: Scripts) -> Orphan:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobResult
+from tokenbus.producer.errors import JobDropped
 from tokenbus.producer.scripts.control import WebhookOutcome, WebhookState, WebhookTry
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.webhooks.courier import PostReply
@@ -185,9 +186,12 @@ class Webhooks:
             )
 
     async def _body(self, hook: ClaimedWebhook) -> bytes:
-        """Put the message together; `choices` is null where the result expired before the try."""
+        """Put the message together; `choices` is null where the result was gone before the try."""
         stored = await self._scripts.log.result(hook.job_id)
-        result = None if stored is None else JobResult.parse(stored)
+        try:
+            result = None if stored is None else JobResult.parse(stored)
+        except JobDropped:
+            result = None
         finish = json.loads(hook.finish) if result is None else json.loads(result.finish.dump())
         wire = {
             "v": 1,
