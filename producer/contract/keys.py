@@ -138,10 +138,10 @@ POOL_KEYS = {
     "hooks1": ":hooks",
 }
 
-LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}
+LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:", "cli": ":cli:"}
 
 # Names in the two tables that are published to, and not stored.
-CHANNELS = ("ctl", "ended", "tok")
+CHANNELS = ("ctl", "ended", "tok", "cli")
 
 NUM_PRIORITIES = 3
 # To be used with `fullmatch`: before the dollar of Python a line break may stand.

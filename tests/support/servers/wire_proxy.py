@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1 << 16
 SCRIPTS = (
-    "append", "cancel", "complete", "drain_inbox", "end", "expire_record", "leave", "pull",
+    "append", "begin", "cancel", "complete", "drain_inbox", "end", "expire_record", "leave", "pull",
     "raise_epoch", "reject", "renew", "requeue", "scan", "submit", "takeover", "tick", "unpull",
 )  # fmt: skip
 
