@@ -253,7 +253,7 @@ def _cpu_us(measured: Measured, count: int) -> dict[str, float]:
     return {kind: round(spent * 1e6 / max(1, count), 2) for kind, spent in cpu.items()}
 
 
-def _several(settled: Sequence[JobTimes], samples_s: Mapping[str, list[float]]) -> dict[str, Any]:
+def _several(settled: Sequence[JobTimes], samples_s: Mapping[str, Times]) -> dict[str, Any]:
     """Return the figures that there are several of, by name: distributions, and those of groups."""
     several: dict[str, Any] = {
         name: Distribution.of_seconds(values) for name, values in samples_s.items()
