@@ -8,9 +8,10 @@ Side by side in one run, in interleaved rounds: this release with a stream a job
 checked) and with `results`, the release in a checkout with a stream a job, and arq and saq with
 jobs that do nothing, from enqueue to result, with their own workers and clients. Each round has a
 server of its own (append-only file, synced once a second), a worker and a client process on the
-same two cores; the engine is the null one. The client of both releases is the same code. arq and
-saq are tried with several job limits, poll delays and readers first, and their best are taken;
-`pip install arq saq` installs them, and the one that is missing is left out.
+same two cores; the engine is the null one. The client of both releases is the same code; with
+`--bench` each release runs its own `tokenbus bench pool` too, whose readers may differ. arq and saq
+are tried with several job limits, poll delays and readers first, and their best are taken; `pip
+install arq saq` installs them, and the one that is missing is left out.
 
 It listens on loopback only, and ends by itself. It is one file because what is compared, how often
 and how it is told belong together.
@@ -40,6 +41,7 @@ from small_jobs_stage import (
     Stage,
     Tree,
     checkout,
+    run_bench,
     run_clients,
     server_binary,
 )
@@ -110,6 +112,8 @@ class Comparison:
         left_s = self._ends_s - time.monotonic()
         if left_s < self._args.run_limit_s:
             raise OutOfTime
+        if contender.library == "bench":
+            return self._bench(contender, num_jobs)
         with Stage(self._binary, self._args.run_limit_s) as stage:
             options = {"url": stage.start_server(), "jobs": num_jobs, "warm_up": WARM_UP}
             options |= contender.options
@@ -126,11 +130,7 @@ class Comparison:
                 run = run_clients(stage, [child])
             except SideFailed as error:
                 raise SideFailed(f"{contender.name}: {error}\n{stage.workers_said()}") from None
-        if run.num_wrong or run.num_ended != num_jobs:
-            raise SideFailed(
-                f"{contender.name}: {run.num_ended} of {num_jobs} ended, {run.num_wrong} wrong"
-            )
-        return run
+        return _checked(contender, run, num_jobs)
 
     def sweep(self, contender: Contender) -> None:
         """Choose a library's settings, one after the other."""
@@ -145,6 +145,15 @@ class Comparison:
             contender.options[name] = max(rates, key=lambda value: rates[value])
             tried = ", ".join(f"{value:g}: {rate:.0f}" for value, rate in rates.items())
             print(f"  {contender.name} {name}: {tried} jobs/s", flush=True)
+
+    def _bench(self, contender: Contender, num_jobs: int) -> Run:
+        options = [
+            "--arrival", "at-once", "--jobs", str(num_jobs), "--prompt-tokens", "8",
+            "--output-tokens", "1", "--num-pages", "20000", "--max-num-seqs", "512",
+            "--tokens-per-s", str(self._args.tokens_per_s),
+        ]  # fmt: skip
+        run = run_bench(contender.tree or HERE, options, self._args.run_limit_s)
+        return _checked(contender, run, num_jobs)
 
     def _settings(self, url: str, steps: str | None) -> dict[str, object]:
         noted = {} if steps is None else {"step_log": steps}
@@ -172,6 +181,15 @@ class Comparison:
         }
 
 
+def _checked(contender: Contender, run: Run, num_jobs: int) -> Run:
+    """Return a run of which nothing was lost or wrong. Raises: SideFailed."""
+    if run.num_wrong or run.num_ended != num_jobs:
+        raise SideFailed(
+            f"{contender.name}: {run.num_ended} of {num_jobs} ended, {run.num_wrong} wrong"
+        )
+    return run
+
+
 def contenders(args: argparse.Namespace, old: Tree | None) -> list[Contender]:
     """Return who takes part."""
     modes = ("stream", "result", "wait") if args.latency else ("stream", "results")
@@ -179,6 +197,9 @@ def contenders(args: argparse.Namespace, old: Tree | None) -> list[Contender]:
     if old is not None:
         olds = modes[:2] if args.latency else modes[:1]
         found += [Contender(f"{old.name}, {mode}", "tokenbus", old, mode) for mode in olds]
+    if args.bench and not args.latency:
+        trees = [HERE] if old is None else [HERE, old]
+        found += [Contender(f"{tree.name}, bench pool", "bench", tree) for tree in trees]
     if not args.latency:
         found += [Contender(name, name) for name in args.libraries.split(",") if name]
     return found
@@ -224,6 +245,9 @@ def rate_lines(sides: list[Contender], old: Tree | None) -> Iterator[str]:
     medians = {side.name: statistics.median(side.rates) for side in sides if side.runs}
     before = medians.get(f"{old.name}, stream") if old is not None else None
     others = [medians[name] for name in SWEEPS if name in medians]
+    benches = [medians.get(f"{tree.name}, bench pool") for tree in (HERE, old) if tree is not None]
+    if len(benches) > 1 and benches[0] is not None and benches[1] is not None:
+        yield f"bench pool: {benches[0] / benches[1]:.2f} x that of {old.name if old else ''}"
     for mode in ("stream", "results"):
         ours = medians.get(f"tokenbus, {mode}")
         if ours is not None and before is not None and old is not None:
@@ -301,6 +325,7 @@ def parse() -> argparse.Namespace:
         help="of each stream of the null engine (default: %(default)s)")  # fmt: skip
     add("--cores", default="0,1", help="the cores that all processes share (default: %(default)s)")
     add("--server", help="the server binary (default: the one that tokenbus finds)")
+    add("--bench", action="store_true", help="run `tokenbus bench pool` of each release too")
     add("--latency", action="store_true", help="one job after the other on an idle pool")
     add("--limit-s", type=float, default=900.0, help="time in all (default: %(default)s)")
     add("--run-limit-s", type=float, default=90.0, help="time of one run (default: %(default)s)")

@@ -63,7 +63,10 @@ async def told() -> bool:
 
 
 def named(*places: str) -> Any:
-    """Import the first of some names, `module:name`, that this release of tokenbus has."""
+    """Import the first of some names, `module:name`, that this release of tokenbus has.
+
+    Earlier names stand first: an installation of this release offers its own to any other.
+    """
     for place in places:
         module, _, name = place.partition(":")
         try:
@@ -79,7 +82,7 @@ class TokenbusClient:
     def __init__(self, client: Any, options: dict[str, Any]) -> None:
         self._client = client
         self._options = options
-        self._draw = named("engine.null.null_engine:pseudo_token", "engine.null:pseudo_token")
+        self._draw = named("engine.null:pseudo_token", "engine.null.null_engine:pseudo_token")
         # A release from before tenants had jobs of their own takes the id alone.
         self._takes_job = "tenant" in inspect.signature(client.stream).parameters
         self.outcome = Outcome()
@@ -186,7 +189,7 @@ class TokenbusClient:
 
 async def tokenbus_client(options: dict[str, Any]) -> None:
     """Send a plan of jobs, or measure single ones where `latency` says how."""
-    kind = named("producer.client.async_client:AsyncClient", "producer.client:AsyncClient")
+    kind = named("producer.client:AsyncClient", "producer.client.async_client:AsyncClient")
     async with await kind.connect(options["url"], pool=options["pool"]) as client:
         side = TokenbusClient(client, options)
         mode, first = options["mode"], int(options["first"])
@@ -213,7 +216,7 @@ async def tokenbus_client(options: dict[str, Any]) -> None:
 
 def beyond_engine(outcome: Outcome, first: int, folder: str) -> list[float]:
     """Return each latency less the time that the engine had the job, by the engine's own log."""
-    read = named("worker.engine.step_log:read_step_logs", "worker.step_log:read_step_logs")
+    read = named("worker.step_log:read_step_logs", "worker.engine.step_log:read_step_logs")
     times = read(Path(folder))
     beyond = []
     for seed, latency_ms in enumerate(outcome.latencies_ms, first):

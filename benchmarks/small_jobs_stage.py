@@ -32,6 +32,15 @@ PACKAGES = ("engine", "kernels", "producer", "worker")
 NUM_SLOTS = 16384
 # By a word in the command line; what else belongs to a worker is the worker process itself.
 KINDS = {"engine_process": "engine", "engine.process": "engine", "publisher": "publisher"}
+# The command line of a release, wherever it lies there. The earlier name is tried first: an
+# installation of this release offers its own names to any other.
+BENCH = """
+import importlib.util, runpy, sys
+found = importlib.util.find_spec("tokenbus.producer.cli")
+name = "tokenbus.producer.cli" if found else "tokenbus.producer.commands.cli"
+sys.argv = ["tokenbus", "bench", "pool", *sys.argv[1:]]
+runpy.run_module(name, run_name="__main__")
+"""
 SCRIPTS = ("evalsha", "eval", "fcall")
 START_TIMEOUT_S = 60.0
 # A worker that used less than this in that time has nothing left to do.
@@ -278,6 +287,33 @@ class Run:
         """Return the CPU time of a job by kind of process, and all of it."""
         shared = {kind: 1e6 * spent / self.num_ended for kind, spent in self.cpu_s.items()}
         return shared | {"all": sum(shared.values())}
+
+
+def run_bench(tree: Tree, options: Sequence[str], limit_s: float) -> Run:
+    """Run `tokenbus bench pool` of a release, its own clients and checks included.
+
+    Raises: SideFailed.
+    """
+    with tempfile.TemporaryDirectory(prefix="tb-sj-") as made:
+        report = Path(made) / "report.json"
+        command = [sys.executable, "-P", "-c", BENCH, *options]
+        done = subprocess.run(
+            [*command, "--plain", "--json", str(report)],
+            env=os.environ | tree.environment,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
+        if done.returncode:
+            raise SideFailed(f"bench pool of {tree.name}: {done.stdout[-500:]}{done.stderr[-500:]}")
+        [figures] = json.loads(report.read_text())["runs"]
+    num_ended = sum(figures["outcomes"].values())
+    tokens = figures["output_tokens"]
+    spent = {kind: us * tokens / 1e6 for kind, us in figures["cpu_us_per_token"].items()}
+    spent["client"] = spent.pop("reader")
+    outcome = {"num_ended": num_ended, "num_wrong": figures["num_faults"], "latencies_ms": []}
+    return Run(figures["duration_s"], spent, 0, 0.0, [outcome])
 
 
 def run_clients(stage: Stage, children: Sequence[Child]) -> Run:

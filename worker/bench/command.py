@@ -94,7 +94,7 @@ def run_pool_bench(options: BenchOptions, command: Sequence[str]) -> int:
     for fault in report.best.faults:
         console.print(f"fault: {fault}", markup=False)
     for line in extra_lines(report):
-        console.print(line)
+        console.print(line, soft_wrap=True)
     write_report(report, options.json, options.html)
     return 0 if report.is_sound else 1
 
@@ -112,7 +112,7 @@ def _prepared(options: BenchOptions) -> Iterator[BenchOptions]:
     folder = find_folder(str(options.worker["model"]), with_weights=has_weights)
     with tempfile.TemporaryDirectory(prefix="tb-model-") as made:
         if options.generate_tokenizer:
-            clothe(folder, Path(made))
+            clothe(folder, Path(made), with_weights=has_weights)
             folder = Path(made)
         yield options.replace(
             vocab_size=vocab_size_of(folder), worker=options.worker | {"model": str(folder)}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tokenbus.engine.model_folder import refuse_outside
 from tokenbus.engine.text.generated_tokenizer import build_generated_tokenizer, clothe
 from tokenbus.worker.bench.arguments import build_parser, options_of
 from tokenbus.worker.bench.capacity import scaled
@@ -216,6 +217,7 @@ def test_generated_tokenizer_has_text_for_every_id(tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.mkdir()
     clothe(model, made)
+    refuse_outside(made)
     assert (made / "config.json").read_text() == '{"vocab_size": 5000}'
     assert (made / "tokenizer.json").read_text() != "not ours"
     tokenizer = build_generated_tokenizer(5000)

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tokenbus.producer.errors import ProducerError
 from tokenbus.worker.bench.load.arrivals import arrivals
 from tokenbus.worker.bench.load.messages import LoadProgress
 from tokenbus.worker.bench.load.plain_readers import PlainReaders
-from tokenbus.worker.bench.load.simulated_client import SimulatedClient, Tally, read_results
+from tokenbus.worker.bench.load.simulated_client import SimulatedClient, Tally
 from tokenbus.worker.bench.load.verification import Verification
 from tokenbus.worker.bench.load.workload import Workload
 
@@ -38,7 +37,7 @@ _NUM_RESULTS = 256
 class ReaderLoad:
     """The jobs of one reader."""
 
-    def __init__(self, order: LoadOrder, client: AsyncClient) -> None:
+    def __init__(self, order: LoadOrder, client: AsyncClient, stranger: AsyncClient) -> None:
         self._options = order.options
         self._client = client
         self._workload = Workload(order.options)
@@ -51,7 +50,7 @@ class ReaderLoad:
             arrival.number: self._workload.job(arrival.number) for arrival in self._plan[:num_ahead]
         }
         self.plain = PlainReaders(client, order.options.plain_readers)
-        self._verification = Verification(client, order.options, self.plain)
+        self._verification = Verification(stranger, order.options, self.plain)
         self._tally = Tally()
         self._open: set[SimulatedClient] = set()
         self._unverified: list[SimulatedClient] = []
@@ -130,17 +129,11 @@ class ReaderLoad:
                 tasks.create_task(self._await_results(accepted))
 
     async def _await_results(self, clients: Sequence[SimulatedClient]) -> None:
-        """Wait for the answers of many jobs in one call."""
+        """Wait for the answers of many jobs in one call, each as soon as it is there."""
         jobs = [each.job for each in clients if each.job is not None]
-        answers: Sequence[Any]
-        try:
-            answers = await read_results(self._client, jobs)
-        except ProducerError as error:
-            answers = [error] * len(jobs)
-        now = time.monotonic()
-        for simulated_client, answer in zip(clients, answers, strict=True):
-            simulated_client.take_result(answer, now)
-            self._close(simulated_client)
+        async for idx, outcome in self._client.results(jobs, as_completed=True):
+            clients[idx].take_result(outcome, time.monotonic())
+            self._close(clients[idx])
 
     async def _users(self, go: Go) -> None:
         options = self._options

@@ -60,8 +60,11 @@ async def _serve(orders: asyncio.StreamReader, reports: Reports) -> None:
     order = await TO_READER.read(orders)
     assert isinstance(order, LoadOrder), "the first message is no order"
     settings = client_settings(order)
-    async with await AsyncClient.connect(order.url, order.pool, settings) as client:
-        reader = ReaderLoad(order, client)
+    async with (
+        await AsyncClient.connect(order.url, order.pool, settings) as client,
+        await AsyncClient.connect(order.url, order.pool, settings) as stranger,
+    ):
+        reader = ReaderLoad(order, client, stranger)
         await reports.send(ReaderReady())
         go = await TO_READER.read(orders)
         assert isinstance(go, Go), "the second message is no start"

@@ -18,6 +18,7 @@ from tokenbus.worker.bench.load.messages import JobReport
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient, Job
+    from tokenbus.producer.client.reading.gathering import Outcome
     from tokenbus.producer.contract.events import Event, Finish
     from tokenbus.producer.contract.result import JobResult
     from tokenbus.worker.bench.load.plain_readers import ChannelReader
@@ -115,8 +116,8 @@ class SimulatedClient:
             if self.job is None:
                 self._outcome = "refused"
             elif self._options.results:
-                [answer] = await read_results(self._client, [self.job])
-                self.take_result(answer, time.monotonic())
+                [outcome] = await self._client.results([self.job])
+                self.take_result(outcome, time.monotonic())
             else:
                 async for event in self._client.stream(self.job):
                     self._see(event, time.monotonic())
@@ -124,12 +125,12 @@ class SimulatedClient:
             self._outcome = "refused" if self.job is None else "lost"
             self._fault = f"{type(error).__name__}: {error}"
 
-    def take_result(self, answer: JobResult | Exception, now: float) -> None:
+    def take_result(self, outcome: Outcome, now: float) -> None:
         """Take the whole answer as one event and the end."""
-        result = result_in(answer)
+        result = result_in(outcome)
         if result is None:
             self._outcome = "lost"
-            self._fault = f"{type(answer).__name__}: {answer}"
+            self._fault = f"{type(outcome).__name__}: {outcome}"
             return
         self._take_finish(result.finish, now)
         if not result.choices or not result.choices[0].ids:
@@ -138,11 +139,11 @@ class SimulatedClient:
         self._take_tokens(len(choice.ids), now)
         self._ids, self._ends, self._texts = list(choice.ids), list(choice.ends), [choice.text]
 
-    def compare(self, answer: JobResult | Exception) -> None:
-        """Compare index, id and text of every token that was streamed with the result."""
-        result = result_in(answer)
+    def compare(self, outcome: Outcome) -> None:
+        """Compare index, id and text of every token that was read with the stored result."""
+        result = result_in(outcome)
         if result is None:
-            self._find(f"has no result: {type(answer).__name__}: {answer}")
+            self._find(f"has no result: {type(outcome).__name__}: {outcome}")
             return
         choice = result.choices[0]
         if tuple(self._ids) != choice.ids:
@@ -210,7 +211,7 @@ class SimulatedClient:
         answer, self._answer = self._answer, None
         if isinstance(answer, ProducerError):
             raise answer
-        job = await self._client.submit(ticket=ticket, **self.request)
+        job: Job = await self._client.submit(ticket=ticket, **self.request)
         self._accepted_s = time.monotonic()
         return job
 
@@ -261,30 +262,11 @@ class SimulatedClient:
         self._fault = self._fault or fault
 
 
-def result_in(answer: JobResult | Exception) -> JobResult | None:
+def result_in(outcome: Outcome) -> JobResult | None:
     """Return the result that an answer of `results` is or holds; None where there is none."""
-    if isinstance(answer, JobEndedEarly):
-        return answer.result
-    return None if isinstance(answer, Exception) else answer
-
-
-async def read_results(client: AsyncClient, jobs: list[Job]) -> list[JobResult | Exception]:
-    """Wait for the results of many jobs, in their order; an error stands in its job's place.
-
-    Raises: ServerUnreachable, ServerRefused.
-    """
-    together: Any = getattr(client, "results", None)
-    if together is None:
-        return [await _read_result(client, job) for job in jobs]
-    answers: list[JobResult | Exception] = await together(jobs)
-    return answers
-
-
-async def _read_result(client: AsyncClient, job: Job) -> JobResult | Exception:
-    try:
-        return await client.result(job)
-    except ProducerError as error:
-        return error
+    if isinstance(outcome, JobEndedEarly):
+        return outcome.result
+    return None if isinstance(outcome, ProducerError) else outcome
 
 
 def _differing(ours: list[int], theirs: tuple[int, ...] | list[int]) -> str:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.errors import ProducerError
-from tokenbus.worker.bench.load.simulated_client import read_results
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenbus.producer.client.async_client import AsyncClient
-    from tokenbus.producer.contract.result import JobResult
     from tokenbus.worker.bench.load.plain_readers import PlainReaders
     from tokenbus.worker.bench.load.simulated_client import SimulatedClient
     from tokenbus.worker.bench.options import BenchOptions
@@ -24,10 +20,13 @@ _PLAIN_TIMEOUT_S = 5.0
 
 
 class Verification:
-    """Checks the jobs of a reader once they have ended, many together."""
+    """Checks the jobs of a reader once they have ended, many together.
 
-    def __init__(self, client: AsyncClient, options: BenchOptions, plain: PlainReaders) -> None:
-        self._client = client
+    Its client is one that submitted none of them and knows nothing but what is stored.
+    """
+
+    def __init__(self, stranger: AsyncClient, options: BenchOptions, plain: PlainReaders) -> None:
+        self._stranger = stranger
         self._options = options
         self._plain = plain
 
@@ -38,20 +37,16 @@ class Verification:
         ended = [each for each in clients if each.has_ended]
         readers = [each.plain for each in ended if each.plain is not None]
         await self._plain.settle(readers, _PLAIN_TIMEOUT_S)
-        if not self._options.results:
-            for first in range(0, len(ended), _NUM_TOGETHER):
-                await self._compare(ended[first : first + _NUM_TOGETHER])
+        for first in range(0, len(ended), _NUM_TOGETHER):
+            await self._compare(ended[first : first + _NUM_TOGETHER])
         for each in ended:
             each.check()
 
     async def _compare(self, clients: Sequence[SimulatedClient]) -> None:
         finished = [each for each in clients if each.is_finished]
         jobs = [each.job for each in finished if each.job is not None]
-        answers: Sequence[JobResult | Exception]
-        try:
-            answers = await read_results(self._client, jobs)
-        except ProducerError as error:
-            answers = [error] * len(jobs)
-        for each, answer in zip(finished, answers, strict=True):
-            each.compare(answer)
+        outcomes = await self._stranger.results(jobs)
+        for each, outcome in zip(finished, outcomes, strict=True):
+            each.compare(outcome)
+        # Tokens of other jobs may be waiting to be read.
         await asyncio.sleep(0)
