@@ -27,6 +27,15 @@ RATE_BIN_S = 1.0
 _CURVES = ("ttft_ms", "itl_ms", "e2e_ms", "publish_lag_ms")
 
 
+# What jobs are grouped by, and how a group is named.
+_GROUPINGS: dict[str, Callable[[JobReport], str]] = {
+    "phase": lambda report: report.phase,
+    "priority": lambda report: str(report.priority),
+    "phase_and_priority": lambda report: f"{report.phase}/{report.priority}",
+    "tenant": lambda report: report.tenant,
+}
+
+
 class Measured(msgspec.Struct):
     """What was seen during a run; times of reports and hand-offs are CLOCK_MONOTONIC.
 
@@ -161,10 +170,7 @@ def sum_up(measured: Measured) -> Figures:
         peak_waiting_jobs=max((s.waiting_jobs for s in measured.samples), default=0),
         peak_pages_used=max((s.pages_used for s in measured.samples), default=0),
         peak_server_bytes=max((s.server_bytes for s in measured.samples), default=0),
-        by_phase=_groups(settled, lambda r: r.phase),
-        by_priority=_groups(settled, lambda r: str(r.priority)),
-        by_phase_and_priority=_groups(settled, lambda r: f"{r.phase}/{r.priority}"),
-        by_tenant=_groups(settled, lambda r: r.tenant),
+        **{f"by_{name}": _groups(settled, key) for name, key in _GROUPINGS.items()},
         tokens_by_second=rates,
         samples=measured.samples,
         cdf_ms={name: cdf_ms(samples_s[name]) for name in _CURVES},
