@@ -36,18 +36,23 @@ class OutputEstimator:
     def __init__(self) -> None:
         self._lanes: OrderedDict[str, _Lane] = OrderedDict()
 
-    def observe(self, lane: str, num_output_tokens: int) -> None:
-        """Learn from a job that ended by itself (not from an aborted one)."""
+    def observe(self, lane: str, num_output_tokens: int) -> str | None:
+        """Learn from a job that ended by itself (not from an aborted one).
+
+        Returns: the lane that was forgotten for it, if one was.
+        """
         entry = self._lanes.setdefault(lane, _Lane())
         self._lanes.move_to_end(lane)
+        forgotten = None
         if len(self._lanes) > _MAX_LANES:
-            self._lanes.popitem(last=False)
+            forgotten, _ = self._lanes.popitem(last=False)
         entry.count += 1
         weight = max(_DECAY, 1 / entry.count)
         delta = num_output_tokens - entry.mean
         entry.mean += weight * delta
         entry.variance = (1 - weight) * (entry.variance + weight * delta * delta)
         entry.estimate_anew()
+        return forgotten
 
     def correct(self, lane: str, num_output_tokens: int) -> None:
         """Raise the estimate after a preemption: a running output is already this long."""

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from tokenbus.worker.errors import WorkerError
+from tokenbus.worker.held.job_book import JobBook
 
 if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Failure, Finish
@@ -57,16 +58,6 @@ class Timings:
     last_token_at: float | None = None
     gaps_ms: array[float] = field(default_factory=lambda: array("f"))
 
-    def see_tokens(self, now: float) -> bool:
-        """Note that tokens arrived; tell whether they are the first."""
-        is_first = self.first_token_at is None
-        if is_first:
-            self.first_token_at = now
-        elif self.last_token_at is not None:
-            self.gaps_ms.append((now - self.last_token_at) * 1e3)
-        self.last_token_at = now
-        return is_first
-
 
 class HeldJob:
     """One job that this worker owns, as far as the queue and the engine are concerned.
@@ -76,9 +67,17 @@ class HeldJob:
     when the end is decided. `first` is the index after which it began here. `evidence` speaks
     against it until it has `passed` the place of its last crash. `num_running` counts the choices
     that the engine has not ended. `listen` is the secret of the client that listens, or empty.
+    `recount_at` gives the length of each choice from which on the
+    pages of the job have to be counted anew.
+
+    The `book` hears of everything that changes what the job is promised; `lengths` may be raised in
+    place up to `recount_at`.
     """
 
-    def __init__(self, pulled: PulledJob, request_id: int) -> None:
+    def __init__(
+        self, pulled: PulledJob, request_id: int, book: JobBook[HeldJob] | None = None
+    ) -> None:
+        self.book: JobBook[HeldJob] = book if book is not None else JobBook()
         self.pulled = pulled
         self.job_id = pulled.job_id
         # Under which output lengths are learned.
@@ -87,15 +86,17 @@ class HeldJob:
         self.listen = pulled.listen
         self.request_id = request_id
         self.phase = Phase.PULLED
-        self.prepared: PreparedJob | None = None
+        self._prepared: PreparedJob | None = None
         self.refusal: Failure | None = None
         self.publisher_link: PublisherLink | None = None
         self.taken: Taken | None = None
-        self.lengths: list[int] = []
+        self._lengths: list[int] = []
+        self.recount_at: list[int] = []
         self.num_running = 0
         self.is_all_logged = False
         self.num_logged = 0
         self.is_leaving = False
+        self._is_waiting = False
         self.is_waiting = pulled.head_of_line
         self.flag = ""
         self.marker_epoch = pulled.epoch
@@ -107,8 +108,53 @@ class HeldJob:
         self.cached_tokens = 0
         self.prompt_tokens = 0
         self.num_preemptions = 0
-        self.is_preempted = False
+        self._is_preempted = False
         self.timings = Timings()
+
+    @property
+    def prepared(self) -> PreparedJob | None:
+        """Its tokenised request, once it is known."""
+        return self._prepared
+
+    @prepared.setter
+    def prepared(self, prepared: PreparedJob) -> None:
+        self._prepared = prepared
+        self.changed()
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens of each choice the engine has delivered."""
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: list[int]) -> None:
+        self._lengths = lengths
+        self.recount_at = [0] * len(lengths)
+        self.changed()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether it waits at the head of the line."""
+        return self._is_waiting
+
+    @is_waiting.setter
+    def is_waiting(self, is_waiting: bool) -> None:
+        self._is_waiting = is_waiting
+        if is_waiting:
+            self.book.waiting[self] = None
+        else:
+            self.book.waiting.pop(self, None)
+        self.changed()
+
+    @property
+    def is_preempted(self) -> bool:
+        """Tell whether the engine has taken its pages back for now."""
+        return self._is_preempted
+
+    @is_preempted.setter
+    def is_preempted(self, is_preempted: bool) -> None:
+        self._is_preempted = is_preempted
+        self.changed()
 
     @property
     def crashed(self) -> bool:
@@ -118,7 +164,7 @@ class HeldJob:
     @property
     def last(self) -> int:
         """Return the index of the last token delivered."""
-        return sum(self.lengths)
+        return sum(self._lengths)
 
     @property
     def is_fresh(self) -> bool:
@@ -136,18 +182,43 @@ class HeldJob:
         return (
             self.phase is Phase.RUNNING
             and self.timings.admitted_at is not None
-            and not self.is_preempted
+            and not self._is_preempted
         )
 
     @property
     def num_rows(self) -> int:
         """Count the sequences it is in the engine."""
-        return self.prepared.params.n if self.prepared is not None else self.pulled.num_choices
+        return self._prepared.params.n if self._prepared is not None else self.pulled.num_choices
 
     @property
     def longest_choice(self) -> int:
         """Count the tokens of its longest choice."""
-        return max(self.lengths, default=0)
+        return max(self._lengths, default=0)
+
+    def changed(self) -> None:
+        """Let its pages be counted anew at the next look."""
+        self.book.changed.add(self)
+
+    def see_admission(self, now: float, num_cached_tokens: int) -> None:
+        """Note that the engine has given it its pages, those of cached prompt tokens included."""
+        self.timings.admitted_at = now
+        self.cached_tokens = num_cached_tokens
+        self.changed()
+
+    def see_tokens(self, choice: int, count: int, now: float) -> bool:
+        """Note tokens of one choice; tell whether they are the job's first."""
+        lengths, timings = self._lengths, self.timings
+        length = lengths[choice] = lengths[choice] + count
+        is_first = timings.first_token_at is None
+        if is_first:
+            timings.first_token_at = now
+        elif timings.last_token_at is not None:
+            timings.gaps_ms.append((now - timings.last_token_at) * 1e3)
+        timings.last_token_at = now
+        if self._is_preempted or length >= self.recount_at[choice]:
+            self._is_preempted = False
+            self.book.changed.add(self)
+        return is_first
 
     def move_to(self, phase: Phase) -> None:
         """Change the phase.
@@ -160,4 +231,16 @@ class HeldJob:
             raise WorkerError(
                 f"job {self.job_id} cannot go from {self.phase.value} to {phase.value}"
             )
+        book, before = self.book, self.phase
+        if before is Phase.RUNNING:
+            book.running[self.pulled.priority] -= 1
+        elif before is Phase.HANDING_BACK:
+            del book.returning[self]
+        if phase is Phase.RUNNING:
+            book.running[self.pulled.priority] += 1
+        elif phase is Phase.HANDING_BACK:
+            book.returning[self] = None
+        elif phase is Phase.GONE:
+            book.waiting.pop(self, None)
         self.phase = phase
+        self.changed()

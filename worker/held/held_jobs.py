@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tokenbus.worker.held.held_job import HeldJob, Phase
+from tokenbus.worker.held.job_book import JobBook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
 
 
 class HeldJobs:
-    """The jobs between pull and completion. `by_request` finds a job by the engine's id."""
+    """The jobs between pull and completion.
+
+    `by_request` finds a job by the engine's id; `book` is kept up to date by the jobs.
+    """
 
     def __init__(self) -> None:
+        self.book: JobBook[HeldJob] = JobBook()
         self._jobs: dict[str, HeldJob] = {}
         self._by_request: dict[int, HeldJob] = {}
         # Asked for every token of every job, so without a frame of its own.
@@ -44,7 +49,7 @@ class HeldJobs:
         if stale is not None:
             self.drop(stale)
         self._last_request_id += 1
-        job = HeldJob(pulled, self._last_request_id)
+        job = HeldJob(pulled, self._last_request_id, self.book)
         self._jobs[job.job_id] = job
         self._by_request[job.request_id] = job
         self._emptied.clear()

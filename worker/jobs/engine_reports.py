@@ -52,7 +52,8 @@ class EngineReports:
         self._suspects = suspects
         self._publishers = publishers
         self._metrics = metrics
-        self._log = get_logger()
+        # Bound once: every line would bind a lazy one anew, whether it is written or not.
+        self._log = get_logger().bind()
 
     def take(self, report: Report) -> None:
         """Handle one report."""
@@ -94,8 +95,7 @@ class EngineReports:
         for admission in step.admitted:
             job = find(admission.request_id)
             if job is not None and job.timings.admitted_at is None:
-                job.timings.admitted_at = now
-                job.cached_tokens = admission.num_cached_tokens
+                job.see_admission(now, admission.num_cached_tokens)
                 self._log.debug("job.admitted", job_id=job.job_id, cached=job.cached_tokens)
         for request_id in step.preempted:
             job = find(request_id)
@@ -132,9 +132,7 @@ class EngineReports:
             if job is None or job.publisher_link is None:
                 num_homeless += count
             elif count and job.phase is running:
-                job.is_preempted = False
-                job.lengths[choice] += count
-                num_begun += job.timings.see_tokens(now)
+                num_begun += job.see_tokens(choice, count, now)
         for row, reason, *_ in step.ends:
             self._take_end(jobs[row], reason)
         return num_homeless, num_begun

@@ -24,7 +24,7 @@ class HeadOfLine:
     """
 
     def __init__(self, held_jobs: HeldJobs, starter: Starter, parking: RoomMaker) -> None:
-        self._held_jobs = held_jobs
+        self._waiting = held_jobs.book.waiting
         self._starter = starter
         self._parking = parking
         self._since: float | None = None
@@ -34,7 +34,7 @@ class HeadOfLine:
     @property
     def is_taken(self) -> bool:
         """Tell whether a job waits there, or a pull under way may bring one."""
-        return self._is_offered or any(job.is_waiting for job in self._held_jobs)
+        return self._is_offered or bool(self._waiting)
 
     def may_be_passed(self, bypass_ms: int) -> bool:
         """Tell whether others may start before the job there, which has waited less than that."""
@@ -56,7 +56,10 @@ class HeadOfLine:
 
     def start(self) -> None:
         """Start the job there if it fits, else make room for it where that is possible."""
-        waiting = [job for job in self._held_jobs.in_phase(Phase.PULLED) if job.is_waiting]
+        if not self._waiting:
+            self._since = None
+            return
+        waiting = [job for job in self._waiting if job.phase is Phase.PULLED]
         for job in waiting:
             self._starter.admit(job)
             if job.is_waiting and job.taken is not None:

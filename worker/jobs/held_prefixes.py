@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.scripts.lease import MAX_ESTIMATES
@@ -41,22 +42,30 @@ class HeldPrefixes:
         self._costs = page_budget.costs
         self._shares = page_budget.costs.shares
         self._is_on = is_on
-        # Least lately released first; those in use stand anywhere.
-        self._prefixes: OrderedDict[str, _HeldPrefix] = OrderedDict()
+        # In use since longest first; least lately released first.
+        self._in_use: dict[str, _HeldPrefix] = {}
+        self._idle: OrderedDict[str, _HeldPrefix] = OrderedDict()
         self._lost: set[str] = set()
         # Pages released so far that belonged to one job alone.
         self._released_pages = 0
+        # Shared pages of all idle prefixes.
+        self._idle_pages = 0
 
     def pulled(self, job: HeldJob) -> None:
         """Note a job that will bring its prefix."""
-        if self._is_on and job.pulled.prefix:
-            self._prefixes.setdefault(job.pulled.prefix, _HeldPrefix()).num_jobs += 1
-            self._lost.discard(job.pulled.prefix)
+        name = job.pulled.prefix
+        if not self._is_on or not name:
+            return
+        prefix = self._in_use.get(name)
+        if prefix is None:
+            prefix = self._in_use[name] = self._pop_idle(name) or _HeldPrefix()
+            self._lost.discard(name)
+        prefix.num_jobs += 1
 
     def prepared(self, job: HeldJob) -> None:
         """Learn from a tokenised prompt how much it shares with others of its prefix."""
         name = job.pulled.prefix
-        prefix = self._prefixes.get(name)
+        prefix = self._in_use.get(name)
         if prefix is None or job.prepared is None:
             return
         self._shares.join(job)
@@ -66,17 +75,20 @@ class HeldPrefixes:
 
     def gone(self, job: HeldJob) -> None:
         """Note that a job has left and released its pages."""
-        prefix = self._prefixes.get(job.pulled.prefix)
+        name = job.pulled.prefix
+        prefix = self._in_use.get(name)
         own = self._costs.held_pages(job)
         self._shares.leave(job)
-        if prefix is not None:
-            own = max(0, own - prefix.num_shared // self._costs.page_size)
-            prefix.num_jobs -= 1
-            if prefix.num_jobs == 0:
-                self._prefixes.move_to_end(job.pulled.prefix)
-        self._released_pages += own
-        if prefix is not None:
-            prefix.released_at = self._released_pages
+        if prefix is None:
+            self._released_pages += own
+            return
+        shared = prefix.num_shared // self._costs.page_size
+        self._released_pages += max(0, own - shared)
+        prefix.num_jobs -= 1
+        prefix.released_at = self._released_pages
+        if prefix.num_jobs == 0:
+            self._idle[name] = self._in_use.pop(name)
+            self._idle_pages += shared
 
     def held(self) -> dict[str, int]:
         """Return the prefixes that are in the cache; of too many, those in use and the latest.
@@ -84,9 +96,8 @@ class HeldPrefixes:
         The value is how many tokens another job of one may be expected to share.
         """
         self._drop_evicted()
-        latest = reversed(self._prefixes.items())
-        names = [name for name, _ in sorted(latest, key=lambda item: item[1].num_jobs == 0)]
-        return {name: self._shares.tokens_of(name) for name in names[:MAX_ESTIMATES]}
+        names = islice(chain(reversed(self._in_use), reversed(self._idle)), MAX_ESTIMATES)
+        return {name: self._shares.tokens_of(name) for name in names}
 
     def lost(self) -> list[str]:
         """Return those that fell out of the cache and that the queue has not been told of."""
@@ -98,23 +109,29 @@ class HeldPrefixes:
 
     def clear(self) -> None:
         """Lose what a dead engine held."""
-        for name in [name for name, prefix in self._prefixes.items() if prefix.num_jobs == 0]:
-            self._lose(name)
+        while self._idle:
+            self._lose_oldest()
 
     def _drop_evicted(self) -> None:
-        """Drop idle prefixes from the first one on that no longer fits."""
-        shared = 0
-        is_past = False
-        for name, prefix in list(reversed(self._prefixes.items())):
-            if prefix.num_jobs > 0:
-                continue
-            shared += prefix.num_shared // self._costs.page_size
-            later = self._released_pages - prefix.released_at
-            is_past = is_past or shared + later > self._page_budget.available_pages
-            if is_past:
-                self._lose(name)
+        """Drop idle prefixes, the oldest first, until all others fit.
 
-    def _lose(self, name: str) -> None:
-        del self._prefixes[name]
+        Where one fits, so do those released later: fewer pages came after them.
+        """
+        available = self._page_budget.available_pages
+        while self._idle:
+            oldest = next(iter(self._idle.values()))
+            if self._idle_pages + self._released_pages - oldest.released_at <= available:
+                return
+            self._lose_oldest()
+
+    def _lose_oldest(self) -> None:
+        name = next(iter(self._idle))
+        self._pop_idle(name)
         self._shares.drop(name)
         self._lost.add(name)
+
+    def _pop_idle(self, name: str) -> _HeldPrefix | None:
+        prefix = self._idle.pop(name, None)
+        if prefix is not None:
+            self._idle_pages -= prefix.num_shared // self._costs.page_size
+        return prefix

@@ -3,62 +3,39 @@
     budget = free + evictable - reserve - what a pull under way was offered
              - what is promised to jobs that are here
 
-What a job is promised, in pages of `page_size` tokens, L being prompt + expected output and S the
-full pages that jobs of its prefix share:
-
-    not admitted, preempted    L of every choice, its prompt counted once, less S
-    admitted, no token yet     L less the prompt pages that the prefix cache gave
-    streaming                  L less what it holds now for certain
-    ended, not completed yet   what it held less S: free once the queue has answered
-
-    S itself                   once per prefix, unless a job of it is in the engine and holds it
+`jobs/page_tally` says what a job is promised, `jobs/promised_pages` keeps the sum.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.jobs.page_costs import PageCosts
+from tokenbus.worker.jobs.page_tally import PageTally, promise_to
+from tokenbus.worker.jobs.promised_pages import PromisedPages
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
     from tokenbus.engine.types import EngineLimits, EngineStats
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.held.held_jobs import HeldJobs
 
 
-_LEAVING = (Phase.ENDING, Phase.COMMITTED, Phase.HANDING_BACK)
-
-
 @dataclass(frozen=True, slots=True)
 class Room:
     """What new jobs may be pulled for; `pages` is negative while over-admitted.
 
-    Of the `carried` prefixes the shared pages are held or promised: more jobs need only their own.
+    Of the `carried` prefixes, as of whenever they are read, the shared pages are held or promised:
+    more jobs need only their own.
     """
 
     pages: int
     rows: int
-    carried: set[str]
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Pages promised to jobs: `own` to each alone, `once` by prefix to all that share them.
-
-    `rows` are those of all jobs that are counted. The shared pages of `held` prefixes are in use;
-    those of `freed` ones were, by jobs that leave.
-    """
-
-    own: int = 0
-    rows: int = 0
-    once: dict[str, int] = field(default_factory=dict)
-    held: set[str] = field(default_factory=set)
-    freed: dict[str, int] = field(default_factory=dict)
+    carried: AbstractSet[str]
 
 
 class PageBudget:
@@ -82,6 +59,7 @@ class PageBudget:
         self._offered_pages = 0
         self._offered_prefixes: Mapping[str, int] = {}
         self.costs = PageCosts(limits.page_size, total_pages)
+        self._promised = PromisedPages(held_jobs.book, self.costs)
 
     def see_stats(self, stats: EngineStats) -> None:
         """Take the engine's own count after a step."""
@@ -107,79 +85,52 @@ class PageBudget:
             self._offered_pages, self._offered_prefixes = 0, {}
 
     def room(self) -> Room:
-        """Look at every job once and say what new ones may be pulled for."""
-        tally = self._tally(None, ())
-        carried = tally.held.union(tally.once)
-        return Room(self._pages_beside(tally), self._max_rows - tally.rows, carried)
+        """Say what new jobs may be pulled for."""
+        promised = self._updated()
+        return Room(self._left(), self._max_rows - promised.num_rows, promised.carried)
 
     def budget(self) -> int:
         """Return the pages that new jobs may be pulled for; negative while over-admitted."""
-        return self._pages_beside(self._tally(None, ()))
+        self._updated()
+        return self._left()
 
     def free_rows(self) -> int:
         """Return the sequences that the engine could still run."""
-        return self._max_rows - sum(job.num_rows for job in self._held_jobs if not job.is_waiting)
+        return self._max_rows - self._updated().num_rows
 
     def fits(self, job: HeldJob) -> bool:
         """Tell whether a waiting job may start: it has its pages and rows, or the engine alone."""
         if self.has_room(job):
             return True
-        if self._offered_pages:
-            return False
-        others = (other for other in self._held_jobs if other is not job)
-        return all(other.is_waiting for other in others)
+        num_others = self._updated().num_jobs - (0 if job.is_waiting else 1)
+        return not self._offered_pages and num_others == 0
 
     def has_room(self, job: HeldJob, without: Collection[HeldJob] = ()) -> bool:
         """Tell whether a waiting job would have its pages and rows if others were handed back."""
         rows = self.free_rows() + sum(other.num_rows for other in without)
+        if rows < job.num_rows:
+            return False
+        if not without:
+            also = promise_to(job, self.costs) if job.is_waiting else None
+            return self._free_pages - self._promised.promised(self._offered_prefixes, also) >= 0
         # What those leave becomes free, but for what others that stay share with them.
-        return rows >= job.num_rows and self._pages_beside(self._tally(job, without)) >= 0
+        tally = PageTally.of(
+            self._held_jobs,
+            self.costs,
+            offered=self._offered_prefixes,
+            also=job,
+            without=without,
+        )
+        return self._free_pages - tally.pages >= 0
 
-    def _pages_beside(self, tally: _Tally) -> int:
-        """Return the pages that are left beside what was promised and what becomes free."""
-        left = self.available_pages - self._reserve_pages - self._offered_pages - tally.own
-        left -= sum(pages for name, pages in tally.once.items() if name not in tally.held)
-        return left + sum(pages for name, pages in tally.freed.items() if name not in tally.held)
+    def _updated(self) -> PromisedPages:
+        self._promised.update()
+        return self._promised
 
-    def _tally(self, also: HeldJob | None, without: Collection[HeldJob]) -> _Tally:
-        """Sum up, as if the waiting job `also` started and those `without` were handed back."""
-        # What the pull was told is held stays promised should its holder go meanwhile.
-        tally, costs = _Tally(once=dict(self._offered_prefixes)), self.costs
-        for job in self._held_jobs:
-            if job.is_waiting and job is not also:
-                continue
-            tally.rows += job.num_rows
-            name, promised = job.pulled.prefix, self._promised(job)
-            shared = costs.shares.pages_of(job) if name else 0
-            if job.is_in_engine:
-                if job in without:
-                    tally.own -= costs.cost(job) - promised - shared
-                    _raise_to(tally.freed, name, shared)
-                    continue
-                tally.own += promised
-                if shared:
-                    tally.held.add(name)
-            elif job not in without:
-                shared = min(shared, promised)
-                tally.own += promised - shared
-                if shared:
-                    _raise_to(tally.once, name, shared)
-        return tally
+    def _left(self) -> int:
+        """Return the pages that are left beside what was promised."""
+        return self._free_pages - self._promised.promised(self._offered_prefixes)
 
-    def _promised(self, job: HeldJob) -> int:
-        """Return the pages that a job will still take, or that it gives back only later."""
-        costs = self.costs
-        if job.phase in _LEAVING:
-            return costs.held_pages(job) if job.was_added else 0
-        cost = costs.cost(job)
-        if not job.is_in_engine:
-            return cost
-        if job.timings.first_token_at is None:
-            return max(0, cost - job.cached_tokens // costs.page_size)
-        # The page of the newest token may not be taken before the next step.
-        return max(0, cost - costs.held_pages(job, num_newest=1))
-
-
-def _raise_to(pages: dict[str, int], name: str, count: int) -> None:
-    """Let an entry be at least `count`."""
-    pages[name] = max(pages.get(name, 0), count)
+    @property
+    def _free_pages(self) -> int:
+        return self.available_pages - self._reserve_pages - self._offered_pages

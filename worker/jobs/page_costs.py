@@ -19,8 +19,16 @@ if TYPE_CHECKING:
     from tokenbus.worker.held.held_job import HeldJob
 
 
+# More tokens than any job puts out.
+_UNBOUNDED = 1 << 30
+
+
 class PageCosts:
-    """The costs of jobs in an engine of `total_pages`; `shares` says which pages they share."""
+    """The costs of jobs in an engine of `total_pages`; `shares` says which pages they share.
+
+    `changed_lanes` are those of which another output may be expected than when whoever follows
+    that last emptied it.
+    """
 
     def __init__(self, page_size: int, total_pages: int) -> None:
         self.page_size = page_size
@@ -28,6 +36,7 @@ class PageCosts:
         self.shares = PrefixShares(page_size)
         self._estimator = OutputEstimator()
         self._lanes: OrderedDict[str, None] = OrderedDict()
+        self.changed_lanes: set[str] = set()
 
     def pages_for(self, num_tokens: int) -> int:
         """Return the pages that hold `num_tokens`."""
@@ -56,11 +65,36 @@ class PageCosts:
             return max_tokens
         return min(max_tokens, max(expected, job.longest_choice + 1))
 
+    def expected_of(self, lane: str) -> int:
+        """Return the learned output length of a lane; past any bound until enough have ended."""
+        return self._estimator.expected(lane, _UNBOUNDED)
+
     def expected_outputs(self) -> dict[str, int]:
         """Return the learned output length of each lane seen lately, for the pull to count by."""
-        unbounded = 1 << 30
-        learned = {lane: self._estimator.expected(lane, unbounded) for lane in self._lanes}
-        return {lane: tokens for lane, tokens in learned.items() if tokens < unbounded}
+        learned = {lane: self.expected_of(lane) for lane in self._lanes}
+        return {lane: tokens for lane, tokens in learned.items() if tokens < _UNBOUNDED}
+
+    def rest_of(self, job: HeldJob) -> int:
+        """Return behind how many tokens of a page the output of a tokenised job begins."""
+        if job.prepared is None or job.num_rows > 1:
+            # The output of several choices is counted in pages of its own.
+            return 0
+        return job.prepared.num_prompt_tokens % self.page_size
+
+    def lengths_of_change(self, job: HeldJob) -> list[int]:
+        """Return from which length of each choice on a streaming job may be promised other pages.
+
+        It holds another page, or puts out more than was expected and so costs one.
+        """
+        if job.prepared is None:
+            return [0] * len(job.lengths)
+        size, prompt = self.page_size, 0
+        expected_pages = self.pages_for(self.expected_output(job))
+        if len(job.lengths) == 1:
+            prompt, expected_pages = job.prepared.num_prompt_tokens, self.cost(job)
+        longest = expected_pages * size - prompt
+        held = (self.pages_for(prompt + max(0, length - 1)) for length in job.lengths)
+        return [min(longest, pages * size - prompt + 2) for pages in held]
 
     def exceeds_pool(self, job: HeldJob) -> bool:
         """Tell whether a tokenised job is too large for this engine, as the pull counts it.
@@ -108,8 +142,12 @@ class PageCosts:
             self._lanes.popitem(last=False)
         for length, reason in zip(job.lengths, reasons, strict=True):
             if reason in ("stop", "length"):
-                self._estimator.observe(job.lane, length)
+                forgotten = self._estimator.observe(job.lane, length)
+                self.changed_lanes.add(job.lane)
+                if forgotten is not None:
+                    self.changed_lanes.add(forgotten)
 
     def correct(self, job: HeldJob) -> None:
         """Raise the estimate of a lane after the engine preempted a job of it."""
         self._estimator.correct(job.lane, job.longest_choice)
+        self.changed_lanes.add(job.lane)

@@ -10,6 +10,7 @@ so the least of the jobs that are here is shared by all of them, and leaves with
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,13 +24,31 @@ if TYPE_CHECKING:
 class _SharedPrefix:
     """`common` counts the tokens that each job here shares with the yardstick, `least` the fewest.
 
-    `expected` is what prompts of this prefix shared before, 0 where only one was ever seen.
+    `num_jobs` counts the jobs that share so many. `expected` is what prompts of this prefix shared
+    before, 0 where only one was ever seen.
     """
 
     yardstick: Sequence[int] = ()
-    common: dict[int, int] = field(default_factory=dict)
+    common: dict[HeldJob, int] = field(default_factory=dict)
+    num_jobs: Counter[int] = field(default_factory=Counter)
     least: int = 0
     expected: int = 0
+
+    def add(self, job: HeldJob, common: int) -> None:
+        """Take a job in."""
+        self.common[job] = common
+        self.num_jobs[common] += 1
+        self.least = common if len(self.common) == 1 else min(self.least, common)
+
+    def remove(self, job: HeldJob) -> None:
+        """Let a job go, if it is here."""
+        common = self.common.pop(job, None)
+        if common is None:
+            return
+        self.num_jobs[common] -= 1
+        if not self.num_jobs[common]:
+            del self.num_jobs[common]
+            self.least = min(self.num_jobs, default=0)
 
 
 class PrefixShares:
@@ -51,16 +70,20 @@ class PrefixShares:
             if prefix.yardstick:
                 prefix.expected = common
             prefix.yardstick, common = prompt, len(prompt)
-        prefix.common[job.request_id] = common
-        prefix.least = min(prefix.common.values())
+        before = prefix.least
+        prefix.remove(job)
+        prefix.add(job, common)
+        self._tell(prefix, job, before)
         if len(prefix.common) > 1:
             prefix.expected = prefix.least
 
     def leave(self, job: HeldJob) -> None:
         """Let a job go; safe to repeat."""
         prefix = self._prefixes.get(job.pulled.prefix)
-        if prefix is not None and prefix.common.pop(job.request_id, None) is not None:
-            prefix.least = min(prefix.common.values(), default=0)
+        if prefix is not None and job in prefix.common:
+            before = prefix.least
+            prefix.remove(job)
+            self._tell(prefix, job, before)
 
     def drop(self, name: str) -> None:
         """Keep nothing of a prefix that has no job here."""
@@ -74,7 +97,7 @@ class PrefixShares:
         if job.prepared is None:
             return job.pulled.shared_pages
         prefix = self._prefixes.get(job.pulled.prefix)
-        if prefix is None or job.request_id not in prefix.common:
+        if prefix is None or job not in prefix.common:
             return 0
         return min(prefix.least, job.prepared.num_prompt_tokens - 1) // self._page_size
 
@@ -84,6 +107,13 @@ class PrefixShares:
         if prefix is None:
             return 0
         return min(prefix.expected, prefix.least) if prefix.common else prefix.expected
+
+    def _tell(self, prefix: _SharedPrefix, job: HeldJob, before: int) -> None:
+        """Let the pages of a job be counted anew, and those of all others if the least changed."""
+        job.changed()
+        if before // self._page_size != prefix.least // self._page_size:
+            for other in prefix.common:
+                other.changed()
 
 
 def count_common(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,9 +1,13 @@
-"""Prompts: a producer's request becomes the engine's, template applied and tokenised."""
+"""Prompts: a producer's request becomes the engine's, template applied and tokenised.
+
+A request is read, its prompt is rendered to text, that is tokenised together with others, and what
+comes of it is measured against the model. Whatever fails on the way fails one request alone.
+"""
 
 from __future__ import annotations
 
 from array import array
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +16,7 @@ from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.prompt_encoder import PromptEncoder
 from tokenbus.engine.types import FaultCode, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.contract.cache_scope import NO_GROUPS
 from tokenbus.producer.contract.schema import JobRequest, NamedTool, StoredRequest
@@ -20,6 +25,8 @@ from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held.prepared_job import PreparedJob
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedTokenizerFast
 
     from tokenbus.engine.types import EngineLimits
@@ -27,6 +34,52 @@ if TYPE_CHECKING:
 
 INVALID = "invalid_request"
 TOO_LONG = "too_long"
+
+
+# Up to so many ids a loop is over before numpy has begun.
+_FEW_IDS = 128
+# Conversations of more turns are rendered where nobody waits: a turn takes a template up to 20 us.
+MAX_QUICK_TURNS = 32
+
+
+@dataclass(slots=True)
+class PromptDraft:
+    """A request on its way: read, rendered, tokenised; or what it failed of.
+
+    Rendered it has a prompt in `field`, as `text` or, where it came so, as `ids`. As a context
+    manager it keeps what is raised as its `failure`.
+    """
+
+    request: JobRequest | None = None
+    field: str = ""
+    text: str | None = None
+    ids: array[int] | None = None
+    tools: ToolCalling | None = None
+    failure: Exception | None = None
+
+    def __enter__(self) -> None:
+        """Begin a part of the way."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> bool:
+        """Keep what was raised."""
+        if isinstance(error, Exception):
+            self.failure = error
+        return self.failure is not None
+
+    @property
+    def is_quick(self) -> bool:
+        """Tell whether it is rendered sooner than a thread is asked to."""
+        request = self.request
+        if request is None or request.messages is None:
+            return True
+        return not request.tools and len(request.messages) <= MAX_QUICK_TURNS
+
+    @property
+    def num_characters(self) -> int:
+        """Count the characters that are to be tokenised."""
+        return len(self.text) if self.text is not None else 0
 
 
 class PromptPreparer:
@@ -39,6 +92,7 @@ class PromptPreparer:
         cache_groups: CacheGroups = NO_GROUPS,
     ) -> None:
         self._tokenizer = tokenizer
+        self._encoder = PromptEncoder(tokenizer)
         self._limits = limits
         self._cache_groups = cache_groups
         longest = max((len(token) for token in tokenizer.get_vocab()), default=1)
@@ -51,20 +105,66 @@ class PromptPreparer:
         except RequestInvalid as error:
             raise JobRefused(INVALID, error.field, error.message) from None
 
-    def tokenise(self, request: JobRequest) -> PreparedJob:
-        """Tokenise the prompt of a request and take its sizes.
+    def draft(self, raw: bytes) -> PromptDraft:
+        """Begin with a request as it came."""
+        draft = PromptDraft()
+        with draft:
+            draft.request = self.read(raw)
+        return draft
 
-        Raises: JobRefused naming the field, if the job can never run on this model.
+    def render(self, draft: PromptDraft) -> None:
+        """Apply the chat template, unless that was done."""
+        request = draft.request
+        if draft.field or draft.failure is not None or request is None:
+            return
+        with draft:
+            if request.token_ids is not None:
+                draft.field, draft.ids = "token_ids", self._checked(request.token_ids)
+            elif request.prompt is not None:
+                draft.field, draft.text = "prompt", request.prompt
+            else:
+                tools = _tool_dicts(request)
+                draft.tools = self._calling(tools)
+                draft.field, draft.text = "messages", self._render(request, tools, draft.tools)
+            if draft.num_characters > self._max_characters:
+                message = f"{draft.num_characters} characters exceed any prompt of this model"
+                raise JobRefused(TOO_LONG, draft.field, message)
+
+    def encode(self, drafts: Sequence[PromptDraft]) -> None:
+        """Tokenise all prompts, and render those that were not."""
+        for draft in drafts:
+            self.render(draft)
+        for is_special in (False, True):
+            chosen = [
+                draft
+                for draft in drafts
+                if draft.text is not None
+                and draft.failure is None
+                and (draft.field == "prompt") is is_special
+            ]
+            texts = [draft.text for draft in chosen if draft.text is not None]
+            if not texts:
+                continue
+            encoded = self._encoder.encode(texts, special=is_special)
+            for draft, found in zip(chosen, encoded, strict=True):
+                _take(draft, found)
+
+    def finish(self, draft: PromptDraft) -> PreparedJob:
+        """Take the sizes of a tokenised prompt.
+
+        Raises: JobRefused naming the field, if the job can never run on this model; whatever else
+            it failed of on the way.
         """
-        tools = _tool_dicts(request)
-        calling = self._calling(tools)
-        field, ids = self._prompt_ids(request, tools, calling)
+        if draft.failure is not None:
+            raise draft.failure
+        request, ids = draft.request, draft.ids
+        assert request is not None
         if not ids:
-            raise JobRefused(INVALID, field, "the prompt has no token")
+            raise JobRefused(INVALID, draft.field, "the prompt has no token")
         limit = self._limits.max_model_len
         if len(ids) >= limit:
             message = f"{len(ids)} tokens leave no room for output in a context of {limit}"
-            raise JobRefused(TOO_LONG, field, message)
+            raise JobRefused(TOO_LONG, draft.field, message)
         if len(ids) + request.max_tokens > limit:
             message = (
                 f"{len(ids)} prompt tokens and {request.max_tokens} to generate exceed the"
@@ -72,13 +172,23 @@ class PromptPreparer:
             )
             raise JobRefused(TOO_LONG, "max_tokens", message)
         params = _sampling_params(request)
-        if calling is None:
+        tools = draft.tools
+        if tools is None:
             return PreparedJob(request, ids, params, cache_groups=self._cache_groups)
         choice = request.tool_choice
         named = choice.name if isinstance(choice, NamedTool) else choice
-        grammar = calling.grammar(named, request.parallel_tool_calls)
+        grammar = tools.grammar(named, request.parallel_tool_calls)
         params = replace(params, grammar=grammar)
-        return PreparedJob(request, ids, params, calling.reader(), self._cache_groups)
+        return PreparedJob(request, ids, params, tools.reader(), self._cache_groups)
+
+    def tokenise(self, request: JobRequest) -> PreparedJob:
+        """Tokenise the prompt of one request and take its sizes.
+
+        Raises: as `finish`.
+        """
+        draft = PromptDraft(request)
+        self.encode([draft])
+        return self.finish(draft)
 
     def _calling(self, tools: list[dict[str, Any]]) -> ToolCalling | None:
         if not tools:
@@ -90,30 +200,16 @@ class PromptPreparer:
             code = FaultCode.GRAMMAR.value if isinstance(error, GrammarRejected) else INVALID
             raise JobRefused(code, error.field, message) from None
 
-    def _prompt_ids(
-        self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None
-    ) -> tuple[str, array[int]]:
-        """Return the name of the field that holds the prompt and its token ids."""
-        if request.token_ids is not None:
-            highest = int(np.frombuffer(request.token_ids, np.intc).max())
-            if highest >= self._limits.vocab_size:
-                message = f"{highest} is not in the vocabulary of {self._limits.vocab_size}"
-                raise JobRefused(INVALID, "token_ids", message)
-            return "token_ids", request.token_ids
-        if request.prompt is not None:
-            return "prompt", self._encode("prompt", request.prompt, special=True)
-        text = self._render(request, tools, calling)
-        return "messages", self._encode("messages", text, special=False)
-
-    def _encode(self, field: str, text: str, *, special: bool) -> array[int]:
-        if len(text) > self._max_characters:
-            message = f"{len(text)} characters exceed any prompt of this model"
-            raise JobRefused(TOO_LONG, field, message)
-        try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special)
-        except (UnicodeError, ValueError) as error:
-            raise JobRefused(INVALID, field, f"cannot be tokenised: {error}") from None
-        return array("i", ids)
+    def _checked(self, token_ids: array[int]) -> array[int]:
+        """Return ids that are all in the vocabulary."""
+        if len(token_ids) <= _FEW_IDS:
+            highest = max(token_ids)
+        else:
+            highest = int(np.frombuffer(token_ids, np.intc).max())
+        if highest >= self._limits.vocab_size:
+            message = f"{highest} is not in the vocabulary of {self._limits.vocab_size}"
+            raise JobRefused(INVALID, "token_ids", message)
+        return token_ids
 
     def _render(
         self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None
@@ -127,6 +223,16 @@ class PromptPreparer:
         except Exception as error:
             reason = f"the model's chat template refuses them: {error}"
             raise JobRefused(INVALID, "messages", reason) from error
+
+
+def _take(draft: PromptDraft, found: list[int] | Exception) -> None:
+    """Take what the tokenizer made of a prompt."""
+    if isinstance(found, UnicodeError | ValueError):
+        draft.failure = JobRefused(INVALID, draft.field, f"cannot be tokenised: {found}")
+    elif isinstance(found, Exception):
+        draft.failure = found
+    else:
+        draft.ids = array("i", found)
 
 
 def _tool_dicts(request: JobRequest) -> list[dict[str, Any]]:

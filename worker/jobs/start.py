@@ -15,19 +15,21 @@ from tokenbus.worker.jobs.settlement import FLAG_REASONS
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.held.prepared_job import PreparedJob
     from tokenbus.worker.jobs.page_budget import PageBudget
-    from tokenbus.worker.jobs.prompt import PromptPreparer
+    from tokenbus.worker.jobs.prompt import PromptDraft, PromptPreparer
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.messages.publishing import Taken
     from tokenbus.worker.metrics import Metrics
 
-# Above this a text is tokenised in a thread: it would hold up everyone's tokens for longer than a
-# thread's hop costs (about 1 ms at 1 MB/s of tokenising).
-INLINE_TEXT_BYTES = 2048
-# The same for a request that only has to be read, at 300 MB/s.
+# Above this texts are tokenised in a thread: they would hold up everyone's tokens for longer than a
+# thread's hop costs (about 1 ms at 2 MB/s of tokenising).
+INLINE_CHARACTERS = 2048
+# The same for requests that only have to be read, at 300 MB/s.
 INLINE_BYTES = 64 * 1024
 
 
@@ -61,10 +63,31 @@ class Starter:
         self._containment: Containment[int] = Containment()
         self._log = get_logger()
 
-    async def prepare(self, job: HeldJob) -> None:
-        """Check and tokenise a pulled job, so that its exact size is known."""
+    async def tokenise(self, jobs: Sequence[HeldJob]) -> list[PromptDraft]:
+        """Read and tokenise the requests of pulled jobs together, in one thread if at all."""
+        preparer, raws = self._preparer, [job.pulled.request for job in jobs]
+        if sum(map(len, raws)) > INLINE_BYTES:
+            return await asyncio.to_thread(self._tokenised, raws)
+        drafts = [preparer.draft(raw) for raw in raws]
+        quick = [draft for draft in drafts if draft.is_quick]
+        for draft in quick:
+            preparer.render(draft)
+        num_characters = sum(draft.num_characters for draft in quick)
+        if len(quick) == len(drafts) and num_characters <= INLINE_CHARACTERS:
+            preparer.encode(drafts)
+        else:
+            await asyncio.to_thread(preparer.encode, drafts)
+        return drafts
+
+    def _tokenised(self, raws: Sequence[bytes]) -> list[PromptDraft]:
+        drafts = [self._preparer.draft(raw) for raw in raws]
+        self._preparer.encode(drafts)
+        return drafts
+
+    def prepare(self, job: HeldJob, draft: PromptDraft) -> None:
+        """Take the exact size of a tokenised job, or why it can never run."""
         try:
-            job.prepared = await self._prepared(job.pulled.request)
+            job.prepared = self._preparer.finish(draft)
         except JobRefused as error:
             job.refusal = Failure(error.code, travelling(str(error)), error.field)
         except Exception as error:
@@ -74,15 +97,6 @@ class Starter:
             job.refusal = Failure("internal", why)
         else:
             job.prompt_tokens = job.prepared.num_prompt_tokens
-
-    async def _prepared(self, raw: bytes) -> PreparedJob:
-        preparer = self._preparer
-        if len(raw) > INLINE_BYTES:
-            return await asyncio.to_thread(lambda: preparer.tokenise(preparer.read(raw)))
-        request = preparer.read(raw)
-        if request.token_ids is None and len(raw) > INLINE_TEXT_BYTES:
-            return await asyncio.to_thread(preparer.tokenise, request)
-        return preparer.tokenise(request)
 
     def start(self, job: HeldJob, taken: Taken) -> None:
         """Start a job that goes on after `taken`: end one that needs no engine, admit any other.

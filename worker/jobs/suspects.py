@@ -64,7 +64,7 @@ class Suspects:
     def keeps_others_off(self) -> bool:
         """Tell whether nothing may be pulled: one runs alone, or a crash is not told yet."""
         return any(job.evidence and job.evidence.is_alone for job in self._open) or any(
-            job.crash is not None for job in self._held_jobs.in_phase(Phase.HANDING_BACK)
+            job.crash is not None for job in self._held_jobs.book.returning
         )
 
     def pulled(self, num_jobs: int) -> None:

@@ -63,8 +63,7 @@ class Parking:
 
     def lowest_priority(self) -> int | None:
         """Return the number of the least urgent class that runs here, None if nothing does."""
-        running = self._held_jobs.in_phase(Phase.RUNNING)
-        return max((job.pulled.priority for job in running), default=None)
+        return self._held_jobs.book.least_urgent()
 
     def park_for(self, urgent: HeldJob) -> None:
         """Hand running jobs of a lower class back until `urgent` fits: last class, newest first.

@@ -133,8 +133,8 @@ class PullLoop:
                 # would start the waiting job before all that came is counted.
                 jobs = [self._arrivals.register(job) for job in pulled.jobs]
         self._suspects.pulled(len(jobs))
-        for job in jobs:
-            tasks.create_task(self._arrivals.bring_in(job))
+        if jobs:
+            tasks.create_task(self._arrivals.bring_in(jobs))
         if pulled.endings:
             tasks.create_task(self._refusals.end(pulled.endings, asked_at))
         if pulled.status in NORMAL:

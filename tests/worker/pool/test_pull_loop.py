@@ -18,13 +18,14 @@ from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.held.held_jobs import HeldJobs
 from tokenbus.worker.held.prepared_job import PreparedJob
 from tokenbus.worker.jobs.log_opening import LogOpener
+from tokenbus.worker.jobs.prompt import PromptDraft
 from tokenbus.worker.messages.publishing import Taken
 from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.pull_loop import PullLoop
 from tokenbus.worker.pool.refusals import Refusals
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.held.pool_member import PoolMember
@@ -71,7 +72,11 @@ class StubStarter:
         if self._page_budget.fits(job):
             self.started.append(job.job_id)
 
-    async def prepare(self, job: HeldJob) -> None:
+    async def tokenise(self, jobs: Sequence[HeldJob]) -> list[PromptDraft]:
+        """Read nothing."""
+        return [PromptDraft() for _ in jobs]
+
+    def prepare(self, *_: object) -> None:
         """Leave a pulled job as it came."""
 
 

@@ -1,0 +1,59 @@
+"""The prompt encoder: texts to token ids, many with one call.
+
+The ids are those that `encode` of the tokenizer gives for each text alone. Where that is what
+transformers' own class does, its Rust tokenizer is asked directly: it keeps no positions in the
+text, which nobody reads, and lets other threads run meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+
+class PromptEncoder:
+    """Encodes prompts with one tokenizer; safe to call from several threads."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._backend = _backend_of(tokenizer)
+
+    def encode(self, texts: Sequence[str], *, special: bool) -> list[list[int] | Exception]:
+        """Return the ids of each text, or what encoding it alone has raised.
+
+        With `special` the tokens are added with which the tokenizer begins and ends a text.
+        """
+        try:
+            return self._encoded(texts, special=special)
+        except Exception as error:
+            if len(texts) == 1:
+                return [error]
+        return [found for text in texts for found in self.encode([text], special=special)]
+
+    def _encoded(self, texts: Sequence[str], *, special: bool) -> list[list[int] | Exception]:
+        if self._backend is None:
+            tokenizer = self._tokenizer
+            return [tokenizer.encode(text, add_special_tokens=special) for text in texts]
+        encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=special)
+        return [encoding.ids for encoding in encoded]
+
+
+def _backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """Return the Rust tokenizer, set as `encode` sets it; None where `encode` does more."""
+    from transformers import PreTrainedTokenizerFast
+
+    kind, plain = type(tokenizer), PreTrainedTokenizerFast
+    if not isinstance(tokenizer, plain):
+        return None
+    if kind.encode is not plain.encode or kind._encode_plus is not plain._encode_plus:
+        return None
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend

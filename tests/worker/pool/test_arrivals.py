@@ -1,0 +1,186 @@
+"""What a pull brought comes to the engine together, and each job fails alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
+
+import pytest
+from workers.parts import a_member, an_engine, page_budget_of
+
+from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
+from tokenbus.engine.types import EngineLimits
+from tokenbus.producer.scripts.replies import PulledJob
+from tokenbus.worker.held.held_job import Phase
+from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.jobs.head_of_line import HeadOfLine
+from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
+from tokenbus.worker.jobs.log_opening import LogOpener
+from tokenbus.worker.jobs.prompt import PromptPreparer
+from tokenbus.worker.jobs.settlement import Settlement
+from tokenbus.worker.jobs.start import Starter
+from tokenbus.worker.jobs.suspects import Suspects
+from tokenbus.worker.messages.engine import AddRequest
+from tokenbus.worker.pool.arrivals import SLICE_JOBS, Arrivals
+from tokenbus.worker.pool.parking import Parking
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from tokenbus.worker.held.held_job import HeldJob
+
+LIMITS = EngineLimits("m", 10_000, 16, 256, 1024, (), 512)
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"properties": {}}}}
+
+
+class Landing:
+    """A worker's way from the pull's answer to the engine, `sent` being what that was given."""
+
+    def __init__(self) -> None:
+        held_jobs = HeldJobs()
+        member = a_member(held_jobs=held_jobs)
+        engine, self.sent = an_engine()
+        page_budget = page_budget_of(held_jobs, LIMITS.num_pages, LIMITS.max_num_seqs)
+        settlement = Settlement(member, engine)
+        parking = Parking(member, settlement, page_budget)
+        self.preparer = PromptPreparer(build_null_tokenizer(), LIMITS)
+        self.starter = Starter(
+            settlement=settlement,
+            parking=parking,
+            page_budget=page_budget,
+            preparer=self.preparer,
+            engine=engine,
+            metrics=member.metrics,
+        )
+        head_of_line = HeadOfLine(held_jobs, self.starter, parking)
+        self.arrivals = Arrivals(
+            member,
+            starter=self.starter,
+            log_opener=LogOpener(self.starter, Mock(), LIMITS),
+            head_of_line=head_of_line,
+            page_budget=page_budget,
+            prefixes=HeldPrefixes(page_budget),
+            suspects=Suspects(
+                held_jobs,
+                settlement=settlement,
+                head_of_line=head_of_line,
+                metrics=member.metrics,
+            ),
+            refusals=Mock(),
+        )
+
+    def register(self, *requests: dict[str, Any] | bytes) -> list[HeldJob]:
+        """Take jobs, as a pull brings them."""
+        raws = [
+            request if isinstance(request, bytes) else json.dumps(request).encode()
+            for request in requests
+        ]
+        return [
+            self.arrivals.register(PulledJob(f"j{num}", 1, 0, 1, "t", 20, False, 0, None, raw))
+            for num, raw in enumerate(raws)
+        ]
+
+
+def chat(content: str, **fields: Any) -> dict[str, Any]:
+    """Make a conversation of one turn."""
+    return {"messages": [{"role": "user", "content": content}], "max_tokens": 4, **fields}
+
+
+async def test_jobs_of_one_pull_are_prepared_as_each_is_alone() -> None:
+    """Prompts of every kind come to the engine in the order of the pull; bad ones are told why."""
+    landing = Landing()
+    requests: list[dict[str, Any] | bytes] = [
+        {"prompt": "hé", "max_tokens": 4},
+        {"token_ids": [1, 2, 511], "max_tokens": 4},
+        b"no json",
+        chat("hello"),
+        {"token_ids": [1, 512], "max_tokens": 4},
+        {"prompt": "", "max_tokens": 4},
+        chat("what time is it?", tools=[TOOL]),
+        {"prompt": "x" * 300, "max_tokens": 4},
+        {"prompt": "x" * 254, "max_tokens": 4},
+        {"prompt": "x" * 5000, "max_tokens": 4},
+        {"prompt": "last", "max_tokens": 4},
+    ]
+    jobs = landing.register(*requests)
+    await landing.arrivals.bring_in(jobs)
+    told = {job.job_id: (job.refusal.code, job.refusal.field) for job in jobs if job.refusal}
+    assert told == {
+        "j2": ("invalid_request", "job"),
+        "j4": ("invalid_request", "token_ids"),
+        "j5": ("invalid_request", "prompt"),
+        "j7": ("too_long", "prompt"),
+        "j8": ("too_long", "max_tokens"),
+        "j9": ("too_long", "prompt"),
+    }
+    good = [job for job in jobs if job.refusal is None]
+    alone = [landing.preparer.tokenise(landing.preparer.read(job.pulled.request)) for job in good]
+    assert [job.prepared for job in good] == alone
+    given = [order.request.request_id for order in landing.sent if isinstance(order, AddRequest)]
+    assert given == [job.request_id for job in good]
+    # Their logs are taken over first.
+    assert {job.phase for job in jobs if job.refusal} == {Phase.PULLED}
+
+
+class _Encoder:
+    """An encoder that breaks on one text in a way of its own."""
+
+    def __init__(self, encoder: Any) -> None:
+        self._encoder = encoder
+
+    def encode(self, texts: Sequence[str], **options: Any) -> list[Any]:
+        """Encode all but that text."""
+        found = self._encoder.encode(texts, **options)
+        return [
+            RuntimeError("it broke") if text == "broken" else ids
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
+
+async def test_prompt_that_breaks_the_tokenizer_fails_alone() -> None:
+    """Those beside it run, and the job says what happened."""
+    landing = Landing()
+    encoder: Any = _Encoder(landing.preparer._encoder)
+    landing.preparer._encoder = encoder
+    jobs = landing.register({"prompt": "a"}, {"prompt": "broken"}, {"prompt": "b"})
+    await landing.arrivals.bring_in(jobs)
+    assert [job.phase for job in jobs] == [Phase.RUNNING, Phase.PULLED, Phase.RUNNING]
+    assert jobs[1].refusal is not None
+    assert jobs[1].refusal.code == "internal"
+    assert "it broke" in jobs[1].refusal.message
+
+
+@pytest.mark.parametrize("length", [10, 250])
+async def test_many_jobs_are_brought_in_by_the_slice(length: int) -> None:
+    """No job has a task of its own, and others have their turn between two slices.
+
+    Longer prompts are tokenised in threads, which come back when they like.
+    """
+    landing = Landing()
+    jobs = landing.register(*[{"prompt": "x" * length, "max_tokens": 4}] * (4 * SLICE_JOBS))
+    loop, num_tasks, running_at_turns = asyncio.get_running_loop(), 0, []
+
+    def make_task(loop: Any, calls: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+        nonlocal num_tasks
+        num_tasks += 1
+        return asyncio.Task(calls, loop=loop, **options)
+
+    def turn() -> None:
+        running_at_turns.append(sum(job.phase is Phase.RUNNING for job in jobs))
+        if running_at_turns[-1] < len(jobs):
+            loop.call_soon(turn)
+
+    loop.set_task_factory(make_task)
+    try:
+        turn()
+        await landing.arrivals.bring_in(jobs)
+    finally:
+        loop.set_task_factory(None)
+    assert num_tasks == 4
+    assert running_at_turns[-1] <= len(jobs) == sum(job.phase is Phase.RUNNING for job in jobs)
+    if length < 64:
+        steps = [after - before for before, after in pairwise(running_at_turns)]
+        assert max(steps) == SLICE_JOBS
