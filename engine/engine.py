@@ -198,7 +198,9 @@ class Engine:
 
     def _prepare(self, request: Request, seqs: list[Sequence]) -> None:
         """Check a request and add its sequences to `seqs`, their grammars compiling."""
-        request = replace(request, prompt_ids=packed(request.prompt_ids))
+        ids = packed(request.prompt_ids)
+        if ids is not request.prompt_ids:
+            request = request.with_prompt(ids)
         check_request(request, self.limits)
         params = request.params
         for choice in range(params.n):

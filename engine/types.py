@@ -134,6 +134,20 @@ class Request:
     resumed_ids: tuple[tuple[int, ...], ...] = ()
     done_choices: tuple[int, ...] = ()
 
+    def with_prompt(self, prompt_ids: Sequence[int]) -> Request:
+        """Return the same request with another prompt; `replace` takes three times as long."""
+        return Request(
+            self.request_id,
+            prompt_ids,
+            self.params,
+            self.priority,
+            self.cache_salt,
+            self.lane,
+            self.tenant,
+            self.resumed_ids,
+            self.done_choices,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
@@ -167,8 +181,7 @@ class TokenDelta(NamedTuple):
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(NamedTuple):
     """A request that began to run in this step, with the prompt tokens its pages already held."""
 
     request_id: int
@@ -176,9 +189,8 @@ class Admission:
     num_cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counters and gauges; `*_total` only grow."""
+class EngineStats(NamedTuple):
+    """Counters and gauges; `*_total` only grow. A tuple, because every step makes one."""
 
     num_pages: int
     free_pages: int

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from flask import Flask, Response, jsonify, request
 
-from tokenbus.producer import Client, Job
+from tokenbus.producer import Client, JobResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +47,8 @@ def batch() -> Response:
     """Queue many prompts in one round trip; each is accepted or refused by itself."""
     requests = [{"prompt": prompt, "max_tokens": 16} for prompt in request.get_json()]
     answers = [
-        {"text": bus.result(one).text} if isinstance(one, Job) else {"error": str(one)}
-        for one in bus.submit_many(requests)
+        {"text": one.text} if isinstance(one, JobResult) else {"error": str(one)}
+        for one in bus.results(bus.submit_many(requests))
     ]
     return jsonify(answers)
 

@@ -164,3 +164,4 @@ def test_python_example_streams_an_answer() -> None:
         server.close()
     assert run.returncode == 0, run.stderr
     assert "completion_tokens=64" in run.stdout
+    assert run.stdout.count("JobResult(") == 2

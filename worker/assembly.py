@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.scripts import Bounds, Scripts
-from tokenbus.producer.scripts.completion import JobCompletion, Retention
+from tokenbus.producer.scripts.completing import Retention
+from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.held.pool_member import PoolMember
 from tokenbus.worker.jobs.engine_reports import EngineReports

@@ -60,6 +60,9 @@ class ConstrainedRows:
         preparer = self._ready_preparer()
         seq.grammar = spec
         request = seq.request
+        known = None if seq.num_output else preparer.at_start(spec, request.tenant)
+        if known is not None and not self._takes(seq, known):
+            return
         self._begin(seq, preparer.prepare(spec, request.tenant, request.priority, _output_ids(seq)))
 
     def settle(self) -> Iterator[Sequence]:
@@ -128,10 +131,15 @@ class ConstrainedRows:
         return forced
 
     def await_next(self, seq: Sequence) -> None:
-        """Begin to compute the mask of the next token."""
-        if seq not in self._under_way:
-            assert seq.matcher is not None
+        """Begin to compute the mask of the next token, unless it is known."""
+        if seq in self._under_way:
+            return
+        assert seq.matcher is not None
+        known = seq.matcher.known_mask()
+        if known is None:
             self._begin(seq, self._ready_preparer().next_mask(seq.matcher))
+        else:
+            self._masks[seq] = known
 
     def drop(self, seq: Sequence) -> None:
         """Drop what is known of a sequence that ended."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
 from tokenbus.engine.sampling.validation import validate_sampling
-from tokenbus.engine.text.prompt_ids import id_range
+from tokenbus.engine.text.prompt_ids import all_within, id_range
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineLimits, Request
@@ -21,8 +21,8 @@ def check_request(request: Request, limits: EngineLimits) -> None:
     _check_labels(request)
     if not request.prompt_ids:
         raise RequestRejected("prompt_ids", "the prompt has no token")
-    low, high = id_range(request.prompt_ids)
-    if low < 0 or high >= limits.vocab_size:
+    if not all_within(request.prompt_ids, limits.vocab_size):
+        low, high = id_range(request.prompt_ids)
         bad = low if low < 0 else high
         raise RequestRejected(
             "prompt_ids", f"token id {bad} is not in the vocabulary of {limits.vocab_size}"

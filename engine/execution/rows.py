@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class RowState:
     """Last sampled token and block table of every row.
 
-    The host sends differences only: pages a sequence got since its last launch, in one copy.
+    The host sends differences only: new rows, and pages that sequences got since their last launch,
+    in one copy.
     Sampled tokens stay on the device on their way to the next step.
 
     Attributes:
@@ -61,12 +62,9 @@ class RowState:
 
     def send(self, seqs: Iterable[Sequence]) -> None:
         """Copy what the device does not know yet: new rows, and page ids of these sequences."""
-        if self._assigned:
-            lens = self.to_device(
-                [value for seq in self._assigned for value in (seq.row or 0, seq.num_prompt)]
-            ).view(-1, 2)
-            self.num_prompt.index_copy_(0, lens[:, 0], lens[:, 1])
-            self._assigned.clear()
+        new_rows = [seq.row or 0 for seq in self._assigned]
+        num_prompt = [seq.num_prompt for seq in self._assigned]
+        self._assigned.clear()
         slots: list[int] = []
         pages: list[int] = []
         for seq in seqs:
@@ -79,20 +77,26 @@ class RowState:
                 slots.extend(range(base + num_sent, base + num_pages))
                 pages.extend(seq.pages[num_sent:])
                 self._num_sent[row] = num_pages
+        if not new_rows and not slots:
+            return
+        staged = self.to_device([*new_rows, *num_prompt, *slots, *pages])
+        lens, places = staged[: 2 * len(new_rows)], staged[2 * len(new_rows) :]
+        if new_rows:
+            self.num_prompt.index_copy_(0, *lens.view(2, -1))
         if slots:
-            staged = self.to_device([*slots, *pages]).view(2, -1)
-            self.block_table.view(-1).index_copy_(0, staged[0], staged[1].to(torch.int32))
+            at, page_ids = places.view(2, -1)
+            self.block_table.view(-1).index_copy_(0, at, page_ids.to(torch.int32))
 
     def table_width(self, num_pages: int) -> int:
         """Return how wide the block table of a pass is whose longest sequence has `num_pages`."""
         return num_pages if self._narrow_tables else self._max_pages
 
     def to_device(
-        self, values: list[int] | NDArray[np.int64], dtype: torch.dtype = torch.int64
+        self, values: list[int] | NDArray[np.int64] | Tensor, dtype: torch.dtype = torch.int64
     ) -> Tensor:
-        """Copy integers without waiting for the device; int64 arrays need no loop.
+        """Copy integers without waiting for the device; arrays and tensors need no loop.
 
-        On a CPU an array and what is returned are one memory.
+        On a CPU one of this dtype and what is returned are one memory.
         """
         host = torch.as_tensor(values, dtype=dtype)
         if self.device.type == "cuda":

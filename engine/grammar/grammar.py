@@ -24,28 +24,41 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.types import GrammarSpec
 
+# Masks that a grammar keeps, and how many tokens an output may have for its place to be kept.
+# Labels and the heads of objects are the same in every output; what follows hardly ever is.
+_MAX_PLACES, _MAX_DEPTH = 64, 16
+
 
 class GrammarMatcher:
     """One sequence's place in a grammar.
 
-    `mask` and `accept` use processor time, of which one token may have so much.
+    `mask` and `accept` use processor time, of which one token may have so much. A matcher of the
+    library is copied with the first token that is accepted: of an output of one token never.
     """
 
-    def __init__(self, matcher: LLMatcher, width: int, source: CompiledGrammar) -> None:
-        """Take over a matcher of `source`; `width` is in int32 words of the mask."""
-        self._matcher = matcher
-        self._width = width
+    def __init__(
+        self,
+        source: CompiledGrammar,
+        matcher: LLMatcher | None = None,
+        path: tuple[int, ...] | None = (),
+    ) -> None:
+        """Stand at the start of `source`, or where a matcher of it stands.
+
+        `path` are the tokens accepted so far, None if these are too many to be kept.
+        """
         self.source = source
+        self._copy = matcher
+        self._path = path
 
     @property
     def is_finished(self) -> bool:
         """True if nothing but the end of the sequence may follow."""
-        return self._matcher.is_stopped()
+        return (self._copy or self.source.prototype).is_stopped()
 
     @property
     def is_accepting(self) -> bool:
         """True if the output may end here."""
-        return self._matcher.is_accepting()
+        return (self._copy or self.source.prototype).is_accepting()
 
     @property
     def is_broken(self) -> bool:
@@ -54,19 +67,32 @@ class GrammarMatcher:
         Matchers of one grammar share what the library has found out about it, a limit that they
         reached included: another compilation of the same grammar may go on where this one is stuck.
         """
-        return self._matcher.is_error()
+        return self._copy is not None and self._copy.is_error()
+
+    def known_mask(self) -> Tensor | None:
+        """Return the mask of the next token if it was computed before, for whomever."""
+        if self._path is None or self.is_broken:
+            return None
+        return self.source.masks.get(self._path)
 
     def mask(self) -> Tensor:
         """Return the tokens that may come next, [W] int32, one bit each, on the CPU.
 
-        The end of the sequence is among them where the grammar may end. May run on any thread, but
-        not beside `accept` of the same matcher.
+        The end of the sequence is among them where the grammar may end. Nobody writes to it: it is
+        everyone's who stands at the same place. May run on any thread, but not beside `accept` of
+        the same matcher.
         Raises: GrammarRejected if the grammar exceeds its limits here.
         """
+        known = self.known_mask()
+        if known is not None:
+            return known
         begins = time.thread_time()
         packed = bytearray(self._matcher.compute_bitmask())
         self._check(begins)
-        return torch.frombuffer(packed, dtype=torch.int32)[: self._width]
+        mask = torch.frombuffer(packed, dtype=torch.int32)[: self.source.width]
+        if self._path is not None:
+            self.source.keep(self._path, mask)
+        return mask
 
     def accept(self, token_id: int) -> None:
         """Advance by one token.
@@ -78,6 +104,8 @@ class GrammarMatcher:
         self._check(begins)
         if not is_taken:
             raise GrammarRejected("grammar", f"token {token_id} does not satisfy the grammar")
+        if self._path is not None:
+            self._path = (*self._path, token_id) if len(self._path) < _MAX_DEPTH else None
 
     def forced_tokens(self) -> list[int]:
         """Return the tokens that have no alternative from here on; they are not yet accepted.
@@ -91,13 +119,21 @@ class GrammarMatcher:
 
     def fork(self) -> GrammarMatcher:
         """Return an independent matcher at the same place."""
-        return GrammarMatcher(self._matcher.deep_copy(), self._width, self.source)
+        return GrammarMatcher(self.source, self._matcher.deep_copy(), self._path)
+
+    @property
+    def _matcher(self) -> LLMatcher:
+        if self._copy is None:
+            self._copy = self.source.prototype.deep_copy()
+        return self._copy
 
     def _check(self, began_s: float) -> None:
         """Raise if the library gave up, or took longer than one token may."""
         spent_s = time.thread_time() - began_s
         self.source.spent_s += spent_s
         if self._matcher.is_error():
+            # Whoever comes next finds out whether others are stuck as well.
+            self.source.masks.clear()
             raise GrammarRejected("grammar", reason_of(self._matcher.get_error()))
         if spent_s * 1000 > self.source.limits.token_ms:
             raise GrammarRejected("grammar", too_slow(spent_s * 1000, self.source.limits))
@@ -106,22 +142,38 @@ class GrammarMatcher:
 class CompiledGrammar:
     """A compiled constraint; any number of sequences follow it.
 
-    `spent_s` is the processor time of all their masks: the library's memory grows with it.
+    `prototype` stands at the start for ever. `masks` are those of the places that outputs came to
+    first, by their tokens. `spent_s` is the processor time of all masks: the library's memory grows
+    with it.
     """
 
     def __init__(self, prototype: LLMatcher, width: int, limits: GrammarLimits) -> None:
-        """Keep a matcher at the start, of which sequences get copies."""
-        self._prototype = prototype
-        self._width = width
+        """Keep a matcher at the start, of which sequences get copies.
+
+        `width` is that of a mask in int32 words.
+        """
+        self.prototype = prototype
+        self.width = width
         self.limits = limits
+        self.masks: dict[tuple[int, ...], Tensor] = {}
         self.spent_s = 0.0
+
+    @property
+    def mask_bytes(self) -> int:
+        """Count the bytes of the masks that are kept."""
+        return len(self.masks) * self.width * torch.int32.itemsize
+
+    def keep(self, path: tuple[int, ...], mask: Tensor) -> None:
+        """Keep the mask of a place, while there is room."""
+        if len(self.masks) < _MAX_PLACES:
+            self.masks[path] = mask
 
     def matcher(self, output_ids: Iterable[int] = ()) -> GrammarMatcher:
         """Return a matcher after these tokens: the start, or where an earlier owner left off.
 
         Raises: GrammarRejected if the tokens do not satisfy the grammar.
         """
-        matcher = GrammarMatcher(self._prototype.deep_copy(), self._width, self)
+        matcher = GrammarMatcher(self)
         for token_id in output_ids:
             matcher.accept(token_id)
         return matcher

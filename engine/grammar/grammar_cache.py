@@ -36,7 +36,7 @@ class _Kept:
         """Estimate what it takes by now."""
         grammar = self.grammar
         grown = min(int(grammar.spent_s * _BYTES_PER_S), grammar.limits.states * _BYTES_PER_STATE)
-        return max(self.num_bytes, _LEAST_BYTES) + grown
+        return max(self.num_bytes, _LEAST_BYTES) + grown + grammar.mask_bytes
 
 
 class GrammarCache:

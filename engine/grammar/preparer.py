@@ -102,6 +102,13 @@ class GrammarPreparer:
             self._mask_threads.submit(self._serve_known, order, known)
         return order.future
 
+    def at_start(self, spec: GrammarSpec, tenant: str) -> ReadyGrammar | None:
+        """Return a known grammar at its start, if its first mask is known too."""
+        known = self._cache.get(spec, tenant)
+        matcher = None if known is None else known.matcher()
+        mask = None if matcher is None else matcher.known_mask()
+        return None if matcher is None or mask is None else ReadyGrammar(matcher, mask)
+
     def prepare_anew(
         self,
         spec: GrammarSpec,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tokenbus.engine.errors import RequestRejected, SequenceTooLong
 from tokenbus.engine.null.null_pages import NullPages
 from tokenbus.engine.null.null_sequence import NullSequence
-from tokenbus.engine.text.prompt_ids import id_range
+from tokenbus.engine.text.prompt_ids import all_within
 from tokenbus.engine.types import (
     Admission,
     EngineLimits,
@@ -95,8 +95,7 @@ class NullEngine:
         params = request.params
         if not request.prompt_ids:
             raise RequestRejected("prompt", "is empty")
-        low, high = id_range(request.prompt_ids)
-        if low < 0 or high >= self.config.vocab_size:
+        if not all_within(request.prompt_ids, self.config.vocab_size):
             raise RequestRejected("prompt", f"has ids outside 0..{self.config.vocab_size - 1}")
         if request.request_id in self._sequences:
             raise RequestRejected("request_id", f"{request.request_id} is already running")

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.types import SamplingParams
 
-_NUM_FLOATS = 6
-_NUM_INTS = 5
+# Columns at which the floats, the integers and the stop ids of a row begin.
+_FLOATS, _INTS, _STOP_IDS = 1, 4, 9
 # Fills unused stop ids; no token has it.
 NO_STOP_ID = -1
 
@@ -49,28 +49,33 @@ def write_row(table: Tensor, row: int, values: Tensor) -> None:
 
 
 class RowTable:
-    """Packed tables of float32, of int64 and of stop ids, with a neutral last row for padding.
+    """A packed table of all rows, with a neutral last row for padding.
 
-    On a CPU the tables are written in place. On an accelerator changed rows are collected and sent
-    by `flush` in one copy per table; the buffers of a copy in flight are never written again.
+    A row is of int64: its own number, its floats (float32, two in each), its integers, its stop
+    ids. So what is known of many new rows goes to the device in one copy. On a CPU the table is
+    written in place. On an accelerator changed rows are collected and sent by `flush`; the buffers
+    of a copy in flight are never written again.
     """
 
     def __init__(self, max_rows: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
         """Allocate max_rows + 1 rows."""
+        num_rows = max_rows + 1
         self._device = device
         self._eos_token_ids = tuple(eos_token_ids)
-        self._host_floats = torch.zeros(max_rows + 1, _NUM_FLOATS, dtype=torch.float32)
-        self._host_ints = torch.zeros(max_rows + 1, _NUM_INTS, dtype=torch.int64)
-        self._host_floats[:] = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])
-        shape = (max_rows + 1, MAX_STOP_IDS)
-        self._host_stop_ids = torch.full(shape, NO_STOP_ID, dtype=torch.int64)
+        self._host = torch.zeros(num_rows, _STOP_IDS + MAX_STOP_IDS, dtype=torch.int64)
+        self._host[:, 0] = torch.arange(num_rows)
+        self._host[:, _STOP_IDS:] = NO_STOP_ID
+        floats = self._host[:, _FLOATS:_INTS].view(torch.float32)
+        floats[:] = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])
         # What a write goes through: an assignment of torch takes ten times as long.
-        self._float_rows = self._host_floats.numpy()
-        self._int_rows = self._host_ints.numpy()
-        self._stop_rows = self._host_stop_ids.numpy()
-        self._floats = self._host_floats.to(device)
-        self._ints = self._host_ints.to(device)
-        self.stop_ids = self._host_stop_ids.to(device)
+        self._float_rows = floats.numpy()
+        self._int_rows = self._host[:, _INTS:_STOP_IDS].numpy()
+        self._stop_rows = self._host[:, _STOP_IDS:].numpy()
+        self._stop_ids_of: list[tuple[int, ...]] = [()] * num_rows
+        self._table = self._host.to(device)
+        self._floats = self._table[:, _FLOATS:_INTS].view(torch.float32)
+        self._ints = self._table[:, _INTS:_STOP_IDS]
+        self.stop_ids = self._table[:, _STOP_IDS:]
         self._changed: set[int] = set()
 
     def write(self, row: int, params: SamplingParams, choice: int) -> None:
@@ -94,9 +99,11 @@ class RowTable:
         )
         # With `ignore_eos` the model's own ids do not end a choice, so min_tokens spares them too.
         eos_ids = () if params.ignore_eos else self._eos_token_ids
-        stop_ids = list(dict.fromkeys((*eos_ids, *params.stop_token_ids)))
-        self._stop_rows[row] = NO_STOP_ID
-        self._stop_rows[row, : len(stop_ids)] = stop_ids
+        stop_ids = tuple(dict.fromkeys((*eos_ids, *params.stop_token_ids)))
+        if stop_ids != self._stop_ids_of[row]:
+            self._stop_ids_of[row] = stop_ids
+            self._stop_rows[row] = NO_STOP_ID
+            self._stop_rows[row, : len(stop_ids)] = stop_ids
         self._changed.add(row)
 
     def flush(self) -> None:
@@ -104,20 +111,13 @@ class RowTable:
         if not self._changed:
             return
         if self._device.type != "cpu":
-            rows = torch.tensor(sorted(self._changed))
-            target = rows.pin_memory().to(self._device, non_blocking=True)
-            for host, table in self._tables():
-                staged = host[rows].pin_memory().to(self._device, non_blocking=True)
-                table.index_copy_(0, target, staged)
+            rows = self._host[sorted(self._changed)]
+            self._put(rows.pin_memory().to(self._device, non_blocking=True))
         self._changed.clear()
 
-    def _tables(self) -> list[tuple[Tensor, Tensor]]:
-        """Return the pairs of host and device table."""
-        return [
-            (self._host_floats, self._floats),
-            (self._host_ints, self._ints),
-            (self._host_stop_ids, self.stop_ids),
-        ]
+    def _put(self, rows: Tensor) -> None:
+        """Let rows take the place of those with their numbers."""
+        self._table.index_copy_(0, rows[:, 0], rows)
 
     def gather(self, rows: Tensor) -> RowScalars:
         """Read the scalars of rows [M] int64."""

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tokenbus.engine.sampling.fused_draw import FusedDraw
 
 _NEUTRAL = SamplingParams(temperature=0.0)
+# Rules that lie in tables of their own: a row keeps them there until others are written.
+_TABLED = Feature.BIAS | Feature.BAD_WORDS
 # What reads the tokens that a row has drawn.
 _HISTORY = Feature.PENALTIES | Feature.BAD_WORDS
 
@@ -129,14 +131,26 @@ class SamplingState:
             self._bad_words.write(row, _NEUTRAL, (), ())
 
     def clear_row(self, row: int) -> None:
-        """Make a row neutral: greedy, no rules."""
+        """Make a row neutral: what it held is asked for by no plan any more.
+
+        Its scalars stay until the next owner's take their place; rows end as often as they begin.
+        """
+        if self._plans[row].has(_TABLED):
+            self._neutralise(row)
+        else:
+            self._plans[row] = SamplingPlan()
+            self._plan_numbers[row] = 0
+
+    @torch.inference_mode()
+    def _neutralise(self, row: int) -> None:
         self.set_row(row, _NEUTRAL, 0, ())
 
     def plan(self, rows: Sequence[int]) -> SamplingPlan:
         """Return what a batch of these rows needs: the key of the graph that serves it."""
-        merged = SamplingPlan()
         plans = list(self._known_plans)
-        for number in set(map(self._plan_numbers.__getitem__, rows)):
+        first, *others = set(map(self._plan_numbers.__getitem__, rows)) or {0}
+        merged = plans[first]
+        for number in others:
             merged = merged.union(plans[number])
         return merged
 

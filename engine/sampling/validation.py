@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf, nextafter
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.sampling.bounds import (
@@ -26,12 +28,17 @@ if TYPE_CHECKING:
 
 _OPTIONAL = ("logprobs", "prompt_logprobs")
 _FLAGS = ("include_stop", "ignore_eos")
+_numbers_of = attrgetter(*NUMBERS)
+# The same bounds with both ends inside.
+_CLOSED = [
+    (field, bound.kind, nextafter(bound.low, inf) if bound.is_open else bound.low, bound.high)
+    for field, bound in NUMBERS.items()
+]
 
 
-def _require(condition: bool, field: str, message: str) -> None:
-    """Raise for `field` unless the condition holds."""
-    if not condition:
-        raise RequestRejected(field, message)
+def _refuse(field: str, message: str) -> NoReturn:
+    """Raise for `field`. Messages are made by those who refuse: nearly nobody does."""
+    raise RequestRejected(field, message)
 
 
 def _shown(value: object) -> str:
@@ -42,82 +49,97 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
-def _check_number(value: object, bound: Bound, field: str, prefix: str = "") -> None:
+def _check_number(value: Any, bound: Bound, field: str, prefix: str = "") -> None:
     """Raise for what is no number of the bound's kind or lies outside; a bool is no number."""
-    kind, what = (Integral, "a whole number") if bound.kind is int else (Real, "a number")
-    _require(
-        isinstance(value, kind) and not isinstance(value, bool),
-        field,
-        f"{prefix}must be {what}, got {_shown(value)}",
-    )
-    number: Any = value
+    kind = type(value)
+    # Abstract kinds of numbers take ten times as long to tell, and are asked for what is neither.
+    if kind is not int and kind is not bound.kind:
+        wanted, what = (Integral, "a whole number") if bound.kind is int else (Real, "a number")
+        if kind is bool or not isinstance(value, wanted):
+            _refuse(field, f"{prefix}must be {what}, got {_shown(value)}")
     # NaN is in no range.
-    is_inside = bound.low <= number <= bound.high and not (bound.is_open and number == bound.low)
-    low = f"above {bound.low}" if bound.is_open else f"from {bound.low}"
-    _require(is_inside, field, f"{prefix}must be {low} to {bound.high}, got {_shown(value)}")
+    if not bound.low <= value <= bound.high or (bound.is_open and value == bound.low):
+        low = f"above {bound.low}" if bound.is_open else f"from {bound.low}"
+        _refuse(field, f"{prefix}must be {low} to {bound.high}, got {_shown(value)}")
 
 
-def _check_ids(ids: object, vocab_size: int, field: str) -> None:
+def _check_ids(ids: Any, vocab_size: int, field: str) -> None:
     """Raise if a token id is no whole number or lies outside the vocabulary."""
-    _require(isinstance(ids, (list, tuple)), field, f"must be token ids, got {_shown(ids)}")
-    listed: Any = ids
-    for token_id in listed:
-        _require(
-            isinstance(token_id, Integral)
-            and not isinstance(token_id, bool)
-            and TOKEN_ID.low <= int(token_id) < vocab_size,
-            field,
-            f"token id {_shown(token_id)} is not in the vocabulary of {vocab_size} tokens",
-        )
+    if not isinstance(ids, (list, tuple)):
+        _refuse(field, f"must be token ids, got {_shown(ids)}")
+    for token_id in ids:
+        is_whole = isinstance(token_id, Integral) and not isinstance(token_id, bool)
+        if not is_whole or not TOKEN_ID.low <= int(token_id) < vocab_size:
+            of = f"the vocabulary of {vocab_size} tokens"
+            _refuse(field, f"token id {_shown(token_id)} is not in {of}")
 
 
 def _check_numbers(params: SamplingParams) -> None:
     """Raise for a scalar out of its range."""
-    for field, bound in NUMBERS.items():
-        value = getattr(params, field)
-        if value is not None or field not in _OPTIONAL:
-            _check_number(value, bound, field)
+    for value, (field, kind, low, high) in zip(_numbers_of(params), _CLOSED, strict=True):
+        if value is None:
+            is_fine = field in _OPTIONAL
+        else:
+            # What nearly every number is; every job has thirteen.
+            is_fine = (type(value) is kind or type(value) is int) and low <= value <= high
+        if not is_fine:
+            _check_number(value, NUMBERS[field], field)
     for field in _FLAGS:
         value = getattr(params, field)
-        _require(isinstance(value, bool), field, f"must be true or false, got {_shown(value)}")
-    _require(
-        params.min_tokens <= params.max_tokens,
-        "min_tokens",
-        f"must be at most max_tokens ({params.max_tokens}), got {params.min_tokens}",
-    )
+        if not isinstance(value, bool):
+            _refuse(field, f"must be true or false, got {_shown(value)}")
+    if params.min_tokens > params.max_tokens:
+        most = f"max_tokens ({params.max_tokens})"
+        _refuse("min_tokens", f"must be at most {most}, got {params.min_tokens}")
 
 
-def _check_count(items: object, most: int, field: str, what: str) -> None:
+def _check_count(items: Any, most: int, field: str, what: str) -> None:
     """Raise for what is no list or mapping, or has too many entries."""
-    _require(isinstance(items, (list, tuple, Mapping)), field, f"holds no {what}: {_shown(items)}")
-    listed: Any = items
-    _require(len(listed) <= most, field, f"at most {most} {what}, got {len(listed)}")
+    if not isinstance(items, (list, tuple, dict, Mapping)):
+        _refuse(field, f"holds no {what}: {_shown(items)}")
+    if len(items) > most:
+        _refuse(field, f"at most {most} {what}, got {len(items)}")
 
 
 def _check_texts(params: SamplingParams) -> None:
     """Raise for stop strings and a grammar that are none, or too many or too long."""
     _check_count(params.stop, MAX_STOPS, "stop", "strings")
     for stop in params.stop:
-        _require(
-            isinstance(stop, str) and 1 <= len(stop) <= MAX_STOP_LENGTH,
-            "stop",
-            f"a string has 1 to {MAX_STOP_LENGTH} characters, got {_shown(stop)}",
-        )
+        if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_LENGTH:
+            bounds = f"1 to {MAX_STOP_LENGTH} characters"
+            _refuse("stop", f"a string has {bounds}, got {_shown(stop)}")
     grammar = params.grammar
     if grammar is None:
         return
-    _require(
+    is_spec = (
         isinstance(grammar, GrammarSpec)
         and grammar.kind in list(GrammarKind)
-        and isinstance(grammar.source, str),
-        "grammar",
-        f"must be a GrammarSpec, got {_shown(grammar)}",
+        and isinstance(grammar.source, str)
     )
-    _require(
-        1 <= len(grammar.source) <= MAX_GRAMMAR_LENGTH,
-        "grammar",
-        f"a source has 1 to {MAX_GRAMMAR_LENGTH} characters, got {len(grammar.source)}",
-    )
+    if not is_spec:
+        _refuse("grammar", f"must be a GrammarSpec, got {_shown(grammar)}")
+    if not 1 <= len(grammar.source) <= MAX_GRAMMAR_LENGTH:
+        bounds = f"1 to {MAX_GRAMMAR_LENGTH} characters"
+        _refuse("grammar", f"a source has {bounds}, got {len(grammar.source)}")
+
+
+def _check_token_rules(params: SamplingParams, vocab_size: int) -> None:
+    """Raise for biases and forbidden words that are none, too many, or of no token."""
+    biases = params.logit_bias
+    if not isinstance(biases, (dict, Mapping)):
+        what = _shown(biases)
+        _refuse("logit_bias", f"must map token ids to numbers, got {what}")
+    if biases:
+        _check_count(biases, MAX_LOGIT_BIAS, "logit_bias", "tokens")
+        _check_ids(tuple(biases), vocab_size, "logit_bias")
+        for token_id, bias in biases.items():
+            _check_number(bias, LOGIT_BIAS, "logit_bias", f"token {token_id}: ")
+    _check_count(params.bad_words, MAX_BAD_WORDS, "bad_words", "token sequences")
+    for word in params.bad_words:
+        _check_ids(word, vocab_size, "bad_words")
+        if not 1 <= len(word) <= MAX_BAD_WORD_LENGTH:
+            bounds = f"1 to {MAX_BAD_WORD_LENGTH} tokens"
+            _refuse("bad_words", f"a sequence has {bounds}, got {len(word)}")
 
 
 def validate_sampling(
@@ -126,27 +148,9 @@ def validate_sampling(
     """Raise RequestRejected with the field's name if these parameters cannot be carried out."""
     _check_numbers(params)
     _check_texts(params)
-    _require(
-        isinstance(params.logit_bias, Mapping),
-        "logit_bias",
-        f"must map token ids to numbers, got {_shown(params.logit_bias)}",
-    )
-    _check_count(params.logit_bias, MAX_LOGIT_BIAS, "logit_bias", "tokens")
-    _check_ids(tuple(params.logit_bias), vocab_size, "logit_bias")
-    for token_id, bias in params.logit_bias.items():
-        _check_number(bias, LOGIT_BIAS, "logit_bias", f"token {token_id}: ")
-    _check_count(params.bad_words, MAX_BAD_WORDS, "bad_words", "token sequences")
-    for word in params.bad_words:
-        _check_ids(word, vocab_size, "bad_words")
-        _require(
-            1 <= len(word) <= MAX_BAD_WORD_LENGTH,
-            "bad_words",
-            f"a sequence has 1 to {MAX_BAD_WORD_LENGTH} tokens, got {len(word)}",
-        )
+    _check_token_rules(params, vocab_size)
     _check_ids(params.stop_token_ids, vocab_size, "stop_token_ids")
     num_stop_ids = len({*params.stop_token_ids, *eos_token_ids})
-    _require(
-        num_stop_ids <= MAX_STOP_IDS,
-        "stop_token_ids",
-        f"at most {MAX_STOP_IDS} ids, those of the model included, got {num_stop_ids}",
-    )
+    if num_stop_ids > MAX_STOP_IDS:
+        most = f"at most {MAX_STOP_IDS} ids, those of the model included"
+        _refuse("stop_token_ids", f"{most}, got {num_stop_ids}")

@@ -11,6 +11,7 @@ most it may bring is counted, for pages as for positions; `complete` puts that r
 from __future__ import annotations
 
 from bisect import insort
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.scheduling.output_estimator import OutputEstimator
@@ -29,8 +30,15 @@ if TYPE_CHECKING:
     TokenIds = list[int] | tuple[int, ...]
 
 
-def _by_order(seq: Sequence) -> tuple[int, int, int]:
-    return seq.order
+_by_order = attrgetter("order")
+
+
+def _insert(seqs: list[Sequence], seq: Sequence) -> None:
+    """Put a sequence in its place; nearly every one is the last."""
+    if not seqs or seqs[-1].order < seq.order:
+        seqs.append(seq)
+    else:
+        insort(seqs, seq, key=_by_order)
 
 
 class Scheduler:
@@ -68,7 +76,7 @@ class Scheduler:
     def add(self, seqs: Iterable[Sequence]) -> None:
         """Queue the choices of one request."""
         for seq in seqs:
-            insort(self.waiting, seq, key=_by_order)
+            _insert(self.waiting, seq)
 
     def remove(self, seq: Sequence, reason: FinishReason) -> None:
         """End a sequence in any state and free what it holds."""
@@ -256,7 +264,7 @@ class Scheduler:
     def _group_at(self, position: int) -> list[Sequence]:
         """Return the choices that are admitted together: all of a request that never ran."""
         head = self.waiting[position]
-        if head.was_admitted:
+        if head.was_admitted or head.request.params.n == 1:
             return [head]
         return [
             seq
@@ -267,7 +275,7 @@ class Scheduler:
     def _start(self, seq: Sequence) -> None:
         seq.move_to(SequenceState.RUNNING)
         seq.row = self._free_rows.pop()
-        insort(self.running, seq, key=_by_order)
+        _insert(self.running, seq)
         seq.was_admitted = True
         self.prefill.take_hits(seq)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenbus.engine.errors import EngineError
 from tokenbus.engine.scheduling.prefix_cache import PageHash, chain_hash, root_hash
@@ -31,8 +31,7 @@ _LEGAL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceEnd:
+class SequenceEnd(NamedTuple):
     """Why a sequence ended, and how many of its newest tokens it kept."""
 
     reason: FinishReason
@@ -58,11 +57,12 @@ class Sequence:
 
     `prompt_logprobs` are those of the first `num_prompt_scored` ids until they are all there and
     delivered; a sequence that brings none counts as scored.
+
+    Sorted by `order`, the best priority comes first, then the oldest, then the first choice.
     """
 
     __slots__ = (
         "_hashes",
-        "arrival",
         "awaits_grammar",
         "choice",
         "decoding",
@@ -81,6 +81,7 @@ class Sequence:
         "num_prompt_scored",
         "num_registered",
         "num_unscored",
+        "order",
         "pages",
         "prompt_logprobs",
         "request",
@@ -100,7 +101,7 @@ class Sequence:
         resumed = request.resumed_ids[choice] if request.resumed_ids else ()
         self.request = request
         self.choice = choice
-        self.arrival = arrival
+        self.order = (request.priority, arrival, choice)
         self.state = SequenceState.WAITING
         self.token_ids = array("i", request.prompt_ids)
         self.token_ids.extend(resumed)
@@ -131,11 +132,6 @@ class Sequence:
         eos = () if params.ignore_eos else eos_token_ids
         self.stop_token_ids = frozenset((*eos, *params.stop_token_ids))
         self._hashes: list[PageHash] = []
-
-    @property
-    def order(self) -> tuple[int, int, int]:
-        """Sort key: best priority first, then oldest, then choice."""
-        return (self.request.priority, self.arrival, self.choice)
 
     @property
     def num_output(self) -> int:

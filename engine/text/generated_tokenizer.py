@@ -7,6 +7,7 @@ letters, and words of up to four letters with a space before, each made by one m
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import islice, product
 from typing import TYPE_CHECKING
 
@@ -67,14 +68,21 @@ def vocab_size_of(folder: Path) -> int:
     return size
 
 
-def clothe(model: Path, folder: Path) -> None:
-    """Fill an empty folder with links to a model's files, but a generated tokenizer.
+def clothe(model: Path, folder: Path, *, with_weights: bool = True) -> None:
+    """Fill an empty folder with a model's files, but a generated tokenizer.
 
-    Raises: ModelBroken.
+    The files are the same ones where both folders lie on one file system, else copies: symbolic
+    links that lead out of a model's folder are refused when it is read. Folders are left out.
+    Raises: ModelBroken; OSError where there is no room for the copies.
     """
     for path in model.iterdir():
-        if not path.name.startswith(_NOT_COPIED):
-            (folder / path.name).symlink_to(path.resolve())
+        is_left_out = path.name.startswith(_NOT_COPIED) or not path.is_file()
+        if is_left_out or (not with_weights and path.suffix == ".safetensors"):
+            continue
+        try:
+            (folder / path.name).hardlink_to(path.resolve())
+        except OSError:
+            shutil.copyfile(path, folder / path.name)
     build_generated_tokenizer(vocab_size_of(model)).save_pretrained(folder)
 
 

@@ -21,6 +21,15 @@ def packed(token_ids: Sequence[int]) -> Sequence[int]:
         return token_ids
 
 
+def all_within(token_ids: Sequence[int], vocab_size: int) -> bool:
+    """Tell whether ids, at least one, are all of a vocabulary."""
+    if isinstance(token_ids, array) and token_ids.typecode == "i":
+        # Read without a sign, what is below zero is larger than any vocabulary.
+        return int(np.maximum.reduce(np.frombuffer(token_ids, np.uintc))) < vocab_size
+    low, high = id_range(token_ids)
+    return low >= 0 and high < vocab_size
+
+
 def id_range(token_ids: Sequence[int]) -> tuple[int, int]:
     """Return the lowest and the highest of at least one id."""
     if isinstance(token_ids, array) and token_ids.typecode == "i":

@@ -7,67 +7,44 @@ of all of them are made here.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 from tokenbus.producer.client.fork_guard import LoopGuard
-from tokenbus.producer.client.hub import SubscriptionHub
 from tokenbus.producer.client.pool_calls import PoolCalls
-from tokenbus.producer.client.reader import Reader
+from tokenbus.producer.client.reading.client_channel import ClientChannel
+from tokenbus.producer.client.reading.ended_channel import EndedChannel
+from tokenbus.producer.client.reading.gathering import Gathering, Sources
+from tokenbus.producer.client.reading.hub import SubscriptionHub
+from tokenbus.producer.client.reading.lookup import Lookup
+from tokenbus.producer.client.reading.reader import Reader
+from tokenbus.producer.client.reading.silence_watch import SilenceWatch
+from tokenbus.producer.client.submission import Job, Submission
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
-from tokenbus.producer.contract.events import FINISHED_REASONS
-from tokenbus.producer.contract.new_job import NewJob, as_request, new_job
-from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
-from tokenbus.producer.errors import (
-    DeadlineUnmeetable,
-    IdempotencyConflict,
-    JobUnknown,
-    ProducerError,
-    QueueFull,
-    RequestInvalid,
-    ServerError,
-)
-from tokenbus.producer.scripts import Bounds, Scripts
-from tokenbus.producer.scripts.completion import JobCompletion, Retention
-from tokenbus.producer.scripts.replies import JobState, Refused, Submitted
+from tokenbus.producer.contract.result import JobResult, ended_early
+from tokenbus.producer.errors import JobUnknown, ProducerError, RequestInvalid, ServerError
+from tokenbus.producer.scripts import Scripts
+from tokenbus.producer.scripts.completing import Retention
+from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import open_server, retrying
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping, Sequence
 
-    from tokenbus.producer.client.event_stream import EventStream
-    from tokenbus.producer.contract.result import JobResult
+    from tokenbus.producer.client.reading.event_stream import EventStream
+    from tokenbus.producer.client.reading.gathering import Outcome
     from tokenbus.producer.contract.schema import JobRequest
     from tokenbus.producer.scripts.control import Webhook
     from tokenbus.producer.server.connection import Server
     from tokenbus.producer.server.url import ServerUrl
 
-# One round trip of `submit_many`; the server answers others in between.
-MAX_SUBMITS = 256
-# The same for long prompts: writing the most keeps others from the server for about 10 ms. Each has
-# up to twice the one before, so that workers begin at once.
-FIRST_SUBMIT_BYTES, MAX_SUBMIT_BYTES = 128 * 1024, 512 * 1024
+__all__ = ["AsyncClient", "Job"]
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """An accepted job, and where it stood at that moment; may be given in place of id and tenant.
-
-    `created` is false if it was known from an earlier submit. `eta_s` is when its turn comes by
-    the measured drain rate, None as long as none was measured. `channel` is where any Redis client
-    may listen to its events.
-    """
-
-    job_id: str
-    created: bool
-    state: JobState
-    jobs_ahead: int
-    tokens_ahead: int
-    eta_s: float | None
-    channel: str
-    tenant: str = DEFAULT_TENANT
+# How long a call that waits for results waits for the client channel first, without which it would
+# have to look at the jobs.
+_LISTEN_WAIT_S = 1.0
 
 
 class AsyncClient(PoolCalls):
@@ -89,11 +66,28 @@ class AsyncClient(PoolCalls):
             server.url,
             settings.max_buffered_tokens,
             settings.call_timeout_s,
-            home=self._home,
+            check=self._home.check_loop,
         )
-        self._reader = Reader(self._scripts, self._hub, server.url, settings)
+        lookup = Lookup(self._scripts)
+        self._client_channel = ClientChannel(
+            self._hub,
+            self._scripts.keys,
+            SilenceWatch(lookup, settings.silence_s),
+            settings.max_buffered_tokens,
+        )
+        self._reader = Reader(self._scripts, self._hub, server.url, settings, self._client_channel)
         retention = Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
         self._completion = JobCompletion(self._scripts, retention)
+        self._submission = Submission(server, self._scripts, settings, self._client_channel)
+        self._sources = Sources(
+            self._reader,
+            lookup,
+            self._client_channel,
+            EndedChannel(self._hub, self._scripts.keys),
+            server.url,
+            settings.retry_for_s,
+            settings.silence_s,
+        )
 
     @classmethod
     async def connect(
@@ -140,29 +134,51 @@ class AsyncClient(PoolCalls):
         """Return the URL under which other processes reach the same server."""
         return self._server.effective_url
 
+    @overload
     async def submit(
-        self, prompt: str | JobRequest | None = None, *, ticket: int = 0, **fields: Any
-    ) -> Job:
+        self,
+        prompt: str | JobRequest | None = None,
+        *,
+        ticket: int = 0,
+        wait: Literal[False] = False,
+        **fields: Any,
+    ) -> Job: ...
+
+    @overload
+    async def submit(
+        self,
+        prompt: str | JobRequest | None = None,
+        *,
+        ticket: int = 0,
+        wait: Literal[True],
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> JobResult: ...
+
+    async def submit(
+        self,
+        prompt: str | JobRequest | None = None,
+        *,
+        ticket: int = 0,
+        wait: bool = False,
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> Job | JobResult:
         """Queue a job: a prompt or a whole request, else the fields of `JobRequest` by name.
 
         Trying again is safe: the job id is drawn here, once per call. `ticket` is that of an
-        earlier QueueFull for the same request.
+        earlier QueueFull for the same request. With `wait` it returns the job's result, which costs
+        one round trip to the server.
         Raises: RequestInvalid, QueueFull, IdempotencyConflict, DeadlineUnmeetable,
-        ServerUnreachable, ServerRefused.
+        ServerUnreachable, ServerRefused; with `wait` what `result` raises, after the job was
+        accepted.
         """
         self._home.check_loop()
-        new = self._prepare(prompt, fields)
-        tries = 0
-
-        async def call() -> Submitted | Refused:
-            nonlocal tries
-            tries += 1
-            return await self._scripts.queue.submit(new, self._bounds, ticket=ticket)
-
-        reply = await retrying(call, self._server.url, self._settings.retry_for_s)
-        if isinstance(reply, Refused):
-            raise self._refusal(new, reply)
-        return self._job(new, reply, retried=tries > 1)
+        if timeout_s is not None and not wait:
+            raise RequestInvalid("timeout_s", "limits a wait; say wait=True")
+        new = self._submission.prepare(prompt, fields)
+        job = await self._submission.one(new, ticket, _LISTEN_WAIT_S if wait else 0)
+        return await self.result(job, timeout_s) if wait else job
 
     async def submit_many(
         self,
@@ -173,11 +189,11 @@ class AsyncClient(PoolCalls):
         """Queue many jobs, 256 or 512 KiB a round trip; each is accepted or refused on its own.
 
         The answers stand in the order of the requests, whatever one of them is: one that is no
-        request is answered by RequestInvalid. Where the server goes away in the middle, the jobs
-        that it did not answer are answered by that error; some of them may have been
-        accepted, and submitting them again under their ids or idempotency keys is safe.
-        `reserved_ids` are for services of the pool, one a request: names such as a cron's, that the
-        schema of no request lets through.
+        request is answered by RequestInvalid. `results` takes them as they are. Where the server
+        goes away in the middle, the jobs that it did not answer are answered by that error; some of
+        them may have been accepted, and submitting them again under their ids or idempotency keys
+        is safe. `reserved_ids` are for services of the pool, one a request: names such as a cron's,
+        that the schema of no request lets through.
         Raises: ServerUnreachable or ServerRefused where the server accepted and refused nothing at
         all; RequestInvalid if the numbers of requests and reserved ids differ.
         """
@@ -189,59 +205,17 @@ class AsyncClient(PoolCalls):
             )
         answers: list[Job | ProducerError | None] = [None] * len(requests)
         has_answered = False
-        for part in self._parts(requests, reserved_ids, answers):
-            jobs = [new for _, new in part]
-            tries = 0
-
-            async def call(jobs: list[NewJob] = jobs) -> list[Submitted | Refused]:
-                nonlocal tries
-                tries += 1
-                return await self._scripts.queue.submit_many(jobs, self._bounds)
-
+        for part in self._submission.parts(requests, reserved_ids, answers):
             try:
-                replies = await retrying(call, self._server.url, self._settings.retry_for_s)
+                answered = await self._submission.many([new for _, new in part], _LISTEN_WAIT_S)
             except ServerError as error:
                 if not has_answered:
                     raise
                 return [error if answer is None else answer for answer in answers]
             has_answered = True
-            for (number, new), reply in zip(part, replies, strict=True):
-                answers[number] = (
-                    self._refusal(new, reply)
-                    if isinstance(reply, Refused)
-                    else self._job(new, reply, retried=tries > 1)
-                )
+            for (number, _), answer in zip(part, answered, strict=True):
+                answers[number] = answer
         return [answer for answer in answers if answer is not None]
-
-    def _parts(
-        self,
-        requests: Sequence[JobRequest | Mapping[str, Any]],
-        reserved_ids: Sequence[str],
-        answers: list[Job | ProducerError | None],
-    ) -> Iterator[list[tuple[int, NewJob]]]:
-        """Prepare requests and yield what one round trip takes; answer those that are invalid.
-
-        The first are under way before the last are prepared.
-        """
-        part: list[tuple[int, NewJob]] = []
-        num_bytes, most_bytes = 0, FIRST_SUBMIT_BYTES
-        for number, request in enumerate(requests):
-            try:
-                reserved_id = reserved_ids[number] if reserved_ids else ""
-                new = self._prepare(request, {}, reserved_id)
-            except ProducerError as error:
-                answers[number] = error
-                continue
-            if part and num_bytes + len(new.request) > most_bytes:
-                yield part
-                part, num_bytes, most_bytes = [], 0, min(2 * most_bytes, MAX_SUBMIT_BYTES)
-            part.append((number, new))
-            num_bytes += len(new.request)
-            if len(part) == MAX_SUBMITS:
-                yield part
-                part, num_bytes = [], 0
-        if part:
-            yield part
 
     def stream(
         self, job_id: str | Job, cursor: int = 0, tenant: str = DEFAULT_TENANT
@@ -269,17 +243,78 @@ class AsyncClient(PoolCalls):
         """
         self._home.check_loop()
         address = _address(job_id, tenant)
-        result = await self._reader.result(address.job_id, timeout_s, address.tenant)
-        job_id, reason, error = result.job_id, result.finish.reason, result.finish.error
-        if reason in FINISHED_REASONS:
-            return result
-        if reason == "cancelled":
-            raise JobCancelled(f"job {job_id} was cancelled", result)
-        if reason == "expired":
-            raise JobExpired(f"the deadline of job {job_id} passed", result)
-        if error is None:
-            raise JobFailed(reason, None, f"job {job_id} ended as {reason}", result)
-        raise JobFailed(error.code, error.field, error.message, result)
+        outcome: Outcome
+        if self._client_channel.keeps(address):
+            gathering = Gathering(self._sources, [address], timeout_s)
+            [(_, outcome)] = [each async for each in gathering.outcomes()]
+        else:
+            result = await self._reader.result(address.job_id, timeout_s, address.tenant)
+            outcome = ended_early(result) or result
+        if isinstance(outcome, JobResult):
+            return outcome
+        raise outcome
+
+    @overload
+    def results(
+        self,
+        jobs: Iterable[str | Job | ProducerError],
+        timeout_s: float | None = None,
+        *,
+        as_completed: Literal[False] = False,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Coroutine[Any, Any, list[Outcome]]: ...
+
+    @overload
+    def results(
+        self,
+        jobs: Iterable[str | Job | ProducerError],
+        timeout_s: float | None = None,
+        *,
+        as_completed: Literal[True],
+        tenant: str = DEFAULT_TENANT,
+    ) -> AsyncGenerator[tuple[int, Outcome], None]: ...
+
+    def results(
+        self,
+        jobs: Iterable[str | Job | ProducerError],
+        timeout_s: float | None = None,
+        *,
+        as_completed: bool = False,
+        tenant: str = DEFAULT_TENANT,
+    ) -> Coroutine[Any, Any, list[Outcome]] | AsyncGenerator[tuple[int, Outcome], None]:
+        """Wait for the ends of many jobs: `await` the list of what became of each, in their order.
+
+        `jobs` are ids of the tenant, jobs, or the answers of `submit_many`, of which the errors
+        stand for themselves. What became of a job is its result, or the error that `result` would
+        raise, ResultTimeout for those that have not ended `timeout_s` after the call; no job
+        spoils another's. With `as_completed` it is an asynchronous iterator of (index in `jobs`,
+        what became of it), soonest first.
+
+        Jobs that this client has submitted cost no call each; others are looked up 128 a call.
+        Raises: RequestInvalid for what names no job; ClientClosed, WrongEventLoop.
+        """
+        self._home.check_loop()
+        given = [
+            each if isinstance(each, ProducerError) else _address(each, tenant) for each in jobs
+        ]
+        gathered = self._gathered(given, timeout_s)
+        return gathered if as_completed else _in_order(gathered, len(given))
+
+    async def _gathered(
+        self, given: Sequence[JobAddress | ProducerError], timeout_s: float | None
+    ) -> AsyncGenerator[tuple[int, Outcome], None]:
+        """Yield what became of each, with its index; a job that is given twice is so twice."""
+        numbers: dict[JobAddress, list[int]] = {}
+        for number, each in enumerate(given):
+            if isinstance(each, ProducerError):
+                yield number, each
+            else:
+                numbers.setdefault(each, []).append(number)
+        gathering = Gathering(self._sources, list(numbers), timeout_s)
+        async with aclosing(gathering.outcomes()) as outcomes:
+            async for address, outcome in outcomes:
+                for number in numbers[address]:
+                    yield number, outcome
 
     async def cancel(self, job_id: str | Job, tenant: str = DEFAULT_TENANT) -> bool:
         """Cancel a tenant's job wherever it is; False if it had ended before.
@@ -333,63 +368,6 @@ class AsyncClient(PoolCalls):
         """Close the client."""
         await self.close()
 
-    @property
-    def _bounds(self) -> Bounds:
-        settings = self._settings
-        return Bounds(settings.max_tenant_tokens, settings.max_pool_tokens, settings.refuse_late)
-
-    def _prepare(
-        self,
-        given: str | JobRequest | Mapping[str, Any] | None,
-        fields: dict[str, Any],
-        reserved_id: str = "",
-    ) -> NewJob:
-        """Check a request, draw what it leaves open and weigh it. Raises: RequestInvalid."""
-        try:
-            request = as_request(given, fields)
-            return new_job(
-                request,
-                self._settings.tenant_weights.get(request.tenant, 1.0),
-                self._server.num_shards,
-                reserved_id=reserved_id,
-                groups=self._settings.cache_groups,
-            )
-        except ProducerError:
-            raise
-        except Exception as error:
-            # The job boundary: an object of the caller's that raises when it is read or written.
-            raise RequestInvalid("job", f"cannot be read: {type(error).__name__}") from error
-
-    def _job(self, new: NewJob, reply: Submitted, *, retried: bool) -> Job:
-        place = reply.place
-        return Job(
-            job_id=JobAddress.parse(place.job_id).job_id,
-            created=reply.created or (retried and place.job_id == new.job_id),
-            state=place.state,
-            jobs_ahead=place.jobs_ahead,
-            tokens_ahead=place.tokens_ahead,
-            eta_s=None if place.eta_ms is None else place.eta_ms / 1000,
-            channel=self._scripts.keys.channel(place.job_id),
-            tenant=new.tenant,
-        )
-
-    def _refusal(self, new: NewJob, reply: Refused) -> ProducerError:
-        """Turn a refusal into the error that says what to do."""
-        if reply.status == "conflict":
-            return IdempotencyConflict(
-                f"job {JobAddress.parse(new.job_id).job_id}: its id or idempotency key belongs to a"
-                " different request"
-            )
-        if reply.status == "late":
-            return DeadlineUnmeetable(reply.eta_ms / 1000, (new.deadline_ms or 0) / 1000)
-        return QueueFull(
-            reply.status.removeprefix("full_"),
-            reply.queued_tokens,
-            reply.max_tokens,
-            reply.retry_after_ms / 1000,
-            reply.ticket,
-        )
-
 
 def _address(job: str | Job, tenant: str) -> JobAddress:
     """Name a job as the caller does; one that was returned by a submit knows its tenant.
@@ -402,3 +380,11 @@ def _address(job: str | Job, tenant: str) -> JobAddress:
         if not isinstance(text, str) or any("\ud800" <= each <= "\udfff" for each in text):
             raise RequestInvalid(field, f"{text!a} is no text that UTF-8 carries")
     return JobAddress(job, tenant)
+
+
+async def _in_order(
+    gathered: AsyncGenerator[tuple[int, Outcome], None], num_jobs: int
+) -> list[Outcome]:
+    """Return what became of each job by its index."""
+    found = dict([each async for each in gathered])
+    return [found[number] for number in range(num_jobs)]

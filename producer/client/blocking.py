@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from concurrent.futures import CancelledError
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.blocking_stream import BlockingStream
@@ -18,10 +18,11 @@ from tokenbus.producer.errors import ClientClosed
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 
     from tokenbus.producer.client.job_list import JobList
     from tokenbus.producer.client.pool_status import PoolStatus
+    from tokenbus.producer.client.reading.gathering import Outcome
     from tokenbus.producer.contract.events import Event
     from tokenbus.producer.contract.result import JobResult
     from tokenbus.producer.contract.schema import JobRequest
@@ -73,6 +74,11 @@ async def _end_tasks() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _in_loop(call: Callable[[], T]) -> T:
+    """Make a call that is no coroutine in the client's loop, where the client checks who calls."""
+    return call()
+
+
 class Client:
     """`AsyncClient` for blocking code, with the same names; safe to share between threads.
 
@@ -98,12 +104,36 @@ class Client:
         """Open the server and check it. Raises: as `AsyncClient.connect`."""
         return cls(url, pool, settings)
 
+    @overload
     def submit(
-        self, prompt: str | JobRequest | None = None, *, ticket: int = 0, **fields: Any
-    ) -> Job:
-        """Queue a job. Raises: as `AsyncClient.submit`."""
+        self,
+        prompt: str | JobRequest | None = None,
+        *,
+        ticket: int = 0,
+        wait: Literal[False] = False,
+        **fields: Any,
+    ) -> Job: ...
+
+    @overload
+    def submit(
+        self,
+        prompt: str | JobRequest | None = None,
+        *,
+        ticket: int = 0,
+        wait: Literal[True],
+        timeout_s: float | None = None,
+        **fields: Any,
+    ) -> JobResult: ...
+
+    def submit(
+        self, prompt: str | JobRequest | None = None, *, wait: bool = False, **fields: Any
+    ) -> Job | JobResult:
+        """Queue a job; with `wait` return its result. Raises: as `AsyncClient.submit`."""
         portal = self._portal()
-        return portal.run(portal.client.submit(prompt, ticket=ticket, **fields))
+        # The overloads of the asynchronous client tell the two apart by the literal.
+        call: Any = portal.client.submit
+        answer: Job | JobResult = portal.run(call(prompt, wait=wait, **fields))
+        return answer
 
     def submit_many(
         self, requests: Iterable[JobRequest | Mapping[str, Any]]
@@ -125,6 +155,47 @@ class Client:
         """Wait for the end of a job. Raises: as `AsyncClient.result`."""
         portal = self._portal()
         return portal.run(portal.client.result(job_id, timeout_s, tenant))
+
+    @overload
+    def results(
+        self,
+        jobs: Iterable[str | Job | ProducerError],
+        timeout_s: float | None = None,
+        *,
+        as_completed: Literal[False] = False,
+        tenant: str = DEFAULT_TENANT,
+    ) -> list[Outcome]: ...
+
+    @overload
+    def results(
+        self,
+        jobs: Iterable[str | Job | ProducerError],
+        timeout_s: float | None = None,
+        *,
+        as_completed: Literal[True],
+        tenant: str = DEFAULT_TENANT,
+    ) -> Iterator[tuple[int, Outcome]]: ...
+
+    def results(
+        self,
+        jobs: Iterable[str | Job | ProducerError],
+        timeout_s: float | None = None,
+        *,
+        as_completed: bool = False,
+        tenant: str = DEFAULT_TENANT,
+    ) -> list[Outcome] | Iterator[tuple[int, Outcome]]:
+        """Wait for the ends of many jobs: what became of each, in order or as they come.
+
+        Raises: as `AsyncClient.results`.
+        """
+        portal, given = self._portal(), list(jobs)
+        results = portal.client.results
+        if as_completed:
+            gathered = portal.run(
+                _in_loop(lambda: results(given, timeout_s, as_completed=True, tenant=tenant))
+            )
+            return iter(BlockingStream(gathered, portal.loop))
+        return portal.run(portal.run(_in_loop(lambda: results(given, timeout_s, tenant=tenant))))
 
     def cancel(self, job_id: str | Job, tenant: str = DEFAULT_TENANT) -> bool:
         """Cancel a job; False if it had ended before. Raises: as `AsyncClient.cancel`."""

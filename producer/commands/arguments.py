@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from tokenbus.producer.contract.bounds import DEFAULT_PRIORITY, DEFAULTS
 from tokenbus.producer.contract.keys import check_pool
 from tokenbus.producer.server.shown_url import hide_in_text
-from tokenbus.producer.terminal import visible
+from tokenbus.producer.terminal import say, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from _typeshed import SupportsWrite
 
 EXIT_WRONG_INPUT = 2
 MIN_WATCH_S, MAX_WATCH_S = 0.1, 86_400.0
@@ -45,6 +48,13 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong, without the passwords of URLs in it, and leave with code 2."""
         shown = visible(hide_in_text(message))
         self.exit(EXIT_WRONG_INPUT, f"{self.prog}: {shown} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Print help or an error. Raises: OSError for help, which argparse would swallow."""
+        if file is sys.stdout:
+            print(message, end="", flush=True)
+        else:
+            say(message, end="")
 
 
 def _pool(name: str) -> str:
@@ -189,15 +199,18 @@ def add_jobs(commands: Any) -> list[argparse.ArgumentParser]:
     show = commands.add_parser("show", help="print what the server knows of a job")
     show.add_argument("--request", action="store_true",
         help="print its request too, prompt included (default: all but that)")
-    result = commands.add_parser("result", help="wait for the end of a job and print its answer")
+    result = commands.add_parser("result", help="wait for the end of jobs and print their answers")
     result.add_argument("--timeout-s", type=_seconds, metavar="S",
         help="seconds to wait (default: until it ends)")
     follow = commands.add_parser("follow", help="stream a job's answer from any token on")
     follow.add_argument("--from", dest="cursor", type=int, default=0, metavar="CURSOR",
         help="the last token that was seen (default: 0, from the beginning)")
     cancel = commands.add_parser("cancel", help="cancel a job wherever it is")
-    for command in (show, result, follow, cancel):
+    result.add_argument("ids", type=_name, nargs="+", metavar="ID",
+        help="ids of jobs (required); answers are printed in their order")
+    for command in (show, follow, cancel):
         command.add_argument("id", type=_name, metavar="ID", help="the job's id (required)")
+    for command in (show, result, follow, cancel):
         command.add_argument("--tenant", type=_name, default="default", metavar="NAME",
             help="whose job it is (default: default)")
     for command in (listing, result, follow):

@@ -11,7 +11,7 @@ from tokenbus.producer.contract.events import FINISHED_REASONS
 from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client.event_stream import EventStream
+    from tokenbus.producer.client.reading.event_stream import EventStream
     from tokenbus.producer.contract.events import Event, Finish
 
 

@@ -7,11 +7,11 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.client.lookup import Lookup
+from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.commands.follow import ending_code, follow
 from tokenbus.producer.commands.hints import connected, server_url, tell
 from tokenbus.producer.contract.address import JobAddress
-from tokenbus.producer.contract.result import JobEndedEarly
+from tokenbus.producer.contract.result import JobEndedEarly, JobResult
 from tokenbus.producer.errors import JobUnknown, ResultTimeout
 from tokenbus.producer.server.connection import retrying
 from tokenbus.producer.terminal import visible
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.client.job_list import ListedJob
-    from tokenbus.producer.contract.result import JobResult
 
 # As a client does unless its settings say otherwise.
 _RETRY_FOR_S = 15.0
@@ -121,16 +120,27 @@ def _log(events: Any) -> dict[str, Any]:
 
 
 async def _result(client: AsyncClient, args: argparse.Namespace) -> int:
-    try:
-        with waiting_told(lambda: tell(f"job {args.id} has not ended yet: waiting for its end")):
-            result = await client.result(args.id, args.timeout_s, args.tenant)
-    except JobEndedEarly as early:
-        result = early.result
-    except ResultTimeout:
-        tell(f"job {args.id} has not ended; --timeout-s waits, tokenbus follow shows what it has")
-        return 1
-    _print_result(result, as_json=args.json)
-    return ending_code(result.finish)
+    first, is_one = args.ids[0], len(args.ids) == 1
+    shown = f"job {first} has" if is_one else f"some of {len(args.ids)} jobs have"
+    with waiting_told(lambda: tell(f"{shown} not ended yet: waiting for the end")):
+        found = await client.results(args.ids, args.timeout_s, tenant=args.tenant)
+    codes = []
+    for job_id, outcome in zip(args.ids, found, strict=True):
+        result = outcome.result if isinstance(outcome, JobEndedEarly) else outcome
+        if isinstance(result, JobResult):
+            _print_result(result, as_json=args.json)
+            codes.append(ending_code(result.finish))
+            continue
+        if isinstance(result, ResultTimeout):
+            tell(
+                f"job {job_id} has not ended; --timeout-s waits, tokenbus follow shows what it has"
+            )
+        elif is_one:
+            raise result
+        else:
+            tell(f"job {job_id}: {result}")
+        codes.append(1)
+    return max(codes)
 
 
 def _print_result(result: JobResult, *, as_json: bool) -> None:

@@ -63,6 +63,10 @@ Per shard of token logs, each followed by the job's address:
 | result   | string | written with the terminal entry, the same belt; then a TTL of its own     |
 | tok      | channel| the job's events, public                                                  |
 
+And followed by the secret of a client:
+
+| cli      | channel| `cli:<secret>`, the events of all jobs that one client has submitted      |
+
 Of version 1, with the same types; this release adds nothing to them:
 
 | lane1    | stream | `lane:<priority>:<tenant>`                                                |
@@ -138,16 +142,18 @@ POOL_KEYS = {
     "hooks1": ":hooks",
 }
 
-LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:"}
+LOG_KEYS = {"log": ":log:", "result": ":result:", "tok": ":tok:", "cli": ":cli:"}
 
 # Names in the two tables that are published to, and not stored.
-CHANNELS = ("ctl", "ended", "tok")
+CHANNELS = ("ctl", "ended", "tok", "cli")
 
 NUM_PRIORITIES = 3
 # To be used with `fullmatch`: before the dollar of Python a line break may stand.
 NAME_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"
 JOB_ID_PATTERN = r"^[A-Za-z0-9_.:-]{1,96}$"
 REPLY_PATTERN = r"[A-Za-z0-9_-]{16,128}"
+# Bytes of randomness in the secret of a client, 22 characters as text.
+LISTEN_BYTES = 16
 POOL_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 _POOL = re.compile(POOL_PATTERN)
 _SHARD = re.compile(r"^s(\d{1,3})-")
@@ -231,6 +237,10 @@ class Keys:
     def channel(self, job_id: str) -> str:
         """Return the public channel on which the job's events are published."""
         return self._of_shard("tok", job_id)
+
+    def client_channel(self, shard: int, listen: str) -> str:
+        """Return the channel of a client on which a shard's events of its jobs are published."""
+        return f"{self.log_prefix(shard)}{self._mark('cli')}{LOG_KEYS['cli']}{listen}"
 
     def _of_shard(self, name: str, job_id: str) -> str:
         tag = self.log_prefix(shard_of(job_id))

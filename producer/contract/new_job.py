@@ -6,7 +6,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.address import JobAddress
@@ -27,6 +27,7 @@ class NewJob:
 
     `job_id` is the text of the job's address, `version` the wire version that it keeps.
     `callback` is the JSON of where and with which metadata a webhook tells of the end, or empty.
+    `listen` is the secret of the client that listens, or empty.
     """
 
     job_id: str
@@ -44,6 +45,7 @@ class NewJob:
     prefix: str = ""
     callback: str = ""
     version: int = WIRE_VERSION
+    listen: str = field(default="", repr=False)
 
 
 def new_job(
@@ -53,12 +55,13 @@ def new_job(
     *,
     reserved_id: str = "",
     groups: CacheGroups = NO_GROUPS,
+    listen: str = "",
 ) -> NewJob:
     """Turn a request into what the queue stores; draws the job id and the seed where open.
 
     The id says which of `num_shards` holds the job's log. A `reserved_id` takes its place: one that
     no request can name, for jobs of the pool's own services. `groups` is the owner's list of cache
-    groups.
+    groups, `listen` the secret under which the submitter listens.
     The digest that tells a repeated submit from a conflicting one covers neither of the two, and is
     the same under every wire version.
     """
@@ -66,10 +69,11 @@ def new_job(
     if key is not None:
         request = StoredRequest.of(request, key)
     chosen_id = reserved_id or request.id or draw_id(num_shards)
+    told = _told(request)
     # A reserved id is none of the schema's: the address alone names the job.
-    drawn: dict[str, Any] = {"id": None if reserved_id else chosen_id}
+    drawn = "" if reserved_id else f',"id":"{chosen_id}"'
     if request.seed is None:
-        drawn["seed"] = secrets.randbits(SEED_BITS)
+        drawn += f',"seed":{secrets.randbits(SEED_BITS)}'
     name = request.idempotency_key
     return NewJob(
         job_id=JobAddress(chosen_id, request.tenant).text,
@@ -78,8 +82,8 @@ def new_job(
         prompt_tokens=request.estimate_prompt_tokens(),
         output_tokens=request.max_tokens,
         n=request.n,
-        request=request.model_copy(update=drawn).dump(),
-        digest=digest_of(request),
+        request=f'{{"v":{request.v}{drawn}{told}',
+        digest=_digest(request, told),
         idempotency=_idempotency(request.tenant, name) if name is not None else "",
         weight=weight,
         deadline_ms=None if request.deadline_s is None else int(request.deadline_s * 1000),
@@ -87,19 +91,37 @@ def new_job(
         prefix=prefix_key(request, groups),
         callback=_callback(request),
         version=request.v,
+        # Version 1 knew no such channel, and its events do not tell whose they are.
+        listen=listen if request.v > 1 else "",
     )
 
 
 def draw_id(num_shards: int = 1) -> str:
     """Draw a job id that nobody can guess."""
-    return f"s{secrets.randbelow(num_shards)}-{secrets.token_hex(12)}"
+    shard = 0 if num_shards == 1 else secrets.randbelow(num_shards)
+    return f"s{shard}-{secrets.token_hex(12)}"
 
 
 def digest_of(request: JobRequest) -> str:
     """Return the digest of a request without its id; the stored form where there is a secret."""
+    return _digest(request, _told(request))
+
+
+def _told(request: JobRequest) -> str:
+    """Return the JSON of a request behind its version, without its id: what a digest covers.
+
+    It is written once for digest and store: writing it costs more than all else of a submit.
+    """
+    bare = request if request.id is None else request.model_copy(update={"id": None})
+    return bare.dump().removeprefix(f'{{"v":{request.v}')
+
+
+def _digest(request: JobRequest, told: str) -> str:
     ids = request.token_ids
-    told = request.model_copy(update={"id": None, "token_ids": None, "v": 1}).dump().encode()
-    return hashlib.sha256(told + (b"" if ids is None else pack_ids(ids))).hexdigest()[:32]
+    if ids is not None:
+        told = _told(request.model_copy(update={"token_ids": None}))
+    covered = f'{{"v":1{told}'.encode() + (b"" if ids is None else pack_ids(ids))
+    return hashlib.sha256(covered).hexdigest()[:32]
 
 
 def _callback(request: JobRequest) -> str:

@@ -7,14 +7,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
-from tokenbus.producer.contract.events import Event, Finish, ToolCall, names_of
+from tokenbus.producer.contract.events import (
+    FINISHED_REASONS,
+    Event,
+    Finish,
+    ToolCall,
+    names_of,
+)
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import KNOWN_VERSIONS, WIRE_VERSION, versions_text
 from tokenbus.producer.contract.logprobs import extend_column, per_token
 from tokenbus.producer.errors import ProducerError, SchemaMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +80,8 @@ class JobResult:
         """Return the index of the last token."""
         return self.runs[-1][2] if self.runs else 0
 
-    def dump(self) -> str:
-        """Return the JSON value that is stored."""
+    def dump(self, finish: str = "") -> str:
+        """Return the JSON value that is stored; `finish` is that of its finish, where known."""
         wire: dict[str, Any] = {
             **names_of(self.job_id, self.tenant, self.version),
             "epoch": self.epoch,
@@ -91,7 +97,7 @@ class JobResult:
             if has_logprobs
             else (to_json(wire).decode())
         )
-        return f'{head[:-1]},"finish":{self.finish.dump()}}}'
+        return f'{head[:-1]},"finish":{finish or self.finish.dump()}}}'
 
     @classmethod
     def parse(cls, text: bytes | str) -> JobResult:
@@ -157,6 +163,24 @@ class JobResult:
         )
 
 
+def dump_plain(
+    head: str,
+    epoch: int,
+    choices: Sequence[dict[str, Any]],
+    runs: Sequence[Sequence[int]],
+    finish: str,
+) -> str:
+    """Return what `JobResult.dump` would, where there are no logprobs, without the objects.
+
+    `head` is what the job's messages begin with (`event_head`); a choice is text, ids, ends and
+    reason; `finish` is JSON.
+    """
+    return (
+        f'{head}{epoch},"choices":{to_json(choices).decode()},"runs":{to_json(runs).decode()}'
+        f',"finish":{finish}}}'
+    )
+
+
 class JobEndedEarly(ProducerError):
     """A job ended without finishing; `result` holds what was generated before."""
 
@@ -180,6 +204,20 @@ class JobFailed(JobEndedEarly):
         super().__init__(f"{code}: {message}", result)
         self.code = code
         self.field = field
+
+
+def ended_early(result: JobResult) -> JobEndedEarly | None:
+    """Return the error that stands for a result of a job that did not finish."""
+    job_id, reason, error = result.job_id, result.finish.reason, result.finish.error
+    if reason in FINISHED_REASONS:
+        return None
+    if reason == "cancelled":
+        return JobCancelled(f"job {job_id} was cancelled", result)
+    if reason == "expired":
+        return JobExpired(f"the deadline of job {job_id} passed", result)
+    if error is None:
+        return JobFailed(reason, None, f"job {job_id} ended as {reason}", result)
+    return JobFailed(error.code, error.field, error.message, result)
 
 
 @dataclass(slots=True)

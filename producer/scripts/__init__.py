@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from tokenbus.producer.contract.keys import Keys
+from tokenbus.producer.scripts.completing import CompletionScripts
 from tokenbus.producer.scripts.control import ControlScripts
 from tokenbus.producer.scripts.lease import Budget, LeaseScripts
-from tokenbus.producer.scripts.log import Append, End, LogScripts, Takeover
+from tokenbus.producer.scripts.log import Append, Begin, End, LogScripts, Takeover
 from tokenbus.producer.scripts.queue import STALE_ANSWER_S, Bounds, QueueScripts
 from tokenbus.producer.scripts.runner import ScriptRunner, database_of
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STALE_ANSWER_S",
     "Append",
+    "Begin",
     "Bounds",
     "Budget",
     "End",
@@ -29,7 +31,7 @@ class Scripts:
     """Typed access to every script of a pool.
 
     `queue` is for what enters and ends without an owner, `lease` for workers, `log` for tokens,
-    `control` for the control service.
+    `completion` for what has ended, `control` for the control service.
     The client must not decode replies, and must not retry a command by itself: what a lost call
     did is settled by the rules of reconciling, never by sending it again.
     """
@@ -50,4 +52,5 @@ class Scripts:
         self.queue = QueueScripts(runner, self.keys)
         self.lease = LeaseScripts(runner, self.keys)
         self.log = LogScripts(runner, self.keys, publish)
+        self.completion = CompletionScripts(runner, self.keys, redis)
         self.control = ControlScripts(runner, self.keys)

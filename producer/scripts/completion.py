@@ -9,30 +9,25 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from redis.exceptions import ResponseError
 
 from tokenbus.producer.contract.events import Event, Finish, Usage
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import STALE_ANSWER_S, End, Scripts, Takeover
+from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.evidence import Crash
 from tokenbus.producer.scripts.replies import Ending, LogStatus, Orphan, RequeueStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 # The record outlives log and result by this much, so that a job id is never free while they are.
 RECORD_MARGIN_MS = 5_000
 # A zombie may append between our read and our end; each try means that it got one in.
 MAX_END_TRIES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """How long log and result of an ended job stay, in ms."""
-
-    log_ms: int = 120_000
-    result_ms: int = 3_600_000
 
 
 class JobCompletion:
@@ -52,12 +47,34 @@ class JobCompletion:
         self._clock = clock
 
     async def complete(self, job_id: str, finish: str) -> None:
-        """Complete a job whose terminal entry stands in the log, with that entry's finish (R9)."""
-        parsed = Finish.parse(finish)
-        usage = parsed.usage
-        actual = usage.prompt_tokens + usage.completion_tokens
-        await self._scripts.lease.complete(job_id, finish, actual, failed=parsed.reason == "failed")
-        await self._let_expire(job_id)
+        """Complete a job whose terminal entry stands in the log, with that entry's finish (R9).
+
+        Raises: redis.ResponseError where the server could not do it for this job.
+        """
+        [why] = await self.complete_many([Completed.of(job_id, finish)])
+        if why:
+            raise ResponseError(why)
+
+    async def complete_many(self, jobs: Sequence[Completed]) -> list[str]:
+        """Complete jobs whose terminal entries stand in their logs, in as few calls as may be (R9).
+
+        Returns: for each job why it could not be completed, empty for all others. What is not
+        complete lies in `ending`, and a tick goes on with it.
+        """
+        keep, scripts = self._retention, self._scripts.completion
+        ttl_ms = max(keep.log_ms, keep.result_ms) + RECORD_MARGIN_MS
+        if scripts.is_one_server:
+            return await scripts.complete(jobs, keep, ttl_ms)
+        whys = [""] * len(jobs)
+        open_jobs = [number for number, job in enumerate(jobs) if job.finish]
+        if open_jobs:
+            answers = await scripts.mark_done([jobs[number] for number in open_jobs])
+            for number, why in zip(open_jobs, answers, strict=True):
+                whys[number] = why
+        if done := [job for job, why in zip(jobs, whys, strict=True) if not why]:
+            await scripts.retain(done, keep)
+            await scripts.expire_records(done, ttl_ms)
+        return whys
 
     async def end_unowned(self, ending: Ending, answered_at: float) -> str | None:
         """End and complete a job in `ending`; `answered_at` is when the server named it.
@@ -66,7 +83,7 @@ class JobCompletion:
         owns the log: the tick goes on then.
         """
         if ending.done:
-            await self._let_expire(ending.job_id)
+            await self.complete_many([Completed(ending.job_id)])
             return ending.finish
         finish = Finish.parse(ending.finish)
         for _ in range(MAX_END_TRIES):
@@ -106,11 +123,24 @@ class JobCompletion:
         return "ended" if Finish.parse(finish).reason == "cancelled" else "done"
 
     async def tick(self) -> bool:
-        """Run one tick and end what it found; True if more is due."""
+        """Run one tick and end what it found; True if more is due.
+
+        Raises: redis.ResponseError where one of those is refused, after the others were ended.
+        """
         asked_at = self._clock()
         reply = await self._scripts.queue.tick()
+        done = [Completed(ending.job_id) for ending in reply.endings if ending.done]
+        if done:
+            await self.complete_many(done)
+        refused: ResponseError | None = None
         for ending in reply.endings:
-            await self.end_unowned(ending, asked_at)
+            if not ending.done:
+                try:
+                    await self.end_unowned(ending, asked_at)
+                except ResponseError as error:
+                    refused = error
+        if refused is not None:
+            raise refused
         return reply.more
 
     async def reap(self, reaper: str, orphan: Orphan, answered_at: float) -> RequeueStatus | None:
@@ -135,13 +165,6 @@ class JobCompletion:
             num_logged=reply.last,
             crash=_crash_of(orphan) if reply.epoch_before == orphan.epoch else None,
         )
-
-    async def _let_expire(self, job_id: str) -> None:
-        """Take the last two steps of completion."""
-        keep = self._retention
-        await self._scripts.log.retain(job_id, keep.log_ms, keep.result_ms)
-        ttl_ms = max(keep.log_ms, keep.result_ms) + RECORD_MARGIN_MS
-        await self._scripts.queue.expire_record(job_id, ttl_ms)
 
 
 def _crash_of(orphan: Orphan) -> Crash:

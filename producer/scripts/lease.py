@@ -1,4 +1,4 @@
-"""Scripts of the pool that workers use: pull, lease, give back, complete.
+"""Scripts of the pool that workers use: pull, lease, give back.
 
 It is one file because each call is one step of the same life: that of a job with its worker.
 """
@@ -218,23 +218,6 @@ class LeaseScripts:
         """Tell the pool that a worker pulls no more, so that no job is left to its cache."""
         await self._runner.run("leave", self._keys.prefix, worker=worker)
 
-    async def complete(
-        self, job_id: str, finish: str, actual_tokens: int, *, failed: bool = False
-    ) -> bool:
-        """Mark the record done once: release, correct the charge, dead-letter a failure (R9).
-
-        Anyone may call it with the terminal entry's `finish`; False if it was done or is gone.
-        """
-        reply = await self._runner.run(
-            "complete",
-            self._keys.prefix,
-            job=job_id,
-            finish=finish,
-            actual=actual_tokens,
-            failed=failed,
-        )
-        return bool(reply)
-
     async def scan(self, *, limit: int = 256) -> list[Orphan]:
         """List jobs of workers without a lease, innocents before suspects, by priority.
 
@@ -287,6 +270,7 @@ def _pulled(reply: list[Any]) -> PulledJob:
         shared_pages,
         num_choices,
         packed,
+        listen,
     ) = reply
     return PulledJob(
         job_id=job_id.decode(),
@@ -304,4 +288,5 @@ def _pulled(reply: list[Any]) -> PulledJob:
         shared_pages=int(shared_pages),
         num_choices=int(num_choices),
         evidence=Evidence.parse(packed.decode(), int(attempts)) if packed or attempts else None,
+        listen=listen.decode(),
     )

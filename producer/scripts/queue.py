@@ -184,12 +184,6 @@ class QueueScripts:
         reply = await self._runner.run("raise_epoch", self._keys.prefix, job=job_id, epoch=epoch)
         return read_ending(reply) if reply else None
 
-    async def expire_record(self, job_id: str, ttl_ms: int) -> bool:
-        """Take a completed job out of `ending` and let record and idempotency entry expire (R9)."""
-        return bool(
-            await self._runner.run("expire_record", self._keys.prefix, job=job_id, ttl_ms=ttl_ms)
-        )
-
     async def record(self, job_id: str) -> JobRecord | None:
         """Read a job record."""
         reply = await self._runner.command(*self.record_command(job_id))
@@ -200,6 +194,10 @@ class QueueScripts:
         key = self._keys.of("job", job_id)
         owner, told, version = await self._runner.command("HMGET", key, "tenant", "digest", "v")
         return (owner, told, version) == (tenant.encode(), digest.encode(), None)
+
+    def state_command(self, job_id: str) -> tuple[str, ...]:
+        """Return the command that reads the state of a job record."""
+        return ("HGET", self._keys.of("job", job_id), "state")
 
     def record_command(self, job_id: str) -> tuple[str, ...]:
         """Return the command that reads a job record, for `read_record`."""
@@ -250,13 +248,21 @@ def _submit_args(job: NewJob, bounds: Bounds, ticket: int, entry_id: str) -> lis
         entry_id,
         job.callback,
         job.version,
+        *filter(None, (job.listen,)),
     ]
 
 
 def read_ending(reply: list[Any]) -> Ending:
     """Read what `ending_of` of ending.lua says of a job."""
-    job_id, epoch, is_done, finish, version = reply
-    return Ending(job_id.decode(), int(epoch), bool(int(is_done)), finish.decode(), int(version))
+    job_id, epoch, is_done, finish, version, listen = reply
+    return Ending(
+        job_id.decode(),
+        int(epoch),
+        bool(int(is_done)),
+        finish.decode(),
+        int(version),
+        listen.decode(),
+    )
 
 
 def read_record(job_id: str, reply: Sequence[bytes | None]) -> JobRecord | None:

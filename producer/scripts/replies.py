@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -66,7 +66,7 @@ class Ending:
 
     `done` says that its record is complete and only the later steps are left. `finish` is the
     JSON of the finish that the record asks for; usage is filled in from the log. `version` is the
-    wire version of the job.
+    wire version of the job, `listen` the secret of the client that listens, or empty.
     """
 
     job_id: str
@@ -74,6 +74,7 @@ class Ending:
     done: bool
     finish: str
     version: int = WIRE_VERSION
+    listen: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,8 @@ class PulledJob:
     already. `head_of_line` marks the one job that did not fit.
     `num_logged` is what its last owner reported as logged (0 = fresh as far as the queue knows).
     `age_ms` is how long ago it was accepted, by the server's clock. `prefix` names what its prompt
-    begins with, empty if that is nothing of note. `evidence` is what speaks against it.
+    begins with, empty if that is nothing of note. `evidence` is what speaks against it. `listen` is
+    the secret of the client that listens, empty if none does.
     """
 
     job_id: str
@@ -146,6 +148,7 @@ class PulledJob:
     shared_pages: int = 0
     num_choices: int = 1
     evidence: Evidence | None = None
+    listen: str = field(default="", repr=False)
 
     @property
     def version(self) -> int:

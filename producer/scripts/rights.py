@@ -43,7 +43,7 @@ _READS = (
     *("exists", "get", "hget", "hgetall", "hkeys", "hlen", "hmget", "pttl", "smembers"),
     *("time", "xrange", "xrevrange", "zrange"),
 )
-_ENDS = ("complete", "end", "expire_record", "raise_epoch")
+_ENDS = ("complete_many", "end", "expire_many", "raise_epoch", "retain_many")
 # What arq calls for itself, on keys of its own.
 _ARQ = (
     *("dbsize", "del", "exec", "exists", "expire", "get", "incrby", "mget", "multi", "pexpire"),
@@ -54,7 +54,8 @@ _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (),
     UserRole.PRODUCER: ("submit", "cancel", "pause", *_ENDS),
     UserRole.WORKER: (
-        *("append", "drain_inbox", "leave", "pull", "reject", "renew", "reply", "requeue", "scan"),
+        *("append", "begin", "drain_inbox", "leave", "pull", "reject", "renew", "reply"),
+        *("requeue", "scan"),
         *("submit", "cancel", "takeover", "tick", "unpull", *_ENDS),
     ),
     UserRole.CONTROL: (
@@ -139,7 +140,10 @@ async def missing_rights(redis: Redis, keys: Keys, role: UserRole) -> list[str]:
 
 def _calls(keys: Keys, role: UserRole) -> list[list[str]]:
     """List one call per command of a role, on the keys or channels that it uses."""
-    key, channel = keys.of("job", "~"), keys.channel("~")
+    key, channels = keys.of("job", "~"), [keys.channel("~")]
+    if role is not UserRole.READER:
+        # Who submits listens there, and who ends a job publishes there.
+        channels.append(keys.client_channel(0, "~"))
     calls: list[list[str]] = []
     for command in commands_of(role):
         name, _, sub = command.partition("|")
@@ -149,7 +153,8 @@ def _calls(keys: Keys, role: UserRole) -> list[list[str]]:
         if command in ("eval", "evalsha"):
             calls.append([name.upper(), "return 1", "1", key])
         elif command in _ON_CHANNELS:
-            calls.append([name.upper(), channel, "x"][: 3 if command == "publish" else 2])
+            num_parts = 3 if command == "publish" else 2
+            calls += [[name.upper(), channel, "x"][:num_parts] for channel in channels]
         elif command in _NO_KEY:
             calls.append([name.upper(), sub.upper()] if sub else [name.upper()])
         else:

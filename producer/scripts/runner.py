@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import RedisError
 
 from tokenbus.producer.answers import answer_of
@@ -42,27 +43,33 @@ class ScriptRunner:
         async with asyncio.timeout(self._timeout_s):
             return await self._execute(*args)
 
-    async def run(self, name: str, key: str, /, **args: Argument | Sequence[Argument]) -> Any:
+    async def run(
+        self, name: str, key: str | tuple[str, ...], /, **args: Argument | Sequence[Argument]
+    ) -> Any:
         """Run one script in the slot of `key`, with the arguments that its header names.
 
+        One that spans slots gets the tags of all.
         Raises: TimeoutError, redis.ConnectionError, redis.ResponseError (also OOM).
         """
         return await self.run_packed(name, key, source.read_part(name).signature.pack(args))
 
-    async def run_packed(self, name: str, key: str, args: Sequence[Argument]) -> Any:
+    async def run_packed(
+        self, name: str, key: str | tuple[str, ...], args: Sequence[Argument]
+    ) -> Any:
         """Run one script with the arguments as the server gets them. Raises: as `run`."""
         if self._timeout_s is None:
             return await self._run(name, key, args)
         async with asyncio.timeout(self._timeout_s):
             return await self._run(name, key, args)
 
-    async def _run(self, name: str, key: str, args: Sequence[Argument]) -> Any:
+    async def _run(self, name: str, key: str | tuple[str, ...], args: Sequence[Argument]) -> Any:
+        keys = (key,) if isinstance(key, str) else key
         try:
-            return await self._execute("EVALSHA", self._sha(name), 1, key, *args)
+            return await self._execute("EVALSHA", self._sha(name), len(keys), *keys, *args)
         except RedisError as error:
             if not _lacks_script(error):
                 raise
-            return await self._execute("EVAL", self._text(name), 1, key, *args)
+            return await self._execute("EVAL", self._text(name), len(keys), *keys, *args)
 
     def _sha(self, name: str) -> str:
         return source.script_sha(name, self._database)
@@ -104,6 +111,14 @@ def database_of(redis: Redis) -> int:
     """Return the logical database that a client's connections select; a cluster has only 0."""
     pool = getattr(redis, "connection_pool", None)
     return int(getattr(pool, "connection_kwargs", {}).get("db") or 0)
+
+
+def is_one_server(redis: Redis) -> bool:
+    """Tell whether all keys of a pool lie on one server, so that one script may touch them all.
+
+    A server in cluster mode is reached by a client of clusters alone (`server/connection.py`).
+    """
+    return not isinstance(redis, RedisCluster)
 
 
 def _lacks_script(reply: Any) -> bool:

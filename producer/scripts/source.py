@@ -6,6 +6,7 @@ header, lines of
     --@args worker pages:number     an entry point's arguments in the order of the call
     --@offers now_ms ring           a library's names for others; its other names are its own
     --@use base: now_ms ring        names of a library that the part uses, one line per library
+    --@keys pool shard              an entry point for one server alone: it is called with both tags
 
 The typed calls give arguments by these names, in this order. An argument is text unless it is said
 to be a `number`, a `flag` (true for "1"), `unused`, or the `rest`, which comes last: the index from
@@ -94,6 +95,7 @@ class Part:
     uses: Mapping[str, tuple[str, ...]]
     body: str
     first_line: int
+    spans_slots: bool = False
 
 
 @cache
@@ -110,6 +112,7 @@ def parse_part(name: str, text: str) -> Part:
     offers: list[str] = []
     uses: dict[str, tuple[str, ...]] = {}
     first_line = 1 + bool(flags)
+    spans_slots = False
     while lines and lines[0].startswith("--@"):
         word, *said = lines.pop(0).split()
         first_line += 1
@@ -117,12 +120,15 @@ def parse_part(name: str, text: str) -> Part:
             kinds |= dict(_argument(name, argument) for argument in said)
         elif word == "--@offers" and not flags:
             offers += said
+        elif word == "--@keys" and flags and said == ["pool", "shard"]:
+            spans_slots = True
         elif word == "--@use" and len(said) > 1 and said[0].endswith(":"):
             uses[f"lib/{said[0][:-1]}"] = tuple(said[1:])
         else:
             raise ValueError(f"{name}.lua: {word} {' '.join(said)}")
     body = _KEY_NAME.sub(_key, "\n".join(lines))
-    return Part(name, flags, Signature(name, kinds), tuple(offers), uses, body, first_line)
+    signature = Signature(name, kinds)
+    return Part(name, flags, signature, tuple(offers), uses, body, first_line, spans_slots)
 
 
 def libraries(name: str) -> list[Part]:
@@ -140,14 +146,20 @@ def script_source(name: str, database: int = 0) -> str:
     """Return the whole script: its flags, its arguments, its libraries and itself.
 
     `K.<name>` has become the pool's key of that name, `L.<name>` the shard's; a prefix where it
-    ends in a colon. Channels are those of the logical database, which a script cannot ask for.
+    ends in a colon. The one tag of a call is `KEYS[1]`, the shard's `KEYS[2]` beside the pool's.
+    Channels are those of the logical database, which a script cannot ask for.
     """
     part = read_part(name)
     bodies = (library.body for library in libraries(name))
     parts = chain((part.flags, part.signature.lua()), bodies, (part.body,))
     text = "\n".join(filter(None, parts))
+    if part.spans_slots:
+        for suffix in LOG_KEYS.values():
+            text = text.replace(_name(suffix), _name(suffix, 2))
     for suffix in (_SUFFIXES[channel] for channel in CHANNELS):
-        text = text.replace(_name(suffix), _name(f"{database_mark(database)}{suffix}"))
+        for tag in (1, 2):
+            marked = _name(f"{database_mark(database)}{suffix}", tag)
+            text = text.replace(_name(suffix, tag), marked)
     return text
 
 
@@ -172,8 +184,8 @@ def _key(match: re.Match[str]) -> str:
     return _name(_TABLES[match[1]][match[2]])
 
 
-def _name(suffix: str) -> str:
-    return f'(KEYS[1].."{suffix}")'
+def _name(suffix: str, tag: int = 1) -> str:
+    return f'(KEYS[{tag}].."{suffix}")'
 
 
 def _visit(part: Part, found: dict[str, Part], path: tuple[str, ...]) -> None:

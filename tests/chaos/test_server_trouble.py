@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rides.ride import Cargo
 
-    from tokenbus.producer.client.event_stream import EventStream
+    from tokenbus.producer.client.reading.event_stream import EventStream
 
 NUM_DEATHS = 3
 # Enough for a busload to last through all deaths where the machine is quiet; where it is busy,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
-from workers.stubs import WIDE, StubWorker, a_job, owned_end
+from workers.stubs import WIDE, StubWorker, a_job, first_step, owned_end
 
 if TYPE_CHECKING:
     from tokenbus.producer.contract.new_job import NewJob
@@ -41,7 +41,7 @@ class Bus:
 async def finish(scripts: Scripts, job_id: str, tokens: int = 48) -> None:
     """Complete a held job that took `tokens` of service."""
     end = owned_end(job_id, 1, 0)
-    await scripts.lease.complete(job_id, end.finish, tokens)
+    await first_step(scripts, job_id, end.finish, tokens)
 
 
 async def _bus(scripts: Scripts) -> Bus:

@@ -53,6 +53,23 @@ def test_lines_of_the_page_are_those_of_the_scripts() -> None:
     assert [acl_line(role, "default") for role in UserRole] == LINES
 
 
+async def test_who_may_not_hear_a_client_channel_is_told_so(
+    users: dict[UserRole, str], redis_url: str, pool: str
+) -> None:
+    """Channels of jobs alone are too few for who submits."""
+    redis: Any = make_redis(redis_url)
+    name = f"{UserRole.PRODUCER}-{pool}"
+    channels = [f"&{{tb:{pool}:0}}:tok:*", f"&{{tb:{pool}}}*"]
+    await redis.execute_command("ACL", "SETUSER", name, "resetchannels", *channels)
+    await redis.aclose()
+    limited = make_redis(users[UserRole.PRODUCER])
+    missing = await missing_rights(limited, Keys(pool), UserRole.PRODUCER)
+    await limited.aclose()
+    assert f"SUBSCRIBE {Keys(pool).client_channel(0, '~')}" in missing
+    with pytest.raises(ServerRefused, match="cli:"):
+        await AsyncClient.connect(users[UserRole.PRODUCER], pool)
+
+
 async def test_reader_producer_and_worker_do_with_their_lines(
     users: dict[UserRole, str], pool: str
 ) -> None:

@@ -58,13 +58,13 @@ async def test_completion_does_not_outlive_the_end_that_it_completes(
         )
         await seen.wait()
         before = keys.dump()
-        trap = wire.trap("complete", Moment.NEVER, lambda: keys.restore(before))
+        trap = wire.trap("complete_many", Moment.NEVER, lambda: keys.restore(before))
         await trap.closed()
         events = await scripts.log.events(job.job_id) or []
         assert events[-1].finish is None
         assert (await reader).text == expected_text(3, NUM_TOKENS)
         await until(lambda: running.num_held == 0)
-        events = await scripts.log.events(job.job_id) or []
+        events = [event async for event in client.stream(job)]
         assert [event.finish is not None for event in events].count(True) == 1
         assert [i for e in events for i in e.ids] == expected_ids(3, NUM_TOKENS)
         assert (await client.result(job)).text == expected_text(3, NUM_TOKENS)

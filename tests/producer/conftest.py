@@ -26,8 +26,8 @@ async def scripts(redis_url: str, pool: str) -> AsyncIterator[Scripts]:
     redis = make_redis(redis_url)
     made = Scripts(redis, pool)
     yield made
-    async for key in redis.scan_iter(f"{{tb:{pool}*", count=1000):
-        await redis.delete(key)
+    if keys := [key async for key in redis.scan_iter(f"{{tb:{pool}*", count=1000)]:
+        await redis.delete(*keys)
     await redis.aclose()
 
 

@@ -102,8 +102,7 @@ def _refuse_nonsense(options: BenchOptions) -> None:
         raise SettingsInvalid("--engine: a model runs in the engine `paged`")
     if options.generate_tokenizer and options.engine == "null":
         raise SettingsInvalid("--generate-tokenizer: only for a model")
-    if options.offline_compare and (options.arrival != "at-once" or options.as_text):
-        raise SettingsInvalid("--offline-compare: only for ids that arrive at once")
+    _refuse_clashes(options)
     has_number = options.workload in WORKLOADS or options.trace is not None
     if options.arrival == "at-once" and options.jobs is None and not has_number:
         raise SettingsInvalid("--jobs: say how many arrive at once")
@@ -111,6 +110,17 @@ def _refuse_nonsense(options: BenchOptions) -> None:
         raise SettingsInvalid("--slo-users: give at least one count")
     if options.load is not None and options.arrival not in ("poisson", "burst", "trace"):
         raise SettingsInvalid("--load: only for the arrivals poisson, burst and trace")
+
+
+def _refuse_clashes(options: BenchOptions) -> None:
+    if options.choice is not None and options.as_text:
+        raise SettingsInvalid("--choice: no grammar rules an answer with tools")
+    if options.plain_readers and not options.check:
+        raise SettingsInvalid("--plain-readers: there is nothing to compare with --no-check")
+    if options.messages and options.workload == "retail":
+        raise SettingsInvalid("--messages: retail has --as-text for that")
+    if options.offline_compare and (options.arrival != "at-once" or options.as_text):
+        raise SettingsInvalid("--offline-compare: only for ids that arrive at once")
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -179,6 +189,12 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
     add("--as-text", action="store_true",
         help="send retail as messages through the chat template (default: as ids, four"
         " characters each)")
+    add("--messages", action="store_true",
+        help="send prompts as chat messages of about as many tokens, through the chat template"
+        " (default: as ids)")
+    add("--choice", type=int, metavar="N",
+        help="let each answer be one of N labels, by a grammar; the null engine draws what it likes"
+        " (default: free)")
     add("--prompt-tokens", type=_range, metavar="N[-M]",
         help="own tokens of a prompt, drawn evenly from a range (default: 128)")
     add("--output-tokens", type=_range, metavar="N[-M]",
@@ -223,6 +239,10 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
 def _add_measure(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--readers", type=int, metavar="N", help="reader processes (default: 1)")
+    add("--results", action="store_true",
+        help="take answers whole, many a call, instead of a stream each (default: streams)")
+    add("--plain-readers", type=float, metavar="PERCENT",
+        help="share of the jobs whose own channel a plain SUBSCRIBE reads too (default: 0)")
     add("--check", action=argparse.BooleanOptionalAction,
         help="compare every token with the result (default: check)")
     add("--lag", action=argparse.BooleanOptionalAction,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +61,9 @@ class PoolBench:
                     trial = options.replace(run_idx=options.run_idx + idx)
                     await self._keep(trial, f"run {idx + 1} of {options.repeats}")
         if report.offline is not None:
-            report.tax = round(report.best.tokens_per_s / max(report.offline.tokens_per_s), 4)
+            rates, queued = report.offline.tokens_per_s, [run.tokens_per_s for run in report.runs]
+            report.tax = round(max(queued) / max(rates), 4)
+            report.median_tax = round(statistics.median(queued) / statistics.median(rates), 4)
         return report
 
     async def _measure(self, options: BenchOptions, title: str) -> Figures:
@@ -71,6 +74,7 @@ class PoolBench:
         figures = await self._measure(options, title)
         self._report.runs.append(figures)
         self._console.print(f"{title}: {figures.tokens_per_s:.1f} tokens/s,"
+            f" {figures.jobs_per_s:.1f} jobs/s,"
             f" TTFT p95 {figures.ttft_ms.p95:.1f} ms, TPOT p95 {figures.tpot_ms.p95:.1f} ms,"
             f" lost {figures.num_lost}, faults {figures.num_faults}")  # fmt: skip
         return figures
@@ -87,10 +91,10 @@ def run_pool_bench(options: BenchOptions, command: Sequence[str]) -> int:
         report = asyncio.run(PoolBench(ready, console, command).run())
     console.print(summary_table(report.best))
     console.print(latency_table(report.best))
-    for line in extra_lines(report):
-        console.print(line)
     for fault in report.best.faults:
         console.print(f"fault: {fault}", markup=False)
+    for line in extra_lines(report):
+        console.print(line, soft_wrap=True)
     write_report(report, options.json, options.html)
     return 0 if report.is_sound else 1
 
@@ -108,7 +112,7 @@ def _prepared(options: BenchOptions) -> Iterator[BenchOptions]:
     folder = find_folder(str(options.worker["model"]), with_weights=has_weights)
     with tempfile.TemporaryDirectory(prefix="tb-model-") as made:
         if options.generate_tokenizer:
-            clothe(folder, Path(made))
+            clothe(folder, Path(made), with_weights=has_weights)
             folder = Path(made)
         yield options.replace(
             vocab_size=vocab_size_of(folder), worker=options.worker | {"model": str(folder)}

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tokenbus.engine.errors import EngineError
-from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingParams
 from tokenbus.worker.bench.load.arrivals import arrivals
 from tokenbus.worker.bench.load.workload import Workload
 from tokenbus.worker.bench.measure.report import Offline
@@ -25,10 +26,12 @@ from tokenbus.worker.errors import EngineStartFailed
 from tokenbus.worker.messages.engine import StartEngine
 from tokenbus.worker.process.env import compute_env
 from tokenbus.worker.settings import WorkerSettings
+from tokenbus.worker.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from tokenbus.worker.bench.load.workload import PlannedJob
     from tokenbus.worker.engine.process import EngineLike
 
 
@@ -51,10 +54,10 @@ async def measure_offline(options: BenchOptions, on_run: Callable[[int, float], 
         assert process.stdout is not None
         process.stdin.write(msgspec.json.encode(options))
         process.stdin.close()
-        runs: list[tuple[int, float]] = []
+        runs: list[tuple[int, int, float]] = []
         async for line in process.stdout:
-            runs.append(msgspec.json.decode(line, type=tuple[int, float]))
-            on_run(len(runs), runs[-1][0] / runs[-1][1])
+            runs.append(msgspec.json.decode(line, type=tuple[int, int, float]))
+            on_run(len(runs), runs[-1][1] / runs[-1][2])
         code = await process.wait()
     finally:
         if process.returncode is None:
@@ -62,45 +65,64 @@ async def measure_offline(options: BenchOptions, on_run: Callable[[int, float], 
             await process.wait()
     if code != 0 or not runs:
         raise EngineStartFailed("offline", f"the offline run ended with {code}, see above")
-    return Offline([round(tokens / seconds, 1) for tokens, seconds in runs], runs[0][0])
+    num_jobs, num_tokens, _ = runs[0]
+    rates = [round(tokens / seconds, 1) for _, tokens, seconds in runs]
+    return Offline(rates, num_tokens, num_jobs)
 
 
-def run_offline(engine: EngineLike, options: BenchOptions) -> tuple[int, float]:
-    """Generate everything; return the output tokens and the seconds from call to return.
+def run_offline(engine: EngineLike, options: BenchOptions) -> tuple[int, int, float]:
+    """Generate everything; return jobs, output tokens and the seconds from call to return.
 
     Raises: EngineError if a sequence ended early or with an error.
     """
     workload = Workload(options)
     planned = [workload.job(a.number) for a in arrivals(options, workload.num_jobs)]
-    requests = [
-        Request(
-            job.number,
-            tuple(job.token_ids or ()),
-            SamplingParams(
-                max_tokens=job.max_tokens,
-                temperature=options.temperature,
-                ignore_eos=True,
-                seed=job.seed,
-            ),
-            priority=job.priority,
-            cache_salt=f"group:{job.cache_group}",
-        )
-        for job in planned
-    ]
+    requests = list(_requests(planned, options))
     num_wanted = sum(job.max_tokens for job in planned)
-    num_tokens = 0
+    num_tokens = num_ended = 0
     started_s = time.perf_counter()
     for request in requests:
         engine.add(request)
     while engine.has_work:
         for delta in engine.step().deltas:
             num_tokens += len(delta.token_ids)
+            num_ended += delta.finish_reason is not None
             if delta.error is not None:
                 raise EngineError(f"sequence {delta.request_id}: {delta.error}")
     duration_s = time.perf_counter() - started_s
-    if num_tokens != num_wanted:
+    # A label may end before the most tokens that it may have.
+    if num_tokens > num_wanted or (num_tokens < num_wanted and not options.choice):
         raise EngineError(f"{num_tokens} tokens were generated instead of {num_wanted}")
-    return num_tokens, duration_s
+    if num_ended != len(planned):
+        raise EngineError(f"{num_ended} of {len(planned)} sequences ended")
+    return len(planned), num_tokens, duration_s
+
+
+def _requests(planned: list[PlannedJob], options: BenchOptions) -> Iterator[Request]:
+    """Yield what a worker would give to the engine: messages are rendered and tokenised here."""
+    tokenizer = None
+    if options.messages:
+        tokenizer = load_tokenizer(options.model_folder, options.vocab_size)
+    for job in planned:
+        ids = job.token_ids
+        if ids is None:
+            assert tokenizer is not None
+            text = chat_text(tokenizer, job.messages or ())
+            ids = tokenizer.encode(text, add_special_tokens=False)
+        grammar = GrammarSpec(GrammarKind.CHOICE, job.choice_source) if job.labels else None
+        yield Request(
+            job.number,
+            tuple(ids),
+            SamplingParams(
+                max_tokens=job.max_tokens,
+                temperature=options.temperature,
+                ignore_eos=True,
+                seed=job.seed,
+                grammar=grammar,
+            ),
+            priority=job.priority,
+            cache_salt=f"group:{job.cache_group}",
+        )
 
 
 def main() -> int:

@@ -34,6 +34,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "peak_s": (0, 86_400),
     "shared_tokens": (0, 1_000_000),
     "groups": (1, 100_000),
+    "choice": (2, 676),
+    "plain_readers": (0, 100),
     "tenants": (1, 1_000_000),
     "retries": (0, 1000),
     "patience_s": (0, 86_400),
@@ -51,7 +53,8 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     `prompt_tokens`, `output_tokens` are inclusive ranges. `load` scales the arrivals to that share
     of a capacity that is measured first. `worker` holds settings of the workers by name.
-    `vocab_size` is where drawn prompt ids end.
+    `vocab_size` is where drawn prompt ids end. `choice` is the number of labels of each job's
+    grammar. `plain_readers` is the share of jobs, in percent, whose own channel is read too.
     """
 
     engine: str = "null"
@@ -63,6 +66,8 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     readers: int = 1
     check: bool = True
     lag: bool = True
+    results: bool = False
+    plain_readers: float = 0.0
 
     arrival: str = "poisson"
     rate: float = 10.0
@@ -88,6 +93,8 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     workload: str = "synthetic"
     retail_file: str | None = None
     as_text: bool = False
+    messages: bool = False
+    choice: int | None = None
     prompt_tokens: tuple[int, int] = (128, 128)
     output_tokens: tuple[int, int] = (128, 128)
     shared_tokens: int = 0
@@ -153,6 +160,11 @@ class BenchOptions(msgspec.Struct, frozen=True, kw_only=True):
     def replace(self, **values: object) -> BenchOptions:
         """Return a copy with some values changed."""
         return msgspec.structs.replace(self, **values)
+
+    @property
+    def model_folder(self) -> str | None:
+        """Return where the model lies; None for the null engine."""
+        return str(self.worker["model"]) if self.engine == "paged" else None
 
     @property
     def is_open_loop(self) -> bool:

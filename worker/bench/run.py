@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from tokenbus.producer.client.pool_status import read_status
 from tokenbus.worker.bench.load.arrivals import arrivals, span_s
 from tokenbus.worker.bench.load.readers import Readers
 from tokenbus.worker.bench.load.workload import Workload
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 # An idle engine writes its log out this often.
 _STEP_LOG_DELAY_S = 0.75
+# How long workers may take to complete the last jobs, and how often that is looked at.
+_IDLE_TIMEOUT_S = 3.0
+_LOOK_S = 0.02
 
 
 class RunState(msgspec.Struct):
@@ -60,9 +65,13 @@ async def run_load(
             on_state(state)
 
         before = await sampler.counters()
-        spent = await cpu_times(deployment.redis, deployment.worker_pids)
-        await _until_read(readers.run(length_s), sampler.run(look))
-        cpu = (await cpu_times(deployment.redis, deployment.worker_pids)).since(spent)
+        used = [await cpu_times(deployment.redis, deployment.worker_pids)]
+
+        async def note() -> None:
+            await _until_idle(deployment)
+            used.append(await cpu_times(deployment.redis, deployment.worker_pids))
+
+        await _until_read(readers.run(length_s, note), sampler.run(look))
         num_tokens = sum(report.output_tokens for report in readers.reports)
         after = await sampler.settled_counters(before.tokens_logged + num_tokens)
         await asyncio.sleep(_STEP_LOG_DELAY_S if options.lag else 0)
@@ -75,10 +84,20 @@ async def run_load(
                 handover_times=read_step_logs(deployment.step_logs) if options.lag else {},
                 samples=sampler.samples,
                 counters=after.since(before),
-                cpu=cpu,
+                cpu=used[-1].since(used[0]),
                 reader_cpu_s=readers.cpu_s,
+                num_plain=readers.num_plain,
             )
         )
+
+
+async def _until_idle(deployment: Deployment) -> None:
+    """Wait until the workers have completed what they hold, which readers do not wait for."""
+    deadline = time.monotonic() + _IDLE_TIMEOUT_S
+    while (await read_status(deployment.redis, deployment.keys)).held_jobs:
+        if time.monotonic() > deadline:
+            return
+        await asyncio.sleep(_LOOK_S)
 
 
 async def _until_read(

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.dead_letters import DeadLetters
 from tokenbus.producer.client.pool_status import read_status
-from tokenbus.producer.scripts.completion import JobCompletion, Retention
+from tokenbus.producer.scripts.completing import Completed, Retention
+from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.replies import JobState, RequeueStatus
 from tokenbus.worker.logs import get_logger
 
@@ -117,16 +118,15 @@ class Housekeeping:
                 pipe.exists(self._keys.result(job_id))
                 pipe.hget(self._keys.of("job", job_id), "state")
             replies = await pipe.execute()
-        num_set = 0
+        found: list[Completed] = []
         for number, job_id in enumerate(job_ids):
             ttl_ms, has_result, state = replies[3 * number : 3 * number + 3]
             is_over = state is None or state.decode() == JobState.DONE
             # A log without a result has not ended: its job may be handed out again.
             if is_over and has_result and (ttl_ms == -1 or ttl_ms > longest_ms):
-                keep = self._retention
-                await self._scripts.log.retain(job_id, keep.log_ms, keep.result_ms)
-                num_set += 1
-        return num_set
+                found.append(Completed(job_id))
+        await self._scripts.completion.retain(found, self._retention)
+        return len(found)
 
     async def digest(self) -> None:
         """Count the dead letters since the last digest by reason and tenant, and say so once."""

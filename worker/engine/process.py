@@ -136,9 +136,10 @@ class EngineLoop:
             if self._engine.has_work and not paused:
                 with self._socket_reader.listening():
                     output = self._engine.step()
-                self._backlog_tokens += sum(len(d.token_ids) for d in output.deltas)
                 now = time.monotonic()
-                self._send(pack_step(output, now))
+                record = pack_step(output, now)
+                self._backlog_tokens += len(record.token_ids)
+                self._send(record)
                 if self._step_log is not None:
                     self._step_log.stepped(output, now)
 

@@ -66,7 +66,8 @@ class HeldJob:
     the tokens of each choice that the engine has delivered; those behind a stop string go again
     when the end is decided. `first` is the index after which it began here. `evidence` speaks
     against it until it has `passed` the place of its last crash. `num_running` counts the choices
-    that the engine has not ended. `recount_at` gives the length of each choice from which on the
+    that the engine has not ended. `listen` is the secret of the client that listens, or empty.
+    `recount_at` gives the length of each choice from which on the
     pages of the job have to be counted anew.
 
     The `book` hears of everything that changes what the job is promised; `lengths` may be raised in
@@ -82,6 +83,7 @@ class HeldJob:
         # Under which output lengths are learned.
         self.lane = f"{pulled.priority}:{pulled.tenant}"
         self.epoch = pulled.epoch
+        self.listen = pulled.listen
         self.request_id = request_id
         self.phase = Phase.PULLED
         self._prepared: PreparedJob | None = None

@@ -11,7 +11,8 @@ The life of a held job, all of it:
 4. **Ending.** The outcome is decided: by its last token, a stop string, a cancel, its deadline or
    an error. The publisher logs the rest, and then the terminal entry (R4).
 5. **Committed.** The terminal entry stands. Completion stores what it says and takes the job out
-   of the queue, and this worker drops it (R9): finished, failed, cancelled or expired.
+   of the queue (`jobs/completions`), and this worker drops it (R9): finished, failed, cancelled or
+   expired.
 
 It may leave otherwise:
 
@@ -44,7 +45,7 @@ from tokenbus.producer.scripts.replies import RequeueStatus
 from tokenbus.worker.errors import SessionLost
 from tokenbus.worker.held import job_orders
 from tokenbus.worker.held.held_job import Phase
-from tokenbus.worker.jobs.finish_log import log_finished
+from tokenbus.worker.jobs.completions import Completions
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Settlement:
         self._num_unknown = 0
         self._unknown_handed_back = asyncio.Event()
         self._unknown_handed_back.set()
+        self._completions = Completions(member, self._spawn)
         self._log = get_logger()
 
     def run_in(self, tasks: asyncio.TaskGroup) -> None:
@@ -89,7 +91,7 @@ class Settlement:
         self._engine.stop(job)
         job.finish = Finish.parse(finish)
         job.move_to(Phase.COMMITTED)
-        self._let_leave(job, self._complete(job, finish))
+        self._completions.add(job, finish)
 
     def fenced(self, job: HeldJob, epoch: int) -> None:
         """Hand a job back without another token: its log belongs to a later owner, at `epoch`."""
@@ -205,11 +207,6 @@ class Settlement:
             self._session.lose(f"a call was refused: {error}")
         finally:
             job.is_leaving = False
-
-    async def _complete(self, job: HeldJob, finish: str) -> None:
-        await self._session.call(lambda: self._completion.complete(job.job_id, finish))
-        self._held_jobs.drop(job)
-        log_finished(self._log, job, self._metrics)
 
     async def _requeue(self, job: HeldJob) -> None:
         status = await self._session.call(

@@ -7,7 +7,6 @@ pair. Tokens of a step travel in columns: one record per step, whatever the batc
 from __future__ import annotations
 
 from array import array
-from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from types import MappingProxyType
@@ -73,7 +72,7 @@ class AddRequest(msgspec.Struct, tag="add", array_like=True):
         """Return the request with its prompt."""
         if not self.prompt:
             return self.request
-        return replace(self.request, prompt_ids=array("i", self.prompt))
+        return self.request.with_prompt(array("i", self.prompt))
 
 
 class AbortRequest(msgspec.Struct, tag="abort", array_like=True):

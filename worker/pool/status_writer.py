@@ -93,6 +93,6 @@ class StatusWriter:
             "outage": None if outage is None else asdict(outage),
             # Generated in the last second or so.
             "tokens_per_s": self._tokens_per_s,
-            "engine": None if stats is None else asdict(stats),
+            "engine": None if stats is None else stats._asdict(),
             "counters": self._metrics.as_dict(),
         }

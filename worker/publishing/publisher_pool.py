@@ -71,6 +71,7 @@ class PublisherPool:
                 rules=rules,
                 is_ahead=is_ahead,
                 version=job.pulled.version,
+                listen=job.listen,
             )
         )
 

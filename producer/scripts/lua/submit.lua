@@ -1,7 +1,7 @@
 #!lua
 --@args job tenant priority weight prompt output n request digest idem deadline_ms:number
 --@args delay_ms:number prefix tenant_tokens:number pool_tokens:number ticket_ms:number
---@args refuse_late:flag entry callback version
+--@args refuse_late:flag entry callback version listen
 --@use base: now_ms
 --@use naming: inherited
 --@use raw: raw_place
@@ -116,10 +116,12 @@ else
   stream, at = add_entry(job, tenant, priority, false,
     { prompt = prompt, output = output, n = n, logged = 0, prefix = prefix })
 end
+-- Releases before this one do not say where the submitter listens.
+local heard = (listen or '') ~= '' and { 'listen', listen } or {}
 redis.call('HSET', K.job .. job, 'state', state, 'epoch', 0, 'owner', '', 'attempts', 0,
   'tenant', tenant, 'priority', priority, 'weight', weight, 'prompt', prompt, 'output', output, 'n', n,
   'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
-  'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version)
+  'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version, unpack(heard))
 redis.call('HSET', K.load, 'tokens', load[TOKENS] + cost, 'jobs', load[JOBS] + 1,
   'tokens:' .. priority, load[priority * 2 + 2] + cost,
   'jobs:' .. priority, load[priority * 2 + 1] + 1, 'tenant:' .. tenant, load[OF_TENANT] + cost)

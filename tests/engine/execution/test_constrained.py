@@ -140,6 +140,40 @@ def test_forced_tokens_cost_no_draw(llm: LLM) -> None:
     assert llm.stats().steps_total - before < len(output.token_ids)
 
 
+def test_label_under_a_known_grammar_takes_one_step_and_no_thread(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first mask is there when the request comes, and the same label comes as before."""
+    ids = tuple(llm.tokenizer(PROMPT)["input_ids"])
+    params = SamplingParams(max_tokens=1, temperature=1.0, seed=5, grammar=COLOUR)
+    first = tokens(run(llm, [Request(400, ids, params)])[400])
+    preparer = llm.engine._constrained._preparer
+    assert preparer is not None
+    monkeypatch.setattr(preparer._mask_threads, "submit", lambda *_: pytest.fail("a thread"))
+    llm.engine.add(Request(401, ids, params))
+    [delta] = llm.engine.step().deltas
+    assert (list(delta.token_ids), delta.finish_reason) == (first, FinishReason.LENGTH)
+
+
+def test_outputs_that_begin_alike_share_masks_to_their_ends(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was drawn before is drawn again, token for token, without a mask being made."""
+    ids = tuple(llm.tokenizer(PROMPT)["input_ids"])
+    params = SamplingParams(max_tokens=12, temperature=1.5, grammar=COLOUR)
+    requests = [Request(410 + seed, ids, replace(params, seed=seed)) for seed in range(6)]
+    before = run(llm, requests)
+    preparer = llm.engine._constrained._preparer
+    assert preparer is not None
+    monkeypatch.setattr(preparer._mask_threads, "submit", lambda *_: pytest.fail("a thread"))
+    after = run(llm, requests)
+    assert {key: tokens(deltas) for key, deltas in after.items()} == {
+        key: tokens(deltas) for key, deltas in before.items()
+    }
+    texts = {llm.tokenizer.decode(tokens(deltas)) for deltas in after.values()}
+    assert {text.split("<")[0] for text in texts} <= {"dark green", "dark blue", "red"}
+
+
 def test_output_that_was_complete_when_it_was_resumed_ends_without_a_token(llm: LLM) -> None:
     """Its earlier owner died between the last token and the end: nothing is added to it."""
     ids = tuple(llm.tokenizer(PROMPT)["input_ids"])

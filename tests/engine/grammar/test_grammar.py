@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -133,6 +134,60 @@ def test_fork_and_rebuild_stand_where_the_original_stands(
         fork = matcher.fork()
         matcher.accept(token_id)
         assert torch.equal(fork.mask(), compiled.matcher(ids[:count]).mask())
+
+
+def test_mask_of_a_place_is_made_once_for_all_who_come_there(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Outputs that begin alike share masks, which are those of a grammar that nobody has used."""
+    spec = GrammarSpec(GrammarKind.CHOICE, json.dumps(["red", "green", "grey"]))
+    compiled, unused = compiler.compile(spec), compiler.compile(spec)
+    first, second = compiled.matcher(), compiled.matcher()
+    for token_id in encode(tokenizer, "gree"):
+        assert second.known_mask() is None or second.mask() is first.mask()
+        mask = first.mask()
+        assert second.known_mask() is mask
+        assert torch.equal(mask, unused.matcher(first._path or ()).mask())
+        for matcher in (first, second):
+            matcher.accept(token_id)
+    assert compiled.matcher(encode(tokenizer, "r")).known_mask() is None
+
+
+def test_place_that_was_left_for_another_has_its_own_mask(
+    compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Forks of one matcher, and outputs of many tokens, never get the mask of another place."""
+    compiled = compiler.compile(GrammarSpec(GrammarKind.REGEX, "(a{30}b|[c-z]{2}[0-9])"))
+    unused = compiler.compile(GrammarSpec(GrammarKind.REGEX, "(a{30}b|[c-z]{2}[0-9])"))
+    (a, b), long = encode(tokenizer, "a") + encode(tokenizer, "b"), compiled.matcher()
+    for count in range(30):
+        assert torch.equal(long.mask(), unused.matcher([a] * count).mask())
+        long.accept(a)
+    assert torch.equal(long.mask(), unused.matcher([a] * 30).mask())
+    assert allowed(long, len(tokenizer)) == {b}
+    for letter in "cdefghijklmnopqrstuvwxyz":
+        for other in "cdef":
+            ids = encode(tokenizer, letter) + encode(tokenizer, other)
+            assert torch.equal(compiled.matcher(ids).mask(), unused.matcher(ids).mask())
+    assert len(compiled.masks) == 64
+    assert compiled.mask_bytes == 64 * 4 * bitmask_width(len(tokenizer) + 13)
+
+
+def test_first_mask_takes_no_matcher_of_its_own(compiler: GrammarCompiler) -> None:
+    """Of an output of one token only the first mask is asked for: nothing is copied for it."""
+    compiled = compiler.compile(GrammarSpec(GrammarKind.CHOICE, json.dumps(["yes", "no"])))
+    mask = compiled.matcher().mask()
+
+    def copied() -> None:
+        pytest.fail("a matcher was copied")
+
+    stub: Any = Mock(wraps=compiled.prototype, deep_copy=copied)
+    compiled.prototype = stub
+    late = compiled.matcher()
+    assert late.mask() is mask
+    assert not late.is_finished
+    assert not late.is_accepting
+    assert not late.is_broken
 
 
 def test_refused_token_is_an_error_of_this_matcher_alone(

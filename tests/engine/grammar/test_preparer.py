@@ -56,6 +56,21 @@ def test_known_grammar_is_not_tried_again(
     assert ready(preparer, GOOD, "b").source is first.source
 
 
+def test_known_grammar_stands_ready_at_its_start(
+    preparer: GrammarPreparer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for it next has matcher and mask at once, without a thread; not of a new one."""
+    labels = GrammarSpec(GrammarKind.CHOICE, json.dumps(["spam", "no spam"]))
+    assert preparer.at_start(labels, "a") is None
+    first = ready(preparer, labels)
+    monkeypatch.setattr(preparer._mask_threads, "submit", _fail)
+    known = preparer.at_start(labels, "b")
+    assert known is not None
+    assert known.mask is first.mask()
+    assert known.matcher is not first
+    assert known.matcher.source is first.source
+
+
 def test_refusal_is_a_value_and_is_remembered_for_a_while(preparer: GrammarPreparer) -> None:
     """A bad grammar fails each time with the same reason, the second time without a trial."""
     first = preparer.prepare(BAD, "a", 1, []).result()
@@ -81,7 +96,9 @@ def test_grammar_that_one_sequence_broke_is_whole_for_the_next(
 ) -> None:
     """What one output led to a limit is compiled anew for those who come later."""
     first = ready(preparer, TRAP)
+    assert preparer.at_start(TRAP, "b") is not None
     break_trap(first, tokenizer)
+    assert preparer.at_start(TRAP, "b") is None
     later = ready(preparer, TRAP, "b")
     assert later.source is not first.source
     later.mask()

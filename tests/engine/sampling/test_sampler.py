@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.sampling.logprobs import raw_logprobs
-from tokenbus.engine.sampling.plan import Feature
+from tokenbus.engine.sampling.plan import Feature, SamplingPlan
+from tokenbus.engine.sampling.row_table import RowTable
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.sampling.validation import validate_sampling
 from tokenbus.engine.types import SamplingParams
@@ -118,6 +121,34 @@ def test_cleared_row_keeps_nothing_of_its_last_owner() -> None:
     assert adjusted[1].argmax() not in (3, EOS)
 
 
+def test_cleared_row_asks_for_nothing() -> None:
+    """What a row held is in no plan once its owner has gone, whatever the row still holds."""
+    state = new_state(list(range(len(ROWS))))
+    for row in range(len(ROWS)):
+        state.clear_row(row)
+        assert state.plan([row]) == SamplingPlan()
+    assert state.plan(range(len(ROWS))) == SamplingPlan()
+
+
+def test_rows_arrive_on_a_device_as_they_were_written() -> None:
+    """What is sent of changed rows holds all their scalars and stop ids, and of no others."""
+    host, far = (RowTable(len(ROWS), (EOS,), torch.device("cpu")) for _ in range(2))
+    for row, params in enumerate(ROWS):
+        host.write(row, params, 1)
+    sent, kept = [4, 1, 5], [0, 2, 3, len(ROWS)]
+    before = [scalar[kept].clone() for scalar in scalars_of(far)]
+    far._put(host._host[sent].clone())
+    for mine, theirs, early in zip(scalars_of(far), scalars_of(host), before, strict=True):
+        assert torch.equal(mine[sent], theirs[sent])
+        assert torch.equal(mine[kept], early)
+
+
+def scalars_of(table: RowTable) -> list[torch.Tensor]:
+    """Return what a table holds of every row, its stop ids last."""
+    scalars = table.gather(torch.arange(len(ROWS) + 1))
+    return [*(getattr(scalars, field.name) for field in fields(scalars)), table.stop_ids]
+
+
 def test_sampling_leaves_the_logits_as_they_were() -> None:
     """The caller's logits are not written, whatever the rows ask for."""
     state = new_state(list(range(len(ROWS))))
@@ -223,6 +254,23 @@ def test_impossible_parameter_is_refused_by_name(field: str, params: SamplingPar
     with pytest.raises(RequestRejected) as refused:
         validate_sampling(params, VOCAB, (EOS,))
     assert refused.value.field == field
+
+
+class _Wordless(float):
+    """A number that cannot be put into words."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("it was put into words")
+
+    __str__ = __repr__
+
+
+def test_number_within_its_bounds_is_not_put_into_words() -> None:
+    """Messages are made for who is refused: of a small job they were half of its check."""
+    numbers = {name: _Wordless(0.5) for name in ("temperature", "top_p", "min_p")}
+    validate_sampling(SamplingParams(**numbers, logit_bias={3: _Wordless(1.0)}), VOCAB, (EOS,))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="into words"):
+        validate_sampling(SamplingParams(temperature=_Wordless(-1.0)), VOCAB, (EOS,))
 
 
 def test_ordinary_parameters_are_accepted() -> None:

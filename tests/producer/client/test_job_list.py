@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from workers.stubs import StubWorker, a_job, raw, submit
+from workers.stubs import StubWorker, a_job, first_step, raw, submit
 
 from tokenbus.producer.client.job_list import list_jobs
 from tokenbus.producer.client.pool_status import read_status
@@ -28,7 +28,7 @@ async def test_jobs_are_listed_by_state_and_tenant(scripts: Scripts) -> None:
     for job in (await worker.pull()).jobs:
         if job.job_id == "over":
             await worker.run("over", job.epoch, 1)
-            await scripts.lease.complete("over", '{"reason":"stop"}', 33)
+            await first_step(scripts, "over", '{"reason":"stop"}', 33)
     await submit(
         scripts,
         a_job("first"),

@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from workers.stubs import StubWorker, a_job, raw, submit
 
-from tokenbus.producer.client.lookup import KnownJob, Lookup
+from tokenbus.producer.client.reading.lookup import KnownJob, Lookup
 from tokenbus.producer.scripts.replies import JobState
 
 if TYPE_CHECKING:

@@ -7,13 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tokenbus.producer.client.async_client import (
-    FIRST_SUBMIT_BYTES,
-    MAX_SUBMIT_BYTES,
-    MAX_SUBMITS,
-    AsyncClient,
-    Job,
-)
+from tokenbus.producer.client.async_client import AsyncClient, Job
+from tokenbus.producer.client.submission import FIRST_SUBMIT_BYTES, MAX_SUBMIT_BYTES, MAX_SUBMITS
 from tokenbus.producer.contract.schema import JobRequest, Message
 from tokenbus.producer.errors import RequestInvalid, ServerUnreachable
 from tokenbus.producer.settings import ClientSettings

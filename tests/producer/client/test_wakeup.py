@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from patience import PATIENCE_S
 
-from tokenbus.producer.client.wakeup import Wakeup
+from tokenbus.producer.client.reading.wakeup import Wakeup
 
 
 async def _wait(wakeup: Wakeup, seen: list[str]) -> None:

@@ -19,7 +19,7 @@ from storm.wire import Wire
 from storm.world import World
 
 from tokenbus.producer.contract.keys import Keys
-from tokenbus.producer.scripts.completion import Retention
+from tokenbus.producer.scripts.completing import Retention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,6 +103,9 @@ RULES = {
     "takeover stops at a terminal entry (R2)": Change(
         "takeover", "if tail and tail.ended then", "if false then"
     ),
+    "a begin that finds a log says so (R2)": Change(
+        "begin", "return what_stands(log, epoch, worker, start)", "return"
+    ),
     "the marker carries the index (R3)": Change(
         "takeover", "local last = tail and tail.to or 0", "local last = 0"
     ),
@@ -119,10 +122,13 @@ RULES = {
         "requeue", "  if suspected == 1 then", "  if false then"
     ),
     "the commit sets no short TTL (R9)": Change(
-        "end", "redis.call('PEXPIRE', log, belt_ms)", "redis.call('PEXPIRE', log, 120000)"
+        "end", "redis.call('PEXPIRE', log, ttl_ms)", "redis.call('PEXPIRE', log, 120000)"
+    ),
+    "a whole answer sets no short TTL (R9)": Change(
+        "begin", "redis.call('PEXPIRE', log, ttl_ms)", "redis.call('PEXPIRE', log, 120000)"
     ),
     "a job is completed once (R9)": Change(
-        "complete", "if not state or state == 'done' then", "if not state then"
+        "complete_many", "local is_open = state and state ~= 'done'", "local is_open = state"
     ),
     "the tick hands out what has to end (R10)": Change(
         "tick", "endings[#endings + 1] = ending_of(job)\n  else", "else"

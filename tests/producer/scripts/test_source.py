@@ -68,12 +68,12 @@ def test_arguments_are_named_and_read_as_their_kind() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"job": "j"}, {"job": "j", "ttl_ms": 1, "more": 1}, {"ttl_ms": 1, "job": "j"}],
+    [{}, {"job": "j"}, {"job": "j", "epoch": 1, "more": 1}, {"epoch": 1, "job": "j"}],
 )
 def test_call_with_other_arguments_is_refused(given: dict[str, str | int]) -> None:
     """An argument that is missing, unknown or elsewhere never reaches the server."""
-    with pytest.raises(TypeError, match=r"expire_record\.lua takes job, ttl_ms"):
-        read_part("expire_record").signature.pack(given)
+    with pytest.raises(TypeError, match=r"raise_epoch\.lua takes job, epoch"):
+        read_part("raise_epoch").signature.pack(given)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ import pytest
 from lua.parts import part_names
 
 from tokenbus.producer.contract.new_job import NewJob
-from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
+from tokenbus.producer.scripts import Append, Begin, Bounds, Budget, End, Scripts, Takeover
 from tokenbus.producer.scripts.append_batch import AppendBatch
+from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.control import ClaimedWebhook, WebhookOutcome, WebhookTry
 from tokenbus.producer.scripts.evidence import Crash, Crowd
 from tokenbus.producer.scripts.queue import _submit_args
@@ -48,6 +49,7 @@ JOB = NewJob(
     prefix="p1",
     callback='{"url":"https://x.example/y","metadata":{"a":"b"}}',
 )
+HEARD_JOB = NewJob("s0-job", "shop", 0, 0, 1, 1, "{}", "d2", listen="AbCdEfGhIjKlMnOpQr-_09")
 PLAIN_JOB = NewJob("s0-job", "shop", 0, 0, 1, 1, "{}", "d2")
 BOUNDS = Bounds(1000, 2000, refuse_late=True)
 BUDGET = Budget(
@@ -76,7 +78,30 @@ CRASH = Crash(
     is_beside=True,
     is_sound=False,
 )
+COMPLETED = [
+    Completed("s1-job", '{"reason":"stop"}', 104, False, 100, 96, 4),
+    Completed("s1-other@shop", '{"reason":"failed"}', failed=True),
+    Completed("s1-third"),
+]
 OLD_APPEND = Append("s3-job", 2, 0, 4, 4, "x", [5], [1], version=1)
+HEARD_APPENDS = [
+    OLD_APPEND,
+    Append("s3-job@shop", 2, 0, 4, 4, "x", [5], [1], listen="c" * 22),
+    OLD_APPEND,
+]
+FIRST = Begin("s3-job", 1, "7", [Append("s3-job", 1, 0, 1, 1, "é", [5], [1])])
+WHOLE = Begin(
+    "s3-job@shop",
+    1,
+    "8",
+    [
+        Append("s3-job@shop", 1, 0, 1, 2, "ab", [5, 6], [1, 2], "[[-0.5,1,[]],[-1.5,1,[]]]"),
+        Append("s3-job@shop", 1, 1, 3, 3, "c", [7], [1], "[[-0.5,1,[]]]"),
+    ],
+    End("s3-job@shop", 1, 3, '{"reason":"stop"}', '{"é":1}'),
+    listen="c" * 22,
+)
+NOTHING = Begin("s3-job", 1, "9", [], End("s3-job", 1, 0, "{}", "{}"), version=1)
 TENANTS_APPEND = Append("s3-job@shop", 2, 0, 4, 4, "x", [5], [1])
 HOOK = ClaimedWebhook("s1-job", 7, "shop", "https://x.example/y", {}, "{}", 5, 2, b"")
 
@@ -91,18 +116,22 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "append": lambda s: s.log.append([APPEND]),
     "append, version 1": lambda s: s.log.append([OLD_APPEND]),
     "append, tenant": lambda s: s.log.append([TENANTS_APPEND]),
+    "append, clients": lambda s: s.log.append(HEARD_APPENDS),
     "append, one token": lambda s: s.log.append_batch(3, _one_token()),
+    "begin": lambda s: s.log.begin([FIRST], "w1"),
+    "begin, whole": lambda s: s.log.begin([WHOLE, NOTHING], "w1"),
     "cancel": lambda s: s.queue.cancel("s1-job"),
     "cancel, tenant": lambda s: s.queue.cancel("s1-job@shop", "shop"),
-    "complete": lambda s: s.lease.complete("s1-job", '{"reason":"stop"}', 104),
-    "complete, failed": lambda s: s.lease.complete("s1-job", "{}", 0, failed=True),
+    "complete_many": lambda s: s.completion.complete(COMPLETED, Retention(), 125_000),
+    "complete_many, first step": lambda s: s.completion.mark_done(COMPLETED),
     "cron_tick": lambda s: s.control.take_tick("nightly", 1_700_000_000_000),
     "drain_inbox": lambda s: s.queue.drain_inbox("w1", count=4, lease_ms=2500, max_bytes=99),
     "end": lambda s: s.log.end([End("s2-job", 3, 8, '{"reason":"stop"}', '{"é":1}')]),
     "end, unowned": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", owned=False)]),
     "end, version 1": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", version=1)]),
+    "end, client": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", listen="c" * 22)]),
     "end, tenant": lambda s: s.log.end([End("s2-job@a/b", 3, 8, "{}", "{}")]),
-    "expire_record": lambda s: s.queue.expire_record("s1-job", 125_000),
+    "expire_many": lambda s: s.completion.expire_records(COMPLETED, 125_000),
     "drop_letters": lambda s: s.queue.drop_letters(["1-2", "3-4"]),
     "leave": lambda s: s.lease.leave("w1"),
     "pause": lambda s: s.control.pause(is_paused=True),
@@ -119,6 +148,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "renew": lambda s: s.lease.renew("w1", 30_000, 1000, 16),
     "reply": lambda s: s.queue.reply("r" * 16, '{"job":"s1-job"}'),
     "requeue": lambda s: s.lease.requeue("w1", "s1-job", 4),
+    "retain_many": lambda s: s.completion.retain(COMPLETED, Retention()),
     "requeue, crashed": lambda s: s.lease.requeue(
         "w1", "s1-job", 4, marker_epoch=5, num_logged=6, crashed=True, max_attempts=7
     ),
@@ -127,6 +157,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     ),
     "scan": lambda s: s.lease.scan(limit=9),
     "submit": lambda s: s.queue.submit(JOB, BOUNDS, ticket=17, entry_id="1-2"),
+    "submit, heard": lambda s: s.queue.submit(HEARD_JOB, Bounds(1000, 2000)),
     "submit, many": lambda s: s.queue.submit_many([PLAIN_JOB, JOB], Bounds(1000, 2000)),
     "takeover": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1")]),
     "takeover, fence": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1", create=False)]),

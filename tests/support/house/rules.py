@@ -55,6 +55,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/commands",),
         ("producer (faces)",),
         ("producer/client",),
+        ("producer/client/reading",),
         ("producer/scripts", "producer/server"),
         ("producer/server/guarded",),
         ("producer/contract",),

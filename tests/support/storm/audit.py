@@ -13,7 +13,7 @@ import hashlib
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest import mock
 
 from tokenbus.producer.contract.events import Event
@@ -150,9 +150,10 @@ class Audit:
             set(self.cancelled),
         )
 
-    def completed(self, args: tuple[Any, ...]) -> None:
-        """Note a completion that took effect."""
-        job_id, actual = args[4], args[6]
+    def completed(self, job_id: str, actual: int) -> None:
+        """Note a completion that took effect. Raises: Violation, if it is not the first."""
+        if self.completions[job_id]:
+            raise Violation(f"{job_id} was completed twice")
         self.completions[job_id] += 1
         self.used[self.tenants.get(job_id, "")] += actual
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from storm.actor import Actor
 from storm.audit import Violation
 from storm.network import CallLost
+from storm.worker import IN_ONE_TURN
 from workers.stubs import WIDE, a_job
 
 from tokenbus.producer.scripts import Scripts
@@ -102,7 +103,9 @@ class StormClients:
     async def _withdraw(self, job_id: str) -> None:
         """Cancel a job; some clients die of the first call that is lost."""
         stale_clock = (lambda: 0.0) if "stale answers" in self.skips else self.clock
-        completion = JobCompletion(self._scripts(f"canceller of {job_id}"), clock=stale_clock)
+        scripts = self._scripts(f"canceller of {job_id}")
+        scripts.completion.is_one_server = IN_ONE_TURN not in self.skips
+        completion = JobCompletion(scripts, clock=stale_clock)
         while True:
             try:
                 status = await completion.cancel(job_id)

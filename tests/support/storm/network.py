@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Event
 
 # Scripts that publish.
-_LOUD = ("append", "end")
+_LOUD = ("append", "begin", "end")
 _FATES = ("request lost", "reply lost", "late", "twice")
 _WEIGHTS = {"listen": 0.4, "tick": 0.4, "scan": 0.4, "renew": 0.6}
 
@@ -251,7 +251,8 @@ class Network:
         return self._names[args[1]]
 
     def _note(self, who: str, name: str, args: tuple[Any, ...], fate: str) -> None:
-        shown = [_shown(arg) for arg in args[4:]] if args[0] in ("EVALSHA", "EVAL") else args[1:]
+        is_script = args[0] in ("EVALSHA", "EVAL")
+        shown = [_shown(arg) for arg in args[3 + args[2] :]] if is_script else args[1:]
         self.note(f"{who}: {name} {' '.join(map(str, shown))} {fate}")
 
     def note(self, line: str) -> None:
@@ -262,10 +263,12 @@ class Network:
 SCRIPTS = (
     *(
         "append",
+        "begin",
         "cancel",
-        "complete",
+        "complete_many",
         "end",
-        "expire_record",
+        "expire_many",
+        "retain_many",
         "raise_epoch",
         "pull",
         "renew",

@@ -11,9 +11,11 @@ from storm.actor import Actor
 from storm.network import Call
 from workers.stubs import text_of
 
-from tokenbus.producer.client.reader import Reader
-from tokenbus.producer.client.subscription import Subscription
-from tokenbus.producer.errors import JobLost, JobUnknown
+from tokenbus.producer.client.reading.reader import Reader
+from tokenbus.producer.client.reading.subscription import Subscription
+from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.contract.keys import address_of
+from tokenbus.producer.errors import CursorInvalid, JobLost, JobUnknown
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
@@ -32,7 +34,7 @@ class SocketReader(Subscription):
     """A hub and its one subscription: an event, a hole or silence, whenever the schedule says."""
 
     def __init__(self, actor: Actor) -> None:
-        super().__init__(b"", MAX_TOKENS)
+        super().__init__(b"", MAX_TOKENS, JobAddress(""), lambda _: None)
         self._actor = actor
         self._heard: deque[Event] = deque()
         self._is_open = False
@@ -40,6 +42,7 @@ class SocketReader(Subscription):
     async def open(self, channel: str, timeout_s: float) -> SocketReader:  # noqa: ARG002 -- as the hub's
         """Subscribe."""
         self.channel, self._is_open = channel.encode(), True
+        self.address = address_of(self.channel)
         return self
 
     def release(self, _: Subscription) -> None:
@@ -117,7 +120,7 @@ class StormReader:
         try:
             async for event in self._reader.stream(self.job_id, self.last):
                 self._see(event)
-        except (JobLost, JobUnknown) as error:
+        except (CursorInvalid, JobLost, JobUnknown) as error:
             self.lost = error
 
     def _see(self, event: Event) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from workers.stubs import StubWorker
+from workers.stubs import StubWorker, first_step
 
 from tokenbus.producer.contract.events import Finish, Usage
 from tokenbus.producer.scripts.evidence import Crash, Crowd
@@ -125,7 +125,7 @@ class BlamedPool:
                 del board[job_id]
                 self.ended_at[job_id] = self.num_rounds
                 finish = Finish("length", Usage(32, 0, rider.last)).dump()
-                await self.scripts.lease.complete(job_id, finish, 32 + rider.last)
+                await first_step(self.scripts, job_id, finish, 32 + rider.last)
             elif rider.is_open:
                 await self._look(worker, rider)
 

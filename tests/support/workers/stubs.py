@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from patience import PATIENCE_S
 
+from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Event, Finish, Usage
+from tokenbus.producer.contract.fast_json import to_json
+from tokenbus.producer.contract.keys import shard_of
 from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
+from tokenbus.producer.scripts.completing import Completed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts.replies import (
@@ -65,6 +69,14 @@ async def submit(scripts: Scripts, *jobs: NewJob) -> list[Submitted | Refused]:
     return [await scripts.queue.submit(job, WIDE) for job in jobs]
 
 
+async def first_step(scripts: Scripts, job_id: str, finish: str, tokens: int) -> None:
+    """Take the first step of a completion alone, and charge so many tokens."""
+    [why] = await scripts.completion.mark_done(
+        [replace(Completed.of(job_id, finish), actual=tokens)]
+    )
+    assert not why
+
+
 def text_of(start: int, to: int) -> str:
     """Return the text that token indices stand for in these tests: four characters each."""
     return "".join(f"{index:03d} " for index in range(start, to + 1))
@@ -80,11 +92,17 @@ def tokens(job_id: str, epoch: int, start: int, to: int) -> Append:
 
 @dataclass(slots=True, eq=False)
 class StubWorker:
-    """Follows the protocol one call at a time, as a test tells it to."""
+    """Follows the protocol one call at a time, as a test tells it to.
+
+    It publishes to the clients of the jobs that it pulls; one of an earlier release, `is_old`, does
+    not.
+    """
 
     scripts: Scripts
     name: str = field(default_factory=lambda: f"w-{uuid.uuid4().hex[:8]}")
     serial: int = 0
+    is_old: bool = False
+    listens: dict[str, str] = field(default_factory=dict)
 
     async def reconcile(self, ttl_ms: int = 60_000, pages: int = TOTAL_PAGES) -> list[HeldEntry]:
         """Take a new serial and learn what is held."""
@@ -94,7 +112,10 @@ class StubWorker:
     async def pull(self, pages: int = TOTAL_PAGES, max_jobs: int = 64, **budget: object) -> Pulled:
         """Pull under a budget of `pages`."""
         made = Budget(pages, PAGE_SIZE, TOTAL_PAGES, max_jobs, **budget)  # type: ignore[arg-type]
-        return await self.scripts.lease.pull(self.name, self.serial, made)
+        found = await self.scripts.lease.pull(self.name, self.serial, made)
+        if not self.is_old:
+            self.listens |= {job.job_id: job.listen for job in found.jobs if job.listen}
+        return found
 
     async def start(self, job_id: str, epoch: int) -> LogReply:
         """Take a job's log over."""
@@ -103,13 +124,28 @@ class StubWorker:
 
     async def append(self, job_id: str, epoch: int, start: int, to: int) -> LogReply:
         """Log tokens `start` to `to`."""
-        [reply] = await self.scripts.log.append([tokens(job_id, epoch, start, to)])
+        item = tokens(job_id, epoch, start, to)
+        [reply] = await self.scripts.log.append([item])
+        await self._tell_all({job_id: event_of(item)})
         return reply
 
     async def end(self, job_id: str, epoch: int, last: int, reason: str = "stop") -> LogReply:
         """Commit a job after its token `last`."""
-        [reply] = await self.scripts.log.end([owned_end(job_id, epoch, last, reason)])
+        item = owned_end(job_id, epoch, last, reason)
+        [reply] = await self.scripts.log.end([item])
+        await self._tell_all({job_id: end_event(item)})
         return reply
+
+    async def _tell_all(self, events: Mapping[str, Event]) -> None:
+        """Publish events on the channels of the clients that have submitted the jobs."""
+        if self.listens.keys().isdisjoint(events):
+            return
+        pipeline = raw(self.scripts).pipeline(transaction=False)
+        for job_id, event in events.items():
+            if listen := self.listens.get(job_id):
+                channel = self.scripts.keys.client_channel(shard_of(job_id), listen)
+                pipeline.publish(channel, to_json(event.dump()))
+        await pipeline.execute()
 
     async def run(self, job_id: str, epoch: int, last: int) -> LogStatus:
         """Start a job, log its tokens one by one from the log's end on, and commit it."""
@@ -118,9 +154,44 @@ class StubWorker:
             await self.append(job_id, epoch, index, index)
         return (await self.end(job_id, epoch, last)).status
 
+    async def run_all(self, job_ids: Sequence[str], last: int) -> None:
+        """Start jobs at epoch 1, log their tokens in turn and commit them, many in a call."""
+        await self.scripts.log.takeover([Takeover(job_id, 1, self.name) for job_id in job_ids])
+        for index in range(1, last + 1):
+            await self.append_all(job_ids, index)
+        await self.end_all(job_ids, last)
+
+    async def append_all(self, job_ids: Sequence[str], index: int) -> None:
+        """Log one token of each job, at epoch 1."""
+        items = [tokens(job_id, 1, index, index) for job_id in job_ids]
+        await self.scripts.log.append(items)
+        await self._tell_all({item.job_id: event_of(item) for item in items})
+
+    async def end_all(self, job_ids: Sequence[str], last: int) -> None:
+        """Commit jobs after their token `last`, at epoch 1."""
+        ends = [owned_end(job_id, 1, last) for job_id in job_ids]
+        await self.scripts.log.end(ends)
+        await self._tell_all({end.job_id: end_event(end) for end in ends})
+
     async def die(self) -> None:
         """Lose the lease as a dead worker does."""
         await self.scripts.redis.delete(self.scripts.keys.of("alive", self.name))
+
+
+def event_of(item: Append) -> Event:
+    """Return the event that an append publishes."""
+    address = JobAddress.parse(item.job_id)
+    ids, ends = tuple(item.ids), tuple(item.ends)
+    named = (address.job_id, item.epoch, item.choice, item.start, item.to)
+    return Event(*named, item.text, ids, ends, tenant=address.tenant)
+
+
+def end_event(item: End) -> Event:
+    """Return the event that an end publishes."""
+    address, last = JobAddress.parse(item.job_id), item.last
+    finish = Finish.parse(item.finish)
+    named = (address.job_id, item.epoch, 0, last + 1, last)
+    return Event(*named, finish=finish, tenant=address.tenant)
 
 
 def owned_end(job_id: str, epoch: int, last: int, reason: str = "stop") -> End:

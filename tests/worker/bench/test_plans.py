@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tokenbus.engine.model_folder import refuse_outside
 from tokenbus.engine.text.generated_tokenizer import build_generated_tokenizer, clothe
 from tokenbus.worker.bench.arguments import build_parser, options_of
 from tokenbus.worker.bench.capacity import scaled
@@ -108,6 +109,35 @@ def test_prompts_have_exact_lengths_and_share_what_they_should() -> None:
     assert Workload(options).job(17) == jobs[17]
 
 
+def test_messages_say_what_the_ids_would() -> None:
+    """What a group shares is the system message; the null engine's texts have an id a character."""
+    argv = ("--shared-tokens", "100", "--groups", "2", "--prompt-tokens", "7-9")
+    as_ids, as_messages = Workload(_options(*argv)), Workload(_options(*argv, "--messages"))
+    jobs = [as_messages.job(number) for number in range(20)]
+    for number, job in enumerate(jobs):
+        plain = as_ids.job(number)
+        system, user = job.messages or ()
+        assert (system["role"], user["role"]) == ("system", "user")
+        assert len(system["content"]) + len(user["content"]) == len(plain.token_ids or ())
+        assert (job.token_ids, job.seed, job.max_tokens) == (None, plain.seed, plain.max_tokens)
+    heads = [job.messages[0]["content"] for job in jobs if job.messages]
+    assert heads[0] == heads[2] != heads[1]
+    assert "messages" in jobs[0].fields(0.6)
+    [alone] = Workload(_options("--messages")).job(0).messages or ()
+    assert alone["role"] == "user"
+
+
+@pytest.mark.parametrize("count", [2, 26, 27, 676])
+def test_labels_are_told_apart_to_their_end(count: int) -> None:
+    """As many labels as asked for, none twice, none the beginning of another; as a grammar."""
+    job = Workload(_options("--choice", str(count))).job(3)
+    assert len(set(job.labels)) == count
+    assert len({len(label) for label in job.labels}) == 1
+    grammar = job.fields(0.6)["grammar"]
+    assert grammar["kind"] == "choice"
+    assert json.loads(grammar["source"]) == list(job.labels)
+
+
 def test_runs_of_one_engine_share_neither_pages_nor_seeds() -> None:
     """A second run draws other ids, other seeds and another cache group."""
     first, second = (Workload(BenchOptions(run_idx=idx)).job(5) for idx in (0, 1))
@@ -162,6 +192,14 @@ def test_every_option_has_help_with_its_default() -> None:
         (["--offline-compare", "--jobs", "4", "--arrival", "poisson"], "--offline-compare"),
         (["--users", "4", "--load", "1"], "--load"),
         (["--arrival", "at-once"], "--jobs"),
+        (["--choice", "1"], "--choice"),
+        (["--plain-readers", "101"], "--plain-readers"),
+        (["--plain-readers", "1", "--no-check"], "--plain-readers"),
+        (["--workload", "retail", "--retail-file", __file__, "--messages"], "--messages"),
+        (
+            ["--workload", "retail", "--retail-file", __file__, "--as-text", "--choice", "3"],
+            "--choice",
+        ),
     ],
 )
 def test_nonsense_is_refused_by_the_options_name(argv: list[str], named: str) -> None:
@@ -179,6 +217,7 @@ def test_generated_tokenizer_has_text_for_every_id(tmp_path: Path) -> None:
     made = tmp_path / "made"
     made.mkdir()
     clothe(model, made)
+    refuse_outside(made)
     assert (made / "config.json").read_text() == '{"vocab_size": 5000}'
     assert (made / "tokenizer.json").read_text() != "not ours"
     tokenizer = build_generated_tokenizer(5000)

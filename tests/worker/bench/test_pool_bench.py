@@ -116,6 +116,45 @@ def _following(event: Event) -> Event:
 
 
 @on_stage
+@pytest.mark.parametrize("results", [False, True], ids=["streams", "results"])
+async def test_channels_of_jobs_carry_every_event(deployment: Deployment, results: bool) -> None:
+    """Plain readers of half of the jobs see what their own clients do, however these read.
+
+    The jobs are messages, and have a grammar that the null engine does not heed.
+    """
+    figures = await _run(
+        deployment, arrival="at-once", jobs=12, results=results, plain_readers=50.0,
+        messages=True, choice=3,
+    )  # fmt: skip
+    assert figures.outcomes == {"length": 12}
+    assert (figures.num_faults, figures.num_lost) == (0, 0), figures.faults
+    assert figures.plain_jobs == 6
+    assert figures.plain_events >= 12
+    assert figures.prompt_tokens > 12 * 8
+    assert figures.cpu_us_per_job["worker"] > figures.cpu_us_per_token["worker"] > 0
+
+
+@on_stage
+async def test_channel_that_says_something_else_is_found(deployment: Deployment) -> None:
+    """A stranger writes to the channel of a job that a plain reader follows: its check tells."""
+    async with make_redis(deployment.url) as stranger, stranger.pubsub() as pubsub:
+        await pubsub.psubscribe(deployment.keys.log_prefix(0) + "*")
+
+        async def forge() -> None:
+            async for message in pubsub.listen():
+                if message["type"] == "pmessage" and b"plain-" in message["channel"]:
+                    # Once more: its job's own client drops it.
+                    await stranger.publish(message["channel"], message["data"])
+
+        forging = asyncio.create_task(forge())
+        figures = await _run(deployment, arrival="at-once", jobs=2, plain_readers=50.0)
+        forging.cancel()
+        await asyncio.wait([forging])
+    assert figures.num_faults == 1
+    assert "on its own channel: event" in figures.faults[0]
+
+
+@on_stage
 async def test_job_that_does_not_end_in_time_counts_as_lost(deployment: Deployment) -> None:
     """What is under way at the limit is reported, cancelled, and gone from the pool."""
     figures = await _run(
@@ -173,8 +212,16 @@ def test_command_writes_its_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_tax_of_a_model_with_a_generated_tokenizer(tmp_path: Path) -> None:
-    """The same jobs run offline and through the queue, with text for every id; both are told."""
+@pytest.mark.parametrize(
+    "argv",
+    [(), ("--messages", "--results"), ("--choice", "20", "--output-tokens", "3")],
+    ids=["ids", "messages", "choice"],
+)
+def test_tax_of_a_model_with_a_generated_tokenizer(tmp_path: Path, argv: tuple[str, ...]) -> None:
+    """The same jobs run offline and through the queue, with text for every id; both are told.
+
+    Messages are the prompts that their template makes of them in both; a label is a job's end.
+    """
     from transformers import LlamaConfig
 
     LlamaConfig(
@@ -188,7 +235,7 @@ def test_tax_of_a_model_with_a_generated_tokenizer(tmp_path: Path) -> None:
             "--model", str(tmp_path), "--random-weights", "--generate-tokenizer",
             "--dtype", "float32", "--num-pages", "400", "--max-num-seqs", "16",
             "--threads", "1", "--offline-compare", "--jobs", "20", "--repeats", "2",
-            "--prompt-tokens", "10-60", "--output-tokens", "20-40", "--json", str(out),
+            "--prompt-tokens", "10-60", "--output-tokens", "20-40", "--json", str(out), *argv,
         ],
         capture_output=True,
         text=True,
@@ -202,3 +249,5 @@ def test_tax_of_a_model_with_a_generated_tokenizer(tmp_path: Path) -> None:
     assert report.tax == pytest.approx(
         report.best.tokens_per_s / max(report.offline.tokens_per_s), abs=1e-3
     )
+    assert report.offline.jobs == 20
+    assert f"share of offline: best {report.tax:.1%}" in run.stdout.splitlines()[-1]

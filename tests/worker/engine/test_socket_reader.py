@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import Mock
 
@@ -84,6 +86,47 @@ def test_bytes_keep_their_order_whoever_reads_them(ends: Ends) -> None:
             time.sleep(0.0005)
     assert b"".join(chunks) == said
     talker.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_other_thread_sleeps_through_what_its_owner_waits_for(ends: Ends) -> None:
+    """What comes while the owner is idle wakes the owner alone, also once it has computed."""
+    ours, theirs = ends
+    others = set(threading.enumerate())
+    socket_reader = SocketReader(ours)
+    [listener] = set(threading.enumerate()) - others
+    with socket_reader.listening():
+        theirs.sendall(b"first")
+        deadline = time.monotonic() + PATIENCE_S
+        while not socket_reader._heard and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert socket_reader.take() == [b"first"]
+    socket_reader.wait(0.0)
+    until_asleep(listener)
+    before = times_asleep(listener)
+    for _ in range(20):
+        theirs.sendall(b"word")
+        socket_reader.wait(PATIENCE_S)
+        assert socket_reader.take() == [b"word"]
+    assert times_asleep(listener) == before
+
+
+def times_asleep(thread: threading.Thread) -> int:
+    """Return how often a thread has gone to sleep."""
+    path = Path(f"/proc/self/task/{thread.native_id}/status")
+    [line] = [line for line in path.read_text().splitlines() if line.startswith("voluntary")]
+    return int(line.split()[1])
+
+
+def until_asleep(thread: threading.Thread) -> None:
+    """Wait until a thread has gone to sleep for good: several looks find it where it was."""
+    seen, num_equal = -1, 0
+    deadline = time.monotonic() + PATIENCE_S
+    while num_equal < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+        now = times_asleep(thread)
+        num_equal = num_equal + 1 if now == seen else 0
+        seen = now
 
 
 def test_what_was_heard_is_not_waited_for(ends: Ends) -> None:

@@ -29,6 +29,10 @@ class Go(msgspec.Struct, tag="go", array_like=True):
     give_up_s: float
 
 
+class Verify(msgspec.Struct, tag="verify", array_like=True):
+    """Compare what was read with the results and report it; the figures of the load are taken."""
+
+
 class ReaderReady(msgspec.Struct, tag="ready", array_like=True):
     """The reader is connected and has its plan."""
 
@@ -70,10 +74,17 @@ class LoadProgress(msgspec.Struct, tag="progress", array_like=True, kw_only=True
     ended: list[JobReport] = []
 
 
-class Done(msgspec.Struct, tag="done", array_like=True):
-    """The reader has reported everything; `cpu_s` is what it used since Go."""
+class AllRead(msgspec.Struct, tag="read", array_like=True):
+    """Every job of the reader ended or was given up; `cpu_s` is what it used since Go."""
 
     cpu_s: float
+
+
+class Done(msgspec.Struct, tag="done", array_like=True):
+    """The reader has reported everything; the counts are of its plain readers."""
+
+    num_plain_jobs: int
+    num_plain_events: int
 
 
 class ReaderFailed(msgspec.Struct, tag="failed", array_like=True):
@@ -82,8 +93,8 @@ class ReaderFailed(msgspec.Struct, tag="failed", array_like=True):
     message: str
 
 
-ToReader = LoadOrder | Go
-FromReader = ReaderReady | LoadProgress | Done | ReaderFailed
+ToReader = LoadOrder | Go | Verify
+FromReader = ReaderReady | LoadProgress | AllRead | Done | ReaderFailed
 
 TO_READER: Framing[ToReader] = Framing(ToReader)
 FROM_READER: Framing[FromReader] = Framing(FromReader)

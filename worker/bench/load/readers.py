@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Self
 from tokenbus.worker.bench.load.messages import (
     FROM_READER,
     TO_READER,
+    AllRead,
     Done,
     Go,
     LoadOrder,
     LoadProgress,
     ReaderFailed,
     ReaderReady,
+    Verify,
 )
 from tokenbus.worker.errors import WorkerError
 from tokenbus.worker.process.env import compute_env
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from tokenbus.worker.bench.load.messages import FromReader, JobReport, ToReader
@@ -30,8 +33,10 @@ if TYPE_CHECKING:
 _READY_TIMEOUT_S = 120.0
 # Between Go and the first submit: longer than it takes to tell every reader.
 _LEAD_S = 0.25
-# What a reader gets after its own limit to report what it has.
+# What a reader gets after its own limit to tell that it is there, and for the verification of so
+# many jobs.
 _GRACE_S = 30.0
+_VERIFIED_PER_S = 200.0
 # One frame carries the reports of a quarter of a second.
 _PIPE_BYTES = 1 << 20
 
@@ -47,6 +52,7 @@ class ReaderLink:
     process: asyncio.subprocess.Process
     latest: LoadProgress = field(default_factory=LoadProgress)
     cpu_s: float = 0.0
+    done: Done = field(default_factory=lambda: Done(0, 0))
 
     async def receive(self) -> FromReader:
         """Read its next message. Raises: ReaderBroken."""
@@ -94,8 +100,14 @@ class Readers:
 
     @property
     def cpu_s(self) -> float:
-        """CPU time of all readers between their start and their end."""
+        """CPU time of all readers between their start and the last end that they read."""
         return sum(reader.cpu_s for reader in self._readers)
+
+    @property
+    def num_plain(self) -> tuple[int, int]:
+        """Jobs whose channels were read by a plain SUBSCRIBE too, and the events on them."""
+        done = [reader.done for reader in self._readers]
+        return sum(d.num_plain_jobs for d in done), sum(d.num_plain_events for d in done)
 
     async def __aenter__(self) -> Self:
         """Start the processes and wait until each has its plan."""
@@ -120,23 +132,18 @@ class Readers:
         """End the processes."""
         await self._end()
 
-    async def run(self, span_s: float) -> None:
-        """Let jobs arrive for `span_s` and follow all of them to their ends.
+    async def run(self, span_s: float, on_read: Callable[[], Awaitable[None]]) -> None:
+        """Let jobs arrive for `span_s`, follow all of them to their ends, and let them be checked.
 
+        `on_read` is awaited between the last end and the checks that are left for then.
         Raises: ReaderBroken.
         """
         self.start_s = time.monotonic() + _LEAD_S
         stop_s = self.start_s + span_s
         go = Go(self.start_s, stop_s, stop_s + self._options.drain_s)
-        limit_s = go.give_up_s + _GRACE_S - time.monotonic()
-        try:
-            async with asyncio.timeout(limit_s), asyncio.TaskGroup() as tasks:
-                for reader in self._readers:
-                    tasks.create_task(self._follow(reader, go))
-        except TimeoutError:
-            raise ReaderBroken(f"the readers did not end within {limit_s:.0f} s") from None
-        except ExceptionGroup as group:
-            raise group.exceptions[0] from group
+        await self._follow(go, AllRead, go.give_up_s + _GRACE_S - time.monotonic())
+        await on_read()
+        await self._follow(Verify(), Done, _GRACE_S + self.num_submitted / _VERIFIED_PER_S)
         if len(self.reports) != self.num_submitted:
             message = f"{len(self.reports)} of {self.num_submitted} jobs were reported"
             raise ReaderBroken(message)
@@ -164,16 +171,33 @@ class Readers:
         )
         await reader.send(order)
 
-    async def _follow(self, reader: ReaderLink, go: Go) -> None:
-        await reader.send(go)
+    async def _follow(self, order: ToReader, last: type[AllRead | Done], limit_s: float) -> None:
+        """Give every reader an order and take what it says, up to the message that ends it."""
+        try:
+            async with asyncio.timeout(limit_s), asyncio.TaskGroup() as tasks:
+                for reader in self._readers:
+                    tasks.create_task(self._listen(reader, order, last))
+        except TimeoutError:
+            raise ReaderBroken(f"the readers did not end within {limit_s:.0f} s") from None
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+
+    async def _listen(
+        self, reader: ReaderLink, order: ToReader, last: type[AllRead | Done]
+    ) -> None:
+        await reader.send(order)
         while True:
             message = await reader.receive()
-            if isinstance(message, Done):
+            if isinstance(message, LoadProgress):
+                reader.latest = message
+                self.reports.extend(message.ended)
+                continue
+            assert isinstance(message, last), "a reader speaks out of turn"
+            if isinstance(message, AllRead):
                 reader.cpu_s = message.cpu_s
-                return
-            assert isinstance(message, LoadProgress), "a reader says ready twice"
-            reader.latest = message
-            self.reports.extend(message.ended)
+            elif isinstance(message, Done):
+                reader.done = message
+            return
 
     async def _end(self) -> None:
         for reader in self._readers:

@@ -31,12 +31,18 @@ class Offline(msgspec.Struct, frozen=True):
 
     tokens_per_s: list[float]
     output_tokens: int
+    jobs: int = 0
+
+    def jobs_per_s(self, tokens_per_s: float) -> float:
+        """Return the jobs/s of a rate of tokens."""
+        return tokens_per_s * self.jobs / max(1, self.output_tokens)
 
 
 class Report(msgspec.Struct):
     """Everything that one call of the bench found out.
 
-    `tax` is the best run through the queue over the best offline. `capacity_jobs_per_s` is what
+    `tax` is the best run through the queue over the best offline, in tokens/s, `median_tax` the
+    median of the runs over the median of the offline runs. `capacity_jobs_per_s` is what
     `--load` was measured against. `users_at_slo` is the largest number that held, 0 for none.
     """
 
@@ -46,6 +52,7 @@ class Report(msgspec.Struct):
     capacity_jobs_per_s: float | None = None
     offline: Offline | None = None
     tax: float | None = None
+    median_tax: float | None = None
     slo: list[SloPoint] = []
     users_at_slo: int | None = None
 
@@ -64,10 +71,6 @@ def extra_lines(report: Report) -> Iterator[str]:
     """Yield a sentence for each thing that was measured beside the runs."""
     if report.capacity_jobs_per_s is not None:
         yield f"capacity, measured first: {report.capacity_jobs_per_s:.2f} jobs/s"
-    if report.offline is not None and report.tax is not None:
-        offline = ", ".join(f"{rate:.1f}" for rate in report.offline.tokens_per_s)
-        queued = ", ".join(f"{run.tokens_per_s:.1f}" for run in report.runs)
-        yield f"offline {offline} tokens/s, through the queue {queued}: {report.tax:.1%}"
     for point in report.slo:
         verdict = "holds" if point.holds else "does not hold"
         yield (
@@ -76,6 +79,22 @@ def extra_lines(report: Report) -> Iterator[str]:
         )
     if report.users_at_slo is not None:
         yield f"users at SLO: {report.users_at_slo}"
+    if report.offline is not None:
+        yield from _tax_lines(report, report.offline)
+
+
+def _tax_lines(report: Report, offline: Offline) -> Iterator[str]:
+    """Yield the rates of all runs, and last the share that is left of the offline rate."""
+    rates, queued = offline.tokens_per_s, [run.tokens_per_s for run in report.runs]
+    yield (
+        f"offline {', '.join(f'{rate:.1f}' for rate in rates)} tokens/s, through the queue"
+        f" {', '.join(f'{rate:.1f}' for rate in queued)}"
+    )
+    best = offline.jobs_per_s(max(rates))
+    yield (
+        f"jobs/s: offline {best:.1f}, through the queue {report.best.jobs_per_s:.1f};"
+        f" share of offline: best {report.tax or 0:.1%}, median {report.median_tax or 0:.1%}"
+    )
 
 
 def describe_machine(server_version: str) -> dict[str, str]:

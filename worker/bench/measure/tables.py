@@ -31,6 +31,7 @@ def rows(figures: Figures) -> Iterator[tuple[str, str]]:
     yield "jobs", outcomes or "none"
     yield "output tokens", f"{figures.output_tokens} in {figures.duration_s:.2f} s"
     yield "tokens/s", f"{figures.tokens_per_s:.1f}, steady {figures.steady_tokens_per_s:.1f}"
+    yield "jobs/s", f"{figures.jobs_per_s:.1f}, steady {figures.steady_jobs_per_s:.1f}"
     cached = figures.cached_tokens / max(1, figures.prompt_tokens)
     yield "prompt tokens", f"{figures.prompt_tokens}, {cached:.0%} from the prefix cache"
     options = figures.options
@@ -49,8 +50,11 @@ def rows(figures: Figures) -> Iterator[tuple[str, str]]:
         "tokens per log entry, per event",
         f"{figures.tokens_per_log_entry:.2f}, {figures.tokens_per_event:.2f}",
     )
-    cpu = figures.cpu_us_per_token
-    yield "CPU us per token", ", ".join(f"{name} {value:.1f}" for name, value in cpu.items())
+    yield "CPU us per token", _shares(figures.cpu_us_per_token)
+    per_job = figures.cpu_us_per_job
+    yield "CPU us per job", f"{_shares(per_job)}, all {sum(per_job.values()):.1f}"
+    if figures.plain_jobs:
+        yield "plain readers", f"{figures.plain_events} events of {figures.plain_jobs} jobs"
     yield (
         "most waiting, pages, server memory",
         f"{figures.peak_waiting_jobs} jobs, {figures.peak_pages_used} pages,"
@@ -58,6 +62,10 @@ def rows(figures: Figures) -> Iterator[tuple[str, str]]:
     )
     yield "preempted", f"{figures.preemptions} times, {figures.preempted_tokens} tokens"
     yield "lost, faults", f"{figures.num_lost}, {figures.num_faults}"
+
+
+def _shares(cpu_us: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in cpu_us.items())
 
 
 def summary_table(figures: Figures) -> Table:

@@ -9,9 +9,9 @@ local function to_ending(job, epoch, finish, now)
 end
 
 local function ending_of(job)
-  local record = redis.call('HMGET', K.job .. job, 'epoch', 'state', 'finish', 'v')
+  local record = redis.call('HMGET', K.job .. job, 'epoch', 'state', 'finish', 'v', 'listen')
   return { job, tonumber(record[1]) or 0, record[2] == 'done' and 1 or 0, record[3] or '',
-    tonumber(record[4]) or 1 }
+    tonumber(record[4]) or 1, record[5] or '' }
 end
 
 -- Open a record for something that never was a job, so that its failed event is written like

@@ -88,8 +88,8 @@ local function begin_holding(priority, tenant, num_jobs)
   end
 end
 
-local function end_holding(priority, tenant)
-  if redis.call('HINCRBY', K.holding .. priority, tenant, -1) > 0 then
+local function end_holding(priority, tenant, num_jobs)
+  if redis.call('HINCRBY', K.holding .. priority, tenant, -num_jobs) > 0 then
     return
   end
   redis.call('HDEL', K.holding .. priority, tenant)

@@ -7,11 +7,10 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.client.wakeup import Wakeup
-from tokenbus.producer.contract.keys import address_of
+from tokenbus.producer.client.reading.wakeup import Wakeup
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from tokenbus.producer.contract.address import JobAddress
     from tokenbus.producer.contract.events import Event
@@ -39,15 +38,23 @@ class Subscription:
         "error",
         "events",
         "has_hole",
+        "let_go",
         "version",
     )
 
-    def __init__(self, channel: bytes, max_tokens: int) -> None:
-        """Belong to the running event loop; only events of the channel's job are its own."""
+    def __init__(
+        self,
+        channel: bytes,
+        max_tokens: int,
+        address: JobAddress,
+        let_go: Callable[[Subscription], None],
+    ) -> None:
+        """Belong to the running event loop; `let_go` is for whoever ends it."""
         self._loop = asyncio.get_running_loop()
         self._wakeup = Wakeup(self._loop)
         self.channel = channel
-        self.address = address_of(channel)
+        self.address = address
+        self.let_go = let_go
         # The wire version of the job, once its record has told it.
         self.version: int | None = None
         self.events: deque[Event] = deque()
@@ -118,6 +125,12 @@ class Subscription:
 
         Raises: RuntimeError where another waits already.
         """
+        waiting = self._begin_wait()
+        if self._timer is None:
+            self._timer = self._loop.call_later(silence_s, self._look, silence_s)
+        return waiting
+
+    def _begin_wait(self) -> Awaitable[None]:
         wakeup = self._wakeup
         if wakeup.is_awaited:
             raise RuntimeError("the stream is being read by another task")
@@ -126,8 +139,6 @@ class Subscription:
             done.set_result(None)
             return done
         self._waiting_since = monotonic()
-        if self._timer is None:
-            self._timer = self._loop.call_later(silence_s, self._look, silence_s)
         return wakeup
 
     def _look(self, silence_s: float) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tokenbus.producer.contract.events import Event
 from tokenbus.producer.errors import CursorInvalid
@@ -18,13 +18,24 @@ from tokenbus.producer.errors import CursorInvalid
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from tokenbus.producer.client.hub import SubscriptionHub
-    from tokenbus.producer.client.subscription import Subscription
+    from tokenbus.producer.client.reading.hub import SubscriptionHub
+    from tokenbus.producer.client.reading.subscription import Subscription
     from tokenbus.producer.contract.address import JobAddress
 
-    # Reads a job after a cursor, and says at which address it lies and which wire version it has,
-    # if its record tells; the flag says that the job is known to exist.
-    Replay = Callable[[JobAddress, int, bool], Awaitable[tuple[str, int | None, Iterable[Event]]]]
+    # Reads a job after a cursor; the flag says that the job is known to exist.
+    Replay = Callable[[JobAddress, int, bool], Awaitable["Replayed"]]
+
+
+class Replayed(NamedTuple):
+    """What is known of a job after a cursor, at which address it lies and which version it has.
+
+    The version is None where no record tells; `is_held` says that a worker holds the job.
+    """
+
+    place: str
+    version: int | None
+    events: Iterable[Event]
+    is_held: bool = False
 
 
 class EventStream(AsyncIterator[Event]):
@@ -34,6 +45,10 @@ class EventStream(AsyncIterator[Event]):
     silence; then the log is read again. A wait that is cancelled loses nothing: the stream can be
     read on. An error ends it, as `aclose` does; a stream that is merely dropped lets its
     subscription go when it is collected.
+
+    Where the client channel brings the job, `subscribe` gives what was heard there so far: nothing
+    is asked of the server then. A worker of an earlier release does not publish there; after a
+    silence in which it wrote, the stream goes on with the job's own channel.
     """
 
     __slots__ = (
@@ -44,6 +59,9 @@ class EventStream(AsyncIterator[Event]):
         "_heard_at",
         "_hub",
         "_is_ended",
+        "_is_proven",
+        "_is_shared",
+        "_is_silent",
         "_kept_s",
         "_live",
         "_logged",
@@ -52,6 +70,7 @@ class EventStream(AsyncIterator[Event]):
         "_place",
         "_replay",
         "_silence_s",
+        "_subscribe",
         "_subscription",
     )
 
@@ -66,7 +85,10 @@ class EventStream(AsyncIterator[Event]):
         open_timeout_s: float,
         silence_s: float,
         kept_s: float,
+        subscribe: Callable[[JobAddress], Subscription | None] | None = None,
+        is_proven: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Begin after a cursor; `is_proven` tells whether workers publish on the client channel."""
         self._hub = hub
         self._replay = replay
         self._address = address
@@ -76,6 +98,12 @@ class EventStream(AsyncIterator[Event]):
         self._cursor = self._given = cursor
         self._open_timeout_s = open_timeout_s
         self._silence_s = silence_s
+        # Asked once, and only by who begins at the beginning.
+        self._subscribe = subscribe if cursor == 0 else None
+        # Whether the client channel brings the events.
+        self._is_shared = False
+        self._is_proven = is_proven
+        self._is_silent = False
         self._subscription: Subscription | None = None
         # The subscription while what it brings comes next, None while the log does.
         self._live: Subscription | None = None
@@ -138,22 +166,15 @@ class EventStream(AsyncIterator[Event]):
         if self._is_ended:
             raise StopAsyncIteration
         try:
-            if self._subscription is None:
-                self._subscription = await self._hub.open(
-                    self._channel_of(self._place), self._open_timeout_s
-                )
-                if self._place != self._address.text:
-                    self._subscription.belong_to(self._address)
+            subscription = self._subscription or self._shared() or await self._opened()
             if self._must_read:
-                place, version, events = await self._replay(
-                    self._address, self._cursor, self._was_heard
-                )
-                if place != self._place:
-                    self._move(place)
+                known = await self._replay(self._address, self._cursor, self._was_heard)
+                self._logged.extend(known.events)
+                if known.place != self._place or self._is_unheard(known):
+                    self._move(known.place)
                     return None
-                if version is not None:
-                    self._subscription.expect(version)
-                self._logged.extend(events)
+                if known.version is not None:
+                    subscription.expect(known.version)
                 self._must_read = False
         except asyncio.CancelledError:
             raise
@@ -166,6 +187,33 @@ class EventStream(AsyncIterator[Event]):
         self._live = self._subscription
         return None
 
+    def _shared(self) -> Subscription | None:
+        """Take what the client channel has brought, once."""
+        subscribe, self._subscribe = self._subscribe, None
+        shared = None if subscribe is None else subscribe(self._address)
+        if shared is not None:
+            self._subscription = shared
+            self._is_shared = True
+            self._must_read, shared.has_hole = shared.has_hole, False
+        return shared
+
+    async def _opened(self) -> Subscription:
+        """Subscribe to the channel of the job. Raises: what `SubscriptionHub.open` raises."""
+        opened = await self._hub.open(self._channel_of(self._place), self._open_timeout_s)
+        self._subscription = opened
+        if self._place != self._address.text:
+            opened.belong_to(self._address)
+        return opened
+
+    def _is_unheard(self, known: Replayed) -> bool:
+        """Tell whether a worker wrote, or is about to, what the client channel does not bring."""
+        is_silent, self._is_silent = self._is_silent, False
+        if not self._is_shared or not is_silent:
+            return False
+        if self._logged:
+            return self._logged[-1].finish is None
+        return known.is_held and not self._is_proven()
+
     @property
     def _was_heard(self) -> bool:
         """Tell whether the job was known so lately that it cannot have expired since."""
@@ -174,6 +222,8 @@ class EventStream(AsyncIterator[Event]):
     def _move(self, place: str) -> None:
         """Go on where the job lies; what was read came before the right subscription."""
         self._place = place
+        self._is_shared = False
+        self._logged.clear()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             self._hub.release(subscription)
@@ -183,6 +233,7 @@ class EventStream(AsyncIterator[Event]):
         if live.error is not None:
             self._end()
             raise live.error
+        self._is_silent = not live.has_hole
         live.has_hole = False
         self._read_again()
 

@@ -1,4 +1,4 @@
-"""The subscription hub: one connection per client for the channels of all its streams.
+"""The subscription hub: one connection per client for all channels that it listens to.
 
 Events that were missed while the connection was away, or held back too long, show up in a stream
 as a hole; the token log heals it.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
-from tokenbus.producer.client.subscription import Subscription
-from tokenbus.producer.contract.channel import parse_message
-from tokenbus.producer.errors import ClientClosed, SchemaMismatch, ServerUnreachable
+from tokenbus.producer.client.reading.job_channel import JobChannel
+from tokenbus.producer.client.reading.subscription import Subscription
+from tokenbus.producer.contract.keys import address_of
+from tokenbus.producer.errors import ClientClosed, ServerUnreachable
 from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S, typed
 from tokenbus.producer.server.raw_connection import RawConnection, pack
 
@@ -26,16 +27,43 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.producer.answers import ServerAnswer
-    from tokenbus.producer.client.fork_guard import LoopGuard
-    from tokenbus.producer.contract.events import Event
     from tokenbus.producer.server.url import ServerUrl
 
 # Silence after which the connection is asked for a sign of life, and what it gets to give one.
 _PING_AFTER_S = 5.0
+# A connection that ends sooner makes the pause before the next one longer: the server may have cut
+# it off because we read too slowly, and meanwhile streams read their logs, which is cheaper.
+_STEADY_S = 30.0
+_MAX_PAUSE_AFTER_CUT_S = 3.0
+
+
+class Listener(Protocol):
+    """What takes the messages of one channel."""
+
+    def hear(self, body: bytes) -> None:
+        """Take a message."""
+
+    def break_off(self) -> None:
+        """Note that messages are missing: the subscription was lost and has been renewed."""
+
+    def fail(self, error: Exception) -> None:
+        """Note that nothing comes any more."""
+
+
+@dataclass(slots=True, eq=False)
+class _Channel:
+    """A channel that is listened to, and the connection that confirmed it last."""
+
+    listener: Listener
+    confirmed: asyncio.Event = field(default_factory=asyncio.Event)
+    wire: RawConnection | None = None
 
 
 class SubscriptionHub:
-    """Opens and closes subscriptions over one connection, which it keeps alive."""
+    """Opens and closes subscriptions over one connection, which it keeps alive.
+
+    `check` raises where a call is not the owner's to make.
+    """
 
     def __init__(
         self,
@@ -44,15 +72,14 @@ class SubscriptionHub:
         max_tokens: int,
         call_timeout_s: float,
         *,
-        home: LoopGuard,
+        check: Callable[[], None],
     ) -> None:
         self._url = url
-        self._home = home
+        self._check = check
         self._make_connection: Callable[[], Any] = redis.connection_pool.make_connection
         self._max_tokens = max_tokens
         self._call_timeout_s = call_timeout_s
-        self._streams: dict[bytes, set[Subscription]] = {}
-        self._confirmed: dict[bytes, asyncio.Event] = {}
+        self._channels: dict[bytes, _Channel] = {}
         # Commands of one turn of the event loop: neighbours of a kind are sent as one.
         self._unsent: list[tuple[bytes, bytes]] = []
         self._wire: RawConnection | None = None
@@ -65,51 +92,84 @@ class SubscriptionHub:
         self._closed = False
 
     async def open(self, channel: str, timeout_s: float) -> Subscription:
-        """Subscribe and wait for the server's confirmation; nothing after it is missed.
+        """Subscribe to a job's channel and wait for the confirmation; nothing after it is missed.
 
         Raises: ServerUnreachable without one in time; ServerRefused, ClientClosed, WrongEventLoop.
         """
-        self._home.check_loop()
+        name = channel.encode()
+        known = self._channels.get(name)
+        streams = known.listener if known is not None else None
+        if not isinstance(streams, JobChannel):
+            streams = JobChannel()
+        subscription = Subscription(
+            name, self._max_tokens, address_of(name), lambda gone: self._leave(streams, gone)
+        )
+        self.listen(name, streams)
+        streams.add(subscription)
+        try:
+            await self.wait_for(name, timeout_s)
+        except BaseException:
+            self.release(subscription)
+            raise
+        if subscription.error is not None:
+            self.release(subscription)
+            raise subscription.error
+        return subscription
+
+    def listen(self, name: bytes, listener: Listener) -> None:
+        """Subscribe to a channel soon, unless somebody has.
+
+        Raises: ClientClosed, WrongEventLoop.
+        """
+        self._check()
         if self._closed:
             raise ClientClosed("the client is closed")
         if self._task is None or self._task.done():
             self._loop = asyncio.get_running_loop()
             self._task = self._loop.create_task(self._run())
-        name = channel.encode()
-        subscription = Subscription(name, self._max_tokens)
-        streams = self._streams.setdefault(name, set())
-        streams.add(subscription)
+        if name not in self._channels:
+            self._channels[name] = _Channel(listener)
+            self._send(b"SUBSCRIBE", name)
+
+    def unlisten(self, name: bytes) -> None:
+        """Unsubscribe from a channel soon. Safe to repeat."""
+        if self._channels.pop(name, None) is not None:
+            self._send(b"UNSUBSCRIBE", name)
+
+    async def wait_for(self, name: bytes, timeout_s: float) -> None:
+        """Wait until a channel is confirmed, or has failed.
+
+        Raises: ServerUnreachable after `timeout_s`.
+        """
+        confirmed = self._channels[name].confirmed
+        if confirmed.is_set():
+            return
         try:
             async with asyncio.timeout(timeout_s):
-                if len(streams) == 1:
-                    self._confirmed[name] = asyncio.Event()
-                    self._send(b"SUBSCRIBE", name)
-                await self._confirmed[name].wait()
+                await confirmed.wait()
         except TimeoutError:
-            self.release(subscription)
             reason = f": {self._reason}" if self._reason else ""
             raise ServerUnreachable(
                 f"no confirmation of a subscription by {self._url} within {timeout_s:g} s{reason}",
                 code="TIMEOUT",
             ) from None
-        except BaseException:
-            self.release(subscription)
-            raise
-        if subscription.error is not None:
-            raise subscription.error
-        return subscription
+
+    def is_live(self, name: bytes) -> bool:
+        """Tell whether the connection, as far as is known, brings what a channel has now."""
+        channel = self._channels.get(name)
+        return channel is not None and channel.wire is not None and channel.wire is self._wire
 
     def release(self, subscription: Subscription) -> None:
-        """End a subscription; the channel is left with its last one. Safe to repeat."""
+        """End a subscription; the channel of a job is left with its last one. Safe to repeat."""
         subscription.stop()
-        streams = self._streams.get(subscription.channel)
-        if streams is None or subscription not in streams:
+        subscription.let_go(subscription)
+
+    def _leave(self, streams: JobChannel, subscription: Subscription) -> None:
+        if not streams.remove(subscription):
             return
-        streams.discard(subscription)
-        if not streams:
-            del self._streams[subscription.channel]
-            del self._confirmed[subscription.channel]
-            self._send(b"UNSUBSCRIBE", subscription.channel)
+        known = self._channels.get(subscription.channel)
+        if known is not None and known.listener is streams:
+            self.unlisten(subscription.channel)
 
     def abandon(self, subscription: Subscription) -> None:
         """End a subscription from any thread; one of a loop that is closed needs no end."""
@@ -127,10 +187,9 @@ class SubscriptionHub:
         self._fail(ClientClosed("the client was closed while a stream was open"))
 
     def _fail(self, error: Exception) -> None:
-        for name, streams in self._streams.items():
-            self._confirmed[name].set()
-            for stream in streams:
-                stream.fail(error)
+        for channel in list(self._channels.values()):
+            channel.confirmed.set()
+            channel.listener.fail(error)
 
     def _send(self, command: bytes, name: bytes) -> None:
         """Send a command soon, if there is a connection; a new one subscribes to everything."""
@@ -153,14 +212,15 @@ class SubscriptionHub:
         while True:
             self._lost.clear()
             wire = RawConnection(self._make_connection(), self._take, self._lost.set)
+            opened_at, longest_s = monotonic(), MAX_PAUSE_S
             try:
                 async with asyncio.timeout(self._call_timeout_s):
                     await wire.open()
                 # From here on `open` sends for itself; doubled subscriptions do no harm.
-                self._wire = wire
-                if self._streams:
-                    wire.send(pack((b"SUBSCRIBE", *self._streams)))
-                pause_s, self._reason = FIRST_PAUSE_S, ""
+                self._wire, longest_s = wire, _MAX_PAUSE_AFTER_CUT_S
+                if self._channels:
+                    wire.send(pack((b"SUBSCRIBE", *self._channels)))
+                self._reason = ""
                 await self._watch(wire)
             except SERVER_ERRORS as error:
                 answer = answer_of(error)
@@ -175,8 +235,10 @@ class SubscriptionHub:
             finally:
                 self._wire = None
                 await wire.close()
+            if monotonic() - opened_at > _STEADY_S:
+                pause_s = FIRST_PAUSE_S
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+            pause_s = min(2 * pause_s, longest_s)
 
     def _may_pass(self, answer: ServerAnswer) -> bool:
         """Tell whether connecting anew may help; a password in a file may be about to change."""
@@ -204,57 +266,24 @@ class SubscriptionHub:
             raise failure
 
     def _take(self, message: Any) -> None:
-        """Hand one message to the streams of its channel."""
+        """Hand one message to the listener of its channel."""
         if not isinstance(message, list):
             if isinstance(message, Exception):
                 self._failure = message
                 self._lost.set()
             return
         kind, name = message[0], message[1]
+        channel = self._channels.get(name)
+        if channel is None:
+            return
         if kind == b"message":
-            streams = self._streams.get(name)
-            if streams:
-                self._deliver(streams, message[2])
-        elif kind == b"subscribe" and name in self._confirmed:
-            self._confirm(name)
+            channel.listener.hear(message[2])
+        elif kind == b"subscribe":
+            self._confirm(channel)
 
-    def _confirm(self, name: bytes) -> None:
+    def _confirm(self, channel: _Channel) -> None:
         """Note a subscription; a renewed one has missed what came in between."""
-        if self._confirmed[name].is_set():
-            for stream in self._streams[name]:
-                stream.break_off()
-        self._confirmed[name].set()
-
-    def _deliver(self, streams: set[Subscription], body: bytes) -> None:
-        """Parse an event once; a message of a stranger is left out."""
-        try:
-            event = parse_message(body)
-        except SchemaMismatch:
-            # Of a later version, if it is real: the record tells.
-            for stream in tuple(streams):
-                stream.break_off()
-            return
-        except (ValueError, KeyError, TypeError):
-            return
-        if len(streams) == 1:
-            (stream,) = streams
-            _put(stream, event)
-            return
-        # A task that runs on may end its stream, or open another.
-        for stream in tuple(streams):
-            _put(stream, event)
-
-
-def _put(stream: Subscription, event: Event) -> None:
-    """Give a stream an event of its job; version 1 does not tell the tenant.
-
-    A job keeps its wire version, so an event of another one is of an equal name elsewhere: workers
-    of version 1 publish what they do in any logical database on the channels of database 0.
-    """
-    address = stream.address
-    if event.job_id != address.job_id or stream.version not in (None, event.version):
-        return
-    if event.tenant == address.tenant:
-        stream.put(event)
-    elif event.version == 1:
-        stream.put(msgspec.structs.replace(event, tenant=address.tenant))
+        channel.wire = self._wire
+        if channel.confirmed.is_set():
+            channel.listener.break_off()
+        channel.confirmed.set()

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tokenbus.producer.client.event_stream import EventStream
-from tokenbus.producer.client.lookup import Lookup
+from tokenbus.producer.client.reading.event_stream import EventStream, Replayed
+from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.keys import KNOWN_VERSIONS, versions_text
 from tokenbus.producer.contract.result import JobResult
@@ -32,9 +32,8 @@ from tokenbus.producer.server.connection import retrying
 from tokenbus.producer.server.sentinels import followed_master, named_master
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from tokenbus.producer.client.hub import SubscriptionHub
+    from tokenbus.producer.client.reading.client_channel import ClientChannel
+    from tokenbus.producer.client.reading.hub import SubscriptionHub
     from tokenbus.producer.contract.events import Event
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.server.url import ServerUrl
@@ -45,8 +44,15 @@ class Reader:
     """Reads the streams of one pool over one hub."""
 
     def __init__(
-        self, scripts: Scripts, hub: SubscriptionHub, url: ServerUrl, settings: ClientSettings
+        self,
+        scripts: Scripts,
+        hub: SubscriptionHub,
+        url: ServerUrl,
+        settings: ClientSettings,
+        client_channel: ClientChannel | None = None,
     ) -> None:
+        """Read what `client_channel` brings of the jobs that its client has submitted."""
+        self._client_channel = client_channel
         self._scripts = scripts
         self._lookup = Lookup(scripts)
         self._hub = hub
@@ -61,6 +67,7 @@ class Reader:
         """
         if cursor < 0:
             raise CursorInvalid("cursor", f"{cursor} is negative; 0 reads from the start")
+        ours = self._client_channel
         return EventStream(
             self._hub,
             self._replay,
@@ -70,6 +77,8 @@ class Reader:
             open_timeout_s=self._settings.retry_for_s,
             silence_s=self._settings.silence_s,
             kept_s=min(self._settings.result_ttl_s, self._settings.log_ttl_s),
+            subscribe=None if ours is None else ours.subscribe,
+            is_proven=lambda: ours is not None and ours.is_proven,
         )
 
     async def result(
@@ -94,9 +103,7 @@ class Reader:
                 f"job {job_id} did not end within {timeout_s:g} s; it goes on"
             ) from None
 
-    async def _replay(
-        self, address: JobAddress, cursor: int, heard: bool
-    ) -> tuple[str, int | None, Iterable[Event]]:
+    async def _replay(self, address: JobAddress, cursor: int, heard: bool) -> Replayed:
         """Return place and version of a job and what is known after `cursor`: result, else log.
 
         A job that nobody knows raises JobUnknown, JobForgotten where it was heard of before, or
@@ -104,7 +111,7 @@ class Reader:
         What a deposed master says proves nothing: it is asked for again before either is raised.
         """
 
-        async def read() -> tuple[str, int | None, Iterable[Event]]:
+        async def read() -> Replayed:
             master = followed_master(self._scripts.redis)
             known = await self._lookup.look(address.job_id, cursor, address.tenant)
             record, events = known.record, known.events
@@ -112,12 +119,13 @@ class Reader:
             if record is not None and record.version not in KNOWN_VERSIONS:
                 raise SchemaMismatch("v", f"job {address.job_id} {versions_text(record.version)}")
             if events and events[-1].finish is not None:
-                return known.place, version, _merged(events)
+                return Replayed(known.place, version, _merged(events))
             if known.result is not None:
                 result = replace(JobResult.parse(known.result), tenant=address.tenant)
-                return known.place, version, result.events(cursor)
+                return Replayed(known.place, version, result.events(cursor))
             if record is not None and record.state is not JobState.DONE:
-                return known.place, version, _merged(events or [])
+                is_held = record.state is JobState.HELD
+                return Replayed(known.place, version, _merged(events or []), is_held)
             if await named_master(self._scripts.redis) != master:
                 raise RedisConnectionError("another master rules by now")
             if cursor and not heard:

@@ -19,6 +19,8 @@ from tokenbus.producer.scripts.queue import read_record
 from tokenbus.producer.server.cluster import ClusterRedis
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tokenbus.producer.contract.events import Event
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.scripts.replies import JobRecord
@@ -81,6 +83,28 @@ class Lookup:
             if inherited is not None and inherited.is_inherited_by(address.tenant):
                 known = await self._look_at(address.job_id, cursor)
         return known.as_of(address)
+
+    async def states(self, job_ids: Sequence[str]) -> list[bytes | None]:
+        """Return the states of records, by the texts of addresses; None where there is none.
+
+        Raises: as `look`.
+        """
+        queue = self._scripts.queue
+        return await self._read_each([queue.state_command(job_id) for job_id in job_ids])
+
+    async def results(self, job_ids: Sequence[str]) -> list[bytes | None]:
+        """Return the stored results at the texts of addresses. Raises: as `look`."""
+        log = self._scripts.log
+        return await self._read_each([log.result_command(job_id) for job_id in job_ids])
+
+    async def _read_each(self, commands: Sequence[tuple[str, ...]]) -> list[bytes | None]:
+        """Make calls in one round trip. Raises: the error of the first that was refused."""
+        pipeline: Any = self._scripts.redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        async with asyncio.timeout(self._scripts.timeout_s):
+            replies: list[bytes | None] = await pipeline.execute()
+        return replies
 
     async def _look_at(self, job_id: str, cursor: int) -> KnownJob:
         """Return what lies at the text of an address."""

@@ -1,0 +1,1 @@
+"""Reading jobs: streams and results of many jobs over one connection."""

@@ -1,0 +1,129 @@
+#!lua flags=allow-oom
+--@args at_once:flag log_ms result_ms record_ms batch
+--@keys pool shard
+--@use base: now_ms
+--@use letters: dead_letter
+--@use fairness: add_time raise_floor end_holding
+--@use waiting: stop_waiting
+--@use owning: take_out
+--@use webhooks: open_hook
+--@use usage: add_usage
+-- Completion of jobs whose terminal entries stand: each once, by anyone. `at_once` does all of it in
+-- this turn, for the logs of one shard on the same server; else it is the first step, and the jobs
+-- lie in `ending` until the others are done.
+--
+-- The batch is one flat msgpack array, COLUMNS values a job; without a finish only the last steps
+-- are asked for. Answered is for each job 1 (completed now), 0 (it was, or is gone) or why it could
+-- not be; that one lies in `ending` then, so that a tick tries again.
+local COLUMNS = 7
+local call, now = redis.call, now_ms()
+local answers, leaving = {}, {}
+
+-- What a tenant's jobs of a priority add up to: books are kept once per call and not per job.
+local sums, by_lane = {}, {}
+
+local function sum_of(priority, tenant)
+  local lane = priority .. ':' .. tenant
+  local sum = by_lane[lane]
+  if not sum then
+    sum = { priority = priority, tenant = tenant, items = {}, held = 0, time = 0, prompt = 0,
+      cached = 0, completion = 0 }
+    by_lane[lane] = sum
+    sums[#sums + 1] = sum
+  end
+  return sum
+end
+
+local function first_step(number, job, record, finish, actual, failed, prompt, cached, completion)
+  local state, tenant, priority = record[1], record[3], record[4]
+  if state == 'held' then
+    take_out(record[2], job, record[9])
+  elseif state == 'waiting' or state == 'delayed' then
+    stop_waiting(job, tenant, priority)
+  end
+  if failed == 1 and not record[7] then
+    dead_letter(job, tenant, finish, call('HGET', K.job .. job, 'request') or '', now)
+  end
+  if record[8] then
+    open_hook(job, tenant, record[8], finish, now)
+  end
+  if record[10] or state == 'delayed' then
+    call('ZREM', K.due, 'd:' .. job, 'n:' .. job)
+  end
+  call('HSET', K.job .. job, 'state', 'done', 'finish', finish, 'charge', actual)
+  call('HDEL', K.job .. job, 'request', 'flag', 'callback')
+  local sum = sum_of(priority, tenant)
+  if state == 'held' then
+    sum.held = sum.held + 1
+  end
+  if tenant ~= '' then
+    sum.items[#sum.items + 1] = number
+    sum.time = sum.time + (actual - (tonumber(record[6]) or 0)) / (tonumber(record[5]) or 1)
+    sum.prompt, sum.cached = sum.prompt + prompt, sum.cached + cached
+    sum.completion = sum.completion + completion
+  end
+end
+
+local function complete(number, job, finish, ...)
+  local record = call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
+    'charge', 'dead', 'callback', 'flag', 'deadline', 'idem')
+  local state = record[1]
+  local is_open = state and state ~= 'done'
+  if is_open and finish == '' then
+    return 0
+  end
+  if is_open then
+    first_step(number, job, record, finish, ...)
+  end
+  if at_once then
+    leaving[#leaving + 1] = job
+    call('PEXPIRE', L.log .. job, log_ms)
+    call('PEXPIRE', L.result .. job, result_ms)
+    call('PEXPIRE', K.job .. job, record_ms)
+    if record[11] and record[11] ~= '' then
+      call('PEXPIRE', K.idem .. record[11], record_ms)
+    end
+  elseif is_open then
+    call('ZADD', K.ending, now, job)
+  end
+  if is_open then
+    call('PUBLISH', K.ended, job)
+  end
+  return is_open and 1 or 0
+end
+
+local function why(reason)
+  return type(reason) == 'table' and reason.err or tostring(reason)
+end
+
+local function keep_books(sum)
+  local priority, tenant = sum.priority, sum.tenant
+  if sum.held > 0 then
+    end_holding(priority, tenant, sum.held)
+  end
+  if #sum.items > 0 then
+    add_time(priority, tenant, sum.time)
+    raise_floor(priority)
+    add_usage(tenant, #sum.items, sum.prompt, sum.cached, sum.completion, now)
+  end
+end
+
+local items = cmsgpack.unpack(batch)
+for first = 1, #items, COLUMNS do
+  local number, job = (first - 1) / COLUMNS + 1, items[first]
+  local ok, answer = pcall(complete, number, unpack(items, first, first + COLUMNS - 1))
+  if not ok then
+    call('ZADD', K.ending, now, job)
+  end
+  answers[number] = ok and answer or why(answer)
+end
+if #leaving > 0 then
+  call('ZREM', K.ending, unpack(leaving))
+end
+for _, sum in ipairs(sums) do
+  local ok, reason = pcall(keep_books, sum)
+  for _, number in ipairs(not ok and sum.items or {}) do
+    answers[number] = why(reason)
+  end
+end
+return answers
