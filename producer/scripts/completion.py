@@ -187,4 +187,5 @@ def _unowned_end(ending: Ending, finish: Finish, events: list[Event]) -> End:
         result.dump(),
         owned=False,
         version=version,
+        listen=ending.listen,
     )
