@@ -77,7 +77,7 @@ def clothe(model: Path, folder: Path, *, with_weights: bool = True) -> None:
     """
     for path in model.iterdir():
         is_left_out = path.name.startswith(_NOT_COPIED) or not path.is_file()
-        if is_left_out or not with_weights and path.suffix == ".safetensors":
+        if is_left_out or (not with_weights and path.suffix == ".safetensors"):
             continue
         try:
             (folder / path.name).hardlink_to(path.resolve())

@@ -54,7 +54,8 @@ _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (),
     UserRole.PRODUCER: ("submit", "cancel", "pause", *_ENDS),
     UserRole.WORKER: (
-        *("append", "drain_inbox", "leave", "pull", "reject", "renew", "reply", "requeue", "scan"),
+        *("append", "begin", "drain_inbox", "leave", "pull", "reject", "renew", "reply"),
+        *("requeue", "scan"),
         *("submit", "cancel", "takeover", "tick", "unpull", *_ENDS),
     ),
     UserRole.CONTROL: (

@@ -109,9 +109,9 @@ class ClientChannel:
             if kept.heard_at < monotonic() - _KEPT_S:
                 self._leave_unread(oldest)
             else:
-                self.forget(oldest)
+                self.drop(oldest)
 
-    def forget(self, address: str) -> None:
+    def drop(self, address: str) -> None:
         """Keep nothing of a job that nobody has submitted, or that is too old."""
         job = self._kept.pop(address, None)
         if job is not None:
@@ -162,7 +162,7 @@ class ClientChannel:
         job = self._kept.get(key)
         if job is None:
             return None
-        self.forget(key)
+        self.drop(key)
         return job if job.end is not None or self._is_live(job.shard) else None
 
     def _let_go(self, subscription: Subscription) -> None:
@@ -219,7 +219,7 @@ class ClientChannel:
 
     def _leave_unread(self, key: str) -> None:
         """Forget a job that has ended: its log or result tells all of it."""
-        self.forget(key)
+        self.drop(key)
         self._num_unread += 1
         if self._num_unread > _MAX_UNREAD and not self._read:
             self._stop()

@@ -128,9 +128,8 @@ async def test_channels_of_jobs_carry_every_event(deployment: Deployment, result
     )  # fmt: skip
     assert figures.outcomes == {"length": 12}
     assert (figures.num_faults, figures.num_lost) == (0, 0), figures.faults
-    num_plain_jobs, num_plain_events = figures.num_plain
-    assert num_plain_jobs == 6
-    assert num_plain_events >= 12
+    assert figures.plain_jobs == 6
+    assert figures.plain_events >= 12
     assert figures.prompt_tokens > 12 * 8
     assert figures.cpu_us_per_job["worker"] > figures.cpu_us_per_token["worker"] > 0
 

@@ -15,7 +15,7 @@ from tokenbus.worker.bench.measure.sampler import Counters, Sample  # noqa: TC00
 from tokenbus.worker.bench.options import BenchOptions  # noqa: TC001 -- msgspec reads it
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tokenbus.worker.bench.load.messages import JobReport
     from tokenbus.worker.engine.step_log import HandoverTimes, Times
@@ -25,6 +25,15 @@ _MAX_FAULTS = 20
 RATE_BIN_S = 1.0
 # What is drawn as a curve.
 _CURVES = ("ttft_ms", "itl_ms", "e2e_ms", "publish_lag_ms")
+
+
+# What jobs are grouped by, and how a group is named.
+_GROUPINGS: dict[str, Callable[[JobReport], str]] = {
+    "phase": lambda report: report.phase,
+    "priority": lambda report: str(report.priority),
+    "phase_and_priority": lambda report: f"{report.phase}/{report.priority}",
+    "tenant": lambda report: report.tenant,
+}
 
 
 class Measured(msgspec.Struct):
@@ -102,7 +111,8 @@ class Figures(msgspec.Struct):
     preempted_tokens: int
     cpu_us_per_token: dict[str, float]
     cpu_us_per_job: dict[str, float]
-    num_plain: tuple[int, int]
+    plain_jobs: int
+    plain_events: int
     peak_waiting_jobs: int
     peak_pages_used: int
     peak_server_bytes: int
@@ -121,12 +131,13 @@ def sum_up(measured: Measured) -> Figures:
     job_times = [JobTimes(r, measured.handover_times.get(r.seed)) for r in measured.reports]
     warm_at_s = measured.start_s + options.warm_up_s
     settled = [job for job in job_times if job.report.submitted_s >= warm_at_s]
+    samples_s = _samples_s(settled)
     num_tokens = sum(job.report.output_tokens for job in job_times)
-    num_finished = sum(job.finished for job in job_times)
     good = sum(j.meets(options.ttft_target_ms, options.itl_target_ms) for j in settled)
-    times_s, (begin_s, end_s) = _samples_s(settled), _span(measured)
-    duration_s, settled_s = (max(end_s - at_s, 1e-9) for at_s in (begin_s, max(begin_s, warm_at_s)))
-    rates, samples = _tokens_by_second(job_times, measured.start_s), measured.samples
+    begin_s, end_s = _span(measured)
+    duration_s = max(end_s - begin_s, 1e-9)
+    settled_s = max(end_s - max(begin_s, warm_at_s), 1e-9)
+    rates = _tokens_by_second(job_times, measured.start_s)
     faults = _faults(measured.reports)
     outcomes = Counter(report.outcome for report in measured.reports)
     return Figures(
@@ -141,11 +152,11 @@ def sum_up(measured: Measured) -> Figures:
         cached_tokens=sum(r.cached_tokens for r in measured.reports),
         tokens_per_s=round(num_tokens / duration_s, 1),
         steady_tokens_per_s=_steady(rates, options, measured.span_s or duration_s),
-        jobs_per_s=round(num_finished / duration_s, 3),
+        jobs_per_s=round(sum(j.finished for j in job_times) / duration_s, 3),
         steady_jobs_per_s=_steady_jobs(measured),
         goodput_jobs_per_s=round(good / settled_s, 3),
         goodput_share=round(good / max(1, len(settled)), 4),
-        **{name: Distribution.of_seconds(times) for name, times in times_s.items()},
+        **_several(settled, samples_s),
         refusals=_refusals(measured.reports),
         tokens_per_event=_ratio(num_tokens, sum(len(j.counts) for j in job_times)),
         tokens_per_log_entry=_ratio(measured.counters.tokens_logged, measured.counters.log_entries),
@@ -153,18 +164,15 @@ def sum_up(measured: Measured) -> Figures:
         preemptions=measured.counters.preemptions,
         preempted_tokens=measured.counters.preempted_tokens,
         cpu_us_per_token=_cpu_us(measured, num_tokens),
-        cpu_us_per_job=_cpu_us(measured, num_finished),
-        num_plain=measured.num_plain,
-        peak_waiting_jobs=max((sample.waiting_jobs for sample in samples), default=0),
-        peak_pages_used=max((sample.pages_used for sample in samples), default=0),
-        peak_server_bytes=max((sample.server_bytes for sample in samples), default=0),
-        by_phase=_groups(settled, "phase"),
-        by_priority=_groups(settled, "priority"),
-        by_phase_and_priority=_groups(settled, "phase", "priority"),
-        by_tenant=_groups(settled, "tenant"),
+        cpu_us_per_job=_cpu_us(measured, sum(job.finished for job in job_times)),
+        plain_jobs=measured.num_plain[0],
+        plain_events=measured.num_plain[1],
+        peak_waiting_jobs=max((s.waiting_jobs for s in measured.samples), default=0),
+        peak_pages_used=max((s.pages_used for s in measured.samples), default=0),
+        peak_server_bytes=max((s.server_bytes for s in measured.samples), default=0),
         tokens_by_second=rates,
-        samples=samples,
-        cdf_ms={name: cdf_ms(times_s[name]) for name in _CURVES},
+        samples=measured.samples,
+        cdf_ms={name: cdf_ms(samples_s[name]) for name in _CURVES},
     )
 
 
@@ -245,12 +253,18 @@ def _cpu_us(measured: Measured, count: int) -> dict[str, float]:
     return {kind: round(spent * 1e6 / max(1, count), 2) for kind, spent in cpu.items()}
 
 
-def _groups(job_times: Sequence[JobTimes], *fields: str) -> dict[str, Group]:
-    """Group jobs by fields of their reports."""
+def _several(settled: Sequence[JobTimes], samples_s: Mapping[str, Times]) -> dict[str, Any]:
+    """Return the figures that there are several of, by name: distributions, and those of groups."""
+    several: dict[str, Any] = {
+        name: Distribution.of_seconds(values) for name, values in samples_s.items()
+    }
+    return several | {f"by_{name}": _groups(settled, key) for name, key in _GROUPINGS.items()}
+
+
+def _groups(job_times: Sequence[JobTimes], key: Callable[[JobReport], str]) -> dict[str, Group]:
     members: dict[str, list[JobTimes]] = {}
     for job in job_times:
-        name = "/".join(str(getattr(job.report, field)) for field in fields)
-        members.setdefault(name, []).append(job)
+        members.setdefault(key(job.report), []).append(job)
     return {
         name: Group(
             jobs=len(group),

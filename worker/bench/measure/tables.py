@@ -53,9 +53,8 @@ def rows(figures: Figures) -> Iterator[tuple[str, str]]:
     yield "CPU us per token", _shares(figures.cpu_us_per_token)
     per_job = figures.cpu_us_per_job
     yield "CPU us per job", f"{_shares(per_job)}, all {sum(per_job.values()):.1f}"
-    num_plain_jobs, num_plain_events = figures.num_plain
-    if num_plain_jobs:
-        yield "plain readers", f"{num_plain_events} events of {num_plain_jobs} jobs"
+    if figures.plain_jobs:
+        yield "plain readers", f"{figures.plain_events} events of {figures.plain_jobs} jobs"
     yield (
         "most waiting, pages, server memory",
         f"{figures.peak_waiting_jobs} jobs, {figures.peak_pages_used} pages,"
