@@ -46,7 +46,7 @@ T = TypeVar("T")
 # A slice does not wait for the answer to the one before: four calls bridge the way to the server
 # and back while a step is written.
 NUM_LOG_WRITERS = 4
-# A whole answer costs the server as much as three appends.
+# A whole answer costs the server as much as four appends: 24 keep it for 0.34 ms.
 _MAX_BEGINNINGS = 24
 
 # What one job of a call begins with: its last index, its number of entries, its finish if it ends.
