@@ -71,6 +71,8 @@ class Ride:
     @property
     def is_aboard(self) -> bool:
         """Tell whether the engine computes it."""
+        if self.finish:
+            return False
         if self.start:
             return self.made < LENGTH
         return self.last is not None and self.last < LENGTH
@@ -288,7 +290,7 @@ class StormWorker:
         item = Begin(job_id, ride.epoch, ride.start, written, end if is_over else None)
         [reply] = await self._call(lambda: self.scripts.log.begin([item], self.name))
         if reply.status is LogStatus.OK and is_over:
-            await self._complete(job_id, end.finish)
+            await self._ended(job_id, ride, end.finish)
         elif reply.status is LogStatus.LOG and reply.last:
             await self._give_back(job_id, ride)
         else:

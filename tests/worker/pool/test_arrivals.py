@@ -121,8 +121,8 @@ async def test_jobs_of_one_pull_are_prepared_as_each_is_alone() -> None:
     assert [job.prepared for job in good] == alone
     given = [order.request.request_id for order in landing.sent if isinstance(order, AddRequest)]
     assert given == [job.request_id for job in good]
-    # Their logs are taken over first.
-    assert {job.phase for job in jobs if job.refusal} == {Phase.PULLED}
+    # The end of what nobody has owned is all that its log will hold: no takeover comes first.
+    assert {job.phase for job in jobs if job.refusal} == {Phase.ENDING}
 
 
 class _Encoder:
@@ -147,7 +147,7 @@ async def test_prompt_that_breaks_the_tokenizer_fails_alone() -> None:
     landing.preparer._encoder = encoder
     jobs = landing.register({"prompt": "a"}, {"prompt": "broken"}, {"prompt": "b"})
     await landing.arrivals.bring_in(jobs)
-    assert [job.phase for job in jobs] == [Phase.RUNNING, Phase.PULLED, Phase.RUNNING]
+    assert [job.phase for job in jobs] == [Phase.RUNNING, Phase.ENDING, Phase.RUNNING]
     assert jobs[1].refusal is not None
     assert jobs[1].refusal.code == "internal"
     assert "it broke" in jobs[1].refusal.message

@@ -27,6 +27,15 @@ RATE_BIN_S = 1.0
 _CURVES = ("ttft_ms", "itl_ms", "e2e_ms", "publish_lag_ms")
 
 
+# What jobs are grouped by, and how a group is named.
+_GROUPINGS: dict[str, Callable[[JobReport], str]] = {
+    "phase": lambda report: report.phase,
+    "priority": lambda report: str(report.priority),
+    "phase_and_priority": lambda report: f"{report.phase}/{report.priority}",
+    "tenant": lambda report: report.tenant,
+}
+
+
 class Measured(msgspec.Struct):
     """What was seen during a run; times of reports and hand-offs are CLOCK_MONOTONIC.
 
@@ -116,15 +125,6 @@ class Figures(msgspec.Struct):
     cdf_ms: dict[str, list[tuple[float, float]]]
 
 
-# The groups of jobs that have figures of their own, and what a job's group is called.
-_GROUPS: dict[str, Callable[[JobReport], str]] = {
-    "by_phase": lambda r: r.phase,
-    "by_priority": lambda r: str(r.priority),
-    "by_phase_and_priority": lambda r: f"{r.phase}/{r.priority}",
-    "by_tenant": lambda r: r.tenant,
-}
-
-
 def sum_up(measured: Measured) -> Figures:
     """Take all figures of a run."""
     options = measured.options
@@ -135,7 +135,7 @@ def sum_up(measured: Measured) -> Figures:
     num_tokens = sum(job.report.output_tokens for job in job_times)
     good = sum(j.meets(options.ttft_target_ms, options.itl_target_ms) for j in settled)
     begin_s, end_s = _span(measured)
-    duration_s, num_finished = max(end_s - begin_s, 1e-9), sum(j.finished for j in job_times)
+    duration_s = max(end_s - begin_s, 1e-9)
     settled_s = max(end_s - max(begin_s, warm_at_s), 1e-9)
     rates = _tokens_by_second(job_times, measured.start_s)
     faults = _faults(measured.reports)
@@ -152,7 +152,7 @@ def sum_up(measured: Measured) -> Figures:
         cached_tokens=sum(r.cached_tokens for r in measured.reports),
         tokens_per_s=round(num_tokens / duration_s, 1),
         steady_tokens_per_s=_steady(rates, options, measured.span_s or duration_s),
-        jobs_per_s=round(num_finished / duration_s, 3),
+        jobs_per_s=round(sum(j.finished for j in job_times) / duration_s, 3),
         steady_jobs_per_s=_steady_jobs(measured),
         goodput_jobs_per_s=round(good / settled_s, 3),
         goodput_share=round(good / max(1, len(settled)), 4),
@@ -164,7 +164,7 @@ def sum_up(measured: Measured) -> Figures:
         preemptions=measured.counters.preemptions,
         preempted_tokens=measured.counters.preempted_tokens,
         cpu_us_per_token=_cpu_us(measured, num_tokens),
-        cpu_us_per_job=_cpu_us(measured, num_finished),
+        cpu_us_per_job=_cpu_us(measured, sum(job.finished for job in job_times)),
         plain_jobs=measured.num_plain[0],
         plain_events=measured.num_plain[1],
         peak_waiting_jobs=max((s.waiting_jobs for s in measured.samples), default=0),
@@ -253,12 +253,12 @@ def _cpu_us(measured: Measured, count: int) -> dict[str, float]:
     return {kind: round(spent * 1e6 / max(1, count), 2) for kind, spent in cpu.items()}
 
 
-def _several(settled: Sequence[JobTimes], samples_s: Mapping[str, list[float]]) -> dict[str, Any]:
+def _several(settled: Sequence[JobTimes], samples_s: Mapping[str, Times]) -> dict[str, Any]:
     """Return the figures that there are several of, by name: distributions, and those of groups."""
     several: dict[str, Any] = {
         name: Distribution.of_seconds(values) for name, values in samples_s.items()
     }
-    return several | {name: _groups(settled, key) for name, key in _GROUPS.items()}
+    return several | {f"by_{name}": _groups(settled, key) for name, key in _GROUPINGS.items()}
 
 
 def _groups(job_times: Sequence[JobTimes], key: Callable[[JobReport], str]) -> dict[str, Group]:
