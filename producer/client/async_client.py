@@ -26,7 +26,7 @@ from tokenbus.producer.errors import JobUnknown, ProducerError, RequestInvalid, 
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
-from tokenbus.producer.scripts.rights import UserRole, check_rights
+from tokenbus.producer.scripts.rights import UserRole, check_rights, may_hear
 from tokenbus.producer.server.connection import open_server, retrying
 from tokenbus.producer.settings import ClientSettings
 
@@ -79,11 +79,12 @@ class AsyncClient(PoolCalls):
         retention = Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
         self._completion = JobCompletion(self._scripts, retention)
         self._submission = Submission(server, self._scripts, settings, self._client_channel)
+        self._ended_channel = EndedChannel(self._hub, self._scripts.keys)
         self._sources = Sources(
             self._reader,
             lookup,
             self._client_channel,
-            EndedChannel(self._hub, self._scripts.keys),
+            self._ended_channel,
             server.url,
             settings.retry_for_s,
             settings.silence_s,
@@ -114,9 +115,14 @@ class AsyncClient(PoolCalls):
                 server.url,
                 settings.retry_for_s,
             )
+            names = keys.client_channel(0, "~"), keys.of("ended")
+            heard = await retrying(
+                lambda: may_hear(server.redis, keys, *names), server.url, settings.retry_for_s
+            )
         except BaseException:
             await server.close()
             raise
+        client._client_channel.is_allowed, client._ended_channel.is_allowed = heard
         return client
 
     @property
