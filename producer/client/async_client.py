@@ -14,7 +14,7 @@ from tokenbus.producer.client.fork_guard import LoopGuard
 from tokenbus.producer.client.hub import SubscriptionHub
 from tokenbus.producer.client.pool_calls import PoolCalls
 from tokenbus.producer.client.reader import Reader
-from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress, check_name
 from tokenbus.producer.contract.events import FINISHED_REASONS
 from tokenbus.producer.contract.new_job import NewJob, as_request, new_job
 from tokenbus.producer.contract.result import JobCancelled, JobExpired, JobFailed
@@ -398,7 +398,6 @@ def _address(job: str | Job, tenant: str) -> JobAddress:
     """
     if isinstance(job, Job):
         return JobAddress(job.job_id, job.tenant)
-    for field, text in (("job_id", job), ("tenant", tenant)):
-        if not isinstance(text, str) or any("\ud800" <= each <= "\udfff" for each in text):
-            raise RequestInvalid(field, f"{text!a} is no text that UTF-8 carries")
+    check_name("job_id", job)
+    check_name("tenant", tenant)
     return JobAddress(job, tenant)
