@@ -20,7 +20,7 @@ from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.client.reading.reader import Reader
 from tokenbus.producer.client.reading.silence_watch import SilenceWatch
 from tokenbus.producer.client.submission import Job, Submission
-from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress, check_name
 from tokenbus.producer.contract.result import JobResult, ended_early
 from tokenbus.producer.errors import JobUnknown, ProducerError, RequestInvalid, ServerError
 from tokenbus.producer.scripts import Scripts
@@ -382,9 +382,8 @@ def _address(job: str | Job, tenant: str) -> JobAddress:
     """
     if isinstance(job, Job):
         return JobAddress(job.job_id, job.tenant)
-    for field, text in (("job_id", job), ("tenant", tenant)):
-        if not isinstance(text, str) or any("\ud800" <= each <= "\udfff" for each in text):
-            raise RequestInvalid(field, f"{text!a} is no text that UTF-8 carries")
+    check_name("job_id", job)
+    check_name("tenant", tenant)
     return JobAddress(job, tenant)
 
 

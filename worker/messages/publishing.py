@@ -37,7 +37,6 @@ class Configure(msgspec.Struct, tag="configure", array_like=True, kw_only=True):
     token_bytes: list[bytes] | None
     strips_first_space: bool
     log_level: str
-    log_format: str
 
     def __repr__(self) -> str:
         """Name pool and worker; the URL may hold a password."""
