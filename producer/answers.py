@@ -81,6 +81,11 @@ class ServerAnswer:
         return self.verdict is Verdict.WAIT
 
     @property
+    def is_refusal(self) -> bool:
+        """Tell whether somebody has to change something before the server takes calls."""
+        return self.verdict is Verdict.REFUSE
+
+    @property
     def is_of_call(self) -> bool:
         """Tell whether the call itself is wrong, so that others may well be answered."""
         return self.verdict is Verdict.FAIL
@@ -135,7 +140,10 @@ _TABLE: dict[Verdict, dict[str, str]] = {
         "NOQUORUM": "too few sentinels see each other",
     },
     Verdict.REFUSE: {
-        "NOAUTH": "give user and password, in TOKENBUS_REDIS_URL or by its option password_file",
+        "NOAUTH": (
+            "give user and password, in TOKENBUS_REDIS_URL or by its option password_file;"
+            " those of sentinels are sentinel_username and sentinel_password"
+        ),
         "WRONGPASS": "it knows no such user and password, or they have changed",
         "NOPERM": _RIGHTS,
         "DENIED": "the server is in protected mode: give it a password or bind it to an address",
@@ -190,6 +198,8 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), code)
     for pattern, code in (
         (r"max(imum)? number of (clients|connections)", "MAXCLIENTS"),
+        # To calls of more than ten words before a client has said who it is.
+        (r"unauthenticated (multi)?bulk length", "NOAUTH"),
         (r"(acl failure in script|the user executing the script can't)", "NOPERM"),
         (r"operation not permitted", "NOPERM"),
         (r"has no permissions? to", "NOPERM"),

@@ -19,6 +19,10 @@ class RequestInvalid(ProducerError, ValueError):
         self.message = message
 
 
+class ClientSettingsInvalid(ProducerError, ValueError):
+    """A setting of a client, or its variable `TOKENBUS_…`, is ill-typed or out of bounds."""
+
+
 class SchemaMismatch(RequestInvalid):
     """A message speaks a wire version that this release does not know."""
 

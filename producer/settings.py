@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from tokenbus.producer.errors import ClientSettingsInvalid
+
+
+def setting_problem(error: ValidationError | SettingsError) -> str:
+    """Return one sentence that names the setting and quotes no value: it may be a secret."""
+    if isinstance(error, SettingsError):
+        # A variable that has to be JSON and is not.
+        return f"{error}: it has to be JSON"
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message
 
 
 class ClientSettings(BaseSettings):
-    """Settings of one client; times in seconds, the queue's bounds in tokens."""
+    """Settings of one client; times in seconds, the queue's bounds in tokens.
+
+    A variable that is empty counts as one that is not set.
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix="TOKENBUS_", extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix="TOKENBUS_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     # Not shown: it may hold a password.
@@ -33,3 +55,13 @@ class ClientSettings(BaseSettings):
     cache_groups: dict[str, list[str]] = Field(default_factory=dict)
     result_ttl_s: float = Field(default=3600.0, gt=0, le=30 * 86_400)
     log_ttl_s: float = Field(default=120.0, gt=0, le=30 * 86_400)
+
+    def __init__(self, **values: Any) -> None:
+        """Read the environment, `values` going first. Raises: ClientSettingsInvalid."""
+        try:
+            super().__init__(**values)
+        except (ValidationError, SettingsError) as error:
+            problem = setting_problem(error)
+        else:
+            return
+        raise ClientSettingsInvalid(problem)

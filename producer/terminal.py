@@ -1,7 +1,9 @@
-"""Terminal output: text that a model wrote, and the progress of slow steps."""
+"""Terminal output: text that a model wrote, hints, and the progress of slow steps."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import time
@@ -43,14 +45,47 @@ def visible(text: str, *, lines: bool = False) -> str:
     return text.translate(_LINES if lines else _ESCAPES)
 
 
+def say(text: str, end: str = "\n") -> None:
+    """Write to standard error, where that is possible.
+
+    What has to be done goes on where the log's disk is full or nobody reads it any more.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def open_standard_streams() -> None:
+    """Give a process that was started without standard input, output or error an empty one.
+
+    The first files and sockets that it opens would get their numbers, and be written to by whatever
+    prints. Characters that an output cannot carry are escaped.
+    """
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free, so this one.
+            os.open(os.devnull, os.O_RDWR)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def is_terminal(stream: object) -> bool:
+    """Tell whether a person sees what is written to a stream, which may be closed or none."""
+    asked = getattr(stream, "isatty", None)
+    try:
+        return asked is not None and bool(asked())
+    except ValueError:
+        return False
+
+
 def has_colours(stream: object) -> bool:
     """Tell whether a stream shows colours: a terminal that can, and nobody asked for none."""
-    is_terminal = getattr(stream, "isatty", None)
     return (
-        is_terminal is not None
-        and is_terminal()
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
+        is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     )
 
 
@@ -59,7 +94,7 @@ class ProgressLine:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._is_terminal = sys.stderr.isatty()
+        self._is_terminal = is_terminal(sys.stderr)
         self._last: tuple[str, int] | None = None
         self._drawn_s = 0.0
 
@@ -73,9 +108,9 @@ class ProgressLine:
             bar = "#" * round(share * _BAR_WIDTH)
             end = "\n" if share >= 1 else ""
             line = f"\r{self._name}: [{bar:<{_BAR_WIDTH}}] {share:4.0%} {step:<12}"
-            print(line, end=end, file=sys.stderr, flush=True)
+            say(line, end)
             return
         mark = (step, int(share * _LINES_PER_STEP))
         if mark != self._last:
             self._last = mark
-            print(f"{self._name}: {share:4.0%} {step}", file=sys.stderr, flush=True)
+            say(f"{self._name}: {share:4.0%} {step}")

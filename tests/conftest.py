@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Triton decides at its first import whether its own functions are interpreted, and transformers
@@ -13,6 +14,9 @@ if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 # A run started in the background of a script ignores SIGINT, and so would all that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# An example of 200 ms fails by default, which says how busy the machine is.
+hypothesis.settings.register_profile("tokenbus", deadline=None)
+hypothesis.settings.load_profile("tokenbus")
 
 # Fixtures that start a server or a worker, alone or by way of others.
 PROCESS_FIXTURES = {"deployment", "own_server", "private_server", "server"}

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -42,9 +45,11 @@ def _options(command: str) -> dict[str, argparse.Action]:
     return {a.dest: a for a in PARSERS[command]._actions if a.dest != "help"}
 
 
+COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli"]
+
+
 def _run(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli", *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def test_commands_are_those_of_the_readme() -> None:
@@ -224,3 +229,45 @@ def test_reader_that_hangs_up_ends_the_command_quietly() -> None:
 def test_module_runs_as_the_command() -> None:
     """`python -P -m tokenbus.producer.commands.cli` is the command where no script is installed."""
     assert _run("--version").stdout == f"tokenbus {version('tokenbus')}\n"
+
+
+@pytest.mark.parametrize("command", [["--help"], ["--version"], ["submit", "--help"]])
+def test_output_on_a_full_disk_is_told_in_one_line(command: list[str]) -> None:
+    """Code 1 and the system's reason, however little there was to print."""
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [*COMMAND, *command], stdout=full, stderr=-1, text=True, timeout=PATIENCE_S
+        )
+    assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
+    assert "No space left on device" in run.stderr
+
+
+def test_standard_streams_that_are_closed_are_no_sockets() -> None:
+    """A service is started without them: what prints must not write into a connection."""
+    code = (
+        "import socket, sys; from tokenbus.producer import terminal;"
+        "terminal.open_standard_streams();"
+        "s = socket.socket(); print(1); print(2, file=sys.stderr); sys.exit(sys.stdin.read()"
+        " or s.fileno() < 3)"
+    )
+    script = f"{shlex.join([sys.executable, '-P', '-c', code])} <&- >&- 2>&-"
+    run = subprocess.run(["/bin/sh", "-c", script], timeout=PATIENCE_S)
+    assert run.returncode == 0
+
+
+def test_text_that_an_output_cannot_carry_is_escaped() -> None:
+    """A terminal of one byte a character ends no command."""
+    code = (
+        "from tokenbus.producer.terminal import open_standard_streams as o; o(); print('a\u20ac')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True, timeout=PATIENCE_S,
+    )  # fmt: skip
+    assert run.stdout == b"a\\u20ac\n", run.stderr
+
+
+def test_limit_of_no_dead_letters_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
+    """What shows nothing is no way to see that there is nothing."""
+    assert cli.main(["dead", "list", "--limit", "0", "--redis", NOWHERE]) == 2
+    assert "limit" in capsys.readouterr().err

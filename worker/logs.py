@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import logging
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 import structlog
 
 from tokenbus.producer.contract.address import JobAddress
-from tokenbus.producer.terminal import has_colours, visible
+from tokenbus.producer.terminal import has_colours, is_terminal, visible
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -21,15 +23,22 @@ Logger = structlog.stdlib.BoundLogger
 
 
 class _Stderr(io.TextIOBase):
-    """Whatever stderr is at the time of writing: programs around a worker may redirect it."""
+    """Whatever stderr is at the time of writing: programs around a worker may redirect it.
+
+    A line that cannot be written, because the disk of the log is full or its reader gone, is lost:
+    nobody's jobs hang on it.
+    """
 
     def write(self, text: str) -> int:
         """Write to the stderr of this moment."""
-        return sys.stderr.write(text)
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
         """Flush the stderr of this moment."""
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
 
 
 def configure(level: str, log_format: str) -> None:
@@ -41,6 +50,24 @@ def configure_once(level: str, log_format: str) -> None:
     """Do the same unless the program around us has set up its logs."""
     if not structlog.is_configured():
         _configure(level, log_format)
+
+
+def relay(line: str, otherwise: str) -> None:
+    """Log a line that a child process printed: one of its own log as it is, in the form of ours.
+
+    Any other is a warning of the event `otherwise`.
+    """
+    try:
+        fields = json.loads(line)
+        event, level = (
+            str(fields.pop("event")),
+            logging.getLevelNamesMapping()[str(fields.pop("level")).upper()],
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        get_logger().warning(otherwise, text=line)
+        return
+    fields.pop("timestamp", None)
+    get_logger().log(level, event, **fields)
 
 
 class _LibraryLogs(logging.Handler):
@@ -61,7 +88,7 @@ def take_library_logs() -> None:
 
 
 def _configure(level: str, log_format: str) -> None:
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    console = log_format == "console" or (log_format == "auto" and is_terminal(sys.stderr))
     # JSON escapes what is not ASCII by itself.
     renderers: list[Any] = [structlog.processors.JSONRenderer()]
     if console:

@@ -8,14 +8,22 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from tokenbus.producer.contract.keys import check_pool
+from tokenbus.producer.settings import setting_problem
 from tokenbus.worker.errors import SettingsInvalid
 
 
 class ServiceSettings(BaseSettings):
-    """Settings of one process of a pool; times in seconds."""
+    """Settings of one process of a pool; times in seconds.
+
+    A variable that is empty counts as one that is not set.
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix="TOKENBUS_", extra="forbid", frozen=True, hide_input_in_errors=True
+        env_prefix="TOKENBUS_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     # Not shown: it may hold a password.
@@ -40,11 +48,5 @@ class ServiceSettings(BaseSettings):
         """
         try:
             return cls(**{name: value for name, value in values.items() if value is not None})
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise SettingsInvalid(f"{field}: {message}" if field else message) from None
-        except SettingsError as error:
-            # A variable that has to be JSON and is not; its value may be a key and is not shown.
-            raise SettingsInvalid(f"{error}: it has to be JSON") from None
+        except (ValidationError, SettingsError) as error:
+            raise SettingsInvalid(setting_problem(error)) from None

@@ -26,6 +26,7 @@ from tokenbus.producer.wait_notice import waiting_told
 from tokenbus.worker import logs
 from tokenbus.worker.assembly import assemble, join_pool
 from tokenbus.worker.engine.current_engine import CurrentEngine
+from tokenbus.worker.engine.start_phases import log_phase
 from tokenbus.worker.engine.supervisor import EngineSupervisor
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.held.held_jobs import HeldJobs
@@ -36,6 +37,7 @@ from tokenbus.worker.stop_request import StopRequest
 from tokenbus.worker.tokenizer import import_library
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from redis.asyncio import Redis
@@ -57,10 +59,17 @@ class Worker:
     """One worker; as a context manager it runs beside a client in the same process.
 
     The engine has its own process in any case. Entering returns once jobs are being pulled;
-    leaving stops with deadline 0.
+    leaving stops with deadline 0. `tell_phase` hears how the engine's start goes on: the phase, its
+    percents, its seconds.
     """
 
-    def __init__(self, settings: WorkerSettings, redis_url: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        redis_url: str | None = None,
+        *,
+        tell_phase: Callable[[str, int, int], None] = log_phase,
+    ) -> None:
         self.settings = settings
         self.name = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"
         self.metrics = Metrics()
@@ -68,7 +77,7 @@ class Worker:
         self._log = logs.get_logger()
         self._held_jobs = HeldJobs()
         self._engine = CurrentEngine(settings.engine_stall_s)
-        self._engine_supervisor = EngineSupervisor(settings, self._engine, self.metrics)
+        self._engine_supervisor = EngineSupervisor(settings, self._engine, self.metrics, tell_phase)
         self._parts: Parts | None = None
         self._main: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None

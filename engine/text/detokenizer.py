@@ -166,8 +166,7 @@ class _ByteDecoder:
         self._text_of = table.text_of
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         # The space that SentencePiece writes before the first word of a text is not part of it.
-        starts_text = not any(table.bytes_of(token_id) for token_id in tail)
-        self._drops_space = table.strips_first_space and starts_text
+        self._drops_space = table.strips_first_space and not any(map(table.bytes_of, tail))
         # Between characters, and no space is to be dropped: the text of a whole token is its own.
         self._is_plain = not self._drops_space
 

@@ -20,13 +20,13 @@ from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.client.reading.reader import Reader
 from tokenbus.producer.client.reading.silence_watch import SilenceWatch
 from tokenbus.producer.client.submission import Job, Submission
-from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
+from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress, check_name
 from tokenbus.producer.contract.result import JobResult, ended_early
 from tokenbus.producer.errors import JobUnknown, ProducerError, RequestInvalid, ServerError
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
-from tokenbus.producer.scripts.rights import UserRole, check_rights
+from tokenbus.producer.scripts.rights import UserRole, check_rights, may_hear
 from tokenbus.producer.server.connection import open_server, retrying
 from tokenbus.producer.settings import ClientSettings
 
@@ -79,11 +79,12 @@ class AsyncClient(PoolCalls):
         retention = Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
         self._completion = JobCompletion(self._scripts, retention)
         self._submission = Submission(server, self._scripts, settings, self._client_channel)
+        self._ended_channel = EndedChannel(self._hub, self._scripts.keys)
         self._sources = Sources(
             self._reader,
             lookup,
             self._client_channel,
-            EndedChannel(self._hub, self._scripts.keys),
+            self._ended_channel,
             server.url,
             settings.retry_for_s,
             settings.silence_s,
@@ -114,9 +115,14 @@ class AsyncClient(PoolCalls):
                 server.url,
                 settings.retry_for_s,
             )
+            names = keys.client_channel(0, "~"), keys.of("ended")
+            heard = await retrying(
+                lambda: may_hear(server.redis, keys, *names), server.url, settings.retry_for_s
+            )
         except BaseException:
             await server.close()
             raise
+        client._client_channel.is_allowed, client._ended_channel.is_allowed = heard
         return client
 
     @property
@@ -376,9 +382,8 @@ def _address(job: str | Job, tenant: str) -> JobAddress:
     """
     if isinstance(job, Job):
         return JobAddress(job.job_id, job.tenant)
-    for field, text in (("job_id", job), ("tenant", tenant)):
-        if not isinstance(text, str) or any("\ud800" <= each <= "\udfff" for each in text):
-            raise RequestInvalid(field, f"{text!a} is no text that UTF-8 carries")
+    check_name("job_id", job)
+    check_name("tenant", tenant)
     return JobAddress(job, tenant)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from tokenbus.producer.errors import ClientClosed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Iterator
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -36,7 +36,7 @@ class _Item(Generic[T]):
 class Closable(Protocol[T_co]):
     """An asynchronous iterator that can be closed."""
 
-    def __aiter__(self) -> Closable[T_co]:
+    def __aiter__(self) -> AsyncIterator[T_co]:
         """Return the iterator."""
 
     def __anext__(self) -> Awaitable[T_co]:

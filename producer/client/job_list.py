@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.pool_status import server_ms
-from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.contract.address import JobAddress, check_name
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.scripts.replies import JobState
@@ -74,8 +74,11 @@ async def list_jobs(
 ) -> JobList:
     """List jobs that have not ended: held ones, then in the order of the queue, then the others.
 
-    Raises: RequestInvalid for a limit outside 1…1000 or a state that no such job has.
+    Raises: RequestInvalid for a limit outside 1…1000, a state that no such job has, or a tenant
+        that is no name.
     """
+    if tenant is not None:
+        check_name("tenant", tenant)
     if not 1 <= limit <= MAX_LISTED:
         raise RequestInvalid("limit", f"{limit} is outside 1…{MAX_LISTED}")
     wanted = _states(states)

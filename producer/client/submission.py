@@ -173,13 +173,13 @@ class Submission:
     ) -> Job | ProducerError:
         """Turn an answer of the queue into the job, or the error that says what to do."""
         if isinstance(reply, Refused):
-            self._client_channel.forget(new.job_id)
+            self._client_channel.drop(new.job_id)
             return _refusal(new, reply)
         place = reply.place
         is_created = reply.created or (retried and place.job_id == new.job_id)
         if not is_created:
             # Somebody else listens to it, or nobody does.
-            self._client_channel.forget(new.job_id)
+            self._client_channel.drop(new.job_id)
         return Job(
             job_id=JobAddress.parse(place.job_id).job_id,
             created=is_created,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from tokenbus.producer.contract.bounds import DEFAULT_PRIORITY, DEFAULTS
 from tokenbus.producer.contract.keys import check_pool
 from tokenbus.producer.server.shown_url import hide_in_text
-from tokenbus.producer.terminal import visible
+from tokenbus.producer.terminal import say, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from _typeshed import SupportsWrite
 
 EXIT_WRONG_INPUT = 2
 MIN_WATCH_S, MAX_WATCH_S = 0.1, 86_400.0
@@ -45,6 +48,13 @@ class Parser(argparse.ArgumentParser):
         """Print what is wrong, without the passwords of URLs in it, and leave with code 2."""
         shown = visible(hide_in_text(message))
         self.exit(EXIT_WRONG_INPUT, f"{self.prog}: {shown} (see {self.prog} --help)\n")
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Print help or an error. Raises: OSError for help, which argparse would swallow."""
+        if file is sys.stdout:
+            print(message, end="", flush=True)
+        else:
+            say(message, end="")
 
 
 def _pool(name: str) -> str:

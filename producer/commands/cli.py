@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.producer.commands import arguments
 from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
-from tokenbus.producer.terminal import visible
+from tokenbus.producer.terminal import open_standard_streams, say, visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +151,7 @@ def _run_pull(args: argparse.Namespace) -> int:
 def _tell_of_torch(args: argparse.Namespace) -> None:
     """Say what the next seconds go into, unless only help was asked for."""
     if not {"-h", "--help"} & set(args.rest):
-        print("tokenbus: loading torch", file=sys.stderr, flush=True)
+        say("tokenbus: loading torch")
 
 
 def _run_bench_engine(args: argparse.Namespace) -> int:
@@ -177,45 +177,74 @@ def _run_bench_pool(args: argparse.Namespace) -> int:
 def _exit_code(error: Exception) -> int | None:
     """Tell an error that was raised on purpose from a bug, which is None."""
     from tokenbus.engine.errors import EngineError, ModelNotFound
-    from tokenbus.producer.errors import ProducerError, RequestInvalid, UrlInvalid
+    from tokenbus.producer.errors import (
+        ClientSettingsInvalid,
+        ProducerError,
+        RequestInvalid,
+        UrlInvalid,
+    )
     from tokenbus.worker.errors import EngineStartFailed, SettingsInvalid, WorkerError
 
     if isinstance(error, EngineStartFailed) and error.kind == ModelNotFound.__name__:
         return EXIT_WRONG_INPUT
-    if isinstance(error, RequestInvalid | UrlInvalid | SettingsInvalid | ModelNotFound):
+    wrong_input = (RequestInvalid, UrlInvalid, ClientSettingsInvalid, SettingsInvalid)
+    if isinstance(error, (*wrong_input, ModelNotFound)):
         return EXIT_WRONG_INPUT
     return EXIT_FAILED if isinstance(error, ProducerError | EngineError | WorkerError) else None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+def _give_output_up() -> None:
+    """Leave an output that takes nothing: Python must not fail again when it flushes at exit.
+
+    Its reader is gone, or its disk full.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the arguments; leave with code 2 where they are wrong."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if getattr(args, "takes_rest", False):
         args.rest = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    open_standard_streams()
+    args = argparse.Namespace()
     try:
+        args = _parse(argv)
         code: int = args.run(args)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of the output is gone; Python must not fail again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except ModuleNotFoundError as error:
         if (error.name or "tokenbus").startswith("tokenbus"):
             raise
         extra = getattr(args, "extra", "worker")
         message = f"this command needs {error.name}: pip install 'tokenbus[{extra}]'"
-        print(f"tokenbus: {message}", file=sys.stderr)
+        say(f"tokenbus: {message}")
         return EXIT_WRONG_INPUT
     except Exception as error:
         known = _exit_code(error)
+        if known is None and isinstance(error, OSError) and error.errno is not None:
+            # The disk is full, a folder not to be written: what the system says is the reason.
+            known = EXIT_FAILED
         if known is None:
             raise
-        print(f"tokenbus: {visible(str(error))}", file=sys.stderr)
+        say(f"tokenbus: {visible(str(error))}")
         return known
+    finally:
+        _give_output_up()
     return code
 
 

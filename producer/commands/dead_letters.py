@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.dead_letters import DeadLetters
+from tokenbus.producer.commands.hints import server_url
 from tokenbus.producer.errors import RequestInvalid
-from tokenbus.producer.server.url import ServerUrl
-from tokenbus.producer.settings import ClientSettings
 from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
@@ -34,8 +33,9 @@ def run_dead(
 
     Returns: 1 if a retry was refused, else 0. Raises: RequestInvalid, ServerError.
     """
-    url = url or ClientSettings().redis_url
-    ServerUrl.parse(url).refuse_private("dead")
+    if action == "list" and limit < 1:
+        raise RequestInvalid("limit", f"{limit} is below 1")
+    url = server_url(url, "dead")
     return asyncio.run(_run(url, pool, action, names, limit, tenant))
 
 

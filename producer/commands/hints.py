@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
-from tokenbus.producer.terminal import visible
+from tokenbus.producer.terminal import say, visible
 from tokenbus.producer.wait_notice import waiting_told
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ _MAX_POOLS = 12
 
 def tell(text: str) -> None:
     """Print a hint."""
-    print(f"tokenbus: {visible(text)}", file=sys.stderr, flush=True)
+    say(f"tokenbus: {visible(text)}")
 
 
 def server_url(given: str | None, command: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from tokenbus.producer.errors import RequestInvalid
+
 DEFAULT_TENANT = "default"
 _MARK = "@"
 
@@ -37,6 +39,12 @@ class JobAddress:
     def parse(cls, text: str) -> JobAddress:
         """Split an address."""
         return _parsed(text)
+
+
+def check_name(field: str, text: object) -> None:
+    """Check the name of a job or tenant that somebody asks for. Raises: RequestInvalid."""
+    if not isinstance(text, str) or any("\ud800" <= each <= "\udfff" for each in text):
+        raise RequestInvalid(field, f"{text!a} is no text that UTF-8 carries")
 
 
 @lru_cache(maxsize=4096)

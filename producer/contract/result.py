@@ -20,7 +20,7 @@ from tokenbus.producer.contract.logprobs import extend_column, per_token
 from tokenbus.producer.errors import JobDropped, ProducerError, SchemaMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,8 @@ class JobResult:
         """Return the index of the last token."""
         return self.runs[-1][2] if self.runs else 0
 
-    def dump(self) -> str:
-        """Return the JSON value that is stored."""
+    def dump(self, finish: str = "") -> str:
+        """Return the JSON value that is stored; `finish` is that of its finish, where known."""
         wire: dict[str, Any] = {
             **names_of(self.job_id, self.tenant, self.version),
             "epoch": self.epoch,
@@ -97,7 +97,7 @@ class JobResult:
             if has_logprobs
             else (to_json(wire).decode())
         )
-        return f'{head[:-1]},"finish":{self.finish.dump()}}}'
+        return f'{head[:-1]},"finish":{finish or self.finish.dump()}}}'
 
     @classmethod
     def parse(cls, text: bytes | str) -> JobResult:
@@ -166,6 +166,24 @@ class JobResult:
             tenant=self.tenant,
             version=self.version,
         )
+
+
+def dump_plain(
+    head: str,
+    epoch: int,
+    choices: Sequence[dict[str, Any]],
+    runs: Sequence[Sequence[int]],
+    finish: str,
+) -> str:
+    """Return what `JobResult.dump` would, where there are no logprobs, without the objects.
+
+    `head` is what the job's messages begin with (`event_head`); a choice is text, ids, ends and
+    reason; `finish` is JSON.
+    """
+    return (
+        f'{head}{epoch},"choices":{to_json(choices).decode()},"runs":{to_json(runs).decode()}'
+        f',"finish":{finish}}}'
+    )
 
 
 class JobEndedEarly(ProducerError):

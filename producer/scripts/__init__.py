@@ -8,7 +8,7 @@ from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.scripts.completing import CompletionScripts
 from tokenbus.producer.scripts.control import ControlScripts
 from tokenbus.producer.scripts.lease import Budget, LeaseScripts
-from tokenbus.producer.scripts.log import Append, End, LogScripts, Takeover
+from tokenbus.producer.scripts.log import Append, Begin, End, LogScripts, Takeover
 from tokenbus.producer.scripts.queue import STALE_ANSWER_S, Bounds, QueueScripts
 from tokenbus.producer.scripts.runner import ScriptRunner, database_of
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STALE_ANSWER_S",
     "Append",
+    "Begin",
     "Bounds",
     "Budget",
     "End",

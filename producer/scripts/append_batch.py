@@ -18,21 +18,22 @@ _BELT_TOKENS = 256
 # Values per job, in the order in which the script unpacks them.
 COLUMNS = 7
 
-_encode = msgspec.msgpack.Encoder().encode
+pack = msgspec.msgpack.Encoder().encode
 
 
 class AppendBatch:
-    """Builds the argument of the append script.
+    """Builds the arguments of the append script.
 
     A job takes seven values: address (`job_id` here), first index, entry id, number of entries its
     log has, whether to renew the belt, the log entry and the public message. The server only passes
     the last two on.
     """
 
-    __slots__ = ("_values",)
+    __slots__ = ("_listens", "_values")
 
     def __init__(self) -> None:
         self._values: list[Any] = []
+        self._listens: list[str] = []
 
     def __len__(self) -> int:
         """Count the jobs."""
@@ -79,21 +80,47 @@ class AppendBatch:
         `logprobs` is a JSON array or empty; `entries` is the number of entries that the log has if
         nobody else wrote, 0 if that is not known.
         """
-        id_list, end_list = ",".join(map(str, ids)), ",".join(map(str, ends))
         to = start + len(ids) - 1
-        shown = quoted(text)
-        extra, named = (f",{logprobs}", f',"logprobs":{logprobs}') if logprobs else ("", "")
+        head = event_head(job_id, version)
         self._values += (
             job_id,
             start,
             f"{epoch}-{to}",
             entries,
             int(to // _BELT_TOKENS > (start - 1) // _BELT_TOKENS),
-            f"[{choice},{start},{shown},[{id_list}],[{end_list}]{extra}]",
-            f'{event_head(job_id, version)}{epoch},"choice":{choice},'
-            f'"from":{start},"to":{to},"text":{shown},"ids":[{id_list}],"ends":[{end_list}]{named}}}',
+            *some_tokens(head, epoch, choice, start, text, ids, ends, logprobs),
         )
 
-    def pack(self) -> bytes:
-        """Return the argument."""
-        return _encode(self._values)
+    def heard_by(self, listens: list[str]) -> None:
+        """Publish on the channels of clients too; each job has the secret of its client, or ""."""
+        if any(listens):
+            self._listens = listens
+
+    def pack(self) -> list[bytes]:
+        """Return the arguments: the jobs, and the channels of clients where there are any."""
+        clients = [pack(self._listens)] if self._listens else []
+        return [pack(self._values), *clients]
+
+
+def some_tokens(
+    head: str,
+    epoch: int,
+    choice: int,
+    start: int,
+    text: str,
+    ids: Sequence[int],
+    ends: Sequence[int],
+    logprobs: str = "",
+) -> tuple[str, str]:
+    """Return log entry and public message of tokens `start`… of one choice.
+
+    `logprobs` is a JSON array or empty; `head` is what the job's messages begin with.
+    """
+    id_list, end_list = ",".join(map(str, ids)), ",".join(map(str, ends))
+    shown = quoted(text)
+    extra, named = (f",{logprobs}", f',"logprobs":{logprobs}') if logprobs else ("", "")
+    return (
+        f"[{choice},{start},{shown},[{id_list}],[{end_list}]{extra}]",
+        f'{head}{epoch},"choice":{choice},"from":{start},"to":{start + len(ids) - 1},'
+        f'"text":{shown},"ids":[{id_list}],"ends":[{end_list}]{named}}}',
+    )

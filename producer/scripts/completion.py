@@ -113,8 +113,11 @@ class JobCompletion:
         if reply.status == "held":
             # Behind all indices: only an end may follow.
             events = await self._scripts.log.events(reply.job_id, sys.maxsize)
-            end = events[-1].finish if events else None
-            return "held" if end is None or end.reason == "cancelled" else "over"
+            if events is not None:
+                end = events[-1].finish if events else None
+                return "held" if end is None or end.reason == "cancelled" else "over"
+            # Not begun yet, or complete by now and its log gone.
+            reply = await self._scripts.queue.cancel(reply.job_id)
         if reply.ending is None:
             return reply.status
         finish = await self.end_unowned(reply.ending, asked_at)
@@ -187,4 +190,5 @@ def _unowned_end(ending: Ending, finish: Finish, events: list[Event]) -> End:
         result.dump(),
         owned=False,
         version=version,
+        listen=ending.listen,
     )

@@ -1,8 +1,12 @@
-"""Scripts of a job's log: takeover, append, end, and how the log is read."""
+"""Scripts of a job's log: takeover, begin, append, end, and how the log is read.
+
+Calls, their items and the way back from entries to events are one noun, past three hundred lines:
+each call takes what the one before left.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +14,7 @@ from tokenbus.producer.contract.events import Event, event_head
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION, shard_of
 from tokenbus.producer.scripts.append_batch import AppendBatch
+from tokenbus.producer.scripts.begin_batch import BeginBatch
 from tokenbus.producer.scripts.replies import LogReply, LogStatus
 
 if TYPE_CHECKING:
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.contract.keys import Keys
     from tokenbus.producer.scripts.runner import ScriptRunner
+    from tokenbus.producer.scripts.source import Argument
 
 # The server is never blocked for longer than about 0.3 ms by one call.
 MAX_BATCH = 64
@@ -41,7 +47,8 @@ class Append:
     """New tokens `start`…`to` of one choice; `logprobs` is a JSON array or empty.
 
     `entries` is the number of entries the log has if nobody else wrote, 0 if that is not known;
-    `version` is the wire version of the job.
+    `version` is the wire version of the job, `listen` the secret of the channel of the client that
+    submitted it, if it has one.
     """
 
     job_id: str
@@ -55,6 +62,7 @@ class Append:
     logprobs: str = ""
     entries: int = 0
     version: int = WIRE_VERSION
+    listen: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,24 @@ class End:
     result: str
     owned: bool = True
     version: int = WIRE_VERSION
+    listen: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A start from nothing: the log is created with `tokens` in it, and `end` where there is one.
+
+    `start` tells this start of `worker` from all others, so that a repeated call knows its log. At
+    least one token or an end is there.
+    """
+
+    job_id: str
+    epoch: int
+    start: str
+    tokens: Sequence[Append]
+    end: End | None = None
+    version: int = WIRE_VERSION
+    listen: str = field(default="", repr=False)
 
 
 class LogScripts:
@@ -104,6 +130,31 @@ class LogScripts:
             lambda item: [item.job_id, item.epoch, item.worker, item.create],
         )
 
+    async def begin(self, items: Sequence[Begin], worker: str) -> list[LogReply]:
+        """Create the logs of starts from nothing, with what there is, in one server turn (R1, R2).
+
+        Answers `ok`, or writes nothing: `already` (this start's own log), `log` (another's at this
+        epoch or an earlier one, `last` tells how long it is), `fenced` or `terminal`.
+        """
+        return await self._in_slices(
+            items, lambda shard, part: self._begin_slice(shard, worker, part)
+        )
+
+    async def begin_batch(self, shard: int, worker: str, batch: BeginBatch) -> dict[int, LogReply]:
+        """Run one packed batch of starts of a shard.
+
+        Returns: the answers of those that were not simply written, by their numbers.
+        """
+        answers = await self._runner.run(
+            "begin",
+            self._keys.log_prefix(shard),
+            belt_ms=self._belt_ms,
+            publish=self._publish,
+            worker=worker,
+            batch=batch.pack(),
+        )
+        return {int(number): _log_reply(reply) for number, *reply in answers}
+
     async def append(self, items: Sequence[Append]) -> list[LogReply]:
         """Log new tokens and publish them, in the same server turn (R3).
 
@@ -117,7 +168,8 @@ class LogScripts:
 
         Returns: the answers of those that were not simply written, by their numbers.
         """
-        answers = await self._run("append", shard, batch.pack())
+        packed, *clients = batch.pack()
+        answers = await self._run("append", shard, packed, clients=clients)
         return {int(number): _log_reply(reply) for number, *reply in answers}
 
     async def end(self, items: Sequence[End]) -> list[LogReply]:
@@ -137,6 +189,7 @@ class LogScripts:
                 item.finish,
                 item.result,
                 event_head(item.job_id, item.version),
+                *filter(None, (item.listen,)),
             ],
         )
 
@@ -156,15 +209,20 @@ class LogScripts:
     async def events(self, job_id: str, cursor: int = 0) -> list[Event] | None:
         """Read the logged events after `cursor`, in order, markers left out; None without a log.
 
-        It reads backwards from the end, so that catching up costs what was missed.
+        It reads backwards from the end, so that catching up costs what was missed. A log that goes
+        meanwhile, as completion lets it, is none.
         """
         found: list[Event] = []
-        bound = "+"
-        while True:
+        page = await self._runner.command(*self.page_command(job_id))
+        if take_page(job_id, cursor, page, found):
+            return found[::-1] if page else None
+        while page:
+            bound = f"({page[-1][0].decode()}"
             page = await self._runner.command(*self.page_command(job_id, bound))
             if take_page(job_id, cursor, page, found):
-                return found[::-1] if page or bound != "+" else None
-            bound = f"({page[-1][0].decode()}"
+                break
+        is_whole = page or await self._runner.command(*self.page_command(job_id))
+        return found[::-1] if is_whole else None
 
     def page_command(self, job_id: str, bound: str = "+") -> tuple[str | int, ...]:
         """Return the command that reads the log's last entries up to `bound`, for `take_page`."""
@@ -182,14 +240,28 @@ class LogScripts:
 
         return await self._in_slices(items, run)
 
-    async def _run(self, name: str, shard: int, batch: bytes) -> Any:
+    async def _run(
+        self, name: str, shard: int, batch: bytes, **more: Argument | Sequence[Argument]
+    ) -> Any:
         return await self._runner.run(
             name,
             self._keys.log_prefix(shard),
             belt_ms=self._belt_ms,
             publish=self._publish,
             batch=batch,
+            **more,
         )
+
+    async def _begin_slice(self, shard: int, worker: str, items: Sequence[Begin]) -> list[LogReply]:
+        batch = BeginBatch()
+        for item in items:
+            batch.add(item.job_id, item.epoch, item.start, item.listen, item.version)
+            for each in item.tokens:
+                batch.tokens(each.choice, each.start, each.text, each.ids, each.ends, each.logprobs)
+            if item.end is not None:
+                batch.end(item.end.finish, item.end.result)
+        others = await self.begin_batch(shard, worker, batch)
+        return [others.get(number) or _begun(item) for number, item in enumerate(items)]
 
     async def _append_slice(self, shard: int, items: Sequence[Append]) -> list[LogReply]:
         batch = AppendBatch()
@@ -206,6 +278,7 @@ class LogScripts:
                 item.entries,
                 item.version,
             )
+        batch.heard_by([item.listen for item in items])
         others = await self.append_batch(shard, batch)
         return [
             others.get(number)
@@ -219,6 +292,9 @@ class LogScripts:
         run: Callable[[int, Sequence[Any]], Awaitable[list[LogReply]]],
     ) -> list[LogReply]:
         """Call `run` once per shard and slice, and put the answers in order."""
+        shards = {shard_of(item.job_id) for item in items}
+        if len(shards) == 1 and len(items) <= MAX_BATCH:
+            return await run(shards.pop(), items)
         replies: list[LogReply | None] = [None] * len(items)
         numbered = sorted(
             enumerate(items), key=lambda pair: shard_of(pair[1].job_id)
@@ -231,6 +307,14 @@ class LogScripts:
                 for (number, _), reply in zip(part, answers, strict=True):
                     replies[number] = reply
         return [reply for reply in replies if reply is not None]
+
+
+def _begun(item: Begin) -> LogReply:
+    """Say what stands after a begin that was written."""
+    last = item.tokens[-1].to if item.tokens else 0
+    if item.end is not None:
+        return LogReply(LogStatus.OK, item.epoch, last, item.end.finish)
+    return LogReply(LogStatus.OK, item.epoch, last, entries=1 + len(item.tokens))
 
 
 def _log_reply(answer: list[Any]) -> LogReply:

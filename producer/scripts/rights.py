@@ -16,7 +16,7 @@ from tokenbus.producer.errors import ServerRefused
 from tokenbus.producer.scripts.source import script_source
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from redis.asyncio import Redis
 
@@ -54,7 +54,8 @@ _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (),
     UserRole.PRODUCER: ("submit", "cancel", "pause", *_ENDS),
     UserRole.WORKER: (
-        *("append", "drain_inbox", "leave", "pull", "reject", "renew", "reply", "requeue", "scan"),
+        *("append", "begin", "drain_inbox", "leave", "pull", "reject", "renew", "reply"),
+        *("requeue", "scan"),
         *("submit", "cancel", "takeover", "tick", "unpull", *_ENDS),
     ),
     UserRole.CONTROL: (
@@ -127,14 +128,29 @@ async def check_rights(redis: Redis, keys: Keys, *roles: UserRole, shown_url: st
 async def missing_rights(redis: Redis, keys: Keys, role: UserRole) -> list[str]:
     """Return what the user may not do of what a role does. Raises: what the server answers."""
     calls = _calls(keys, role)
-    run: Callable[..., Awaitable[Any]] = redis.execute_command
     try:
-        numbers = await run("EVAL", _TRY, 1, keys.of("job", "~"), to_json(calls))
+        numbers = await _refused(redis, keys, calls)
     except Exception as error:
         if answer_of(error).code != "NOPERM":
             raise
         return ["EVAL"]
     return [" ".join(part for part in calls[number - 1][:2] if part) for number in numbers]
+
+
+async def may_hear(redis: Redis, keys: Keys, *channels: str) -> list[bool]:
+    """Tell for each channel whether the user may subscribe to it. Raises: what the server answers.
+
+    A refused subscription would end all others of its connection.
+    """
+    numbers = await _refused(redis, keys, [["SUBSCRIBE", channel] for channel in channels])
+    return [number not in numbers for number in range(1, len(channels) + 1)]
+
+
+async def _refused(redis: Redis, keys: Keys, calls: Sequence[Sequence[str]]) -> list[int]:
+    """Return the numbers of the calls that the user may not make, from 1."""
+    run: Callable[..., Awaitable[Any]] = redis.execute_command
+    numbers = await run("EVAL", _TRY, 1, keys.of("job", "~"), to_json(calls))
+    return [int(number) for number in numbers]
 
 
 def _calls(keys: Keys, role: UserRole) -> list[list[str]]:

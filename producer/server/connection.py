@@ -21,6 +21,7 @@ from tokenbus.producer.server.cluster import NUM_SHARDS, make_cluster
 from tokenbus.producer.server.embedded import EmbeddedServer, join_shared, start_private
 from tokenbus.producer.server.redis_py import connection_options
 from tokenbus.producer.server.sentinels import behind_sentinels, leave_deposed
+from tokenbus.producer.server.tls_files import check_tls_files
 from tokenbus.producer.server.url import SentinelUrl, ServerKind, ServerUrl
 
 if TYPE_CHECKING:
@@ -142,6 +143,7 @@ async def open_server(
     Raises: UrlInvalid, EmbeddedUnavailable, ServerUnreachable, ServerUnsuitable.
     """
     parsed = ServerUrl.parse(url)
+    check_tls_files(parsed)
     embedded: EmbeddedServer | None = None
     if parsed.kind is ServerKind.PRIVATE:
         embedded = await asyncio.to_thread(start_private)

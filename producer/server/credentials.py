@@ -27,7 +27,7 @@ class PasswordFile(CredentialProvider):
         reason = "it is empty"
         password = ""
         try:
-            password = self._path.read_text(encoding="utf-8").strip()
+            password = self._path.read_text(encoding="utf-8-sig").strip()
         except OSError as error:
             reason = error.strerror or type(error).__name__
         except UnicodeError:

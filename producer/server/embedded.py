@@ -24,9 +24,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tokenbus.producer.errors import EmbeddedUnavailable
-from tokenbus.producer.server.guarded.data_folder import DataFolder, close_all
+from tokenbus.producer.server.guarded.data_folder import DataFolder
 from tokenbus.producer.server.guarded.folder_owner import shown
 from tokenbus.producer.server.guarded.server_process import START_TIMEOUT_S, answers
+from tokenbus.producer.server.guarded.unforked import close_unforked
 from tokenbus.producer.server.secret_env import without_secrets
 
 __all__ = ["EmbeddedServer", "answers", "find_server_binary", "join_shared", "start_private"]
@@ -103,7 +104,12 @@ def start_private(binary: str | None = None) -> EmbeddedServer:
 
     Raises: EmbeddedUnavailable.
     """
-    return _join(Path(tempfile.mkdtemp(prefix="tokenbus-")), binary, is_private=True)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="tokenbus-"))
+    except OSError as error:
+        reason = f"embedded server: there is no temporary folder for it: {error}"
+        raise EmbeddedUnavailable(reason) from error
+    return _join(folder, binary, is_private=True)
 
 
 def _join(folder: Path, binary: str | None, *, is_private: bool) -> EmbeddedServer:
@@ -157,7 +163,7 @@ def _ensure_guard(data: DataFolder, binary: str | None, *, is_private: bool) -> 
     try:
         _start_guard(data, binary or find_server_binary(), guard_lock, is_private=is_private)
     finally:
-        close_all(guard_lock)
+        close_unforked(guard_lock)
 
 
 def _start_guard(data: DataFolder, binary: str, guard_lock: list[int], *, is_private: bool) -> None:

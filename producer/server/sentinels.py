@@ -16,11 +16,16 @@ from redis.asyncio.connection import (
     SSLConnection,
     UnixDomainSocketConnection,
 )
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool, SentinelManagedConnection
+from redis.asyncio.sentinel import (
+    MasterNotFoundError,
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+)
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 
-from tokenbus.producer.answers import answer_of
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.server.limited_connection import keep_cancellations
 from tokenbus.producer.server.redis_py import connection_options
 
@@ -82,6 +87,54 @@ class _FollowingSslConnection(_FollowingConnection, SSLConnection):
     """The same over TLS."""
 
 
+class _Sentinels(Sentinel):
+    """Asks every sentinel in turn, and tells what each answered where none names a master."""
+
+    async def discover_master(self, service_name: str) -> Address:
+        """Return the address of the master.
+
+        Raises: redis.ConnectionError where no sentinel names one; the first refusal where all of
+        them refuse, which no waiting mends.
+        """
+        failures: list[tuple[str, BaseException]] = []
+        asked: Any = self
+        for number, sentinel in enumerate(asked.sentinels):
+            at = sentinel.connection_pool.connection_kwargs
+            place = f"{at['host']}:{at['port']}"
+            try:
+                masters = await sentinel.sentinel_masters()
+            except SERVER_ERRORS as error:
+                failures.append((place, error))
+                continue
+            state = masters.get(service_name)
+            if state and asked.check_master_state(state, service_name):
+                # The one that knows is asked first from now on.
+                asked.sentinels[0], asked.sentinels[number] = sentinel, asked.sentinels[0]
+                return state["ip"], state["port"]
+        raise _no_master(service_name, len(asked.sentinels), failures)
+
+
+def _no_master(
+    name: str, num_sentinels: int, failures: list[tuple[str, BaseException]]
+) -> Exception:
+    """Return the error for sentinels none of which names a master, and what they said."""
+    told = [(place, error, answer_of(error)) for place, error in failures]
+    if len(told) == num_sentinels and all(answer.is_refusal for *_, answer in told):
+        place, error, answer = told[0]
+        if answer.is_of_credentials:
+            return AuthenticationError(f"{answer.code} sentinel {place}: {answer.text}")
+        made = RedisConnectionError(f"sentinel {place}: {answer.text}")
+        made.__cause__ = error
+        return made
+    text = f"no sentinel names a master {name!r}"
+    # Of an answer its code alone: this error is one of those that sentinels gave together.
+    said = "; ".join(
+        f"{place}: {answer.text if answer.says_nothing else answer.code}"
+        for place, _, answer in told
+    )
+    return MasterNotFoundError(f"{text} ({said})" if said else text)
+
+
 class _FollowingPool(SentinelConnectionPool):
     """Hands out connections to the last named master only."""
 
@@ -101,12 +154,11 @@ def behind_sentinels(url: SentinelUrl, call_timeout_s: float, options: dict[str,
         **url.tls,
     }
     asking = common | {
-        "username": url.sentinel_username,
-        "password": url.sentinel_password,
+        **url.sentinel_credentials,
         "socket_timeout": call_timeout_s,
     }
     # redis-py leaves this class untyped.
-    sentinel = Sentinel(url.sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
+    sentinel = _Sentinels(url.sentinels, sentinel_kwargs=asking)  # type: ignore[no-untyped-call]
     for asked in sentinel.sentinels:
         keep_cancellations(asked.connection_pool)
     redis: Redis = sentinel.master_for(

@@ -17,10 +17,11 @@ _PLAIN_OPTIONS = {
 }
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}")
 _OPTION = re.compile(r"[?&#][^?&#=]*=")
-_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.%]*\]|[^:\[\]]*)(:[0-9]*)?")
-# To the last @ and to the end: a password may hold blanks.
-_IN_TEXT = re.compile(r":/+.*@", re.DOTALL)
-_SECRET_IN_TEXT = re.compile(r"(password=).*", re.DOTALL | re.IGNORECASE)
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]*(%[0-9A-Za-z_.-]*)?\]|[^:\[\]]*)(:[0-9]*)?")
+# To the last @ and to the end: a password may hold blanks. A URL that somebody wrote without its //
+# begins at the first colon with no blank behind it.
+_IN_TEXT = re.compile(r":(/*)(?! ).*@", re.DOTALL)
+_SECRET_IN_TEXT = re.compile(r"(pass|auth|password)([= ]).*", re.DOTALL | re.IGNORECASE)
 
 
 def hide_password(text: str) -> str:
@@ -39,8 +40,11 @@ def hide_password(text: str) -> str:
 
 
 def hide_in_text(text: str) -> str:
-    """Return a sentence that may quote URLs, with stars from the first :// to the last @."""
-    return _IN_TEXT.sub(f"://{HIDDEN}@", _SECRET_IN_TEXT.sub(rf"\1{HIDDEN}", text))
+    """Return a sentence that may quote URLs, with stars from the first :// or : to the last @.
+
+    What follows the name of a password is hidden too.
+    """
+    return _IN_TEXT.sub(rf":\1{HIDDEN}@", _SECRET_IN_TEXT.sub(rf"\1\2{HIDDEN}", text))
 
 
 def _hide_options(tail: str) -> str:

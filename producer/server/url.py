@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Any
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.errors import UrlInvalid
 from tokenbus.producer.server.credentials import PasswordFile
 from tokenbus.producer.server.shown_url import hide_password
-from tokenbus.producer.server.url_options import OPTIONS, of_redis_py, read_options
+from tokenbus.producer.server.url_options import OPTIONS, decoded, of_redis_py, read_options
+from tokenbus.producer.server.url_place import read_address, read_database, read_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SCHEMES = (
     "redis://, rediss://, unix:///socket, redis+cluster://node, redis+sentinel://sentinels/master,"
@@ -22,6 +23,7 @@ _ENCODE = (
     "its user name or password holds '/', '?' or '#', or its path or options an '@';"
     " write them percent-encoded: / as %2F, ? as %3F, # as %23, @ as %40"
 )
+_FILES = {"password_file", "sentinel_password_file"}
 PORT = 6379
 SENTINEL_PORT = 26379
 
@@ -74,10 +76,12 @@ class _Parts:
         options = read_options(scheme, query)
         if "password_file" in options and (password or "password" in options):
             raise ValueError("it gives both a password and a password_file")
+        if "sentinel_password_file" in options and "sentinel_password" in options:
+            raise ValueError("it gives both a sentinel_password and a sentinel_password_file")
         return cls(
             scheme,
-            unquote(username) or None,
-            unquote(password) or None,
+            decoded("its user name", username) or None,
+            decoded("its password", password) or None,
             hosts,
             slash + path,
             options,
@@ -90,11 +94,16 @@ class _Parts:
 
     def credentials(self) -> dict[str, Any]:
         """Return user and password, or what reads the password, as arguments of redis-py."""
-        username = self.options.get("username", self.username)
-        if "password_file" in self.options:
-            return {"credential_provider": PasswordFile(username, self.options["password_file"])}
-        named = (("username", username), ("password", self.options.get("password", self.password)))
-        return {name: value for name, value in named if value is not None}
+        return _credentials(
+            self.options.get("username", self.username),
+            self.options.get("password", self.password),
+            self.options.get("password_file"),
+        )
+
+    def sentinel_credentials(self) -> dict[str, Any]:
+        """Return the same for sentinels, which have credentials of their own."""
+        names = ("sentinel_username", "sentinel_password", "sentinel_password_file")
+        return _credentials(*(self.options.get(name) for name in names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +142,7 @@ class ServerUrl:
                 raise ValueError("the folder begins with a third slash: embedded:///path")
             if not parts.path.strip("/"):
                 return cls(text, ServerKind.PRIVATE)
-            return cls(text, ServerKind.SHARED, Path(unquote(parts.path, errors="surrogateescape")))
+            return cls(text, ServerKind.SHARED, read_path(parts.path))
         _place(parts)
         is_cluster = parts.scheme.endswith("+cluster")
         return cls(text, ServerKind.CLUSTER if is_cluster else ServerKind.REMOTE)
@@ -156,7 +165,13 @@ class ServerUrl:
     @property
     def rereads_password(self) -> bool:
         """Tell whether the next connection may have another password than the last."""
-        return "password_file" in _Parts.of(self.text).options
+        return not _FILES.isdisjoint(_Parts.of(self.text).options)
+
+    @property
+    def tls_options(self) -> dict[str, Any]:
+        """Return what the URL says of TLS, as arguments of redis-py."""
+        options = _Parts.of(self.text).options
+        return {name: value for name, value in options.items() if name.startswith("ssl_")}
 
     @property
     def allows_eviction(self) -> bool:
@@ -188,7 +203,7 @@ class SentinelUrl:
     """`redis+sentinel://[user:password@]host[:port],host[:port]…/master[/db]`, taken apart.
 
     User and password are those of the master; the sentinels' own go into the query as
-    `sentinel_username` and `sentinel_password`.
+    `sentinel_username` and `sentinel_password` or `sentinel_password_file`.
     """
 
     sentinels: tuple[tuple[str, int], ...]
@@ -197,9 +212,8 @@ class SentinelUrl:
     is_tls: bool
     username: str | None
     password: str | None = field(repr=False)
-    sentinel_username: str | None
-    sentinel_password: str | None = field(repr=False)
     credentials: dict[str, Any] = field(repr=False)
+    sentinel_credentials: dict[str, Any] = field(repr=False)
     tls: dict[str, Any]
 
     @classmethod
@@ -216,15 +230,14 @@ class SentinelUrl:
         if not parts.hosts:
             raise ValueError("it names no sentinel")
         return cls(
-            tuple(_address(host, SENTINEL_PORT) for host in parts.hosts.split(",")),
-            unquote(master),
-            _database(db),
+            tuple(read_address(host, SENTINEL_PORT) for host in parts.hosts.split(",")),
+            decoded("the name of its master", master),
+            read_database(db),
             parts.is_tls,
             parts.username,
             parts.password,
-            parts.options.get("sentinel_username"),
-            parts.options.get("sentinel_password"),
             parts.credentials(),
+            parts.sentinel_credentials(),
             {
                 name: value
                 for name, value in of_redis_py(parts.options, is_tls=parts.is_tls).items()
@@ -233,33 +246,25 @@ class SentinelUrl:
         )
 
 
+def _credentials(
+    username: str | None, password: str | None, password_file: str | None
+) -> dict[str, Any]:
+    if password_file is not None:
+        return {"credential_provider": PasswordFile(username, password_file)}
+    named = (("username", username), ("password", password))
+    return {name: value for name, value in named if value is not None}
+
+
 def _place(parts: _Parts) -> dict[str, Any]:
     """Return where a client connects, as arguments of redis-py. Raises: ValueError."""
     if parts.scheme == "unix":
         if parts.hosts or not parts.path:
             raise ValueError("it needs an absolute path: unix:///socket")
-        return {"path": unquote(parts.path)}
-    host, port = _address(parts.hosts, PORT)
-    db = _database(parts.path.strip("/"))
+        return {"path": str(read_path(parts.path))}
+    host, port = read_address(parts.hosts, PORT)
+    db = read_database(parts.path.strip("/"))
     if parts.scheme.endswith("+cluster"):
         if db:
             raise ValueError("a cluster has no database but 0")
         return {"host": host, "port": port}
     return {"host": host, "port": port, "db": parts.options.get("db", db)}
-
-
-def _database(text: str) -> int:
-    if re.fullmatch(r"[0-9]{0,9}", text) is None:
-        raise ValueError("the number of its database is none: redis://host:6379/0")
-    return int(text or 0)
-
-
-def _address(text: str, default_port: int) -> tuple[str, int]:
-    """Read `host[:port]`, an IPv6 host in brackets. Raises: ValueError that quotes nothing."""
-    match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::([0-9]{0,5}))?", text)
-    if match is None:
-        raise ValueError("it names no host, or its port is no number")
-    port = int(match[2] or default_port)
-    if not 1 <= port <= 65_535:
-        raise ValueError("its port is none from 1 to 65535")
-    return unquote(match[1].strip("[]")), port

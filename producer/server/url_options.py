@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,10 +13,26 @@ if TYPE_CHECKING:
     Reader = Callable[[str], Any]
 
 
+def decoded(name: str, text: str) -> str:
+    """Decode the percent signs of a part of a URL. Raises: ValueError that quotes nothing."""
+    problem = ""
+    try:
+        return unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        problem = f"{name} is no UTF-8 once it is decoded; a percent sign is written %25"
+    raise ValueError(problem)
+
+
 def _text(value: str) -> str:
     if not value:
         raise ValueError("must not be empty")
     return value
+
+
+def _file(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold a NUL")
+    return _text(value)
 
 
 def _whole(low: int, high: int) -> Reader:
@@ -51,7 +67,7 @@ def _cert_reqs(value: str) -> str:
 # Those that are ours; all others are redis-py's.
 _OWN: dict[str, Reader] = {
     # The file that holds the password, read anew for every connection.
-    "password_file": _text,
+    "password_file": _file,
     # Take a server that may evict jobs when its memory is full.
     "allow_eviction": _flag,
 }
@@ -67,14 +83,18 @@ _OF_CONNECTIONS: dict[str, Reader] = {
 _OF_DATABASES: dict[str, Reader] = {"db": _whole(0, 2**31 - 1)}
 _OF_TCP: dict[str, Reader] = {"socket_keepalive": _flag}
 _OF_TLS: dict[str, Reader] = {
-    "ssl_ca_certs": _text,
+    "ssl_ca_certs": _file,
     "ssl_ca_data": _text,
-    "ssl_certfile": _text,
-    "ssl_keyfile": _text,
+    "ssl_certfile": _file,
+    "ssl_keyfile": _file,
     "ssl_cert_reqs": _cert_reqs,
     "ssl_check_hostname": _flag,
 }
-_OF_SENTINELS: dict[str, Reader] = {"sentinel_username": _text, "sentinel_password": _text}
+_OF_SENTINELS: dict[str, Reader] = {
+    "sentinel_username": _text,
+    "sentinel_password": _text,
+    "sentinel_password_file": _file,
+}
 
 OPTIONS: dict[str, dict[str, Reader]] = {
     "redis": _OWN | _OF_CONNECTIONS | _OF_DATABASES | _OF_TCP,
@@ -99,7 +119,7 @@ def read_options(scheme: str, query: str) -> dict[str, Any]:
             raise ValueError(f"its option {name} is given twice")
         problem = ""
         try:
-            found[name] = known[name](unquote(value))
+            found[name] = known[name](decoded("its value", value))
         except ValueError as error:
             problem = str(error)
         if problem:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rides.ride import Cargo
 
-LOST_REPLIES = ("pull", "takeover", "append", "renew", "tick", "end", "complete_many")
+LOST_REPLIES = (*("pull", "begin", "takeover", "append", "renew", "tick", "end", "complete_many"),)
 # How long a cut lasts is what is tried, so the tests sleep it out.
 CUTS_S = [1, pytest.param(10, marks=long_row), pytest.param(60, marks=long_row)]
 

@@ -1,4 +1,6 @@
-"""Fail-overs as managed services do them: the old master lives on, and its address leads away."""
+"""Fail-overs, again and again: as managed services do them, where the old master lives on and its
+address leads away, and by sentinels.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from rides.ride import NullCargo, Ride
 from rides.scale import IS_SHORT, PATIENT
 from servers.fixtures import server_binary
 from servers.mortal_server import MortalServer
-from servers.server_groups import free_port
+from servers.server_groups import (
+    ServerGroup,
+    fails_over,
+    follows,
+    free_port,
+    rules,
+    start_sentinels,
+)
 from servers.wire_proxy import WireProxy
 from workers.forkserver import forked_worker
 from workers.null_workers import command
@@ -68,6 +77,32 @@ async def test_deposed_master_that_lives_on_is_left_by_everyone(
             wire.upstream = servers[replica].socket_path
             await until(lambda old=admins[master]: _follows(old))
             master = replica
+            await ride.until_more(2 * NUM_STREAMS)
+        await ride.arrive()
+        await ride.check_nothing_left()
+
+
+async def test_sentinels_promote_one_after_the_other(
+    server_kind: str, pool: str, rng: random.Random
+) -> None:
+    """Everyone asks them anew each time; what the new master lacks of the last is taken back."""
+    async with AsyncExitStack() as stack:
+        group = await stack.enter_async_context(ServerGroup(server_binary(server_kind)))
+        master, replica, sentinel, url = await start_sentinels(group)
+        client = await AsyncClient.connect(url, pool=pool, settings=PATIENT)
+        await stack.enter_async_context(client)
+        ride = Ride(client, NullCargo(tokens_per_s=100), rng, url, is_rolled_back=True)
+        for _ in range(2):
+            await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.board(NUM_STREAMS, NUM_TOKENS)
+        await ride.until_seen(5)
+        for _ in range(NUM_FAILOVERS):
+            await until(lambda: fails_over(group, sentinel))
+            await until(lambda promoted=replica: rules(group, promoted))
+            # As the sentinel does itself, some seconds later.
+            await group.client(master).execute_command("REPLICAOF", "127.0.0.1", replica)
+            await until(lambda deposed=master: follows(group, deposed))
+            master, replica = replica, master
             await ride.until_more(2 * NUM_STREAMS)
         await ride.arrive()
         await ride.check_nothing_left()

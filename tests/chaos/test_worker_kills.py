@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import pytest
-from rides.scale import both_ways, long_row, short_row
+from rides.scale import IS_SHORT, both_ways, long_row, short_row
 from servers.wire_proxy import Moment
 from workers.forkserver import forked_worker
 from workers.wired import wired_worker
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 # one of its kind it is.
 POINTS = {
     "pull_reply_lost": ("pull", Moment.LOST, 1),
-    "takeover_not_made": ("takeover", Moment.NEVER, 1),
-    "takeover_reply_lost": ("takeover", Moment.LOST, 1),
-    "prefill": ("takeover", Moment.DELIVERED, 1),
-    "first_token_not_logged": ("append", Moment.NEVER, 1),
-    "first_token_logged": ("append", Moment.LOST, 1),
+    "prefill": ("pull", Moment.DELIVERED, 1),
+    "first_token_not_logged": ("begin", Moment.NEVER, 1),
+    "first_token_logged": ("begin", Moment.LOST, 1),
+    "second_token_not_logged": ("append", Moment.NEVER, 1),
+    "second_token_logged": ("append", Moment.LOST, 1),
     "mid_decode": ("append", Moment.NEVER, 6),
     "mid_decode_logged": ("append", Moment.LOST, 6),
     "commit_not_made": ("end", Moment.NEVER, 1),
@@ -74,10 +74,21 @@ async def test_workers_killed_at_every_point_of_the_protocol(ride: Ride, num_job
         await ride.check_nothing_left()
 
 
-async def test_two_workers_die_in_turn_under_one_job(ride: Ride, num_jobs: int) -> None:
+@pytest.mark.parametrize(
+    ("script", "moment"),
+    [
+        ("append", Moment.LOST),
+        pytest.param("takeover", Moment.NEVER, marks=long_row),
+        pytest.param("takeover", Moment.LOST, marks=long_row),
+    ],
+)
+async def test_two_workers_die_in_turn_under_one_job(
+    ride: Ride, num_jobs: int, script: str, moment: Moment
+) -> None:
     """The second dies while it takes over what the first left: the third goes on from the log.
 
-    Two deaths make a job a suspect, which runs alone; none of them is taken for poison.
+    Two deaths make a job a suspect, which runs alone; none of them is taken for poison. As a reaper
+    it takes each log over in a call of its own; the one after those is an owner's.
     """
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(wired_worker(**ride.settings()))
@@ -85,7 +96,7 @@ async def test_two_workers_die_in_turn_under_one_job(ride: Ride, num_jobs: int) 
         await ride.board(num_jobs, 24)
         await trap.closed()
         second = await stack.enter_async_context(wired_worker(**ride.settings()))
-        trap = second.die_at("append", Moment.LOST, 2)
+        trap = second.die_at(script, moment, 2 if script == "append" else num_jobs + 1)
         await trap.closed()
         await stack.enter_async_context(forked_worker(**ride.settings()))
         stories = await ride.arrive()
@@ -104,6 +115,22 @@ async def test_worker_dies_while_it_takes_over(ride: Ride, num_jobs: int, moment
         reaper = await stack.enter_async_context(wired_worker(**ride.settings()))
         trap = reaper.die_at("requeue", moment)
         await trap.closed()
+        await stack.enter_async_context(forked_worker(**ride.settings()))
+        await ride.arrive()
+        await ride.check_nothing_left()
+
+
+@both_ways
+@both_moments
+async def test_workers_killed_over_whole_answers(ride: Ride, num_jobs: int, moment: Moment) -> None:
+    """Answers of one to eight tokens, of which some go out whole, and workers that die of those."""
+    num_kills = 2 if IS_SHORT else 10
+    await ride.board((4 if IS_SHORT else 100) * num_jobs, 8)
+    async with AsyncExitStack() as stack:
+        for kill in range(num_kills):
+            few = ride.settings(max_num_seqs=8, max_pull_jobs=8)
+            victim = await stack.enter_async_context(wired_worker(**few))
+            await victim.die_at("begin", moment, 1 + kill % 3).closed()
         await stack.enter_async_context(forked_worker(**ride.settings()))
         await ride.arrive()
         await ride.check_nothing_left()

@@ -51,7 +51,9 @@ NUM_TOKENS, TOKENS_PER_S = 40, 200
 RECOVERY_S = 2.0
 LEASE = {"lease_ttl_s": 2, "renew_interval_s": 0.1, "call_timeout_s": 1.0}
 _OPTIONS = ("--enable-protected-configs", "yes", "--busy-reply-threshold", "20")
+_OPTIONS += ("--enable-debug-command", "yes")
 _PROMPT = "known-to-nobody-else"
+_NUM_FILLERS, _LOAD_DELAY_US = 40_000, 20
 _seeds = count(1)
 
 
@@ -67,7 +69,7 @@ class Deployment:
     patient: AsyncClient
     hasty: AsyncClient
     control: asyncio.Task[None]
-    spinning: asyncio.Task[Any] | None = None
+    occupied: asyncio.Task[Any] | None = None
 
     async def submit(self, client: AsyncClient) -> tuple[int, Job]:
         """Submit a job whose text is known, with a webhook that the service can only record."""
@@ -169,23 +171,44 @@ async def _save(deployment: Deployment, outcome: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def _spin(deployment: Deployment) -> None:
-    """Let a script run that does not end."""
+def _occupy(deployment: Deployment, *command: str) -> None:
+    """Give the server a call that takes until somebody ends it."""
     path = str(deployment.server.socket_path)
 
-    async def spin() -> None:
+    async def ask() -> None:
         made: Any = Redis(unix_socket_path=path, username="admin", password="admin")
         with contextlib.suppress(RedisError):
-            await made.eval("while true do end", 0)
+            await made.execute_command(*command)
         await made.aclose()
 
-    deployment.spinning = asyncio.create_task(spin())
+    deployment.occupied = asyncio.create_task(ask())
+
+
+async def _spin(deployment: Deployment) -> None:
+    _occupy(deployment, "EVAL", "while true do end", "0")
 
 
 async def _stop_spinning(deployment: Deployment) -> None:
-    assert deployment.spinning is not None
+    assert deployment.occupied is not None
     await _run("SCRIPT KILL")(deployment)
-    await deployment.spinning
+    await deployment.occupied
+
+
+async def _load(deployment: Deployment) -> None:
+    """Let the server read its file again, so slowly that it lasts, as a large one does.
+
+    It looks at its clients after every 1,024 commands.
+    """
+    for _ in range(_NUM_FILLERS // 5000):
+        await deployment.admin.eval("for n = 1, 5000 do redis.call('SET', 'filler', n) end", 0)
+    await _run(f"CONFIG SET key-load-delay {_LOAD_DELAY_US}")(deployment)
+    _occupy(deployment, "DEBUG", "LOADAOF")
+
+
+async def _stop_loading(deployment: Deployment) -> None:
+    assert deployment.occupied is not None
+    await _run("CONFIG SET key-load-delay 0")(deployment)
+    await deployment.occupied
 
 
 async def _rotate(deployment: Deployment) -> None:
@@ -234,6 +257,7 @@ _REAL = {
     "misconf": Trouble("MISCONF", _fill_disk, _free_disk),
     "oom": Trouble("OOM", _run("CONFIG SET maxmemory 1"), _run("CONFIG SET maxmemory 0")),
     "busy": Trouble("BUSY", _spin, _stop_spinning),
+    "loading": Trouble("LOADING", _load, _stop_loading),
     "noperm": Trouble(
         "NOPERM",
         _run("ACL SETUSER default -eval -evalsha -subscribe -xrevrange"),
@@ -259,7 +283,6 @@ _REAL = {
 _SAID = {
     "unblocked": _answering("UNBLOCKED", "-UNBLOCKED force unblock from blocking operation"),
     "unkillable": _answering("UNKILLABLE"),
-    "noauth": _answering("NOAUTH", "-NOAUTH Authentication required."),
     "protocol": _answering("PROTOCOL", "HTTP/1.1 400 Bad Request"),
     "unknown": _answering(
         "UNKNOWN", f"-ERR unknown command 'EVALSHA', with args beginning with: '{_PROMPT}'"
@@ -269,7 +292,7 @@ _SAID = {
 _RARE = {
     code.split()[0].lower(): _answering(code)
     for code in (
-        *("LOADING", "CLUSTERDOWN", "TRYAGAIN", "MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1"),
+        *("CLUSTERDOWN", "TRYAGAIN", "MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1"),
         *("CROSSSLOT", "NOSCRIPT", "EXECABORT", "NOTBUSY", "BUSYKEY", "WRONGTYPE", "NOGROUP"),
         *("DENIED", "IOERR", "REDIRECT 127.0.0.1:1", "NOMASTERLINK", "INPROG", "NOGOODSLAVE"),
     )
@@ -317,7 +340,8 @@ def _check_error(error: BaseException) -> None:
 async def _refused(deployment: Deployment, trouble: Trouble) -> ProducerError:
     """Return what a hasty client is told, once the trouble has begun.
 
-    A connection that the server closes may be seen before what it said.
+    A connection that the server closes may be seen before what it said, and on a busy machine its
+    silence.
     """
     async with asyncio.timeout(PATIENCE_S):
         while True:
@@ -326,7 +350,7 @@ async def _refused(deployment: Deployment, trouble: Trouble) -> ProducerError:
             except QueueFull as error:
                 return error
             except ServerError as error:
-                if error.code != "UNREACHABLE" or trouble.code == "UNREACHABLE":
+                if error.code not in ("UNREACHABLE", "TIMEOUT") or trouble.code == error.code:
                     return error
 
 
@@ -365,3 +389,53 @@ async def test_answer_ends_nobody_and_everybody_goes_on(
         await _called(deployment, later)
     assert not deployment.worker.has_ended
     assert not deployment.control.done()
+
+
+async def _finishes(client: AsyncClient) -> None:
+    """Submit a job and see its whole text within the time that is promised."""
+    seed = next(_seeds)
+    job = await client.submit(_PROMPT, seed=seed, max_tokens=NUM_TOKENS)
+    reading = asyncio.create_task(_read(client, job, asyncio.Event()))
+    await until_within(reading.done, RECOVERY_S + NUM_TOKENS / TOKENS_PER_S)
+    assert reading.result().text == expected_text(seed, NUM_TOKENS)
+
+
+async def test_wait_that_the_server_ends_by_an_error_is_begun_again(
+    deployment: Deployment,
+) -> None:
+    """UNBLOCKED, as a server says to those that wait when it becomes a replica."""
+    for _ in range(3):
+        blocked: list[dict[str, str]] = []
+        async with asyncio.timeout(PATIENCE_S):
+            while not blocked:
+                blocked = [
+                    one for one in await deployment.admin.client_list() if one["cmd"] == "blpop"
+                ]
+        for one in blocked:
+            await deployment.admin.execute_command("CLIENT", "UNBLOCK", one["id"], "ERROR")
+    await _finishes(deployment.patient)
+    assert not deployment.worker.has_ended
+
+
+async def test_password_that_is_set_at_run_time_is_asked_for(deployment: Deployment) -> None:
+    """NOAUTH: a client that gives none is told at once, a worker waits until none is asked for."""
+    url, password = deployment.wire.url, deployment.password_file.read_text().strip()
+    for value in (password, ""):
+        await deployment.admin.config_set("requirepass", value)
+    async with (
+        worker("open", url, **LEASE, null_tokens_per_s=TOKENS_PER_S, log_level="error") as running,
+        await AsyncClient.connect(url, "open", deployment.patient._settings) as client,
+    ):
+        await _finishes(client)
+        await _run(f"CONFIG SET requirepass {password}", *_KILL)(deployment)
+        with pytest.raises(ServerRefused, match="TOKENBUS_REDIS_URL") as caught:
+            await client.submit(_PROMPT)
+        assert caught.value.code == "NOAUTH"
+        with pytest.raises(ServerRefused):
+            await AsyncClient.connect(url, "open")
+        assert not running.has_ended
+        await deployment.admin.config_set("requirepass", "")
+        await _finishes(client)
+        assert not running.has_ended
+    await _run(f"CONFIG SET requirepass {password}", *_KILL)(deployment)
+    await _finishes(deployment.patient)

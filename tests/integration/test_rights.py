@@ -13,7 +13,7 @@ import pytest
 from patience import PATIENCE_S
 from workers.null_workers import expected_text, follow, worker
 
-from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.dead_letters import DeadLetters
 from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.contract.keys import Keys
@@ -53,21 +53,29 @@ def test_lines_of_the_page_are_those_of_the_scripts() -> None:
     assert [acl_line(role, "default") for role in UserRole] == LINES
 
 
-async def test_who_may_not_hear_a_client_channel_is_told_so(
+async def test_who_may_not_hear_a_client_channel_reads_the_jobs_own(
     users: dict[UserRole, str], redis_url: str, pool: str
 ) -> None:
-    """Channels of jobs alone are too few for who submits."""
+    """A user whose channels are those of jobs lacks a right of a producer, and is served."""
     redis: Any = make_redis(redis_url)
     name = f"{UserRole.PRODUCER}-{pool}"
-    channels = [f"&{{tb:{pool}:0}}:tok:*", f"&{{tb:{pool}}}*"]
+    channels = [f"&{{tb:{pool}:0}}:tok:*", f"&{{tb:{pool}}}:ctl:*"]
     await redis.execute_command("ACL", "SETUSER", name, "resetchannels", *channels)
     await redis.aclose()
     limited = make_redis(users[UserRole.PRODUCER])
     missing = await missing_rights(limited, Keys(pool), UserRole.PRODUCER)
     await limited.aclose()
     assert f"SUBSCRIBE {Keys(pool).client_channel(0, '~')}" in missing
-    with pytest.raises(ServerRefused, match="cli:"):
-        await AsyncClient.connect(users[UserRole.PRODUCER], pool)
+    async with (
+        await AsyncClient.connect(users[UserRole.PRODUCER], pool) as client,
+        worker(pool, users[UserRole.WORKER], **FAST),
+    ):
+        jobs = await client.submit_many([{"prompt": "x", "seed": 1, "max_tokens": 4}] * 2)
+        assert isinstance(jobs[0], Job)
+        assert (await follow(client, jobs[0])).text == expected_text(1, 4)
+        async with asyncio.timeout(PATIENCE_S):
+            found = await client.results(jobs)
+    assert [getattr(each, "text", each) for each in found] == [expected_text(1, 4)] * 2
 
 
 async def test_reader_producer_and_worker_do_with_their_lines(

@@ -43,7 +43,7 @@ RARE = dict.fromkeys(
     ),
     pytest.mark.slow,
 )
-WORKERS_CALLS = ("pull", "takeover", "append", "renew", "end", "complete_many", "tick")
+WORKERS_CALLS = (*("pull", "begin", "takeover", "append", "renew", "end", "complete_many", "tick"),)
 LEASE = {"lease_ttl_s": 2, "renew_interval_s": 0.2}
 
 

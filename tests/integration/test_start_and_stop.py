@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -39,6 +41,22 @@ async def test_unreachable_server_is_one_clear_error_without_the_password() -> N
     assert "***" in line
     assert "very-secret" not in output
     assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_publishers", [0, 1])
+async def test_worker_serves_though_its_log_is_full(
+    client: AsyncClient, redis_url: str, pool: str, num_publishers: int
+) -> None:
+    """No line of its log, nor of its publishers', is worth a job."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    given = {"log_level": "debug", "publishers": num_publishers}
+    async with worker_process(pool, redis_url, stderr=full, **given) as started:
+        os.close(full)
+        job = await client.submit("hello", max_tokens=3)
+        await follow(client, job)
+        started.send(signal.SIGTERM)
+        assert await started.wait() == 0
 
 
 async def test_worker_gives_up_when_the_server_stays_away(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 import pytest_asyncio
 from patience import PATIENCE_S
+from redis.asyncio import Redis
 from servers.fixtures import server_binary
 from servers.server_groups import free_port
 from workers.null_workers import expected_text, follow, worker
@@ -21,7 +23,7 @@ from workers.stubs import until
 
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.errors import ServerRefused
+from tokenbus.producer.errors import ServerRefused, UrlInvalid
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.worker.control.arq_worker import connect_arq
 
@@ -42,17 +44,24 @@ class TlsServer:
 
     folder: Path
     port: int
+    sentinel_port: int
 
     def url(self, host: str = "localhost", **changed: str | None) -> str:
         """Return its address with the files of a client, but for what is changed or left out."""
+        return f"rediss://{host}:{self.port}/?{self._query(changed)}"
+
+    def by_sentinel(self, host: str = "localhost", **changed: str | None) -> str:
+        """Return the same by way of its sentinel."""
+        return f"rediss+sentinel://{host}:{self.sentinel_port}/bus?{self._query(changed)}"
+
+    def _query(self, changed: dict[str, str | None]) -> str:
         files = {
             "ssl_ca_certs": "ca.pem",
             "ssl_certfile": "client.pem",
             "ssl_keyfile": "client.key",
         }
         options = {name: str(self.folder / file) for name, file in files.items()} | changed
-        pairs = "&".join(f"{name}={quote(value)}" for name, value in options.items() if value)
-        return f"rediss://{host}:{self.port}/?{pairs}"
+        return "&".join(f"{name}={quote(value)}" for name, value in options.items() if value)
 
 
 def _openssl(folder: Path, *words: str) -> None:
@@ -81,44 +90,63 @@ def _make_certificates(folder: Path) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tls() -> AsyncIterator[TlsServer]:
-    """Run a server with TLS only."""
+    """Run a server with TLS only, and a sentinel that watches it."""
     with tempfile.TemporaryDirectory(prefix="tb-tls-") as name:
-        server = TlsServer(Path(name), free_port())
+        server = TlsServer(Path(name), free_port(), free_port())
         _make_certificates(server.folder)
-        options = {"tls-port": server.port, "port": 0, "bind": "127.0.0.1"}
-        options |= {"tls-cert-file": "server.pem", "tls-key-file": "server.key"}
-        options |= {"tls-ca-cert-file": "ca.pem", "tls-auth-clients": "yes", "save": '""'}
-        config = "\n".join(f"{option} {value}" for option, value in options.items())
-        (server.folder / "server.conf").write_text(config)
-        process = await asyncio.create_subprocess_exec(
-            server_binary("redis"), "server.conf", cwd=name, stdout=subprocess.DEVNULL
-        )
-        redis = make_redis(server.url())
+        watch = [("sentinel", "resolve-hostnames yes"), ("sentinel", "announce-hostnames yes")]
+        watch += [("sentinel", f"monitor bus localhost {server.port} 1")]
+        async with (
+            _running(server.folder, server.port, [("save", '""')]),
+            _running(server.folder, server.sentinel_port, watch, "--sentinel"),
+        ):
+            for url in (server.url(), server.by_sentinel()):
+                redis = make_redis(url)
+                await until(lambda client=redis: _answers(client))
+                await redis.aclose()
+            yield server
 
-        async def answers() -> bool:
-            assert process.returncode is None, "this server has no TLS"
-            try:
-                return bool(await redis.ping())
-            except SERVER_ERRORS:
-                return False
 
-        await until(answers)
-        await redis.aclose()
-        yield server
-        process.kill()
+@contextlib.asynccontextmanager
+async def _running(
+    folder: Path, port: int, more: list[tuple[str, object]], *words: str
+) -> AsyncIterator[None]:
+    """Run a server with TLS alone until the end of the context."""
+    options = [("tls-port", port), ("port", 0), ("bind", "127.0.0.1"), ("tls-replication", "yes")]
+    options += [("tls-cert-file", "server.pem"), ("tls-key-file", "server.key")]
+    options += [("tls-ca-cert-file", "ca.pem"), ("tls-auth-clients", "yes"), *more]
+    file = folder / f"{port}.conf"
+    file.write_text("\n".join(f"{option} {value}" for option, value in options))
+    process = await asyncio.create_subprocess_exec(
+        server_binary("redis"), file, *words, cwd=folder, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+        assert process.returncode is None, "this server has no TLS"
+    finally:
+        if process.returncode is None:
+            process.kill()
         await process.wait()
 
 
-async def test_jobs_run_over_tls(tls: TlsServer, pool: str) -> None:
+async def _answers(redis: Redis) -> bool:
+    try:
+        return bool(await redis.ping())
+    except SERVER_ERRORS:
+        return False
+
+
+@pytest.mark.parametrize("is_watched", [False, True])
+async def test_jobs_run_over_tls(tls: TlsServer, pool: str, is_watched: bool) -> None:
     """Client, reader, worker and its publishers, and arq, with certificates on both sides."""
-    url = tls.url()
+    url = tls.by_sentinel() if is_watched else tls.url()
     async with (
         await AsyncClient.connect(url, pool) as client,
         worker(pool, url, null_tokens_per_s=1000),
     ):
         job = await client.submit("x", seed=1, max_tokens=20)
         assert (await follow(client, job)).text == expected_text(1, 20)
-    arq = connect_arq(url, "arq:tls")
+    arq = connect_arq(tls.url(), "arq:tls")
     assert await arq.ping()
     await arq.aclose(close_connection_pool=True)
 
@@ -137,9 +165,55 @@ async def test_wrong_certificate_is_told_at_once(
 ) -> None:
     """Nobody tries again what no time will mend, and the hint names the options."""
     found = {name: value and str(tls.folder / value) for name, value in changed.items()}
-    with pytest.raises(ServerRefused, match="ssl_ca_certs") as caught:
-        await open_server(tls.url(host, **found), retry_for_s=PATIENCE_S)
-    assert caught.value.code == "TLS"
+    for url in (tls.url(host, **found), tls.by_sentinel(host, **found)):
+        with pytest.raises(ServerRefused, match="ssl_ca_certs") as caught:
+            await open_server(url, retry_for_s=PATIENCE_S)
+        assert caught.value.code == "TLS"
+
+
+async def test_master_that_sentinels_name_is_checked_too(tls: TlsServer) -> None:
+    """Named by an address that its certificate does not have, it is no master of ours."""
+    ssl_files = make_redis(tls.url()).connection_pool.connection_kwargs
+    sentinel: Any = Redis(ssl=True, **ssl_files | {"port": tls.sentinel_port})
+    announce = ("SENTINEL", "CONFIG", "SET", "announce-hostnames")
+    await sentinel.execute_command(*announce, "no")
+    try:
+        with pytest.raises(ServerRefused) as caught:
+            await open_server(tls.by_sentinel(), retry_for_s=PATIENCE_S)
+        assert caught.value.code == "TLS"
+        url = tls.by_sentinel(ssl_check_hostname="false")
+        await (await open_server(url)).close()
+    finally:
+        await sentinel.execute_command(*announce, "yes")
+        await sentinel.aclose()
+
+
+def _broken(folder: Path) -> dict[str, dict[str, str]]:
+    """Make files that are no use, and return the options that name them."""
+    for name in ("empty", "garbage"):
+        (folder / f"{name}.pem").write_text("" if name == "empty" else "-----BEGIN X-----")
+    _openssl(
+        folder,
+        *("pkey", "-in", "client.key", "-aes256", "-passout", "pass:hush", "-out", "locked.key"),
+    )
+    return {
+        "No such file": {"ssl_ca_certs": "none.pem"},
+        "it is no file": {"ssl_ca_certs": "."},
+        "ssl_ca_certs: no certificate": {"ssl_ca_certs": "empty.pem"},
+        "ssl_ca_certs: ": {"ssl_ca_certs": "garbage.pem"},
+        "ssl_keyfile: key values mismatch": {"ssl_keyfile": "other.key"},
+        "ssl_keyfile: the key is encrypted": {"ssl_keyfile": "locked.key"},
+        "ssl_keyfile needs ssl_certfile": {"ssl_certfile": ""},
+    }
+
+
+async def test_file_of_no_use_is_told_at_once_and_by_its_option(tls: TlsServer) -> None:
+    """Nobody waits for a server, or asks for a passphrase on the terminal."""
+    for why, changed in _broken(tls.folder).items():
+        found = {name: value and str(tls.folder / value) for name, value in changed.items()}
+        for url in (tls.url(**found), tls.by_sentinel(**found)):
+            with pytest.raises(UrlInvalid, match=why):
+                await open_server(url, retry_for_s=PATIENCE_S)
 
 
 async def test_check_of_the_host_can_be_left_out(tls: TlsServer) -> None:

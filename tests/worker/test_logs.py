@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 import structlog
 
+from tokenbus.producer.terminal import ProgressLine, say
 from tokenbus.worker import logs
 
 if TYPE_CHECKING:
@@ -106,3 +109,51 @@ def test_library_that_warns_writes_lines_of_our_log(capsys: pytest.CaptureFixtur
     lost, old = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert (lost["library"], lost["text"], lost["level"]) == ("redis", "lost its way", "warning")
     assert "too old" in old["text"]
+
+
+@pytest.mark.parametrize("stderr", ["full", "closed", "none", "unread"])
+def test_log_that_cannot_be_written_ends_nobody(
+    stderr: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, no stream at all, or a reader that is gone: what was to be done is done."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    if stderr != "unread":
+        os.close(writer)
+    path = "/dev/full" if stderr == "full" else os.devnull
+    stream = os.fdopen(writer if stderr == "unread" else os.open(path, os.O_WRONLY), "w", 1)
+    if stderr == "closed":
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", None if stderr == "none" else stream)
+    logs.configure("info", "auto")
+    for _ in range(3):
+        logs.get_logger().info("worker.started", text="x" * 9000)
+        say("a hint")
+        ProgressLine("model")("reading", 0.5)
+    monkeypatch.undo()
+    with suppress(OSError):
+        stream.close()
+
+
+def test_line_of_a_child_is_logged_in_our_form(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of its log as it is, at its level; what is none of them as something it said."""
+    logs.configure("info", "json")
+    lines = [
+        '{"event": "log.refused", "level": "error", "timestamp": "x", "job_id": "a@b", "n": 3}',
+        '{"event": "log.seen", "level": "debug"}',
+        '{"event": "log.seen"}',
+        '{"event": "a", "level": {}}',
+        "Traceback (most recent call last):",
+        "[1, 2]",
+        '"text"',
+    ]
+    for line in lines:
+        logs.relay(line, "publisher.said")
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    first = told[0]
+    assert (first["event"], first["level"], first["n"]) == ("log.refused", "error", 3)
+    assert (first["job_id"], first["tenant"]) == ("a", "b")
+    assert first["timestamp"] != "x"
+    assert [(line["event"], line["text"]) for line in told[1:]] == [
+        ("publisher.said", line) for line in lines[2:]
+    ]

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Self
 from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.server.connection import open_server
+from tokenbus.producer.server.secret_env import without_secrets
 from tokenbus.worker.errors import EngineDied, EngineStartFailed
 
 if TYPE_CHECKING:
@@ -107,25 +108,26 @@ class Deployment:
         log = (Path(self._folder.name) / f"worker-{number}.log").open("w+b")
         self._logs.append(log)
         module = "tokenbus.worker.bench.worker_process"
-        self._workers.append(
-            await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                module,
-                str(os.getpid()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | self._worker_environment(),
-                start_new_session=True,
-            )
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",
+            "-m",
+            module,
+            str(os.getpid()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=without_secrets(os.environ) | self._worker_environment(),
+            start_new_session=True,
         )
+        self._workers.append(process)
+        assert process.stdin is not None
+        process.stdin.write(f"{self.url}\n".encode())
+        process.stdin.close()
 
     def _worker_environment(self) -> dict[str, str]:
         options = self._options
         values: dict[str, object] = {
-            "redis_url": self.url,
             "pool": self.keys.pool,
             "engine": options.engine,
             "log_level": "warning",

@@ -1,7 +1,8 @@
 """A worker of the bench: `tokenbus worker` with settings from the environment, bound to its parent.
 
-Runs as `python -m tokenbus.worker.bench.worker_process PARENT_PID`; when the bench dies, however it
-does, no worker stays behind.
+Runs as `python -m tokenbus.worker.bench.worker_process PARENT_PID` and reads the server's URL from
+standard input, for it may hold a password. When the bench dies, however it does, no worker stays
+behind.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main(argv: list[str]) -> int:
     """Run the worker until it is told to stop; return the exit code."""
     die_with_parent(int(argv[0]))
     try:
-        return run_worker(WorkerSettings.load())
+        return run_worker(WorkerSettings.load(redis_url=sys.stdin.readline().strip()))
     except (ProducerError, EngineError, WorkerError) as error:
         print(f"tokenbus: {error}", file=sys.stderr)
         return 1

@@ -65,7 +65,7 @@ class ControlSettings(ServiceSettings):
         keys = {tenant: key.get_secret_value() for tenant, key in self.webhook_keys.items()}
         if self.webhook_keys_file is not None:
             try:
-                stored = json.loads(self.webhook_keys_file.read_text(encoding="utf-8"))
+                stored = json.loads(self.webhook_keys_file.read_text(encoding="utf-8-sig"))
             except (OSError, ValueError) as error:
                 reason = error.strerror if isinstance(error, OSError) else "it is no JSON"
                 raise SettingsInvalid(f"webhook_keys_file: {reason}") from None

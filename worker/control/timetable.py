@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path  # noqa: TC003 -- pydantic reads the annotations
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -33,6 +33,7 @@ from pydantic import (
 
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
+from tokenbus.producer.settings import setting_problem
 from tokenbus.worker.control.cron_lines import check_line
 from tokenbus.worker.errors import SettingsInvalid
 
@@ -40,10 +41,15 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 _ORDER = ("second", "minute", "hour", "weekday", "day", "month")
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 Weekday = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-Month = Annotated[int, Field(ge=1, le=12)]
-DayOfMonth = Annotated[int, Field(ge=1, le=31)]
-Hour = Annotated[int, Field(ge=0, le=23)]
-Sixtieth = Annotated[int, Field(ge=0, le=59)]
+Month = Annotated[int, Field(ge=1, le=12, strict=True)]
+DayOfMonth = Annotated[int, Field(ge=1, le=31, strict=True)]
+Hour = Annotated[int, Field(ge=0, le=23, strict=True)]
+Sixtieth = Annotated[int, Field(ge=0, le=59, strict=True)]
+T = TypeVar("T")
+# What matches no time is looked for without end.
+Several = Annotated[list[T], Field(min_length=1)]
+# Days of a month in a leap year, from January on.
+_LENGTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 class At(BaseModel):
@@ -51,18 +57,22 @@ class At(BaseModel):
 
     model_config = _STRICT
 
-    month: Month | list[Month] | None = None
-    day: DayOfMonth | list[DayOfMonth] | None = None
-    weekday: Weekday | list[Weekday] | None = None
-    hour: Hour | list[Hour] | None = None
-    minute: Sixtieth | list[Sixtieth] | None = None
-    second: Sixtieth | list[Sixtieth] | None = None
+    month: Month | Several[Month] | None = None
+    day: DayOfMonth | Several[DayOfMonth] | None = None
+    weekday: Weekday | Several[Weekday] | None = None
+    hour: Hour | Several[Hour] | None = None
+    minute: Sixtieth | Several[Sixtieth] | None = None
+    second: Sixtieth | Several[Sixtieth] | None = None
 
     @model_validator(mode="after")
     def _check_any(self) -> Self:
         """Refuse a cron of every second, which nobody means."""
         if not self.model_fields_set:
             raise ValueError("give at least one of month, day, weekday, hour, minute and second")
+        days = _listed(self.day) or [1]
+        months = _listed(self.month) or [1]
+        if min(days) > max(_LENGTHS[month - 1] for month in months):
+            raise ValueError("names a day that none of its months has")
         return self
 
     def fields(self) -> dict[str, Any]:
@@ -74,8 +84,7 @@ class At(BaseModel):
             value = given[name]
             if value is not None:
                 has_smaller = True
-                values = value if isinstance(value, list) else [value]
-                chosen[name] = {_DAYS.index(v) if isinstance(v, str) else v for v in values}
+                chosen[name] = {_DAYS.index(v) if isinstance(v, str) else v for v in _listed(value)}
             elif not has_smaller and name in ("second", "minute", "hour"):
                 chosen[name] = 0
             else:
@@ -112,7 +121,8 @@ class Entry(BaseModel):
         """
         if self.requests is None:
             return [_build(f"cron {self.name}", self.request or {})]
-        lines = (folder / self.requests).read_text(encoding="utf-8").splitlines()
+        # By line feeds alone: JSON may hold the other characters that end lines elsewhere.
+        lines = _read(folder / self.requests).split("\n")
         found = []
         for number, line in enumerate(lines, 1):
             if line.strip():
@@ -152,16 +162,26 @@ class Timetable(BaseModel):
         if path is None:
             return cls()
         try:
-            table = cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+            table = cls.model_validate(tomllib.loads(_read(path)))
             for entry in table.cron:
                 entry.build(path.parent)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise SettingsInvalid(f"{path}: {place}: {first['msg']}") from None
+            raise SettingsInvalid(f"{path}: {setting_problem(error)}") from None
         except (OSError, ValueError) as error:
             raise SettingsInvalid(f"{path}: {error}") from None
         return table
+
+
+def _read(path: Path) -> str:
+    """Read a file, without the mark that some editors begin UTF-8 with."""
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _listed(value: Any) -> list[Any]:
+    """Return the values of a field; none where it is left out."""
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def _build(where: str, fields: dict[str, Any]) -> JobRequest:

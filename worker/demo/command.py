@@ -28,6 +28,8 @@ from tokenbus.worker.settings import WorkerSettings
 from tokenbus.worker.supervisor import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenbus.worker.demo.view import BusState, View
 
 # A worker that is well says nothing beside the picture.
@@ -112,7 +114,7 @@ async def _drive_bus(options: DemoOptions, model: str, console: Console) -> BusF
     try:
         settings = options.worker_settings(model, pool)
         async with (
-            Worker(settings, server.effective_url) as worker,
+            Worker(settings, server.effective_url, tell_phase=_phase_teller(console)) as worker,
             await AsyncClient.connect(server.effective_url, pool=pool) as client,
         ):
             ride = BusRide(client, shop_jobs(options.jobs), options.max_tokens)
@@ -122,6 +124,17 @@ async def _drive_bus(options: DemoOptions, model: str, console: Console) -> BusF
             return BusFigures.of(ride.clocks, peak_running=worker.metrics.peak_running)
     finally:
         await server.close()
+
+
+def _phase_teller(console: Console) -> Callable[[str, int, int], None]:
+    """Return what prints a phase of the engine's start, and how long it has taken so far."""
+
+    def tell(phase: str, percent: int, for_s: int) -> None:
+        share = f", {percent} %" if percent else ""
+        taken = f", {for_s} s" if for_s else ""
+        console.print(f"  {phase}{share}{taken}", markup=False)
+
+    return tell
 
 
 def _view(options: DemoOptions, console: Console) -> View:
@@ -165,4 +178,8 @@ def _drive_taxi(options: DemoOptions, model: str, console: Console) -> TaxiRide:
             f"  job {index + 1}: {num_tokens} tokens in {seconds:.1f} s, {rate:.1f} tok/s"
         )
 
-    return drive_taxi(order, on_job=arrived)
+    def tried(attention: str, tokens_per_s: float) -> None:
+        console.print(f"  trying attention {attention}: {tokens_per_s:.1f} tok/s")
+
+    console.print("  loading transformers and the model ...")
+    return drive_taxi(order, on_job=arrived, on_trial=tried)

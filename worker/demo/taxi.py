@@ -63,9 +63,15 @@ class TaxiRide:
         return self.output_tokens / self.seconds
 
 
-def drive_taxi(order: TaxiOrder, *, on_job: Callable[[int, int, float], None]) -> TaxiRide:
+def drive_taxi(
+    order: TaxiOrder,
+    *,
+    on_job: Callable[[int, int, float], None],
+    on_trial: Callable[[str, float], None],
+) -> TaxiRide:
     """Run the order in a new process; call `on_job(job, tokens, seconds)` as jobs end.
 
+    Before the first job each setting is tried: `on_trial(attention, tokens_per_s)`.
     Raises: TaxiBrokeDown if the process ends without a result.
     """
     command = [sys.executable, "-P", "-m", "tokenbus.worker.demo.taxi"]
@@ -82,7 +88,7 @@ def drive_taxi(order: TaxiOrder, *, on_job: Callable[[int, int, float], None]) -
         ) as process,
     ):
         try:
-            ride = _follow(process, order, on_job)
+            ride = _follow(process, order, on_job, on_trial)
         finally:
             process.kill()
         if ride is None:
@@ -92,7 +98,10 @@ def drive_taxi(order: TaxiOrder, *, on_job: Callable[[int, int, float], None]) -
 
 
 def _follow(
-    process: subprocess.Popen[str], order: TaxiOrder, on_job: Callable[[int, int, float], None]
+    process: subprocess.Popen[str],
+    order: TaxiOrder,
+    on_job: Callable[[int, int, float], None],
+    on_trial: Callable[[str, float], None],
 ) -> TaxiRide | None:
     """Hand over the order and report jobs until the ride is over, or the process is."""
     assert process.stdin
@@ -101,7 +110,9 @@ def _follow(
         process.stdin.write(json.dumps(asdict(order)))
     for line in process.stdout:
         record: dict[str, Any] = json.loads(line)
-        if "job" in record:
+        if "attention" in record and "num_jobs" not in record:
+            on_trial(record["attention"], record["tokens_per_s"])
+        elif "job" in record:
             on_job(record["job"], record["tokens"], record["seconds"])
         elif "num_jobs" in record:
             return TaxiRide(**record)

@@ -1,4 +1,4 @@
-"""The phases of an engine's start as lines of the log, so that a slow one is not silent."""
+"""The phases of an engine's start, told so that a slow one is not silent: in the log by default."""
 
 from __future__ import annotations
 
@@ -9,17 +9,28 @@ from typing import TYPE_CHECKING, Self
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 # A phase that goes on is told again after so long, with how far it is.
 _REPEAT_S = 3.0
 
 
-class StartPhases:
-    """Logs `engine.starting`: a new phase at once, and every three seconds how far it is."""
+def log_phase(phase: str, percent: int, for_s: int) -> None:
+    """Log a phase; what is 0 is left out."""
+    told = {name: value for name, value in (("percent", percent), ("for_s", for_s)) if value}
+    get_logger().info("engine.starting", phase=phase, **told)
 
-    def __init__(self) -> None:
-        self._log = get_logger()
+
+class StartPhases:
+    """Tells a new phase at once, and every three seconds how far it is.
+
+    `tell` takes the phase, the percents of it that are done, 0 where that is not known, and the
+    seconds it has taken.
+    """
+
+    def __init__(self, tell: Callable[[str, int, int], None] = log_phase) -> None:
+        self._tell_phase = tell
         self._phase = "starting the process"
         self._share = 0.0
         self._began_at = time.monotonic()
@@ -51,8 +62,5 @@ class StartPhases:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(_REPEAT_S, self._tell)
-        told: dict[str, object] = {"percent": round(100 * self._share)} if self._share else {}
         taken_s = round(time.monotonic() - self._began_at)
-        if taken_s:
-            told["for_s"] = taken_s
-        self._log.info("engine.starting", phase=self._phase, **told)
+        self._tell_phase(self._phase, round(100 * self._share), taken_s)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 from tokenbus.engine.errors import EngineError
 from tokenbus.worker.engine.current_engine import Outage
 from tokenbus.worker.engine.link import EngineLink
-from tokenbus.worker.engine.start_phases import StartPhases
+from tokenbus.worker.engine.start_phases import StartPhases, log_phase
 from tokenbus.worker.errors import DeathCause, EngineDied, WorkerError
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.messages.engine import Beat, StartEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.messages.engine import EngineReady, Report
     from tokenbus.worker.metrics import Metrics
@@ -49,9 +51,19 @@ class EngineEvents(Protocol):
 
 
 class EngineSupervisor:
-    """Starts the processes that are the current engine, one after another."""
+    """Starts the processes that are the current engine, one after another.
 
-    def __init__(self, settings: WorkerSettings, engine: CurrentEngine, metrics: Metrics) -> None:
+    `tell_phase` hears how their starts go on.
+    """
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        engine: CurrentEngine,
+        metrics: Metrics,
+        tell_phase: Callable[[str, int, int], None] = log_phase,
+    ) -> None:
+        self._tell_phase = tell_phase
         self._settings = settings
         self._engine = engine
         self._metrics = metrics
@@ -65,7 +77,7 @@ class EngineSupervisor:
         """
         settings = self._settings
         build = StartEngine.of(settings.engine_config(), settings.step_log)
-        with StartPhases() as phases:
+        with StartPhases(self._tell_phase) as phases:
             link = EngineLink(build, self._take, phases.note)
             ready = await link.start(self._settings.engine_start_timeout_s)
         self._engine.replace(link)

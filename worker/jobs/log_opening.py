@@ -1,7 +1,7 @@
 """Log opening: a pulled job gets its publisher, which takes the job's log over.
 
-A job that nobody has owned before has nothing in its log: the engine begins while the log is being
-taken over, and its publisher says nothing before it has the log.
+A job that nobody has owned before has no log: it starts at once, and what comes of it first creates
+the log.
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ class LogOpener:
         self._limits = limits
 
     def open_log(self, job: HeldJob) -> None:
-        """Let a job's log be taken over, and start a fresh one at once; others wait for the answer.
+        """Start a fresh job at once; let the log of any other be taken over, and wait for that.
 
         Safe to repeat.
         """
         if job.publisher_link is not None:
             return
-        rules = self._rules(job)
-        is_ahead = rules is not None and job.is_fresh
+        rules, is_ahead = self._rules(job), job.is_fresh
         self._publishers.take_over(job, rules, is_ahead=is_ahead)
-        if rules is not None and is_ahead:
-            num_choices = rules.num_choices
+        if is_ahead:
+            num_choices = 1 if rules is None else rules.num_choices
             nothing = Taken(0, job.request_id, 0, [()] * num_choices, [None] * num_choices)
             self._starter.start(job, nothing)
 

@@ -53,7 +53,7 @@ class PageBudget:
         reserve_fraction: float,
     ) -> None:
         self._held_jobs = held_jobs
-        self._max_rows = limits.max_num_seqs
+        self.max_rows, self.total_pages = limits.max_num_seqs, total_pages
         self._reserve_pages = int(total_pages * reserve_fraction)
         self.available_pages = total_pages
         self._offered_pages = 0
@@ -87,7 +87,7 @@ class PageBudget:
     def room(self) -> Room:
         """Say what new jobs may be pulled for."""
         promised = self._updated()
-        return Room(self._left(), self._max_rows - promised.num_rows, promised.carried)
+        return Room(self._left(), self.free_rows(), promised.carried)
 
     def budget(self) -> int:
         """Return the pages that new jobs may be pulled for; negative while over-admitted."""
@@ -95,8 +95,14 @@ class PageBudget:
         return self._left()
 
     def free_rows(self) -> int:
-        """Return the sequences that the engine could still run."""
-        return self._max_rows - self._updated().num_rows
+        """Return the sequences that the engine could still run.
+
+        Those of jobs that have ended run there no more, but until the queue has answered they count
+        against as many again: no worker that cannot complete what it has pulls for ever.
+        """
+        promised = self._updated()
+        free = self.max_rows - promised.num_rows
+        return min(free, free + self.max_rows - promised.num_ended_rows)
 
     def fits(self, job: HeldJob) -> bool:
         """Tell whether a waiting job may start: it has its pages and rows, or the engine alone."""

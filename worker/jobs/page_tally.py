@@ -30,11 +30,13 @@ LEAVING = (Phase.ENDING, Phase.COMMITTED, Phase.HANDING_BACK)
 class Promise(NamedTuple):
     """What one job is promised: pages of its `own`, and those that it shares with its `prefix`.
 
-    `is_held`: it is in the engine and holds the shared ones.
+    `rows` are those of the engine, `ended_rows` what it had there before it ended. `is_held`: it is
+    in the engine and holds the shared pages.
     """
 
     own: int
     rows: int
+    ended_rows: int
     prefix: str
     shared: int
     is_held: bool
@@ -45,9 +47,10 @@ def promise_to(job: HeldJob, costs: PageCosts) -> Promise:
     name, pages = job.pulled.prefix, _promised_pages(job, costs)
     shared = costs.shares.pages_of(job) if name else 0
     if job.is_in_engine:
-        return Promise(pages, job.num_rows, name, shared, is_held=True)
+        return Promise(pages, job.num_rows, 0, name, shared, is_held=True)
     shared = min(shared, pages)
-    return Promise(pages - shared, job.num_rows, name, shared, is_held=False)
+    rows = (0, job.num_rows) if job.phase in LEAVING else (job.num_rows, 0)
+    return Promise(pages - shared, *rows, name, shared, is_held=False)
 
 
 def _promised_pages(job: HeldJob, costs: PageCosts) -> int:
@@ -67,12 +70,13 @@ def _promised_pages(job: HeldJob, costs: PageCosts) -> int:
 class PageTally:
     """Pages promised to jobs: `own` to each alone, `once` by prefix to all that share them.
 
-    `rows` are those of all jobs that are counted. The shared pages of `held` prefixes are in use;
-    those of `freed` ones were, by jobs that leave.
+    `rows` and `ended_rows` are those of all jobs that are counted. The shared pages of `held`
+    prefixes are in use; those of `freed` ones were, by jobs that leave.
     """
 
     own: int = 0
     rows: int = 0
+    ended_rows: int = 0
     once: dict[str, int] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     freed: dict[str, int] = field(default_factory=dict)
@@ -96,8 +100,9 @@ class PageTally:
         for job in jobs:
             if job.is_waiting and job is not also:
                 continue
-            tally.rows += job.num_rows
             promise = promise_to(job, costs)
+            tally.rows += promise.rows
+            tally.ended_rows += promise.ended_rows
             if job not in without:
                 tally._add(promise)
             elif promise.is_held:

@@ -85,6 +85,7 @@ class PromisedPages:
         self._lanes: dict[str, _LaneJobs] = {}
         self._places: dict[HeldJob, tuple[str, int]] = {}
         self.num_rows = 0
+        self.num_ended_rows = 0
 
     @property
     def num_jobs(self) -> int:
@@ -146,6 +147,7 @@ class PromisedPages:
     def _count(self, promise: Promise, by: int) -> None:
         self._own_pages += by * promise.own
         self.num_rows += by * promise.rows
+        self.num_ended_rows += by * promise.ended_rows
         if not promise.shared:
             return
         shared = self._shared.setdefault(promise.prefix, _SharedPages())

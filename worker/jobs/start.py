@@ -87,7 +87,7 @@ class Starter:
     def prepare(self, job: HeldJob, draft: PromptDraft) -> None:
         """Take the exact size of a tokenised job, or why it can never run."""
         try:
-            job.prepared = self._preparer.finish(draft)
+            prepared = job.prepared = self._preparer.finish(draft)
         except JobRefused as error:
             job.refusal = Failure(error.code, travelling(str(error)), error.field)
         except Exception as error:
@@ -96,7 +96,7 @@ class Starter:
             why = travelling(f"the request could not be prepared: {error}")
             job.refusal = Failure("internal", why)
         else:
-            job.prompt_tokens = job.prepared.num_prompt_tokens
+            job.prompt_tokens = prepared.num_prompt_tokens
 
     def start(self, job: HeldJob, taken: Taken) -> None:
         """Start a job that goes on after `taken`: end one that needs no engine, admit any other.

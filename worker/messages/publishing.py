@@ -8,6 +8,8 @@ it said so: those of a lost session count for nothing (R7).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from tokenbus.engine.grammar.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
@@ -35,7 +37,6 @@ class Configure(msgspec.Struct, tag="configure", array_like=True, kw_only=True):
     token_bytes: list[bytes] | None
     strips_first_space: bool
     log_level: str
-    log_format: str
 
     def __repr__(self) -> str:
         """Name pool and worker; the URL may hold a password."""
@@ -78,17 +79,21 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
 
     def params(self) -> SamplingParams:
         """Return the part that the text depends on."""
-        return SamplingParams(
-            stop=self.stop, include_stop=self.include_stop, min_tokens=self.min_tokens
-        )
+        return _text_params(self.stop, self.include_stop, self.min_tokens)
+
+
+@lru_cache(maxsize=256)
+def _text_params(stop: tuple[str, ...], include_stop: bool, min_tokens: int) -> SamplingParams:
+    """Return one object for all jobs that ask for the same; most ask for nothing."""
+    return SamplingParams(stop=stop, include_stop=include_stop, min_tokens=min_tokens)
 
 
 class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
     """Take a job's log over; without rules only its end is to be written.
 
-    `is_ahead`: nobody can have logged anything, so the engine begins meanwhile, and a `Taken`
-    that comes back tells it nothing new. `job_id` is the text of the job's address, `version` its
-    wire version, `listen` the secret of the client that listens to it, or empty.
+    `is_ahead`: nobody can have logged anything, so the engine begins at once, its first tokens
+    create the log, and no `Taken` comes back. `job_id` is the text of the job's address, `version`
+    its wire version, `listen` the secret of the client that listens to it, or empty.
     """
 
     key: int

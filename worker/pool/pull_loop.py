@@ -2,7 +2,8 @@
 
 After a pull that found nothing the worker waits on the doorbell; after one that found only what
 does not fit, for pages; after one that left all to workers that hold its prefix, until that is
-nobody's any more.
+nobody's any more. A worker that is all but full lets room gather for some milliseconds first: its
+short jobs end one by one, and a pull for each would cost more than the job.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ MAX_WAIT_S = 1.0
 # server 14 us.
 URGENT_LOOK_S = 0.25
 LAST_CLASS = NUM_PRIORITIES - 1
+# Room gathers for as many naps at most, in which 2,000 short jobs a second free room for twelve.
+NUM_NAPS, NAP_S = 3, 0.002
+# Less than these shares of all rows and pages is little room: what is busy beside it is far more
+# than the naps cost.
+ROW_SHARE, PAGE_SHARE = 1 / 16, 1 / 64
 # Answers of a pull that has looked at everything it was given, and those after which one follows.
 NORMAL = (PullStatus.JOBS, PullStatus.EMPTY, PullStatus.FULL, PullStatus.SPARED)
 AT_ONCE = (PullStatus.JOBS, PullStatus.RECONCILE)
@@ -85,6 +91,7 @@ class PullLoop:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 await self._session.opened()
+                await self._gather_room()
                 self._head_of_line.look_anew()
                 try:
                     answer = await self.pull(tasks)
@@ -106,6 +113,15 @@ class PullLoop:
                     await self._head_of_line.wait_for_pages(URGENT_LOOK_S)
                 else:
                     await self._wait_after(pulled)
+
+    async def _gather_room(self) -> None:
+        """Wait a little while there is little room."""
+        for _ in range(NUM_NAPS):
+            room, budget = self._page_budget.room(), self._page_budget
+            has_rows = room.rows >= budget.max_rows * ROW_SHARE
+            if has_rows and room.pages >= budget.total_pages * PAGE_SHARE:
+                return
+            await asyncio.sleep(NAP_S)
 
     async def pull(self, tasks: asyncio.TaskGroup) -> tuple[int, Pulled] | None:
         """Pull once and register what came before anyone else may look at what is held.

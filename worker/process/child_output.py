@@ -10,18 +10,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _READ_BYTES = 1 << 16
-# Of one line; what is longer is cut into several.
-_MAX_LINE_BYTES = 4096
+DEFAULT_LINE_BYTES = 4096
 
 
 class ChildOutput:
     """A pipe for the standard output and error of a child; every line is told on the event loop.
 
-    The child's end is `child_end` until `began`. Grandchildren may hold theirs for longer.
+    The child's end is `child_end` until `began`. Grandchildren may hold theirs for longer. A line
+    of more than `max_line_bytes` is told in pieces.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, say: Callable[[str], None], max_line_bytes: int = DEFAULT_LINE_BYTES
+    ) -> None:
         self._say = say
+        self._max_line_bytes = max_line_bytes
         self._rest = b""
         self._own_end, self.child_end = os.pipe()
         os.set_blocking(self._own_end, False)
@@ -53,9 +56,9 @@ class ChildOutput:
             *lines, self._rest = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
             for line in lines:
                 self._tell(line)
-            while len(self._rest) > _MAX_LINE_BYTES:
-                self._tell(self._rest[:_MAX_LINE_BYTES])
-                self._rest = self._rest[_MAX_LINE_BYTES:]
+            while len(self._rest) > self._max_line_bytes:
+                self._tell(self._rest[: self._max_line_bytes])
+                self._rest = self._rest[self._max_line_bytes :]
 
     def _end(self) -> None:
         self._is_open = False
@@ -65,7 +68,7 @@ class ChildOutput:
         self._rest = b""
 
     def _tell(self, line: bytes) -> None:
-        for start in range(0, len(line), _MAX_LINE_BYTES):
-            text = line[start : start + _MAX_LINE_BYTES].decode(errors="replace").rstrip()
+        for start in range(0, len(line), self._max_line_bytes):
+            text = line[start : start + self._max_line_bytes].decode(errors="replace").rstrip()
             if text:
                 self._say(text)

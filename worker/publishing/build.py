@@ -107,5 +107,4 @@ async def _configure(
         token_bytes=await asyncio.to_thread(table.dump, vocab_size) if table else None,
         strips_first_space=table is not None and table.strips_first_space,
         log_level=settings.log_level,
-        log_format=settings.log_format,
     )

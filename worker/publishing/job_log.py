@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # Asked for with every entry; through the class a member costs twice as much.
 _OPEN, _ENDING, _HANDING_BACK = LogState.OPEN, LogState.ENDING, LogState.HANDING_BACK
-_KNOWN = LogAccess.KNOWN
+_KNOWN, _AHEAD = LogAccess.KNOWN, LogAccess.AHEAD
 
 
 class JobLog:
@@ -40,7 +40,8 @@ class JobLog:
     `num_logged` and `num_entries` say where the log ends; they count only while `access` is
     `known`. `last` is the index of the last token generated; `unlogged_since` is when the oldest
     token that no call has taken yet was delivered. `enqueue` puts the job into the queue of its log
-    writer.
+    writer. `is_overdue`: it was started ahead, and no token has come for so long that its log gets
+    a marker alone.
     """
 
     __slots__ = (
@@ -51,9 +52,11 @@ class JobLog:
         "enqueue",
         "epoch",
         "finish",
+        "is_overdue",
         "job_id",
         "key",
         "last",
+        "listen",
         "num_credited",
         "num_entries",
         "num_logged",
@@ -79,6 +82,7 @@ class JobLog:
         self.job_id = order.job_id
         self.shard = shard_of(order.job_id)
         self.version = order.version
+        self.listen = order.listen
         self.epoch = order.epoch
         self.prompt_tokens = order.prompt_tokens
         self.rules = order.rules
@@ -86,6 +90,7 @@ class JobLog:
         # What the log is to us whenever nothing is known of it: ahead until it was found empty.
         self._void_access = LogAccess.AHEAD if order.is_ahead else LogAccess.UNKNOWN
         self.access = self._void_access
+        self.is_overdue = False
         self.turn = Turn.NONE
         self.enqueue = enqueue
         self.writer_idx = writer_idx
@@ -146,8 +151,17 @@ class JobLog:
         return self.access is _KNOWN and self.num_logged >= self.last
 
     @property
+    def begins(self) -> bool:
+        """Tell whether the next call creates the log with what there is: tokens, or the end."""
+        if self.access is not _AHEAD:
+            return False
+        if self.state is _OPEN or self.state is _HANDING_BACK:
+            return self.last > 0
+        return self.state is _ENDING
+
+    @property
     def wants_log(self) -> bool:
-        """Tell whether there is something to ask of the log: a takeover, an append or an end."""
+        """Tell whether there is something to ask of the log: a start, an append or an end."""
         state, access = self.state, self.access
         if access is _KNOWN:
             if state is _OPEN or state is _HANDING_BACK:
@@ -155,6 +169,8 @@ class JobLog:
             return state is _ENDING
         if access is LogAccess.BARRED or access is LogAccess.RESTORING:
             return False
+        if access is _AHEAD and (state is _OPEN or state is _HANDING_BACK):
+            return self.last > 0 or (self.is_overdue and state is _OPEN)
         return state is not _HANDING_BACK and state is not LogState.DROPPED
 
     @property
@@ -169,9 +185,9 @@ class JobLog:
     ) -> None:
         """Begin from what earlier owners logged: text, stop state and which choices had ended."""
         tokens = list(events)
-        num_choices = max((event.choice + 1 for event in tokens), default=1)
-        if self.rules is not None:
-            num_choices = max(num_choices, self.rules.num_choices)
+        num_choices = 1 if self.rules is None else self.rules.num_choices
+        if tokens:
+            num_choices = max(num_choices, *(event.choice + 1 for event in tokens))
         transcript = Transcript(self.job_id, num_choices)
         transcript.restore(tokens)
         self.reasons = [None] * num_choices
@@ -185,6 +201,8 @@ class JobLog:
         for choice in range(rules.num_choices):
             text = ChoiceText(tokenizer, rules.prompt_tail, params)
             self.texts.append(text)
+            if not tokens:
+                continue
             ids = transcript.ids_of(choice)
             if not ids:
                 continue
@@ -204,6 +222,8 @@ class JobLog:
 
     def _stop_reasons(self) -> tuple[int | str | None, ...]:
         """Return per choice the stop string or stop id that ended it; empty where none did."""
+        if FinishReason.STOP.value not in self.reasons:
+            return ()
         stops = tuple(self._stop_reason(choice) for choice in range(len(self.texts)))
         return stops if any(stop is not None for stop in stops) else ()
 

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenbus.worker.errors import PublisherDied
+from tokenbus.worker.logs import relay
 from tokenbus.worker.messages.publishing import (
     ORDERS,
     PUBLISHER_REPORTS,
@@ -16,6 +17,7 @@ from tokenbus.worker.messages.publishing import (
     TakeOver,
 )
 from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.child_output import ChildOutput
 from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT_S = 60.0
 _REAP_TIMEOUT_S = 5.0
+# A line of a log may hold a trace.
+_MAX_LOG_LINE_BYTES = 1 << 17
 _MODULE = "tokenbus.worker.publishing.publisher_process"
 
 
@@ -71,6 +75,7 @@ class ProcessLink:
         self._on_report = on_report
         self._process: asyncio.subprocess.Process | None = None
         self._writer: FrameWriter | None = None
+        self._output: ChildOutput | None = None
         self._ready = asyncio.Event()
         self._cpu_s = 0.0
         self._asked_at = time.monotonic()
@@ -87,9 +92,13 @@ class ProcessLink:
 
         Raises: PublisherDied.
         """
-        self._process, transport = await spawn(
-            _MODULE, lambda: FrameReceiver(self._receive, self.died.set)
-        )
+        self._output = ChildOutput(lambda line: relay(line, "publisher.said"), _MAX_LOG_LINE_BYTES)
+        try:
+            self._process, transport = await spawn(
+                _MODULE, lambda: FrameReceiver(self._receive, self.died.set), self._output
+            )
+        finally:
+            self._output.began()
         self._writer = FrameWriter(transport)
         self.send(self._configure)
         waits = [asyncio.ensure_future(self._ready.wait()), asyncio.ensure_future(self.died.wait())]
@@ -100,7 +109,7 @@ class ProcessLink:
                 wait.cancel()
         if not self._ready.is_set() or self.died.is_set():
             await self.stop()
-            raise PublisherDied("a publisher process did not start; see its output")
+            raise PublisherDied("a publisher process did not start; the log has what it said")
 
     def send(self, order: Order) -> None:
         """Send an order; what is on its way is bounded by the engine's credit."""
@@ -141,6 +150,8 @@ class ProcessLink:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_REAP_TIMEOUT_S):
                 await process.wait()
+        if self._output is not None:
+            self._output.close()
 
     def _receive(self, body: bytes) -> None:
         report = PUBLISHER_REPORTS.decode(body)

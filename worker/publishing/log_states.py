@@ -18,6 +18,9 @@ class LogState(Enum):
     `dropped`: the worker has let the job go, by its order; nothing is written any more.
     """
 
+    # Members are compared as objects, and so hashed: by their names it takes five times as long.
+    __hash__ = object.__hash__
+
     OPEN = "open"
     ENDING = "ending"
     COMMITTED = "committed"
@@ -44,7 +47,8 @@ class LogAccess(Enum):
     """What this owner knows of the log and may do with it; `JobLog.set_access` holds the moves.
 
     `unknown`: a takeover has to come first.
-    `ahead`: likewise, and the engine has begun from nothing, so that only an empty log will do.
+    `ahead`: the engine has begun from nothing. The first tokens create the log, or a takeover does
+    where none come for a while; a log that has tokens of any other start will not do.
     `restoring`: the log is taken over, and what earlier owners logged is being read.
     `known`: the log is taken over and ends at `num_logged`.
     `barred`: the log is another's, breaks the rules or cannot be read; it is left alone until the
@@ -53,6 +57,8 @@ class LogAccess(Enum):
     The publisher moves it by what a takeover answers, and back when the session opens; the log
     writer by what appends and ends answer.
     """
+
+    __hash__ = object.__hash__
 
     UNKNOWN = "unknown"
     AHEAD = "ahead"

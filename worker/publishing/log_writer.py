@@ -1,20 +1,18 @@
 """A log writer moves tokens into the logs, in order and once, and commits the ends.
 
-Each job wants at most one thing of its log at a time: a takeover, the next tokens, or its end. A
-log writer takes up to 64 such jobs and spends one script call per kind; while a call is under way
-new tokens gather, so that a slow server gets fewer and larger entries. A job belongs to one log
-writer, and so to one connection, for life, and is in one call at a time. The log's answer decides
-(rules R1 to R4). Packing, calls and answers are one noun, past three hundred lines: each is read by
-the next.
+Each job wants at most one thing of its log at a time: a takeover, its beginning, the next tokens,
+or its end. A log writer takes up to 64 such jobs and spends one script call per kind; while a call
+is under way new tokens gather, so that a slow server gets fewer and larger entries. A job belongs
+to one log writer, and so to one connection, for life, and is in one call at a time. The log's
+answer decides (rules R1 to R4). Calls and answers are one noun, past three hundred lines: each is
+read by the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from redis.exceptions import RedisError
@@ -22,6 +20,7 @@ from redis.exceptions import RedisError
 from tokenbus.engine.containment import Containment
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts.append_batch import AppendBatch
+from tokenbus.producer.scripts.begin_batch import BeginBatch
 from tokenbus.producer.scripts.log import MAX_BATCH, End, LogScripts, Takeover
 from tokenbus.producer.scripts.replies import LogStatus
 from tokenbus.producer.scripts.runner import ScriptRunner
@@ -31,6 +30,7 @@ from tokenbus.worker.messages.publishing import Broken, Committed, Fenced
 from tokenbus.worker.publishing.coalescing import Coalescing
 from tokenbus.worker.publishing.log_connection import LogConnection
 from tokenbus.worker.publishing.log_states import LogAccess, LogState, Turn
+from tokenbus.worker.publishing.packing import add_beginning, add_tokens, end_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -46,6 +46,11 @@ T = TypeVar("T")
 # A slice does not wait for the answer to the one before: four calls bridge the way to the server
 # and back while a step is written.
 NUM_LOG_WRITERS = 4
+# A whole answer costs the server as much as four appends: 24 keep it for 0.34 ms.
+_MAX_BEGINNINGS = 24
+
+# What one job of a call begins with: its last index, its number of entries, its finish if it ends.
+_Beginning = tuple[int, int, str]
 
 
 class LogWriter:
@@ -161,12 +166,17 @@ class LogWriter:
 
     async def _advance(self, jobs: Sequence[JobLog]) -> None:
         known = LogAccess.KNOWN
-        takeovers = [job for job in jobs if job.access is not known]
+        begins = [job for job in jobs if job.begins]
+        others = [job for job in jobs if not job.begins] if begins else jobs
+        for shard, part in _by_shard(begins):
+            for first in range(0, len(part), _MAX_BEGINNINGS):
+                await self._begin(shard, part[first : first + _MAX_BEGINNINGS])
+        takeovers = [job for job in others if job.access is not known]
         if takeovers:
             await self._take_over(takeovers)
-        appends = [job for job in jobs if job.access is known and job.num_logged < job.last]
-        for shard in sorted({job.shard for job in appends}):
-            await self._append(shard, [job for job in appends if job.shard == shard])
+        appends = [job for job in others if job.access is known and job.num_logged < job.last]
+        for shard, part in _by_shard(appends):
+            await self._append(shard, part)
         ends = [job for job in jobs if job.state is LogState.ENDING and job.is_fully_logged]
         if ends:
             await self._end(ends)
@@ -179,10 +189,64 @@ class LogWriter:
         items = [Takeover(job.job_id, job.epoch, self._host.worker) for job in jobs]
         replies = await self._call(lambda: self._scripts.takeover(items))
         for job, reply in zip(jobs, replies, strict=True):
-            if reply.status in (LogStatus.OK, LogStatus.LOG):
-                self._host.taken(job, reply.last, reply.entries)
-            else:
-                self._heed(job, reply)
+            self._heed(job, reply)
+
+    async def _begin(self, shard: int, jobs: list[JobLog]) -> None:
+        # The worker may have let some go while a call before this one was under way.
+        jobs = [job for job in jobs if job.begins]
+        if not jobs:
+            return
+        parts = self._containment.split(
+            jobs, lambda part: self._packed_begins(jobs[part]), "its first tokens were packed"
+        )
+        self._break_failed()
+        for part, packed in parts:
+            if packed is not None:
+                await self._send_begins(shard, jobs[part], *packed)
+
+    @staticmethod
+    def _packed_begins(jobs: list[JobLog]) -> tuple[BeginBatch, list[_Beginning]]:
+        batch = BeginBatch()
+        return batch, [add_beginning(job, batch) for job in jobs]
+
+    async def _send_begins(
+        self, shard: int, jobs: list[JobLog], batch: BeginBatch, begun: list[_Beginning]
+    ) -> None:
+        started_at = time.monotonic()
+        sinces = [job.unlogged_since for job in jobs]
+        for job, (to, _, _) in zip(jobs, begun, strict=True):
+            job.sent_at = started_at
+            if to == job.last:
+                job.unlogged_since = None
+        worker = self._host.worker
+        others = await self._call(lambda: self._scripts.begin_batch(shard, worker, batch))
+        now = time.monotonic()
+        lags_s: list[float] = []
+        num_fresh, waits_s = 0, 0.0
+        for number, (job, (to, num_entries, finish)) in enumerate(zip(jobs, begun, strict=True)):
+            if number in others:
+                self._heed(job, others[number])
+                continue
+            job.take_over()
+            job.num_logged, job.num_entries = to, 1 + num_entries
+            if to:
+                job.enqueue = self._enqueue_behind
+                since = sinces[number] or started_at
+                waits_s += started_at - since
+                lags_s.append(now - since)
+                num_fresh += max(0, to - job.num_credited)
+                job.num_credited = max(to, job.num_credited)
+            if finish:
+                self._commit(job, finish)
+        if lags_s:
+            self._note_call(started_at, now, num_fresh, lags_s, waits_s)
+
+    def _note_call(
+        self, started_at: float, now: float, num_fresh: int, lags_s: list[float], waits_s: float
+    ) -> None:
+        """Count a call that logged tokens."""
+        self._coalescing.called(started_at, now)
+        self._host.progress_counter.called(num_fresh, lags_s, waits_s, self._coalescing.hold_s)
 
     async def _append(self, shard: int, jobs: list[JobLog]) -> None:
         parts = self._containment.split(
@@ -204,9 +268,10 @@ class LogWriter:
         for job in jobs:
             # A first token goes alone.
             is_first = job.enqueue is not self._enqueue_behind
-            to, since = _pack(job, batch, 1 if is_first else None), job.unlogged_since
+            to, since = add_tokens(job, batch, 1 if is_first else None), job.unlogged_since
             sent.append((job, to))
             sinces.append(started_at if since is None else since)
+        batch.heard_by([job.listen for job in jobs])
         return batch, sent, sinces
 
     async def _send(
@@ -232,9 +297,8 @@ class LogWriter:
             if to > job.num_credited:
                 num_fresh += to - job.num_credited
                 job.num_credited = to
-        self._coalescing.called(started_at, now)
         waits_s = len(sinces) * started_at - sum(sinces)
-        self._host.progress_counter.called(num_fresh, lags_s, waits_s, self._coalescing.hold_s)
+        self._note_call(started_at, now, num_fresh, lags_s, waits_s)
 
     def _accept(self, job: JobLog, reply: LogReply) -> bool:
         """Take an answer other than plain success; return whether the log holds what was sent."""
@@ -249,7 +313,7 @@ class LogWriter:
 
     async def _end(self, jobs: list[JobLog]) -> None:
         parts = self._containment.split(
-            jobs, lambda part: [_end_of(job) for job in jobs[part]], "its end was packed"
+            jobs, lambda part: [end_of(job) for job in jobs[part]], "its end was packed"
         )
         self._break_failed()
         for part, items in parts:
@@ -280,9 +344,16 @@ class LogWriter:
         self._host.emit(Committed(self._host.generation, job.key, finish))
 
     def _heed(self, job: JobLog, reply: LogReply) -> None:
-        """Do what the log says where it does not let this owner go on."""
+        """Do what a start's answer says, or any that does not let this owner go on."""
         host = self._host
         match reply.status:
+            case LogStatus.OK | LogStatus.LOG:
+                host.taken(job, reply.last, reply.entries)
+            case LogStatus.ALREADY:
+                # Begun by this very start, and the answer was lost.
+                job.take_over()
+                job.enqueue = self._enqueue_behind if reply.last else job.enqueue
+                host.follow(job, reply.last, reply.entries)
             case LogStatus.TERMINAL:
                 if job.finish is None:
                     # Another's end: should the server forget it, it is written again.
@@ -300,29 +371,7 @@ class LogWriter:
                 host.emit(Broken(host.generation, job.key, reply.finish))
 
 
-def _pack(job: JobLog, batch: AppendBatch, limit: int | None) -> int:
-    """Add what the log lacks, at most `limit` tokens, to a batch; return its last index."""
-    transcript = job.transcript
-    if transcript is None:
-        raise RuntimeError(f"job {job.job_id} has tokens but no transcript")
-    job_id, epoch, start = job.job_id, job.epoch, job.num_logged + 1
-    if start == job.last and (newest := transcript.newest()) is not None:
-        batch.add_one(job_id, epoch, start, newest, job.num_entries, job.version)
-        return start
-    choice, start, text, ids, ends, logprobs = transcript.slice_after(job.num_logged, limit)
-    wire = json.dumps(logprobs, separators=(",", ":")) if logprobs else ""
-    entries, version = job.num_entries, job.version
-    batch.add(job_id, epoch, choice, start, text, ids, ends, wire, entries, version)
-    return start + len(ids) - 1
-
-
-def _end_of(job: JobLog) -> End:
-    if job.transcript is None or job.finish is None:
-        raise RuntimeError(f"job {job.job_id} ends without a decision")
-    result = replace(
-        job.transcript.result(job.epoch, job.finish),
-        prompt_logprobs=job.prompt_logprobs,
-        version=job.version,
-    )
-    finish = job.finish.dump()
-    return End(job.job_id, job.epoch, job.last, finish, result.dump(), version=job.version)
+def _by_shard(jobs: Sequence[JobLog]) -> list[tuple[int, list[JobLog]]]:
+    """Group jobs by their shards."""
+    shards = sorted({job.shard for job in jobs})
+    return [(shard, [job for job in jobs if job.shard == shard]) for shard in shards]

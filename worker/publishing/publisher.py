@@ -32,6 +32,7 @@ from tokenbus.worker.messages.publishing import (
 from tokenbus.worker.publishing.job_log import JobLog
 from tokenbus.worker.publishing.log_states import LogAccess, LogState, Turn
 from tokenbus.worker.publishing.log_writer import NUM_LOG_WRITERS, LogWriter
+from tokenbus.worker.publishing.overdue import OverdueJobs
 from tokenbus.worker.publishing.progress import ProgressCounter
 from tokenbus.worker.publishing.step_reader import FIRST_ROWS, SLICE_ROWS, StepReader
 
@@ -75,6 +76,7 @@ class Publisher:
         self._tokenizer = tokenizer
         self._job_logs: dict[int, JobLog] = {}
         self._num_added = 0
+        self._overdue_jobs = OverdueJobs(self.touch)
         self._log_writers = [LogWriter(self, redis) for _ in range(NUM_LOG_WRITERS)]
         # What one job's text or log raises fails that job.
         self._containment: Containment[JobLog] = Containment()
@@ -231,6 +233,7 @@ class Publisher:
         self._job_logs[job.key] = job
         if order.is_ahead:
             self._begin(job)
+            self._overdue_jobs.watch(job)
         self.touch(job)
 
     def _begin(self, job: JobLog) -> None:
@@ -256,6 +259,8 @@ class Publisher:
         if job is not None:
             job.move_to(LogState.DROPPED)
             self.progress_counter.freed(max(0, job.last - job.num_credited))
+            # A call under way does not free them again.
+            job.num_credited = max(job.last, job.num_credited)
 
     def _report_taken(self, job: JobLog) -> None:
         if job.transcript is None or job.state is not LogState.OPEN:

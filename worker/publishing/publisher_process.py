@@ -75,7 +75,8 @@ class PublisherProcess(asyncio.Protocol):
         self.hung_up.set()
 
     def _build(self, order: Configure) -> Publisher:
-        logs.configure(order.log_level, order.log_format)
+        # The worker writes these lines into its log, in its form.
+        logs.configure(order.log_level, "json")
         logs.bind(worker_id=order.worker)
         redis = make_redis(order.redis_url, order.call_timeout_s)
         session = Session(redis, order.lease_ttl_s)

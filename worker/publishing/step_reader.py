@@ -188,7 +188,13 @@ def _add_tokens(
     """Add tokens with their text; return how many lie behind a stop string."""
     if job.transcript is None:
         raise RuntimeError(f"job {job.job_id} runs without a transcript")
-    released = job.texts[choice].push(ids, is_last=is_last, stop_token_id=stop_id)
+    text, is_alone = job.texts[choice], len(ids) == 1 and not logprobs
+    if is_alone and text.is_plain and not job.transcript.has_logprobs(choice):
+        shown = text.push_last(ids[0], stop_id) if is_last else text.push_plain(ids[0])
+        job.append_one(choice, ids[0], shown)
+        job.last += 1
+        return 0
+    released = text.push(ids, is_last=is_last, stop_token_id=stop_id)
     wire = [_wire_logprobs(entry) for entry in logprobs[: len(released.ids)]]
     job.transcript.append(choice, released.ids, released.texts, wire)
     job.last = job.transcript.last

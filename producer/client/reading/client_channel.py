@@ -9,7 +9,6 @@ Whoever has the name hears the jobs: it is told to the server alone.
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 from collections import deque
 from time import monotonic
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 _KEPT_S = 60.0
 _KEPT_STREAMS = 16
 _MAX_KEPT_JOBS = 65_536
+# Submits do not wait for the channel for so long after it could not be had.
+_HURRY_S = 30.0
 # A client that has read none of so many jobs in a row does not read: it stops listening.
 _MAX_UNREAD = 512
 # Of a stored request that asks for what no event tells; inside a text the quotes are escaped.
@@ -66,11 +67,16 @@ class ClientChannel:
         self._num_unread = 0
         # Whether a worker was ever heard here: those of earlier releases are not.
         self.is_proven = False
+        # No submit waits for a subscription before, because one was not confirmed lately.
+        self._hurries_until = 0.0
+        # Whether the user of the server has the rights.
+        self.is_allowed = True
 
     @property
     def listen(self) -> str:
-        """Return the secret that jobs are submitted with; empty for who does not read them."""
-        return "" if self._num_unread > _MAX_UNREAD else self._secret
+        """Return the secret that jobs are submitted with; empty for who does not hear them."""
+        is_used = self.is_allowed and self._num_unread <= _MAX_UNREAD
+        return self._secret if is_used else ""
 
     async def begin(self, shards: Iterable[int], timeout_s: float) -> None:
         """Listen to shards before jobs are submitted to them; what fails is not heard.
@@ -80,15 +86,23 @@ class ClientChannel:
         """
         if not self.listen:
             return
-        for shard in shards:
-            channel = self._shards.get(shard)
-            if channel is None:
-                name = self._keys.client_channel(shard, self._secret).encode()
-                channel = self._shards[shard] = _Shard(self, shard, name)
-                self._hub.listen(name, channel)
-            if timeout_s and not self._hub.is_live(channel.name):
-                with contextlib.suppress(ServerError):
-                    await self._hub.wait_for(channel.name, timeout_s)
+        names = [(self._shards.get(shard) or self._begin(shard)).name for shard in shards]
+        now = monotonic()
+        if not timeout_s or now < self._hurries_until:
+            return
+        try:
+            for name in names:
+                if not self._hub.is_live(name):
+                    await self._hub.wait_for(name, max(0.0, now + timeout_s - monotonic()))
+        except ServerError:
+            self._hurries_until = monotonic() + _HURRY_S
+
+    def _begin(self, shard: int) -> _Shard:
+        name = self._keys.client_channel(shard, self._secret).encode()
+        channel = _Shard(self, shard, name)
+        self._hub.listen(name, channel)
+        self._shards[shard] = channel
+        return channel
 
     def expect(self, new: NewJob) -> None:
         """Keep what will be heard of a job that is about to be submitted."""
@@ -109,9 +123,9 @@ class ClientChannel:
             if kept.heard_at < monotonic() - _KEPT_S:
                 self._leave_unread(oldest)
             else:
-                self.forget(oldest)
+                self.drop(oldest)
 
-    def forget(self, address: str) -> None:
+    def drop(self, address: str) -> None:
         """Keep nothing of a job that nobody has submitted, or that is too old."""
         job = self._kept.pop(address, None)
         if job is not None:
@@ -162,7 +176,7 @@ class ClientChannel:
         job = self._kept.get(key)
         if job is None:
             return None
-        self.forget(key)
+        self.drop(key)
         return job if job.end is not None or self._is_live(job.shard) else None
 
     def _let_go(self, subscription: Subscription) -> None:
@@ -219,7 +233,7 @@ class ClientChannel:
 
     def _leave_unread(self, key: str) -> None:
         """Forget a job that has ended: its log or result tells all of it."""
-        self.forget(key)
+        self.drop(key)
         self._num_unread += 1
         if self._num_unread > _MAX_UNREAD and not self._read:
             self._stop()

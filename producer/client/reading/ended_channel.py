@@ -29,12 +29,16 @@ class EndedChannel:
         self._hub = hub
         self._name = keys.of("ended").encode()
         self._listeners: set[EndedListener] = set()
+        # Whether the user of the server has the right.
+        self.is_allowed = True
 
     async def join(self, listener: EndedListener, timeout_s: float) -> None:
         """Tell a listener of what is complete from now on; without success nothing is told.
 
         Raises: ClientClosed, WrongEventLoop.
         """
+        if not self.is_allowed:
+            return
         self._listeners.add(listener)
         self._hub.listen(self._name, self)
         with contextlib.suppress(ServerError):

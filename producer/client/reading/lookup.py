@@ -121,6 +121,7 @@ class Lookup:
             found.reverse()
         else:
             events = await log.events(job_id, cursor)
+            result = await log.result(job_id) if events is None else result
         return KnownJob(read_record(job_id, fields), events, result, job_id)
 
     async def _ask(self, job_id: str) -> list[Any]:

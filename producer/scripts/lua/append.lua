@@ -1,25 +1,30 @@
 #!lua flags=allow-oom
---@args belt_ms publish batch
+--@args belt_ms publish batch clients:rest
 --@use tail: tail_of answer failed
 -- Log tokens and publish them. Compared are epoch and `to` of the log's last entry, never its id.
 --
 -- The batch is one flat msgpack array, COLUMNS values a job; entry and message come ready-made,
 -- because gluing them together here costs three times as much. Answers name only the items that
--- were not simply written: { number, status, epoch, last, finish, entries }.
+-- were not simply written: { number, status, epoch, last, finish, entries }. Where clients have
+-- channels of their own a second array names that of each job, or is empty there.
 local COLUMNS = 7
-local LOG, CHANNEL = L.log, L.tok
+local LOG, CHANNEL, CLIENT = L.log, L.tok, L.cli
 local call = redis.call
+local heard = ARGV[clients] and cmsgpack.unpack(ARGV[clients])
 
-local function write(log, job, id, belt, entry, message)
+local function write(log, job, id, belt, entry, message, number)
   call('XADD', log, id, 'e', entry)
   -- The marker gave the log its belt; renewing it now and then is enough, and costs less.
   if belt == 1 then
     call('PEXPIRE', log, belt_ms)
   end
   call(publish, CHANNEL .. job, message)
+  if heard and heard[number] ~= '' then
+    call(publish, CLIENT .. heard[number], message)
+  end
 end
 
-local function append_compared(job, start, id, _, belt, entry, message)
+local function append_compared(number, job, start, id, _, belt, entry, message)
   local log = LOG .. job
   local tail = tail_of(log)
   if not tail then
@@ -39,7 +44,7 @@ local function append_compared(job, start, id, _, belt, entry, message)
   if tail.to + 1 ~= start then
     return answer('gap', tail, log)
   end
-  write(log, job, id, belt, entry, message)
+  write(log, job, id, belt, entry, message, number)
   return { 'ok', epoch, to, '', call('XLEN', log) }
 end
 
@@ -60,7 +65,8 @@ local function append_counted()
     if entries == 0 or call('XLEN', log) ~= entries then
       return
     end
-    write(log, job, items[first + 2], items[first + 4], items[first + 5], items[first + 6])
+    write(log, job, items[first + 2], items[first + 4], items[first + 5], items[first + 6],
+      (first + 6) / COLUMNS)
     first = first + COLUMNS
   end
 end
@@ -69,11 +75,12 @@ local out = {}
 while first <= count do
   pcall(append_counted)
   if first <= count then
-    local ok, reply = pcall(append_compared, unpack(items, first, first + COLUMNS - 1))
+    local number = (first + 6) / COLUMNS
+    local ok, reply = pcall(append_compared, number, unpack(items, first, first + COLUMNS - 1))
     if not ok then
       reply = failed(reply)
     end
-    table.insert(reply, 1, (first - 1) / COLUMNS)
+    table.insert(reply, 1, number - 1)
     out[#out + 1] = reply
     first = first + COLUMNS
   end

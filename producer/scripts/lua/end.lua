@@ -2,11 +2,10 @@
 --@args belt_ms publish batch
 --@use tail: tail_of answer
 --@use each: each
--- The commit point; `head` is what the job's messages begin with, up to the epoch: terminal entry and result value in one call. No short TTL here: the log must
--- outlive the record's way to `done`.
-return each(batch, function(job, epoch, to, owned, finish, result, head)
-  local log = L.log .. job
-  local tail = tail_of(log)
+--@use commit: commit
+-- End a job. An item names the channel of the client that submitted it last, if it has one.
+return each(batch, function(job, epoch, to, owned, finish, result, head, listen)
+  local tail = tail_of(L.log .. job)
   if owned then
     if not tail then
       return answer('nolog')
@@ -26,12 +25,6 @@ return each(batch, function(job, epoch, to, owned, finish, result, head)
   if at ~= to then
     return answer('gap', tail)
   end
-  redis.call('XADD', log, string.format('%d-%d', epoch, to + 1), 'finish', finish, 'from', to + 1,
-    'to', to)
-  redis.call('PEXPIRE', log, belt_ms)
-  redis.call('SET', L.result .. job, result, 'PX', belt_ms)
-  redis.call(publish, L.tok .. job, head .. epoch
-    .. ',"choice":0,"from":' .. to + 1 .. ',"to":' .. to .. ',"text":"","ids":[],"ends":[],"finish":'
-    .. finish .. '}')
+  commit(publish, belt_ms, job, epoch, to, finish, result, head, listen)
   return { 'ok', epoch, to, finish, 0 }
 end)

@@ -34,6 +34,7 @@ from tokenbus.producer.server.guarded.folder_owner import (
     shown,
     user_name,
 )
+from tokenbus.producer.server.guarded.unforked import close_unforked, open_unforked
 
 CLIENTS_LOCK = "clients.lock"
 GUARD_LOCK = "guard.lock"
@@ -145,22 +146,22 @@ class DataFolder:
     def take_guard_lock(self) -> list[int] | None:
         """Take the guard's lock if it is free, None otherwise.
 
-        Returns: the descriptors that carry it, to be inherited by guard and server; it is free once
-        all copies are closed. Raises: OSError.
+        Returns: the descriptors that carry it, to be inherited by guard and server and closed by
+        `close_unforked`; it is free once all copies are closed. Raises: OSError.
         """
         # Opened once more: a lock belongs to one opening, and `fd` stays with this process.
-        fds = [self._open(".", os.O_RDONLY | os.O_DIRECTORY)]
+        fds = [open_unforked(lambda: self._open(".", os.O_RDONLY | os.O_DIRECTORY))]
         try:
             if not _try_lock_folder(fds[0]):
                 raise BlockingIOError
-            fds.append(self._open(GUARD_LOCK, os.O_RDWR | os.O_CREAT))
+            fds.append(open_unforked(lambda: self._open(GUARD_LOCK, os.O_RDWR | os.O_CREAT)))
             if not try_lock(fds[1]) or not self.is_current(fds[1], GUARD_LOCK):
                 raise BlockingIOError
         except BlockingIOError:
-            close_all(fds)
+            close_unforked(fds)
             return None
         except BaseException:
-            close_all(fds)
+            close_unforked(fds)
             raise
         return fds
 
@@ -267,12 +268,6 @@ def try_lock(fd: int, *, is_shared: bool = False) -> bool:
 def unlock(fd: int) -> None:
     """Give a lock back; never one that was inherited, which would end for all."""
     _fcntl().flock(fd, _fcntl().LOCK_UN)
-
-
-def close_all(fds: list[int]) -> None:
-    """Close descriptors."""
-    for fd in fds:
-        os.close(fd)
 
 
 def _fcntl() -> Any:

@@ -84,7 +84,8 @@ def test_text_that_cannot_be_encoded_takes_no_other_along() -> None:
     """Each of the others has its ids, and the error stands in the place of the text."""
     tokenizer = build_null_tokenizer()
     encoder = PromptEncoder(tokenizer)
-    encoder._backend = _Stubborn(encoder._backend)
+    stubborn: Any = _Stubborn(encoder._backend)
+    encoder._backend = stubborn
     found = encoder.encode(["a", "refused", "b", "refused too"], special=True)
     assert [found[0], found[2]] == [tokenizer.encode("a"), tokenizer.encode("b")]
     assert [type(found[1]), type(found[3])] == [ValueError, ValueError]

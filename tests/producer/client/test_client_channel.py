@@ -13,7 +13,7 @@ from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.channel import parse_message
-from tokenbus.producer.contract.result import JobResult
+from tokenbus.producer.contract.result import JobCancelled, JobResult
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.scripts import Takeover
 from tokenbus.producer.scripts.completion import JobCompletion
@@ -145,6 +145,19 @@ async def test_results_of_many_jobs_cost_no_look(client: AsyncClient, looks: lis
         stored = await client.scripts.log.result(job.job_id)
         assert stored is not None
         assert result == type(result).parse(stored)  # type: ignore[union-attr]  # seen above
+
+
+async def test_end_without_an_owner_is_heard(client: AsyncClient, looks: list[str]) -> None:
+    """A job that is cancelled while it waits ends its stream at once."""
+    first, second = await submitted(client, 2)
+    streams = [asyncio.ensure_future(read(client, first)), client.results([second])]
+    for job in (first, second):
+        assert await client.cancel(job)
+    async with asyncio.timeout(PATIENCE_S):
+        [end], [early] = await asyncio.gather(*streams)
+    assert end.finish.reason == "cancelled"
+    assert isinstance(early, JobCancelled)
+    assert not looks
 
 
 async def test_events_before_the_stream_are_kept_within_bounds(

@@ -84,7 +84,9 @@ async def test_list_is_bounded_and_scans_no_keys(
     assert not {"SCAN", "KEYS"} & set(asked)
 
 
-@pytest.mark.parametrize("wanted", [{"limit": 0}, {"limit": 1001}, {"states": ["done"]}])
+@pytest.mark.parametrize(
+    "wanted", [{"limit": 0}, {"limit": 1001}, {"states": ["done"]}, {"tenant": "a\ud800"}]
+)
 async def test_list_that_makes_no_sense_is_refused(scripts: Scripts, wanted: Any) -> None:
     """Limits have bounds, and jobs that ended are in no list."""
     with pytest.raises(RequestInvalid):

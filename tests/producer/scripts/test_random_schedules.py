@@ -104,6 +104,9 @@ RULES = {
     "takeover stops at a terminal entry (R2)": Change(
         "takeover", "if tail and tail.ended then", "if false then"
     ),
+    "a begin that finds a log says so (R2)": Change(
+        "begin", "return what_stands(tail, log, epoch, worker, start)", "return"
+    ),
     "the marker carries the index (R3)": Change(
         "takeover", "local last = tail and tail.to or 0", "local last = 0"
     ),
@@ -120,7 +123,10 @@ RULES = {
         "requeue", "  if suspected == 1 then", "  if false then"
     ),
     "the commit sets no short TTL (R9)": Change(
-        "end", "redis.call('PEXPIRE', log, belt_ms)", "redis.call('PEXPIRE', log, 120000)"
+        "end", "redis.call('PEXPIRE', log, ttl_ms)", "redis.call('PEXPIRE', log, 120000)"
+    ),
+    "a whole answer sets no short TTL (R9)": Change(
+        "begin", "redis.call('PEXPIRE', log, ttl_ms)", "redis.call('PEXPIRE', log, 120000)"
     ),
     "a job is completed once (R9)": Change(
         "complete_many", "local kept = { 'state', 'done',", "local kept = { 'state', record[1],"

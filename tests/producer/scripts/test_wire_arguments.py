@@ -18,7 +18,7 @@ import pytest
 from lua.parts import part_names
 
 from tokenbus.producer.contract.new_job import NewJob
-from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
+from tokenbus.producer.scripts import Append, Begin, Bounds, Budget, End, Scripts, Takeover
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.control import ClaimedWebhook, WebhookOutcome, WebhookTry
@@ -85,6 +85,24 @@ COMPLETED = [
     Completed("s1-third"),
 ]
 OLD_APPEND = Append("s3-job", 2, 0, 4, 4, "x", [5], [1], version=1)
+HEARD_APPENDS = [
+    OLD_APPEND,
+    Append("s3-job@shop", 2, 0, 4, 4, "x", [5], [1], listen="c" * 22),
+    OLD_APPEND,
+]
+FIRST = Begin("s3-job", 1, "7", [Append("s3-job", 1, 0, 1, 1, "é", [5], [1])])
+WHOLE = Begin(
+    "s3-job@shop",
+    1,
+    "8",
+    [
+        Append("s3-job@shop", 1, 0, 1, 2, "ab", [5, 6], [1, 2], "[[-0.5,1,[]],[-1.5,1,[]]]"),
+        Append("s3-job@shop", 1, 1, 3, 3, "c", [7], [1], "[[-0.5,1,[]]]"),
+    ],
+    End("s3-job@shop", 1, 3, '{"reason":"stop"}', '{"é":1}'),
+    listen="c" * 22,
+)
+NOTHING = Begin("s3-job", 1, "9", [], End("s3-job", 1, 0, "{}", "{}"), version=1)
 TENANTS_APPEND = Append("s3-job@shop", 2, 0, 4, 4, "x", [5], [1])
 HOOK = ClaimedWebhook("s1-job", 7, "shop", "https://x.example/y", {}, "{}", 5, 2, b"")
 
@@ -99,7 +117,10 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "append": lambda s: s.log.append([APPEND]),
     "append, version 1": lambda s: s.log.append([OLD_APPEND]),
     "append, tenant": lambda s: s.log.append([TENANTS_APPEND]),
+    "append, clients": lambda s: s.log.append(HEARD_APPENDS),
     "append, one token": lambda s: s.log.append_batch(3, _one_token()),
+    "begin": lambda s: s.log.begin([FIRST], "w1"),
+    "begin, whole": lambda s: s.log.begin([WHOLE, NOTHING], "w1"),
     "cancel": lambda s: s.queue.cancel("s1-job"),
     "cancel, tenant": lambda s: s.queue.cancel("s1-job@shop", "shop"),
     "complete_many": lambda s: s.completion.complete(COMPLETED, KEEP, 125_000),
@@ -109,6 +130,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "end": lambda s: s.log.end([End("s2-job", 3, 8, '{"reason":"stop"}', '{"é":1}')]),
     "end, unowned": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", owned=False)]),
     "end, version 1": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", version=1)]),
+    "end, client": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", listen="c" * 22)]),
     "end, tenant": lambda s: s.log.end([End("s2-job@a/b", 3, 8, "{}", "{}")]),
     "expire_many": lambda s: s.completion.expire_records(COMPLETED, [5, 6, 0], KEEP, 125_000),
     "drop_many": lambda s: s.completion._drop([b"s1-job", b"s1-other@shop"]),

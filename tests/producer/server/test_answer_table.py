@@ -35,6 +35,8 @@ SAID = [
     ("ERR max number of clients reached", "MAXCLIENTS"),
     ("ERR max number of clients + cluster connections reached", "MAXCLIENTS"),
     ("ERR Protocol error: invalid bulk length", "PROTOCOL"),
+    ("ERR Protocol error: unauthenticated multibulk length", "NOAUTH"),
+    ("ERR Protocol error: unauthenticated bulk length", "NOAUTH"),
     ("ERR DB index is out of range", "DATABASE"),
     ("ERR SELECT is not allowed in cluster mode", "DATABASE"),
     (f"ERR unknown command 'AUTH', with args beginning with: 'u' '{QUOTED}'", "UNKNOWN"),

@@ -24,7 +24,9 @@ from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.errors import EmbeddedUnavailable
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.embedded import EmbeddedServer, join_shared, start_private
+from tokenbus.producer.server.guarded.data_folder import DataFolder
 from tokenbus.producer.server.guarded.server_process import answers, sync_aof
+from tokenbus.producer.server.guarded.unforked import close_unforked
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -322,8 +324,8 @@ def foreign() -> Iterator[Path]:
     """Give a folder that anybody can reach and that belongs to another user."""
     if os.geteuid() != 0:
         pytest.skip("only root makes folders of others and becomes another user")
-    # Another user cannot reach pytest's folder.
-    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+    # Another user cannot reach pytest's folder. A guard may still be ending its server in it.
+    with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as name:
         Path(name).chmod(0o711)
         folder = Path(name) / "bus"
         folder.mkdir(mode=0o777)
@@ -424,3 +426,41 @@ def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EmbeddedUnavailable, match="file"):
         join_shared(tmp_path / "file")
+
+
+def test_fork_at_the_start_of_a_guard_keeps_no_lock(tmp_path: Path) -> None:
+    """Else no second guard could ever start: a web server's worker may live for weeks."""
+    data = DataFolder.open(tmp_path)
+    lock = data.take_guard_lock()
+    assert lock is not None
+    ended, end = os.pipe()
+    has_begun, begin = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        # The fork lives until its parent lets go of the pipe.
+        os.close(end)
+        os.write(begin, b"!")
+        os.read(ended, 1)
+        os._exit(0)
+    try:
+        assert os.read(has_begun, 1) == b"!"
+        assert data.take_guard_lock() is None
+        close_unforked(lock)
+        again = data.take_guard_lock()
+        assert again is not None
+        close_unforked(again)
+    finally:
+        os.close(end)
+        os.waitpid(pid, 0)
+        for fd in (ended, has_begun, begin):
+            os.close(fd)
+        data.close()
+
+
+def test_private_server_without_a_temporary_folder_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container whose file system is read-only has none."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(EmbeddedUnavailable, match="no temporary folder"):
+        start_private()

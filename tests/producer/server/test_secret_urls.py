@@ -5,6 +5,7 @@ The first of the drawn passwords go with every run, all of them with the slow on
 
 from __future__ import annotations
 
+import os
 import random
 import string
 import subprocess
@@ -23,8 +24,10 @@ from tokenbus.producer.server.connection import Server, make_redis, open_server
 from tokenbus.producer.server.embedded import join_shared
 from tokenbus.producer.server.secret_env import without_secrets
 from tokenbus.producer.server.shown_url import hide_in_text, hide_password
+from tokenbus.producer.server.tls_files import check_tls_files
 from tokenbus.producer.server.url import SentinelUrl, ServerUrl
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker.bench import arguments
 from tokenbus.worker.control.arq_worker import connect_arq
 from tokenbus.worker.control.settings import ControlSettings
 from tokenbus.worker.errors import SettingsInvalid
@@ -72,6 +75,10 @@ def spellings(password: str) -> Iterator[str]:
         yield f"redis://127.0.0.1:1/0?password={text}&protocol=3"
         yield f"embedded://:{text}@/nowhere"
         yield f"redis:/:{text}@127.0.0.1:1/0"
+        yield f"redis:me:{text}@127.0.0.1:1/0"
+        yield f"me:{text}@127.0.0.1:1/0"
+        yield f"redis+sentinel://127.0.0.1:1,..:1/bus?sentinel_password={text}"
+        yield f"rediss://me:{text}@h?ssl_keyfile=/nowhere&ssl_ca_certs=/nowhere"
 
 
 def assert_hidden(password: str, *texts: str) -> None:
@@ -98,10 +105,16 @@ def test_no_password_is_shown_however_it_is_written(
     monkeypatch.setattr(status, "RETRY_FOR_S", 0.0)
     for url in spellings(password):
         shown = [hide_password(url), hide_in_text(f"unrecognized arguments: {url}")]
+        shown.append(hide_in_text(f"unrecognized arguments: --password {password}"))
+        shown.append(hide_in_text(f"unrecognized arguments: --pass={password}"))
         try:
             parsed = ServerUrl.parse(url)
             redis = make_redis(url)
             shown += [str(parsed), repr(parsed), repr(redis), repr(Server(parsed, redis, url))]
+        except UrlInvalid as error:
+            shown += told(error)
+        try:
+            check_tls_files(ServerUrl.parse(url))
         except UrlInvalid as error:
             shown += told(error)
         try:
@@ -119,8 +132,15 @@ def test_no_password_is_shown_however_it_is_written(
         assert cli.main(["status", "--redis", url]) in (1, 2)
         with pytest.raises(SystemExit):
             cli.main(["status", url])
+        with pytest.raises(SystemExit):
+            cli.main(["bench", "pool", "--jobs", "x", url])
+        commands = [("--redis", url), (f"--redis={url}",)]
+        shown = []
+        monkeypatch.setattr(arguments, "run_pool_bench", lambda _, command: " ".join(command))
+        for words in commands:
+            shown.append(str(arguments.run_bench(["--jobs", "1", *words])))
         written = capsys.readouterr()
-        assert_hidden(password, written.out, written.err)
+        assert_hidden(password, written.out, written.err, *shown)
 
 
 @pytest.mark.parametrize("password", PASSWORDS)
@@ -138,6 +158,38 @@ def test_password_that_ends_the_host_early_is_told_how_to_write_it(password: str
     with pytest.raises(UrlInvalid, match=r"%2F, . as %3F, # as %23") as caught:
         ServerUrl.parse(f"redis://me:{password}@host:6379/0")
     assert "redis://***@host:6379/0" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("redis://.h", "no host name"), ("redis://a..b:1", "no host name"),
+        (f"rediss://{'a' * 64}.com", "no host name"), ("redis://h%00st", "no host name"),
+        ("redis://h%20st", "no host name"), ("redis+cluster://\u3002x", "no host name"),
+        ("redis+sentinel://h,a..b/bus", "no host name"), ("redis://[zz]:1", "no IPv6 address"),
+        ("redis://[1.2.3.4]", "no IPv6 address"), ("redis://%ff", "host is no UTF-8"),
+        ("redis://:%ff@h", "password is no UTF-8"), ("redis://%c3:a@h", "user name is no UTF-8"),
+        ("redis://h?password=%ff", "password its value is no UTF-8"),
+        ("redis+sentinel://h/%ff", "master is no UTF-8"),
+        ("unix:///tmp/%00", "NUL"), ("embedded:///tmp/a%00b", "NUL"),
+        ("redis://h?password_file=/%00", "password_file must not hold a NUL"),
+        ("redis+sentinel://h/bus?sentinel_password=a&sentinel_password_file=/b", "gives both"),
+    ],
+)  # fmt: skip
+def test_place_that_is_none_is_told_at_once(url: str, why: str) -> None:
+    """Nobody waits for a server at what no resolver can be asked for."""
+    with pytest.raises(UrlInvalid, match=why):
+        ServerUrl.parse(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://my_redis:1", "redis://h.", "redis://b\u00fccher.example", "redis://[::1]:1",
+     "redis://[fe80::1%25eth0]:1", "redis://1.2.3.4", "unix:///tmp/%ff", "embedded:///tmp/%ff"],
+)  # fmt: skip
+def test_place_that_may_be_one_passes(url: str) -> None:
+    """Names that compose gives, full stops at the end, other scripts, zones, paths of any bytes."""
+    assert str(ServerUrl.parse(url)) == url
 
 
 @pytest.mark.parametrize(
@@ -170,6 +222,12 @@ def test_option_that_is_unknown_or_ill_typed_is_named(
     assert message.count("\n") == 1
     with pytest.raises(UrlInvalid, match="option"):
         connect_arq(url, "queue")
+
+
+async def test_byte_that_is_no_utf8_reaches_the_path_of_a_socket() -> None:
+    """Folders may be named by any bytes."""
+    path = make_redis("unix:///tmp/%ff").connection_pool.connection_kwargs["path"]
+    assert os.fsencode(path) == b"/tmp/\xff"
 
 
 async def test_options_reach_the_connection() -> None:

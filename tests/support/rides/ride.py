@@ -202,11 +202,12 @@ class Ride:
         return stories
 
     async def check_records(self, stories: list[Story]) -> None:
-        """One terminal entry per log, and the result says what the reader saw."""
+        """The result says what the reader saw, and a log that is kept has one terminal entry."""
         scripts = self.client.scripts
         for story in stories:
-            events = await scripts.log.events(story.address) or []
-            assert [e.finish is not None for e in events].count(True) == 1, story.job_id
+            events = await scripts.log.events(story.address)
+            if events is not None:
+                assert [e.finish is not None for e in events].count(True) == 1, story.job_id
             value = await scripts.log.result(story.address)
             assert value is not None, story.job_id
             result = JobResult.parse(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from workers.stubs import until
 
 if TYPE_CHECKING:
@@ -27,6 +27,16 @@ def free_port() -> int:
             port: int = probe.getsockname()[1]
         if port < 55_000:
             return port
+
+
+# A machine under load keeps a server from answering for a second; the tests say when it is time.
+SENTINEL_CONFIG = """\
+sentinel monitor {name} 127.0.0.1 {port} 1
+sentinel down-after-milliseconds {name} 60000
+sentinel failover-timeout {name} 3000
+"""
+# A master that no replica follows any more takes nothing: another one may rule by now.
+SAFE = ("--min-replicas-to-write", "1", "--repl-diskless-sync-delay", "0")
 
 
 class ServerGroup:
@@ -112,3 +122,51 @@ async def start_cluster(group: ServerGroup, num_masters: int = 3) -> str:
 
     await until(is_whole)
     return f"redis+cluster://127.0.0.1:{ports[0]}"
+
+
+async def start_sentinels(group: ServerGroup) -> tuple[int, int, int, str]:
+    """Start a master, its replica and a sentinel; return their ports and the URL."""
+    master = await group.start(*SAFE)
+    replica = await group.start("--replicaof", "127.0.0.1", str(master))
+    await until(lambda: follows(group, replica))
+    await until(lambda: _is_followed(group, master))
+    sentinel = await group.start(
+        config=SENTINEL_CONFIG.format(name=MASTER, port=master), sentinel=True
+    )
+    await until(lambda: _knows_a_replica(group, sentinel))
+    return master, replica, sentinel, f"redis+sentinel://127.0.0.1:{sentinel}/{MASTER}"
+
+
+async def follows(group: ServerGroup, replica: int) -> bool:
+    """Tell whether a replica is in touch with its master."""
+    info = await group.client(replica).info("replication")
+    return bool(info.get("master_link_status") == "up")
+
+
+async def rules(group: ServerGroup, replica: int) -> bool:
+    """Tell whether a server is a master."""
+    try:
+        return bool((await group.client(replica).info("replication"))["role"] == "master")
+    except RedisError:
+        # Whoever was connected to a replica that is promoted is cut off.
+        return False
+
+
+async def fails_over(group: ServerGroup, sentinel: int) -> bool:
+    """Let a sentinel promote a replica; False while it does not."""
+    try:
+        await group.client(sentinel).execute_command("SENTINEL", "FAILOVER", MASTER)
+    except ResponseError as error:
+        # A sentinel that has just begun to watch does not trust the replica yet.
+        if str(error).startswith(("NOGOODSLAVE", "INPROG")):
+            return False
+        raise
+    return True
+
+
+async def _is_followed(group: ServerGroup, master: int) -> bool:
+    return bool((await group.client(master).info("replication"))["min_slaves_good_slaves"])
+
+
+async def _knows_a_replica(group: ServerGroup, sentinel: int) -> bool:
+    return bool(await group.client(sentinel).execute_command("SENTINEL", "REPLICAS", MASTER))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Event
 
 # Scripts that publish.
-_LOUD = ("append", "end")
+_LOUD = ("append", "begin", "end")
 _FATES = ("request lost", "reply lost", "late", "twice")
 _WEIGHTS = {"listen": 0.4, "tick": 0.4, "scan": 0.4, "renew": 0.6}
 
@@ -265,6 +265,7 @@ class Network:
 SCRIPTS = (
     *(
         "append",
+        "begin",
         "cancel",
         "complete_many",
         "end",

@@ -16,7 +16,7 @@ from storm.actor import Actor
 from storm.network import CallLost
 from workers.stubs import owned_end, tokens
 
-from tokenbus.producer.scripts import Budget, Scripts, Takeover
+from tokenbus.producer.scripts import Begin, Budget, Scripts, Takeover
 from tokenbus.producer.scripts.completing import Completed
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.evidence import Crash, Crowd, Evidence
@@ -51,11 +51,13 @@ class SessionLost(Exception):
 class Ride:
     """One job as its owner knows it; `last` is where its log ends, None when that is unknown.
 
-    `evidence` speaks against it, and `crash` is why it goes back. `finish` is how its log ended.
+    `start` names a start from nothing, empty once the log is known to hold it. `evidence` speaks
+    against the job, and `crash` is why it goes back. `finish` is how its log ended.
     """
 
     epoch: int
     evidence: Evidence | None = None
+    start: str = ""
     last: int | None = None
     entries: int = 0
     made: int = 0
@@ -65,6 +67,15 @@ class Ride:
     is_leaving: bool = False
     crash: Crash | None = None
     finish: str = ""
+
+    @property
+    def is_aboard(self) -> bool:
+        """Tell whether the engine computes it."""
+        if self.finish:
+            return False
+        if self.start:
+            return self.made < LENGTH
+        return self.last is not None and self.last < LENGTH
 
 
 @dataclass(eq=False)
@@ -94,6 +105,7 @@ class StormWorker:
         self.scripts.completion.is_one_server = IN_ONE_TURN not in self.skips
         self._gathers = random.Random(f"gathers of {self.name}")
         self.generation = 0
+        self._num_starts = 0
         self._open = asyncio.Event()
         self._opened_at = self._renewed_at = 0.0
         self._settlement = asyncio.Lock()
@@ -196,11 +208,7 @@ class StormWorker:
 
     def lose_engine(self) -> None:
         """Let the engine die; what was on board goes back with the blame."""
-        aboard = [
-            ride
-            for ride in self.jobs.values()
-            if ride.last is not None and not ride.is_returning and ride.last < LENGTH
-        ]
+        aboard = [ride for ride in self.jobs.values() if ride.is_aboard and not ride.is_returning]
         suspects = [ride for ride in aboard if ride.evidence and ride.evidence.ride] or aboard
         for ride in aboard:
             ride.is_returning = True
@@ -231,7 +239,8 @@ class StormWorker:
                 lambda: self.scripts.lease.pull(self.name, self.serial, budget)
             )
             for job in reply.jobs:
-                self.jobs[job.job_id] = Ride(job.epoch, job.evidence, marker=job.epoch)
+                start = self._next_start() if job.epoch == 1 else ""
+                self.jobs[job.job_id] = Ride(job.epoch, job.evidence, start, marker=job.epoch)
         if reply.status is PullStatus.RECONCILE:
             self._lose()
 
@@ -252,10 +261,40 @@ class StormWorker:
         else:
             await self._append(job_id, ride, ride.last)
 
+    def _next_start(self) -> str:
+        self._num_starts += 1
+        return str(self._num_starts)
+
     async def _start(self, job_id: str, ride: Ride) -> None:
+        """Take a log over; what starts from nothing creates it with its first tokens, mostly."""
+        if ride.start and (ride.made or self.chance.random() < 0.8):
+            if self.kills and job_id == KILLER:
+                self.lose_engine()
+            else:
+                await self._begin(job_id, ride)
+            return
         takeover = Takeover(job_id, ride.epoch, self.name)
         [reply] = await self._call(lambda: self.scripts.log.takeover([takeover]))
         await self._obey(job_id, ride, reply)
+
+    async def _begin(self, job_id: str, ride: Ride) -> None:
+        """Log the first token, or the whole answer where all of it is there."""
+        if not ride.flag:
+            ride.made = max(ride.made, min(LENGTH, self.chance.randint(1, 2 * LENGTH)))
+        is_over = bool(ride.flag) or ride.made >= LENGTH
+        to = ride.made if is_over else 1
+        cut = self.chance.randint(1, to) if to else 0
+        parts = [(1, cut), (cut + 1, to)] if cut < to else [(1, to)] if to else []
+        written = [tokens(job_id, ride.epoch, *part) for part in parts]
+        end = owned_end(job_id, ride.epoch, to, "cancelled" if ride.flag else "stop")
+        item = Begin(job_id, ride.epoch, ride.start, written, end if is_over else None)
+        [reply] = await self._call(lambda: self.scripts.log.begin([item], self.name))
+        if reply.status is LogStatus.OK and is_over:
+            await self._ended(job_id, ride, end.finish)
+        elif reply.status is LogStatus.LOG and reply.last:
+            await self._give_back(job_id, ride)
+        else:
+            await self._obey(job_id, ride, reply)
 
     async def _append(self, job_id: str, ride: Ride, last: int) -> None:
         ride.made = max(ride.made, min(LENGTH, last + self.chance.randint(1, 3)))
@@ -303,8 +342,8 @@ class StormWorker:
     async def _obey(self, job_id: str, ride: Ride, reply: LogReply) -> None:
         """Do what the log says; it is never argued with (R1 to R4)."""
         match reply.status:
-            case LogStatus.OK | LogStatus.LOG | LogStatus.GAP:
-                ride.last, ride.entries = reply.last, reply.entries
+            case LogStatus.OK | LogStatus.LOG | LogStatus.ALREADY | LogStatus.GAP:
+                ride.last, ride.entries, ride.start = reply.last, reply.entries, ""
                 ride.made = max(ride.made, reply.last)
             case LogStatus.TERMINAL:
                 await self._ended(job_id, ride, reply.finish)

@@ -152,7 +152,9 @@ class WorkerProcess:
 
 
 @asynccontextmanager
-async def worker_process(pool: str, redis_url: str, **values: Any) -> AsyncIterator[WorkerProcess]:
+async def worker_process(
+    pool: str, redis_url: str, stderr: int = subprocess.PIPE, **values: Any
+) -> AsyncIterator[WorkerProcess]:
     """Run a worker in a process of its own; it is killed at the end."""
     given = {"engine": "null", "log_level": "error", "log_format": "json"} | values
     env = {f"TOKENBUS_{name.upper()}": str(value) for name, value in given.items()}
@@ -168,7 +170,7 @@ async def worker_process(pool: str, redis_url: str, **values: Any) -> AsyncItera
         pool,
         env=os.environ | env,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
     )
     try:
         yield WorkerProcess(process)

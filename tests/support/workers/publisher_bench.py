@@ -87,6 +87,8 @@ async def running_publisher(redis_url: str, pool: str) -> AsyncIterator[Publishe
     )
     made.append(PublisherBench(publisher, scripts))
     log_writers = asyncio.create_task(run_log_writers(publisher))
+    # Only what runs takes a large step in slices.
+    await asyncio.sleep(0)
     try:
         yield made[0]
     finally:

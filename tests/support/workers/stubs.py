@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from patience import PATIENCE_S
 
-from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Event, Finish, Usage
-from tokenbus.producer.contract.fast_json import to_json
-from tokenbus.producer.contract.keys import shard_of
 from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover
 from tokenbus.producer.scripts.completing import Completed
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.scripts.replies import (
@@ -32,6 +29,7 @@ if TYPE_CHECKING:
         Submitted,
     )
 
+T = TypeVar("T", Append, End)
 PAGE_SIZE = 16
 TOTAL_PAGES = 1000
 WIDE = Bounds(tenant_tokens=10**9, pool_tokens=10**9)
@@ -124,28 +122,19 @@ class StubWorker:
 
     async def append(self, job_id: str, epoch: int, start: int, to: int) -> LogReply:
         """Log tokens `start` to `to`."""
-        item = tokens(job_id, epoch, start, to)
+        item = self._heard(tokens(job_id, epoch, start, to))
         [reply] = await self.scripts.log.append([item])
-        await self._tell_all({job_id: event_of(item)})
         return reply
 
     async def end(self, job_id: str, epoch: int, last: int, reason: str = "stop") -> LogReply:
         """Commit a job after its token `last`."""
-        item = owned_end(job_id, epoch, last, reason)
+        item = self._heard(owned_end(job_id, epoch, last, reason))
         [reply] = await self.scripts.log.end([item])
-        await self._tell_all({job_id: end_event(item)})
         return reply
 
-    async def _tell_all(self, events: Mapping[str, Event]) -> None:
-        """Publish events on the channels of the clients that have submitted the jobs."""
-        if self.listens.keys().isdisjoint(events):
-            return
-        pipeline = raw(self.scripts).pipeline(transaction=False)
-        for job_id, event in events.items():
-            if listen := self.listens.get(job_id):
-                channel = self.scripts.keys.client_channel(shard_of(job_id), listen)
-                pipeline.publish(channel, to_json(event.dump()))
-        await pipeline.execute()
+    def _heard(self, item: T) -> T:
+        """Let the client that has submitted the job hear what is written."""
+        return replace(item, listen=self.listens.get(item.job_id, ""))
 
     async def run(self, job_id: str, epoch: int, last: int) -> LogStatus:
         """Start a job, log its tokens one by one from the log's end on, and commit it."""
@@ -163,35 +152,16 @@ class StubWorker:
 
     async def append_all(self, job_ids: Sequence[str], index: int) -> None:
         """Log one token of each job, at epoch 1."""
-        items = [tokens(job_id, 1, index, index) for job_id in job_ids]
+        items = [self._heard(tokens(job_id, 1, index, index)) for job_id in job_ids]
         await self.scripts.log.append(items)
-        await self._tell_all({item.job_id: event_of(item) for item in items})
 
     async def end_all(self, job_ids: Sequence[str], last: int) -> None:
         """Commit jobs after their token `last`, at epoch 1."""
-        ends = [owned_end(job_id, 1, last) for job_id in job_ids]
-        await self.scripts.log.end(ends)
-        await self._tell_all({end.job_id: end_event(end) for end in ends})
+        await self.scripts.log.end([self._heard(owned_end(job_id, 1, last)) for job_id in job_ids])
 
     async def die(self) -> None:
         """Lose the lease as a dead worker does."""
         await self.scripts.redis.delete(self.scripts.keys.of("alive", self.name))
-
-
-def event_of(item: Append) -> Event:
-    """Return the event that an append publishes."""
-    address = JobAddress.parse(item.job_id)
-    ids, ends = tuple(item.ids), tuple(item.ends)
-    named = (address.job_id, item.epoch, item.choice, item.start, item.to)
-    return Event(*named, item.text, ids, ends, tenant=address.tenant)
-
-
-def end_event(item: End) -> Event:
-    """Return the event that an end publishes."""
-    address, last = JobAddress.parse(item.job_id), item.last
-    finish = Finish.parse(item.finish)
-    named = (address.job_id, item.epoch, 0, last + 1, last)
-    return Event(*named, finish=finish, tenant=address.tenant)
 
 
 def owned_end(job_id: str, epoch: int, last: int, reason: str = "stop") -> End:

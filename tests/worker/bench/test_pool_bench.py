@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,8 +24,6 @@ from tokenbus.worker.bench.options import BenchOptions
 from tokenbus.worker.bench.run import run_load
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tokenbus.producer.contract.events import Event
     from tokenbus.worker.bench.deployment import Deployment
     from tokenbus.worker.bench.measure.figures import Figures
@@ -251,3 +250,11 @@ def test_tax_of_a_model_with_a_generated_tokenizer(tmp_path: Path, argv: tuple[s
     )
     assert report.offline.jobs == 20
     assert f"share of offline: best {report.tax:.1%}" in run.stdout.splitlines()[-1]
+
+
+@on_stage
+async def test_workers_of_a_bench_have_no_url_in_their_environment(deployment: Deployment) -> None:
+    """It may hold a password, and lands in crash reports."""
+    for pid in deployment.worker_pids:
+        told = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
+        assert deployment.url.encode() not in told

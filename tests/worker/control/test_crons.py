@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -131,6 +132,16 @@ def test_times_left_out_below_are_zero(given: dict[str, object], wanted: dict[st
         ('[[cron]]\nname = "a"\nat = { hour = 3 }', "exactly one"),
         ('[[cron]]\nname = "a"\nat = { hour = 3 }\nrequest = { promt = "x" }', "promt"),
         ('[[cron]]\nname = "a"\nat = { hour = 3 }\nrequests = "none.jsonl"', "none.jsonl"),
+        (
+            '[[cron]]\nname = "a"\nat = { month = 2, day = 31 }\nrequest = { prompt = "x" }',
+            "none of",
+        ),
+        (
+            '[[cron]]\nname = "a"\nat = { month = [4, 6], day = [31] }\nrequest = { prompt = "x" }',
+            "none of its months",
+        ),
+        ('[[cron]]\nname = "a"\nat = { hour = [] }\nrequest = { prompt = "x" }', "hour"),
+        ('[[cron]]\nname = "a"\nat = { hour = true }\nrequest = { prompt = "x" }', "hour"),
         ('timezone = "Mars/Olympus"', "Mars"),
         ("[[cron", "crons.toml"),
     ],
@@ -141,3 +152,15 @@ def test_wrong_table_stops_the_start(tmp_path: Path, text: str, why: str) -> Non
     path.write_text(text)
     with pytest.raises(SettingsInvalid, match=why):
         Timetable.load(path)
+
+
+def test_file_of_requests_has_a_line_each_whatever_they_hold(tmp_path: Path) -> None:
+    """Characters that end lines elsewhere are text in JSON; editors begin files with a mark."""
+    (tmp_path / "crons.toml").write_text(
+        '\ufeff[[cron]]\nname = "a"\nat = "15 3 * * *"\nrequests = "all.jsonl"'
+    )
+    prompts = ["one\u2028two", "three\x85four\x0cfive", "six"]
+    lines = [json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "all.jsonl").write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    [entry] = Timetable.load(tmp_path / "crons.toml").cron
+    assert [request.prompt for request in entry.build(tmp_path)] == prompts

@@ -39,6 +39,10 @@ def test_every_job_finishes_and_the_figures_are_written(tiny_model: Path, tmp_pa
     for line in ("24 of 24", "the first 9 of 24 jobs", "x as fast"):
         assert line in " ".join(run.stdout.split()), run.stdout
     assert "\x1b" not in run.stdout
+    before_the_ride = run.stdout.partition("get on at once")[0]
+    for phase in ("starting the process", "reading weights"):
+        assert phase in before_the_ride, "a start of half a minute would be silent"
+    assert "trying attention" in run.stdout
 
 
 def test_jobs_that_do_not_end_in_time_fail_the_demo(tiny_model: Path, tmp_path: Path) -> None:

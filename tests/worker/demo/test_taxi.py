@@ -20,7 +20,11 @@ def test_taxi_reports_each_job_and_the_ride(tiny_model: Path) -> None:
     chats = [job.messages for job in shop_jobs(3)]
     order = TaxiOrder(str(tiny_model), chats, max_tokens=6, num_threads=1, dtype="float32")
     jobs: list[tuple[int, int, float]] = []
-    ride = drive_taxi(order, on_job=lambda *job: jobs.append(job))
+    trials: list[tuple[str, float]] = []
+    ride = drive_taxi(
+        order, on_job=lambda *job: jobs.append(job), on_trial=lambda *trial: trials.append(trial)
+    )
+    assert {attention for attention, _ in trials} == {"sdpa", "eager"}
     assert [job for job, _, _ in jobs] == [0, 1, 2]
     assert all(1 <= num_tokens <= 6 and seconds > 0 for _, num_tokens, seconds in jobs)
     assert ride.attention in {"sdpa", "eager"}
@@ -32,4 +36,4 @@ def test_taxi_without_a_model_says_why(tmp_path: Path) -> None:
     """A process that dies hands over its last words."""
     order = TaxiOrder(str(tmp_path / "none"), [], max_tokens=1, num_threads=1, dtype="float32")
     with pytest.raises(TaxiBrokeDown, match="none"):
-        drive_taxi(order, on_job=lambda *_: None)
+        drive_taxi(order, on_job=lambda *_: None, on_trial=lambda *_: None)

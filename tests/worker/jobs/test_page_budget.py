@@ -257,3 +257,20 @@ def test_job_that_shares_less_than_the_pull_said_is_not_as_pulled(crowd: Crowd) 
     crowd.page_budget.costs.shares.join(job)
     assert crowd.page_budget.costs.shares_less(job)
     assert not crowd.page_budget.costs.is_as_pulled(job)
+
+
+def test_rows_of_an_ended_job_are_free_but_not_without_bound(crowd: Crowd) -> None:
+    """The engine runs others meanwhile; as many as it has rows may wait for the queue's answer."""
+    for own in range(4):
+        crowd.add(crowd.pull(own))
+    assert crowd.page_budget.free_rows() == 8 - 4
+    for job in crowd.held_jobs.in_phase(Phase.RUNNING):
+        job.move_to(Phase.ENDING)
+    assert crowd.page_budget.free_rows() == 8
+    for own in range(4, 10):
+        job = crowd.pull(own)
+        crowd.add(job)
+        job.move_to(Phase.ENDING)
+    assert crowd.page_budget.free_rows() == 2 * 8 - 10
+    crowd.held_jobs.drop(job)
+    assert crowd.page_budget.free_rows() == 2 * 8 - 9

@@ -22,7 +22,7 @@ from tokenbus.worker.jobs.engine_reports import EngineReports
 from tokenbus.worker.jobs.flow import JobFlow
 from tokenbus.worker.jobs.head_of_line import HeadOfLine
 from tokenbus.worker.jobs.held_prefixes import HeldPrefixes
-from tokenbus.worker.jobs.page_tally import PageTally
+from tokenbus.worker.jobs.page_tally import LEAVING, PageTally
 from tokenbus.worker.jobs.settlement import Settlement
 from tokenbus.worker.jobs.start import Starter
 from tokenbus.worker.jobs.suspects import Suspects
@@ -46,6 +46,14 @@ async def _lost(_: object) -> None:
 def _run_at_once(calls: Coroutine[None, None, None]) -> None:
     with suppress(StopIteration):
         calls.send(None)
+
+
+def _free_rows(jobs: Sequence[HeldJob]) -> int:
+    """Count the rows of eight that no job has, or will have, in the engine."""
+    counted = [job for job in jobs if not job.is_waiting]
+    ended = sum(job.num_rows for job in counted if job.phase in LEAVING)
+    free = 8 - sum(job.num_rows for job in counted if job.phase not in LEAVING)
+    return min(free, free + 8 - ended)
 
 
 class History:
@@ -221,7 +229,7 @@ class History:
         jobs, available = list(self.held_jobs), self.page_budget.available_pages
         tally, room = PageTally.of(jobs, costs, offered={}), budget.room()
         found = (room.pages, room.rows, set(room.carried))
-        assert found == (available - tally.pages, 8 - tally.rows, tally.carried)
+        assert found == (available - tally.pages, _free_rows(jobs), tally.carried)
         assert (budget.budget(), budget.free_rows()) == found[:2]
         named = [name for name in ("p", "q", "none") if self.rng.random() < 0.5]
         with budget.offered(3, dict.fromkeys(named, 2 * PAGE_SIZE)):
@@ -239,7 +247,7 @@ class History:
     def _check_waiting(self, jobs: Sequence[HeldJob], pages: int, offered: dict[str, int]) -> None:
         for job in jobs:
             if job.is_waiting and job.phase is Phase.PULLED:
-                rows = 8 - sum(other.num_rows for other in jobs if not other.is_waiting)
+                rows = _free_rows(jobs)
                 tally = PageTally.of(jobs, self.page_budget.costs, offered=offered, also=job)
                 has_room = rows >= job.num_rows and pages >= tally.pages
                 # Alone in the engine, unless a pull may bring others.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
+from patience import PATIENCE_S, until_within
 from workers.parts import PAGE_SIZE, JobParts, a_member, job_parts, page_budget_of
 from workers.steps import step
 
@@ -27,6 +28,9 @@ from tokenbus.worker.pool.refusals import Refusals
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
+    import pytest
+
+    from tokenbus.producer.scripts import Budget
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.page_budget import PageBudget
@@ -35,7 +39,10 @@ NUM_PAGES = 8
 
 
 class StubSession:
-    """Makes every call at once."""
+    """Is open, and makes every call at once."""
+
+    async def opened(self) -> None:
+        """Be open."""
 
     async def call(self, call: Callable[[], Awaitable[Any]], **_: object) -> Any:
         """Make a call."""
@@ -49,14 +56,17 @@ class StubLease:
 
     def __init__(self, *answer: PulledJob) -> None:
         self._answer = answer
+        self.offers: list[int] = []
 
     @asynccontextmanager
     async def pulling(self) -> AsyncIterator[None]:
         """Let the caller in."""
         yield
 
-    async def pull(self, *_: object) -> Pulled:
+    async def pull(self, _worker: str, _serial: int, budget: Budget) -> Pulled:
         """Bring the jobs."""
+        self.offers.append(budget.max_rows)
+        await asyncio.sleep(0)
         return Pulled(PullStatus.JOBS, self._answer)
 
 
@@ -88,17 +98,18 @@ class PullBench:
     starter: StubStarter
     jobs: JobParts
     pull_loop: PullLoop
+    lease: StubLease
 
     def take(self, pulled: PulledJob) -> HeldJob:
         """Hold a job that was pulled before."""
         return self.member.held_jobs.take(pulled)
 
 
-def pull_bench(num_pages: int, *answer: PulledJob) -> PullBench:
-    """Make a worker of so many pages; each pull brings `answer`."""
+def pull_bench(num_pages: int, *answer: PulledJob, num_rows: int = 8) -> PullBench:
+    """Make a worker of so many pages and rows; each pull brings `answer`."""
     lease: Any = StubLease(*answer)
     member = a_member(session=StubSession(), scripts=Mock(lease=lease), held_jobs=HeldJobs())
-    page_budget = page_budget_of(member.held_jobs, num_pages)
+    page_budget = page_budget_of(member.held_jobs, num_pages, num_rows)
     stub = StubStarter(page_budget)
     starter: Any = stub
     jobs = job_parts(member, page_budget, starter)
@@ -126,7 +137,7 @@ def pull_bench(num_pages: int, *answer: PulledJob) -> PullBench:
         prefixes=jobs.prefixes,
         suspects=jobs.suspects,
     )
-    return PullBench(member, stub, jobs, pull_loop)
+    return PullBench(member, stub, jobs, pull_loop, lease)
 
 
 def pulled_job(job_id: str, epoch: int, pages: int, *, waits: bool = False) -> PulledJob:
@@ -195,3 +206,31 @@ async def test_nothing_is_pulled_where_only_the_first_class_runs_and_no_room_is(
     async with asyncio.TaskGroup() as tasks:
         assert await bench.pull_loop.pull(tasks) is None
     assert len(bench.member.held_jobs) == 1
+
+
+async def test_full_worker_lets_room_gather_before_it_pulls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of short jobs that end one by one each would otherwise be worth a pull of its own."""
+    monkeypatch.setattr("tokenbus.worker.pool.pull_loop.NAP_S", 0.2)
+    bench = pull_bench(640, num_rows=64)
+    jobs = [bench.take(pulled_job(f"j{num}", 1, 1)) for num in range(64)]
+    running = asyncio.create_task(bench.pull_loop.run())
+    for job in jobs[:20]:
+        await asyncio.sleep(0)
+        bench.member.held_jobs.drop(job)
+    await until_within(lambda: bool(bench.lease.offers), PATIENCE_S)
+    running.cancel()
+    assert bench.lease.offers[0] == 20
+
+
+async def test_worker_with_room_pulls_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No job of an idle pool waits for company."""
+    monkeypatch.setattr("tokenbus.worker.pool.pull_loop.NAP_S", PATIENCE_S)
+    bench = pull_bench(640, num_rows=64)
+    for num in range(56):
+        bench.take(pulled_job(f"j{num}", 1, 1))
+    running = asyncio.create_task(bench.pull_loop.run())
+    await until_within(lambda: bool(bench.lease.offers), PATIENCE_S)
+    running.cancel()
+    assert bench.lease.offers[0] == 8

@@ -73,3 +73,23 @@ def test_choice_rebuilt_from_ids_continues_the_same_text() -> None:
         after = rebuilt.push(ids[cut:], is_last=True)
         assert before.texts + after.texts == whole.texts
         assert after.stopped_by == whole.stopped_by
+
+
+@pytest.mark.parametrize("include", [False, True], ids=["hides-stop", "shows-stop"])
+@pytest.mark.parametrize("is_stop", [False, True], ids=["length", "stop"])
+@pytest.mark.parametrize("whole", ["ab", "a🚌", "é"])
+def test_last_token_alone_ends_the_text_as_in_company(
+    whole: str, is_stop: bool, include: bool
+) -> None:
+    """The short way for one last token releases what the long one does, half a character too."""
+    ids = _ids(whole)
+    for count in range(1, len(ids) + 1):
+        short, long = (
+            ChoiceText(TOKENIZER, [], SamplingParams(include_stop=include)) for _ in range(2)
+        )
+        for token_id in ids[: count - 1]:
+            assert short.push_plain(token_id) == "".join(long.push([token_id]).texts)
+        last = ids[count - 1]
+        stop = last if is_stop else None
+        released = long.push([last], is_last=True, stop_token_id=stop)
+        assert [short.push_last(last, stop)] == list(released.texts)

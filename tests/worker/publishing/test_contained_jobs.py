@@ -85,7 +85,7 @@ def _raise(*_: Sequence[Any], **__: Any) -> None:
     raise ValueError("planted")
 
 
-@pytest.mark.parametrize("work", ["_pack", "_end_of"])
+@pytest.mark.parametrize("work", ["add_tokens", "end_of", "add_beginning"])
 async def test_job_whose_log_cannot_be_packed_goes_back_alone(
     redis_url: str, pool: str, monkeypatch: pytest.MonkeyPatch, work: str
 ) -> None:
@@ -100,9 +100,10 @@ async def test_job_whose_log_cannot_be_packed_goes_back_alone(
     async with running_publisher(redis_url, pool) as bench:
         publisher = bench.publisher
         publisher.obey(OpenGate(0, time.monotonic()))
+        is_ahead = work == "add_beginning"
         for key in KEYS:
-            publisher.obey(take_over(key, f"s0-{key}"))
-        for _ in KEYS:
+            publisher.obey(take_over(key, f"s0-{key}", is_ahead=is_ahead))
+        for _ in () if is_ahead else KEYS:
             await bench.first(Taken)
         monkeypatch.setattr(log_writer, work, odd)
         ends = dict.fromkeys(KEYS, FinishReason.LENGTH)

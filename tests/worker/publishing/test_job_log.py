@@ -122,18 +122,36 @@ def test_log_that_is_being_read_is_left_to_its_reader() -> None:
 @pytest.mark.parametrize("access", LogAccess)
 @pytest.mark.parametrize("state", LogState)
 def test_state_and_access_say_what_is_asked_of_the_log(state: LogState, access: LogAccess) -> None:
-    """A log out of reach is asked nothing; a known one tokens or an end; another a takeover."""
+    """A log out of reach is asked nothing; a known one tokens or an end; an unknown one a takeover.
+
+    One that was started ahead waits for its first token or its end, which create its log.
+    """
     job = a_log()
     job.restore((), build_null_tokenizer())
     job.state, job.access = state, access
-    wants_takeover = access in (UNKNOWN, AHEAD) and state in (OPEN, ENDING, COMMITTED)
-    wants_end = access is KNOWN and state is ENDING
+    wants_takeover = access is UNKNOWN and state in (OPEN, ENDING, COMMITTED)
+    wants_takeover |= access is AHEAD and state is COMMITTED
+    wants_end = access in (KNOWN, AHEAD) and state is ENDING
     assert job.wants_log == (wants_takeover or wants_end)
+    assert job.begins == (access is AHEAD and state is ENDING)
     assert job.is_fully_logged == (access is KNOWN)
     job.last = 1
-    wants_append = access is KNOWN and state in (OPEN, HANDING_BACK)
-    assert job.wants_log == (wants_takeover or wants_end or wants_append)
+    wants_tokens = access in (KNOWN, AHEAD) and state in (OPEN, HANDING_BACK)
+    assert job.wants_log == (wants_takeover or wants_end or wants_tokens)
+    assert job.begins == (access is AHEAD and state in (OPEN, ENDING, HANDING_BACK))
     assert not job.is_fully_logged
+
+
+@pytest.mark.parametrize("access", LogAccess)
+@pytest.mark.parametrize("state", LogState)
+def test_overdue_job_wants_its_marker_while_it_runs(state: LogState, access: LogAccess) -> None:
+    """A takeover is asked for where no token has come; nothing else changes by it."""
+    job = a_log()
+    job.state, job.access = state, access
+    before = job.wants_log
+    job.is_overdue = True
+    assert job.wants_log == (before or (state is OPEN and access is AHEAD))
+    assert job.begins == (access is AHEAD and state is ENDING)
 
 
 def test_job_goes_back_once_nothing_is_left_to_log() -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenbus.producer.contract.events import Event, Finish, Usage
+from tokenbus.producer.contract.events import Event, Failure, Finish, Usage
 from tokenbus.worker.publishing.text.transcript import Transcript
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Chunks = list[tuple[int, list[str]]]
 
@@ -16,13 +22,16 @@ chunks = st.lists(
 )
 
 
-def _filled(parts: Chunks) -> Transcript:
-    transcript = Transcript("j", 3)
+ENTRY = [-0.5, 1, [[5, -0.5]]]
+
+
+def _filled(parts: Chunks, job_id: str = "j", logprobs: Sequence[Any] = ()) -> Transcript:
+    transcript = Transcript(job_id, 3)
     next_id = 100
     for choice, texts in parts:
         ids = list(range(next_id, next_id + len(texts)))
         next_id += len(texts)
-        transcript.append(choice, ids, texts)
+        transcript.append(choice, ids, texts, list(logprobs) * len(ids))
     return transcript
 
 
@@ -72,3 +81,26 @@ def test_result_replays_what_the_entries_said(parts: Chunks, cursor: int) -> Non
         if event.finish is None:
             late[event.choice] = late.get(event.choice, "") + event.text
     assert {k: v for k, v in late.items() if v} == {k: v for k, v in live.items() if v}
+
+
+@given(
+    chunks,
+    st.sampled_from(["j", "s1-j@shop/x", "j@a"]),
+    st.sampled_from([1, 2]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_stored_result_is_that_of_the_contract(
+    parts: Chunks, job_id: str, version: int, has_logprobs: bool, is_failed: bool
+) -> None:
+    """However it is put together, its bytes are those of `JobResult`."""
+    transcript = _filled([*parts, (0, ["\ud83d"])], job_id, [ENTRY] if has_logprobs else ())
+    finish = Finish("stop", Usage(1, 0, transcript.last), choices=("stop", "length", "stop"))
+    if is_failed:
+        finish = Finish("failed", Usage(1, 0, 0), Failure("internal", "é", "n"))
+    for prompt_logprobs in ((), (None, ENTRY)):
+        result = replace(
+            transcript.result(1, finish), version=version, prompt_logprobs=prompt_logprobs
+        )
+        stored = transcript.dump_result(1, finish, finish.dump(), version, prompt_logprobs)
+        assert stored == result.dump()

@@ -211,7 +211,7 @@ class SimulatedClient:
         answer, self._answer = self._answer, None
         if isinstance(answer, ProducerError):
             raise answer
-        job = await self._client.submit(ticket=ticket, **self.request)
+        job: Job = await self._client.submit(ticket=ticket, **self.request)
         self._accepted_s = time.monotonic()
         return job
 

@@ -15,7 +15,7 @@ from tokenbus.worker.bench.measure.sampler import Counters, Sample  # noqa: TC00
 from tokenbus.worker.bench.options import BenchOptions  # noqa: TC001 -- msgspec reads it
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tokenbus.worker.bench.load.messages import JobReport
     from tokenbus.worker.engine.step_log import HandoverTimes, Times
@@ -25,6 +25,15 @@ _MAX_FAULTS = 20
 RATE_BIN_S = 1.0
 # What is drawn as a curve.
 _CURVES = ("ttft_ms", "itl_ms", "e2e_ms", "publish_lag_ms")
+
+
+# What jobs are grouped by, and how a group is named.
+_GROUPINGS: dict[str, Callable[[JobReport], str]] = {
+    "phase": lambda report: report.phase,
+    "priority": lambda report: str(report.priority),
+    "phase_and_priority": lambda report: f"{report.phase}/{report.priority}",
+    "tenant": lambda report: report.tenant,
+}
 
 
 class Measured(msgspec.Struct):
@@ -147,7 +156,7 @@ def sum_up(measured: Measured) -> Figures:
         steady_jobs_per_s=_steady_jobs(measured),
         goodput_jobs_per_s=round(good / settled_s, 3),
         goodput_share=round(good / max(1, len(settled)), 4),
-        **{name: Distribution.of_seconds(values) for name, values in samples_s.items()},
+        **_several(settled, samples_s),
         refusals=_refusals(measured.reports),
         tokens_per_event=_ratio(num_tokens, sum(len(j.counts) for j in job_times)),
         tokens_per_log_entry=_ratio(measured.counters.tokens_logged, measured.counters.log_entries),
@@ -161,10 +170,6 @@ def sum_up(measured: Measured) -> Figures:
         peak_waiting_jobs=max((s.waiting_jobs for s in measured.samples), default=0),
         peak_pages_used=max((s.pages_used for s in measured.samples), default=0),
         peak_server_bytes=max((s.server_bytes for s in measured.samples), default=0),
-        by_phase=_groups(settled, lambda r: r.phase),
-        by_priority=_groups(settled, lambda r: str(r.priority)),
-        by_phase_and_priority=_groups(settled, lambda r: f"{r.phase}/{r.priority}"),
-        by_tenant=_groups(settled, lambda r: r.tenant),
         tokens_by_second=rates,
         samples=measured.samples,
         cdf_ms={name: cdf_ms(samples_s[name]) for name in _CURVES},
@@ -246,6 +251,14 @@ def _cpu_us(measured: Measured, count: int) -> dict[str, float]:
     """Share the CPU time of each kind of process out over tokens or jobs."""
     cpu = msgspec.structs.asdict(measured.cpu) | {"reader": measured.reader_cpu_s}
     return {kind: round(spent * 1e6 / max(1, count), 2) for kind, spent in cpu.items()}
+
+
+def _several(settled: Sequence[JobTimes], samples_s: Mapping[str, Times]) -> dict[str, Any]:
+    """Return the figures that there are several of, by name: distributions, and those of groups."""
+    several: dict[str, Any] = {
+        name: Distribution.of_seconds(values) for name, values in samples_s.items()
+    }
+    return several | {f"by_{name}": _groups(settled, key) for name, key in _GROUPINGS.items()}
 
 
 def _groups(job_times: Sequence[JobTimes], key: Callable[[JobReport], str]) -> dict[str, Group]:

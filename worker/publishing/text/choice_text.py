@@ -49,6 +49,13 @@ class ChoiceText:
         """Take one token that does not end the choice, where there is no stop string to watch."""
         return self._detokenizer.push_one(token_id)
 
+    def push_last(self, token_id: int, stop_token_id: int | None) -> str:
+        """Take the token that ends the choice, where there is no stop string to watch."""
+        text = self._detokenizer.push_one(token_id)
+        if stop_token_id is not None and not self._shows_stop_token:
+            text = ""
+        return text + self._detokenizer.flush()
+
     def push(
         self, ids: Sequence[int], *, is_last: bool = False, stop_token_id: int | None = None
     ) -> Released:

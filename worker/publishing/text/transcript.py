@@ -7,12 +7,13 @@ re-appended from any index.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.contract.events import event_head
 from tokenbus.producer.contract.logprobs import extend_column
-from tokenbus.producer.contract.result import Choice, JobResult
+from tokenbus.producer.contract.result import Choice, JobResult, dump_plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -68,6 +69,11 @@ class Transcript:
     def num_choices(self) -> int:
         """Count the choices."""
         return len(self._columns)
+
+    @property
+    def num_runs(self) -> int:
+        """Count the runs: how many entries all tokens need at the least."""
+        return len(self._runs)
 
     def append(
         self,
@@ -151,6 +157,10 @@ class Transcript:
             return None
         return self._choice, column.texts[-1], column.ids[-1], self._end
 
+    def has_logprobs(self, choice: int) -> bool:
+        """Tell whether a token of a choice has logprobs."""
+        return bool(self._columns[choice].logprobs)
+
     def ids_of(self, choice: int) -> tuple[int, ...]:
         """Return all token ids of a choice."""
         return tuple(self._columns[choice].ids)
@@ -162,6 +172,36 @@ class Transcript:
     def num_tokens(self, choice: int) -> int:
         """Count the tokens of a choice."""
         return len(self._columns[choice].ids)
+
+    def dump_result(
+        self,
+        epoch: int,
+        finish: Finish,
+        finish_json: str,
+        version: int,
+        prompt_logprobs: tuple[Any, ...] = (),
+    ) -> str:
+        """Return the result value as it is stored."""
+        if prompt_logprobs or any(column.logprobs for column in self._columns):
+            result = self.result(epoch, finish)
+            whole = replace(result, prompt_logprobs=prompt_logprobs, version=version)
+            return whole.dump(finish_json)
+        reasons = finish.choices or (finish.reason,) * len(self._columns)
+        choices = [
+            {
+                "text": "".join(column.texts),
+                "ids": column.ids,
+                "ends": column.ends,
+                "reason": reasons[number],
+            }
+            for number, column in enumerate(self._columns)
+        ]
+        head = event_head(self.job_id, version)
+        return dump_plain(head, epoch, choices, self._spans(), finish_json)
+
+    def _spans(self) -> list[tuple[int, int, int]]:
+        """Return choice, first and last index of each run."""
+        return [(run.choice, run.start, run.start + self._count(run) - 1) for run in self._runs]
 
     def result(self, epoch: int, finish: Finish) -> JobResult:
         """Return the result value that replaces the log."""
@@ -182,6 +222,6 @@ class Transcript:
                 )
                 for number, column in enumerate(self._columns)
             ),
-            tuple((run.choice, run.start, run.start + self._count(run) - 1) for run in self._runs),
+            tuple(self._spans()),
             tenant=address.tenant,
         )

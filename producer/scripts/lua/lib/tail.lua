@@ -8,13 +8,13 @@
 local function tail_of_result(job)
   local result = redis.call('GET', L.result .. job)
   local at, to = string.find(result or '', ',"finish":', 1, true)
-  local _, runs = string.find(result or '', ',"runs":[', 1, true)
+  local _, runs = string.find(result or '', ',"runs":', 1, true)
   if not at or not runs then
     return nil
   end
   return {
     epoch = tonumber(string.match(result, '"epoch":(%d+)')),
-    to = tonumber(string.match(string.sub(result, runs, at), '(%d+)%]%]')) or 0,
+    to = tonumber(string.match(result, '^[%[%],%d]-(%d+)%]%]', runs + 1)) or 0,
     ended = true,
     finish = string.sub(result, to + 1, -2),
     version = string.match(result, '^{"v":(%d+)'),

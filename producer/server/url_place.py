@@ -1,0 +1,65 @@
+"""Places in server URLs: hosts and their ports, paths, databases; decoded and checked.
+
+Errors name the part and quote nothing of it: what is wrong with a URL is often its password.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from tokenbus.producer.server.url_options import decoded
+
+
+def read_address(text: str, default_port: int) -> tuple[str, int]:
+    """Read `host[:port]`, an IPv6 host in brackets. Raises: ValueError."""
+    match = re.fullmatch(r"(\[[^\[\]]+\]|[^:\[\]]+)(?::([0-9]{0,5}))?", text)
+    if match is None:
+        raise ValueError("it names no host, or its port is no number")
+    port = int(match[2] or default_port)
+    if not 1 <= port <= 65_535:
+        raise ValueError("its port is none from 1 to 65535")
+    host = decoded("its host", match[1].strip("[]"))
+    if text.startswith("["):
+        _check_ipv6(host)
+    else:
+        _check_name(host)
+    return host, port
+
+
+def read_database(text: str) -> int:
+    """Read the number of a database, 0 where there is none. Raises: ValueError."""
+    if re.fullmatch(r"[0-9]{0,9}", text) is None:
+        raise ValueError("the number of its database is none: redis://host:6379/0")
+    return int(text or 0)
+
+
+def read_path(text: str) -> Path:
+    """Decode a path, whose bytes need not be UTF-8. Raises: ValueError."""
+    found = unquote(text, errors="surrogateescape")
+    if "\0" in found:
+        raise ValueError("its path holds a NUL")
+    return Path(found)
+
+
+def _check_ipv6(host: str) -> None:
+    is_address = True
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise ValueError("its host in brackets is no IPv6 address")
+
+
+def _check_name(host: str) -> None:
+    """Refuse what no resolver can be asked for. Raises: ValueError."""
+    is_name = host.isprintable() and " " not in host
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        is_name = False
+    if not is_name:
+        raise ValueError("its host is no host name")
