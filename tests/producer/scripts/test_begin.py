@@ -124,7 +124,7 @@ async def test_end_that_stands_is_told_to_a_start(scripts: Scripts) -> None:
     await begin(scripts, WHOLE)
     assert await begin(scripts, WHOLE) == LogReply(LogStatus.TERMINAL, 1, 3, END.finish)
     assert await num_ends(scripts, J) == 1
-    await raw(scripts).delete(scripts.keys.log(J))
+    await raw(scripts).delete(scripts.keys.log(J), scripts.keys.result(J))
     ended = replace(owned_end(J, 2, 0, "cancelled"), owned=False)
     await scripts.log.end([ended])
     reply = await begin(scripts, WHOLE)
@@ -161,7 +161,10 @@ async def test_dead_starter_is_followed_by_an_heir(
         assert (record.state, record.attempts) == (JobState.WAITING, 1)
         assert (await begin(scripts, WHOLE, worker.name)).status is LogStatus.FENCED
     else:
-        assert (record.state, record.finish) == (JobState.DONE, END.finish)
+        assert record.state is JobState.DONE
+        reply = await begin(scripts, item, "w-late")
+        assert reply == LogReply(LogStatus.TERMINAL, 1, 3, END.finish)
+        assert await entries(scripts) == []
 
 
 async def test_starter_that_was_reaped_before_it_began_changes_nothing_of_the_job(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from workers.stubs import (
@@ -22,10 +23,10 @@ from workers.stubs import (
 from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.errors import JobDropped
-from tokenbus.producer.scripts import End, Scripts, Takeover
+from tokenbus.producer.scripts import Begin, End, Scripts, Takeover
 from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.completion import JobCompletion
-from tokenbus.producer.scripts.replies import JobState, LogStatus, Refused, Submitted
+from tokenbus.producer.scripts.replies import JobState, LogReply, LogStatus, Refused, Submitted
 from tokenbus.producer.scripts.source import read_part
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.producer.server.embedded import start_private
@@ -94,6 +95,7 @@ async def test_result_takes_the_place_of_a_finished_log(scripts: Scripts) -> Non
     calls = {
         "owner": lambda: worker.start(J, 1),
         "heir": lambda: worker.start(J, 2),
+        "beginner": lambda: _begin(scripts, worker.name),
         "append": lambda: worker.append(J, 1, 3, 3),
         "fenced append": lambda: worker.append(J, 2, 3, 3),
         "end": lambda: worker.end(J, 1, 2),
@@ -110,6 +112,12 @@ async def test_result_takes_the_place_of_a_finished_log(scripts: Scripts) -> Non
     assert await scripts.log.end([late]) == [unowned]
     assert await raw(scripts).exists(scripts.keys.log(J)) == 0
     assert await num_ends(scripts, J) == 1
+
+
+async def _begin(scripts: Scripts, worker: str) -> LogReply:
+    item = Begin(J, 1, "1", [tokens(J, 1, 1, 2)], owned_end(J, 1, 2))
+    [reply] = await scripts.log.begin([item], worker)
+    return reply
 
 
 @pytest.mark.parametrize(
@@ -130,6 +138,43 @@ async def test_end_is_found_in_a_result_whatever_its_text(scripts: Scripts, text
     assert (reply.status, reply.epoch, reply.last, reply.finish) == (
         LogStatus.TERMINAL, 1, 2, finish,
     )  # fmt: skip
+
+
+async def test_logprobs_of_a_prompt_are_not_taken_for_indices(scripts: Scripts) -> None:
+    """An end without tokens is behind index 0, whatever its result says of the prompt."""
+    worker = await pulled(scripts, J)
+    await worker.start(J, 1)
+    end = owned_end(J, 1, 0)
+    told = replace(JobResult.parse(end.result), prompt_logprobs=(None, ((7, -0.5),), ((9, 99),)))
+    await scripts.log.end([End(J, 1, 0, end.finish, told.dump())])
+    await JobCompletion(scripts).complete(J, end.finish)
+    assert ']],"finish"' in told.dump()
+    assert (await worker.start(J, 1)).last == 0
+
+
+async def test_log_that_goes_while_it_is_read_is_none(scripts: Scripts) -> None:
+    """A job is completed between two pages of its log: half of it would be a hole for a reader."""
+    worker = await pulled(scripts, J)
+    await worker.start(J, 1)
+    for first in range(1, 600, 100):
+        await scripts.log.append([tokens(J, 1, n, n) for n in range(first, first + 100)])
+    whole = await scripts.log.events(J)
+    assert whole is not None
+    assert len(whole) == 600
+    runner: Any = scripts.log._runner
+    command = runner.command
+
+    async def completed_after(*args: str | int) -> Any:
+        page = await command(*args)
+        if not await raw(scripts).exists(scripts.keys.result(J)):
+            await worker.end(J, 1, 600)
+            await JobCompletion(scripts).complete(J, owned_end(J, 1, 600).finish)
+        return page
+
+    with patch.object(runner, "command", completed_after):
+        assert await scripts.log.events(J) is None
+    known = await Lookup(scripts).look(J, 0)
+    assert known.result is not None
 
 
 @in_both_ways
