@@ -120,7 +120,7 @@ class CompletionScripts:
             shard=shard,
             batch=_pack(jobs),
         )
-        await self._drop(elsewhere)
+        await self._drop(elsewhere, ttl_ms)
         return answers, bool(more)
 
     async def mark_done(self, jobs: Sequence[Completed]) -> list[str]:
@@ -181,15 +181,19 @@ class CompletionScripts:
                 tenant_bytes=_bound(keep.tenant_bytes),
                 batch=_encode(pairs),
             )
-            await self._drop(dropped)
+            await self._drop(dropped, ttl_ms)
 
-    async def _drop(self, names: Sequence[bytes]) -> None:
-        """Drop logs and results of jobs whose records say so already."""
+    async def _drop(self, names: Sequence[bytes], ttl_ms: int) -> None:
+        """Drop logs and results of jobs whose records, kept for `ttl_ms`, say so already.
+
+        What stands in their places is gone before a record may be (`fresh_ms` in lib/kept.lua).
+        """
         jobs = [Completed(name.decode()) for name in names]
         for shard, numbers in _by_shard(jobs):
             await self._runner.run(
                 "drop_many",
                 self._keys.log_prefix(shard),
+                trace_ms=min(15_000, ttl_ms // 240),
                 batch=_encode([jobs[number].job_id for number in numbers]),
             )
 

@@ -8,8 +8,8 @@
 --@use owning: take_out
 --@use webhooks: open_hook
 --@use usage: add_usage
---@use kept: note_kept touch_kept make_room
---@use dropping: drop_result FRESH_MS
+--@use kept: note_kept touch_kept make_room fresh_ms
+--@use dropping: drop_result
 -- Completion of jobs whose terminal entries stand: each once, by anyone. `at_once` does all of it in
 -- this turn, for the logs of one shard on the same server; else it is the first step, and the jobs
 -- lie in `ending` until the others are done.
@@ -101,6 +101,7 @@ local function complete(number, job, finish, ...)
   local record = call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
     'charge', 'dead', 'callback', 'flag', 'deadline', 'idem', 'v', 'digest', 'epoch')
   local state = record[1]
+  record[3] = record[3] or ''
   local is_open = state and state ~= 'done'
   if is_open and finish == '' then
     return 0
@@ -171,7 +172,7 @@ if at_once then
   for _, each in ipairs(ok and dropped or {}) do
     local job, ended = each[1], each[2]
     if shard == (tonumber(string.match(job, '^s(%d%d?%d?)%-')) or 0) then
-      drop_result(job, ended + FRESH_MS > now)
+      drop_result(job, ended + fresh_ms(record_ms) - now)
     else
       elsewhere[#elsewhere + 1] = job
     end

@@ -217,7 +217,6 @@ async def test_bounds_hold_whatever_is_completed(scripts: Scripts) -> None:
         assert not any(await completion.complete_many(batch))
         told = await sums(scripts)
         dropped = await raw(scripts).llen(scripts.keys.of("dropped"))
-        assert dropped * RECORD <= pool / 4
         if told["bytes"] + dropped * RECORD > pool:
             assert await raw(scripts).zcard(scripts.keys.of("kept_first")) == 1
         for tenant in ("t0", "t1", "t2"):
@@ -251,7 +250,41 @@ async def test_list_that_has_expired_is_counted_no_more(scripts: Scripts) -> Non
     await raw(scripts).delete(scripts.keys.of("kept_of", "a"))
     bounded = JobCompletion(scripts, Retention(pool_bytes=1500))
     await bounded.complete_many([await ended(scripts, "b0", tenant="b")])
-    assert set(await sums(scripts)) == {"bytes", "pool", "tenant", "of:b"}
+    assert set(await sums(scripts)) == {"bytes", "pool", "tenant", "ttl", "of:b"}
+
+
+async def test_records_of_dropped_results_take_a_quarter_of_the_bound(scripts: Scripts) -> None:
+    """Then the oldest are forgotten with their idempotency keys, though none of a moment ago."""
+    keys, redis = scripts.keys, raw(scripts)
+    bound = 4 * 3 * RECORD
+    bounded = JobCompletion(scripts, Retention(pool_bytes=bound, tenant_bytes=0))
+    for number in range(8):
+        job = await ended(scripts, f"j{number}", 2000, idempotency=f"idem{number}")
+        await bounded.complete_many([job])
+    dropped = await redis.lrange(keys.of("dropped"), 0, -1)
+    assert dropped == [b"j%d" % number for number in range(7)]
+    for number in range(7):
+        await redis.hincrby(keys.of("job", f"j{number}"), "dropped", -30_001)
+    for number in range(8, 11):
+        await bounded.complete_many([await ended(scripts, f"j{number}", 2000)])
+    dropped = await redis.lrange(keys.of("dropped"), 0, -1)
+    assert dropped == [b"j%d" % number for number in range(6, 10)]
+    for number in range(8):
+        record = await scripts.queue.record(f"j{number}")
+        is_known = number > 5
+        assert (record is not None) is is_known
+        assert await redis.exists(keys.of("idem", f"idem{number}")) == is_known
+
+
+async def test_client_that_keeps_for_seconds_leaves_the_lists_alone(scripts: Scripts) -> None:
+    """What a worker's completions keep counts for as long as the worker keeps it."""
+    workers = JobCompletion(scripts, Retention(pool_bytes=10**6, tenant_bytes=10**6))
+    await workers.complete_many([await ended(scripts, "j0")])
+    told = await sums(scripts)
+    await raw(scripts).zincrby(scripts.keys.of("kept_first"), -10_000, "acme")
+    brief = JobCompletion(scripts, Retention(log_ms=1, result_ms=1))
+    await brief.complete_many([await ended(scripts, "j1", tenant="other")])
+    assert (await sums(scripts))["of:acme"] == told["of:acme"]
 
 
 async def test_name_that_is_another_jobs_by_now_is_left_alone(scripts: Scripts) -> None:

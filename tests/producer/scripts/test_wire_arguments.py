@@ -133,7 +133,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "end, client": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", listen="c" * 22)]),
     "end, tenant": lambda s: s.log.end([End("s2-job@a/b", 3, 8, "{}", "{}")]),
     "expire_many": lambda s: s.completion.expire_records(COMPLETED, [5, 6, 0], KEEP, 125_000),
-    "drop_many": lambda s: s.completion._drop([b"s1-job", b"s1-other@shop"]),
+    "drop_many": lambda s: s.completion._drop([b"s1-job", b"s1-other@shop"], 1_200_000),
     "drop_letters": lambda s: s.queue.drop_letters(["1-2", "3-4"]),
     "leave": lambda s: s.lease.leave("w1"),
     "pause": lambda s: s.control.pause(is_paused=True),

@@ -1,4 +1,4 @@
---@offers note_kept touch_kept make_room
+--@offers note_kept touch_kept make_room fresh_ms
 -- What finished jobs keep, in bytes by tenant, oldest first, so that the past never fills the memory
 -- that new jobs need. Past a bound the oldest result goes; its record stays and tells so, and those
 -- records may take a quarter of the pool's bound: then the oldest of them goes too.
@@ -70,42 +70,58 @@ local function take_oldest(tenant)
   return job, tonumber(ended), bytes, left
 end
 
--- Forget the oldest job of those whose result was dropped, unless its name is another job's by now.
-local function forget_dropped()
-  local job = redis.call('LPOP', K.dropped)
-  local record = job and redis.call('HMGET', K.job .. job, 'state', 'dropped', 'idem')
-  if record and record[1] == 'done' and record[2] then
-    redis.call('DEL', K.job .. job)
-    if record[3] and record[3] ~= '' then
-      redis.call('DEL', K.idem .. record[3])
+-- For so long after its end a job's name may still meet calls of before: 30 s where records are kept for
+-- an hour, else in proportion.
+local function fresh_ms(ttl_ms)
+  return math.floor(math.min(30000, ttl_ms / 120))
+end
+
+-- Forget jobs whose results were dropped, oldest first, while there are more than may be; a name that
+-- is another job's by now is left alone.
+local function forget_dropped(most, now, ttl_ms)
+  for _ = 1, 2 do
+    local job = redis.call('LINDEX', K.dropped, 0)
+    local record = job and redis.call('HMGET', K.job .. job, 'state', 'dropped', 'idem')
+    local is_dropped = record and record[1] == 'done' and record[2]
+    if not job or is_dropped and (redis.call('LLEN', K.dropped) <= most
+      or tonumber(record[2]) + fresh_ms(ttl_ms) > now) then
+      return
+    end
+    redis.call('LPOP', K.dropped)
+    if is_dropped then
+      redis.call('DEL', K.job .. job)
+      if record[3] and record[3] ~= '' then
+        redis.call('DEL', K.idem .. record[3])
+      end
     end
   end
 end
 
-local function note_dropped(job, bound, ttl_ms)
-  redis.call('HSET', K.job .. job, 'dropped', 1)
-  local count = redis.call('RPUSH', K.dropped, job)
+local function note_dropped(job, bound, now, ttl_ms)
+  redis.call('HSET', K.job .. job, 'dropped', string.format('%.0f', now))
+  redis.call('RPUSH', K.dropped, job)
   outlive(K.dropped, ttl_ms)
-  if bound > 0 and count * RECORD > bound / 4 then
-    forget_dropped()
-  end
+  forget_dropped(bound > 0 and bound / 4 / RECORD or math.huge, now, ttl_ms)
 end
 
--- Write down what was noted and drop the oldest past the bounds; a bound of 0 is none, '' leaves it
--- as it is. The newest of a tenant, and of the pool, is never dropped. Returns the jobs whose results
+-- Write down what was noted and drop the oldest past the bounds; a bound of 0 is none, '' leaves bounds
+-- and the time for which records are kept as they are. The newest of a tenant, and of the pool, is never dropped. Returns the jobs whose results
 -- are to go, each with the time of its end, and whether there are more.
 local function make_room(now, ttl_ms, pool_bytes, tenant_bytes)
-  local known = redis.call('HMGET', K.kept, 'bytes', 'pool', 'tenant')
+  local known = redis.call('HMGET', K.kept, 'bytes', 'pool', 'tenant', 'ttl')
   local pool = tonumber(pool_bytes) or tonumber(known[2]) or DEFAULT_POOL
   local own = tonumber(tenant_bytes) or tonumber(known[3]) or DEFAULT_TENANT
+  if pool_bytes == '' then
+    ttl_ms = tonumber(known[4]) or ttl_ms
+  end
   local total = add_noted(tonumber(known[1]) or 0, now, ttl_ms)
   local room, dropped = MAX_DROPPED, {}
 
-  local function drop_oldest(tenant, is_over)
+  local function drop_oldest(tenant)
     local job, ended, bytes, left = take_oldest(tenant)
     total, room = total - bytes, room - 1
-    if is_over and job and redis.call('HGET', K.job .. job, 'state') == 'done' then
-      note_dropped(job, pool, ttl_ms)
+    if job and ended + ttl_ms > now and redis.call('HGET', K.job .. job, 'state') == 'done' then
+      note_dropped(job, pool, now, ttl_ms)
       dropped[#dropped + 1] = { job, ended }
     end
     return left
@@ -118,7 +134,7 @@ local function make_room(now, ttl_ms, pool_bytes, tenant_bytes)
   for _, tenant in ipairs(tenants) do
     local bytes = own > 0 and tonumber(redis.call('HGET', K.kept, 'of:' .. tenant)) or 0
     while room > 0 and bytes > own and redis.call('LLEN', K.kept_of .. tenant) > 1 do
-      bytes = drop_oldest(tenant, true)
+      bytes = drop_oldest(tenant)
     end
   end
   while room > 0 do
@@ -128,10 +144,11 @@ local function make_room(now, ttl_ms, pool_bytes, tenant_bytes)
       or not has_expired and not first[3] and redis.call('LLEN', K.kept_of .. first[1]) < 2 then
       break
     end
-    drop_oldest(first[1], not has_expired)
+    drop_oldest(first[1])
   end
   if #tenants > 0 or room < MAX_DROPPED then
-    redis.call('HSET', K.kept, 'bytes', string.format('%.0f', total), 'pool', pool, 'tenant', own)
+    redis.call('HSET', K.kept, 'bytes', string.format('%.0f', total), 'pool', pool, 'tenant', own,
+      'ttl', ttl_ms)
     outlive(K.kept, ttl_ms)
     outlive(K.kept_first, ttl_ms)
   end
