@@ -52,7 +52,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | kept     | hash   | bytes of finished jobs, `of:<tenant>` those of a tenant, and their bounds;  |
 |          |        | TTL, as the next three, of a record                                       |
 | kept_of  | list   | `kept:<tenant>`, a tenant's finished jobs, oldest first, with their bytes |
-| kept_first| zset  | tenant -> when the first job of its list ended                            |
+| kept_first | zset | tenant -> when the first job of its list ended                            |
 | dropped  | list   | jobs whose results were dropped for room, oldest first                    |
 | hooks    | zset   | `hooks2`, jobs whose webhook is due, by the time of the next try          |
 | hook     | hash   | a job's webhook and its tries; a belt TTL of a week, less once settled    |

@@ -39,13 +39,16 @@ local function sum_of(priority, tenant)
   return sum
 end
 
+-- Fields of a record that stay, unless they say nothing.
+local KEPT = { [11] = 'idem', [12] = 'v', [13] = 'digest', [14] = 'epoch', [15] = 'attempts' }
+
 -- What a done job is asked for, in a new hash: one that has held a request stays ten times as
 -- large. How it ended in full is in the result.
 local function write_done(job, record, finish)
   local ended = string.match(finish, '^{"reason":"%a+"')
   local kept = { 'state', 'done', 'tenant', record[3], 'finish', ended and ended .. '}' or finish }
-  for at, name in pairs({ [11] = 'idem', [12] = 'v', [13] = 'digest', [14] = 'epoch' }) do
-    if record[at] and record[at] ~= '' then
+  for at, name in pairs(KEPT) do
+    if record[at] and record[at] ~= '' and not (name == 'attempts' and record[at] == '0') then
       kept[#kept + 1], kept[#kept + 2] = name, record[at]
     end
   end
@@ -99,7 +102,7 @@ end
 
 local function complete(number, job, finish, ...)
   local record = call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
-    'charge', 'dead', 'callback', 'flag', 'deadline', 'idem', 'v', 'digest', 'epoch')
+    'charge', 'dead', 'callback', 'flag', 'deadline', 'idem', 'v', 'digest', 'epoch', 'attempts')
   local state = record[1]
   record[3] = record[3] or ''
   local is_open = state and state ~= 'done'

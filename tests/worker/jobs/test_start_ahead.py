@@ -238,12 +238,12 @@ async def test_worker_goes_on_after_tokens_that_it_knew_nothing_of(
     async with await AsyncClient.connect(redis_url, pool=pool) as client:
         job = await client.submit("hello", seed=SEED, max_tokens=NUM_TOKENS)
         await write_log(client.scripts, job.job_id, EPOCH)
+        reading = asyncio.create_task(follow(client, job.job_id))
         async with worker(pool, redis_url):
-            story = await follow(client, job.job_id)
-        attempts = await command(
-            client.scripts, "HGET", client.scripts.keys.of("job", job.job_id), "attempts"
-        )
-        assert attempts == b"0"
+            story = await reading
+        record = await client.scripts.queue.record(job.job_id)
+        assert record is not None
+        assert record.attempts == 0
         assert story.epochs == {EPOCH, EPOCH + 1}
         assert story.ids[0] == expected_ids(SEED, NUM_TOKENS)
         assert story.text == expected_text(SEED, NUM_TOKENS)

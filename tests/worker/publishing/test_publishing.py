@@ -117,7 +117,7 @@ async def test_first_token_has_an_entry_of_its_own(
     A shorter answer that is over when its log begins goes out whole.
     """
     listener: Any = client.scripts.redis.pubsub()
-    await listener.psubscribe(f"{{tb:{pool}:*")
+    await listener.psubscribe(f"{{tb:{pool}:*:tok:*")
     assert await listener.get_message(timeout=PATIENCE_S) is not None
     told: dict[str, list[dict[str, Any]]] = {}
     async with worker(pool, redis_url, publishers=publishers):
