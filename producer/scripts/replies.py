@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenbus.producer.scripts.evidence import Evidence
 
-from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.contract.keys import KNOWN_VERSIONS, WIRE_VERSION
 
 _VERSION = re.compile(rb'\{"v":(\d{1,9})[,}]')
 
@@ -152,9 +152,13 @@ class PulledJob:
 
     @property
     def version(self) -> int:
-        """Return the wire version that the job keeps, which its request begins with."""
+        """Return the wire version that the job keeps, which its request begins with.
+
+        A request of a version that is not known is refused, and that is said in this one.
+        """
         found = _VERSION.match(self.request)
-        return int(found[1]) if found else WIRE_VERSION
+        version = int(found[1]) if found else WIRE_VERSION
+        return version if version in KNOWN_VERSIONS else WIRE_VERSION
 
 
 @dataclass(frozen=True, slots=True)

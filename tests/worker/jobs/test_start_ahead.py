@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from patience import PATIENCE_S
 from servers.fixtures import pool, redis_url, server
-from workers.null_workers import command, expected_ids, expected_text, follow, worker
+from workers.null_workers import expected_ids, expected_text, follow, worker
 from workers.publisher_bench import EPOCH, JOB_ID, KEY, running_publisher, step_of_job, take_over
 from workers.stubs import raw, until
 from workers.stubs import tokens as stub_tokens
