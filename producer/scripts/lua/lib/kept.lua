@@ -105,8 +105,9 @@ local function note_dropped(job, bound, now, ttl_ms)
 end
 
 -- Write down what was noted and drop the oldest past the bounds; a bound of 0 is none, '' leaves bounds
--- and the time for which records are kept as they are. The newest of a tenant, and of the pool, is never dropped. Returns the jobs whose results
--- are to go, each with the time of its end, and whether there are more.
+-- and the time for which records are kept as they are. The newest of a tenant, and of the pool, is
+-- never dropped. Returns the jobs whose results are to go, each with the time of its end, and whether
+-- there are more.
 local function make_room(now, ttl_ms, pool_bytes, tenant_bytes)
   local known = redis.call('HMGET', K.kept, 'bytes', 'pool', 'tenant', 'ttl')
   local pool = tonumber(pool_bytes) or tonumber(known[2]) or DEFAULT_POOL
