@@ -39,21 +39,23 @@ local function sum_of(priority, tenant)
   return sum
 end
 
--- Fields of a record that stay, unless they say nothing.
-local KEPT = { [11] = 'idem', [12] = 'v', [13] = 'digest', [14] = 'epoch', [15] = 'attempts' }
-
 -- What a done job is asked for, in a new hash: one that has held a request stays ten times as
 -- large. How it ended in full is in the result.
 local function write_done(job, record, finish)
-  local ended = string.match(finish, '^{"reason":"%a+"')
-  local kept = { 'state', 'done', 'tenant', record[3], 'finish', ended and ended .. '}' or finish }
-  for at, name in pairs(KEPT) do
-    if record[at] and record[at] ~= '' and not (name == 'attempts' and record[at] == '0') then
-      kept[#kept + 1], kept[#kept + 2] = name, record[at]
-    end
+  local key, ended = K.job .. job, string.match(finish, '^{"reason":"%a+"')
+  local kept = { 'state', 'done', 'tenant', record[3], 'finish', ended and ended .. '}' or finish,
+    'epoch', record[14] or 0, 'digest', record[13] or '' }
+  if record[12] then
+    kept[11], kept[12] = 'v', record[12]
   end
-  call('DEL', K.job .. job)
-  call('HSET', K.job .. job, unpack(kept))
+  call('DEL', key)
+  call('HSET', key, unpack(kept))
+  if record[11] and record[11] ~= '' then
+    call('HSET', key, 'idem', record[11])
+  end
+  if record[15] and record[15] ~= '0' then
+    call('HSET', key, 'attempts', record[15])
+  end
 end
 
 local function first_step(number, job, record, finish, actual, failed, prompt, cached, completion)

@@ -107,7 +107,7 @@ RULES = {
         "takeover", "if tail and tail.ended then", "if false then"
     ),
     "a begin that finds a log says so (R2)": Change(
-        "begin", "return what_stands(tail, log, epoch, worker, start)", "return"
+        "begin", "return what_stands(log, epoch, worker, start)", "return"
     ),
     "the marker carries the index (R3)": Change(
         "takeover", "local last = tail and tail.to or 0", "local last = 0"

@@ -10,7 +10,8 @@
 -- in `commit` (empty without an end), then id, entry and message of each entry.
 local ENTRIES = 9
 
-local function what_stands(tail, log, epoch, worker, start)
+local function what_stands(log, epoch, worker, start)
+  local tail = tail_of(log)
   if tail.ended then
     return answer('terminal', tail)
   end
@@ -26,9 +27,8 @@ end
 local function begin(publish, belt_ms, worker, item)
   local job, epoch, start, listen, finish = item[1], item[2], item[3], item[5], item[7]
   local log, channel = L.log .. job, L.tok .. job
-  local tail = tail_of(log)
-  if tail then
-    return what_stands(tail, log, epoch, worker, start)
+  if redis.call('EXISTS', log, L.result .. job) > 0 then
+    return what_stands(log, epoch, worker, start)
   end
   redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', 0, 'start', start)
   for at = ENTRIES, #item, 3 do

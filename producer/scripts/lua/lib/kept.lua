@@ -10,7 +10,7 @@ local DEFAULT_POOL, DEFAULT_TENANT = 268435456, 67108864
 local OVERHEAD, RECORD = 512, 384
 -- Of one call: two a job that is completed are enough to keep up, more are for large results.
 local MAX_DROPPED = 128
-local lists, tenants = {}, {}
+local lists, tenants, stamp = {}, {}, nil
 
 -- Look at a tenant's bound in this call.
 local function touch_kept(tenant)
@@ -25,7 +25,8 @@ end
 
 local function note_kept(job, tenant, result_bytes, now)
   local list, bytes = touch_kept(tenant), result_bytes + OVERHEAD
-  list[#list + 1] = string.format('%.0f %.0f %s', now, bytes, job)
+  stamp = stamp or string.format('%.0f ', now)
+  list[#list + 1] = stamp .. bytes .. ' ' .. job
   list.bytes = list.bytes + bytes
 end
 
