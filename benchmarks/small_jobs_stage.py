@@ -176,12 +176,15 @@ class Stage:
         return f"redis+cluster://127.0.0.1:{ports[0]}"
 
     def start_worker(self, tree: Tree, settings: dict[str, object]) -> None:
-        """Start a worker of tokenbus with settings by name; it ends with this process."""
+        """Start a worker of tokenbus with settings by name; it ends with this process.
+
+        It reads the server's URL from standard input, that of an earlier release its environment.
+        """
         environment = {f"TOKENBUS_{name.upper()}": str(value) for name, value in settings.items()}
         log = self._stack.enter_context((self._folder / "workers.log").open("ab"))
         worker = subprocess.Popen(
             [sys.executable, "-P", "-m", "tokenbus.worker.bench.worker_process", str(os.getpid())],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             env=os.environ | tree.environment | environment,
@@ -189,6 +192,9 @@ class Stage:
         )
         self.workers.append(worker)
         self._stack.callback(_end, worker)
+        if worker.stdin is not None:
+            with worker.stdin as line:
+                line.write(f"{settings['redis_url']}\n".encode())
 
     def start_side(self, role: str, options: dict[str, Any], tree: Tree | None = None) -> Child:
         """Start a process of `small_jobs_sides.py`."""

@@ -43,6 +43,12 @@ class Ear:
                 self.channels.add(message["channel"].decode())
 
 
+def kind_of(channel: str) -> str:
+    """Return a channel's name without the job or the client's secret at its end."""
+    before, mark, _ = channel.partition(":cli:")
+    return before + mark if mark else channel.partition("job-")[0]
+
+
 async def run_jobs(client: AsyncClient, shift: int) -> list[str]:
     """Submit jobs of fixed ids, read them all and return their texts."""
     fields: dict[str, Any] = {"max_tokens": NUM_TOKENS, "tenant": "shop"}
@@ -70,10 +76,11 @@ async def test_no_event_crosses_databases(redis_url: str, pool: str) -> None:
                 expected_text(shift + number, NUM_TOKENS) for number in range(NUM_JOBS)
             ]
         tags = {f"{{tb:{pool}:0}}:tok:", f"{{tb:{pool}:0}}:db3:tok:"}
+        tags |= {f"{{tb:{pool}:0}}:cli:", f"{{tb:{pool}:0}}:db3:cli:"}
         tags |= {f"{{tb:{pool}}}:ended", f"{{tb:{pool}}}:db3:ended"}
-        await until(lambda: {channel.partition("job-")[0] for channel in ear.channels} == tags)
-        # Of each kind of channel there is one per job and database, and none that both use.
-        assert len(ear.channels) == 2 * NUM_JOBS + 2
+        await until(lambda: {kind_of(channel) for channel in ear.channels} == tags)
+        # One per job, one per client and one of ends in each database, and none that both use.
+        assert len(ear.channels) == 2 * (NUM_JOBS + 2)
 
 
 async def test_notices_to_workers_stay_in_their_database(redis_url: str, pool: str) -> None:

@@ -1,4 +1,8 @@
-"""Hostile grammars through a real worker, beside the streams and grammars of other tenants."""
+"""Hostile grammars through real workers, beside the streams and grammars of other tenants.
+
+`CHAOS_WORKERS` says how many workers share them, so that a machine of more cores ends sooner, and
+`CHAOS_MODEL` the folder of a model to run in place of the demo one, which answers more slowly.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,9 @@ import os
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
 
 NUM_GRAMMARS = int(os.environ.get("CHAOS_GRAMMARS", "20000"))
+NUM_WORKERS = int(os.environ.get("CHAOS_WORKERS", "1"))
+# For each worker.
 NUM_AT_A_TIME = 64
 NUM_STREAMS = 16
 STREAM_TOKENS = 400
@@ -51,7 +59,7 @@ class Neighbours:
     async def run(self, is_over: asyncio.Event) -> None:
         """Stream and ask until it is over."""
         async with asyncio.TaskGroup() as group:
-            for number in range(NUM_STREAMS):
+            for number in range(NUM_WORKERS * NUM_STREAMS):
                 group.create_task(self._stream(number, is_over))
             group.create_task(self._ask(is_over))
 
@@ -83,7 +91,7 @@ class Neighbours:
             begins = time.monotonic()
             source = _GOOD.format(self.num_answers)
             job = await self.client.submit(
-                "Is it?", tenant="asking", max_tokens=4, grammar={"kind": "regex", "source": source}
+                "Is it?", tenant="asking", max_tokens=8, grammar={"kind": "regex", "source": source}
             )
             result = await self.client.result(job, PATIENCE_S)
             self.longest_answer_s = max(self.longest_answer_s, time.monotonic() - begins)
@@ -94,12 +102,13 @@ class Neighbours:
 
 @pytest.fixture
 def settings() -> dict[str, Any]:
-    """Give a worker of the demo model; skip where it is not kept."""
+    """Give a worker of the demo model or the one that is given; skip where neither is there."""
+    given = os.environ.get("CHAOS_MODEL")
     try:
-        cargo = DemoCargo(model_store.pull("smollm2-135m"))
+        folder = Path(given) if given else model_store.pull("smollm2-135m")
     except ModelNotFound as error:
         pytest.skip(str(error))
-    return cargo.settings | LEASE | {"max_num_seqs": 96}
+    return DemoCargo(folder).settings | LEASE | {"max_num_seqs": 96}
 
 
 async def _send(
@@ -147,13 +156,17 @@ async def test_hostile_grammars_hurt_nobody_else(
         seeds.put_nowait(seed)
     # Elsewhere: a large grammar takes long to draw, and the streams are read and timed here.
     drawing = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-    async with forked_worker(redis_url=redis_url, pool=pool, **settings):
+    async with AsyncExitStack() as workers:
+        for _ in range(NUM_WORKERS):
+            await workers.enter_async_context(
+                forked_worker(redis_url=redis_url, pool=pool, **settings)
+            )
         quiet = [await _quiet_run(client) for _ in range(NUM_QUIET_RUNS)]
         neighbours, is_over = Neighbours(client), asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(neighbours.run(is_over))
             async with asyncio.TaskGroup() as senders:
-                for _ in range(NUM_AT_A_TIME):
+                for _ in range(NUM_WORKERS * NUM_AT_A_TIME):
                     senders.create_task(_send(client, drawing, seeds, outcomes))
             is_over.set()
     drawing.shutdown()

@@ -190,7 +190,8 @@ async def test_job_of_a_later_version_is_refused_by_worker_and_reader(
     await command(scripts, "HSET", scripts.keys.of("job", "later"), "v", 3)
     async with asyncio.timeout(PATIENCE_S):
         while not reading.done():
-            await command(scripts, "PUBLISH", later.channel, '{"v":3,"job":"later"}')
+            for channel in await command(scripts, "PUBSUB", "CHANNELS", f"{{tb:{pool}*"):
+                await command(scripts, "PUBLISH", channel, '{"v":3,"job":"later"}')
             await asyncio.wait([reading], timeout=0.05)
     with pytest.raises(SchemaMismatch, match=BOTH):
         await reading

@@ -19,7 +19,7 @@ from tokenbus.producer.client.reading.subscription import Subscription
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.contract.keys import LISTEN_BYTES, shard_of
-from tokenbus.producer.errors import ServerError
+from tokenbus.producer.errors import SchemaMismatch, ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -193,6 +193,11 @@ class ClientChannel:
         """Take a message of any shard; that of a stranger is left out."""
         try:
             event = parse_message(body)
+        except SchemaMismatch:
+            # A worker of a later version: the records of the jobs tell.
+            for channel in tuple(self._shards.values()):
+                self.break_off(channel)
+            return
         except (ValueError, KeyError, TypeError):
             return
         self.is_proven = True
