@@ -118,6 +118,7 @@ _TABLE: dict[Verdict, dict[str, str]] = {
         "MISCONF": "the server cannot write its file; see its log, and the space on its disk",
         "IOERR": "the server cannot write its file; see its log, and the space on its disk",
         "MAXCLIENTS": "the server has no connection left; raise maxclients",
+        "LIMIT": "the server's provider counts calls, connections or bytes, and a limit is reached",
         "NOSCRIPT": "the server forgot its scripts; they are sent again",
         "EXECABORT": "nothing of the transaction was carried out",
         # Another server rules, or will.
@@ -146,10 +147,15 @@ _TABLE: dict[Verdict, dict[str, str]] = {
         ),
         "WRONGPASS": "it knows no such user and password, or they have changed",
         "NOPERM": _RIGHTS,
-        "DENIED": "the server is in protected mode: give it a password or bind it to an address",
+        "DENIED": (
+            "the server does not let this address in: it has a list of those that it does, or is in"
+            " protected mode and needs a password or an address to bind to"
+        ),
         "NOPROTO": "the server does not speak version 2 of the protocol",
         "DATABASE": "the server has no database of this number",
         "UNKNOWN": "the server lacks this command, or its provider took it away",
+        "NOCLUSTER": "what answers is no node of a cluster; write redis://host:port",
+        "NOSENTINEL": "what answers is no sentinel; write redis://host:port for a server",
         "CROSSSLOT": _CLUSTER,
         "TLS": (
             "the certificate has to be signed by an authority that is trusted here (ssl_ca_certs)"
@@ -197,7 +203,7 @@ _INSIDE = (ResponseError, InvalidResponse, BusyLoadingError)
 _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern, re.IGNORECASE), code)
     for pattern, code in (
-        (r"max(imum)? number of (clients|connections)", "MAXCLIENTS"),
+        (r"max(imum)? (number of |concurrent )?(clients|connections)", "MAXCLIENTS"),
         # To calls of more than ten words before a client has said who it is.
         (r"unauthenticated (multi)?bulk length", "NOAUTH"),
         (r"(acl failure in script|the user executing the script can't)", "NOPERM"),
@@ -205,15 +211,31 @@ _TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"has no permissions? to", "NOPERM"),
         (r"(invalid (username-)?password|without any password configured)", "WRONGPASS"),
         (r"client sent auth, but no password", "WRONGPASS"),
-        (r"(authentication required|client already authenticated)", "NOAUTH"),
+        (r"(authentication required|client already authenticated|unauthorized)", "NOAUTH"),
         (r"(db index is out of range|invalid db index|select is not allowed)", "DATABASE"),
+        (r"unknown command '?sentinel", "NOSENTINEL"),
+        (r"cluster mode is not enabled|cluster support disabled", "NOCLUSTER"),
+        (r"connect call failed", "UNREACHABLE"),
         (r"(unknown (redis )?(sub)?command|unknown or disabled command)", "UNKNOWN"),
+        (r"command( '\S+')? (is )?not (allowed|supported|permitted)(?! when used)", "UNKNOWN"),
         (r"protocol error", "PROTOCOL"),
-        (r"don't hash to the same slot|same hash slot", "CROSSSLOT"),
+        (r"(don't|do not) hash to the same slot|same hash slot", "CROSSSLOT"),
+        (r"non local key in a cluster", "CLUSTER"),
+        (r"against a read[- ]only (replica|slave)", "READONLY"),
+        # Of proxies and providers.
+        (r"memory limit|limit of memory|maxmemory", "OOM"),
+        (r"(white|allow)list|illegal address", "DENIED"),
+        (r"(limit|quota) (is |was )?(exceeded|reached)|too many requests", "LIMIT"),
+        (r"upstream (host|failure|connect)|(is|server) shutting down", "UNREACHABLE"),
+        (r"connection (was )?(refused|reset|closed|timed out)", "UNREACHABLE"),
+        (r"closed the connection", "UNREACHABLE"),
+        (r"(failover|handshake) in progress", "UNREACHABLE"),
     )
 )
 # What a server may say to a connection before its first call, in redis-py's words at times.
-_BEFORE_CALLS = ("MAXCLIENTS", "NOAUTH", "WRONGPASS")
+_BEFORE_CALLS = ("MAXCLIENTS", "NOAUTH", "WRONGPASS", "DENIED", "LIMIT")
+# What redis-py says of a cluster that it cannot look at.
+_OF_NO_CLUSTER = ("NOCLUSTER", "UNREACHABLE")
 # A script that ran into an error of the server's names it in front or in the middle.
 _CODE = re.compile(r"-?([A-Z][A-Z_]{2,})(?=[ :]|$)")
 _IN_PIPELINE = re.compile(r"^Command # \d+ .*? of pipeline caused error: ", re.DOTALL)
@@ -268,14 +290,14 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def _code(error: BaseException, text: str) -> str:
+    said = next((code for pattern, code in _TEXTS if pattern.search(text)), None)
     for kind, code in _CODES:
         if isinstance(error, kind):
-            return code
+            return said if code == "CLUSTER" and said in _OF_NO_CLUSTER else code
     if isinstance(error, ssl.SSLError):
         # Other errors of TLS are connections that broke.
         is_refusal = isinstance(error, ssl.SSLCertVerificationError) or _TLS.search(text)
         return "TLS" if is_refusal else "UNREACHABLE"
-    said = next((code for pattern, code in _TEXTS if pattern.search(text)), None)
     if isinstance(error, AuthenticationError):
         return said or "WRONGPASS"
     if isinstance(error, RedisConnectionError | OSError):

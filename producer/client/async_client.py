@@ -6,11 +6,10 @@ of all of them are made here.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
-from tokenbus.producer.client.fork_guard import LoopGuard
+from tokenbus.producer.client.fork_guard import LoopGuard, Unsent, running_loop
 from tokenbus.producer.client.pool_calls import PoolCalls
 from tokenbus.producer.client.reading.client_channel import ClientChannel
 from tokenbus.producer.client.reading.ended_channel import EndedChannel
@@ -47,7 +46,7 @@ __all__ = ["AsyncClient", "Job"]
 _LISTEN_WAIT_S = 1.0
 
 
-class AsyncClient(PoolCalls):
+class AsyncClient(Unsent, PoolCalls):
     """A client of one pool; safe to share between the tasks of one event loop.
 
     It belongs to the process and the event loop that made it: in a fork of the one every call
@@ -57,7 +56,7 @@ class AsyncClient(PoolCalls):
 
     def __init__(self, server: Server, pool: str, settings: ClientSettings) -> None:
         """Belong to the running event loop."""
-        self._home = LoopGuard(self, asyncio.get_running_loop())
+        self._home = LoopGuard(self, running_loop())
         self._server = server
         self._settings = settings
         self._scripts = Scripts(server.redis, pool, timeout_s=settings.call_timeout_s)
@@ -99,6 +98,7 @@ class AsyncClient(PoolCalls):
         Raises: UrlInvalid, EmbeddedUnavailable, ServerUnreachable, ServerUnsuitable; ServerRefused
         where the user may neither submit jobs nor read them.
         """
+        running_loop()
         settings = settings or ClientSettings()
         server = await open_server(
             url or settings.redis_url,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.blocking_stream import BlockingStream
-from tokenbus.producer.client.fork_guard import ForkGuard
+from tokenbus.producer.client.fork_guard import ForkGuard, Unsent
 from tokenbus.producer.client.job_list import LISTED_STATES
 from tokenbus.producer.client.loop_thread import LoopThread
 from tokenbus.producer.contract.address import DEFAULT_TENANT
@@ -79,7 +79,7 @@ async def _in_loop(call: Callable[[], T]) -> T:
     return call()
 
 
-class Client:
+class Client(Unsent):
     """`AsyncClient` for blocking code, with the same names; safe to share between threads.
 
     A process that was forked from one with an open client (gunicorn's preload) connects anew on

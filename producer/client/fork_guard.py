@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import os
 import weakref
+from typing import NoReturn
 
 from tokenbus.producer.errors import ClientClosed, WrongEventLoop
 
@@ -24,6 +25,28 @@ def _keep_owners() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keep_owners)
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop that calls. Raises: WrongEventLoop where it is none of asyncio's."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise WrongEventLoop(
+            "no event loop of asyncio runs here: an AsyncClient works in asyncio alone; use Client,"
+            " under trio in a thread (trio.to_thread.run_sync)"
+        ) from None
+
+
+class Unsent:
+    """A client: its connections live in one process, so it cannot be pickled or copied."""
+
+    def __reduce__(self) -> NoReturn:
+        """Raise TypeError, as pickle and copy expect of what they cannot take."""
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled or copied: give the other process its URL"
+            " and let it connect its own; threads share one as it is"
+        )
 
 
 class ForkGuard:
@@ -66,7 +89,7 @@ class LoopGuard(ForkGuard):
     def check_loop(self) -> None:
         """Raise WrongEventLoop in another loop, ClientClosed in a fork."""
         self.check()
-        if asyncio.get_running_loop() is not self._loop:
+        if running_loop() is not self._loop:
             raise WrongEventLoop(
                 "this client was connected in another event loop"
                 f"{', which is closed' if self.has_ended else ''}: connect one in each loop"

@@ -56,6 +56,8 @@ async def _list(client: AsyncClient, args: argparse.Namespace) -> int:
         print(visible(_as_json(job) if args.json else _line(job)))
     if not found.is_whole:
         tell("there may be more: name a tenant or a state, or raise --limit")
+    elif not found.jobs:
+        tell(f"no such job waits or runs in pool {args.pool}")
     return 0
 
 

@@ -17,6 +17,8 @@ MAX_HOST_LENGTH = 253
 _AUTHORITY = re.compile(r"(\[[^\[\]]+\]|[^\[\]:]+)(:[0-9]{0,5})?")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
+# Set aside for names that the DNS never resolves (RFC 6761, 7686, 9476).
+_NOWHERE = ("invalid", "onion", "alt")
 # Full stops of other scripts, which IDNA reads as dots.
 _DOTS = str.maketrans({"\u3002": ".", "\uff0e": ".", "\uff61": "."})
 _VARIATIONS = range(0xFE00, 0xFE10)
@@ -120,6 +122,8 @@ def _check_name(host: str) -> None:
     for label in labels:
         if label.startswith("xn--"):
             _check_encoded(label)
+    if labels[-1] in _NOWHERE:
+        raise ValueError(f"its host is in .{labels[-1]}, where no name has an address")
     if len(name) > MAX_HOST_LENGTH or not all(_LABEL.fullmatch(label) for label in labels):
         raise ValueError("its host is no domain name")
 

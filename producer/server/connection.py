@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def typed(error: BaseException, url: ServerUrl, waited_s: float = 0.0) -> Server
         text = f"the server at {url} refuses: {answer.told}"
         made = ServerRefused(text, code=answer.code, hint=answer.hint)
     elif answer.says_nothing:
-        text = f"no server at {url} after {waited_s:g} s of trying: {_reason(answer)}"
+        text = f"no server at {url} after {waited_s:g} s of trying: {_reason(answer, url)}"
         made = ServerUnreachable(text, code=answer.code, hint=answer.hint)
     else:
         text = f"the server at {url} took no call for {waited_s:g} s: {answer.told}"
@@ -56,8 +57,13 @@ def typed(error: BaseException, url: ServerUrl, waited_s: float = 0.0) -> Server
     return made
 
 
-def _reason(answer: ServerAnswer) -> str:
-    return f"{answer.text}; {answer.hint}" if answer.hint else answer.text
+def _reason(answer: ServerAnswer, url: ServerUrl) -> str:
+    hint = answer.hint
+    if url.is_tls and answer.code == "TIMEOUT":
+        hint = "a server without TLS lets rediss:// wait; is it redis://?"
+    elif "closed by server" in answer.text and not url.is_tls:
+        hint = "a server with TLS hangs up on redis://; is it rediss://?"
+    return f"{answer.text}; {hint}" if hint else answer.text
 
 
 async def retrying(call: Callable[[], Awaitable[T]], url: ServerUrl, retry_for_s: float) -> T:
@@ -165,8 +171,8 @@ async def _check(server: Server, call_timeout_s: float) -> None:
     """Check version, kind and eviction policy. Raises: ServerUnsuitable with one sentence."""
     async with asyncio.timeout(call_timeout_s):
         found = await _look(server)
-    version = tuple(int(part) for part in found.version.split(".")[:2]) if found.version else None
-    if version is not None and version < MIN_VERSION:
+    version = re.match(r"([0-9]+)\.([0-9]+)", found.version)
+    if version is not None and (int(version[1]), int(version[2])) < MIN_VERSION:
         raise ServerUnsuitable(
             f"the server at {server.url} is version {found.version};"
             " Redis 7.0 or Valkey 7.2 is the oldest that will do"

@@ -174,6 +174,11 @@ class ServerUrl:
         return {name: value for name, value in options.items() if name.startswith("ssl_")}
 
     @property
+    def is_tls(self) -> bool:
+        """Tell whether connections are encrypted."""
+        return _Parts.of(self.text).is_tls
+
+    @property
     def allows_eviction(self) -> bool:
         """Tell whether a server will do that may evict jobs."""
         return bool(_Parts.of(self.text).options.get("allow_eviction", False))

@@ -56,7 +56,7 @@ def _check_ipv6(host: str) -> None:
 
 def _check_name(host: str) -> None:
     """Refuse what no resolver can be asked for. Raises: ValueError."""
-    is_name = host.isprintable() and " " not in host
+    is_name = re.fullmatch(r"[\w.-]+", host) is not None
     try:
         host.encode("idna")
     except UnicodeError:

@@ -299,6 +299,9 @@ _RARE = {
 } | {
     "replied_protocol_error": _answering("PROTOCOL", "-ERR Protocol error: invalid bulk length"),
     "database": _answering("DATABASE", "-ERR DB index is out of range"),
+    "proxy": _answering("UNREACHABLE", "-upstream failure"),
+    "quota": _answering("LIMIT", "-ERR max daily request limit exceeded. Limit: 1, Usage: 1"),
+    "list": _answering("DENIED", "-ERR client ip is not in whitelist"),
     "err": _answering("ERR"),
 }
 _SLOW = pytest.mark.slow

@@ -96,6 +96,7 @@ class SubscriptionHub:
 
         Raises: ServerUnreachable without one in time; ServerRefused, ClientClosed, WrongEventLoop.
         """
+        self._check()
         name = channel.encode()
         known = self._channels.get(name)
         streams = known.listener if known is not None else None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 START_TIMEOUT_S = 30.0
+# A file that cannot be read ends the server while it loads, at its beginning most of the time; one
+# that takes longer is waited for by the clients.
+LOADING_WAIT_S = 10.0
 _POLL_S = 0.02
 _STOP_TIMEOUT_S = 10.0
 _PR_SET_PDEATHSIG = 1
@@ -85,28 +88,42 @@ def start_server(guarded: Guarded) -> subprocess.Popen[bytes]:
 
 def answers(socket_path: Path, timeout_s: float = 1.0) -> bool:
     """Tell whether a server answers on the socket; an error (LOADING, MISCONF) is an answer."""
+    return bool(_answer(socket_path, timeout_s))
+
+
+def _answer(socket_path: Path, timeout_s: float) -> bytes:
+    """Return what the server says to a PING, nothing where there is none."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(timeout_s)
             probe.connect(str(socket_path))
             probe.sendall(b"PING\r\n")
-            return bool(probe.recv(64))
+            return probe.recv(64)
     except OSError:
-        return False
+        return b""
 
 
 def wait_ready(guarded: Guarded, server: subprocess.Popen[bytes]) -> str | None:
     """Wait until the server answers; return why it does not, None if it does."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    began = time.monotonic()
+    deadline = began + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            log = guarded.folder / LOG
-            lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-            return f"exit code {server.returncode}: {lines[-1] if lines else 'no log'}"
-        if answers(guarded.socket_path):
+            return f"exit code {server.returncode}: {_last_word(guarded.folder)}"
+        said = _answer(guarded.socket_path, 1.0)
+        is_loading = said.startswith(b"-LOADING")
+        if said and (not is_loading or time.monotonic() > began + LOADING_WAIT_S):
             return None
         time.sleep(_POLL_S)
     return f"no answer within {START_TIMEOUT_S:.0f} s"
+
+
+def _last_word(folder: Path) -> str:
+    """Return the last line of the server's log, which may end with blank ones."""
+    log = folder / LOG
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "no log")
+    return f"{said} (see {LOG} there)"
 
 
 def stop_server(server: subprocess.Popen[bytes]) -> None:

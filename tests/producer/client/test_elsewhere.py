@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -67,6 +69,31 @@ def test_second_event_loop_is_told_at_once(
             asyncio.run(client.close())
         first.run(client.close())
     asyncio.run(client.close())
+
+
+def test_call_outside_of_asyncio_is_told(private_server: EmbeddedServer, pool: str) -> None:
+    """Under trio, say, a coroutine runs in no loop of asyncio's: connecting and calls say so."""
+    with pytest.raises(WrongEventLoop, match="asyncio alone"):
+        AsyncClient.connect(private_server.url, pool).send(None)
+    with asyncio.Runner() as runner:
+        client = runner.run(AsyncClient.connect(private_server.url, pool))
+        for call in CALLS.values():
+            with pytest.raises(WrongEventLoop, match="asyncio alone"):
+                call(client).__await__().__next__()
+        runner.run(client.close())
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_client_is_sent_to_no_other_process(
+    private_server: EmbeddedServer, pool: str, take: Callable[[object], object]
+) -> None:
+    """Pickle and copy are told what to give the other process instead."""
+    with Client(private_server.url, pool) as client, asyncio.Runner() as runner:
+        one = runner.run(AsyncClient.connect(private_server.url, pool))
+        for each in (client, one):
+            with pytest.raises(TypeError, match=f"{type(each).__name__} cannot be pickled"):
+                take(each)
+        runner.run(one.close())
 
 
 async def test_blocking_client_works_inside_a_running_loop(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
+from servers.fixtures import server_binary
+from servers.server_groups import free_port
 
-from tokenbus.producer.errors import ServerUnreachable, ServerUnsuitable, UrlInvalid
+from tokenbus.producer.errors import (
+    ServerRefused,
+    ServerUnreachable,
+    ServerUnsuitable,
+    UrlInvalid,
+)
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis, open_server
 from tokenbus.producer.server.embedded import start_private
@@ -14,7 +23,7 @@ from tokenbus.producer.server.shown_url import hide_password
 from tokenbus.producer.server.url import ServerKind, ServerUrl
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tokenbus.producer.server.embedded import EmbeddedServer
 
@@ -51,6 +60,8 @@ def test_urls_that_have_a_meaning(text: str, kind: ServerKind) -> None:
         ),
         *("redis+cluster://", "redis+sentinel://h", "redis+sentinel:///bus"),
         *("redis+sentinel://h:x/bus", "redis+sentinel://h/bus/first"),
+        # Connection strings of other clients.
+        *("redis://h,h2", "redis://h;ssl=true", "redis://h&db=1", "redis://h:1,ssl=True"),
     ],
 )
 def test_urls_without_meaning_are_refused(text: str) -> None:
@@ -130,6 +141,26 @@ async def test_refused_credentials_are_told_at_once(own_server: EmbeddedServer) 
     await redis.aclose()
     opened = await open_server(f"{own_server.url}?password=right")
     await opened.close()
+
+
+@pytest.fixture
+def plain_port() -> Iterator[int]:
+    """Run a server that is neither of a cluster nor a sentinel, and give its port."""
+    port = free_port()
+    command = [server_binary("valkey"), *f"--port {port} --bind 127.0.0.1 --save".split(), ""]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        yield port
+        process.kill()
+
+
+@pytest.mark.processes
+async def test_server_of_another_kind_is_told_at_once(plain_port: int) -> None:
+    """A cluster's or sentinels' URL that leads to a plain server says what to write."""
+    await (await open_server(f"redis://127.0.0.1:{plain_port}", retry_for_s=PATIENCE_S)).close()
+    for kind, place in (("cluster", ""), ("sentinel", "/bus")):
+        with pytest.raises(ServerRefused, match="write redis://host:port") as caught:
+            await open_server(f"redis+{kind}://127.0.0.1:{plain_port}{place}", retry_for_s=3600)
+        assert caught.value.code == f"NO{kind.upper()}"
 
 
 async def test_absent_server_is_tried_for_the_time_given() -> None:

@@ -428,6 +428,27 @@ def test_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         join_shared(tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"), [("*.incr.aof", "Bad file format"), ("*.manifest", "manifest file")]
+)
+async def test_file_that_cannot_be_read_is_told(tmp_path: Path, pattern: str, said: str) -> None:
+    """A server that ends while it loads has not started; the last that it said is the reason."""
+    started = join_shared(tmp_path)
+    redis = make_redis(started.url)
+    await redis.set("known", "yes")
+    await redis.aclose()
+    started.close()
+
+    async def has_ended() -> bool:
+        return not guards_in(tmp_path)
+
+    await until(has_ended)
+    [file] = (tmp_path / "appendonlydir").glob(pattern)
+    file.write_bytes(b"garbage" + file.read_bytes())
+    with pytest.raises(EmbeddedUnavailable, match=rf"did not start.*{said}.*see server\.log"):
+        join_shared(tmp_path)
+
+
 def test_fork_at_the_start_of_a_guard_keeps_no_lock(tmp_path: Path) -> None:
     """Else no second guard could ever start: a web server's worker may live for weeks."""
     data = DataFolder.open(tmp_path)

@@ -77,6 +77,14 @@ def spellings(password: str) -> Iterator[str]:
         yield f"redis:/:{text}@127.0.0.1:1/0"
         yield f"redis:me:{text}@127.0.0.1:1/0"
         yield f"me:{text}@127.0.0.1:1/0"
+        # Not where a URL has it; what follows an @ is its host.
+        bare = text.replace("@", "%40")
+        yield f"redis://127.0.0.1:1/{bare}"
+        yield f"redis+sentinel://127.0.0.1:1/bus/{bare}"
+        yield f"redis://h;password={bare}"
+        yield f"redis://h:1,password={bare}"
+        yield f"redis://h -a {bare}"
+        yield f"h:1,password={bare},ssl=True"
         yield f"redis+sentinel://127.0.0.1:1,..:1/bus?sentinel_password={text}"
         yield f"rediss://me:{text}@h?ssl_keyfile=/nowhere&ssl_ca_certs=/nowhere"
 

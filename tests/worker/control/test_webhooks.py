@@ -220,7 +220,7 @@ async def test_try_that_breaks_in_the_service_is_recorded_and_hurts_no_other(
 @pytest.mark.parametrize(
     "url",
     ["http://a..example/", f"http://{'a' * 64}.example/", "http://[::1", "http://1.2.3.4.5/",
-     "http://sh op/", "shop", "http://shop:99999/"],
+     "http://sh op/", "shop", "http://shop:99999/", "http://shop.invalid/", "https://shop.onion./"],
 )  # fmt: skip
 async def test_url_that_can_never_work_is_tried_once(url: str) -> None:
     """One that an earlier release accepted is refused for good at its first try."""

@@ -35,7 +35,12 @@ IPV4 = tuple(
             "203.0.113.0/24",  # documentation
             "224.0.0.0/4",  # multicast
             "240.0.0.0/4",  # reserved, and broadcast
-            "168.63.129.16/32",  # a cloud's platform services, on a public number
+            # Services of clouds on public numbers, for hosts inside of them alone.
+            "168.63.129.16/32",
+            "161.26.0.0/16",
+            "166.8.0.0/14",
+            "199.36.153.4/30",
+            "199.36.153.8/30",
         ),
     )
 )
