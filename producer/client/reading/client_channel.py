@@ -5,6 +5,7 @@ publish there what they publish on the job's own channel. So a job that was subm
 subscription costs no subscription, no look at its log and no timer of its own.
 
 Whoever has the name hears the jobs: it is told to the server alone.
+It is one file because what is kept of a job, who reads it and the channel's state change together.
 """
 
 from __future__ import annotations
