@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _ADD_TIME = "local function add_time(priority, tenant, amount)\n"
 _NOTE = "  redis.call('HINCRBYFLOAT', KEYS[1]..':audit', tenant, amount)\n"
 TTL_SCALE = 1_000_000
+# What a death weighs, and how much makes a suspect, and then a guilty one of what dies alone.
+DEATH_WEIGHTS = {"engine": 2, "worker": 1}
+TO_SUSPECT, TO_POISON = 4, 4
 _CLOCK = f"""
 local server = redis
 local redis = {{ call = function(name, ...)
@@ -138,6 +141,8 @@ class Audit:
     ended: set[str] = field(default_factory=set)
     buried: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
+    deaths: Counter[str] = field(default_factory=Counter)
+    deaths_alone: Counter[str] = field(default_factory=Counter)
 
     def copy(self) -> Audit:
         """Return the state of now."""
@@ -148,6 +153,8 @@ class Audit:
             set(self.ended),
             set(self.buried),
             set(self.cancelled),
+            Counter(self.deaths),
+            Counter(self.deaths_alone),
         )
 
     def completed(self, job_id: str, actual: int) -> None:
@@ -156,6 +163,21 @@ class Audit:
             raise Violation(f"{job_id} was completed twice")
         self.completions[job_id] += 1
         self.used[self.tenants.get(job_id, "")] += actual
+
+    def crashed(self, job_id: str, cause: str, num_aboard: int) -> None:
+        """Note that an engine with so many jobs on board, or a worker, died with a job."""
+        self.deaths[job_id] += DEATH_WEIGHTS[cause]
+        if cause == "worker" or num_aboard == 1:
+            self.deaths_alone[job_id] += DEATH_WEIGHTS[cause]
+
+    def is_struck(self, job_id: str) -> bool:
+        """Tell whether enough died with an innocent job that nobody could know it for one.
+
+        What makes it a suspect comes first; then as much must die while it is alone. There only an
+        accident kills the engine of an innocent job.
+        """
+        alone = self.deaths_alone[job_id]
+        return alone >= TO_POISON and self.deaths[job_id] >= TO_SUSPECT + TO_POISON
 
     def bury(self, grave: Grave) -> None:
         """Look at a log for the last time. Raises: Violation."""

@@ -19,11 +19,11 @@ end
 
 -- An engine died: `suspected` jobs on board are blamed for it, `company` others are not, and this
 -- job is one of those where `beside` is set: three engines in a row that die with it make it a
--- suspect too, else a second killer would ride along while others are searched in its stead.
+-- suspect too, else a second killer would ride along while others are searched in its stead. The
+-- death that makes a job a suspect is no strike as well: one accident would count twice.
 -- Without `sound` the fault may as well be the engine's. Returns whether the job is found guilty.
 local function blame_engine(found, place, since, suspected, company, beside, sound)
   found.place, found.since = place, since
-  local alone = suspected == 1 and company == 0
   if beside then
     found.blame = found.blame + ENGINE
     if found.blame >= BESIDE_BLAME then
@@ -34,14 +34,13 @@ local function blame_engine(found, place, since, suspected, company, beside, sou
   found.deaths = found.deaths + 1
   if found.ride == 0 then
     found.blame = found.blame + ENGINE
-    if found.blame < SUSPECT_BLAME and found.deaths < SUSPECT_DEATHS then
-      return false
+    if found.blame >= SUSPECT_BLAME or found.deaths >= SUSPECT_DEATHS then
+      halve(found, suspected)
     end
-    halve(found, suspected)
-    if not alone then
-      return false
-    end
-  elseif found.ride > 1 and not alone then
+    return false
+  end
+  local alone = suspected == 1 and company == 0
+  if found.ride > 1 and not alone then
     halve(found, math.min(found.ride, suspected))
     return false
   end
