@@ -221,7 +221,6 @@ async def test_job_beside_three_dead_engines_in_a_row_is_a_suspect_too(scripts: 
 # with it at each death, and whether it had passed its place before.
 TRAILS = {
     "second in a row": [(2, ""), (1, "")],
-    "alone from the first": [(1, ""), (1, "")],
     "fourth in all": [(2, "all"), (2, "all"), (1, "all"), (1, "all")],
 }
 

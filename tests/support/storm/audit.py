@@ -28,7 +28,7 @@ _NOTE = "  redis.call('HINCRBYFLOAT', KEYS[1]..':audit', tenant, amount)\n"
 TTL_SCALE = 1_000_000
 # What a death weighs, and how much makes a suspect, and then a guilty one of what dies alone.
 DEATH_WEIGHTS = {"engine": 2, "worker": 1}
-TO_SUSPECT, TO_POISON = 4, 4
+TO_SUSPECT, TO_POISON, ALONE_TO_POISON = 4, 4, 6
 _CLOCK = f"""
 local server = redis
 local redis = {{ call = function(name, ...)
@@ -173,11 +173,13 @@ class Audit:
     def is_struck(self, job_id: str) -> bool:
         """Tell whether enough died with an innocent job that nobody could know it for one.
 
-        What makes it a suspect comes first; then as much must die while it is alone. There only an
-        accident kills the engine of an innocent job.
+        What makes it a suspect comes first; then as much must die while it is alone, or three
+        engines where it was alone each time. There only an accident kills an innocent job's engine.
         """
         alone = self.deaths_alone[job_id]
-        return alone >= TO_POISON and self.deaths[job_id] >= TO_SUSPECT + TO_POISON
+        return alone >= ALONE_TO_POISON or (
+            alone >= TO_POISON and self.deaths[job_id] >= TO_SUSPECT + TO_POISON
+        )
 
     def bury(self, grave: Grave) -> None:
         """Look at a log for the last time. Raises: Violation."""

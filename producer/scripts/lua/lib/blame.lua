@@ -4,7 +4,7 @@
 -- weighs two, a worker that vanished one.
 local ENGINE, WORKER, MARGIN = 2, 1, 16
 local SUSPECT_BLAME, SUSPECT_DEATHS, HALF_BLAME, POISON_STRIKES, LOG_STRIKES = 4, 4, 2, 4, 6
-local BESIDE_BLAME = 6
+local BESIDE_BLAME, HALF_STRIKE = 6, 1
 
 local function acquit(found)
   found.ride, found.blame, found.strikes, found.tried = 0, 0, 0, 0
@@ -19,11 +19,12 @@ end
 
 -- An engine died: `suspected` jobs on board are blamed for it, `company` others are not, and this
 -- job is one of those where `beside` is set: three engines in a row that die with it make it a
--- suspect too, else a second killer would ride along while others are searched in its stead. The
--- death that makes a job a suspect is no strike as well: one accident would count twice.
+-- suspect too, else a second killer would ride along while others are searched in its stead. Two
+-- deaths alone are a strike when they make it a suspect; one is none, it would count twice.
 -- Without `sound` the fault may as well be the engine's. Returns whether the job is found guilty.
 local function blame_engine(found, place, since, suspected, company, beside, sound)
   found.place, found.since = place, since
+  local alone = suspected == 1 and company == 0
   if beside then
     found.blame = found.blame + ENGINE
     if found.blame >= BESIDE_BLAME then
@@ -34,12 +35,13 @@ local function blame_engine(found, place, since, suspected, company, beside, sou
   found.deaths = found.deaths + 1
   if found.ride == 0 then
     found.blame = found.blame + ENGINE
+    found.strikes = found.strikes + (alone and HALF_STRIKE or 0)
     if found.blame >= SUSPECT_BLAME or found.deaths >= SUSPECT_DEATHS then
       halve(found, suspected)
+      found.strikes = found.strikes - found.strikes % ENGINE
     end
     return false
   end
-  local alone = suspected == 1 and company == 0
   if found.ride > 1 and not alone then
     halve(found, math.min(found.ride, suspected))
     return false
