@@ -217,6 +217,34 @@ async def test_job_beside_three_dead_engines_in_a_row_is_a_suspect_too(scripts: 
     assert rides == [0, 0, 0, 8]
 
 
+# What made a job a suspect by a death at which nothing else was on board: how many were suspected
+# with it at each death, and whether it had passed its place before.
+TRAILS = {
+    "second in a row": [(2, ""), (1, "")],
+    "fourth in all": [(2, "all"), (2, "all"), (1, "all"), (1, "all")],
+}
+
+
+@one_server
+@pytest.mark.parametrize("trail", TRAILS)
+async def test_death_that_makes_a_suspect_is_no_strike(scripts: Scripts, trail: str) -> None:
+    """One accident counts once: in its runs alone a suspect survives one, and not two."""
+    await submit(scripts, a_job("j-0"))
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    statuses, rides = [], []
+    for num_suspected, passed in [*TRAILS[trail], (1, ""), (1, "")]:
+        [job] = (await worker.pull()).jobs
+        rides.append(job.evidence.ride if job.evidence else 0)
+        crash = Crash(cause="engine", num_suspected=num_suspected)
+        statuses.append(
+            await scripts.lease.requeue(worker.name, "j-0", job.epoch, crash=crash, passed=passed)
+        )
+    num_before = len(TRAILS[trail])
+    assert rides == [0] * num_before + [1, 1]
+    assert statuses == [RequeueStatus.WAITING] * (num_before + 1) + [RequeueStatus.ENDING]
+
+
 async def test_waiting_suspect_can_be_cancelled(scripts: Scripts) -> None:
     """It lies in a list of its own, which goes with the last of them."""
     await submit(scripts, a_job("j-0"))

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _ADD_TIME = "local function add_time(priority, tenant, amount)\n"
 _NOTE = "  redis.call('HINCRBYFLOAT', KEYS[1]..':audit', tenant, amount)\n"
 TTL_SCALE = 1_000_000
+# What a death weighs, and how much makes a suspect, and then a guilty one of what dies alone.
+DEATH_WEIGHTS = {"engine": 2, "worker": 1}
+TO_SUSPECT, TO_POISON, ALONE_TO_POISON = 4, 4, 6
 _CLOCK = f"""
 local server = redis
 local redis = {{ call = function(name, ...)
@@ -139,6 +142,8 @@ class Audit:
     ended: set[str] = field(default_factory=set)
     buried: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
+    deaths: Counter[str] = field(default_factory=Counter)
+    deaths_alone: Counter[str] = field(default_factory=Counter)
 
     def copy(self) -> Audit:
         """Return the state of now."""
@@ -149,6 +154,8 @@ class Audit:
             set(self.ended),
             set(self.buried),
             set(self.cancelled),
+            Counter(self.deaths),
+            Counter(self.deaths_alone),
         )
 
     def completed(self, job_id: str, actual: int) -> None:
@@ -180,6 +187,23 @@ class Audit:
         )
         if ids[0] != ids[1] or texts[0] != texts[1] or logged[-1].finish != kept[-1].finish:
             raise Violation(f"{job_id}: the log had {logged}, the result has {kept}")
+
+    def crashed(self, job_id: str, cause: str, num_aboard: int) -> None:
+        """Note that an engine with so many jobs on board, or a worker, died with a job."""
+        self.deaths[job_id] += DEATH_WEIGHTS[cause]
+        if cause == "worker" or num_aboard == 1:
+            self.deaths_alone[job_id] += DEATH_WEIGHTS[cause]
+
+    def is_struck(self, job_id: str) -> bool:
+        """Tell whether enough died with an innocent job that nobody could know it for one.
+
+        What makes it a suspect comes first; then as much must die while it is alone, or three
+        engines where it was alone each time. There only an accident kills an innocent job's engine.
+        """
+        alone = self.deaths_alone[job_id]
+        return alone >= ALONE_TO_POISON or (
+            alone >= TO_POISON and self.deaths[job_id] >= TO_SUSPECT + TO_POISON
+        )
 
     def bury(self, grave: Grave) -> None:
         """Look at a log for the last time. Raises: Violation."""

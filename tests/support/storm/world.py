@@ -252,6 +252,8 @@ class World:
                 if entries and not self.keys.log(job_id):
                     self.audit.bury(Grave(job_id, is_done == 1, entries))
                     self.audit.compare(job_id, entries, self.keys.result(job_id))
+        if name == "requeue" and answer != b"refused" and int(args[9]):
+            self.audit.crashed(args[5], args[11], int(args[14]) + int(args[15]))
         if name == "cancel" and answer[0] == b"held":
             self.audit.cancelled.add(args[4])
         if name == "pull" and answer[1]:
@@ -281,10 +283,13 @@ class World:
             reader.socket_reader.hear(channel, event)
 
     def _judge(self, job_id: str, finish: Finish) -> None:
-        """Only a killer is found guilty, and it ends in no other way by itself."""
+        """Only a killer is found guilty, and it ends in no other way by itself.
+
+        Or a job that accidents have struck so often that it looks like one.
+        """
         is_killer = job_id == KILLER and self.seed % KILLER_EVERY == 0
         is_guilty = finish.error is not None and finish.error.code == "poison"
-        if is_guilty and not is_killer:
+        if is_guilty and not is_killer and not self.audit.is_struck(job_id):
             raise Violation(f"{job_id} ended as poison and kills no engine")
         if is_killer and finish.reason == "stop":
             raise Violation(f"{job_id} kills every engine and came to its end")

@@ -4,7 +4,7 @@
 -- weighs two, a worker that vanished one.
 local ENGINE, WORKER, MARGIN = 2, 1, 16
 local SUSPECT_BLAME, SUSPECT_DEATHS, HALF_BLAME, POISON_STRIKES, LOG_STRIKES = 4, 4, 2, 4, 6
-local BESIDE_BLAME = 6
+local BESIDE_BLAME, HALF_STRIKE = 6, 1
 
 local function acquit(found)
   found.ride, found.blame, found.strikes, found.tried = 0, 0, 0, 0
@@ -19,7 +19,8 @@ end
 
 -- An engine died: `suspected` jobs on board are blamed for it, `company` others are not, and this
 -- job is one of those where `beside` is set: three engines in a row that die with it make it a
--- suspect too, else a second killer would ride along while others are searched in its stead.
+-- suspect too, else a second killer would ride along while others are searched in its stead. Two
+-- deaths alone are a strike when they make it a suspect; one is none, it would count twice.
 -- Without `sound` the fault may as well be the engine's. Returns whether the job is found guilty.
 local function blame_engine(found, place, since, suspected, company, beside, sound)
   found.place, found.since = place, since
@@ -34,14 +35,14 @@ local function blame_engine(found, place, since, suspected, company, beside, sou
   found.deaths = found.deaths + 1
   if found.ride == 0 then
     found.blame = found.blame + ENGINE
-    if found.blame < SUSPECT_BLAME and found.deaths < SUSPECT_DEATHS then
-      return false
+    found.strikes = found.strikes + (alone and HALF_STRIKE or 0)
+    if found.blame >= SUSPECT_BLAME or found.deaths >= SUSPECT_DEATHS then
+      halve(found, suspected)
+      found.strikes = found.strikes - found.strikes % ENGINE
     end
-    halve(found, suspected)
-    if not alone then
-      return false
-    end
-  elseif found.ride > 1 and not alone then
+    return false
+  end
+  if found.ride > 1 and not alone then
     halve(found, math.min(found.ride, suspected))
     return false
   end
