@@ -234,9 +234,11 @@ def test_module_runs_as_the_command() -> None:
 @pytest.mark.parametrize("command", [["--help"], ["--version"], ["submit", "--help"]])
 def test_output_on_a_full_disk_is_told_in_one_line(command: list[str]) -> None:
     """Code 1 and the system's reason, however little there was to print."""
+    # As most have it: what is printed stays in a buffer.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
         run = subprocess.run(
-            [*COMMAND, *command], stdout=full, stderr=-1, text=True, timeout=PATIENCE_S
+            [*COMMAND, *command], stdout=full, stderr=-1, text=True, timeout=PATIENCE_S, env=env
         )
     assert (run.returncode, run.stderr.count("\n")) == (1, 1), run.stderr
     assert "No space left on device" in run.stderr

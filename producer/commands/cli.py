@@ -28,7 +28,7 @@ class _Version(argparse.Action):
         """Print the version and leave."""
         from importlib.metadata import version
 
-        print(f"tokenbus {version('tokenbus')}")
+        print(f"tokenbus {version('tokenbus')}", flush=True)
         parser.exit(0)
 
 
