@@ -38,6 +38,13 @@ async def client(redis_url: str, scripts: Scripts) -> AsyncIterator[AsyncClient]
         yield made
 
 
+async def a_pulled_job(worker: StubWorker) -> str:
+    """Pull until a job is there; return its id."""
+    while not (jobs := (await worker.pull()).jobs):
+        pass
+    return jobs[0].job_id
+
+
 async def a_worker(scripts: Scripts) -> StubWorker:
     """Give a worker that has pulled what waits."""
     worker = StubWorker(scripts)
@@ -113,11 +120,7 @@ async def test_submit_may_wait_for_the_result(client: AsyncClient) -> None:
     async with asyncio.timeout(PATIENCE_S):
         worker = StubWorker(client.scripts)
         await worker.reconcile()
-        jobs = (await worker.pull()).jobs
-        while not jobs:
-            await asyncio.sleep(0)
-            jobs = (await worker.pull()).jobs
-        await worker.run(jobs[0].job_id, 1, 2)
+        await worker.run(await a_pulled_job(worker), 1, 2)
         assert (await waiting).text == text_of(1, 2)
     with pytest.raises(ResultTimeout):
         await client.submit("x", wait=True, timeout_s=0.01, max_tokens=16)
@@ -204,11 +207,8 @@ async def test_blocking_client_gathers_in_a_fork_too(redis_url: str, scripts: Sc
     waited = asyncio.ensure_future(
         asyncio.to_thread(lambda: client.submit("x", wait=True, max_tokens=16))
     )
-    pulled = (await worker.pull()).jobs
-    while not pulled:
-        await asyncio.sleep(0.01)
-        pulled = (await worker.pull()).jobs
-    await worker.run(pulled[0].job_id, 1, 1)
-    assert (await waited).text == text_of(1, 1)
+    async with asyncio.timeout(PATIENCE_S):
+        await worker.run(await a_pulled_job(worker), 1, 1)
+        assert (await waited).text == text_of(1, 1)
     await asyncio.to_thread(child.join)
     await asyncio.to_thread(client.close)
