@@ -66,6 +66,7 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
 
     `prompt_tail` are the prompt's last ids; `stop_ids` include the model's own, `eos_ids`, unless
     these are ignored; `tools` reads the tool calls of the whole text, where there may be any.
+    `sampling` has the checkpoint's numbers that the job got, for its end to tell.
     """
 
     num_choices: int
@@ -77,6 +78,7 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     stop_ids: tuple[int, ...] = ()
     tools: ToolReader | None = None
     eos_ids: tuple[int, ...] = ()
+    sampling: dict[str, float] = {}
 
     def params(self) -> SamplingParams:
         """Return the part that the text depends on."""
