@@ -70,7 +70,7 @@ def fp8_matvec(
     require_contiguous(norm=fusion.norm_weight)
     chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
-    matvec_kernel[(ceil_div(width_out, chosen.block_n),)](
+    matvec_kernel[(ceil_div(width_out, chosen.block_n * chosen.groups),)](
         x,
         values,
         scales,
@@ -83,6 +83,9 @@ def fp8_matvec(
         K=width_in,
         ROWS=chosen.block_n,
         BLOCK_K=chosen.block_k,
+        GROUPS=chosen.groups,
+        AHEAD=chosen.ahead,
+        BY_WARP=chosen.by_warp,
         HAS_SCALES=True,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,

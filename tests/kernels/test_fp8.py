@@ -103,7 +103,11 @@ SHAPES = pytest.mark.parametrize(("width_in", "width_out"), [(160, 48), (336, 80
 
 
 @SHAPES
-@pytest.mark.parametrize("tuning", [None, LinearTuning(4, 128, 1)], ids=["table", "small"])
+@pytest.mark.parametrize(
+    "tuning",
+    [None, LinearTuning(4, 128, 1), LinearTuning(4, 128, 4, groups=2, ahead=3, by_warp=True)],
+    ids=["table", "small", "by warp"],
+)
 @pytest.mark.parametrize("case", ["plain", "norm, bias", "norm, gate, bias", "residual"])
 def test_one_row_equals_twin(
     width_in: int, width_out: int, tuning: LinearTuning | None, case: str
