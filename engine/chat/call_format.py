@@ -54,7 +54,7 @@ class CallFormat:
     space where they have some or where two of them meet. Without `section_open` and `call_open` a
     call may only begin the answer: it has no mark.
     is_parallel: the family writes several calls in one answer.
-    has_text_before, has_text_after: content may stand before or after the calls.
+    has_text_before: content may stand before the calls; behind them it is read, but not expected.
     name_key: empty where the name itself is the key of the arguments: `{name: {…}}` (Apertus).
     index_key, index_open: the number of the call, from 0, as a JSON key before the name or behind
         the name.
@@ -85,7 +85,6 @@ class CallFormat:
     parameters: ParameterTags | None = None
     is_parallel: bool = True
     has_text_before: bool = True
-    has_text_after: bool = False
     content_name: str = ""
     opens_in_prompt: bool = False
     also_read: tuple[CallFormat, ...] = ()
