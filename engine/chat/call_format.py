@@ -28,13 +28,14 @@ class ParameterTags:
 
     A string stands there as it is, any other value as JSON. `string_name_close` takes the place of
     `name_close` before a string, where a family tells the two apart; otherwise the tool's schema
-    decides what a value is.
+    decides what a value is, as it does behind `untyped_name_close`, which is only read.
     """
 
     open: str
     name_close: str
     close: str
     string_name_close: str = ""
+    untyped_name_close: str = ""
 
 
 @dataclass(frozen=True, slots=True)
