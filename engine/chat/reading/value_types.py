@@ -110,9 +110,8 @@ def value_as_json(text: str, types: frozenset[str]) -> str:
 
     What is of none of its types is a string, which the tool can refuse.
     """
-    if types != STRING:
-        word = text.strip()
-        written = word if is_json(word) else python_as_json(word)
-        if written is not None and (not types or _type_of(json.loads(written)) in types):
-            return written
+    word = text.strip()
+    written = word if is_json(word) else python_as_json(word)
+    if written is not None and (not types or _type_of(json.loads(written)) in types):
+        return written
     return as_json(text)
