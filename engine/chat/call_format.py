@@ -28,13 +28,14 @@ class ParameterTags:
 
     A string stands there as it is, any other value as JSON. `string_name_close` takes the place of
     `name_close` before a string, where a family tells the two apart; otherwise the tool's schema
-    decides what a value is.
+    decides what a value is, as it does behind `untyped_name_close`, which is only read.
     """
 
     open: str
     name_close: str
     close: str
     string_name_close: str = ""
+    untyped_name_close: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class CallFormat:
     space where they have some or where two of them meet. Without `section_open` and `call_open` a
     call may only begin the answer: it has no mark.
     is_parallel: the family writes several calls in one answer.
-    has_text_before, has_text_after: content may stand before or after the calls.
+    has_text_before: content may stand before the calls; behind them it is read, but not expected.
     name_key: empty where the name itself is the key of the arguments: `{name: {…}}` (Apertus).
     index_key, index_open: the number of the call, from 0, as a JSON key before the name or behind
         the name.
@@ -85,7 +86,6 @@ class CallFormat:
     parameters: ParameterTags | None = None
     is_parallel: bool = True
     has_text_before: bool = True
-    has_text_after: bool = False
     content_name: str = ""
     opens_in_prompt: bool = False
     also_read: tuple[CallFormat, ...] = ()

@@ -42,6 +42,26 @@ def _json_list(name: str, opening: str, closing: str = "", key: str = "arguments
     )
 
 
+def _dsml(name: str, section: str) -> CallFormat:
+    """Return the format of DeepSeek's own markup, whose tags tell strings from other values."""
+    return CallFormat(
+        name,
+        _PARAMETERS,
+        section_open=f"<｜DSML｜{section}>\n",
+        call_open='<｜DSML｜invoke name="',
+        name_close='">\n',
+        parameters=ParameterTags(
+            open='<｜DSML｜parameter name="',
+            name_close='" string="false">',
+            string_name_close='" string="true">',
+            untyped_name_close='">',
+            close="</｜DSML｜parameter>\n",
+        ),
+        call_close="</｜DSML｜invoke>\n",
+        section_close=f"</｜DSML｜{section}>",
+    )
+
+
 _ALL = (
     _tagged_json("hermes", "<tool_call>\n", "\n</tool_call>"),
     _tagged_json("longcat", "<longcat_tool_call>\n", "\n</longcat_tool_call>"),
@@ -185,21 +205,8 @@ _ALL = (
         call_close="<｜tool▁call▁end｜>",
         section_close="<｜tool▁calls▁end｜>",
     ),
-    CallFormat(
-        "deepseek-v3.2",
-        _PARAMETERS,
-        section_open="<｜DSML｜function_calls>\n",
-        call_open='<｜DSML｜invoke name="',
-        name_close='">\n',
-        parameters=ParameterTags(
-            open='<｜DSML｜parameter name="',
-            name_close='" string="false">',
-            string_name_close='" string="true">',
-            close="</｜DSML｜parameter>\n",
-        ),
-        call_close="</｜DSML｜invoke>\n",
-        section_close="</｜DSML｜function_calls>",
-    ),
+    _dsml("deepseek-v3.2", "function_calls"),
+    _dsml("deepseek-v4", "tool_calls"),
     CallFormat(
         "harmony",
         _JSON_ARGUMENTS,

@@ -20,7 +20,10 @@ _NONE = "none"
 # Marks that frame an answer and say nothing: never shown.
 _FRAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "command-a": ("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+        "command-a": (
+            *("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+            *("<|START_TEXT|>", "<|END_TEXT|>"),
+        ),
         "granite-3": ("<response>", "</response>"),
     }
 )
@@ -106,6 +109,7 @@ _FAMILIES = {
     "deepseek-r1": ("deepseek-v3", "think-in-prompt"),
     "deepseek-v3.1": ("deepseek-v3.1", "think-in-prompt"),
     "deepseek-v3.2": ("deepseek-v3.2", "think-in-prompt"),
+    "deepseek-v4": ("deepseek-v4", "think-in-prompt"),
     "gpt-oss": ("harmony", "harmony"),
     "granite-3.2": ("granite-3", "granite-3.2"),
     "granite-3.3": ("granite-3", "think"),

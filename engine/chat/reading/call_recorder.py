@@ -39,7 +39,8 @@ class CallRecorder:
 
     def schema(self, name: str) -> Mapping[str, Any]:
         """Return the schema of a tool's arguments; empty if none is known."""
-        return self._tools.get(name, {})
+        schema: object = self._tools.get(name)
+        return schema if isinstance(schema, dict) else {}
 
     def open(self, name: str, written_id: str = "") -> None:
         """Begin a call of a tool."""

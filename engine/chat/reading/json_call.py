@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.reading.json_text import json_string, json_value
+from tokenbus.engine.chat.reading.python_literal import is_json
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[\w.-]*")
 _NUMBER = re.compile(r"[0-9]*")
 _ID = re.compile(r"[\w-]*")
+# Half of a surrogate pair.
+_HALF = re.compile("[\ud800-\udfff]")
 # Families mix these up.
 _ARGUMENTS_KEYS = frozenset({"arguments", "parameters"})
 
@@ -107,11 +109,8 @@ class _ObjectCall:
 
 
 def is_json_object(text: str) -> bool:
-    """Tell whether a text is a JSON object."""
-    try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
-        return False
+    """Tell whether a text is a JSON object, not too deep, and all of it Unicode."""
+    return text.lstrip().startswith("{") and is_json(text.strip()) and not _HALF.search(text)
 
 
 def json_arguments(

@@ -66,6 +66,8 @@ def _argument(
     types = argument_types(calls.schema(name), key)
     if tags.string_name_close and (yield from source.take(tags.string_name_close)):
         types = STRING
+    elif tags.untyped_name_close and (yield from source.take(tags.untyped_name_close)):
+        pass
     elif not (yield from source.take_all(tags.name_close.split())):
         return False
     elif tags.string_name_close:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from typing import Any
 
 from tokenbus.engine.chat.reading.incremental_text import IncrementalText
 from tokenbus.engine.chat.reading.json_text import json_value
 
 _WORDS = {"true": True, "false": False, "null": None}
+_ESCAPE = re.compile(r"\\(.)")
+# Characters that mean something behind a backslash; Python warns of others and keeps both.
+_ESCAPED = frozenset("\\'\"abfnrtv01234567xNuU")
+_RAW_STRING = re.compile(r"\b[rR]['\"]")
 
 
 def is_json(text: str) -> bool:
@@ -24,13 +29,31 @@ def is_json(text: str) -> bool:
     return False
 
 
+def as_json(value: Any) -> str:
+    """Return the JSON of a value; halves of surrogate pairs are escaped, so that it is Unicode.
+
+    Raises: ValueError if a number is none of JSON.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False)
+    return text
+
+
 def python_as_json(text: str) -> str | None:
     """Return the JSON of a literal of Python, JSON's own words included; None if it is none."""
+    if not _RAW_STRING.search(text):
+        text = _ESCAPE.sub(_without_warning, text)
     try:
-        value = _value(ast.parse(text.strip(), mode="eval").body)
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return as_json(_value(ast.parse(text.strip(), mode="eval").body))
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
+
+
+def _without_warning(escape: re.Match[str]) -> str:
+    return escape[0] if escape[1] in _ESCAPED else f"\\{escape[0]}"
 
 
 def _value(node: ast.expr) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.chat.reading.python_literal import is_json, python_as_json
+from tokenbus.engine.chat.reading.python_literal import as_json, is_json, python_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -14,6 +14,8 @@ STRING = frozenset({"string"})
 _ANY: frozenset[str] = frozenset()
 # References are followed so often; one may lead back to itself.
 _MAX_STEPS = 16
+# Parts of a schema that are looked at for one type; they may stand in each other.
+_MAX_NODES = 200
 
 
 def argument_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
@@ -24,14 +26,30 @@ def argument_types(schema: Mapping[str, Any], name: str) -> frozenset[str]:
     node = _resolved(schema, schema)
     properties = node.get("properties")
     if isinstance(properties, dict) and name in properties:
-        return _types(properties[name], schema, _MAX_STEPS)
-    return _types(node.get("additionalProperties"), schema, _MAX_STEPS)
+        return _types(properties[name], schema, {})
+    return _types(node.get("additionalProperties"), schema, {})
 
 
-def _types(node: Any, root: Mapping[str, Any], steps: int) -> frozenset[str]:
-    if not isinstance(node, dict) or not steps:
+def _types(
+    node: Any, root: Mapping[str, Any], known: dict[int, frozenset[str] | None]
+) -> frozenset[str]:
+    """Return the types of a node; `known` has those of nodes that were seen, each looked at once.
+
+    Of a node that is being looked at it has None: one that leads back to itself says nothing.
+    """
+    if not isinstance(node, dict):
         return _ANY
     node = _resolved(node, root)
+    if id(node) not in known:
+        known[id(node)] = None
+        # So deep a schema says nothing.
+        known[id(node)] = _types_said(node, root, known) if len(known) < _MAX_NODES else _ANY
+    return known[id(node)] or _ANY
+
+
+def _types_said(
+    node: Mapping[str, Any], root: Mapping[str, Any], known: dict[int, frozenset[str] | None]
+) -> frozenset[str]:
     said = node.get("type")
     if isinstance(said, str | list):
         names = [said] if isinstance(said, str) else said
@@ -43,10 +61,11 @@ def _types(node: Any, root: Mapping[str, Any], steps: int) -> frozenset[str]:
         return frozenset({_type_of(node["const"])})
     for key in ("anyOf", "oneOf"):
         if isinstance(ways := node.get(key), list):
-            found = [_types(way, root, steps - 1) for way in ways]
+            found = [_types(way, root, known) for way in ways]
             return _ANY if _ANY in found else _union(found)
-    for part in node.get("allOf") or ():
-        if found_in_part := _types(part, root, steps - 1):
+    parts = node.get("allOf")
+    for part in parts if isinstance(parts, list) else ():
+        if found_in_part := _types(part, root, known):
             return found_in_part
     return _ANY
 
@@ -91,9 +110,8 @@ def value_as_json(text: str, types: frozenset[str]) -> str:
 
     What is of none of its types is a string, which the tool can refuse.
     """
-    if types != STRING:
-        word = text.strip()
-        written = word if is_json(word) else python_as_json(word)
-        if written is not None and (not types or _type_of(json.loads(written)) in types):
-            return written
-    return json.dumps(text, ensure_ascii=False)
+    word = text.strip()
+    written = word if is_json(word) else python_as_json(word)
+    if written is not None and (not types or _type_of(json.loads(written)) in types):
+        return written
+    return as_json(text)
