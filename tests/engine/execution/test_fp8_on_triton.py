@@ -15,6 +15,7 @@ from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.backends import TorchBackend
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
+from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
 from tokenbus.engine.models.ops import TorchOps
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.engine.interfaces import ForwardContext
-    from tokenbus.engine.kv_cache import AttentionSpec
     from tokenbus.engine.models.backend import Backend
     from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.models.ops import Ops
@@ -192,3 +192,16 @@ def test_pages_that_a_device_cannot_have_are_refused() -> None:
     with pytest.raises(RequestRejected, match="bf16 pages need bf16 weights"):
         gpu.kv_dtype(torch.float32)
     assert ON_GPU or gpu.device.type == "cpu"
+
+
+def test_a_page_counts_what_its_tensors_take() -> None:
+    """Memory for pages is divided by this: in FP8 it holds almost twice as many as in bf16."""
+    layers = [AttentionSpec(idx, 32, 8, 128, 1.0) for idx in range(2)]
+    fit = {}
+    for dtype in (torch.bfloat16, torch.float8_e4m3fn):
+        cache = KVCache(layers, 3, 64, dtype, torch.device("cpu"))
+        tensors = [*cache.k, *cache.v, *cache.k_scales, *cache.v_scales]
+        num_bytes = KVCache.page_bytes(layers, 64, dtype)
+        assert 3 * num_bytes == sum(tensor.nbytes for tensor in tensors)
+        fit[dtype] = (1 << 30) // num_bytes
+    assert fit[torch.float8_e4m3fn] > 1.9 * fit[torch.bfloat16]
