@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Calls of one answer: more than any task needs, and an end for a model that would never stop.
 MAX_CALLS = 32
 _ID = r"/[A-Za-z0-9_-]{1,64}/"
-_NUMBER = r"/[0-9]{1,4}/"
+_NUMBER = r"/0|[1-9][0-9]{0,3}/"
 # Families that write lists of calls mix these up.
 _ARGUMENTS_KEYS = ("arguments", "parameters")
 # Numbers and ids of calls in JSON are texts, or bare numbers.
