@@ -44,7 +44,9 @@ from tokenbus.worker.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from transformers import PreTrainedTokenizerFast
 
+    from tokenbus.engine.types import EngineLimits
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_jobs import HeldJobs
@@ -113,9 +115,7 @@ async def assemble(
     """Build the parts; `blocking` is a client for calls that wait on the server."""
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
-    groups = member.settings.cache_groups
-    preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits, groups, member.settings)
-    _tell_format(preparer)
+    preparer = await asyncio.to_thread(_prompt_preparer, tokenizer, limits, member.settings)
     jobs = _job_parts(member, engine, ready, preparer)
     flow = JobFlow(
         held_jobs=member.held_jobs,
@@ -155,10 +155,14 @@ async def assemble(
     )
 
 
-def _tell_format(preparer: PromptPreparer) -> None:
-    """Log how the model is taken to write calls and reasoning."""
+def _prompt_preparer(
+    tokenizer: PreTrainedTokenizerFast, limits: EngineLimits, settings: WorkerSettings
+) -> PromptPreparer:
+    """Make what renders prompts, and log how the model is taken to write calls and reasoning."""
+    preparer = PromptPreparer(tokenizer, limits, settings.cache_groups, settings)
     if preparer.chat is not None:
         get_logger().info("chat.format_chosen", **preparer.chat.told())
+    return preparer
 
 
 def _job_parts(
