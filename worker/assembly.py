@@ -17,6 +17,7 @@ from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.held.pool_member import PoolMember
+from tokenbus.worker.held.served_model import ServedModel
 from tokenbus.worker.jobs.engine_reports import EngineReports
 from tokenbus.worker.jobs.flow import JobFlow
 from tokenbus.worker.jobs.head_of_line import HeadOfLine
@@ -172,6 +173,7 @@ def _job_parts(
         preparer=preparer,
         engine=engine,
         metrics=member.metrics,
+        served=ServedModel(settings.model_names),
     )
     head_of_line = HeadOfLine(member.held_jobs, starter, parking)
     return _JobParts(

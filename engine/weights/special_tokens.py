@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig
 
+from tokenbus.engine.chat.requests.bounds import MAX_STOP_IDS
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.model_folder import broken_if
-from tokenbus.engine.sampling.bounds import MAX_STOP_IDS
 
 if TYPE_CHECKING:
     from pathlib import Path

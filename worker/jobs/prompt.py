@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
+from tokenbus.engine.execution.request_check import too_long
 from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.text.chat_prompt import chat_text
@@ -162,15 +163,10 @@ class PromptPreparer:
         if not ids:
             raise JobRefused(INVALID, draft.field, "the prompt has no token")
         limit = self._limits.max_model_len
-        if len(ids) >= limit:
-            message = f"{len(ids)} tokens leave no room for output in a context of {limit}"
-            raise JobRefused(TOO_LONG, draft.field, message)
-        if len(ids) + request.max_tokens > limit:
-            message = (
-                f"{len(ids)} prompt tokens and {request.max_tokens} to generate exceed the"
-                f" context of {limit} tokens; at most {limit - len(ids)} fit"
-            )
-            raise JobRefused(TOO_LONG, "max_tokens", message)
+        told = too_long(len(ids), request.max_tokens, limit)
+        if told is not None:
+            field = draft.field if len(ids) >= limit else "max_tokens"
+            raise JobRefused(TOO_LONG, field, told)
         params = _sampling_params(request)
         tools = draft.tools
         if tools is None:
@@ -207,7 +203,7 @@ class PromptPreparer:
         else:
             highest = int(np.frombuffer(token_ids, np.intc).max())
         if highest >= self._limits.vocab_size:
-            message = f"{highest} is not in the vocabulary of {self._limits.vocab_size}"
+            message = f"token id {highest} is not in the vocabulary of {self._limits.vocab_size}"
             raise JobRefused(INVALID, "token_ids", message)
         return token_ids
 

@@ -57,7 +57,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/scheduling", "engine/text"),
         ("engine/grammar",),
         ("engine/sampling",),
-        ("engine", "engine/chat"),
+        ("engine", "engine/chat", "engine/chat/requests"),
     ),
     "producer": (
         ("producer/commands",),
@@ -91,7 +91,16 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 # vocabulary beside them.
 FACES = {
     "engine": frozenset(
-        {"__init__", "backends", "build", "engine", "llm", "output", "start_check"}
+        {
+            "__init__",
+            "backends",
+            "build",
+            "engine",
+            "llm",
+            "offline_request",
+            "output",
+            "start_check",
+        }
     ),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
