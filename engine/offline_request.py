@@ -157,6 +157,8 @@ def prompt_among(fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if given[0] == "token_ids" and isinstance(prompt, str):
         prompt = _unpacked(prompt)
     is_one = given[0] == "token_ids" or isinstance(prompt, str)
+    if not is_one and not isinstance(prompt, (list, tuple)):
+        raise RequestRejected("prompt", f"must be text, got {shown(prompt)}")
     others = {name: value for name, value in fields.items() if name not in given}
     return ([prompt] if is_one else prompt), others
 

@@ -1,4 +1,4 @@
-"""Defaults of a request at the door of the queue, and how deep its free values may be.
+"""Defaults of a request at the door of the queue.
 
 Its bounds are those of the engine, `engine/chat/requests/bounds.py`.
 """
@@ -31,5 +31,3 @@ DEFAULTS: Mapping[str, int | float | None] = MappingProxyType(
     }
 )
 DEFAULT_PRIORITY = 1
-# Levels of objects and lists inside one another, in what the model's template renders.
-MAX_DEPTH = 128

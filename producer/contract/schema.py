@@ -29,6 +29,7 @@ from tokenbus.engine.chat.requests.bounds import (
     MAX_TOOLS,
     NUMBERS,
     REASONING_TOKENS,
+    ROLE_PATTERN,
 )
 from tokenbus.engine.chat.requests.request_rules import TOOL_NAME_PATTERN, check_together
 from tokenbus.engine.chat.requests.request_shapes import Shaped, is_plain
@@ -112,7 +113,7 @@ class Message(BaseModel):
 
     model_config = _STRICT
 
-    role: Name
+    role: Annotated[str, Field(pattern=ROLE_PATTERN)]
     content: Text | None = None
     name: Text | None = None
     reasoning_content: Text | None = None

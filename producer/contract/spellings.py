@@ -67,7 +67,7 @@ def invalid(error: ValidationError, request: Shaped | None = None) -> RequestInv
         try:
             check_values(request)
         except ShapeInvalid as found:
-            return RequestInvalid(_printable(found.field), _printable(found.message))
+            return RequestInvalid(_printable(request.told(found.field)), _printable(found.message))
     if not path and first["type"] == "value_error" and ": " in message:
         head, message = message.split(": ", 1)
         path = [head]

@@ -48,3 +48,6 @@ MAX_STOP_LENGTH = 1024
 MAX_STOP_IDS = 64
 MAX_GRAMMAR_LENGTH = 262_144
 MAX_TOOLS = 128
+# Levels of objects and lists inside one another, in what the model's template renders.
+MAX_DEPTH = 128
+ROLE_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"

@@ -8,10 +8,14 @@ calls and their results.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from tokenbus.engine.chat.requests.bounds import ROLE_PATTERN
+from tokenbus.engine.chat.requests.json_values import check_json
 from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
+from tokenbus.engine.chat.requests.value_checks import json_told, shown, text_problem
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _THOUGHT_PARTS = {"thinking": "thinking", "reasoning": "text"}
@@ -22,6 +26,7 @@ _MEDIA_PARTS = frozenset(
     }
 )  # fmt: skip
 _PLAIN = frozenset({"role", "content"})
+_TEXTS = ("role", "content", "name", "reasoning_content", "tool_call_id")
 _KEPT = ("role", "name", "tool_call_id")
 # What servers add to their answers, and what belongs to caches of others.
 _UNREAD = frozenset(
@@ -78,12 +83,11 @@ def shaped_messages(messages: Any, path: str = "messages") -> tuple[list[dict[st
     for idx, message in enumerate(messages):
         where = f"{path}.{idx}"
         fields = as_mapping(message, where, "a message")
-        if fields.keys() == _PLAIN and type(fields["content"]) is str:
-            shaped.append(dict(fields))
-            continue
         if fields.get("prefix"):
             continues = _is_prefix(fields, where, is_last=idx == len(messages) - 1)
-        shaped.append(_shaped_message(fields, shaped, where))
+        turn = _shaped_message(fields, shaped, where)
+        _check_texts(turn, where)
+        shaped.append(turn)
     return shaped, continues
 
 
@@ -92,6 +96,22 @@ def _is_prefix(fields: Mapping[str, Any], where: str, *, is_last: bool) -> bool:
     if fields["prefix"] is not True or not is_last or fields.get("role") != "assistant":
         raise ShapeInvalid(f"{where}.prefix", "true only of a last message of the assistant")
     return True
+
+
+def _check_texts(turn: dict[str, Any], where: str) -> None:
+    """Refuse texts of a message that are none, and what templates take for a role."""
+    for name in _TEXTS:
+        told = None if turn.get(name) is None else text_problem(turn[name])
+        if told is not None:
+            raise ShapeInvalid(f"{where}.{name}", told)
+    if re.fullmatch(ROLE_PATTERN, turn["role"]) is None:
+        allowed = "a role has 1 to 64 letters, digits and _.:@/-"
+        raise ShapeInvalid(f"{where}.role", f"{allowed}, got {shown(turn['role'])}")
+    for idx, call in enumerate(turn.get("tool_calls", ())):
+        try:
+            check_json(call)
+        except ValueError as error:
+            raise ShapeInvalid(f"{where}.tool_calls.{idx}", json_told(error)) from None
 
 
 def _shaped_message(
@@ -146,15 +166,15 @@ def _content(fields: Mapping[str, Any], where: str) -> tuple[str | None, list[st
     return "\n".join(text for text in (content, refusal) if text), thoughts
 
 
-def _part_text(part: Any, path: str, thoughts: list[str]) -> str | None:
-    """Return the text of a part; what an assistant thought goes to `thoughts`."""
+def _part_text(part: Any, path: str, thoughts: list[str] | None) -> str | None:
+    """Return the text of a part; what an assistant thought goes to `thoughts`, if there are any."""
     if isinstance(part, str):
         return part
     fields = as_mapping(part, path, "a part of a message")
     kind = fields.get("type", "text")
     if not isinstance(kind, str):
         raise ShapeInvalid(f"{path}.type", "must be text")
-    if kind in _THOUGHT_PARTS:
+    if kind in _THOUGHT_PARTS and thoughts is not None:
         thoughts += _thoughts(fields.get(_THOUGHT_PARTS[kind]), path)
         return None
     if kind in _MEDIA_PARTS:
@@ -175,9 +195,8 @@ def _thoughts(given: Any, path: str) -> list[str]:
         return [given]
     if not isinstance(given, (list, tuple)):
         raise ShapeInvalid(path, "holds no text")
-    within: list[str] = []
-    texts = [_part_text(part, f"{path}.{idx}", within) for idx, part in enumerate(given)]
-    return [text for text in texts if text is not None] + within
+    texts = [_part_text(part, f"{path}.{idx}", None) for idx, part in enumerate(given)]
+    return [text for text in texts if text is not None]
 
 
 def _reasoning(fields: Mapping[str, Any], where: str) -> str | None:

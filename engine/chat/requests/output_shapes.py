@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenbus.engine.chat.requests.message_shapes import as_mapping
 from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
+from tokenbus.engine.chat.requests.value_checks import shown
 
 ANY_OBJECT = '{"type":"object"}'
 # How each is called by vLLM, within `structured_outputs` and before.
@@ -73,8 +74,8 @@ def _of_format(given: Any, path: str) -> dict[str, str] | None:
                 raise ShapeInvalid(f"{where}.{min(map(str, unknown))}", "is no field of a format")
             return _schema(named.get("schema"), f"{where}.schema")
         case other:
-            shown = f"got {other!r:.60}"
-            raise ShapeInvalid(f"{path}.type", f"must be text, json_object or json_schema, {shown}")
+            told = f"must be text, json_object or json_schema, got {shown(other)}"
+            raise ShapeInvalid(f"{path}.type", told)
 
 
 def _of_structured(given: Any, path: str) -> dict[str, str] | None:

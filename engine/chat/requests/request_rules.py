@@ -7,9 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenbus.engine.chat.requests.bounds import MAX_TOOLS
+from tokenbus.engine.chat.requests.message_shapes import shaped_messages
 from tokenbus.engine.chat.requests.request_shapes import REQUEST_FIELDS, Shaped
 from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
-from tokenbus.engine.chat.requests.value_checks import CHECKED_FIELDS, shown, value_problem
+from tokenbus.engine.chat.requests.value_checks import (
+    CHECKED_FIELDS,
+    shown,
+    text_problem,
+    value_problem,
+)
 
 TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 UNKNOWN_FIELD = "is no field of a request"
@@ -18,7 +24,10 @@ _OF_CHATS = ("chat_template_kwargs", "continue_final_message")
 
 
 def check_values(request: Shaped) -> None:
-    """Refuse an unknown field and a value that is wrong. Raises: ShapeInvalid."""
+    """Refuse an unknown field and a value that is wrong.
+
+    Raises: ShapeInvalid with the path in our spelling, see `Shaped.told`.
+    """
     for name, value in request.fields.items():
         if name not in REQUEST_FIELDS:
             raise ShapeInvalid(str(name), UNKNOWN_FIELD)
@@ -26,8 +35,10 @@ def check_values(request: Shaped) -> None:
             problem = value_problem(name, value)
             if problem is not None:
                 below, told = problem
-                raise ShapeInvalid(request.told(f"{name}.{below}" if below else name), told)
+                raise ShapeInvalid(f"{name}.{below}" if below else name, told)
     check_tools(request.fields.get("tools") or ())
+    if "messages" in request.fields:
+        shaped_messages(request.fields["messages"])
 
 
 def check_tools(tools: Any) -> None:
@@ -43,10 +54,12 @@ def check_tools(tools: Any) -> None:
         if not isinstance(name, str) or re.fullmatch(TOOL_NAME_PATTERN, name) is None:
             allowed = "a name has 1 to 64 letters, digits, '_', '.' and '-'"
             raise ShapeInvalid(f"{where}.name", f"{allowed}, got {shown(name)}")
-        if not isinstance(function.get("description", ""), str):
-            raise ShapeInvalid(f"{where}.description", "must be text")
-        if not isinstance(function.get("parameters", {}), Mapping):
-            raise ShapeInvalid(f"{where}.parameters", "must be a JSON schema, an object")
+        told = text_problem(function.get("description", ""))
+        if told is not None:
+            raise ShapeInvalid(f"{where}.description", told)
+        problem = value_problem("chat_template_kwargs", function.get("parameters", {}))
+        if problem is not None:
+            raise ShapeInvalid(f"{where}.parameters", problem[1])
         if not isinstance(function.get("strict", False), bool):
             raise ShapeInvalid(f"{where}.strict", "must be true or false")
 

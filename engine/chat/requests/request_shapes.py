@@ -7,21 +7,22 @@ workers of earlier releases read. docs/requests.md has the table, field by field
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.requests.message_shapes import are_plain, as_mapping, shaped_messages
 from tokenbus.engine.chat.requests.output_shapes import OUTPUT_FIELDS, grammar_of, shaped_grammar
+from tokenbus.engine.chat.requests.sampling_shapes import shape_sampling
 from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
 from tokenbus.engine.chat.requests.tool_shapes import (
     shaped_choice,
     shaped_tools,
     tools_of_functions,
 )
+from tokenbus.engine.chat.requests.value_checks import shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
 # Fields of a request that have one spelling only.
 _PLAIN = frozenset(
@@ -29,15 +30,16 @@ _PLAIN = frozenset(
         "v", "id", "prompt", "token_ids", "tenant", "priority", "deadline_s", "not_before_s",
         "idempotency_key", "cache_group", "cache_secret", "metadata", "traceparent", "callback_url",
         "model", "n", "max_tokens", "min_tokens", "temperature", "top_p", "min_p",
-        "repetition_penalty", "presence_penalty", "frequency_penalty", "bad_words", "seed",
-        "include_stop", "stop_token_ids", "ignore_eos", "prompt_logprobs", "parallel_tool_calls",
+        "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
+        "include_stop", "ignore_eos", "prompt_logprobs", "parallel_tool_calls",
         "max_reasoning_tokens",
     }
 )  # fmt: skip
 _SHAPED = frozenset(
     {
         "messages", "tools", "tool_choice", "stop", "logprobs", "logit_bias", "top_k", "grammar",
-        "chat_template_kwargs", "add_generation_prompt", "continue_final_message",
+        "bad_words", "stop_token_ids", "chat_template_kwargs", "add_generation_prompt",
+        "continue_final_message",
     }
 )  # fmt: skip
 _MOSTLY_PLAIN = _PLAIN | {"messages"}
@@ -142,7 +144,7 @@ def shaped(given: Mapping[str, Any]) -> Shaped:
             request.fields["continue_final_message"] = True
     _shape_tools(fields, request)
     _shape_output(fields, request)
-    _shape_sampling(fields, request)
+    shape_sampling(fields, request.fields, request.names)
     _shape_template(fields, request.fields)
     return request
 
@@ -172,14 +174,10 @@ def _rename(fields: Mapping[str, Any], request: Shaped) -> None:
             continue
         other = request.fields.get(own)
         if other is not None and other != fields[foreign]:
-            told = f"{request.names.get(own, own)} {_shown(other)}"
-            raise ShapeInvalid(foreign, f"{_shown(fields[foreign])} differs from {told}")
+            told = f"{request.names.get(own, own)} {shown(other)}"
+            raise ShapeInvalid(foreign, f"{shown(fields[foreign])} differs from {told}")
         request.fields[own] = fields[foreign]
         request.names.setdefault(own, foreign)
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r:.40}" if isinstance(value, str) else f"{value!r}"[:40]
 
 
 def _shape_prompt(fields: dict[str, Any]) -> None:
@@ -242,44 +240,6 @@ def _shape_output(fields: Mapping[str, Any], request: Shaped) -> None:
         request.fields["grammar"] = grammar
         if name != "grammar":
             request.names["grammar"] = name
-
-
-def _shape_sampling(fields: Mapping[str, Any], request: Shaped) -> None:
-    """Shape what OpenAI and vLLM write otherwise: stop, logprobs, logit_bias and top_k."""
-    own = request.fields
-    stop = own.get("stop")
-    if isinstance(stop, str):
-        own["stop"] = [stop]
-    elif isinstance(stop, tuple):
-        own["stop"] = list(stop)
-    num_top = fields.get("top_logprobs")
-    logprobs = own.get("logprobs")
-    if logprobs is True:
-        own["logprobs"] = 0 if num_top is None else num_top
-        request.names["logprobs"] = "top_logprobs"
-    elif logprobs is False or logprobs is None:
-        own.pop("logprobs", None)
-        if num_top:
-            raise ShapeInvalid("top_logprobs", "only together with logprobs: true")
-    elif num_top is not None and num_top != logprobs:
-        told = f"logprobs {_shown(logprobs)}"
-        raise ShapeInvalid("top_logprobs", f"{_shown(num_top)} differs from {told}")
-    if type(own.get("top_k")) is int and own["top_k"] == -1:
-        own["top_k"] = 0
-    biases = own.get("logit_bias")
-    if isinstance(biases, Mapping):
-        own["logit_bias"] = dict(_whole_keys(biases))
-
-
-def _whole_keys(biases: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield biases by token id, which JSON writes as text."""
-    for token_id, bias in biases.items():
-        if isinstance(token_id, str) and token_id.isascii() and token_id.isdecimal():
-            if len(token_id) > 10:
-                raise ShapeInvalid(f"logit_bias.{token_id[:20]}", "is no token id")
-            yield int(token_id), bias
-        else:
-            yield token_id, bias
 
 
 def _shape_template(fields: Mapping[str, Any], own: dict[str, Any]) -> None:

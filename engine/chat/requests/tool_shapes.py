@@ -7,13 +7,12 @@ most.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from tokenbus.engine.chat.requests.message_shapes import as_mapping
 from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from tokenbus.engine.chat.requests.value_checks import shown
 
 # What templates of transformers and caches of others add to a function or a tool.
 _UNREAD = frozenset({"return", "cache_control"})
@@ -45,14 +44,14 @@ def shaped_choice(
     """Return a choice in one spelling, and the tools that it leaves. Raises: ShapeInvalid."""
     if isinstance(choice, str):
         if choice not in _MODES:
-            raise ShapeInvalid(path, f"must be {_CHOICES}, got {choice[:40]!r}")
+            raise ShapeInvalid(path, f"must be {_CHOICES}, got {shown(choice)}")
         return _MODES[choice], tools
     fields = as_mapping(choice, path, _CHOICES)
     kind = fields.get("type", "function")
     if kind == "allowed_tools":
         return _allowed(fields, tools, path)
     if kind != "function":
-        raise ShapeInvalid(f"{path}.type", f"must be function or allowed_tools, got {kind!r:.60}")
+        raise ShapeInvalid(f"{path}.type", f"must be function or allowed_tools, got {shown(kind)}")
     named, where = fields, path
     if fields.get("function") is not None:
         where = f"{path}.function"
@@ -76,18 +75,19 @@ def _allowed(
     allowed = fields if given is None else as_mapping(given, where, "mode and tools")
     mode = allowed.get("mode", "auto")
     if mode not in ("auto", "required"):
-        raise ShapeInvalid(f"{where}.mode", f"must be auto or required, got {mode!r:.60}")
+        raise ShapeInvalid(f"{where}.mode", f"must be auto or required, got {shown(mode)}")
     listed = allowed.get("tools")
     if not isinstance(listed, (list, tuple)) or not listed:
         raise ShapeInvalid(f"{where}.tools", "must be a list of tools")
     names = []
     for idx, tool in enumerate(listed):
-        choice, _ = shaped_choice(tool, None, f"{where}.tools.{idx}")
-        names.append(choice["name"] if isinstance(choice, dict) else choice)
-    known = {tool["function"].get("name") for tool in tools or ()}
+        named = as_mapping(tool, f"{where}.tools.{idx}", "the name of a tool")
+        inner = named.get("function")
+        names.append((inner if isinstance(inner, Mapping) else named).get("name"))
+    known = [tool["function"].get("name") for tool in tools or ()]
     for idx, name in enumerate(names):
         if name not in known:
-            raise ShapeInvalid(f"{where}.tools.{idx}", f"{name} is not among the tools")
+            raise ShapeInvalid(f"{where}.tools.{idx}", f"{shown(name)} is not among the tools")
     return mode, [tool for tool in tools or () if tool["function"].get("name") in names]
 
 
@@ -95,8 +95,8 @@ def _shaped_tool(tool: Any, path: str) -> dict[str, Any]:
     fields = as_mapping(tool, path, "a tool")
     kind = fields.get("type")
     if kind not in (None, "function"):
-        shown = f"got {kind!r:.60}"
-        raise ShapeInvalid(f"{path}.type", f"must be function, the only kind of tool, {shown}")
+        told = f"must be function, the only kind of tool, got {shown(kind)}"
+        raise ShapeInvalid(f"{path}.type", told)
     if fields.get("function") is None:
         if "name" not in fields:
             raise ShapeInvalid(f"{path}.function", "is missing")

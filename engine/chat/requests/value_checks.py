@@ -26,6 +26,7 @@ from tokenbus.engine.chat.requests.bounds import (
     TOKEN_ID,
     Bound,
 )
+from tokenbus.engine.chat.requests.json_values import check_json
 
 Problem = tuple[str, str] | None
 
@@ -34,7 +35,10 @@ def shown(value: object) -> str:
     """Return a value for a message, short whatever it is."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} inside itself"
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
@@ -62,6 +66,40 @@ def value_problem(name: str, value: Any) -> Problem:
     return None if check is None else check(value)
 
 
+def text_problem(value: Any) -> str | None:
+    """Say what is wrong with a text that is to travel."""
+    if not isinstance(value, str):
+        return f"must be text, got {shown(value)}"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "holds half a surrogate pair, which UTF-8 does not carry"
+    return None
+
+
+def _prompt(value: Any) -> Problem:
+    told = text_problem(value)
+    return None if told is None else ("", told)
+
+
+def _object(value: Any) -> Problem:
+    if not isinstance(value, dict):
+        return "", f"must be an object, got {shown(value)}"
+    try:
+        check_json(value)
+    except ValueError as error:
+        return "", json_told(error)
+    return None
+
+
+def json_told(error: ValueError) -> str:
+    """Return the sentence of what `check_json` has raised."""
+    if isinstance(error, UnicodeError):
+        return "holds half a surrogate pair, which UTF-8 does not carry"
+    return str(error)
+
+
 def _flag(value: Any) -> Problem:
     return None if isinstance(value, bool) else ("", f"must be true or false, got {shown(value)}")
 
@@ -84,6 +122,9 @@ def _stop(value: Any) -> Problem:
     if problem is not None:
         return problem
     for idx, stop in enumerate(value):
+        told = text_problem(stop)
+        if told is not None and isinstance(stop, str):
+            return str(idx), told
         if not isinstance(stop, str) or not 1 <= len(stop) <= MAX_STOP_LENGTH:
             return str(idx), f"a text has 1 to {MAX_STOP_LENGTH} characters, got {shown(stop)}"
     return None
@@ -161,7 +202,8 @@ def _grammar(value: Any) -> Problem:
     if not isinstance(source, str) or not 1 <= len(source) <= MAX_GRAMMAR_LENGTH:
         got = len(source) if isinstance(source, str) else shown(source)
         return "source", f"a source has 1 to {MAX_GRAMMAR_LENGTH} characters, got {got}"
-    return None
+    told = text_problem(source)
+    return None if told is None else ("source", told)
 
 
 _CHECKS: dict[str, Callable[[Any], Problem]] = {
@@ -171,7 +213,10 @@ _CHECKS: dict[str, Callable[[Any], Problem]] = {
     "add_generation_prompt": _flag,
     "continue_final_message": _flag,
     "max_reasoning_tokens": _reasoning,
+    "prompt": _prompt,
+    "model": _prompt,
     "token_ids": _prompt_ids,
+    "chat_template_kwargs": _object,
     "stop": _stop,
     "stop_token_ids": _stop_token_ids,
     "bad_words": _bad_words,

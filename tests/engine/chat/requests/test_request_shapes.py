@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,71 @@ def test_model_of_pydantic_is_a_schema() -> None:
 def test_both_doors_refuse_in_one_sentence(given: dict[str, Any], field: str) -> None:
     """Python, a raw body and the offline API name the same part in the same words."""
     assert told(**given)[0] == field
+
+
+def _deep() -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(2000):
+        inner = [inner]
+    return inner
+
+
+ANYTHING: list[Any] = [
+    None, True, False, 0, -1, 1.5, 10**400, float("nan"), "", "x", "\ud800", [], [None], [[]], {},
+    {"type": "function"}, {"type": "text", "text": 5}, {"name": "f"}, {"type": []}, {1: 2}, (1,),
+    b"x", object(), int, {"function": {"name": []}}, {"a": {"b": [1]}}, _deep(),
+]  # fmt: skip
+WHOLE: list[dict[str, Any]] = [
+    {"messages": [{**USER, "content": [{"type": "text", "text": "a"}]}], "stop": ["x"]},
+    {"messages": [USER, {"role": "assistant", "tool_calls": [CALL], "reasoning": "why"}]},
+    {"messages": [USER], "tools": [TOOL, OTHER], "tool_choice": {
+        "type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [TOOL]}}},
+    {"messages": [USER], "response_format": {
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
+    {"messages": [USER], "structured_outputs": {"choice": ["a"]}, "logit_bias": {"5": 1}},
+    {"messages": [USER], "functions": [TOOL["function"]], "chat_template_kwargs": {"a": [1]}},
+]  # fmt: skip
+# What offline means nothing, or comes beside the fields.
+AT_QUEUES = frozenset(
+    {
+        "v", "id", "tenant", "priority", "deadline_s", "not_before_s", "idempotency_key",
+        "cache_group", "cache_secret", "metadata", "traceparent", "callback_url", "prompt",
+        "token_ids", "model", "extra_body",
+    }
+)  # fmt: skip
+
+
+def _mutated(rng: random.Random, value: Any) -> Any:
+    """Return a value with another one somewhere in it."""
+    if rng.random() < 0.2 or not value or not isinstance(value, (dict, list)):
+        return rng.choice(ANYTHING)
+    copied: Any = dict(value) if isinstance(value, dict) else list(value)
+    at = rng.choice(list(copied)) if isinstance(copied, dict) else rng.randrange(len(copied))
+    copied[at] = _mutated(rng, copied[at])
+    return copied
+
+
+def test_nothing_raw_leaves_the_doors() -> None:
+    """Whatever stands in whatever place, both take a request or refuse it in one sentence."""
+    rng = random.Random(5)
+    fields = sorted((REQUEST_FIELDS | FOREIGN_FIELDS) - AT_QUEUES)
+    num_taken = 0
+    for _ in range(1500):
+        given = dict(rng.choice(WHOLE))
+        name = rng.choice(fields) if rng.random() < 0.5 else rng.choice(list(given))
+        given[name] = _mutated(rng, given.get(name))
+        if given.get("messages") is None:
+            continue
+        found = []
+        for door in (lambda: JobRequest.build(**given), lambda: _offline(given)):  # noqa: B023
+            try:
+                door()
+            except (RequestInvalid, RequestRejected) as error:
+                found.append(str(error))
+        assert len(found) in (0, 2), (name, found)
+        assert len(set(found)) <= 1, found
+        num_taken += not found
+    assert 200 < num_taken < 1300
 
 
 def test_page_of_requests_has_every_field() -> None:
