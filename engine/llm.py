@@ -7,7 +7,7 @@ request of a batch is begun, fed and ended here.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -17,8 +17,7 @@ from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.chat.requests.request_rules import model_names
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.containment import Containment
-from tokenbus.engine.errors import EngineError, RequestFailed, RequestRejected, SequenceTooLong
-from tokenbus.engine.grammar.tool_calls import ToolCalling
+from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.offline_request import (
     OfflineRequest,
@@ -32,7 +31,7 @@ from tokenbus.engine.offline_request import (
     token_ids_of,
 )
 from tokenbus.engine.output import Completion, Output
-from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.text.detokenizer import IncrementalDetokenizer
 from tokenbus.engine.text.prompt_encoder import PromptEncoder
 from tokenbus.engine.text.stop_strings import StopStrings
@@ -43,9 +42,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.grammar.tool_calls import ToolCalling
     from tokenbus.engine.types import EngineStats, TokenDelta
 
 Prompt = str | list[int] | tuple[int, ...]
+# A prompt's ids, and the parameters with what its rendering adds to them.
+_Prepared = tuple[tuple[int, ...], SamplingParams]
 
 
 class _ChoiceText:
@@ -104,6 +106,9 @@ class LLM:
         self._encoder = None if self.tokenizer is None else PromptEncoder(self.tokenizer)
         self.engine: Engine = engine_for(loaded, self.config)
         self._next_id = 0
+        eos_token_ids = self.engine.limits.eos_token_ids
+        # Made for the first conversation.
+        self._chat = cache(partial(ChatRenderer.of, self.tokenizer, self.config, eos_token_ids))
 
     def generate(
         self,
@@ -153,19 +158,18 @@ class LLM:
                 `response_format`, and sampling fields in place of `params`.
         Raises: as `generate` does; RequestRejected for a tool that cannot be enforced.
         """
-        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
+        own = getattr(self.tokenizer, "chat_template", None)
+        if self.tokenizer is None or not (own or self.config.chat_template):
             raise RequestRejected("messages", "this model has no chat template; send a prompt")
         many = conversations_of(messages)
         asked = OfflineRequest.of(named_choice(fields), self._names, is_chat=True)
         listed = params_of(many, params, asked)
         calling = None
         if asked.tools:
-            calling = ToolCalling(tools_of(asked.tools), self.tokenizer)
-            grammar = calling.grammar(asked.tool_choice, asked.parallel_tool_calls)
+            calling = self._chat().calling(tools_of(asked.tools))
             if any(getattr(item, "grammar", None) is not None for item in listed):
                 why = "not together with tools, unless tool_choice is none"
                 raise RequestRejected("grammar", why)
-            listed = [replace(settled(item), grammar=grammar) for item in listed]
         makers = [partial(self._render, messages, asked, calling) for messages in many]
         outputs = self._run(makers, listed, progress=progress)
         if calling is not None:
@@ -185,25 +189,36 @@ class LLM:
         self.engine.close()
 
     def _render(
-        self, messages: Any, asked: OfflineRequest, calling: ToolCalling | None
-    ) -> tuple[int, ...]:
-        turns, _ = conversation_of(messages)
-        try:
-            text = chat_text(self.tokenizer, turns, asked.tools, calling)
-        except EngineError:
-            raise
-        # Templates are programs that come with the model and raise whatever they like.
-        except Exception as error:
-            reason = f"the model's chat template refuses them: {error}"
-            raise RequestRejected("messages", reason) from error
-        return self._tokenised(text, "messages")
+        self,
+        messages: Any,
+        asked: OfflineRequest,
+        calling: ToolCalling | None,
+        params: SamplingParams,
+    ) -> _Prepared:
+        turns, continues = conversation_of(messages)
+        continues = continues or asked.continue_final_message
+        chat = self._chat()
+        prompt = chat.render(
+            turns,
+            asked.tools,
+            calling,
+            chat_template_kwargs=asked.template_arguments,
+            add_generation_prompt=asked.add_generation_prompt and not continues,
+            continue_final_message=continues,
+        )
+        rule = prompt.reasoning(asked.max_reasoning_tokens)
+        if calling is None:
+            grammar = chat.constrained(params.grammar, rule)
+        else:
+            grammar = calling.grammar(asked.tool_choice, asked.parallel_tool_calls, rule)
+        return self._tokenised(prompt.text, "messages"), replace(params, grammar=grammar)
 
-    def _encode(self, prompt: Any) -> tuple[int, ...]:
+    def _encode(self, prompt: Any, params: SamplingParams) -> _Prepared:
         if not isinstance(prompt, str):
-            return token_ids_of(prompt, self.engine.limits.vocab_size)
+            return token_ids_of(prompt, self.engine.limits.vocab_size), params
         if self._encoder is None:
             raise RequestRejected("prompts", "the model has no tokenizer: give token ids")
-        return self._tokenised(prompt, "prompt")
+        return self._tokenised(prompt, "prompt"), params
 
     def _tokenised(self, text: str, field: str) -> tuple[int, ...]:
         assert self._encoder is not None
@@ -218,7 +233,7 @@ class LLM:
 
     def _run(
         self,
-        prompts: Sequence[Callable[[], tuple[int, ...]]],
+        prompts: Sequence[Callable[[SamplingParams], _Prepared]],
         params: list[SamplingParams],
         *,
         progress: bool,
@@ -227,10 +242,10 @@ class LLM:
         batch = _Batch(self._next_id)
         self._next_id += len(prompts)
         try:
-            for idx, (make_ids, item) in enumerate(zip(prompts, params, strict=True)):
+            for idx, (prepare, item) in enumerate(zip(prompts, params, strict=True)):
                 batch.outputs.append(Output((), [Completion()]))
                 with batch.containment.guard(idx, "its prompt was prepared"):
-                    self._begin(batch, idx, make_ids, item)
+                    self._begin(batch, idx, prepare, item)
             self._end_failed(batch)
             self._drain(batch, progress=progress)
         except BaseException:
@@ -246,7 +261,7 @@ class LLM:
         self,
         batch: _Batch,
         idx: int,
-        make_ids: Callable[[], tuple[int, ...]],
+        prepare: Callable[[SamplingParams], _Prepared],
         params: SamplingParams,
     ) -> None:
         """Give a request to the engine, or its refusal to its output."""
@@ -255,7 +270,7 @@ class LLM:
             params = settled(params)
             if self.tokenizer is None and params.stop:
                 raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
-            output.prompt_ids = make_ids()
+            output.prompt_ids, params = prepare(params)
             # Stop strings are found in text, here; the engine sees ids only.
             request = Request(batch.first_id + idx, output.prompt_ids, replace(params, stop=()))
             self.engine.add(request)

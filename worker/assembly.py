@@ -28,6 +28,7 @@ from tokenbus.worker.jobs.prompt import PromptPreparer
 from tokenbus.worker.jobs.settlement import Settlement
 from tokenbus.worker.jobs.start import Starter
 from tokenbus.worker.jobs.suspects import Suspects
+from tokenbus.worker.logs import get_logger
 from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.cancel_listener import CancelListener
 from tokenbus.worker.pool.doorbell import Doorbell
@@ -114,7 +115,8 @@ async def assemble(
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
     groups = member.settings.cache_groups
-    preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits, groups)
+    preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits, groups, member.settings)
+    _tell_format(preparer)
     jobs = _job_parts(member, engine, ready, preparer)
     flow = JobFlow(
         held_jobs=member.held_jobs,
@@ -152,6 +154,12 @@ async def assemble(
         ),
         exporter=_exporter(member, engine, jobs.page_budget.costs),
     )
+
+
+def _tell_format(preparer: PromptPreparer) -> None:
+    """Log how the model is taken to write calls and reasoning."""
+    if preparer.chat is not None:
+        get_logger().info("chat.format_chosen", **preparer.chat.told())
 
 
 def _job_parts(

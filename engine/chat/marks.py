@@ -6,8 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Generator, Iterable
 
+    from tokenbus.engine.chat.incremental_text import IncrementalText
+
+# Characters from which the beginning of a mark is one; texts end in "<", "```" and the like.
+_LIKELY_MARK = 4
 _NEVER = re.compile(r"(?!)")
 
 
@@ -60,3 +64,38 @@ def _pattern(node: dict[str, Any], *, is_root: bool = True) -> str:
         if "" in node:
             ways.append("")
     return f"(?:{'|'.join(ways)})"
+
+
+def _is_no_text(beginning: str) -> bool:
+    """Tell whether no text ends in such a beginning; some end in `<` or in a fence."""
+    return len(beginning) >= _LIKELY_MARK and not beginning[0].isalpha()
+
+
+def text_up_to(
+    source: IncrementalText,
+    marks: Marks,
+    add: Callable[[str], None],
+    is_beginning_dropped: Callable[[], bool] = lambda: False,
+) -> Generator[None, None, str | None]:
+    """Hand on text until a mark comes next, and return that; None at the end of the answer.
+
+    A beginning of a mark that ends the answer is dropped if it is said to be, or if nothing else is
+    likely: from four characters on, unless it is a word. Otherwise it is text.
+    """
+    while True:
+        found = marks.find(source.text, source.at)
+        begin = found[0] if found else len(source.text)
+        add(source.take_to(begin))
+        if found:
+            mark = found[1]
+            is_last = begin + len(mark) == len(source.text)
+            if not is_last or not marks.may_grow(mark) or (source.has_ended and mark in marks):
+                return mark
+            if source.has_ended:
+                if is_beginning_dropped() or _is_no_text(mark):
+                    source.at = len(source.text)
+                else:
+                    add(source.take_to(begin + 1))
+                continue
+        if not (yield from source.more()):
+            return None

@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.call_recorder import CallRecorder
+from tokenbus.engine.chat.channel_answer import ChannelAnswer
 from tokenbus.engine.chat.incremental_text import IncrementalText
 from tokenbus.engine.chat.message_draft import MessageDraft
 from tokenbus.engine.chat.tagged_answer import TaggedAnswer
@@ -28,7 +29,8 @@ class MessageReader:
     A call is told from the moment on when its name is known to be a tool's and its arguments begin.
     If it then breaks off, it stays in the message, not complete: where the answer ends in it, the
     rest of its text is dropped; where the answer goes on in another way, its text is content too.
-    An answer that ends in a mark, or between a mark and the name of a call, drops these.
+    An answer that ends in a mark, or between a mark and the name of a call, drops these; so it does
+    with the first characters of a mark, if they can have been meant as nothing else (`text_up_to`).
     """
 
     def __init__(
@@ -52,9 +54,13 @@ class MessageReader:
         self._draft = MessageDraft()
         self._source = IncrementalText()
         calls = CallRecorder(self._draft, tools, call_id)
-        answer = TaggedAnswer(
-            self._source, self._draft, calls, chat_format, reads_calls=bool(tools)
-        )
+        answer: TaggedAnswer | ChannelAnswer
+        if chat_format.has_channels:
+            answer = ChannelAnswer(self._source, self._draft, calls)
+        else:
+            answer = TaggedAnswer(
+                self._source, self._draft, calls, chat_format, reads_calls=bool(tools)
+            )
         self._steps = answer.read(starts_in_reasoning=starts_in_reasoning)
         self._advance()
 

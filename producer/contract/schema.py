@@ -99,7 +99,7 @@ _NOT_DUMPED = {"v", "cache_secret"}
 _RELATED = frozenset(
     {
         "tools", "tool_choice", "grammar", "min_tokens", "chat_template_kwargs",
-        "continue_final_message",
+        "continue_final_message", "max_reasoning_tokens",
     }
 )  # fmt: skip
 _RELATED_TO = ("max_tokens", "add_generation_prompt")

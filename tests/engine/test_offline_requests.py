@@ -9,6 +9,7 @@ from models.tiny_model import TinyModel
 
 from tokenbus.engine import LLM, SamplingParams
 from tokenbus.engine.errors import EngineError, RequestRejected
+from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.types import FinishReason
 
 USER = [{"role": "user", "content": "hi"}]
@@ -68,11 +69,21 @@ def test_prompt_is_scored_without_an_answer(llm: LLM) -> None:
     assert llm.stats().num_running == 0
 
 
+def test_last_message_is_continued(llm: LLM) -> None:
+    """By our field, or by a mark of the message itself, the prompt ends inside of it."""
+    begun = {"role": "assistant", "content": "The answer is"}
+    request: dict[str, Any] = {"max_tokens": 2, "progress": False}
+    outputs = llm.chat([*USER, begun], **request, continue_final_message=True)
+    outputs += llm.chat([*USER, {**begun, "prefix": True}], **request)
+    for output in outputs:
+        assert llm.tokenizer.decode(output.prompt_ids).endswith("The answer is")
+
+
 def test_every_choice_has_its_calls(llm: LLM) -> None:
     """`n` answers with tools, a tool chosen as OpenAI's client says it."""
     choice = {"type": "function", "function": {"name": "f"}}
     request: dict[str, Any] = {"messages": USER, "tools": [TOOL], "tool_choice": choice}
-    request |= {"n": 3, "max_tokens": 90, "parallel_tool_calls": False, "model": "shop"}
+    request |= {"n": 3, "max_tokens": 500, "seed": 3, "parallel_tool_calls": False, "model": "shop"}
     (output,) = llm.chat(**request, progress=False)
     assert [[call.name for call in c.tool_calls] for c in output.choices] == [["f"]] * 3
 
@@ -122,7 +133,8 @@ def test_template_that_raises_refuses_its_conversation_alone(
 ) -> None:
     """What a template raises is told by the field `messages`; the others of the call are served."""
     template = "{% if messages[0].content == 'bad' %}{{ messages.x.y }}{% endif %}hello"
-    monkeypatch.setattr(llm.tokenizer, "chat_template", template)
+    renderer = ChatRenderer(llm.tokenizer, chat_template=template)
+    monkeypatch.setattr(llm, "_chat", lambda: renderer)
     bad = [{"role": "user", "content": "bad"}]
     good, refused = llm.chat([USER, bad], max_tokens=2, progress=False)
     assert good.error is None

@@ -14,9 +14,8 @@ import numpy as np
 
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.execution.request_check import too_long
-from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import tools_of
-from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.model_chat import model_chat
 from tokenbus.engine.text.prompt_encoder import PromptEncoder
 from tokenbus.engine.types import FaultCode, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.contract.cache_scope import NO_GROUPS
@@ -30,6 +29,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
+    from tokenbus.engine.grammar.tool_calls import ToolCalling
+    from tokenbus.engine.text.chat_prompt import ChatPrompt
+    from tokenbus.engine.text.templates.chat_settings import ChatSettings
     from tokenbus.engine.types import EngineLimits
     from tokenbus.producer.contract.cache_scope import CacheGroups
 
@@ -56,6 +58,7 @@ class PromptDraft:
     text: str | None = None
     ids: array[int] | None = None
     tools: ToolCalling | None = None
+    prompt: ChatPrompt | None = None
     failure: Exception | None = None
 
     def __enter__(self) -> None:
@@ -91,8 +94,13 @@ class PromptPreparer:
         tokenizer: PreTrainedTokenizerFast,
         limits: EngineLimits,
         cache_groups: CacheGroups = NO_GROUPS,
+        chat_settings: ChatSettings | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
+        """Make what renders conversations.
+
+        Raises: RequestRejected for a setting of chats that this model cannot have.
+        """
+        self.chat, self._no_chat = model_chat(tokenizer, limits.eos_token_ids, chat_settings)
         self._encoder = PromptEncoder(tokenizer)
         self._limits = limits
         self._cache_groups = cache_groups
@@ -126,7 +134,8 @@ class PromptPreparer:
             else:
                 tools = _tool_dicts(request)
                 draft.tools = self._calling(tools)
-                draft.field, draft.text = "messages", self._render(request, tools, draft.tools)
+                draft.prompt = self._render(request, tools, draft.tools)
+                draft.field, draft.text = "messages", draft.prompt.text
             if draft.num_characters > self._max_characters:
                 message = f"{draft.num_characters} characters exceed any prompt of this model"
                 raise JobRefused(TOO_LONG, draft.field, message)
@@ -168,12 +177,19 @@ class PromptPreparer:
             field = draft.field if len(ids) >= limit else "max_tokens"
             raise JobRefused(TOO_LONG, field, told)
         params = _sampling_params(request)
-        tools = draft.tools
+        tools, prompt = draft.tools, draft.prompt
+        if prompt is None or self.chat is None:
+            return PreparedJob(request, ids, params, cache_groups=self._cache_groups)
+        rule = prompt.reasoning(request.max_reasoning_tokens)
         if tools is None:
+            params = replace(params, grammar=self.chat.constrained(params.grammar, rule))
             return PreparedJob(request, ids, params, cache_groups=self._cache_groups)
         choice = request.tool_choice
         named = choice.name if isinstance(choice, NamedTool) else choice
-        grammar = tools.grammar(named, request.parallel_tool_calls)
+        try:
+            grammar = tools.grammar(named, request.parallel_tool_calls, rule)
+        except RequestRejected as error:
+            raise _refused(error) from None
         params = replace(params, grammar=grammar)
         return PreparedJob(request, ids, params, tools.reader(), self._cache_groups)
 
@@ -187,14 +203,12 @@ class PromptPreparer:
         return self.finish(draft)
 
     def _calling(self, tools: list[dict[str, Any]]) -> ToolCalling | None:
-        if not tools:
+        if not tools or self.chat is None:
             return None
         try:
-            return ToolCalling(tools_of(tools), self._tokenizer)
+            return self.chat.calling(tools_of(tools))
         except RequestRejected as error:
-            message = str(error).removeprefix(f"{error.field}: ")
-            code = FaultCode.GRAMMAR.value if isinstance(error, GrammarRejected) else INVALID
-            raise JobRefused(code, error.field, message) from None
+            raise _refused(error) from None
 
     def _checked(self, token_ids: array[int]) -> array[int]:
         """Return ids that are all in the vocabulary."""
@@ -209,16 +223,28 @@ class PromptPreparer:
 
     def _render(
         self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None
-    ) -> str:
-        messages = [m.model_dump(exclude_none=True) for m in request.messages or ()]
-        if self._tokenizer.chat_template is None:
-            raise JobRefused(INVALID, "messages", "this model has no chat template; send a prompt")
+    ) -> ChatPrompt:
+        messages = [m.model_dump() for m in request.messages or ()]
+        if self.chat is None:
+            raise JobRefused(INVALID, "messages", self._no_chat)
         try:
-            return chat_text(self._tokenizer, messages, tools, calling)
-        # Templates are programs that come with the model and raise whatever they like.
-        except Exception as error:
-            reason = f"the model's chat template refuses them: {error}"
-            raise JobRefused(INVALID, "messages", reason) from error
+            return self.chat.render(
+                messages,
+                tools,
+                calling,
+                chat_template_kwargs=request.chat_template_kwargs,
+                add_generation_prompt=request.add_generation_prompt,
+                continue_final_message=request.continue_final_message,
+            )
+        except RequestRejected as error:
+            raise _refused(error) from None
+
+
+def _refused(error: RequestRejected) -> JobRefused:
+    """Return a refusal of the engine as one of a job."""
+    message = str(error).removeprefix(f"{error.field}: ")
+    code = FaultCode.GRAMMAR.value if isinstance(error, GrammarRejected) else INVALID
+    return JobRefused(code, error.field, message)
 
 
 def _take(draft: PromptDraft, found: list[int] | Exception) -> None:

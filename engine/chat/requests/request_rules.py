@@ -95,6 +95,8 @@ def _check_template(fields: Mapping[str, Any], *, is_chat: bool) -> None:
         for name in _OF_CHATS:
             if fields.get(name):
                 raise ShapeInvalid(name, "only together with messages")
+        if fields.get("max_reasoning_tokens") is not None:
+            raise ShapeInvalid("max_reasoning_tokens", "only together with messages")
     continues = fields.get("continue_final_message", False)
     if continues and fields.get("add_generation_prompt", True):
         raise ShapeInvalid("continue_final_message", "not together with add_generation_prompt")

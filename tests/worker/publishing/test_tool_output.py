@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tokenbus.engine.grammar.tool_format import HERMES, MISTRAL
 from tokenbus.engine.grammar.tool_reader import ToolReader
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import EngineLimits, GrammarKind
@@ -33,10 +32,10 @@ def prepare(**fields: Any) -> Any:
 
 def test_calls_of_every_choice_have_their_place_and_an_id_of_nine() -> None:
     """Ids differ, depend on the job alone, and the text before the calls is told apart."""
-    reader = ToolReader(HERMES, ("now",), marker_is_special=False)
+    reader = ToolReader("hermes", {"now": {}})
     texts = [CALL, "no call", f"Let me look. {CALL}\n{CALL}"]
     calls = read_tool_calls(reader, "job-1", texts)
-    assert [(call.choice, call.at) for call in calls] == [(0, 0), (2, 13), (2, 13)]
+    assert [(call.choice, call.at) for call in calls] == [(0, 0), (2, 12), (2, 12)]
     assert {call.arguments for call in calls} == {'{"town": "Oslo"}'}
     assert len({call.id for call in calls}) == 3
     assert all(len(call.id) == 9 and call.id.isalnum() for call in calls)
@@ -53,7 +52,7 @@ def test_calls_survive_the_wire() -> None:
 
 def test_marker_that_is_a_special_token_need_not_be_in_the_text() -> None:
     """A detokeniser leaves special tokens out; the calls are found all the same."""
-    reader = ToolReader(MISTRAL, ("now",), marker_is_special=True)
+    reader = ToolReader("mistral", {"now": {}}, "[TOOL_CALLS]")
     [call] = read_tool_calls(reader, "job", ['[{"name": "now", "arguments": {}}]'])
     assert (call.name, call.at) == ("now", 0)
 
@@ -63,7 +62,7 @@ def test_tools_constrain_the_output_and_stand_in_the_prompt(choice: Any) -> None
     """Unless the choice is none: then the job is as if no tools had been given."""
     with_tools = prepare(tools=[TOOL], tool_choice=choice)
     assert with_tools.params.grammar.kind is GrammarKind.LARK
-    assert with_tools.tool_reader.names == ("now",)
+    assert list(with_tools.tool_reader.schemas) == ["now"]
     plain, none = prepare(), prepare(tools=[TOOL], tool_choice="none")
     assert none.prompt_ids == plain.prompt_ids
     assert len(with_tools.prompt_ids) > len(plain.prompt_ids)
