@@ -173,6 +173,15 @@ class EngineConfig:
             unset="the model's own limit",
         ),
     )
+    generation_config: str = field(
+        default="auto",
+        metadata=_declared(
+            choices=("auto", "none"),
+            option="--generation-config",
+            help="sampling defaults of the checkpoint's generation_config.json where a request"
+            " leaves a field out; none leaves them aside",
+        ),
+    )
     # A file: its template is used in place of the model's own.
     chat_template: str | None = field(
         default=None,

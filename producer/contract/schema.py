@@ -34,7 +34,7 @@ from tokenbus.engine.chat.requests.bounds import (
 from tokenbus.engine.chat.requests.request_rules import TOOL_NAME_PATTERN, check_together
 from tokenbus.engine.chat.requests.request_shapes import Shaped, is_plain
 from tokenbus.producer.contract.address import DEFAULT_TENANT
-from tokenbus.producer.contract.bounds import DEFAULT_PRIORITY, DEFAULTS
+from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS, DEFAULT_PRIORITY, DEFAULTS
 from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.contract.json_values import JsonObject  # noqa: TC001 - pydantic reads it
 from tokenbus.producer.contract.keys import (
@@ -291,10 +291,16 @@ class JobRequest(BaseModel):
         return read_text(cls, text) if has_calls else request
 
     def dump(self) -> str:
-        """Return the JSON that is stored and sent; defaults and the secret are left out."""
+        """Return the JSON that is stored and sent; defaults and the secret are left out.
+
+        Defaults that were given stay where the checkpoint may have others.
+        """
         # What was not set has its default; to look only at the rest saves a fifth.
         given = self.model_fields_set - _NOT_DUMPED
         wire = self.model_dump_json(exclude_defaults=True, include=given)
+        for name in sorted(CHECKPOINT_FIELDS & given):
+            if getattr(self, name) == DEFAULTS[name]:
+                wire = f'{wire[:-1]}{"," if len(wire) > 2 else ""}"{name}":{DEFAULTS[name]}}}'
         return f'{{"v":{self.v}' + ("}" if wire == "{}" else "," + wire[1:])
 
     def estimate_prompt_tokens(self) -> int:

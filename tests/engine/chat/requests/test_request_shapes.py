@@ -126,7 +126,7 @@ def test_former_calls_and_results_are_those_of_tools() -> None:
         ({"logprobs": True, "top_logprobs": 3}, {"logprobs": 3}),
         ({"logprobs": False, "top_logprobs": 0}, {}),
         ({"logit_bias": {"5": 1}}, {"logit_bias": {"5": 1.0}}),
-        ({"top_k": -1}, {}),
+        ({"top_k": -1}, {"top_k": 0}),
         ({"response_format": {"type": "text"}}, {}),
         ({"response_format": {"type": "json_object"}}, {"grammar": OBJECT}),
         ({"response_format": {"type": "json_object", "schema": {"type": "object"}}},
