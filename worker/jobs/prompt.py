@@ -180,23 +180,24 @@ class PromptPreparer:
         params = _sampling_params(request)
         sampling = params.open_among(self._limits.sampling_defaults)
         opened: dict[str, Any] = dict(sampling)
-        params = replace(params, **opened) if opened else params
-        prepared = PreparedJob(request, ids, params, None, self._cache_groups, sampling)
-        tools, prompt = draft.tools, draft.prompt
-        if prompt is None or self.chat is None:
-            return prepared
-        rule = prompt.reasoning(request.max_reasoning_tokens)
-        if tools is None:
-            grammar = self.chat.constrained(params.grammar, rule)
-            return replace(prepared, params=replace(params, grammar=grammar))
-        choice = request.tool_choice
+        params = replace(params, grammar=self._grammar(draft, request, params), **opened)
+        reader = None if draft.tools is None else draft.tools.reader()
+        return PreparedJob(request, ids, params, reader, self._cache_groups, sampling)
+
+    def _grammar(
+        self, draft: PromptDraft, request: JobRequest, params: SamplingParams
+    ) -> GrammarSpec | None:
+        """Return what constrains the answer, behind its reasoning. Raises: JobRefused."""
+        if draft.prompt is None or self.chat is None:
+            return params.grammar
+        rule, choice = draft.prompt.reasoning(request.max_reasoning_tokens), request.tool_choice
         named = choice.name if isinstance(choice, NamedTool) else choice
         try:
-            grammar = tools.grammar(named, request.parallel_tool_calls, rule)
+            if draft.tools is None:
+                return self.chat.constrained(params.grammar, rule)
+            return draft.tools.grammar(named, request.parallel_tool_calls, rule)
         except RequestRejected as error:
             raise _refused(error) from None
-        params = replace(params, grammar=grammar)
-        return PreparedJob(request, ids, params, tools.reader(), self._cache_groups, sampling)
 
     def tokenise(self, request: JobRequest) -> PreparedJob:
         """Tokenise the prompt of one request and take its sizes.

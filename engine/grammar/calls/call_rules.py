@@ -94,6 +94,7 @@ class CallRules:
             yield f'{SPACE}? "]"'
         if written.section_close:
             yield sequence((f"{SPACE}?", self._spell(written.section_close)))
+        yield f"{SPACE}?"
 
     def rules(self) -> Iterator[str]:
         """Yield the rules of one call of any tool."""
@@ -132,7 +133,10 @@ class CallRules:
         """Spell a call as an object; some models give its kind or number before the rest."""
         written = self._written
         colon, comma = _around(":"), _around(",")
-        kind = f"({_key('type')} {colon} {_key('function')} {comma})?" if written.is_bare else ""
+        if not written.name_key:
+            return f'"{{" {SPACE}? {_key(name)} {colon} {json_value(schema)} {SPACE}? "}}"'
+        has_kind = written.is_bare or written.is_list
+        kind = f"({_key('type')} {colon} {_key('function')} {comma})?" if has_kind else ""
         number = ""
         if written.index_key:
             number = f"({_key(written.index_key)} {colon} {_SOME_ID} {comma})?"

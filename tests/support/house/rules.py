@@ -107,8 +107,8 @@ FACES = {
             "start_check",
         }
     ),
-    "engine/grammar": frozenset({"tool_calls"}),
     "engine/chat": frozenset({"message_reader"}),
+    "engine/grammar": frozenset({"tool_calls"}),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "worker": frozenset({"assembly", "supervisor"}),
