@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completing import Retention
@@ -46,6 +46,7 @@ from tokenbus.worker.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from tokenbus.engine.types import EngineLimits
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_jobs import HeldJobs
@@ -114,9 +115,7 @@ async def assemble(
     """Build the parts; `blocking` is a client for calls that wait on the server."""
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
-    groups = member.settings.cache_groups
-    preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits, groups, member.settings)
-    _tell_format(preparer)
+    preparer = await _preparer(member, tokenizer, limits)
     jobs = _job_parts(member, engine, ready, preparer)
     flow = JobFlow(
         held_jobs=member.held_jobs,
@@ -156,10 +155,15 @@ async def assemble(
     )
 
 
-def _tell_format(preparer: PromptPreparer) -> None:
-    """Log how the model is taken to write calls and reasoning."""
+async def _preparer(member: PoolMember, tokenizer: Any, limits: EngineLimits) -> PromptPreparer:
+    """Make what prepares prompts, and log how the model is taken to write calls and reasoning."""
+    settings = member.settings
+    preparer = await asyncio.to_thread(
+        PromptPreparer, tokenizer, limits, settings.cache_groups, settings
+    )
     if preparer.chat is not None:
         get_logger().info("chat.format_chosen", **preparer.chat.told())
+    return preparer
 
 
 def _job_parts(

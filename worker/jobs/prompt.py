@@ -2,6 +2,8 @@
 
 A request is read, its prompt is rendered to text, that is tokenised together with others, and what
 comes of it is measured against the model. Whatever fails on the way fails one request alone.
+
+It is one file because it is one way, which every request goes from its first line to its last.
 """
 
 from __future__ import annotations
