@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import time
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.grammar.json_schema import failing_place
 from tokenbus.engine.grammar.limits import GrammarLimits, too_slow
-from tokenbus.engine.grammar.translation import library_grammar, reason_of
+from tokenbus.engine.grammar.translation import (
+    library_grammar,
+    parsed_source,
+    reason_of,
+    schema_grammar,
+)
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.sampling.bitmask import bitmask_width
+from tokenbus.engine.types import GrammarKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,6 +34,10 @@ if TYPE_CHECKING:
 # Masks that a grammar keeps, and how many tokens an output may have for its place to be kept.
 # Labels and the heads of objects are the same in every output; what follows hardly ever is.
 _MAX_PLACES, _MAX_DEPTH = 64, 16
+
+
+class NotCompiled(GrammarRejected):
+    """The library does not compile a grammar that was translated."""
 
 
 class GrammarMatcher:
@@ -216,10 +227,26 @@ class GrammarCompiler:
         Raises: GrammarRejected with the reason; a JSON-schema keyword is named.
         """
         try:
-            return self.compile_translated(library_grammar(spec, self.limits))
+            grammar = library_grammar(spec, self.limits)
+            return self.compile_translated(grammar)
         except GrammarRejected as error:
             message = str(error).removeprefix(f"{error.field}: ")
-            raise GrammarRejected("grammar", f"{spec.kind.value}: {message}") from error
+            place = ""
+            if spec.kind is GrammarKind.JSON_SCHEMA and isinstance(error, NotCompiled):
+                place = f" at {self._place(spec, message)}"
+            raise GrammarRejected("grammar", f"{spec.kind.value}{place}: {message}") from error
+
+    def _place(self, spec: GrammarSpec, message: str) -> str:
+        """Return the pointer of the part of a schema that does not compile."""
+
+        def fails(part: Any) -> bool:
+            try:
+                self.compile_translated(schema_grammar(part))
+            except GrammarRejected as error:
+                return str(error).endswith(message)
+            return False
+
+        return failing_place(parsed_source(spec), fails, self.limits.compile_s / 4)
 
     def compile_translated(self, grammar: str) -> CompiledGrammar:
         """Compile a constraint in the library's form.
@@ -230,7 +257,5 @@ class GrammarCompiler:
         assert self._tokenizer is not None
         prototype = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self.limits.of_library)
         if prototype.is_error():
-            raise GrammarRejected(
-                "grammar", f"does not compile: {reason_of(prototype.get_error())}"
-            )
+            raise NotCompiled("grammar", f"does not compile: {reason_of(prototype.get_error())}")
         return CompiledGrammar(prototype, self._width, self.limits)

@@ -54,7 +54,7 @@ def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
     if spec.kind is GrammarKind.JSON_SCHEMA:
         schema = enforceable_schema(parsed_source(spec))
         if schema is False:
-            raise GrammarRejected("grammar", "JSON schema at #: false allows nothing")
+            raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
     if spec.kind is GrammarKind.CHOICE:
         choices = parsed_source(spec)

@@ -48,6 +48,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/attention",),
         ("engine/scheduling", "engine/text"),
         ("engine/grammar",),
+        ("engine/grammar/schema",),
+        ("engine/grammar/patterns",),
         ("engine/sampling",),
         ("engine",),
     ),
