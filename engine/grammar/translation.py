@@ -47,16 +47,16 @@ def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
         that would not be enforced.
     """
     num_bytes = len(spec.source.encode(errors="surrogatepass"))
-    if num_bytes > limits.source_bytes:
-        raise GrammarRejected(
-            "grammar", f"the source has {num_bytes} bytes, the limit is {limits.source_bytes}"
-        )
+    is_choice = spec.kind is GrammarKind.CHOICE
+    most = limits.choice_bytes if is_choice else limits.source_bytes
+    if num_bytes > most:
+        raise GrammarRejected("grammar", f"the source has {num_bytes} bytes, the limit is {most}")
     if spec.kind is GrammarKind.JSON_SCHEMA:
         schema = enforceable_schema(parsed_source(spec))
         if schema is False:
             raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
-    if spec.kind is GrammarKind.CHOICE:
+    if is_choice:
         choices = parsed_source(spec)
         is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
         if not is_texts or not choices:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # States of an automaton, and characters of a pattern written from one. Decimals of 20 digits have
 # 500 states, and a pattern of 12,000 characters.
 _MAX_STATES, _MAX_PATTERN = 1_500, 30_000
+# Groups inside one another; the library takes 250 levels, of which one group is two.
+_MAX_NESTING = 100
 
 
 class Automaton:
@@ -134,6 +136,8 @@ class Automaton:
             state = min(pending, key=lambda one: (len(into[one]) * len(arrows[one]), one))
             pending.discard(state)
             _eliminate(state, arrows, into)
+        if _depth(arrows[first][last]) > _MAX_NESTING:
+            raise PatternRefused("a pattern too complex to combine")
         return f"^(?:{arrows[first][last]})$"
 
 
@@ -145,7 +149,7 @@ def _eliminate(state: int, arrows: dict[int, dict[int, str]], into: dict[int, se
     for source in into.pop(state) - {state}:
         before = arrows[source].pop(state)
         for to, after in row.items():
-            path = f"{_grouped(before)}{over}{_grouped(after)}"
+            path = f"{before}{over}{after}"
             known = arrows[source].get(to)
             joined = path if known is None else _either(known, path)
             if len(joined) > _MAX_PATTERN:
@@ -162,8 +166,14 @@ def _either(one: str, other: str) -> str:
     return f"(?:{one}|{other})"
 
 
-def _grouped(pattern: str) -> str:
-    return pattern
+def _depth(pattern: str) -> int:
+    """Return how deep groups nest, at most."""
+    depth = deepest = 0
+    for index, sign in enumerate(pattern):
+        if sign in "()" and pattern[index - 1 : index] != "\\":
+            depth += 1 if sign == "(" else -1
+            deepest = max(deepest, depth)
+    return deepest
 
 
 def _written(ranges: Ranges) -> str:

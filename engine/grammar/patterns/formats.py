@@ -21,9 +21,13 @@ _NO_CONSTRAINT = frozenset(
 _WHY = {
     "hostname": "labels of other scripts (xn--…) are beyond a grammar; use pattern",
     "idn-hostname": "labels of other scripts are beyond a grammar; use pattern",
-    "regex": "the syntax of patterns is beyond a grammar",
     "idn-email": "domains of other scripts are beyond a grammar; use email or pattern",
 }
+
+
+def is_known(name: str) -> bool:
+    """Tell whether a format has a meaning here, be it one that a grammar cannot express."""
+    return name in _PATTERNS or name in _WHY or name in _NO_CONSTRAINT
 
 
 @cache
@@ -142,6 +146,30 @@ _MULTI_HOST = (
     rf"[A-Za-z][A-Za-z0-9+.-]*://(?:(?:[:{_SUB}{_UNRESERVED}]|{_PERCENT})*@)?{_HOSTS}(?:,{_HOSTS})*"
     rf"(?:/(?:[:@/{_SUB}{_UNRESERVED}]|{_PERCENT})*)?(?:\?(?:[:@/?{_SUB}{_UNRESERVED}]|{_PERCENT})*)?"
 )
+
+
+def _regex(depth: int) -> str:
+    """Return a pattern of patterns whose groups nest no deeper.
+
+    Ranges of a class are those of letters and digits, counts have one bound, and groups no names:
+    the rest is no regular language.
+    """
+    escape = (
+        r"\\(?:[dDwWsSbBtnrfv]|[^A-Za-z0-9\n\r\u2028\u2029]"
+        "|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|c[A-Za-z])"
+    )
+    item = rf"(?:[^\\\[\]\n\r-]|a-z|A-Z|0-9|{escape})"
+    atom = rf"(?:[^\\^$.*+?()\[\]{{}}|/\n\r]|\.|\[\^?{item}*\]|{escape}"
+    look = ""
+    if depth:
+        inner = _regex(depth - 1)
+        atom += rf"|\((?:\?:)?{inner}\)"
+        look = rf"|\(\?<?[=!]{inner}\)"
+    count = r"(?:[*+?]|\{\d+,?\})\??"
+    sequence = rf"(?:[\^$]|{atom})(?:{count})?{look})*"
+    return rf"{sequence}(?:\|{sequence})*"
+
+
 _POINTER = "(?:/(?:[^~/]|~[01])*)*"
 _VARIABLE = rf"(?:\w|{_PERCENT})(?:\.?(?:\w|{_PERCENT}))*(?::[1-9]\d{{0,3}}|\*)?"
 _TEMPLATE = (
@@ -201,5 +229,6 @@ _PATTERNS = {
     "mac": f"{_HEX}{{2}}(?::{_HEX}{{2}}){{5}}",
     "fraction": r"[+-]?\d+(?:/[1-9]\d*)?",
     "multi-host-uri": _MULTI_HOST,
+    "regex": _regex(2),
     "color": "(?:#[0-9A-Fa-f]{3}|#[0-9A-Fa-f]{6})",
 }

@@ -25,6 +25,8 @@ from tokenbus.engine.grammar.patterns.pattern_tree import (
 Term = int
 # Terms of all derivatives of one language. The look-ahead of a decimal with 30 digits takes 4,000.
 _MAX_TERMS = 60_000
+# Derivatives of all languages of one document: about a second.
+_MAX_DERIVED = 300_000
 
 
 class Languages:
@@ -141,6 +143,8 @@ class Languages:
         """Return what may follow a first character."""
         key = (term, code)
         if key not in self._derived:
+            if len(self._derived) >= _MAX_DERIVED:
+                raise PatternRefused("a pattern too complex to combine")
             self._derived[key] = self._derive(term, code)
         return self._derived[key]
 

@@ -46,12 +46,16 @@ class Contained(NamedTuple):
 
 
 class Text(NamedTuple):
-    """A pattern or a format that a text has, or has not."""
+    """A pattern or a format that a text has, or has not.
+
+    is_alone: whether no pattern stands beside a format, which would say what it means.
+    """
 
     word: str
     name: str
     holds: bool
     path: Path
+    is_alone: bool = True
 
 
 @dataclass(slots=True)

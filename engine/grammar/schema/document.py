@@ -58,6 +58,11 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pattern": (lambda value: isinstance(value, str), "must be a text"),
     "format": (lambda value: isinstance(value, str), "must be a text"),
     "uniqueItems": (lambda value: isinstance(value, bool), "must be true or false"),
+    # Of validators in JavaScript, where no value of JSON is an instance of these.
+    "instanceof": (
+        lambda value: value in ("Function", "RegExp", "Date", "Promise", "Buffer", "Uint8Array"),
+        "names a class that values of JSON may have; use type",
+    ),
 }
 _KNOWN_DIALECTS = ("json-schema.org", "spec.openapis.org")
 _OLD_DRAFTS = ("draft-03", "draft-04", "draft-05", "draft-06", "draft-07")
@@ -268,8 +273,9 @@ def _check_type(value: Any, path: Path) -> None:
 def _check_number(word: str, value: Any, path: Path) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not _is_finite(value):
         raise refusal(word, path, "must be a number")
-    # The library counts in 64 bits: doubles for bounds, and integers between them.
-    if abs(value) >= 2**63 or (isinstance(value, int) and int(float(value)) != value):
+    # The library keeps bounds as doubles.
+    is_exact = isinstance(value, float) or value == 2**63 - 1
+    if not is_exact and (abs(value) >= 2**1023 or int(float(value)) != value):
         raise refusal(word, path, "more digits than a bound may have")
     if word == "multipleOf" and value <= 0:
         raise refusal(word, path, "must be more than 0")
@@ -297,6 +303,13 @@ def _modernise(node: Node) -> None:
             words[exclusive] = words.pop(bound)
     if "const" in words:
         words["const"] = [words["const"]]
+    if words.pop("instanceof", None):
+        words["const"] = []
+    _leave_out(words)
+
+
+def _leave_out(words: dict[str, Any]) -> None:
+    """Leave out keywords that say nothing here."""
     if words.get("uniqueItems") is False:
         del words["uniqueItems"]
     for word, needed in _NOTHING_ALONE:

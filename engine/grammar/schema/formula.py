@@ -119,7 +119,7 @@ def _count(what: str, bound: int, *, is_least: bool) -> Change:
 
 
 def _text(word: str, node: Node, *, holds: bool) -> Change:
-    text = Text(word, node.words[word], holds, node.path)
+    text = Text(word, node.words[word], holds, node.path, "pattern" not in node.words)
     return lambda case: case.with_(texts=(*case.texts, text))
 
 

@@ -25,7 +25,7 @@ _PLAIN = frozenset(
         "type", "enum", "const", "multipleOf", "maximum", "exclusiveMaximum", "minimum",
         "exclusiveMinimum", "maxLength", "minLength", "pattern", "format", "maxItems", "minItems",
         "uniqueItems", "maxContains", "minContains", "maxProperties", "minProperties", "required",
-        "dependentRequired", "dependencies", "$ref", "$dynamicRef", "$recursiveRef",
+        "dependentRequired", "dependencies", "instanceof", "$ref", "$dynamicRef", "$recursiveRef",
     ]
 )  # fmt: skip
 ASSERTIONS = _PLAIN | SCHEMA | SCHEMA_MAP | SCHEMA_LIST
@@ -64,7 +64,6 @@ _REFUSED = {
     "anyRequired": "use anyOf",
     "oneRequired": "use oneOf",
     "prohibited": "use properties with false",
-    "instanceof": "use type",
     "typeof": "use type",
     "switch": "use anyOf",
     "select": "use anyOf",

@@ -60,6 +60,10 @@ def _keywords(case: SchemaCase, path: Path) -> dict[str, Any]:
     if case.high is not None:
         word = "exclusiveMaximum" if case.high[1] else "maximum"
         keywords[word] = _written(case.high[0], word, path)
+    # The library counts whole numbers in 64 bits.
+    bounds = [bound[0] for bound in (case.low, case.high) if bound is not None]
+    if "fraction" not in case.kinds and any(not -(2**63) <= bound < 2**63 for bound in bounds):
+        raise refusal("type", path, "a bound of whole numbers has more than 64 bits")
     if case.multiples:
         numerator = math.lcm(*(one.numerator for one in case.multiples))
         denominator = math.gcd(*(one.denominator for one in case.multiples))
@@ -70,7 +74,7 @@ def _keywords(case: SchemaCase, path: Path) -> dict[str, Any]:
 
 def _written(number: Fraction, word: str, path: Path) -> int | float:
     """Return a number as JSON spells it. Raises: GrammarRejected if it has too many digits."""
-    if number.denominator == 1 and abs(number.numerator) < 2**53:
+    if number.denominator == 1 and (abs(number.numerator) < 2**53 or number == 2**63 - 1):
         return number.numerator
     as_float = float(number)
     if Fraction(Decimal(repr(as_float))) != number:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Sets of optional keys that are spelled out where keys are counted; keys of a pattern that are
 # listed instead; patterns that are told apart in one object.
 _MAX_SETS, _MAX_LISTED, _MAX_PATTERNS = 128, 64, 12
+# Keys that `propertyNames` lists.
+_MAX_NAMED = 2_000
 
 
 class _Keys:
@@ -84,8 +86,31 @@ class Objects:
             for pattern in patterns:
                 keys.patterns[self._written(pattern, case)] = _rests(case.fields, {pattern})
             return keys
-        self._add_cells(keys, case, list(patterns))
+        if not self._add_named(keys, case, bool(patterns)):
+            self._add_cells(keys, case, list(patterns))
         return keys
+
+    def _add_named(self, keys: _Keys, case: SchemaCase, has_patterns: bool) -> bool:
+        """Add the keys that `propertyNames` lists, or its one pattern; tell whether that is all."""
+        for claim in case.names:
+            listed = self._writer.values(all_of([claim]), _MAX_NAMED)
+            if listed is not None:
+                keys.rest = None
+                for key in listed:
+                    if isinstance(key, str) and key not in keys.listed:
+                        keys.listed[key] = self._of_key(case, key)
+                return True
+        if has_patterns or len(case.names) != 1:
+            return False
+        options = [
+            one for one in self._writer.cases(all_of(list(case.names))) if "string" in one.kinds
+        ]
+        written = self._writer.texts.schemas(options[0]) if len(options) == 1 else []
+        if len(written) != 1 or set(written[0]) != {"pattern"} or "string" in options[0].blocked:
+            return False
+        keys.patterns[written[0]["pattern"]] = keys.rest
+        keys.rest = None
+        return True
 
     def _of_key(self, case: SchemaCase, key: str) -> Claims | None:
         """Return the claims on the value of one key."""
@@ -144,17 +169,9 @@ class Objects:
         if texts is None:
             keys.patterns[automaton.pattern()] = claims
             return
-        for key in self._in_order(texts, case):
+        for key in texts:
             if key not in keys.listed:
                 keys.listed[key] = self._of_key(case, key)
-
-    def _in_order(self, texts: list[str], case: SchemaCase) -> list[str]:
-        """Return keys in the order in which `enum` lists them, if it does."""
-        for claim in case.names:
-            listed = self._writer.values(all_of([claim]))
-            if listed:
-                return [key for key in listed if key in texts]
-        return texts
 
     def _names(self, case: SchemaCase) -> Term:
         """Return the language of the keys that `propertyNames` allows."""

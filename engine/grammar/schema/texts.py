@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenbus.engine.grammar.patterns.automaton import Automaton
-from tokenbus.engine.grammar.patterns.formats import format_pattern
+from tokenbus.engine.grammar.patterns.formats import format_pattern, is_known
 from tokenbus.engine.grammar.patterns.language import Languages, PatternLanguages
 from tokenbus.engine.grammar.patterns.pattern_tree import (
     Chain,
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.schema.refusal import Path, StepBudget
 
 
+# Characters of patterns that are combined as languages; those of times have 35,000.
+_MAX_COMBINED = 4_000
+
+
 class Combiner(Protocol):
     """What combines claims about a value; the parts of a value lead back to it."""
 
@@ -43,7 +48,7 @@ class Combiner(Protocol):
     def is_empty(self, claims: Claims) -> bool:
         """Tell whether nothing satisfies claims, as far as can be seen."""
 
-    def values(self, claims: Claims) -> list[Any] | None:
+    def values(self, claims: Claims, most: int = ...) -> list[Any] | None:
         """Return all values that satisfy claims, None if they are many."""
 
 
@@ -59,9 +64,11 @@ class Texts:
 
     def matches(self, word: str, name: str, text: str, node: Node) -> bool:
         """Tell whether a text has a pattern or a format. Raises: GrammarRejected."""
-        pattern = self._pattern(word, name, node.path)
+        pattern = self._pattern(word, name, node.path, is_alone="pattern" not in node.words)
         if pattern is None:
             return True
+        if word == "format":
+            return re.fullmatch(pattern.replace("$", ""), text, re.ASCII) is not None
         try:
             return self.automaton(self.term(pattern)).accepts(text)
         except PatternRefused as error:
@@ -69,6 +76,8 @@ class Texts:
 
     def term(self, pattern: str) -> Term:
         """Return the language of a pattern. Raises: PatternRefused."""
+        if len(pattern) > _MAX_COMBINED:
+            raise PatternRefused("a pattern too long to combine")
         if pattern not in self._terms:
             self._terms[pattern] = self._of_pattern.of(read_pattern(pattern))
         return self._terms[pattern]
@@ -97,7 +106,8 @@ class Texts:
         patterns = [
             (text, pattern)
             for text in dict.fromkeys(case.texts)
-            if (pattern := self._pattern(text.word, text.name, text.path)) is not None
+            if (pattern := self._pattern(text.word, text.name, text.path, is_alone=text.is_alone))
+            is not None
         ]
         excluded = [value for value in case.excluded if isinstance(value, str)]
         low, high = case.length
@@ -105,12 +115,14 @@ class Texts:
         if high is not None:
             lengths["maxLength"] = high
         unmet = any(
-            not text.holds and self._pattern(text.word, text.name, text.path) is None
+            not text.holds
+            and self._pattern(text.word, text.name, text.path, is_alone=text.is_alone) is None
             for text in case.texts
         )
         if unmet:
             return []
         if all(text.holds for text, _ in patterns) and not excluded:
+            patterns = self._without_implied(patterns)
             found = [self._as_written(text, pattern) for text, pattern in patterns]
             found = list(dict.fromkeys(found))
             if len(found) <= 1:
@@ -135,7 +147,12 @@ class Texts:
             patterns = [
                 (text, pattern)
                 for text in dict.fromkeys(case.texts)
-                if (pattern := self._pattern(text.word, text.name, text.path)) is not None
+                if (
+                    pattern := self._pattern(
+                        text.word, text.name, text.path, is_alone=text.is_alone
+                    )
+                )
+                is not None
             ]
             return self.automaton(self._combined(patterns, excluded)).is_empty
         except (PatternRefused, ValueError):
@@ -146,7 +163,8 @@ class Texts:
         patterns = [
             (text, pattern)
             for text in dict.fromkeys(case.texts)
-            if (pattern := self._pattern(text.word, text.name, text.path)) is not None
+            if (pattern := self._pattern(text.word, text.name, text.path, is_alone=text.is_alone))
+            is not None
         ]
         low, high = case.length
         every = self.languages
@@ -162,16 +180,38 @@ class Texts:
             terms.add(term if text.holds else every.negated(term))
         return every.both(terms)
 
+    def _without_implied(self, patterns: list[tuple[Text, str]]) -> list[tuple[Text, str]]:
+        """Leave out formats that a pattern beside them implies, as far as can be seen."""
+        kept = list(patterns)
+        for one in patterns:
+            if one[0].word != "format":
+                continue
+            for other in kept:
+                if other is not one and self._implies(other[1], one[1]):
+                    kept.remove(one)
+                    break
+        return kept
+
+    def _implies(self, pattern: str, other: str) -> bool:
+        try:
+            every = self.languages
+            outside = every.both({self.term(pattern), every.negated(self.term(other))})
+            return self.automaton(outside).is_empty
+        except PatternRefused:
+            return False
+
     def _as_written(self, text: Text, pattern: str) -> str:
         try:
             return self.written(pattern)
         except PatternRefused as error:
             raise refusal(text.word, text.path, f"{error} is not supported") from error
 
-    def _pattern(self, word: str, name: str, path: Path) -> str | None:
+    def _pattern(self, word: str, name: str, path: Path, *, is_alone: bool) -> str | None:
         """Return the pattern of a pattern or a format, None if it says nothing."""
         if word == "pattern":
             return name
+        if not is_alone and not is_known(name):
+            return None
         try:
             return format_pattern(name)
         except PatternRefused as error:

@@ -187,7 +187,7 @@ class SchemaWriter:
             kinds.discard("object")
         return not kinds
 
-    def values(self, claims: Claims) -> list[Any] | None:
+    def values(self, claims: Claims, most: int = _MAX_VALUES) -> list[Any] | None:
         """Return all values that satisfy claims, None if they are many."""
         found: list[Any] = []
         if not claims or any(claim.verdict is False for claim in claims):
@@ -206,7 +206,7 @@ class SchemaWriter:
             else:
                 return None
         unique = list({identity(one): one for one in found}.values())
-        return unique if len(unique) <= _MAX_VALUES else None
+        return unique if len(unique) <= most else None
 
 
 def _among(value: Any, values: list[Any]) -> bool:
