@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar.schema.cycles import check_cycles
 from tokenbus.engine.grammar.schema.document import Document
+from tokenbus.engine.grammar.schema.expansion import check_cycles
 from tokenbus.engine.grammar.schema.keywords import SCHEMA, SCHEMA_LIST, SCHEMA_MAP
 from tokenbus.engine.grammar.schema.refusal import pointer, refusal
 from tokenbus.engine.grammar.schema.writer import SchemaWriter

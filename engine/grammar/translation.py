@@ -10,6 +10,7 @@ from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema, json_options
+from tokenbus.engine.grammar.schema.key_watch import is_open
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ def schema_grammar(schema: Any) -> str:
         return LLMatcher.grammar_from_json_schema(text, overrides=json_options(schema))
     except ValueError as error:
         raise Unreadable("grammar", _PLACE_IN_TEXT.sub("", str(error))) from error
+
+
+def lets_keys_repeat(grammar: str) -> bool:
+    """Tell whether a constraint in the library's form is a schema with keys it does not list."""
+    first = json.loads(grammar)["grammars"][0] if "json_schema" in grammar[:40] else {}
+    return "json_schema" in first and is_open(first["json_schema"])
 
 
 def parsed_source(spec: GrammarSpec) -> Any:

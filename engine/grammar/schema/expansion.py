@@ -1,4 +1,7 @@
-"""Claims expanded into cases: every choice made, contradictions left out."""
+"""Claims expanded into cases: every choice made, contradictions left out.
+
+A schema that refers to itself without a value between never ends, and is refused before.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ _MAX_CASES = 4096
 _STRUCTURE = frozenset(
     {"properties", "patternProperties", "additionalProperties", "prefixItems", "items"}
 )
+_ONE, _LISTS = ("not", "if", "then", "else"), ("allOf", "anyOf", "oneOf")
 _UNEVALUATED = ("unevaluatedItems", "unevaluatedProperties")
 
 
@@ -156,3 +160,39 @@ class Expansion:
 def _word_of(claims: Claims) -> str:
     words = list(claims[0].node.words)
     return next((word for word in words if word in ("oneOf", "anyOf", "not", "if")), words[0])
+
+
+def check_cycles(document: Document) -> None:
+    """Raise for a schema that refers back to itself without passing a value.
+
+    Raises: GrammarRejected.
+    """
+    finished: set[Node] = set()
+    for start in document:
+        is_open: set[Node] = set()
+        stack = [(start, False)]
+        while stack:
+            node, leaving = stack.pop()
+            if leaving:
+                is_open.discard(node)
+                finished.add(node)
+                continue
+            if node in is_open:
+                raise refusal("$ref", node.path, "refers to itself without end")
+            if node in finished:
+                continue
+            is_open.add(node)
+            stack.append((node, True))
+            stack.extend((inner, False) for inner in _in_place(node, document))
+
+
+def _in_place(node: Node, document: Document) -> Iterator[Node]:
+    """Yield the schemas that apply to the same value as this one."""
+    for word in _LISTS:
+        yield from node.words.get(word, ())
+    for word in _ONE:
+        if word in node.words:
+            yield node.words[word]
+    yield from node.words.get("dependentSchemas", {}).values()
+    if "$ref" in node.words:
+        yield document.target(node)

@@ -44,10 +44,11 @@ class Objects:
         keys = self._keys(case)
         if any(self._is_out(keys.listed[key]) for key in case.required):
             return []
-        return [
+        found = [
             self._keywords(keys, required, least, most, case)
             for required, least, most in self._counted(keys, case)
         ]
+        return [keywords for keywords in found if keywords is not None]
 
     def is_empty(self, case: SchemaCase) -> bool:
         """Tell whether there is no such object, as far as can be seen."""
@@ -84,7 +85,8 @@ class Objects:
         keys.rest = _rests(case.fields, set())
         if not case.names and len(patterns) <= 1:
             for pattern in patterns:
-                keys.patterns[self._written(pattern, case)] = _rests(case.fields, {pattern})
+                if not self._add_few(keys, pattern, case):
+                    keys.patterns[self._written(pattern, case)] = _rests(case.fields, {pattern})
             return keys
         if not self._add_named(keys, case, bool(patterns)):
             self._add_cells(keys, case, list(patterns))
@@ -108,9 +110,24 @@ class Objects:
         written = self._writer.texts.schemas(options[0]) if len(options) == 1 else []
         if len(written) != 1 or set(written[0]) != {"pattern"} or "string" in options[0].blocked:
             return False
-        keys.patterns[written[0]["pattern"]] = keys.rest
+        if not self._add_few(keys, written[0]["pattern"], case):
+            keys.patterns[written[0]["pattern"]] = keys.rest
         keys.rest = None
         return True
+
+    def _add_few(self, keys: _Keys, pattern: str, case: SchemaCase) -> bool:
+        """List the keys of a pattern if they are few; tell whether they are."""
+        if case.num_keys != (0, None):
+            return False
+        try:
+            term = self._writer.texts.term(pattern)
+            texts = self._writer.texts.automaton(term).texts(_MAX_LISTED)
+        except PatternRefused:
+            return False
+        for key in texts or ():
+            if key not in keys.listed:
+                keys.listed[key] = self._of_key(case, key)
+        return texts is not None
 
     def _of_key(self, case: SchemaCase, key: str) -> Claims | None:
         """Return the claims on the value of one key."""
@@ -232,7 +249,8 @@ class Objects:
 
     def _keywords(
         self, keys: _Keys, required: dict[str, bool], least: int, most: int | None, case: SchemaCase
-    ) -> dict[str, Any]:
+    ) -> dict[str, Any] | None:
+        """Return keywords; None if there are too few keys to count."""
         schema, keywords = self._writer.schema, dict[str, Any]()
         listed = {
             key: False if claims is None or required.get(key) is False else schema(claims)
@@ -254,6 +272,8 @@ class Objects:
         if rest is not True:
             keywords["additionalProperties"] = rest
         needed = [key for key, is_there in required.items() if is_there]
+        if is_closed and least > len(needed):
+            return None
         if needed:
             keywords["required"] = needed
         return {**keywords, **_counts(len(needed), is_closed, least, most, case)}

@@ -110,6 +110,7 @@ class SchemaWriter:
             return self._listed(case)
         for kind in sorted(case.kinds & set(case.blocked)):
             raise case.blocked[kind]
+        case = self._without_excluded(case)
         by_kind = self._by_kind(case)
         if len(by_kind) == 6 and all(keywords == [{}] for keywords in by_kind.values()):
             return [True]
@@ -126,6 +127,23 @@ class SchemaWriter:
             if kind not in plain:
                 whole += [{"type": kind, **one} if "enum" not in one else one for one in found]
         return whole
+
+    def _without_excluded(self, case: SchemaCase) -> SchemaCase:
+        """Return a case without the lists and objects that are left out of it.
+
+        Raises: GrammarRejected unless these are empty, or satisfy the claims in another way.
+        """
+        for value in case.excluded:
+            if not isinstance(value, list | dict) or kind_of(value) not in case.kinds:
+                continue
+            if value == []:
+                case = case.counted("num_items", "array", least=1)
+            elif value == {}:
+                case = case.counted("num_keys", "object", least=1)
+            elif not all(self.judge.holds(claim, value) for claim in case.claims):
+                reason = "a list or an object cannot be left out of others"
+                raise refusal("not", _path(case), reason)
+        return case
 
     def _listed(self, case: SchemaCase) -> list[Any]:
         kept: list[Any] = []
