@@ -1,12 +1,13 @@
 """The processes of `small_jobs.py` and `small_jobs_scale.py`: clients of tokenbus, arq and saq.
 
-    python -P benchmarks/small_jobs_sides.py ROLE JSON
+    python -P benchmarks/small_jobs_sides.py ROLE
 
-A client connects, sends a few jobs to warm up, says a line of JSON, and begins at the line it gets
-on stdin; then it sends all its jobs, takes every answer, checks it, and says what it took. A worker
-runs until its stdin closes. Whatever happens, none outlives its time limit. Nothing of tokenbus is
-imported before a role asks for it, so that a client runs with the release on its PYTHONPATH,
-this one or an earlier one. It is one file because each role is the other end of another.
+Its options are the first line on stdin, as JSON. A client connects, sends a few jobs to warm up,
+says a line of JSON, and begins at the next line it gets; then it sends all its jobs, takes every
+answer, checks it, and says what it took. A worker runs until its stdin closes. Whatever happens,
+none outlives its time limit. Nothing of tokenbus is imported before a role asks for it, so that a
+client runs with the release on its PYTHONPATH, this one or an earlier one. It is one file because
+each role is the other end of another.
 """
 
 from __future__ import annotations
@@ -364,7 +365,7 @@ ROLES: dict[str, Callable[[dict[str, Any]], Awaitable[None]]] = {
 
 def main() -> int:
     """Play the role."""
-    role, options = sys.argv[1], json.loads(sys.argv[2])
+    role, options = sys.argv[1], json.loads(sys.stdin.readline())
     signal.alarm(int(options["limit_s"]))
 
     async def play() -> None:

@@ -83,12 +83,14 @@ class Child:
     def __init__(self, role: str, options: dict[str, Any], environment: dict[str, str]) -> None:
         self._role = role
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(SIDES), role, json.dumps(options)],
+            [sys.executable, "-P", str(SIDES), role],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | environment,
         )
+        # Not as an argument, which has at most 128 KiB.
+        self._say(json.dumps(options))
 
     def hear(self) -> dict[str, Any]:
         """Return the next line that it says. Raises: SideMissing, SideFailed."""
@@ -103,8 +105,11 @@ class Child:
 
     def go(self) -> None:
         """Let it begin."""
+        self._say("go")
+
+    def _say(self, line: str) -> None:
         if self.process.stdin is not None:
-            self.process.stdin.write("go\n")
+            self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
 
     def end(self) -> None:

@@ -26,7 +26,7 @@ from tokenbus.worker.messages.engine import (
     EngineStarting,
     StepRecord,
 )
-from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.child import kill, spawn
 from tokenbus.worker.process.child_output import ChildOutput
 from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
@@ -150,9 +150,8 @@ class EngineLink:
 
     async def kill(self) -> None:
         """End the process at once and wait for it."""
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        if self._process is not None:
+            kill(self._process)
         if self._writer is not None:
             self._writer.close()
         await self._reap()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import select
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from tokenbus.worker.process.env import compute_env
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
     from tokenbus.worker.process.child_output import ChildOutput
@@ -55,6 +57,16 @@ async def spawn(
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_unix_connection(make_protocol, sock=ours)
     return process, transport
+
+
+def kill(child: asyncio.subprocess.Process | subprocess.Popen[bytes]) -> None:
+    """Kill a child that may have ended, and leave its exit status to the loop that waits for it.
+
+    `child.kill()` asks for the status first; the loop then finds none, warns, and takes it for 255.
+    """
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
 
 
 def ignore_signals() -> None:

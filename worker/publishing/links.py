@@ -16,7 +16,7 @@ from tokenbus.worker.messages.publishing import (
     Ready,
     TakeOver,
 )
-from tokenbus.worker.process.child import spawn
+from tokenbus.worker.process.child import kill, spawn
 from tokenbus.worker.process.child_output import ChildOutput
 from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
@@ -142,9 +142,7 @@ class ProcessLink:
         process = self._process
         if process is None:
             return
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+        kill(process)
         if self._writer is not None:
             self._writer.close()
         with contextlib.suppress(TimeoutError):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from tokenbus.producer.contract.new_job import NewJob
 
 MAX_JOBS = 4
+# How long a client submits again without an answer: `retry_for_s` of a real one.
+GIVES_UP_S = 60.0
 
 
 @dataclass
@@ -84,15 +86,20 @@ class StormClients:
         self.tasks.append(asyncio.create_task(life))
 
     async def _deliver(self, job: NewJob) -> None:
-        """Submit until the server has answered."""
+        """Submit until the server has answered, or it is too late to.
+
+        Who came again once the job has ended and is forgotten would submit another one.
+        """
         scripts = self._scripts(f"client of {job.job_id}")
         self.tenants[job.job_id] = job.tenant
+        gives_up_at_s = self.clock() + GIVES_UP_S
         while True:
             try:
                 reply = await scripts.queue.submit(job, WIDE)
                 break
             except CallLost:
-                continue
+                if self.clock() > gives_up_at_s:
+                    return
         if not isinstance(reply, Submitted):
             raise Violation(f"{job.job_id} was refused: {reply}")
         job_id = reply.place.job_id
