@@ -59,6 +59,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/grammar (faces)",),
         ("engine/grammar/calls",),
         ("engine/grammar",),
+        ("engine/grammar/schema",),
+        ("engine/grammar/patterns",),
         ("engine/sampling",),
         ("engine/chat (faces)",),
         ("engine/chat/reading",),
