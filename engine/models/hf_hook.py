@@ -78,4 +78,5 @@ def _attention(
     call = AttentionCall(
         module, query, key, value, attention_mask, scale, sliding_window, softcap, extras
     )
-    return _HANDLER.get().attention(call), None
+    # Some families look at the output as rows of another width.
+    return _HANDLER.get().attention(call).contiguous(), None

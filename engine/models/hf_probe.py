@@ -6,6 +6,8 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.interfaces import ForwardContext
@@ -32,6 +34,8 @@ def refuse_by_config(config: Any) -> None:
     name = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ModelUnsupported(f"{name} is an encoder-decoder; only decoders can be served")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelUnsupported(f"{name} is no causal LM of transformers {transformers.__version__}")
     if getattr(text, "alibi", False) or name in ("bloom", "mpt"):
         raise ModelUnsupported(f"{name} uses ALiBi, a bias that paged attention does not have")
     kinds = set(getattr(text, "layer_types", None) or []) - _PAGED_LAYERS

@@ -15,6 +15,7 @@ from tokenbus.engine.model_folder import broken_if, refuse_outside
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
+from tokenbus.engine.models.hf_probe import refuse_by_config
 from tokenbus.engine.models.rope import rope_table
 from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import open_tokenizer
@@ -86,6 +87,8 @@ def load_model(
     """
     folder = find_folder(model, with_weights=not random_weights)
     config = _config(folder)
+    if decoder_config(config.get_text_config()) is None:
+        refuse_by_config(config)
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
         _verify(folder, progress)
@@ -130,6 +133,7 @@ def build_model(
     reader.check(told)
     shape = decoder_config(text)
     if shape is None:
+        refuse_by_config(config)
         refuse_stored(dtypes)
         if not reader.is_plain:
             name = getattr(config, "name_or_path", "") or config.model_type
