@@ -21,6 +21,7 @@ from tokenbus.engine.types import FaultCode, GrammarKind, GrammarSpec, SamplingP
 from tokenbus.producer.contract.cache_scope import NO_GROUPS
 from tokenbus.producer.contract.schema import JobRequest, NamedTool, StoredRequest
 from tokenbus.producer.errors import RequestInvalid
+from tokenbus.worker.answer_form import chat_of, format_of, shown_ids
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held.prepared_job import PreparedJob
 
@@ -179,7 +180,10 @@ class PromptPreparer:
         named = choice.name if isinstance(choice, NamedTool) else choice
         grammar = tools.grammar(named, request.parallel_tool_calls)
         params = replace(params, grammar=grammar)
-        return PreparedJob(request, ids, params, tools.reader(), self._cache_groups)
+        chat_format = format_of(tools)
+        chat = chat_of(chat_format, _tool_dicts(request))
+        shown = shown_ids(chat_format.name, self._tokenizer)
+        return PreparedJob(request, ids, params, chat, shown, self._cache_groups)
 
     def tokenise(self, request: JobRequest) -> PreparedJob:
         """Tokenise the prompt of one request and take its sizes.
