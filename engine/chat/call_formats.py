@@ -71,7 +71,7 @@ _ALL = (
                 call_open="<function=",
                 name_close=">\n",
                 parameters=ParameterTags("<parameter=", ">\n", "\n</parameter>\n"),
-                call_close="</function>",
+                call_close="</function>\n</tool_call>",
             ),
         ),
     ),

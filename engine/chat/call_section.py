@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_format import CallFormat, CallSyntax
 from tokenbus.engine.chat.json_call import json_arguments, json_call
+from tokenbus.engine.chat.parameter_call import parameter_call
+from tokenbus.engine.chat.python_call import python_call
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 _BODIES = {
     CallSyntax.JSON_CALL: json_call,
     CallSyntax.JSON_ARGUMENTS: json_arguments,
+    CallSyntax.PARAMETERS: parameter_call,
+    CallSyntax.PYTHON: python_call,
 }
 _BRACKETS = re.compile(r"[\s\[]*")
 
@@ -132,11 +136,10 @@ class CallSection:
 
     def _close(self, closing: str) -> Generator[None, None, bool]:
         """Read a closing mark if it is there; the beginning of one that ends the answer too."""
-        source = self._source
+        source, is_closed = self._source, True
         for part in closing.split():
             yield from source.skip_space()
-            if not (yield from source.take(part)):
-                if source.has_ended and part.startswith(source.rest()):
-                    source.at = len(source.text)
-                return False
-        return True
+            is_closed = yield from source.take(part)
+            if not is_closed and source.has_ended and part.startswith(source.rest()):
+                source.at = len(source.text)
+        return is_closed

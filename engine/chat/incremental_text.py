@@ -100,11 +100,17 @@ class IncrementalText:
             if not (yield from self.more()):
                 return ""
 
-    def take(self, mark: str) -> Generator[None, None, bool]:
-        """Read a text if it comes next."""
+    def comes(self, mark: str) -> Generator[None, None, bool]:
+        """Tell whether a text comes next."""
         while not self.text.startswith(mark, self.at):
             if not mark.startswith(self.rest()) or not (yield from self.more()):
                 return False
+        return True
+
+    def take(self, mark: str) -> Generator[None, None, bool]:
+        """Read a text if it comes next."""
+        if not (yield from self.comes(mark)):
+            return False
         self.at += len(mark)
         return True
 

@@ -101,6 +101,7 @@ def json_arguments(
     source: IncrementalText, written: CallFormat, calls: CallRecorder
 ) -> Generator[None, None, bool]:
     """Read a name, marks and an object of arguments; tell whether they are whole."""
+    yield from source.skip_space()
     yield from source.take(written.name_prefix)
     name = yield from source.run(_NAME)
     number = ""

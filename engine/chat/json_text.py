@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # Readers of JSON refuse deeper values (Python's own at its recursion limit of 1,000).
 MAX_DEPTH = 200
+# Characters of a number; each piece that arrives is looked at from its beginning.
+MAX_LITERAL = 1_000
 
 _CHARACTERS = re.compile(r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
 _ESCAPE_BEGINS = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
@@ -65,8 +67,13 @@ def json_value(source: IncrementalText) -> Generator[None, None, bool]:
 def _scalar(source: IncrementalText) -> Generator[None, None, bool]:
     if (yield from source.peek()) == '"':
         return (yield from _string(source))
-    literal = yield from source.run(_LITERAL_CHARACTERS)
-    return _LITERAL.fullmatch(literal) is not None
+    while (end := source.run_end(_LITERAL_CHARACTERS)) == len(source.text):
+        if end - source.at > MAX_LITERAL or not (yield from source.more()):
+            break
+    is_literal = _LITERAL.fullmatch(source.text, source.at, end) is not None
+    if is_literal:
+        source.at = end
+    return is_literal
 
 
 def _string(source: IncrementalText) -> Generator[None, None, bool]:

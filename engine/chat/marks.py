@@ -6,7 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Generator, Iterable
+
+    from tokenbus.engine.chat.incremental_text import IncrementalText
 
 _NEVER = re.compile(r"(?!)")
 
@@ -60,3 +62,32 @@ def _pattern(node: dict[str, Any], *, is_root: bool = True) -> str:
         if "" in node:
             ways.append("")
     return f"(?:{'|'.join(ways)})"
+
+
+def text_up_to(
+    source: IncrementalText,
+    marks: Marks,
+    add: Callable[[str], None],
+    is_beginning_dropped: Callable[[], bool] = lambda: False,
+) -> Generator[None, None, str | None]:
+    """Hand on text until a mark comes next, and return that; None at the end of the answer.
+
+    A beginning of a mark that ends the answer is text, unless it is said to be dropped.
+    """
+    while True:
+        found = marks.find(source.text, source.at)
+        begin = found[0] if found else len(source.text)
+        add(source.take_to(begin))
+        if found:
+            mark = found[1]
+            is_last = begin + len(mark) == len(source.text)
+            if not is_last or not marks.may_grow(mark) or (source.has_ended and mark in marks):
+                return mark
+            if source.has_ended:
+                if is_beginning_dropped():
+                    source.at = len(source.text)
+                else:
+                    add(source.take_to(begin + 1))
+                continue
+        if not (yield from source.more()):
+            return None

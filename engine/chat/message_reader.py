@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.call_recorder import CallRecorder
+from tokenbus.engine.chat.channel_answer import ChannelAnswer
 from tokenbus.engine.chat.incremental_text import IncrementalText
 from tokenbus.engine.chat.message_draft import MessageDraft
 from tokenbus.engine.chat.tagged_answer import TaggedAnswer
@@ -52,9 +53,13 @@ class MessageReader:
         self._draft = MessageDraft()
         self._source = IncrementalText()
         calls = CallRecorder(self._draft, tools, call_id)
-        answer = TaggedAnswer(
-            self._source, self._draft, calls, chat_format, reads_calls=bool(tools)
-        )
+        answer: TaggedAnswer | ChannelAnswer
+        if chat_format.has_channels:
+            answer = ChannelAnswer(self._source, self._draft, calls)
+        else:
+            answer = TaggedAnswer(
+                self._source, self._draft, calls, chat_format, reads_calls=bool(tools)
+            )
         self._steps = answer.read(starts_in_reasoning=starts_in_reasoning)
         self._advance()
 

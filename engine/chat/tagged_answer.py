@@ -6,10 +6,10 @@ import re
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_section import CallSection, all_formats
-from tokenbus.engine.chat.marks import Marks
+from tokenbus.engine.chat.marks import Marks, text_up_to
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Generator
 
     from tokenbus.engine.chat.call_recorder import CallRecorder
     from tokenbus.engine.chat.chat_format import ChatFormat
@@ -65,7 +65,7 @@ class TaggedAnswer:
     def _think(self) -> Generator[None, None, None]:
         """Read a thought, behind the mark that opens it."""
         self._thought.border()
-        mark = yield from self._text_up_to(self._thought_marks, self._thought.add)
+        mark = yield from text_up_to(self._source, self._thought_marks, self._thought.add)
         if mark is None:
             return
         if mark in self._closes:
@@ -78,9 +78,15 @@ class TaggedAnswer:
         content, source = self._content, self._source
         if self._section.bare and self._is_at_beginning():
             content.add((yield from source.run(_SPACE)))
-            if (yield from source.peek()) in _BARE_BEGINNINGS and (yield from self._bare()):
+            if (yield from self._may_be_bare()) and (yield from self._bare()):
                 return True
-        mark = yield from self._text_up_to(self._marks, content.add)
+        mark = yield from text_up_to(
+            # What begins a mark behind a call or a thought can only have been meant as one.
+            source,
+            self._marks,
+            content.add,
+            lambda: content.is_bordered,
+        )
         if mark is None:
             return False
         if mark in self._section.openings:
@@ -99,32 +105,18 @@ class TaggedAnswer:
             content.add(source.take_to(source.at + len(mark)))
         return True
 
+    def _may_be_bare(self) -> Generator[None, None, bool]:
+        """Tell whether a bracket comes next that does not begin a mark."""
+        begins = yield from self._source.peek()
+        if begins not in _BARE_BEGINNINGS:
+            return False
+        for mark in self._section.openings:
+            if mark[0] == begins and (yield from self._source.comes(mark)):
+                return False
+        return True
+
     def _is_at_beginning(self) -> bool:
         return not self._content and not self._calls.num_complete
-
-    def _text_up_to(
-        self, marks: Marks, add: Callable[[str], None]
-    ) -> Generator[None, None, str | None]:
-        """Hand on text until a mark comes next, and return that; None at the end of the answer."""
-        source = self._source
-        while True:
-            found = marks.find(source.text, source.at)
-            begin = found[0] if found else len(source.text)
-            add(source.take_to(begin))
-            if found:
-                mark, ends = found[1], begin + len(found[1]) == len(source.text)
-                if not ends or not marks.may_grow(mark):
-                    return mark
-                if source.has_ended:
-                    if mark in marks:
-                        return mark
-                    # Behind a call or a thought it can only have been meant as a mark.
-                    behind_mark = self._content.is_bordered and marks is self._marks
-                    text = source.take_to(len(source.text) if behind_mark else begin + 1)
-                    add("" if behind_mark else text)
-                    continue
-            if not (yield from source.more()):
-                return None
 
     def _bare(self) -> Generator[None, None, bool]:
         """Read calls that no mark opens; False if there is nothing that looks like one."""
@@ -147,6 +139,8 @@ class TaggedAnswer:
         source = self._source
         text = source.end_attempt()
         is_cut = source.has_ended and source.at == len(source.text)
+        # A mark that is a word (`functools`) may be the last one of an answer.
+        is_marked = is_marked and not text.strip().isalpha()
         if is_read or (is_cut and (is_marked or self._calls.is_open or self._calls.num_complete)):
             self._content.border()
         else:
