@@ -55,6 +55,7 @@ class CallFormat:
     call may only begin the answer: it has no mark.
     is_parallel: the family writes several calls in one answer.
     has_text_before, has_text_after: content may stand before or after the calls.
+    name_key: empty where the name itself is the key of the arguments: `{name: {…}}` (Apertus).
     index_key, index_open: the number of the call, from 0, as a JSON key before the name or behind
         the name.
     id_open: before the id of a call, behind the name; read where it stands, written if `writes_id`.
@@ -131,6 +132,8 @@ class CallFormat:
         match self.syntax:
             case CallSyntax.JSON_CALL:
                 number = f'"{self.index_key}": "{index}", ' if self.index_key else ""
+                if not self.name_key:
+                    return f"{{{_json(call.name)}: {call.arguments}}}"
                 name = f'"{self.name_key}": {_json(call.name)}'
                 return f'{{{number}{name}, "{self.arguments_key}": {call.arguments}}}'
             case CallSyntax.JSON_ARGUMENTS:

@@ -17,6 +17,18 @@ _JSON_CALL, _JSON_ARGUMENTS = CallSyntax.JSON_CALL, CallSyntax.JSON_ARGUMENTS
 _PARAMETERS, _PYTHON = CallSyntax.PARAMETERS, CallSyntax.PYTHON
 
 
+def _tagged_json(name: str, opening: str, closing: str, key: str = "arguments") -> CallFormat:
+    """Return the format of families that write each call as an object between marks."""
+    return CallFormat(
+        name,
+        _JSON_CALL,
+        call_open=opening,
+        call_close=closing,
+        separator="\n",
+        arguments_key=key,
+    )
+
+
 def _json_list(name: str, opening: str, closing: str = "", key: str = "arguments") -> CallFormat:
     """Return the format of families that write one JSON list of calls behind a mark."""
     return CallFormat(
@@ -30,16 +42,35 @@ def _json_list(name: str, opening: str, closing: str = "", key: str = "arguments
     )
 
 
-_HERMES = CallFormat(
-    "hermes",
-    _JSON_CALL,
-    call_open="<tool_call>\n",
-    call_close="\n</tool_call>",
-    separator="\n",
-)
-
 _ALL = (
-    _HERMES,
+    _tagged_json("hermes", "<tool_call>\n", "\n</tool_call>"),
+    _tagged_json("longcat", "<longcat_tool_call>\n", "\n</longcat_tool_call>"),
+    _tagged_json("internlm", "<|action_start|><|plugin|>\n", "<|action_end|>", "parameters"),
+    _json_list("jamba", "<tool_calls>", "</tool_calls>"),
+    _json_list("functools", "functools"),
+    CallFormat(
+        "minimax-m1",
+        _JSON_CALL,
+        section_open="<tool_calls>\n",
+        section_close="\n</tool_calls>",
+        separator="\n",
+    ),
+    CallFormat(
+        "olmo-3",
+        _PYTHON,
+        section_open="<function_calls>\n",
+        section_close="\n</function_calls>",
+        separator="\n",
+    ),
+    CallFormat(
+        "apertus",
+        _JSON_CALL,
+        section_open="<|tools_prefix|>",
+        section_close="<|tools_suffix|>",
+        is_list=True,
+        separator=", ",
+        name_key="",
+    ),
     CallFormat(
         "smollm3",
         _JSON_CALL,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class CallRecorder:
     """Takes calls into a draft; a call is opened once it is known to be one of a tool's."""
 
-    __slots__ = ("_call_id", "_draft", "_tools", "is_open", "num_complete")
+    __slots__ = ("_call_id", "_draft", "_tools", "is_likely", "is_open", "num_complete")
 
     def __init__(
         self,
@@ -24,12 +24,18 @@ class CallRecorder:
         self._draft = draft
         self._tools = tools
         self._call_id = call_id
+        # Of the call that is being read: so much has been seen that it is hardly anything else.
+        self.is_likely = False
         self.is_open = False
         self.num_complete = 0
 
     def knows(self, name: str) -> bool:
         """Tell whether a tool has that name."""
         return name in self._tools
+
+    def is_beginning(self, name: str) -> bool:
+        """Tell whether the name of a tool begins so."""
+        return bool(name) and any(tool.startswith(name) for tool in self._tools)
 
     def schema(self, name: str) -> Mapping[str, Any]:
         """Return the schema of a tool's arguments; empty if none is known."""
@@ -38,7 +44,7 @@ class CallRecorder:
     def open(self, name: str, written_id: str = "") -> None:
         """Begin a call of a tool."""
         self._draft.open_call(written_id or self._call_id(self._draft.num_calls), name)
-        self.is_open = True
+        self.is_open = self.is_likely = True
 
     def add(self, arguments: str) -> None:
         """Add to the arguments of the open call."""
@@ -48,8 +54,8 @@ class CallRecorder:
         """End the open call, which has been written to its end."""
         self._draft.complete_call()
         self.num_complete += 1
-        self.is_open = False
+        self.leave()
 
     def leave(self) -> None:
         """End the open call, if there is one, as it stands: not complete."""
-        self.is_open = False
+        self.is_open = self.is_likely = False

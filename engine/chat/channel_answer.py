@@ -117,7 +117,9 @@ class ChannelAnswer:
         text = source.end_attempt()
         if is_whole:
             self._calls.complete()
-        elif not (source.has_ended and source.at == len(source.text)):
+        elif source.ran_out:
+            source.at = len(source.text)
+        else:
             content.add(text)
         self._calls.leave()
         mark = yield from text_up_to(

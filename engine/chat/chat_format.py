@@ -125,6 +125,15 @@ _FAMILIES = {
     "smollm3": ("smollm3", "think"),
     "nemotron-v2": ("nemotron-v2", "think-in-prompt"),
     "lfm2": ("lfm2", _NONE),
+    "apertus": ("apertus", _NONE),
+    "ernie-4.5": ("hermes", "think"),
+    "firefunction-v2": ("functools", _NONE),
+    "hunyuan": ("jamba", "think"),
+    "internlm-2.5": ("internlm", "think"),
+    "jamba": ("jamba", _NONE),
+    "longcat": ("longcat", _NONE),
+    "minimax-m1": ("minimax-m1", "think"),
+    "olmo-3": ("olmo-3", "think"),
 }
 # Formats by family of models.
 FORMATS: Mapping[str, ChatFormat] = MappingProxyType(

@@ -22,12 +22,23 @@ class IncrementalText:
     and a copy, which is handed on while it is read.
     """
 
-    __slots__ = ("_attempt", "_copied_to", "_copy", "_tried_from", "at", "has_ended", "text")
+    __slots__ = (
+        "_attempt",
+        "_copied_to",
+        "_copy",
+        "_tried_from",
+        "at",
+        "has_ended",
+        "ran_out",
+        "text",
+    )
 
     def __init__(self) -> None:
         self.text = ""
         self.at = 0
         self.has_ended = False
+        # Whether the attempt needed more text than there is.
+        self.ran_out = False
         self._attempt: list[str] | None = None
         self._tried_from = 0
         self._copy: Callable[[str], None] | None = None
@@ -44,6 +55,7 @@ class IncrementalText:
     def begin_attempt(self) -> None:
         """Record what is read from here on, in place of an earlier attempt."""
         self._attempt = []
+        self.ran_out = False
         self._tried_from = self.at
 
     def end_attempt(self) -> str:
@@ -71,6 +83,7 @@ class IncrementalText:
     def more(self) -> Generator[None, None, bool]:
         """Wait for more text; tell whether there can be any."""
         if self.has_ended:
+            self.ran_out = True
             return False
         yield
         return True

@@ -20,16 +20,15 @@ _NUMBER = re.compile(r"[0-9]*")
 _ID = re.compile(r"[\w-]*")
 # Families mix these up.
 _ARGUMENTS_KEYS = frozenset({"arguments", "parameters"})
-_NULL = re.compile(r"[nul]*")
 
 
 def json_call(
     source: IncrementalText, written: CallFormat, calls: CallRecorder
 ) -> Generator[None, None, bool]:
     """Read `{"name": …, "arguments": {…}}` in any order, other keys too; tell whether whole."""
-    name, early = "", None
     if not (yield from source.take("{")):
         return False
+    call = _ObjectCall(source, written, calls)
     while True:
         yield from source.skip_space()
         key = yield from json_string(source)
@@ -37,56 +36,74 @@ def json_call(
         if key is None or not (yield from source.take(":")):
             return False
         yield from source.skip_space()
-        if key == written.name_key and not name:
-            name = (yield from json_string(source)) or ""
-            if not calls.knows(name):
-                return False
-        elif key in _ARGUMENTS_KEYS and early is None and not calls.is_open:
-            early = yield from _arguments(source, calls, name)
-            if early is None:
-                return False
-        elif not (yield from json_value(source)):
+        if not (yield from call.read_member(key)):
             return False
         if (yield from source.skip_space()) == ",":
             source.at += 1
             continue
-        return (yield from source.take("}")) and _finish(calls, name, early)
+        return (yield from source.take("}")) and call.complete()
 
 
-def _finish(calls: CallRecorder, name: str, early: str | None) -> bool:
-    """Complete a call, and open it first if nothing did: its name came last, or no arguments."""
-    if not name:
-        return False
-    if not calls.is_open:
-        calls.open(name)
-        calls.add(early or "{}")
-    calls.complete()
-    return True
+class _ObjectCall:
+    """A call that is written as one object, while its members are read."""
 
+    __slots__ = ("_calls", "_early", "_name", "_source", "_written")
 
-def _arguments(
-    source: IncrementalText, calls: CallRecorder, name: str
-) -> Generator[None, None, str | None]:
-    """Read the value of the arguments key; None if it is no object.
+    def __init__(self, source: IncrementalText, written: CallFormat, calls: CallRecorder) -> None:
+        self._source = source
+        self._written = written
+        self._calls = calls
+        self._name = ""
+        # Arguments that were read before the call could be opened.
+        self._early: str | None = None
 
-    An object opens the call if the name is known, and is handed on while it is read. Otherwise its
-    text is returned; so is that of an object in a string, and `{}` for null.
-    """
-    begins = yield from source.peek()
-    if begins == '"':
-        text = yield from json_string(source)
-        return text if text is not None and is_json_object(text) else None
-    if begins == "n":
-        return "{}" if (yield from source.run(_NULL)) == "null" else None
-    if begins != "{":
-        return None
-    early: list[str] = []
-    if name:
-        calls.open(name)
-    source.begin_copy(calls.add if name else early.append)
-    is_whole = yield from json_value(source)
-    source.end_copy()
-    return "".join(early) if is_whole else None
+    def read_member(self, key: str) -> Generator[None, None, bool]:
+        """Read the value of a key; False if no call of a tool has it."""
+        if not self._written.name_key:
+            # The key is the name, and what is behind it are the arguments; there is no other.
+            is_second, self._name = bool(self._name), key
+            is_known = self._calls.knows(key) and not is_second
+            return is_known and (yield from self._read_arguments())
+        if key == self._written.name_key and not self._name:
+            self._calls.is_likely = True
+            self._name = (yield from json_string(self._source)) or ""
+            return self._calls.knows(self._name)
+        if key in _ARGUMENTS_KEYS and self._early is None and not self._calls.is_open:
+            return (yield from self._read_arguments())
+        return (yield from json_value(self._source))
+
+    def complete(self) -> bool:
+        """Complete the call, and open it first if nothing did: its name came last, or alone."""
+        if not self._name:
+            return False
+        if not self._calls.is_open:
+            self._calls.open(self._name)
+            self._calls.add(self._early or "{}")
+        self._calls.complete()
+        return True
+
+    def _read_arguments(self) -> Generator[None, None, bool]:
+        """Read arguments: an object, one in a string, or null for none; tell whether they are.
+
+        An object opens the call if the name is known, and is handed on while it is read.
+        """
+        source, begins = self._source, (yield from self._source.peek())
+        if begins == '"':
+            self._early = yield from json_string(source)
+            return self._early is not None and is_json_object(self._early)
+        if begins == "n":
+            self._early = "{}"
+            return (yield from source.take("null"))
+        if begins != "{":
+            return False
+        early: list[str] = []
+        if self._name:
+            self._calls.open(self._name)
+        source.begin_copy(self._calls.add if self._name else early.append)
+        is_whole = yield from json_value(source)
+        source.end_copy()
+        self._early = "".join(early)
+        return is_whole
 
 
 def is_json_object(text: str) -> bool:
@@ -109,6 +126,7 @@ def json_arguments(
         number = written.index_open + (yield from source.run(_NUMBER))
     if written.id_open and (yield from source.take(written.id_open)):
         yield from source.run(_ID)
+    calls.is_likely = calls.is_beginning(name)
     if name and name == written.content_name:
         return (yield from source.take(written.name_close))
     if not calls.knows(name) or not (yield from source.take_all(written.name_close.split())):

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.chat.incremental_text import IncrementalText
 
+# Characters from which the beginning of a mark is one; texts end in "<", "```" and the like.
+_LIKELY_MARK = 4
 _NEVER = re.compile(r"(?!)")
 
 
@@ -64,6 +66,11 @@ def _pattern(node: dict[str, Any], *, is_root: bool = True) -> str:
     return f"(?:{'|'.join(ways)})"
 
 
+def _is_no_text(beginning: str) -> bool:
+    """Tell whether no text ends in such a beginning; some end in `<` or in a fence."""
+    return len(beginning) >= _LIKELY_MARK and not beginning[0].isalpha()
+
+
 def text_up_to(
     source: IncrementalText,
     marks: Marks,
@@ -72,7 +79,8 @@ def text_up_to(
 ) -> Generator[None, None, str | None]:
     """Hand on text until a mark comes next, and return that; None at the end of the answer.
 
-    A beginning of a mark that ends the answer is text, unless it is said to be dropped.
+    A beginning of a mark that ends the answer is dropped if it is said to be, or if nothing else is
+    likely: from four characters on, unless it is a word. Otherwise it is text.
     """
     while True:
         found = marks.find(source.text, source.at)
@@ -84,7 +92,7 @@ def text_up_to(
             if not is_last or not marks.may_grow(mark) or (source.has_ended and mark in marks):
                 return mark
             if source.has_ended:
-                if is_beginning_dropped():
+                if is_beginning_dropped() or _is_no_text(mark):
                     source.at = len(source.text)
                 else:
                     add(source.take_to(begin + 1))

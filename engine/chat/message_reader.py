@@ -29,7 +29,8 @@ class MessageReader:
     A call is told from the moment on when its name is known to be a tool's and its arguments begin.
     If it then breaks off, it stays in the message, not complete: where the answer ends in it, the
     rest of its text is dropped; where the answer goes on in another way, its text is content too.
-    An answer that ends in a mark, or between a mark and the name of a call, drops these.
+    An answer that ends in a mark, or between a mark and the name of a call, drops these; so it does
+    with the first characters of a mark, if they can have been meant as nothing else (`text_up_to`).
     """
 
     def __init__(

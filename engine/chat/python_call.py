@@ -36,11 +36,13 @@ def python_call(
     An argument without a name is the one that the tool's schema has in its place.
     """
     name = yield from source.run(_NAME)
+    calls.is_likely = calls.is_beginning(name)
     if not calls.knows(name):
         name = name.removesuffix(_METHOD)
     yield from source.skip_space()
     if not calls.knows(name) or not (yield from source.take("(")):
         return False
+    calls.is_likely = True
     keys: list[str] = []
     while True:
         element = yield from _element(source)

@@ -138,10 +138,12 @@ class TaggedAnswer:
         """Decide what becomes of text that was read as calls, from the last good one on."""
         source = self._source
         text = source.end_attempt()
-        is_cut = source.has_ended and source.at == len(source.text)
         # A mark that is a word (`functools`) may be the last one of an answer.
-        is_marked = is_marked and not text.strip().isalpha()
-        if is_read or (is_cut and (is_marked or self._calls.is_open or self._calls.num_complete)):
+        is_likely = self._calls.is_likely or (is_marked and not text.strip().isalpha())
+        if is_read:
+            self._content.border()
+        elif source.ran_out and (is_likely or self._calls.num_complete):
+            source.at = len(source.text)
             self._content.border()
         else:
             self._content.add(text)

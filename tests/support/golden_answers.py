@@ -18,10 +18,15 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.chat_format import ChatFormat, format_named
 from tokenbus.engine.chat.message_reader import MessageReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tokenbus.engine.chat.delta import MessageDelta
 
 FOLDER = Path(__file__).resolve().parent.parent / "engine" / "chat" / "golden"
 _HEADING = re.compile(r"^(===|---) (.*)$", re.MULTILINE)
@@ -79,6 +84,20 @@ class Golden:
 def plain(arguments: str) -> str:
     """Return JSON in one spelling, numbers and booleans told apart."""
     return json.dumps(json.loads(arguments), ensure_ascii=False, sort_keys=True)
+
+
+def joined(deltas: Iterable[MessageDelta]) -> tuple[str, str, list[tuple[str, str, str]]]:
+    """Join deltas as a client does that knows no formats: id, name and arguments of each call."""
+    content, reasoning = "", ""
+    calls: dict[int, list[str]] = {}
+    for delta in deltas:
+        content += delta.content
+        reasoning += delta.reasoning
+        for call in delta.calls:
+            parts = calls.setdefault(call.index, ["", "", ""])
+            parts[:] = [parts[0] + call.id, parts[1] + call.name, parts[2] + call.arguments]
+    assert list(calls) == list(range(len(calls)))
+    return content, reasoning, [(parts[0], parts[1], parts[2]) for parts in calls.values()]
 
 
 def golden_answers() -> list[Golden]:

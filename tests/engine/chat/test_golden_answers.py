@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import pytest
-from golden_answers import Golden, golden_answers, plain
+from golden_answers import Golden, golden_answers, joined, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,23 +25,9 @@ def _read(golden: Golden, pieces: Iterable[str]) -> tuple[WrittenMessage, list[M
     return reader.message, deltas
 
 
-def _joined(deltas: list[MessageDelta]) -> tuple[str, str, list[tuple[str, str, str]]]:
-    """Join deltas as a client does that knows no formats."""
-    calls: dict[int, list[str]] = {}
-    for each in (call for delta in deltas for call in delta.calls):
-        parts = calls.setdefault(each.index, ["", "", ""])
-        parts[:] = [parts[0] + each.id, parts[1] + each.name, parts[2] + each.arguments]
-    assert list(calls) == list(range(len(calls)))
-    return (
-        "".join(delta.content for delta in deltas),
-        "".join(delta.reasoning for delta in deltas),
-        [(parts[0], parts[1], parts[2]) for parts in calls.values()],
-    )
-
-
 @pytest.mark.parametrize("family", ANSWERS)
 def test_answers_of_a_family_are_taken_apart(family: str) -> None:
-    """Each typed answer means what stands beside it."""
+    """Each typed answer means what stands beside it, in one piece or in hundreds."""
     for golden in ANSWERS[family]:
         message, _ = _read(golden, [golden.answer])
         assert message.content == golden.content, golden.title
@@ -51,22 +37,17 @@ def test_answers_of_a_family_are_taken_apart(family: str) -> None:
             for call in message.calls
         ]
         assert calls == golden.calls, golden.title
+        _check_deltas(golden, message)
 
 
 def _spelled(arguments: str, is_complete: bool) -> str:
     return plain(arguments) if is_complete else arguments
 
 
-@pytest.mark.parametrize("family", ANSWERS)
-def test_deltas_add_up_however_an_answer_is_cut(family: str) -> None:
-    """Whole or character by character: one message, and its deltas joined are that message."""
-    for golden in ANSWERS[family]:
-        whole, deltas = _read(golden, [golden.answer])
-        for pieces in (list(golden.answer), [golden.answer]):
-            message, deltas = _read(golden, pieces)
-            assert message == whole, golden.title
-            assert _joined(deltas) == (
-                message.content,
-                message.reasoning,
-                [(call.id, call.name, call.arguments) for call in message.calls],
-            ), golden.title
+def _check_deltas(golden: Golden, whole: WrittenMessage) -> None:
+    """Read an answer whole and character by character: its deltas joined are the message."""
+    calls = [(call.id, call.name, call.arguments) for call in whole.calls]
+    for pieces in (list(golden.answer), [golden.answer]):
+        message, deltas = _read(golden, pieces)
+        assert message == whole, golden.title
+        assert joined(deltas) == (whole.content, whole.reasoning, calls), golden.title
