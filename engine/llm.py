@@ -193,8 +193,10 @@ class LLM:
             if self.tokenizer is None and params.stop:
                 raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
             output.prompt_ids = make_ids()
+            output.sampling = params.open_among(self.engine.limits.sampling_defaults)
             # Stop strings are found in text, here; the engine sees ids only.
-            request = Request(batch.first_id + idx, output.prompt_ids, replace(params, stop=()))
+            settled: dict[str, Any] = {**output.sampling, "stop": ()}
+            request = Request(batch.first_id + idx, output.prompt_ids, replace(params, **settled))
             self.engine.add(request)
         except (RequestRejected, SequenceTooLong) as error:
             output.fail(error)

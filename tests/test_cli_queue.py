@@ -166,9 +166,10 @@ def test_operator_looks_at_jobs_and_pauses_the_pool(
         return code, told.out, told.err
 
     with (
-        _worker(url, pool, TOKENBUS_NULL_TOKENS_PER_S="20"),
+        _worker(url, pool, TOKENBUS_NULL_TOKENS_PER_S="2"),
         Client.connect(url, pool=pool) as client,
     ):
+        # It runs for 1,000 s, longer than all that is asked meanwhile can take.
         running = client.submit("long", max_tokens=2000, tenant="shop")
         next(client.stream(running))
         assert run("pause")[0] == 0

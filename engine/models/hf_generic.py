@@ -15,8 +15,20 @@ from transformers import AutoModelForCausalLM
 
 from tokenbus.engine.errors import ModelBroken, ModelUnsupported
 from tokenbus.engine.model_folder import CODE_FAULTS
-from tokenbus.engine.models.hf_hook import ATTENTION_NAME, AttentionCall, handled_by, register
-from tokenbus.engine.models.hf_probe import check_paged, record_specs, run_eager
+from tokenbus.engine.models.hf_hook import (
+    ATTENTION_NAME,
+    MASKED_NAME,
+    AttentionCall,
+    handled_by,
+    register,
+)
+from tokenbus.engine.models.hf_probe import (
+    check_head,
+    check_paged,
+    find_windows,
+    record_specs,
+    run_eager,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -67,10 +79,13 @@ class GenericModel:
         model = _load(copy.deepcopy(config), weights, dtype, device)
         register()
         with _unsupported_if(config, "transformers' own code fails on a few tokens"):
-            expected = run_eager(model)
+            expected, logits = run_eager(model)
         with _unsupported_if(config, "it does not run on pages"):
+            model.set_attn_implementation(MASKED_NAME)
+            windowed = find_windows(model)
             model.set_attn_implementation(ATTENTION_NAME)
-            generic = cls(model, record_specs(model), attention)
+            generic = cls(model, record_specs(model, windowed), attention)
+            check_head(generic, expected, logits, dtype)
             check_paged(generic, expected, dtype, device)
         return generic
 
@@ -185,10 +200,6 @@ def _load(
         if isinstance(error, ImportError):
             raise ModelUnsupported(message) from error
         raise ModelBroken(message) from error
-    if not model._supports_attention_backend:
-        raise ModelUnsupported(
-            f"{config.model_type} does not send its attention through transformers' interface"
-        )
     return model.to(device).eval().requires_grad_(False)
 
 

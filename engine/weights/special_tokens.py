@@ -74,20 +74,21 @@ def eos_token_ids(folder: Path, config: Any, tokenizer: Any, vocab_size: int) ->
 def _ends_in_config(folder: Path, config: Any) -> list[Any]:
     """Return what config.json itself names, at its top and for the text model inside of it."""
     top, text = read_json(folder, "config.json"), config.get_text_config()
-    inside = [top.get(name) for name in config.sub_configs if getattr(config, name, None) is text]
+    inside = [top.get(name) for name, part in vars(config).items() if part is text]
     return [part.get("eos_token_id") for part in (top, *inside) if isinstance(part, dict)]
 
 
 def _named_ends(tokenizer: Any) -> list[tuple[str, Any]]:
     """Return name and id of the tokens that the tokenizer has under names of ends."""
-    vocabulary = tokenizer.get_vocab()
     named = {**getattr(tokenizer, "init_kwargs", {}), **tokenizer.special_tokens_map}
     found = []
     for name in _END_NAMES:
         value = named.get(name)
         text = value.get("content") if isinstance(value, dict) else value
-        if text is not None and str(text) in vocabulary:
-            found.append((f"{name}_id", vocabulary[str(text)]))
+        token_id = None if text is None else tokenizer.convert_tokens_to_ids(str(text))
+        # What is not known becomes the token for that.
+        if token_id is not None and tokenizer.convert_ids_to_tokens(token_id) == str(text):
+            found.append((f"{name}_id", token_id))
     return found
 
 

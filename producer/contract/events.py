@@ -6,7 +6,7 @@ Tokens, their ends and what both add to messages are one noun, past three hundre
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,7 @@ class Finish:
     `tool_calls` are those of all choices, in order. `stop_reasons` names the stop string or stop id
     that ended each choice, None for the model's own end and for length; empty where all are None.
     `chat` says how the answers are read as messages, where they are.
+    `sampling` has the sampling numbers that are the checkpoint's, where the request gave none.
     """
 
     reason: str
@@ -86,6 +87,7 @@ class Finish:
     choices: tuple[str, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     stop_reasons: tuple[int | str | None, ...] = ()
+    sampling: dict[str, int | float] = field(default_factory=dict)
     chat: JobChat | None = None
 
     def finish_reason_of(self, choice: int) -> str:
@@ -127,6 +129,8 @@ class Finish:
                 self.finish_reason_of(choice) for choice in range(len(self.choices))
             ]
             wire["chat"] = asdict(self.chat)
+        if self.sampling:
+            wire["sampling"] = dict(self.sampling)
         return to_json(wire).decode()
 
     @classmethod
@@ -161,6 +165,7 @@ class Finish:
             ),
             stop_reasons=tuple(wire.get("stop_reasons") or ()),
             chat=JobChat.of_wire(wire.get("chat")),
+            sampling=dict(wire.get("sampling") or {}),
         )
 
 

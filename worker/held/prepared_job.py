@@ -11,7 +11,7 @@ from tokenbus.producer.contract.cache_scope import cache_scope
 from tokenbus.worker.messages.engine import AddRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenbus.producer.contract.cache_scope import CacheGroups
     from tokenbus.producer.contract.messages.job_chat import JobChat
@@ -25,7 +25,8 @@ class PreparedJob:
     Of two thousand ids every look at each costs as much as the rest of a job's way to the engine,
     so they stay an array. `chat` is how the answers are read, where they are messages, and
     `shown_ids` are the special tokens in which its marks are written. `cache_groups` is the owner's
-    list of cache groups.
+    list of cache groups. `sampling` has the numbers of `params` that are the checkpoint's, where
+    the request gave none.
     """
 
     request: JobRequest
@@ -34,6 +35,7 @@ class PreparedJob:
     chat: JobChat | None = None
     shown_ids: tuple[int, ...] = ()
     cache_groups: CacheGroups = field(default_factory=dict)
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_prompt_tokens(self) -> int:

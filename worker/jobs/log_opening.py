@@ -56,4 +56,5 @@ class LogOpener:
             chat=job.prepared.chat,
             shown_ids=job.prepared.shown_ids,
             eos_ids=self._limits.eos_token_ids,
+            sampling=dict(job.prepared.sampling),
         )

@@ -67,6 +67,7 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     `prompt_tail` are the prompt's last ids; `stop_ids` include the model's own, `eos_ids`, unless
     these are ignored. `chat` is how answers are read, where they are messages; `shown_ids` are the
     special tokens in which its marks are written.
+    `sampling` has the checkpoint's numbers that the job got, for its end to tell.
     """
 
     num_choices: int
@@ -79,6 +80,7 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     chat: JobChat | None = None
     shown_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
+    sampling: dict[str, float] = {}
 
     def params(self) -> SamplingParams:
         """Return the part that the text depends on."""

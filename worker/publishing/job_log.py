@@ -240,7 +240,8 @@ class JobLog:
         usage = Usage(self.prompt_tokens, self.cached_tokens, self.last)
         choices = tuple(choice or reason for choice in self.reasons)
         stops = self._stop_reasons()
-        self.finish = Finish(reason, usage, error, choices, stop_reasons=stops)
+        sampling = {} if self.rules is None else self.rules.sampling
+        self.finish = Finish(reason, usage, error, choices, stop_reasons=stops, sampling=sampling)
         self.move_to(LogState.ENDING)
 
     def _stop_reasons(self) -> tuple[int | str | None, ...]:

@@ -1,4 +1,7 @@
-"""The demo model, as pulled: what transformers answers, we answer."""
+"""The demo model, as pulled: what transformers answers, we answer.
+
+Slow: tests/engine/core/test_smollm2.py shows the same by way of the engine.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ _QUESTIONS = [
 ]
 
 
+@pytest.mark.slow
 def test_smollm2_answers_as_transformers_does(driver: Any, reference: Any) -> None:
     """Greedy answers to chat prompts are equal in float32, batched and chunked."""
     try:

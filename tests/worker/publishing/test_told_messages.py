@@ -42,7 +42,7 @@ pytestmark = pytest.mark.parametrize("server", ["valkey"], indirect=True)
 CHAT = JobChat("qwen3", {"now": {}, "wait": {}})
 TOWN = '{"town": "Tromsø", "at": [1, {"h": "7"}]}'
 CALL = f'<tool_call>\n{{"name": "now", "arguments": {TOWN}}}\n</tool_call>'
-ANSWER = f"<think>\nWhere is it?\n</think>\n\nLet me look. <tool\n{CALL}\n{CALL}"
+ANSWER = f"<think>\nWhere is it?\n</think>\n\nLet me look. <to\n{CALL}\n{CALL}"
 
 
 def ids_of(text: str) -> list[int]:
@@ -180,7 +180,7 @@ async def test_plain_reader_hears_deltas_and_the_log_has_text_alone(
             check_joined({0: joined(parts)}, result)
     check_joined(deltas_of([parse_message(each) for each in ear.heard]), result)
     message = result.message
-    assert (message.reasoning, message.content) == ("Where is it?", "Let me look. <tool")
+    assert (message.reasoning, message.content) == ("Where is it?", "Let me look. <to")
     assert [(call.name, call.arguments) for call in message.tool_calls] == [("now", TOWN)] * 2
     assert JobChat.parse(entries[0][1][b"chat"]) == CHAT
     assert all(b"delta" not in fields.get(b"e", b"") for _, fields in entries)
@@ -229,7 +229,7 @@ async def test_choices_have_messages_of_their_own(
 ) -> None:
     """Three at once, one cut in its second call: the first is kept, and each has its reason."""
     cut = f"{CALL}\n{CALL[:50]}"
-    texts = [ids_of(ANSWER), ids_of("No call. <tool"), ids_of(cut)]
+    texts = [ids_of(ANSWER), ids_of("No call. <to"), ids_of(cut)]
     async with running_publisher(redis_url, pool) as bench:
         ear = await Ear.of(client)
         bench.publisher.obey(OpenGate(0, time.monotonic()))
@@ -249,8 +249,8 @@ async def test_choices_have_messages_of_their_own(
     assert [len(choice.tool_calls) for choice in result.choices] == [2, 0, 1]
     assert [len(choice.message.tool_calls) for choice in result.choices] == [2, 0, 1]
     assert len({call.id for call in result.finish.tool_calls}) == 3
-    assert result.choices[1].message.content == "No call. <tool"
-    assert heard[-1]["deltas"][1] == {"content": " <tool"}
+    assert result.choices[1].message.content == "No call. <to"
+    assert heard[-1]["deltas"][1] == {"content": " <to"}
 
 
 async def test_entry_that_the_log_has_lost_is_told_again_as_it_was(
