@@ -1,9 +1,12 @@
-"""The offline API: texts in, texts out, without a queue."""
+"""The offline API: texts in, texts out, without a queue.
+
+One class holds the way of a batch, from prompts to outputs, and nothing else is here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,10 +16,10 @@ from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.containment import Containment
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
-from tokenbus.engine.grammar.tool_calls import ToolCalling, ToolChoice
+from tokenbus.engine.grammar.tool_calls import ToolChoice
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.output import Completion, Output
-from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.grammar.tool_calls import ToolCalling
     from tokenbus.engine.types import EngineStats, TokenDelta
 
 Prompt = str | list[int] | tuple[int, ...]
@@ -57,6 +61,9 @@ class LLM:
         self.tokenizer = loaded.tokenizer
         self.engine: Engine = engine_for(loaded, self.config)
         self._next_id = 0
+        eos_token_ids = self.engine.limits.eos_token_ids
+        # Made for the first conversation.
+        self._chat = cache(partial(ChatRenderer.of, self.tokenizer, self.config, eos_token_ids))
 
     def generate(
         self,
@@ -106,7 +113,7 @@ class LLM:
         if not tools or tool_choice == ToolChoice.NONE:
             makers = [partial(self._render, conversation) for conversation in many]
             return self._run(makers, _params_of(many, params), progress=progress)
-        calling = ToolCalling(tools_of(tools), self.tokenizer)
+        calling = self._chat().calling(tools_of(tools))
         grammar = calling.grammar(tool_choice, parallel_tool_calls)
         listed = _params_of(many, params)
         if any(item.grammar is not None for item in listed):
@@ -144,7 +151,7 @@ class LLM:
         tools: Sequence[dict[str, Any]] = (),
         calling: ToolCalling | None = None,
     ) -> tuple[int, ...]:
-        text = chat_text(self.tokenizer, list(messages), tools, calling)
+        text = self._chat().render(list(messages), tools, calling).text
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:

@@ -69,10 +69,14 @@ class GrammarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """A constraint on the whole output; `source` is JSON for `json_schema` and `choice`."""
+    """A constraint on the whole output; `source` is JSON for `json_schema` and `choice`.
+
+    before: Lark rules of `before`, which the output begins with: reasoning, for instance.
+    """
 
     kind: GrammarKind
     source: str
+    before: str = ""
 
 
 _EMPTY: Mapping[int, float] = MappingProxyType({})

@@ -1,29 +1,30 @@
-"""The form of answers: how they are to be read, and which special tokens are in their text."""
+"""The form of answers: with which tools they are written, and how they are to be read."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.chat.chat_format import format_named
-from tokenbus.engine.grammar.tool_format import HERMES, LLAMA3, MISTRAL
 from tokenbus.producer.contract.messages.job_chat import JobChat, typing_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from transformers import PreTrainedTokenizerBase
-
     from tokenbus.engine.chat.chat_format import ChatFormat
-    from tokenbus.engine.grammar.tool_calls import ToolCalling
-
-_NAMES = {HERMES: "hermes", MISTRAL: "mistral", LLAMA3: "llama-3"}
+    from tokenbus.producer.contract.schema import JobRequest
 
 
-def format_of(calling: ToolCalling) -> ChatFormat:
-    """Return the chat format in which a model calls tools."""
-    return format_named(_NAMES[calling.format])
+def tool_dicts(request: JobRequest) -> list[dict[str, Any]]:
+    """Return the tools that the model may call, in the form that templates take."""
+    if request.tools is None or request.tool_choice == "none":
+        return []
+    listed = [tool.model_dump(exclude_none=True) for tool in request.tools]
+    for tool in listed:
+        tool["function"]["parameters"] = tool["function"]["parameters"] or {
+            "type": "object",
+            "properties": {},
+        }
+    return listed
 
 
 def chat_of(
@@ -46,17 +47,6 @@ def chat_of(
         for function in functions
     }
     return JobChat(chat_format.name, schemas, starts_in_reasoning)
-
-
-@lru_cache(maxsize=16)
-def shown_ids(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Return the added tokens that occur in the marks of a format: they are part of the text."""
-    texts = format_named(name).texts
-    return tuple(
-        token_id
-        for token, token_id in tokenizer.get_added_vocab().items()
-        if any(token in text for text in texts)
-    )
 
 
 def _needs_types(chat_format: ChatFormat) -> bool:

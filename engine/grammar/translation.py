@@ -41,7 +41,24 @@ class Unreadable(GrammarRejected):
 
 
 def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
-    """Translate a constraint into the library's form.
+    """Translate a constraint into the library's form, with what may stand before it.
+
+    Raises: as `_constraint`.
+    """
+    grammar = _constraint(spec, limits)
+    return behind(spec.before, grammar) if spec.before else grammar
+
+
+def behind(before: str, grammar: str) -> str:
+    """Return a grammar of the library with what its output begins with."""
+    is_lark = not grammar.lstrip().startswith("{")
+    own = {"lark_grammar": grammar} if is_lark else json.loads(grammar)["grammars"][0]
+    start = f"start: before @answer\n{before}\n"
+    return json.dumps({"grammars": [{"lark_grammar": start}, {**own, "name": "answer"}]})
+
+
+def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
+    """Translate what the output must match.
 
     Raises: GrammarRejected if the source is too long, not JSON where it must be, or of a schema
         that would not be enforced.

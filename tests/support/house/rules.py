@@ -55,6 +55,9 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/models",),
         ("engine/attention",),
         ("engine/scheduling", "engine/text"),
+        ("engine/text/templates",),
+        ("engine/grammar (faces)",),
+        ("engine/grammar/calls",),
         ("engine/grammar",),
         ("engine/sampling",),
         ("engine", "engine/chat"),
@@ -94,6 +97,7 @@ FACES = {
     "engine": frozenset(
         {"__init__", "backends", "build", "engine", "llm", "output", "start_check"}
     ),
+    "engine/grammar": frozenset({"tool_calls"}),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "worker": frozenset({"assembly", "supervisor"}),
