@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Calls of one answer: more than any task needs, and an end for a model that would never stop.
 MAX_CALLS = 32
 _ID = r"/[A-Za-z0-9_-]{1,64}/"
-_NUMBER = r"/[0-9]{1,4}/"
+_NUMBER = r"/0|[1-9][0-9]{0,3}/"
 # Families that write lists of calls mix these up.
 _ARGUMENTS_KEYS = ("arguments", "parameters")
 # Numbers and ids of calls in JSON are texts, or bare numbers.
@@ -94,6 +94,7 @@ class CallRules:
             yield f'{SPACE}? "]"'
         if written.section_close:
             yield sequence((f"{SPACE}?", self._spell(written.section_close)))
+        yield f"{SPACE}?"
 
     def rules(self) -> Iterator[str]:
         """Yield the rules of one call of any tool."""
@@ -132,7 +133,10 @@ class CallRules:
         """Spell a call as an object; some models give its kind or number before the rest."""
         written = self._written
         colon, comma = _around(":"), _around(",")
-        kind = f"({_key('type')} {colon} {_key('function')} {comma})?" if written.is_bare else ""
+        if not written.name_key:
+            return f'"{{" {SPACE}? {_key(name)} {colon} {json_value(schema)} {SPACE}? "}}"'
+        has_kind = written.is_bare or written.is_list
+        kind = f"({_key('type')} {colon} {_key('function')} {comma})?" if has_kind else ""
         number = ""
         if written.index_key:
             number = f"({_key(written.index_key)} {colon} {_SOME_ID} {comma})?"
