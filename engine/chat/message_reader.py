@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.chat.call_recorder import CallRecorder
-from tokenbus.engine.chat.channel_answer import ChannelAnswer
-from tokenbus.engine.chat.incremental_text import IncrementalText
-from tokenbus.engine.chat.message_draft import MessageDraft
-from tokenbus.engine.chat.tagged_answer import TaggedAnswer
+from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+from tokenbus.engine.chat.reading.channel_answer import ChannelAnswer
+from tokenbus.engine.chat.reading.incremental_text import IncrementalText
+from tokenbus.engine.chat.reading.message_draft import MessageDraft
+from tokenbus.engine.chat.reading.tagged_answer import TaggedAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

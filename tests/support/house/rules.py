@@ -31,7 +31,7 @@ CHAT = frozenset({"engine/chat"})
 RULES = {
     "kernels": Rule(frozenset({"kernels"}), QUEUE | {"transformers", "pydantic"}),
     "engine": Rule(frozenset({"engine", "kernels"}), QUEUE),
-    "engine/chat": Rule(frozenset({"engine"}), QUEUE | TENSORS | {"numpy", "pydantic"}),
+    "engine/chat": Rule(frozenset(), QUEUE | TENSORS | {"numpy", "pydantic"}, CHAT),
     "engine/scheduling": Rule(frozenset({"engine"}), QUEUE | TENSORS | {"numpy"}),
     "producer": Rule(frozenset({"producer"}), TENSORS | {"arq"}, CHAT),
     "producer/contract": Rule(frozenset({"producer"}), TENSORS | {"arq", "redis", "valkey"}, CHAT),
@@ -60,6 +60,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/grammar/calls",),
         ("engine/grammar",),
         ("engine/sampling",),
+        ("engine/chat (faces)",),
+        ("engine/chat/reading",),
         ("engine", "engine/chat"),
     ),
     "producer": (
@@ -97,6 +99,7 @@ FACES = {
     "engine": frozenset(
         {"__init__", "backends", "build", "engine", "llm", "output", "start_check"}
     ),
+    "engine/chat": frozenset({"message_reader"}),
     "engine/grammar": frozenset({"tool_calls"}),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),

@@ -6,12 +6,11 @@ Readers are generators: where they need text that is not there yet they yield, a
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-T = TypeVar("T")
 _SPACE = re.compile(r"\s*")
 
 
@@ -93,10 +92,6 @@ class IncrementalText:
         begin, self.at = self.at, end
         return self.text[begin:end]
 
-    def rest(self) -> str:
-        """Return what is there to be read."""
-        return self.text[self.at :]
-
     def peek(self) -> Generator[None, None, str]:
         """Return the next character without reading it; empty at the end."""
         while self.at == len(self.text):
@@ -116,7 +111,7 @@ class IncrementalText:
     def comes(self, mark: str) -> Generator[None, None, bool]:
         """Tell whether a text comes next."""
         while not self.text.startswith(mark, self.at):
-            if not mark.startswith(self.rest()) or not (yield from self.more()):
+            if not mark.startswith(self.text[self.at :]) or not (yield from self.more()):
                 return False
         return True
 

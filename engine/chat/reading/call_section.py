@@ -6,15 +6,15 @@ import re
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_format import CallFormat, CallSyntax
-from tokenbus.engine.chat.json_call import json_arguments, json_call
-from tokenbus.engine.chat.parameter_call import parameter_call
-from tokenbus.engine.chat.python_call import python_call
+from tokenbus.engine.chat.reading.json_call import json_arguments, json_call
+from tokenbus.engine.chat.reading.parameter_call import parameter_call
+from tokenbus.engine.chat.reading.python_call import python_call
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from tokenbus.engine.chat.call_recorder import CallRecorder
-    from tokenbus.engine.chat.incremental_text import IncrementalText
+    from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+    from tokenbus.engine.chat.reading.incremental_text import IncrementalText
 
 _BODIES = {
     CallSyntax.JSON_CALL: json_call,
@@ -115,6 +115,9 @@ class CallSection:
         if written.section_close:
             is_closed = yield from self._close(written.section_close)
         self.expects_closing = not is_closed
+        if source.ran_out and not is_empty:
+            # What is left is the beginning of a mark.
+            source.at = len(source.text)
         return is_closed or not is_empty
 
     def _opens(self, written: CallFormat, *, is_open: bool) -> Generator[None, None, bool]:
@@ -135,11 +138,9 @@ class CallSection:
         return bool(written.section_open)
 
     def _close(self, closing: str) -> Generator[None, None, bool]:
-        """Read a closing mark if it is there; the beginning of one that ends the answer too."""
+        """Read a closing mark; models leave parts of one out. Tell whether its end was there."""
         source, is_closed = self._source, True
         for part in closing.split():
             yield from source.skip_space()
             is_closed = yield from source.take(part)
-            if not is_closed and source.has_ended and part.startswith(source.rest()):
-                source.at = len(source.text)
         return is_closed

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.chat.json_text import json_value
-from tokenbus.engine.chat.marks import Marks, text_up_to
+from tokenbus.engine.chat.reading.json_text import json_value
+from tokenbus.engine.chat.reading.marks import Marks, text_up_to
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from tokenbus.engine.chat.call_recorder import CallRecorder
-    from tokenbus.engine.chat.incremental_text import IncrementalText
-    from tokenbus.engine.chat.message_draft import GrowingText, MessageDraft
+    from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+    from tokenbus.engine.chat.reading.incremental_text import IncrementalText
+    from tokenbus.engine.chat.reading.message_draft import GrowingText, MessageDraft
 
 _BEGINS = ("<|start|>", "<|channel|>")
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")

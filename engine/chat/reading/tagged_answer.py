@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.chat.call_section import CallSection, all_formats
-from tokenbus.engine.chat.marks import Marks, text_up_to
+from tokenbus.engine.chat.reading.call_section import CallSection, all_formats
+from tokenbus.engine.chat.reading.marks import Marks, text_up_to
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from tokenbus.engine.chat.call_recorder import CallRecorder
     from tokenbus.engine.chat.chat_format import ChatFormat
-    from tokenbus.engine.chat.incremental_text import IncrementalText
-    from tokenbus.engine.chat.message_draft import MessageDraft
+    from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+    from tokenbus.engine.chat.reading.incremental_text import IncrementalText
+    from tokenbus.engine.chat.reading.message_draft import MessageDraft
 
 _SPACE = re.compile(r"\s*")
 _BARE_BEGINNINGS = frozenset({"{", "["})

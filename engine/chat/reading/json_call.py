@@ -6,14 +6,14 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.chat.json_text import json_string, json_value
+from tokenbus.engine.chat.reading.json_text import json_string, json_value
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from tokenbus.engine.chat.call_format import CallFormat
-    from tokenbus.engine.chat.call_recorder import CallRecorder
-    from tokenbus.engine.chat.incremental_text import IncrementalText
+    from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+    from tokenbus.engine.chat.reading.incremental_text import IncrementalText
 
 _NAME = re.compile(r"[\w.-]*")
 _NUMBER = re.compile(r"[0-9]*")

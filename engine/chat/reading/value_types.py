@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.chat.python_literal import is_json, python_as_json
+from tokenbus.engine.chat.reading.python_literal import is_json, python_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

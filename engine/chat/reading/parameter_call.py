@@ -7,15 +7,15 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.chat.marks import Marks, text_up_to
-from tokenbus.engine.chat.value_types import STRING, argument_types, value_as_json
+from tokenbus.engine.chat.reading.marks import Marks, text_up_to
+from tokenbus.engine.chat.reading.value_types import STRING, argument_types, value_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from tokenbus.engine.chat.call_format import CallFormat, ParameterTags
-    from tokenbus.engine.chat.call_recorder import CallRecorder
-    from tokenbus.engine.chat.incremental_text import IncrementalText
+    from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+    from tokenbus.engine.chat.reading.incremental_text import IncrementalText
 
 _NAME = re.compile(r"[\w.-]*")
 _KEY = re.compile(r'[^<>"\n]*')

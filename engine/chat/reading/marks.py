@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
 
-    from tokenbus.engine.chat.incremental_text import IncrementalText
+    from tokenbus.engine.chat.reading.incremental_text import IncrementalText
 
 # Characters from which the beginning of a mark is one; texts end in "<", "```" and the like.
 _LIKELY_MARK = 4

@@ -6,8 +6,8 @@ import ast
 import json
 from typing import Any
 
-from tokenbus.engine.chat.incremental_text import IncrementalText
-from tokenbus.engine.chat.json_text import json_value
+from tokenbus.engine.chat.reading.incremental_text import IncrementalText
+from tokenbus.engine.chat.reading.json_text import json_value
 
 _WORDS = {"true": True, "false": False, "null": None}
 

@@ -6,14 +6,14 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.chat.python_literal import python_as_json
+from tokenbus.engine.chat.reading.python_literal import python_as_json
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from tokenbus.engine.chat.call_format import CallFormat
-    from tokenbus.engine.chat.call_recorder import CallRecorder
-    from tokenbus.engine.chat.incremental_text import IncrementalText
+    from tokenbus.engine.chat.reading.call_recorder import CallRecorder
+    from tokenbus.engine.chat.reading.incremental_text import IncrementalText
 
 _NAME = re.compile(r"[\w.-]*")
 _PLAIN = re.compile(r"""[^"'()\[\]{},]*""")
@@ -128,7 +128,7 @@ def _string(source: IncrementalText, quote: str) -> Generator[None, None, str | 
             return None
         if char == "\\":
             # A backslash whose character has not come, or that breaks the line.
-            while len(source.rest()) == 1:
+            while source.at + 1 == len(source.text):
                 if not (yield from source.more()):
                     return None
             if source.text[source.at + 1] == "\n":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tokenbus.engine.chat.message_draft import MessageDraft
+    from tokenbus.engine.chat.reading.message_draft import MessageDraft
 
 
 class CallRecorder:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from tokenbus.engine.chat.incremental_text import IncrementalText
+    from tokenbus.engine.chat.reading.incremental_text import IncrementalText
 
 # Readers of JSON refuse deeper values (Python's own at its recursion limit of 1,000).
 MAX_DEPTH = 200
