@@ -17,14 +17,14 @@ from tokenbus.worker.jobs.prompt import PromptPreparer
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"properties": {}}}}
 
 
-def prepare(**fields: Any) -> Any:
+def prepare(tokenizer: Any = None, **fields: Any) -> Any:
     """Prepare a request as a worker does."""
     limits = EngineLimits(
         model="null", num_pages=100, page_size=16, max_model_len=4096, max_num_seqs=4,
         eos_token_ids=(0,), vocab_size=512,
     )  # fmt: skip
     request = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8} | fields
-    preparer = PromptPreparer(build_null_tokenizer(), limits)
+    preparer = PromptPreparer(tokenizer or build_null_tokenizer(), limits)
     return preparer.tokenise(preparer.read(json.dumps(request).encode()))
 
 
@@ -46,6 +46,17 @@ def test_tools_constrain_the_output_and_stand_in_the_prompt(choice: Any) -> None
     assert len(with_tools.prompt_ids) > len(plain.prompt_ids)
     assert none.params.grammar is None
     assert none.chat is plain.chat is None
+
+
+def test_reasoning_is_read_where_the_template_opens_it() -> None:
+    """Also without tools: the prompt ends inside the block, so that the answer begins there."""
+    turn = "{{ message.role }}: {{ message.content }}\n"
+    opened = "{% if add_generation_prompt %}assistant:\n<think>\n{% endif %}"
+    tokenizer = build_null_tokenizer()
+    tokenizer.chat_template = f"{{% for message in messages %}}{turn}{{% endfor %}}{opened}"
+    job = prepare(tokenizer)
+    assert job.chat == JobChat("hermes/think-in-prompt", {}, starts_in_reasoning=True)
+    assert prepare(tokenizer, tools=[TOOL]).chat.tools == {"now": {}}
 
 
 @pytest.mark.parametrize(

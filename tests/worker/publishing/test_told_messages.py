@@ -253,6 +253,29 @@ async def test_choices_have_messages_of_their_own(
     assert heard[-1]["deltas"][1] == {"content": " <to"}
 
 
+async def test_reasoning_is_told_apart_where_no_tool_is_given(
+    client: AsyncClient, redis_url: str, pool: str
+) -> None:
+    """The prompt has opened the block; what is no call of a tool is content."""
+    chat = JobChat("qwq", {}, starts_in_reasoning=True)
+    thought, said = "Two and two\n</think>", f"\n\nFour. {CALL}"
+    async with running_publisher(redis_url, pool) as bench:
+        ear = await Ear.of(client)
+        bench.publisher.obey(OpenGate(0, time.monotonic()))
+        bench.publisher.obey(order(chat=chat))
+        await write(bench, ids_of(thought), [1, len(thought) - 1])
+        await finish(bench, ids_of(said), FinishReason.STOP)
+        heard, result = await ear.all(), await stored(bench)
+    check_joined(deltas_of([parse_message(each) for each in ear.heard]), result)
+    assert heard[0]["delta"] == {"reasoning_content": "T"}
+    message = result.message.dump()
+    assert message == {
+        "role": "assistant", "content": f"Four. {CALL}", "reasoning_content": "Two and two",
+    }  # fmt: skip
+    assert result.finish_reason == "stop"
+    assert result.finish.usage.reasoning_tokens == len("Two and two")
+
+
 async def test_entry_that_the_log_has_lost_is_told_again_as_it_was(
     client: AsyncClient, redis_url: str, pool: str
 ) -> None:
