@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completing import Retention
@@ -45,6 +45,7 @@ from tokenbus.worker.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from transformers import PreTrainedTokenizerFast
 
     from tokenbus.engine.types import EngineLimits
     from tokenbus.producer.server.connection import Server
@@ -115,7 +116,7 @@ async def assemble(
     """Build the parts; `blocking` is a client for calls that wait on the server."""
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
-    preparer = await _preparer(member, tokenizer, limits)
+    preparer = await asyncio.to_thread(_preparer, tokenizer, limits, member.settings)
     jobs = _job_parts(member, engine, ready, preparer)
     flow = JobFlow(
         held_jobs=member.held_jobs,
@@ -155,15 +156,14 @@ async def assemble(
     )
 
 
-async def _preparer(member: PoolMember, tokenizer: Any, limits: EngineLimits) -> PromptPreparer:
-    """Make what prepares prompts, and log how the model is taken to write calls and reasoning."""
-    settings = member.settings
-    preparer = await asyncio.to_thread(
-        PromptPreparer, tokenizer, limits, settings.cache_groups, settings
-    )
-    if preparer.chat is not None:
-        get_logger().info("chat.format_chosen", **preparer.chat.told())
-    return preparer
+def _preparer(
+    tokenizer: PreTrainedTokenizerFast, limits: EngineLimits, settings: WorkerSettings
+) -> PromptPreparer:
+    """Make what reads requests; log how the model is taken to write calls and reasoning."""
+    made = PromptPreparer(tokenizer, limits, settings.cache_groups, settings)
+    if made.chat is not None:
+        get_logger().info("chat.format_chosen", **made.chat.told())
+    return made
 
 
 def _job_parts(

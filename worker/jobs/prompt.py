@@ -24,6 +24,7 @@ from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS
 from tokenbus.producer.contract.cache_scope import NO_GROUPS
 from tokenbus.producer.contract.schema import JobRequest, NamedTool, StoredRequest
 from tokenbus.producer.errors import RequestInvalid
+from tokenbus.worker.answer_form import chat_of, tool_dicts
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held.prepared_job import PreparedJob
 
@@ -135,7 +136,7 @@ class PromptPreparer:
             elif request.prompt is not None:
                 draft.field, draft.text = "prompt", request.prompt
             else:
-                tools = _tool_dicts(request)
+                tools = tool_dicts(request)
                 draft.tools = self._calling(tools)
                 draft.prompt = self._render(request, tools, draft.tools)
                 draft.field, draft.text = "messages", draft.prompt.text
@@ -182,24 +183,35 @@ class PromptPreparer:
         params = _sampling_params(request)
         sampling = params.open_among(self._limits.sampling_defaults)
         opened: dict[str, Any] = dict(sampling)
-        params = replace(params, grammar=self._grammar(draft, request, params), **opened)
-        reader = None if draft.tools is None else draft.tools.reader()
-        return PreparedJob(request, ids, params, reader, self._cache_groups, sampling)
+        params = replace(params, **opened) if opened else params
+        groups = self._cache_groups
+        plain = PreparedJob(request, ids, params, cache_groups=groups, sampling=sampling)
+        return self._conversing(plain, draft)
 
-    def _grammar(
-        self, draft: PromptDraft, request: JobRequest, params: SamplingParams
-    ) -> GrammarSpec | None:
-        """Return what constrains the answer, behind its reasoning. Raises: JobRefused."""
-        if draft.prompt is None or self.chat is None:
-            return params.grammar
-        rule, choice = draft.prompt.reasoning(request.max_reasoning_tokens), request.tool_choice
+    def _conversing(self, job: PreparedJob, draft: PromptDraft) -> PreparedJob:
+        """Add to a conversation's job what constrains its answers, and how they are read.
+
+        Raises: JobRefused for the field that cannot be met.
+        """
+        request, params, prompt = job.request, job.params, draft.prompt
+        if prompt is None or self.chat is None:
+            return job
+        rule, choice = prompt.reasoning(request.max_reasoning_tokens), request.tool_choice
         named = choice.name if isinstance(choice, NamedTool) else choice
         try:
             if draft.tools is None:
-                return self.chat.constrained(params.grammar, rule)
-            return draft.tools.grammar(named, request.parallel_tool_calls, rule)
+                grammar = self.chat.constrained(params.grammar, rule)
+            else:
+                grammar = draft.tools.grammar(named, request.parallel_tool_calls, rule)
         except RequestRejected as error:
             raise _refused(error) from None
+        chat = chat_of(
+            self.chat.format,
+            tool_dicts(request),
+            starts_in_reasoning=prompt.starts_in_reasoning,
+        )
+        shown = () if chat is None else self.chat.shown_ids
+        return replace(job, params=replace(params, grammar=grammar), chat=chat, shown_ids=shown)
 
     def tokenise(self, request: JobRequest) -> PreparedJob:
         """Tokenise the prompt of one request and take its sizes.
@@ -263,19 +275,6 @@ def _take(draft: PromptDraft, found: list[int] | Exception) -> None:
         draft.failure = found
     else:
         draft.ids = array("i", found)
-
-
-def _tool_dicts(request: JobRequest) -> list[dict[str, Any]]:
-    """Return the tools that the model may call, in the form that templates take."""
-    if request.tools is None or request.tool_choice == "none":
-        return []
-    listed = [tool.model_dump(exclude_none=True) for tool in request.tools]
-    for tool in listed:
-        tool["function"]["parameters"] = tool["function"]["parameters"] or {
-            "type": "object",
-            "properties": {},
-        }
-    return listed
 
 
 def _sampling_params(request: JobRequest) -> SamplingParams:

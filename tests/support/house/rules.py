@@ -74,6 +74,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/scripts", "producer/server"),
         ("producer/server/guarded",),
         ("producer/contract",),
+        ("producer/contract/messages",),
         ("producer",),
     ),
     "worker": (
