@@ -17,6 +17,7 @@ from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.held.pool_member import PoolMember
+from tokenbus.worker.held.served_model import ServedModel
 from tokenbus.worker.jobs.engine_reports import EngineReports
 from tokenbus.worker.jobs.flow import JobFlow
 from tokenbus.worker.jobs.head_of_line import HeadOfLine
@@ -115,7 +116,7 @@ async def assemble(
     """Build the parts; `blocking` is a client for calls that wait on the server."""
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
-    preparer = await asyncio.to_thread(_prompt_preparer, tokenizer, limits, member.settings)
+    preparer = await asyncio.to_thread(_preparer, tokenizer, limits, member.settings)
     jobs = _job_parts(member, engine, ready, preparer)
     flow = JobFlow(
         held_jobs=member.held_jobs,
@@ -155,14 +156,14 @@ async def assemble(
     )
 
 
-def _prompt_preparer(
+def _preparer(
     tokenizer: PreTrainedTokenizerFast, limits: EngineLimits, settings: WorkerSettings
 ) -> PromptPreparer:
-    """Make what renders prompts, and log how the model is taken to write calls and reasoning."""
-    preparer = PromptPreparer(tokenizer, limits, settings.cache_groups, settings)
-    if preparer.chat is not None:
-        get_logger().info("chat.format_chosen", **preparer.chat.told())
-    return preparer
+    """Make what reads requests; log how the model is taken to write calls and reasoning."""
+    made = PromptPreparer(tokenizer, limits, settings.cache_groups, settings)
+    if made.chat is not None:
+        get_logger().info("chat.format_chosen", **made.chat.told())
+    return made
 
 
 def _job_parts(
@@ -184,6 +185,7 @@ def _job_parts(
         preparer=preparer,
         engine=engine,
         metrics=member.metrics,
+        served=ServedModel(settings.model_names),
     )
     head_of_line = HeadOfLine(member.held_jobs, starter, parking)
     return _JobParts(

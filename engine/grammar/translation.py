@@ -10,6 +10,7 @@ from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema, json_options
+from tokenbus.engine.grammar.schema.key_watch import is_open
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -64,16 +65,16 @@ def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
         that would not be enforced.
     """
     num_bytes = len(spec.source.encode(errors="surrogatepass"))
-    if num_bytes > limits.source_bytes:
-        raise GrammarRejected(
-            "grammar", f"the source has {num_bytes} bytes, the limit is {limits.source_bytes}"
-        )
+    is_choice = spec.kind is GrammarKind.CHOICE
+    most = limits.choice_bytes if is_choice else limits.source_bytes
+    if num_bytes > most:
+        raise GrammarRejected("grammar", f"the source has {num_bytes} bytes, the limit is {most}")
     if spec.kind is GrammarKind.JSON_SCHEMA:
         schema = enforceable_schema(parsed_source(spec))
         if schema is False:
-            raise GrammarRejected("grammar", "JSON schema at #: false allows nothing")
+            raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
-    if spec.kind is GrammarKind.CHOICE:
+    if is_choice:
         choices = parsed_source(spec)
         is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
         if not is_texts or not choices:
@@ -97,6 +98,12 @@ def schema_grammar(schema: Any) -> str:
         return LLMatcher.grammar_from_json_schema(text, overrides=json_options(schema))
     except ValueError as error:
         raise Unreadable("grammar", _PLACE_IN_TEXT.sub("", str(error))) from error
+
+
+def lets_keys_repeat(grammar: str) -> bool:
+    """Tell whether a constraint in the library's form is a schema with keys it does not list."""
+    first = json.loads(grammar)["grammars"][0] if "json_schema" in grammar[:40] else {}
+    return "json_schema" in first and is_open(first["json_schema"])
 
 
 def parsed_source(spec: GrammarSpec) -> Any:

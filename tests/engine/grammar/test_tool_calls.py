@@ -214,7 +214,7 @@ def test_random_output_is_calls_with_valid_arguments(
         ([FunctionTool("two words", {})], "two words"),
         ([FunctionTool("now", {}), FunctionTool("now", {})], "twice"),
         ([FunctionTool("now", {"type": "array"})], "type object"),
-        ([FunctionTool("now", {"properties": {"a": {"not": {}}}})], "keyword 'not'"),
+        ([FunctionTool("now", {"properties": {"a": {"minimun": 1}}})], "keyword 'minimun'"),
     ],
 )
 def test_tools_that_cannot_be_enforced_are_refused(

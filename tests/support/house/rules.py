@@ -59,10 +59,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/grammar (faces)",),
         ("engine/grammar/calls",),
         ("engine/grammar",),
+        ("engine/grammar/schema",),
+        ("engine/grammar/patterns",),
         ("engine/sampling",),
         ("engine/chat (faces)",),
         ("engine/chat/reading",),
-        ("engine", "engine/chat"),
+        ("engine", "engine/chat", "engine/chat/requests"),
     ),
     "producer": (
         ("producer/commands",),
@@ -72,6 +74,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/scripts", "producer/server"),
         ("producer/server/guarded",),
         ("producer/contract",),
+        ("producer/contract/messages",),
         ("producer",),
     ),
     "worker": (
@@ -96,7 +99,16 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 # vocabulary beside them.
 FACES = {
     "engine": frozenset(
-        {"__init__", "backends", "build", "engine", "llm", "output", "start_check"}
+        {
+            "__init__",
+            "backends",
+            "build",
+            "engine",
+            "llm",
+            "offline_request",
+            "output",
+            "start_check",
+        }
     ),
     "engine/chat": frozenset({"message_reader"}),
     "engine/grammar": frozenset({"tool_calls"}),
