@@ -182,6 +182,35 @@ class EngineConfig:
             " leaves a field out; none leaves them aside",
         ),
     )
+    # A file: its template is used in place of the model's own.
+    chat_template: str | None = field(
+        default=None,
+        metadata=_declared(
+            option="--chat-template",
+            metavar="FILE",
+            help="chat template in place of the model's own",
+            unset="that of the model",
+        ),
+    )
+    # Names of docs/chat-formats.md.
+    tool_format: str | None = field(
+        default=None,
+        metadata=_declared(
+            option="--tool-format",
+            metavar="NAME",
+            help="how the model writes tool calls",
+            unset="by the chat template",
+        ),
+    )
+    reasoning_format: str | None = field(
+        default=None,
+        metadata=_declared(
+            option="--reasoning-format",
+            metavar="NAME",
+            help="how the model marks its reasoning",
+            unset="by the chat template",
+        ),
+    )
     # The longest step while somebody is streaming.
     itl_target_ms: float | None = field(
         default=None,

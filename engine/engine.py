@@ -255,8 +255,9 @@ class Engine:
                     self._generated_tokens_total += 1
                     deltas.append(TokenDelta(seq.request.request_id, seq.choice, token_ids))
                 else:
+                    kept, reason = _kept(token_ids, end)
                     logprobs = () if logprob is None else (logprob,)
-                    self._emit(seq, *_kept(token_ids, end), logprobs)
+                    self._emit(seq, kept, reason, logprobs[: len(kept)])
 
     def _fail_undrawn(self, undrawn: list[tuple[Sequence, int]]) -> None:
         """Fail sequences whose logits hold no token. Raises: ModelUnsound if none's would."""
@@ -280,6 +281,7 @@ class Engine:
     ) -> None:
         kept, reason = _kept((token_id,), self._scheduler.complete(seq, (token_id,)))
         logprobs = (replace(logprob, forced=seq.draws_forced),) if logprob is not None else ()
+        logprobs = logprobs[: len(kept)]
         if reason is None:
             forced = None
             with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):

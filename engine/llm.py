@@ -1,23 +1,39 @@
-"""The offline API: texts in, texts out, without a queue."""
+"""The offline API: texts in, texts out, without a queue.
+
+It is one file because it is one face: what a call takes is read in `offline_request`, and each
+request of a batch is begun, fed and ended here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress
 
 from tokenbus.engine.build import engine_for, load_for
+from tokenbus.engine.chat.requests.request_rules import model_names
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.containment import Containment
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
-from tokenbus.engine.grammar.tool_calls import ToolCalling, ToolChoice
 from tokenbus.engine.grammar.tools import tools_of
+from tokenbus.engine.offline_request import (
+    OfflineRequest,
+    conversation_of,
+    conversations_of,
+    named_choice,
+    params_of,
+    prompt_among,
+    prompts_of,
+    settled,
+    token_ids_of,
+)
 from tokenbus.engine.output import Completion, Output
-from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.text.choice_text import ChoiceText
+from tokenbus.engine.text.prompt_encoder import PromptEncoder
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -25,9 +41,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.grammar.tool_calls import ToolCalling
     from tokenbus.engine.types import EngineStats, TokenDelta
 
 Prompt = str | list[int] | tuple[int, ...]
+# A prompt's ids, and the parameters with what its rendering adds to them.
+_Prepared = tuple[tuple[int, ...], SamplingParams]
 
 
 @dataclass(slots=True)
@@ -47,23 +66,34 @@ class LLM:
     >>> llm.generate(["The capital of France is"], SamplingParams(temperature=0))[0].text
     """
 
-    def __init__(self, model: str | Path, **settings: Any) -> None:
+    def __init__(
+        self, model: str | Path, *, served_model_name: str | Sequence[str] = (), **settings: Any
+    ) -> None:
         """Load a model; `settings` are the fields of EngineConfig (dtype, device, page_size, …).
 
+        Args:
+            served_model_name: other names under which requests may ask for the model.
         Raises: ModelNotFound, ModelBroken, ModelUnsupported, or RequestRejected for a setting.
         """
         self.config = EngineConfig(model=str(model), **settings)
+        added = [served_model_name] if isinstance(served_model_name, str) else served_model_name
+        self._names = model_names(self.config.model, list(added))
         loaded = load_for(self.config)
         self.tokenizer = loaded.tokenizer
+        self._encoder = None if self.tokenizer is None else PromptEncoder(self.tokenizer)
         self.engine: Engine = engine_for(loaded, self.config)
         self._next_id = 0
+        eos_token_ids = self.engine.limits.eos_token_ids
+        # Made for the first conversation.
+        self._chat = cache(partial(ChatRenderer.of, self.tokenizer, self.config, eos_token_ids))
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Sequence[Prompt] | None = None,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = True,
+        **fields: Any,
     ) -> list[Output]:
         """Answer prompts, texts or lists of token ids, in their order.
 
@@ -71,59 +101,56 @@ class LLM:
             prompts: one or many; a list of integers is one prompt.
             params: for all prompts, or one for each.
             progress: show a bar on stderr.
+            fields: of a request, as a job of the queue has them and in any of the spellings that it
+                takes (docs/requests.md): `prompt` or `token_ids` in place of `prompts`, and
+                sampling fields in place of `params`.
         Returns: an output per prompt. A request that is refused or fails has its `error` there, and
             the others are answered.
         Raises: the error of the first request if none can be answered: RequestRejected,
             SequenceTooLong or RequestFailed. DeviceFault or ModelUnsound if the engine is lost.
         """
-        listed = _as_list(prompts)
+        if prompts is None:
+            prompts, fields = prompt_among(fields)
+        asked = OfflineRequest.of(fields, self._names, is_chat=False)
+        listed = prompts_of(prompts)
         makers = [partial(self._encode, prompt) for prompt in listed]
-        return self._run(makers, _params_of(listed, params), progress=progress)
+        return self._run(makers, params_of(listed, params, asked), progress=progress)
 
     def chat(
         self,
-        messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
+        messages: Sequence[Any] | Sequence[Sequence[Any]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        tools: list[dict[str, Any]] | None = None,
-        tool_choice: ToolChoice | str = ToolChoice.AUTO,
-        parallel_tool_calls: bool = True,
         progress: bool = True,
+        **fields: Any,
     ) -> list[Output]:
         """Answer one conversation or several, through the model's chat template.
 
         Args:
-            tools: functions as chat APIs spell them; calls have arguments that satisfy their
-                schemas.
-            tool_choice: auto, none, required, or the name of the one tool to call.
-            parallel_tool_calls: whether an answer may hold more than one call.
+            messages: as chat APIs spell them.
+            params: for all conversations, or one for each.
+            progress: show a bar on stderr.
+            fields: of a request, as a job of the queue has them and in any of the spellings that it
+                takes (docs/requests.md): `tools`, `tool_choice` (the name of a tool, too),
+                `response_format`, and sampling fields in place of `params`.
         Raises: as `generate` does; RequestRejected for a tool that cannot be enforced.
         """
-        if self.tokenizer is None or not getattr(self.tokenizer, "chat_template", None):
-            raise RequestRejected("messages", "the model has no chat template")
-        is_one = not messages or not isinstance(messages[0], (list, tuple))
-        many: list[Any] = [messages] if is_one else list(messages)
-        if not tools or tool_choice == ToolChoice.NONE:
-            makers = [partial(self._render, conversation) for conversation in many]
-            return self._run(makers, _params_of(many, params), progress=progress)
-        calling = ToolCalling(tools_of(tools), self.tokenizer)
-        grammar = calling.grammar(tool_choice, parallel_tool_calls)
-        listed = _params_of(many, params)
-        if any(item.grammar is not None for item in listed):
-            raise RequestRejected("tools", "a grammar and tools cannot both rule an answer")
-        outputs = self._run(
-            [partial(self._render, conversation, tools, calling) for conversation in many],
-            [replace(item, grammar=grammar) for item in listed],
-            progress=progress,
-        )
-        reader = calling.reader()
-        containment: Containment[int] = Containment()
-        for idx, output in enumerate(outputs):
-            with containment.guard(idx, "its tool calls were read"):
-                for choice in output.choices:
-                    choice.tool_calls = reader.parse(choice.text).calls
-        for idx, fault in containment.take().items():
-            outputs[idx].fail(RequestFailed(fault.message))
+        own = getattr(self.tokenizer, "chat_template", None)
+        if self.tokenizer is None or not (own or self.config.chat_template):
+            raise RequestRejected("messages", "this model has no chat template; send a prompt")
+        many = conversations_of(messages)
+        asked = OfflineRequest.of(named_choice(fields), self._names, is_chat=True)
+        listed = params_of(many, params, asked)
+        calling = None
+        if asked.tools:
+            calling = self._chat().calling(tools_of(asked.tools))
+            if any(getattr(item, "grammar", None) is not None for item in listed):
+                why = "not together with tools, unless tool_choice is none"
+                raise RequestRejected("grammar", why)
+        makers = [partial(self._render, messages, asked, calling) for messages in many]
+        outputs = self._run(makers, listed, progress=progress)
+        if calling is not None:
+            _read_calls(outputs, calling)
         return outputs
 
     def reset_prefix_cache(self) -> bool:
@@ -140,23 +167,50 @@ class LLM:
 
     def _render(
         self,
-        messages: list[dict[str, Any]],
-        tools: Sequence[dict[str, Any]] = (),
-        calling: ToolCalling | None = None,
-    ) -> tuple[int, ...]:
-        text = chat_text(self.tokenizer, list(messages), tools, calling)
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        messages: Any,
+        asked: OfflineRequest,
+        calling: ToolCalling | None,
+        params: SamplingParams,
+    ) -> _Prepared:
+        turns, continues = conversation_of(messages)
+        continues = continues or asked.continue_final_message
+        chat = self._chat()
+        prompt = chat.render(
+            turns,
+            asked.tools,
+            calling,
+            chat_template_kwargs=asked.template_arguments,
+            add_generation_prompt=asked.add_generation_prompt and not continues,
+            continue_final_message=continues,
+        )
+        rule = prompt.reasoning(asked.max_reasoning_tokens)
+        if calling is None:
+            grammar = chat.constrained(params.grammar, rule)
+        else:
+            grammar = calling.grammar(asked.tool_choice, asked.parallel_tool_calls, rule)
+        return self._tokenised(prompt.text, "messages"), replace(params, grammar=grammar)
 
-    def _encode(self, prompt: Prompt) -> tuple[int, ...]:
+    def _encode(self, prompt: Any, params: SamplingParams) -> _Prepared:
         if not isinstance(prompt, str):
-            return tuple(prompt)
-        if self.tokenizer is None:
+            return token_ids_of(prompt, self.engine.limits.vocab_size), params
+        if self._encoder is None:
             raise RequestRejected("prompts", "the model has no tokenizer: give token ids")
-        return tuple(self.tokenizer(prompt)["input_ids"])
+        return self._tokenised(prompt, "prompt"), params
+
+    def _tokenised(self, text: str, field: str) -> tuple[int, ...]:
+        assert self._encoder is not None
+        found = self._encoder.encode([text], special=field == "prompt")[0]
+        if isinstance(found, UnicodeError | ValueError):
+            raise RequestRejected(field, f"cannot be tokenised: {found}") from found
+        if isinstance(found, Exception):
+            raise found
+        if not found:
+            raise RequestRejected(field, "the prompt has no token")
+        return tuple(found)
 
     def _run(
         self,
-        prompts: Sequence[Callable[[], tuple[int, ...]]],
+        prompts: Sequence[Callable[[SamplingParams], _Prepared]],
         params: list[SamplingParams],
         *,
         progress: bool,
@@ -165,10 +219,10 @@ class LLM:
         batch = _Batch(self._next_id)
         self._next_id += len(prompts)
         try:
-            for idx, (make_ids, item) in enumerate(zip(prompts, params, strict=True)):
+            for idx, (prepare, item) in enumerate(zip(prompts, params, strict=True)):
                 batch.outputs.append(Output((), [Completion()]))
                 with batch.containment.guard(idx, "its prompt was prepared"):
-                    self._begin(batch, idx, make_ids, item)
+                    self._begin(batch, idx, prepare, item)
             self._end_failed(batch)
             self._drain(batch, progress=progress)
         except BaseException:
@@ -184,19 +238,20 @@ class LLM:
         self,
         batch: _Batch,
         idx: int,
-        make_ids: Callable[[], tuple[int, ...]],
+        prepare: Callable[[SamplingParams], _Prepared],
         params: SamplingParams,
     ) -> None:
         """Give a request to the engine, or its refusal to its output."""
         output = batch.outputs[idx]
         try:
+            params = settled(params)
             if self.tokenizer is None and params.stop:
                 raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
-            output.prompt_ids = make_ids()
+            output.prompt_ids, params = prepare(params)
             output.sampling = params.open_among(self.engine.limits.sampling_defaults)
             # Stop strings are found in text, here; the engine sees ids only.
-            settled: dict[str, Any] = {**output.sampling, "stop": ()}
-            request = Request(batch.first_id + idx, output.prompt_ids, replace(params, **settled))
+            told: dict[str, Any] = {**output.sampling, "stop": ()}
+            request = Request(batch.first_id + idx, output.prompt_ids, replace(params, **told))
             self.engine.add(request)
         except (RequestRejected, SequenceTooLong) as error:
             output.fail(error)
@@ -262,24 +317,17 @@ class LLM:
         return completion.finish_reason is not None
 
 
-def _params_of(
-    requests: Sequence[Any], params: SamplingParams | Sequence[SamplingParams] | None
-) -> list[SamplingParams]:
-    """Return the parameters of each request. Raises: RequestRejected if they are more or fewer."""
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * len(requests)
-    if len(params) != len(requests):
-        raise RequestRejected("params", f"{len(params)} for {len(requests)} prompts")
-    return list(params)
+def _read_calls(outputs: list[Output], calling: ToolCalling) -> None:
+    """Read the tool calls of every choice; an answer that cannot be read fails alone."""
+    reader = calling.reader()
+    containment: Containment[int] = Containment()
+    for idx, output in enumerate(outputs):
+        with containment.guard(idx, "its tool calls were read"):
+            for choice in output.choices:
+                choice.tool_calls = reader.parse(choice.text).calls
+    for idx, fault in containment.take().items():
+        outputs[idx].fail(RequestFailed(fault.message))
 
 
 def _stop_reason(delta: TokenDelta, eos_token_ids: tuple[int, ...]) -> int | None:
     return None if delta.stop_token_id in eos_token_ids else delta.stop_token_id
-
-
-def _as_list(prompts: Any) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [tuple(int(item) for item in prompts if isinstance(item, int))]
-    return list(prompts)

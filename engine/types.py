@@ -69,10 +69,14 @@ class GrammarKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """A constraint on the whole output; `source` is JSON for `json_schema` and `choice`."""
+    """A constraint on the whole output; `source` is JSON for `json_schema` and `choice`.
+
+    before: Lark rules of `before`, which the output begins with: reasoning, for instance.
+    """
 
     kind: GrammarKind
     source: str
+    before: str = ""
 
 
 _EMPTY: Mapping[int, float] = MappingProxyType({})
@@ -114,8 +118,10 @@ class SamplingParams:
     """How one job's tokens are drawn and when it ends.
 
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and penalties at their defaults are
-    off. `logprobs` and `prompt_logprobs` give the number of alternatives (0 = the chosen token
-    alone, None = none). The draw is keyed by (seed, choice, position) and by nothing else.
+    off. `max_tokens` 0 computes the prompt alone. `logprobs` and `prompt_logprobs` give the number
+    of alternatives (0 = the chosen token alone, None = none). The draw is keyed by (seed, choice,
+    position) and by nothing else; a `seed` that is left open is drawn by `LLM`, and 0 to the
+    engine.
     Fields for which a checkpoint may have a default are open numbers where they are left out.
     """
 
@@ -131,7 +137,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _EMPTY)
     bad_words: tuple[tuple[int, ...], ...] = ()
-    seed: int = 0
+    seed: int | None = None
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     stop_token_ids: tuple[int, ...] = ()

@@ -10,6 +10,9 @@ All users are of one tenant here. Where they are not, the backend takes the tena
 authentication, never from what the browser sends, and passes it as `tenant=` to `submit` and to
 `stream`: another tenant's job is then as unknown as none.
 
+A question may be messages and tools in place of a prompt. Then each event has a `delta`, spelled as
+OpenAI's stream does: content, reasoning and calls, told apart as they grow.
+
 The `id:` of an event is the stream's cursor. A browser's EventSource that lost its connection sends
 the last one as Last-Event-ID and gets the rest, also from another instance of this backend.
 """
@@ -20,7 +23,7 @@ import json
 import os
 from collections.abc import AsyncIterator  # noqa: TC003 -- FastAPI reads the annotations
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Header, HTTPException
@@ -28,13 +31,15 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from tokenbus.producer import AsyncClient
-from tokenbus.producer.errors import CursorInvalid, JobUnknown, QueueFull
+from tokenbus.producer.errors import CursorInvalid, JobUnknown, QueueFull, RequestInvalid
 
 
 class Question(BaseModel):
-    """What the browser sends."""
+    """What the browser sends: a prompt, or messages and perhaps tools, as chat APIs spell them."""
 
-    prompt: str
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
     max_tokens: int = 64
 
 
@@ -53,7 +58,9 @@ app = FastAPI(lifespan=lifespan)
 async def submit(question: Question) -> dict[str, str]:
     """Queue a question, or say when to come back."""
     try:
-        job = await app.state.bus.submit(question.prompt, max_tokens=question.max_tokens)
+        job = await app.state.bus.submit(**question.model_dump(exclude_none=True))
+    except RequestInvalid as invalid:
+        raise HTTPException(422, str(invalid)) from None
     except QueueFull as full:
         retry = {"Retry-After": str(round(full.retry_after_s) or 1)}
         raise HTTPException(429, str(full), retry) from None

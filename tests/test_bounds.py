@@ -10,13 +10,14 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from tokenbus.engine.chat.requests import bounds
 from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.sampling import bounds as engine_bounds
+from tokenbus.engine.offline_request import OfflineRequest
 from tokenbus.engine.sampling.validation import validate_sampling
 from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingDefaults, SamplingParams
 from tokenbus.producer.commands import cli
-from tokenbus.producer.contract import bounds
+from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS, DEFAULTS
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 from tokenbus.producer.contract.schema import SEED_BITS, JobRequest
 from tokenbus.producer.errors import RequestInvalid
@@ -128,13 +129,8 @@ def test_request_means_what_the_engine_means(name: str) -> None:
         assert asked == getattr(SamplingParams(), name)
 
 
-def test_tables_of_bounds_are_equal() -> None:
-    """Queue and engine have the same bounds and sizes, and every number of a request has one."""
-    names = [name for name in vars(engine_bounds) if name.isupper()]
-    assert names
-    for name in names:
-        ours = repr(getattr(engine_bounds, name))
-        assert repr(getattr(bounds, name)).replace("WireBound", "Bound") == ours
+def test_every_number_of_the_engine_has_a_bound() -> None:
+    """What the engine takes as a number the table knows, and nothing else."""
     numbers = {name for name, kind in get_type_hints(SamplingParams).items() if _is_number(kind)}
     assert set(bounds.NUMBERS) == numbers
 
@@ -143,14 +139,32 @@ def _is_number(kind: Any) -> bool:
     return kind in (int, float, int | None)
 
 
-def _at_door(field: str, value: Any) -> str | None:
-    """Return the field that the queue refuses with this value, if it does."""
-    given = {"prompt": "x", "max_tokens": bounds.NUMBERS["max_tokens"].high, field: value}
+# What the doors take in another spelling, and the engine behind them does not.
+SPELLINGS: list[tuple[str, Any]] = [("top_k", -1), ("logprobs", True)]
+
+
+def _is_spelling(field: str, value: Any) -> bool:
+    """Tell whether a value means something at the doors: null is the default of every field."""
+    if value is None or (field, value) in [each for each in SPELLINGS if each[1] is value]:
+        return True
+    is_keyed = field == "logit_bias" and isinstance(value, dict)
+    return is_keyed and all(isinstance(key, str) and key.isdecimal() for key in value)
+
+
+def _at_doors(field: str, value: Any) -> str | None:
+    """Return the field that queue and offline API refuse with this value, in one sentence."""
+    given = {"max_tokens": bounds.NUMBERS["max_tokens"].high, field: value}
+    told = []
     try:
-        JobRequest.build(**given)
+        JobRequest.build(prompt="x", **given)
     except RequestInvalid as error:
-        return error.field.split(".")[0]
-    return None
+        told.append((str(error), error.field))
+    try:
+        OfflineRequest.of(given, (), is_chat=False)
+    except RequestRejected as error:
+        told.append((str(error), error.field))
+    assert not told or told[1:] == told[:1], told
+    return told[0][1].split(".")[0] if told else None
 
 
 def _at_engine(field: str, value: Any) -> str | None:
@@ -159,8 +173,16 @@ def _at_engine(field: str, value: Any) -> str | None:
     try:
         validate_sampling(SamplingParams(**needed), VOCAB_SIZE)
     except RequestRejected as error:
-        return error.field
+        return error.field.split(".")[0]
     return None
+
+
+def _check_value(field: str, value: Any, *, may_pass: bool) -> None:
+    expected = None if may_pass else field
+    if not _is_spelling(field, value):
+        assert (_at_doors(field, value), _at_engine(field, value)) == (expected, expected), value
+    else:
+        assert _at_doors(field, value) is None, value
 
 
 def _edges(bound: Any) -> list[tuple[Any, bool]]:
@@ -191,10 +213,12 @@ def _edges(bound: Any) -> list[tuple[Any, bool]]:
 
 @pytest.mark.parametrize("field", bounds.NUMBERS)
 def test_both_doors_agree_on_a_number(field: str) -> None:
-    """At every edge and for every wrong type, queue and engine say the same, by the field."""
+    """At every edge and for every wrong type queue and offline API refuse by one sentence.
+
+    The engine behind them refuses the same field.
+    """
     for value, may_pass in _edges(bounds.NUMBERS[field]):
-        expected = None if may_pass else field
-        assert (_at_door(field, value), _at_engine(field, value)) == (expected, expected), value
+        _check_value(field, value, may_pass=may_pass)
 
 
 LISTS: dict[str, list[tuple[Any, bool]]] = {
@@ -245,8 +269,7 @@ LISTS: dict[str, list[tuple[Any, bool]]] = {
 def test_both_doors_agree_on_a_list(field: str) -> None:
     """Counts, lengths and each entry: queue and engine say the same, by the field."""
     for value, may_pass in LISTS[field]:
-        expected = None if may_pass else field
-        assert (_at_door(field, value), _at_engine(field, value)) == (expected, expected), value
+        _check_value(field, value, may_pass=may_pass)
 
 
 def test_both_doors_agree_on_a_grammar() -> None:
@@ -258,13 +281,14 @@ def test_both_doors_agree_on_a_grammar() -> None:
             source = "x" * length
             spec = GrammarSpec(kind, source)
             wire = {"kind": kind.value, "source": source}
-            assert (_at_door("grammar", wire), _at_engine("grammar", spec)) == (expected, expected)
+            assert (_at_doors("grammar", wire), _at_engine("grammar", spec)) == (expected, expected)
 
 
 def test_queue_takes_what_a_request_may_say() -> None:
     """An entry of a request is never taken for a stranger's, and the class is one there is."""
     assert LUA_LIMITS["n"] == (REQUEST["n"]["minimum"], REQUEST["n"]["maximum"])
-    assert LUA_LIMITS["output"][0] == REQUEST["max_tokens"]["minimum"]
+    # What generates nothing counts as one token.
+    assert LUA_LIMITS["output"][0] == 1 + REQUEST["max_tokens"]["minimum"]
     assert LUA_LIMITS["output"][1] >= bounds.NUMBERS["max_tokens"].high
     assert LUA_LIMITS["logged"][1] >= bounds.NUMBERS["max_tokens"].high * REQUEST["n"]["maximum"]
     assert REQUEST["priority"]["maximum"] == NUM_PRIORITIES - 1
@@ -291,15 +315,14 @@ def test_every_door_has_the_defaults_of_one_table() -> None:
     request, offline = JobRequest(prompt="x"), SamplingParams()
     raw = JobRequest.parse('{"prompt": "x"}')
     parsed = vars(cli.build_parser().parse_args(["submit", "x"]))
-    assert set(bounds.DEFAULTS) == set(bounds.NUMBERS)
-    for name, default in bounds.DEFAULTS.items():
+    assert set(DEFAULTS) == set(bounds.NUMBERS)
+    for name, default in DEFAULTS.items():
         assert getattr(request, name) == getattr(raw, name) == default
-        # Offline nobody draws a seed.
-        assert name == "seed" or getattr(offline, name) == default
+        assert getattr(offline, name) == default
         # What the checkpoint may say otherwise is left to it.
-        shown = None if name in bounds.CHECKPOINT_FIELDS else default
+        shown = None if name in CHECKPOINT_FIELDS else default
         assert parsed.get(name, shown) == shown
-    assert set(SamplingDefaults.__dataclass_fields__) == bounds.CHECKPOINT_FIELDS
+    assert set(SamplingDefaults.__dataclass_fields__) == CHECKPOINT_FIELDS
     assert {"max_tokens", "temperature", "top_k", "top_p", "seed"} <= set(parsed)
     for name in ("tenant", "priority", "stop", "deadline_s", "idempotency_key", "callback_url"):
         assert parsed[name] == getattr(request, name)

@@ -17,6 +17,7 @@ from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.held.pool_member import PoolMember
+from tokenbus.worker.held.served_model import ServedModel
 from tokenbus.worker.jobs.engine_reports import EngineReports
 from tokenbus.worker.jobs.flow import JobFlow
 from tokenbus.worker.jobs.head_of_line import HeadOfLine
@@ -27,6 +28,7 @@ from tokenbus.worker.jobs.prompt import PromptPreparer
 from tokenbus.worker.jobs.settlement import Settlement
 from tokenbus.worker.jobs.start import Starter
 from tokenbus.worker.jobs.suspects import Suspects
+from tokenbus.worker.logs import get_logger
 from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.cancel_listener import CancelListener
 from tokenbus.worker.pool.doorbell import Doorbell
@@ -43,7 +45,9 @@ from tokenbus.worker.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from transformers import PreTrainedTokenizerFast
 
+    from tokenbus.engine.types import EngineLimits
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_jobs import HeldJobs
@@ -112,8 +116,7 @@ async def assemble(
     """Build the parts; `blocking` is a client for calls that wait on the server."""
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
-    groups = member.settings.cache_groups
-    preparer = await asyncio.to_thread(PromptPreparer, tokenizer, limits, groups)
+    preparer = await asyncio.to_thread(_preparer, tokenizer, limits, member.settings)
     jobs = _job_parts(member, engine, ready, preparer)
     flow = JobFlow(
         held_jobs=member.held_jobs,
@@ -153,6 +156,16 @@ async def assemble(
     )
 
 
+def _preparer(
+    tokenizer: PreTrainedTokenizerFast, limits: EngineLimits, settings: WorkerSettings
+) -> PromptPreparer:
+    """Make what reads requests; log how the model is taken to write calls and reasoning."""
+    made = PromptPreparer(tokenizer, limits, settings.cache_groups, settings)
+    if made.chat is not None:
+        get_logger().info("chat.format_chosen", **made.chat.told())
+    return made
+
+
 def _job_parts(
     member: PoolMember, engine: CurrentEngine, ready: EngineReady, preparer: PromptPreparer
 ) -> _JobParts:
@@ -172,6 +185,7 @@ def _job_parts(
         preparer=preparer,
         engine=engine,
         metrics=member.metrics,
+        served=ServedModel(settings.model_names),
     )
     head_of_line = HeadOfLine(member.held_jobs, starter, parking)
     return _JobParts(

@@ -41,6 +41,8 @@ class Metrics:
     peak_running: int = 0
     peak_waiting: int = 0
     engine_ends: Counter[DeathCause] = field(default_factory=Counter)
+    # Of finished jobs, by what `Finish.finish_reason_of` says of each choice.
+    choices: Counter[str] = field(default_factory=Counter)
     hold_s: float = 0.0
     publish_wait_s: float = 0.0
     publish_lag: Histogram = field(default_factory=Histogram)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
+from tokenbus.engine.chat.requests.request_rules import model_names
 from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.worker.service_settings import ServiceSettings
@@ -50,6 +51,8 @@ class WorkerSettings(ServiceSettings):
 
     engine: Literal["paged", "null"] = "paged"
     model: str = "smollm2-135m"
+    # Other names under which requests may ask for the model.
+    served_model_name: list[str] = Field(default_factory=list)
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
     null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)
     null_crash_id: int | None = Field(default=None, ge=0)
@@ -99,6 +102,11 @@ class WorkerSettings(ServiceSettings):
                 f"lease_ttl_s {self.lease_ttl_s:g} s"
             )
         return self
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """Return the names under which requests may ask for the model."""
+        return model_names(self.model, self.served_model_name)
 
     @property
     def holds_prefixes(self) -> bool:

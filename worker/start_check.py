@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelBroken, RequestRejected
 from tokenbus.engine.start_check import check_pages, check_start
+from tokenbus.engine.text.templates.chat_settings import check_chat_settings
 from tokenbus.producer.contract.bounds import DEFAULTS
 from tokenbus.worker.errors import SettingsInvalid
 
@@ -32,6 +33,7 @@ def check_worker(settings: WorkerSettings) -> None:
         check_port(settings.metrics_host, settings.metrics_port)
     config = settings.engine_config()
     try:
+        check_chat_settings(settings)
         if isinstance(config, EngineConfig):
             # A prompt of one token and the answer that is given where none is asked for.
             check_start(config, job_tokens=1 + int(DEFAULTS["max_tokens"] or 1))

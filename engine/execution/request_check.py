@@ -32,16 +32,26 @@ def check_request(request: Request, limits: EngineLimits) -> None:
     if params.n > limits.max_num_seqs:
         raise RequestRejected("n", f"{params.n} choices, the batch holds {limits.max_num_seqs}")
     total = len(request.prompt_ids) + params.max_tokens
-    if total > limits.max_model_len:
-        raise SequenceTooLong(
-            f"{len(request.prompt_ids)} prompt tokens + max_tokens {params.max_tokens}"
-            f" = {total}, the limit is {limits.max_model_len}"
-        )
+    told = too_long(len(request.prompt_ids), params.max_tokens, limits.max_model_len)
+    if told is not None:
+        raise SequenceTooLong(told)
     need, have = -(-total // limits.page_size), limits.num_pages - 1
     if need > have:
         raise SequenceTooLong(
             f"{total} tokens need {need} pages of {limits.page_size} tokens, the pool has {have}"
         )
+
+
+def too_long(num_prompt: int, max_tokens: int, limit: int) -> str | None:
+    """Say by how much prompt and output exceed a context of `limit` tokens; None if they fit."""
+    if num_prompt + max_tokens <= limit:
+        return None
+    if num_prompt >= limit:
+        return f"{num_prompt} tokens leave no room for output in a context of {limit}"
+    return (
+        f"{num_prompt} prompt tokens and {max_tokens} to generate exceed the context of {limit}"
+        f" tokens; at most {limit - num_prompt} fit"
+    )
 
 
 def _check_labels(request: Request) -> None:

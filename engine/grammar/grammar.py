@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import time
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.grammar.json_schema import failing_place
 from tokenbus.engine.grammar.limits import GrammarLimits, too_slow
-from tokenbus.engine.grammar.translation import library_grammar, reason_of
+from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch, TokenTable
+from tokenbus.engine.grammar.translation import (
+    lets_keys_repeat,
+    library_grammar,
+    parsed_source,
+    reason_of,
+    schema_grammar,
+)
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
 from tokenbus.engine.sampling.bitmask import bitmask_width
+from tokenbus.engine.types import GrammarKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +38,10 @@ if TYPE_CHECKING:
 _MAX_PLACES, _MAX_DEPTH = 64, 16
 
 
+class NotCompiled(GrammarRejected):
+    """The library does not compile a grammar that was translated."""
+
+
 class GrammarMatcher:
     """One sequence's place in a grammar.
 
@@ -41,14 +54,17 @@ class GrammarMatcher:
         source: CompiledGrammar,
         matcher: LLMatcher | None = None,
         path: tuple[int, ...] | None = (),
+        watch: KeyWatch | None = None,
     ) -> None:
         """Stand at the start of `source`, or where a matcher of it stands.
 
-        `path` are the tokens accepted so far, None if these are too many to be kept.
+        `path` are the tokens accepted so far, None if these are too many to be kept. `watch` are
+        the keys of its objects, if these have to be watched.
         """
         self.source = source
         self._copy = matcher
         self._path = path
+        self._watch = source.key_watch() if watch is None else watch
 
     @property
     def is_finished(self) -> bool:
@@ -90,6 +106,10 @@ class GrammarMatcher:
         packed = bytearray(self._matcher.compute_bitmask())
         self._check(begins)
         mask = torch.frombuffer(packed, dtype=torch.int32)[: self.source.width]
+        if self._watch is not None:
+            mask = self._watch.filtered(mask)
+            if not mask.any():
+                raise GrammarRejected("grammar", "every key that may come next has come already")
         if self._path is not None:
             self.source.keep(self._path, mask)
         return mask
@@ -104,6 +124,11 @@ class GrammarMatcher:
         self._check(begins)
         if not is_taken:
             raise GrammarRejected("grammar", f"token {token_id} does not satisfy the grammar")
+        if self._watch is not None:
+            try:
+                self._watch.accept(token_id)
+            except KeyRepeated as error:
+                raise GrammarRejected("grammar", str(error)) from error
         if self._path is not None:
             self._path = (*self._path, token_id) if len(self._path) < _MAX_DEPTH else None
 
@@ -119,7 +144,8 @@ class GrammarMatcher:
 
     def fork(self) -> GrammarMatcher:
         """Return an independent matcher at the same place."""
-        return GrammarMatcher(self.source, self._matcher.deep_copy(), self._path)
+        watch = None if self._watch is None else self._watch.copy()
+        return GrammarMatcher(self.source, self._matcher.deep_copy(), self._path, watch)
 
     @property
     def _matcher(self) -> LLMatcher:
@@ -147,16 +173,27 @@ class CompiledGrammar:
     with it.
     """
 
-    def __init__(self, prototype: LLMatcher, width: int, limits: GrammarLimits) -> None:
+    def __init__(
+        self,
+        prototype: LLMatcher,
+        width: int,
+        limits: GrammarLimits,
+        table: TokenTable | None = None,
+    ) -> None:
         """Keep a matcher at the start, of which sequences get copies.
 
-        `width` is that of a mask in int32 words.
+        `width` is that of a mask in int32 words. `table` is there if keys may come twice.
         """
+        self._table = table
         self.prototype = prototype
         self.width = width
         self.limits = limits
         self.masks: dict[tuple[int, ...], Tensor] = {}
         self.spent_s = 0.0
+
+    def key_watch(self) -> KeyWatch | None:
+        """Return a watch over the keys of an output, if the grammar lets them come twice."""
+        return None if self._table is None else KeyWatch(self._table)
 
     @property
     def mask_bytes(self) -> int:
@@ -203,6 +240,8 @@ class GrammarCompiler:
         self._width = bitmask_width(vocab_size)
         self._lock = Lock()
         self._tokenizer: LLTokenizer | None = None
+        self._num_tokens = vocab_size
+        self._table: TokenTable | None = None
 
     def warm_up(self) -> None:
         """Build what is shared by all grammars, which takes a second for 150k tokens."""
@@ -216,10 +255,26 @@ class GrammarCompiler:
         Raises: GrammarRejected with the reason; a JSON-schema keyword is named.
         """
         try:
-            return self.compile_translated(library_grammar(spec, self.limits))
+            grammar = library_grammar(spec, self.limits)
+            return self.compile_translated(grammar)
         except GrammarRejected as error:
             message = str(error).removeprefix(f"{error.field}: ")
-            raise GrammarRejected("grammar", f"{spec.kind.value}: {message}") from error
+            place = ""
+            if spec.kind is GrammarKind.JSON_SCHEMA and isinstance(error, NotCompiled):
+                place = f" at {self._place(spec, message)}"
+            raise GrammarRejected("grammar", f"{spec.kind.value}{place}: {message}") from error
+
+    def _place(self, spec: GrammarSpec, message: str) -> str:
+        """Return the pointer of the part of a schema that does not compile."""
+
+        def fails(part: Any) -> bool:
+            try:
+                self.compile_translated(schema_grammar(part))
+            except GrammarRejected as error:
+                return str(error).endswith(message)
+            return False
+
+        return failing_place(parsed_source(spec), fails, self.limits.compile_s / 4)
 
     def compile_translated(self, grammar: str) -> CompiledGrammar:
         """Compile a constraint in the library's form.
@@ -230,7 +285,15 @@ class GrammarCompiler:
         assert self._tokenizer is not None
         prototype = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self.limits.of_library)
         if prototype.is_error():
-            raise GrammarRejected(
-                "grammar", f"does not compile: {reason_of(prototype.get_error())}"
-            )
-        return CompiledGrammar(prototype, self._width, self.limits)
+            raise NotCompiled("grammar", f"does not compile: {reason_of(prototype.get_error())}")
+        table = self._token_table() if lets_keys_repeat(grammar) else None
+        return CompiledGrammar(prototype, self._width, self.limits, table)
+
+    def _token_table(self) -> TokenTable:
+        """Return the bytes of all tokens, read once."""
+        assert self._tokenizer is not None
+        with self._lock:
+            if self._table is None:
+                decode = self._tokenizer.decode_bytes
+                self._table = TokenTable([decode([one]) for one in range(self._num_tokens)])
+            return self._table

@@ -120,5 +120,6 @@ class RefusalCache:
 
 
 def _digest(spec: GrammarSpec) -> bytes:
-    source = spec.source.encode(errors="surrogatepass")
-    return hashlib.sha256(spec.kind.encode() + b"\0" + source).digest()
+    parts = (spec.kind, spec.source, spec.before)
+    told = b"\0".join(part.encode(errors="surrogatepass") for part in parts)
+    return hashlib.sha256(told).digest()

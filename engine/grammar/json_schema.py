@@ -1,25 +1,31 @@
-"""JSON schemas: every keyword that a grammar would not enforce is refused by its name.
+"""JSON schemas: enforced exactly, or refused with the keyword, its place and the reason.
 
-JSON Schema lets a validator ignore what it does not know. A constraint must not: the author of a
-keyword relies on it. So a schema passes only if each of its keywords is enforced by the compiler
-or is an annotation, which constrains nothing.
+A schema is read (`schema/document.py`), and written anew (`schema/writer.py`) from what it claims
+of each value, in forms that the grammar library enforces by themselves.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar.json_pattern import PatternRefused, safe_pattern
+from tokenbus.engine.grammar.schema.document import Document
+from tokenbus.engine.grammar.schema.expansion import check_cycles
+from tokenbus.engine.grammar.schema.keywords import SCHEMA, SCHEMA_LIST, SCHEMA_MAP
+from tokenbus.engine.grammar.schema.refusal import pointer, refusal
+from tokenbus.engine.grammar.schema.writer import SchemaWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from llguidance._lib import JsonCompileOptions
+
+    from tokenbus.engine.grammar.schema.refusal import Path
 
 # One spelling per value, that of Python's json.dumps(ensure_ascii=False): most of the punctuation
 # is then forced and costs no draw, whitespace cannot go on for ever, and no escape can spell a
@@ -37,142 +43,27 @@ _ONE_SPELLING: JsonCompileOptions = {
 _NEEDS_U = re.compile(
     r"\\u00([01]|7f)|\\\\(x[017]|x\{0*[17]?[0-9A-Fa-f]\}|u00[017]|u\{|U000000[017]|[0acv])"
 )
+# Attempts to find the part of a schema at which it fails; each compiles a part of it.
+_MAX_PARTS = 200
 # Characters that the library accepts in a second spelling once \u is allowed.
 _SPELLED_TWICE = re.compile(r"[\x08-\x0f\x1a-\x1f\x7f]")
-# Keywords whose value is a schema, a map of schemas, or a list of schemas.
-_SCHEMA = frozenset({"items", "additionalProperties", "additionalItems"})
-_SCHEMA_MAP = frozenset({"properties", "patternProperties", "$defs", "definitions"})
-_SCHEMA_LIST = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-_IN_PLACE = ("anyOf", "oneOf", "allOf")
-
-_ASSERTIONS = frozenset(
-    [
-        "type",
-        "enum",
-        "const",
-        "multipleOf",
-        "maximum",
-        "exclusiveMaximum",
-        "minimum",
-        "exclusiveMinimum",
-        "maxLength",
-        "minLength",
-        "pattern",
-        "format",
-        "maxItems",
-        "minItems",
-        "maxProperties",
-        "minProperties",
-        "required",
-        "$ref",
-    ]
-)
-# `discriminator` repeats what oneOf already says; `$anchor` gives a name that no `$ref` may use.
-_ANNOTATIONS = frozenset(
-    [
-        "$schema",
-        "$comment",
-        "$anchor",
-        "title",
-        "description",
-        "default",
-        "examples",
-        "example",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "discriminator",
-    ]
-)
-_COMPILER_OPTIONS = "x-guidance"
-_EXTENSION_PREFIX = "x-"
-
-_HINTS = {
-    "nullable": 'use "type": [..., "null"]',
-    "uniqueItems": "bound the array and check the values",
-    "dependencies": "use anyOf",
-    "dependentRequired": "use anyOf",
-    "if": "use anyOf",
-    "not": "list what is allowed",
-}
-# Deeper schemas are an attack on the stack rather than a description of data.
-_MAX_DEPTH = 64
-
-Schema = Mapping[str, Any] | bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Located:
-    """A schema and where it lies, as the tokens of its JSON pointer."""
+def enforceable_schema(schema: Any, path: Path = ()) -> Any:
+    """Return a schema that allows the same values, in the form that is enforced.
 
-    schema: Schema
-    path: tuple[str, ...]
-
-
-def _pointer(path: tuple[str, ...]) -> str:
-    """Spell a JSON pointer as a fragment."""
-    return "#" + "".join("/" + token.replace("~", "~0").replace("/", "~1") for token in path)
-
-
-def _reject(keyword: str, path: tuple[str, ...], reason: str) -> GrammarRejected:
-    """Build the refusal of a keyword."""
-    return GrammarRejected(
-        "grammar", f"JSON schema keyword {keyword!r} at {_pointer(path)}: {reason}"
-    )
-
-
-def _children(keyword: str, value: Any, path: tuple[str, ...]) -> Iterator[_Located]:
-    """Yield the schemas inside one keyword.
-
-    Raises: GrammarRejected if the value has the wrong shape.
+    path: of the part that is wanted, whose references lead into the whole.
+    Raises: GrammarRejected that names the first keyword which would not be enforced.
     """
-    inner = (*path, keyword)
-    if keyword in _SCHEMA_MAP:
-        if not isinstance(value, Mapping):
-            raise _reject(keyword, path, "must be an object of schemas")
-        for name, schema in value.items():
-            yield _Located(schema, (*inner, name))
-    elif keyword in _SCHEMA_LIST or (keyword == "items" and isinstance(value, list)):
-        if not isinstance(value, list):
-            raise _reject(keyword, path, "must be a list of schemas")
-        for index, schema in enumerate(value):
-            yield _Located(schema, (*inner, str(index)))
-    elif keyword in _SCHEMA:
-        yield _Located(value, inner)
-
-
-def _check_keyword(keyword: str, value: Any, path: tuple[str, ...]) -> None:
-    """Raise unless the keyword is enforced, or constrains nothing."""
-    if keyword == "$id":
-        if path:
-            raise _reject(keyword, path, "only the root may have one")
-        return
-    if keyword == "$ref":
-        if not (isinstance(value, str) and (value == "#" or value.startswith("#/"))):
-            raise _reject(keyword, path, f"{value!r} is not a pointer into this schema (#/...)")
-        return
-    if keyword in ("exclusiveMinimum", "exclusiveMaximum") and isinstance(value, bool):
-        raise _reject(keyword, path, "must be a number (the boolean form is of draft 4)")
-    if keyword in _ASSERTIONS | _ANNOTATIONS | _SCHEMA | _SCHEMA_MAP | _SCHEMA_LIST:
-        return
-    if keyword.startswith(_EXTENSION_PREFIX) and keyword != _COMPILER_OPTIONS:
-        return
-    hint = _HINTS.get(keyword)
-    raise _reject(keyword, path, "not supported" + (f"; {hint}" if hint else ""))
-
-
-def _check_combinations(schema: Mapping[str, Any], path: tuple[str, ...]) -> None:
-    """Raise for keywords that are enforced alone but not together."""
-    if "additionalItems" in schema and not isinstance(schema.get("items"), list):
-        raise _reject("additionalItems", path, "only beside a list of items; use items")
-    if isinstance(schema.get("items"), list) and "prefixItems" in schema:
-        raise _reject("items", path, "must be one schema beside prefixItems")
-    is_closed = schema.get("additionalProperties") is False and "patternProperties" not in schema
-    required = schema.get("required", [])
-    # A key that is not listed may be repeated, and only counts once: one such key is certain.
-    certain = len(set(required)) + 1 if isinstance(required, list) else 1
-    if not is_closed and schema.get("minProperties", 0) > certain:
-        raise _reject("minProperties", path, "unlisted keys may repeat; list them as required")
+    try:
+        document = Document(schema)
+        check_cycles(document)
+        written = SchemaWriter(document).write(path)
+    except RecursionError:
+        raise GrammarRejected("grammar", "JSON schema at #: nested too deep") from None
+    if json_options(written) is not _ONE_SPELLING:
+        _check_spellings(written)
+    return written
 
 
 def json_options(schema: Any) -> JsonCompileOptions:
@@ -185,115 +76,50 @@ def json_options(schema: Any) -> JsonCompileOptions:
     return {**_ONE_SPELLING, "json_allowed_escapes": '"\\bfnrtu'}
 
 
-def inner_schemas(schema: Any, pointer: str = "#") -> Iterator[tuple[str, Any]]:
-    """Yield the schemas directly inside a schema, each with its JSON pointer."""
-    if isinstance(schema, Mapping):
-        for keyword, value in schema.items():
-            for child in _children(keyword, value, ()):
-                yield "/".join([pointer, *_pointer(child.path).split("/")[1:]]), child.schema
-
-
-def _check_spellings(found: Mapping[str, _Located]) -> None:
-    """Raise for a listed key that could be spelled as an unlisted one with another schema."""
-    for located in found.values():
-        schema = located.schema
-        if isinstance(schema, bool) or not isinstance(schema.get("properties"), Mapping):
-            continue
-        if schema.get("additionalProperties") is False and "patternProperties" not in schema:
-            continue
-        for key in filter(_SPELLED_TWICE.search, schema["properties"]):
-            reason = f"key {key!r} has two spellings; close the object (additionalProperties)"
-            raise _reject("properties", located.path, reason)
-
-
-def _walk(root: Schema) -> dict[str, _Located]:
-    """Check every keyword and return all schemas by pointer."""
-    found: dict[str, _Located] = {}
-    pending = [_Located(root, ())]
-    while pending:
-        located = pending.pop()
-        schema, path = located.schema, located.path
-        found[_pointer(path)] = located
-        if isinstance(schema, bool):
-            continue
-        if not isinstance(schema, Mapping):
-            raise GrammarRejected(
-                "grammar", f"JSON schema at {_pointer(path)} must be an object or a boolean"
-            )
-        if len(path) > _MAX_DEPTH:
-            raise GrammarRejected("grammar", f"JSON schema is nested deeper than {_MAX_DEPTH}")
-        for keyword, value in schema.items():
-            _check_keyword(keyword, value, path)
-            pending.extend(_children(keyword, value, path))
-        _check_combinations(schema, path)
-    return found
-
-
-def _in_place(located: _Located, found: Mapping[str, _Located]) -> Iterator[str]:
-    """Yield the pointers of the schemas that apply to the same value as this one."""
-    if isinstance(located.schema, bool):
+def inner_schemas(schema: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield the schemas directly inside a schema, each with its path."""
+    if not isinstance(schema, Mapping):
         return
-    for keyword in _IN_PLACE:
-        for child in _children(keyword, located.schema.get(keyword, []), located.path):
-            yield _pointer(child.path)
-    if "$ref" in located.schema:
-        target = unquote(located.schema["$ref"])
-        if target not in found:
-            raise _reject("$ref", located.path, f"{target} is not a schema")
-        yield target
+    for word, value in schema.items():
+        if word in SCHEMA_MAP and isinstance(value, dict):
+            for name, one in value.items():
+                yield (*path, word, name), one
+        elif word in SCHEMA_LIST | {"items"} and isinstance(value, list):
+            for index, one in enumerate(value):
+                yield (*path, word, str(index)), one
+        elif word in SCHEMA:
+            yield (*path, word), value
 
 
-def _check_references(found: Mapping[str, _Located]) -> None:
-    """Raise for a reference that leads nowhere, or back to itself without passing a value."""
-    finished: set[str] = set()
-    for start in found:
-        open_pointers: set[str] = set()
-        stack = [(start, False)]
-        while stack:
-            pointer, leaving = stack.pop()
-            if leaving:
-                open_pointers.discard(pointer)
-                finished.add(pointer)
-                continue
-            if pointer in open_pointers:
-                raise _reject("$ref", found[pointer].path, "refers to itself without end")
-            if pointer in finished:
-                continue
-            open_pointers.add(pointer)
-            stack.append((pointer, True))
-            stack.extend((target, False) for target in _in_place(found[pointer], found))
+def failing_place(schema: Any, fails: Callable[[Any], bool], seconds: float) -> str:
+    """Return the pointer of the innermost part of a schema that fails by itself.
 
-
-def _make_patterns_safe(schema: dict[str, Any], path: tuple[str, ...]) -> None:
-    """Rewrite the patterns of one schema in place."""
-    try:
-        if isinstance(schema.get("pattern"), str):
-            schema["pattern"] = safe_pattern(schema["pattern"])
-    except PatternRefused as error:
-        raise _reject("pattern", path, f"{error} is not supported") from error
-    try:
-        by_key = schema.get("patternProperties", {})
-        safe = {safe_pattern(pattern): inner for pattern, inner in by_key.items()}
-    except PatternRefused as error:
-        raise _reject("patternProperties", path, f"{error} is not supported") from error
-    if safe:
-        schema["patternProperties"] = safe
-
-
-def enforceable_schema(schema: Any) -> Any:
-    """Return the schema in the form that is enforced.
-
-    Raises: GrammarRejected that names the first keyword which would not be enforced.
+    fails: tells of a part, in the form that is enforced. seconds: of processor time, after which
+    the part that was found last is the answer.
     """
-    try:
-        schema = copy.deepcopy(schema)
-    except RecursionError:
-        raise GrammarRejected("grammar", "JSON schema is nested too deep") from None
-    found = _walk(schema)
-    _check_references(found)
-    if json_options(schema) is not _ONE_SPELLING:
-        _check_spellings(found)
-    for located in found.values():
-        if isinstance(located.schema, dict):
-            _make_patterns_safe(located.schema, located.path)
-    return schema
+    ends_at = time.process_time() + seconds
+    path: Path = ()
+    parts, num_tried = list(inner_schemas(schema)), 0
+    while parts and num_tried < _MAX_PARTS and time.process_time() < ends_at:
+        inner_path, inner = parts.pop(0)
+        num_tried += 1
+        with suppress(GrammarRejected):
+            written = enforceable_schema(schema, inner_path)
+            if fails({} if written is True else written):
+                path, parts = inner_path, list(inner_schemas(inner, inner_path))
+    return pointer(path)
+
+
+def _check_spellings(schema: Any) -> None:
+    """Raise for a listed key that could be spelled as an unlisted one with another schema."""
+    pending = [schema]
+    while pending:
+        one = pending.pop()
+        if not isinstance(one, dict):
+            continue
+        pending += [inner for _, inner in inner_schemas(one)]
+        if one.get("additionalProperties") is False and "patternProperties" not in one:
+            continue
+        for key in filter(_SPELLED_TWICE.search, one.get("properties", {})):
+            reason = f"key {key!r} has two spellings; close the object (additionalProperties)"
+            raise refusal("properties", (), reason)

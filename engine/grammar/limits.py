@@ -20,6 +20,7 @@ class GrammarLimits:
     """Limits of one grammar; times are of the processor.
 
     source_bytes: of the source in UTF-8.
+    choice_bytes: of the source of a choice, which is cheap: 100,000 labels of 40 characters.
     states: of the lexer, over all sequences that share the grammar; 1 to 2 kB each.
     items: of the parser, per token.
     compile_s: for compiling and the trial of the first tokens.
@@ -27,6 +28,7 @@ class GrammarLimits:
     """
 
     source_bytes: int = 262_144
+    choice_bytes: int = 4_194_304
     states: int = 50_000
     items: int = 20_000
     compile_s: float = 2.0
@@ -42,6 +44,9 @@ class GrammarLimits:
         """The part that the library keeps by itself; the rest are its defaults."""
         return LLParserLimits(
             step_max_items=self.items,
+            # Work on the terminals before the first token: 100,000 labels of 40 characters need
+            # 4,000,000. It is part of the trial, whose time is bounded.
+            initial_lexer_fuel=8_000_000,
             max_lexer_states=self.states,
             verbose_errors=False,
         )

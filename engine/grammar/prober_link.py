@@ -64,7 +64,7 @@ class ProberLink:
             if process is None:
                 break
             try:
-                send_message(lanes[lane], (spec.kind.value, spec.source))
+                send_message(lanes[lane], (spec.kind.value, spec.source, spec.before))
                 return TrialVerdict(**receive_message(lanes[lane]))
             except (OSError, ValueError):
                 self._discard(process)

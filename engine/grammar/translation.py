@@ -10,6 +10,7 @@ from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema, json_options
+from tokenbus.engine.grammar.schema.key_watch import is_open
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -41,22 +42,39 @@ class Unreadable(GrammarRejected):
 
 
 def library_grammar(spec: GrammarSpec, limits: GrammarLimits) -> str:
-    """Translate a constraint into the library's form.
+    """Translate a constraint into the library's form, with what may stand before it.
+
+    Raises: as `_constraint`.
+    """
+    grammar = _constraint(spec, limits)
+    return behind(spec.before, grammar) if spec.before else grammar
+
+
+def behind(before: str, grammar: str) -> str:
+    """Return a grammar of the library with what its output begins with."""
+    is_lark = not grammar.lstrip().startswith("{")
+    own = {"lark_grammar": grammar} if is_lark else json.loads(grammar)["grammars"][0]
+    start = f"start: before @answer\n{before}\n"
+    return json.dumps({"grammars": [{"lark_grammar": start}, {**own, "name": "answer"}]})
+
+
+def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
+    """Translate what the output must match.
 
     Raises: GrammarRejected if the source is too long, not JSON where it must be, or of a schema
         that would not be enforced.
     """
     num_bytes = len(spec.source.encode(errors="surrogatepass"))
-    if num_bytes > limits.source_bytes:
-        raise GrammarRejected(
-            "grammar", f"the source has {num_bytes} bytes, the limit is {limits.source_bytes}"
-        )
+    is_choice = spec.kind is GrammarKind.CHOICE
+    most = limits.choice_bytes if is_choice else limits.source_bytes
+    if num_bytes > most:
+        raise GrammarRejected("grammar", f"the source has {num_bytes} bytes, the limit is {most}")
     if spec.kind is GrammarKind.JSON_SCHEMA:
         schema = enforceable_schema(parsed_source(spec))
         if schema is False:
-            raise GrammarRejected("grammar", "JSON schema at #: false allows nothing")
+            raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
-    if spec.kind is GrammarKind.CHOICE:
+    if is_choice:
         choices = parsed_source(spec)
         is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
         if not is_texts or not choices:
@@ -80,6 +98,12 @@ def schema_grammar(schema: Any) -> str:
         return LLMatcher.grammar_from_json_schema(text, overrides=json_options(schema))
     except ValueError as error:
         raise Unreadable("grammar", _PLACE_IN_TEXT.sub("", str(error))) from error
+
+
+def lets_keys_repeat(grammar: str) -> bool:
+    """Tell whether a constraint in the library's form is a schema with keys it does not list."""
+    first = json.loads(grammar)["grammars"][0] if "json_schema" in grammar[:40] else {}
+    return "json_schema" in first and is_open(first["json_schema"])
 
 
 def parsed_source(spec: GrammarSpec) -> Any:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.grammar.json_schema import enforceable_schema, inner_schemas
+from tokenbus.engine.grammar.json_schema import failing_place
 from tokenbus.engine.grammar.limits import TRIAL_MEMORY_BYTES, GrammarLimits, too_slow
 from tokenbus.engine.grammar.translation import (
     Unreadable,
@@ -39,8 +39,6 @@ T = TypeVar("T")
 
 _NUM_WALKS = 3
 _WALK_TOKENS = 16
-# Attempts to find the part of a schema at which it fails; each compiles a part of it.
-_MAX_PARTS = 200
 
 
 class TrialStage(StrEnum):
@@ -151,22 +149,17 @@ class GrammarTrial:
         # What is known holds if the time for the trial is over before the place is found.
         self._say(TrialVerdict(f"{kind.value}: {failure}"))
         self._say = _say_nothing
-        ends_at = time.process_time() + self._limits.compile_s / 4
-        root, pointer = enforceable_schema(parsed_source(self._spec)), "#"
-        parts, num_tried = list(inner_schemas(root)), 0
-        while parts and num_tried < _MAX_PARTS and time.process_time() < ends_at:
-            inner_pointer, inner = parts.pop(0)
-            num_tried += 1
-            if self._fails_alone(root, inner, failure):
-                pointer, parts = inner_pointer, list(inner_schemas(inner, inner_pointer))
-        return f"{kind.value} at {pointer}: {failure}"
+        place = failing_place(
+            parsed_source(self._spec),
+            lambda part: self._fails_alone(part, failure),
+            self._limits.compile_s / 4,
+        )
+        return f"{kind.value} at {place}: {failure}"
 
-    def _fails_alone(self, root: Any, inner: Any, failure: _Failure) -> bool:
-        """Tell whether a part of a schema, with the definitions of its root, fails as the whole."""
-        shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
-        alone = {**inner, **shared} if isinstance(inner, dict) else inner
+    def _fails_alone(self, part: Any, failure: _Failure) -> bool:
+        """Tell whether a part of a schema fails as the whole."""
         try:
-            found = self._failure(schema_grammar(alone))
+            found = self._failure(schema_grammar(part))
         except Unreadable as error:
             found = _unreadable(error)
         except (GrammarRejected, _TooSlow, ValueError):

@@ -219,7 +219,10 @@ class NullEngine:
         for choice, position in enumerate(sequence.lengths):
             if sequence.done[choice]:
                 continue
-            token = pseudo_token(params.seed, choice, position, c.first_id, c.vocab_size)
+            if not params.max_tokens:
+                self._end(sequence, choice, FinishReason.LENGTH)
+                continue
+            token = pseudo_token(params.seed or 0, choice, position, c.first_id, c.vocab_size)
             sequence.lengths[choice] += 1
             sequence.num_prefilled += 1
             self._generated += 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.sampling.bounds import NUMBERS
+from tokenbus.engine.chat.requests.bounds import NUMBERS
 from tokenbus.engine.types import SamplingDefaults
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenbus.engine.sampling.bounds import MAX_STOP_IDS
+from tokenbus.engine.chat.requests.bounds import MAX_STOP_IDS
 from tokenbus.engine.sampling.plan import is_greedy
 from tokenbus.engine.sampling.random_draw import stream_key
 
@@ -81,7 +81,7 @@ class RowTable:
     def write(self, row: int, params: SamplingParams, choice: int) -> None:
         """Set a row's scalars; they reach the device with the next `flush`."""
         greedy = is_greedy(params)
-        key, increment = stream_key(params.seed, choice)
+        key, increment = stream_key(params.seed or 0, choice)
         self._float_rows[row] = (
             1.0 if greedy else params.temperature,
             params.top_p,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from tokenbus.engine.sampling.bounds import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, MAX_LOGIT_BIAS
+from tokenbus.engine.chat.requests.bounds import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, MAX_LOGIT_BIAS
 from tokenbus.engine.sampling.row_table import NO_STOP_ID, write_row
 
 if TYPE_CHECKING:

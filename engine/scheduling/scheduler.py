@@ -6,6 +6,8 @@ possibly after the next one was planned (one step in flight).
 
 A decode step brings between one and `step_tokens` tokens of a sequence. Until it is read back the
 most it may bring is counted, for pages as for positions; `complete` puts that right.
+
+It is one file because all of it moves sequences between the same two lists, waiting and running.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ class Scheduler:
         seq.move_to(SequenceState.FINISHED)
         seq.finish_reason = reason
         self._release(seq)
-        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+        is_whole = reason in (FinishReason.STOP, FinishReason.LENGTH)
+        if is_whole and seq.request.params.max_tokens:
             self.estimator.observe(seq.request.lane, seq.num_output)
 
     def schedule(self) -> StepPlan:
@@ -113,6 +116,10 @@ class Scheduler:
             known.append(token_id)
             if token_id in seq.stop_token_ids or len(known) >= seq.max_length:
                 reason = self._ends(seq, token_id)
+                if len(known) > seq.max_length:
+                    # None was asked for: the step was for the prompt alone.
+                    known.pop()
+                    reason = FinishReason.LENGTH
                 if reason is not None:
                     self.remove(seq, reason)
                     return SequenceEnd(reason, len(known) - before)

@@ -1,7 +1,8 @@
 """The prompt encoder: texts to token ids, many with one call.
 
-The ids are those that `encode` of the tokenizer gives for each text alone. Where that is what
-transformers' own class does, its Rust tokenizer is asked directly: it keeps no positions in the
+The ids are those that `encode` of the tokenizer gives for each text alone, but that a text which
+begins with the first token of every text does not get it twice. Where the tokenizer is of
+transformers' own class, its Rust tokenizer is asked directly: it keeps no positions in the
 text, which nobody reads, and lets other threads run meanwhile.
 """
 
@@ -22,6 +23,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._backend = _backend_of(tokenizer)
+        self._first_id = _first_id_of(tokenizer)
 
     def encode(self, texts: Sequence[str], *, special: bool) -> list[list[int] | Exception]:
         """Return the ids of each text, or what encoding it alone has raised.
@@ -36,11 +38,26 @@ class PromptEncoder:
         return [found for text in texts for found in self.encode([text], special=special)]
 
     def _encoded(self, texts: Sequence[str], *, special: bool) -> list[list[int] | Exception]:
+        encoded = self._ids(texts, special=special)
+        first = self._first_id
+        if not special or first is None:
+            return [*encoded]
+        return [ids[1:] if ids[:2] == [first, first] else ids for ids in encoded]
+
+    def _ids(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
         if self._backend is None:
             tokenizer = self._tokenizer
             return [tokenizer.encode(text, add_special_tokens=special) for text in texts]
         encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=special)
         return [encoding.ids for encoding in encoded]
+
+
+def _first_id_of(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the id that the tokenizer puts before every text, None if it puts none."""
+    bos_id: int | None = getattr(tokenizer, "bos_token_id", None)
+    if bos_id is None:
+        return None
+    return bos_id if tokenizer.encode("", add_special_tokens=True)[:1] == [bos_id] else None
 
 
 def _backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:

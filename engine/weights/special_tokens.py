@@ -11,9 +11,9 @@ import logging
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.chat.requests.bounds import MAX_STOP_IDS
 from tokenbus.engine.errors import ModelBroken, ModelUnsupported
 from tokenbus.engine.model_folder import broken_if
-from tokenbus.engine.sampling.bounds import MAX_STOP_IDS
 from tokenbus.engine.text.turn_end import turn_end
 
 if TYPE_CHECKING:

@@ -121,6 +121,9 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
     add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
     add("--pool", type=_pool, metavar="NAME", help=_POOL_HELP)
     add("--model", metavar="MODEL", help=_MODEL_HELP)
+    add("--served-model-name", action="append", metavar="NAME",
+        help="another name under which requests may ask for the model; may be given several times "
+        "(default: the model alone)")
     add("--engine", choices=("paged", "null"),
         help="paged runs a model, null emits made-up tokens to try a queue (default: paged)")
     for setting in engine:

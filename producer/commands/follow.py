@@ -7,22 +7,27 @@ import sys
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.commands.hints import tell
+from tokenbus.producer.commands.message_lines import MessageLines
 from tokenbus.producer.contract.events import FINISHED_REASONS
 from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
     from tokenbus.producer.client.reading.event_stream import EventStream
-    from tokenbus.producer.contract.events import Event, Finish
+    from tokenbus.producer.contract.events import Finish
 
 
 async def follow(stream: EventStream, *, as_json: bool, is_own: bool = True) -> Finish:
-    """Print a job's events: their text, or each as a line of JSON.
+    """Print a job's events: what they say, or each as a line of JSON.
 
     Text that goes to a terminal, or is another's than the caller's own, has its control characters
     escaped.
     """
+    lines = MessageLines(is_safe=is_own and not sys.stdout.isatty())
     async for event in stream:
-        _print(event, as_json=as_json, is_safe=is_own and not sys.stdout.isatty())
+        if as_json:
+            print(visible(json.dumps(event.dump(), ensure_ascii=False)), flush=True)
+        else:
+            lines.print(event)
         if event.finish is not None:
             return event.finish
     raise RuntimeError("the stream ended without a terminal event")
@@ -35,13 +40,3 @@ def ending_code(finish: Finish) -> int:
     elif finish.reason not in FINISHED_REASONS:
         tell(f"the job was {finish.reason}")
     return 0 if finish.reason in FINISHED_REASONS else 1
-
-
-def _print(event: Event, *, as_json: bool, is_safe: bool) -> None:
-    if as_json:
-        print(visible(json.dumps(event.dump(), ensure_ascii=False)), flush=True)
-    elif event.finish is not None:
-        print(flush=True)
-    else:
-        text = event.text if is_safe else visible(event.text, lines=True)
-        print(text, end="", flush=True)

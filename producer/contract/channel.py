@@ -10,6 +10,7 @@ from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.events import Event, Finish
 from tokenbus.producer.contract.keys import KNOWN_VERSIONS, versions_text
 from tokenbus.producer.contract.logprobs import per_token
+from tokenbus.producer.contract.messages.wire_delta import WireDelta
 from tokenbus.producer.errors import SchemaMismatch
 
 _HEADS = tuple(f'{{"v":{version},'.encode() for version in KNOWN_VERSIONS)
@@ -36,6 +37,7 @@ def parse_message(text: bytes | str) -> Event:
     if wire["v"] not in KNOWN_VERSIONS:
         raise SchemaMismatch("v", f"the event {versions_text(wire['v'])}")
     finish = wire.get("finish")
+    each = [WireDelta.of_wire(delta) for delta in wire.get("deltas") or ()]
     return Event(
         job_id=wire["job"],
         epoch=int(wire["epoch"]),
@@ -49,4 +51,6 @@ def parse_message(text: bytes | str) -> Event:
         finish=None if finish is None else Finish.from_wire(finish),
         tenant=wire.get("tenant", DEFAULT_TENANT),
         version=wire["v"],
+        told=WireDelta.of_wire(wire.get("delta")),
+        told_each=tuple(delta or WireDelta() for delta in each),
     )

@@ -1,11 +1,14 @@
-"""Events as readers see them: tokens, and the one terminal event of a job."""
+"""Events as readers see them: tokens, and the one terminal event of a job.
+
+Tokens, their ends and what both add to messages are one noun, past three hundred lines: an event.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -13,17 +16,31 @@ from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION
 from tokenbus.producer.contract.logprobs import extend_column, per_token
+from tokenbus.producer.contract.messages.job_chat import JobChat
+from tokenbus.producer.contract.messages.job_messages import JobMessages
+from tokenbus.producer.contract.messages.wire_delta import WireDelta, joined
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from tokenbus.engine.chat.delta import MessageDelta
 
 FINISHED_REASONS = frozenset({"stop", "length"})
+# Why a choice ended that stopped after it had made calls.
+TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of a job; completion tokens are summed over all choices."""
+    """Token counts of a job; completion tokens are summed over all choices.
+
+    `reasoning_tokens` are those completion tokens that were reasoning (`JobMessages` has the rule).
+    """
 
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,7 @@ class Finish:
     `choices` holds the reason of each choice, in order; empty where the job ended as a whole.
     `tool_calls` are those of all choices, in order. `stop_reasons` names the stop string or stop id
     that ended each choice, None for the model's own end and for length; empty where all are None.
+    `chat` says how the answers are read as messages, where they are.
     `sampling` has the sampling numbers that are the checkpoint's, where the request gave none.
     """
 
@@ -70,6 +88,16 @@ class Finish:
     tool_calls: tuple[ToolCall, ...] = ()
     stop_reasons: tuple[int | str | None, ...] = ()
     sampling: dict[str, int | float] = field(default_factory=dict)
+    chat: JobChat | None = None
+
+    def finish_reason_of(self, choice: int) -> str:
+        """Return why a choice ended as chat APIs say it: `tool_calls` where it stopped with calls.
+
+        Reasons of the job and of its choices stay what every release understands: `stop` for these.
+        """
+        reason = self.choices[choice] if choice < len(self.choices) else self.reason
+        has_calls = reason == "stop" and any(call.choice == choice for call in self.tool_calls)
+        return TOOL_CALLS if has_calls else reason
 
     def stop_reason_of(self, choice: int) -> int | str | None:
         """Return the stop string or stop id that ended a choice, if one did."""
@@ -95,6 +123,12 @@ class Finish:
             wire["tool_calls"] = [asdict(call) for call in self.tool_calls]
         if self.stop_reasons:
             wire["stop_reasons"] = list(self.stop_reasons)
+        if self.chat is not None:
+            wire["usage"]["reasoning_tokens"] = usage.reasoning_tokens
+            wire["finish_reasons"] = [
+                self.finish_reason_of(choice) for choice in range(len(self.choices))
+            ]
+            wire["chat"] = asdict(self.chat)
         if self.sampling:
             wire["sampling"] = dict(self.sampling)
         return to_json(wire).decode()
@@ -115,6 +149,7 @@ class Finish:
                 int(usage.get("prompt_tokens", 0)),
                 int(usage.get("cached_tokens", 0)),
                 int(usage.get("completion_tokens", 0)),
+                int(usage.get("reasoning_tokens", 0)),
             ),
             error=error and Failure(str(error["code"]), str(error["message"]), error.get("field")),
             choices=tuple(str(reason) for reason in wire.get("choices") or ()),
@@ -129,6 +164,7 @@ class Finish:
                 for call in wire.get("tool_calls") or ()
             ),
             stop_reasons=tuple(wire.get("stop_reasons") or ()),
+            chat=JobChat.of_wire(wire.get("chat")),
             sampling=dict(wire.get("sampling") or {}),
         )
 
@@ -147,6 +183,10 @@ class Event(
     has an entry per token if they were asked for: `[logprob, rank, [[id, logprob] …]]`, with a
     fourth element, true, for a token that a grammar forced; None where a worker of an earlier
     version left it out.
+
+    Where answers are read as messages, `delta` is what the event adds to that of its choice; None
+    in all other jobs, and where a worker of an earlier release wrote. What was held back until the
+    end comes with the terminal event, for all choices: `deltas` tells them.
     """
 
     job_id: str
@@ -161,11 +201,28 @@ class Event(
     finish: Finish | None = None
     tenant: str = DEFAULT_TENANT
     version: int = WIRE_VERSION
+    told: WireDelta | None = msgspec.field(default=None, name="delta")
+    told_each: tuple[WireDelta, ...] = msgspec.field(default=(), name="deltas")
 
     @property
     def cursor(self) -> int:
         """Return the cursor to resume from once this event was handled."""
         return self.to
+
+    @property
+    def delta(self) -> MessageDelta | None:
+        """Return what the event adds to the message of its choice."""
+        return None if self.told is None else self.told.read()
+
+    @property
+    def deltas(self) -> tuple[tuple[int, MessageDelta], ...]:
+        """Return choice and delta of every message to which the event adds something."""
+        if self.told is None:
+            return ()
+        each = self.told_each or (self.told,)
+        first = 0 if self.told_each else self.choice
+        read = ((number, delta.read()) for number, delta in enumerate(each, first))
+        return tuple((choice, delta) for choice, delta in read if delta)
 
     @classmethod
     def of_entry(cls, address: str, entry_id: bytes, body: bytes) -> Event:
@@ -214,12 +271,25 @@ class Event(
         }
         if self.logprobs:
             wire["logprobs"] = list(self.logprobs)
+        if self.told is not None:
+            wire["delta"] = self.told.dump()
+        if self.told_each:
+            wire["deltas"] = [delta.dump() for delta in self.told_each]
         if self.finish is not None:
             wire["finish"] = json.loads(self.finish.dump())
         return wire
 
+    def with_deltas(self, deltas: Sequence[MessageDelta]) -> Event:
+        """Add the delta of the event's choice, or those that end all choices."""
+        told, others = WireDelta.of(deltas[0] if deltas else joined(())), deltas[1:]
+        each = tuple(map(WireDelta.of, deltas)) if any(others) else ()
+        return msgspec.structs.replace(self, told=told, told_each=each)
+
     def after(self, cursor: int) -> Event:
-        """Cut off the tokens up to `cursor`, which lies inside this event."""
+        """Cut off the tokens up to `cursor`, which lies inside this event, and with them its delta.
+
+        What the rest adds to a message only who reads all of the answer knows (`told`).
+        """
         num_seen = cursor - self.start + 1
         if num_seen <= 0 or self.finish is not None:
             return self
@@ -231,6 +301,7 @@ class Event(
             ids=self.ids[num_seen:],
             ends=self.ends[num_seen:],
             logprobs=self.logprobs[num_seen:],
+            told=None,
         )
 
     def merged(self, later: Event) -> Event | None:
@@ -239,6 +310,12 @@ class Event(
             return None
         if later.choice != self.choice or later.start != self.to + 1:
             return None
+        told, more = self.told, later.told
+        if told is None or more is None:
+            if told is not more:
+                return None
+        else:
+            told = WireDelta.of(joined((told.read(), more.read())))
         logprobs = list(self.logprobs)
         extend_column(logprobs, len(self.ids), later.logprobs, len(later.ids))
         return msgspec.structs.replace(
@@ -249,7 +326,62 @@ class Event(
             ids=self.ids + later.ids,
             ends=self.ends + later.ends,
             logprobs=tuple(logprobs),
+            told=told,
         )
+
+
+def told(events: Iterable[Event], messages: JobMessages, cursor: int = 0) -> Iterator[Event]:
+    """Yield the events after `cursor` with their deltas, of all events of a job in order.
+
+    `messages` has read nothing of it before; afterwards it has read all.
+    """
+    for event in events:
+        if event.finish is not None:
+            yield event.with_deltas(messages.finish())
+        elif event.to <= cursor:
+            messages.read(event.choice, event.text, event.ends)
+        else:
+            rest = event.after(cursor)
+            num_seen = len(event.ids) - len(rest.ids)
+            if num_seen:
+                seen = event.text[: len(event.text) - len(rest.text)]
+                messages.read(event.choice, seen, event.ends[:num_seen])
+            yield rest.with_deltas([messages.read(rest.choice, rest.text, rest.ends)])
+
+
+def messages_of(chat: JobChat | None, address: str, num_choices: int = 1) -> JobMessages | None:
+    """Return what reads the answers of a job; None where they are no messages.
+
+    Nor are they to a release that does not know the chat's format.
+    """
+    if chat is None:
+        return None
+    try:
+        return JobMessages(chat, address, num_choices)
+    except KeyError:
+        return None
+
+
+def closed(finish: Finish, messages: JobMessages, texts: Sequence[str]) -> Finish:
+    """Return the finish of a job with what its messages tell, all of whose tokens were read.
+
+    Args:
+        texts: the text of each choice.
+    """
+    messages.finish()
+    calls = [
+        ToolCall(choice, call.id, call.name, call.arguments, messages.calls_at(choice, text))
+        for choice, text in enumerate(texts)
+        for call in messages.message(choice).tool_calls
+    ]
+    usage = replace(finish.usage, reasoning_tokens=messages.reasoning_tokens)
+    is_finished = finish.reason in FINISHED_REASONS
+    return replace(
+        finish,
+        usage=usage,
+        tool_calls=tuple(calls) if is_finished else (),
+        chat=messages.chat,
+    )
 
 
 def names_of(job_id: str, tenant: str, version: int) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class NewJob:
 
     `job_id` is the text of the job's address, `version` the wire version that it keeps.
     `callback` is the JSON of where and with which metadata a webhook tells of the end, or empty.
-    `listen` is the secret of the client that listens, or empty.
+    `listen` is the secret of the client that listens, or empty. `model` is the model that is asked
+    for, or empty; it stands beside the request, which earlier releases read and that knew none.
+    `output_tokens` is one at least, which the queue asks of every job.
     """
 
     job_id: str
@@ -46,6 +48,7 @@ class NewJob:
     callback: str = ""
     version: int = WIRE_VERSION
     listen: str = field(default="", repr=False)
+    model: str = ""
 
 
 def new_job(
@@ -80,7 +83,7 @@ def new_job(
         tenant=request.tenant,
         priority=request.priority,
         prompt_tokens=request.estimate_prompt_tokens(),
-        output_tokens=request.max_tokens,
+        output_tokens=max(request.max_tokens, 1),
         n=request.n,
         request=f'{{"v":{request.v}{drawn}{told}',
         digest=_digest(request, told),
@@ -93,6 +96,7 @@ def new_job(
         version=request.v,
         # Version 1 knew no such channel, and its events do not tell whose they are.
         listen=listen if request.v > 1 else "",
+        model=request.model or "",
     )
 
 
@@ -112,7 +116,9 @@ def _told(request: JobRequest) -> str:
 
     It is written once for digest and store: writing it costs more than all else of a submit.
     """
-    bare = request if request.id is None else request.model_copy(update={"id": None})
+    bare = request
+    if request.id is not None or request.model is not None:
+        bare = request.model_copy(update={"id": None, "model": None})
     return bare.dump().removeprefix(f'{{"v":{request.v}')
 
 
@@ -121,6 +127,8 @@ def _digest(request: JobRequest, told: str) -> str:
     if ids is not None:
         told = _told(request.model_copy(update={"token_ids": None}))
     covered = f'{{"v":1{told}'.encode() + (b"" if ids is None else pack_ids(ids))
+    if request.model is not None:
+        covered += b"\n" + request.model.encode()
     return hashlib.sha256(covered).hexdigest()[:32]
 
 
@@ -142,11 +150,13 @@ def as_request(
 ) -> JobRequest:
     """Check what the caller gave. Raises: RequestInvalid."""
     if isinstance(given, JobRequest):
-        return given.checked() if not fields else JobRequest.build(**(given.model_dump() | fields))
+        if not fields:
+            return given.checked()
+        return JobRequest.of_fields(given.model_dump(exclude_unset=True) | fields)
     if given is None:
-        return JobRequest.build(**fields)
+        return JobRequest.of_fields(fields)
     if not isinstance(given, Mapping):
-        return JobRequest.build(prompt=given, **fields)
+        return JobRequest.of_fields({"prompt": given, **fields})
     if not all(isinstance(name, str) for name in given):
         raise RequestInvalid("job", "the name of a field is no text")
-    return JobRequest.build(**given)
+    return JobRequest.of_fields(given)

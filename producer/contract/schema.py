@@ -5,7 +5,7 @@ It is one file because it is one schema: the request, and the parts that are nam
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,11 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from tokenbus.producer.contract.address import DEFAULT_TENANT
-from tokenbus.producer.contract.bounds import (
-    CHECKPOINT_FIELDS,
-    DEFAULT_PRIORITY,
-    DEFAULTS,
+from tokenbus.engine.chat.requests.bounds import (
     LOGIT_BIAS,
     MAX_BAD_WORD_LENGTH,
     MAX_BAD_WORDS,
@@ -30,8 +26,15 @@ from tokenbus.producer.contract.bounds import (
     MAX_STOP_IDS,
     MAX_STOP_LENGTH,
     MAX_STOPS,
+    MAX_TOOLS,
     NUMBERS,
+    REASONING_TOKENS,
+    ROLE_PATTERN,
 )
+from tokenbus.engine.chat.requests.request_rules import TOOL_NAME_PATTERN, check_together
+from tokenbus.engine.chat.requests.request_shapes import Shaped, is_plain
+from tokenbus.producer.contract.address import DEFAULT_TENANT
+from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS, DEFAULT_PRIORITY, DEFAULTS
 from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.contract.json_values import JsonObject  # noqa: TC001 - pydantic reads it
 from tokenbus.producer.contract.keys import (
@@ -39,11 +42,14 @@ from tokenbus.producer.contract.keys import (
     KNOWN_VERSIONS,
     NAME_PATTERN,
     WIRE_VERSION,
-    versions_text,
 )
+from tokenbus.producer.contract.spellings import invalid, read_fields, read_text
 from tokenbus.producer.contract.token_ids import TokenId, TokenIds
-from tokenbus.producer.errors import RequestInvalid, SchemaMismatch
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_MODEL_LENGTH = 256
 MAX_WAIT_S = 30 * 24 * 3600.0
 SEED_BITS = 63
 # Bytes per token of English text under the vocabularies of current models; rounded down so that
@@ -53,7 +59,6 @@ BYTES_PER_TOKEN = 3
 TEMPLATE_TOKENS = 8
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 
 
 def _check_text(text: str) -> str:
@@ -90,6 +95,14 @@ Secret = Annotated[SecretStr, Field(min_length=16, max_length=256), AfterValidat
 CallbackUrl = Annotated[Text, Field(max_length=2048), AfterValidator(check_callback_url)]
 
 _NOT_DUMPED = {"v", "cache_secret"}
+# Fields that may contradict others, and those that alone never do.
+_RELATED = frozenset(
+    {
+        "tools", "tool_choice", "grammar", "min_tokens", "chat_template_kwargs",
+        "continue_final_message", "max_reasoning_tokens",
+    }
+)  # fmt: skip
+_RELATED_TO = ("max_tokens", "add_generation_prompt")
 _STRICT = ConfigDict(
     extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
 )
@@ -100,7 +113,7 @@ class Message(BaseModel):
 
     model_config = _STRICT
 
-    role: Name
+    role: Annotated[str, Field(pattern=ROLE_PATTERN)]
     content: Text | None = None
     name: Text | None = None
     reasoning_content: Text | None = None
@@ -148,6 +161,10 @@ class NamedTool(BaseModel):
 class JobRequest(BaseModel):
     """A generation job: one of prompt, messages or token_ids, and how to sample.
 
+    `build` and `parse` take it as clients of other servers write it too (docs/requests.md): these
+    are the fields that come of that. `model` is checked by the worker that gets the job, and None
+    is whatever model the pool has. `max_tokens` 0 computes the prompt alone, for its logprobs.
+    `max_reasoning_tokens` closes the reasoning of an answer, None never does.
     `token_ids` is a list, or the base64 of little-endian int32, as which it is stored.
     `deadline_s` and `not_before_s` count from the moment the server accepts the job. Sampling
     fields mean what they mean in the engine; `seed` None is drawn when the job is submitted. With
@@ -176,6 +193,7 @@ class JobRequest(BaseModel):
     metadata: dict[Text, Text] = Field(default_factory=dict, max_length=32)
     traceparent: Text | None = Field(default=None, max_length=128)
     callback_url: CallbackUrl | None = None
+    model: Text | None = Field(default=None, min_length=1, max_length=MAX_MODEL_LENGTH)
 
     n: int = _within("n")
     max_tokens: int = _within("max_tokens")
@@ -197,9 +215,15 @@ class JobRequest(BaseModel):
     logprobs: int | None = _within("logprobs")
     prompt_logprobs: int | None = _within("prompt_logprobs")
     grammar: Grammar | None = None
-    tools: list[Tool] | None = Field(default=None, min_length=1, max_length=128)
+    tools: list[Tool] | None = Field(default=None, min_length=1, max_length=MAX_TOOLS)
     tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
+    chat_template_kwargs: JsonObject = Field(default_factory=dict)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    max_reasoning_tokens: int | None = Field(
+        default=None, ge=REASONING_TOKENS.low, le=REASONING_TOKENS.high
+    )
 
     @model_validator(mode="after")
     def _check_whole(self) -> Self:
@@ -209,57 +233,72 @@ class JobRequest(BaseModel):
             raise ValueError("prompt: give exactly one of prompt, messages and token_ids")
         if self.cache_secret is not None and (self.cache_group is None or self.v == 1):
             raise ValueError("cache_secret: only together with cache_group, from wire version 2 on")
-        if self.min_tokens > self.max_tokens:
-            raise ValueError(f"min_tokens: {self.min_tokens} exceeds max_tokens {self.max_tokens}")
-        if self.tools is not None and self.messages is None:
-            raise ValueError("tools: only together with messages")
-        if self.tools is None and self.tool_choice not in ("auto", "none"):
-            raise ValueError("tool_choice: only together with tools")
-        if self.tools is not None and self.grammar is not None and self.tool_choice != "none":
-            raise ValueError("grammar: not together with tools, unless tool_choice is none")
-        names = [tool.function.name for tool in self.tools or ()]
-        if len(set(names)) < len(names):
-            raise ValueError("tools: two have the same name")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.name not in names:
-            raise ValueError(f"tool_choice: {self.tool_choice.name} is not among the tools")
+        if self.model_fields_set & _RELATED:
+            check_together(self._related(), is_chat=self.messages is not None)
         return self
+
+    def _related(self) -> dict[str, Any]:
+        """Return the fields that have to do with each other, as they came."""
+        related = {name: getattr(self, name) for name in (*_RELATED, *_RELATED_TO)}
+        tools, choice = related["tools"], related["tool_choice"]
+        related["tools"] = [{"function": {"name": tool.function.name}} for tool in tools or ()]
+        if isinstance(choice, NamedTool):
+            related["tool_choice"] = {"name": choice.name}
+        return related
 
     @classmethod
     def build(cls, **fields: Any) -> Self:
-        """Check a request given as Python values.
+        """Check a request given as Python values, in any of the spellings that are known.
 
         Raises: RequestInvalid naming the field; SchemaMismatch for another wire version.
         """
+        return cls.of_fields(fields)
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """Check a request given as a mapping, as `build` does."""
+        if not is_plain(fields):
+            return read_fields(cls, fields)
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise _invalid(error) from None
+            raise invalid(error, Shaped(dict(fields))) from None
 
     def checked(self) -> Self:
         """Check a request again: `model_copy` and `model_construct` of pydantic check nothing.
 
         Raises: RequestInvalid naming the field; SchemaMismatch.
         """
-        return self.build(**{name: getattr(self, name) for name in self.model_fields_set})
+        try:
+            return self.model_validate(
+                {name: getattr(self, name) for name in self.model_fields_set}
+            )
+        except ValidationError as error:
+            raise invalid(error) from None
 
     @classmethod
     def parse(cls, text: bytes | str) -> Self:
-        """Check a request given as JSON.
+        """Check a request given as JSON, in any of the spellings that are known.
 
         Raises: RequestInvalid naming the field (`job` if it is no JSON object); SchemaMismatch.
         """
         try:
-            return cls.model_validate_json(text)
+            request = cls.model_validate_json(text)
         except ValidationError as error:
-            raise _invalid(error) from None
+            return read_text(cls, text, error)
+        # Calls are free values to the schema, and the door knows their shapes.
+        has_calls = any(m.tool_calls or m.role == "function" for m in request.messages or ())
+        return read_text(cls, text) if has_calls else request
 
     def dump(self) -> str:
         """Return the JSON that is stored and sent; defaults and the secret are left out.
 
         Defaults that were given stay where the checkpoint may have others.
         """
-        wire = self.model_dump_json(exclude_defaults=True, exclude=_NOT_DUMPED)
-        for name in sorted(CHECKPOINT_FIELDS & self.model_fields_set):
+        # What was not set has its default; to look only at the rest saves a fifth.
+        given = self.model_fields_set - _NOT_DUMPED
+        wire = self.model_dump_json(exclude_defaults=True, include=given)
+        for name in sorted(CHECKPOINT_FIELDS & given):
             if getattr(self, name) == DEFAULTS[name]:
                 wire = f'{wire[:-1]}{"," if len(wire) > 2 else ""}"{name}":{DEFAULTS[name]}}}'
         return f'{{"v":{self.v}' + ("}" if wire == "{}" else "," + wire[1:])
@@ -290,23 +329,10 @@ class StoredRequest(JobRequest):
         fields = dict(request) | {"cache_secret": None, "cache_key": cache_key}
         return cls.model_construct(request.model_fields_set | {"cache_key"}, **fields)
 
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _invalid(error: ValidationError) -> RequestInvalid:
-    """Turn the first finding into one sentence that names the field."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    message = first["msg"].removeprefix("Value error, ")
-    # Of a union the path names the member that was tried, which is no field.
-    path = [str(part) for part in first["loc"] if not str(part).startswith("literal[")]
-    if not path and first["type"] == "value_error" and ": " in message:
-        head, message = message.split(": ", 1)
-        path = [head]
-    field, message = _printable(".".join(path) or "job"), _printable(message)
-    if field == "v":
-        given = first["input"]
-        shown = given if isinstance(given, int) and abs(given) < 10**9 else "of another kind"
-        return SchemaMismatch("v", f"the request {versions_text(shown)}")
-    return RequestInvalid(field, message)
+    @classmethod
+    def parse(cls, text: bytes | str) -> Self:
+        """Read what was stored, which has one spelling alone."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise invalid(error) from None

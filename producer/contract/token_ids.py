@@ -15,7 +15,7 @@ import msgspec
 from pydantic import Field, GetCoreSchemaHandler, SerializationInfo
 from pydantic_core import CoreSchema, core_schema
 
-from tokenbus.producer.contract.bounds import TOKEN_ID
+from tokenbus.engine.chat.requests.bounds import TOKEN_ID
 
 if TYPE_CHECKING:
     from collections.abc import Callable

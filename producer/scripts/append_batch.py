@@ -74,11 +74,12 @@ class AppendBatch:
         logprobs: str = "",
         entries: int = 0,
         version: int = WIRE_VERSION,
+        delta: str = "",
     ) -> None:
         """Add tokens `start`… of one choice.
 
         `logprobs` is a JSON array or empty; `entries` is the number of entries that the log has if
-        nobody else wrote, 0 if that is not known.
+        nobody else wrote, 0 if that is not known. `delta` is as in `some_tokens`.
         """
         to = start + len(ids) - 1
         head = event_head(job_id, version)
@@ -88,7 +89,7 @@ class AppendBatch:
             f"{epoch}-{to}",
             entries,
             int(to // _BELT_TOKENS > (start - 1) // _BELT_TOKENS),
-            *some_tokens(head, epoch, choice, start, text, ids, ends, logprobs),
+            *some_tokens(head, epoch, choice, start, text, ids, ends, logprobs, delta),
         )
 
     def heard_by(self, listens: list[str]) -> None:
@@ -111,14 +112,19 @@ def some_tokens(
     ids: Sequence[int],
     ends: Sequence[int],
     logprobs: str = "",
+    delta: str = "",
 ) -> tuple[str, str]:
     """Return log entry and public message of tokens `start`… of one choice.
 
-    `logprobs` is a JSON array or empty; `head` is what the job's messages begin with.
+    `logprobs` is a JSON array or empty; `head` is what the job's messages begin with. `delta` is
+    the JSON object of what the tokens add to a message, empty where answers are none; the log has
+    only the text.
     """
     id_list, end_list = ",".join(map(str, ids)), ",".join(map(str, ends))
     shown = quoted(text)
     extra, named = (f",{logprobs}", f',"logprobs":{logprobs}') if logprobs else ("", "")
+    if delta:
+        named += f',"delta":{delta}'
     return (
         f"[{choice},{start},{shown},[{id_list}],[{end_list}]{extra}]",
         f'{head}{epoch},"choice":{choice},"from":{start},"to":{start + len(ids) - 1},'

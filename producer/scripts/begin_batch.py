@@ -18,13 +18,15 @@ _LAST, _FINISH, _RESULT = 3, 6, 7
 class BeginBatch:
     """Builds the argument of the begin script: a job, its entries, perhaps its end; the next job.
 
-    Log entries and public messages come ready-made, as in appends.
+    Log entries and public messages come ready-made, as in appends. Jobs whose answers are messages
+    have a pair in a second array: their chat, and the fields that the terminal event tells of them.
     """
 
-    __slots__ = ("_items", "num_entries")
+    __slots__ = ("_items", "_told", "num_entries")
 
     def __init__(self) -> None:
         self._items: list[list[Any]] = []
+        self._told: dict[int, list[str]] = {}
         self.num_entries = 0
 
     def __len__(self) -> int:
@@ -49,20 +51,33 @@ class BeginBatch:
         ids: Sequence[int],
         ends: Sequence[int],
         logprobs: str = "",
+        delta: str = "",
     ) -> None:
-        """Add an entry of the job: tokens `start`… of one choice; `logprobs` as in appends."""
+        """Add an entry of the job: tokens of one choice; `logprobs` and `delta` as in appends."""
         item = self._items[-1]
         epoch, head = item[1], item[5]
         last = item[_LAST] = start + len(ids) - 1
         item.append(f"{epoch}-{last}")
-        item += some_tokens(head, epoch, choice, start, text, ids, ends, logprobs)
+        item += some_tokens(head, epoch, choice, start, text, ids, ends, logprobs, delta)
         self.num_entries += 1
 
-    def end(self, finish: str, result: str) -> None:
-        """Add the end of the job: the terminal entry behind its tokens, and its result value."""
+    def chat(self, chat: str) -> None:
+        """Say how the answers of the job are read: the JSON object of a chat, for its marker."""
+        self._told[len(self._items) - 1] = [chat, ""]
+
+    def end(self, finish: str, result: str, told: str = "") -> None:
+        """Add the end of the job: the terminal entry behind its tokens, and its result value.
+
+        `told` are the fields of JSON with which the terminal event ends messages.
+        """
         item = self._items[-1]
         item[_FINISH], item[_RESULT] = finish, result
+        if told:
+            self._told.setdefault(len(self._items) - 1, ["", ""])[1] = told
 
-    def pack(self) -> bytes:
-        """Return the argument."""
-        return pack(self._items)
+    def pack(self) -> list[bytes]:
+        """Return the arguments: the jobs, and what of them is messages where there is any."""
+        if not self._told:
+            return [pack(self._items)]
+        told = [self._told.get(number, ["", ""]) for number in range(len(self._items))]
+        return [pack(self._items), pack(told)]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from tokenbus.producer.contract.events import Event, Finish, Usage
+from tokenbus.producer.contract.events import Event, Finish, Usage, closed, messages_of
+from tokenbus.producer.contract.messages.wire_delta import end_json
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import STALE_ANSWER_S, End, Scripts, Takeover
 from tokenbus.producer.scripts.completing import Completed, Retention
@@ -23,6 +24,8 @@ from tokenbus.producer.scripts.replies import Ending, LogStatus, Orphan, Requeue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from tokenbus.producer.contract.messages.job_chat import JobChat
 
 # The record outlives log and result by this much, so that a job id is never free while they are.
 RECORD_MARGIN_MS = 5_000
@@ -87,10 +90,12 @@ class JobCompletion:
             return ending.finish
         finish = Finish.parse(ending.finish)
         for _ in range(MAX_END_TRIES):
-            events = await self._scripts.log.events(ending.job_id) or []
+            events, chat = await self._scripts.log.story(ending.job_id)
             if self._clock() - answered_at > STALE_ANSWER_S:
                 return None
-            [reply] = await self._scripts.log.end([_unowned_end(ending, finish, events)])
+            [reply] = await self._scripts.log.end(
+                [_unowned_end(ending, finish, events or [], chat)]
+            )
             if reply.status in (LogStatus.OK, LogStatus.TERMINAL):
                 await self.complete(ending.job_id, reply.finish)
                 return reply.finish
@@ -174,13 +179,19 @@ def _crash_of(orphan: Orphan) -> Crash:
     return Crash(cause="worker", num_suspected=orphan.num_held)
 
 
-def _unowned_end(ending: Ending, finish: Finish, events: list[Event]) -> End:
+def _unowned_end(ending: Ending, finish: Finish, events: list[Event], chat: JobChat | None) -> End:
     """Put the end of a job together from what its log holds."""
     tokens = [event for event in events if event.finish is None]
     last = tokens[-1].to if tokens else 0
     usage = Usage(finish.usage.prompt_tokens, finish.usage.cached_tokens, last)
     finish = replace(finish, usage=usage)
-    version = ending.version
+    version, held_back = ending.version, ""
+    messages = messages_of(chat, ending.job_id)
+    if messages is not None:
+        for event in tokens:
+            messages.read(event.choice, event.text, event.ends)
+        held_back = end_json(messages.finish())
+        finish = closed(finish, messages, [])
     result = build_result(ending.job_id, ending.epoch, tokens, finish, version=version)
     return End(
         ending.job_id,
@@ -191,4 +202,5 @@ def _unowned_end(ending: Ending, finish: Finish, events: list[Event]) -> End:
         owned=False,
         version=version,
         listen=ending.listen,
+        told=held_back,
     )

@@ -271,6 +271,7 @@ def _pulled(reply: list[Any]) -> PulledJob:
         num_choices,
         packed,
         listen,
+        model,
     ) = reply
     return PulledJob(
         job_id=job_id.decode(),
@@ -289,4 +290,5 @@ def _pulled(reply: list[Any]) -> PulledJob:
         num_choices=int(num_choices),
         evidence=Evidence.parse(packed.decode(), int(attempts)) if packed or attempts else None,
         listen=listen.decode(),
+        model=model.decode(errors="replace"),
     )

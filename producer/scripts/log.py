@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tokenbus.producer.contract.events import Event, event_head
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION, shard_of
+from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.scripts.append_batch import AppendBatch
 from tokenbus.producer.scripts.begin_batch import BeginBatch
 from tokenbus.producer.scripts.replies import LogReply, LogStatus
@@ -30,16 +31,22 @@ MAX_BATCH = 64
 # leaks after a rollback.
 BELT_MS = 7 * 24 * 3600 * 1000
 _PAGE = 512
+# Markers before the first token: one, or a few where owners came and went without any.
+_NUM_FIRST = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Takeover:
-    """A start: at `epoch`, by an owner (`create`, the pull's epoch) or a reaper (held + 1)."""
+    """A start: at `epoch`, by an owner (`create`, the pull's epoch) or a reaper (held + 1).
+
+    `chat` is the JSON object of a chat where answers are messages; it counts if nothing is logged.
+    """
 
     job_id: str
     epoch: int
     worker: str
     create: bool = True
+    chat: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ class Append:
 
     `entries` is the number of entries the log has if nobody else wrote, 0 if that is not known;
     `version` is the wire version of the job, `listen` the secret of the channel of the client that
-    submitted it, if it has one.
+    submitted it, if it has one. `delta` is the JSON object of what they add to a message.
     """
 
     job_id: str
@@ -63,6 +70,7 @@ class Append:
     entries: int = 0
     version: int = WIRE_VERSION
     listen: str = field(default="", repr=False)
+    delta: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,8 @@ class End:
     """The commit: terminal entry after token `last`, and the result value.
 
     `owned` false ends a job in `ending` at its record's epoch; `last` is then what the caller read
-    from the log, and `gap` says that it moved since.
+    from the log, and `gap` says that it moved since. `told` are fields of JSON with which the
+    terminal event ends messages.
     """
 
     job_id: str
@@ -81,6 +90,7 @@ class End:
     owned: bool = True
     version: int = WIRE_VERSION
     listen: str = field(default="", repr=False)
+    told: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +98,8 @@ class Begin:
     """A start from nothing: the log is created with `tokens` in it, and `end` where there is one.
 
     `start` tells this start of `worker` from all others, so that a repeated call knows its log. At
-    least one token or an end is there.
+    least one token or an end is there. `chat` is the JSON object of a chat where answers are
+    messages.
     """
 
     job_id: str
@@ -98,6 +109,7 @@ class Begin:
     end: End | None = None
     version: int = WIRE_VERSION
     listen: str = field(default="", repr=False)
+    chat: str = ""
 
 
 class LogScripts:
@@ -127,7 +139,10 @@ class LogScripts:
         return await self._batch(
             "takeover",
             items,
-            lambda item: [item.job_id, item.epoch, item.worker, item.create],
+            lambda item: [
+                *(item.job_id, item.epoch, item.worker, item.create),
+                *filter(None, (item.chat,)),
+            ],
         )
 
     async def begin(self, items: Sequence[Begin], worker: str) -> list[LogReply]:
@@ -145,13 +160,15 @@ class LogScripts:
 
         Returns: the answers of those that were not simply written, by their numbers.
         """
+        packed, *told = batch.pack()
         answers = await self._runner.run(
             "begin",
             self._keys.log_prefix(shard),
             belt_ms=self._belt_ms,
             publish=self._publish,
             worker=worker,
-            batch=batch.pack(),
+            batch=packed,
+            told=told,
         )
         return {int(number): _log_reply(reply) for number, *reply in answers}
 
@@ -189,7 +206,7 @@ class LogScripts:
                 item.finish,
                 item.result,
                 event_head(item.job_id, item.version),
-                *filter(None, (item.listen,)),
+                *((item.listen, item.told) if item.told else filter(None, (item.listen,))),
             ],
         )
 
@@ -212,17 +229,37 @@ class LogScripts:
         It reads backwards from the end, so that catching up costs what was missed. A log that goes
         meanwhile, as completion lets it, is none.
         """
+        return (await self._read(job_id, cursor))[0]
+
+    async def story(self, job_id: str) -> tuple[list[Event] | None, JobChat | None]:
+        """Read all logged events as `events` does, and how the answers in them are read."""
+        events, first = await self._read(job_id, 0)
+        return events, chat_of(first)
+
+    async def _read(self, job_id: str, cursor: int) -> tuple[list[Event] | None, list[Any]]:
+        """Read events after `cursor`; return with them the oldest entries read, latest first."""
         found: list[Event] = []
         page = await self._runner.command(*self.page_command(job_id))
         if take_page(job_id, cursor, page, found):
-            return found[::-1] if page else None
+            return found[::-1] if page else None, page
+        before = page
         while page:
-            bound = f"({page[-1][0].decode()}"
+            before, bound = page, f"({page[-1][0].decode()}"
             page = await self._runner.command(*self.page_command(job_id, bound))
             if take_page(job_id, cursor, page, found):
                 break
-        is_whole = page or await self._runner.command(*self.page_command(job_id))
-        return found[::-1] if is_whole else None
+        is_there = page or await self._runner.command(*self.page_command(job_id))
+        return found[::-1] if is_there else None, [*before, *page]
+
+    async def chat(self, job_id: str) -> JobChat | None:
+        """Read how the answers of a job are read; None where they are no messages."""
+        key, found, after = self._keys.log(job_id), [], "-"
+        while True:
+            page = await self._runner.command("XRANGE", key, after, "+", "COUNT", _NUM_FIRST)
+            found += page
+            if len(page) < _NUM_FIRST or b"marker" not in page[-1][1]:
+                return chat_of(found[::-1])
+            after = f"({page[-1][0].decode()}"
 
     def page_command(self, job_id: str, bound: str = "+") -> tuple[str | int, ...]:
         """Return the command that reads the log's last entries up to `bound`, for `take_page`."""
@@ -256,10 +293,13 @@ class LogScripts:
         batch = BeginBatch()
         for item in items:
             batch.add(item.job_id, item.epoch, item.start, item.listen, item.version)
+            if item.chat:
+                batch.chat(item.chat)
             for each in item.tokens:
-                batch.tokens(each.choice, each.start, each.text, each.ids, each.ends, each.logprobs)
+                columns = (each.choice, each.start, each.text, each.ids, each.ends)
+                batch.tokens(*columns, each.logprobs, each.delta)
             if item.end is not None:
-                batch.end(item.end.finish, item.end.result)
+                batch.end(item.end.finish, item.end.result, item.end.told)
         others = await self.begin_batch(shard, worker, batch)
         return [others.get(number) or _begun(item) for number, item in enumerate(items)]
 
@@ -277,6 +317,7 @@ class LogScripts:
                 item.logprobs,
                 item.entries,
                 item.version,
+                item.delta,
             )
         batch.heard_by([item.listen for item in items])
         others = await self.append_batch(shard, batch)
@@ -334,6 +375,24 @@ def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | No
     """Turn a log entry into the event that was published; None for a marker."""
     body = wire.get(b"finish") or wire.get(b"e")
     return None if body is None else Event.of_entry(job_id, entry_id, body)
+
+
+def is_whole(page: Sequence[Any]) -> bool:
+    """Tell whether a page of a log's last entries is all of the log."""
+    return len(page) < _PAGE
+
+
+def chat_of(page: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> JobChat | None:
+    """Return the chat of a job from the beginning of its log, latest entry first.
+
+    It stands in the last marker before the first token: that of the owner who wrote this token.
+    """
+    chat: bytes | None = None
+    for _, fields in reversed(page):
+        if b"marker" not in fields:
+            break
+        chat = fields.get(b"chat")
+    return None if chat is None else JobChat.parse(chat)
 
 
 def take_page(

@@ -250,7 +250,7 @@ def _submit_args(job: NewJob, bounds: Bounds, ticket: int, entry_id: str) -> lis
         entry_id,
         job.callback,
         job.version,
-        *filter(None, (job.listen,)),
+        *((job.listen, job.model) if job.model else filter(None, (job.listen,))),
     ]
 
 

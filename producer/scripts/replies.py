@@ -130,7 +130,8 @@ class PulledJob:
     `num_logged` is what its last owner reported as logged (0 = fresh as far as the queue knows).
     `age_ms` is how long ago it was accepted, by the server's clock. `prefix` names what its prompt
     begins with, empty if that is nothing of note. `evidence` is what speaks against it. `listen` is
-    the secret of the client that listens, empty if none does.
+    the secret of the client that listens, empty if none does, `model` the model that it asks for,
+    empty for whatever there is.
     """
 
     job_id: str
@@ -149,6 +150,7 @@ class PulledJob:
     num_choices: int = 1
     evidence: Evidence | None = None
     listen: str = field(default="", repr=False)
+    model: str = ""
 
     @property
     def version(self) -> int:

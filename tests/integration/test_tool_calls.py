@@ -15,6 +15,7 @@ from workers.brake import Brake
 from workers.null_workers import Story, follow, worker
 
 from tokenbus.engine.weights import model_store
+from tokenbus.producer.contract.messages.wire_delta import joined
 from tokenbus.producer.contract.result import JobFailed
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
 ) -> None:
     """At temperature 1.5 the call validates; killed in the middle of it, it ends as unbroken.
 
+    Readers hear its arguments grow, across the death and from any cursor.
     A tool whose schema cannot be met fails its own job with the reason.
     """
     settings = {
@@ -66,7 +68,7 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
     asked: dict[str, Any] = {
         "messages": MESSAGES, "tools": [tool("track", ORDER), tool("wait", {})],
         "tool_choice": {"name": "track"}, "parallel_tool_calls": False,
-        "temperature": 1.5, "seed": 5, "max_tokens": 150,
+        "temperature": 1.5, "seed": 5, "max_tokens": 300,
     }  # fmt: skip
     brake = Brake(monkeypatch, NUM_AHEAD)
     async with worker(pool, redis_url, **settings) as running:
@@ -101,6 +103,7 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
 
         story = await follow(client, job, kill_once)
         resumed = await client.result(job, timeout_s=PATIENCE_S)
+        again = await follow(client, job)
     assert killed
     assert len(story.epochs) == 2
     assert resumed.choices[0].ids == whole.choices[0].ids
@@ -112,5 +115,13 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
         assert result.content == ""
         assert result.text.endswith("</tool_call>")
         assert len(call.id) == 9
+        assert (result.finish_reason, result.finish.choices) == ("tool_calls", ("stop",))
+        [told] = result.message.tool_calls
+        assert (told.id, told.name, told.arguments) == (call.id, call.name, call.arguments)
+    for seen in (story, again):
+        [heard] = joined(seen.deltas[0]).calls
+        [call] = resumed.tool_calls
+        assert (heard.id, heard.name, heard.arguments) == (call.id, call.name, call.arguments)
+    assert len(story.deltas[0]) > 2
     assert whole.tool_calls[0].arguments == resumed.tool_calls[0].arguments
     assert whole.tool_calls[0].id != resumed.tool_calls[0].id

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tokenbus.engine.errors import EngineError
-from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.model_chat import chat_text
 from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, SamplingParams
 from tokenbus.worker.bench.load.arrivals import arrivals
 from tokenbus.worker.bench.load.workload import Workload

@@ -44,7 +44,7 @@ class StepLog:
         """Note that the engine has a request."""
         self._names[request.request_id] = self._num_added
         self._num_added += 1
-        self._write(now, _ADDED, [request.params.seed], [sum(map(len, request.resumed_ids))])
+        self._write(now, _ADDED, [request.params.seed or 0], [sum(map(len, request.resumed_ids))])
 
     def stepped(self, output: StepOutput, now: float) -> None:
         """Note the tokens of a step."""

@@ -13,8 +13,8 @@ from tokenbus.worker.messages.engine import AddRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tokenbus.engine.grammar.tool_reader import ToolReader
     from tokenbus.producer.contract.cache_scope import CacheGroups
+    from tokenbus.producer.contract.messages.job_chat import JobChat
     from tokenbus.producer.contract.schema import JobRequest
 
 
@@ -23,15 +23,17 @@ class PreparedJob:
     """A request whose prompt is token ids and whose sizes are known exactly.
 
     Of two thousand ids every look at each costs as much as the rest of a job's way to the engine,
-    so they stay an array. `tool_reader` takes tool calls out of the output, where there may be any.
-    `cache_groups` is the owner's list of cache groups. `sampling` has the numbers of `params` that
-    are the checkpoint's, where the request gave none.
+    so they stay an array. `chat` is how the answers are read, where they are messages, and
+    `shown_ids` are the special tokens in which its marks are written. `cache_groups` is the owner's
+    list of cache groups. `sampling` has the numbers of `params` that are the checkpoint's, where
+    the request gave none.
     """
 
     request: JobRequest
     prompt_ids: Sequence[int]
     params: SamplingParams
-    tool_reader: ToolReader | None = None
+    chat: JobChat | None = None
+    shown_ids: tuple[int, ...] = ()
     cache_groups: CacheGroups = field(default_factory=dict)
     sampling: Mapping[str, float] = field(default_factory=dict)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.contract.events import TOOL_CALLS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -15,11 +17,13 @@ if TYPE_CHECKING:
 def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
     """Count an ended job and log it.
 
+    The reason is `tool_calls` where a choice stopped with them.
     `queue_ms` is from the submit to this worker's pull by the server's clock, the other times are
     from the pull on by this worker's.
     """
     finish = job.finish
     reason = finish.reason if finish is not None else "unknown"
+    ended = [] if finish is None else [*map(finish.finish_reason_of, range(len(finish.choices)))]
     match reason:
         case "cancelled":
             metrics.jobs_cancelled += 1
@@ -29,6 +33,7 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
             metrics.jobs_failed += 1
         case _:
             metrics.jobs_finished += 1
+            metrics.choices.update(ended)
     times = job.timings
     gaps = sorted(times.gaps_ms)
     metrics.itl.add_sorted([gap_ms / 1e3 for gap_ms in gaps])
@@ -44,13 +49,14 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
         prompt_tokens=job.prompt_tokens,
         cached_tokens=job.cached_tokens,
         output_tokens=finish.usage.completion_tokens if finish is not None else job.last,
+        reasoning_tokens=finish.usage.reasoning_tokens if finish is not None else 0,
         queue_ms=job.pulled.age_ms,
         wait_ms=_since(times.pulled_at, times.admitted_at),
         ttft_ms=_since(times.pulled_at, times.first_token_at),
         itl_p50_ms=_quantile(gaps, 0.5),
         itl_p99_ms=_quantile(gaps, 0.99),
         preemptions=job.num_preemptions,
-        finish_reason=reason,
+        finish_reason=TOOL_CALLS if reason == "stop" and TOOL_CALLS in ended else reason,
         error=error.code if error is not None else None,
         error_field=error.field if error is not None else None,
     )

@@ -53,7 +53,8 @@ class LogOpener:
             include_stop=params.include_stop,
             stop_ids=(*params.stop_token_ids, *eos),
             prompt_tail=tuple(job.prepared.prompt_ids[-WINDOW_CONTEXT:]),
-            tools=job.prepared.tool_reader,
+            chat=job.prepared.chat,
+            shown_ids=job.prepared.shown_ids,
             eos_ids=self._limits.eos_token_ids,
             sampling=dict(job.prepared.sampling),
         )

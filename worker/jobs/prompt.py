@@ -2,6 +2,8 @@
 
 A request is read, its prompt is rendered to text, that is tokenised together with others, and what
 comes of it is measured against the model. Whatever fails on the way fails one request alone.
+
+It is one file because it is one way, which every request goes from its first line to its last.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
-from tokenbus.engine.grammar.tool_calls import ToolCalling
+from tokenbus.engine.execution.request_check import too_long
 from tokenbus.engine.grammar.tools import tools_of
-from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.model_chat import model_chat
 from tokenbus.engine.text.prompt_encoder import PromptEncoder
 from tokenbus.engine.types import FaultCode, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS
 from tokenbus.producer.contract.cache_scope import NO_GROUPS
 from tokenbus.producer.contract.schema import JobRequest, NamedTool, StoredRequest
 from tokenbus.producer.errors import RequestInvalid
+from tokenbus.worker.answer_form import chat_of, tool_dicts
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held.prepared_job import PreparedJob
 
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerFast
 
+    from tokenbus.engine.grammar.tool_calls import ToolCalling
+    from tokenbus.engine.text.chat_prompt import ChatPrompt
+    from tokenbus.engine.text.templates.chat_settings import ChatSettings
     from tokenbus.engine.types import EngineLimits
     from tokenbus.producer.contract.cache_scope import CacheGroups
 
@@ -56,6 +62,7 @@ class PromptDraft:
     text: str | None = None
     ids: array[int] | None = None
     tools: ToolCalling | None = None
+    prompt: ChatPrompt | None = None
     failure: Exception | None = None
 
     def __enter__(self) -> None:
@@ -91,8 +98,13 @@ class PromptPreparer:
         tokenizer: PreTrainedTokenizerFast,
         limits: EngineLimits,
         cache_groups: CacheGroups = NO_GROUPS,
+        chat_settings: ChatSettings | None = None,
     ) -> None:
-        self._tokenizer = tokenizer
+        """Make what renders conversations.
+
+        Raises: RequestRejected for a setting of chats that this model cannot have.
+        """
+        self.chat, self._no_chat = model_chat(tokenizer, limits.eos_token_ids, chat_settings)
         self._encoder = PromptEncoder(tokenizer)
         self._limits = limits
         self._cache_groups = cache_groups
@@ -124,9 +136,10 @@ class PromptPreparer:
             elif request.prompt is not None:
                 draft.field, draft.text = "prompt", request.prompt
             else:
-                tools = _tool_dicts(request)
+                tools = tool_dicts(request)
                 draft.tools = self._calling(tools)
-                draft.field, draft.text = "messages", self._render(request, tools, draft.tools)
+                draft.prompt = self._render(request, tools, draft.tools)
+                draft.field, draft.text = "messages", draft.prompt.text
             if draft.num_characters > self._max_characters:
                 message = f"{draft.num_characters} characters exceed any prompt of this model"
                 raise JobRefused(TOO_LONG, draft.field, message)
@@ -163,29 +176,42 @@ class PromptPreparer:
         if not ids:
             raise JobRefused(INVALID, draft.field, "the prompt has no token")
         limit = self._limits.max_model_len
-        if len(ids) >= limit:
-            message = f"{len(ids)} tokens leave no room for output in a context of {limit}"
-            raise JobRefused(TOO_LONG, draft.field, message)
-        if len(ids) + request.max_tokens > limit:
-            message = (
-                f"{len(ids)} prompt tokens and {request.max_tokens} to generate exceed the"
-                f" context of {limit} tokens; at most {limit - len(ids)} fit"
-            )
-            raise JobRefused(TOO_LONG, "max_tokens", message)
+        told = too_long(len(ids), request.max_tokens, limit)
+        if told is not None:
+            field = draft.field if len(ids) >= limit else "max_tokens"
+            raise JobRefused(TOO_LONG, field, told)
         params = _sampling_params(request)
         sampling = params.open_among(self._limits.sampling_defaults)
-        told: dict[str, Any] = dict(sampling)
-        params = replace(params, **told) if told else params
-        tools = draft.tools
-        if tools is None:
-            return PreparedJob(
-                request, ids, params, cache_groups=self._cache_groups, sampling=sampling
-            )
-        choice = request.tool_choice
+        opened: dict[str, Any] = dict(sampling)
+        params = replace(params, **opened) if opened else params
+        groups = self._cache_groups
+        plain = PreparedJob(request, ids, params, cache_groups=groups, sampling=sampling)
+        return self._conversing(plain, draft)
+
+    def _conversing(self, job: PreparedJob, draft: PromptDraft) -> PreparedJob:
+        """Add to a conversation's job what constrains its answers, and how they are read.
+
+        Raises: JobRefused for the field that cannot be met.
+        """
+        request, params, prompt = job.request, job.params, draft.prompt
+        if prompt is None or self.chat is None:
+            return job
+        rule, choice = prompt.reasoning(request.max_reasoning_tokens), request.tool_choice
         named = choice.name if isinstance(choice, NamedTool) else choice
-        grammar = tools.grammar(named, request.parallel_tool_calls)
-        params = replace(params, grammar=grammar)
-        return PreparedJob(request, ids, params, tools.reader(), self._cache_groups, sampling)
+        try:
+            if draft.tools is None:
+                grammar = self.chat.constrained(params.grammar, rule)
+            else:
+                grammar = draft.tools.grammar(named, request.parallel_tool_calls, rule)
+        except RequestRejected as error:
+            raise _refused(error) from None
+        chat = chat_of(
+            self.chat.format,
+            tool_dicts(request),
+            starts_in_reasoning=prompt.starts_in_reasoning,
+        )
+        shown = () if chat is None else self.chat.shown_ids
+        return replace(job, params=replace(params, grammar=grammar), chat=chat, shown_ids=shown)
 
     def tokenise(self, request: JobRequest) -> PreparedJob:
         """Tokenise the prompt of one request and take its sizes.
@@ -197,14 +223,12 @@ class PromptPreparer:
         return self.finish(draft)
 
     def _calling(self, tools: list[dict[str, Any]]) -> ToolCalling | None:
-        if not tools:
+        if not tools or self.chat is None:
             return None
         try:
-            return ToolCalling(tools_of(tools), self._tokenizer)
+            return self.chat.calling(tools_of(tools))
         except RequestRejected as error:
-            message = str(error).removeprefix(f"{error.field}: ")
-            code = FaultCode.GRAMMAR.value if isinstance(error, GrammarRejected) else INVALID
-            raise JobRefused(code, error.field, message) from None
+            raise _refused(error) from None
 
     def _checked(self, token_ids: array[int]) -> array[int]:
         """Return ids that are all in the vocabulary."""
@@ -213,22 +237,34 @@ class PromptPreparer:
         else:
             highest = int(np.frombuffer(token_ids, np.intc).max())
         if highest >= self._limits.vocab_size:
-            message = f"{highest} is not in the vocabulary of {self._limits.vocab_size}"
+            message = f"token id {highest} is not in the vocabulary of {self._limits.vocab_size}"
             raise JobRefused(INVALID, "token_ids", message)
         return token_ids
 
     def _render(
         self, request: JobRequest, tools: list[dict[str, Any]], calling: ToolCalling | None
-    ) -> str:
-        messages = [m.model_dump(exclude_none=True) for m in request.messages or ()]
-        if self._tokenizer.chat_template is None:
-            raise JobRefused(INVALID, "messages", "this model has no chat template; send a prompt")
+    ) -> ChatPrompt:
+        messages = [m.model_dump() for m in request.messages or ()]
+        if self.chat is None:
+            raise JobRefused(INVALID, "messages", self._no_chat)
         try:
-            return chat_text(self._tokenizer, messages, tools, calling)
-        # Templates are programs that come with the model and raise whatever they like.
-        except Exception as error:
-            reason = f"the model's chat template refuses them: {error}"
-            raise JobRefused(INVALID, "messages", reason) from error
+            return self.chat.render(
+                messages,
+                tools,
+                calling,
+                chat_template_kwargs=request.chat_template_kwargs,
+                add_generation_prompt=request.add_generation_prompt,
+                continue_final_message=request.continue_final_message,
+            )
+        except RequestRejected as error:
+            raise _refused(error) from None
+
+
+def _refused(error: RequestRejected) -> JobRefused:
+    """Return a refusal of the engine as one of a job."""
+    message = str(error).removeprefix(f"{error.field}: ")
+    code = FaultCode.GRAMMAR.value if isinstance(error, GrammarRejected) else INVALID
+    return JobRefused(code, error.field, message)
 
 
 def _take(draft: PromptDraft, found: list[int] | Exception) -> None:
@@ -239,19 +275,6 @@ def _take(draft: PromptDraft, found: list[int] | Exception) -> None:
         draft.failure = found
     else:
         draft.ids = array("i", found)
-
-
-def _tool_dicts(request: JobRequest) -> list[dict[str, Any]]:
-    """Return the tools that the model may call, in the form that templates take."""
-    if request.tools is None or request.tool_choice == "none":
-        return []
-    listed = [tool.model_dump(exclude_none=True) for tool in request.tools]
-    for tool in listed:
-        tool["function"]["parameters"] = tool["function"]["parameters"] or {
-            "type": "object",
-            "properties": {},
-        }
-    return listed
 
 
 def _sampling_params(request: JobRequest) -> SamplingParams:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_job import HeldJob
     from tokenbus.worker.held.prepared_job import PreparedJob
+    from tokenbus.worker.held.served_model import ServedModel
     from tokenbus.worker.jobs.page_budget import PageBudget
     from tokenbus.worker.jobs.prompt import PromptDraft, PromptPreparer
     from tokenbus.worker.jobs.settlement import Settlement
@@ -42,7 +43,10 @@ class RoomMaker(Protocol):
 
 
 class Starter:
-    """Prepares jobs and starts them; `parking` makes room for one that finds no pages."""
+    """Prepares jobs and starts them; `parking` makes room for one that finds no pages.
+
+    Without a `served` model every job takes what there is.
+    """
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class Starter:
         preparer: PromptPreparer,
         engine: CurrentEngine,
         metrics: Metrics,
+        served: ServedModel | None = None,
     ) -> None:
         self._settlement = settlement
         self._parking = parking
@@ -60,6 +65,7 @@ class Starter:
         self._preparer = preparer
         self._engine = engine
         self._metrics = metrics
+        self._served = served
         self._containment: Containment[int] = Containment()
         self._log = get_logger()
 
@@ -87,6 +93,8 @@ class Starter:
     def prepare(self, job: HeldJob, draft: PromptDraft) -> None:
         """Take the exact size of a tokenised job, or why it can never run."""
         try:
+            if self._served is not None:
+                self._served.check(job.pulled.model)
             prepared = job.prepared = self._preparer.finish(draft)
         except JobRefused as error:
             job.refusal = Failure(error.code, travelling(str(error)), error.field)

@@ -12,10 +12,10 @@ from functools import lru_cache
 
 import msgspec
 
-from tokenbus.engine.grammar.tool_reader import ToolReader  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.contract.events import Failure  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.producer.contract.keys import WIRE_VERSION
+from tokenbus.producer.contract.messages.job_chat import JobChat  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.worker.messages.engine import StepRecord
 from tokenbus.worker.process.frames import Framing
 
@@ -65,7 +65,8 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     """The rules for the text and the end of each choice.
 
     `prompt_tail` are the prompt's last ids; `stop_ids` include the model's own, `eos_ids`, unless
-    these are ignored; `tools` reads the tool calls of the whole text, where there may be any.
+    these are ignored. `chat` is how answers are read, where they are messages; `shown_ids` are the
+    special tokens in which its marks are written.
     `sampling` has the checkpoint's numbers that the job got, for its end to tell.
     """
 
@@ -76,7 +77,8 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     stop_ids: tuple[int, ...] = ()
-    tools: ToolReader | None = None
+    chat: JobChat | None = None
+    shown_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
     sampling: dict[str, float] = {}
 

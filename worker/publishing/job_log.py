@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.types import FinishReason
-from tokenbus.producer.contract.events import FINISHED_REASONS, Finish, Usage
+from tokenbus.producer.contract.events import Finish, Usage
 from tokenbus.producer.contract.keys import shard_of
 from tokenbus.worker.errors import WorkerError
 from tokenbus.worker.publishing.log_states import (
@@ -16,7 +16,7 @@ from tokenbus.worker.publishing.log_states import (
     LogState,
     Turn,
 )
-from tokenbus.worker.publishing.text.tool_output import read_tool_calls
+from tokenbus.worker.publishing.text.told_messages import ToldTranscript, told_messages
 from tokenbus.worker.publishing.text.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tokenbus.engine.text.byte_table import ByteTable
-    from tokenbus.producer.contract.events import Event, Failure, ToolCall
+    from tokenbus.producer.contract.events import Event, Failure
+    from tokenbus.producer.contract.messages.job_chat import JobChat
     from tokenbus.worker.messages.publishing import TakeOver
+    from tokenbus.worker.publishing.text.told_messages import ToldMessages
 
 
 # Asked for with every entry; through the class a member costs twice as much.
@@ -41,7 +43,7 @@ class JobLog:
     `known`. `last` is the index of the last token generated; `unlogged_since` is when the oldest
     token that no call has taken yet was delivered. `enqueue` puts the job into the queue of its log
     writer. `is_overdue`: it was started ahead, and no token has come for so long that its log gets
-    a marker alone.
+    a marker alone. `messages` reads the answers, where they are messages.
     """
 
     __slots__ = (
@@ -57,6 +59,7 @@ class JobLog:
         "key",
         "last",
         "listen",
+        "messages",
         "num_credited",
         "num_entries",
         "num_logged",
@@ -95,6 +98,7 @@ class JobLog:
         self.enqueue = enqueue
         self.writer_idx = writer_idx
         self.transcript: Transcript | None = None
+        self.messages: ToldMessages | None = None
         self.texts: list[ChoiceText] = []
         self.reasons: list[str | None] = []
         self.finish: Finish | None = None
@@ -146,6 +150,14 @@ class JobLog:
             self.set_access(self._void_access)
 
     @property
+    def chat(self) -> str:
+        """Return what a marker says of the answers if nothing is logged: how they are read."""
+        if self.messages is not None:
+            return self.messages.chat
+        own = None if self.rules is None else self.rules.chat
+        return "" if own is None else own.dump()
+
+    @property
     def is_fully_logged(self) -> bool:
         """Tell whether the log holds every token generated."""
         return self.access is _KNOWN and self.num_logged >= self.last
@@ -182,13 +194,22 @@ class JobLog:
         self,
         events: Iterable[Event],
         tokenizer: PreTrainedTokenizerBase | ByteTable,
+        chat: JobChat | None = None,
     ) -> None:
-        """Begin from what earlier owners logged: text, stop state and which choices had ended."""
+        """Begin from what earlier owners logged: text, stop state and which choices had ended.
+
+        `chat` is how their log says that answers are read.
+        """
         tokens = list(events)
         num_choices = 1 if self.rules is None else self.rules.num_choices
         if tokens:
             num_choices = max(num_choices, *(event.choice + 1 for event in tokens))
-        transcript = Transcript(self.job_id, num_choices)
+        own = None if self.rules is None else self.rules.chat
+        if own is not None or chat is not None:
+            args = own, chat, self.job_id, num_choices
+            self.messages = told_messages(*args, is_new=not tokens)
+        is_told = self.messages is not None and self.messages.is_told
+        transcript = (ToldTranscript if is_told else Transcript)(self.job_id, num_choices)
         transcript.restore(tokens)
         self.reasons = [None] * num_choices
         self.num_credited = self.last = transcript.last
@@ -199,7 +220,7 @@ class JobLog:
             return
         params = rules.params()
         for choice in range(rules.num_choices):
-            text = ChoiceText(tokenizer, rules.prompt_tail, params)
+            text = ChoiceText(tokenizer, rules.prompt_tail, params, rules.shown_ids)
             self.texts.append(text)
             if not tokens:
                 continue
@@ -219,9 +240,8 @@ class JobLog:
         usage = Usage(self.prompt_tokens, self.cached_tokens, self.last)
         choices = tuple(choice or reason for choice in self.reasons)
         stops = self._stop_reasons()
-        calls = self._tool_calls(reason)
         sampling = {} if self.rules is None else self.rules.sampling
-        self.finish = Finish(reason, usage, error, choices, calls, stops, sampling=sampling)
+        self.finish = Finish(reason, usage, error, choices, stop_reasons=stops, sampling=sampling)
         self.move_to(LogState.ENDING)
 
     def _stop_reasons(self) -> tuple[int | str | None, ...]:
@@ -240,13 +260,6 @@ class JobLog:
             return stopped_by
         is_own = ids[-1] in rules.stop_ids and ids[-1] not in rules.eos_ids
         return ids[-1] if is_own else None
-
-    def _tool_calls(self, reason: str) -> tuple[ToolCall, ...]:
-        reader = self.rules.tools if self.rules is not None else None
-        if reader is None or self.transcript is None or reason not in FINISHED_REASONS:
-            return ()
-        texts = [self.transcript.text_of(choice) for choice in range(len(self.reasons))]
-        return read_tool_calls(reader, self.job_id, texts)
 
     def outcome(self) -> str:
         """Return the reason of the whole from those of its choices."""

@@ -186,7 +186,8 @@ class LogWriter:
         return await self._host.session.call(act, bulk=True, timeout_s=self._timeout_s)
 
     async def _take_over(self, jobs: list[JobLog]) -> None:
-        items = [Takeover(job.job_id, job.epoch, self._host.worker) for job in jobs]
+        worker = self._host.worker
+        items = [Takeover(job.job_id, job.epoch, worker, chat=job.chat) for job in jobs]
         replies = await self._call(lambda: self._scripts.takeover(items))
         for job, reply in zip(jobs, replies, strict=True):
             self._heed(job, reply)

@@ -28,10 +28,12 @@ def add_tokens(job: JobLog, batch: AppendBatch, limit: int | None) -> int:
     if start == job.last and (newest := transcript.newest()) is not None:
         batch.add_one(job_id, epoch, start, newest, job.num_entries, job.version)
         return start
-    choice, start, text, ids, ends, logprobs = transcript.slice_after(job.num_logged, limit)
+    entry = transcript.slice_after(job.num_logged, limit)
+    choice, start, text, ids, ends, logprobs = entry
     wire = _json_of(logprobs)
     entries, version = job.num_entries, job.version
-    batch.add(job_id, epoch, choice, start, text, ids, ends, wire, entries, version)
+    delta = "" if job.messages is None else job.messages.delta(transcript, entry)
+    batch.add(job_id, epoch, choice, start, text, ids, ends, wire, entries, version, delta)
     return start + len(ids) - 1
 
 
@@ -47,24 +49,29 @@ def add_beginning(job: JobLog, batch: BeginBatch) -> tuple[int, int, str]:
         and job.last <= _MAX_TOKENS
     )
     batch.add(job.job_id, job.epoch, str(job.key), job.listen, job.version)
+    messages = job.messages
+    if messages is not None:
+        batch.chat(messages.chat)
     # A first token goes alone, unless all are there.
     limit, until = (None, job.last) if is_whole else (1, 1)
     to = num_entries = 0
     while to < until:
-        choice, start, text, ids, ends, logprobs = transcript.slice_after(to, limit)
-        batch.tokens(choice, start, text, ids, ends, _json_of(logprobs))
+        entry = transcript.slice_after(to, limit)
+        choice, start, text, ids, ends, logprobs = entry
+        delta = "" if messages is None else messages.delta(transcript, entry)
+        batch.tokens(choice, start, text, ids, ends, _json_of(logprobs), delta)
         to = start + len(ids) - 1
         num_entries += 1
     if not is_whole:
         return to, num_entries, ""
-    finish, result = _end_of(job)
-    batch.end(finish, result)
+    finish, result, told = _end_of(job)
+    batch.end(finish, result, told)
     return to, num_entries, finish
 
 
 def end_of(job: JobLog) -> End:
     """Return the end of a job whose tokens are logged."""
-    finish, result = _end_of(job)
+    finish, result, told = _end_of(job)
     return End(
         job.job_id,
         job.epoch,
@@ -73,16 +80,20 @@ def end_of(job: JobLog) -> End:
         result,
         version=job.version,
         listen=job.listen,
+        told=told,
     )
 
 
-def _end_of(job: JobLog) -> tuple[str, str]:
-    """Return finish and result as they are stored."""
+def _end_of(job: JobLog) -> tuple[str, str, str]:
+    """Return finish and result as they are stored, and what the terminal event tells beside."""
     if job.finish is None:
         raise RuntimeError(f"job {job.job_id} ends without a decision")
-    finish, transcript = job.finish.dump(), _transcript_of(job)
+    transcript, told = _transcript_of(job), ""
+    if job.messages is not None:
+        job.finish, told = job.messages.close(transcript, job.finish)
+    finish = job.finish.dump()
     result = transcript.dump_result(job.epoch, job.finish, finish, job.version, job.prompt_logprobs)
-    return finish, result
+    return finish, result, told
 
 
 def _transcript_of(job: JobLog) -> Transcript:

@@ -273,12 +273,13 @@ class Publisher:
         """Read what earlier owners logged, up to the takeover."""
         generation, access = self.generation, LogAccess.UNKNOWN
         try:
-            events = await self.session.call(lambda: self.scripts.log.events(job.job_id))
+            read = await self.session.call(lambda: self.scripts.log.story(job.job_id))
+            events, chat = read
             tokens = [event for event in events or () if event.finish is None and event.to <= last]
             if (tokens[-1].to if tokens else 0) != last:
                 self.session.lose(f"the log of {job.job_id} changed while it was read")
                 return
-            job.restore(tokens, self._tokenizer)
+            job.restore(tokens, self._tokenizer, chat)
             if generation == self.generation:
                 access = LogAccess.KNOWN
             self._log.info("job.resumed", job_id=job.job_id, epoch=job.epoch, logged_tokens=last)

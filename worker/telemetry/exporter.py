@@ -16,6 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
+from tokenbus.producer.contract.events import TOOL_CALLS
 from tokenbus.worker.errors import DeathCause, SessionLost
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 DEPTH_INTERVAL_S = 1.0
 _ENDS = ("finished", "failed", "cancelled", "expired", "requeued")
+_FINISH_REASONS = ("stop", "length", TOOL_CALLS)
 
 
 class Exporter(Collector):
@@ -86,6 +88,12 @@ class Exporter(Collector):
         for name in _ENDS:
             ended.add_metric([name], getattr(self._metrics, f"jobs_{name}"))
         yield ended
+        choices = CounterMetricFamily(
+            "tokenbus_choices", "Choices of finished jobs, by why they ended", labels=["reason"]
+        )
+        for reason in _FINISH_REASONS:
+            choices.add_metric([reason], self._metrics.choices[reason])
+        yield choices
         waiting = GaugeMetricFamily(
             "tokenbus_queue", "What waits in the pool: jobs and tokens", labels=["unit"]
         )

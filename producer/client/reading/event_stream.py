@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.reading.hub import SubscriptionHub
     from tokenbus.producer.client.reading.subscription import Subscription
     from tokenbus.producer.contract.address import JobAddress
+    from tokenbus.producer.contract.messages.job_messages import JobMessages
 
     # Reads a job after a cursor; the flag says that the job is known to exist.
     Replay = Callable[[JobAddress, int, bool], Awaitable["Replayed"]]
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
 class Replayed(NamedTuple):
     """What is known of a job after a cursor, at which address it lies and which version it has.
 
-    The version is None where no record tells; `is_held` says that a worker holds the job.
+    The version is None where no record tells; `is_held` says that a worker holds the job. Where
+    answers are messages, `messages` has read all of the log.
     """
 
     place: str
     version: int | None
     events: Iterable[Event]
     is_held: bool = False
+    messages: JobMessages | None = None
 
 
 class EventStream(AsyncIterator[Event]):
@@ -49,6 +52,9 @@ class EventStream(AsyncIterator[Event]):
     Where the client channel brings the job, `subscribe` gives what was heard there so far: nothing
     is asked of the server then. A worker of an earlier release does not publish there; after a
     silence in which it wrote, the stream goes on with the job's own channel.
+
+    Where answers are messages, live events tell their deltas; one that does not, of a worker of an
+    earlier release, is given its own by what has read the log so far.
     """
 
     __slots__ = (
@@ -62,9 +68,11 @@ class EventStream(AsyncIterator[Event]):
         "_is_proven",
         "_is_shared",
         "_is_silent",
+        "_is_told",
         "_kept_s",
         "_live",
         "_logged",
+        "_messages",
         "_must_read",
         "_open_timeout_s",
         "_place",
@@ -109,6 +117,9 @@ class EventStream(AsyncIterator[Event]):
         self._live: Subscription | None = None
         self._logged: deque[Event] = deque()
         self._must_read = True
+        # Whether events tell deltas, and what has read the answers up to the cursor, if it did.
+        self._is_told = False
+        self._messages: JobMessages | None = None
         # When the job was known last; what ended may be forgotten `kept_s` later.
         self._heard_at: float | None = None
         self._kept_s = kept_s
@@ -130,15 +141,33 @@ class EventStream(AsyncIterator[Event]):
                     self._end_live(live)
                     continue
                 event = live.take()
-            if live is not None and event.start > self._cursor + 1:
+            if live is not None and (self._is_told or event.told is not None):
+                event = self._told(event)
+            if event is None or (live is not None and event.start > self._cursor + 1):
                 self._read_again()
             elif event.finish is not None:
                 return self._last(event)
             elif event.to > self._cursor:
-                if event.start <= self._cursor:
-                    event = event.after(self._cursor)
+                event = event if event.start > self._cursor else event.after(self._cursor)
                 self._cursor = event.to
                 return event
+
+    def _told(self, event: Event) -> Event | None:
+        """Return a live event with its deltas, None where only the log tells them."""
+        self._is_told = True
+        if event.start != self._cursor + 1:
+            # Of one that begins before the cursor the rest alone is to be told.
+            is_cut = event.start <= self._cursor < event.to
+            return None if is_cut else event
+        messages = self._messages
+        if event.told is not None:
+            self._messages = None
+            return event
+        if messages is None:
+            return None
+        if event.finish is not None:
+            return event.with_deltas(messages.finish())
+        return event.with_deltas([messages.read(event.choice, event.text, event.ends)])
 
     def _last(self, event: Event) -> Event:
         """End with the terminal event. Raises: CursorInvalid where nothing can follow the cursor.
@@ -170,6 +199,9 @@ class EventStream(AsyncIterator[Event]):
             if self._must_read:
                 known = await self._replay(self._address, self._cursor, self._was_heard)
                 self._logged.extend(known.events)
+                if self._logged:
+                    self._messages = known.messages
+                    self._is_told = known.messages is not None
                 if known.place != self._place or self._is_unheard(known):
                     self._move(known.place)
                     return None

@@ -88,6 +88,9 @@ class KeptJob:
             return
         elif event.start > self.last + 1 or self.num_tokens + len(event.ids) > self._max_tokens:
             self.break_off()
+        elif event.told is not None and event.start <= self.last:
+            # What the rest of it adds to the message is read from the log.
+            self.break_off()
         else:
             new = event if event.start > self.last else event.after(self.last)
             self.events.append(new)

@@ -7,14 +7,16 @@ cost it ten times the CPU time of reading a token and three round trips before t
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
+from tokenbus.producer.contract.events import messages_of, told
 from tokenbus.producer.contract.keys import WIRE_VERSION
-from tokenbus.producer.scripts.log import take_page
+from tokenbus.producer.scripts.log import chat_of, is_whole, take_page
 from tokenbus.producer.scripts.queue import read_record
 from tokenbus.producer.server.cluster import ClusterRedis
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenbus.producer.contract.events import Event
+    from tokenbus.producer.contract.messages.job_messages import JobMessages
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.scripts.replies import JobRecord
 
@@ -34,13 +37,15 @@ class KnownJob:
     """A job as the server has it; each part is None where there is none. It lies at `place`.
 
     The record was read first, then the log, then the result: if the record is done, terminal entry
-    and result had been written before the others were read.
+    and result had been written before the others were read. `messages` has read all of the log of a
+    job whose answers are messages: its events tell their deltas.
     """
 
     record: JobRecord | None
     events: list[Event] | None
     result: bytes | None
     place: str = field(default="", compare=False)
+    messages: JobMessages | None = field(default=None, compare=False)
 
     def as_of(self, address: JobAddress) -> KnownJob:
         """Name tenant and wire version in the events, which a log does not."""
@@ -71,7 +76,8 @@ class Lookup:
     async def look(self, job_id: str, cursor: int, tenant: str = DEFAULT_TENANT) -> KnownJob:
         """Return what is known of a tenant's job, of its log the events after `cursor`.
 
-        A job that version 1 accepted is found at its id alone, by its tenant only.
+        A job that version 1 accepted is found at its id alone, by its tenant only. Deltas are told
+        but for a `cursor` past every token, which asks for the end alone.
         Raises: TimeoutError, redis.ConnectionError, redis.ResponseError.
         """
         address = JobAddress(job_id, tenant)
@@ -113,7 +119,8 @@ class Lookup:
             # Record and log may lie on two nodes, which keep no order between them.
             record = await queue.record(job_id)
             events = await log.events(job_id, cursor)
-            return KnownJob(record, events, await log.result(job_id), job_id)
+            known = KnownJob(record, events, await log.result(job_id), job_id)
+            return await self._told(known, cursor, None)
         fields, page, result = await self._ask(job_id)
         found: list[Event] = []
         events = found if page else None
@@ -122,7 +129,29 @@ class Lookup:
         else:
             events = await log.events(job_id, cursor)
             result = await log.result(job_id) if events is None else result
-        return KnownJob(read_record(job_id, fields), events, result, job_id)
+        known = KnownJob(read_record(job_id, fields), events, result, job_id)
+        return await self._told(known, cursor, page if is_whole(page) else None)
+
+    async def _told(self, known: KnownJob, cursor: int, whole: Sequence[Any] | None) -> KnownJob:
+        """Put deltas into the events of a log, if its answers are messages.
+
+        A message is read from its beginning, so the log is, where there is anything new in it.
+        `whole` are all of its entries, latest first, where they are at hand.
+        """
+        events, log, job_id = known.events, self._scripts.log, known.place
+        if not events or cursor >= sys.maxsize:
+            return known
+        chat = await log.chat(job_id) if whole is None else chat_of(whole)
+        messages = messages_of(chat, job_id)
+        if messages is None:
+            return known
+        all_events: list[Event] | None = events
+        if cursor:
+            all_events = await log.events(job_id)
+        if all_events is None:
+            # Completion has put the result into the log's place meanwhile.
+            return replace(known, events=None, result=await log.result(job_id))
+        return replace(known, events=list(told(all_events, messages, cursor)), messages=messages)
 
     async def _ask(self, job_id: str) -> list[Any]:
         loop = asyncio.get_running_loop()

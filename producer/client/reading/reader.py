@@ -120,13 +120,14 @@ class Reader:
             if record is not None and record.version not in KNOWN_VERSIONS:
                 raise SchemaMismatch("v", f"job {address.job_id} {versions_text(record.version)}")
             if events and events[-1].finish is not None:
-                return Replayed(known.place, version, _merged(events))
+                return Replayed(known.place, version, _merged(events), messages=known.messages)
             if known.result is not None:
                 result = replace(JobResult.parse(known.result), tenant=address.tenant)
                 return Replayed(known.place, version, result.events(cursor))
             if record is not None and record.state is not JobState.DONE:
                 is_held = record.state is JobState.HELD
-                return Replayed(known.place, version, _merged(events or []), is_held)
+                merged = _merged(events or [])
+                return Replayed(known.place, version, merged, is_held, known.messages)
             if record is not None and record.is_dropped:
                 raise JobDropped(address.job_id)
             if await named_master(self._scripts.redis) != master:

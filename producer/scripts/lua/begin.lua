@@ -1,12 +1,14 @@
 #!lua flags=allow-oom
---@args belt_ms publish worker batch
+--@args belt_ms publish worker batch told:rest
 --@use tail: failed
 --@use beginning: begin
 -- Begin the logs of jobs that were started from nothing: with their first tokens, or whole. The batch
 -- is a msgpack array of items. Answers name only those that were not simply written, as in `append`.
+-- Where answers are messages a second array has a pair for each job: chat, and fields of its end.
+local messages = ARGV[told] and cmsgpack.unpack(ARGV[told])
 local out = {}
 for number, item in ipairs(cmsgpack.unpack(batch)) do
-  local ok, reply = pcall(begin, publish, belt_ms, worker, item)
+  local ok, reply = pcall(begin, publish, belt_ms, worker, item, messages and messages[number])
   if not ok then
     reply = failed(reply)
   end

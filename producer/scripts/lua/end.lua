@@ -3,8 +3,9 @@
 --@use tail: tail_of answer
 --@use each: each
 --@use commit: commit
--- End a job. An item names the channel of the client that submitted it last, if it has one.
-return each(batch, function(job, epoch, to, owned, finish, result, head, listen)
+-- End a job. An item names the channel of the client that submitted it behind the rest, if it has
+-- one, and last what the terminal event tells of messages, if its answers are any.
+return each(batch, function(job, epoch, to, owned, finish, result, head, listen, told)
   local tail = tail_of(L.log .. job)
   if owned then
     if not tail then
@@ -25,6 +26,6 @@ return each(batch, function(job, epoch, to, owned, finish, result, head, listen)
   if at ~= to then
     return answer('gap', tail)
   end
-  commit(publish, belt_ms, job, epoch, to, finish, result, head, listen)
+  commit(publish, belt_ms, job, epoch, to, finish, result, head, listen, told)
   return { 'ok', epoch, to, finish, 0 }
 end)

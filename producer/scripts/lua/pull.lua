@@ -125,7 +125,7 @@ local function take(found, record, stream, id, priority, in_lane, need, shared, 
   jobs[#jobs + 1] = { job, epoch, attempts, tonumber(priority), tenant, need, overflow and 1 or 0,
     found.logged, deadline and math.max(0, deadline - now) or -1, record[9] or '',
     now - (tonumber(record[12]) or now), found.prefix, shared, found.n, record[14] or '',
-    record[15] or '' }
+    record[15] or '', record[16] or '' }
   return time
 end
 
@@ -150,7 +150,7 @@ local function consider(stream, id, fields, priority, lane_tenant, urge)
   end
   local record = redis.call('HMGET', K.job .. found.job, 'state', 'epoch', 'attempts', 'stream',
     'entry', 'charge', 'weight', 'deadline', 'request', 'queued', 'priority',
-    'created', 'spared', 'evidence', 'listen')
+    'created', 'spared', 'evidence', 'listen', 'model')
   if record[1] ~= 'waiting' or record[4] ~= stream or record[5] ~= id then
     bury(stream, id, fields, 'job', 'no waiting job has this entry', priority, lane_tenant,
       endings, now)

@@ -1,7 +1,7 @@
 #!lua
 --@args job tenant priority weight prompt output n request digest idem deadline_ms:number
 --@args delay_ms:number prefix tenant_tokens:number pool_tokens:number ticket_ms:number
---@args refuse_late:flag entry callback version listen
+--@args refuse_late:flag entry callback version listen model
 --@use base: now_ms
 --@use naming: inherited
 --@use raw: raw_place
@@ -116,12 +116,15 @@ else
   stream, at = add_entry(job, tenant, priority, false,
     { prompt = prompt, output = output, n = n, logged = 0, prefix = prefix })
 end
--- Releases before this one do not say where the submitter listens.
-local heard = (listen or '') ~= '' and { 'listen', listen } or {}
+-- Earlier releases say neither where the submitter listens nor which model it asks for.
+local more = (listen or '') ~= '' and { 'listen', listen } or {}
+if (model or '') ~= '' then
+  more[#more + 1], more[#more + 2] = 'model', model
+end
 redis.call('HSET', K.job .. job, 'state', state, 'epoch', 0, 'owner', '', 'attempts', 0,
   'tenant', tenant, 'priority', priority, 'weight', weight, 'prompt', prompt, 'output', output, 'n', n,
   'logged', 0, 'charge', 0, 'request', request, 'digest', digest, 'idem', idem, 'prefix', prefix,
-  'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version, unpack(heard))
+  'created', now, 'queued', cost, 'stream', stream, 'entry', at, 'v', version, unpack(more))
 redis.call('HSET', K.load, 'tokens', load[TOKENS] + cost, 'jobs', load[JOBS] + 1,
   'tokens:' .. priority, load[priority * 2 + 2] + cost,
   'jobs:' .. priority, load[priority * 2 + 1] + 1, 'tenant:' .. tenant, load[OF_TENANT] + cost)

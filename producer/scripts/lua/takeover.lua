@@ -4,12 +4,14 @@
 --@use each: each
 -- Write the marker with which an owner starts and a reaper fences; it carries the last index. A
 -- reaper learns whose entries stood there before its own marker: the epoch comes last in the answer.
+-- The marker of an owner who begins from nothing says how the answers are read, where they are
+-- messages: `chat`. Behind tokens it does not, because they are read as their first owner wrote them.
 local function epoch_before(log)
   local before = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 2)[2]
   return before and tonumber(string.match(before[1], '^%d+')) or 0
 end
 
-return each(batch, function(job, epoch, worker, create)
+return each(batch, function(job, epoch, worker, create, chat)
   local log = L.log .. job
   local tail = tail_of(log)
   if not tail and not create then
@@ -29,7 +31,11 @@ return each(batch, function(job, epoch, worker, create)
     return found
   end
   local last = tail and tail.to or 0
-  redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', last)
+  if chat and last == 0 then
+    redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', last, 'chat', chat)
+  else
+    redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', last)
+  end
   redis.call('PEXPIRE', log, belt_ms)
   return { 'ok', epoch, last, '', redis.call('XLEN', log), tail and tail.epoch or 0 }
 end)

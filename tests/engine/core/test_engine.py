@@ -178,10 +178,14 @@ def test_logprobs_and_prompt_logprobs_come_with_the_tokens(
     [
         (Request(0, (), SamplingParams()), RequestRejected, "prompt_ids"),
         (Request(0, (9999,), SamplingParams()), RequestRejected, "9999"),
-        (Request(0, (1,), SamplingParams(max_tokens=0)), RequestRejected, "max_tokens"),
+        (Request(0, (1,), SamplingParams(max_tokens=-1)), RequestRejected, "max_tokens"),
         (Request(0, (1,), SamplingParams(temperature=-1.0)), RequestRejected, "temperature"),
         (Request(0, (1,), SamplingParams(n=40)), RequestRejected, "40 choices"),
-        (Request(0, (1,) * 900, SamplingParams(max_tokens=200)), SequenceTooLong, "1100"),
+        (
+            Request(0, (1,) * 900, SamplingParams(max_tokens=200)),
+            SequenceTooLong,
+            "900 prompt tokens and 200 to generate",
+        ),
     ],
 )
 def test_impossible_request_is_refused_with_the_field_or_the_numbers(

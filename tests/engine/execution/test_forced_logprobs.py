@@ -12,8 +12,8 @@ from models.scheduler_bench import Optimist
 from models.tiny_model import TinyModel
 
 from tokenbus.engine import LLM, backends
-from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import tools_of
+from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.types import (
     FinishReason,
     GrammarKind,
@@ -73,7 +73,7 @@ def made(tiny: TinyModel, **settings: Any) -> LLM:
 
 def tool_grammar(llm: LLM) -> GrammarSpec:
     """Return the grammar of an answer that has to call the tool."""
-    return ToolCalling(tools_of([TOOL]), llm.tokenizer).grammar("describe", parallel=False)
+    return ChatRenderer(llm.tokenizer).calling(tools_of([TOOL])).grammar("describe", parallel=False)
 
 
 def asked(llm: LLM) -> list[SamplingParams]:

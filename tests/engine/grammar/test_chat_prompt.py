@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import tools_of
-from tokenbus.engine.text.chat_prompt import chat_text
+from tokenbus.engine.text.chat_prompt import ChatRenderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -54,8 +53,9 @@ def render(tokenizer: PreTrainedTokenizerFast) -> Any:
     def through(template: str, messages: list[dict[str, Any]], *, tools: bool) -> str:
         own = copy.copy(tokenizer)
         own.chat_template = template
-        calling = ToolCalling(tools_of(TOOLS), own) if tools else None
-        return chat_text(own, messages, TOOLS if tools else (), calling)
+        chat = ChatRenderer(own)
+        calling = chat.calling(tools_of(TOOLS)) if tools else None
+        return chat.render(messages, TOOLS if tools else (), calling).text
 
     return through
 
@@ -81,8 +81,11 @@ def test_template_without_tools_gets_them_in_the_system_message(render: Any) -> 
 
 
 def test_earlier_calls_stand_in_the_text_where_the_template_leaves_them_out(render: Any) -> None:
-    """What the model said in a call is not lost on its next turn, tools given or not."""
-    written = '<tool_call>\n{"name": "now", "arguments": {"town": "Oslo"}}\n</tool_call>'
+    """What the model said in a call is not lost on its next turn, tools given or not.
+
+    The tokenizer has the mark of Mistral's calls as a token: its model writes calls with it.
+    """
+    written = '[TOOL_CALLS][{"name": "now", "arguments": {"town": "Oslo"}}]'
     for tools in (True, False):
         text = render(PLAIN, HISTORY, tools=tools)
         assert f"[assistant]{written}[tool]12:40[assistant]" in text

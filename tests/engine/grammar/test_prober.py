@@ -75,7 +75,7 @@ def test_good_grammar_passes(link: ProberLink) -> None:
         ),
         (regex("x" * 300_000), "300000 bytes, the limit is 262144"),
         (GrammarSpec(GrammarKind.JSON_SCHEMA, "[" * 100_000), "not JSON"),
-        (GrammarSpec(GrammarKind.JSON_SCHEMA, "false"), "allows nothing"),
+        (GrammarSpec(GrammarKind.JSON_SCHEMA, "false"), "at #: nothing can satisfy it"),
         (regex("\ud800"), ""),
     ],
     ids=["regex", "empty", "lark", "recursion", "schema", "long", "deep", "false", "surrogate"],
@@ -90,9 +90,9 @@ def test_refusal_names_the_place(link: ProberLink, spec: GrammarSpec, place: str
 @pytest.mark.parametrize(
     ("inner", "words"),
     [
-        ('{"enum": ["x", "\\ud800"]}', "hex escape"),
-        (f'{{"maximum": 1{"0" * 400}}}', "number out of range"),
-        ('{"minimum": 1e999}', "JSON compliant"),
+        ('{"enum": ["x", "\\ud800"]}', "it cannot be read: "),
+        (f'{{"maximum": 1{"0" * 400}}}', "more digits than a bound may have"),
+        ('{"minimum": 1e999}', "must be a number"),
     ],
     ids=["surrogate", "integer", "float"],
 )
@@ -102,8 +102,7 @@ def test_schema_that_cannot_be_read_is_refused_at_its_place(
     """Python reads more than the library: the part that is too much is named."""
     source = f'{{"properties": {{"a": {{"const": 1}}, "b": {{"items": {inner}}}}}}}'
     verdict = link.try_grammar(GrammarSpec(GrammarKind.JSON_SCHEMA, source), 0)
-    assert "json_schema at #/properties/b/items: it cannot be read" in verdict.reason
-    assert words in verdict.reason
+    assert f"at #/properties/b/items: {words}" in verdict.reason
 
 
 def test_number_that_is_none_of_json_is_refused_by_its_name(link: ProberLink) -> None:

@@ -230,7 +230,7 @@ def test_prompt_logprobs_use_the_same_scores() -> None:
     ("field", "params"),
     [
         ("n", SamplingParams(n=0)),
-        ("max_tokens", SamplingParams(max_tokens=0)),
+        ("max_tokens", SamplingParams(max_tokens=-1)),
         ("min_tokens", SamplingParams(min_tokens=9, max_tokens=8)),
         ("temperature", SamplingParams(temperature=-0.1)),
         ("temperature", SamplingParams(temperature=float("nan"))),

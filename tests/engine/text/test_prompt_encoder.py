@@ -109,3 +109,20 @@ def test_tokenizer_with_an_encode_of_its_own_is_asked_for_each_text(
     assert found == [
         [7, *plain.encode(text, add_special_tokens=False).ids] for text in ("bus", "the")
     ]
+
+
+def test_first_token_of_every_text_is_not_doubled(byte_level: PreTrainedTokenizerFast) -> None:
+    """A text that begins with it has it once; where none is added, a text keeps what it has."""
+    tokenizer = deepcopy(byte_level)
+    tokenizer.add_special_tokens({"bos_token": "<first>"})
+    first = tokenizer.bos_token_id
+    given = ["<first>bus", "bus", "<first><first>bus", "<first>", ""]
+    plain = PromptEncoder(tokenizer).encode(given, special=True)
+    assert plain == [tokenizer.encode(text, add_special_tokens=False) for text in given]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<first> $A", special_tokens=[("<first>", first)]
+    )
+    expected = [ids if ids[:1] == [first] else [first, *ids] for ids in plain]
+    encoder = PromptEncoder(tokenizer)
+    assert encoder.encode(given, special=True) == expected
+    assert encoder.encode(given, special=False) == plain

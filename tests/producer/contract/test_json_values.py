@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tokenbus.producer.contract.bounds import MAX_DEPTH
+from tokenbus.engine.chat.requests.bounds import MAX_DEPTH
 from tokenbus.producer.contract.new_job import as_request
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +102,15 @@ WHOLE = Begin(
     End("s3-job@shop", 1, 3, '{"reason":"stop"}', '{"é":1}'),
     listen="c" * 22,
 )
+CHAT = '{"format":"qwen3","tools":{},"starts_in_reasoning":true}'
+TOLD = Begin(
+    "s3-job",
+    1,
+    "7",
+    [Append("s3-job", 1, 0, 1, 1, "é", [5], [1], delta='{"content":"x"}')],
+    End("s3-job", 1, 1, "{}", "{}", told='"delta":{}'),
+    chat=CHAT,
+)
 NOTHING = Begin("s3-job", 1, "9", [], End("s3-job", 1, 0, "{}", "{}"), version=1)
 TENANTS_APPEND = Append("s3-job@shop", 2, 0, 4, 4, "x", [5], [1])
 HOOK = ClaimedWebhook("s1-job", 7, "shop", "https://x.example/y", {}, "{}", 5, 2, b"")
@@ -118,9 +127,11 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "append, version 1": lambda s: s.log.append([OLD_APPEND]),
     "append, tenant": lambda s: s.log.append([TENANTS_APPEND]),
     "append, clients": lambda s: s.log.append(HEARD_APPENDS),
+    "append, delta": lambda s: s.log.append([replace(APPEND, delta='{"content":"x"}')]),
     "append, one token": lambda s: s.log.append_batch(3, _one_token()),
     "begin": lambda s: s.log.begin([FIRST], "w1"),
     "begin, whole": lambda s: s.log.begin([WHOLE, NOTHING], "w1"),
+    "begin, messages": lambda s: s.log.begin([FIRST, TOLD], "w1"),
     "cancel": lambda s: s.queue.cancel("s1-job"),
     "cancel, tenant": lambda s: s.queue.cancel("s1-job@shop", "shop"),
     "complete_many": lambda s: s.completion.complete(COMPLETED, KEEP, 125_000),
@@ -131,6 +142,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "end, unowned": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", owned=False)]),
     "end, version 1": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", version=1)]),
     "end, client": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", listen="c" * 22)]),
+    "end, messages": lambda s: s.log.end([End("s2-job", 3, 8, "{}", "{}", told='"delta":{}')]),
     "end, tenant": lambda s: s.log.end([End("s2-job@a/b", 3, 8, "{}", "{}")]),
     "expire_many": lambda s: s.completion.expire_records(COMPLETED, [5, 6, 0], KEEP, 125_000),
     "drop_many": lambda s: s.completion._drop([b"s1-job", b"s1-other@shop"], 1_200_000),
@@ -163,6 +175,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "submit, many": lambda s: s.queue.submit_many([PLAIN_JOB, JOB], Bounds(1000, 2000)),
     "takeover": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1")]),
     "takeover, fence": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1", create=False)]),
+    "takeover, messages": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1", chat=CHAT)]),
     "tick": lambda s: s.queue.tick(limit=11),
     "unpull": lambda s: s.lease.unpull("w1", "s1-job", 4, 222),
     "unpull, prefix": lambda s: s.lease.unpull("w1", "s1-job", 4, 222, loses_prefix=True),

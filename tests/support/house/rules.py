@@ -55,11 +55,16 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/models",),
         ("engine/attention",),
         ("engine/scheduling", "engine/text"),
+        ("engine/text/templates",),
+        ("engine/grammar (faces)",),
+        ("engine/grammar/calls",),
         ("engine/grammar",),
+        ("engine/grammar/schema",),
+        ("engine/grammar/patterns",),
         ("engine/sampling",),
         ("engine/chat (faces)",),
         ("engine/chat/reading",),
-        ("engine", "engine/chat"),
+        ("engine", "engine/chat", "engine/chat/requests"),
     ),
     "producer": (
         ("producer/commands",),
@@ -69,6 +74,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/scripts", "producer/server"),
         ("producer/server/guarded",),
         ("producer/contract",),
+        ("producer/contract/messages",),
         ("producer",),
     ),
     "worker": (
@@ -93,9 +99,19 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 # vocabulary beside them.
 FACES = {
     "engine": frozenset(
-        {"__init__", "backends", "build", "engine", "llm", "output", "start_check"}
+        {
+            "__init__",
+            "backends",
+            "build",
+            "engine",
+            "llm",
+            "offline_request",
+            "output",
+            "start_check",
+        }
     ),
     "engine/chat": frozenset({"message_reader"}),
+    "engine/grammar": frozenset({"tool_calls"}),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "worker": frozenset({"assembly", "supervisor"}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.contract.bounds import LOGIT_BIAS, NUMBERS
+from tokenbus.engine.chat.requests.bounds import LOGIT_BIAS, NUMBERS
 
 if TYPE_CHECKING:
     import random

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from tokenbus.engine.chat.delta import MessageDelta
     from tokenbus.producer.client.async_client import AsyncClient, Job
     from tokenbus.producer.contract.events import Event, Finish
     from tokenbus.producer.scripts import Scripts
@@ -62,7 +63,7 @@ def num_waiting(worker: Worker) -> int:
 
 @dataclass(slots=True)
 class Story:
-    """What one reader saw of a job, each index checked as it came."""
+    """What one reader saw of a job, each index checked as it came; `deltas` by choice."""
 
     job_id: str
     last: int = 0
@@ -71,6 +72,7 @@ class Story:
     epochs: set[int] = field(default_factory=set)
     finish: Finish | None = None
     tenant: str = DEFAULT_TENANT
+    deltas: dict[int, list[MessageDelta]] = field(default_factory=dict)
 
     @property
     def address(self) -> str:
@@ -84,6 +86,8 @@ class Story:
         assert event.start == self.last + 1
         assert event.to == self.last + len(event.ids)
         self.last = event.to
+        for choice, delta in event.deltas:
+            self.deltas.setdefault(choice, []).append(delta)
         if event.finish is not None:
             self.finish = event.finish
             return

@@ -201,7 +201,7 @@ async def test_failures_come_back_by_name(
 ) -> None:
     """A wrong request, an expired job and an unknown function each say what is wrong."""
     async with pool_worker(pool, redis_url, null_tokens_per_s=5), adapting(client, queue):
-        wrong = await enqueue(arq, "wrong", prompt="x", max_tokens=0)
+        wrong = await enqueue(arq, "wrong", prompt="x", max_tokens=-1)
         with pytest.raises(RemoteFailure, match="RequestInvalid: max_tokens"):
             await result_of(wrong)
         late = await enqueue(arq, "late", prompt="x", max_tokens=400, deadline_s=0.3)

@@ -1,1 +1,1 @@
-"""The text of a job: tokens to released text, tool calls, and all of it by index."""
+"""The text of a job by index, and the messages in it as they are told."""

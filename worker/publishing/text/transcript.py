@@ -157,6 +157,16 @@ class Transcript:
             return None
         return self._choice, column.texts[-1], column.ids[-1], self._end
 
+    def place_of(self, index: int) -> int:
+        """Return which token of its choice, from 0, the token of that index is; there is one."""
+        run = self._runs[bisect_right(self._starts, index) - 1]
+        return run.offset + index - run.start
+
+    def part_of(self, choice: int, low: int, high: int) -> tuple[str, list[int]]:
+        """Return text and ends of tokens `low` to `high` - 1 of a choice, counted from 0."""
+        column = self._columns[choice]
+        return "".join(column.texts[low:high]), column.ends[low:high]
+
     def has_logprobs(self, choice: int) -> bool:
         """Tell whether a token of a choice has logprobs."""
         return bool(self._columns[choice].logprobs)

@@ -7,7 +7,8 @@
 -- completed job in its place, say what stands.
 --
 -- An item is address, epoch, start, last index, the client's channel, `head`, finish and result as
--- in `commit` (empty without an end), then id, entry and message of each entry.
+-- in `commit` (empty without an end), then id, entry and message of each entry. `told` is nothing,
+-- or chat and last fields of a job whose answers are messages, each perhaps empty.
 local ENTRIES = 9
 
 local function what_stands(log, epoch, worker, start)
@@ -24,13 +25,18 @@ local function what_stands(log, epoch, worker, start)
 end
 
 -- Returns nothing where all was written.
-local function begin(publish, belt_ms, worker, item)
+local function begin(publish, belt_ms, worker, item, told)
   local job, epoch, start, listen, finish = item[1], item[2], item[3], item[5], item[7]
   local log, channel = L.log .. job, L.tok .. job
   if redis.call('EXISTS', log, L.result .. job) > 0 then
     return what_stands(log, epoch, worker, start)
   end
-  redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', 0, 'start', start)
+  local chat, last_fields = told and told[1] or '', told and told[2] or ''
+  if chat == '' then
+    redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', 0, 'start', start)
+  else
+    redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', 0, 'start', start, 'chat', chat)
+  end
   for at = ENTRIES, #item, 3 do
     local message = item[at + 2]
     redis.call('XADD', log, item[at], 'e', item[at + 1])
@@ -40,7 +46,7 @@ local function begin(publish, belt_ms, worker, item)
     end
   end
   if finish ~= '' then
-    commit(publish, belt_ms, job, epoch, item[4], finish, item[8], item[6], listen)
+    commit(publish, belt_ms, job, epoch, item[4], finish, item[8], item[6], listen, last_fields)
   else
     redis.call('PEXPIRE', log, belt_ms)
   end

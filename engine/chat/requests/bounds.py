@@ -1,8 +1,7 @@
 """Bounds of sampling parameters: what a request may ask for, offline and through the queue.
 
-The queue's door has the same table in `producer/contract/bounds.py`, for neither side imports the
-other; `tests/test_bounds.py` holds them equal, field by field and edge by edge. They keep all
-arithmetic of float32 finite: a logit of 1e4 under all of them together stays below 1e7.
+They keep all arithmetic of float32 finite: a logit of 1e4 under all of them together stays below
+1e7.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ class Bound:
 
 NUMBERS = {
     "n": Bound(int, 1, 64),
-    "max_tokens": Bound(int, 1, 1_000_000),
+    "max_tokens": Bound(int, 0, 1_000_000),
     "min_tokens": Bound(int, 0, 1_000_000),
     "temperature": Bound(float, 0, 100),
     "top_k": Bound(int, 0, 2**31 - 1),
@@ -35,6 +34,7 @@ NUMBERS = {
     "logprobs": Bound(int, 0, 20),
     "prompt_logprobs": Bound(int, 0, 20),
 }
+REASONING_TOKENS = Bound(int, 0, 1_000_000)
 # A bias adds to a logit: -100 forbids, 100 demands.
 LOGIT_BIAS = Bound(float, -100, 100)
 TOKEN_ID = Bound(int, 0, 2**31 - 1)
@@ -46,4 +46,8 @@ MAX_BAD_WORD_LENGTH = 16
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
 MAX_STOP_IDS = 64
-MAX_GRAMMAR_LENGTH = 262_144
+MAX_GRAMMAR_LENGTH = 4_194_304
+MAX_TOOLS = 128
+# Levels of objects and lists inside one another, in what the model's template renders.
+MAX_DEPTH = 128
+ROLE_PATTERN = r"^[A-Za-z0-9_.:@/-]{1,64}$"

@@ -1,4 +1,4 @@
-"""Tool calls of a queued job: asked for in the request, read back into the terminal event."""
+"""Tools of a request: they constrain the output, stand in the prompt, and are named to readers."""
 
 from __future__ import annotations
 
@@ -7,41 +7,25 @@ from typing import Any
 
 import pytest
 
-from tokenbus.engine.grammar.tool_format import HERMES, MISTRAL
-from tokenbus.engine.grammar.tool_reader import ToolReader
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.engine.types import EngineLimits, GrammarKind
 from tokenbus.producer.contract.events import Finish, ToolCall
+from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.jobs.prompt import PromptPreparer
-from tokenbus.worker.publishing.text.tool_output import read_tool_calls
 
-CALL = '<tool_call>\n{"name": "now", "arguments": {"town": "Oslo"}}\n</tool_call>'
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"properties": {}}}}
 
 
-def prepare(**fields: Any) -> Any:
+def prepare(tokenizer: Any = None, **fields: Any) -> Any:
     """Prepare a request as a worker does."""
     limits = EngineLimits(
         model="null", num_pages=100, page_size=16, max_model_len=4096, max_num_seqs=4,
         eos_token_ids=(0,), vocab_size=512,
     )  # fmt: skip
     request = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8} | fields
-    preparer = PromptPreparer(build_null_tokenizer(), limits)
+    preparer = PromptPreparer(tokenizer or build_null_tokenizer(), limits)
     return preparer.tokenise(preparer.read(json.dumps(request).encode()))
-
-
-def test_calls_of_every_choice_have_their_place_and_an_id_of_nine() -> None:
-    """Ids differ, depend on the job alone, and the text before the calls is told apart."""
-    reader = ToolReader(HERMES, ("now",), marker_is_special=False)
-    texts = [CALL, "no call", f"Let me look. {CALL}\n{CALL}"]
-    calls = read_tool_calls(reader, "job-1", texts)
-    assert [(call.choice, call.at) for call in calls] == [(0, 0), (2, 13), (2, 13)]
-    assert {call.arguments for call in calls} == {'{"town": "Oslo"}'}
-    assert len({call.id for call in calls}) == 3
-    assert all(len(call.id) == 9 and call.id.isalnum() for call in calls)
-    assert calls == read_tool_calls(reader, "job-1", texts)
-    assert calls[0].id != read_tool_calls(reader, "job-2", texts)[0].id
 
 
 def test_calls_survive_the_wire() -> None:
@@ -51,24 +35,28 @@ def test_calls_survive_the_wire() -> None:
     assert "tool_calls" not in json.loads(Finish("stop").dump())
 
 
-def test_marker_that_is_a_special_token_need_not_be_in_the_text() -> None:
-    """A detokeniser leaves special tokens out; the calls are found all the same."""
-    reader = ToolReader(MISTRAL, ("now",), marker_is_special=True)
-    [call] = read_tool_calls(reader, "job", ['[{"name": "now", "arguments": {}}]'])
-    assert (call.name, call.at) == ("now", 0)
-
-
 @pytest.mark.parametrize("choice", ["auto", "required", {"name": "now"}])
 def test_tools_constrain_the_output_and_stand_in_the_prompt(choice: Any) -> None:
     """Unless the choice is none: then the job is as if no tools had been given."""
     with_tools = prepare(tools=[TOOL], tool_choice=choice)
     assert with_tools.params.grammar.kind is GrammarKind.LARK
-    assert with_tools.tool_reader.names == ("now",)
+    assert with_tools.chat == JobChat("hermes/none", {"now": {}})
     plain, none = prepare(), prepare(tools=[TOOL], tool_choice="none")
     assert none.prompt_ids == plain.prompt_ids
     assert len(with_tools.prompt_ids) > len(plain.prompt_ids)
     assert none.params.grammar is None
-    assert none.tool_reader is None
+    assert none.chat is plain.chat is None
+
+
+def test_reasoning_is_read_where_the_template_opens_it() -> None:
+    """Also without tools: the prompt ends inside the block, so that the answer begins there."""
+    turn = "{{ message.role }}: {{ message.content }}\n"
+    opened = "{% if add_generation_prompt %}assistant:\n<think>\n{% endif %}"
+    tokenizer = build_null_tokenizer()
+    tokenizer.chat_template = f"{{% for message in messages %}}{turn}{{% endfor %}}{opened}"
+    job = prepare(tokenizer)
+    assert job.chat == JobChat("hermes/think-in-prompt", {}, starts_in_reasoning=True)
+    assert prepare(tokenizer, tools=[TOOL]).chat.tools == {"now": {}}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Requests as clients of any server write them, brought to one spelling for both doors."""

@@ -1,0 +1,1 @@
+"""Grammars of calls and reasoning: the marks, names and arguments of every chat format."""

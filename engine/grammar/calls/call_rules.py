@@ -1,0 +1,171 @@
+"""Grammar of calls: the marks of a chat format around the arguments of given tools."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.chat.call_format import CallFormat, CallSyntax
+from tokenbus.engine.grammar.calls.added_tokens import SPACE, escaped, quoted, sequence
+from tokenbus.engine.grammar.calls.parameter_rules import ParameterRules
+from tokenbus.engine.grammar.calls.python_rules import PythonRules
+from tokenbus.engine.grammar.calls.value_rules import json_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
+    from tokenbus.engine.grammar.calls.value_rules import Schema
+
+# Calls of one answer: more than any task needs, and an end for a model that would never stop.
+MAX_CALLS = 32
+_ID = r"/[A-Za-z0-9_-]{1,64}/"
+_NUMBER = r"/0|[1-9][0-9]{0,3}/"
+# Families that write lists of calls mix these up.
+_ARGUMENTS_KEYS = ("arguments", "parameters")
+# Numbers and ids of calls in JSON are texts, or bare numbers.
+_SOME_ID = f'("\\"" {_ID} "\\"" | {_NUMBER})'
+
+
+class CallRules:
+    """The rules of the calls in one way of writing them; their names begin with `prefix`."""
+
+    def __init__(
+        self,
+        written: CallFormat,
+        schemas: Mapping[str, Schema],
+        tokens: AddedTokens,
+        prefix: str,
+    ) -> None:
+        self._written = written
+        self._schemas = schemas
+        self._spell = tokens.spelled
+        self._tokens = tokens
+        self._prefix = prefix
+
+    @property
+    def opening(self) -> str:
+        """Return the text that opens calls, white space at its end included."""
+        written = self._written
+        return written.section_open or written.call_open
+
+    def start(self, most: int, *, is_open: bool = False) -> str:
+        """Spell calls, `most` at most, with or without the mark that opens them."""
+        written = self._written
+        opened = "" if is_open else self._spell(self.opening)
+        list_open = f'{SPACE}? "[" {SPACE}?' if written.is_list else ""
+        inner_open = self._spell(written.call_open) if written.section_open else ""
+        first = sequence((opened, list_open, inner_open, f"{self._prefix}_call"))
+        return sequence((first, *self._after_first(most)))
+
+    def bare_start(self, most: int) -> str:
+        """Spell calls that begin an answer without a mark, each told by its head."""
+        firsts = (f"{self._prefix}_head_{idx} {rest}" for idx, rest in enumerate(self._rests()))
+        return sequence((f"({' | '.join(firsts)})", *self._after_first(most)))
+
+    def head_patterns(self) -> list[str]:
+        r"""Return the patterns with which calls without a mark begin, one for each tool."""
+        written = self._written
+        first = r"\s*\[\s*" if written.is_list else r"\s*"
+        if written.syntax is CallSyntax.PYTHON:
+            return [rf"{first}{escaped(name)}(\.call)?\(" for name in self._schemas]
+        kind = r'("type"\s*:\s*"function"\s*,\s*)?'
+        key = escaped(json.dumps(written.name_key))
+        return [
+            rf"{first}\{{\s*{kind}{key}\s*:\s*{escaped(json.dumps(name))}" for name in self._schemas
+        ]
+
+    def heads(self) -> Iterator[str]:
+        """Yield the rules of heads; each ends as soon as it can."""
+        for idx, pattern in enumerate(self.head_patterns()):
+            yield f"{self._prefix}_head_{idx}[lazy]: /{pattern}/"
+
+    def _after_first(self, most: int) -> Iterator[str]:
+        """Yield what stands behind the body of the first call."""
+        written = self._written
+        close = self._spell(written.call_close)
+        yield close
+        if most > 1:
+            between = self._spell(written.separator) or f"{SPACE}?"
+            call_open = self._spell(written.call_open)
+            again = sequence((between, call_open, f"{self._prefix}_call", close))
+            yield f"({again}){{0,{most - 1}}}"
+        if written.is_list:
+            yield f'{SPACE}? "]"'
+        if written.section_close:
+            yield sequence((f"{SPACE}?", self._spell(written.section_close)))
+        yield f"{SPACE}?"
+
+    def rules(self) -> Iterator[str]:
+        """Yield the rules of one call of any tool."""
+        names = [f"{self._prefix}_call_{idx}" for idx in range(len(self._schemas))]
+        yield f"{self._prefix}_call: {' | '.join(names)}"
+        for rule, (name, schema) in zip(names, self._schemas.items(), strict=True):
+            yield from self._body(rule, name, schema)
+
+    def _body(self, rule: str, name: str, schema: Schema) -> Iterator[str]:
+        written = self._written
+        match written.syntax:
+            case CallSyntax.JSON_CALL:
+                yield f"{rule}: {self._json_call(name, schema)}"
+            case CallSyntax.JSON_ARGUMENTS:
+                yield f"{rule}: {sequence((*self._head(name), json_value(schema)))}"
+            case CallSyntax.PARAMETERS:
+                assert written.parameters is not None
+                tags = ParameterRules(written.parameters, self._tokens, rule)
+                yield f"{rule}: {sequence((*self._head(name), f'{rule}_parameters'))}"
+                yield from tags.rules(f"{rule}_parameters", schema)
+            case CallSyntax.PYTHON:
+                arguments = PythonRules(rule)
+                inside = f'{quoted(name)} ".call"? "(" {SPACE}? {rule}_arguments {SPACE}? ")"'
+                yield f"{rule}: {inside}"
+                yield from arguments.rules(f"{rule}_arguments", schema)
+
+    def _head(self, name: str) -> Sequence[str]:
+        """Spell the name of a call with what its format has around it."""
+        written = self._written
+        number = f"{quoted(written.index_open)} {_NUMBER}" if written.index_open else ""
+        call_id = f"({self._spell(written.id_open)} ({_ID})?)?" if written.id_open else ""
+        called = quoted(written.name_prefix + name)
+        return (called, number, call_id, self._spell(written.name_close))
+
+    def _json_call(self, name: str, schema: Schema) -> str:
+        """Spell a call as an object; some models give its kind or number before the rest."""
+        written = self._written
+        colon, comma = _around(":"), _around(",")
+        if not written.name_key:
+            return f'"{{" {SPACE}? {_key(name)} {colon} {json_value(schema)} {SPACE}? "}}"'
+        has_kind = written.is_bare or written.is_list
+        kind = f"({_key('type')} {colon} {_key('function')} {comma})?" if has_kind else ""
+        number = ""
+        if written.index_key:
+            number = f"({_key(written.index_key)} {colon} {_SOME_ID} {comma})?"
+        head = f"{_key(written.name_key)} {colon} {_key(name)}"
+        return sequence(('"{"', f"{SPACE}?", kind, number, head, self._json_rest(schema)))
+
+    def _json_rest(self, schema: Schema) -> str:
+        """Spell what stands behind the name of a call; some models give its id behind the rest."""
+        written = self._written
+        colon, comma = _around(":"), _around(",")
+        call_id = f"({comma} {_key('id')} {colon} {_SOME_ID})?" if written.is_list else ""
+        keys = dict.fromkeys((written.arguments_key, *(_ARGUMENTS_KEYS if written.is_list else ())))
+        key = f"({' | '.join(map(_key, keys))})"
+        arguments = f"{comma} {key} {colon} {json_value(schema)}"
+        return sequence((arguments, call_id, f'{SPACE}? "}}"'))
+
+    def _rests(self) -> Iterator[str]:
+        """Yield what stands behind the head of a call, for each tool."""
+        for idx, schema in enumerate(self._schemas.values()):
+            if self._written.syntax is CallSyntax.PYTHON:
+                yield f'{SPACE}? {self._prefix}_call_{idx}_arguments {SPACE}? ")"'
+            else:
+                yield self._json_rest(schema)
+
+
+def _around(mark: str) -> str:
+    return f"{SPACE}? {quoted(mark)} {SPACE}?"
+
+
+def _key(name: str) -> str:
+    """Spell a string of JSON."""
+    return quoted(json.dumps(name, ensure_ascii=False))

@@ -1,0 +1,128 @@
+"""Grammar of arguments between tags: strings as they are, all other values as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.grammar.calls.added_tokens import SPACE, escaped, quoted, sequence
+from tokenbus.engine.grammar.calls.free_text import FreeText
+from tokenbus.engine.grammar.calls.value_rules import (
+    alternatives,
+    json_value,
+    resolved,
+    with_definitions,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tokenbus.engine.chat.call_format import ParameterTags
+    from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
+    from tokenbus.engine.grammar.calls.value_rules import Schema
+
+_PYTHON_NAMES = {"boolean": '"True" | "False"', "null": '"None"'}
+# Names of arguments that no schema lists.
+_ANY_NAME = r"/[A-Za-z0-9_.-]{1,64}/"
+
+
+class ParameterRules:
+    """The rules of the arguments of one call; their names begin with `prefix`."""
+
+    def __init__(self, tags: ParameterTags, tokens: AddedTokens, prefix: str) -> None:
+        self._tags = tags
+        self._tokens = tokens
+        self._spell = tokens.spelled
+        self._prefix = prefix
+        self._mark = tags.close.strip()
+        self._num_values = 0
+
+    def rules(self, name: str, schema: Schema) -> Iterator[str]:
+        """Yield the rules of all arguments, in the order of the schema."""
+        properties = schema.get("properties") or {}
+        required = schema.get("required") or ()
+        parts: list[str] = []
+        rules: list[str] = []
+        for key, inner in properties.items():
+            value, more = self._argument(quoted(key), inner, schema)
+            parts.append(value if key in required else f"({value})?")
+            rules += more
+        if not properties and schema.get("additionalProperties", True) is not False:
+            value, more = self._argument(_ANY_NAME, {}, schema)
+            parts.append(f"({value})*")
+            rules += more
+        yield f"{name}: {' '.join(parts)}"
+        yield from rules
+
+    def _argument(self, name: str, schema: Any, root: Schema) -> tuple[str, list[str]]:
+        """Spell one argument with its tags."""
+        ways: list[str] = []
+        rules: list[str] = []
+        for each in alternatives(schema, root):
+            is_text = _is_text(each)
+            head = (is_text and self._tags.string_name_close) or self._tags.name_close
+            inside, more = self._text(each) if is_text else self._other(each, root)
+            ways.append(sequence((self._spell(head), inside)))
+            rules += more
+        behind = self._tags.close[len(self._tags.close.rstrip()) :]
+        opened = self._spell(self._tags.open)
+        return sequence((opened, name, f"({' | '.join(ways)})", self._spell(behind))), rules
+
+    def _other(self, schema: Any, root: Schema) -> tuple[str, list[str]]:
+        value = json_value(with_definitions(resolved(schema, root), root))
+        # Templates print these as Python does, and so do models that read them.
+        names = _PYTHON_NAMES.get(schema.get("type")) if isinstance(schema, Mapping) else None
+        if names is not None and not {"enum", "const"} & schema.keys():
+            value = f"({value} | {names})"
+        return sequence((value, f"{SPACE}?", self._spell(self._mark))), []
+
+    def _text(self, schema: Any) -> tuple[str, list[str]]:
+        """Spell a string up to the tag that closes it."""
+        close = self._spell(self._mark)
+        fixed = [schema["const"]] if "const" in schema else schema.get("enum")
+        if fixed is not None:
+            texts = " | ".join(quoted(text) for text in fixed if isinstance(text, str))
+            return sequence((f"({texts})", f"{SPACE}?", close)), []
+        if "pattern" in schema or "format" in schema:
+            return self._patterned(schema, close)
+        new = self._new_name()
+        low, high = schema.get("minLength", 0), schema.get("maxLength")
+        if low or high is not None:
+            bounds = f"{{{low},{'' if high is None else high}}}"
+            terminal = new.upper()
+            unmarked = f"~/(?s:.*){escaped(self._mark)}(?s:.*)/"
+            rule = f"{terminal}: /(?s:.){bounds}/ & {unmarked}"
+            if self._tokens.first_in(self._mark) == self._mark:
+                return sequence((terminal, close)), [rule]
+            rule = f"{new}[lazy]: /(?s:.){bounds}\\s{{0,1}}{escaped(self._mark)}/"
+            return new, [rule]
+        free = FreeText(self._tokens, (self._mark,))
+        value, more = free.up_to(new, self._mark, f"{new}_end")
+        return f"({value})", [*free.rules(new), *more]
+
+    def _patterned(self, schema: Any, close: str) -> tuple[str, list[str]]:
+        pattern = schema.get("pattern")
+        plain = isinstance(pattern, str) and pattern.startswith("^") and pattern.endswith("$")
+        body = pattern[1:-1] if plain else ""
+        if not plain or "^" in body.replace("[^", "") or "$" in body or "format" in schema:
+            keyword = "format" if "format" in schema else "pattern"
+            reason = f"{keyword} of a string cannot be held where the model writes strings bare"
+            raise RequestRejected("tools", reason)
+        body = body.replace("/", r"\/") if r"\/" not in body else body
+        return sequence((f"/{body}/", f"{SPACE}?", close)), []
+
+    def _new_name(self) -> str:
+        self._num_values += 1
+        return f"{self._prefix}_value_{self._num_values}"
+
+
+def _is_text(schema: Any) -> bool:
+    """Tell whether a value is a string, or may be anything."""
+    if not isinstance(schema, Mapping):
+        return True
+    if "const" in schema:
+        return isinstance(schema["const"], str)
+    if "enum" in schema:
+        return all(isinstance(each, str) for each in schema["enum"])
+    return schema.get("type", "string") == "string" and "properties" not in schema

@@ -1,0 +1,90 @@
+"""Grammar of what stands before an answer: reasoning, from a mark or the prompt on, to its end.
+
+It is a grammar of its own, with the rule `before`, which a constraint on the answer stands behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.grammar.calls.added_tokens import SPACE, SPACE_RULE
+from tokenbus.engine.grammar.calls.channel_rules import ChannelRules
+from tokenbus.engine.grammar.calls.free_text import FreeText
+from tokenbus.engine.types import GrammarKind, GrammarSpec
+
+if TYPE_CHECKING:
+    from tokenbus.engine.chat.chat_format import ChatFormat
+    from tokenbus.engine.chat.reasoning_format import ReasoningFormat
+    from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningRule:
+    """How the answer to one prompt begins.
+
+    starts_inside: the prompt ends inside the reasoning block.
+    is_allowed: the model may open a block.
+    max_tokens: of reasoning, after which the block is closed; None is no bound.
+    """
+
+    starts_inside: bool = False
+    is_allowed: bool = True
+    max_tokens: int | None = None
+
+
+def before_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRule) -> str:
+    """Return the Lark rules of `before`, "" if the answer begins at once.
+
+    Raises: RequestRejected for `max_reasoning_tokens` if no token closes the model's reasoning.
+    """
+    if chat_format.has_channels:
+        return "\n".join(ChannelRules(tokens, rule.max_tokens).before_answer())
+    reasoning = chat_format.reasoning
+    if reasoning is None or not (rule.starts_inside or rule.is_allowed):
+        return ""
+    thought, rules = _thought(reasoning, tokens, rule)
+    if rule.starts_inside:
+        head = f"before: {thought}"
+    else:
+        openings = " | ".join(tokens.spelled(mark) for mark in reasoning.opens)
+        head = f"before: {SPACE}? (({openings}) {thought})?"
+    return "\n".join([head, *rules, SPACE_RULE])
+
+
+def free_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRule) -> GrammarSpec:
+    """Return a constraint on the reasoning alone: what stands behind it is free."""
+    if chat_format.has_channels:
+        channels = ChannelRules(tokens, rule.max_tokens)
+        lines = [*channels.free_start(), "call: called", *channels.shared()]
+        lines += channels.any_call("called")
+        return GrammarSpec(GrammarKind.LARK, "\n".join(["%llguidance {}", *lines]) + "\n")
+    lines = FreeText(tokens, ()).rules("start")
+    source = "\n".join(["%llguidance {}", *lines]) + "\n"
+    return GrammarSpec(GrammarKind.LARK, source, before_answer(chat_format, tokens, rule))
+
+
+def _thought(
+    reasoning: ReasoningFormat, tokens: AddedTokens, rule: ReasoningRule
+) -> tuple[str, list[str]]:
+    """Spell the inside of a block with the mark that closes it."""
+    closing = tokens.spelled(reasoning.closes[0])
+    ends = f"({closing}) {SPACE}?"
+    free = FreeText(tokens, reasoning.closes)
+    if rule.max_tokens == 0:
+        return ends, []
+    if rule.max_tokens is not None:
+        if not tokens.first_in(reasoning.closes[0]):
+            reason = "this model's reasoning ends in words, which no bound of tokens can force"
+            raise RequestRejected("max_reasoning_tokens", reason)
+        inner = "\n".join(line.replace("thought:", "start:", 1) for line in free.rules("thought"))
+        limited = f"thought[max_tokens={rule.max_tokens + 1}]: %lark {{\n{inner}\n}}"
+        return f"thought {ends}", [limited]
+    ways: list[str] = []
+    rules = free.rules("thought")
+    for idx, mark in enumerate(reasoning.closes):
+        way, more = free.up_to("thought", mark, f"thought_end_{idx}")
+        ways.append(way)
+        rules += more
+    return f"({' | '.join(ways)}) {SPACE}?", rules

@@ -1,0 +1,66 @@
+"""Grammar of JSON values inside calls: by their schema, with the white space that models write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tokenbus.engine.grammar.json_schema import json_options
+
+Schema = Mapping[str, Any]
+
+# Nothing, a space, or a line and its indentation; more is a model that went astray.
+_WHITE_SPACE = r"( |\n[ \t]{0,40})?"
+
+
+def json_value(schema: Any) -> str:
+    """Spell a value of JSON that satisfies a schema, which is enforceable as it stands."""
+    options = {
+        **json_options(schema),
+        "whitespace_flexible": True,
+        "whitespace_pattern": _WHITE_SPACE,
+        "item_separator": ",",
+        "key_separator": ":",
+    }
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+
+
+def with_definitions(schema: Any, root: Schema) -> Any:
+    """Return a part of a schema with the definitions that it may refer to."""
+    if not isinstance(schema, Mapping):
+        return {} if schema is True else {"enum": []}
+    shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
+    return {**shared, **schema}
+
+
+def resolved(schema: Any, root: Schema) -> Any:
+    """Follow references inside the root, as far as they are all that a schema says."""
+    seen: set[str] = set()
+    while isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
+        target = schema["$ref"]
+        if target in seen or not target.startswith("#/"):
+            return schema
+        seen.add(target)
+        found: Any = root
+        for key in target[2:].split("/"):
+            key = key.replace("~1", "/").replace("~0", "~")  # noqa: PLW2901 - as pointers spell it
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is None:
+            return schema
+        schema = found
+    return schema
+
+
+def alternatives(schema: Any, root: Schema) -> list[Any]:
+    """Return the schemas of which a value satisfies one: by anyOf, oneOf or several types."""
+    schema = resolved(schema, root)
+    if not isinstance(schema, Mapping):
+        return [schema]
+    for key in ("anyOf", "oneOf"):
+        if isinstance(schema.get(key), list):
+            return [each for part in schema[key] for each in alternatives(part, root)]
+    types = schema.get("type")
+    if isinstance(types, list):
+        return [{**schema, "type": each} for each in types]
+    return [schema]

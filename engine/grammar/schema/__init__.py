@@ -1,0 +1,1 @@
+"""JSON schemas read, combined, and written in the forms that the grammar library enforces."""

@@ -1,0 +1,233 @@
+"""Messages as a template takes them: each reaches the model, whatever the template leaves out.
+
+What a template does not render is put where it does render: system messages before the first user
+turn or into it, calls into the text of their message, written as the model writes them, and results
+into a user turn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.engine.text.templates.read_back import written_call
+from tokenbus.engine.text.templates.template_traits import NINE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tokenbus.engine.text.templates.format_choice import FormatChoice
+    from tokenbus.engine.text.templates.template_traits import TemplateTraits
+
+_PARAGRAPH = "\n\n"
+# What templates ask for where clients leave it out, or write null.
+_RULERS = ("system", "developer")
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+class ChatTurns:
+    """Puts the messages of requests into the form of one template."""
+
+    def __init__(self, traits: TemplateTraits, choice: FormatChoice) -> None:
+        self._traits = traits
+        self._choice = choice
+
+    def of(self, messages: Sequence[Mapping[str, Any]], note: str = "") -> list[dict[str, Any]]:
+        """Return the turns of a conversation; the messages stay as they are.
+
+        Args:
+            note: what the model is told beside them, the tools where the template renders none.
+        """
+        turns = [_plain_turn(message) for message in messages]
+        names = {call["id"]: call["function"]["name"] for call in _calls_of(turns) if "id" in call}
+        turns = self._with_ids(turns)
+        turns = self._with_calls(turns)
+        if not self._traits.has_results:
+            turns = _with_written_results(turns, names)
+        return self._with_rules(turns, note)
+
+    def _with_calls(self, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Give calls the shape of the template, or their place in the text of their message."""
+        shaped: list[dict[str, Any]] = []
+        waiting = list(turns)
+        while waiting:
+            turn = waiting.pop(0)
+            calls = turn.pop("tool_calls", None)
+            content = turn.get("content")
+            if not calls:
+                shaped.append(turn if content is not None else {**turn, "content": ""})
+                continue
+            shape, choice = self._choice.shape, self._choice
+            if shape is None:
+                shaped.append(self._written(turn, calls))
+                continue
+            fields = {key: each for key, each in turn.items() if key not in ("role", "content")}
+            if content and not choice.has_text_before:
+                shaped.append({"role": "assistant", "content": content})
+                content = None
+            if len(calls) == 1 or choice.is_parallel:
+                shaped.append(shape.turn(calls, content, **fields))
+                continue
+            results, waiting = _leading_results(waiting)
+            shaped += self._one_by_one(calls, results, content, fields)
+        return shaped
+
+    def _one_by_one(
+        self,
+        calls: Sequence[dict[str, Any]],
+        results: Sequence[dict[str, Any]],
+        content: str | None,
+        fields: Mapping[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Return a message for each call, with its result behind it."""
+        shape = self._choice.shape
+        assert shape is not None
+        by_id = {turn.get("tool_call_id"): turn for turn in results}
+        shaped: list[dict[str, Any]] = []
+        used: list[int] = []
+        for idx, call in enumerate(calls):
+            shaped.append(shape.turn([call], content if idx == 0 else None, **fields))
+            own = by_id.get(call.get("id"))
+            if own is not None:
+                shaped.append(own)
+                used.append(id(own))
+        return shaped + [turn for turn in results if id(turn) not in used]
+
+    def _written(
+        self, turn: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        chosen = self._choice.format
+        content = turn.get("content") or ""
+        if chosen.calls is None:
+            return {**turn, "content": content}
+        try:
+            written = chosen.write_calls([written_call(call) for call in calls])
+        except ValueError:
+            # What is no JSON object is no call that this format could write.
+            written = "\n".join(str(call["function"]) for call in calls)
+        return {**turn, "content": content + written}
+
+    def _with_ids(self, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Give calls and results the ids that the template and the model ask for."""
+        ids: dict[str, str] = {}
+        written = self._choice.format.calls
+        for idx, call in enumerate(_calls_of(turns)):
+            given = str(call.get("id", ""))
+            if self._traits.has_short_ids and len(given) != NINE:
+                ids[given] = hashlib.sha256(f"{given} {idx}".encode()).hexdigest()[:NINE]
+            elif written is not None and written.keeps_id:
+                name = call["function"]["name"]
+                ids[given] = f"{written.name_prefix}{name}{written.index_open}{idx}"
+        if not ids:
+            return list(turns)
+        renamed = []
+        for turn in turns:
+            if "tool_calls" in turn:
+                calls = [
+                    {**call, "id": ids.get(str(call.get("id", "")), call.get("id"))}
+                    for call in turn["tool_calls"]
+                ]
+                renamed.append({**turn, "tool_calls": calls})
+            elif turn.get("tool_call_id") in ids:
+                renamed.append({**turn, "tool_call_id": ids[turn["tool_call_id"]]})
+            else:
+                renamed.append(turn)
+        return renamed
+
+    def _with_rules(self, turns: Sequence[dict[str, Any]], note: str) -> list[dict[str, Any]]:
+        """Place system and developer messages, and the note, where the template renders them."""
+        traits = self._traits
+        leading = next(
+            (idx for idx, turn in enumerate(turns) if turn.get("role") not in _RULERS), len(turns)
+        )
+        rules, others = turns[:leading], turns[leading:]
+        late = "system" if traits.has_late_system else "user"
+        placed = [
+            {**turn, "role": late} if turn.get("role") in _RULERS else turn for turn in others
+        ]
+        texts = (*(str(turn.get("content") or "") for turn in rules), note)
+        told = _PARAGRAPH.join(text for text in texts if text)
+        is_order = bool(rules) and all(turn["role"] == "developer" for turn in rules)
+        if told and is_order and traits.has_developer:
+            placed.insert(0, {"role": "developer", "content": told})
+        elif told and traits.has_system:
+            placed.insert(0, {"role": "system", "content": told})
+        elif told:
+            placed = _before_first_user(placed, told)
+        return placed if traits.has_late_system else _merged_users(placed)
+
+
+def _plain_turn(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a message without fields that say nothing, reasoning under every name for it."""
+    turn = {key: value for key, value in message.items() if value is not None}
+    turn.setdefault("content", None)
+    if "tool_calls" in turn:
+        calls = [_plain_call(call) for call in turn["tool_calls"]]
+        del turn["tool_calls"]
+        if calls:
+            turn["tool_calls"] = calls
+    thought = next((turn[key] for key in _REASONING_KEYS if turn.get(key)), None)
+    if thought is not None:
+        turn |= {"reasoning_content": thought, "thinking": thought}
+    return turn
+
+
+def _plain_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function", call))
+    named = {"id": call["id"]} if call.get("id") else {}
+    return {**named, "type": "function", "function": function}
+
+
+def _calls_of(turns: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [call for turn in turns for call in turn.get("tool_calls", ())]
+
+
+def _leading_results(
+    turns: list[dict[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the results that stand first, and what follows them."""
+    size = next((idx for idx, turn in enumerate(turns) if turn.get("role") != "tool"), len(turns))
+    return turns[:size], turns[size:]
+
+
+def _with_written_results(
+    turns: Sequence[dict[str, Any]], names: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Turn results into user turns, those that follow each other into one."""
+    written: list[dict[str, Any]] = []
+    is_open = False
+    for turn in turns:
+        if turn.get("role") != "tool":
+            written.append(turn)
+            is_open = False
+            continue
+        name = turn.get("name") or names.get(str(turn.get("tool_call_id")), "the function")
+        text = f"Result of {name}:\n{turn.get('content') or ''}"
+        if is_open:
+            written[-1]["content"] += f"\n{text}"
+        else:
+            written.append({"role": "user", "content": text})
+        is_open = True
+    return written
+
+
+def _before_first_user(turns: Sequence[dict[str, Any]], told: str) -> list[dict[str, Any]]:
+    """Put rules before the words of the first user turn, or into one of their own."""
+    for idx, turn in enumerate(turns):
+        if turn.get("role") == "user" and isinstance(turn.get("content"), str):
+            content = _PARAGRAPH.join(part for part in (told, turn["content"]) if part)
+            return [*turns[:idx], {**turn, "content": content}, *turns[idx + 1 :]]
+    return [{"role": "user", "content": told}, *turns]
+
+
+def _merged_users(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join user turns that follow each other: what has no system turns has none twice in a row."""
+    merged: list[dict[str, Any]] = []
+    for turn in turns:
+        last = merged[-1] if merged else None
+        is_same = last is not None and last.get("role") == turn.get("role") == "user"
+        if is_same and isinstance(last["content"], str) and isinstance(turn["content"], str):
+            merged[-1] = {**last, "content": _PARAGRAPH.join((last["content"], turn["content"]))}
+        else:
+            merged.append(turn)
+    return merged

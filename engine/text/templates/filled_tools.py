@@ -1,0 +1,32 @@
+"""What chat templates take for granted and clients leave out: filled in where a template asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_KINDS = frozenset({"type", "anyOf", "oneOf", "allOf", "enum", "const", "$ref"})
+
+
+def filled_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a turn without null."""
+    return {key: "" if value is None else value for key, value in turn.items()}
+
+
+def filled_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool with a description, and parameters that have types and descriptions."""
+    function = dict(tool.get("function", tool))
+    function["description"] = function.get("description") or ""
+    parameters = {"type": "object", "properties": {}, **(function.get("parameters") or {})}
+    parameters["properties"] = {
+        name: _described(schema) if isinstance(schema, dict) else schema
+        for name, schema in parameters["properties"].items()
+    }
+    return {"type": "function", "function": {**function, "parameters": parameters}}
+
+
+def _described(schema: dict[str, Any]) -> dict[str, Any]:
+    kind = {} if _KINDS & schema.keys() else {"type": "string"}
+    return {**kind, "description": "", **schema}

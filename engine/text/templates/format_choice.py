@@ -1,0 +1,261 @@
+"""The chat format of a template: chosen by what it renders, and proved by reading that back.
+
+A call that the template has rendered is read by the reader of each call format; the first that
+gives back the same call is the template's. Where a template renders no calls, the marks of a format
+say so: those that the template shows the model beside the tools, else those that are tokens of the
+model. Calls are then written as text, and have to be read back all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.chat.call_formats import CALL_FORMATS
+from tokenbus.engine.chat.chat_format import FORMATS, ChatFormat, chat_format
+from tokenbus.engine.chat.reasoning_format import REASONING_FORMATS, ReasoningFormat
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.text.templates.read_back import RenderedAnswers, is_read, written_call
+from tokenbus.engine.text.templates.template_traits import (
+    ANSWER,
+    ARGUMENTS,
+    THOUGHT,
+    USER,
+    HistoryShape,
+    TemplateTraits,
+    probe_calls,
+    rendered,
+    result_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from tokenbus.engine.chat.call_format import CallFormat
+    from tokenbus.engine.text.templates.chat_template import ChatTemplate
+
+NONE = "none"
+# What models imitate best that were shown no way of writing calls.
+_FALLBACK = "hermes"
+# Turn marks of families that write calls as they are told, with the way that they were shown.
+_BY_TURN_MARK = {"<start_of_turn>": "gemma-3", "<|start_header_id|>": "llama-3"}
+# Settings by which templates are asked to let the model think.
+_THINKING = {"enable_thinking": True, "thinking": True}
+
+
+@dataclass(frozen=True, slots=True)
+class FormatChoice:
+    """A chat format and how earlier calls reach the model.
+
+    shape: that in which the template renders calls; None if they are written as text.
+    is_parallel: the template renders several calls of one message.
+    has_text_before: it renders text and calls of one message.
+    doubt: why the format was not proved, "" if it was.
+    """
+
+    format: ChatFormat
+    shape: HistoryShape | None
+    is_parallel: bool
+    has_text_before: bool
+    doubt: str = ""
+
+
+class FormatChooser:
+    """Finds the format of one template."""
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        traits: TemplateTraits,
+        added_tokens: Sequence[str],
+        eos_token: str = "",
+    ) -> None:
+        """Prepare the choice.
+
+        Args:
+            added_tokens: texts of the tokens that the model has beside its vocabulary.
+        """
+        self._template = template
+        self._traits = traits
+        self._added = frozenset(added_tokens)
+        self._rendered = RenderedAnswers(template, traits, added_tokens, eos_token)
+
+    def choose(self, calls: str | None = None, reasoning: str | None = None) -> FormatChoice:
+        """Choose call format and reasoning format, unless they are named, and prove the choice.
+
+        Raises: RequestRejected for `tool_format` or `reasoning_format` if there is none of the
+            name.
+        """
+        check_format_names(calls, reasoning)
+        thoughts = [reasoning] if reasoning else [*self._reasonings(), NONE]
+        for shape in self._traits.shapes:
+            name = self._reading(shape, thoughts, [calls] if calls else CALL_FORMATS)
+            if name is not None:
+                return self._proved(_paired(name, thoughts), shape)
+        if calls is None and self._traits.shapes:
+            doubt = "its chat template writes calls in a way that no known format reads back"
+            return self._native(chat_format(NONE, thoughts[0]), doubt)
+        return self._as_text(_paired(calls or self._by_marks(), thoughts))
+
+    def _reading(
+        self, shape: HistoryShape, thoughts: Sequence[str], names: Iterable[str]
+    ) -> str | None:
+        """Return the format that reads a rendered call, and if it can be writes the same text."""
+        calls = self._calls(1)
+        found: str | None = None
+        for name in names:
+            if name == NONE:
+                continue
+            chosen = _paired(name, thoughts)
+            assert chosen.calls is not None
+            answer, is_inside = self._rendered.answer([shape.turn(calls)], self._results(1), chosen)
+            if not _may_be_read(chosen.calls, answer):
+                continue
+            if not is_read(chosen, answer, is_inside, calls):
+                continue
+            if chosen.write_calls([written_call(call) for call in calls]) in answer:
+                return name
+            found = found or name
+        return found
+
+    def _proved(self, chosen: ChatFormat, shape: HistoryShape) -> FormatChoice:
+        return FormatChoice(
+            chosen,
+            shape,
+            is_parallel=self._reads_back(chosen, shape, num_calls=2),
+            has_text_before=self._reads_back(chosen, shape, content=ANSWER),
+        )
+
+    def _native(self, chosen: ChatFormat, doubt: str) -> FormatChoice:
+        """Return the choice for calls that the template renders and nobody reads."""
+        shape = self._traits.shapes[0]
+        two = self._rendered.answer([shape.turn(self._calls(2))], self._results(2), chosen)[0]
+        both = self._rendered.answer(
+            [shape.turn(self._calls(1), ANSWER)], self._results(1), chosen
+        )[0]
+        last = str(ARGUMENTS[1]["probe_word"])
+        return FormatChoice(chosen, shape, last in two, ANSWER in both, doubt)
+
+    def _as_text(self, chosen: ChatFormat) -> FormatChoice:
+        """Return the choice for calls that stand in the text of their message."""
+        doubt = ""
+        if chosen.calls is not None:
+            calls = self._calls(1)
+            written = chosen.write_calls([written_call(call) for call in calls])
+            turn = {"role": "assistant", "content": written}
+            answer, is_inside = self._rendered.answer([turn], (), chosen)
+            if not is_read(chosen, answer, is_inside, calls):
+                doubt = f"a call written as {chosen.calls.name} is not read back from its prompts"
+        return FormatChoice(chosen, None, is_parallel=True, has_text_before=True, doubt=doubt)
+
+    def _reads_back(
+        self, chosen: ChatFormat, shape: HistoryShape, num_calls: int = 1, content: str = ""
+    ) -> bool:
+        """Tell whether the format reads the calls that the template renders."""
+        calls = self._calls(num_calls)
+        turn = shape.turn(calls, content)
+        answer, is_inside = self._rendered.answer([turn], self._results(num_calls), chosen)
+        return is_read(chosen, answer, is_inside, calls, content)
+
+    def _calls(self, num_calls: int) -> list[dict[str, object]]:
+        return probe_calls(num_calls, short=self._traits.has_short_ids)
+
+    def _results(self, num_calls: int) -> list[dict[str, object]]:
+        return [result_of(call) for call in self._calls(num_calls)]
+
+    def _by_marks(self) -> str:
+        """Return the call format whose marks the template shows, or the model has as tokens."""
+        plain = rendered(self._template, [USER])
+        prompt = rendered(self._template, [USER], self._traits.tools_name)
+        shown = prompt if prompt != plain else ""
+        for has_mark in (shown.__contains__, self._added.__contains__):
+            best = max(CALL_FORMATS.values(), key=lambda each: _num_marks(each, has_mark))
+            if _num_marks(best, has_mark):
+                return best.name
+        turn_marks = (name for mark, name in _BY_TURN_MARK.items() if mark in plain)
+        return next(turn_marks, _FALLBACK)
+
+    def _reasonings(self) -> list[str]:
+        """Return the reasoning formats whose marks the template writes, or else names."""
+        prompts = [rendered(self._template, [USER])]
+        prompts += [rendered(self._template, [USER], names=_THINKING)]
+        written = list(self._written_thoughts())
+        texts = (*prompts, self._template.source)
+        signs = (
+            lambda each: each.opens_in_prompt and any(map(each.is_open_after, prompts)),
+            lambda each: any(_is_thought(each, text) for text in written),
+            lambda each: any(_has_both_marks(each, text) for text in texts),
+            lambda each: any(_has_closing_tag(each, text) for text in texts),
+        )
+        found = [each.name for sign in signs for each in REASONING_FORMATS.values() if sign(each)]
+        return list(dict.fromkeys(found))
+
+    def _written_thoughts(self) -> Iterator[str]:
+        """Yield prompts with an answer that has reasoning."""
+        thought = {"reasoning_content": THOUGHT, "thinking": THOUGHT}
+        plain = {"role": "assistant", "content": ANSWER, **thought}
+        yield rendered(self._template, [USER, plain], add_generation_prompt=False)
+        calls = self._calls(1)
+        for shape in self._traits.shapes[:1]:
+            turns = [USER, shape.turn(calls, **thought), *self._results(1)]
+            yield rendered(self._template, turns, self._traits.tools_name)
+
+
+def check_format_names(calls: str | None, reasoning: str | None) -> None:
+    """Refuse names of formats that there are none of. Raises: RequestRejected with the field."""
+    _check_name("tool_format", calls, CALL_FORMATS)
+    _check_name("reasoning_format", reasoning, REASONING_FORMATS)
+
+
+def _paired(calls: str, thoughts: Sequence[str]) -> ChatFormat:
+    """Return the format of these calls, with the reasoning that a family has beside them."""
+    own = chat_format(calls, NONE)
+    fitting = [
+        name
+        for name in thoughts
+        if name != NONE and chat_format(NONE, name).has_channels is own.has_channels
+    ]
+    names = {each.name for each in FORMATS.values()}
+    pairs = [name for name in fitting if f"{calls}/{name}" in names]
+    return chat_format(calls, next(iter((*pairs, *fitting)), NONE))
+
+
+def _check_name(field: str, name: str | None, known: Iterable[str]) -> None:
+    if name is not None and name != NONE and name not in known:
+        raise RequestRejected(field, f"{name} is not among {', '.join((NONE, *known))}")
+
+
+def _may_be_read(written: CallFormat, answer: str) -> bool:
+    """Tell whether a mark that opens calls is there, or none is needed."""
+    formats = (written, *written.also_read)
+    openings = [(each.section_open or each.call_open).split() for each in formats]
+    return written.opens_in_prompt or any(
+        not marks or all(mark in answer for mark in marks) for marks in openings
+    )
+
+
+def _num_marks(written: CallFormat, has_mark: Callable[[str], bool]) -> int:
+    """Count the marks of a format that are there; none if that which opens calls is not."""
+    best = 0
+    for each in (written, *written.also_read):
+        opening = (each.section_open or each.call_open).strip()
+        if opening and has_mark(opening):
+            best = max(best, sum(has_mark(text.strip()) for text in each.texts))
+    return best
+
+
+def _is_thought(each: ReasoningFormat, text: str) -> bool:
+    """Tell whether the made-up thought stands between the marks of a format, or behind one."""
+    before, found, after = text.partition(THOUGHT)
+    return bool(found) and (
+        before.rstrip().endswith(each.opens) and after.lstrip().startswith(each.closes)
+    )
+
+
+def _has_both_marks(each: ReasoningFormat, text: str) -> bool:
+    return any(mark in text for mark in each.opens) and any(mark in text for mark in each.closes)
+
+
+def _has_closing_tag(each: ReasoningFormat, text: str) -> bool:
+    """Tell whether a text names the tag that ends the block, as templates do that cut it off."""
+    return any(mark in text for mark in each.closes if mark.startswith(("</", "[/")))

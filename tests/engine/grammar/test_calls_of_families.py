@@ -1,0 +1,212 @@
+"""Grammars of calls, for every family: what its models write, typed by hand, passes token by token.
+
+The tokenizer is a small one to which the marks of the family were added as tokens, as its models
+have them, special to half of the families.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from golden_answers import TOOLS, Golden, golden_answers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tokenbus.engine.chat.chat_format import format_named
+from tokenbus.engine.chat.written_message import WrittenCall
+from tokenbus.engine.errors import GrammarRejected, RequestRejected
+from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
+from tokenbus.engine.grammar.calls.reasoning_rules import ReasoningRule
+from tokenbus.engine.grammar.grammar import GrammarCompiler
+from tokenbus.engine.grammar.tool_calls import ToolCalling
+from tokenbus.engine.grammar.tools import FunctionTool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.engine.chat.call_format import CallFormat
+    from tokenbus.engine.types import GrammarSpec
+
+ANSWERS = [each for each in golden_answers() if each.chat_format.calls is not None]
+FAMILIES = sorted({each.family for each in ANSWERS})
+# One for each kind of syntax and marks; the rest runs in `make test-full`.
+_EVERY_TIME = {"gpt-oss", "llama-3", "llama-4", "mistral", "qwen3", "qwen3-coder"}
+EACH = [
+    pytest.param(family, marks=() if family in _EVERY_TIME else pytest.mark.slow)
+    for family in FAMILIES
+]
+# Marks that are tokens of their families' models; all others are spelled by the vocabulary.
+_TOKEN = re.compile(r"<[^<>\n= ]+>|\[/?[A-Z_]{4,}\]")
+END = "<|end of answer|>"
+
+
+@cache
+def family_tokenizer(family: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes, with the family's marks beside them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bytes_alone = Tokenizer(models.BPE({char: idx for idx, char in enumerate(alphabet)}, []))
+    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bytes_alone.decoder = decoders.ByteLevel()
+    marks = dict.fromkeys(
+        mark for text in format_named(family).texts for mark in _TOKEN.findall(text)
+    )
+    is_special = FAMILIES.index(family) % 2 == 0 if family in FAMILIES else False
+    bytes_alone.add_special_tokens([AddedToken(END, special=True, normalized=False)])
+    bytes_alone.add_tokens(
+        [AddedToken(mark, special=is_special, normalized=False) for mark in marks]
+    )
+    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    return build(tokenizer_object=bytes_alone, eos_token=END)
+
+
+@cache
+def compiler_of(family: str) -> GrammarCompiler:
+    """Return the compiler of a family."""
+    tokenizer = family_tokenizer(family)
+    end_id: Any = tokenizer.eos_token_id
+    return GrammarCompiler(tokenizer, len(tokenizer), (end_id,))
+
+
+@cache
+def calling_of(family: str) -> ToolCalling:
+    """Return the tools of the golden answers, for a family."""
+    tools = [FunctionTool(name, schema) for name, schema in TOOLS.items()]
+    return ToolCalling(tools, format_named(family), AddedTokens(family_tokenizer(family)))
+
+
+@cache
+def spec_of(family: str, choice: str, starts_inside: bool) -> GrammarSpec:
+    """Return a constraint."""
+    rule = ReasoningRule(starts_inside=starts_inside)
+    return calling_of(family).grammar(choice, reasoning=rule)
+
+
+def passes(golden: Golden, choice: str) -> str:
+    """Return where an answer leaves the grammar, "" if it passes from its beginning to its end."""
+    tokenizer = family_tokenizer(golden.family)
+    spec = spec_of(golden.family, choice, golden.title.endswith("[in reasoning]"))
+    matcher = compiler_of(golden.family).compile(spec).matcher()
+    ids = tokenizer.encode(golden.answer, add_special_tokens=False)
+    for idx, token_id in enumerate(ids):
+        try:
+            matcher.accept(token_id)
+        except GrammarRejected:
+            return f"{choice}: {golden.title}: after {tokenizer.decode(ids[:idx])[-60:]!r}"
+    return "" if matcher.is_accepting else f"{choice}: {golden.title}: it may not end"
+
+
+# What readers take and grammars steer away from: calls that were cut, escapes of JSON that need
+# not be, keys and arguments in another order, values of another type, several calls of a family
+# that has one, text behind calls.
+READ_ALONE = (
+    "cut", "not closed", "unicode", "arguments first", "arguments before", "arguments as text",
+    "of another type", "by place", "by the tag", "two calls", "two blocks", "two thoughts",
+    "behind", "a list of two", "JSON", "line breaks", "blanks", "parameters and type",
+    "Python's spelling", "the mark is written too", "numbers as strings", "nested arguments",
+)  # fmt: skip
+
+
+def _in_full(golden: Golden) -> bool:
+    """Tell whether an answer has calls, all of them complete."""
+    return bool(golden.calls) and all(is_complete for _, _, is_complete in golden.calls)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_what_models_of_a_family_write_passes(family: str) -> None:
+    """`auto` lets through calls with text and reasoning before them, `required` calls alone."""
+    answers = [each for each in ANSWERS if each.family == family and _in_full(each)]
+    told = [passes(each, "auto") for each in answers]
+    told += [passes(each, "required") for each in answers if not each.content]
+    unknown = [reason for reason in filter(None, told) if not any(t in reason for t in READ_ALONE)]
+    assert not unknown
+    assert told.count("") >= len(told) / 2
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_calls_as_the_format_writes_them_pass(family: str) -> None:
+    """Every choice takes the canonical spelling, nested, empty and with awkward texts in it."""
+    written = format_named(family).calls
+    assert written is not None
+    calls = [
+        WrittenCall("", "search", '{"query": "a \\"b\\" [c]", "filters": {"n": 1}, "limit": 3}'),
+        WrittenCall("", "get_time", "{}"),
+        WrittenCall("", "get_weather", '{"location": "São Paulo", "unit": "celsius", "days": 2}'),
+    ]
+    for listed in ([calls[0]], [calls[1]], [calls[2]], calls[: 3 if written.is_parallel else 1]):
+        golden = Golden(family, "", written.write(listed).removeprefix(_in_prompt(written)))
+        names = {call.name for call in listed}
+        for choice in ("auto", "required", *(names if len(names) == 1 else ())):
+            assert not passes(golden, choice)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_calls_of_no_tool_do_not_pass(family: str) -> None:
+    """What begins as a call is one: its name and its arguments are those of a tool."""
+    written = format_named(family).calls
+    assert written is not None
+    call = WrittenCall("", "get_weather", '{"location": "Oslo", "unit": "celsius", "days": 2}')
+    text = written.write([call]).removeprefix(_in_prompt(written))
+    for wrong in (
+        text.replace("celsius", "kelvins"),
+        text.replace("location", "locution"),
+        text.replace("get_weather", "get_whether"),
+    ):
+        assert passes(Golden(family, "", wrong), "required")
+    if not written.opens_in_prompt:
+        assert passes(Golden(family, "", text.replace("celsius", "kelvins")), "auto")
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_words_alone_pass_where_nobody_asks_for_calls(family: str) -> None:
+    """JSON, white space and braces may begin an answer; `required` has no answer without a call."""
+    opening = "all\n" if family == "functionary-v3.2" else ""
+    for words in ("Hello.", '{"answer": 42}', "\n\n- one\n", "[1, 2]", " {x}", "a < b"):
+        golden = Golden(family, "", opening + words)
+        assert not passes(golden, "auto")
+        assert passes(golden, "required")
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_calls_stand_behind_reasoning(family: str) -> None:
+    """Reasoning may hold what calls begin with, and may be as long as its bound says."""
+    chosen = format_named(family)
+    if chosen.reasoning is None:
+        pytest.skip("the family does not reason")
+    assert chosen.calls is not None
+    again = "<|start|>assistant" if chosen.has_channels else ""
+    call = chosen.calls.write([WrittenCall("", "get_time", "{}")])
+    thought = chosen.reasoning.write("so {x} or [y]?") + again + call
+    for choice in ("auto", "required", "get_time"):
+        assert not passes(Golden(family, "", thought), choice)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_reasoning_is_closed_where_its_bound_is_reached(family: str) -> None:
+    """No token of a thought comes behind the bound, and the call then stands behind it."""
+    chosen = format_named(family)
+    if chosen.reasoning is None:
+        pytest.skip("the family does not reason")
+    assert chosen.calls is not None
+    tokenizer, rule = family_tokenizer(family), ReasoningRule(max_tokens=8)
+    if not AddedTokens(tokenizer).first_in(chosen.reasoning.closes[0]):
+        with pytest.raises(RequestRejected, match="max_reasoning_tokens"):
+            calling_of(family).grammar("required", reasoning=rule)
+        return
+    compiled = compiler_of(family).compile(calling_of(family).grammar("required", reasoning=rule))
+    again = "<|start|>assistant" if chosen.has_channels else ""
+    call = chosen.calls.write([WrittenCall("", "get_time", "{}")])
+    rest = f"{chosen.reasoning.close.strip()}{again}{call}"
+    for size, is_taken in ((0, True), (7, True), (9, False)):
+        text = f"{chosen.reasoning.open.strip()}{'x' * size}{rest}"
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        try:
+            assert compiled.matcher(ids).is_accepting is is_taken
+        except GrammarRejected:
+            assert not is_taken
+
+
+def _in_prompt(written: CallFormat) -> str:
+    return written.call_open if written.opens_in_prompt else ""

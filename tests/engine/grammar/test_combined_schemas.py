@@ -1,0 +1,175 @@
+"""Schemas that the library cannot combine by itself are enforced exactly, or refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+from models.constraints import accepts, schema_spec
+from models.drawn_schemas import drawn_schema, drawn_value
+from models.schema_suite import is_accepted
+
+from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.types import GrammarKind, GrammarSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from tokenbus.engine.grammar.grammar import GrammarCompiler
+
+DECIMAL = r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)$"
+ANY_NUMBER = {"type": ["integer", "null"]}
+
+# A schema, values that satisfy it, and values that do not.
+EXAMPLES: dict[str, tuple[Any, list[Any], list[Any]]] = {
+    "not-enum": ({"type": "string", "not": {"enum": ["a", "ab"]}}, ["", "b", "aba"], ["a", "ab"]),
+    "not-number": ({**ANY_NUMBER, "not": {"const": 3}}, [2, 4, None], [3]),
+    "not-required": ({"not": {"required": ["a"]}, "type": "object"}, [{"b": 1}], [{"a": 1}]),
+    "one-of": (
+        {"type": "object", "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
+        [{"a": 1}, {"b": 1, "c": 2}],
+        [{}, {"a": 1, "b": 2}],
+    ),
+    "if": (
+        {
+            "type": "object",
+            "properties": {"kind": {"enum": ["a", "b"]}, "n": {"type": "integer"}},
+            "required": ["kind"],
+            "if": {"properties": {"kind": {"const": "a"}}},
+            "then": {"required": ["n"]},
+            "else": {"properties": {"n": False}},
+        },
+        [{"kind": "a", "n": 1}, {"kind": "b"}],
+        [{"kind": "a"}, {"kind": "b", "n": 1}],
+    ),
+    "names": (
+        {"type": "object", "propertyNames": {"pattern": "^x"}, "patternProperties": {"y$": False}},
+        [{"x": 1}, {"xa": {}}],
+        [{"xy": 1}, {"a": 1}],
+    ),
+    "literal-names": (
+        {"type": "object", "propertyNames": {"enum": ["b", "a"]}, "additionalProperties": True},
+        [{}, {"b": 1, "a": 2}],
+        [{"c": 1}, {"a": 1, "a ": 1}],
+    ),
+    "dependencies": (
+        {"type": "object", "dependencies": {"a": ["b"], "c": {"properties": {"b": {"const": 1}}}}},
+        [{"a": 1, "b": 2}, {"b": 2}, {"b": 1, "c": 0}],
+        [{"a": 1}, {"b": 2, "c": 0}],
+    ),
+    "unique": (
+        {"type": "array", "items": {"enum": ["x", "y"]}, "uniqueItems": True},
+        [[], ["x"], ["y", "x"]],
+        [["x", "x"], ["z"]],
+    ),
+    "contains": (
+        {"type": "array", "contains": {"const": 1}, "maxItems": 3},
+        [[1], [0, 1], [2, 2, 1]],
+        [[], [0, 0, 0]],
+    ),
+    "unevaluated": (
+        {
+            "type": "object",
+            "anyOf": [{"properties": {"a": {"const": 1}}}, {"properties": {"b": True}}],
+            "unevaluatedProperties": False,
+        },
+        [{"a": 1}, {"b": 2}, {"a": 1, "b": 2}],
+        [{"a": 2}, {"c": 1}],
+    ),
+    "look-ahead": (
+        {"type": "string", "pattern": DECIMAL},
+        ["1", "-12.5", "123.45", "0.10"],
+        ["", ".", "+", "1234", "1.234"],
+    ),
+    "draft-4": (
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "id": "urn:x",
+            "definitions": {"n": {"minimum": 1, "exclusiveMinimum": True, "type": "integer"}},
+            "items": [{"$ref": "#/definitions/n"}],
+            "additionalItems": False,
+            "type": "array",
+        },
+        [[], [2]],
+        [[1], [2, 3]],
+    ),
+    "anchors": (
+        {"$id": "http://x/y", "$defs": {"s": {"$anchor": "z", "type": "null"}}, "$ref": "#z"},
+        [None],
+        [1],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_combination_allows_what_it_says(
+    name: str, compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Every value that satisfies the schema is accepted, and no other."""
+    schema, good, bad = EXAMPLES[name]
+    grammar = compiler.compile(schema_spec(schema))
+    assert [value for value in good if not is_accepted(grammar, tokenizer, value)] == []
+    assert [value for value in bad if is_accepted(grammar, tokenizer, value)] == []
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(60), pytest.param(range(60, 3000), marks=pytest.mark.slow)]
+)
+def test_drawn_schemas_say_what_a_validator_says(
+    seeds: range, compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """What compiles accepts exactly the values that jsonschema finds valid."""
+    num_compiled = num_unplaced = num_wrong = 0
+    for seed in seeds:
+        draw = random.Random(seed)
+        schema = drawn_schema(draw)
+        validator = jsonschema.Draft202012Validator(schema)
+        values = [drawn_value(draw) for _ in range(16)]
+        try:
+            grammar = compiler.compile(schema_spec(schema))
+        except GrammarRejected as error:
+            reason = str(error)
+            is_found_empty = "nothing can satisfy" in reason
+            num_unplaced += "at #" not in reason
+            num_wrong += is_found_empty and any(map(validator.is_valid, values))
+            continue
+        num_compiled += 1
+        for value in values:
+            expected = validator.is_valid(value)
+            assert is_accepted(grammar, tokenizer, value) is expected, (seed, schema, value)
+    assert (num_unplaced, num_wrong) == (0, 0)
+    assert num_compiled >= 0.5 * len(seeds)
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        {"id": "x", "$schema": "http://json-schema.org/draft-04/schema#"},
+        {"readonly": True, "links": [], "media": {}, "strict": True, "x-of-ours": 1},
+        {"contentMediaType": "text/html", "contentEncoding": "base64", "contentSchema": {"not": 1}},
+        {"uniqueItems": False, "nullable": False, "markdownDescription": "d", "name": "n"},
+        {"_format": "x", "self": {"vendor": "v"}, "propertyOrdering": ["a"], "enumNames": []},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_words_that_say_nothing_about_values_pass(
+    annotation: dict[str, Any], compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """They change nothing."""
+    spec = schema_spec({"type": "string", "maxLength": 2, **annotation})
+    assert accepts(compiler, tokenizer, spec, '"ab"')
+    assert not accepts(compiler, tokenizer, spec, '"abc"')
+
+
+@pytest.mark.parametrize("num", [3000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_choice_of_many_labels_compiles(
+    num: int, compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """A hundred thousand labels of thirty characters and more are one grammar."""
+    labels = [f"a label that is one of many, {index}" for index in range(num)]
+    spec = GrammarSpec(GrammarKind.CHOICE, json.dumps(labels))
+    assert accepts(compiler, tokenizer, spec, labels[num // 2])
+    assert not accepts(compiler, tokenizer, spec, labels[0][:-1])

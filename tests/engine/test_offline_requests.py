@@ -1,0 +1,142 @@
+"""The offline API takes the fields of a job, and raises errors of its own alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from models.tiny_model import TinyModel
+
+from tokenbus.engine import LLM, SamplingParams
+from tokenbus.engine.errors import EngineError, RequestRejected
+from tokenbus.engine.text.chat_prompt import ChatRenderer
+from tokenbus.engine.types import FinishReason
+
+USER = [{"role": "user", "content": "hi"}]
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "boolean"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    """Load a tiny model."""
+    folder = TinyModel(tmp_path_factory.mktemp("tiny")).folder
+    settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "num_threads": 1}
+    return LLM(folder, num_pages=120, served_model_name="shop", **settings)
+
+
+def test_seeds_that_are_left_open_are_drawn(llm: LLM) -> None:
+    """Equal prompts of a call have different texts, and the same under one seed."""
+    texts = {output.text for output in llm.generate(["a"] * 4, max_tokens=8, progress=False)}
+    assert len(texts) == 4
+    params = SamplingParams(max_tokens=8)
+    assert len({output.text for output in llm.generate(["a"] * 4, params, progress=False)}) == 4
+    seeded = llm.generate(["a"] * 4, max_tokens=8, seed=3, progress=False)
+    assert len({output.text for output in seeded}) == 1
+
+
+def test_one_text_is_one_stop_string(llm: LLM) -> None:
+    """In a field or in `SamplingParams`, it ends an answer as a whole, not by its letters."""
+    whole = llm.generate("a", max_tokens=12, seed=3, progress=False)[0].text
+    stop = whole[4:7]
+    expected = whole[: whole.index(stop)]
+    by_field = llm.generate(prompt="a", max_tokens=12, seed=3, stop=stop, progress=False)[0]
+    params = SamplingParams(max_tokens=12, seed=3, stop=stop, top_k=-1)  # type: ignore[arg-type]
+    for output in (by_field, llm.generate("a", params, progress=False)[0]):
+        assert (output.text, output.finish_reason) == (expected, FinishReason.STOP)
+
+
+def test_prompt_is_scored_without_an_answer(llm: LLM) -> None:
+    """With `max_tokens` 0 nothing is generated, and the prompt's logprobs are all there."""
+    request: dict[str, Any] = {"token_ids": [5, 6, 7], "prompt_logprobs": 1, "progress": False}
+    (longer,) = llm.generate(**request, max_tokens=2)
+    (scored,) = llm.generate(**request, max_tokens=0, logprobs=True, n=2)
+    assert scored.prompt_logprobs == longer.prompt_logprobs
+    for choice in scored.choices:
+        assert (choice.text, choice.token_ids, choice.logprobs) == ("", [], [])
+        assert choice.finish_reason is FinishReason.LENGTH
+    llm.engine.check_integrity()
+    assert llm.stats().num_running == 0
+
+
+def test_last_message_is_continued(llm: LLM) -> None:
+    """By our field, or by a mark of the message itself, the prompt ends inside of it."""
+    begun = {"role": "assistant", "content": "The answer is"}
+    request: dict[str, Any] = {"max_tokens": 2, "progress": False}
+    outputs = llm.chat([*USER, begun], **request, continue_final_message=True)
+    outputs += llm.chat([*USER, {**begun, "prefix": True}], **request)
+    for output in outputs:
+        assert llm.tokenizer.decode(output.prompt_ids).endswith("The answer is")
+
+
+def test_every_choice_has_its_calls(llm: LLM) -> None:
+    """`n` answers with tools, a tool chosen as OpenAI's client says it."""
+    choice = {"type": "function", "function": {"name": "f"}}
+    request: dict[str, Any] = {"messages": USER, "tools": [TOOL], "tool_choice": choice}
+    request |= {"n": 3, "max_tokens": 500, "seed": 3, "parallel_tool_calls": False, "model": "shop"}
+    (output,) = llm.chat(**request, progress=False)
+    assert [[call.name for call in c.tool_calls] for c in output.choices] == [["f"]] * 3
+
+
+WRONG: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
+    ("generate", "prompts", (5,), {}),
+    ("generate", "prompt", (), {}),
+    ("generate", "prompt", (), {"prompt": "a", "token_ids": [1]}),
+    ("generate", "token_ids", ([None],), {}),
+    ("generate", "token_ids.0", ([1.5],), {}),
+    ("generate", "token_ids.0", ([True],), {}),
+    ("generate", "token_ids", ([[]],), {}),
+    ("generate", "token_ids", ([[600]],), {}),
+    ("generate", "token_ids", (), {"token_ids": "no base64"}),
+    ("generate", "prompt", ("",), {}),
+    ("generate", "params", ("a", 5), {}),
+    ("generate", "params", ("a", SamplingParams()), {"temperature": 0}),
+    ("generate", "stop", ("a", SamplingParams(stop=5)), {}),  # type: ignore[arg-type]
+    ("generate", "temperature", ("a",), {"temperature": {}}),
+    ("generate", "model", ("a",), {"model": "gpt-4o"}),
+    ("generate", "callback_url", ("a",), {"callback_url": "http://a"}),
+    ("chat", "messages", (5,), {}),
+    ("chat", "messages", ("hi",), {}),
+    ("chat", "messages", ([],), {}),
+    ("chat", "messages.0", ([5],), {}),
+    ("chat", "messages.0.role", ([{"content": "a"}],), {}),
+    ("chat", "messages.0.content.0", ([{"role": "user", "content": [{"type": "file"}]}],), {}),
+    ("chat", "tools", (USER,), {"tools": 5}),
+    ("chat", "tools.0", (USER,), {"tools": [5]}),
+    ("chat", "tool_choice", (USER,), {"tools": [TOOL], "tool_choice": "g"}),
+    ("chat", "grammar", (USER, SamplingParams(grammar=5)), {"tools": [TOOL]}),  # type: ignore[arg-type]
+]
+
+
+@pytest.mark.parametrize(("call", "field", "args", "fields"), WRONG)
+def test_no_raw_error_leaves_an_offline_call(
+    llm: LLM, call: str, field: str, args: tuple[Any, ...], fields: dict[str, Any]
+) -> None:
+    """Whatever is given in place of prompts, messages and parameters is refused by its field."""
+    with pytest.raises(RequestRejected) as caught:
+        getattr(llm, call)(*args, **fields, progress=False)
+    assert caught.value.field == field
+
+
+def test_template_that_raises_refuses_its_conversation_alone(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a template raises is told by the field `messages`; the others of the call are served."""
+    template = "{% if messages[0].content == 'bad' %}{{ messages.x.y }}{% endif %}hello"
+    renderer = ChatRenderer(llm.tokenizer, chat_template=template)
+    monkeypatch.setattr(llm, "_chat", lambda: renderer)
+    bad = [{"role": "user", "content": "bad"}]
+    good, refused = llm.chat([USER, bad], max_tokens=2, progress=False)
+    assert good.error is None
+    assert isinstance(refused.error, EngineError)
+    assert str(refused.error).startswith("messages: the model's chat template refuses them: ")
