@@ -280,8 +280,8 @@ class Engine:
         self, seq: Sequence, token_id: int, logprob: TokenLogprobs | None
     ) -> None:
         kept, reason = _kept((token_id,), self._scheduler.complete(seq, (token_id,)))
-        logprobs = (replace(logprob, forced=seq.draws_forced),) if logprob is not None else ()
-        logprobs = logprobs[: len(kept)]
+        scored = () if logprob is None else (replace(logprob, forced=seq.draws_forced),)
+        logprobs = scored[: len(kept)]
         if reason is None:
             forced = None
             with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):

@@ -29,7 +29,7 @@ BODIES: dict[str, Any] = json.loads(
 async def raw_answer(scripts: Scripts, body: dict[str, Any]) -> Any:
     """Send a body as any Redis client does, and return the answer of the inbox."""
     secret = "r" * 16
-    fields = {"job": json.dumps(body), "reply": secret}
+    fields: Any = {"job": json.dumps(body), "reply": secret}
     await scripts.redis.xadd(scripts.keys.of("inbox2"), fields)
     found = await command(scripts, "BLPOP", scripts.keys.of("replies", secret), PATIENCE_S)
     return json.loads(found[1])

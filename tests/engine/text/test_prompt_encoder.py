@@ -117,7 +117,7 @@ def test_first_token_of_every_text_is_not_doubled(byte_level: PreTrainedTokenize
     tokenizer.add_special_tokens({"bos_token": "<first>"})
     first = tokenizer.bos_token_id
     given = ["<first>bus", "bus", "<first><first>bus", "<first>", ""]
-    plain = PromptEncoder(tokenizer).encode(given, special=True)
+    plain: list[Any] = [*PromptEncoder(tokenizer).encode(given, special=True)]
     assert plain == [tokenizer.encode(text, add_special_tokens=False) for text in given]
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<first> $A", special_tokens=[("<first>", first)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,13 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MODEL = "smollm2-135m"
-_SAID = {
+_SAID: dict[str, Any] = {
     "role": "assistant",
     "content": "Two parcels are late.",
     "refusal": None,
     "annotations": [],
 }
-_CALLED = {
+_CALLED: dict[str, Any] = {
     **_SAID,
     "content": None,
     "tool_calls": [
@@ -64,8 +65,7 @@ class _Catch:
     """A client that sends nothing: each body is kept, and answered by the message given."""
 
     def __init__(self) -> None:
-        import openai
-
+        openai: Any = import_module("openai")
         # The transport of the HTTP library that this release of the client is made for.
         http: Any = sys.modules["httpx2" if "httpx2" in sys.modules else "httpx"]
         self._http = http

@@ -18,10 +18,17 @@ from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
 
 USER = {"role": "user", "content": "hi"}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
-OTHER = {"type": "function", "function": {"name": "g", "parameters": {}}}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object"}},
+}
+OTHER: dict[str, Any] = {"type": "function", "function": {"name": "g", "parameters": {}}}
 OBJECT = {"kind": "json_schema", "source": '{"type":"object"}'}
-CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a":1}'}}
+CALL: dict[str, Any] = {
+    "id": "c1",
+    "type": "function",
+    "function": {"name": "f", "arguments": '{"a":1}'},
+}
 
 
 class Answer(BaseModel):
