@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # Stands at the end of a message that is to be continued; the prompt ends where it stands.
 _CUT = "\N{WORD JOINER}tokenbus continues here\N{WORD JOINER}"
 
+# Templates join these to texts, though a tokenizer may have none.
+_NO_TOKENS = {"bos_token": "", "eos_token": ""}
 # Arguments of templates by which clients say that the model shall not think.
 _THINKING_NAMES = ("enable_thinking", "thinking")
 
@@ -80,7 +82,8 @@ class ChatRenderer:
         Raises: RequestRejected for the field `chat_template` if there is none or it is no template,
             and for the other two if there is no format of the name.
         """
-        names = {key: value for key, value in tokenizer.special_tokens_map.items() if value}
+        names = dict(_NO_TOKENS)
+        names |= {key: value for key, value in tokenizer.special_tokens_map.items() if value}
         plain, with_tools = template_sources(tokenizer, chat_template)
         try:
             self._plain = ChatTemplate(plain, names)

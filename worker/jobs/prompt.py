@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.text.templates.chat_settings import ChatSettings
     from tokenbus.engine.types import EngineLimits
     from tokenbus.producer.contract.cache_scope import CacheGroups
+    from tokenbus.producer.contract.messages.job_chat import JobChat
 
 INVALID = "invalid_request"
 TOO_LONG = "too_long"
@@ -185,36 +186,34 @@ class PromptPreparer:
         params = _sampling_params(request)
         sampling = params.open_among(self._limits.sampling_defaults)
         told: dict[str, Any] = dict(sampling)
-        params = replace(params, **told) if told else params
-        groups = self._cache_groups
-        plain = PreparedJob(request, ids, params, cache_groups=groups, sampling=sampling)
-        return self._conversing(plain, draft)
+        params = replace(params, grammar=self._grammar(draft, request, params), **told)
+        chat, shown = self._form(draft, request)
+        return PreparedJob(request, ids, params, chat, shown, self._cache_groups, sampling)
 
-    def _conversing(self, job: PreparedJob, draft: PromptDraft) -> PreparedJob:
-        """Add to a conversation's job what constrains its answers, and how they are read.
+    def _grammar(
+        self, draft: PromptDraft, request: JobRequest, params: SamplingParams
+    ) -> GrammarSpec | None:
+        """Return what constrains the answer, behind its reasoning. Raises: JobRefused."""
+        if draft.prompt is None or self.chat is None:
+            return params.grammar
+        rule, choice = draft.prompt.reasoning(), request.tool_choice
+        named = choice.name if isinstance(choice, NamedTool) else choice
+        try:
+            if draft.tools is None:
+                return self.chat.constrained(params.grammar, rule)
+            return draft.tools.grammar(named, request.parallel_tool_calls, rule)
+        except RequestRejected as error:
+            raise _refused(error) from None
 
-        Raises: JobRefused for the field that cannot be met.
-        """
-        request, params, prompt = job.request, job.params, draft.prompt
-        if prompt is None or self.chat is None:
-            return job
-        rule = prompt.reasoning()
-        if draft.tools is None:
-            grammar = self.chat.constrained(params.grammar, rule)
-        else:
-            choice = request.tool_choice
-            named = choice.name if isinstance(choice, NamedTool) else choice
-            try:
-                grammar = draft.tools.grammar(named, request.parallel_tool_calls, rule)
-            except RequestRejected as error:
-                raise _refused(error) from None
-        chat = chat_of(
-            self.chat.format,
-            tool_dicts(request),
-            starts_in_reasoning=prompt.starts_in_reasoning,
-        )
-        shown = () if chat is None else self.chat.shown_ids
-        return replace(job, params=replace(params, grammar=grammar), chat=chat, shown_ids=shown)
+    def _form(
+        self, draft: PromptDraft, request: JobRequest
+    ) -> tuple[JobChat | None, tuple[int, ...]]:
+        """Return how answers are read, if they are messages, and the tokens shown for that."""
+        if draft.prompt is None or self.chat is None:
+            return None, ()
+        starts = draft.prompt.starts_in_reasoning
+        chat = chat_of(self.chat.format, tool_dicts(request), starts_in_reasoning=starts)
+        return chat, () if chat is None else self.chat.shown_ids
 
     def tokenise(self, request: JobRequest) -> PreparedJob:
         """Tokenise the prompt of one request and take its sizes.

@@ -1,0 +1,324 @@
+"""Chat formats of models: chosen by what their templates render, proved, and rendered by.
+
+Templates are those of packages, or written here in the form of a family where that is said.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from models.packed_tokenizers import packed_templates, packed_tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tokenbus.engine.chat.message_reader import MessageReader
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.grammar.tools import tools_of
+from tokenbus.engine.text.chat_prompt import ChatRenderer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Tell the weather in a town",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"],
+        },
+    },
+}
+BARE = {"type": "function", "function": {"name": "now", "parameters": {"properties": {"tz": {}}}}}
+ASKED = {"role": "user", "content": "What is the weather in Oslo and Bonn?"}
+
+
+def call(call_id: str, city: str, days: int) -> dict[str, Any]:
+    """Return a call as clients give it back: arguments as text."""
+    arguments = json.dumps({"city": city, "days": days})
+    return {
+        "id": call_id,
+        "type": "function",
+        "function": {"name": "get_weather", "arguments": arguments},
+    }
+
+
+def two_turns() -> list[dict[str, Any]]:
+    """Return a conversation with two calls at once, their results, and a call after text."""
+    return [
+        ASKED,
+        {"role": "assistant", "content": None,
+         "tool_calls": [call("call_one", "Oslo", 2), call("call_two", "Bonn", 3)]},
+        {"role": "tool", "tool_call_id": "call_one", "content": "It snows in Oslo"},
+        {"role": "tool", "tool_call_id": "call_two", "content": "It rains in Bonn"},
+        {"role": "assistant", "content": "I look again.", "tool_calls": [call("x", "Rome", 4)]},
+        {"role": "tool", "tool_call_id": "x", "content": "Sunny in Rome"},
+    ]  # fmt: skip
+
+
+def tokenizer_of(template: str | None, *tokens: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes with a template and tokens of a family."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({char: idx for idx, char in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
+    made.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
+    wrapped = build(tokenizer_object=made, eos_token="<|end|>")
+    wrapped.chat_template = template
+    return wrapped
+
+
+def prompt_of(chat: ChatRenderer, messages: list[dict[str, Any]], **settings: Any) -> str:
+    """Render a conversation with a tool."""
+    tools = [WEATHER]
+    return chat.render(messages, tools, chat.calling(tools_of(tools)), **settings).text
+
+
+# Written here, each in the form of its family.
+LAST_ASSISTANT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+TURN = "{{ '<|' ~ m.role ~ '|>' ~ m.content ~ '<|end|>' }}"
+TEMPLATES = {
+    # No system role: it refuses one, as Gemma 2 does.
+    "no-system": "{% for m in messages %}{% if m.role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}" + TURN + "{% endfor %}"
+    + LAST_ASSISTANT,
+    # Calls one by one and arguments as objects, as Llama 3.1 has them.
+    "single": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+    "{% if m.tool_calls %}{% if m.tool_calls | length != 1 %}"
+    "{{ raise_exception('single tool-calls only') }}{% endif %}"
+    "{% set f = m.tool_calls[0].function %}<|assistant|>"
+    "{{ '{\"name\": \"' ~ f.name ~ '\", \"parameters\": ' ~ (f.arguments | tojson) ~ '}' }}<|end|>"
+    "{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
+    # Arguments as text, content null beside calls, and no tools, as DeepSeek R1 has them.
+    "null-content": "{% for m in messages %}{% if m.role == 'assistant' and m.content is none %}"
+    "<|assistant|><｜tool▁calls▁begin｜>{% for c in m.tool_calls %}"
+    "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ c.function.name + '\\n```json\\n' +"
+    " c.function.arguments + '\\n```' }}<｜tool▁call▁end｜>{% endfor %}<｜tool▁calls▁end｜><|end|>"
+    "{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
+    # The first of several calls alone, and results by the role of the user, as gpt-oss has them.
+    "first-call": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+    "{% if m.tool_calls %}{% set f = m.tool_calls[0].function %}<|assistant|><tool_call>\n"
+    "{{ {'name': f.name, 'arguments': f.arguments} | tojson }}\n</tool_call><|end|>"
+    "{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
+    # Content alone: calls and results vanish, as in Phi 3.5.
+    "content-alone": "{% for m in messages %}{% if m.role in ('system', 'user', 'assistant') %}"
+    + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
+    # Descriptions are taken for granted, as in Command R+.
+    "described": "{% for t in tools or [] %}{{ t.function.name + ': ' + t.function.description }}"
+    "{% for n, p in t.function.parameters.properties.items() %}{{ n + p.type + p.description }}"
+    "{% endfor %}{% endfor %}{% for m in messages %}" + TURN + "{% endfor %}" + LAST_ASSISTANT,
+    # A form that no family has.
+    "unknown": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}" + TURN
+    + "{% for c in m.tool_calls or [] %}#!{{ c.function.name }}!{{ c.function.arguments }}!#"
+    "{% endfor %}{% endfor %}" + LAST_ASSISTANT,
+}  # fmt: skip
+EXPECTED = {
+    "no-system": "hermes",
+    "single": "llama-3",
+    "null-content": "deepseek-v3",
+    "first-call": "hermes",
+    "content-alone": "hermes",
+    "described": "hermes",
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_nothing_of_a_conversation_is_lost_whatever_the_template_leaves_out(name: str) -> None:
+    """Tools, calls, results and texts are all in the prompt, in order, and calls are read back."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES[name]))
+    assert not chat.refusal
+    assert chat.format.calls is not None
+    assert chat.format.calls.name == EXPECTED[name]
+    text = prompt_of(chat, two_turns())
+    places = [
+        text.index(words)
+        for words in ("get_weather", ASKED["content"], 'Oslo"', "It snows", "It rains",
+                      "I look again.", 'Rome"', "Sunny in Rome")
+    ]  # fmt: skip
+    assert places == sorted(places)
+    assert 'Bonn"' in text
+    assert text.endswith("<|assistant|>")
+    begins, ends = text.index('Oslo"'), text.index("It snows")
+    written = text[text.rindex("<|assistant|>", 0, begins) + len("<|assistant|>") : ends]
+    reader = MessageReader(chat.format, {"get_weather": {}}, starts_in_reasoning=False, call_id=str)
+    reader.push(written.partition("<|end|>")[0])
+    reader.finish()
+    read = json.loads(reader.message.complete_calls[0].arguments)
+    assert read == {"city": "Oslo", "days": 2}
+
+
+def test_unknown_way_of_writing_calls_refuses_tools_and_nothing_else() -> None:
+    """What is not read back is told in a sentence; conversations without tools go on."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["unknown"]))
+    assert "no known format" in chat.refusal
+    assert chat.told()["tools_refused"] == chat.refusal
+    with pytest.raises(RequestRejected, match=r"tools: .*no known format") as refused:
+        chat.calling(tools_of([WEATHER]))
+    assert refused.value.field == "tools"
+    assert chat.render([ASKED]).text == f"<|user|>{ASKED['content']}<|end|><|assistant|>"
+    assert "Oslo" in chat.render(two_turns()).text
+
+
+def test_named_format_is_written_where_the_template_has_another() -> None:
+    """With `--tool-format` calls stand in the text of their message, as the model is told."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["unknown"]), tool_format="seed-oss")
+    assert not chat.refusal
+    text = prompt_of(chat, two_turns())
+    assert "<seed:tool_call>\n<function=get_weather>\n<parameter=city>Oslo" in text
+    assert "#!" not in text
+    with pytest.raises(RequestRejected, match="tool_format: nonesuch is not among"):
+        ChatRenderer(tokenizer_of(TEMPLATES["unknown"]), tool_format="nonesuch")
+    with pytest.raises(RequestRejected, match="chat_template"):
+        ChatRenderer(tokenizer_of(None))
+    with pytest.raises(RequestRejected, match="chat_template: line 1"):
+        ChatRenderer(tokenizer_of("{% if %}"))
+
+
+def test_missing_descriptions_are_filled_in_where_a_template_asks_for_them() -> None:
+    """A tool without description is rendered, and one with it as it came."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["described"]))
+    text = chat.render([ASKED], [BARE], chat.calling(tools_of([BARE]))).text
+    assert "now: tzstring" in text
+
+
+def test_system_and_developer_messages_reach_every_model() -> None:
+    """As the template knows them: the role developer is system's where it has no meaning."""
+    orders = [{"role": "developer", "content": "Be brief."}, ASKED]
+    plain = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"])).render(orders).text
+    assert plain.startswith("<|system|>Be brief.<|end|><|user|>")
+    folded = ChatRenderer(tokenizer_of(TEMPLATES["no-system"])).render(orders).text
+    assert folded.startswith(f"<|user|>Be brief.\n\n{ASKED['content']}<|end|>")
+    late = [ASKED, {"role": "assistant", "content": "Hm."}, orders[0], ASKED]
+    folded = ChatRenderer(tokenizer_of(TEMPLATES["no-system"])).render(late).text
+    assert f"<|user|>Be brief.\n\n{ASKED['content']}<|end|>" in folded
+
+
+def test_last_message_is_continued_and_reasoning_is_known_to_be_open() -> None:
+    """The prompt ends where the message ends; template arguments reach the template."""
+    template = (
+        "{% for m in messages %}" + TURN + "{% endfor %}{% if add_generation_prompt %}"
+        "<|assistant|>{% if enable_thinking is not defined or enable_thinking %}<think>\n"
+        "{% else %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    )
+    chat = ChatRenderer(tokenizer_of(template))
+    assert chat.format.reasoning is not None
+    opened = chat.render([ASKED])
+    assert opened.starts_in_reasoning
+    closed = chat.render([ASKED], chat_template_kwargs={"enable_thinking": False})
+    assert (closed.starts_in_reasoning, closed.may_reason) == (False, False)
+    begun = [ASKED, {"role": "assistant", "content": "The answer is "}]
+    continued = chat.render(begun, continue_final_message=True)
+    assert continued.text.endswith("<|assistant|>The answer is ")
+    assert not continued.starts_in_reasoning
+    begun[1]["content"] = "<think>\nIt may"
+    assert chat.render(begun, continue_final_message=True).starts_in_reasoning
+    assert not chat.render([ASKED], add_generation_prompt=False).text.endswith("<think>\n")
+    with pytest.raises(RequestRejected, match="continue_final_message"):
+        chat.render([ASKED], continue_final_message=True)
+    with pytest.raises(RequestRejected, match="continue_final_message"):
+        chat.render(begun, continue_final_message=True, add_generation_prompt=True)
+
+
+def test_template_that_refuses_does_so_in_a_sentence() -> None:
+    """Whatever a template raises is a refusal of the messages."""
+    for body in ("{{ raise_exception('not\nlike this') }}", "{{ messages[9].x.y }}", "{{ 1 / 0 }}"):
+        chat = ChatRenderer(tokenizer_of(body))
+        with pytest.raises(RequestRejected, match=r"chat template refuses them: .") as refused:
+            chat.render([ASKED])
+        assert refused.value.field == "messages"
+        assert "\n" not in str(refused.value)
+
+
+def test_templates_reach_nothing_but_their_conversation() -> None:
+    """The sandbox keeps what templates are given apart from the interpreter."""
+    for body in (
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__ }}{{ ''.format.__globals__['os'] }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ raise_exception.__globals__ }}",
+        "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+    ):
+        chat = ChatRenderer(tokenizer_of("{% if false %}{% endif %}" + body))
+        try:
+            assert "module" not in (text := chat.render([ASKED]).text)
+            assert "object" not in text
+        except RequestRejected:
+            continue
+    given = [dict(ASKED)]
+    growing = "{% set _ = messages.append({'role': 'x'}) %}{{ messages | length }}"
+    assert ChatRenderer(tokenizer_of(growing)).render(given).text == "2"
+    assert given == [ASKED]
+
+
+@pytest.mark.processes
+def test_real_qwen3_tokenizer_renders_and_reads_back() -> None:
+    """Its own template has tools, calls and reasoning; all is told apart without a setting."""
+    chat = ChatRenderer(packed_tokenizer("qwen3"))
+    assert chat.format.name == "hermes/think"
+    assert (chat.choice.is_parallel, chat.choice.has_text_before) == (True, True)
+    text = prompt_of(chat, two_turns())
+    assert text.count('<tool_call>\n{"name": "get_weather"') == 3
+    assert text.endswith("<|im_start|>assistant\n")
+    vocabulary = chat.tokens
+    assert vocabulary.ids_in(("<tool_call>", "</think>")) == (151657, 151668)
+    assert set(vocabulary.ids_in(chat.format.texts)) == set(chat.shown_ids)
+
+
+# By the names of the files; `none` is refused in a sentence.
+PUBLIC = {
+    "ByteDance-Seed-OSS": "seed-oss/seed",
+    "CohereForAI-c4ai-command-r-plus-tool_use": "command-r/none",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "command-a/command-a",
+    "GLM-4.6": "glm-4/think",
+    "Kimi-K2-Instruct": "kimi-k2/none",
+    "Kimi-K2-Thinking": "kimi-k2/kimi",
+    "MiniMax-M2": "minimax-m2/think-in-prompt",
+    "Mistral-Small-3.2-24B-Instruct-2506": "mistral-call-id/none",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "qwen3-coder/think-in-prompt",
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "hermes/none",
+    "Qwen-QwQ-32B": "hermes/think-in-prompt",
+    "Qwen-Qwen2.5-7B-Instruct": "hermes/none",
+    "Qwen-Qwen3-0.6B": "hermes/think",
+    "Qwen3-Coder": "qwen3-coder/none",
+    "Qwen3.5-4B": "qwen3-coder/think-in-prompt",
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "deepseek-v3/think-in-prompt",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "deepseek-v3/think-in-prompt",
+    "deepseek-ai-DeepSeek-V3.1": "deepseek-v3.1/think-in-prompt",
+    "deepseek-ai-DeepSeek-V3.2": "deepseek-v3.2/think-in-prompt",
+    "google-gemma-2-2b-it": "gemma-3/none",
+    "google-gemma-4-31B-it": "none/none",
+    "ibm-granite-granite-3.3-2B-Instruct": "granite-3/think",
+    "ibm-granite-granite-4.0": "hermes/none",
+    "meetkai-functionary-medium-v3.1": "functionary-v3.1/none",
+    "meetkai-functionary-medium-v3.2": "functionary-v3.2/none",
+    "meta-llama-Llama-3.1-8B-Instruct": "llama-3/none",
+    "meta-llama-Llama-3.3-70B-Instruct": "llama-3/none",
+    "microsoft-Phi-3.5-mini-instruct": "hermes/none",
+    "mistralai-Ministral-3-14B-Reasoning-2512": "mistral-args/mistral",
+    "mistralai-Mistral-Nemo-Instruct-2407": "mistral/none",
+    "moonshotai-Kimi-K2": "kimi-k2/none",
+    "openai-gpt-oss-120b": "harmony/harmony",
+    "unsloth-mistral-Devstral-Small-2507": "mistral-args/none",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_public_templates_are_known_and_lose_nothing() -> None:
+    """Each template of a package gets its family's format, and every turn of a conversation."""
+    templates = packed_templates()
+    found = {name: ChatRenderer(tokenizer_of(templates[name])) for name in PUBLIC}
+    assert {name: chat.format.name for name, chat in found.items()} == PUBLIC
+    for name, chat in found.items():
+        if chat.refusal:
+            continue
+        text = prompt_of(chat, two_turns())
+        for words in ("get_weather", ASKED["content"], "Oslo", "Bonn", "Rome", "It snows",
+                      "It rains", "I look again.", "Sunny in Rome"):  # fmt: skip
+            assert words in text.split("get_weather", 1)[0] + text, (name, words)
