@@ -116,7 +116,7 @@ async def assemble(
     """Build the parts; `blocking` is a client for calls that wait on the server."""
     limits = ready.limits
     tokenizer = await asyncio.to_thread(load_tokenizer, ready.tokenizer_folder, limits.vocab_size)
-    preparer = await asyncio.to_thread(_preparer, tokenizer, limits, member.settings)
+    preparer = await asyncio.to_thread(_prompt_preparer, tokenizer, limits, member.settings)
     jobs = _job_parts(member, engine, ready, preparer)
     flow = JobFlow(
         held_jobs=member.held_jobs,
@@ -156,14 +156,14 @@ async def assemble(
     )
 
 
-def _preparer(
+def _prompt_preparer(
     tokenizer: PreTrainedTokenizerFast, limits: EngineLimits, settings: WorkerSettings
 ) -> PromptPreparer:
-    """Make what reads requests; log how the model is taken to write calls and reasoning."""
-    made = PromptPreparer(tokenizer, limits, settings.cache_groups, settings)
-    if made.chat is not None:
-        get_logger().info("chat.format_chosen", **made.chat.told())
-    return made
+    """Make what renders prompts, and log how the model is taken to write calls and reasoning."""
+    preparer = PromptPreparer(tokenizer, limits, settings.cache_groups, settings)
+    if preparer.chat is not None:
+        get_logger().info("chat.format_chosen", **preparer.chat.told())
+    return preparer
 
 
 def _job_parts(

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from math import log2
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
@@ -23,6 +23,7 @@ from workers.null_workers import (
 
 from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.commands.status import run_status
+from tokenbus.producer.contract.messages.wire_delta import joined
 from tokenbus.worker.errors import DeathCause
 
 if TYPE_CHECKING:
@@ -35,14 +36,22 @@ if TYPE_CHECKING:
 LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
 NUM_JOBS = 6
 NUM_TOKENS = 60
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {}}}
 
 
-async def _submit(client: AsyncClient, num_tokens: int = NUM_TOKENS) -> list[str]:
-    jobs = [
-        await client.submit("x" * (10 + seed), seed=seed, max_tokens=num_tokens)
-        for seed in range(NUM_JOBS)
-    ]
-    return [job.job_id for job in jobs]
+async def _submit(
+    client: AsyncClient, num_tokens: int = NUM_TOKENS, num_with_tools: int = 0
+) -> list[str]:
+    """Submit jobs; the answers of the first few are messages."""
+    job_ids = []
+    for seed in range(NUM_JOBS):
+        words = "x" * (10 + seed)
+        asked: dict[str, Any] = {"prompt": words}
+        if seed < num_with_tools:
+            asked = {"messages": [{"role": "user", "content": words}], "tools": [TOOL]}
+        job = await client.submit(**asked, seed=seed, max_tokens=num_tokens)
+        job_ids.append(job.job_id)
+    return job_ids
 
 
 class Readers:
@@ -81,17 +90,23 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
 ) -> None:
     """After SIGKILL, or a pause longer than the lease, another worker ends every text unbroken.
 
-    The paused one wakes up to a log that is not its own any more and drops everything.
+    The paused one wakes up to a log that is not its own any more and drops everything. What is
+    told of messages goes on as their texts do.
     """
     pace = {"null_tokens_per_s": 60, **LEASE}
     async with worker_process(pool, redis_url, **pace) as first:
-        readers = Readers(client, await _submit(client), 10)
+        readers = Readers(client, await _submit(client, num_with_tools=2), 10)
         await readers.midway()
         first.send(number)
         async with worker(pool, redis_url, **LEASE) as second:
             stories = await readers.check()
             assert all(len(story.epochs) == 2 for story in stories)
             assert second.metrics.jobs_resumed == NUM_JOBS
+            assert [len(story.deltas) for story in stories] == [1, 1, 0, 0, 0, 0]
+            for story in stories[:2]:
+                result = await client.result(story.job_id)
+                assert joined(story.deltas[0]).content == result.message.content
+                assert result.message.content.split() == story.text.split()
             if number is signal.SIGSTOP:
                 first.send(signal.SIGCONT)
                 name = await _other_worker(scripts, second.name)

@@ -11,15 +11,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # What of a schema says nothing of the type of a value is left out: it can be long.
-_TYPING_KEYS = frozenset(
+_SILENT_KEYS = frozenset(
     {
-        *("type", "enum", "const", "properties", "patternProperties", "additionalProperties"),
-        *("items", "prefixItems", "anyOf", "oneOf", "allOf", "$ref", "$defs", "definitions"),
-        *("required", "nullable"),
+        *("title", "description", "examples", "default", "$comment", "$schema", "$id"),
+        *("pattern", "format", "minLength", "maxLength", "minimum", "maximum", "multipleOf"),
+        *("exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems", "uniqueItems"),
+        *("minProperties", "maxProperties", "deprecated", "readOnly", "writeOnly"),
     }
 )
-# Of these the keys are names.
-_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+# Of these the keys are names; of those the values are schemas, or lists of them. What else there
+# is stays as it is: a reference may lead there.
+_NAMED = frozenset({"properties", "$defs", "definitions"})
+_SCHEMAS = frozenset({"items", "additionalProperties", "anyOf", "oneOf", "allOf", "prefixItems"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,20 @@ _decode = msgspec.json.Decoder(JobChat).decode
 
 def typing_part(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a JSON schema tells the types of values."""
-    return {key: _typing_value(key, value) for key, value in schema.items() if key in _TYPING_KEYS}
+    return {
+        key: _typing_value(key, value) for key, value in schema.items() if key not in _SILENT_KEYS
+    }
 
 
 def _typing_value(key: str, value: Any) -> Any:
-    if isinstance(value, dict):
-        if key in _NAMED:
-            return {name: _typing_value("", each) for name, each in value.items()}
-        return typing_part(value)
-    if isinstance(value, list) and key not in ("enum", "type", "required"):
-        return [typing_part(each) if isinstance(each, dict) else each for each in value]
+    if key in _NAMED and isinstance(value, dict):
+        return {name: _typing_schema(each) for name, each in value.items()}
+    if key in _SCHEMAS:
+        if isinstance(value, list):
+            return [_typing_schema(each) for each in value]
+        return _typing_schema(value)
     return value
+
+
+def _typing_schema(schema: Any) -> Any:
+    return typing_part(schema) if isinstance(schema, dict) else schema

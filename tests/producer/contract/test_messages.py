@@ -126,6 +126,7 @@ def test_schemas_are_kept_as_far_as_they_tell_types() -> None:
             "list": {"type": ["array", "null"], "items": {"enum": [1, "a"], "examples": [1]}},
         },
         "$defs": {"x": {"const": "y", "title": "T"}},
+        "shared": {"title": {"type": "string", "description": "kept"}},
     }  # fmt: skip
     assert typing_part(schema) == {
         "type": "object",
@@ -135,4 +136,5 @@ def test_schemas_are_kept_as_far_as_they_tell_types() -> None:
             "list": {"type": ["array", "null"], "items": {"enum": [1, "a"]}},
         },
         "$defs": {"x": {"const": "y"}},
+        "shared": {"title": {"type": "string", "description": "kept"}},
     }
