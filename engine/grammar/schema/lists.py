@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Lists that are written out where no item may come twice: all orders of 5 values are 326. Places at
 # which the one item may stand that has to be there; items of which several have to be there.
 _MAX_LISTS, _MAX_PLACES, _MAX_COUNTED = 400, 16, 5
+# Ways to place what a list contains.
+_MAX_ROWS = 256
 
 
 class _Row:
@@ -100,8 +102,9 @@ class Lists:
             if not contained:
                 yield row
                 continue
-            self._writer.budget.spend(contained[0].path)
             pending += [(one, contained[1:]) for one in self._placed(row, contained[0])]
+            if len(pending) > _MAX_ROWS:
+                raise refusal("contains", contained[0].path, f"leaves more than {_MAX_ROWS} ways")
 
     def _placed(self, row: _Row, part: Contained) -> Iterator[_Row]:
         """Yield rows, one for each way to place the items that a row contains."""

@@ -135,3 +135,28 @@ def test_deep_schema_is_refused_before_it_harms(compiler: GrammarCompiler) -> No
         schema = {"type": "array", "items": schema, "maxItems": 1}
     with pytest.raises(GrammarRejected, match="nested deeper"):
         compiler.compile(schema_spec(schema))
+
+
+_WORDS = [f"w{index}" for index in range(40)]
+EXPLOSIONS: dict[str, Any] = {
+    "choices": {
+        "allOf": [{"anyOf": [{"minimum": n}, {"required": [n_]}]} for n, n_ in enumerate(_WORDS)]
+    },
+    "patterns": {"allOf": [{"pattern": f"^(?!.*a.{{{n}}}b)"} for n in range(8, 30)]},
+    "names": {"patternProperties": {f"a.{{{n}}}b": {"minimum": n} for n in range(3, 15)}},
+    "arrays": {
+        "maxItems": 5,
+        "allOf": [{"contains": {"const": n}, "minContains": 2} for n in range(9)],
+    },
+    "unevaluated": {
+        "anyOf": [{"anyOf": [{"properties": {a: True}} for a in _WORDS[:6]]} for _ in range(6)],
+        "unevaluatedProperties": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", EXPLOSIONS)
+def test_schema_that_explodes_is_refused_in_time(compiler: GrammarCompiler, name: str) -> None:
+    """Steps, alternatives and states are bounded, and the refusal says where."""
+    with pytest.raises(GrammarRejected, match="at #"):
+        compiler.compile(schema_spec(EXPLOSIONS[name]))
