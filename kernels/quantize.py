@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FP8 = torch.float8_e4m3fn
 # Columns that share a scale where a row has several, as blocks of checkpoints have them.
 GROUP = 128
+# The tallest tile of a product of few rows, one for all of them, and of one of many.
+_ONE_TILE, _TILE = 256, 128
 # The largest number of e4m3.
 FP8_MAX = tl.constexpr(448.0)
 # Below this a row counts as zero: its scale stays a normal number.
@@ -42,18 +44,31 @@ class QuantizedRows:
     """Rows in e4m3 with a scale each, or one per 128 columns: value * scale.
 
     values: [T, K] float8_e4m3fn, contiguous; scales: [T] or [T, ceil(K / 128)] float32.
+    room: [R, K], R >= T, or None: the values and behind them rows of no meaning, up to the height
+    of a tile. The copy engine takes longer over a row beyond the edge of a tensor than over one in
+    it: on an H200 a product of 160 rows took 22 us where the same of 256 took 14.
     """
 
     values: Tensor
     scales: Tensor
+    room: Tensor | None = None
 
     @classmethod
-    def empty(cls, num_rows: int, width: int, device: torch.device) -> QuantizedRows:
-        """Allocate rows that a kernel will write."""
-        return cls(
-            torch.empty(num_rows, width, dtype=FP8, device=device),
-            torch.empty(num_rows, dtype=torch.float32, device=device),
-        )
+    def empty(
+        cls, num_rows: int, width: int, device: torch.device, num_groups: int | None = None
+    ) -> QuantizedRows:
+        """Allocate rows that a kernel will write, with a scale each or with `num_groups`."""
+        room = torch.empty(_tile_rows(num_rows), width, dtype=FP8, device=device)
+        size = (num_rows,) if num_groups is None else (num_rows, num_groups)
+        scales = torch.empty(size, dtype=torch.float32, device=device)
+        return cls(room[:num_rows], scales, room)
+
+
+def _tile_rows(num_rows: int) -> int:
+    """Return rows that whole tiles of a product hold."""
+    if num_rows <= _ONE_TILE:
+        return next_power_of_2(max(num_rows, 16))
+    return ceil_div(num_rows, _TILE) * _TILE
 
 
 @triton.jit
@@ -206,10 +221,7 @@ def quantize_groups(x: Tensor) -> QuantizedRows:
     require_contiguous(x=x)
     num_rows, width = x.shape
     num_groups = ceil_div(width, GROUP)
-    rows = QuantizedRows(
-        torch.empty(num_rows, width, dtype=FP8, device=x.device),
-        torch.empty(num_rows, num_groups, dtype=torch.float32, device=x.device),
-    )
+    rows = QuantizedRows.empty(num_rows, width, x.device, num_groups)
     if num_rows:
         block = min(8, next_power_of_2(num_groups))
         _quantize_groups_kernel[(num_rows, ceil_div(num_groups, block))](

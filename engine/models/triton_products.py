@@ -25,7 +25,7 @@ from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
-from tokenbus.kernels.linear.fp8_table import MAX_TALL_ROWS
+from tokenbus.kernels.linear.fp8_table import is_tall
 from tokenbus.kernels.linear.gated_linear import gated_linear
 from tokenbus.kernels.linear.int4_layout import group_in_blocks, pack_int4
 from tokenbus.kernels.linear.int4_linear import int4_linear, widened_int4
@@ -161,9 +161,10 @@ class Fp8Product(FusedProduct):
 
     def gated_rounded(self, rows: QuantizedRows, kind: ActivationKind) -> QuantizedRows:
         """rows: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
-        if rows.values.shape[0] > MAX_TALL_ROWS:
-            return gated_act_quantized(self.of_rounded(rows), kind)
         fusion = Fusion(bias=self._bias, act=kind)
+        width = self._weight[0].shape[0] // 2
+        if not is_tall(rows.values.shape[0], width, fusion.role):
+            return gated_act_quantized(self.of_rounded(rows), kind)
         return quantize_rows(fp8_linear(rows, *self._weight, fusion, out_dtype=self._dtype))
 
     def _multiply(self, x: Tensor, fusion: Fusion) -> Tensor:

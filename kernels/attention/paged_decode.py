@@ -39,8 +39,8 @@ class DecodeTuning:
 
     `depth` and `run_depth` count tiles in flight for own and for shared pages, of `block_n` and
     `run_block_n` tokens. `programs_per_processor` has to fit: programs that wait for a place
-    would start their share when the others are done. v_by_asm: how rounded values are
-    widened, see `decode_tile.widen`.
+    would start their share when the others are done. max_registers: of a thread, None for as many
+    as the kernel likes, of which two programs of 128 threads fill a multiprocessor.
     """
 
     depth: int
@@ -49,6 +49,7 @@ class DecodeTuning:
     block_n: int = 64
     run_block_n: int = 64
     num_warps: int = 4
+    max_registers: int | None = None
 
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
@@ -61,14 +62,13 @@ def choose_tuning(
     """Pick the layout; swept on an H200 with 64-token pages of 128 dims.
 
     Three programs with two tiles each stream best; few rows leave no third program anything to do;
-    the stacked rows of shared runs leave registers for two. Of rounded pages three programs are
-    faster if values are widened by assembly (227 us for 256 mixed rows against 329), two if not
-    (250 against 296).
+    the stacked rows of shared runs leave registers for two. Of rounded pages two tiles instead of
+    one take 97 us for 256 rows of 560 tokens against 124, and are slower at no number of rows.
     """
     if rounded and row_bytes <= _TILE_BYTES // 128:
         return DecodeTuning(2, 2 if grouped else 3)
     if rounded:
-        return DecodeTuning(1, 2, run_depth=1, run_block_n=32)
+        return DecodeTuning(2, 2, run_depth=1, run_block_n=32)
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
     programs = 2 if grouped or num_rows <= 16 else 3
     return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
@@ -247,6 +247,7 @@ def paged_decode(
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         LISTED=listed and options["PDL"],
         num_warps=tuning.num_warps,
+        maxnreg=tuning.max_registers,
         **options,
     )
     return out

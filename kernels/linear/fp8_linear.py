@@ -21,10 +21,11 @@ from tokenbus.kernels.linear.fp8_matmul import MatmulTuning, fp8_matmul_kernel
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, fp8_rows_kernel
 from tokenbus.kernels.linear.fp8_shapes import check_product, check_scales
 from tokenbus.kernels.linear.fp8_table import (
-    MAX_TALL_ROWS,
+    MAX_GATED_ROWS,
     choose_matmul_tuning,
     choose_matvec_tuning,
     choose_rows_tuning,
+    is_tall,
     is_wide,
 )
 from tokenbus.kernels.linear.matvec import matvec_kernel
@@ -69,7 +70,7 @@ def fp8_matvec(
     require_contiguous(norm=fusion.norm_weight)
     chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
-    matvec_kernel[(ceil_div(width_out, chosen.block_n),)](
+    matvec_kernel[(ceil_div(width_out, chosen.block_n * chosen.groups),)](
         x,
         values,
         scales,
@@ -82,6 +83,9 @@ def fp8_matvec(
         K=width_in,
         ROWS=chosen.block_n,
         BLOCK_K=chosen.block_k,
+        GROUPS=chosen.groups,
+        AHEAD=chosen.ahead,
+        BY_WARP=chosen.by_warp,
         HAS_SCALES=True,
         HAS_BIAS=fusion.bias is not None,
         HAS_RESIDUAL=fusion.residual is not None,
@@ -106,8 +110,9 @@ def fp8_linear(
 ) -> Tensor:
     """Multiply rows of e4m3 by an FP8 weight, with bias, gate and residual behind.
 
-    Up to 128 rows are one launch. More go through torch's product for widths at which it is
-    faster, unless `tuning` is given, with gate or residual as launches of their own.
+    Up to 128 rows are one launch, and up to 256 before a wide gate. More go through torch's product
+    for widths at which it is faster, unless `tuning` is given, with gate or residual as launches of
+    their own.
 
     Args:
         x: [M, K] with a scale per row. values: [N, K] e4m3, or [2 N, K] with `fusion.act`.
@@ -124,7 +129,7 @@ def fp8_linear(
     out = torch.empty(num_rows, width_out, dtype=out_dtype, device=values.device)
     if num_rows == 0:
         return out
-    if tuning is None and num_rows <= MAX_TALL_ROWS:
+    if tuning is None and is_tall(num_rows, width_out, fusion.role, blocks=block_outputs > 0):
         tuning = choose_rows_tuning(
             num_rows, values.shape[1], width_out, fusion.role, blocks=block_outputs > 0
         )
@@ -162,6 +167,12 @@ def _by_torch(x: QuantizedRows, values: Tensor, scales: Tensor, bias: Tensor | N
     return out if bias is None else out.add_(bias)
 
 
+def _described(x: QuantizedRows, height: int, width: int) -> TensorDescriptor:
+    """Describe tiles of rows, with those behind them that fill a tile."""
+    rows = x.values if x.room is None else x.room
+    return TensorDescriptor.from_tensor(rows, [height, width])
+
+
 def _launch_matmul(
     x: QuantizedRows,
     values: Tensor,
@@ -177,7 +188,7 @@ def _launch_matmul(
     stored_n = tuning.block_n // 2 if tuning.halves else tuning.block_n
     programs = num_processors(values.device) * tuning.programs
     fp8_matmul_kernel[(min(programs, tiles),)](
-        TensorDescriptor.from_tensor(x.values, [tuning.block_m, tuning.block_k]),
+        _described(x, tuning.block_m, tuning.block_k),
         x.scales,
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         scales,
@@ -211,7 +222,7 @@ def _launch_rows(
 ) -> None:
     """Write the product of few rows to `out`."""
     num_rows, width_out = out.shape
-    require(num_rows <= MAX_TALL_ROWS, f"{num_rows} rows, this takes {MAX_TALL_ROWS}")
+    require(num_rows <= MAX_GATED_ROWS, f"{num_rows} rows, this takes {MAX_GATED_ROWS}")
     height = next_power_of_2(max(num_rows, 16))
     tiles = ceil_div(width_out, tuning.block_n)
     parts = arrivals = None
@@ -222,7 +233,7 @@ def _launch_rows(
         parts = torch.empty(size, dtype=torch.float32, device=values.device)
         arrivals = _arrivals(values.device)
     fp8_rows_kernel[(tiles, tuning.splits)](
-        TensorDescriptor.from_tensor(x.values, [height, tuning.block_k]),
+        _described(x, height, tuning.block_k),
         x.scales,
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         scales,

@@ -11,77 +11,135 @@ from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 
 @triton.jit
+def _load_weights(weight, group, block, N, K: tl.constexpr, ROWS: tl.constexpr,
+                  BLOCK_K: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
+    """Ask for the weights of a block of columns, and those of the outputs that they gate."""
+    rows = group.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    k = block * BLOCK_K + tl.arange(0, BLOCK_K)
+    # A block that fits needs no mask; with one the loads would be checked element by element.
+    in_k = tl.full([BLOCK_K], True, tl.int1) if (block + 1) * BLOCK_K <= K else k < K
+    mask = (rows < N)[:, None] & in_k[None, :]
+    place = weight + rows[:, None] * K + k[None, :]
+    w = tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first")
+    if ACT == "none":
+        return w, w
+    return w, tl.load(place + N * K, mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _load_shift(values, group, N, NEEDED: tl.constexpr, ROWS: tl.constexpr, ACT: tl.constexpr):
+    """Load a number per output, and those of the outputs that they gate; zeros if not needed."""
+    rows = group.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    first = tl.zeros([ROWS], tl.float32)
+    second = first
+    if NEEDED:
+        first = tl.load(values + rows, mask=rows < N, other=0.0).to(tl.float32)
+        if ACT != "none":
+            second = tl.load(values + N + rows, mask=rows < N, other=0.0).to(tl.float32)
+    return first, second
+
+
+@triton.jit
+def _spread(values, SHAPE: tl.constexpr, BY_WARP: tl.constexpr):
+    """Repeat addresses of columns for every row if each warp has rows of its own."""
+    return tl.broadcast_to(values[None, :], SHAPE) if BY_WARP else values
+
+
+@triton.jit
 def matvec_kernel(
     x, weight, scales, bias, residual, norm_weight, out, N, eps, K: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, HAS_SCALES: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr,
-    ADD_ONE: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_K: tl.constexpr, GROUPS: tl.constexpr, AHEAD: tl.constexpr,
+    BY_WARP: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute ROWS outputs: norm in front, bias, gate and residual behind.
+    """Compute GROUPS times ROWS outputs: norm in front, bias, gate and residual behind.
 
     Rounded weights have a scale per output, which is applied to the finished sums.
 
-    The weights of the first block do not depend on the previous kernel: they are on their way
-    before this one waits for its inputs. The norm's scale is one number per row of x, so it is
-    applied to the finished sums.
+    Weights do not depend on the previous kernel: AHEAD pieces, each of a group and a block of
+    columns, are on their way before this one waits for its inputs, and as many stay so. The norm's
+    scale is one number per row of x, so it is applied to the finished sums. BY_WARP: a warp has
+    whole rows, and loads the columns of x for itself: nothing passes between warps.
     """
     release_successor(PDL)
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    live = rows < N
+    first = tl.program_id(0) * GROUPS
     offs = tl.arange(0, BLOCK_K)
-    # What the end needs is on its way from the beginning, not when everyone waits for it.
-    if HAS_SCALES:
-        scale_out = tl.load(scales + rows, mask=live, other=0.0)
-        if ACT != "none":
-            scale_up = tl.load(scales + N + rows, mask=live, other=0.0)
-    if HAS_BIAS:
-        shift = tl.load(bias + rows, mask=live, other=0.0).to(tl.float32)
-        if ACT != "none":
-            shift_up = tl.load(bias + N + rows, mask=live, other=0.0).to(tl.float32)
-    acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
-    acc_up = tl.zeros([ROWS, BLOCK_K], tl.float32)
-    squares = tl.zeros([BLOCK_K], tl.float32)
-    for block in tl.static_range((K + BLOCK_K - 1) // BLOCK_K):
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    # The sums of each group, the squares of x, and the pieces on their way.
+    zeros = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    squares = zeros if BY_WARP else tl.zeros([BLOCK_K], tl.float32)
+    sums = ()
+    coming = ()
+    ends = ()
+    earlier = ()
+    for turn in tl.static_range(GROUPS):
+        sums += ((zeros, zeros),)
+        # What the end needs is on its way from the beginning, not when everyone waits for it.
+        ends += (
+            _load_shift(scales, first + turn, N, HAS_SCALES, ROWS, ACT)
+            + _load_shift(bias, first + turn, N, HAS_BIAS, ROWS, ACT),
+        )
+    for step in tl.static_range(min(AHEAD, GROUPS * BLOCKS)):
+        coming += (
+            _load_weights(weight, first + step % GROUPS, step // GROUPS, N, K, ROWS, BLOCK_K, ACT),
+        )
+    for block in tl.static_range(BLOCKS):
         k = block * BLOCK_K + offs
-        # A block that fits needs no mask; with one the loads would be checked element by element.
         in_k = tl.full([BLOCK_K], True, tl.int1) if (block + 1) * BLOCK_K <= K else k < K
-        mask = live[:, None] & in_k[None, :]
-        place = weight + rows[:, None] * K + k[None, :]
-        w = tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first")
-        if ACT != "none":
-            w_up = tl.load(place + N * K, mask=mask, other=0.0, eviction_policy="evict_first")
+        k = _spread(k, [ROWS, BLOCK_K], BY_WARP)
+        in_k = _spread(in_k, [ROWS, BLOCK_K], BY_WARP)
         if HAS_NORM:
             scale = tl.load(norm_weight + k, mask=in_k, other=0.0).to(tl.float32)
             if ADD_ONE:
                 scale += 1.0
         if block == 0:
             wait_for_inputs(PDL)
-            if HAS_RESIDUAL:
-                earlier = tl.load(residual + rows, mask=live, other=0.0)
         value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)
+        if block == 0:
+            for turn in tl.static_range(GROUPS):
+                earlier += (_load_shift(residual, first + turn, N, HAS_RESIDUAL, ROWS, "none"),)
         if HAS_NORM:
             squares += value * value
             value *= scale
-        acc += w.to(tl.float32) * value[None, :]
-        if ACT != "none":
-            acc_up += w_up.to(tl.float32) * value[None, :]
-    y = tl.sum(acc, axis=1)
+        if not BY_WARP:
+            value = value[None, :]
+        for turn in tl.static_range(GROUPS):
+            w, w_up = coming[0]
+            coming = coming[1:]
+            acc, acc_up = sums[0]
+            sums = sums[1:]
+            acc += w.to(tl.float32) * value
+            if ACT != "none":
+                acc_up += w_up.to(tl.float32) * value
+            sums += ((acc, acc_up),)
+            if block * GROUPS + turn + AHEAD < GROUPS * BLOCKS:
+                coming += (
+                    _load_weights(weight, first + (turn + AHEAD) % GROUPS,
+                                  block + (turn + AHEAD) // GROUPS, N, K, ROWS, BLOCK_K, ACT),
+                )  # fmt: skip
     norm = 1.0
-    if HAS_NORM:
-        norm = tl.rsqrt(tl.sum(squares) / K + eps)
-        y *= norm
-    if HAS_SCALES:
-        y *= scale_out
-    if HAS_BIAS:
-        y += shift
-    if ACT != "none":
-        up = tl.sum(acc_up, axis=1) * norm
+    for turn in tl.static_range(GROUPS):
+        acc, acc_up = sums[turn]
+        scale_out, scale_up, shift, shift_up = ends[turn]
+        rows = (first + turn).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        y = tl.sum(acc, axis=1)
+        if HAS_NORM:
+            if turn == 0:
+                norm = tl.rsqrt(tl.sum(squares, axis=1 if BY_WARP else 0) / K + eps)
+            y *= norm
         if HAS_SCALES:
-            up *= scale_up
+            y *= scale_out
         if HAS_BIAS:
-            up += shift_up
-        y = gate(y, ACT) * up
-    if HAS_RESIDUAL:
-        y += earlier
-        tl.store(residual + rows, y, mask=live)
-    tl.store(out + rows, y.to(out.dtype.element_ty), mask=live)
+            y += shift
+        if ACT != "none":
+            up = tl.sum(acc_up, axis=1) * norm
+            if HAS_SCALES:
+                up *= scale_up
+            if HAS_BIAS:
+                up += shift_up
+            y = gate(y, ACT) * up
+        if HAS_RESIDUAL:
+            y += earlier[turn][0]
+            tl.store(residual + rows, y, mask=rows < N)
+        tl.store(out + rows, y.to(out.dtype.element_ty), mask=rows < N)

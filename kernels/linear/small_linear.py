@@ -136,7 +136,7 @@ def small_linear(
     if out is None:
         out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
     tensors = (x, weight, fusion.bias, fusion.residual, fusion.norm_weight, out)
-    grid = (ceil_div(width_out, tuning.width or tuning.block_n),)
+    grid = (ceil_div(width_out, (tuning.width or tuning.block_n) * tuning.groups),)
     options = {
         "K": width_in,
         "BLOCK_K": tuning.block_k,
@@ -157,6 +157,9 @@ def small_linear(
             width_out,
             fusion.eps,
             ROWS=tuning.block_n,
+            GROUPS=tuning.groups,
+            AHEAD=tuning.ahead,
+            BY_WARP=tuning.by_warp,
             HAS_SCALES=False,
             **options,
         )

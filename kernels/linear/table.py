@@ -30,6 +30,8 @@ class LinearTuning:
     slices: column slices per step, 1 or num_warps. early: whether weights are fetched into the
     L2 cache while the previous kernel still runs, which pays as long as they fit in there.
     width: outputs of the block_n that a program fills, 0: all. Two to 16 rows only.
+    One row only: groups of outputs that a program has in turn, ahead: pieces of block_n outputs and
+    block_k columns in flight, by_warp: whether a warp has whole rows of the weight.
     """
 
     block_n: int
@@ -39,6 +41,9 @@ class LinearTuning:
     slices: int = 1
     early: bool = False
     width: int = 0
+    groups: int = 1
+    ahead: int = 1
+    by_warp: bool = False
 
 
 # Outputs from which on the few-row kernel has nothing left to win over cuBLAS, nor the one-row

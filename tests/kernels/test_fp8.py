@@ -103,7 +103,11 @@ SHAPES = pytest.mark.parametrize(("width_in", "width_out"), [(160, 48), (336, 80
 
 
 @SHAPES
-@pytest.mark.parametrize("tuning", [None, LinearTuning(4, 128, 1)], ids=["table", "small"])
+@pytest.mark.parametrize(
+    "tuning",
+    [None, LinearTuning(4, 128, 1), LinearTuning(4, 128, 4, groups=2, ahead=3, by_warp=True)],
+    ids=["table", "small", "by warp"],
+)
 @pytest.mark.parametrize("case", ["plain", "norm, bias", "norm, gate, bias", "residual"])
 def test_one_row_equals_twin(
     width_in: int, width_out: int, tuning: LinearTuning | None, case: str
@@ -220,15 +224,29 @@ def test_no_product_reads_what_is_not_its_own() -> None:
     poisoned = torch.full((64,), float("nan"), device=DEVICE)
     poisoned[:48] = weight.scales[:48]
     rows = QuantizedRows(x.values[:20].contiguous(), x.scales[:20].contiguous())
+    # Rows that fill a tile behind those of a product: 0x7F is NaN.
+    room = torch.full((32, 96), 0x7F, dtype=torch.uint8, device=DEVICE).view(FP8)
+    room.view(torch.uint8)[:20] = x.values.view(torch.uint8)[:20]
     for tuning in (*ROWS_TUNINGS, *MATMUL_TUNINGS):
-        got = fp8_linear(
-            rows,
-            weight.values[:48].contiguous(),
-            poisoned[:48],
-            tuning=tuning,
-            out_dtype=torch.float32,
-        )
-        assert not bool(got.isnan().any())
+        for given in (rows, QuantizedRows(room[:20], rows.scales, room)):
+            got = fp8_linear(
+                given,
+                weight.values[:48].contiguous(),
+                poisoned[:48],
+                tuning=tuning,
+                out_dtype=torch.float32,
+            )
+            assert not bool(got.isnan().any())
+
+
+@pytest.mark.parametrize(("rows", "room"), [(1, 16), (17, 32), (160, 256), (257, 384)])
+def test_rounded_rows_fill_tiles(rows: int, room: int) -> None:
+    """Memory goes on behind the rows up to the height of a tile, and belongs to no row."""
+    got = QuantizedRows.empty(rows, 64, DEVICE)
+    assert got.values.shape == (rows, 64)
+    assert got.room is not None
+    assert got.room.shape == (room, 64)
+    assert got.room.data_ptr() == got.values.data_ptr()
 
 
 def test_layouts_suit_the_shape() -> None:
@@ -237,7 +255,7 @@ def test_layouts_suit_the_shape() -> None:
     assert choose_rows_tuning(8, 4096, 6144, LinearRole.PLAIN).splits == 1
     assert is_wide(28672)
     narrow, wide = choose_matmul_tuning(256, 4096), choose_matmul_tuning(8192, 4096)
-    assert (narrow.block_m, narrow.block_n) == (64, 128)
+    assert (narrow.block_m, narrow.block_n) == (128, 64)
     assert (wide.block_m, wide.block_n) == (128, 256)
 
 

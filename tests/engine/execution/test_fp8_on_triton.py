@@ -39,8 +39,19 @@ def _rounded(x: Tensor) -> Tensor:
     return (x / scale).to(torch.float8_e4m3fn).float() * scale
 
 
+# The matrix unit of a Hopper GPU adds 32 products in FP8 to a sum with 13 binary places below the
+# largest of them; what is beyond is cut off, of either sign. A model of it in integers, of sums of
+# up to 208 random products, is off by up to 0.9 of this share of the products' sizes together.
+_CUT = 2.0**-13
+
+
 class _RoundingProduct(Product):
-    """The product of an FP8 weight in float32: one row as it is, more rounded row by row."""
+    """The product of an FP8 weight in float32: one row as it is, more rounded row by row.
+
+    With `inexact` every sum of rounded rows is off by up to what a matrix unit may cut off it.
+    """
+
+    inexact = False
 
     def __init__(self, weight: Fp8Weight, bias: Tensor | None) -> None:
         self._values, self._bias = weight.dequantised(), bias
@@ -48,7 +59,17 @@ class _RoundingProduct(Product):
     def multiply(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out]."""
         rows = x if len(x) == 1 else _rounded(x)
-        return torch.nn.functional.linear(rows, self._values, self._bias)
+        exact = torch.nn.functional.linear(rows, self._values, self._bias)
+        if not self.inexact or len(x) == 1:
+            return exact
+        sizes = rows.abs() @ self._values.abs().T
+        return exact + (2 * torch.rand_like(exact) - 1) * _CUT * sizes
+
+
+class _InexactProduct(_RoundingProduct):
+    """What a Hopper GPU may make of the same product."""
+
+    inexact = True
 
 
 class _RoundingAttention(TorchAttention):
@@ -65,11 +86,13 @@ class _RoundingAttention(TorchAttention):
 class _TwinBackend(TorchBackend):
     """The rounding of a GPU in plain torch."""
 
+    product: type[_RoundingProduct] = _RoundingProduct
+
     def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:
         """Return plain steps with the product above."""
         del shape, dtype
         plain = {PlainWeight: lambda weight, bias: TorchProduct(weight.values, bias)}
-        return TorchOps(self.attention, plain | {Fp8Weight: _RoundingProduct})
+        return TorchOps(self.attention, plain | {Fp8Weight: self.product})
 
 
 def _load(config: Any, weights: dict[str, Tensor], backend: Backend, *, fp8: bool) -> LoadedModel:
@@ -93,7 +116,9 @@ def test_tokens_equal_those_of_the_same_rounding_in_torch(
     config = family(**(TINY_SIZES | {"initializer_range": 0.2}))
     auto: Any = AutoModelForCausalLM
     weights = auto.from_config(config).state_dict()
-    backend = replace(triton_backend(32), kv_cache_dtype="fp8" if fp8_pages else "auto")
+    # Without graphs, which pad a prompt of one token: then it is no lone row, and rounded.
+    kv_cache_dtype = "fp8" if fp8_pages else "auto"
+    backend = replace(triton_backend(32), kv_cache_dtype=kv_cache_dtype, captures_steps=False)
     loaded = _load(config, weights, backend, fp8=fp8_weights)
     assert loaded.backend.kv_dtype(torch.float32).itemsize == (1 if fp8_pages else 4)
     tokens, scores = few_answers(loaded)
@@ -102,8 +127,17 @@ def test_tokens_equal_those_of_the_same_rounding_in_torch(
     expected, expected_scores = few_answers(_load(config, weights, twin, fp8=fp8_weights))
     assert tokens == expected
     # A number at the border between two of e4m3 may fall to either side; more do behind attention
-    # over FP8 pages, whose queries and weights are two numbers of e4m3, as exact as bf16.
+    # over FP8 pages, whose queries and weights are two numbers of e4m3, as exact as bf16, and
+    # behind the sums of a GPU, with which the twin's own answers move.
     most = 0.05 if fp8_pages else 0.02
+    if ON_GPU:
+        moved = _load(config, weights, replace(twin, product=_InexactProduct), fp8=fp8_weights)
+        samples = [few_answers(moved) for _ in range(12)]
+        # Near ties may give the twin other tokens, too, and scores of another text.
+        moves = [float((s - expected_scores).abs().max()) for t, s in samples if t == expected]
+        assert len(moves) >= 3
+        most += 3 * max(moves)
+        assert most < 0.8
     torch.testing.assert_close(scores, expected_scores, rtol=0, atol=most)
 
 
@@ -119,11 +153,17 @@ def test_blocks_of_fp8_weights_are_multiplied_by_as_in_torch() -> None:
         x = torch.randn(num_rows, 208, device=DEVICE)
         exact = torch.cat([_rounded(x[:, :128]), _rounded(x[:, 128:])], 1)
         expected = torch.nn.functional.linear(exact, weight.dequantised(), bias)
+        # What is cut off a sum, and the rounding of fp32.
+        slack = exact.abs() @ weight.dequantised().abs().T * (2 * _CUT if ON_GPU else 1e-5) + 1e-5
         for got in (product.multiply(x), product.unrounded(x)):
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+            assert bool(((got - expected).abs() <= slack).all())
         gate, up = expected.chunk(2, -1)
+        # The slope of silu is at most 1.1.
+        gate_slack, up_slack = slack.chunk(2, -1)
+        slack = 1.1 * gate_slack * (up.abs() + up_slack)
+        slack += torch.nn.functional.silu(gate).abs() * up_slack
         gated = product.gated(x, Activation.SILU)
-        torch.testing.assert_close(gated, torch.nn.functional.silu(gate) * up, rtol=1e-3, atol=1e-3)
+        assert bool(((gated - torch.nn.functional.silu(gate) * up).abs() <= slack + 1e-5).all())
     with pytest.raises(ModelUnsupported, match="blocks of 64 inputs"):
         TRITON_PRODUCTS[Fp8BlockWeight](replace(weight, block_inputs=64), None)
 
