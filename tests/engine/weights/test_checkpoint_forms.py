@@ -157,6 +157,16 @@ def test_library_that_a_tokenizer_lacks_is_named(
         open_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("part", ["model", "pre_tokenizer", "decoder", "added_tokens"])
+def test_tokenizer_with_a_part_of_another_kind_is_refused(part: str, tmp_path: Path) -> None:
+    """What the tokenizers library cannot read is a broken model, whatever it raises."""
+    save_config(tmp_path)
+    whole = json.loads(build_null_tokenizer().backend_tokenizer.to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole | {part: [{"type": "none such"}]}))
+    with pytest.raises(ModelBroken, match="the tokenizer of"):
+        open_tokenizer(tmp_path)
+
+
 def test_tokenizer_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
     """A tokenizer's config alone is no tokenizer that knows a single token."""
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
