@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tokenbus.engine.errors import ModelBroken, ModelUnsupported
+from tokenbus.engine.errors import ModelBroken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,14 +57,14 @@ def rope_table(
 
     `is_partial`: the family rotates a share of each head in the plain kind, too, if asked to.
     Frequencies that depend on the length of the text (longrope, dynamic) are those of `max_len`.
-    Raises: ModelUnsupported for a type that is not known, ModelBroken with settings that make no
-        table.
+    Raises: ModelBroken with the settings that make no table.
     """
     rope_type = _params(config, layer_type).get("rope_type", "default")
-    if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
-        known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
-        raise ModelUnsupported(
-            f"config.json asks for rotary positions of the type {rope_type!r}; known are {known}"
+    known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
+    if rope_type not in known.split(", "):
+        raise ModelBroken(
+            "config.json gives rotary settings that make no table: the type"
+            f" {rope_type!r} is not known, only {known} are"
         )
     try:
         inv_freq, scaling = _frequencies(config, layer_type, max_len, device, is_partial)

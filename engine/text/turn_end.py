@@ -30,11 +30,11 @@ def _behind_answer(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """Return the special tokens between the answer and what follows; none if it cannot be told."""
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
+        _, found, rest = text.rpartition(_ANSWER)
+        behind = rest.partition(_NEXT)[0]
+        ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if found and behind else []
     # Templates are programs that come with the model and raise whatever they like.
     except Exception:
         return []
-    _, found, rest = text.rpartition(_ANSWER)
-    behind = rest.partition(_NEXT)[0]
     special = {idx for idx, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer(behind, add_special_tokens=False)["input_ids"] if found and behind else []
     return [token_id for token_id in ids if token_id in special]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -78,5 +79,8 @@ def refuse_sizes(config: DecoderConfig, max_model_len: int) -> None:
             f"config.json gives the model {config.num_heads} query heads on"
             f" {config.num_kv_heads} heads of keys and values"
         )
+    scale = config.attention_scale
+    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ModelBroken(f"config.json gives attention a scale of {scale}")
     if not 0 < config.norm_eps <= _MAX_EPS:
         raise ModelBroken(f"config.json gives the norms an epsilon of {config.norm_eps}")

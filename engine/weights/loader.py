@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
-from tokenbus.engine.errors import ModelUnsupported
+from tokenbus.engine.errors import ModelBroken, ModelUnsupported
 from tokenbus.engine.model_folder import broken_if, refuse_outside
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.models.decoder_config import DecoderConfig
     from tokenbus.engine.weights.model_store import Progress
     from tokenbus.engine.weights.readers import WeightReader
 
@@ -90,7 +91,7 @@ def load_model(
     """
     folder = find_folder(model, with_weights=not random_weights)
     config = _config(folder)
-    if decoder_config(config.get_text_config()) is None:
+    if _shape_of(config) is None:
         refuse_by_config(config)
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
@@ -135,7 +136,7 @@ def build_model(
     told = quantization_config(config, weights if isinstance(weights, Path) else None)
     reader = reader or _reader_for(told, dtypes)
     reader.check(told)
-    shape = decoder_config(text)
+    shape = _shape_of(config)
     if shape is None:
         refuse_by_config(config)
         refuse_stored(dtypes)
@@ -143,9 +144,6 @@ def build_model(
             name = getattr(config, "name_or_path", "") or config.model_type
             raise ModelUnsupported(f"{name} runs in transformers' code, which has no {reader.name}")
         return GenericModel.build(config, weights, backend.attention, dtype=dtype, device=device)
-    if text is not config and getattr(config, "tie_word_embeddings", False):
-        # A wrapper has the head, and says itself whether there is one beside the embedding.
-        shape = replace(shape, tie_embeddings=True)
     refuse_sizes(shape, max_model_len)
     decoder = DecoderWeights(shape, dtype, device, reader, has_towers=text is not config)
     if weights is None:
@@ -162,6 +160,24 @@ def build_model(
     model = Decoder(tensors, backend.ops(shape, dtype))
     check.run()
     return model
+
+
+def _shape_of(config: Any) -> DecoderConfig | None:
+    """Return the decoder's form of a config, None for a family that it does not cover.
+
+    Raises: ModelBroken if the config's numbers make none.
+    """
+    text = config.get_text_config()
+    try:
+        shape = decoder_config(text)
+    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+        raise ModelBroken(
+            f"config.json gives a {text.model_type} numbers that make no layers: {error}"
+        ) from error
+    if shape is not None and text is not config and getattr(config, "tie_word_embeddings", False):
+        # A wrapper has the head, and says itself whether there is one beside the embedding.
+        return replace(shape, tie_embeddings=True)
+    return shape
 
 
 def _counted(

@@ -49,10 +49,11 @@ async def test_greedy_output_equals_transformers_also_after_the_engine_died(
     }
     brake = Brake(monkeypatch, num_ahead=4)
     brake.set(NUM_TOKENS // 2)
+    chosen: list[dict[str, Any]] = [{}, *[{"temperature": 0.0}] * 3]
     async with worker(pool, redis_url, **settings) as running:
         jobs = [
             await client.submit(prompt, max_tokens=NUM_TOKENS, **fields)
-            for prompt, fields in zip(PROMPTS, [{}, *[{"temperature": 0.0}] * 3], strict=True)
+            for prompt, fields in zip(PROMPTS, chosen, strict=True)
         ]
         killed = False
 

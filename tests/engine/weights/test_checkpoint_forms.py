@@ -26,14 +26,12 @@ VARIANTS = variants()
 # Of each kind one: through the decoder and through transformers' code, and what was wrong once.
 _ANSWERED = [
     "llama, linear rotary",
-    "llama, stored as float16",
-    "llama, no architectures",
     "llama, tensors under model.text_model.*",
     "phimoe",
     "afmoe",
 ]
 _REFUSED = {
-    "llama, spiral rotary": "rotary positions of the type 'spiral'",
+    "llama, spiral rotary": "the type 'spiral' is not known",
     "llama, unknown type": "no model of the type 'quux'",
     "llama, code of its own": "never run",
     "llama, no causal LM": "clip is no causal LM",
@@ -56,6 +54,27 @@ def test_form_that_cannot_run_is_refused_by_reason(name: str, tmp_path: Path) ->
     verdict = verdict_of(VARIANTS[name], tmp_path)
     assert verdict.startswith("refused")
     assert re.search(_REFUSED[name], verdict)
+
+
+@pytest.mark.parametrize(
+    ("family", "told", "reason"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": [], "rope_theta": 1e4}}, "the type \\[\\]"),
+        ("smollm3", {"num_attention_heads": 2**31}, "make no layers"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "make no layers"),
+        ("gemma2", {"query_pre_attn_scalar": -1}, "a scale of"),
+        ("gpt2", {"activation_function": "none such"}, "none such"),
+        ("gpt_neox", {"hidden_act": "none such"}, "none such"),
+        ("mixtral", {"num_key_value_heads": 3}, "mixtral"),
+    ],
+)
+def test_numbers_of_a_config_that_make_no_model_are_refused(
+    family: str, told: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    """No error of another kind leaves the loader, whichever code would run the model."""
+    save(Variant(family, told=told), tmp_path)
+    with pytest.raises((ModelBroken, ModelUnsupported), match=reason):
+        load_model(tmp_path, cpu_backend(), dtype="float32")
 
 
 def test_head_that_a_wrapper_ties_is_the_embedding(tmp_path: Path) -> None:
@@ -135,6 +154,16 @@ def test_library_that_a_tokenizer_lacks_is_named(
     (tmp_path / name).write_bytes(content)
     assert holds_tokenizer(tmp_path)
     with pytest.raises(ModelUnsupported, match=reason):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["model", "pre_tokenizer", "decoder", "added_tokens"])
+def test_tokenizer_with_a_part_of_another_kind_is_refused(part: str, tmp_path: Path) -> None:
+    """What the tokenizers library cannot read is a broken model, whatever it raises."""
+    save_config(tmp_path)
+    whole = json.loads(build_null_tokenizer().backend_tokenizer.to_str())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole | {part: [{"type": "none such"}]}))
+    with pytest.raises(ModelBroken, match="the tokenizer of"):
         open_tokenizer(tmp_path)
 
 

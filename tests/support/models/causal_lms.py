@@ -17,6 +17,7 @@ import torch
 import transformers
 from models.architectures import draw_model
 from safetensors.torch import load_file, save_file
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -96,11 +97,9 @@ NOT_DRAWN = frozenset(
         "dbrx",
         "dots3_note",
         "fuyu",
-        "gemma3",
         "gemma3n",
         "gemma4_assistant",
         "gemma4_unified_assistant",
-        "got_ocr2",
         "inkling2_loop_text",
         "inkling2_text",
         "lfm2_moe",
@@ -113,6 +112,25 @@ NOT_DRAWN = frozenset(
         "zamba2",
     )
 )
+# Multimodal wrappers whose text the decoder covers: of each its text model and its other tower.
+_WRAPPERS = {
+    "gemma3": ("gemma3_text", {"model_type": "siglip_vision_model"}),
+    "got_ocr2": ("qwen2", {}),
+    "idefics3": ("llama", {}),
+    "internvl": ("qwen2", {}),
+    "llava": ("llama", {"model_type": "clip_vision_model"}),
+    "mistral3": ("mistral", {"model_type": "pixtral"}),
+    "aya_vision": ("cohere2", {"model_type": "siglip_vision_model"}),
+}
+_TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+    "head_dim": 8,
+}
 _THETA = {"rope_theta": 10000.0}
 _FACTORS = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]
 _ROPES: dict[str, dict[str, Any]] = {
@@ -215,14 +233,30 @@ def _natives() -> dict[str, Variant]:
     return found
 
 
+def _wrapped(name: str, *, is_tied: bool) -> Variant:
+    """Return a wrapper around a text model, which has the head and says whether it is tied."""
+    text, tower = _WRAPPERS[name]
+    tied = {"tie_word_embeddings": is_tied}
+    told = {"model_type": text, **_sizes(CONFIG_MAPPING[text], tied)}
+    parts = {"text_config": told, "vision_config": _TOWER | tower}
+    return Variant(name, parts | tied | {"image_token_index": 150, "image_token_id": 150})
+
+
 def variants() -> dict[str, Variant]:
     """Return all variants by name: every causal LM's own first, in alphabetical order."""
     own = {
         name: Variant(name, _CHANGES.get(name, {}))
+        if name not in _WRAPPERS
+        else _wrapped(name, is_tied=False)
         for name in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         if name not in NOT_DRAWN
     }
-    return own | _natives()
+    wrapped = {
+        f"{name}, {how}": _wrapped(name, is_tied=how == "tied")
+        for name in _WRAPPERS
+        for how in ("tied", "with a head")
+    }
+    return own | _natives() | wrapped
 
 
 def config_of(variant: Variant) -> Any:
@@ -233,7 +267,7 @@ def config_of(variant: Variant) -> Any:
 
 def save(variant: Variant, folder: Path) -> Any:
     """Draw a variant and save its checkpoint; return the model of transformers."""
-    model = draw_model(config_of(variant)).to(variant.dtype)
+    model = _drawn(config_of(variant)).to(variant.dtype)
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder, max_shard_size=variant.shard_size)
     (folder / "generation_config.json").unlink(missing_ok=True)
@@ -245,6 +279,14 @@ def save(variant: Variant, folder: Path) -> Any:
         renamed = {_renamed(name, variant.prefixes): part for name, part in tensors.items()}
         save_file(renamed, folder / "model.safetensors", {"format": "pt"})
     return model.float()
+
+
+def _drawn(config: Any) -> Any:
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return draw_model(config)
+    torch.manual_seed(0)
+    factory: Any = AutoModelForImageTextToText
+    return factory.from_config(config, attn_implementation="eager").eval()
 
 
 def verdict_of(variant: Variant, folder: Path) -> str:
