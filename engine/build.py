@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
 from tokenbus.engine.scheduling.page_pool import PagePool
 from tokenbus.engine.scheduling.scheduler import Scheduler
-from tokenbus.engine.types import EngineLimits
+from tokenbus.engine.types import NO_DEFAULTS, EngineLimits
 from tokenbus.engine.weights.loader import load_model
 from tokenbus.engine.weights.readers import choose_reader
 
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.config import EngineConfig
     from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.types import SamplingDefaults
     from tokenbus.engine.weights.loader import LoadedModel
     from tokenbus.engine.weights.model_store import Progress
     from tokenbus.engine.weights.readers import WeightReader
+
+
+_log = logging.getLogger(__name__)
 
 
 def build_engine(config: EngineConfig, progress: Progress | None = None) -> Engine:
@@ -113,7 +118,15 @@ def engine_for(
         prefix_cache=config.prefix_cache,
         on_release=runner.release,
     )
-    limits = EngineLimits(
+    limits = _limits(loaded, config, num_pages, page_size, max_model_len)
+    constrained = ConstrainedRows(loaded.tokenizer, limits, runner.containment, config)
+    return Engine(runner, scheduler, constrained, limits, one_step_ahead=backend.runs_ahead)
+
+
+def _limits(
+    loaded: LoadedModel, config: EngineConfig, num_pages: int, page_size: int, max_model_len: int
+) -> EngineLimits:
+    return EngineLimits(
         model=loaded.name,
         num_pages=num_pages,
         page_size=page_size,
@@ -121,9 +134,19 @@ def engine_for(
         max_num_seqs=config.max_num_seqs,
         eos_token_ids=loaded.eos_token_ids,
         vocab_size=loaded.model.vocab_size,
+        sampling_defaults=_sampling_defaults(loaded, config),
     )
-    constrained = ConstrainedRows(loaded.tokenizer, limits, runner.containment, config)
-    return Engine(runner, scheduler, constrained, limits, one_step_ahead=backend.runs_ahead)
+
+
+def _sampling_defaults(loaded: LoadedModel, config: EngineConfig) -> SamplingDefaults:
+    """Return what holds where requests say nothing, and tell of it."""
+    defaults = loaded.sampling_defaults
+    if config.generation_config == "none":
+        return NO_DEFAULTS
+    if told := defaults.given():
+        shown = ", ".join(f"{name} {value:g}" for name, value in told.items())
+        _log.info("sampling.defaults: %s where a request says nothing", shown)
+    return defaults
 
 
 def _capturing(progress: Progress) -> Callable[[int, int], None]:

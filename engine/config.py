@@ -173,6 +173,15 @@ class EngineConfig:
             unset="the model's own limit",
         ),
     )
+    generation_config: str = field(
+        default="auto",
+        metadata=_declared(
+            choices=("auto", "none"),
+            option="--generation-config",
+            help="sampling defaults of the checkpoint's generation_config.json where a request"
+            " leaves a field out; none leaves them aside",
+        ),
+    )
     # The longest step while somebody is streaming.
     itl_target_ms: float | None = field(
         default=None,

@@ -17,8 +17,7 @@ from tokenbus.engine.grammar.tool_calls import ToolCalling, ToolChoice
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.output import Completion, Output
 from tokenbus.engine.text.chat_prompt import chat_text
-from tokenbus.engine.text.detokenizer import IncrementalDetokenizer
-from tokenbus.engine.text.stop_strings import StopStrings
+from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.types import FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
@@ -31,35 +30,13 @@ if TYPE_CHECKING:
 Prompt = str | list[int] | tuple[int, ...]
 
 
-class _ChoiceText:
-    """Turns the tokens of one choice into text and watches for its stop strings."""
-
-    def __init__(self, tokenizer: Any, prompt_ids: tuple[int, ...], params: SamplingParams) -> None:
-        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_ids[-16:])
-        self._stops = StopStrings(params.stop, params.include_stop, params.min_tokens)
-        self.matched: str | None = None
-
-    def push(self, token_ids: Sequence[int], *, is_end: bool) -> tuple[str, int]:
-        """Return new text and how many of the tokens belong to it."""
-        scan = self._stops.push(self._detokenizer.push(token_ids))
-        text = "".join(scan.texts)
-        if scan.matched is not None:
-            self.matched = scan.matched
-            return text, len(scan.texts)
-        if is_end:
-            rest = self._stops.push([self._detokenizer.flush()])
-            self.matched = rest.matched
-            text += "".join(rest.texts) + ("" if rest.matched else self._stops.flush())
-        return text, len(token_ids)
-
-
 @dataclass(slots=True)
 class _Batch:
     """The requests of one call: request `first_id + i` is answered in `outputs[i]`."""
 
     first_id: int
     outputs: list[Output] = field(default_factory=list)
-    texts: dict[tuple[int, int], _ChoiceText] = field(default_factory=dict)
+    texts: dict[tuple[int, int], ChoiceText] = field(default_factory=dict)
     containment: Containment[int] = field(default_factory=Containment)
 
 
@@ -216,8 +193,10 @@ class LLM:
             if self.tokenizer is None and params.stop:
                 raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
             output.prompt_ids = make_ids()
+            output.sampling = params.open_among(self.engine.limits.sampling_defaults)
             # Stop strings are found in text, here; the engine sees ids only.
-            request = Request(batch.first_id + idx, output.prompt_ids, replace(params, stop=()))
+            settled: dict[str, Any] = {**output.sampling, "stop": ()}
+            request = Request(batch.first_id + idx, output.prompt_ids, replace(params, **settled))
             self.engine.add(request)
         except (RequestRejected, SequenceTooLong) as error:
             output.fail(error)
@@ -225,7 +204,7 @@ class LLM:
         output.choices = [Completion() for _ in range(params.n)]
         if self.tokenizer is not None:
             for choice in range(params.n):
-                batch.texts[idx, choice] = _ChoiceText(self.tokenizer, output.prompt_ids, params)
+                batch.texts[idx, choice] = ChoiceText(self.tokenizer, output.prompt_ids, params)
 
     def _end_failed(self, batch: _Batch) -> None:
         """End the requests whose own prompt or text failed."""
@@ -252,7 +231,7 @@ class LLM:
                             bar.advance(task)
                 self._end_failed(batch)
 
-    def _take(self, delta: TokenDelta, output: Output, text: _ChoiceText | None) -> bool:
+    def _take(self, delta: TokenDelta, output: Output, text: ChoiceText | None) -> bool:
         """Add a delta to its choice; return True if the choice ended with it."""
         completion = output.choices[delta.choice]
         if completion.finish_reason is not None:
@@ -264,15 +243,21 @@ class LLM:
             output.prompt_logprobs = delta.prompt_logprobs
         num_kept = len(delta.token_ids)
         if text is not None:
-            new_text, num_kept = text.push(delta.token_ids, is_end=delta.finish_reason is not None)
-            completion.text += new_text
+            is_last = delta.finish_reason is not None
+            released = text.push(
+                delta.token_ids, is_last=is_last, stop_token_id=delta.stop_token_id
+            )
+            num_kept = len(released.ids)
+            completion.text += "".join(released.texts)
+            if is_last and not delta.token_ids:
+                completion.text += text.flush()
         completion.token_ids.extend(delta.token_ids[:num_kept])
         completion.logprobs.extend(delta.logprobs[:num_kept])
         completion.finish_reason = delta.finish_reason
         completion.stop_reason = _stop_reason(delta, self.engine.limits.eos_token_ids)
-        if text is not None and text.matched is not None:
+        if text is not None and text.stopped_by is not None:
             completion.finish_reason = FinishReason.STOP
-            completion.stop_reason = text.matched
+            completion.stop_reason = text.stopped_by
             self.engine.abort(delta.request_id, delta.choice)
         return completion.finish_reason is not None
 

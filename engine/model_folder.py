@@ -22,6 +22,8 @@ _FAULTS = (
     AttributeError,
     ArithmeticError,
 )
+# What a model's code in transformers raises, besides, where it does not run.
+CODE_FAULTS = (*_FAULTS, RuntimeError, ImportError)
 # What transformers reads below the folder itself.
 _TEMPLATE_FOLDER = "additional_chat_templates"
 

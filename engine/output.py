@@ -36,7 +36,8 @@ class Output:
 
     `error` is what a call with this prompt alone would have raised: the refusal of the request, or
     why it failed on the way. Choices that had not ended by then have the finish reason `failed` and
-    what they had.
+    what they had. `sampling` has the numbers that the checkpoint's generation config put in place
+    of ours, where the request gave none.
     """
 
     prompt_ids: tuple[int, ...]
@@ -44,6 +45,7 @@ class Output:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     num_cached_tokens: int = 0
     error: EngineError | None = None
+    sampling: dict[str, float] = field(default_factory=dict)
 
     def fail(self, error: EngineError) -> None:
         """Note why the request failed, if nothing has yet, and end its open choices."""

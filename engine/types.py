@@ -78,6 +78,37 @@ class GrammarSpec:
 _EMPTY: Mapping[int, float] = MappingProxyType({})
 
 
+class OpenFloat(float):
+    """A number that nobody chose: it counts unless the checkpoint has a default of its own."""
+
+    __slots__ = ()
+
+
+class OpenInt(int):
+    """The same of a whole number."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What the checkpoint says of fields that a request leaves out; None where it says nothing."""
+
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def given(self) -> dict[str, float]:
+        """Return what it says, by field."""
+        values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        return {name: value for name, value in values if value is not None}
+
+
+NO_DEFAULTS = SamplingDefaults()
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one job's tokens are drawn and when it ends.
@@ -85,16 +116,17 @@ class SamplingParams:
     `temperature` 0 is greedy. `top_k` 0, `top_p` 1, `min_p` 0 and penalties at their defaults are
     off. `logprobs` and `prompt_logprobs` give the number of alternatives (0 = the chosen token
     alone, None = none). The draw is keyed by (seed, choice, position) and by nothing else.
+    Fields for which a checkpoint may have a default are open numbers where they are left out.
     """
 
     n: int = 1
     max_tokens: int = 128
     min_tokens: int = 0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float = OpenFloat(1.0)
+    top_k: int = OpenInt(0)
+    top_p: float = OpenFloat(1.0)
+    min_p: float = OpenFloat(0.0)
+    repetition_penalty: float = OpenFloat(1.0)
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=lambda: _EMPTY)
@@ -107,6 +139,14 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: GrammarSpec | None = None
+
+    def open_among(self, defaults: SamplingDefaults) -> dict[str, float]:
+        """Return those defaults that take the place of another number which nobody chose."""
+        return {
+            name: value
+            for name, value in defaults.given().items()
+            if isinstance(own := getattr(self, name), (OpenFloat, OpenInt)) and own != value
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,3 +266,4 @@ class EngineLimits:
     max_num_seqs: int
     eos_token_ids: tuple[int, ...]
     vocab_size: int
+    sampling_defaults: SamplingDefaults = NO_DEFAULTS

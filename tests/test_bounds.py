@@ -14,7 +14,7 @@ from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.sampling import bounds as engine_bounds
 from tokenbus.engine.sampling.validation import validate_sampling
-from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingParams
+from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingDefaults, SamplingParams
 from tokenbus.producer.commands import cli
 from tokenbus.producer.contract import bounds
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
@@ -296,7 +296,10 @@ def test_every_door_has_the_defaults_of_one_table() -> None:
         assert getattr(request, name) == getattr(raw, name) == default
         # Offline nobody draws a seed.
         assert name == "seed" or getattr(offline, name) == default
-        assert parsed.get(name, default) == default
+        # What the checkpoint may say otherwise is left to it.
+        shown = None if name in bounds.CHECKPOINT_FIELDS else default
+        assert parsed.get(name, shown) == shown
+    assert set(SamplingDefaults.__dataclass_fields__) == bounds.CHECKPOINT_FIELDS
     assert {"max_tokens", "temperature", "top_k", "top_p", "seed"} <= set(parsed)
     for name in ("tenant", "priority", "stop", "deadline_s", "idempotency_key", "callback_url"):
         assert parsed[name] == getattr(request, name)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from house.modules import PACKAGES, Module, Tree, cycles
 from house.rules import (
+    CHAT,
     COMMAND_LINE,
     FACES,
     FLOORS,
@@ -113,6 +114,19 @@ def test_stricter_rooms_are_told_apart(room: str) -> None:
     assert offences == [f"{room}/planted.py imports {name}" for name in names]
 
 
+@pytest.mark.parametrize("folder", ["producer", "producer/contract", "worker/control"])
+def test_room_is_lent_and_its_package_is_not(folder: str) -> None:
+    """Of the engine the clients may import the chat formats, and no room whose name begins so."""
+
+    def offences(name: str) -> list[str]:
+        return package_offences(Module(f"{folder}/planted.py", f"from tokenbus.{name} import x"))
+
+    assert not offences("engine.chat")
+    assert not offences("engine.chat.delta")
+    for name in ("engine", "engine.chats", "engine.text.chat_prompt"):
+        assert len(offences(name)) == 1
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_planted_import_is_seen_in_each_direction(package: str) -> None:
     """Between any two rooms imports go down and nowhere else: neither up nor across a floor."""
@@ -168,11 +182,11 @@ def test_planted_typing_import_closes_a_cycle() -> None:
 
 
 def _loaded_by(modules: list[str]) -> set[str]:
-    """Top-level names, and ours to two levels, that importing `modules` in a new process loads."""
+    """Top-level names, and ours to three levels, that an import in a new process loads."""
     code = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
-        "print(*{'.'.join(n.split('.')[:2]) if n.startswith('tokenbus') else n.split('.')[0]"
+        "print(*{'.'.join(n.split('.')[:3]) if n.startswith('tokenbus') else n.split('.')[0]"
         " for n in sys.modules})"
     )
     run = subprocess.run(
@@ -180,6 +194,12 @@ def _loaded_by(modules: list[str]) -> set[str]:
     )
     assert run.returncode == 0, run.stderr
     return set(run.stdout.split())
+
+
+def _rooms_of_engine(loaded: set[str]) -> set[str]:
+    """Return what was loaded of the engine, its package aside: that one is lazy."""
+    names = {name.removeprefix("tokenbus.") for name in loaded if "tokenbus.engine." in name}
+    return {name.replace(".", "/") for name in names}
 
 
 def _names_in(folder: str) -> list[str]:
@@ -192,7 +212,8 @@ def test_importing_the_producer_loads_no_tensors_and_no_worker() -> None:
     """A web backend that imports every producer module pays for no torch and no engine."""
     loaded = _loaded_by(_names_in("producer"))
     assert "tokenbus.producer" in loaded
-    assert not loaded & (TENSORS | {"tokenbus.engine", "tokenbus.worker", "tokenbus.kernels"})
+    assert not loaded & (TENSORS | {"tokenbus.worker", "tokenbus.kernels"})
+    assert _rooms_of_engine(loaded) <= CHAT
 
 
 @pytest.mark.processes
@@ -237,11 +258,20 @@ def test_importing_the_scheduler_loads_no_tensors() -> None:
 
 
 @pytest.mark.processes
+def test_importing_the_chat_formats_loads_nothing_heavy() -> None:
+    """How answers are read can be used by any process, and by a reader in a web backend."""
+    loaded = _loaded_by(_names_in("engine/chat"))
+    assert _rooms_of_engine(loaded) == CHAT
+    assert not loaded & (TENSORS | {"numpy", "pydantic", "msgspec", "asyncio", "redis"})
+
+
+@pytest.mark.processes
 def test_importing_the_control_service_loads_no_engine() -> None:
     """The control service and every backend on arq run where no torch is installed."""
     loaded = _loaded_by(_names_in("worker/control"))
     assert "arq" in loaded
-    assert not loaded & (TENSORS | {"numpy", "tokenbus.engine", "tokenbus.kernels"})
+    assert not loaded & (TENSORS | {"numpy", "tokenbus.kernels"})
+    assert _rooms_of_engine(loaded) <= CHAT
 
 
 @pytest.mark.processes

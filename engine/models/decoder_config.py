@@ -58,6 +58,7 @@ class DecoderConfig:
         residual_scale: factor on each branch; logits_divisor: divides the logits.
         fused_checkpoint: the checkpoint stores qkv_proj and gate_up_proj already fused.
         rope_layer_types: table name -> layer type in the transformers config (None: the only one).
+        partial_rotary: of each head a share is rotated, where the config has one.
     """
 
     vocab_size: int
@@ -85,6 +86,7 @@ class DecoderConfig:
     residual_scale: float = 1.0
     logits_divisor: float = 1.0
     fused_checkpoint: bool = False
+    partial_rotary: bool = False
     initializer_range: float = 0.02
 
     @property

@@ -145,7 +145,8 @@ def _gemma3(config: Any) -> DecoderConfig:
 
 def _phi3(config: Any) -> DecoderConfig:
     window = LayerShape(_ROPE, config.sliding_window)
-    return _plain(config, layers=(window,) * config.num_hidden_layers, fused_checkpoint=True)
+    layers = (window,) * config.num_hidden_layers
+    return _plain(config, layers=layers, fused_checkpoint=True, partial_rotary=True)
 
 
 def _granite(config: Any) -> DecoderConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,24 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tokenbus.engine.errors import ModelBroken, ModelUnsupported
-from tokenbus.engine.models.hf_hook import ATTENTION_NAME, AttentionCall, handled_by, register
-from tokenbus.engine.models.hf_probe import check_paged, record_specs, refuse_by_config, run_eager
+from tokenbus.engine.model_folder import CODE_FAULTS
+from tokenbus.engine.models.hf_hook import (
+    ATTENTION_NAME,
+    MASKED_NAME,
+    AttentionCall,
+    handled_by,
+    register,
+)
+from tokenbus.engine.models.hf_probe import (
+    check_head,
+    check_paged,
+    find_windows,
+    record_specs,
+    run_eager,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -61,14 +75,18 @@ class GenericModel:
 
         Raises: ModelUnsupported with the reason, ModelBroken if weights are missing.
         """
-        refuse_by_config(config)
         # Choosing the attention writes into the config, which is the caller's.
         model = _load(copy.deepcopy(config), weights, dtype, device)
-        expected = run_eager(model)
         register()
-        model.set_attn_implementation(ATTENTION_NAME)
-        generic = cls(model, record_specs(model), attention)
-        check_paged(generic, expected, dtype, device)
+        with _unsupported_if(config, "transformers' own code fails on a few tokens"):
+            expected, logits = run_eager(model)
+        with _unsupported_if(config, "it does not run on pages"):
+            model.set_attn_implementation(MASKED_NAME)
+            windowed = find_windows(model)
+            model.set_attn_implementation(ATTENTION_NAME)
+            generic = cls(model, record_specs(model, windowed), attention)
+            check_head(generic, expected, logits, dtype)
+            check_paged(generic, expected, dtype, device)
         return generic
 
     def forward(self, token_ids: Tensor, ctx: ForwardContext) -> Tensor:
@@ -141,6 +159,17 @@ def _head_of(model: Any) -> Any:
     return head
 
 
+@contextmanager
+def _unsupported_if(config: Any, what: str) -> Iterator[None]:
+    """Turn whatever a family's own code raises into ModelUnsupported, which says `what`."""
+    try:
+        yield
+    except (*CODE_FAULTS, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        told = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        raise ModelUnsupported(f"{config.model_type}: {what} ({told:.300})") from error
+
+
 def _load(
     config: Any,
     weights: Path | Mapping[str, Tensor] | None,
@@ -165,13 +194,12 @@ def _load(
             _refuse_missing(report.missing_keys)
             _refuse_unexpected(model, report.unexpected_keys)
             model.tie_weights()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelBroken(f"transformers cannot load {config.model_type}: {reason}") from error
-    if not model._supports_attention_backend:
-        raise ModelUnsupported(
-            f"{config.model_type} does not send its attention through transformers' interface"
-        )
+    except (*CODE_FAULTS, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        message = f"transformers cannot load {config.model_type}: {reason:.300}"
+        if isinstance(error, ImportError):
+            raise ModelUnsupported(message) from error
+        raise ModelBroken(message) from error
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # No mask function is registered under this name, so transformers builds no mask at all.
 ATTENTION_NAME = "tokenbus_paged"
+# The same with the masks of transformers' eager attention.
+MASKED_NAME = "tokenbus_masked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,10 @@ def handled_by(handler: AttentionHandler) -> Iterator[None]:
 
 
 def register() -> None:
-    """Make the hook known to transformers under ATTENTION_NAME."""
+    """Make the hook known to transformers under both names."""
     AttentionInterface.register(ATTENTION_NAME, _attention)
+    AttentionInterface.register(MASKED_NAME, _attention)
+    AttentionMaskInterface.register(MASKED_NAME, eager_mask)
 
 
 def _attention(
@@ -78,4 +83,5 @@ def _attention(
     call = AttentionCall(
         module, query, key, value, attention_mask, scale, sliding_window, softcap, extras
     )
-    return _HANDLER.get().attention(call), None
+    # Some families look at the output as rows of another width.
+    return _HANDLER.get().attention(call).contiguous(), None

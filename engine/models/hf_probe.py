@@ -6,6 +6,9 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.activations import ACT2FN
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.interfaces import ForwardContext
@@ -13,6 +16,8 @@ from tokenbus.engine.kv_cache import AttentionSpec, KVCache
 from tokenbus.engine.models.hf_hook import AttentionCall, handled_by
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from torch import Tensor
 
     from tokenbus.engine.interfaces import PagedModel
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 # More tokens than a page holds, in the smallest page that every backend takes.
 _PROBE_TOKENS = 20
 _PAGE_SIZE = 16
+# Keys that a query of the probe sees where the model has a window.
+_PROBE_WINDOW = 5
 # Mean over tokens of |difference| / |reference|; wrong attention or leaking tokens give > 0.1 in
 # trained models, rounding in bfloat16 stays below 0.03.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.02}
@@ -32,6 +39,9 @@ def refuse_by_config(config: Any) -> None:
     name = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise ModelUnsupported(f"{name} is an encoder-decoder; only decoders can be served")
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelUnsupported(f"{name} is no causal LM of transformers {transformers.__version__}")
+    family: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if getattr(text, "alibi", False) or name in ("bloom", "mpt"):
         raise ModelUnsupported(f"{name} uses ALiBi, a bias that paged attention does not have")
     kinds = set(getattr(text, "layer_types", None) or []) - _PAGED_LAYERS
@@ -40,30 +50,88 @@ def refuse_by_config(config: Any) -> None:
         raise ModelUnsupported(
             f"{name} has layers of kind {', '.join(sorted(kinds))}, which pages cannot serve"
         )
+    if getattr(family, "_is_stateful", False):
+        raise ModelUnsupported(f"{name} keeps a recurrent state beside the KV")
+    for field in ("hidden_act", "hidden_activation"):
+        activation = getattr(text, field, None)
+        if isinstance(activation, str) and activation not in ACT2FN:
+            raise ModelUnsupported(f"{name} has the {field} {activation!r}, which is not known")
+    if not getattr(family, "_supports_attention_backend", False):
+        raise ModelUnsupported(
+            f"{name} does not send its attention through transformers' interface"
+        )
 
 
 @torch.no_grad()
-def run_eager(model: Any) -> Tensor:
-    """Return the hidden states [20, H] of the probe by the model's own eager attention."""
-    if getattr(model, "_is_stateful", False):
-        raise ModelUnsupported(f"{model.config.model_type} keeps a recurrent state beside the KV")
+def run_eager(model: Any) -> tuple[Tensor, Tensor]:
+    """Run the probe by the model's own eager attention.
+
+    Returns: hidden states [20, H], and logits of the last token [1, V] float32.
+    """
     if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
         raise ModelUnsupported(f"{model.config.model_type} does not take token positions")
-    positions = torch.arange(_PROBE_TOKENS, device=model.device)[None]
-    out = model.base_model(
-        input_ids=_probe_ids(model)[None], position_ids=positions, use_cache=False
-    )
-    hidden: Tensor = out[0][0]
-    return hidden
+    hidden: Tensor = _run(model.base_model, model)[0][0]
+    logits: Tensor = _run(model, model).logits[0, -1:]
+    return hidden, logits.float()
 
 
 @torch.no_grad()
-def record_specs(model: Any) -> dict[int, AttentionSpec]:
-    """Run the probe once and return the spec of every attention module, by id, in call order."""
-    recorder = _Recorder(model.config.model_type)
+def check_head(model: PagedModel, hidden: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Compare the logits of the probe's last token, made of its hidden state alone, with eager.
+
+    Raises: ModelUnsupported if they are others.
+    """
+    logits = model.logits(hidden[-1:])
+    if logits.shape != expected.shape:
+        raise ModelUnsupported(
+            f"its head gives {logits.shape[-1]} logits, alone, and {expected.shape[-1]} behind"
+            " its layers"
+        )
+    error = ((logits - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+    if not error < _TOLERANCE[dtype]:
+        raise ModelUnsupported(
+            f"its head needs more than hidden states: relative error {error:.1g} of logits"
+        )
+
+
+def _run(part: Any, model: Any) -> Any:
+    """Run the probe through a model or a part of it."""
     positions = torch.arange(_PROBE_TOKENS, device=model.device)[None]
+    return part(input_ids=_probe_ids(model)[None], position_ids=positions, use_cache=False)
+
+
+@torch.no_grad()
+def find_windows(model: Any) -> set[int]:
+    """Return the attention modules, by id, whose tokens see a window of keys by their mask.
+
+    Some families put it into the mask alone. It is narrowed for the probe, so as to show in it.
+    Expects the attention of `hf_hook` with masks.
+    """
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if not isinstance(window, int):
+        return set()
+    reader = _MaskReader()
+    text.sliding_window = _PROBE_WINDOW
+    try:
+        with handled_by(reader):
+            _run(model.base_model, model)
+    finally:
+        text.sliding_window = window
+    return reader.windowed
+
+
+@torch.no_grad()
+def record_specs(model: Any, windowed: Collection[int] = ()) -> dict[int, AttentionSpec]:
+    """Run the probe once and return the spec of every attention module, by id, in call order.
+
+    Args:
+        windowed: modules that see a window of keys, whether they say so or not.
+    """
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    recorder = _Recorder(model.config.model_type, dict.fromkeys(windowed, window))
     with handled_by(recorder):
-        model.base_model(input_ids=_probe_ids(model)[None], position_ids=positions, use_cache=False)
+        _run(model.base_model, model)
     if not recorder.specs:
         raise ModelUnsupported(f"{model.config.model_type} never calls the attention interface")
     return recorder.specs
@@ -97,9 +165,9 @@ def check_paged(
 class _Recorder:
     """Answers attention calls densely for one sequence and notes their shapes."""
 
-    def __init__(self, model_type: str) -> None:
+    def __init__(self, model_type: str, windows: Mapping[int, int | None]) -> None:
         self.specs: dict[int, AttentionSpec] = {}
-        self._model_type = model_type
+        self._model_type, self._windows = model_type, windows
 
     def attention(self, call: AttentionCall) -> Tensor:
         """Return causal attention, refusing what paged attention cannot do."""
@@ -116,7 +184,7 @@ class _Recorder:
             num_kv_heads=num_kv_heads,
             head_dim=dim,
             scale=call.scale,
-            sliding_window=call.sliding_window,
+            sliding_window=call.sliding_window or self._windows.get(id(call.module)),
             softcap=call.softcap,
         )
         k = call.k.repeat_interleave(num_heads // num_kv_heads, 1)
@@ -125,6 +193,24 @@ class _Recorder:
         hidden = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=k.device).triu(1)
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
         return (weights @ v).transpose(1, 2)
+
+
+class _MaskReader:
+    """Answers attention calls with anything, and notes the modules whose mask is a window."""
+
+    def __init__(self) -> None:
+        self.windowed: set[int] = set()
+
+    def attention(self, call: AttentionCall) -> Tensor:
+        """Return the values of each token itself."""
+        # The last token's row; what it must not see is False, or far below zero.
+        if call.mask is not None and call.mask.ndim == 4:
+            row = call.mask[0, 0, -1]
+            hidden = ~row if row.dtype is torch.bool else row < -1
+            if hidden[:-_PROBE_WINDOW].any():
+                self.windowed.add(id(call.module))
+        values = call.v.repeat_interleave(call.q.shape[1] // call.v.shape[1], 1)
+        return values.transpose(1, 2)
 
 
 def _refusal(call: AttentionCall) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from tokenbus.engine.errors import ModelBroken
+from tokenbus.engine.errors import ModelBroken, ModelUnsupported
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,15 +46,28 @@ class RopeTable:
 
 
 def rope_table(
-    config: Any, layer_type: str | None, max_len: int, device: torch.device
+    config: Any,
+    layer_type: str | None,
+    max_len: int,
+    device: torch.device,
+    *,
+    is_partial: bool = False,
 ) -> RopeTable:
     """Build the table that a transformers config asks for, of one layer type if they differ.
 
+    `is_partial`: the family rotates a share of each head in the plain kind, too, if asked to.
     Frequencies that depend on the length of the text (longrope, dynamic) are those of `max_len`.
-    Raises: ModelBroken with the settings that make no table.
+    Raises: ModelUnsupported for a type that is not known, ModelBroken with settings that make no
+        table.
     """
+    rope_type = _params(config, layer_type).get("rope_type", "default")
+    if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
+        known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
+        raise ModelUnsupported(
+            f"config.json asks for rotary positions of the type {rope_type!r}; known are {known}"
+        )
     try:
-        inv_freq, scaling = _frequencies(config, layer_type, max_len, device)
+        inv_freq, scaling = _frequencies(config, layer_type, max_len, device, is_partial)
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         # A list of factors of the wrong length, a kind that is not known, a base that is no number.
         told = _params(config, layer_type)
@@ -66,7 +79,7 @@ def rope_table(
 
 
 def _frequencies(
-    config: Any, layer_type: str | None, max_len: int, device: torch.device
+    config: Any, layer_type: str | None, max_len: int, device: torch.device, is_partial: bool
 ) -> tuple[Tensor, float]:
     """Return the frequencies of a table, [rot_dim / 2] float32, and what scales it."""
     params = _params(config, layer_type)
@@ -74,7 +87,8 @@ def _frequencies(
     if rope_type == "default":
         head_dim = getattr(config, "head_dim", None)
         head_dim = head_dim or config.hidden_size // config.num_attention_heads
-        rot_dim = int(head_dim * params.get("partial_rotary_factor", 1.0))
+        share = params.get("partial_rotary_factor", 1.0) if is_partial else 1.0
+        rot_dim = int(head_dim * share)
         steps = torch.arange(0, rot_dim, 2, dtype=torch.float32, device=device)
         return 1.0 / (params["rope_theta"] ** (steps / rot_dim)), 1.0
     init = cast("Any", ROPE_INIT_FUNCTIONS[rope_type])

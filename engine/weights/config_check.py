@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import transformers
+from transformers import CONFIG_MAPPING
+
 from tokenbus.engine.errors import ModelBroken
 
 if TYPE_CHECKING:
@@ -33,6 +36,23 @@ def refuse_counts(folder: Path) -> None:
             is_count = isinstance(count, int) and "layer" in name
             if is_count and count > _MAX_LAYERS:
                 raise ModelBroken(f"config.json gives the model a {name} of {count}")
+
+
+def refuse_type(folder: Path) -> None:
+    """Refuse a model of a type that transformers does not know, unless it brings code along.
+
+    Raises: ValueError with the type, or if there is none; TypeError if it is no text.
+    """
+    config = json.loads((folder / "config.json").read_bytes())
+    if not isinstance(config, dict) or not config.get("model_type"):
+        raise ValueError("it names no model_type")
+    model_type = config["model_type"]
+    if not isinstance(model_type, str):
+        raise TypeError(f"its model_type is {model_type!r:.60}")
+    if model_type not in CONFIG_MAPPING and "AutoConfig" not in (config.get("auto_map") or ()):
+        raise ValueError(
+            f"transformers {transformers.__version__} knows no model of the type {model_type!r}"
+        )
 
 
 def refuse_sizes(config: DecoderConfig, max_model_len: int) -> None:

@@ -31,7 +31,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Where text decoders hide inside checkpoints of multimodal wrappers.
-_PREFIXES = ("model.language_model.", "language_model.model.", "model.", "")
+_PREFIXES = (
+    "model.language_model.",
+    "language_model.model.",
+    "model.text_model.",
+    "text_model.model.",
+    "model.",
+    "",
+)
+# And where such a wrapper keeps the head, besides.
+_HEAD_PREFIXES = ("language_model.", "text_model.")
 _HEAD = "lm_head"
 _EMBEDDING = "embed_tokens.weight"
 
@@ -175,9 +184,9 @@ class DecoderWeights:
 
     def _part_name(self, name: str) -> str:
         """Return a checkpoint tensor's name without the prefix of the text decoder."""
-        head = name.removeprefix("language_model.")
-        if head.startswith(f"{_HEAD}."):
-            return head
+        for prefix in (*_HEAD_PREFIXES, *_PREFIXES):
+            if name.startswith(f"{prefix}{_HEAD}."):
+                return name.removeprefix(prefix)
         prefixes = [prefix for prefix in _PREFIXES if name.startswith(prefix)]
         for prefix in prefixes:
             part = name.removeprefix(prefix)

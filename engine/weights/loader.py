@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,14 @@ from tokenbus.engine.model_folder import broken_if, refuse_outside
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.models.hf_generic import GenericModel
+from tokenbus.engine.models.hf_probe import refuse_by_config
 from tokenbus.engine.models.rope import rope_table
+from tokenbus.engine.sampling.checkpoint_defaults import sampling_defaults
 from tokenbus.engine.text.context_length import context_length
-from tokenbus.engine.text.tokenizer_folder import open_tokenizer
+from tokenbus.engine.text.tokenizer_folder import holds_tokenizer, open_tokenizer
+from tokenbus.engine.types import NO_DEFAULTS, SamplingDefaults
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
-from tokenbus.engine.weights.config_check import refuse_counts, refuse_sizes
+from tokenbus.engine.weights.config_check import refuse_counts, refuse_sizes, refuse_type
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
@@ -27,7 +30,7 @@ from tokenbus.engine.weights.leftovers import refuse_stored
 from tokenbus.engine.weights.load_check import LoadCheck
 from tokenbus.engine.weights.model_place import find_folder
 from tokenbus.engine.weights.readers import PlainReader
-from tokenbus.engine.weights.special_tokens import check_others, eos_token_ids
+from tokenbus.engine.weights.special_tokens import check_others, eos_token_ids, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -48,7 +51,7 @@ class LoadedModel:
 
     config: the transformers config; tokenizer: a transformers tokenizer, None if the model has
     none; max_model_len: the longest text in tokens whose positions are sound; backend: what runs
-    the model.
+    the model; sampling_defaults: what its generation config says of sampling.
     """
 
     model: PagedModel
@@ -59,6 +62,7 @@ class LoadedModel:
     name: str
     dtype: torch.dtype
     backend: Backend
+    sampling_defaults: SamplingDefaults = NO_DEFAULTS
 
 
 def load_model(
@@ -86,6 +90,8 @@ def load_model(
     """
     folder = find_folder(model, with_weights=not random_weights)
     config = _config(folder)
+    if decoder_config(config.get_text_config()) is None:
+        refuse_by_config(config)
     chosen = _dtype(dtype, config, backend)
     if not random_weights:
         _verify(folder, progress)
@@ -104,6 +110,7 @@ def load_model(
         name=str(model),
         dtype=chosen,
         backend=backend,
+        sampling_defaults=sampling_defaults(read_json(folder, "generation_config.json")),
     )
 
 
@@ -130,11 +137,15 @@ def build_model(
     reader.check(told)
     shape = decoder_config(text)
     if shape is None:
+        refuse_by_config(config)
         refuse_stored(dtypes)
         if not reader.is_plain:
             name = getattr(config, "name_or_path", "") or config.model_type
             raise ModelUnsupported(f"{name} runs in transformers' code, which has no {reader.name}")
         return GenericModel.build(config, weights, backend.attention, dtype=dtype, device=device)
+    if text is not config and getattr(config, "tie_word_embeddings", False):
+        # A wrapper has the head, and says itself whether there is one beside the embedding.
+        shape = replace(shape, tie_embeddings=True)
     refuse_sizes(shape, max_model_len)
     decoder = DecoderWeights(shape, dtype, device, reader, has_towers=text is not config)
     if weights is None:
@@ -143,7 +154,7 @@ def build_model(
         named = read_tensors(weights) if isinstance(weights, Path) else weights.items()
         decoder.fill(named if progress is None else _counted(named, len(dtypes), progress))
     ropes = {
-        name: rope_table(text, layer_type, max_model_len, device)
+        name: rope_table(text, layer_type, max_model_len, device, is_partial=shape.partial_rotary)
         for name, layer_type in shape.rope_layer_types.items()
     }
     tensors = decoder.finish(ropes)
@@ -191,6 +202,7 @@ def _config(folder: Path) -> Any:
     refuse_outside(folder)
     with broken_if(folder, "config.json"):
         refuse_counts(folder)
+        refuse_type(folder)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -203,8 +215,6 @@ def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:
 
 def _tokenizer(folder: Path, config: Any, vocab_size: int) -> Any:
     """Return the folder's tokenizer, None if there is none; ids that are no tokens are told."""
-    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
-    has_one = any((folder / name).is_file() for name in names)
-    tokenizer = open_tokenizer(folder) if has_one else None
+    tokenizer = open_tokenizer(folder) if holds_tokenizer(folder) else None
     check_others(config, tokenizer, vocab_size)
     return tokenizer

@@ -151,13 +151,15 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
         help="continue the prompt as it is, without a chat template (default: chat)")
     add("--max-tokens", type=int, default=DEFAULTS["max_tokens"], metavar="N",
         help=f"longest answer in tokens (default: {DEFAULTS['max_tokens']:g})")
-    add("--temperature", type=float, default=DEFAULTS["temperature"], metavar="T",
-        help=f"spread of the sampling, 0 = greedy (default: {DEFAULTS['temperature']:g})")
-    add("--top-k", type=int, default=DEFAULTS["top_k"], metavar="K",
-        help=f"draw from the K likeliest tokens, 0 = all (default: {DEFAULTS['top_k']:g})")
-    add("--top-p", type=float, default=DEFAULTS["top_p"], metavar="P",
+    add("--temperature", type=float, metavar="T",
+        help="spread of the sampling, 0 = greedy"
+        f" (default: the model's, else {DEFAULTS['temperature']:g})")
+    add("--top-k", type=int, metavar="K",
+        help="draw from the K likeliest tokens, 0 = all"
+        f" (default: the model's, else {DEFAULTS['top_k']:g})")
+    add("--top-p", type=float, metavar="P",
         help="draw from the likeliest tokens that make up this share"
-        f" (default: {DEFAULTS['top_p']:g})")
+        f" (default: the model's, else {DEFAULTS['top_p']:g})")
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: drawn)")
     add("--stop", action="append", default=[], metavar="TEXT",
         help="end before this text; may be given several times (default: none)")

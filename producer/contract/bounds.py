@@ -59,6 +59,8 @@ DEFAULTS: Mapping[str, int | float | None] = MappingProxyType(
         "prompt_logprobs": None,
     }
 )
+# Of these the checkpoint may have defaults of its own: left out is not given as the default.
+CHECKPOINT_FIELDS = frozenset({"temperature", "top_k", "top_p", "min_p", "repetition_penalty"})
 DEFAULT_PRIORITY = 1
 # A bias adds to a logit: -100 forbids, 100 demands.
 LOGIT_BIAS = WireBound(float, -100, 100)

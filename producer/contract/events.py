@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -60,6 +60,7 @@ class Finish:
     `choices` holds the reason of each choice, in order; empty where the job ended as a whole.
     `tool_calls` are those of all choices, in order. `stop_reasons` names the stop string or stop id
     that ended each choice, None for the model's own end and for length; empty where all are None.
+    `sampling` has the sampling numbers that are the checkpoint's, where the request gave none.
     """
 
     reason: str
@@ -68,6 +69,7 @@ class Finish:
     choices: tuple[str, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
     stop_reasons: tuple[int | str | None, ...] = ()
+    sampling: dict[str, int | float] = field(default_factory=dict)
 
     def stop_reason_of(self, choice: int) -> int | str | None:
         """Return the stop string or stop id that ended a choice, if one did."""
@@ -93,6 +95,8 @@ class Finish:
             wire["tool_calls"] = [asdict(call) for call in self.tool_calls]
         if self.stop_reasons:
             wire["stop_reasons"] = list(self.stop_reasons)
+        if self.sampling:
+            wire["sampling"] = dict(self.sampling)
         return to_json(wire).decode()
 
     @classmethod
@@ -125,6 +129,7 @@ class Finish:
                 for call in wire.get("tool_calls") or ()
             ),
             stop_reasons=tuple(wire.get("stop_reasons") or ()),
+            sampling=dict(wire.get("sampling") or {}),
         )
 
 

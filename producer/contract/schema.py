@@ -19,6 +19,7 @@ from pydantic import (
 
 from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.bounds import (
+    CHECKPOINT_FIELDS,
     DEFAULT_PRIORITY,
     DEFAULTS,
     LOGIT_BIAS,
@@ -253,8 +254,14 @@ class JobRequest(BaseModel):
             raise _invalid(error) from None
 
     def dump(self) -> str:
-        """Return the JSON that is stored and sent; defaults and the secret are left out."""
+        """Return the JSON that is stored and sent; defaults and the secret are left out.
+
+        Defaults that were given stay where the checkpoint may have others.
+        """
         wire = self.model_dump_json(exclude_defaults=True, exclude=_NOT_DUMPED)
+        for name in sorted(CHECKPOINT_FIELDS & self.model_fields_set):
+            if getattr(self, name) == DEFAULTS[name]:
+                wire = f'{wire[:-1]}{"," if len(wire) > 2 else ""}"{name}":{DEFAULTS[name]}}}'
         return f'{{"v":{self.v}' + ("}" if wire == "{}" else "," + wire[1:])
 
     def estimate_prompt_tokens(self) -> int:

@@ -22,7 +22,9 @@ PROMPTS = ["good morning", "where is my parcel?", "I want to return a pair of sh
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Save a tiny random Llama with a tokenizer, drawn so that its output varies."""
-    return TinyModel(tmp_path_factory.mktemp("tiny-llama"))
+    tiny = TinyModel(tmp_path_factory.mktemp("tiny-llama"))
+    (tiny.folder / "generation_config.json").write_text('{"temperature": 0.0}')
+    return tiny
 
 
 # One kind of server: what is shown is the engine's and the worker's, and starting them is dear.
@@ -49,8 +51,8 @@ async def test_greedy_output_equals_transformers_also_after_the_engine_died(
     brake.set(NUM_TOKENS // 2)
     async with worker(pool, redis_url, **settings) as running:
         jobs = [
-            await client.submit(prompt, max_tokens=NUM_TOKENS, temperature=0.0)
-            for prompt in PROMPTS
+            await client.submit(prompt, max_tokens=NUM_TOKENS, **fields)
+            for prompt, fields in zip(PROMPTS, [{}, *[{"temperature": 0.0}] * 3], strict=True)
         ]
         killed = False
 
@@ -67,3 +69,6 @@ async def test_greedy_output_equals_transformers_also_after_the_engine_died(
         assert any(len(story.epochs) == 2 for story in stories)
         for story, prompt in zip(stories, PROMPTS, strict=True):
             assert story.text == model.text(story.ids[0]), prompt
+        results = [await client.result(job) for job in jobs]
+        # Nothing was chosen for the first, so the checkpoint's own temperature held.
+        assert [result.finish.sampling for result in results] == [{"temperature": 0.0}, {}, {}, {}]

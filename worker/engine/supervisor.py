@@ -87,6 +87,7 @@ class EngineSupervisor:
             pages=ready.num_pages,
             page_size=ready.limits.page_size,
             max_model_len=ready.limits.max_model_len,
+            sampling_defaults=ready.limits.sampling_defaults.given(),
         )
         return ready
 

@@ -11,7 +11,7 @@ from tokenbus.producer.contract.cache_scope import cache_scope
 from tokenbus.worker.messages.engine import AddRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from tokenbus.engine.grammar.tool_reader import ToolReader
     from tokenbus.producer.contract.cache_scope import CacheGroups
@@ -24,7 +24,8 @@ class PreparedJob:
 
     Of two thousand ids every look at each costs as much as the rest of a job's way to the engine,
     so they stay an array. `tool_reader` takes tool calls out of the output, where there may be any.
-    `cache_groups` is the owner's list of cache groups.
+    `cache_groups` is the owner's list of cache groups. `sampling` has the numbers of `params` that
+    are the checkpoint's, where the request gave none.
     """
 
     request: JobRequest
@@ -32,6 +33,7 @@ class PreparedJob:
     params: SamplingParams
     tool_reader: ToolReader | None = None
     cache_groups: CacheGroups = field(default_factory=dict)
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_prompt_tokens(self) -> int:

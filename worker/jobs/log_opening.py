@@ -55,4 +55,5 @@ class LogOpener:
             prompt_tail=tuple(job.prepared.prompt_ids[-WINDOW_CONTEXT:]),
             tools=job.prepared.tool_reader,
             eos_ids=self._limits.eos_token_ids,
+            sampling=dict(job.prepared.sampling),
         )

@@ -18,6 +18,7 @@ from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.text.chat_prompt import chat_text
 from tokenbus.engine.text.prompt_encoder import PromptEncoder
 from tokenbus.engine.types import FaultCode, GrammarKind, GrammarSpec, SamplingParams
+from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS
 from tokenbus.producer.contract.cache_scope import NO_GROUPS
 from tokenbus.producer.contract.schema import JobRequest, NamedTool, StoredRequest
 from tokenbus.producer.errors import RequestInvalid
@@ -172,14 +173,19 @@ class PromptPreparer:
             )
             raise JobRefused(TOO_LONG, "max_tokens", message)
         params = _sampling_params(request)
+        sampling = params.open_among(self._limits.sampling_defaults)
+        told: dict[str, Any] = dict(sampling)
+        params = replace(params, **told) if told else params
         tools = draft.tools
         if tools is None:
-            return PreparedJob(request, ids, params, cache_groups=self._cache_groups)
+            return PreparedJob(
+                request, ids, params, cache_groups=self._cache_groups, sampling=sampling
+            )
         choice = request.tool_choice
         named = choice.name if isinstance(choice, NamedTool) else choice
         grammar = tools.grammar(named, request.parallel_tool_calls)
         params = replace(params, grammar=grammar)
-        return PreparedJob(request, ids, params, tools.reader(), self._cache_groups)
+        return PreparedJob(request, ids, params, tools.reader(), self._cache_groups, sampling)
 
     def tokenise(self, request: JobRequest) -> PreparedJob:
         """Tokenise the prompt of one request and take its sizes.
@@ -250,15 +256,15 @@ def _tool_dicts(request: JobRequest) -> list[dict[str, Any]]:
 
 def _sampling_params(request: JobRequest) -> SamplingParams:
     grammar = request.grammar
+    # What the request leaves out is left out here: the checkpoint may have a default of its own.
+    numbers: dict[str, Any] = {
+        name: getattr(request, name) for name in CHECKPOINT_FIELDS & request.model_fields_set
+    }
     return SamplingParams(
+        **numbers,
         n=request.n,
         max_tokens=request.max_tokens,
         min_tokens=request.min_tokens,
-        temperature=request.temperature,
-        top_k=request.top_k,
-        top_p=request.top_p,
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
         logit_bias=dict(request.logit_bias),

@@ -16,12 +16,14 @@ import msgspec
 
 from tokenbus.engine.config import EngineConfig  # noqa: TC001 - msgspec reads the annotation
 from tokenbus.engine.null.null_config import NullConfig
-from tokenbus.engine.types import (  # noqa: TC001 - msgspec reads the annotations
+from tokenbus.engine.types import (
     Admission,
     EngineLimits,
     EngineStats,
     Fault,
     FinishReason,
+    OpenFloat,
+    OpenInt,
     Request,
     TokenLogprobs,
 )
@@ -194,9 +196,11 @@ def pack_step(output: StepOutput, sent_at: float) -> StepRecord:
 
 
 def _encode_proxy(value: Any) -> Any:
-    """Let read-only mappings travel as maps."""
+    """Let read-only mappings travel as maps, and open numbers as numbers."""
     if isinstance(value, MappingProxyType):
         return dict(value)
+    if isinstance(value, (OpenFloat, OpenInt)):
+        return int(value) if isinstance(value, int) else float(value)
     raise NotImplementedError(f"cannot send {type(value).__name__}")
 
 

@@ -23,8 +23,8 @@ from tokenbus.worker.process.frames import Framing
 class Configure(msgspec.Struct, tag="configure", array_like=True, kw_only=True):
     """First order to a publisher process.
 
-    `token_bytes` holds the bytes of every token; without it the tokenizer in `tokenizer_folder` is
-    loaded.
+    `token_bytes` holds the bytes of every token, `special_texts` how those are spelled that have
+    none; without them the tokenizer in `tokenizer_folder` is loaded.
     """
 
     redis_url: str
@@ -37,6 +37,7 @@ class Configure(msgspec.Struct, tag="configure", array_like=True, kw_only=True):
     token_bytes: list[bytes] | None
     strips_first_space: bool
     log_level: str
+    special_texts: dict[int, str]
 
     def __repr__(self) -> str:
         """Name pool and worker; the URL may hold a password."""
@@ -65,6 +66,7 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
 
     `prompt_tail` are the prompt's last ids; `stop_ids` include the model's own, `eos_ids`, unless
     these are ignored; `tools` reads the tool calls of the whole text, where there may be any.
+    `sampling` has the checkpoint's numbers that the job got, for its end to tell.
     """
 
     num_choices: int
@@ -76,6 +78,7 @@ class TextRules(msgspec.Struct, array_like=True, kw_only=True, frozen=True):
     stop_ids: tuple[int, ...] = ()
     tools: ToolReader | None = None
     eos_ids: tuple[int, ...] = ()
+    sampling: dict[str, float] = {}
 
     def params(self) -> SamplingParams:
         """Return the part that the text depends on."""

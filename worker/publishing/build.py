@@ -6,7 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.text.detokenizer import byte_table
+from tokenbus.engine.text.byte_table import byte_table
 from tokenbus.worker.messages.publishing import Configure
 from tokenbus.worker.publishing.links import LocalLink, ProcessLink
 from tokenbus.worker.publishing.publisher import Publisher
@@ -107,4 +107,5 @@ async def _configure(
         token_bytes=await asyncio.to_thread(table.dump, vocab_size) if table else None,
         strips_first_space=table is not None and table.strips_first_space,
         log_level=settings.log_level,
+        special_texts=dict(table.special_texts) if table else {},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.types import FinishReason
 from tokenbus.producer.contract.events import FINISHED_REASONS, Finish, Usage
 from tokenbus.producer.contract.keys import shard_of
@@ -15,7 +16,6 @@ from tokenbus.worker.publishing.log_states import (
     LogState,
     Turn,
 )
-from tokenbus.worker.publishing.text.choice_text import ChoiceText
 from tokenbus.worker.publishing.text.tool_output import read_tool_calls
 from tokenbus.worker.publishing.text.transcript import Transcript
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.engine.text.detokenizer import ByteTable
+    from tokenbus.engine.text.byte_table import ByteTable
     from tokenbus.producer.contract.events import Event, Failure, ToolCall
     from tokenbus.worker.messages.publishing import TakeOver
 
@@ -206,8 +206,10 @@ class JobLog:
             ids = transcript.ids_of(choice)
             if not ids:
                 continue
-            is_stopped = text.push(ids).stopped_by is not None
-            if is_stopped or (ids[-1] in rules.stop_ids and len(ids) >= rules.min_tokens):
+            # As the engine told it then: in a token that ended the choice no string is looked for.
+            is_stop = ids[-1] in rules.stop_ids and len(ids) >= rules.min_tokens
+            released = text.push(ids, stop_token_id=ids[-1] if is_stop else None)
+            if is_stop or released.stopped_by is not None:
                 self.reasons[choice] = FinishReason.STOP.value
             elif len(ids) >= rules.max_tokens:
                 self.reasons[choice] = FinishReason.LENGTH.value
@@ -217,7 +219,9 @@ class JobLog:
         usage = Usage(self.prompt_tokens, self.cached_tokens, self.last)
         choices = tuple(choice or reason for choice in self.reasons)
         stops = self._stop_reasons()
-        self.finish = Finish(reason, usage, error, choices, self._tool_calls(reason), stops)
+        calls = self._tool_calls(reason)
+        sampling = {} if self.rules is None else self.rules.sampling
+        self.finish = Finish(reason, usage, error, choices, calls, stops, sampling=sampling)
         self.move_to(LogState.ENDING)
 
     def _stop_reasons(self) -> tuple[int | str | None, ...]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.engine.text.detokenizer import ByteTable
+    from tokenbus.engine.text.byte_table import ByteTable
     from tokenbus.producer.contract.events import Failure
     from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.messages.publishing import Order, PublisherReport

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.text.detokenizer import ByteTable
+from tokenbus.engine.text.byte_table import ByteTable
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker import logs
@@ -106,7 +106,7 @@ class PublisherProcess(asyncio.Protocol):
 def _text_source(order: Configure) -> ByteTable | PreTrainedTokenizerBase:
     """Return the source of a token's text; the tokenizers library is loaded only if need be."""
     if order.token_bytes is not None:
-        return ByteTable.load(order.token_bytes, order.strips_first_space)
+        return ByteTable.load(order.token_bytes, order.strips_first_space, order.special_texts)
     from tokenbus.worker.tokenizer import load_tokenizer
 
     return load_tokenizer(order.tokenizer_folder, order.vocab_size)

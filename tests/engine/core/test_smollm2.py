@@ -11,7 +11,8 @@ from models.scheduler_bench import Optimist
 from transformers import AutoModelForCausalLM
 
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
-from tokenbus.engine.llm import LLM, _ChoiceText
+from tokenbus.engine.llm import LLM
+from tokenbus.engine.text.choice_text import ChoiceText, Released
 from tokenbus.engine.types import FinishReason, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.engine.weights import model_store
 
@@ -208,14 +209,14 @@ def test_text_that_raises_fails_its_request_alone(
     llm: LLM, prompts: list[list[int]], references: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A detokeniser that raises for one request leaves the others their answers."""
-    push = _ChoiceText.push
+    push = ChoiceText.push
 
-    def odd(self: _ChoiceText, token_ids: Any, *, is_end: bool) -> tuple[str, int]:
+    def odd(self: ChoiceText, ids: Any, **told: Any) -> Released:
         if self._stops._include:
             raise ValueError("planted")
-        return push(self, token_ids, is_end=is_end)
+        return push(self, ids, **told)
 
-    monkeypatch.setattr(_ChoiceText, "push", odd)
+    monkeypatch.setattr(ChoiceText, "push", odd)
     bad = replace(params(), include_stop=True)
     outputs = llm.generate(prompts[:3], [params(), bad, params()], progress=False)
     assert isinstance(outputs[1].error, RequestFailed)

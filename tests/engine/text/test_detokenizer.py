@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tokenbus.engine.text.detokenizer import ByteTable, IncrementalDetokenizer, byte_table
+from tokenbus.engine.text.byte_table import ByteTable, byte_table
+from tokenbus.engine.text.detokenizer import IncrementalDetokenizer, special_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -182,10 +183,32 @@ def test_table_without_its_tokenizer_gives_the_same_texts(
     """A process that was sent the bytes of all tokens publishes what the tokenizer would."""
     table = byte_table(tokenizer)
     assert table is not None
-    sent = ByteTable.load(table.dump(len(tokenizer)), table.strips_first_space)
+    sent = ByteTable.load(table.dump(len(tokenizer)), table.strips_first_space, table.special_texts)
     rng = random.Random(5)
     ids = [*encode(tokenizer, "".join(TEXTS)), *rng.choices(range(len(tokenizer)), k=500)]
     for tail in ([], ids[:3]):
         here, there = IncrementalDetokenizer(tokenizer, tail), IncrementalDetokenizer(sent, tail)
         assert here.push(ids) == there.push(ids)
         assert here.flush() == there.flush()
+
+
+def test_special_token_that_is_to_be_shown_is_spelled_out(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Of special tokens those asked for have their text, alike with a table that was sent."""
+    texts = special_texts(tokenizer)
+    shown, *hidden = sorted(texts)
+    ids = [*encode(tokenizer, "one"), shown, *hidden, *encode(tokenizer, " two")]
+    plain = "".join(IncrementalDetokenizer(tokenizer).push(ids))
+    table = byte_table(tokenizer)
+    sources: list[Any] = [tokenizer]
+    if table is not None:
+        dumped = table.dump(len(tokenizer)), table.strips_first_space, table.special_texts
+        sources.append(ByteTable.load(*dumped))
+    for source in sources:
+        text = IncrementalDetokenizer(source, shown_ids=(shown, *encode(tokenizer, "one")))
+        spelled = "".join(text.push(ids)) + text.flush()
+        assert texts[shown] in spelled
+        assert spelled.replace(texts[shown], "") == plain
+        assert text.hidden(shown) == ""
+        assert all(text.hidden(token_id) == texts[token_id] for token_id in hidden)

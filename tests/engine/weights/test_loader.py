@@ -11,7 +11,15 @@ from models.architectures import draw_model, tiny_sizes
 from models.backends import cpu_backend, stepwise_backend
 from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, GPT2Config, LlamaConfig, MixtralConfig, Phi3Config
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    MixtralConfig,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+)
 
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported, RequestRejected
 from tokenbus.engine.models.decoder import Decoder
@@ -27,6 +35,17 @@ if TYPE_CHECKING:
 
 def _load(name: str | Path, dtype: str = "float32", **options: Any) -> LoadedModel:
     return load_model(name, cpu_backend(dtype), dtype=dtype, **options)
+
+
+def _save_tokenizer(folder: Path, end: str, template: str | None = None) -> None:
+    """Save a tokenizer of 150 words, behind them the special tokens end, turn and other."""
+    words = Tokenizer(WordLevel({"a": 0} | {f"w{idx}": idx for idx in range(1, 150)}, "a"))
+    words.add_special_tokens(["<end>", "<turn>", "<other>"])
+    build: Any = PreTrainedTokenizerFast
+    tokenizer = build(tokenizer_object=words, chat_template=template)
+    if end:
+        tokenizer.eos_token = end
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.fixture
@@ -62,14 +81,57 @@ def test_generic_model_loads_from_a_folder(tmp_path: Path) -> None:
     assert GreedyDriver(loaded.model).generate(texts, 12) == Reference(model).generate(texts, 12)
 
 
-def test_eos_comes_from_the_generation_config_first(saved: Any) -> None:
-    """The generation config's ids win over the config's."""
+_ENDS = {
+    "generation config and config": ([4, 5], 7, "", (4, 5, 7)),
+    "all three": (4, [7, 4], "<end>", (4, 7, 150)),
+    "config.json names none": (4, ..., "", (4,)),
+    "the config class has a default": (..., ..., "", (2,)),
+    "the default gives way to the tokenizer": (..., ..., "<end>", (150,)),
+}
+
+
+@pytest.mark.parametrize("case", _ENDS)
+def test_ends_are_those_of_all_files_together(saved: Any, case: str) -> None:
+    """Generation config, config and tokenizer each name ends, and all of them count."""
     _, folder = saved
+    generation, config, token, ids = _ENDS[case]
     (folder / "generation_config.json").unlink(missing_ok=True)
-    assert _load(folder).eos_token_ids == (7,)
-    generation: Any = GenerationConfig
-    generation(eos_token_id=[4, 5]).save_pretrained(folder)
-    assert _load(folder).eos_token_ids == (4, 5)
+    if generation is not ...:
+        _edit(folder / "generation_config.json", eos_token_id=generation)
+    told = json.loads((folder / "config.json").read_text())
+    del told["eos_token_id"]
+    told |= {} if config is ... else {"eos_token_id": config}
+    (folder / "config.json").write_text(json.dumps(told))
+    _save_tokenizer(folder, token)
+    assert _load(folder).eos_token_ids == ids
+
+
+_TURNS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}<turn>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+_OTHER_ENDS = {
+    "named by the tokenizer": ({"eot_token": "<turn>"}, None, (7, 150, 151)),
+    "of the template alone": ({}, _TURNS, (7, 150, 151)),
+    "the template ends with a known one": ({}, _TURNS.replace("<turn>", "<end>"), (7, 150)),
+    "it ends with no special token": ({}, _TURNS.replace("<turn>", "a"), (7, 150)),
+    "it ends differently in the middle": (
+        {},
+        _TURNS.replace("<turn>", "{% if loop.last %}<turn>{% else %}<other>{% endif %}"),
+        (7, 150),
+    ),
+    "it fails": ({}, "{{ raise_exception('no') }}", (7, 150)),
+}
+
+
+@pytest.mark.parametrize("case", _OTHER_ENDS)
+def test_end_of_a_turn_is_an_end(saved: Any, case: str) -> None:
+    """What the tokenizer names the end of a turn counts, and what a template writes there."""
+    _, folder = saved
+    named, template, ids = _OTHER_ENDS[case]
+    _save_tokenizer(folder, "<end>", template)
+    _edit(folder / "tokenizer_config.json", **named)
+    assert _load(folder).eos_token_ids == ids
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -188,9 +250,9 @@ def _edit(path: Path, **values: Any) -> None:
     [
         ("generation_config.json", 199, (7,)),
         ("generation_config.json", -1, (7,)),
-        ("generation_config.json", [4, 10**12, -7, 5, 4], (4, 5)),
+        ("generation_config.json", [4, 10**12, -7, 5, 4], (4, 5, 7)),
         ("generation_config.json", [[4]], (7,)),
-        ("generation_config.json", [4, "5", None, 2.5, True], (4,)),
+        ("generation_config.json", [4, "5", None, 2.5, True], (4, 7)),
         ("generation_config.json", "7", (7,)),
         ("config.json", 199, ()),
         ("config.json", [3, 199, -1], (3,)),

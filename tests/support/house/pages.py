@@ -9,6 +9,7 @@ from house.rules import FACES, FLOORS, RULES
 
 if TYPE_CHECKING:
     from house.modules import Tree
+    from house.rules import Rule
 
 
 def room_rows(tree: Tree) -> list[str]:
@@ -42,6 +43,10 @@ def _shown(room: str) -> str:
 def package_rows() -> list[str]:
     """Return a row per package rule: what it imports of ours, and what it never imports."""
     return [
-        f"| `{folder}/` | {', '.join(sorted(rule.siblings))} | {', '.join(sorted(rule.never))} |"
+        f"| `{folder}/` | {_lent(rule)} | {', '.join(sorted(rule.never))} |"
         for folder, rule in RULES.items()
     ]
+
+
+def _lent(rule: Rule) -> str:
+    return ", ".join([*sorted(rule.siblings), *(f"`{room}/`" for room in sorted(rule.rooms))])

@@ -8,7 +8,9 @@ import pytest
 from workers.publisher_bench import take_over
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
+from tokenbus.producer.contract.events import Event
 from tokenbus.worker.errors import WorkerError
+from tokenbus.worker.messages.publishing import TakeOver, TextRules
 from tokenbus.worker.publishing.job_log import JobLog
 from tokenbus.worker.publishing.log_states import LogAccess, LogState, Turn
 
@@ -169,3 +171,41 @@ def test_job_goes_back_once_nothing_is_left_to_log() -> None:
     assert not job.is_all_logged
     job.set_access(BARRED)
     assert job.is_all_logged
+
+
+# Of each end: the token that the log ends with, the stop strings, the stop ids, and the reason.
+_LOGGED_ENDS = {
+    "a special token as a stop string": ("<|call|>", ("<|call|>",), (), "<|call|>"),
+    "the model's own end": ("<|end|>", ("<|end|>",), (), None),
+    "a stop id": ("<|call|>", ("<|call|>",), ("<|call|>",), 513),
+    "a stop id with text": ("b", ("b",), ("b",), 98),
+}
+
+
+@pytest.mark.parametrize("case", _LOGGED_ENDS)
+def test_end_is_read_from_the_log_as_it_was_told(case: str) -> None:
+    """A choice that stopped under its last owner has stopped, for the same reason, under the next.
+
+    Its ids alone decide: no text of a special token stands in the log.
+    """
+    token, stop, stop_tokens, reason = _LOGGED_ENDS[case]
+    tokenizer = build_null_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|end|>", "<|call|>"]})
+    id_of = tokenizer.get_vocab()
+    own, ids = id_of["<|end|>"], [id_of["a"], id_of[token]]
+    rules = TextRules(
+        num_choices=1,
+        max_tokens=10,
+        prompt_tail=(),
+        stop=stop,
+        stop_ids=(*(id_of[name] for name in stop_tokens), own),
+        eos_ids=(own,),
+    )
+    order = TakeOver(key=1, job_id="j", epoch=2, prompt_tokens=1, rules=rules)
+    job = JobLog(order, enqueue=lambda _: None)
+    logged = Event("j", 1, 0, 1, 2, text="a", ids=tuple(ids), ends=(1, 1))
+    job.restore([logged], tokenizer)
+    assert job.reasons == ["stop"]
+    job.decide(job.outcome())
+    assert job.finish is not None
+    assert job.finish.stop_reason_of(0) == reason

@@ -42,6 +42,7 @@ async def test_last_words_of_a_publisher_are_lines_of_its_worker(
         tokenizer_folder=None,
         token_bytes=[],
         strips_first_space=False,
+        special_texts={},
         log_level="info",
     )
     with pytest.raises(PublisherDied, match="the log has what it said"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
+from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.types import SamplingParams
-from tokenbus.worker.publishing.text.choice_text import ChoiceText
 
 TOKENIZER = build_null_tokenizer()
 
@@ -93,3 +94,68 @@ def test_last_token_alone_ends_the_text_as_in_company(
         stop = last if is_stop else None
         released = long.push([last], is_last=True, stop_token_id=stop)
         assert [short.push_last(last, stop)] == list(released.texts)
+
+
+@pytest.fixture(scope="module")
+def chatty() -> Any:
+    """A byte-level tokenizer with two special tokens."""
+    tokenizer = build_null_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|call|>"]})
+    return tokenizer
+
+
+# Of each stop string: the text before it, with special tokens spelled out, and what is behind it.
+_SPECIAL_STOPS = [
+    ("<|im_end|>", "ab", "cd"),
+    ("\n<|im_end|>", "ab<|im_end|>c", "d"),
+    ("b<|call|><|im_end|>c", "a<|call|>b<|call|>", "cc"),
+    ("<|call|>cab", "<|call|>ca", "b"),
+]
+
+
+@pytest.mark.parametrize(("stop", "before", "after"), _SPECIAL_STOPS)
+@pytest.mark.parametrize("include", [False, True], ids=["without", "with"])
+def test_stop_string_with_a_special_token_fires(
+    chatty: Any, stop: str, before: str, after: str, include: bool
+) -> None:
+    """It ends the text although the token is not shown, at every cut and after a rebuild."""
+    ids = chatty.encode(before + stop + after, add_special_tokens=False)
+    num_kept = len(chatty.encode(before + stop, add_special_tokens=False))
+    params = SamplingParams(stop=("never", stop), include_stop=include)
+    shown = before.replace("<|im_end|>", "").replace("<|call|>", "") + (stop if include else "")
+    for cut in range(num_kept + 1):
+        text = ChoiceText(chatty, [], params)
+        first = text.push(ids[:cut])
+        rest = first if first.stopped_by else text.push(ids[cut:], is_last=True)
+        texts = first.texts if rest is first else first.texts + rest.texts
+        assert ("".join(texts), rest.stopped_by) == (shown, stop)
+        assert len(texts) == num_kept
+    spelled = ChoiceText(chatty, [], params, shown_ids=range(len(chatty)))
+    released = spelled.push(ids, is_last=True)
+    assert ("".join(released.texts), released.stopped_by) == (
+        before + (stop if include else ""),
+        stop,
+    )
+
+
+def test_stop_string_is_found_in_the_shown_text_around_a_hidden_token(chatty: Any) -> None:
+    """A stop string without special tokens is looked for in the text that readers see."""
+    ids = chatty.encode("on<|call|>e", add_special_tokens=False)
+    assert ChoiceText(chatty, [], SamplingParams(stop=("one",))).push(ids).stopped_by == "one"
+    part = ChoiceText(chatty, [], SamplingParams(stop=("im_end",)))
+    assert part.push(chatty.encode("<|im_end|>", add_special_tokens=False)).stopped_by is None
+
+
+def test_special_stop_string_waits_for_min_tokens(chatty: Any) -> None:
+    """Within the first `min_tokens` tokens a special token ends nothing."""
+    ids = chatty.encode("a<|im_end|>b<|im_end|>", add_special_tokens=False)
+    text = ChoiceText(chatty, [], SamplingParams(stop=("<|im_end|>",), min_tokens=2))
+    released = text.push(ids)
+    assert (released.ids, "".join(released.texts)) == (tuple(ids), "ab")
+
+
+def test_end_of_the_model_is_no_match_of_a_stop_string(chatty: Any) -> None:
+    """A token that ends the choice by its id is not looked at for stop strings."""
+    (end,) = chatty.encode("<|im_end|>", add_special_tokens=False)
+    text = ChoiceText(chatty, [], SamplingParams(stop=("<|im_end|>",)))
+    assert text.push([*_ids("a"), end], is_last=True, stop_token_id=end).stopped_by is None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.text.detokenizer import IncrementalDetokenizer
+from tokenbus.engine.text.detokenizer import IncrementalDetokenizer, special_texts
 from tokenbus.engine.text.stop_strings import StopStrings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
-    from tokenbus.engine.text.detokenizer import ByteTable
+    from tokenbus.engine.text.byte_table import ByteTable
     from tokenbus.engine.types import SamplingParams
 
 
@@ -38,9 +39,14 @@ class ChoiceText:
         tokenizer: PreTrainedTokenizerBase | ByteTable,
         prompt_ids: Sequence[int],
         params: SamplingParams,
+        shown_ids: Collection[int] = (),
     ) -> None:
-        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_ids)
-        self._stops = StopStrings(params.stop, params.include_stop, params.min_tokens)
+        """Begin behind the prompt; of special tokens those of `shown_ids` alone have text."""
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt_ids, shown_ids)
+        holds_special = partial(_holds_special, tokenizer)
+        self._stops = StopStrings(
+            params.stop, params.include_stop, params.min_tokens, holds_special
+        )
         self._shows_stop_token = params.include_stop
         self.is_plain = not any(params.stop)
         self.stopped_by: str | None = None
@@ -64,13 +70,28 @@ class ChoiceText:
         The text of a token that ended the choice is left out, unless stops are to be included.
         """
         texts = list(self._detokenizer.push(ids))
-        if texts and stop_token_id is not None and not self._shows_stop_token:
-            texts[-1] = ""
+        hidden = () if self.is_plain else [self._detokenizer.hidden(token_id) for token_id in ids]
+        if texts and stop_token_id is not None:
+            hidden = hidden[:-1]
+            if not self._shows_stop_token:
+                texts[-1] = ""
         if texts and is_last:
             texts[-1] += self._detokenizer.flush()
-        scan = self._stops.push(texts)
+        scan = self._stops.push(texts, hidden)
         self.stopped_by = scan.matched
         released = list(scan.texts)
         if scan.matched is None and is_last and released:
             released[-1] += self._stops.flush()
         return Released(tuple(ids[: len(released)]), tuple(released), scan.matched)
+
+    def flush(self) -> str:
+        """End a choice whose end came without a token: return what was held back."""
+        scan = self._stops.push([self._detokenizer.flush()])
+        self.stopped_by = scan.matched
+        return "".join(scan.texts) + ("" if scan.matched else self._stops.flush())
+
+
+@lru_cache(maxsize=256)
+def _holds_special(tokenizer: PreTrainedTokenizerBase | ByteTable, stop: str) -> bool:
+    """Tell whether a stop string is a special token, or contains one."""
+    return any(text and text in stop for text in special_texts(tokenizer).values())

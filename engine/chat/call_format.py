@@ -1,0 +1,174 @@
+"""Call formats: the way a family of models writes its calls, as plain values."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenbus.engine.chat.written_message import WrittenCall
+
+
+class CallSyntax(StrEnum):
+    """How one call says its name and its arguments; `CallFormat` has the forms."""
+
+    JSON_CALL = "json_call"
+    JSON_ARGUMENTS = "json_arguments"
+    PARAMETERS = "parameters"
+    PYTHON = "python"
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterTags:
+    """Marks around one argument: `open` name `name_close` value `close`.
+
+    A string stands there as it is, any other value as JSON. `string_name_close` takes the place of
+    `name_close` before a string, where a family tells the two apart; otherwise the tool's schema
+    decides what a value is.
+    """
+
+    open: str
+    name_close: str
+    close: str
+    string_name_close: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallFormat:
+    """How calls are written.
+
+    Written out, with `(…)*` for each further call:
+
+        section_open "[" call ( separator call )* "]" section_close      brackets if `is_list`
+        call:  call_open  body  call_close
+        body:  JSON_CALL       {index_key: "0", name_key: name, arguments_key: {…}}
+               JSON_ARGUMENTS  name_prefix name [index_open 0] [id_open id] name_close {…}
+               PARAMETERS      name_prefix name name_close ( parameter )*
+               PYTHON          name(key=value, …)
+
+    All texts are those that the model writes, white space included; the reader takes any white
+    space where they have some or where two of them meet. Without `section_open` and `call_open` a
+    call may only begin the answer: it has no mark.
+    is_parallel: the family writes several calls in one answer.
+    has_text_before, has_text_after: content may stand before or after the calls.
+    name_key: empty where the name itself is the key of the arguments: `{name: {…}}` (Apertus).
+    index_key, index_open: the number of the call, from 0, as a JSON key before the name or behind
+        the name.
+    id_open: before the id of a call, behind the name; read where it stands, written if `writes_id`.
+    keeps_id: prefix, name and number are the id of the call, for readers too (Kimi K2).
+    content_name: a name that stands for content (Functionary v3.2: `all`).
+    opens_in_prompt: the prompt ends in `call_open`, so that an answer begins behind it.
+    also_read: other ways in which models of the family write calls; never written.
+    """
+
+    name: str
+    syntax: CallSyntax
+    section_open: str = ""
+    section_close: str = ""
+    is_list: bool = False
+    call_open: str = ""
+    call_close: str = ""
+    separator: str = ""
+    name_prefix: str = ""
+    name_close: str = ""
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+    index_key: str = ""
+    index_open: str = ""
+    id_open: str = ""
+    writes_id: bool = False
+    keeps_id: bool = False
+    parameters: ParameterTags | None = None
+    is_parallel: bool = True
+    has_text_before: bool = True
+    has_text_after: bool = False
+    content_name: str = ""
+    opens_in_prompt: bool = False
+    also_read: tuple[CallFormat, ...] = ()
+
+    @property
+    def is_bare(self) -> bool:
+        """Tell whether no mark opens the calls."""
+        return not (self.section_open or self.call_open)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return all texts that calls are put together from; a model may have tokens for them."""
+        tags = self.parameters
+        own = (
+            *(self.section_open, self.section_close, self.call_open, self.call_close),
+            *(self.separator, self.name_prefix, self.name_close, self.index_open, self.id_open),
+            *((tags.open, tags.name_close, tags.string_name_close, tags.close) if tags else ()),
+        )
+        others = (text for other in self.also_read for text in other.texts)
+        return tuple(dict.fromkeys(text for text in (*own, *others) if text.strip()))
+
+    def write(self, calls: Sequence[WrittenCall]) -> str:
+        """Write complete calls as the model would; the reader reads them back.
+
+        Strings between parameter tags have no escapes: one that holds the closing tag does not come
+        back.
+        Raises: ValueError if the arguments of a call are no JSON object.
+        """
+        if not calls:
+            return ""
+        written = self.separator.join(
+            f"{self.call_open}{self._body(call, index)}{self.call_close}"
+            for index, call in enumerate(calls)
+        )
+        if self.is_list:
+            written = f"[{written}]"
+        return f"{self.section_open}{written}{self.section_close}"
+
+    def _body(self, call: WrittenCall, index: int) -> str:
+        arguments = json.loads(call.arguments)
+        if not isinstance(arguments, dict):
+            message = f"arguments of {call.name} are no JSON object: {call.arguments[:80]}"
+            raise ValueError(message)  # noqa: TRY004 - it is the text that is wrong
+        match self.syntax:
+            case CallSyntax.JSON_CALL:
+                number = f'"{self.index_key}": "{index}", ' if self.index_key else ""
+                if not self.name_key:
+                    return f"{{{_json(call.name)}: {call.arguments}}}"
+                name = f'"{self.name_key}": {_json(call.name)}'
+                return f'{{{number}{name}, "{self.arguments_key}": {call.arguments}}}'
+            case CallSyntax.JSON_ARGUMENTS:
+                number = f"{self.index_open}{index}" if self.index_open else ""
+                call_id = f"{self.id_open}{call.id}" if self.writes_id else ""
+                head = f"{self.name_prefix}{call.name}{number}{call_id}"
+                return f"{head}{self.name_close}{call.arguments}"
+            case CallSyntax.PARAMETERS:
+                tagged = "".join(self._parameter(*each) for each in arguments.items())
+                return f"{self.name_prefix}{call.name}{self.name_close}{tagged}"
+            case CallSyntax.PYTHON:
+                pairs = ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
+                return f"{call.name}({pairs})"
+
+    def _parameter(self, name: str, value: Any) -> str:
+        tags = self.parameters
+        if tags is None:
+            raise ValueError(f"the call format {self.name} lacks its parameter tags")
+        is_text = isinstance(value, str)
+        name_close = (is_text and tags.string_name_close) or tags.name_close
+        return f"{tags.open}{name}{name_close}{value if is_text else _json(value)}{tags.close}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _python(value: Any) -> str:
+    """Write a value of JSON as a literal of Python; strings as JSON, whose escapes are Python's."""
+    match value:
+        case str():
+            return _json(value)
+        case list():
+            return f"[{', '.join(_python(each) for each in value)}]"
+        case dict():
+            pairs = ", ".join(f"{_json(key)}: {_python(each)}" for key, each in value.items())
+            return f"{{{pairs}}}"
+    return repr(value)
