@@ -62,13 +62,12 @@ def choose_tuning(
     """Pick the layout; swept on an H200 with 64-token pages of 128 dims.
 
     Three programs with two tiles each stream best; few rows leave no third program anything to do;
-    the stacked rows of shared runs leave registers for two. Of rounded pages two tiles instead of
-    one take 97 us for 256 rows of 560 tokens against 124, and are slower at no number of rows.
+    the stacked rows of shared runs leave registers for two.
     """
     if rounded and row_bytes <= _TILE_BYTES // 128:
         return DecodeTuning(2, 2 if grouped else 3)
     if rounded:
-        return DecodeTuning(2, 2, run_depth=1, run_block_n=32)
+        return DecodeTuning(1, 2, run_depth=1, run_block_n=32)
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
     programs = 2 if grouped or num_rows <= 16 else 3
     return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)

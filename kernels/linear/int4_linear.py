@@ -19,7 +19,6 @@ from tokenbus.kernels.linear.int4_matmul import (
 )
 from tokenbus.kernels.linear.int4_rows import int4_rows_kernel
 from tokenbus.kernels.linear.int4_table import WIDEN_TILE, choose_int4_tuning
-from tokenbus.kernels.linear.int4_vector import Int4VectorTuning, int4_vector_kernel
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion, wide_linear
 from tokenbus.kernels.norm import rms_norm
 from tokenbus.kernels.split_rows import split_rows
@@ -47,7 +46,7 @@ def int4_linear(
     fusion: Fusion = PLAIN,
     *,
     out_dtype: torch.dtype | None = None,
-    tuning: Int4Tuning | Int4RowsTuning | Int4VectorTuning | None = None,
+    tuning: Int4Tuning | Int4RowsTuning | None = None,
 ) -> Tensor:
     """Multiply rows by a weight of four bits, with what surrounds the product.
 
@@ -79,9 +78,6 @@ def int4_linear(
             has_wide=_wide(weight, x.dtype) is not None,
         )
     out = torch.empty(num_rows, width_out, dtype=dtype, device=x.device)
-    if isinstance(tuning, Int4VectorTuning):
-        _launch_vector(x, weight, fusion, out, tuning)
-        return out
     if isinstance(tuning, Int4RowsTuning):
         _launch_rows(x, weight, fusion, out, tuning)
         return out
@@ -201,37 +197,6 @@ def _launch_rows(
         *out.shape,
         HEIGHT=rows.height,
         **_options(x, weight, fusion, tuning),
-    )
-
-
-def _launch_vector(
-    x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4VectorTuning
-) -> None:
-    """Write the product of one row to `out`."""
-    require(x.shape[0] == 1, f"{x.shape[0]} rows, this takes one")
-    require(weight.group == BLOCK, f"groups of {weight.group} inputs, sums are of {BLOCK}")
-    require(fusion.norm_weight is None and fusion.act is None, "a lone row has no norm or gate")
-    width_out = out.shape[1]
-    int4_vector_kernel[(ceil_div(width_out, tuning.block_n * tuning.groups),)](
-        x,
-        weight.order,
-        weight.words,
-        weight.metas,
-        fusion.bias,
-        fusion.residual,
-        out,
-        width_out,
-        K=weight.num_inputs,
-        R=tuning.block_n,
-        BLOCKS=tuning.blocks,
-        GROUPS=tuning.groups,
-        AHEAD=tuning.ahead,
-        SCALES=_DTYPES[weight.scale_dtype],
-        BY_ASM=x.is_cuda,
-        HAS_BIAS=fusion.bias is not None,
-        HAS_RESIDUAL=fusion.residual is not None,
-        num_warps=tuning.num_warps,
-        **dependent_launch(x.device),
     )
 
 

@@ -1,6 +1,8 @@
 """Matrix times vector: the linear layer of a lone sequence, without matrix units."""
 
+# Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="assignment,misc,var-annotated"
 from __future__ import annotations
 
 import triton

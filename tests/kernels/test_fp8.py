@@ -18,7 +18,12 @@ from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_matmul import MatmulTuning
 from tokenbus.kernels.linear.fp8_rows import RowsTuning
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
-from tokenbus.kernels.linear.fp8_table import choose_matmul_tuning, choose_rows_tuning, is_wide
+from tokenbus.kernels.linear.fp8_table import (
+    choose_matmul_tuning,
+    choose_matvec_tuning,
+    choose_rows_tuning,
+    is_wide,
+)
 from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning
 from tokenbus.kernels.quantize import (
@@ -253,6 +258,8 @@ def test_layouts_suit_the_shape() -> None:
     """Narrow products are split over the chip, wide ones of many rows are left to torch."""
     assert choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL).splits == 2
     assert choose_rows_tuning(8, 4096, 6144, LinearRole.PLAIN).splits == 1
+    down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
+    assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)
     narrow, wide = choose_matmul_tuning(256, 4096), choose_matmul_tuning(8192, 4096)
     assert (narrow.block_m, narrow.block_n) == (128, 64)

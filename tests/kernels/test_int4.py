@@ -15,7 +15,6 @@ from tokenbus.kernels.linear.int4_layout import PackedInt4, group_in_blocks, pac
 from tokenbus.kernels.linear.int4_linear import int4_linear, widened_int4
 from tokenbus.kernels.linear.int4_matmul import Int4RowsTuning, Int4Tuning
 from tokenbus.kernels.linear.int4_table import choose_int4_tuning
-from tokenbus.kernels.linear.int4_vector import Int4VectorTuning
 from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.linear.table import LinearRole
 from tokenbus.kernels.split_rows import SplitRows, split_rows
@@ -88,8 +87,6 @@ def _rows(num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
         ((64, 384, 256), 8, Int4RowsTuning(64, 4, 3), "sum", HALF),
         ((72, 256, 128), 13, Int4RowsTuning(128, 4, 3, blocks=2), "bias", HALF),
         ((96, 512, 128), 3, None, "gate", HALF),
-        ((56, 700, 700), 1, Int4VectorTuning(16, 4, 2, groups=2, ahead=3), "sum", HALF),
-        ((72, 256, 128), 1, Int4VectorTuning(8, 2, 2, ahead=1), "bias", HALF),
         ((40, 200, 32), 1, _TILE, "gate", torch.float32),
         ((50, 144, 64), 16, Int4Tuning(16, 64, 4, 2, splits=2), "sum", HALF),
         ((48, 288, 96), 5, None, "norm", torch.float32),
@@ -101,7 +98,7 @@ def _rows(num_rows: int, width: int, dtype: torch.dtype) -> Tensor:
 def test_products_equal_those_of_the_numbers(
     sizes: tuple[int, int, int],
     num_rows: int,
-    tuning: Int4Tuning | Int4RowsTuning | Int4VectorTuning | None,
+    tuning: Int4Tuning | Int4RowsTuning | None,
     fusion: str,
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,

@@ -136,7 +136,7 @@ def test_tokens_equal_those_of_the_same_rounding_in_torch(
         # Near ties may give the twin other tokens, too, and scores of another text.
         moves = [float((s - expected_scores).abs().max()) for t, s in samples if t == expected]
         assert len(moves) >= 3
-        most += 3 * max(moves)
+        most += 2 * max(moves)
         assert most < 0.8
     torch.testing.assert_close(scores, expected_scores, rtol=0, atol=most)
 
