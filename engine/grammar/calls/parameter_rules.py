@@ -91,17 +91,10 @@ class ParameterRules:
             return sequence((f"({texts})", f"{SPACE}?", close)), []
         if "pattern" in schema or "format" in schema:
             return self._patterned(schema, close)
-        new = self._new_name()
         low, high = schema.get("minLength", 0), schema.get("maxLength")
         if low or high is not None:
-            bounds = f"{{{low},{'' if high is None else high}}}"
-            terminal = new.upper()
-            unmarked = f"~/(?s:.*){escaped(self._mark)}(?s:.*)/"
-            rule = f"{terminal}: /(?s:.){bounds}/ & {unmarked}"
-            if self._tokens.first_in(self._mark) == self._mark:
-                return sequence((terminal, close)), [rule]
-            rule = f"{new}[lazy]: /(?s:.){bounds}\\s{{0,1}}{escaped(self._mark)}/"
-            return new, [rule]
+            return self._held(f"(?s:.){{{low},{'' if high is None else high}}}", close)
+        new = self._new_name()
         free = FreeText(self._tokens, (self._mark,))
         value, more = free.up_to(new, self._mark, f"{new}_end")
         return f"({value})", [*free.rules(new), *more]
@@ -115,15 +108,19 @@ class ParameterRules:
             raise RequestRejected("tools", f"{reason}: {json.dumps(schema)[:200]}")
         body = re.sub(r"(?<!\\)/", r"\/", found["body"])
         before, behind = ("" if found[anchor] else "(?s:.*)" for anchor in ("first", "last"))
+        return self._held(f"{before}({body}){behind}", close)
+
+    def _held(self, pattern: str, close: str) -> tuple[str, list[str]]:
+        """Spell a string that matches a pattern as a whole, and the tag that closes it."""
         new, mark = self._new_name(), escaped(self._mark)
         terminal = f"{new.upper()}_TEXT"
         # White space behind the opening tag belongs to the tag.
         first = r" & ~/[ \t\n](?s:.*)/" if self._tags.name_close[-1].isspace() else ""
         if self._tokens.first_in(self._mark) == self._mark:
-            rule = f"{terminal}: /{before}({body}){behind}/ & ~/(?s:.*){mark}(?s:.*)/{first}"
+            rule = f"{terminal}: /{pattern}/ & ~/(?s:.*){mark}(?s:.*)/{first}"
             return sequence((terminal, f"{SPACE}?", close)), [rule]
         # A pattern would swallow a tag that is text, so the two are one pattern, and a lazy one.
-        whole = rf"{before}({body}){behind}[ \t\n]*{mark}"
+        whole = rf"{pattern}[ \t\n]*{mark}"
         rule = f"{terminal}: /{whole}/ & ~/(?s:.*){mark}(?s:.+)/{first}"
         return new, [f"{new}[lazy]: {terminal}", rule]
 
