@@ -120,7 +120,7 @@ class ParameterRules:
             rule = f"{terminal}: /{pattern}/ & ~/(?s:.*){mark}(?s:.*)/{first}"
             return sequence((terminal, f"{SPACE}?", close)), [rule]
         # A pattern would swallow a tag that is text, so the two are one pattern, and a lazy one.
-        whole = rf"{pattern}[ \t\n]*{mark}"
+        whole = f"{pattern}{escaped(self._tags.close.rstrip())}"
         rule = f"{terminal}: /{whole}/ & ~/(?s:.*){mark}(?s:.+)/{first}"
         return new, [f"{new}[lazy]: {terminal}", rule]
 
