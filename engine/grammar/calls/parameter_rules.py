@@ -117,8 +117,9 @@ class ParameterRules:
         # White space behind the opening tag belongs to the tag.
         first = r" & ~/[ \t\n](?s:.*)/" if self._tags.name_close[-1].isspace() else ""
         if self._tokens.first_in(self._mark) == self._mark:
-            rule = f"{terminal}: /{pattern}/ & ~/(?s:.*){mark}(?s:.*)/{first}"
-            return sequence((terminal, f"{SPACE}?", close)), [rule]
+            lead = escaped(self._tags.close[: -len(self._tags.close.lstrip())])
+            rule = f"{terminal}: /{pattern}{lead}/ & ~/(?s:.*){mark}(?s:.*)/{first}"
+            return sequence((terminal, close)), [rule]
         # A pattern would swallow a tag that is text, so the two are one pattern, and a lazy one.
         whole = f"{pattern}{escaped(self._tags.close.rstrip())}"
         rule = f"{terminal}: /{whole}/ & ~/(?s:.*){mark}(?s:.+)/{first}"

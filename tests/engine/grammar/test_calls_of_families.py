@@ -246,7 +246,7 @@ def test_bare_strings_are_held_to_their_schema() -> None:
     ):  # fmt: skip
         assert not allows(**wrong)
     impossible = {"type": "object", "properties": {"n": False}, "required": ["n"]}
-    with pytest.raises(GrammarRejected, match="nothing can satisfy #/properties/n"):
+    with pytest.raises(GrammarRejected, match="nothing can satisfy"):
         ToolCalling([FunctionTool("f", impossible)], chosen, tokens).grammar()
 
 
