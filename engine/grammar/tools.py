@@ -59,7 +59,10 @@ def arguments_schema(tool: FunctionTool) -> Mapping[str, Any]:
     if schema.setdefault("type", "object") != "object":
         raise RequestRejected("tools", f"{tool.name}: parameters must be of type object")
     try:
-        enforceable: Mapping[str, Any] = enforceable_schema(schema)
+        enforceable: Any = enforceable_schema(schema)
     except GrammarRejected as error:
         raise GrammarRejected("tools", f"{tool.name}: {error}") from error
-    return enforceable
+    if enforceable is False:
+        reason = "Unsatisfiable schema: nothing can satisfy its parameters"
+        raise GrammarRejected("tools", f"{tool.name}: {reason}")
+    return {"type": "object"} if enforceable is True else enforceable

@@ -78,7 +78,7 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
             messages=MESSAGES, tools=[tool("count", {"properties": {"n": bad}, "required": ["n"]})]
         )
         unreadable = await client.submit(
-            messages=MESSAGES, tools=[tool("count", {"properties": {"n": {"not": {}}}})]
+            messages=MESSAGES, tools=[tool("count", {"properties": {"n": {"$dynamicRef": "#n"}}})]
         )
         whole = await client.result(unbroken, timeout_s=PATIENCE_S)
         with pytest.raises(JobFailed, match="Unsatisfiable") as met:

@@ -94,7 +94,6 @@ class CallRules:
             yield f'{SPACE}? "]"'
         if written.section_close:
             yield sequence((f"{SPACE}?", self._spell(written.section_close)))
-        yield f"{SPACE}?"
 
     def rules(self) -> Iterator[str]:
         """Yield the rules of one call of any tool."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ from tokenbus.engine.grammar.calls.free_text import FreeText
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
     json_value,
+    listed_arguments,
     resolved,
     with_definitions,
 )
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.calls.value_rules import Schema
 
 _PYTHON_NAMES = {"boolean": '"True" | "False"', "null": '"None"'}
+# A pattern with anchors at its ends alone.
+_ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>\$?)", re.DOTALL)
 # Names of arguments that no schema lists.
 _ANY_NAME = r"/[A-Za-z0-9_.-]{1,64}/"
 
@@ -40,7 +45,7 @@ class ParameterRules:
 
     def rules(self, name: str, schema: Schema) -> Iterator[str]:
         """Yield the rules of all arguments, in the order of the schema."""
-        properties = schema.get("properties") or {}
+        properties = listed_arguments(schema)
         required = schema.get("required") or ()
         parts: list[str] = []
         rules: list[str] = []
@@ -86,31 +91,39 @@ class ParameterRules:
             return sequence((f"({texts})", f"{SPACE}?", close)), []
         if "pattern" in schema or "format" in schema:
             return self._patterned(schema, close)
-        new = self._new_name()
         low, high = schema.get("minLength", 0), schema.get("maxLength")
         if low or high is not None:
-            bounds = f"{{{low},{'' if high is None else high}}}"
-            terminal = new.upper()
-            unmarked = f"~/(?s:.*){escaped(self._mark)}(?s:.*)/"
-            rule = f"{terminal}: /(?s:.){bounds}/ & {unmarked}"
-            if self._tokens.first_in(self._mark) == self._mark:
-                return sequence((terminal, close)), [rule]
-            rule = f"{new}[lazy]: /(?s:.){bounds}\\s{{0,1}}{escaped(self._mark)}/"
-            return new, [rule]
+            return self._held(f"(?s:.){{{low},{'' if high is None else high}}}", close)
+        new = self._new_name()
         free = FreeText(self._tokens, (self._mark,))
         value, more = free.up_to(new, self._mark, f"{new}_end")
         return f"({value})", [*free.rules(new), *more]
 
     def _patterned(self, schema: Any, close: str) -> tuple[str, list[str]]:
+        """Spell a string that holds a pattern, and not the tag that closes it."""
         pattern = schema.get("pattern")
-        plain = isinstance(pattern, str) and pattern.startswith("^") and pattern.endswith("$")
-        body = pattern[1:-1] if plain else ""
-        if not plain or "^" in body.replace("[^", "") or "$" in body or "format" in schema:
-            keyword = "format" if "format" in schema else "pattern"
-            reason = f"{keyword} of a string cannot be held where the model writes strings bare"
-            raise RequestRejected("tools", reason)
-        body = body.replace("/", r"\/") if r"\/" not in body else body
-        return sequence((f"/{body}/", f"{SPACE}?", close)), []
+        found = _ANCHORED.fullmatch(pattern) if isinstance(pattern, str) else None
+        if found is None or "format" in schema or {"minLength", "maxLength"} & schema.keys():
+            reason = "this string cannot be held to its schema where the model writes strings bare"
+            raise RequestRejected("tools", f"{reason}: {json.dumps(schema)[:200]}")
+        body = re.sub(r"(?<!\\)/", r"\/", found["body"])
+        before, behind = ("" if found[anchor] else "(?s:.*)" for anchor in ("first", "last"))
+        return self._held(f"{before}({body}){behind}", close)
+
+    def _held(self, pattern: str, close: str) -> tuple[str, list[str]]:
+        """Spell a string that matches a pattern as a whole, and the tag that closes it."""
+        new, mark = self._new_name(), escaped(self._mark)
+        terminal = f"{new.upper()}_TEXT"
+        # White space behind the opening tag belongs to the tag.
+        first = r" & ~/[ \t\n](?s:.*)/" if self._tags.name_close[-1].isspace() else ""
+        if self._tokens.first_in(self._mark) == self._mark:
+            lead = escaped(self._tags.close[: -len(self._tags.close.lstrip())])
+            rule = f"{terminal}: /{pattern}{lead}/ & ~/(?s:.*){mark}(?s:.*)/{first}"
+            return sequence((terminal, close)), [rule]
+        # A pattern would swallow a tag that is text, so the two are one pattern, and a lazy one.
+        whole = f"{pattern}{escaped(self._tags.close.rstrip())}"
+        rule = f"{terminal}: /{whole}/ & ~/(?s:.*){mark}(?s:.+)/{first}"
+        return new, [f"{new}[lazy]: {terminal}", rule]
 
     def _new_name(self) -> str:
         self._num_values += 1

@@ -9,6 +9,7 @@ from tokenbus.engine.grammar.calls.added_tokens import SPACE, quoted
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
     json_value,
+    listed_arguments,
     resolved,
     with_definitions,
 )
@@ -39,7 +40,7 @@ class PythonRules:
         """Yield the rules of all arguments, in the order of the schema."""
         pairs = {
             key: f'{quoted(key)} {SPACE}? "=" {SPACE}? {self._value(inner, schema, 0)}'
-            for key, inner in (schema.get("properties") or {}).items()
+            for key, inner in listed_arguments(schema).items()
         }
         self._add_members(name, pairs, schema.get("required") or ())
         yield from self._rules
@@ -82,6 +83,7 @@ class PythonRules:
 
     def _value(self, schema: Any, root: Schema, depth: int) -> str:
         """Spell a value that satisfies a schema."""
+        schema = {} if schema is True else schema
         ways = [self._one(each, root, depth) for each in alternatives(schema, root)]
         return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
 
@@ -111,7 +113,7 @@ class PythonRules:
             name = f"{self._prefix}_object_{len(self._rules)}"
             pairs = {
                 key: f'{_literal(key)} {SPACE}? ":" {SPACE}? {self._value(inner, root, depth + 1)}'
-                for key, inner in schema["properties"].items()
+                for key, inner in listed_arguments(schema).items()
             }
             self._add_members(name, pairs, schema.get("required") or ())
             return f'"{{" {SPACE}? {name} {SPACE}? "}}"'

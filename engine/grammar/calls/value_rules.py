@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import json_options
 
 Schema = Mapping[str, Any]
@@ -32,6 +33,21 @@ def with_definitions(schema: Any, root: Schema) -> Any:
         return {} if schema is True else {"enum": []}
     shared = {key: root[key] for key in ("$defs", "definitions") if key in root}
     return {**shared, **schema}
+
+
+def listed_arguments(schema: Schema) -> dict[str, Any]:
+    """Return the schemas of the arguments that may be given, in their order.
+
+    Raises: GrammarRejected if one is required that nothing can satisfy.
+    """
+    required = schema.get("required") or ()
+    given: dict[str, Any] = {}
+    for name, inner in (schema.get("properties") or {}).items():
+        if inner is not False:
+            given[name] = {} if inner is True else inner
+        elif name in required:
+            raise GrammarRejected("tools", f"nothing can satisfy #/properties/{name}")
+    return given
 
 
 def resolved(schema: Any, root: Schema) -> Any:

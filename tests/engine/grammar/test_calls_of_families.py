@@ -208,5 +208,47 @@ def test_reasoning_is_closed_where_its_bound_is_reached(family: str) -> None:
             assert not is_taken
 
 
+def test_bare_strings_are_held_to_their_schema() -> None:
+    """Between tags a string has no quotes; pattern, length and choice hold all the same."""
+    text = {"type": "string"}
+    properties = {
+        "code": text | {"pattern": "ab+c"},
+        "line": text | {"pattern": "^[^<]x.*$"},
+        "size": text | {"minLength": 2, "maxLength": 3},
+        "kind": text | {"enum": ["a b", "c"]},
+        "flag": {"type": "boolean"},
+        "never": False,
+    }
+    schema = {"type": "object", "properties": properties, "required": [*properties][:4]}
+    tokenizer = family_tokenizer("qwen3-coder")
+    tokens, chosen = AddedTokens(tokenizer), format_named("qwen3-coder")
+    calling = ToolCalling([FunctionTool("f", schema)], chosen, tokens)
+    compiled = compiler_of("qwen3-coder").compile(calling.grammar("required"))
+
+    def allows(**values: str) -> bool:
+        given = {"code": "xabbcx", "line": "ax<", "size": "üü", "kind": "a b", "flag": "True"}
+        told = "".join(
+            f"<parameter={name}>\n{value}\n</parameter>\n"
+            for name, value in (given | values).items()
+        )
+        written = f"<tool_call>\n<function=f>\n{told}</function>\n</tool_call>"
+        try:
+            ids = tokenizer.encode(written, add_special_tokens=False)
+            return compiled.matcher(ids).is_accepting
+        except GrammarRejected:
+            return False
+
+    assert allows()
+    assert allows(flag="false")
+    for wrong in (
+        {"code": "xac"}, {"code": "a</parameter>abc"}, {"line": "x"}, {"size": "a"},
+        {"size": "abcd"}, {"kind": "b"}, {"flag": "yes"}, {"never": "1"},
+    ):  # fmt: skip
+        assert not allows(**wrong)
+    impossible = {"type": "object", "properties": {"n": False}, "required": ["n"]}
+    with pytest.raises(GrammarRejected, match="nothing can satisfy"):
+        ToolCalling([FunctionTool("f", impossible)], chosen, tokens).grammar()
+
+
 def _in_prompt(written: CallFormat) -> str:
     return written.call_open if written.opens_in_prompt else ""
