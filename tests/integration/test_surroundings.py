@@ -188,6 +188,18 @@ async def test_celery_tasks_have_a_client(shop: Path, kind: str) -> None:
     assert printed == b"done\n"
 
 
+async def test_agent_of_the_page_reads_messages(shop: Path) -> None:
+    """A worker without a model answers in words: no call, and the answer is cut."""
+    running = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "shop_agent.py"), cwd=shop, stdout=subprocess.PIPE
+    )
+    async with asyncio.timeout(PATIENCE_S):
+        printed, _ = await running.communicate()
+    *told, reason = printed.decode().splitlines()
+    assert (running.returncode, reason) == (0, "length")
+    assert told
+
+
 async def test_notebook_runs_both_clients(shop: Path) -> None:
     """Cells of one kernel share a loop, so that a client lives from one to the next."""
     _need("nbclient", "ipykernel")
