@@ -1,4 +1,7 @@
-"""Objects: what a case says of their keys and values, as keywords."""
+"""Objects: what a case says of their keys and values, as keywords.
+
+It is one noun: keys are listed, told apart by pattern, counted and written for one object.
+"""
 
 from __future__ import annotations
 
