@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 SIZES: dict[str, Any] = {"dtype": "float32", "device": "cpu", "num_pages": 64}
 
 
+def _offline(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a request with tuples for lists."""
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("server", ["valkey"], indirect=True)
 @pytest.mark.parametrize("publishers", [0, 1], ids=["in the worker", "in a process"])
@@ -38,12 +43,7 @@ async def test_ends_through_the_queue_are_those_of_the_offline_api(
     ]
     common: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0}
     llm = LLM(tmp_path, **SIZES)
-    params = [
-        SamplingParams(
-            **common, **{name: tuple(v) if type(v) is list else v for name, v in f.items()}
-        )
-        for f in asked
-    ]
+    params = [SamplingParams(**common, **_offline(fields)) for fields in asked]
     offline = llm.generate([[5, 6, 7]] * len(asked), params, progress=False)
     llm.close()
     settings = {"engine": "paged", "model": str(tmp_path), "publishers": publishers, **SIZES}
