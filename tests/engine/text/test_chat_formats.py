@@ -199,6 +199,35 @@ def test_system_and_developer_messages_reach_every_model() -> None:
     assert f"<|user|>Be brief.\n\n{ASKED['content']}<|end|>" in folded
 
 
+def test_rules_alone_reach_a_template_that_puts_them_into_the_last_user_turn() -> None:
+    """A conversation of system messages alone is a user's where the template shows no other."""
+    kept = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{% if loop.last and"
+        " messages[0].role == 'system' %}{{ messages[0].content + ' ' }}{% endif %}"
+        "{{ m.content }}{% endif %}{% endfor %}"
+    )
+    rules = [{"role": "system", "content": "Be brief."}]
+    chat = ChatRenderer(tokenizer_of(kept))
+    assert chat.render(rules).text == "<|user|>Be brief."
+    assert chat.render([*rules, ASKED]).text == f"<|user|>Be brief. {ASKED['content']}"
+    plain = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"])).render(rules).text
+    assert plain == "<|system|>Be brief.<|end|><|assistant|>"
+
+
+def test_role_that_the_template_leaves_out_is_refused() -> None:
+    """A message of a role that is not rendered would be lost in silence."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"]))
+    for role in ("human", "User", "ai"):
+        with pytest.raises(RequestRejected, match=f"renders no role '{role}'") as refused:
+            chat.render([ASKED, {"role": role, "content": "Hello"}, ASKED])
+        assert refused.value.field == "messages.1.role"
+    printed = ChatRenderer(tokenizer_of(TEMPLATES["described"]))
+    assert (
+        "<|observation|>7<|end|>"
+        in printed.render([ASKED, {"role": "observation", "content": "7"}]).text
+    )
+
+
 def test_last_message_is_continued_and_reasoning_is_known_to_be_open() -> None:
     """The prompt ends where the message ends; template arguments reach the template."""
     template = (
