@@ -90,6 +90,10 @@ def stored(**fields: Any) -> dict[str, Any]:
          {"role": "assistant", "tool_calls": [CALL]}),
         ({"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "r"}]},
          {"role": "tool", "tool_call_id": "c1", "content": "r"}),
+        ({"role": "assistant", "tool_calls": [
+            {**CALL, "function": {**CALL["function"], "arguments": " "}}]},
+         {"role": "assistant", "tool_calls": [
+             {**CALL, "function": {**CALL["function"], "arguments": "{}"}}]}),
         ({"role": "developer", "content": "d", "name": "shop", "unheard_of": None},
          {"role": "developer", "content": "d", "name": "shop"}),
     ],
