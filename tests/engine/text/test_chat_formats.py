@@ -254,6 +254,14 @@ def test_last_message_is_continued_and_reasoning_is_known_to_be_open() -> None:
         chat.render(begun, continue_final_message=True, add_generation_prompt=True)
 
 
+def test_arguments_of_a_template_take_no_place_of_its_own() -> None:
+    """Whatever they are called, the conversation is rendered and no error of Python's is told."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"]))
+    plain = chat.render([ASKED]).text
+    for name in ("self", "messages", "tools", "documents", "add_generation_prompt"):
+        assert chat.render([ASKED], chat_template_kwargs={name: []}).text == plain
+
+
 def test_template_that_refuses_does_so_in_a_sentence() -> None:
     """Whatever a template raises is a refusal of the messages."""
     for body in ("{{ raise_exception('not\nlike this') }}", "{{ messages[9].x.y }}", "{{ 1 / 0 }}"):
