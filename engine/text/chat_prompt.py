@@ -254,7 +254,7 @@ class ChatRenderer:
         given = {**tool_names(self.traits.tools_name, tools), **names}
         try:
             return template.render(
-                turns, tools, add_generation_prompt=add_generation_prompt, names=given
+                turns, tools or None, add_generation_prompt=add_generation_prompt, names=given
             )
         except TemplateRefused as error:
             if not error.is_lacking:

@@ -73,7 +73,7 @@ class ChatTemplate:
         try:
             own = {
                 "messages": _copied(messages),
-                "tools": _copied(tools) if tools else None,
+                "tools": _copied(tools),
                 "documents": None,
                 "add_generation_prompt": add_generation_prompt,
             }

@@ -187,6 +187,15 @@ def test_missing_descriptions_are_filled_in_where_a_template_asks_for_them() -> 
     assert "now: tzstring" in text
 
 
+def test_history_with_calls_needs_no_tools_of_its_own() -> None:
+    """A template that counts on tools where there are calls, as Hermes 3 has, gets none of them."""
+    counted = "{{ 'Tools:' }}{% for t in tools %}{{ t | tojson }}{% endfor %}"
+    template = counted + TEMPLATES["first-call"].partition("{% endif %}")[2]
+    chat = ChatRenderer(tokenizer_of(template))
+    assert "It snows in Oslo" in prompt_of(chat, two_turns())
+    assert chat.render(two_turns()).text.startswith("Tools:<|user|>")
+
+
 def test_system_and_developer_messages_reach_every_model() -> None:
     """As the template knows them: the role developer is system's where it has no meaning."""
     orders = [{"role": "developer", "content": "Be brief."}, ASKED]
