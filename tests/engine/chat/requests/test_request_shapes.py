@@ -48,7 +48,8 @@ def told(**fields: Any) -> tuple[str, str]:
 
 def _offline(fields: dict[str, Any]) -> None:
     """Go through the offline door, which takes conversations apart from the rest."""
-    own = {name: value for name, value in fields.items() if name not in ("messages", "prompt")}
+    argument = "messages" if "messages" in fields else "prompt"
+    own = {name: value for name, value in fields.items() if name != argument}
     OfflineRequest.of(own, (), is_chat="messages" in fields)
     if "messages" in fields:
         conversation_of(fields["messages"])
@@ -210,6 +211,10 @@ def test_model_of_pydantic_is_a_schema() -> None:
          "response_format"),
         ({"messages": [USER], "guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
         ({"messages": [USER], "guided_choice": [1]}, "guided_choice"),
+        ({"messages": [USER], "guided_choice": []}, "guided_choice"),
+        ({"messages": [USER], "guided_json": "{"}, "guided_json"),
+        ({"messages": [USER], "prompt": "a"}, "prompt"),
+        ({"messages": [USER], "token_ids": [1]}, "prompt"),
         ({"messages": [USER], "tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"messages": [USER], "tools": [{"type": "function", "function": {"name": "a b"}}]},
          "tools.0.function.name"),
