@@ -57,6 +57,8 @@ class _Batch:
     outputs: list[Output] = field(default_factory=list)
     texts: dict[tuple[int, int], ChoiceText] = field(default_factory=dict)
     containment: Containment[int] = field(default_factory=Containment)
+    # Added tokens that are part of the text, because calls are read by them.
+    shown_ids: tuple[int, ...] = ()
 
 
 class LLM:
@@ -148,7 +150,8 @@ class LLM:
                 why = "not together with tools, unless tool_choice is none"
                 raise RequestRejected("grammar", why)
         makers = [partial(self._render, messages, asked, calling) for messages in many]
-        outputs = self._run(makers, listed, progress=progress)
+        shown_ids = () if calling is None else self._chat().shown_ids
+        outputs = self._run(makers, listed, progress=progress, shown_ids=shown_ids)
         if calling is not None:
             _read_calls(outputs, calling)
         return outputs
@@ -214,9 +217,10 @@ class LLM:
         params: list[SamplingParams],
         *,
         progress: bool,
+        shown_ids: tuple[int, ...] = (),
     ) -> list[Output]:
         """Answer requests; one that fails gets its error, and if all do, the first is raised."""
-        batch = _Batch(self._next_id)
+        batch = _Batch(self._next_id, shown_ids=shown_ids)
         self._next_id += len(prompts)
         try:
             for idx, (prepare, item) in enumerate(zip(prompts, params, strict=True)):
@@ -259,7 +263,9 @@ class LLM:
         output.choices = [Completion() for _ in range(params.n)]
         if self.tokenizer is not None:
             for choice in range(params.n):
-                batch.texts[idx, choice] = ChoiceText(self.tokenizer, output.prompt_ids, params)
+                batch.texts[idx, choice] = ChoiceText(
+                    self.tokenizer, output.prompt_ids, params, batch.shown_ids
+                )
 
     def _end_failed(self, batch: _Batch) -> None:
         """End the requests whose own prompt or text failed."""
