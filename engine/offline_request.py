@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SEED_BITS = 63
 # What only a queue can do for a request.
 _OF_QUEUES = frozenset({"deadline_s", "not_before_s", "idempotency_key", "callback_url"})
+_INPUTS = frozenset({"prompt", "messages", "token_ids"})
+_ONE_INPUT = "give exactly one of prompt, messages and token_ids"
 _SAMPLING = frozenset(item.name for item in fields(SamplingParams))
 _DEFAULTS = {item.name: getattr(SamplingParams(), item.name) for item in fields(SamplingParams)}
 _LENGTHS = {name: _DEFAULTS[name] for name in ("min_tokens", "max_tokens")}
@@ -60,6 +62,9 @@ class OfflineRequest:
             own = request.fields
             if "model" in own:
                 check_model(own["model"], model_names)
+            # The call's own argument is the one input; fields that give another come beside it.
+            if not _INPUTS.isdisjoint(own):
+                raise ShapeInvalid("prompt", _ONE_INPUT)
             for name in _OF_QUEUES & own.keys():
                 raise ShapeInvalid(name, "is for the queue alone; submit the request there")
             check_together(_LENGTHS | own, is_chat=is_chat)
@@ -152,7 +157,7 @@ def prompt_among(fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the prompt that is a field, and the others. Raises: RequestRejected without one."""
     given = [name for name in ("prompt", "token_ids") if fields.get(name) is not None]
     if len(given) != 1 or fields.get("messages") is not None:
-        raise RequestRejected("prompt", "give exactly one of prompt, messages and token_ids")
+        raise RequestRejected("prompt", _ONE_INPUT)
     prompt = fields[given[0]]
     if given[0] == "token_ids" and isinstance(prompt, str):
         prompt = _unpacked(prompt)

@@ -40,6 +40,8 @@ _CUT = "\N{WORD JOINER}tokenbus continues here\N{WORD JOINER}"
 
 # Templates join these to texts, though a tokenizer may have none.
 _NO_TOKENS = {"bos_token": "", "eos_token": ""}
+# The roles that `ChatTurns` places so that each message is rendered.
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 # Arguments of templates by which clients say that the model shall not think.
 _THINKING_NAMES = ("enable_thinking", "thinking")
 
@@ -200,7 +202,9 @@ class ChatRenderer:
         prefix = _begin_continuation(turns) if continue_final_message else ""
         add = not continue_final_message if add_generation_prompt is None else add_generation_prompt
         names = {**(chat_template_kwargs or {})}
-        text = self._rendered(turns, tools if knows_tools else (), names, add)
+        shown = tools if knows_tools else ()
+        text = self._rendered(turns, shown, names, add)
+        self._check_roles(messages, turns, shown, names)
         if continue_final_message:
             text, found, _ = text.partition(_CUT)
             if not found:
@@ -208,6 +212,34 @@ class ChatRenderer:
                 raise RequestRejected("continue_final_message", reason)
         may_reason = not any(names.get(name) is False for name in _THINKING_NAMES)
         return ChatPrompt(text, self._is_inside(text, prefix), may_reason)
+
+    def _check_roles(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        turns: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]],
+        names: Mapping[str, Any],
+    ) -> None:
+        """Refuse a role of the sender's own that the template leaves out. Raises: RequestRejected.
+
+        Each such message is one turn, in the same order.
+        """
+        foreign = [idx for idx, message in enumerate(messages) if message.get("role") not in _ROLES]
+        if not foreign:
+            return
+        marks = iter([f"{_CUT}{idx}{_CUT}" for idx in foreign])
+        marked = [
+            turn if turn.get("role") in _ROLES else {**turn, "content": next(marks)}
+            for turn in turns
+        ]
+        try:
+            text = self._rendered(marked, tools, names, False)
+        except TemplateRefused:
+            return  # It reads what they say.
+        for idx in foreign:
+            if f"{_CUT}{idx}{_CUT}" not in text:
+                reason = f"the model's chat template renders no role {messages[idx].get('role')!r}"
+                raise RequestRejected(f"messages.{idx}.role", reason)
 
     def _rendered(
         self,
@@ -222,7 +254,7 @@ class ChatRenderer:
         given = {**tool_names(self.traits.tools_name, tools), **names}
         try:
             return template.render(
-                turns, tools, add_generation_prompt=add_generation_prompt, names=given
+                turns, tools or None, add_generation_prompt=add_generation_prompt, names=given
             )
         except TemplateRefused as error:
             if not error.is_lacking:

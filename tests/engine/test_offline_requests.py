@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from models.ending_families import EndingModel, Ends
 from models.tiny_model import TinyModel
 
 from tokenbus.engine import LLM, SamplingParams
 from tokenbus.engine.errors import EngineError, RequestRejected
 from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.types import FinishReason
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {
@@ -88,6 +92,28 @@ def test_every_choice_has_its_calls(llm: LLM) -> None:
     assert [[call.name for call in c.tool_calls] for c in output.choices] == [["f"]] * 3
 
 
+def test_calls_between_special_tokens_are_read(tmp_path: Path) -> None:
+    """The marks of gpt-oss are special tokens, which texts leave out: with tools they are told."""
+    marks = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
+    ends = Ends(("<|return|>", "<|call|>"), (), "<|return|>", others=marks)
+    EndingModel(ends, tmp_path / "model")
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for m in messages %}<|start|>{{ m.role }}{% if m.role != 'assistant' %}<|message|>"
+        "{% endif %}{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    settings: dict[str, Any] = {"dtype": "float32", "device": "cpu", "num_threads": 1}
+    settings |= {"num_pages": 120, "chat_template": str(template), "tool_format": "harmony"}
+    llm = LLM(tmp_path / "model", **settings)
+    request: dict[str, Any] = {"tools": [TOOL], "tool_choice": "f", "max_tokens": 100, "seed": 3}
+    # No more thought than there is room for.
+    request["max_reasoning_tokens"] = 0
+    (output,) = llm.chat(USER, **request, parallel_tool_calls=False, progress=False)
+    assert "<|message|>" in output.text
+    assert [call.name for call in output.choices[0].tool_calls] == ["f"]
+
+
 WRONG: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     ("generate", "prompts", (5,), {}),
     ("generate", "prompt", (), {}),
@@ -104,6 +130,8 @@ WRONG: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     ("generate", "stop", ("a", SamplingParams(stop=5)), {}),  # type: ignore[arg-type]
     ("generate", "temperature", ("a",), {"temperature": {}}),
     ("generate", "model", ("a",), {"model": "gpt-4o"}),
+    ("generate", "prompt", ("a",), {"prompt": "b"}),
+    ("chat", "prompt", (USER,), {"prompt": "b"}),
     ("generate", "callback_url", ("a",), {"callback_url": "http://a"}),
     ("chat", "messages", (5,), {}),
     ("chat", "messages", ("hi",), {}),

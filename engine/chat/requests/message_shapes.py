@@ -259,7 +259,9 @@ def _function(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
         if value is not None and name not in ("arguments", "parsed_arguments", "index")
     }
     given = dict(arguments) if isinstance(arguments, Mapping) else arguments
-    return {**kept, "arguments": "{}" if given is None else given}
+    # A call without arguments has none of their text, as servers stream it.
+    is_none = given is None or (isinstance(given, str) and not given.strip())
+    return {**kept, "arguments": "{}" if is_none else given}
 
 
 def _become_result(message: dict[str, Any], before: list[dict[str, Any]], where: str) -> None:

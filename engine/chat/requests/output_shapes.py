@@ -103,6 +103,8 @@ def _of_guided(kind: str, given: Any, path: str) -> dict[str, str]:
     if kind == "choice":
         if not isinstance(given, (list, tuple)) or not all(isinstance(x, str) for x in given):
             raise ShapeInvalid(path, "must be a list of texts")
+        if not given:
+            raise ShapeInvalid(path, "must hold at least one text")
         return {"kind": "choice", "source": _json(list(given), path)}
     if not isinstance(given, str):
         raise ShapeInvalid(path, "must be text")
@@ -116,6 +118,10 @@ def _schema(given: Any, path: str) -> dict[str, str]:
     if _is_model(given):
         given = given.model_json_schema()
     if isinstance(given, str):
+        try:
+            json.loads(given)
+        except (ValueError, RecursionError):
+            raise ShapeInvalid(path, "must be a JSON schema, got a text that is no JSON") from None
         return {"kind": "json_schema", "source": given}
     if not isinstance(given, (Mapping, bool)):
         raise ShapeInvalid(path, f"must be a JSON schema, got {type(given).__name__}")

@@ -20,6 +20,13 @@ from tokenbus.engine.chat.requests.value_checks import (
 TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 UNKNOWN_FIELD = "is no field of a request"
 _FUNCTION_FIELDS = frozenset({"name", "description", "parameters", "strict"})
+# What a template gets from elsewhere: no arguments of a request may take their place.
+_OF_TEMPLATES = frozenset(
+    {
+        "messages", "tools", "documents", "add_generation_prompt", "continue_final_message",
+        "chat_template", "tokenize",
+    }
+)  # fmt: skip
 _OF_CHATS = ("chat_template_kwargs", "continue_final_message")
 
 
@@ -97,6 +104,10 @@ def _check_template(fields: Mapping[str, Any], *, is_chat: bool) -> None:
                 raise ShapeInvalid(name, "only together with messages")
         if fields.get("max_reasoning_tokens") is not None:
             raise ShapeInvalid("max_reasoning_tokens", "only together with messages")
+    for name in fields.get("chat_template_kwargs") or ():
+        if name in _OF_TEMPLATES:
+            why = "is no argument of the template's own; a field of the request says it, if any"
+            raise ShapeInvalid(f"chat_template_kwargs.{name}", why)
     continues = fields.get("continue_final_message", False)
     if continues and fields.get("add_generation_prompt", True):
         raise ShapeInvalid("continue_final_message", "not together with add_generation_prompt")

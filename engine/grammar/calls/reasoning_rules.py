@@ -40,7 +40,7 @@ def before_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningR
     Raises: RequestRejected for `max_reasoning_tokens` if no token closes the model's reasoning.
     """
     if chat_format.has_channels:
-        return "\n".join(ChannelRules(tokens, rule.max_tokens).before_answer())
+        return "\n".join([*ChannelRules(tokens, rule.max_tokens).before_answer(), SPACE_RULE])
     reasoning = chat_format.reasoning
     if reasoning is None or not (rule.starts_inside or rule.is_allowed):
         return ""
@@ -58,7 +58,7 @@ def free_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRul
     if chat_format.has_channels:
         channels = ChannelRules(tokens, rule.max_tokens)
         lines = [*channels.free_start(), "call: called", *channels.shared()]
-        lines += channels.any_call("called")
+        lines += [*channels.any_call("called"), SPACE_RULE]
         return GrammarSpec(GrammarKind.LARK, "\n".join(["%llguidance {}", *lines]) + "\n")
     lines = FreeText(tokens, ()).rules("start")
     source = "\n".join(["%llguidance {}", *lines]) + "\n"

@@ -71,13 +71,13 @@ class ChatTemplate:
         """
         given = {**self._names, **(names or {})}
         try:
-            return self._template.render(
-                **_copied(given),
-                messages=_copied(messages),
-                tools=_copied(tools) if tools else None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-            )
+            own = {
+                "messages": _copied(messages),
+                "tools": _copied(tools),
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            }
+            return self._template.render(_copied(given) | own)
         # Templates are programs that come with the model and raise whatever they like.
         except Exception as error:
             lacks = not isinstance(error, SecurityError) and type(error) is not TemplateError

@@ -148,7 +148,10 @@ class ChatTurns:
         texts = (*(str(turn.get("content") or "") for turn in rules), note)
         told = _PARAGRAPH.join(text for text in texts if text)
         is_order = bool(rules) and all(turn["role"] == "developer" for turn in rules)
-        if told and is_order and traits.has_developer:
+        is_lone = not any(turn.get("role") == "user" for turn in placed)
+        if told and is_lone and not traits.has_lone_system:
+            placed = _before_first_user(placed, told)
+        elif told and is_order and traits.has_developer:
             placed.insert(0, {"role": "developer", "content": told})
         elif told and traits.has_system:
             placed.insert(0, {"role": "system", "content": told})

@@ -99,6 +99,7 @@ class TemplateTraits:
 
     tools_name: the name under which it renders tools, None if it renders none.
     has_system, has_late_system: it renders a system message, and one behind other messages.
+    has_lone_system: it renders one without a user message, with tools too.
     has_developer: it knows the role, and does not merely print whatever role there is.
     shapes: those in which it renders a call, in the order of preference.
     has_short_ids: it refuses ids of calls that have not nine characters.
@@ -108,6 +109,7 @@ class TemplateTraits:
     tools_name: str | None
     has_system: bool
     has_late_system: bool
+    has_lone_system: bool
     has_developer: bool
     shapes: tuple[HistoryShape, ...]
     has_short_ids: bool
@@ -129,6 +131,10 @@ def traits_of(template: ChatTemplate) -> TemplateTraits:
         tools_name=tools_name,
         has_system=_shows(template, [{"role": "system", "content": _SYSTEM}, USER], _SYSTEM),
         has_late_system=_shows(template, _with_late(_role("system", _SYSTEM)), _SYSTEM),
+        has_lone_system=all(
+            _SYSTEM in rendered(template, [_role("system", _SYSTEM)], name)
+            for name in dict.fromkeys((None, tools_name))
+        ),
         has_developer=_knows_developer(template),
         shapes=tuple(shapes),
         has_short_ids=has_short_ids,

@@ -7,6 +7,7 @@ have them, special to half of the families.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,20 @@ from tokenbus.engine.chat.chat_format import format_named
 from tokenbus.engine.chat.written_message import WrittenCall
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
-from tokenbus.engine.grammar.calls.reasoning_rules import ReasoningRule
+from tokenbus.engine.grammar.calls.reasoning_rules import (
+    ReasoningRule,
+    before_answer,
+    free_answer,
+)
 from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.grammar.tools import FunctionTool
+from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tokenbus.engine.chat.call_format import CallFormat
-    from tokenbus.engine.types import GrammarSpec
 
 ANSWERS = [each for each in golden_answers() if each.chat_format.calls is not None]
 FAMILIES = sorted({each.family for each in ANSWERS})
@@ -123,6 +128,26 @@ def test_what_models_of_a_family_write_passes(family: str) -> None:
     unknown = [reason for reason in filter(None, told) if not any(t in reason for t in READ_ALONE)]
     assert not unknown
     assert told.count("") >= len(told) / 2
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_constraints_and_bounds_stand_behind_reasoning(family: str) -> None:
+    """Without tools: a constrained answer, and a bound on reasoning alone, both compile."""
+    chat_format, tokens = format_named(family), AddedTokens(family_tokenizer(family))
+    answer = "7"
+    if chat_format.has_channels:
+        answer = f"<|channel|>final<|message|>{answer}"
+    for rule in (ReasoningRule(), ReasoningRule(max_tokens=3)):
+        before = ""
+        with suppress(RequestRejected):  # No token closes the reasoning of some.
+            before = before_answer(chat_format, tokens, rule)
+            free = compiler_of(family).compile(free_answer(chat_format, tokens, rule))
+            ids = family_tokenizer(family).encode(answer, add_special_tokens=False)
+            assert free.matcher(ids).is_accepting
+        spec = GrammarSpec(GrammarKind.REGEX, "[0-9]", before)
+        ids = family_tokenizer(family).encode(answer, add_special_tokens=False)
+        if before or not chat_format.has_channels:
+            assert compiler_of(family).compile(spec).matcher(ids).is_accepting
 
 
 @pytest.mark.parametrize("family", EACH)

@@ -187,6 +187,15 @@ def test_missing_descriptions_are_filled_in_where_a_template_asks_for_them() -> 
     assert "now: tzstring" in text
 
 
+def test_history_with_calls_needs_no_tools_of_its_own() -> None:
+    """A template that counts on tools where there are calls, as Hermes 3 has, gets none of them."""
+    counted = "{{ 'Tools:' }}{% for t in tools %}{{ t | tojson }}{% endfor %}"
+    template = counted + TEMPLATES["first-call"].partition("{% endif %}")[2]
+    chat = ChatRenderer(tokenizer_of(template))
+    assert "It snows in Oslo" in prompt_of(chat, two_turns())
+    assert chat.render(two_turns()).text.startswith("Tools:<|user|>")
+
+
 def test_system_and_developer_messages_reach_every_model() -> None:
     """As the template knows them: the role developer is system's where it has no meaning."""
     orders = [{"role": "developer", "content": "Be brief."}, ASKED]
@@ -197,6 +206,35 @@ def test_system_and_developer_messages_reach_every_model() -> None:
     late = [ASKED, {"role": "assistant", "content": "Hm."}, orders[0], ASKED]
     folded = ChatRenderer(tokenizer_of(TEMPLATES["no-system"])).render(late).text
     assert f"<|user|>Be brief.\n\n{ASKED['content']}<|end|>" in folded
+
+
+def test_rules_alone_reach_a_template_that_puts_them_into_the_last_user_turn() -> None:
+    """A conversation of system messages alone is a user's where the template shows no other."""
+    kept = (
+        "{% for m in messages %}{% if m.role == 'user' %}<|user|>{% if loop.last and"
+        " messages[0].role == 'system' %}{{ messages[0].content + ' ' }}{% endif %}"
+        "{{ m.content }}{% endif %}{% endfor %}"
+    )
+    rules = [{"role": "system", "content": "Be brief."}]
+    chat = ChatRenderer(tokenizer_of(kept))
+    assert chat.render(rules).text == "<|user|>Be brief."
+    assert chat.render([*rules, ASKED]).text == f"<|user|>Be brief. {ASKED['content']}"
+    plain = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"])).render(rules).text
+    assert plain == "<|system|>Be brief.<|end|><|assistant|>"
+
+
+def test_role_that_the_template_leaves_out_is_refused() -> None:
+    """A message of a role that is not rendered would be lost in silence."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"]))
+    for role in ("human", "User", "ai"):
+        with pytest.raises(RequestRejected, match=f"renders no role '{role}'") as refused:
+            chat.render([ASKED, {"role": role, "content": "Hello"}, ASKED])
+        assert refused.value.field == "messages.1.role"
+    printed = ChatRenderer(tokenizer_of(TEMPLATES["described"]))
+    assert (
+        "<|observation|>7<|end|>"
+        in printed.render([ASKED, {"role": "observation", "content": "7"}]).text
+    )
 
 
 def test_last_message_is_continued_and_reasoning_is_known_to_be_open() -> None:
@@ -223,6 +261,14 @@ def test_last_message_is_continued_and_reasoning_is_known_to_be_open() -> None:
         chat.render([ASKED], continue_final_message=True)
     with pytest.raises(RequestRejected, match="continue_final_message"):
         chat.render(begun, continue_final_message=True, add_generation_prompt=True)
+
+
+def test_arguments_of_a_template_take_no_place_of_its_own() -> None:
+    """Whatever they are called, the conversation is rendered and no error of Python's is told."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["content-alone"]))
+    plain = chat.render([ASKED]).text
+    for name in ("self", "messages", "tools", "documents", "add_generation_prompt"):
+        assert chat.render([ASKED], chat_template_kwargs={name: []}).text == plain
 
 
 def test_template_that_refuses_does_so_in_a_sentence() -> None:

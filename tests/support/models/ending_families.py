@@ -103,7 +103,7 @@ class EndingModel:
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=256,
+            max_position_embeddings=512,
             initializer_range=0.4,
             bos_token_id=None,
             eos_token_id=None,

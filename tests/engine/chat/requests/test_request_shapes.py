@@ -55,7 +55,8 @@ def told(**fields: Any) -> tuple[str, str]:
 
 def _offline(fields: dict[str, Any]) -> None:
     """Go through the offline door, which takes conversations apart from the rest."""
-    own = {name: value for name, value in fields.items() if name not in ("messages", "prompt")}
+    argument = "messages" if "messages" in fields else "prompt"
+    own = {name: value for name, value in fields.items() if name != argument}
     OfflineRequest.of(own, (), is_chat="messages" in fields)
     if "messages" in fields:
         conversation_of(fields["messages"])
@@ -97,6 +98,10 @@ def stored(**fields: Any) -> dict[str, Any]:
          {"role": "assistant", "tool_calls": [CALL]}),
         ({"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "r"}]},
          {"role": "tool", "tool_call_id": "c1", "content": "r"}),
+        ({"role": "assistant", "tool_calls": [
+            {**CALL, "function": {**CALL["function"], "arguments": " "}}]},
+         {"role": "assistant", "tool_calls": [
+             {**CALL, "function": {**CALL["function"], "arguments": "{}"}}]}),
         ({"role": "developer", "content": "d", "name": "shop", "unheard_of": None},
          {"role": "developer", "content": "d", "name": "shop"}),
     ],
@@ -213,6 +218,10 @@ def test_model_of_pydantic_is_a_schema() -> None:
          "response_format"),
         ({"messages": [USER], "guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
         ({"messages": [USER], "guided_choice": [1]}, "guided_choice"),
+        ({"messages": [USER], "guided_choice": []}, "guided_choice"),
+        ({"messages": [USER], "guided_json": "{"}, "guided_json"),
+        ({"messages": [USER], "prompt": "a"}, "prompt"),
+        ({"messages": [USER], "token_ids": [1]}, "prompt"),
         ({"messages": [USER], "tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"messages": [USER], "tools": [{"type": "function", "function": {"name": "a b"}}]},
          "tools.0.function.name"),
@@ -231,6 +240,10 @@ def test_model_of_pydantic_is_a_schema() -> None:
         ({"messages": [USER], "min_tokens": 20, "max_tokens": 10}, "min_tokens"),
         ({"messages": [USER], "continue_final_message": True, "add_generation_prompt": True},
          "continue_final_message"),
+        ({"messages": [USER], "chat_template_kwargs": {"messages": []}},
+         "chat_template_kwargs.messages"),
+        ({"messages": [USER], "chat_template_kwargs": {"add_generation_prompt": False}},
+         "chat_template_kwargs.add_generation_prompt"),
         ({"prompt": "a", "continue_final_message": True}, "continue_final_message"),
         ({"prompt": "a", "tools": [TOOL]}, "tools"),
     ],
