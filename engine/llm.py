@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.chat.requests.request_rules import model_names
+from tokenbus.engine.chat.requests.value_checks import text_problem
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.containment import Containment
 from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
@@ -198,6 +199,9 @@ class LLM:
             return token_ids_of(prompt, self.engine.limits.vocab_size), params
         if self._encoder is None:
             raise RequestRejected("prompts", "the model has no tokenizer: give token ids")
+        told = text_problem(prompt)
+        if told is not None:
+            raise RequestRejected("prompt", told)
         return self._tokenised(prompt, "prompt"), params
 
     def _tokenised(self, text: str, field: str) -> tuple[int, ...]:

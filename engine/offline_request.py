@@ -161,11 +161,10 @@ def prompt_among(fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     prompt = fields[given[0]]
     if given[0] == "token_ids" and isinstance(prompt, str):
         prompt = _unpacked(prompt)
-    is_one = given[0] == "token_ids" or isinstance(prompt, str)
-    if not is_one and not isinstance(prompt, (list, tuple)):
+    if given[0] == "prompt" and not isinstance(prompt, str):
         raise RequestRejected("prompt", f"must be text, got {shown(prompt)}")
     others = {name: value for name, value in fields.items() if name not in given}
-    return ([prompt] if is_one else prompt), others
+    return [prompt], others
 
 
 def _unpacked(text: str) -> list[int]:

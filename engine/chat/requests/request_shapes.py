@@ -136,7 +136,6 @@ def shaped(given: Mapping[str, Any]) -> Shaped:
     request = Shaped({name: value for name, value in fields.items() if name not in FOREIGN_FIELDS})
     _refuse(fields)
     _rename(fields, request)
-    _shape_prompt(request.fields)
     if "messages" in request.fields:
         messages, continues = shaped_messages(request.fields["messages"])
         request.fields["messages"] = messages
@@ -178,23 +177,6 @@ def _rename(fields: Mapping[str, Any], request: Shaped) -> None:
             raise ShapeInvalid(foreign, f"{shown(fields[foreign])} differs from {told}")
         request.fields[own] = fields[foreign]
         request.names.setdefault(own, foreign)
-
-
-def _shape_prompt(fields: dict[str, Any]) -> None:
-    """Take the prompts of OpenAI's completions: one text, or one list of token ids."""
-    prompt = fields.get("prompt")
-    if not isinstance(prompt, list):
-        return
-    if len(prompt) == 1 and isinstance(prompt[0], (str, list)):
-        prompt = prompt[0]
-    elif any(isinstance(item, (str, list)) for item in prompt):
-        raise ShapeInvalid("prompt", f"{len(prompt)} prompts in one request; send one for each")
-    if isinstance(prompt, str):
-        fields["prompt"] = prompt
-        return
-    if fields.get("token_ids") is None:
-        del fields["prompt"]
-        fields["token_ids"] = prompt
 
 
 def _shape_tools(fields: Mapping[str, Any], request: Shaped) -> None:

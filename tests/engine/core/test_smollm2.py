@@ -176,9 +176,9 @@ def test_bad_requests_of_a_batch_get_their_errors_and_the_rest_is_answered(
         (prompts[1], good, None),
         ("x", replace(good, max_tokens=10**9), RequestRejected),
         (prompts[1], replace(good, max_tokens=8192), SequenceTooLong),
-        ("\ud800", good, RequestFailed),
-        (None, good, RequestFailed),
-        (prompts[2], None, RequestFailed),
+        ("\ud800", good, RequestRejected),
+        (None, good, RequestRejected),
+        (prompts[2], None, RequestRejected),
         (prompts[2], good, None),
     ]
     outputs = llm.generate([b[0] for b in batch], [b[1] for b in batch], progress=False)
