@@ -97,7 +97,7 @@ def test_submit_streams_text_or_events(url: str, pool: str) -> None:
 
 def test_submit_names_the_field_that_is_wrong(url: str, pool: str) -> None:
     """A value that the schema refuses costs code 2 and one sentence with the field."""
-    run = _run("submit", "hello", "--max-tokens", "0", *_target(url, pool))
+    run = _run("submit", "hello", "--max-tokens", "-1", *_target(url, pool))
     assert run.returncode == 2
     assert run.stdout == ""
     assert run.stderr.count("\n") == 1

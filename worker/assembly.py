@@ -160,7 +160,7 @@ def _prompt_preparer(
     tokenizer: PreTrainedTokenizerFast, limits: EngineLimits, settings: WorkerSettings
 ) -> PromptPreparer:
     """Make what renders prompts, and log how the model is taken to write calls and reasoning."""
-    preparer = PromptPreparer(tokenizer, limits, settings.cache_groups, settings)
+    preparer = PromptPreparer(tokenizer, limits, settings.cache_groups, settings.chat_settings())
     if preparer.chat is not None:
         get_logger().info("chat.format_chosen", **preparer.chat.told())
     return preparer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import Field, create_model, model_validator
 
@@ -11,6 +11,9 @@ from tokenbus.engine.chat.requests.request_rules import model_names
 from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.worker.service_settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from tokenbus.engine.text.templates.chat_settings import ChatSettings
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 T = TypeVar("T", bound=ServiceSettings)
@@ -123,6 +126,10 @@ class WorkerSettings(ServiceSettings):
         if self.engine == "null":
             return self._null_config()
         return EngineConfig(model=self.model, **self._engine_values())
+
+    def chat_settings(self) -> ChatSettings:
+        """Return the settings that chats depend on: those of the engine, which are fields here."""
+        return cast("ChatSettings", self)
 
     def _engine_values(self) -> dict[str, Any]:
         """Return the engine's settings that are set."""

@@ -33,7 +33,7 @@ def check_worker(settings: WorkerSettings) -> None:
         check_port(settings.metrics_host, settings.metrics_port)
     config = settings.engine_config()
     try:
-        check_chat_settings(settings)
+        check_chat_settings(settings.chat_settings())
         if isinstance(config, EngineConfig):
             # A prompt of one token and the answer that is given where none is asked for.
             check_start(config, job_tokens=1 + int(DEFAULTS["max_tokens"] or 1))

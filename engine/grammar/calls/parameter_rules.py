@@ -77,7 +77,8 @@ class ParameterRules:
     def _other(self, schema: Any, root: Schema) -> tuple[str, list[str]]:
         value = json_value(with_definitions(resolved(schema, root), root))
         # Templates print these as Python does, and so do models that read them.
-        names = _PYTHON_NAMES.get(schema.get("type")) if isinstance(schema, Mapping) else None
+        kind = schema.get("type") if isinstance(schema, Mapping) else None
+        names = _PYTHON_NAMES.get(kind) if isinstance(kind, str) else None
         if names is not None and not {"enum", "const"} & schema.keys():
             value = f"({value} | {names})"
         return sequence((value, f"{SPACE}?", self._spell(self._mark))), []

@@ -82,7 +82,6 @@ class Document:
         self._is_old = any(draft in str(declared) for draft in _OLD_DRAFTS)
         self._schema = schema
         self._num_nodes = 0
-        self._by_place: dict[tuple[str, Path], Node] = {}
         self._anchors: dict[tuple[str, str], Node] = {}
         self._dynamic: dict[str, list[Node]] = {}
         self._resources: dict[str, Path] = {"": ()}

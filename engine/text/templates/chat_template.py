@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.exceptions import SecurityError
@@ -102,7 +102,7 @@ class _PlainNamespace(Namespace):
 class _GenerationTag(Extension):
     """Reads `{% generation %}`, by which trainers mark what the model wrote, as its content."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 -- jinja2 declares it of an instance
 
     def parse(self, parser: Parser) -> list[Node]:
         next(parser.stream)
@@ -168,6 +168,6 @@ def _to_json(
         value,
         ensure_ascii=ensure_ascii,
         indent=indent,
-        separators=tuple(separators) if separators else None,
+        separators=(separators[0], separators[1]) if separators else None,
         sort_keys=sort_keys,
     )

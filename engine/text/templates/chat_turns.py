@@ -228,8 +228,9 @@ def _merged_users(turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     merged: list[dict[str, Any]] = []
     for turn in turns:
         last = merged[-1] if merged else None
-        is_same = last is not None and last.get("role") == turn.get("role") == "user"
-        if is_same and isinstance(last["content"], str) and isinstance(turn["content"], str):
+        if last is None or not (last.get("role") == turn.get("role") == "user"):
+            merged.append(turn)
+        elif isinstance(last["content"], str) and isinstance(turn["content"], str):
             merged[-1] = {**last, "content": _PARAGRAPH.join((last["content"], turn["content"]))}
         else:
             merged.append(turn)

@@ -181,7 +181,7 @@ class FormatChooser:
         prompts += [rendered(self._template, [USER], names=_THINKING)]
         written = list(self._written_thoughts())
         texts = (*prompts, self._template.source)
-        signs = (
+        signs: tuple[Callable[[ReasoningFormat], bool], ...] = (
             lambda each: each.opens_in_prompt and any(map(each.is_open_after, prompts)),
             lambda each: any(_is_thought(each, text) for text in written),
             lambda each: any(_has_both_marks(each, text) for text in texts),

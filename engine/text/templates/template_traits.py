@@ -89,7 +89,7 @@ class HistoryShape:
 SHAPES = tuple(
     HistoryShape(has_object_arguments, empty_content)
     for has_object_arguments in (True, False)
-    for empty_content in EmptyContent
+    for empty_content in (EmptyContent.EMPTY, EmptyContent.NULL, EmptyContent.MISSING)
 )
 
 
