@@ -70,7 +70,10 @@ def test_offline_answers_follow_the_checkpoint_unless_told_otherwise(
     llm = LLM(tmp_path, **sizes)
     assert "sampling.defaults: temperature 0" in caplog.text
     greedy = model.greedy("good morning", 12)
-    asked = [SamplingParams(max_tokens=12), SamplingParams(max_tokens=12, temperature=1.0)]
+    asked = [
+        SamplingParams(max_tokens=12, seed=5),
+        SamplingParams(max_tokens=12, seed=5, temperature=1.0),
+    ]
     left_out, given = llm.generate(["good morning"] * 2, asked, progress=False)
     llm.close()
     assert (left_out.token_ids, left_out.sampling) == (greedy, {"temperature": 0.0})

@@ -74,7 +74,7 @@ def test_reasoning_is_read_where_the_template_opens_it() -> None:
         (
             {"tools": [{"function": {"name": "now", "parameters": {"not": {}}}}]},
             "tools",
-            "now: .*keyword 'not'",
+            "now: .*nothing can satisfy its parameters",
         ),
         (
             {"tools": [{"function": {"name": "now", "parameters": {"type": "array"}}}]},
