@@ -8,6 +8,7 @@ calls and their results.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -227,6 +228,9 @@ def _calls(fields: Mapping[str, Any], number: int, where: str) -> list[dict[str,
         path = f"{where}.function_call"
         function = _function(as_mapping(former, path, "a call"), path)
         calls.append({"id": f"call_{number}", "type": "function", "function": function})
+    if calls and fields["role"] != "assistant":
+        name = "tool_calls" if former is None else "function_call"
+        raise ShapeInvalid(f"{where}.{name}", "stand in messages of the assistant alone")
     return calls
 
 
@@ -247,8 +251,8 @@ def _shaped_call(call: Any, path: str) -> dict[str, Any]:
 
 
 def _function(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return name and arguments of a call, which are JSON text or an object."""
-    if not isinstance(fields.get("name"), str):
+    """Return name and arguments of a call, which are JSON text of an object or the object."""
+    if not isinstance(fields.get("name"), str) or not fields["name"].strip():
         raise ShapeInvalid(f"{path}.name", "must be the name of a function")
     arguments = fields.get("arguments")
     if arguments is not None and not isinstance(arguments, (str, Mapping)):
@@ -261,7 +265,28 @@ def _function(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
     given = dict(arguments) if isinstance(arguments, Mapping) else arguments
     # A call without arguments has none of their text, as servers stream it.
     is_none = given is None or (isinstance(given, str) and not given.strip())
+    if not is_none and isinstance(given, str):
+        _check_arguments(given, f"{path}.arguments")
     return {**kept, "arguments": "{}" if is_none else given}
+
+
+def _check_arguments(text: str, path: str) -> None:
+    """Refuse what templates cannot read: a call that was cut, a list, a text."""
+    try:
+        read = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        raise ShapeInvalid(path, "is no JSON object")
+    try:
+        check_json(read)
+    except ValueError as error:
+        raise ShapeInvalid(path, json_told(error)) from None
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and the infinities, which Python reads and JSON does not have."""
+    raise ValueError(name)
 
 
 def _become_result(message: dict[str, Any], before: list[dict[str, Any]], where: str) -> None:

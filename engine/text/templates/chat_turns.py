@@ -8,6 +8,7 @@ into a user turn.
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.text.templates.read_back import written_call
@@ -104,7 +105,7 @@ class ChatTurns:
             written = chosen.write_calls([written_call(call) for call in calls])
         except ValueError:
             # What is no JSON object is no call that this format could write.
-            written = "\n".join(str(call["function"]) for call in calls)
+            written = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
         return {**turn, "content": content + written}
 
     def _with_ids(self, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -31,6 +31,12 @@ CALL: dict[str, Any] = {
 }
 
 
+def calling(**function: Any) -> dict[str, Any]:
+    """Return a message with a good call and one that differs from it."""
+    other = {**CALL, "id": "c2", "function": {**CALL["function"], **function}}
+    return {"role": "assistant", "tool_calls": [CALL, other]}
+
+
 class Answer(BaseModel):
     """An answer, as a model of pydantic."""
 
@@ -208,6 +214,15 @@ def test_model_of_pydantic_is_a_schema() -> None:
          "messages.1.name"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]},
          "messages.0.tool_calls.0.type"),
+        *(({"messages": [USER, calling(arguments=text)]},
+           "messages.1.tool_calls.1.function.arguments")
+          for text in ('{"city":"OSL', "[1]", '"x"', "null", "{'a': 1}", '{"a": NaN}', "[" * 9999,
+                       '{"a": "\\ud800"}', '{"a":' * 500 + "1" + "}" * 500)),
+        *(({"messages": [USER, calling(name=name)]}, "messages.1.tool_calls.1.function.name")
+          for name in ("", " ", None, 5)),
+        *(({"messages": [{**USER, "role": role, "tool_calls": [CALL]}]}, "messages.0.tool_calls")
+          for role in ("user", "system", "tool")),
+        ({"messages": [{**USER, "function_call": CALL["function"]}]}, "messages.0.function_call"),
         ({"messages": [USER], "max_completion_tokens": 5, "max_tokens": 6},
          "max_completion_tokens"),
         ({"messages": [USER], "max_completion_tokens": -5}, "max_completion_tokens"),
