@@ -8,7 +8,6 @@ calls and their results.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,13 @@ from typing import Any
 from tokenbus.engine.chat.requests.bounds import ROLE_PATTERN
 from tokenbus.engine.chat.requests.json_values import check_json
 from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
-from tokenbus.engine.chat.requests.value_checks import json_told, shown, text_problem
+from tokenbus.engine.chat.requests.value_checks import (
+    json_told,
+    object_problem,
+    shown,
+    text_problem,
+)
+from tokenbus.engine.chat.requests.waiting_calls import WaitingCalls, id_of
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _THOUGHT_PARTS = {"thinking": "thinking", "reasoning": "text"}
@@ -27,6 +32,7 @@ _MEDIA_PARTS = frozenset(
     }
 )  # fmt: skip
 _PLAIN = frozenset({"role", "content"})
+_RESULTS = ("tool", "function")
 _TEXTS = ("role", "content", "name", "reasoning_content", "tool_call_id")
 _KEPT = ("role", "name", "tool_call_id")
 # What servers add to their answers, and what belongs to caches of others.
@@ -65,7 +71,7 @@ def are_plain(messages: Any) -> bool:
         return False
     for message in messages:
         is_plain = type(message) is dict and message.keys() == _PLAIN
-        if not is_plain or type(message["content"]) is not str or message["role"] == "function":
+        if not is_plain or type(message["content"]) is not str or message["role"] in _RESULTS:
             return False
     return True
 
@@ -81,6 +87,7 @@ def shaped_messages(messages: Any, path: str = "messages") -> tuple[list[dict[st
         raise ShapeInvalid(path, "must hold at least one message")
     shaped: list[dict[str, Any]] = []
     continues = False
+    waiting: WaitingCalls[Any] = WaitingCalls()
     for idx, message in enumerate(messages):
         where = f"{path}.{idx}"
         fields = as_mapping(message, where, "a message")
@@ -88,6 +95,10 @@ def shaped_messages(messages: Any, path: str = "messages") -> tuple[list[dict[st
             continues = _is_prefix(fields, where, is_last=idx == len(messages) - 1)
         turn = _shaped_message(fields, shaped, where)
         _check_texts(turn, where)
+        if "tool_calls" in turn:
+            waiting.begin((id_of(call), call) for call in turn["tool_calls"])
+        elif turn["role"] == "tool" and waiting.take(id_of(turn, "tool_call_id")) is None:
+            raise ShapeInvalid(f"{where}.tool_call_id", "names no earlier call")
         shaped.append(turn)
     return shaped, continues
 
@@ -265,28 +276,10 @@ def _function(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
     given = dict(arguments) if isinstance(arguments, Mapping) else arguments
     # A call without arguments has none of their text, as servers stream it.
     is_none = given is None or (isinstance(given, str) and not given.strip())
-    if not is_none and isinstance(given, str):
-        _check_arguments(given, f"{path}.arguments")
+    told = None if is_none or not isinstance(given, str) else object_problem(given)
+    if told is not None:
+        raise ShapeInvalid(f"{path}.arguments", told)
     return {**kept, "arguments": "{}" if is_none else given}
-
-
-def _check_arguments(text: str, path: str) -> None:
-    """Refuse what templates cannot read: a call that was cut, a list, a text."""
-    try:
-        read = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        read = None
-    if not isinstance(read, dict):
-        raise ShapeInvalid(path, "is no JSON object")
-    try:
-        check_json(read)
-    except ValueError as error:
-        raise ShapeInvalid(path, json_told(error)) from None
-
-
-def _no_constant(name: str) -> None:
-    """Refuse NaN and the infinities, which Python reads and JSON does not have."""
-    raise ValueError(name)
 
 
 def _become_result(message: dict[str, Any], before: list[dict[str, Any]], where: str) -> None:
