@@ -6,9 +6,6 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-import transformers
-from transformers import CONFIG_MAPPING
-
 from tokenbus.engine.errors import ModelBroken
 
 if TYPE_CHECKING:
@@ -44,13 +41,17 @@ def refuse_type(folder: Path) -> None:
 
     Raises: ValueError with the type, or if there is none; TypeError if it is no text.
     """
+    # It imports torch, which what else stands here does without.
+    import transformers
+
     config = json.loads((folder / "config.json").read_bytes())
     if not isinstance(config, dict) or not config.get("model_type"):
         raise ValueError("it names no model_type")
     model_type = config["model_type"]
     if not isinstance(model_type, str):
         raise TypeError(f"its model_type is {model_type!r:.60}")
-    if model_type not in CONFIG_MAPPING and "AutoConfig" not in (config.get("auto_map") or ()):
+    known = transformers.CONFIG_MAPPING
+    if model_type not in known and "AutoConfig" not in (config.get("auto_map") or ()):
         raise ValueError(
             f"transformers {transformers.__version__} knows no model of the type {model_type!r}"
         )

@@ -33,8 +33,6 @@ class MessageLines:
 
     def print(self, event: Event) -> None:
         """Print what an event adds; with the terminal one all that is left."""
-        if event.told is None:
-            self._say(event.text)
         for choice, delta in event.deltas:
             self._print_delta(choice, delta)
         if event.finish is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from tokenbus.engine.chat.delta import MessageDelta
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION
@@ -22,8 +23,6 @@ from tokenbus.producer.contract.messages.wire_delta import WireDelta, joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-    from tokenbus.engine.chat.delta import MessageDelta
 
 FINISHED_REASONS = frozenset({"stop", "length"})
 # Why a choice ended that stopped after it had made calls.
@@ -184,9 +183,9 @@ class Event(
     fourth element, true, for a token that a grammar forced; None where a worker of an earlier
     version left it out.
 
-    Where answers are read as messages, `delta` is what the event adds to that of its choice; None
-    in all other jobs, and where a worker of an earlier release wrote. What was held back until the
-    end comes with the terminal event, for all choices: `deltas` tells them.
+    Where answers are read as messages, `told` is what the event adds to that of its choice, and
+    `told_each` what was held back until the end, for all choices. In all other jobs, and where a
+    worker of an earlier release wrote, both are empty and the text is content.
     """
 
     job_id: str
@@ -211,14 +210,20 @@ class Event(
 
     @property
     def delta(self) -> MessageDelta | None:
-        """Return what the event adds to the message of its choice."""
-        return None if self.told is None else self.told.read()
+        """Return what the event adds to the message of its choice; None of an untold end.
+
+        An answer that nobody tells the parts of is content, as in the result.
+        """
+        if self.told is not None:
+            return self.told.read()
+        return None if self.finish is not None else MessageDelta(self.text)
 
     @property
     def deltas(self) -> tuple[tuple[int, MessageDelta], ...]:
         """Return choice and delta of every message to which the event adds something."""
         if self.told is None:
-            return ()
+            delta = self.delta
+            return ((self.choice, delta),) if delta else ()
         each = self.told_each or (self.told,)
         first = 0 if self.told_each else self.choice
         read = ((number, delta.read()) for number, delta in enumerate(each, first))

@@ -102,8 +102,7 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
             stories = await readers.check()
             assert all(len(story.epochs) == 2 for story in stories)
             assert second.metrics.jobs_resumed == NUM_JOBS
-            assert [len(story.deltas) for story in stories] == [1, 1, 0, 0, 0, 0]
-            for story in stories[:2]:
+            for story in stories:
                 result = await client.result(story.job_id)
                 assert joined(story.deltas[0]).content == result.message.content
                 assert result.message.content.split() == story.text.split()

@@ -15,7 +15,13 @@ from typing import Any
 from tokenbus.engine.chat.requests.bounds import ROLE_PATTERN
 from tokenbus.engine.chat.requests.json_values import check_json
 from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
-from tokenbus.engine.chat.requests.value_checks import json_told, shown, text_problem
+from tokenbus.engine.chat.requests.value_checks import (
+    json_told,
+    object_problem,
+    shown,
+    text_problem,
+)
+from tokenbus.engine.chat.requests.waiting_calls import WaitingCalls, id_of
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _THOUGHT_PARTS = {"thinking": "thinking", "reasoning": "text"}
@@ -26,6 +32,7 @@ _MEDIA_PARTS = frozenset(
     }
 )  # fmt: skip
 _PLAIN = frozenset({"role", "content"})
+_RESULTS = ("tool", "function")
 _TEXTS = ("role", "content", "name", "reasoning_content", "tool_call_id")
 _KEPT = ("role", "name", "tool_call_id")
 # What servers add to their answers, and what belongs to caches of others.
@@ -64,7 +71,7 @@ def are_plain(messages: Any) -> bool:
         return False
     for message in messages:
         is_plain = type(message) is dict and message.keys() == _PLAIN
-        if not is_plain or type(message["content"]) is not str or message["role"] == "function":
+        if not is_plain or type(message["content"]) is not str or message["role"] in _RESULTS:
             return False
     return True
 
@@ -80,6 +87,7 @@ def shaped_messages(messages: Any, path: str = "messages") -> tuple[list[dict[st
         raise ShapeInvalid(path, "must hold at least one message")
     shaped: list[dict[str, Any]] = []
     continues = False
+    waiting: WaitingCalls[Any] = WaitingCalls()
     for idx, message in enumerate(messages):
         where = f"{path}.{idx}"
         fields = as_mapping(message, where, "a message")
@@ -87,6 +95,10 @@ def shaped_messages(messages: Any, path: str = "messages") -> tuple[list[dict[st
             continues = _is_prefix(fields, where, is_last=idx == len(messages) - 1)
         turn = _shaped_message(fields, shaped, where)
         _check_texts(turn, where)
+        if "tool_calls" in turn:
+            waiting.begin((id_of(call), call) for call in turn["tool_calls"])
+        elif turn["role"] == "tool" and waiting.take(id_of(turn, "tool_call_id")) is None:
+            raise ShapeInvalid(f"{where}.tool_call_id", "names no earlier call")
         shaped.append(turn)
     return shaped, continues
 
@@ -227,6 +239,9 @@ def _calls(fields: Mapping[str, Any], number: int, where: str) -> list[dict[str,
         path = f"{where}.function_call"
         function = _function(as_mapping(former, path, "a call"), path)
         calls.append({"id": f"call_{number}", "type": "function", "function": function})
+    if calls and fields["role"] != "assistant":
+        name = "tool_calls" if former is None else "function_call"
+        raise ShapeInvalid(f"{where}.{name}", "stand in messages of the assistant alone")
     return calls
 
 
@@ -247,8 +262,8 @@ def _shaped_call(call: Any, path: str) -> dict[str, Any]:
 
 
 def _function(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Return name and arguments of a call, which are JSON text or an object."""
-    if not isinstance(fields.get("name"), str):
+    """Return name and arguments of a call, which are JSON text of an object or the object."""
+    if not isinstance(fields.get("name"), str) or not fields["name"].strip():
         raise ShapeInvalid(f"{path}.name", "must be the name of a function")
     arguments = fields.get("arguments")
     if arguments is not None and not isinstance(arguments, (str, Mapping)):
@@ -261,6 +276,9 @@ def _function(fields: Mapping[str, Any], path: str) -> dict[str, Any]:
     given = dict(arguments) if isinstance(arguments, Mapping) else arguments
     # A call without arguments has none of their text, as servers stream it.
     is_none = given is None or (isinstance(given, str) and not given.strip())
+    told = None if is_none or not isinstance(given, str) else object_problem(given)
+    if told is not None:
+        raise ShapeInvalid(f"{path}.arguments", told)
     return {**kept, "arguments": "{}" if is_none else given}
 
 

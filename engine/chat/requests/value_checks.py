@@ -6,6 +6,7 @@ Each check returns None for a value that is right, else the path of what is wron
 
 from __future__ import annotations
 
+import json
 import sys
 from array import array
 from collections.abc import Callable, Mapping
@@ -91,6 +92,26 @@ def _object(value: Any) -> Problem:
     except ValueError as error:
         return "", json_told(error)
     return None
+
+
+def object_problem(text: str) -> str | None:
+    """Return what is wrong with the JSON text of an object; None if nothing is."""
+    try:
+        read = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        read = None
+    if not isinstance(read, dict):
+        return "is no JSON object"
+    try:
+        check_json(read)
+    except ValueError as error:
+        return json_told(error)
+    return None
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and the infinities, which Python reads and JSON does not have."""
+    raise ValueError(name)
 
 
 def json_told(error: ValueError) -> str:

@@ -8,8 +8,10 @@ into a user turn.
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.chat.requests.waiting_calls import WaitingCalls, id_of
 from tokenbus.engine.text.templates.read_back import written_call
 from tokenbus.engine.text.templates.template_traits import NINE
 
@@ -39,8 +41,8 @@ class ChatTurns:
             note: what the model is told beside them, the tools where the template renders none.
         """
         turns = [_plain_turn(message) for message in messages]
-        names = {call["id"]: call["function"]["name"] for call in _calls_of(turns) if "id" in call}
         turns = self._with_ids(turns)
+        names = {call["id"]: call["function"]["name"] for call in _calls_of(turns) if "id" in call}
         turns = self._with_calls(turns)
         if not self._traits.has_results:
             turns = _with_written_results(turns, names)
@@ -104,35 +106,44 @@ class ChatTurns:
             written = chosen.write_calls([written_call(call) for call in calls])
         except ValueError:
             # What is no JSON object is no call that this format could write.
-            written = "\n".join(str(call["function"]) for call in calls)
+            written = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
         return {**turn, "content": content + written}
 
     def _with_ids(self, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Give calls and results the ids that the template and the model ask for."""
-        ids: dict[str, str] = {}
-        written = self._choice.format.calls
-        for idx, call in enumerate(_calls_of(turns)):
-            given = str(call.get("id", ""))
-            if self._traits.has_short_ids and len(given) != NINE:
-                ids[given] = hashlib.sha256(f"{given} {idx}".encode()).hexdigest()[:NINE]
-            elif written is not None and written.keeps_id:
-                name = call["function"]["name"]
-                ids[given] = f"{written.name_prefix}{name}{written.index_open}{idx}"
-        if not ids:
-            return list(turns)
-        renamed = []
+        """Give calls and results the ids that the template and the model ask for.
+
+        A result without an id belongs to the first call that waits for one.
+        """
+        waiting: WaitingCalls[dict[str, Any]] = WaitingCalls()
+        named: list[dict[str, Any]] = []
+        number = 0
         for turn in turns:
             if "tool_calls" in turn:
-                calls = [
-                    {**call, "id": ids.get(str(call.get("id", "")), call.get("id"))}
-                    for call in turn["tool_calls"]
-                ]
-                renamed.append({**turn, "tool_calls": calls})
-            elif turn.get("tool_call_id") in ids:
-                renamed.append({**turn, "tool_call_id": ids[turn["tool_call_id"]]})
+                given_calls = turn["tool_calls"]
+                calls = [self._with_id(call, number + at) for at, call in enumerate(given_calls)]
+                waiting.begin(zip(map(id_of, given_calls), calls, strict=True))
+                number += len(calls)
+                named.append({**turn, "tool_calls": calls})
+                continue
+            given = id_of(turn, "tool_call_id")
+            called = waiting.take(given) if turn.get("role") == "tool" else None
+            if called is None:
+                named.append(turn)
             else:
-                renamed.append(turn)
-        return renamed
+                own = called.setdefault("id", given or f"call_{len(named)}_{number}")
+                named.append({**turn, "tool_call_id": own})
+        return named
+
+    def _with_id(self, call: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """Return a call with the id that the template and the model ask for, if they do."""
+        given = id_of(call)
+        written = self._choice.format.calls
+        if self._traits.has_short_ids and len(given) != NINE:
+            return {**call, "id": hashlib.sha256(f"{given} {number}".encode()).hexdigest()[:NINE]}
+        if written is not None and written.keeps_id:
+            name = call["function"]["name"]
+            return {**call, "id": f"{written.name_prefix}{name}{written.index_open}{number}"}
+        return dict(call)
 
     def _with_rules(self, turns: Sequence[dict[str, Any]], note: str) -> list[dict[str, Any]]:
         """Place system and developer messages, and the note, where the template renders them."""

@@ -91,6 +91,14 @@ def test_earlier_calls_stand_in_the_text_where_the_template_leaves_them_out(rend
         assert f"[assistant]{written}[tool]12:40[assistant]" in text
 
 
+def test_calls_that_no_format_can_write_stand_in_the_text_as_json(render: Any) -> None:
+    """A history that an earlier release stored may have a call that was cut."""
+    function = {"name": "now", "arguments": '{"town": "Os'}
+    turns = [HISTORY[0], {**HISTORY[1], "tool_calls": [{**CALL, "function": function}]}]
+    said = render(PLAIN, turns, tools=False).split("[assistant]")[1]
+    assert json.loads(said) == function
+
+
 def test_messages_of_the_caller_are_left_as_they_were(render: Any) -> None:
     """Rendering changes a copy."""
     before = copy.deepcopy(HISTORY)

@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from tokenbus.engine.chat.message_reader import MessageReader
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.tools import tools_of
+from tokenbus.engine.offline_request import conversation_of
 from tokenbus.engine.text.chat_prompt import ChatRenderer
+from tokenbus.engine.text.templates.chat_turns import ChatTurns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,6 +153,25 @@ def test_nothing_of_a_conversation_is_lost_whatever_the_template_leaves_out(name
     reader.finish()
     read = json.loads(reader.message.complete_calls[0].arguments)
     assert read == {"city": "Oslo", "days": 2}
+
+
+@pytest.mark.parametrize("lacking", ["calls", "results", "both", "neither"])
+def test_results_have_the_ids_of_their_calls_whoever_left_them_out(lacking: str) -> None:
+    """They take the calls in order, also where a later turn has the ids of an earlier one."""
+    turns = [*two_turns()[:4], *two_turns()[1:4]]
+    for turn in turns:
+        if "tool_calls" in turn and lacking in ("calls", "both"):
+            turn["tool_calls"] = [{**each, "id": None} for each in turn["tool_calls"]]
+        if turn["role"] == "tool" and lacking in ("results", "both"):
+            del turn["tool_call_id"]
+    chat = ChatRenderer(tokenizer_of(TEMPLATES["null-content"]))
+    rendered = ChatTurns(chat.traits, chat.choice).of(conversation_of(turns)[0])
+    for part in (rendered[1:4], rendered[4:7]):
+        called = [each["id"] for each in part[0]["tool_calls"]]
+        assert called == [turn["tool_call_id"] for turn in part[1:]]
+        assert len({*called}) == 2
+    if lacking == "neither":
+        assert called == ["call_one", "call_two"]
 
 
 def test_unknown_way_of_writing_calls_refuses_tools_and_nothing_else() -> None:

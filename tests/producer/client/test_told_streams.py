@@ -131,7 +131,7 @@ async def test_event_of_an_earlier_release_is_given_its_delta(client: AsyncClien
     await teller.tell(len(TEXT), is_told=False)
     await teller.end()
     events += await rest(stream)
-    assert all(event.delta is not None for event in events)
+    assert all(event.told is not None for event in events)
     assert told_by(events) == message_of(job_id=teller.job_id)
 
 

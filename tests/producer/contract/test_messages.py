@@ -49,7 +49,20 @@ def test_delta_is_spelled_as_openai_spells_it() -> None:
 def test_delta_of_a_stranger_is_none(wire: str) -> None:
     """The event stays; who needs the delta reads the text."""
     event = parse_message(f'{EVENT},"delta":{wire}}}')
-    assert (event.text, event.delta) == ("x", None)
+    assert (event.text, event.told) == ("x", None)
+
+
+def test_text_that_nobody_tells_the_parts_of_is_content() -> None:
+    """The answer of a model without a format grows delta by delta; held back text is none."""
+    plain = Event("j", 1, 1, 1, 1, "x", (5,), (1,))
+    assert plain.delta == MessageDelta("x")
+    assert plain.deltas == ((1, MessageDelta("x")),)
+    assert "delta" not in plain.dump()
+    assert msgspec.structs.replace(plain, text="").deltas == ()
+    held = msgspec.structs.replace(plain, told=WireDelta())
+    assert (held.delta, held.deltas) == (MessageDelta(), ())
+    end = msgspec.structs.replace(plain, text="", ids=(), ends=(), finish=Finish("stop"))
+    assert (end.delta, end.deltas) == (None, ())
 
 
 def test_joined_deltas_tell_each_call_once() -> None:
@@ -67,7 +80,7 @@ def test_events_of_which_one_has_no_delta_are_not_joined() -> None:
     more = msgspec.structs.replace(told, start=3, to=3)
     assert plain.merged(told) is None
     assert told.merged(more).delta == MessageDelta("xx")
-    assert told.merged(more).after(2).delta is None
+    assert told.merged(more).after(2).told is None
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class Ear:
 
 def deltas_of(events: Sequence[Event]) -> dict[int, MessageDelta]:
     """Join what events tell, by choice; each of them has to tell its delta."""
-    assert all(event.delta is not None for event in events)
+    assert all(event.told is not None for event in events)
     told: dict[int, list[MessageDelta]] = {}
     for event in events:
         for choice, delta in event.deltas:
@@ -321,7 +321,8 @@ async def test_log_of_an_earlier_release_goes_on_without_deltas(
         heard, result = await ear.all(), await stored(bench)
         events = await replayed(client, 3)
     assert not any("delta" in event for event in heard)
-    assert all(event.delta is None for event in events)
+    assert all(event.told is None for event in events)
+    assert joined(delta for event in events for _, delta in event.deltas).content == CALL[3:]
     assert "chat" not in heard[-1]["finish"]
     [call] = result.message.tool_calls
     assert (call.name, call.arguments, result.content) == ("now", TOWN, "")

@@ -31,6 +31,12 @@ CALL: dict[str, Any] = {
 }
 
 
+def calling(**function: Any) -> dict[str, Any]:
+    """Return a message with a good call and one that differs from it."""
+    other = {**CALL, "id": "c2", "function": {**CALL["function"], **function}}
+    return {"role": "assistant", "tool_calls": [CALL, other]}
+
+
 class Answer(BaseModel):
     """An answer, as a model of pydantic."""
 
@@ -96,8 +102,6 @@ def stored(**fields: Any) -> dict[str, Any]:
         ({"role": "assistant", "parsed": {"a": 1}, "tool_calls": [
             {**CALL, "function": {**CALL["function"], "parsed_arguments": {"a": 1}}}]},
          {"role": "assistant", "tool_calls": [CALL]}),
-        ({"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "r"}]},
-         {"role": "tool", "tool_call_id": "c1", "content": "r"}),
         ({"role": "assistant", "tool_calls": [
             {**CALL, "function": {**CALL["function"], "arguments": " "}}]},
          {"role": "assistant", "tool_calls": [
@@ -109,6 +113,40 @@ def stored(**fields: Any) -> dict[str, Any]:
 def test_message_has_one_spelling(given: dict[str, Any], expected: dict[str, Any]) -> None:
     """Parts, dumps of the client's models and fields of other servers are one message."""
     assert stored(messages=[USER, given]) == {"messages": [USER, expected]}
+
+
+@pytest.mark.parametrize(
+    ("ids", "results"),
+    [
+        (("c1", "c2"), ("c2", "c1")),
+        (("c1", "c2"), ("c1", "c1")),
+        (("c1", "c2"), (None, "c2")),
+        (("c1", "c2"), ("c2", "")),
+        ((None, None), ("c1", "c2")),
+        ((None, None), (None, None)),
+    ],
+)
+def test_results_find_their_calls(ids: tuple[Any, ...], results: tuple[Any, ...]) -> None:
+    """By id, and in order where ids are missing; their content may be parts."""
+    calls = [{**CALL, "id": each} for each in ids]
+    part = {"type": "text", "text": "r"}
+    told_back = [{"role": "tool", "tool_call_id": each, "content": [part]} for each in results]
+    turns = [USER, {"role": "assistant", "tool_calls": calls}, *told_back]
+    kept = [each["content"] for each in stored(messages=turns)["messages"][2:]]
+    assert kept == ["r", "r"]
+
+
+@pytest.mark.parametrize(
+    ("results", "at"),
+    [(("x",), 2), (("c1", "c2", "x"), 4), (("c1", None, None), 4), (("c1", "c2", ""), 4)],
+)
+def test_result_that_names_no_earlier_call_is_refused(results: tuple[Any, ...], at: int) -> None:
+    """Templates would raise their own words, or leave it out."""
+    turns = [{"role": "tool", "tool_call_id": each, "content": "r"} for each in results]
+    found = told(messages=[USER, calling(), *turns])
+    assert found == (f"messages.{at}.tool_call_id", "names no earlier call")
+    orphan = {"role": "tool", "content": "r"}
+    assert told(messages=[USER, orphan, calling()])[0] == "messages.1.tool_call_id"
 
 
 def test_former_calls_and_results_are_those_of_tools() -> None:
@@ -208,6 +246,15 @@ def test_model_of_pydantic_is_a_schema() -> None:
          "messages.1.name"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]},
          "messages.0.tool_calls.0.type"),
+        *(({"messages": [USER, calling(arguments=text)]},
+           "messages.1.tool_calls.1.function.arguments")
+          for text in ('{"city":"OSL', "[1]", '"x"', "null", "{'a': 1}", '{"a": NaN}', "[" * 9999,
+                       '{"a": "\\ud800"}', '{"a":' * 500 + "1" + "}" * 500)),
+        *(({"messages": [USER, calling(name=name)]}, "messages.1.tool_calls.1.function.name")
+          for name in ("", " ", None, 5)),
+        *(({"messages": [{**USER, "role": role, "tool_calls": [CALL]}]}, "messages.0.tool_calls")
+          for role in ("user", "system", "tool")),
+        ({"messages": [{**USER, "function_call": CALL["function"]}]}, "messages.0.function_call"),
         ({"messages": [USER], "max_completion_tokens": 5, "max_tokens": 6},
          "max_completion_tokens"),
         ({"messages": [USER], "max_completion_tokens": -5}, "max_completion_tokens"),
