@@ -168,6 +168,12 @@ WRONG: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     ("chat", "messages.0.content.0", ([{"role": "user", "content": [{"type": "file"}]}],), {}),
     ("chat", "tools", (USER,), {"tools": 5}),
     ("chat", "tools.0", (USER,), {"tools": [5]}),
+    (
+        "chat",
+        "tools.1.function.parameters",
+        (USER,),
+        {"tools": [TOOL, {"name": "g", "parameters": {"properties": {"a": {"minimun": 1}}}}]},
+    ),
     ("chat", "tool_choice", (USER,), {"tools": [TOOL], "tool_choice": "g"}),
     ("chat", "grammar", (USER, SamplingParams(grammar=5)), {"tools": [TOOL]}),  # type: ignore[arg-type]
 ]
