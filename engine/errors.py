@@ -51,5 +51,9 @@ class ModelUnsound(EngineError):
     """The model gives no finite numbers for anything; no sequence is to blame."""
 
 
+class GrammarFailed(GrammarRejected, RequestFailed):
+    """The grammar of an accepted request turned out to be of no use; `field` has asked for it."""
+
+
 class IntegrityError(EngineError):
     """The page pool's arithmetic does not add up; the message holds the numbers."""

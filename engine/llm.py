@@ -18,7 +18,7 @@ from tokenbus.engine.chat.requests.request_rules import model_names
 from tokenbus.engine.chat.requests.value_checks import text_problem
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.containment import Containment
-from tokenbus.engine.errors import RequestFailed, RequestRejected, SequenceTooLong
+from tokenbus.engine.errors import GrammarFailed, RequestFailed, RequestRejected, SequenceTooLong
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.offline_request import (
     OfflineRequest,
@@ -35,15 +35,16 @@ from tokenbus.engine.output import Completion, Output
 from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.text.prompt_encoder import PromptEncoder
-from tokenbus.engine.types import FinishReason, Request, SamplingParams
+from tokenbus.engine.types import FaultCode, FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.errors import EngineError
     from tokenbus.engine.grammar.tool_calls import ToolCalling
-    from tokenbus.engine.types import EngineStats, TokenDelta
+    from tokenbus.engine.types import EngineStats, Fault, TokenDelta
 
 Prompt = str | list[int] | tuple[int, ...]
 # A prompt's ids, and the parameters with what its rendering adds to them.
@@ -57,6 +58,8 @@ class _Batch:
     first_id: int
     # Special tokens that are part of the text: the marks that calls are read by.
     shown_ids: tuple[int, ...] = ()
+    # The field that has asked for the grammars, as the caller has spelled it.
+    grammar_field: str = "grammar"
     outputs: list[Output] = field(default_factory=list)
     texts: dict[tuple[int, int], ChoiceText] = field(default_factory=dict)
     containment: Containment[int] = field(default_factory=Containment)
@@ -110,14 +113,16 @@ class LLM:
         Returns: an output per prompt. A request that is refused or fails has its `error` there, and
             the others are answered.
         Raises: the error of the first request if none can be answered: RequestRejected,
-            SequenceTooLong or RequestFailed. DeviceFault or ModelUnsound if the engine is lost.
+            SequenceTooLong, GrammarFailed or RequestFailed. DeviceFault or ModelUnsound if the
+            engine is lost.
         """
         if prompts is None:
             prompts, fields = prompt_among(fields)
         asked = OfflineRequest.of(fields, self._names, is_chat=False)
         listed = prompts_of(prompts)
         makers = [partial(self._encode, prompt) for prompt in listed]
-        return self._run(makers, params_of(listed, params, asked), progress=progress)
+        own = params_of(listed, params, asked)
+        return self._run(makers, own, progress=progress, grammar_field=asked.grammar_field)
 
     def chat(
         self,
@@ -152,7 +157,8 @@ class LLM:
                 raise RequestRejected("grammar", why)
         makers = [partial(self._render, messages, asked, calling) for messages in many]
         shown = () if calling is None else self._chat().shown_ids
-        outputs = self._run(makers, listed, progress=progress, shown_ids=shown)
+        told: dict[str, Any] = {"shown_ids": shown, "grammar_field": asked.grammar_field}
+        outputs = self._run(makers, listed, progress=progress, **told)
         if calling is not None:
             _read_calls(outputs, calling)
         return outputs
@@ -222,9 +228,10 @@ class LLM:
         *,
         progress: bool,
         shown_ids: tuple[int, ...] = (),
+        grammar_field: str = "grammar",
     ) -> list[Output]:
         """Answer requests; one that fails gets its error, and if all do, the first is raised."""
-        batch = _Batch(self._next_id, shown_ids)
+        batch = _Batch(self._next_id, shown_ids, grammar_field)
         self._next_id += len(prompts)
         try:
             for idx, (prepare, item) in enumerate(zip(prompts, params, strict=True)):
@@ -275,7 +282,7 @@ class LLM:
         """End the requests whose own prompt or text failed."""
         for idx, fault in batch.containment.take().items():
             self.engine.abort(batch.first_id + idx)
-            batch.outputs[idx].fail(RequestFailed(fault.message))
+            batch.outputs[idx].fail(_error_of(fault, batch.grammar_field))
 
     def _drain(self, batch: _Batch, *, progress: bool) -> None:
         outputs = batch.outputs
@@ -292,17 +299,18 @@ class LLM:
                     if idx < 0:
                         continue  # the end of a request that an earlier call gave up
                     with batch.containment.guard(idx, "its tokens became text"):
-                        if self._take(delta, outputs[idx], batch.texts.get((idx, delta.choice))):
+                        if self._take(batch, idx, delta):
                             bar.advance(task)
                 self._end_failed(batch)
 
-    def _take(self, delta: TokenDelta, output: Output, text: ChoiceText | None) -> bool:
+    def _take(self, batch: _Batch, idx: int, delta: TokenDelta) -> bool:
         """Add a delta to its choice; return True if the choice ended with it."""
+        output, text = batch.outputs[idx], batch.texts.get((idx, delta.choice))
         completion = output.choices[delta.choice]
         if completion.finish_reason is not None:
             return False
         if delta.error is not None:
-            output.error = output.error or RequestFailed(delta.error.message)
+            output.error = output.error or _error_of(delta.error, batch.grammar_field)
             text = None
         if delta.prompt_logprobs is not None:
             output.prompt_logprobs = delta.prompt_logprobs
@@ -337,6 +345,13 @@ def _read_calls(outputs: list[Output], calling: ToolCalling) -> None:
                 choice.tool_calls = reader.parse(choice.text).calls
     for idx, fault in containment.take().items():
         outputs[idx].fail(RequestFailed(fault.message))
+
+
+def _error_of(fault: Fault, grammar_field: str) -> EngineError:
+    """Return what the engine gave a request up for as an error; a bad grammar names its field."""
+    if fault.code is FaultCode.GRAMMAR:
+        return GrammarFailed(grammar_field, fault.message)
+    return RequestFailed(fault.message)
 
 
 def _stop_reason(delta: TokenDelta, eos_token_ids: tuple[int, ...]) -> int | None:

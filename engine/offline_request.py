@@ -38,7 +38,8 @@ class OfflineRequest:
     """What the fields of a call ask for, beside prompts and messages.
 
     `params` is None where no field of sampling was given. `tool_choice` is auto, none, required or
-    the name of a tool; tools that must not be called are left out.
+    the name of a tool; tools that must not be called are left out. `grammar_field` is the field
+    that asks for the grammar of the answer, as the caller has spelled it.
     """
 
     params: SamplingParams | None = None
@@ -49,6 +50,7 @@ class OfflineRequest:
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     max_reasoning_tokens: int | None = None
+    grammar_field: str = "grammar"
 
     @classmethod
     def of(
@@ -82,6 +84,9 @@ class OfflineRequest:
             add_generation_prompt=own.get("add_generation_prompt", True),
             continue_final_message=own.get("continue_final_message", False),
             max_reasoning_tokens=own.get("max_reasoning_tokens"),
+            grammar_field=request.told(
+                "tools" if own.get("tools") and choice != "none" else "grammar"
+            ),
         )
 
 

@@ -204,4 +204,5 @@ def _outcome(work: Callable[[], ReadyGrammar]) -> GrammarOutcome:
     except GrammarRejected as error:
         return FailedGrammar(str(error).removeprefix(f"{error.field}: "))
     except BaseException as error:  # A panic of the library too.
-        return FailedGrammar(f"the grammar library failed: {type(error).__name__}: {error}")
+        said = " ".join(str(error).split())
+        return FailedGrammar(f"the grammar library failed: {type(error).__name__}: {said}")

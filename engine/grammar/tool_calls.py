@@ -22,7 +22,7 @@ from tokenbus.engine.grammar.calls.free_text import FreeText
 from tokenbus.engine.grammar.calls.reasoning_rules import ReasoningRule, before_answer
 from tokenbus.engine.grammar.calls.value_rules import json_value
 from tokenbus.engine.grammar.tool_reader import ToolReader
-from tokenbus.engine.grammar.tools import arguments_schema
+from tokenbus.engine.grammar.tools import arguments_schema, parameters_field
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class ToolCalling:
     ) -> None:
         """Check the tools.
 
-        Raises: RequestRejected for the field `tools`: none, a bad or double name, or a schema that
-            would not be enforced; or a format without calls.
+        Raises: RequestRejected for the field `tools`: none, or a format without calls; for a tool
+            with a bad or double name, or the schema of one that would not be enforced.
         """
         if not tools:
             raise RequestRejected("tools", "at least one tool is needed")
@@ -62,12 +62,13 @@ class ToolCalling:
             raise RequestRejected("tools", f"the chat format {chat_format.name} has no calls")
         self._tools = tuple(tools)
         self._schemas: dict[str, Mapping[str, Any]] = {}
-        for tool in tools:
+        for idx, tool in enumerate(tools):
+            field = f"tools.{idx}.function.name"
             if not _NAME.fullmatch(tool.name):
-                raise RequestRejected("tools", f"name {tool.name!r} does not match {_NAME.pattern}")
+                raise RequestRejected(field, f"{tool.name!r} does not match {_NAME.pattern}")
             if tool.name in self._schemas:
-                raise RequestRejected("tools", f"{tool.name} is given twice")
-            self._schemas[tool.name] = arguments_schema(tool)
+                raise RequestRejected(field, f"{tool.name} is given twice")
+            self._schemas[tool.name] = arguments_schema(tool, parameters_field(idx))
         self.format = chat_format
         self._written: CallFormat = chat_format.calls
         self._tokens = tokens

@@ -27,19 +27,26 @@ def tools_of(specs: Iterable[Mapping[str, Any]]) -> list[FunctionTool]:
     """Read tools as chat APIs spell them: `{"type": "function", "function": {"name": …}}`.
 
     The inner object may also stand alone.
-    Raises: RequestRejected for the field `tools` if one is not of that form.
+    Raises: RequestRejected with the path of one that is not of that form.
     """
     tools = []
-    for spec in specs:
+    for idx, spec in enumerate(specs):
         function = spec.get("function", spec)
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str):
-            raise RequestRejected("tools", "a tool is an object with a function that has a name")
-        parameters = function.get("parameters") or {}
+            told = "a tool is an object with a function that has a name"
+            raise RequestRejected(f"tools.{idx}", told)
+        given = function.get("parameters")
+        parameters = {} if given is None else given
         if not isinstance(parameters, dict):
-            raise RequestRejected("tools", f"{name}: parameters must be a JSON schema")
+            raise RequestRejected(parameters_field(idx), "must be a JSON schema of an object")
         tools.append(FunctionTool(name, parameters, str(function.get("description") or "")))
     return tools
+
+
+def parameters_field(idx: int) -> str:
+    """Return the path of the schema of a tool's arguments in a request."""
+    return f"tools.{idx}.function.parameters"
 
 
 def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -50,19 +57,20 @@ def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def arguments_schema(tool: FunctionTool) -> Mapping[str, Any]:
+def arguments_schema(tool: FunctionTool, field: str) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments, which are always an object.
 
-    Raises: GrammarRejected if a keyword would not be enforced, RequestRejected if it is no object.
+    field: the path of the schema in the request.
+    Raises: GrammarRejected for that field if a keyword would not be enforced or nothing can satisfy
+        the schema, RequestRejected if it is not of an object.
     """
     schema = dict(tool.parameters) or {"properties": {}, "additionalProperties": False}
     if schema.setdefault("type", "object") != "object":
-        raise RequestRejected("tools", f"{tool.name}: parameters must be of type object")
+        raise RequestRejected(field, "must be of type object")
     try:
         enforceable: Any = enforceable_schema(schema)
     except GrammarRejected as error:
-        raise GrammarRejected("tools", f"{tool.name}: {error}") from error
+        raise GrammarRejected(field, str(error).removeprefix(f"{error.field}: ")) from error
     if enforceable is False:
-        reason = "Unsatisfiable schema: nothing can satisfy its parameters"
-        raise GrammarRejected("tools", f"{tool.name}: {reason}")
+        raise GrammarRejected(field, "JSON schema at #: nothing can satisfy it")
     return {"type": "object"} if enforceable is True else enforceable

@@ -32,6 +32,12 @@ _MEANINGS = (
     ("Unable to determine", "it is too complex to combine"),
     ("panic", "the grammar library failed on it"),
 )
+# How the library begins to tell of a pattern that it cannot read.
+_REGEX_HEAD = " (in regex): regex parse error:"
+# A line of a grammar as the library quotes it, and the mark below.
+_QUOTED = re.compile(r"\s*(\d+ \| |\^+\s*$)")
+# Line and column in the text of a grammar.
+_PLACE_IN_GRAMMAR = re.compile(r"^(at )?\d+\(\d+\): ")
 _MAX_REASON_CHARACTERS = 800
 # Lines of a message that quote a long source keep so many characters of each end.
 _LINE_HEAD, _LINE_TAIL = 120, 60
@@ -122,13 +128,24 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def reason_of(message: str) -> str:
-    """Return what an error of the library says, without the dump of its state, and what it means.
+def reason_of(message: str, *, has_place: bool = True) -> str:
+    """Return what an error of the library says, in one line, and what it means.
 
-    Lines and columns that the library names stay.
+    What the library quotes is left out: the dump of its state, and the text of the grammar, which
+    may be one that was made here. has_place: the line and column that it names are the author's.
     """
-    lines = message.partition("\n<")[0].strip().splitlines()
-    said = "\n".join(map(_clipped, lines))[:_MAX_REASON_CHARACTERS]
+    lines = [line for line in message.partition("\n<")[0].strip().splitlines() if line.strip()]
+    head = lines[0] if lines else ""
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if head.endswith(_REGEX_HEAD) and told:
+        # Between head and error stands a picture of the pattern.
+        lines = [head.removesuffix(_REGEX_HEAD), told[-1]]
+        said = ": ".join(map(_clipped, lines))
+    else:
+        lines = [line.strip() for line in lines if not _QUOTED.match(line)]
+        said = " ".join(map(_clipped, lines))[:_MAX_REASON_CHARACTERS]
+    if not has_place:
+        said = _PLACE_IN_GRAMMAR.sub("", said)
     for sign, meaning in _MEANINGS:
         if sign in said:
             return f"{meaning} ({said})"

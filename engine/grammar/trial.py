@@ -123,7 +123,9 @@ class GrammarTrial:
         """
         prototype = self._matcher(grammar)
         if prototype.is_error():
-            return _Failure("it does not compile", reason_of(prototype.get_error()))
+            has_place = self._spec.kind is GrammarKind.LARK
+            reason = reason_of(prototype.get_error(), has_place=has_place)
+            return _Failure("it does not compile", reason)
         self._say(TrialStage.FIRST_MASK)
         _, reason = self._mask(prototype)
         if reason:

@@ -9,7 +9,7 @@ from models.ending_families import EndingModel, Ends
 from models.tiny_model import TinyModel
 
 from tokenbus.engine import LLM, SamplingParams
-from tokenbus.engine.errors import EngineError, RequestRejected
+from tokenbus.engine.errors import EngineError, GrammarFailed, RequestRejected
 from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.types import FinishReason
 
@@ -83,6 +83,33 @@ def test_last_message_is_continued(llm: LLM) -> None:
         assert llm.tokenizer.decode(output.prompt_ids).endswith("The answer is")
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("guided_regex", "(", 'regex: it does not compile: invalid regex "(": unclosed group'),
+        ("guided_grammar", 'root ::= "a"', "lark: it does not compile: 1(7): Expected token"),
+        (
+            "response_format",
+            {"type": "json_schema", "json_schema": {"schema": {"type": ["object", "nul"]}}},
+            "JSON schema keyword 'type' at #: ['object', 'nul'] is not one of",
+        ),
+        ("grammar", {"kind": "regex", "source": "\n("}, "unclosed group"),
+    ],
+)
+def test_grammar_that_is_of_no_use_names_its_field_in_one_line(
+    llm: LLM, field: str, value: Any, reason: str
+) -> None:
+    """The error has the sender's spelling, and nothing of the grammar that was made of it."""
+    asked: dict[str, Any] = {field: value}
+    with pytest.raises(GrammarFailed) as failed:
+        llm.generate("a", max_tokens=4, progress=False, **asked)
+    assert failed.value.field == field
+    told = str(failed.value)
+    assert reason in told
+    assert "\n" not in told
+    assert "start:" not in told
+
+
 def test_every_choice_has_its_calls(llm: LLM) -> None:
     """`n` answers with tools, a tool chosen as OpenAI's client says it."""
     choice = {"type": "function", "function": {"name": "f"}}
@@ -141,6 +168,12 @@ WRONG: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     ("chat", "messages.0.content.0", ([{"role": "user", "content": [{"type": "file"}]}],), {}),
     ("chat", "tools", (USER,), {"tools": 5}),
     ("chat", "tools.0", (USER,), {"tools": [5]}),
+    (
+        "chat",
+        "tools.1.function.parameters",
+        (USER,),
+        {"tools": [TOOL, {"name": "g", "parameters": {"properties": {"a": {"minimun": 1}}}}]},
+    ),
     ("chat", "tool_choice", (USER,), {"tools": [TOOL], "tool_choice": "g"}),
     ("chat", "grammar", (USER, SamplingParams(grammar=5)), {"tools": [TOOL]}),  # type: ignore[arg-type]
 ]

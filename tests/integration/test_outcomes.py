@@ -59,13 +59,19 @@ async def test_grammar_that_fails_in_the_engine_has_a_code_of_its_own(
     """Callers can tell a schema that cannot be enforced from an engine that broke."""
     model = TinyModel(tmp_path)
     settings = {"engine": "paged", "model": str(model.folder), "dtype": "float32"}
-    schema = '{"type": "string", "contentEncoding": "base64"}'
+    schema = '{"type": "string", "format": "no-such-format"}'
     async with worker(pool, redis_url, **settings, device="cpu", num_pages=64, num_threads=1):
         job = await client.submit(
             "hello", max_tokens=8, grammar={"kind": "json_schema", "source": schema}
         )
-        with pytest.raises(JobFailed, match="contentEncoding") as failed:
+        with pytest.raises(JobFailed, match="no-such-format") as failed:
             await client.result(job, timeout_s=PATIENCE_S)
-        assert failed.value.code == "grammar"
+        assert (failed.value.code, failed.value.field) == ("grammar", "grammar")
+        job = await client.submit("hello", max_tokens=8, guided_regex="(")
+        with pytest.raises(JobFailed, match="unclosed group") as failed:
+            await client.result(job, timeout_s=PATIENCE_S)
+        assert (failed.value.code, failed.value.field) == ("grammar", "grammar")
+        assert "\n" not in str(failed.value)
+        assert "start:" not in str(failed.value)
         healthy = await client.submit("hello", max_tokens=8)
         assert (await client.result(healthy, timeout_s=PATIENCE_S)).finish.reason == "length"

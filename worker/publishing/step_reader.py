@@ -53,6 +53,15 @@ def _rare_rows(step: StepRecord) -> dict[int, _Extras]:
     return rare
 
 
+def _failure_of(job: JobLog, fault: Fault) -> Failure:
+    """Return what the queue says of a fault, with the field that has asked for a bad grammar."""
+    field = None
+    if fault.code is FaultCode.GRAMMAR:
+        chat = None if job.rules is None else job.rules.chat
+        field = "grammar" if chat is None or not chat.tools else "tools"
+    return Failure(fault.code.value, fault.message, field)
+
+
 class StepReader:
     """Adds to job logs; `enqueue` is given each job with more to log, `emit` takes reports."""
 
@@ -164,7 +173,7 @@ class StepReader:
             self._emit(ChoiceStopped(job.key, choice))
         if reason == FinishReason.FAILED:
             fault = error or Fault(FaultCode.ENGINE, "the engine gave this sequence up")
-            self._end(job, "failed", Failure(fault.code.value, fault.message))
+            self._end(job, "failed", _failure_of(job, fault))
         elif all(reason is not None for reason in job.reasons):
             self._end(job, job.outcome(), None)
         if job.turn is Turn.NONE and job.wants_log:

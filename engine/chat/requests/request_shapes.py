@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.requests.message_shapes import are_plain, as_mapping, shaped_messages
 from tokenbus.engine.chat.requests.output_shapes import OUTPUT_FIELDS, grammar_of, shaped_grammar
+from tokenbus.engine.chat.requests.reasoning_shapes import (
+    REASONING_FIELDS,
+    TEMPLATE_FIELDS,
+    template_arguments,
+)
 from tokenbus.engine.chat.requests.sampling_shapes import shape_sampling
 from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
 from tokenbus.engine.chat.requests.tool_shapes import (
@@ -89,10 +94,9 @@ _REFUSED_FIELDS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "structural_tag": ("give tools, or a grammar", ()),
     "mm_processor_kwargs": (_TEXT_ALONE, ()),
 }
-_TEMPLATE_FIELDS = ("reasoning_effort", "enable_thinking")
 FOREIGN_FIELDS = frozenset(
     {
-        *_ALIASES, *_UNREAD_FIELDS, *_REFUSED_FIELDS, *OUTPUT_FIELDS, *_TEMPLATE_FIELDS,
+        *_ALIASES, *_UNREAD_FIELDS, *_REFUSED_FIELDS, *OUTPUT_FIELDS, *TEMPLATE_FIELDS,
         "extra_body", "top_logprobs", "functions", "function_call",
     }
 )  # fmt: skip
@@ -144,7 +148,7 @@ def shaped(given: Mapping[str, Any]) -> Shaped:
     _shape_tools(fields, request)
     _shape_output(fields, request)
     shape_sampling(fields, request.fields, request.names)
-    _shape_template(fields, request.fields)
+    _shape_template(fields, request)
     return request
 
 
@@ -153,7 +157,11 @@ def _merged(given: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(given)
     extra = fields.pop("extra_body", None)
     if extra is not None:
-        fields |= as_mapping(extra, "extra_body", "an object of fields")
+        inner = as_mapping(extra, "extra_body", "an object of fields")
+        if inner.get("extra_body") is not None:
+            told = "stands inside itself; its fields stand in the outer one"
+            raise ShapeInvalid("extra_body.extra_body", told)
+        fields |= {name: value for name, value in inner.items() if name != "extra_body"}
     known = REQUEST_FIELDS | FOREIGN_FIELDS
     return {name: value for name, value in fields.items() if value is not None or name not in known}
 
@@ -224,15 +232,19 @@ def _shape_output(fields: Mapping[str, Any], request: Shaped) -> None:
             request.names["grammar"] = name
 
 
-def _shape_template(fields: Mapping[str, Any], own: dict[str, Any]) -> None:
+def _shape_template(fields: Mapping[str, Any], request: Shaped) -> None:
     """Gather what goes to the chat template, and how the prompt ends."""
+    own = request.fields
     given = own.pop("chat_template_kwargs", None)
+    told = template_arguments(fields, own, request.names)
     arguments: dict[str, Any] = {}
     if given is not None:
         arguments |= as_mapping(given, "chat_template_kwargs", "an object")
-    for name in _TEMPLATE_FIELDS:
-        if name in fields:
-            arguments[name] = fields[name]
+    for name, value in told.items():
+        if name in fields and name not in REASONING_FIELDS:
+            arguments[name] = value
+        else:
+            arguments.setdefault(name, value)
     if arguments:
         own["chat_template_kwargs"] = arguments
     # One of the two follows from the other.

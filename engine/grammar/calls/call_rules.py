@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_format import CallFormat, CallSyntax
+from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import SPACE, escaped, quoted, sequence
 from tokenbus.engine.grammar.calls.parameter_rules import ParameterRules
 from tokenbus.engine.grammar.calls.python_rules import PythonRules
@@ -100,7 +101,11 @@ class CallRules:
         names = [f"{self._prefix}_call_{idx}" for idx in range(len(self._schemas))]
         yield f"{self._prefix}_call: {' | '.join(names)}"
         for rule, (name, schema) in zip(names, self._schemas.items(), strict=True):
-            yield from self._body(rule, name, schema)
+            try:
+                yield from self._body(rule, name, schema)
+            except RequestRejected as error:
+                told = str(error).removeprefix(f"{error.field}: ")
+                raise type(error)(error.field, f"{name}: {told}") from error
 
     def _body(self, rule: str, name: str, schema: Schema) -> Iterator[str]:
         written = self._written

@@ -207,23 +207,33 @@ def test_random_output_is_calls_with_valid_arguments(
         jsonschema.validate(json.loads(call.arguments), schemas[call.name])
 
 
+SCHEMA_AT = r"^tools\.0\.function\.parameters: "
+
+
 @pytest.mark.parametrize(
     ("tools", "reason"),
     [
-        ([], "at least one"),
-        ([FunctionTool("two words", {})], "two words"),
-        ([FunctionTool("now", {}), FunctionTool("now", {})], "twice"),
-        ([FunctionTool("now", {"type": "array"})], "type object"),
-        ([FunctionTool("now", {"properties": {"a": {"minimun": 1}}})], "keyword 'minimun'"),
+        ([], "^tools: at least one"),
+        ([FunctionTool("two words", {})], r"^tools\.0\.function\.name: 'two words'"),
+        ([FunctionTool("now", {}), FunctionTool("now", {})], r"^tools\.1\.function\.name: .*twice"),
+        ([FunctionTool("now", {"type": "array"})], f"{SCHEMA_AT}must be of type object"),
+        (
+            [FunctionTool("now", {"properties": {"a": {"minimun": 1}}})],
+            f"{SCHEMA_AT}JSON schema keyword 'minimun' at #/properties/a: ",
+        ),
+        (
+            [FunctionTool("now", {"required": ["a"], "properties": {"a": False}})],
+            f"{SCHEMA_AT}JSON schema at #: nothing can satisfy it",
+        ),
     ],
 )
 def test_tools_that_cannot_be_enforced_are_refused(
     tokenizer: PreTrainedTokenizerFast, tools: list[FunctionTool], reason: str
 ) -> None:
-    """A bad tool is refused with its name and the reason."""
+    """A bad tool is refused by the path of what is wrong in it, with the reason."""
     with pytest.raises(RequestRejected, match=reason) as refused:
         ToolCalling(tools, format_named("hermes"), AddedTokens(tokenizer))
-    assert refused.value.field == "tools"
+    assert refused.value.field.startswith("tools")
 
 
 def test_unknown_tool_choice_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:

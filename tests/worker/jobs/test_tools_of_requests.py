@@ -73,13 +73,13 @@ def test_reasoning_is_read_where_the_template_opens_it() -> None:
         ),
         (
             {"tools": [{"function": {"name": "now", "parameters": {"not": {}}}}]},
-            "tools",
-            "now: .*nothing can satisfy its parameters",
+            "tools.0.function.parameters",
+            "nothing can satisfy it",
         ),
         (
             {"tools": [{"function": {"name": "now", "parameters": {"type": "array"}}}]},
-            "tools",
-            "type object",
+            "tools.0.function.parameters",
+            "must be of type object",
         ),
     ],
 )

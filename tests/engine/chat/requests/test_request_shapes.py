@@ -43,6 +43,9 @@ class Answer(BaseModel):
     number: int
 
 
+OFF = {"enable_thinking": False, "thinking": False}
+
+
 def told(**fields: Any) -> tuple[str, str]:
     """Return field and sentence with which both doors refuse a request, in Python and as JSON."""
     found = []
@@ -189,6 +192,15 @@ def test_former_calls_and_results_are_those_of_tools() -> None:
         ({"guided_choice": ["a", "b"]}, {"grammar": {"kind": "choice", "source": '["a","b"]'}}),
         ({"guided_grammar": "start: /a/"}, {"grammar": {"kind": "lark", "source": "start: /a/"}}),
         ({"structured_outputs": {"json": {"type": "object"}, "regex": None}}, {"grammar": OBJECT}),
+        ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": OFF}),
+        ({"extra_body": {"thinking": {"type": "enabled", "budget_tokens": 9}}},
+         {"chat_template_kwargs": {"enable_thinking": True, "thinking": True},
+          "max_reasoning_tokens": 9}),
+        ({"thinking": {"type": "enabled"}, "chat_template_kwargs": {"thinking": False}},
+         {"chat_template_kwargs": {"thinking": False, "enable_thinking": True}}),
+        ({"reasoning": {"effort": "low", "exclude": True}},
+         {"chat_template_kwargs": {"reasoning_effort": "low"}}),
+        ({"reasoning": {"enabled": False}}, {"chat_template_kwargs": OFF}),
         ({"extra_body": {"structured_outputs": {"choice": ["a"]}}},
          {"grammar": {"kind": "choice", "source": '["a"]'}}),
         ({"grammar": {"kind": "json_schema", "source": {"type": "object"}}}, {"grammar": OBJECT}),
@@ -240,6 +252,17 @@ def test_model_of_pydantic_is_a_schema() -> None:
         ({"messages": [{**USER, "colour": "red"}]}, "messages.0.colour"),
         ({"messages": [{**USER, "audio": {"id": "a"}}]}, "messages.0.audio"),
         ({"messages": [{"content": "a"}]}, "messages.0.role"),
+        ({"messages": [USER], "extra_body": {"extra_body": {"top_k": 1}}},
+         "extra_body.extra_body"),
+        ({"messages": [USER], "thinking": {"type": "on"}}, "thinking.type"),
+        ({"messages": [USER], "thinking": {"type": "enabled", "budget_tokens": -1}},
+         "thinking.budget_tokens"),
+        ({"messages": [USER], "thinking": {"type": "enabled", "depth": 3}}, "thinking.depth"),
+        ({"messages": [USER], "thinking": False, "reasoning": {"enabled": True}},
+         "reasoning.enabled"),
+        ({"messages": [USER], "reasoning": {"effort": "low"}, "reasoning_effort": "high"},
+         "reasoning.effort"),
+        ({"messages": [USER], "reasoning": {"enabled": "no"}}, "reasoning.enabled"),
         ({"messages": []}, "messages"),
         ({"messages": {}}, "messages"),
         ({"messages": [USER, {"role": "function", "name": "f", "content": "r"}]},
