@@ -93,7 +93,7 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
     The paused one wakes up to a log that is not its own any more and drops everything. What is
     told of messages goes on as their texts do.
     """
-    pace = {"null_tokens_per_s": 60, **LEASE}
+    pace = {"null_tokens_per_s": 20, **LEASE}
     async with worker_process(pool, redis_url, **pace) as first:
         readers = Readers(client, await _submit(client, num_with_tools=2), 10)
         await readers.midway()

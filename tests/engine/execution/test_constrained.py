@@ -81,7 +81,7 @@ def test_outputs_satisfy_their_grammars_beside_free_ones(llm: LLM) -> None:
 
 def test_grammar_that_does_not_compile_fails_its_own_request(llm: LLM) -> None:
     """The reason names the keyword; the healthy request beside it runs to its end."""
-    bad = GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type": "string", "contentEncoding": "base64"}')
+    bad = GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type": "array", "uniqueItems": true}')
     ids = tuple(llm.tokenizer(PROMPT)["input_ids"])
     params = SamplingParams(max_tokens=20, temperature=0.0)
     deltas = run(
@@ -89,7 +89,7 @@ def test_grammar_that_does_not_compile_fails_its_own_request(llm: LLM) -> None:
         [Request(100, ids, replace(params, grammar=bad)), Request(101, ids, params)],
     )
     assert deltas[100][-1].finish_reason is FinishReason.FAILED
-    assert "contentEncoding" in str(deltas[100][-1].error)
+    assert "uniqueItems" in str(deltas[100][-1].error)
     assert tokens(deltas[100]) == []
     assert deltas[101][-1].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
     stats = llm.stats()
@@ -188,7 +188,7 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
     """A required call names a given tool, its arguments validate; `none` leaves the tools out."""
     messages = [{"role": "user", "content": "Where is my order 4711?"}]
     tools = [{"type": "function", "function": {"name": "describe", "parameters": SCHEMA}}]
-    params = SamplingParams(max_tokens=100, temperature=1.5, seed=3)
+    params = SamplingParams(max_tokens=300, temperature=1.5, seed=3)
     output = llm.chat(messages, params, tools=tools, tool_choice="required", progress=False)[0]
     assert output.finish_reason is FinishReason.STOP
     assert output.tool_calls

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import torch
 
+from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingParams
 
@@ -34,7 +35,10 @@ SINGLE_VALUED = {
 def sample_batch(
     matchers: list[GrammarMatcher], seeds: list[int], vocab_size: int, eos_id: int
 ) -> list[list[int] | None]:
-    """Draw every row to its end with noise for logits; None for a row that reached the limit."""
+    """Draw every row to its end with noise for logits.
+
+    None stands for a row that reached the limit, or a key where every one had come already.
+    """
     state = SamplingState(len(matchers), vocab_size, "cpu", (eos_id,))
     for row, seed in enumerate(seeds):
         state.set_row(row, SamplingParams(temperature=1.5, seed=seed), 0, [1])
@@ -42,7 +46,14 @@ def sample_batch(
     running = list(range(len(matchers)))
     generator = torch.Generator().manual_seed(0)
     for position in range(MAX_TOKENS):
-        masks = torch.stack([matchers[row].mask() for row in running])
+        masks_by_row = {}
+        for row in list(running):
+            try:
+                masks_by_row[row] = matchers[row].mask()
+            except GrammarRejected:
+                running.remove(row)
+                outputs[row] = None
+        masks = torch.stack(list(masks_by_row.values()))
         logits = torch.randn(len(running), vocab_size, generator=generator)
         rows, positions = torch.tensor(running), torch.full((len(running),), position)
         sampled = state.sample(logits, rows, positions, bitmask=masks)
