@@ -186,9 +186,8 @@ class ToolCalling:
                 continue
             before, more = free.up_to("free", self._first_mark(way.opening), f"before_{idx}")
             rest = way.start(most, is_open=True)
-            after = f"{SPACE}? free" if written.has_text_after else f"{SPACE}?"
             spelled = self._tokens.spelled(self._rest(way.opening))
-            starts.append(sequence((f"{head}{before}", spelled, rest, after)))
+            starts.append(sequence((f"{head}{before}", spelled, rest, f"{SPACE}?")))
             lines += more
         return [f"start: {' | '.join(starts)}", *lines]
 
