@@ -113,7 +113,7 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
         assert call.name == "track"
         jsonschema.validate(json.loads(call.arguments), ORDER)
         assert result.content == ""
-        assert result.text.rstrip().endswith("</tool_call>")
+        assert result.text.endswith("</tool_call>")
         assert len(call.id) == 9
         assert (result.finish_reason, result.finish.choices) == ("tool_calls", ("stop",))
         [told] = result.message.tool_calls

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 _MARKS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>")
 _CALL_END = "<|call|>"
+# The name of a content type, and the other words between two marks of a header: a model that went
+# astray would write either without end.
+_KIND = "/[a-z]{1,16}/"
+_HEAD = "/[^<]{0,120}/"
 
 
 class ChannelRules:
@@ -58,7 +62,8 @@ class ChannelRules:
         message, channel = self._spell("<|message|>"), self._spell("<|channel|>")
         kind = f"{self._spell('<|constrain|>')}"
         ends = self._optional(_CALL_END)
-        return [f"{name}: /[^<]*/ ({channel} /[^<]*/)? ({kind} /[^<]*/)? {message} said {ends}"]
+        head = f"{_HEAD} ({channel} {_HEAD})? ({kind} {_HEAD})?"
+        return [f"{name}: {head} {message} said {ends}"]
 
     def shared(self) -> list[str]:
         """Return the rules of messages before the last."""
@@ -75,9 +80,8 @@ class ChannelRules:
 
     def _header(self, channel: str) -> str:
         opened, message = self._spell("<|channel|>"), self._spell("<|message|>")
-        constrained = (
-            f"({SPACE}? {self._spell('<|constrain|>')} /[a-z]+/)?" if channel == "final" else ""
-        )
+        kind = f"({SPACE}? {self._spell('<|constrain|>')} {_KIND})?"
+        constrained = kind if channel == "final" else ""
         return f"{opened} {quoted(channel)} {constrained} {message}"
 
     def _optional(self, mark: str) -> str:

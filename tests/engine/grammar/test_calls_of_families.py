@@ -277,3 +277,44 @@ def test_bare_strings_are_held_to_their_schema() -> None:
 
 def _in_prompt(written: CallFormat) -> str:
     return written.call_open if written.opens_in_prompt else ""
+
+
+@pytest.mark.parametrize(
+    ("head", "most"),
+    [
+        ("<|channel|>final <|constrain|>", 16),
+        ("<|channel|>commentary<|constrain|>", 120),
+        (" to=", 120),
+    ],
+)
+def test_headers_of_channels_end(head: str, most: int) -> None:
+    """A model that goes astray between two marks is stopped, with tools and without."""
+    family = "gpt-oss"
+    tokenizer, chat_format = family_tokenizer(family), format_named(family)
+    tokens, rule = AddedTokens(tokenizer), ReasoningRule()
+    spec = free_answer(chat_format, tokens, rule)
+    if most == 16:
+        spec = GrammarSpec(GrammarKind.REGEX, "[0-9]", before_answer(chat_format, tokens, rule))
+    compiled = compiler_of(family).compile(spec)
+    fits = tokenizer.encode(head + "j" * 9 + "<|message|>", add_special_tokens=False)
+    assert compiled.matcher(fits)
+    strays = tokenizer.encode(head + "j" * (most + 1), add_special_tokens=False)
+    with pytest.raises(GrammarRejected):
+        compiled.matcher(strays)
+
+
+def test_white_space_behind_the_last_call_ends() -> None:
+    """One call is over with its mark; where calls are free, a line and its indentation pass."""
+    tokenizer = family_tokenizer("hermes")
+    calling = calling_of("hermes")
+    call = WrittenCall("", "get_time", "{}")
+    written = calling.format.write_calls([call])
+    for choice, most in (("required", 0), ("get_time", 0), ("auto", 40)):
+        compiled = compiler_of("hermes").compile(calling.grammar(choice, parallel=False))
+        for size, is_taken in ((most, True), (most + 1, False), (400, False)):
+            ids = tokenizer.encode(written + "\n" * size, add_special_tokens=False)
+            if is_taken:
+                assert compiled.matcher(ids).is_accepting
+                continue
+            with pytest.raises(GrammarRejected):
+                compiled.matcher(ids)
