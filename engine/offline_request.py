@@ -192,6 +192,8 @@ def named_choice(fields: dict[str, Any]) -> dict[str, Any]:
 
 def conversations_of(messages: Any) -> list[Any]:
     """Return the conversations of a call, which may be one. Raises: RequestRejected."""
+    if messages is None:
+        raise RequestRejected("prompt", _ONE_INPUT)
     if not isinstance(messages, (list, tuple)):
         what = f"must be a list of messages, got {type(messages).__name__}"
         raise RequestRejected("messages", what)

@@ -23,11 +23,14 @@ from tokenbus.engine.chat.requests.bounds import (
     MAX_BAD_WORDS,
     MAX_GRAMMAR_LENGTH,
     MAX_LOGIT_BIAS,
+    MAX_METADATA,
+    MAX_MODEL_LENGTH,
     MAX_STOP_IDS,
     MAX_STOP_LENGTH,
     MAX_STOPS,
     MAX_TOOLS,
     NUMBERS,
+    PRIORITY,
     REASONING_TOKENS,
     ROLE_PATTERN,
 )
@@ -49,7 +52,6 @@ from tokenbus.producer.contract.token_ids import TokenId, TokenIds
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MAX_MODEL_LENGTH = 256
 MAX_WAIT_S = 30 * 24 * 3600.0
 SEED_BITS = 63
 # Bytes per token of English text under the vocabularies of current models; rounded down so that
@@ -184,13 +186,13 @@ class JobRequest(BaseModel):
     messages: list[Message] | None = Field(default=None, min_length=1)
     token_ids: TokenIds | None = None
     tenant: Name = DEFAULT_TENANT
-    priority: int = Field(default=DEFAULT_PRIORITY, ge=0, le=2)
+    priority: int = Field(default=DEFAULT_PRIORITY, ge=PRIORITY.low, le=PRIORITY.high)
     deadline_s: float | None = Field(default=None, gt=0, le=MAX_WAIT_S)
     not_before_s: float | None = Field(default=None, ge=0, le=MAX_WAIT_S)
     idempotency_key: Text | None = Field(default=None, min_length=1, max_length=256)
     cache_group: Name | None = None
     cache_secret: Secret | None = None
-    metadata: dict[Text, Text] = Field(default_factory=dict, max_length=32)
+    metadata: dict[Text, Text] = Field(default_factory=dict, max_length=MAX_METADATA)
     traceparent: Text | None = Field(default=None, max_length=128)
     callback_url: CallbackUrl | None = None
     model: Text | None = Field(default=None, min_length=1, max_length=MAX_MODEL_LENGTH)

@@ -161,6 +161,7 @@ WRONG: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     ("chat", "prompt", (USER,), {"prompt": "b"}),
     ("generate", "callback_url", ("a",), {"callback_url": "http://a"}),
     ("chat", "messages", (5,), {}),
+    ("chat", "prompt", (None,), {}),
     ("chat", "messages", ("hi",), {}),
     ("chat", "messages", ([],), {}),
     ("chat", "messages.0", ([5],), {}),

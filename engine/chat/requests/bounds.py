@@ -34,6 +34,10 @@ NUMBERS = {
     "logprobs": Bound(int, 0, 20),
     "prompt_logprobs": Bound(int, 0, 20),
 }
+# What the queue alone reads; 0 is the most urgent.
+PRIORITY = Bound(int, 0, 2)
+MAX_METADATA = 32
+MAX_MODEL_LENGTH = 256
 REASONING_TOKENS = Bound(int, 0, 1_000_000)
 # A bias adds to a logit: -100 forbids, 100 demands.
 LOGIT_BIAS = Bound(float, -100, 100)

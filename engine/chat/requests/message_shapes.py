@@ -251,6 +251,8 @@ def _shaped_call(call: Any, path: str) -> dict[str, Any]:
     if kind not in (None, "function"):
         raise ShapeInvalid(f"{path}.type", "is not function: no other tools are called here")
     if fields.get("function") is None:
+        if "name" not in fields:
+            raise ShapeInvalid(f"{path}.function", "is missing")
         return _function(fields, path)
     function = as_mapping(fields["function"], f"{path}.function", "a call")
     kept = {

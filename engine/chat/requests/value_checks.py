@@ -19,10 +19,13 @@ from tokenbus.engine.chat.requests.bounds import (
     MAX_BAD_WORDS,
     MAX_GRAMMAR_LENGTH,
     MAX_LOGIT_BIAS,
+    MAX_METADATA,
+    MAX_MODEL_LENGTH,
     MAX_STOP_IDS,
     MAX_STOP_LENGTH,
     MAX_STOPS,
     NUMBERS,
+    PRIORITY,
     REASONING_TOKENS,
     TOKEN_ID,
     Bound,
@@ -82,6 +85,33 @@ def text_problem(value: Any) -> str | None:
 def _prompt(value: Any) -> Problem:
     told = text_problem(value)
     return None if told is None else ("", told)
+
+
+def _model(value: Any) -> Problem:
+    told = text_problem(value)
+    if told is None and not 1 <= len(value) <= MAX_MODEL_LENGTH:
+        told = f"a name has 1 to {MAX_MODEL_LENGTH} characters, got {shown(value)}"
+    return None if told is None else ("", told)
+
+
+def _priority(value: Any) -> Problem:
+    told = number_problem(value, PRIORITY)
+    return None if told is None else ("", told)
+
+
+def _metadata(value: Any) -> Problem:
+    if not isinstance(value, dict):
+        return "", f"must map texts to texts, got {shown(value)}"
+    if len(value) > MAX_METADATA:
+        return "", f"at most {MAX_METADATA} texts, got {len(value)}"
+    for name, text in value.items():
+        told = text_problem(name)
+        if told is not None:
+            return "", f"a name {told}"
+        told = text_problem(text)
+        if told is not None:
+            return name, told
+    return None
 
 
 def _object(value: Any) -> Problem:
@@ -235,7 +265,9 @@ _CHECKS: dict[str, Callable[[Any], Problem]] = {
     "continue_final_message": _flag,
     "max_reasoning_tokens": _reasoning,
     "prompt": _prompt,
-    "model": _prompt,
+    "model": _model,
+    "priority": _priority,
+    "metadata": _metadata,
     "token_ids": _prompt_ids,
     "chat_template_kwargs": _object,
     "stop": _stop,
