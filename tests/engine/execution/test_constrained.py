@@ -189,7 +189,14 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
     messages = [{"role": "user", "content": "Where is my order 4711?"}]
     tools = [{"type": "function", "function": {"name": "describe", "parameters": SCHEMA}}]
     params = SamplingParams(max_tokens=300, temperature=1.5, seed=3)
-    output = llm.chat(messages, params, tools=tools, tool_choice="required", progress=False)[0]
+    output = llm.chat(
+        messages,
+        params,
+        tools=tools,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        progress=False,
+    )[0]
     assert output.finish_reason is FinishReason.STOP
     assert output.tool_calls
     for call in output.tool_calls:
@@ -200,5 +207,5 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
     free = replace(params, max_tokens=2)
     plain = llm.chat(messages, free, tools=tools, tool_choice="none", progress=False)[0]
     assert plain.prompt_ids == llm.chat(messages, free, progress=False)[0].prompt_ids
-    with pytest.raises(RequestRejected, match="cannot both"):
+    with pytest.raises(RequestRejected, match="not together with tools"):
         llm.chat(messages, replace(params, grammar=JSON), tools=tools, progress=False)

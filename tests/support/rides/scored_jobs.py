@@ -32,7 +32,12 @@ SCHEMA = {
     "additionalProperties": False,
 }
 # Short, as the prompt that tells of it: in fp32 the tiny model's own sums drift with its length.
-SHOE = {"type": "object", "properties": {"size": {"enum": ["41", "42"]}}, "required": ["size"]}
+SHOE = {
+    "type": "object",
+    "properties": {"size": {"enum": ["41", "42"]}},
+    "required": ["size"],
+    "additionalProperties": False,
+}
 TOOLS = [{"type": "function", "function": {"name": "shoe", "parameters": SHOE}}]
 ONLY = "The answer is always the same sentence."
 PROMPT: dict[str, Any] = {"prompt": "Describe a shoe.\n", "max_tokens": 80, "temperature": 1.2}
@@ -55,7 +60,7 @@ JOBS: list[dict[str, Any]] = [
     {
         "messages": [{"role": "user", "content": "shoe?"}], "tools": TOOLS,
         "tool_choice": {"name": "shoe"}, "parallel_tool_calls": False,
-        "temperature": 1.2, "seed": 4, "max_tokens": 120, "logprobs": 2,
+        "temperature": 1.2, "seed": 4, "max_tokens": 300, "logprobs": 2,
     },
     {**PROMPT, "max_tokens": 6, "logprobs": 2},
 ]  # fmt: skip
