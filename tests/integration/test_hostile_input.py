@@ -34,7 +34,7 @@ GARBAGE: dict[str, tuple[bytes, str]] = {
     "nan": (b'{"v":1,"prompt":"x","temperature":NaN}', "temperature"),
     "huge-number": (b'{"v":1,"prompt":"x","seed":' + b"9" * 400 + b"}", "seed"),
     "deep": (b'{"v":1,"messages":' + b"[" * 5000 + b"]" * 5000 + b"}", "job"),
-    "lone-surrogate": (b'{"v":1,"prompt":"\\ud800"}', "job"),
+    "lone-surrogate": (b'{"v":1,"prompt":"\\ud800"}', "prompt"),
     "50-MB-prompt": (b'{"v":1,"prompt":"' + b"x" * 50_000_000 + b'"}', "job"),
 }
 
