@@ -111,6 +111,7 @@ READ_ALONE = (
     "of another type", "by place", "by the tag", "two calls", "two blocks", "two thoughts",
     "behind", "a list of two", "JSON", "line breaks", "blanks", "parameters and type",
     "Python's spelling", "the mark is written too", "numbers as strings", "nested arguments",
+    "do not tell",
 )  # fmt: skip
 
 
