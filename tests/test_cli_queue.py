@@ -170,7 +170,7 @@ def test_operator_looks_at_jobs_and_pauses_the_pool(
         Client.connect(url, pool=pool) as client,
     ):
         # It runs for 1,000 s, longer than all that is asked meanwhile can take.
-        running = client.submit("long", max_tokens=2000, tenant="shop")
+        running = client.submit("long", max_tokens=2000, ignore_eos=True, tenant="shop")
         next(client.stream(running))
         assert run("pause")[0] == 0
         kept = client.submit(messages=[{"role": "user", "content": "se\x9bcret"}], max_tokens=3)
