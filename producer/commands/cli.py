@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.commands import arguments
+from tokenbus.producer.commands import arguments, gateway_arguments
 from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
 from tokenbus.producer.terminal import open_standard_streams, say, visible
 
@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     control = commands.add_parser("control", help="run crons and webhooks, or the arq adapter")
     arguments.add_control(control)
     control.set_defaults(run=_run_control, extra="control")
+    for command in gateway_arguments.add_commands(commands):
+        command.set_defaults(run=_run_gateway, extra="gateway")
     model = commands.add_parser("model", help="fetch models")
     model_commands = model.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
@@ -138,6 +140,14 @@ def _run_control(args: argparse.Namespace) -> int:
     beside = ("run", "role", "extra")
     given = {name: value for name, value in vars(args).items() if name not in beside}
     return run_control(args.role, ControlSettings.load(**given))
+
+
+def _run_gateway(args: argparse.Namespace) -> int:
+    from tokenbus.producer.gateway.command import run_gateway
+    from tokenbus.producer.gateway.settings import GatewaySettings
+
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "extra")}
+    return run_gateway(GatewaySettings.load(**given))
 
 
 def _run_pull(args: argparse.Namespace) -> int:
