@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.commands import arguments, gateway_arguments
 from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
@@ -66,13 +66,25 @@ def build_parser() -> argparse.ArgumentParser:
     control = commands.add_parser("control", help="run crons and webhooks, or the arq adapter")
     arguments.add_control(control)
     control.set_defaults(run=_run_control, extra="control")
-    for command in gateway_arguments.add_commands(commands):
-        command.set_defaults(run=_run_gateway, extra="gateway")
+    _add_door(commands)
     model = commands.add_parser("model", help="fetch models")
     model_commands = model.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
     pull.add_argument("alias", help="name of the model (required): smollm2-135m")
     pull.set_defaults(run=_run_pull)
+    _add_benches(commands)
+    return parser
+
+
+def _add_door(commands: Any) -> None:
+    """Describe the commands of the HTTP API."""
+    gateway = commands.add_parser("gateway", help="serve OpenAI's HTTP API in front of the pools")
+    gateway_arguments.add_gateway(gateway)
+    gateway.set_defaults(run=_run_gateway, extra="gateway")
+
+
+def _add_benches(commands: Any) -> None:
+    """Describe the benches."""
     bench = commands.add_parser("bench", help="measure")
     benches = bench.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     # The benches have options of their own, --help among them; the engine's stands alone.
@@ -82,7 +94,6 @@ def build_parser() -> argparse.ArgumentParser:
     cpu.set_defaults(run=_run_bench_cpu, takes_rest=True)
     pool = benches.add_parser("pool", help="load through the real queue", add_help=False)
     pool.set_defaults(run=_run_bench_pool, takes_rest=True)
-    return parser
 
 
 def _run_demo(args: argparse.Namespace) -> int:

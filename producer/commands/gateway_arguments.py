@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenbus.producer.commands import arguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def add_commands(commands: Any) -> list[argparse.ArgumentParser]:
-    """Declare the commands of the door, and return them."""
-    gateway = commands.add_parser("gateway", help="serve OpenAI's HTTP API in front of the pools")
-    add_gateway(gateway)
-    return [gateway]
 
 
 # One option an entry, its help below its name.
