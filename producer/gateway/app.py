@@ -20,7 +20,7 @@ from tokenbus.producer.gateway.access.api_keys import ApiKeys
 from tokenbus.producer.gateway.access.key_ring import KeyRing
 from tokenbus.producer.gateway.access.limits import KeyUse
 from tokenbus.producer.gateway.access.shares import Shares
-from tokenbus.producer.gateway.edge import Edge
+from tokenbus.producer.gateway.door_guard import DoorGuard
 from tokenbus.producer.gateway.gateway import Gateway
 from tokenbus.producer.gateway.jobs.job_door import JobDoor
 from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
@@ -66,7 +66,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failure)
-    app.add_middleware(Edge, max_header_bytes=settings.gateway_max_header_bytes)
+    app.add_middleware(DoorGuard, max_header_bytes=settings.gateway_max_header_bytes)
     if settings.gateway_cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _MAX_READY = 256
 
 
-class JobEvents(Protocol):
+class EventSource(Protocol):
     """The events of one job, from the first on."""
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -64,7 +64,7 @@ class AnswerFrames:
         self,
         form: StreamForm,
         jobs: Sequence[SubmittedJob],
-        events: Sequence[JobEvents],
+        events: Sequence[EventSource],
         after: Sequence[int] = (),
     ) -> None:
         """Begin after a cursor: a number for each job, and one for what belongs to all."""

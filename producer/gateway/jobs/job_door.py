@@ -51,16 +51,14 @@ class JobDoor:
         """Queue a request of a caller; return the job, and what of the key's limits it was given.
 
         Args:
-            fields: of the request, in any known spelling, without those that are the door's:
-                id, tenant, cache group and secret, idempotency key, model.
+            fields: of the request, in any known spelling, without those that are the door's.
             cache_key: sets jobs of the caller apart whose prompts begin alike.
-            names: fields as the caller has spelled them, by the names that errors have for them.
+            names: fields as they were spelled, by the names that errors have for them.
         Raises: ApiError.
         """
-        name = self._draw(caller, served)
         own = {
             **fields,
-            "id": name.text,
+            "id": self._draw(caller, served).text,
             "tenant": caller.job_tenant,
             **_cache_fields(caller, cache_key),
         }
@@ -74,29 +72,21 @@ class JobDoor:
             await self._models.note(served.pool)
             weight = await self._shares.weight(caller)
             job = await served.client.submit(request, ticket=ticket, weight=weight)
-        except ProducerError as error:
-            await self.settle(reservation, 0)
-            raise api_error(error, names) from None
-        except SERVER_ERRORS:
-            raise unreachable() from None
+        except ApiError:
+            raise
         except Exception as error:
-            if isinstance(error, ApiError):
-                raise
-            # The boundary of the body: whatever it is made of, it costs its sender an answer.
             await self.settle(reservation, 0)
-            raise ApiError(400, f"The request cannot be read: {type(error).__name__}.") from error
-        known = JobName.parse(job.job_id) or name
-        return (
-            SubmittedJob(
-                job_id=job.job_id,
-                tenant=job.tenant,
-                pool=served.pool,
-                client=served.client,
-                created=known.created,
-                place=job,
-            ),
-            reservation,
+            raise _refused(error, names) from error
+        name = JobName.parse(job.job_id)
+        submitted = SubmittedJob(
+            job_id=job.job_id,
+            tenant=job.tenant,
+            pool=served.pool,
+            client=served.client,
+            created=int(time.time()) if name is None else name.created,
+            place=job,
         )
+        return submitted, reservation
 
     async def settle(self, reservation: Reservation | None, num_used: int) -> None:
         """Give back what a job did not use of the limits of its key, if the server takes it."""
@@ -164,3 +154,15 @@ def _idempotency(caller: Caller, key: str) -> str:
         told = f"has 1 to {MAX_IDEMPOTENCY_KEY} characters"
         raise ApiError(400, f"idempotency-key: {told}", param="idempotency-key")
     return f"{caller.id_prefix}/{key}"
+
+
+def _refused(error: Exception, names: Mapping[str, str] | None) -> ApiError:
+    """Return what the caller is told of a submit that failed.
+
+    It is the boundary of the body: whatever that is made of, it costs its sender an answer.
+    """
+    if isinstance(error, ProducerError):
+        return api_error(error, names)
+    if isinstance(error, SERVER_ERRORS):
+        return unreachable()
+    return ApiError(400, f"The request cannot be read: {type(error).__name__}.")

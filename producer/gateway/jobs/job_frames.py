@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from tokenbus.producer.contract.events import Event
-    from tokenbus.producer.gateway.jobs.answer_frames import JobEvents
+    from tokenbus.producer.gateway.jobs.answer_frames import EventSource
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
     from tokenbus.producer.gateway.jobs.token_steps import TokenStep
 
 
 async def job_frames(
-    job: SubmittedJob, events: JobEvents, after: int = 0
+    job: SubmittedJob, events: EventSource, after: int = 0
 ) -> AsyncGenerator[bytes, None]:
     """Yield the frames of a job after a cursor, `event: end` last.
 

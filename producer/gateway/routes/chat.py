@@ -32,7 +32,7 @@ def router(gateway: Gateway) -> APIRouter:
     async def create_chat(request: Request, who: Annotated[Caller, Depends(caller)]) -> Response:
         """Answer a conversation, as a stream or at once; with Last-Event-ID, the rest of one."""
         body = await read_object(request, settings)
-        asked = asked_of(body, who, takes="messages", is_strict=settings.gateway_strict)
+        asked = asked_of(body, who.priorities, takes="messages", is_strict=settings.gateway_strict)
         names: dict[str, str] = {}
         if "max_completion_tokens" in asked.fields:
             names["max_tokens"] = "max_completion_tokens"

@@ -37,7 +37,7 @@ def router(gateway: Gateway) -> APIRouter:
     ) -> Response:
         """Continue a text, or several; with Last-Event-ID, the rest of a stream."""
         body = await read_object(request, settings)
-        asked = asked_of(body, who, takes="prompt", is_strict=settings.gateway_strict)
+        asked = asked_of(body, who.priorities, takes="prompt", is_strict=settings.gateway_strict)
         common: dict[str, str] = {}
         if "max_completion_tokens" in asked.fields:
             common["max_tokens"] = "max_completion_tokens"

@@ -85,7 +85,7 @@ def router(gateway: Gateway) -> APIRouter:
 
 async def _submit(gateway: Gateway, request: Request, who: Caller) -> Response:
     body = await read_object(request, gateway.settings)
-    asked = job_asked_of(body, who, is_strict=gateway.settings.gateway_strict)
+    asked = job_asked_of(body, who.priorities, is_strict=gateway.settings.gateway_strict)
     who = who.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
     job, _ = await gateway.door.submit(

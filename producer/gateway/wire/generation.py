@@ -13,9 +13,7 @@ from tokenbus.engine.chat.requests.request_shapes import FOREIGN_FIELDS, REQUEST
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from tokenbus.producer.gateway.access.caller import Caller
+    from collections.abc import Mapping, Sequence
 
 # What the door says itself, or does not let a caller say, of a job.
 _OF_DOOR = frozenset(
@@ -61,7 +59,7 @@ class GenerationAsked:
 
 def asked_of(
     body: Mapping[str, Any],
-    caller: Caller,
+    priorities: Sequence[int],
     *,
     takes: Literal["messages", "prompt"],
     is_strict: bool = False,
@@ -69,6 +67,7 @@ def asked_of(
     """Take a body apart.
 
     Args:
+        priorities: those that the caller may ask for, the first being its default.
         takes: the input of the route.
     Raises: ApiError 400 with the field, 403 for a priority that the caller may not have.
     """
@@ -88,12 +87,12 @@ def asked_of(
     asked.user = _text(merged, "safety_identifier") or _text(merged, "user")
     asked.cache_key = _text(merged, "prompt_cache_key") or None
     asked.idempotency_key = _text(merged, "idempotency_key")
-    _read_priority(merged, caller, asked)
+    _read_priority(merged, priorities, asked)
     return asked
 
 
 def job_asked_of(
-    body: Mapping[str, Any], caller: Caller, *, is_strict: bool = False
+    body: Mapping[str, Any], priorities: Sequence[int], *, is_strict: bool = False
 ) -> GenerationAsked:
     """Take the body of a job apart, which has any one input. Raises: as `asked_of`."""
     merged = _merged(body)
@@ -108,7 +107,7 @@ def job_asked_of(
     asked.user = _text(merged, "safety_identifier") or _text(merged, "user")
     asked.cache_key = _text(merged, "prompt_cache_key") or None
     asked.idempotency_key = _text(merged, "idempotency_key")
-    _read_priority(merged, caller, asked)
+    _read_priority(merged, priorities, asked)
     return asked
 
 
@@ -144,7 +143,9 @@ def _read_stream_options(merged: Mapping[str, Any], asked: GenerationAsked) -> N
     asked.with_continuous_usage = asked.with_usage and options.get("continuous_usage_stats") is True
 
 
-def _read_priority(merged: Mapping[str, Any], caller: Caller, asked: GenerationAsked) -> None:
+def _read_priority(
+    merged: Mapping[str, Any], priorities: Sequence[int], asked: GenerationAsked
+) -> None:
     """Find the priority: as it is given, else that of the tier, else the caller's first.
 
     A tier that the caller may not have becomes the one that it may, as OpenAI does it.
@@ -155,12 +156,12 @@ def _read_priority(merged: Mapping[str, Any], caller: Caller, asked: GenerationA
     if given is not None:
         if type(given) is not int or given not in _TOLD_TIERS:
             raise _invalid("priority", "must be 0, 1 or 2")
-        if given not in caller.priorities:
+        if given not in priorities:
             told = f"The API key may not ask for the priority {given}."
             raise ApiError(403, told, code="priority_not_allowed", param="priority")
     wanted = _TIERS[tier] if given is None and tier is not None else given
-    if wanted is None or wanted not in caller.priorities:
-        wanted = caller.priorities[0]
+    if wanted is None or wanted not in priorities:
+        wanted = priorities[0]
     asked.fields["priority"] = wanted
     if tier is not None:
         asked.tier = _TOLD_TIERS[wanted]

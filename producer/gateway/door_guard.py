@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
-class Edge:
+class DoorGuard:
     """Refuses headers that are too large, and names each request in its answer."""
 
     def __init__(self, app: ASGIApp, max_header_bytes: int) -> None:
