@@ -6,47 +6,37 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-import urllib.request
 from importlib import util
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from house.shell import Newcomer, blocks
 from patience import PATIENCE_S
 
 from tokenbus.producer.commands import cli
 from tokenbus.producer.serving.endpoint import Endpoint
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli"]
 
 
-class Served:
-    """`tokenbus serve` as a user starts it, with made-up tokens and a cache folder of its own."""
+class Serving:
+    """`tokenbus serve` that was typed into a shell, from its address on."""
 
-    def __init__(self, folder: Path, *args: str, **environment: str) -> None:
-        self.folder = folder
-        made_up = {"TOKENBUS_ENGINE": "null", "TOKENBUS_CACHE": str(folder)}
-        self.process = subprocess.Popen(
-            [*COMMAND, "serve", "made-up", "--port", "0", *args],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | made_up | environment,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
+    def __init__(self, newcomer: Newcomer, line: str) -> None:
+        self._newcomer = newcomer
+        self.said = newcomer.type(line)
+        self.process = newcomer.last
+        [self.url] = re.findall(r"^(\S+)/v1 serves", self.said, re.MULTILINE)
 
     def read_until(self, pattern: str) -> str:
         """Return the next line in which a pattern is found."""
@@ -64,7 +54,8 @@ class Served:
         known = {process.pid for process in found}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if str(self.folder) in " ".join(process.cmdline()) and process.pid not in known:
+                words = " ".join(process.cmdline())
+                if str(self._newcomer.home) in words and process.pid not in known:
                     found.append(process)
         return [process for process in found if process.pid != self.process.pid]
 
@@ -78,49 +69,69 @@ class Served:
         return found
 
 
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
+    """Give a shell with an empty home, a port that is free and an engine that makes tokens up."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    variables = {"TOKENBUS_ENGINE": "null", "TOKENBUS_GATEWAY_PORT": port}
+    given = {"127.0.0.1:8000": f"127.0.0.1:{port}"}
+    with Newcomer(tmp_path / "home", given, variables) as arrived:
+        yield arrived
+
+
 def _gone(processes: list[psutil.Process]) -> bool:
     _, alive = psutil.wait_procs(processes, timeout=PATIENCE_S)
     return not alive
 
 
 @pytest.mark.processes
-def test_serve_answers_outlives_its_parts_and_leaves_nothing(tmp_path: Path) -> None:
-    """The printed lines work; parts that were killed come back; SIGTERM ends them all."""
-    with Served(tmp_path) as served:
-        url = re.sub(r" .*\n", "", served.read_until(r"/v1 serves made-up$"))
-        curl, python = served.read_until(r"^curl "), served.read_until(r" -c ")
-        with urllib.request.urlopen(f"{url}/models", timeout=PATIENCE_S) as models:  # noqa: S310
-            assert "made-up" in [model["id"] for model in json.load(models)["data"]]
-        parts = served.parts()
-        assert len(parts) >= 4
-        for name in ("worker", "gateway"):
-            served.part(name).kill()
-            assert "SIGKILL" in served.read_until(f"{name} ended with")
-            served.read_until(f"{name}: ready")
-        for line in (curl, python):
-            run = subprocess.run(
-                ["/bin/sh", "-c", line],
-                capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path,
-            )  # fmt: skip
-            assert run.returncode == 0, run.stderr
-            assert run.stdout.strip()
-            assert '"error"' not in run.stdout
-        parts += served.parts()
-        served.process.send_signal(signal.SIGTERM)
-        served.read_until("stopped")
-        assert served.process.wait(PATIENCE_S) == 0
-        assert _gone(parts)
+@pytest.mark.skipif(shutil.which("curl") is None, reason="a line of the page is curl's")
+def test_serve_answers_outlives_its_parts_and_leaves_nothing(newcomer: Newcomer) -> None:
+    """Lines of the README, and printed ones, work over dead parts; SIGTERM ends all."""
+    [block] = [block for block in blocks() if block.lines[0].startswith("tokenbus serve")]
+    serve, ask = block.lines
+    serving = Serving(newcomer, serve)
+    curl, python = serving.read_until(r"^curl "), serving.read_until(r" -c ")
+    assert json.loads(newcomer.type(f"{ask} --silent"))["choices"][0]["message"]["content"]
+    parts = serving.parts()
+    assert len(parts) >= 4
+    for name in ("worker", "gateway"):
+        serving.part(name).kill()
+        assert "SIGKILL" in serving.read_until(f"{name} ended with")
+        serving.read_until(f"{name}: ready")
+    for line in (curl, python):
+        said = newcomer.type(line.strip())
+        assert said.strip()
+        assert '"error"' not in said
+    parts += serving.parts()
+    serving.process.send_signal(signal.SIGTERM)
+    serving.read_until("stopped")
+    assert serving.process.wait(PATIENCE_S) == 0
+    assert _gone(parts)
 
 
 @pytest.mark.slow
 @pytest.mark.processes
-def test_killed_serve_takes_its_parts_with_it(tmp_path: Path) -> None:
+def test_killed_serve_takes_its_parts_with_it(newcomer: Newcomer) -> None:
     """SIGKILL of the command leaves no worker, gateway or server behind."""
-    with Served(tmp_path) as served:
-        served.read_until(r"/v1 serves made-up$")
-        parts = served.parts()
-        served.process.kill()
-        assert _gone(parts)
+    serving = Serving(newcomer, "tokenbus serve smollm2-135m")
+    parts = serving.parts()
+    serving.process.kill()
+    assert _gone(parts)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_serve_fetches_its_model_and_answers(newcomer: Newcomer) -> None:
+    """From nothing to an answer of the model that the README names, its phases told."""
+    del newcomer.variables["TOKENBUS_ENGINE"]
+    [block] = [block for block in blocks() if block.lines[0].startswith("tokenbus serve")]
+    serving = Serving(newcomer, block.lines[0])
+    for phase in ("downloading", "converting", "loading torch"):
+        assert phase in serving.said
+    assert json.loads(newcomer.type(f"{block.lines[1]} --silent"))["usage"]["completion_tokens"]
+    newcomer.stop()
 
 
 @pytest.mark.processes
@@ -154,8 +165,6 @@ def test_missing_library_is_told_before_anything_starts(
 
 def test_taken_port_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
     """A port that somebody listens on is told before anything starts."""
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert cli.main(["serve", "--port", str(taken.getsockname()[1])]) == 2
     assert "in use" in capsys.readouterr().err
