@@ -13,12 +13,14 @@ from patience import PATIENCE_S, until_within
 from pydantic import SecretStr
 from workers.null_workers import worker
 
-from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.contract.cache_scope import cache_scope
+from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import ClientSettingsInvalid
 from tokenbus.producer.gateway.access.api_keys import ApiKeys, KeyLimits
 from tokenbus.producer.gateway.access.caller import Caller
 from tokenbus.producer.gateway.access.key_ring import KeyRing, caller_of
 from tokenbus.producer.gateway.access.shares import Shares
+from tokenbus.producer.gateway.jobs.job_door import _cache_fields
 from tokenbus.producer.gateway.settings import GatewaySettings
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.server.connection import make_redis
@@ -148,19 +150,25 @@ async def test_two_keys_know_nothing_of_each_other(
         assert (await running.post("/v1/jobs", BODY, other, **same)).json["id"] != first.json["id"]
         clash = await running.post("/v1/jobs", {**BODY, "max_tokens": 4}, mine, **same)
         assert (clash.status, clash.error["code"]) == (409, "idempotency_conflict")
-        groups = await cache_groups(running.gateway, [first.json["id"]])
-        assert None not in groups
 
 
-async def cache_groups(gateway: Any, job_ids: list[str]) -> list[str | None]:
-    """Return the prefixes by which workers know that prompts of jobs began alike."""
-    found = []
-    for job_id in job_ids:
-        client = gateway.models._first
-        key = client.scripts.keys.of("job", JobAddress(job_id, "shop").text)
-        value = await client.scripts.redis.hget(key, "prefix")
-        found.append(None if value is None else value.decode())
-    return found
+async def test_cached_prompts_are_shared_within_a_key(redis: Redis) -> None:
+    """Users of a key share pages, other keys of the tenant do not; a cache key sets some apart."""
+    keys = ApiKeys(redis)
+    one, other = [caller_of((await keys.create(tenant="shop"))[1]) for _ in range(2)]
+
+    def scope(who: Caller, cache_key: str | None = None) -> str:
+        fields = {"prompt": "hi", "tenant": who.job_tenant, **_cache_fields(who, cache_key)}
+        return cache_scope(JobRequest.of_fields(fields))
+
+    assert scope(one) == scope(one.for_user("ann")) == scope(one.for_user("bob"))
+    assert scope(one, "a") == scope(one.for_user("ann"), "a")
+    apart = [scope(one), scope(one, "a"), scope(one, "b"), scope(other), scope(other, "a")]
+    # Nobody who knows a key's id and tenant gets there by fields of a request.
+    guessed = JobRequest.of_fields(
+        {"prompt": "hi", "tenant": "shop", "cache_group": one.cache_group}
+    )
+    assert len({*apart, cache_scope(guessed), scope(Caller()), scope(Caller(), "a")}) == 8
 
 
 async def test_revoked_key_ends_its_streams_and_jobs(
