@@ -45,7 +45,7 @@ class AwaitedAnswers:
 
     async def current(self, chat_id: str) -> str | None:
         """Return the job that a chat waits for; None where it waits for none."""
-        found = await self._redis.zrevrange(self._key(chat_id), 0, 0)
+        found = await self._redis.zrange(self._key(chat_id), -1, -1)
         return found[0].decode() if found else None
 
     async def end(self, chat_id: str, *job_ids: str) -> None:
