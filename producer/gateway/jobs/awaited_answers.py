@@ -36,7 +36,7 @@ class AwaitedAnswers:
     async def begin(self, chat_id: str, job_id: str) -> Sequence[str]:
         """Let a chat wait for a new job; return those that it waited for before."""
         key, now_ms = self._key(chat_id), int(time.time() * 1000)
-        async with self._redis.pipeline(transaction=True) as pipe:
+        async with self._redis.pipeline(transaction=False) as pipe:
             pipe.zrange(key, 0, -1)
             pipe.zadd(key, {job_id: now_ms})
             pipe.pexpire(key, _TTL_MS)

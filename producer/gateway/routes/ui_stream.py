@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from tokenbus.producer.errors import JobUnknown
 from tokenbus.producer.gateway.access.caller import Caller
-from tokenbus.producer.gateway.answering import FIRST_EVENT_S, ignored_header
+from tokenbus.producer.gateway.answering import FIRST_EVENT_S, ignored_header, submit_all
 from tokenbus.producer.gateway.body import object_of, read_body, read_object
 from tokenbus.producer.gateway.gateway import caller
 from tokenbus.producer.gateway.jobs.awaited_answers import MAX_CHAT_ID, AwaitedAnswers
@@ -93,14 +93,8 @@ async def _answer(gateway: Gateway, request: Request, who: Caller) -> Response:
     asked, names = _asked(gateway, body, who)
     who = who.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
-    job, reservation = await gateway.door.submit(
-        who,
-        served,
-        asked.fields,
-        cache_key=asked.cache_key,
-        idempotency_key=request.headers.get("idempotency-key"),
-        names=names,
-    )
+    prompt = {"messages": asked.fields.pop("messages")}
+    [(job, reservation)] = await submit_all(gateway, request, who, asked, [prompt], served, [names])
     try:
         await _await_answer(gateway, who, chat_id, job)
         events = PeekedEvents(job)
@@ -135,8 +129,10 @@ def _asked(
         told = "n: a chat has one answer at a time"
         raise ApiError(400, told, code="invalid_request", param="n")
     names = {}
-    if not asked.fields.keys() & {"max_tokens", "max_completion_tokens"}:
-        asked.fields["max_tokens"] = settings.gateway_chat_tokens
+    if "max_completion_tokens" in asked.fields:
+        names["max_tokens"] = "max_completion_tokens"
+    elif "max_tokens" not in asked.fields:
+        asked.default_tokens = settings.gateway_chat_tokens
         names["max_tokens"] = "messages"
     return asked, names
 
