@@ -6,6 +6,7 @@ It is one file because it is one way: submitted, read, written, and given up whe
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
@@ -82,7 +83,7 @@ async def answer(
         n=asked.fields.get("n") or 1,
         with_usage=asked.with_usage,
         with_continuous_usage=asked.with_continuous_usage,
-        with_logprobs=asked.fields.get("logprobs") not in (None, False),
+        with_logprobs=asked.with_logprobs,
         tier=asked.tier,
         names=tuple(dict(each) for each in names),
     )
@@ -309,9 +310,17 @@ def _length(
     if default is None:
         return {}
     if limit is not None:
-        room = limit - len(to_json(prompt)) - _TEMPLATE_TOKENS
+        room = limit - num_bytes(prompt) - _TEMPLATE_TOKENS
         default = max(min(default, room), min(default, _LEAST_TOKENS))
     return {"max_tokens": default}
+
+
+def num_bytes(value: Any) -> int:
+    """Count the bytes of a value as JSON; of one that nests too deep, more than any model takes."""
+    try:
+        return len(to_json(value))
+    except RecursionError:
+        return sys.maxsize
 
 
 def _headers(ignored: Sequence[str], jobs: Sequence[SubmittedJob]) -> dict[str, str]:
