@@ -112,3 +112,13 @@ JOB_BODY = _body(
         "callback_url": {"type": "string"},
     },
 )
+TOKENIZE_BODY = _body(
+    [],
+    {
+        "model": {"type": "string"},
+        "prompt": {"type": "string"},
+        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "return_token_strs": {"type": "boolean"},
+    },
+)
+DETOKENIZE_BODY = _body(["tokens"], {"model": {"type": "string"}, "tokens": _TOKEN_IDS})
