@@ -66,7 +66,7 @@ async def _create(url: str, args: argparse.Namespace) -> int:
 
 async def _list(url: str) -> int:
     async with connected(url, "default") as client:
-        records = await ApiKeys(client.scripts.redis).list()
+        records = await ApiKeys(client.scripts.redis).records()
     for record in records:
         print(visible(_line(record)))
     return 0

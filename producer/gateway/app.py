@@ -146,7 +146,7 @@ async def _asks_for_keys(settings: GatewaySettings, redis: Redis) -> bool:
     if settings.gateway_auth != "auto":
         return settings.gateway_auth == "keys"
     is_asked = bool(settings.gateway_api_keys) or not settings.is_local
-    return is_asked or await ApiKeys(redis).any()
+    return is_asked or await ApiKeys(redis).is_used()
 
 
 def error_response(error: ApiError) -> JSONResponse:

@@ -150,7 +150,8 @@ class AnswerFrames:
             if event.finish is not None:
                 yield self._job_end(number, event)
                 return
-            told, texts = [], NO_TEXTS
+            told: list[str] = []
+            texts = NO_TEXTS
             if self._vocabulary is not None:
                 texts = await self._vocabulary.texts(alternatives_of(event.logprobs))
             for step in await steps.of(event):
@@ -180,7 +181,7 @@ class AnswerFrames:
         tails = [
             chunks.tail(base + choice, delta, self._num_tokens) for choice, delta in event.deltas
         ]
-        told: list[str | bytes] = [tail for tail in tails if tail is not None]
+        told: list[str | bytes] = [tail for tail in tails if tail]
         if finish.reason in FINISHED_REASONS:
             told += [
                 chunks.end(base + choice, ending_of(finish, choice), self._num_tokens)

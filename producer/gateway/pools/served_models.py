@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.contract import deployment_keys
@@ -176,8 +176,9 @@ class ServedModels:
     async def note(self, pool: str) -> None:
         """Note that jobs were submitted to a pool, so that every door finds it by its tag."""
         if pool not in self._noted:
-            redis = self._first.scripts.redis
-            await redis.hset(deployment_keys.pools(), pool_tag(pool), pool)  # type: ignore[misc]  # is awaitable
+            # Untyped: redis-py states some of its types wrongly.
+            redis: Any = self._first.scripts.redis
+            await redis.hset(deployment_keys.pools(), pool_tag(pool), pool)
             self._noted.add(pool)
             self._tags[pool_tag(pool)] = pool
 

@@ -54,10 +54,10 @@ class ChatChunks:
             num_tokens,
         )
 
-    def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> str | None:
-        """Return the chunk of what was held back until the end."""
+    def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> str:
+        """Return the chunk of what was held back until the end, empty for nothing."""
         if not delta:
-            return None
+            return ""
         return self._frame.chunk(
             f'{{"index":{choice},"delta":{self._told(choice, delta)},"logprobs":null,'
             '"finish_reason":null}',

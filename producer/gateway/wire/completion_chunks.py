@@ -51,9 +51,10 @@ class CompletionChunks:
             num_tokens,
         )
 
-    def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> None:
+    def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> str:
         """Return nothing: of a text nothing is held back."""
         del choice, delta, num_tokens
+        return ""
 
     def end(self, choice: int, ending: ChoiceEnd, num_tokens: int) -> str:
         """Return the last chunk of a choice."""
