@@ -149,6 +149,10 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
         help="serve Prometheus metrics on this port of the loopback (default: none)")
 
 
+# What `tokenbus serve` says to its parts itself; the server's URL not where everyone can read it.
+_DECIDED = frozenset({"--redis", "--model", "--pool", "--log-format"})
+
+
 def add_serve(parser: argparse.ArgumentParser, parts: Iterable[argparse.ArgumentParser]) -> None:
     """Declare what `tokenbus serve` takes: the options of its parts, and a model.
 
@@ -159,7 +163,7 @@ def add_serve(parser: argparse.ArgumentParser, parts: Iterable[argparse.Argument
         help=_MODEL_HELP)
     parser.add_argument("--redis", metavar="URL",
         help="a server to use (default: an embedded one, in the cache folder)")
-    known = {"--redis", "--model", "--pool", "--log-format"}
+    known = set(_DECIDED)
     for part in parts:
         for action in part._actions:
             if not known & set(action.option_strings):
@@ -178,6 +182,8 @@ def words_of(
     words: list[str] = []
     for action in part._actions:
         option = next(iter(action.option_strings), "")
+        if option in _DECIDED:
+            continue
         value = getattr(given, names.get(option, ""), None)
         if value in (None, [], {}):
             continue

@@ -116,7 +116,7 @@ def errors(client: OpenAI) -> None:
     """Refusals are the client's own errors, with field and code."""
     long = [{"role": "user", "content": "x " * 9000}]
     for kind, given in (
-        (openai.BadRequestError, {"messages": RAIN, "model": MODEL, "temperature": 99}),
+        (openai.BadRequestError, {"messages": RAIN, "model": MODEL, "temperature": -1}),
         (openai.NotFoundError, {"messages": RAIN, "model": "no-such-model"}),
         (openai.BadRequestError, {"messages": long, "model": MODEL}),
     ):

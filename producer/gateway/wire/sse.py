@@ -30,8 +30,12 @@ def json_frame(value: Any, *, cursor: int | str | None = None, event: str = "") 
 
 
 def comment_frame(text: str) -> bytes:
-    """Return a comment, which no client hands on and every proxy takes for a sign of life."""
-    return b": " + text.replace("\n", " ").encode() + b"\n\n"
+    """Return a comment, which no client hands on and every proxy takes for a sign of life.
+
+    It is a line of its own and ends no frame: OpenAI's client takes a blank line behind one for an
+    event without data, once any frame has had an id.
+    """
+    return b": " + text.replace("\n", " ").encode() + b"\n"
 
 
 def error_body(error: ApiError) -> bytes:

@@ -81,6 +81,9 @@ async def frames_of(response: aiohttp.ClientResponse) -> AsyncIterator[Frame]:
     lines: list[str] = []
     async for raw in response.content:
         line = raw.decode().rstrip("\n")
+        if line.startswith(":"):
+            yield _frame([line])
+            continue
         if line:
             lines.append(line)
             continue
