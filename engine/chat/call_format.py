@@ -124,6 +124,13 @@ class CallFormat:
             written = f"[{written}]"
         return f"{self.section_open}{written}{self.section_close}"
 
+    def head(self, name: str) -> str:
+        """Write what stands before the arguments of a single call, of a format that has them last.
+
+        It is for `JSON_ARGUMENTS` without numbers and ids.
+        """
+        return f"{self.section_open}{self.call_open}{self.name_prefix}{name}{self.name_close}"
+
     def _body(self, call: WrittenCall, index: int) -> str:
         arguments = json.loads(call.arguments)
         if not isinstance(arguments, dict):

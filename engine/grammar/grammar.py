@@ -1,4 +1,7 @@
-"""Grammars over tokens: compile a constraint once, follow it once per sequence."""
+"""Grammars over tokens: compile a constraint once, follow it once per sequence.
+
+Past three hundred lines it is one noun: a grammar, the places in it, and what compiles it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.grammar.answer_watch import AnswerWatch
 from tokenbus.engine.grammar.json_schema import failing_place
 from tokenbus.engine.grammar.limits import GrammarLimits, too_slow
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch, TokenTable
@@ -21,6 +25,7 @@ from tokenbus.engine.grammar.translation import (
     schema_grammar,
 )
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
+from tokenbus.engine.grammar.watched_answer import WatchedAnswer
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.types import GrammarKind
 
@@ -54,7 +59,7 @@ class GrammarMatcher:
         source: CompiledGrammar,
         matcher: LLMatcher | None = None,
         path: tuple[int, ...] | None = (),
-        watch: KeyWatch | None = None,
+        watch: KeyWatch | AnswerWatch | None = None,
     ) -> None:
         """Stand at the start of `source`, or where a matcher of it stands.
 
@@ -179,21 +184,27 @@ class CompiledGrammar:
         width: int,
         limits: GrammarLimits,
         table: TokenTable | None = None,
+        watched: WatchedAnswer | None = None,
     ) -> None:
         """Keep a matcher at the start, of which sequences get copies.
 
-        `width` is that of a mask in int32 words. `table` is there if keys may come twice.
+        `width` is that of a mask in int32 words. `table` is there if keys may come twice; `watched`
+        then says where in an output, None if that is JSON as a whole.
         """
         self._table = table
+        self._watched = watched
         self.prototype = prototype
         self.width = width
         self.limits = limits
         self.masks: dict[tuple[int, ...], Tensor] = {}
         self.spent_s = 0.0
 
-    def key_watch(self) -> KeyWatch | None:
+    def key_watch(self) -> KeyWatch | AnswerWatch | None:
         """Return a watch over the keys of an output, if the grammar lets them come twice."""
-        return None if self._table is None else KeyWatch(self._table)
+        if self._table is None:
+            return None
+        watched = self._watched
+        return KeyWatch(self._table) if watched is None else AnswerWatch(self._table, watched)
 
     @property
     def mask_bytes(self) -> int:
@@ -256,7 +267,7 @@ class GrammarCompiler:
         """
         try:
             grammar = library_grammar(spec, self.limits)
-            return self.compile_translated(grammar)
+            return self.compile_translated(grammar, spec.watched)
         except GrammarRejected as error:
             message = str(error).removeprefix(f"{error.field}: ")
             place = ""
@@ -276,8 +287,8 @@ class GrammarCompiler:
 
         return failing_place(parsed_source(spec), fails, self.limits.compile_s / 4)
 
-    def compile_translated(self, grammar: str) -> CompiledGrammar:
-        """Compile a constraint in the library's form.
+    def compile_translated(self, grammar: str, watched: str = "") -> CompiledGrammar:
+        """Compile a constraint in the library's form; `watched` is that of its spec.
 
         Raises: GrammarRejected with the reason.
         """
@@ -286,8 +297,10 @@ class GrammarCompiler:
         prototype = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self.limits.of_library)
         if prototype.is_error():
             raise NotCompiled("grammar", f"does not compile: {reason_of(prototype.get_error())}")
-        table = self._token_table() if lets_keys_repeat(grammar) else None
-        return CompiledGrammar(prototype, self._width, self.limits, table)
+        if not lets_keys_repeat(grammar, is_watched=bool(watched)):
+            return CompiledGrammar(prototype, self._width, self.limits)
+        form = WatchedAnswer.parse(watched) if watched else None
+        return CompiledGrammar(prototype, self._width, self.limits, self._token_table(), form)
 
     def _token_table(self) -> TokenTable:
         """Return the bytes of all tokens, read once."""

@@ -81,17 +81,22 @@ def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
             raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
     if is_choice:
-        choices = parsed_source(spec)
-        is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
-        if not is_texts or not choices:
-            raise GrammarRejected("grammar", "choice must be a JSON list of one or more strings")
         # Lark's string literals are those of JSON. One terminal: as alternatives of a rule, texts
         # that begin alike would each be a parse of their own.
-        texts = " | ".join(map(json.dumps, choices))
+        texts = " | ".join(map(json.dumps, choice_texts(spec)))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     if spec.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(spec.source)
     return LLMatcher.grammar_from_lark(spec.source)
+
+
+def choice_texts(spec: GrammarSpec) -> list[str]:
+    """Return the texts of a choice. Raises: GrammarRejected for what is none."""
+    choices = parsed_source(spec)
+    is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
+    if not is_texts or not choices:
+        raise GrammarRejected("grammar", "choice must be a JSON list of one or more strings")
+    return choices
 
 
 def schema_grammar(schema: Any) -> str:
@@ -106,10 +111,17 @@ def schema_grammar(schema: Any) -> str:
         raise Unreadable("grammar", _PLACE_IN_TEXT.sub("", str(error))) from error
 
 
-def lets_keys_repeat(grammar: str) -> bool:
-    """Tell whether a constraint in the library's form is a schema with keys it does not list."""
-    first = json.loads(grammar)["grammars"][0] if "json_schema" in grammar[:40] else {}
-    return "json_schema" in first and is_open(first["json_schema"])
+def lets_keys_repeat(grammar: str, *, is_watched: bool = False) -> bool:
+    """Tell whether keys may come twice in what a constraint in the library's form allows.
+
+    Of a schema that is told by the keys that it does not list; `is_watched` says it of what was
+    written in Lark.
+    """
+    if not grammar.startswith("{"):
+        return is_watched
+    parts = json.loads(grammar)["grammars"]
+    schemas = [part["json_schema"] for part in parts if "json_schema" in part]
+    return any(map(is_open, schemas)) if schemas else is_watched
 
 
 def parsed_source(spec: GrammarSpec) -> Any:

@@ -246,6 +246,8 @@ class JobRequest(BaseModel):
         related["tools"] = [{"function": {"name": tool.function.name}} for tool in tools or ()]
         if isinstance(choice, NamedTool):
             related["tool_choice"] = {"name": choice.name}
+        if self.grammar is not None:
+            related["grammar"] = {"kind": self.grammar.kind}
         return related
 
     @classmethod

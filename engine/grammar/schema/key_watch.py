@@ -10,7 +10,7 @@ import bisect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -28,9 +28,17 @@ class TokenTable:
     def __init__(self, tokens: list[bytes]) -> None:
         self.tokens = tokens
         self._order = sorted((token, token_id) for token_id, token in enumerate(tokens) if token)
+        self._holding: dict[bytes, list[int]] = {}
         self.of_whole_keys = [
             token_id for token_id, token in enumerate(tokens) if token.count(b'"') > 1
         ]
+
+    def holding(self, text: bytes) -> list[int]:
+        """Return the tokens that hold a text, found once."""
+        if text not in self._holding:
+            found = [token_id for token_id, token in enumerate(self.tokens) if text in token]
+            self._holding[text] = found
+        return self._holding[text]
 
     def beginning(self, prefix: bytes) -> Iterator[int]:
         """Yield the tokens that begin with some bytes."""
@@ -38,6 +46,20 @@ class TokenTable:
             if not token.startswith(prefix):
                 return
             yield token_id
+
+
+def cleared(mask: Tensor, token_ids: Iterable[int], is_barred: Callable[[int], bool]) -> Tensor:
+    """Return a mask, [W] int32, without those of some tokens that are barred."""
+    barred = [token_id for token_id in token_ids if _is_set(mask, token_id)]
+    barred = [token_id for token_id in barred if is_barred(token_id)]
+    if not barred:
+        return mask
+    filtered = mask.clone()
+    for token_id in barred:
+        word, bit = divmod(token_id, 32)
+        # The 32nd bit is the sign of its word.
+        filtered[word] = int(filtered[word]) & ~((1 << bit) - (1 << 32 if bit == 31 else 0))
+    return filtered
 
 
 class KeyWatch:
@@ -65,22 +87,18 @@ class KeyWatch:
         """Follow one token. Raises: KeyRepeated."""
         if token_id < len(self._table.tokens):
             for byte in self._table.tokens[token_id]:
-                self._follow(byte)
+                self.follow(byte)
+
+    @property
+    def is_inside(self) -> bool:
+        """True inside an object, a list or a string."""
+        return bool(self._open) or self._is_in_text
 
     def filtered(self, mask: Tensor) -> Tensor:
         """Return a mask, [W] int32, without tokens that would repeat a key."""
         if not any(self._open):
             return mask
-        repeating = [token_id for token_id in self._candidates() if _is_set(mask, token_id)]
-        repeating = [token_id for token_id in repeating if self._repeats(token_id)]
-        if not repeating:
-            return mask
-        filtered = mask.clone()
-        for token_id in repeating:
-            word, bit = divmod(token_id, 32)
-            # The 32nd bit is the sign of its word.
-            filtered[word] = int(filtered[word]) & ~((1 << bit) - (1 << 32 if bit == 31 else 0))
-        return filtered
+        return cleared(mask, self._candidates(), self._repeats)
 
     def _candidates(self) -> Iterator[int]:
         yield from self._table.of_whole_keys
@@ -98,7 +116,8 @@ class KeyWatch:
             return True
         return False
 
-    def _follow(self, byte: int) -> None:
+    def follow(self, byte: int) -> None:
+        """Follow one byte. Raises: KeyRepeated."""
         if self._is_in_text:
             self._follow_text(byte)
         elif byte == _QUOTE:

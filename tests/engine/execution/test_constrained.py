@@ -188,7 +188,7 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
     """A required call names a given tool, its arguments validate; `none` leaves the tools out."""
     messages = [{"role": "user", "content": "Where is my order 4711?"}]
     tools = [{"type": "function", "function": {"name": "describe", "parameters": SCHEMA}}]
-    params = SamplingParams(max_tokens=300, temperature=1.5, seed=3)
+    params = SamplingParams(max_tokens=100, temperature=1.5, seed=3)
     output = llm.chat(
         messages,
         params,
@@ -197,7 +197,7 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
         parallel_tool_calls=False,
         progress=False,
     )[0]
-    assert output.finish_reason is FinishReason.STOP
+    assert output.finish_reason is FinishReason.TOOL_CALLS
     assert output.tool_calls
     for call in output.tool_calls:
         assert call.name == "describe"
@@ -207,5 +207,6 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
     free = replace(params, max_tokens=2)
     plain = llm.chat(messages, free, tools=tools, tool_choice="none", progress=False)[0]
     assert plain.prompt_ids == llm.chat(messages, free, progress=False)[0].prompt_ids
-    with pytest.raises(RequestRejected, match="not together with tools"):
-        llm.chat(messages, replace(params, grammar=JSON), tools=tools, progress=False)
+    lark = GrammarSpec(GrammarKind.LARK, 'start: "a"')
+    with pytest.raises(RequestRejected, match="stands not beside tools"):
+        llm.chat(messages, replace(params, grammar=lark), tools=tools, progress=False)

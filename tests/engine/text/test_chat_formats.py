@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from tokenbus.engine.chat.message_reader import MessageReader
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.tools import tools_of
-from tokenbus.engine.offline_request import conversation_of
+from tokenbus.engine.offline.offline_request import conversation_of
 from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.text.templates.chat_turns import ChatTurns
 

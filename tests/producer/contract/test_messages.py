@@ -7,10 +7,11 @@ import json
 import msgspec
 import pytest
 
+from tokenbus.engine.chat.answer_form import typing_part
 from tokenbus.engine.chat.delta import CallDelta, MessageDelta
 from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.contract.events import Event, Finish, ToolCall, messages_of
-from tokenbus.producer.contract.messages.job_chat import JobChat, typing_part
+from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.contract.messages.job_messages import JobMessages
 from tokenbus.producer.contract.messages.wire_delta import WireDelta, delta_json, joined
 

@@ -49,6 +49,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "engine": (
         ("engine/bench",),
         ("engine (faces)",),
+        ("engine/offline",),
         ("engine/execution", "engine/null", "engine/weights (faces)"),
         ("engine/weights/formats",),
         ("engine/weights",),
@@ -105,12 +106,10 @@ FACES = {
             "build",
             "engine",
             "llm",
-            "offline_request",
-            "output",
             "start_check",
         }
     ),
-    "engine/chat": frozenset({"message_reader"}),
+    "engine/chat": frozenset({"answer_reader", "message_reader"}),
     "engine/grammar": frozenset({"tool_calls"}),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from tokenbus.engine.chat.requests.request_shapes import FOREIGN_FIELDS, REQUEST_FIELDS
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.offline_request import OfflineRequest, conversation_of
+from tokenbus.engine.offline.offline_request import OfflineRequest, conversation_of
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
 
