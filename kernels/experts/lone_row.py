@@ -17,7 +17,7 @@ import triton.language as tl
 
 from tokenbus.kernels.activation import KINDS, gate
 from tokenbus.kernels.experts.combine import NOTHING, Beside, add_shared
-from tokenbus.kernels.experts.routing import RouterRule, check_logits, scores_of
+from tokenbus.kernels.experts.scores import NO_KEY, RouterRule, check_logits, expert_of, scores_of
 from tokenbus.kernels.experts.table import RowTuning, down_row_tuning, up_row_tuning
 from tokenbus.kernels.launch import (
     ceil_div,
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.kernels.activation import ActivationKind
-
-_LAST = tl.constexpr(0x7FFFFFFF)
-_NO_KEY = tl.constexpr(-(2**63))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +55,9 @@ def _expert_at(logits, place, E, BLOCK_E: tl.constexpr, BY_LOGITS: tl.constexpr,
     share, key = scores_of(logits, first, first == 0, 0, E, BLOCK_E, BY_LOGITS, UNIFORM)
     best = tl.max(key, axis=1, keep_dims=True)
     for _ in range(place):
-        key = tl.where(key == best, _NO_KEY, key)
+        key = tl.where(key == best, NO_KEY, key)
         best = tl.max(key, axis=1, keep_dims=True)
-    expert = (tl.max(tl.max(best, axis=1), axis=0) & 0xFFFFFFFF) ^ _LAST
+    expert = expert_of(tl.max(tl.max(best, axis=1), axis=0))
     found = tl.sum(tl.where(key == best, share, 0.0), axis=1)
     return expert, tl.sum(found, axis=0)
 

@@ -11,7 +11,7 @@ from tokenbus.kernels import reference
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.kernels.experts.routing import RouterRule
+    from tokenbus.kernels.experts.scores import RouterRule
 
 
 class Chosen(NamedTuple):

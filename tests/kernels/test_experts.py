@@ -13,7 +13,8 @@ from tokenbus.kernels.experts import reference
 from tokenbus.kernels.experts.combine import Beside, combine
 from tokenbus.kernels.experts.grouped import experts_down, experts_up
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
-from tokenbus.kernels.experts.routing import RouterRule, Routing, route
+from tokenbus.kernels.experts.routing import Routing, route
+from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning, tile_rows_for
 from tokenbus.kernels.launch import KernelInputError
 

@@ -11,7 +11,8 @@ from tokenbus.engine.models.product import MixtureProduct
 from tokenbus.kernels.experts.combine import Beside, combine
 from tokenbus.kernels.experts.grouped import experts_down, experts_up
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
-from tokenbus.kernels.experts.routing import RouterRule, route
+from tokenbus.kernels.experts.routing import route
+from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import tile_rows_for
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear
 from tokenbus.kernels.linear.table import LinearTuning
