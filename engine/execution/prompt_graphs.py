@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
-from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -79,7 +78,7 @@ def replayed_tokens(model: PagedModel) -> int:
     """
     if not isinstance(model, Decoder) or not model.tensors.layers:
         return 0
-    weights = sum(prod(linear.weight.shape) for linear in model.tensors.layers[0].linears())
+    weights = max(layer.weights_per_token() for layer in model.tensors.layers)
     return int(_LAUNCH_S * _FLOPS_PER_S / (2 * weights))
 
 

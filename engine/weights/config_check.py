@@ -72,6 +72,12 @@ def refuse_sizes(config: DecoderConfig, max_model_len: int) -> None:
         "head_dim": config.head_dim,
         "max_position_embeddings": max_model_len,
     }
+    mixture = config.mixture
+    if mixture is not None:
+        sizes["num_experts"] = mixture.num_experts
+        sizes["intermediate_size of an expert"] = mixture.intermediate_size
+        if mixture.has_shared_gate:
+            sizes["shared_expert_intermediate_size"] = mixture.shared_size
     for name, size in sizes.items():
         if not 1 <= size <= _MAX_SIZE:
             raise ModelBroken(f"config.json gives the model a {name} of {size}")

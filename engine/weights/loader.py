@@ -24,6 +24,7 @@ from tokenbus.engine.types import NO_DEFAULTS, SamplingDefaults
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
 from tokenbus.engine.weights.config_check import refuse_counts, refuse_sizes, refuse_type
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
+from tokenbus.engine.weights.formats.expert_tensors import expert_tensors
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
 from tokenbus.engine.weights.leftovers import refuse_stored
@@ -149,8 +150,10 @@ def build_model(
     if weights is None:
         decoder.draw()
     else:
-        named = read_tensors(weights) if isinstance(weights, Path) else weights.items()
-        decoder.fill(named if progress is None else _counted(named, len(dtypes), progress))
+        named = read_tensors(weights) if isinstance(weights, Path) else iter(weights.items())
+        if progress is not None:
+            named = _counted(named, len(dtypes), progress)
+        decoder.fill(expert_tensors(named, shape))
     ropes = {
         name: rope_table(text, layer_type, max_model_len, device, is_partial=shape.partial_rotary)
         for name, layer_type in shape.rope_layer_types.items()

@@ -43,7 +43,13 @@ RULES = {
 # floor do not know each other. The last floor is the vocabulary of the package.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "kernels": (
-        ("kernels/attention", "kernels/cpu", "kernels/linear", "kernels/sampling"),
+        (
+            "kernels/attention",
+            "kernels/cpu",
+            "kernels/experts",
+            "kernels/linear",
+            "kernels/sampling",
+        ),
         ("kernels",),
     ),
     "engine": (
@@ -53,6 +59,8 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/execution", "engine/null", "engine/weights (faces)"),
         ("engine/weights/formats",),
         ("engine/weights",),
+        ("engine/models (faces)",),
+        ("engine/models/experts",),
         ("engine/models",),
         ("engine/attention",),
         ("engine/scheduling", "engine/text"),
@@ -111,6 +119,17 @@ FACES = {
     ),
     "engine/chat": frozenset({"answer_reader", "message_reader"}),
     "engine/grammar": frozenset({"tool_calls"}),
+    "engine/models": frozenset(
+        {
+            "backend",
+            "decoder",
+            "native_ops",
+            "ops",
+            "packed_ops",
+            "triton_ops",
+            "triton_products",
+        }
+    ),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "worker": frozenset({"assembly", "supervisor"}),
