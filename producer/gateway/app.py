@@ -1,0 +1,177 @@
+"""The application: connected when it starts, with all routes, and errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from tokenbus.producer.answers import SERVER_ERRORS
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.gateway.access.api_keys import ApiKeys
+from tokenbus.producer.gateway.access.key_ring import KeyRing
+from tokenbus.producer.gateway.access.limits import KeyUse
+from tokenbus.producer.gateway.access.shares import Shares
+from tokenbus.producer.gateway.door_guard import DoorGuard
+from tokenbus.producer.gateway.gateway import Gateway
+from tokenbus.producer.gateway.jobs.job_door import JobDoor
+from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
+from tokenbus.producer.gateway.metrics import GatewayMetrics
+from tokenbus.producer.gateway.pools.served_models import ServedModels
+from tokenbus.producer.gateway.routes import chat, completions, health, jobs, models
+from tokenbus.producer.gateway.wire.api_error import ApiError
+from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
+from tokenbus.producer.settings import ClientSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fastapi import Request
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.gateway.settings import GatewaySettings
+
+_log = logging.getLogger("tokenbus.gateway")
+
+# One module a group of routes.
+ROUTERS = (health.router, models.router, chat.router, completions.router, jobs.router)
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """Return the application of one process; it connects in its lifespan.
+
+    Starting it raises: what `AsyncClient.connect` raises.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _opened(settings, metrics) as gateway:
+            app.state.gateway = gateway
+            for router in ROUTERS:
+                app.include_router(router(gateway))
+            yield
+
+    metrics = GatewayMetrics()
+    app = FastAPI(title="tokenbus", lifespan=lifespan, openapi_url="/openapi.json")
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ProducerError, _producer_error)
+    for kind in SERVER_ERRORS:
+        app.add_exception_handler(kind, _server_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _failure)
+    app.add_middleware(
+        DoorGuard, max_header_bytes=settings.gateway_max_header_bytes, metrics=metrics
+    )
+    if settings.gateway_cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.gateway_cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    return app
+
+
+@asynccontextmanager
+async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[Gateway]:
+    """Connect the parts of a gateway, and close them."""
+    client_settings = ClientSettings()
+    client = await AsyncClient.connect(settings.redis_url, settings.pool, client_settings)
+    async with client:
+        served = ServedModels(
+            client,
+            client_settings,
+            default_pool=settings.pool,
+            names=settings.gateway_model_names,
+            aliases=settings.gateway_aliases,
+            fallbacks=settings.gateway_fallbacks,
+        )
+        redis = client.scripts.redis
+        keys = KeyRing(
+            redis, settings.gateway_api_keys, is_on=await _asks_for_keys(settings, redis)
+        )
+        streams = OpenStreams(
+            redis,
+            keys,
+            grace_s=settings.gateway_grace_s,
+            keepalive_s=settings.gateway_keepalive_s,
+            drain_s=settings.gateway_drain_s,
+        )
+        looking = asyncio.create_task(streams.run())
+        try:
+            yield Gateway(
+                settings=settings,
+                redis=redis,
+                models=served,
+                keys=keys,
+                door=JobDoor(served, KeyUse(redis), Shares(redis)),
+                streams=streams,
+                metrics=metrics,
+            )
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            await streams.shut()
+            await served.close()
+
+
+async def _asks_for_keys(settings: GatewaySettings, redis: Redis) -> bool:
+    """Tell whether requests need a key."""
+    if settings.gateway_auth != "auto":
+        return settings.gateway_auth == "keys"
+    is_asked = bool(settings.gateway_api_keys) or not settings.is_local
+    return is_asked or await ApiKeys(redis).any()
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """Return the response of an error."""
+    return JSONResponse(error.body(), error.status, dict(error.headers))
+
+
+async def _api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def _producer_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ProducerError)
+    return error_response(api_error(error))
+
+
+async def _server_error(_: Request, error: Exception) -> JSONResponse:
+    del error  # it may quote what lies in the server
+    return error_response(unreachable())
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    """Answer what FastAPI finds wrong with a path, a query or a body."""
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Any] = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    param = ".".join(place) or None
+    told = f"{param}: {first['msg']}" if param else str(first["msg"])
+    return error_response(ApiError(400, told, code="invalid_request", param=param))
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    """Answer an unknown path, a wrong method, and what Starlette refuses."""
+    assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+    return error_response(ApiError(error.status_code, str(error.detail), code, headers=headers))
+
+
+async def _failure(request: Request, error: Exception) -> JSONResponse:
+    """Answer a bug, which the log has; the caller is told no more than that."""
+    _log.error("request.failed path=%s", request.url.path, exc_info=error)
+    return error_response(ApiError(500, "The gateway failed.", code="internal_error"))
