@@ -23,7 +23,7 @@ JOB_STATES = ("held", "waiting", "delayed", "ending")
 
 _POOL_HELP = "name of the pool, the workers that serve one model (default: default)"
 _MODEL_HELP = "alias, local folder or hub id (default: smollm2-135m)"
-_REDIS_HELP = (
+REDIS_HELP = (
     "redis://, rediss://, unix:// or embedded:///path "
     "(default: redis://127.0.0.1:6379/0, or TOKENBUS_REDIS_URL); "
     "everyone on this machine can read a password given here in ps, not one in TOKENBUS_REDIS_URL"
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
             say(message, end="")
 
 
-def _pool(name: str) -> str:
+def pool_name(name: str) -> str:
     """Return the name of a pool, or let argparse say what is wrong with it."""
     try:
         return check_pool(name)
@@ -118,8 +118,8 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
     `engine` are the engine's settings, which say themselves what their options are.
     """
     add = parser.add_argument
-    add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
-    add("--pool", type=_pool, metavar="NAME", help=_POOL_HELP)
+    add("--redis", dest="redis_url", metavar="URL", help=REDIS_HELP)
+    add("--pool", type=pool_name, metavar="NAME", help=_POOL_HELP)
     add("--model", metavar="MODEL", help=_MODEL_HELP)
     add("--served-model-name", action="append", metavar="NAME",
         help="another name under which requests may ask for the model; may be given several times "
@@ -147,8 +147,8 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     """Declare what `tokenbus submit` takes."""
     add = parser.add_argument
     add("prompt", help="what to answer (required); - reads standard input")
-    add("--redis", metavar="URL", help=_REDIS_HELP)
-    add("--pool", type=_pool, default="default", metavar="NAME", help=_POOL_HELP)
+    add("--redis", metavar="URL", help=REDIS_HELP)
+    add("--pool", type=pool_name, default="default", metavar="NAME", help=_POOL_HELP)
     add("--system", metavar="TEXT", help="system prompt (default: the model's own, if any)")
     add("--raw", action="store_true",
         help="continue the prompt as it is, without a chat template (default: chat)")
@@ -183,8 +183,8 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
 def add_status(parser: argparse.ArgumentParser) -> None:
     """Declare what `tokenbus status` takes."""
     add = parser.add_argument
-    add("--redis", metavar="URL", help=_REDIS_HELP)
-    add("--pool", type=_pool, default="default", metavar="NAME", help=_POOL_HELP)
+    add("--redis", metavar="URL", help=REDIS_HELP)
+    add("--pool", type=pool_name, default="default", metavar="NAME", help=_POOL_HELP)
     add("--here", action="store_true",
         help="fail unless a worker of this host lives (default: a worker anywhere)")
     add("--json", action="store_true", help="print a line of JSON (default: text)")
@@ -229,8 +229,9 @@ def add_jobs(commands: Any) -> list[argparse.ArgumentParser]:
 
 def add_pool(parser: argparse.ArgumentParser) -> None:
     """Declare the server and the pool of a command."""
-    parser.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
-    parser.add_argument("--pool", type=_pool, default="default", metavar="NAME", help=_POOL_HELP)
+    parser.add_argument("--redis", metavar="URL", help=REDIS_HELP)
+    parser.add_argument("--pool", type=pool_name, default="default", metavar="NAME",
+        help=_POOL_HELP)
 
 
 def add_dead(parser: argparse.ArgumentParser) -> None:
@@ -253,8 +254,8 @@ def add_dead(parser: argparse.ArgumentParser) -> None:
     for command in (listing, show, retry, purge):
         command.add_argument("--tenant", metavar="NAME",
             help="only letters of this tenant (default: those of all)")
-        command.add_argument("--redis", metavar="URL", help=_REDIS_HELP)
-        command.add_argument("--pool", type=_pool, default="default", metavar="NAME",
+        command.add_argument("--redis", metavar="URL", help=REDIS_HELP)
+        command.add_argument("--pool", type=pool_name, default="default", metavar="NAME",
             help=_POOL_HELP)
 
 
@@ -264,11 +265,11 @@ def add_control(parser: argparse.ArgumentParser) -> None:
     add("role", nargs="?", choices=("service", "adapter", "check"), default="service",
         help="service runs crons and webhooks, adapter runs arq's generate jobs on the pool,"
         " check tells whether a service lives (default: service)")
-    add("--redis", dest="redis_url", metavar="URL", help=_REDIS_HELP)
+    add("--redis", dest="redis_url", metavar="URL", help=REDIS_HELP)
     add("--arq-redis", dest="arq_redis_url", metavar="URL",
         help="where arq keeps its jobs; with a password better as TOKENBUS_ARQ_REDIS_URL"
         " (default: the server of the pool)")
-    add("--pool", type=_pool, metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=pool_name, metavar="NAME", help=_POOL_HELP)
     add("--crons", metavar="FILE",
         help="table of jobs to submit at set times, in TOML (default: none)")
     add("--webhook-keys", dest="webhook_keys_file", metavar="FILE",

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.commands import arguments
+from tokenbus.producer.commands import arguments, gateway_arguments
 from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
 from tokenbus.producer.terminal import open_standard_streams, say, visible
 
@@ -66,11 +66,25 @@ def build_parser() -> argparse.ArgumentParser:
     control = commands.add_parser("control", help="run crons and webhooks, or the arq adapter")
     arguments.add_control(control)
     control.set_defaults(run=_run_control, extra="control")
+    _add_door(commands)
     model = commands.add_parser("model", help="fetch models")
     model_commands = model.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     pull = model_commands.add_parser("pull", help="fetch a model into the cache folder")
     pull.add_argument("alias", help="name of the model (required): smollm2-135m")
     pull.set_defaults(run=_run_pull)
+    _add_benches(commands)
+    return parser
+
+
+def _add_door(commands: Any) -> None:
+    """Describe the commands of the HTTP API."""
+    gateway = commands.add_parser("gateway", help="serve OpenAI's HTTP API in front of the pools")
+    gateway_arguments.add_gateway(gateway)
+    gateway.set_defaults(run=_run_gateway, extra="gateway")
+
+
+def _add_benches(commands: Any) -> None:
+    """Describe the benches."""
     bench = commands.add_parser("bench", help="measure")
     benches = bench.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     # The benches have options of their own, --help among them; the engine's stands alone.
@@ -80,7 +94,6 @@ def build_parser() -> argparse.ArgumentParser:
     cpu.set_defaults(run=_run_bench_cpu, takes_rest=True)
     pool = benches.add_parser("pool", help="load through the real queue", add_help=False)
     pool.set_defaults(run=_run_bench_pool, takes_rest=True)
-    return parser
 
 
 def _run_demo(args: argparse.Namespace) -> int:
@@ -138,6 +151,14 @@ def _run_control(args: argparse.Namespace) -> int:
     beside = ("run", "role", "extra")
     given = {name: value for name, value in vars(args).items() if name not in beside}
     return run_control(args.role, ControlSettings.load(**given))
+
+
+def _run_gateway(args: argparse.Namespace) -> int:
+    from tokenbus.producer.gateway.command import run_gateway
+    from tokenbus.producer.gateway.settings import GatewaySettings
+
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "extra")}
+    return run_gateway(GatewaySettings.load(**given))
 
 
 def _run_pull(args: argparse.Namespace) -> int:

@@ -34,12 +34,12 @@ from tokenbus.engine.chat.requests.bounds import (
     REASONING_TOKENS,
     ROLE_PATTERN,
 )
+from tokenbus.engine.chat.requests.json_values import check_json
 from tokenbus.engine.chat.requests.request_rules import TOOL_NAME_PATTERN, check_together
 from tokenbus.engine.chat.requests.request_shapes import Shaped, is_plain
 from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS, DEFAULT_PRIORITY, DEFAULTS
 from tokenbus.producer.contract.callback_url import check_callback_url
-from tokenbus.producer.contract.json_values import JsonObject  # noqa: TC001 - pydantic reads it
 from tokenbus.producer.contract.keys import (
     JOB_ID_PATTERN,
     KNOWN_VERSIONS,
@@ -80,6 +80,8 @@ def _check_secret(secret: SecretStr) -> SecretStr:
 
 
 Text = Annotated[str, AfterValidator(_check_text)]
+# A free JSON value: see `engine.chat.requests.json_values`.
+JsonObject = Annotated[dict[str, Any], AfterValidator(check_json)]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Bias = Annotated[float, Field(ge=LOGIT_BIAS.low, le=LOGIT_BIAS.high)]
 BadWord = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_BAD_WORD_LENGTH)]

@@ -1,0 +1,76 @@
+"""Arguments of `tokenbus gateway`; what is left out comes from the environment."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.commands import arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+# One option an entry, its help below its name.
+# fmt: off
+def add_gateway(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus gateway` takes."""
+    add = parser.add_argument
+    add("--redis", dest="redis_url", metavar="URL", help=arguments.REDIS_HELP)
+    add("--pool", type=arguments.pool_name, metavar="NAME",
+        help="pool of requests that name no model (default: default)")
+    add("--host", dest="gateway_host", metavar="ADDRESS",
+        help="address to listen on (default: 127.0.0.1)")
+    add("--port", dest="gateway_port", type=int, metavar="PORT",
+        help="port to listen on, 0 = a free one (default: 8000)")
+    add("--served-model-name", dest="gateway_model_names", nargs="+", metavar="NAME",
+        help="names under which requests may ask for the pool (default: those of its model)")
+    add("--alias", dest="gateway_aliases", action=_Pairs, metavar="NAME=MODEL",
+        help="another name of a pool or model; may be given several times (default: none)")
+    add("--fallback", dest="gateway_fallbacks", action=_Pairs, read=_names, metavar="MODEL=MODEL",
+        help="what is taken where a pool or model has no worker that can run jobs, several parted"
+        " by commas; may be given several times (default: none)")
+    add("--api-key", dest="gateway_api_keys", nargs="+", metavar="KEY",
+        help="keys that requests may use, beside those of `tokenbus keys`; everyone on this machine"
+        " can read them in ps, not those in TOKENBUS_GATEWAY_API_KEYS (default: none)")
+    add("--auth", dest="gateway_auth", choices=("auto", "keys", "off"),
+        help="whether requests need a key; auto: they do unless the address is on the loopback and"
+        " there is no key (default: auto)")
+    add("--cors-origin", dest="gateway_cors_origins", nargs="+", metavar="ORIGIN",
+        help="origins of web pages that may call, * for all (default: none)")
+    add("--strict", dest="gateway_strict", action="store_true", default=None,
+        help="refuse requests with fields that are not known (default: ignore and name them)")
+    add("--grace-s", dest="gateway_grace_s", type=float, metavar="S",
+        help="seconds that a job goes on without a reader, 0 = none and no resuming (default: 30)")
+    add("--log-level", choices=("debug", "info", "warning", "error"),
+        help="least severe event that is logged (default: info)")
+# fmt: on
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+class _Pairs(argparse.Action):
+    """Gathers `NAME=VALUE` of an option that may be given several times."""
+
+    def __init__(
+        self, *args: object, read: Callable[[str], object] = str, **kwargs: object
+    ) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # argparse's own arguments
+        self._read = read
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        _: str | None = None,
+    ) -> None:
+        """Keep a pair, or let the parser say that it is none."""
+        name, equals, value = str(values).partition("=")
+        if not (name and equals and value):
+            parser.error(f"argument {self.option_strings[0]}: {values!a} is not {self.metavar}")
+        pairs = dict(getattr(namespace, self.dest) or {})
+        pairs[name] = self._read(value)
+        setattr(namespace, self.dest, pairs)

@@ -1,0 +1,73 @@
+"""A view of the pools of a server: which are there, which can run jobs, and what they serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.client.living_pools import living_pools
+from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.contract import deployment_keys
+from tokenbus.producer.contract.keys import Keys, check_pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.scripts import Scripts
+
+# Pools that are looked at in one view.
+MAX_POOLS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """One pool at one moment; `models` are the names that its workers tell.
+
+    `is_ready` tells whether a worker can run jobs now.
+    """
+
+    name: str
+    models: tuple[str, ...] = ()
+    is_ready: bool = False
+    waiting_jobs: int = 0
+    waiting_tokens: int = 0
+    held_jobs: int = 0
+
+
+async def known_pools(redis: Redis) -> list[str]:
+    """Return the names of the pools that any door has submitted to."""
+    # Untyped: redis-py states some of its types wrongly.
+    values: list[bytes] = await redis.hvals(deployment_keys.pools())  # type: ignore[misc]  # is awaitable
+    return [name for value in values if (name := _checked(value)) is not None]
+
+
+async def view_pools(scripts: Scripts, configured: Iterable[str]) -> dict[str, PoolView]:
+    """Look at every pool that is configured, known or alive; two looks per pool and worker.
+
+    Raises: what a call on the server raises.
+    """
+    names = dict.fromkeys(configured)
+    names |= dict.fromkeys(await living_pools(scripts) or ())
+    names |= dict.fromkeys(await known_pools(scripts.redis))
+    found = {}
+    for name in list(names)[:MAX_POOLS]:
+        status = await read_status(scripts.redis, Keys(name, scripts.keys.database))
+        models = {worker.model: None for worker in status.details if worker.model}
+        found[name] = PoolView(
+            name,
+            tuple(models),
+            bool(status.ready),
+            status.waiting_jobs,
+            status.waiting_tokens,
+            status.held_jobs,
+        )
+    return found
+
+
+def _checked(name: bytes) -> str | None:
+    try:
+        return check_pool(name.decode())
+    except ValueError:
+        return None

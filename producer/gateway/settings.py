@@ -1,0 +1,109 @@
+"""Settings of the gateway, read once from arguments and `TOKENBUS_*` variables."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from tokenbus.producer.contract.keys import check_pool
+from tokenbus.producer.errors import ClientSettingsInvalid
+from tokenbus.producer.settings import setting_problem
+
+MIN_KEY_LENGTH = 8
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether nobody but this machine reaches what listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class GatewaySettings(BaseSettings):
+    """Settings of one gateway process; times in seconds, sizes in bytes.
+
+    A variable that is empty counts as one that is not set.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="TOKENBUS_",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    # Not shown: it may hold a password.
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    # The pool of requests that name no model.
+    pool: Annotated[str, AfterValidator(check_pool)] = "default"
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8000, ge=0, le=65_535)
+
+    # Names under which `pool` is asked for; other names of pools or models; what is taken instead
+    # where a pool has no worker that can run jobs.
+    gateway_model_names: tuple[str, ...] = ()
+    gateway_aliases: dict[str, str] = Field(default_factory=dict)
+    gateway_fallbacks: dict[str, list[str]] = Field(default_factory=dict)
+
+    # Whether requests need a key. `auto`: unless the door is on the loopback, no key was given here
+    # and none is stored.
+    gateway_auth: Literal["auto", "keys", "off"] = "auto"
+    gateway_api_keys: tuple[SecretStr, ...] = Field(default=(), repr=False)
+    gateway_cors_origins: tuple[str, ...] = ()
+
+    # Refuse requests with fields that are not known, in place of a header that names them.
+    gateway_strict: bool = False
+    gateway_max_body_bytes: int = Field(default=8 * 2**20, ge=1024, le=2**31)
+    gateway_max_header_bytes: int = Field(default=32 * 1024, ge=4096, le=2**20)
+    # How long a body may take to arrive, and a request without a stream to be answered.
+    gateway_body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    gateway_answer_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
+    # How long a job goes on without anyone who reads it; 0 cancels it at once, and none is resumed.
+    gateway_grace_s: float = Field(default=30.0, ge=0, le=3600)
+    # Comments between events, for proxies that close what is silent.
+    gateway_keepalive_s: float = Field(default=10.0, gt=0, le=600)
+    gateway_drain_s: float = Field(default=10.0, ge=0, le=3600)
+    # Tokens of an answer where the request says nothing: of a chat, and of a completion.
+    gateway_chat_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    gateway_completion_tokens: int = Field(default=16, ge=1, le=1_000_000)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        """Refuse a door that is open to others and asks for no key."""
+        if self.gateway_auth == "off":
+            if not is_loopback(self.gateway_host):
+                raise ValueError(
+                    f"gateway_auth: off is for the loopback alone, not for {self.gateway_host}"
+                )
+            if self.gateway_api_keys:
+                raise ValueError("gateway_auth: is off, and gateway_api_keys has keys")
+        for key in self.gateway_api_keys:
+            if len(key.get_secret_value()) < MIN_KEY_LENGTH:
+                raise ValueError(f"gateway_api_keys: a key has {MIN_KEY_LENGTH} letters or more")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Tell whether the door is on the loopback."""
+        return is_loopback(self.gateway_host)
+
+    @classmethod
+    def load(cls, **values: Any) -> Self:
+        """Read the environment, `values` that are not None going first.
+
+        Raises: ClientSettingsInvalid, one sentence that names the setting.
+        """
+        try:
+            return cls(**{name: value for name, value in values.items() if value is not None})
+        except (ValidationError, SettingsError) as error:
+            problem = setting_problem(error)
+        raise ClientSettingsInvalid(problem)

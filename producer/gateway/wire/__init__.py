@@ -1,0 +1,1 @@
+"""OpenAI's wire as plain builders: errors, chunks, usage and frames of server-sent events."""

@@ -1,0 +1,1 @@
+"""What outlives jobs and belongs to no pool: responses, batches, and files."""
