@@ -16,16 +16,16 @@ from aiohttp import web
 from workers.control_processes import KEY, receiver
 from workers.stubs import StubWorker, raw, submit, until
 
-from tokenbus.producer.contract.derived_ids import (
+from tokenbus.producer.contract.new_job import new_job
+from tokenbus.producer.contract.schema import JobRequest
+from tokenbus.producer.scripts.completion import JobCompletion
+from tokenbus.producer.scripts.control import WebhookState
+from tokenbus.producer.stored.derived_ids import (
     draw_batch_id,
     draw_response_id,
     job_of_response,
     name_of_batch,
 )
-from tokenbus.producer.contract.new_job import new_job
-from tokenbus.producer.contract.schema import JobRequest
-from tokenbus.producer.scripts.completion import JobCompletion
-from tokenbus.producer.scripts.control import WebhookState
 from tokenbus.worker.control.settings import ControlSettings
 from tokenbus.worker.control.webhooks.addresses import AddressPolicy
 from tokenbus.worker.control.webhooks.courier import Courier

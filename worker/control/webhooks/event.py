@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.address import JobAddress
-from tokenbus.producer.contract.derived_ids import response_of_job
+from tokenbus.producer.stored.derived_ids import response_of_job
 
 if TYPE_CHECKING:
     from tokenbus.producer.contract.result import JobResult
