@@ -146,6 +146,7 @@ class AsyncClient(Unsent, PoolCalls):
         prompt: str | JobRequest | None = None,
         *,
         ticket: int = 0,
+        weight: float | None = None,
         wait: Literal[False] = False,
         **fields: Any,
     ) -> Job: ...
@@ -156,6 +157,7 @@ class AsyncClient(Unsent, PoolCalls):
         prompt: str | JobRequest | None = None,
         *,
         ticket: int = 0,
+        weight: float | None = None,
         wait: Literal[True],
         timeout_s: float | None = None,
         **fields: Any,
@@ -166,6 +168,7 @@ class AsyncClient(Unsent, PoolCalls):
         prompt: str | JobRequest | None = None,
         *,
         ticket: int = 0,
+        weight: float | None = None,
         wait: bool = False,
         timeout_s: float | None = None,
         **fields: Any,
@@ -173,7 +176,8 @@ class AsyncClient(Unsent, PoolCalls):
         """Queue a job: a prompt or a whole request, else the fields of `JobRequest` by name.
 
         Trying again is safe: the job id is drawn here, once per call. `ticket` is that of an
-        earlier QueueFull for the same request. With `wait` it returns the job's result, which costs
+        earlier QueueFull for the same request, `weight` that of the tenant (None: as the settings
+        have it). With `wait` it returns the job's result, which costs
         one round trip to the server.
         Raises: RequestInvalid, QueueFull, IdempotencyConflict, DeadlineUnmeetable,
         ServerUnreachable, ServerRefused; with `wait` what `result` raises, after the job was
@@ -182,7 +186,7 @@ class AsyncClient(Unsent, PoolCalls):
         self._home.check_loop()
         if timeout_s is not None and not wait:
             raise RequestInvalid("timeout_s", "limits a wait; say wait=True")
-        new = self._submission.prepare(prompt, fields)
+        new = self._submission.prepare(prompt, fields, weight=weight)
         job = await self._submission.one(new, ticket, _LISTEN_WAIT_S if wait else 0)
         return await self.result(job, timeout_s) if wait else job
 

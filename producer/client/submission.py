@@ -75,13 +75,16 @@ class Submission:
         given: str | JobRequest | Mapping[str, Any] | None,
         fields: dict[str, Any],
         reserved_id: str = "",
+        weight: float | None = None,
     ) -> NewJob:
         """Check a request, draw what it leaves open and weigh it. Raises: RequestInvalid."""
         try:
             request = as_request(given, fields)
+            if weight is None:
+                weight = self._settings.tenant_weights.get(request.tenant, 1.0)
             return new_job(
                 request,
-                self._settings.tenant_weights.get(request.tenant, 1.0),
+                weight,
                 self._server.num_shards,
                 reserved_id=reserved_id,
                 groups=self._settings.cache_groups,

@@ -81,6 +81,9 @@ def _add_door(commands: Any) -> None:
     gateway = commands.add_parser("gateway", help="serve OpenAI's HTTP API in front of the pools")
     gateway_arguments.add_gateway(gateway)
     gateway.set_defaults(run=_run_gateway, extra="gateway")
+    keys = commands.add_parser("keys", help="make, list and revoke API keys of gateways")
+    gateway_arguments.add_keys(keys)
+    keys.set_defaults(run=_run_keys)
 
 
 def _add_benches(commands: Any) -> None:
@@ -159,6 +162,12 @@ def _run_gateway(args: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "extra")}
     return run_gateway(GatewaySettings.load(**given))
+
+
+def _run_keys(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.keys import run_keys
+
+    return run_keys(args)
 
 
 def _run_pull(args: argparse.Namespace) -> int:

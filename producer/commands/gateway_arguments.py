@@ -44,6 +44,33 @@ def add_gateway(parser: argparse.ArgumentParser) -> None:
         help="seconds that a job goes on without a reader, 0 = none and no resuming (default: 30)")
     add("--log-level", choices=("debug", "info", "warning", "error"),
         help="least severe event that is logged (default: info)")
+
+
+def add_keys(parser: argparse.ArgumentParser) -> None:
+    """Declare what the commands of `tokenbus keys` take."""
+    commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True,
+        parser_class=arguments.Parser)
+    create = commands.add_parser("create", help="make a key and print it, this once")
+    add = create.add_argument
+    add("--tenant", metavar="NAME",
+        help="whose share of the pools the key uses (default: one of its own)")
+    add("--name", metavar="TEXT", help="what the list calls it (default: nothing)")
+    add("--weight", type=float, default=1.0, metavar="W",
+        help="share of the tenant beside others (default: 1)")
+    add("--priority", type=int, action="append", choices=(0, 1, 2), metavar="N",
+        help="priority that requests may ask for, the first one being the default; may be given"
+        " several times (default: 1, 0 and 2)")
+    add("--allow-pool", dest="key_pools", type=arguments.pool_name, action="append", metavar="NAME",
+        help="pool that the key may use; may be given several times (default: all)")
+    for kind in ("requests", "tokens"):
+        for period in ("minute", "month"):
+            add(f"--{kind}-per-{period}", type=int, metavar="N",
+                help=f"{kind} that it has in a {period} (default: no limit)")
+    listing = commands.add_parser("list", help="print a line per key, of which the key is no part")
+    revoke = commands.add_parser("revoke", help="refuse a key from now on and cancel its jobs")
+    revoke.add_argument("key_id", metavar="ID", help="id of the key, as the list has it (required)")
+    for command in (create, listing, revoke):
+        command.add_argument("--redis", metavar="URL", help=arguments.REDIS_HELP)
 # fmt: on
 
 

@@ -3,13 +3,15 @@
 All begin with `{tokenbus}:`, so that a script or a transaction may touch several of them on a
 cluster too. They lie in the database of the server's URL.
 
-| name          | type   | lives                                                                   |
-|---------------|--------|-------------------------------------------------------------------------|
-| pools         | hash   | tag of a pool -> its name; every pool that a door has submitted to      |
-| api_keys      | set    | ids of all API keys, revoked ones too                                   |
-| api_key       | hash   | `api_key:<id>`: digest of the secret, tenant, weight, limits, state     |
-| key_use       | string | `key_use:<id>:<kind>:<window>`: requests or tokens of a minute or month |
-| shares        | zset   | `shares:<tenant>`: fairness share -> when it was used last, in ms       |
+| name     | type   | lives                                                                        |
+|----------|--------|------------------------------------------------------------------------------|
+| pools    | hash   | tag of a pool -> its name; every pool that a door has submitted to           |
+| api_keys | set    | ids of all API keys, revoked ones too                                        |
+| api_key  | hash   | `api_key:<id>`: digest of the secret, tenant, weight, limits, state          |
+| key_use  | string | `key_use:<id>:<kind>:<window>`: requests or tokens of a window; TTL          |
+| shares   | zset   | `shares:<tenant>`: fairness share -> when it was used last, in ms; TTL       |
+| stream   | string | `stream:<job>`: the form of a job's stream; TTL of the result                |
+| readers  | zset   | `readers:<job>`: reader of a job's stream -> until when it counts; TTL       |
 """
 
 from __future__ import annotations
@@ -30,3 +32,23 @@ def api_keys() -> str:
 def api_key(key_id: str) -> str:
     """Return the hash of one API key."""
     return f"{PREFIX}api_key:{key_id}"
+
+
+def stream_form(job_id: str) -> str:
+    """Return the form in which a job's stream is told: JSON, TTL of a result."""
+    return f"{PREFIX}stream:{job_id}"
+
+
+def readers(job_id: str) -> str:
+    """Return the readers of a job's stream at all doors, by the time until which they count."""
+    return f"{PREFIX}readers:{job_id}"
+
+
+def key_use(key_id: str, kind: str, window: str) -> str:
+    """Return the counter of a key's requests or tokens in a minute or a month."""
+    return f"{PREFIX}key_use:{key_id}:{kind}:{window}"
+
+
+def shares(tenant: str) -> str:
+    """Return the zset of a tenant's fairness shares, by the time of their last use."""
+    return f"{PREFIX}shares:{tenant}"

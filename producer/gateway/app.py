@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,26 +11,37 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
+from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.gateway.access.api_keys import ApiKeys
 from tokenbus.producer.gateway.access.key_ring import KeyRing
+from tokenbus.producer.gateway.access.limits import KeyUse
+from tokenbus.producer.gateway.access.shares import Shares
+from tokenbus.producer.gateway.door_guard import DoorGuard
 from tokenbus.producer.gateway.gateway import Gateway
+from tokenbus.producer.gateway.jobs.job_door import JobDoor
+from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
 from tokenbus.producer.gateway.pools.served_models import ServedModels
-from tokenbus.producer.gateway.routes import health, models
+from tokenbus.producer.gateway.routes import chat, completions, health, jobs, models
 from tokenbus.producer.gateway.wire.api_error import ApiError
+from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
 from tokenbus.producer.settings import ClientSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from fastapi import Request
+    from redis.asyncio import Redis
 
     from tokenbus.producer.gateway.settings import GatewaySettings
 
 _log = logging.getLogger("tokenbus.gateway")
 
 # One module a group of routes.
-ROUTERS = (health.router, models.router)
+ROUTERS = (health.router, models.router, chat.router, completions.router, jobs.router)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -48,9 +60,21 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     app = FastAPI(title="tokenbus", lifespan=lifespan, openapi_url="/openapi.json")
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ProducerError, _producer_error)
+    for kind in SERVER_ERRORS:
+        app.add_exception_handler(kind, _server_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failure)
+    app.add_middleware(DoorGuard, max_header_bytes=settings.gateway_max_header_bytes)
+    if settings.gateway_cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.gateway_cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     return app
 
 
@@ -68,13 +92,40 @@ async def _opened(settings: GatewaySettings) -> AsyncIterator[Gateway]:
             aliases=settings.gateway_aliases,
             fallbacks=settings.gateway_fallbacks,
         )
-        is_on = settings.gateway_auth == "keys" or bool(settings.gateway_api_keys)
         redis = client.scripts.redis
-        keys = KeyRing(redis, settings.gateway_api_keys, is_on=is_on or not settings.is_local)
+        keys = KeyRing(
+            redis, settings.gateway_api_keys, is_on=await _asks_for_keys(settings, redis)
+        )
+        streams = OpenStreams(
+            redis,
+            keys,
+            grace_s=settings.gateway_grace_s,
+            keepalive_s=settings.gateway_keepalive_s,
+            drain_s=settings.gateway_drain_s,
+        )
+        looking = asyncio.create_task(streams.run())
         try:
-            yield Gateway(settings=settings, redis=redis, models=served, keys=keys)
+            yield Gateway(
+                settings=settings,
+                redis=redis,
+                models=served,
+                keys=keys,
+                door=JobDoor(served, KeyUse(redis), Shares(redis)),
+                streams=streams,
+            )
         finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            await streams.shut()
             await served.close()
+
+
+async def _asks_for_keys(settings: GatewaySettings, redis: Redis) -> bool:
+    """Tell whether requests need a key."""
+    if settings.gateway_auth != "auto":
+        return settings.gateway_auth == "keys"
+    is_asked = bool(settings.gateway_api_keys) or not settings.is_local
+    return is_asked or await ApiKeys(redis).any()
 
 
 def error_response(error: ApiError) -> JSONResponse:
@@ -85,6 +136,16 @@ def error_response(error: ApiError) -> JSONResponse:
 async def _api_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
     return error_response(error)
+
+
+async def _producer_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ProducerError)
+    return error_response(api_error(error))
+
+
+async def _server_error(_: Request, error: Exception) -> JSONResponse:
+    del error  # it may quote what lies in the server
+    return error_response(unreachable())
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:

@@ -2,30 +2,92 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import signal
 from typing import TYPE_CHECKING
 
 import uvicorn
 
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.gateway.app import create_app
 from tokenbus.producer.server.url import ServerUrl
+from tokenbus.producer.settings import ClientSettings
+from tokenbus.producer.terminal import say
+from tokenbus.producer.wait_notice import waiting_told
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+
+    from tokenbus.producer.gateway.gateway import Gateway
     from tokenbus.producer.gateway.settings import GatewaySettings
 
+# What ends after the streams were told to resume elsewhere.
+_LAST_S = 2.0
 
-def run_gateway(settings: GatewaySettings) -> int:
+
+class GatewayServer(uvicorn.Server):
+    """A server that lets its streams end, or tells them to resume elsewhere, before it closes.
+
+    `on_started` is called with the port once it listens.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: GatewaySettings,
+        on_started: Callable[[int], None] | None = None,
+    ) -> None:
+        config = uvicorn.Config(
+            app,
+            host=settings.gateway_host,
+            port=settings.gateway_port,
+            log_level=settings.log_level,
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=settings.gateway_max_header_bytes,
+            timeout_graceful_shutdown=math.ceil(settings.gateway_drain_s + _LAST_S),
+        )
+        super().__init__(config)
+        self._app = app
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        if self.started and self._on_started is not None:
+            self._on_started(self.servers[0].sockets[0].getsockname()[1])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, drain, and close."""
+        gateway: Gateway = self._app.state.gateway
+        draining = asyncio.create_task(gateway.streams.drain())
+        await super().shutdown(sockets)
+        draining.cancel()
+        await asyncio.gather(draining, return_exceptions=True)
+
+
+def run_gateway(settings: GatewaySettings, on_started: Callable[[int], None] | None = None) -> int:
     """Serve until told to stop; return 0 after an orderly end, 1 if it could not start.
 
-    Raises: UrlInvalid.
+    Raises: UrlInvalid; ServerError where there is no server that will do.
     """
     ServerUrl.parse(settings.redis_url).refuse_private("gateway")
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.gateway_host,
-        port=settings.gateway_port,
-        log_level=settings.log_level,
-        access_log=False,
-    )
-    server = uvicorn.Server(config)
+    asyncio.run(_look(settings))
+    # The server of HTTP raises the signal again once it has ended in order.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    server = GatewayServer(create_app(settings), settings, on_started)
     server.run()
     return 0 if server.started else 1
+
+
+async def _look(settings: GatewaySettings) -> None:
+    """Connect once, so that what is wrong with the server is told in a sentence."""
+    shown, settings_of_client = ServerUrl.parse(settings.redis_url), ClientSettings()
+    told = f"tokenbus: no server at {shown} yet, trying for {settings_of_client.retry_for_s:g} s"
+    with waiting_told(lambda: say(told)):
+        client = await AsyncClient.connect(settings.redis_url, settings.pool, settings_of_client)
+    await client.close()

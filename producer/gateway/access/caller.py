@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Self
 
 from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.bounds import DEFAULT_PRIORITY
+from tokenbus.producer.gateway.access.api_keys import NO_LIMITS, KeyLimits
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
 
 # Owner of what was asked for without a key.
 NO_OWNER = "0" * 12
@@ -32,8 +36,10 @@ class Caller:
     priorities: those that may be asked for, the first being the default.
     models: names of the pools that may be asked for; None are all.
     cache_group: whose cached prompts are shared; None are those of the tenant.
+    cache_secret: without it the group is none; it is the same for all of a key's shares.
     id_prefix: owner of all that is asked for, 12 hexadecimal digits: what begins with another one,
         behind its shard and pool, is as unknown as what never was.
+    limits: of the key.
     """
 
     tenant: str = DEFAULT_TENANT
@@ -43,7 +49,9 @@ class Caller:
     priorities: tuple[int, ...] = (DEFAULT_PRIORITY, 0, 2)
     models: frozenset[str] | None = None
     cache_group: str | None = None
+    cache_secret: SecretStr | None = field(default=None, repr=False)
     id_prefix: str = NO_OWNER
+    limits: KeyLimits = NO_LIMITS
 
     def for_user(self, user: str | None) -> Self:
         """Return the caller in the name of one of its users.

@@ -2,60 +2,118 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import time
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
+from tokenbus.producer.gateway.access.api_keys import ApiKey, ApiKeys, digest_of, id_of
 from tokenbus.producer.gateway.access.caller import Caller, tag_of
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from pydantic import SecretStr
     from redis.asyncio import Redis
 
 _BEARER = "bearer "
+# How long a record that was read is believed; a revoked key opens nothing after it.
+_BELIEVED_S = 1.0
+_MAX_BELIEVED = 10_000
+# Compared with where there is no record, so that an unknown id takes as long as a wrong secret.
+_NO_DIGEST = "0" * 64
 
 
 class KeyRing:
     """Knows the keys that are given to the process and those that are stored."""
 
     def __init__(self, redis: Redis, given: Sequence[SecretStr], *, is_on: bool) -> None:
-        self._redis = redis
-        self._given = [_digest(key.get_secret_value()) for key in given]
+        self._stored = ApiKeys(redis)
+        self._given = [digest_of(key.get_secret_value()) for key in given]
         self.is_on = is_on
+        self._believed: dict[str, tuple[float, ApiKey | None]] = {}
 
     async def caller_of(self, authorization: str | None) -> Caller:
-        """Return who asks. Raises: ApiError 401."""
+        """Return who asks. Raises: ApiError 401; what a call on the server raises."""
         if not self.is_on:
             return Caller()
         given = authorization or ""
         if not given.lower().startswith(_BEARER):
-            raise ApiError(
-                401,
-                "No API key was given: send the header 'Authorization: Bearer KEY'.",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        digest = _digest(given[len(_BEARER) :].strip())
+            raise no_key()
+        key = given[len(_BEARER) :].strip()
+        digest = digest_of(key)
+        key_id = id_of(key)
+        if key_id is not None:
+            record = await self._record(key_id)
+            known = _NO_DIGEST if record is None else record.digest
+            if hmac.compare_digest(digest, known) and record is not None:
+                if record.revoked:
+                    raise wrong_key()
+                return caller_of(record)
         # All are compared, whichever it is.
         matches = [hmac.compare_digest(digest, each) for each in self._given]
         if not any(matches):
             raise wrong_key()
         owner = tag_of(f"given\n{digest}", 12)
-        return Caller(key_id=f"given-{owner}", cache_group=owner, id_prefix=owner)
+        return Caller(
+            key_id=f"given-{owner}",
+            cache_group=owner,
+            cache_secret=_cache_secret(digest),
+            id_prefix=owner,
+        )
+
+    async def revoked(self, key_ids: Iterable[str]) -> set[str]:
+        """Return those of some keys that are not good any more.
+
+        Raises: what a call on the server raises.
+        """
+        stored = [key_id for key_id in key_ids if not key_id.startswith("given-")]
+        return await self._stored.revoked(stored) if stored else set()
+
+    async def _record(self, key_id: str) -> ApiKey | None:
+        now = time.monotonic()
+        found = self._believed.get(key_id)
+        if found is not None and now - found[0] < _BELIEVED_S:
+            return found[1]
+        record = await self._stored.find(key_id)
+        if len(self._believed) >= _MAX_BELIEVED:
+            self._believed.clear()
+        self._believed[key_id] = (now, record)
+        return record
+
+
+def caller_of(record: ApiKey) -> Caller:
+    """Return who asks with a stored key."""
+    owner = tag_of(f"stored\n{record.key_id}", 12)
+    return Caller(
+        tenant=record.tenant,
+        key_id=record.key_id,
+        weight=record.weight,
+        priorities=record.priorities,
+        models=frozenset(record.pools) if record.pools else None,
+        cache_group=owner,
+        cache_secret=_cache_secret(record.digest),
+        id_prefix=owner,
+        limits=record.limits,
+    )
+
+
+def no_key() -> ApiError:
+    """Return the error of a request without a key."""
+    return _unauthorized("No API key was given: send the header 'Authorization: Bearer KEY'.")
 
 
 def wrong_key() -> ApiError:
     """Return the error of a key that opens nothing."""
-    return ApiError(
-        401,
-        "The API key is not known, or was revoked.",
-        code="invalid_api_key",
-        headers={"WWW-Authenticate": "Bearer"},
-    )
+    return _unauthorized("The API key is not known, or was revoked.")
 
 
-def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+def _unauthorized(message: str) -> ApiError:
+    headers = {"WWW-Authenticate": "Bearer"}
+    return ApiError(401, message, code="invalid_api_key", headers=headers)
+
+
+def _cache_secret(digest: str) -> SecretStr:
+    """Return the secret of a key's cache group, which its digest alone leads to."""
+    return SecretStr(digest_of(f"cache\n{digest}"))

@@ -30,7 +30,7 @@ def pool_tag(pool: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ServedModel:
+class ServedPool:
     """A model as a request asks for it: under which name, in which pool, and the way there."""
 
     name: str
@@ -101,7 +101,7 @@ class ServedModels:
                 found[alias] = target
         return {name: pool for name, pool in found.items() if caller.may_use(pool)}
 
-    async def resolve(self, name: str | None, caller: Caller) -> ServedModel:
+    async def resolve(self, name: str | None, caller: Caller) -> ServedPool:
         """Return the pool of a model's name; without a name, the default pool.
 
         Where it has no worker that can run jobs, a fallback that has is taken; where there is none,
@@ -131,7 +131,7 @@ class ServedModels:
                 code="model_not_allowed",
                 param="model",
             )
-        return ServedModel(name=asked, pool=pool, client=await self.client(pool))
+        return ServedPool(name=asked, pool=pool, client=await self.client(pool))
 
     def _pool_of(self, name: str, pools: Mapping[str, PoolView]) -> str | None:
         target = self._aliases.get(name, name)

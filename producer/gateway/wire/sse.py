@@ -34,6 +34,11 @@ def comment_frame(text: str) -> bytes:
     return b": " + text.replace("\n", " ").encode() + b"\n\n"
 
 
+def error_body(error: ApiError) -> bytes:
+    """Return the data of an error that came after the stream had begun."""
+    return to_json(error.body())
+
+
 def error_frame(error: ApiError) -> bytes:
-    """Return the frame of an error that came after the stream had begun."""
-    return json_frame(error.body())
+    """Return the frame of an error that is the door's own, and has no place in the stream."""
+    return data_frame(error_body(error))

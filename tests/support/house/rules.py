@@ -72,6 +72,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/gateway (faces)",),
         ("producer/gateway/routes",),
         ("producer/gateway",),
+        ("producer/gateway/jobs",),
         ("producer/gateway/pools",),
         ("producer/gateway/access",),
         ("producer/gateway/wire",),

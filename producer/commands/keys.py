@@ -1,0 +1,136 @@
+"""`tokenbus keys`: make, list and revoke the API keys of the gateways of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.client.living_pools import living_pools
+from tokenbus.producer.commands.hints import connected, server_url, tell
+from tokenbus.producer.contract.keys import NUM_PRIORITIES
+from tokenbus.producer.errors import RequestInvalid
+from tokenbus.producer.gateway.access.api_keys import LIMITS, TENANT_PATTERN, ApiKeys, KeyLimits
+from tokenbus.producer.gateway.access.key_ring import caller_of
+from tokenbus.producer.gateway.pools.pool_view import known_pools
+from tokenbus.producer.gateway.wire.job_name import JobName
+from tokenbus.producer.terminal import visible
+
+if TYPE_CHECKING:
+    import argparse
+
+    from tokenbus.producer.gateway.access.api_keys import ApiKey
+
+_MAX_LISTED = 1000
+_LIVE = ("held", "waiting", "delayed")
+
+
+def run_keys(args: argparse.Namespace) -> int:
+    """Carry out a command; return 0, or 1 where a key is not there.
+
+    Raises: RequestInvalid, ServerError.
+    """
+    url = server_url(args.redis, "keys")
+    match args.action:
+        case "create":
+            return asyncio.run(_create(url, args))
+        case "list":
+            return asyncio.run(_list(url))
+        case _:
+            return asyncio.run(_revoke(url, args.key_id))
+
+
+async def _create(url: str, args: argparse.Namespace) -> int:
+    if args.tenant and not re.fullmatch(TENANT_PATTERN, args.tenant):
+        raise RequestInvalid("tenant", f"is not {TENANT_PATTERN}")
+    if not 0 < args.weight <= 1000:
+        raise RequestInvalid("weight", "is not within 0 and 1000")
+    limits = {name: getattr(args, name) for name in LIMITS}
+    for name, value in limits.items():
+        if value is not None and value < 0:
+            raise RequestInvalid(name, "is negative")
+    async with connected(url, "default") as client:
+        key, record = await ApiKeys(client.scripts.redis).create(
+            tenant=args.tenant or "",
+            name=args.name or "",
+            weight=args.weight,
+            priorities=tuple(dict.fromkeys(args.priority or (1, 0, 2))),
+            pools=tuple(args.key_pools or ()),
+            limits=KeyLimits(**limits),
+        )
+    tell(f"key {record.key_id} of tenant {record.tenant}; it is shown this once")
+    print(key)
+    return 0
+
+
+async def _list(url: str) -> int:
+    async with connected(url, "default") as client:
+        records = await ApiKeys(client.scripts.redis).list()
+    for record in records:
+        print(visible(_line(record)))
+    return 0
+
+
+def _line(record: ApiKey) -> str:
+    """Return the line of a key; of the key itself nothing is known."""
+    told = [record.key_id, "revoked" if record.revoked else "good", f"tenant={record.tenant}"]
+    if record.name:
+        told.append(f"name={record.name}")
+    told.append(f"weight={record.weight:g}")
+    told.append(f"priorities={','.join(map(str, record.priorities))}")
+    if record.pools:
+        told.append(f"pools={','.join(record.pools)}")
+    told += [
+        f"{name}={value}" for name in LIMITS if (value := getattr(record.limits, name)) is not None
+    ]
+    return "  ".join(told)
+
+
+async def _revoke(url: str, key_id: str) -> int:
+    async with connected(url, "default") as client:
+        redis = client.scripts.redis
+        record = await ApiKeys(redis).revoke(key_id)
+        if record is None:
+            tell(f"no key {key_id}")
+            return 1
+        pools = {*(await living_pools(client.scripts) or ()), *await known_pools(redis)}
+        num_cancelled = 0
+        for pool in sorted(pools):
+            num_cancelled += await _cancel_all(client.effective_url, pool, record)
+    tell(f"key {key_id} is revoked; {num_cancelled} jobs cancelled")
+    return 0
+
+
+async def _cancel_all(url: str, pool: str, record: ApiKey) -> int:
+    """Cancel the jobs of a key in a pool, and count them."""
+    cancelled = set[str]()
+    async with await AsyncClient.connect(url, pool) as client:
+        for tenant in sorted(await _tenants(client, record.tenant)):
+            while True:
+                listed = await client.list_jobs(tenant=tenant, states=_LIVE, limit=_MAX_LISTED)
+                found = [job for job in listed.jobs if _is_of(job.job_id, record)]
+                found = [job for job in found if job.job_id not in cancelled]
+                for job in found:
+                    await client.cancel(job.job_id, job.tenant)
+                    cancelled.add(job.job_id)
+                if listed.is_whole or not found:
+                    break
+    return len(cancelled)
+
+
+def _is_of(job_id: str, record: ApiKey) -> bool:
+    name = JobName.parse(job_id)
+    return name is not None and name.owner == caller_of(record).id_prefix
+
+
+async def _tenants(client: AsyncClient, tenant: str) -> set[str]:
+    """Return a tenant and its shares, as the queue knows them, that have jobs."""
+    # Untyped: redis-py states some of its types wrongly.
+    redis: Any = client.scripts.redis
+    keys, found = client.scripts.keys, {tenant}
+    for priority in map(str, range(NUM_PRIORITIES)):
+        names = await redis.hkeys(keys.of("holding", priority))
+        names += await redis.zrange(keys.of("backlog", priority), 0, -1)
+        found |= {told for name in names if (told := name.decode()).startswith(f"{tenant}/")}
+    return found

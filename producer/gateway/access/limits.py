@@ -1,0 +1,125 @@
+"""Limits of a key: requests and tokens in a minute and in a month, counted for all doors at once.
+
+A request is counted when it comes, with the tokens that it may come to; what it did not use is
+given back when its door sees its end.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.contract import deployment_keys
+from tokenbus.producer.gateway.wire.api_error import ApiError
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.gateway.access.caller import Caller
+
+MINUTE_S = 60
+_MONTH_TTL_S = 62 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What was counted for one request: tokens, and the counters that have them."""
+
+    num_tokens: int
+    counters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Counter:
+    """One counter: its key, what it counts up to, how much it takes now, and when it is new."""
+
+    name: str
+    limit: int
+    amount: int
+    ttl_s: int
+    retry_s: int
+    told: str
+
+
+class KeyUse:
+    """Counts what keys use. Every method raises what a call on the server raises."""
+
+    def __init__(self, redis: Redis) -> None:
+        # Untyped: redis-py states some of its types wrongly.
+        self._redis: Any = redis
+
+    async def admit(self, caller: Caller, num_tokens: int) -> Reservation | None:
+        """Count a request and its tokens; None where the key has no limit.
+
+        Raises: ApiError 429 with the time at which the limit is a new one.
+        """
+        if caller.key_id is None or caller.limits.is_open:
+            return None
+        counters = _counters(caller, num_tokens, time.time())
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for counter in counters:
+                pipe.incrby(counter.name, counter.amount)
+                pipe.expire(counter.name, counter.ttl_s, nx=True)
+            replies = (await pipe.execute())[::2]
+        full = [
+            counter
+            for counter, count in zip(counters, replies, strict=True)
+            if count > counter.limit
+        ]
+        if full:
+            await self._add({counter.name: -counter.amount for counter in counters})
+            worst = max(full, key=lambda counter: counter.retry_s)
+            raise ApiError(
+                429,
+                f"The key's limit of {worst.limit} {worst.told} is reached.",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(worst.retry_s)},
+            )
+        names = [counter.name for counter in counters if ":tokens:" in counter.name]
+        return Reservation(num_tokens, tuple(names))
+
+    async def settle(self, reservation: Reservation | None, num_used: int) -> None:
+        """Give back what a request has not used."""
+        if reservation is not None and reservation.counters:
+            rest = num_used - reservation.num_tokens
+            await self._add(dict.fromkeys(reservation.counters, rest))
+
+    async def _add(self, amounts: dict[str, int]) -> None:
+        async with self._redis.pipeline(transaction=True) as pipe:
+            for name, amount in amounts.items():
+                pipe.incrby(name, amount)
+                # Of a window that is gone the counter would stay for ever.
+                pipe.expire(name, _MONTH_TTL_S, nx=True)
+            await pipe.execute()
+
+
+def _counters(caller: Caller, num_tokens: int, now: float) -> list[_Counter]:
+    assert caller.key_id is not None
+    limits, minute = caller.limits, int(now // MINUTE_S)
+    day = time.gmtime(now)
+    month = f"{day.tm_year:04d}-{day.tm_mon:02d}"
+    windows = (
+        ("minute", str(minute), 2 * MINUTE_S, MINUTE_S - int(now % MINUTE_S)),
+        ("month", month, _MONTH_TTL_S, _seconds_to_month(now, day)),
+    )
+    found = []
+    for period, window, ttl_s, retry_s in windows:
+        for kind, amount in (("requests", 1), ("tokens", num_tokens)):
+            limit = getattr(limits, f"{kind}_per_{period}")
+            if limit is not None:
+                name = deployment_keys.key_use(caller.key_id, kind, window)
+                told = f"{kind} per {period}"
+                found.append(_Counter(name, limit, amount, ttl_s, max(1, retry_s), told))
+    return found
+
+
+def _seconds_to_month(now: float, day: time.struct_time) -> int:
+    """Return the seconds until the next month, by days of 86,400 of them."""
+    length = [31, 29 if _is_leap(day.tm_year) else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
+    days = length[day.tm_mon - 1] - day.tm_mday
+    return int(days * 86_400 + 86_400 - now % 86_400)
+
+
+def _is_leap(year: int) -> bool:
+    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)

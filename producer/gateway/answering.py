@@ -1,0 +1,300 @@
+"""Answering: from a body that was taken apart to the response, as a stream or at once.
+
+It is one file because it is one way: submitted, read, written, and given up when nobody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from fastapi.responses import JSONResponse
+
+from tokenbus.producer.answers import SERVER_ERRORS
+from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.gateway.jobs.answer_frames import AnswerFrames, parse_cursor
+from tokenbus.producer.gateway.jobs.attended import attended
+from tokenbus.producer.gateway.jobs.peeked_events import PeekedEvents
+from tokenbus.producer.gateway.jobs.stream_form import StreamForm, job_id_of, keep_form, kept_form
+from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
+from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
+from tokenbus.producer.gateway.wire.chat_answer import chat_answer
+from tokenbus.producer.gateway.wire.completion_answer import completion_answer
+from tokenbus.producer.gateway.wire.refusals import api_error, of_finish, unreachable
+from tokenbus.producer.settings import ClientSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from tokenbus.producer.contract.result import JobResult
+    from tokenbus.producer.gateway.access.caller import Caller
+    from tokenbus.producer.gateway.access.limits import Reservation
+    from tokenbus.producer.gateway.gateway import Gateway
+    from tokenbus.producer.gateway.jobs.open_streams import OpenStream
+    from tokenbus.producer.gateway.jobs.stream_form import Kind
+    from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
+    from tokenbus.producer.gateway.wire.generation import GenerationAsked
+
+# How long the first event is waited for before a stream begins: what fails at once has a status.
+FIRST_EVENT_S = 1.0
+LAST_EVENT_ID = "last-event-id"
+_MAX_TICKET_DIGITS = 16
+
+
+async def answer(
+    gateway: Gateway,
+    request: Request,
+    caller: Caller,
+    asked: GenerationAsked,
+    prompts: Sequence[Mapping[str, Any]],
+    kind: Kind,
+    names: Sequence[Mapping[str, str]],
+) -> Response:
+    """Submit the prompts of a request and answer it.
+
+    Args:
+        prompts: of each job the field that is its input.
+        names: fields as the caller spelled them, for each prompt.
+    Raises: ApiError.
+    """
+    resumed = await resumed_stream(gateway, request, caller, kind)
+    if resumed is not None:
+        return resumed
+    who = caller.for_user(asked.user)
+    served = await gateway.models.resolve(asked.model, who)
+    accepted = await _submit_all(gateway, request, who, asked, prompts, served, names)
+    jobs = [job for job, _ in accepted]
+    form = StreamForm(
+        kind=kind,
+        jobs=tuple(job.job_id for job in jobs),
+        created=jobs[0].created,
+        model=served.name,
+        n=asked.fields.get("n") or 1,
+        with_usage=asked.with_usage,
+        with_continuous_usage=asked.with_continuous_usage,
+        with_logprobs=asked.fields.get("logprobs") not in (None, False),
+        tier=asked.tier,
+        names=dict(names[0]),
+    )
+    reservations = [reservation for _, reservation in accepted]
+    stream = gateway.streams.open(who, jobs)
+    headers = _headers(asked.ignored, jobs)
+    try:
+        await keep_form(gateway.redis, form, ClientSettings().result_ttl_s)
+        if asked.is_streamed:
+            after = _plain_cursor(request, len(jobs))
+            return await _streamed(gateway, form, jobs, stream, headers, reservations, after)
+    except BaseException:
+        gateway.streams.close(stream, is_left=True)
+        raise
+    return await _at_once(gateway, request, form, jobs, stream, headers, reservations)
+
+
+async def resumed_stream(
+    gateway: Gateway, request: Request, caller: Caller, kind: Kind | None = None
+) -> Response | None:
+    """Return the rest of the stream that the header Last-Event-ID names; None where it names none.
+
+    Raises: ApiError 404 for a stream that is not the caller's or not kept, 400 for a cursor that is
+        none of it.
+    """
+    given = request.headers.get(LAST_EVENT_ID, "")
+    job_id, colon, cursor = given.rpartition(":")
+    if not colon:
+        return None
+    return await stream_of(gateway, caller, job_id, cursor, kind)
+
+
+async def stream_of(
+    gateway: Gateway, caller: Caller, given: str, cursor: str, kind: Kind | None = None
+) -> Response | None:
+    """Return the stream of an answer after a cursor; None where the job has no such form.
+
+    Raises: ApiError, as `resumed_stream`.
+    """
+    first = await gateway.door.find(caller, given)
+    form = await _form(gateway, first.job_id)
+    if form is None or form.kind == "job":
+        return None
+    if kind is not None and form.kind != kind:
+        raise not_found("stream", given)
+    others = [await gateway.door.find(caller, job_id) for job_id in form.jobs[1:]]
+    jobs = [first, *others]
+    after = parse_cursor(cursor or "0", _num_cursors(jobs)) if cursor else []
+    if after is None:
+        raise ApiError(
+            400, f"{LAST_EVENT_ID}: is no cursor of it", code="invalid_cursor", param=LAST_EVENT_ID
+        )
+    stream = gateway.streams.open(caller, jobs)
+    try:
+        return await _streamed(gateway, form, jobs, stream, _headers((), jobs), (), after)
+    except BaseException:
+        gateway.streams.close(stream, is_left=True)
+        raise
+
+
+async def _form(gateway: Gateway, job_id: str) -> StreamForm | None:
+    try:
+        return await kept_form(gateway.redis, job_id_of(job_id))
+    except SERVER_ERRORS:
+        raise unreachable() from None
+
+
+async def _submit_all(
+    gateway: Gateway,
+    request: Request,
+    caller: Caller,
+    asked: GenerationAsked,
+    prompts: Sequence[Mapping[str, Any]],
+    served: Any,
+    names: Sequence[Mapping[str, str]],
+) -> list[tuple[SubmittedJob, Reservation | None]]:
+    """Submit a job for each prompt: all of them, or none."""
+    accepted: list[tuple[SubmittedJob, Reservation | None]] = []
+    key = request.headers.get("idempotency-key") or asked.idempotency_key
+    try:
+        for number, prompt in enumerate(prompts):
+            part = key if key is None or not number else f"{key}/{number}"
+            job, reservation = await gateway.door.submit(
+                caller,
+                served,
+                {**asked.fields, **prompt, **_trace(request)},
+                cache_key=asked.cache_key,
+                idempotency_key=part,
+                ticket=_ticket(request),
+                names=names[number],
+            )
+            accepted.append((job, reservation))
+    except BaseException:
+        await gateway.streams.cancel(
+            job for job, _ in accepted if job.place is not None and job.place.created
+        )
+        for _, reservation in accepted:
+            await gateway.door.settle(reservation, 0)
+        raise
+    return accepted
+
+
+async def _streamed(
+    gateway: Gateway,
+    form: StreamForm,
+    jobs: Sequence[SubmittedJob],
+    stream: OpenStream,
+    headers: Mapping[str, str],
+    reservations: Sequence[Reservation | None],
+    after: Sequence[int],
+) -> Response:
+    """Return the response of a stream, once it is known not to fail at once."""
+    events = [PeekedEvents(job) for job in jobs]
+    if not any(after):
+        await _refuse_failures(gateway, form, events, reservations)
+    frames = AnswerFrames(form, jobs, events, after)
+    if stream.jobs_ahead:
+        stream.tell_position(stream.jobs_ahead)
+
+    async def end() -> None:
+        for each in events:
+            await each.aclose()
+        for reservation, usage in zip(reservations, frames.usages, strict=False):
+            num_used = usage.prompt_tokens + usage.completion_tokens
+            await gateway.door.settle(reservation, num_used)
+
+    return FrameResponse(frames.frames(), stream, gateway.streams, headers=headers, on_end=end)
+
+
+async def _refuse_failures(
+    gateway: Gateway,
+    form: StreamForm,
+    events: Sequence[PeekedEvents],
+    reservations: Sequence[Reservation | None],
+) -> None:
+    """Look at how the jobs begin. Raises: ApiError of the first that failed."""
+    try:
+        found = await asyncio.gather(*(each.failure(FIRST_EVENT_S) for each in events))
+    except ProducerError as error:
+        raise api_error(error, form.names) from None
+    for finish in found:
+        if finish is not None:
+            for each in events:
+                await each.aclose()
+            for reservation in reservations:
+                await gateway.door.settle(reservation, finish.usage.prompt_tokens)
+            raise of_finish(finish, form.names)
+
+
+async def _at_once(
+    gateway: Gateway,
+    request: Request,
+    form: StreamForm,
+    jobs: Sequence[SubmittedJob],
+    stream: OpenStream,
+    headers: Mapping[str, str],
+    reservations: Sequence[Reservation | None],
+) -> Response:
+    """Return the whole answer when it is there."""
+
+    async def results() -> list[JobResult]:
+        return await asyncio.gather(
+            *(job.client.result(job.job_id, tenant=job.tenant) for job in jobs)
+        )
+
+    found = await attended(
+        results(),
+        request,
+        stream,
+        gateway.streams,
+        timeout_s=gateway.settings.gateway_answer_timeout_s,
+        names=form.names,
+    )
+    for reservation, result in zip(reservations, found, strict=True):
+        usage = result.finish.usage
+        await gateway.door.settle(reservation, usage.prompt_tokens + usage.completion_tokens)
+    told: dict[str, Any] = {
+        "wire_id": form.wire_id,
+        "created": form.created,
+        "model": form.model,
+        "tier": form.tier,
+        "with_logprobs": form.with_logprobs,
+    }
+    if form.kind == "chat":
+        return JSONResponse(chat_answer(found[0], **told), headers=dict(headers))
+    return JSONResponse(completion_answer(found, **told), headers=dict(headers))
+
+
+def _headers(ignored: Sequence[str], jobs: Sequence[SubmittedJob]) -> dict[str, str]:
+    headers = {"X-Tokenbus-Job-Id": jobs[0].job_id}
+    if jobs[0].place is not None:
+        headers["X-Tokenbus-Queue-Position"] = str(jobs[0].place.jobs_ahead)
+    return headers | ignored_header(ignored)
+
+
+def ignored_header(ignored: Sequence[str]) -> dict[str, str]:
+    """Return the header that names the fields of a body that nothing was done with."""
+    if not ignored:
+        return {}
+    shown = [name if name.isascii() and name.isprintable() else "?" for name in ignored[:32]]
+    return {"X-Tokenbus-Ignored-Fields": ", ".join(name[:64] for name in shown)}
+
+
+def _num_cursors(jobs: Sequence[SubmittedJob]) -> int:
+    return len(jobs) + (len(jobs) > 1)
+
+
+def _plain_cursor(request: Request, num_jobs: int) -> Sequence[int]:
+    """Return the cursor of a request that names its job by its idempotency key."""
+    given = request.headers.get(LAST_EVENT_ID, "")
+    return parse_cursor(given, num_jobs + (num_jobs > 1)) or ()
+
+
+def _ticket(request: Request) -> int:
+    given = request.headers.get("x-tokenbus-ticket", "")
+    is_number = given.isascii() and given.isdecimal() and len(given) <= _MAX_TICKET_DIGITS
+    return int(given) if is_number else 0
+
+
+def _trace(request: Request) -> dict[str, str]:
+    given = request.headers.get("traceparent")
+    return {"traceparent": given} if given and len(given) <= 128 and given.isprintable() else {}

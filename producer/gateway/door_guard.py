@@ -1,0 +1,49 @@
+"""The edge of the door: what is done with every request before a route sees it."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from typing import TYPE_CHECKING
+
+from starlette.responses import JSONResponse
+
+from tokenbus.producer.gateway.wire.api_error import ApiError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
+
+
+class DoorGuard:
+    """Refuses headers that are too large, and names each request in its answer."""
+
+    def __init__(self, app: ASGIApp, max_header_bytes: int) -> None:
+        self._app = app
+        self._max_header_bytes = max_header_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        size, given = len(scope.get("raw_path") or b"") + len(scope["query_string"]), b""
+        for name, value in scope["headers"]:
+            size += len(name) + len(value)
+            if name == b"x-request-id":
+                given = value
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                pair = (b"x-request-id", request_id)
+                message = {**message, "headers": [*message["headers"], pair]}
+            await send(message)
+
+        if size > self._max_header_bytes:
+            told = f"The headers have more than {self._max_header_bytes} bytes."
+            error = ApiError(431, told, code="headers_too_large")
+            await JSONResponse(error.body(), error.status)(scope, receive, named)
+            return
+        await self._app(scope, receive, named)

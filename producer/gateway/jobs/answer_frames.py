@@ -1,0 +1,210 @@
+"""Frames of an answer: what a stream of chunks sends, each with the cursor from which it resumes.
+
+Every frame follows from the tokens of the jobs alone, so any door writes the same ones again: those
+up to the reader's cursor are written and not sent. The cursor of a token's frame is the token's
+index; the frames of the end have the numbers that follow. Where there are several prompts, it has
+a number for each, and one for what belongs to all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tokenbus.producer.contract.events import FINISHED_REASONS
+from tokenbus.producer.gateway.jobs.token_steps import TokenSteps
+from tokenbus.producer.gateway.wire import sse
+from tokenbus.producer.gateway.wire.chat_chunks import ChatChunks
+from tokenbus.producer.gateway.wire.completion_chunks import CompletionChunks
+from tokenbus.producer.gateway.wire.finished import ending_of
+from tokenbus.producer.gateway.wire.refusals import of_finish
+from tokenbus.producer.gateway.wire.usage import summed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+    from tokenbus.producer.contract.events import Event, Usage
+    from tokenbus.producer.gateway.jobs.stream_form import StreamForm
+    from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
+    from tokenbus.producer.gateway.wire.api_error import ApiError
+
+# Frames that several prompts have ready, before those who write them wait.
+_MAX_READY = 256
+
+
+class EventSource(Protocol):
+    """The events of one job, from the first on."""
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Return the iterator."""
+
+    async def aclose(self) -> None:
+        """End it."""
+
+
+def chunks_of(form: StreamForm) -> ChatChunks | CompletionChunks:
+    """Return what writes the chunks of a stream of this form."""
+    kind = ChatChunks if form.kind == "chat" else CompletionChunks
+    return kind(
+        with_logprobs=form.with_logprobs,
+        wire_id=form.wire_id,
+        created=form.created,
+        model=form.model,
+        tier=form.tier,
+        with_usage=form.with_usage,
+        with_continuous_usage=form.with_continuous_usage,
+    )
+
+
+class AnswerFrames:
+    """Writes the frames of one stream; `usages` has those of the jobs that have ended."""
+
+    def __init__(
+        self,
+        form: StreamForm,
+        jobs: Sequence[SubmittedJob],
+        events: Sequence[EventSource],
+        after: Sequence[int] = (),
+    ) -> None:
+        """Begin after a cursor: a number for each job, and one for what belongs to all."""
+        self._form = form
+        self._jobs = jobs
+        self._events = events
+        self._chunks = chunks_of(form)
+        self._after = list(after) or [0] * self._num_cursors
+        # How far each job was told, and what belongs to all; who reads on begins there.
+        self._at = list(self._after)
+        self._num_tokens = 0
+        self.usages: list[Usage] = []
+        self.error: ApiError | None = None
+
+    @property
+    def _num_cursors(self) -> int:
+        return len(self._jobs) + (len(self._jobs) > 1)
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """Yield frames as they come, those that are ready at once together, `[DONE]` last.
+
+        Raises: ProducerError where the jobs cannot be read on.
+        """
+        if len(self._jobs) == 1:
+            async for part in self._job(0):
+                if part:
+                    yield part
+        else:
+            async with aclosing(self._together()) as parts:
+                async for part in parts:
+                    yield part
+        yield self._end() + sse.DONE
+
+    async def _together(self) -> AsyncGenerator[bytes, None]:
+        """Yield the frames of all jobs as they come."""
+        ready: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_READY)
+
+        async def write(number: int) -> None:
+            async for part in self._job(number):
+                if part:
+                    await ready.put(part)
+
+        async def write_all() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for number in range(len(self._jobs)):
+                        group.create_task(write(number))
+            finally:
+                await ready.put(None)
+
+        writing = asyncio.create_task(write_all())
+        try:
+            while (part := await ready.get()) is not None:
+                yield part
+            await writing
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            writing.cancel()
+
+    async def _job(self, number: int) -> AsyncGenerator[bytes, None]:
+        """Yield the frames of one job."""
+        job = self._jobs[number]
+        steps = TokenSteps(job.client, job.job_id, job.tenant)
+        base = number * self._form.n
+        chunks, after = self._chunks, self._after[number]
+        is_alone = len(self._jobs) == 1
+        head = f"id: {self._form.jobs[0]}:"
+        async for event in self._events[number]:
+            if event.finish is not None:
+                yield self._job_end(number, event)
+                return
+            told = []
+            for step in await steps.of(event):
+                self._num_tokens += 1
+                chunk = chunks.token(
+                    base + step.choice,
+                    step.delta,
+                    step.text,
+                    self._num_tokens,
+                    step.token_id,
+                    step.entry,
+                    step.end - len(step.text),
+                )
+                if chunk is None or step.index <= after:
+                    continue
+                self._at[number] = step.index
+                cursor = step.index if is_alone else self._cursor()
+                told.append(f"{head}{cursor}\ndata: {chunk}\n\n")
+            yield "".join(told).encode()
+
+    def _job_end(self, number: int, event: Event) -> bytes:
+        """Return the frames of the end of one job."""
+        finish, base, chunks = event.finish, number * self._form.n, self._chunks
+        assert finish is not None
+        self.usages.append(finish.usage)
+        tails = [
+            chunks.tail(base + choice, delta, self._num_tokens) for choice, delta in event.deltas
+        ]
+        told: list[str | bytes] = [tail for tail in tails if tail is not None]
+        if finish.reason in FINISHED_REASONS:
+            told += [
+                chunks.end(base + choice, ending_of(finish, choice), self._num_tokens)
+                for choice in range(self._form.n)
+            ]
+        else:
+            self.error = self.error or of_finish(finish, self._form.names)
+        return self._numbered(number, event.to, told)
+
+    def _end(self) -> bytes:
+        """Return the frames of the end of all."""
+        if self.error is not None:
+            told: Any = [sse.error_body(self.error)]
+        else:
+            told = [self._chunks.usage(summed(self.usages))] if self._form.with_usage else []
+        if len(self._jobs) == 1:
+            return self._numbered(0, self._last, told)
+        return self._numbered(len(self._jobs), 0, told)
+
+    _last = 0
+
+    def _numbered(self, place: int, last: int, told: Sequence[str | bytes]) -> bytes:
+        """Return frames with the numbers after `last` at one place of the cursor."""
+        frames = []
+        for index, chunk in enumerate(told, last + 1):
+            if index <= self._after[place]:
+                continue
+            self._at[place] = index
+            frames.append(sse.data_frame(chunk, cursor=f"{self._form.jobs[0]}:{self._cursor()}"))
+        self._last = last + len(told)
+        return b"".join(frames)
+
+    def _cursor(self) -> str:
+        return ",".join(map(str, self._at))
+
+
+def parse_cursor(text: str, num_cursors: int) -> list[int] | None:
+    """Return the numbers of a cursor; None for what is none of so many."""
+    parts = text.split(",")
+    if len(parts) != num_cursors or not all(part.isascii() and part.isdecimal() for part in parts):
+        return None
+    numbers = [int(part) for part in parts if len(part) <= 12]
+    return numbers if len(numbers) == num_cursors else None

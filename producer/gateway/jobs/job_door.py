@@ -1,0 +1,168 @@
+"""The door of jobs: a caller's requests become jobs of the queue, and ids lead back to them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.answers import SERVER_ERRORS
+from tokenbus.producer.contract.address import DEFAULT_TENANT
+from tokenbus.producer.contract.schema import JobRequest
+from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.gateway.access.caller import tag_of
+from tokenbus.producer.gateway.jobs.stream_form import job_id_of
+from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
+from tokenbus.producer.gateway.pools.served_models import pool_tag
+from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
+from tokenbus.producer.gateway.wire.job_name import JobName
+from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
+from tokenbus.producer.server.cluster import NUM_SHARDS, ClusterRedis
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tokenbus.producer.gateway.access.caller import Caller
+    from tokenbus.producer.gateway.access.limits import KeyUse, Reservation
+    from tokenbus.producer.gateway.access.shares import Shares
+    from tokenbus.producer.gateway.pools.served_models import ServedModels, ServedPool
+
+MAX_IDEMPOTENCY_KEY = 200
+
+
+class JobDoor:
+    """Submits jobs in the name of callers and finds them again, from any process."""
+
+    def __init__(self, models: ServedModels, key_use: KeyUse, shares: Shares) -> None:
+        self._models = models
+        self._key_use = key_use
+        self._shares = shares
+
+    async def submit(
+        self,
+        caller: Caller,
+        served: ServedPool,
+        fields: Mapping[str, Any],
+        *,
+        cache_key: str | None = None,
+        idempotency_key: str | None = None,
+        ticket: int = 0,
+        names: Mapping[str, str] | None = None,
+    ) -> tuple[SubmittedJob, Reservation | None]:
+        """Queue a request of a caller; return the job, and what of the key's limits it was given.
+
+        Args:
+            fields: of the request, in any known spelling, without those that are the door's.
+            cache_key: sets jobs of the caller apart whose prompts begin alike.
+            names: fields as they were spelled, by the names that errors have for them.
+        Raises: ApiError.
+        """
+        own = {
+            **fields,
+            "id": self._draw(caller, served).text,
+            "tenant": caller.job_tenant,
+            **_cache_fields(caller, cache_key),
+        }
+        if idempotency_key is not None:
+            own["idempotency_key"] = _idempotency(caller, idempotency_key)
+        reservation = None
+        try:
+            request = JobRequest.of_fields(own)
+            num_tokens = request.estimate_prompt_tokens() + request.n * request.max_tokens
+            reservation = await self._key_use.admit(caller, num_tokens)
+            await self._models.note(served.pool)
+            weight = await self._shares.weight(caller)
+            job = await served.client.submit(request, ticket=ticket, weight=weight)
+        except ApiError:
+            raise
+        except Exception as error:
+            await self.settle(reservation, 0)
+            raise _refused(error, names) from error
+        name = JobName.parse(job.job_id)
+        submitted = SubmittedJob(
+            job_id=job.job_id,
+            tenant=job.tenant,
+            pool=served.pool,
+            client=served.client,
+            created=int(time.time()) if name is None else name.created,
+            place=job,
+        )
+        return submitted, reservation
+
+    async def settle(self, reservation: Reservation | None, num_used: int) -> None:
+        """Give back what a job did not use of the limits of its key, if the server takes it."""
+        try:
+            await self._key_use.settle(reservation, num_used)
+        except SERVER_ERRORS:
+            return
+
+    async def find(self, caller: Caller, given: str) -> SubmittedJob:
+        """Return a job of the caller by its id, or by that of its answer.
+
+        Whether it is there still, its client tells.
+        Raises: ApiError 404 for one that is another caller's too.
+        """
+        job_id = job_id_of(given)
+        name = JobName.parse(job_id)
+        if name is None or name.owner != caller.id_prefix:
+            raise not_found("job", given)
+        pool = await self._models.pool_of_tag(name.pool_tag)
+        if pool is None or not caller.may_use(pool):
+            raise not_found("job", given)
+        return SubmittedJob(
+            job_id=job_id,
+            tenant=tenant_of(caller, name),
+            pool=pool,
+            client=await self._models.client(pool),
+            created=name.created,
+        )
+
+    def _draw(self, caller: Caller, served: ServedPool) -> JobName:
+        is_cluster = isinstance(served.client.scripts.redis, ClusterRedis)
+        is_own = caller.key_id is None and caller.tenant != DEFAULT_TENANT
+        return JobName.draw(
+            num_shards=NUM_SHARDS if is_cluster else 1,
+            pool_tag=pool_tag(served.pool),
+            owner=caller.id_prefix,
+            share=caller.share,
+            created=int(time.time()),
+            tenant=caller.tenant if is_own else "",
+        )
+
+
+def tenant_of(caller: Caller, name: JobName) -> str:
+    """Return the tenant, as the queue knows it, of a job that is the caller's."""
+    if caller.key_id is None:
+        return name.tenant or DEFAULT_TENANT
+    return f"{caller.tenant}/{name.share}" if name.share else caller.tenant
+
+
+def _cache_fields(caller: Caller, cache_key: str | None) -> dict[str, Any]:
+    """Return whose cached prompts a job shares: the key's, or those of a part of it."""
+    if caller.cache_group is None and cache_key is None:
+        return {}
+    group = caller.cache_group or "door"
+    if cache_key is not None:
+        group = f"{group}-{tag_of(cache_key, 24)}"
+    if caller.cache_secret is None:
+        return {"cache_group": group}
+    return {"cache_group": group, "cache_secret": caller.cache_secret}
+
+
+def _idempotency(caller: Caller, key: str) -> str:
+    """Return the name of a request within what is the caller's. Raises: ApiError 400."""
+    if not key or len(key) > MAX_IDEMPOTENCY_KEY:
+        told = f"has 1 to {MAX_IDEMPOTENCY_KEY} characters"
+        raise ApiError(400, f"idempotency-key: {told}", param="idempotency-key")
+    return f"{caller.id_prefix}/{key}"
+
+
+def _refused(error: Exception, names: Mapping[str, str] | None) -> ApiError:
+    """Return what the caller is told of a submit that failed.
+
+    It is the boundary of the body: whatever that is made of, it costs its sender an answer.
+    """
+    if isinstance(error, ProducerError):
+        return api_error(error, names)
+    if isinstance(error, SERVER_ERRORS):
+        return unreachable()
+    return ApiError(400, f"The request cannot be read: {type(error).__name__}.")

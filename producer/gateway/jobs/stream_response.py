@@ -1,0 +1,131 @@
+"""The response of a stream: frames as they come, comments in between, and an end in any case."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import Response
+
+from tokenbus.producer.answers import SERVER_ERRORS
+from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.gateway.wire import sse
+from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+
+    from starlette.types import Receive, Scope, Send
+
+    from tokenbus.producer.gateway.jobs.open_streams import OpenStream, OpenStreams
+    from tokenbus.producer.gateway.wire.api_error import ApiError
+
+
+class FrameResponse(Response):
+    """Sends the frames of an open stream; a reader that leaves is noticed at once.
+
+    Args:
+        frames: pieces of whole frames, the last one with its own end.
+        last_frame: what ends the stream after an error of the door; `[DONE]` for OpenAI's chunks.
+        on_end: called once the stream has ended for whatever reason, before it is closed.
+    """
+
+    media_type = sse.MEDIA_TYPE
+
+    def __init__(
+        self,
+        frames: AsyncGenerator[bytes, None],
+        stream: OpenStream,
+        streams: OpenStreams,
+        *,
+        headers: Mapping[str, str] | None = None,
+        last_frame: bytes = sse.DONE,
+        error_frame: Callable[[ApiError], bytes] = sse.error_frame,
+        on_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(headers=dict(sse.HEADERS) | dict(headers or {}))
+        # A stream has no length.
+        self.raw_headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
+        self._frames = frames
+        self._stream = stream
+        self._streams = streams
+        self._last_frame = last_frame
+        self._error_frame = error_frame
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream to its end, or until its reader or the door ends it."""
+        del scope
+        is_left = True
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            is_left = await self._send_all(receive, send)
+            if not is_left:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except OSError:
+            # The reader is gone.
+            is_left = True
+        finally:
+            try:
+                await self._frames.aclose()
+                if self._on_end is not None:
+                    await self._on_end()
+            finally:
+                self._streams.close(self._stream, is_left=is_left)
+
+    async def _send_all(self, receive: Receive, send: Send) -> bool:
+        """Send frames and asides; tell whether the reader left before the end."""
+        stream = self._stream
+        pump = asyncio.create_task(self._pump(send))
+        gone = asyncio.create_task(_until_gone(receive))
+        aside = asyncio.create_task(stream.asides.get())
+        try:
+            while True:
+                waits: set[asyncio.Future[Any]] = {pump, gone, aside, stream.stopped}
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if pump.done():
+                    pump.result()
+                    return False
+                if gone.done():
+                    return True
+                if stream.stopped.done():
+                    pump.cancel()
+                    await asyncio.gather(pump, return_exceptions=True)
+                    last = self._error_frame(stream.stopped.result()) + self._last_frame
+                    await _send(send, last)
+                    return False
+                await _send(send, aside.result())
+                stream.sent_at = time.monotonic()
+                aside = asyncio.create_task(stream.asides.get())
+        finally:
+            for task in (pump, gone, aside):
+                task.cancel()
+            await asyncio.gather(pump, gone, aside, return_exceptions=True)
+
+    async def _pump(self, send: Send) -> None:
+        """Send the frames as they come; an error becomes the last frame."""
+        stream = self._stream
+        try:
+            async with aclosing(self._frames) as frames:
+                async for part in frames:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                    stream.has_begun = True
+                    stream.sent_at = time.monotonic()
+        except ProducerError as error:
+            await _send(send, self._error_frame(api_error(error)) + self._last_frame)
+        except SERVER_ERRORS as error:
+            if isinstance(error, ConnectionResetError | BrokenPipeError):
+                raise
+            await _send(send, self._error_frame(unreachable()) + self._last_frame)
+
+
+async def _send(send: Send, part: bytes) -> None:
+    await send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+async def _until_gone(receive: Receive) -> None:
+    """Return when the reader has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,114 @@
+"""What the OpenAPI page says of bodies that are read by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_ERRORS = {
+    400: "The request is wrong; `param` names the field.",
+    401: "The API key is missing or wrong.",
+    403: "The API key may not do this.",
+    404: "There is no such thing, or it is not the caller's.",
+    408: "The body or the answer took too long.",
+    409: "The idempotency key belongs to another request, or the job was cancelled.",
+    413: "The body is too large.",
+    429: "Too much waits, or a limit of the key is reached; `Retry-After` says when to come.",
+    500: "The job or the gateway failed.",
+    503: "The queue cannot be reached, or the gateway is closing.",
+}
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": told, "content": {"application/json": {"schema": _ERROR_SCHEMA}}}
+    for status, told in _ERRORS.items()
+}
+STREAM_RESPONSES: dict[int | str, dict[str, Any]] = ERROR_RESPONSES | {
+    200: {
+        "description": "The answer, or its chunks as server-sent events.",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+
+def _body(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "required": required, "properties": properties}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+_COMMON: dict[str, Any] = {
+    "model": {"type": "string"},
+    "max_tokens": {"type": "integer", "minimum": 0},
+    "temperature": {"type": "number"},
+    "top_p": {"type": "number"},
+    "n": {"type": "integer", "minimum": 1},
+    "seed": {"type": "integer"},
+    "stop": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    "stream": {"type": "boolean"},
+    "stream_options": {
+        "type": "object",
+        "properties": {
+            "include_usage": {"type": "boolean"},
+            "continuous_usage_stats": {"type": "boolean"},
+        },
+    },
+    "user": {"type": "string"},
+    "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+CHAT_BODY = _body(
+    ["messages"],
+    _COMMON
+    | {
+        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "max_completion_tokens": {"type": "integer", "minimum": 0},
+        "logprobs": {"type": "boolean"},
+        "top_logprobs": {"type": "integer", "minimum": 0},
+        "tools": {"type": "array", "items": {"type": "object"}},
+        "response_format": {"type": "object"},
+    },
+)
+COMPLETION_BODY = _body(
+    ["prompt"],
+    _COMMON
+    | {
+        "prompt": {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}},
+                _TOKEN_IDS,
+                {"type": "array", "items": _TOKEN_IDS},
+            ]
+        },
+        "logprobs": {"type": "integer", "minimum": 0},
+    },
+)
+JOB_BODY = _body(
+    [],
+    {name: value for name, value in _COMMON.items() if not name.startswith("stream")}
+    | {
+        "prompt": {"type": "string"},
+        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "token_ids": _TOKEN_IDS,
+        "priority": {"type": "integer", "minimum": 0, "maximum": 2},
+        "deadline_s": {"type": "number", "exclusiveMinimum": 0},
+        "not_before_s": {"type": "number", "minimum": 0},
+        "callback_url": {"type": "string"},
+    },
+)

@@ -1,0 +1,60 @@
+"""What all chunks of one stream have in common."""
+
+from __future__ import annotations
+
+from json.encoder import encode_basestring_ascii as quoted
+from typing import TYPE_CHECKING
+
+from tokenbus.producer.contract.events import Usage
+from tokenbus.producer.contract.fast_json import to_json
+from tokenbus.producer.gateway.wire.usage import usage_body
+
+if TYPE_CHECKING:
+    from tokenbus.producer.gateway.wire.finished import ChoiceEnd
+
+
+class ChunkFrame:
+    """The JSON of chunks around their choices.
+
+    Tokens are counted over all choices of the stream. Until its end `prompt_tokens` is 0 in the
+    usage that is told with every chunk: the workers alone tokenise.
+    """
+
+    __slots__ = ("_continuous", "_head", "_tail")
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        wire_id: str,
+        created: int,
+        model: str,
+        tier: str = "",
+        with_usage: bool = False,
+        with_continuous_usage: bool = False,
+    ) -> None:
+        tier_part = f'"service_tier":{quoted(tier)},' if tier else ""
+        self._head = (
+            f'{{"id":{quoted(wire_id)},"object":"{kind}","created":{created},'
+            f'"model":{quoted(model)},{tier_part}"choices":['
+        )
+        self._continuous = with_continuous_usage
+        self._tail = ',"usage":null}' if with_usage else "}"
+
+    def chunk(self, choice: str, num_tokens: int) -> str:
+        """Return a chunk with one choice, after so many tokens of the stream."""
+        if self._continuous:
+            usage = to_json(usage_body(Usage(completion_tokens=num_tokens))).decode()
+            return f'{self._head}{choice}],"usage":{usage}}}'
+        return f"{self._head}{choice}]{self._tail}"
+
+    def usage(self, usage: Usage) -> str:
+        """Return the last chunk, which has no choice."""
+        return f'{self._head}],"usage":{to_json(usage_body(usage)).decode()}}}'
+
+
+def finish_part(ending: ChoiceEnd) -> str:
+    """Return how a choice ended, as the last fields of its last chunk."""
+    stopped = ending.stop_reason
+    extra = "" if stopped is None else f',"stop_reason":{to_json(stopped).decode()}'
+    return f'"finish_reason":{quoted(ending.reason)}{extra}'

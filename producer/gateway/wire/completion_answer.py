@@ -1,0 +1,55 @@
+"""The body of a text completion that was not streamed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.gateway.wire.finished import ending_of
+from tokenbus.producer.gateway.wire.logprob_forms import completion_logprobs, pieces_of
+from tokenbus.producer.gateway.wire.usage import summed, usage_body
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenbus.producer.contract.result import Choice, JobResult
+
+
+def completion_answer(
+    results: Sequence[JobResult],
+    *,
+    wire_id: str,
+    created: int,
+    model: str,
+    tier: str = "",
+    with_logprobs: bool = False,
+) -> dict[str, Any]:
+    """Return the JSON object; choices are counted over the results, one of each prompt."""
+    choices = [
+        _choice(result, choice, with_logprobs=with_logprobs)
+        for result in results
+        for choice in result.choices
+    ]
+    body: dict[str, Any] = {
+        "id": wire_id,
+        "object": "text_completion",
+        "created": created,
+        "model": model,
+        "choices": [{"index": index, **choice} for index, choice in enumerate(choices)],
+        "usage": usage_body(summed(result.finish.usage for result in results)),
+    }
+    if tier:
+        body["service_tier"] = tier
+    return body
+
+
+def _choice(result: JobResult, choice: Choice, *, with_logprobs: bool) -> dict[str, Any]:
+    logprobs = None
+    if with_logprobs:
+        entries = choice.logprobs or (None,) * len(choice.ids)
+        pieces = pieces_of(choice.text, choice.ends)
+        logprobs = completion_logprobs(entries, choice.ids, pieces, 0)
+    ending = ending_of(result.finish, choice.index)
+    body = {"text": choice.text, "logprobs": logprobs, "finish_reason": ending.reason}
+    if ending.stop_reason is not None:
+        body["stop_reason"] = ending.stop_reason
+    return body

@@ -1,0 +1,79 @@
+"""Logprobs in the two shapes of OpenAI's API: a list of tokens in chats, columns in completions.
+
+A token's text is what it has released of the answer's text. Of the alternatives the id alone is
+known here, which is told as `token_id:<id>`, as vLLM does where it is asked for ids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+# What OpenAI's API writes for a token that could not be drawn.
+LOWEST = -9999.0
+
+
+def _number(value: Any) -> float:
+    """Return a logprob that JSON has a name for."""
+    return float(value) if isinstance(value, int | float) and value > LOWEST else LOWEST
+
+
+def _named(token_id: int, drawn: int, piece: str) -> str:
+    return piece if token_id == drawn else f"token_id:{token_id}"
+
+
+def chat_logprob(entry: Any, token_id: int, piece: str) -> dict[str, Any]:
+    """Return the logprob of one token, as chats have it.
+
+    Args:
+        entry: `[logprob, rank, [[id, logprob] …]]`; None where it is not known.
+        piece: text that the token has released.
+    """
+    logprob, alternatives = (entry[0], entry[2]) if entry else (LOWEST, ())
+    return {
+        "token": piece,
+        "logprob": _number(logprob),
+        "bytes": list(piece.encode("utf-8", "replace")),
+        "top_logprobs": [
+            {
+                "token": (told := _named(other, token_id, piece)),
+                "logprob": _number(value),
+                "bytes": list(told.encode("utf-8", "replace")) if other == token_id else None,
+            }
+            for other, value in alternatives
+        ],
+    }
+
+
+def completion_logprobs(
+    entries: Sequence[Any], ids: Sequence[int], pieces: Iterable[str], offset: int
+) -> dict[str, Any]:
+    """Return the logprobs of tokens in columns, as completions have them.
+
+    Args:
+        offset: where the first token's text begins in the answer, in characters.
+    """
+    columns: dict[str, Any] = {
+        "tokens": [],
+        "token_logprobs": [],
+        "top_logprobs": [],
+        "text_offset": [],
+    }
+    for entry, token_id, piece in zip(entries, ids, pieces, strict=True):
+        logprob, alternatives = (entry[0], entry[2]) if entry else (LOWEST, ())
+        columns["tokens"].append(piece)
+        columns["token_logprobs"].append(_number(logprob))
+        columns["top_logprobs"].append(
+            {_named(other, token_id, piece): _number(value) for other, value in alternatives}
+        )
+        columns["text_offset"].append(offset)
+        offset += len(piece)
+    return columns
+
+
+def pieces_of(text: str, ends: Sequence[int]) -> list[str]:
+    """Cut the text of a choice into what each token has released."""
+    starts = (0, *ends[:-1]) if ends else ()
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
