@@ -1,8 +1,8 @@
 """Ids of responses, files and batches, and the jobs that belong to them.
 
 What a client sees is derived from the job's id, and the other way round, so that any process finds
-the one from the other. Ids of these jobs hold a `~`, which no request may ask for: nobody can have
-taken one before.
+the one from the other. Ids of a batch's jobs hold a `~`, which no request may ask for: nobody can
+have taken one before.
 """
 
 from __future__ import annotations
@@ -15,28 +15,21 @@ from tokenbus.producer.contract.address import JobAddress
 
 # Bytes of randomness in an id, twice as many characters.
 _NUM_BYTES = 16
-_RESPONSE = re.compile(r"resp_(\d{1,3})x([0-9a-f]{32})")
-_RESPONSE_JOB = re.compile(r"s(\d{1,3})-resp~([0-9a-f]{32})")
+_RESPONSE = "resp_"
+# In the metadata of a job: it answers a response.
+RESPONSE_FIELD = "tokenbus.response"
 _FILE = re.compile(r"file-[0-9a-f]{32}")
 _BATCH = re.compile(r"batch_[0-9a-f]{32}")
 
 
-def draw_response_id(num_shards: int) -> str:
-    """Draw the id of a response that nobody can guess; it tells the shard of its job's log."""
-    shard = secrets.randbelow(num_shards) if num_shards > 1 else 0
-    return f"resp_{shard}x{secrets.token_hex(_NUM_BYTES)}"
+def response_of_job(job_id: str) -> str:
+    """Return the id of the response that a job answers."""
+    return f"{_RESPONSE}{job_id}"
 
 
 def job_of_response(response_id: str) -> str | None:
     """Return the id of the job that answers a response; None for what is no response's id."""
-    found = _RESPONSE.fullmatch(response_id)
-    return found and f"s{found[1]}-resp~{found[2]}"
-
-
-def response_of_job(job_id: str) -> str | None:
-    """Return the id of the response that a job answers; None for any other job."""
-    found = _RESPONSE_JOB.fullmatch(job_id)
-    return found and f"resp_{found[1]}x{found[2]}"
+    return response_id.removeprefix(_RESPONSE) if response_id.startswith(_RESPONSE) else None
 
 
 def item_id(prefix: str, response_id: str, index: int) -> str:
@@ -74,9 +67,13 @@ def file_of_batch(batch_id: str, part: str) -> str:
     return f"file-{hashlib.sha256(f'{batch_id} {part}'.encode()).hexdigest()[:32]}"
 
 
-def job_of_line(batch_id: str, line: int, num_shards: int) -> str:
-    """Return the id of the job of a batch's line, counted from 1: the same at every try."""
-    return f"s{line % num_shards}-{batch_id.replace('_', '~')}~{line}"
+def job_of_line(batch_id: str, line: int, attempt: int, num_shards: int) -> str:
+    """Return the id of the job of a batch's line, counted from 1: the same at every try.
+
+    A further `attempt` is for a line whose result was lost once its job had ended.
+    """
+    tail = f"~{attempt}" if attempt else ""
+    return f"s{line % num_shards}-{batch_id.replace('_', '~')}~{line}{tail}"
 
 
 def name_of_batch(batch_id: str, tenant: str) -> str:

@@ -28,3 +28,10 @@ class StoreFull(StoreError):
 
 class StoreUnusable(StoreError):
     """The place for files cannot be written or has no meaning here; the message says which."""
+
+
+class LeaseTaken(StoreError):
+    """Another service runs the batch by now; what is left of this run changes nothing."""
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(f"another service runs {batch_id}")

@@ -67,3 +67,18 @@ async def page_of(
         found += await read([each.decode() for each in ids])
         start += len(ids)
     return Page(found[:limit], has_more=len(found) > limit)
+
+
+def slice_of(items: list[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+    """Return the list object of the API for items that are all at hand."""
+    if after is not None:
+        places = [number for number, item in enumerate(items) if item.get("id") == after]
+        items = items[places[0] + 1 :] if places else []
+    told = items[:limit]
+    return {
+        "object": "list",
+        "data": told,
+        "first_id": told[0].get("id") if told else None,
+        "last_id": told[-1].get("id") if told else None,
+        "has_more": len(items) > limit,
+    }

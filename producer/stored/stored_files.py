@@ -83,6 +83,15 @@ class FileLimits:
     owner_bytes: int = 10 * 1024**3
 
 
+@dataclass(slots=True)
+class FileFields:
+    """What is told of a file beside its bytes; `lives_s` None for one that stays."""
+
+    filename: str = ""
+    purpose: str = ""
+    lives_s: int | None = None
+
+
 class StoredFiles:
     """The files of all owners. Calls raise what redis and the content store raise."""
 
@@ -96,12 +105,12 @@ class StoredFiles:
         self,
         owner: str,
         chunks: AsyncIterator[bytes],
-        *,
-        filename: str,
-        purpose: str,
-        lives_s: int | None = None,
+        told: FileFields,
     ) -> FileRecord:
-        """Keep what comes as a new file. Raises: StoreFull."""
+        """Keep what comes as a new file; what is told of it counts once all has come.
+
+        Raises: StoreFull.
+        """
         file_id = draw_file_id()
         try:
             num_bytes = await self.contents.write(
@@ -110,7 +119,7 @@ class StoredFiles:
         except BaseException:
             await self._redis.hdel(stored_keys.uploads(owner), file_id)
             raise
-        return await self._commit(owner, file_id, filename, purpose, num_bytes, lives_s)
+        return await self._commit(owner, file_id, told, num_bytes)
 
     async def create_output(
         self, owner: str, file_id: str, chunks: AsyncIterator[bytes], *, filename: str, lives_s: int
@@ -120,21 +129,21 @@ class StoredFiles:
         It is never refused: the work is done. What it takes counts for what comes after it.
         """
         num_bytes = await self.contents.write(f"{owner}/{file_id}", chunks)
-        return await self._commit(owner, file_id, filename, "batch_output", num_bytes, lives_s)
+        told = FileFields(filename, "batch_output", lives_s)
+        return await self._commit(owner, file_id, told, num_bytes)
 
     async def _commit(
         self,
         owner: str,
         file_id: str,
-        filename: str,
-        purpose: str,
+        told: FileFields,
         num_bytes: int,
-        lives_s: int | None,
     ) -> FileRecord:
         now_ms = time.time_ns() // 1_000_000
-        expires_at = None if lives_s is None else now_ms // 1000 + lives_s
+        now_s = now_ms // 1000
+        expires_at = None if told.lives_s is None else now_s + told.lives_s
         record = FileRecord(
-            file_id, owner, filename, purpose, num_bytes, now_ms // 1000, expires_at
+            file_id, owner, told.filename, told.purpose, num_bytes, now_s, expires_at
         )
         stored = await self._redis.eval(
             _COMMIT,

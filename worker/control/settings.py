@@ -43,6 +43,14 @@ class ControlSettings(ServiceSettings):
     # Drop with the next release: receivers that still check the header `tokenbus-signature`.
     webhook_earlier_signature: bool = False
 
+    # The folder or URL of files, the same at all gateways and control services; without it no
+    # batches are run.
+    files_url: str | None = Field(default=None, repr=False)
+    batch_window: int = Field(default=256, ge=1, le=10_000)
+    # Tokens of an answer whose request names no bound; as the gateways have them.
+    gateway_chat_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    gateway_completion_tokens: int = Field(default=16, ge=1, le=1_000_000)
+
     # None is `arq:tokenbus`, with `:<pool>` behind it for any pool but the default one.
     adapter_queue: str | None = Field(default=None, min_length=1, max_length=256)
     adapter_max_jobs: int = Field(default=1000, ge=1, le=100_000)

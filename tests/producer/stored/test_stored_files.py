@@ -12,7 +12,7 @@ import pytest
 from tokenbus.producer.stored.content_store import ContentStore
 from tokenbus.producer.stored.derived_ids import draw_batch_id, draw_file_id, file_of_batch
 from tokenbus.producer.stored.errors import NotStored, StoreFull
-from tokenbus.producer.stored.stored_files import FileLimits, StoredFiles
+from tokenbus.producer.stored.stored_files import FileFields, FileLimits, StoredFiles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,14 +55,14 @@ def files(request: pytest.FixtureRequest, client: AsyncClient, tmp_path: Path) -
 
 async def kept(files: StoredFiles, owner: str, content: bytes = b"x", **fields: Any) -> str:
     """Keep a file and return its id."""
-    given = {"filename": "in.jsonl", "purpose": "batch"} | fields
-    return (await files.create(owner, chunks(content), **given)).id
+    told = FileFields(**({"filename": "in.jsonl", "purpose": "batch"} | fields))
+    return (await files.create(owner, chunks(content), told)).id
 
 
 async def test_file_is_read_as_it_was_written(files: StoredFiles, owner: str) -> None:
     """Bytes, name and purpose come back, from the place and the server alone."""
     parts = [os.urandom(700_000) for _ in range(3)]
-    record = await files.create(owner, chunks(*parts), filename="ü/../x", purpose="batch")
+    record = await files.create(owner, chunks(*parts), FileFields("ü/../x", "batch"))
     found = await files.get(owner, record.id)
     assert found == record
     assert (found.bytes, found.filename) == (2_100_000, "ü/../x")
@@ -80,7 +80,7 @@ async def test_cut_upload_leaves_nothing(files: StoredFiles, owner: str, tmp_pat
 
     for _ in range(4):
         with pytest.raises(ConnectionResetError):
-            await files.create(owner, cut(), filename="a", purpose="batch")
+            await files.create(owner, cut(), FileFields("a", "batch"))
     assert names_under(tmp_path) == []
     page = await files.page(owner, after=None, limit=9, ascending=False, purpose=None)
     assert page.items == []
@@ -90,7 +90,7 @@ async def test_cut_upload_leaves_nothing(files: StoredFiles, owner: str, tmp_pat
 async def test_bytes_are_bounded_by_file_and_owner(files: StoredFiles, owner: str) -> None:
     """What would be too much is refused while it comes, uploads beside it counted; none else's."""
     with pytest.raises(StoreFull):
-        await files.create(owner, chunks(*[b"x" * MIB] * 4), filename="a", purpose="batch")
+        await files.create(owner, chunks(*[b"x" * MIB] * 4), FileFields("a", "batch"))
     first = await kept(files, owner, b"x" * 2 * MIB)
     waits, goes_on = asyncio.Event(), asyncio.Event()
 
@@ -99,7 +99,7 @@ async def test_bytes_are_bounded_by_file_and_owner(files: StoredFiles, owner: st
         waits.set()
         await goes_on.wait()
 
-    upload = asyncio.create_task(files.create(owner, slow(), filename="slow", purpose="batch"))
+    upload = asyncio.create_task(files.create(owner, slow(), FileFields("slow", "batch")))
     await waits.wait()
     with pytest.raises(StoreFull):
         await kept(files, owner, b"x" * 2 * MIB)

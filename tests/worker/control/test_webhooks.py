@@ -21,9 +21,8 @@ from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.control import WebhookState
 from tokenbus.producer.stored.derived_ids import (
+    RESPONSE_FIELD,
     draw_batch_id,
-    draw_response_id,
-    job_of_response,
     name_of_batch,
 )
 from tokenbus.worker.control.settings import ControlSettings
@@ -51,16 +50,14 @@ async def ended(
     job_id: str,
     url: str,
     *,
-    reserved_id: str = "",
     reason: str = "stop",
     **fields: Any,
 ) -> None:
     """Run a job with a webhook to its end, by hand."""
-    named = {} if reserved_id else {"id": job_id}
     request = JobRequest.build(
-        **(named | {"prompt": "x", "tenant": "acme", "callback_url": url} | fields)
+        **({"id": job_id, "prompt": "x", "tenant": "acme", "callback_url": url} | fields)
     )
-    await submit(scripts, new_job(request, reserved_id=reserved_id))
+    await submit(scripts, new_job(request))
     worker = StubWorker(scripts)
     await worker.reconcile()
     [job] = (await worker.pull()).jobs
@@ -242,16 +239,14 @@ async def test_response_is_told_in_the_words_of_openai(
     scripts: Scripts, reason: str, told: str
 ) -> None:
     """A response's job is no job to the receiver, who learns which response it was."""
-    response_id = draw_response_id(1)
-    job_id = job_of_response(response_id)
-    assert job_id is not None
+    metadata = {RESPONSE_FIELD: "true"}
     async with receiver() as shop, delivering(scripts):
-        await ended(scripts, "", shop.url(), reserved_id=job_id, reason=reason)
-        await settled(scripts, f"{job_id}@acme")
+        await ended(scripts, "a", shop.url(), reason=reason, metadata=metadata)
+        await settled(scripts, "a@acme")
     [call] = shop.calls
     assert call.message.keys() == {"id", "object", "created_at", "type", "data"}
     assert (call.message["object"], call.message["type"]) == ("event", told)
-    assert call.message["data"] == {"id": response_id}
+    assert call.message["data"] == {"id": "resp_a"}
 
 
 async def test_batch_is_told_once(scripts: Scripts) -> None:

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.address import JobAddress
-from tokenbus.producer.stored.derived_ids import response_of_job
+from tokenbus.producer.stored.derived_ids import RESPONSE_FIELD, response_of_job
 
 if TYPE_CHECKING:
     from tokenbus.producer.contract.result import JobResult
@@ -36,12 +36,12 @@ def event_body(hook: ClaimedWebhook, result: JobResult | None) -> bytes:
         "object": "event",
         "created_at": hook.created_ms // 1000,
     }
-    response_id = response_of_job(JobAddress.parse(hook.job_id).job_id)
     if hook.event:
         wire |= {"type": hook.event, "data": {"id": hook.event_of}}
-    elif response_id is not None:
+    elif RESPONSE_FIELD in hook.metadata:
         name = _OF_RESPONSES.get(str(finish["reason"]), "response.failed")
-        wire |= {"type": name, "data": {"id": response_id}}
+        job_id = JobAddress.parse(hook.job_id).job_id
+        wire |= {"type": name, "data": {"id": response_of_job(job_id)}}
     else:
         wire |= {"type": JOB_ENDED} | _job_fields(hook, result, finish)
     return json.dumps(wire, separators=(",", ":")).encode()
