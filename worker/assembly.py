@@ -150,7 +150,11 @@ async def assemble(
         reaper=Reaper(member),
         cancel_listener=CancelListener(member, blocking, jobs.settlement),
         status_writer=StatusWriter(
-            member, costs=jobs.page_budget.costs, engine=engine, model=limits.model
+            member,
+            costs=jobs.page_budget.costs,
+            engine=engine,
+            model=limits.model,
+            max_model_len=limits.max_model_len,
         ),
         exporter=_exporter(member, engine, jobs.page_budget.costs),
     )

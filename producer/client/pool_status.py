@@ -24,7 +24,8 @@ class WorkerStatus:
     """A living worker as it said itself, a second ago or less; None for what it did not tell.
 
     `running` counts sequences in the engine, `used_pages` KV pages that they hold. `outage` says
-    why it has no engine now; it starts another by itself.
+    why it has no engine now; it starts another by itself. `names` are those under which requests
+    may ask for its model, `max_model_len` how many tokens a text of it may have, prompt and output.
     """
 
     name: str
@@ -36,6 +37,8 @@ class WorkerStatus:
     held_jobs: int = 0
     tokens_per_s: float | None = None
     outage: str | None = None
+    names: tuple[str, ...] = ()
+    max_model_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,8 @@ def _worker(name: str, held_jobs: int, gauges: bytes | None) -> WorkerStatus:
         held_jobs=held_jobs,
         tokens_per_s=told.get("tokens_per_s"),
         outage=_outage(told),
+        names=tuple(told.get("names") or ()),
+        max_model_len=told.get("max_model_len"),
     )
 
 

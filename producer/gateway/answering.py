@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.responses import JSONResponse
 
 from tokenbus.producer.answers import SERVER_ERRORS
+from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.gateway.jobs.answer_frames import AnswerFrames, parse_cursor
 from tokenbus.producer.gateway.jobs.attended import attended
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
     from tokenbus.producer.gateway.jobs.open_streams import OpenStream
     from tokenbus.producer.gateway.jobs.stream_form import Kind
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
+    from tokenbus.producer.gateway.pools.served_models import ServedPool
     from tokenbus.producer.gateway.wire.generation import GenerationAsked
 
 # How long the first event is waited for before a stream begins: what fails at once has a status.
 FIRST_EVENT_S = 1.0
 LAST_EVENT_ID = "last-event-id"
 _MAX_TICKET_DIGITS = 16
+# What a template adds to a conversation, and the shortest answer that is asked for unasked.
+_TEMPLATE_TOKENS = 64
+_LEAST_TOKENS = 64
 
 
 async def answer(
@@ -77,7 +82,7 @@ async def answer(
         with_continuous_usage=asked.with_continuous_usage,
         with_logprobs=asked.fields.get("logprobs") not in (None, False),
         tier=asked.tier,
-        names=dict(names[0]),
+        names=tuple(dict(each) for each in names),
     )
     reservations = [reservation for _, reservation in accepted]
     stream = gateway.streams.open(who, jobs)
@@ -149,7 +154,7 @@ async def _submit_all(
     caller: Caller,
     asked: GenerationAsked,
     prompts: Sequence[Mapping[str, Any]],
-    served: Any,
+    served: ServedPool,
     names: Sequence[Mapping[str, str]],
 ) -> list[tuple[SubmittedJob, Reservation | None]]:
     """Submit a job for each prompt: all of them, or none."""
@@ -161,7 +166,7 @@ async def _submit_all(
             job, reservation = await gateway.door.submit(
                 caller,
                 served,
-                {**asked.fields, **prompt, **_trace(request)},
+                {**asked.fields, **prompt, **_length(asked, prompt, served), **_trace(request)},
                 cache_key=asked.cache_key,
                 idempotency_key=part,
                 ticket=_ticket(request),
@@ -212,17 +217,25 @@ async def _refuse_failures(
     reservations: Sequence[Reservation | None],
 ) -> None:
     """Look at how the jobs begin. Raises: ApiError of the first that failed."""
-    try:
-        found = await asyncio.gather(*(each.failure(FIRST_EVENT_S) for each in events))
-    except ProducerError as error:
-        raise api_error(error, form.names) from None
-    for finish in found:
-        if finish is not None:
-            for each in events:
-                await each.aclose()
-            for reservation in reservations:
-                await gateway.door.settle(reservation, finish.usage.prompt_tokens)
-            raise of_finish(finish, form.names)
+
+    async def look(number: int) -> ApiError | None:
+        try:
+            finish = await events[number].failure(FIRST_EVENT_S)
+        except ProducerError as error:
+            return api_error(error, form.names[number])
+        return None if finish is None else of_finish(finish, form.names[number])
+
+    refused = [
+        error
+        for error in await asyncio.gather(*(look(number) for number in range(len(events))))
+        if error is not None
+    ]
+    if refused:
+        for each in events:
+            await each.aclose()
+        for reservation in reservations:
+            await gateway.door.settle(reservation, 0)
+        raise refused[0]
 
 
 async def _at_once(
@@ -236,19 +249,24 @@ async def _at_once(
 ) -> Response:
     """Return the whole answer when it is there."""
 
-    async def results() -> list[JobResult]:
-        return await asyncio.gather(
-            *(job.client.result(job.job_id, tenant=job.tenant) for job in jobs)
-        )
+    async def result(number: int) -> JobResult:
+        job = jobs[number]
+        try:
+            return await job.client.result(job.job_id, tenant=job.tenant)
+        except ProducerError as error:
+            raise api_error(error, form.names[number]) from None
 
-    found = await attended(
-        results(),
-        request,
-        stream,
-        gateway.streams,
-        timeout_s=gateway.settings.gateway_answer_timeout_s,
-        names=form.names,
-    )
+    async def results() -> list[JobResult]:
+        return await asyncio.gather(*(result(number) for number in range(len(jobs))))
+
+    timeout_s = gateway.settings.gateway_answer_timeout_s
+    try:
+        found = await attended(results(), request, stream, gateway.streams, timeout_s=timeout_s)
+    except ApiError:
+        if len(jobs) > 1:
+            # What is left is no answer to anyone.
+            await gateway.streams.cancel(jobs)
+        raise
     for reservation, result in zip(reservations, found, strict=True):
         usage = result.finish.usage
         await gateway.door.settle(reservation, usage.prompt_tokens + usage.completion_tokens)
@@ -262,6 +280,23 @@ async def _at_once(
     if form.kind == "chat":
         return JSONResponse(chat_answer(found[0], **told), headers=dict(headers))
     return JSONResponse(completion_answer(found, **told), headers=dict(headers))
+
+
+def _length(
+    asked: GenerationAsked, prompt: Mapping[str, Any], served: ServedPool
+) -> dict[str, int]:
+    """Return how long an answer may be where its request does not say it.
+
+    No tokenizer makes more tokens of a prompt than it has bytes; where these leave little room, the
+    prompt has few enough tokens, or the worker says by how much it is too long.
+    """
+    default, limit = asked.default_tokens, served.max_model_len
+    if default is None:
+        return {}
+    if limit is not None:
+        room = limit - len(to_json(prompt)) - _TEMPLATE_TOKENS
+        default = max(min(default, room), min(default, _LEAST_TOKENS))
+    return {"max_tokens": default}
 
 
 def _headers(ignored: Sequence[str], jobs: Sequence[SubmittedJob]) -> dict[str, str]:

@@ -25,7 +25,13 @@ class StatusWriter:
     """Writes `status:<worker>` once a second."""
 
     def __init__(
-        self, member: PoolMember, *, costs: PageCosts, engine: CurrentEngine, model: str
+        self,
+        member: PoolMember,
+        *,
+        costs: PageCosts,
+        engine: CurrentEngine,
+        model: str,
+        max_model_len: int,
     ) -> None:
         self._session = member.session
         self._scripts = member.scripts
@@ -36,6 +42,8 @@ class StatusWriter:
         self._costs = costs
         self._engine = engine
         self._model = model
+        self._names = member.settings.model_names
+        self._max_model_len = max_model_len
         # When the engine's tokens were counted last, and how many there were.
         self._counted = (time.monotonic(), 0)
         self._tokens_per_s = 0.0
@@ -85,6 +93,9 @@ class StatusWriter:
             "v": 1,
             "worker": self._worker,
             "model": self._model,
+            # Under which names requests may ask for it, and how long a text of it may be.
+            "names": self._names,
+            "max_model_len": self._max_model_len,
             "page_size": self._costs.page_size,
             "total_pages": self._costs.total_pages,
             "jobs": {phase.value: len(self._held_jobs.in_phase(phase)) for phase in Phase},

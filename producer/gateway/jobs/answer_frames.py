@@ -171,7 +171,7 @@ class AnswerFrames:
                 for choice in range(self._form.n)
             ]
         else:
-            self.error = self.error or of_finish(finish, self._form.names)
+            self.error = self.error or of_finish(finish, self._form.names[number])
         return self._numbered(number, event.to, told)
 
     def _end(self) -> bytes:

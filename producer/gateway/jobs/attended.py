@@ -11,7 +11,7 @@ from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine
 
     from starlette.requests import Request
 
@@ -27,7 +27,6 @@ async def attended(
     streams: OpenStreams,
     *,
     timeout_s: float,
-    names: Mapping[str, str] | None = None,
 ) -> T:
     """Return what comes of some work, while its reader is there and the door is open.
 
@@ -50,7 +49,7 @@ async def attended(
             raise ApiError(499, "The client has left.", code="client_closed_request")
         raise ApiError(408, f"The answer took longer than {timeout_s:g} s.", code="timeout")
     except ProducerError as error:
-        raise api_error(error, names) from None
+        raise api_error(error) from None
     except SERVER_ERRORS:
         raise unreachable() from None
     finally:

@@ -15,7 +15,7 @@ from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
 from tokenbus.producer.gateway.pools.served_models import pool_tag
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
 from tokenbus.producer.gateway.wire.job_name import JobName
-from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
+from tokenbus.producer.gateway.wire.refusals import api_error, failed, unreachable
 from tokenbus.producer.server.cluster import NUM_SHARDS, ClusterRedis
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ class JobDoor:
             **fields,
             "id": self._draw(caller, served).text,
             "tenant": caller.job_tenant,
+            "idempotency_key": _idempotency(caller, idempotency_key),
             **_cache_fields(caller, cache_key),
         }
-        if idempotency_key is not None:
-            own["idempotency_key"] = _idempotency(caller, idempotency_key)
         reservation = None
         try:
             request = JobRequest.of_fields(own)
+            _check_length(request, served, names)
             num_tokens = request.estimate_prompt_tokens() + request.n * request.max_tokens
             reservation = await self._key_use.admit(caller, num_tokens)
             await self._models.note(served.pool)
@@ -148,12 +148,22 @@ def _cache_fields(caller: Caller, cache_key: str | None) -> dict[str, Any]:
     return {"cache_group": group, "cache_secret": caller.cache_secret}
 
 
-def _idempotency(caller: Caller, key: str) -> str:
+def _idempotency(caller: Caller, key: str | None) -> str | None:
     """Return the name of a request within what is the caller's. Raises: ApiError 400."""
+    if key is None:
+        return None
     if not key or len(key) > MAX_IDEMPOTENCY_KEY:
         told = f"has 1 to {MAX_IDEMPOTENCY_KEY} characters"
         raise ApiError(400, f"idempotency-key: {told}", param="idempotency-key")
     return f"{caller.id_prefix}/{key}"
+
+
+def _check_length(request: JobRequest, served: ServedPool, names: Mapping[str, str] | None) -> None:
+    """Refuse at once what no worker has room for. Raises: ApiError 400."""
+    limit = served.max_model_len
+    if limit is not None and request.max_tokens >= limit:
+        told = f"{request.max_tokens} tokens to generate leave no room for a prompt of {limit}"
+        raise failed("too_long", told, "max_tokens", names)
 
 
 def _refused(error: Exception, names: Mapping[str, str] | None) -> ApiError:

@@ -18,7 +18,7 @@ class StreamForm(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the answers of jobs are told.
 
     jobs: ids, one a prompt; the first one names the stream.
-    names: fields as the caller spelled them, by the names that errors have for them.
+    names: of each job, fields as the caller spelled them by the names that errors have for them.
     """
 
     kind: Kind
@@ -30,7 +30,7 @@ class StreamForm(msgspec.Struct, frozen=True, omit_defaults=True):
     with_continuous_usage: bool = False
     with_logprobs: bool = False
     tier: str = ""
-    names: dict[str, str] = {}
+    names: tuple[dict[str, str], ...] = ()
 
     @property
     def wire_id(self) -> str:

@@ -25,7 +25,8 @@ MAX_POOLS = 256
 class PoolView:
     """One pool at one moment; `models` are the names that its workers tell.
 
-    `is_ready` tells whether a worker can run jobs now.
+    `is_ready` tells whether a worker can run jobs now; `max_model_len` is the longest text that one
+    of them takes, in tokens, None where none tells.
     """
 
     name: str
@@ -34,6 +35,7 @@ class PoolView:
     waiting_jobs: int = 0
     waiting_tokens: int = 0
     held_jobs: int = 0
+    max_model_len: int | None = None
 
 
 async def known_pools(redis: Redis) -> list[str]:
@@ -54,7 +56,10 @@ async def view_pools(scripts: Scripts, configured: Iterable[str]) -> dict[str, P
     found = {}
     for name in list(names)[:MAX_POOLS]:
         status = await read_status(scripts.redis, Keys(name, scripts.keys.database))
-        models = {worker.model: None for worker in status.details if worker.model}
+        models: dict[str, None] = {}
+        for worker in status.details:
+            models |= dict.fromkeys(worker.names or filter(None, (worker.model,)))
+        lengths = [worker.max_model_len for worker in status.details if worker.max_model_len]
         found[name] = PoolView(
             name,
             tuple(models),
@@ -62,6 +67,7 @@ async def view_pools(scripts: Scripts, configured: Iterable[str]) -> dict[str, P
             status.waiting_jobs,
             status.waiting_tokens,
             status.held_jobs,
+            max(lengths, default=None),
         )
     return found
 

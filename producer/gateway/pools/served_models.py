@@ -31,11 +31,15 @@ def pool_tag(pool: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedPool:
-    """A model as a request asks for it: under which name, in which pool, and the way there."""
+    """A model as a request asks for it: under which name, in which pool, and the way there.
+
+    `max_model_len` is the longest text it takes, in tokens, None where no worker tells.
+    """
 
     name: str
     pool: str
     client: AsyncClient
+    max_model_len: int | None = None
 
 
 class ServedModels:
@@ -131,7 +135,13 @@ class ServedModels:
                 code="model_not_allowed",
                 param="model",
             )
-        return ServedPool(name=asked, pool=pool, client=await self.client(pool))
+        view = pools.get(pool)
+        return ServedPool(
+            name=asked,
+            pool=pool,
+            client=await self.client(pool),
+            max_model_len=None if view is None else view.max_model_len,
+        )
 
     def _pool_of(self, name: str, pools: Mapping[str, PoolView]) -> str | None:
         target = self._aliases.get(name, name)
@@ -140,11 +150,7 @@ class ServedModels:
         if target in self._names:
             return self._default_pool
         views = sorted(pools.values(), key=lambda view: not view.is_ready)
-        for matches in (_is_model, _ends_model):
-            for view in views:
-                if any(matches(model, target) for model in view.models):
-                    return view.name
-        return None
+        return next((view.name for view in views if target in view.models), None)
 
     async def client(self, pool: str) -> AsyncClient:
         """Return the client of a pool, opened on first use. Raises: ServerError."""
@@ -172,12 +178,3 @@ class ServedModels:
             names = await known_pools(self._first.scripts.redis)
             self._tags |= {pool_tag(name): name for name in names}
         return self._tags.get(tag)
-
-
-def _is_model(model: str, name: str) -> bool:
-    return model == name
-
-
-def _ends_model(model: str, name: str) -> bool:
-    """Tell whether a name is the last part of what the worker calls its model."""
-    return model.rstrip("/").rpartition("/")[2] == name

@@ -37,7 +37,7 @@ def router(gateway: Gateway) -> APIRouter:
         if "max_completion_tokens" in asked.fields:
             names["max_tokens"] = "max_completion_tokens"
         elif "max_tokens" not in asked.fields:
-            asked.fields["max_tokens"] = settings.gateway_chat_tokens
+            asked.default_tokens = settings.gateway_chat_tokens
             names["max_tokens"] = "messages"
         prompt: dict[str, Any] = {"messages": asked.fields.pop("messages")}
         return await answer(gateway, request, who, asked, [prompt], "chat", [names])

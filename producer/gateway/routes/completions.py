@@ -41,8 +41,8 @@ def router(gateway: Gateway) -> APIRouter:
         common: dict[str, str] = {}
         if "max_completion_tokens" in asked.fields:
             common["max_tokens"] = "max_completion_tokens"
-        else:
-            asked.fields.setdefault("max_tokens", settings.gateway_completion_tokens)
+        elif "max_tokens" not in asked.fields:
+            asked.default_tokens = settings.gateway_completion_tokens
         prompts = prompts_of(asked.fields.pop("prompt"))
         names = [
             common | ({next(iter(prompt)): path} if path else {})

@@ -42,6 +42,7 @@ class GenerationAsked:
     names: fields as they were spelled, by the names that errors have for them.
     ignored: names of fields that no request has.
     tier: as the answer tells it; empty where none was asked for.
+    default_tokens: the longest answer, where the body says nothing and the model has room for it.
     """
 
     fields: dict[str, Any]
@@ -53,6 +54,7 @@ class GenerationAsked:
     tier: str = ""
     cache_key: str | None = None
     idempotency_key: str | None = None
+    default_tokens: int | None = None
     names: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 

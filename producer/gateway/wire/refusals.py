@@ -65,7 +65,7 @@ def failed(
     code: str, message: str, field: str | None, names: Mapping[str, str] | None = None
 ) -> ApiError:
     """Return what the caller is told of a failed job."""
-    if code == "too_long":
+    if code in ("too_long", "too_large"):
         param = (names or {}).get(field or "", field)
         return ApiError(400, message, code=CONTEXT_LENGTH_EXCEEDED, param=param)
     if code in _OF_REQUEST:

@@ -1,0 +1,195 @@
+"""Chats over HTTP, with a real model: deltas joined are the answer, whatever was asked for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from gateways.doors import Door, Told, door
+from models.tiny_model import TinyModel
+from workers.null_workers import worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tokenbus.producer.server.embedded import EmbeddedServer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PATH = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": [{"type": "text", "text": "Where is my order?"}]}]
+ORDER = {
+    "type": "object",
+    "properties": {
+        "order_id": {"type": "integer", "minimum": 1000, "maximum": 9999},
+        "carrier": {"enum": ["north post", "fast parcels"]},
+    },
+    "required": ["order_id", "carrier"],
+    "additionalProperties": False,
+}
+TOOLS = {
+    "tools": [{"type": "function", "function": {"name": "track", "parameters": ORDER}}],
+    "tool_choice": {"type": "function", "function": {"name": "track"}},
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tiny_door(
+    private_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Door]:
+    """Run a worker with a tiny model and a gateway in front of it."""
+    pool = f"t{uuid.uuid4().hex[:12]}"
+    settings: dict[str, Any] = {
+        "engine": "paged", "model": str(TinyModel(tmp_path_factory.mktemp("tiny")).folder),
+        "dtype": "float32", "device": "cpu", "num_pages": 200, "num_threads": 1, "lease_ttl_s": 60,
+        "served_model_name": ["tiny-shop"],
+    }  # fmt: skip
+    async with (
+        worker(pool, private_server.url, **settings),
+        door(private_server.url, pool) as running,
+    ):
+        yield running
+
+
+def joined(told: Told) -> dict[int, dict[str, Any]]:
+    """Join the deltas of a stream by choice, as a client does."""
+    messages: dict[int, dict[str, Any]] = {}
+    for chunk in told.chunks:
+        for choice in chunk["choices"]:
+            message = messages.setdefault(
+                choice["index"], {"content": "", "calls": [], "logprobs": [], "reasons": []}
+            )
+            delta = choice["delta"]
+            message["content"] += delta.get("content") or ""
+            for call in delta.get("tool_calls") or []:
+                while len(message["calls"]) <= call["index"]:
+                    message["calls"].append({"id": "", "name": "", "arguments": ""})
+                known = message["calls"][call["index"]]
+                known["id"] += call.get("id") or ""
+                known["name"] += call["function"].get("name") or ""
+                known["arguments"] += call["function"].get("arguments") or ""
+            if choice["logprobs"]:
+                message["logprobs"] += choice["logprobs"]["content"]
+            if choice["finish_reason"]:
+                message["reasons"].append(choice["finish_reason"])
+            assert not message["reasons"] or message["reasons"][-1] == choice["finish_reason"]
+            message.setdefault("role", delta.get("role"))
+    return messages
+
+
+def whole(told: Told) -> dict[int, dict[str, Any]]:
+    """Return the messages of an answer at once, in the same form."""
+    return {
+        choice["index"]: {
+            "role": choice["message"]["role"],
+            "content": choice["message"]["content"] or "",
+            "calls": [
+                {"id": call["id"], **call["function"]}
+                for call in choice["message"].get("tool_calls") or []
+            ],
+            "logprobs": (choice["logprobs"] or {}).get("content", []),
+            "reasons": [choice["finish_reason"]],
+        }
+        for choice in told.json["choices"]
+    }
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "n": {"n": 2},
+    "stop": {"stop": ["a", "on"]},
+    "logprobs": {"logprobs": True, "top_logprobs": 2},
+    "tools": TOOLS,
+}
+COMBINATIONS = [
+    names for size in range(len(PARTS) + 1) for names in itertools.combinations(PARTS, size)
+]
+QUICK = {(), ("n", "stop", "logprobs"), ("n", "logprobs", "tools")}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(
+            names, id="-".join(names) or "plain", marks=[] if names in QUICK else pytest.mark.slow
+        )
+        for names in COMBINATIONS
+    ],
+)
+async def test_joined_deltas_are_the_answer(tiny_door: Door, names: tuple[str, ...]) -> None:
+    """Content, calls, logprobs and reasons of the stream are those of the answer at once.
+
+    A call has the id of its job, so of these the length alone is the same.
+    """
+    body: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 40, "seed": 5, "temperature": 1.2}
+    for name in names:
+        body |= PARTS[name]
+    at_once = await tiny_door.post(PATH, body)
+    streamed = await tiny_door.post(PATH, body | {"stream": True})
+    assert at_once.status == streamed.status == 200, at_once.text or streamed.text
+    expected, found = whole(at_once), joined(streamed)
+    for messages in (expected, found):
+        for message in messages.values():
+            for call in message["calls"]:
+                call["id"] = len(call["id"])
+    assert found == expected
+    assert len(found) == (2 if "n" in names else 1)
+    for message in found.values():
+        assert bool(message["logprobs"]) == ("logprobs" in names)
+        if "tools" in names:
+            assert message["calls"][0]["name"] == "track"
+        elif "stop" in names:
+            assert "a" not in message["content"]
+            assert "on" not in message["content"]
+
+
+async def test_call_grows_and_is_whole(tiny_door: Door) -> None:
+    """Arguments come in pieces, validate joined, and the choice ends with `tool_calls`."""
+    body = {"messages": MESSAGES, "max_tokens": 200, "seed": 1, "temperature": 1.2, **TOOLS}
+    body |= {"parallel_tool_calls": False, "stream": True}
+    told = await tiny_door.post(PATH, body)
+    message = joined(told)[0]
+    assert message["reasons"] == ["tool_calls"]
+    arguments = json.loads(message["calls"][0]["arguments"])
+    assert 1000 <= arguments["order_id"] <= 9999
+    pieces = [
+        call
+        for chunk in told.chunks
+        for choice in chunk["choices"]
+        for call in choice["delta"].get("tool_calls") or []
+    ]
+    assert len(pieces) > 3
+    assert [bool(piece.get("id")) for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+
+
+async def test_format_binds_the_answer(tiny_door: Door) -> None:
+    """`response_format` with a schema gives JSON that satisfies it."""
+    fmt = {"type": "json_schema", "json_schema": {"name": "order", "schema": ORDER}}
+    body = {"messages": MESSAGES, "max_completion_tokens": 200, "seed": 2, "response_format": fmt}
+    told = await tiny_door.post(PATH, body)
+    content = json.loads(told.json["choices"][0]["message"]["content"])
+    assert content["carrier"] in ("north post", "fast parcels")
+    bad = {"type": "json_schema", "json_schema": {"schema": {"type": "no such"}}}
+    for is_streamed in (False, True):
+        refused = await tiny_door.post(PATH, body | {"response_format": bad, "stream": is_streamed})
+        assert refused.status == 400, refused.text
+        assert refused.error["param"].startswith(("response_format", "grammar"))
+
+
+async def test_model_is_asked_for_by_its_names(tiny_door: Door) -> None:
+    """Every name of the pool's model is listed and answered; the answer tells the name."""
+    told = await tiny_door.get("/v1/models")
+    names = [model["id"] for model in told.json["data"]]
+    assert "tiny-shop" in names
+    for name in names:
+        body = {"messages": MESSAGES, "max_tokens": 1, "model": name}
+        assert (await tiny_door.post(PATH, body)).json["model"] == name
+
+
+async def test_answer_without_a_length_fits_the_model(tiny_door: Door) -> None:
+    """Where a request says no length, it is no longer than the context has room for."""
+    told = await tiny_door.post(PATH, {"messages": MESSAGES, "seed": 3, "stop": ["a"]})
+    assert told.status == 200

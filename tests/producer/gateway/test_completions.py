@@ -1,0 +1,161 @@
+"""Text completions over HTTP: at once and streamed, and what is refused."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from workers.null_workers import expected_text
+
+if TYPE_CHECKING:
+    from gateways.doors import Door, Told
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+PATH = "/v1/completions"
+
+
+def joined(told: Told) -> dict[int, str]:
+    """Join the texts of a stream by choice."""
+    texts: dict[int, str] = {}
+    for chunk in told.chunks:
+        for choice in chunk["choices"]:
+            texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
+    return texts
+
+
+async def test_answer_has_the_text_of_the_job(null_door: Door) -> None:
+    """An answer at once has text, reason and usage in OpenAI's shape."""
+    told = await null_door.post(PATH, {"prompt": "hi", "max_tokens": 5, "seed": 7})
+    body = told.json
+    assert told.status == 200
+    assert body["object"] == "text_completion"
+    assert body["id"] == f"cmpl-{told.headers['X-Tokenbus-Job-Id']}"
+    [choice] = body["choices"]
+    assert (choice["text"], choice["finish_reason"]) == (expected_text(7, 5), "length")
+    usage = body["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (2, 5, 7)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 3])
+@pytest.mark.parametrize("n", [1, 2])
+async def test_joined_chunks_are_the_answer(null_door: Door, n: int, num_prompts: int) -> None:
+    """Chunks joined are the texts of the unstreamed answer; each choice ends once, at its end."""
+    prompt: Any = "hi" if num_prompts == 1 else [f"hi{i}" for i in range(num_prompts)]
+    body = {"prompt": prompt, "max_tokens": 6, "seed": 3, "n": n}
+    whole = (await null_door.post(PATH, body)).json
+    told = await null_door.post(PATH, body | {"stream": True})
+    assert joined(told) == {choice["index"]: choice["text"] for choice in whole["choices"]}
+    assert set(joined(told)) == set(range(n * num_prompts))
+    reasons: dict[int, list[str]] = {}
+    for chunk in told.chunks:
+        for choice in chunk["choices"]:
+            assert not reasons.get(choice["index"]), "a chunk behind the last one of its choice"
+            if choice["finish_reason"] is not None:
+                reasons.setdefault(choice["index"], []).append(choice["finish_reason"])
+    assert reasons == {index: ["length"] for index in range(n * num_prompts)}
+    assert [frame.data for frame in told.data_frames].count("[DONE]") == 1
+    assert told.data_frames[-1].data == "[DONE]"
+
+
+async def test_usage_is_told_where_it_was_asked_for(null_door: Door) -> None:
+    """The usage is a last chunk without choices; chunks before have null; else there is none."""
+    body = {"prompt": "hi", "max_tokens": 4, "stream": True}
+    plain = await null_door.post(PATH, body)
+    assert not any("usage" in chunk for chunk in plain.chunks)
+    off = await null_door.post(PATH, body | {"stream_options": {"include_usage": False}})
+    assert not any("usage" in chunk for chunk in off.chunks)
+    told = await null_door.post(PATH, body | {"stream_options": {"include_usage": True}})
+    *chunks, last = told.chunks
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert last["choices"] == []
+    assert last["usage"]["total_tokens"] == last["usage"]["prompt_tokens"] + 4 == 6
+
+
+async def test_continuous_usage_grows_to_the_true_count(null_door: Door) -> None:
+    """With every token the count of completion tokens is one higher."""
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"prompt": "hi", "max_tokens": 4, "stream": True, "stream_options": options}
+    told = await null_door.post(PATH, body)
+    counts = [chunk["usage"]["completion_tokens"] for chunk in told.chunks]
+    assert counts == [1, 2, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": "yes"}, "stream"),
+        ({"echo": True}, "echo"),
+        ({"suffix": "end"}, "suffix"),
+        ({"prompt": [1, "a"]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"service_tier": "gold"}, "service_tier"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"prompt": [[1, 2], [99_999]]}, "prompt.1"),
+        ({"max_completion_tokens": 100_000}, "max_completion_tokens"),
+    ],
+)
+async def test_wrong_field_is_named(null_door: Door, extra: dict[str, Any], param: str) -> None:
+    """What is wrong is refused with status 400 and the field as the sender spelled it."""
+    for is_streamed in (False, True):
+        body = {"prompt": "hi", "max_tokens": 2, "stream": is_streamed} | extra
+        if "stream_options" in extra or "max_completion_tokens" in extra:
+            body["stream"] = False
+        if "max_completion_tokens" in extra:
+            del body["max_tokens"]
+        told = await null_door.post(PATH, body)
+        assert told.status == 400, told.text
+        assert told.error["param"] == param
+        assert told.error["type"] == "invalid_request_error"
+
+
+async def test_prompt_beyond_the_context_says_so(null_door: Door) -> None:
+    """A prompt that is too long has OpenAI's code, streamed or not."""
+    for is_streamed in (False, True):
+        body = {"prompt": "x" * 9000, "max_tokens": 5, "stream": is_streamed}
+        told = await null_door.post(PATH, body)
+        assert (told.status, told.error["code"]) == (400, "context_length_exceeded")
+        assert told.error["param"] == "prompt"
+
+
+async def test_unknown_fields_are_ignored_and_named(null_door: Door) -> None:
+    """A field that no request has changes nothing, and a header tells of it."""
+    body = {"prompt": "hi", "max_tokens": 1, "tenant": "other", "frobnicate": {"a": 1}}
+    told = await null_door.post(PATH, body)
+    assert told.status == 200
+    assert told.headers["X-Tokenbus-Ignored-Fields"] == "frobnicate, tenant"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "invalid_json"),
+        (b"[1]", "invalid_json"),
+        (b"", "invalid_json"),
+        (b"\xff", "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+        (b'{"prompt": "\\ud800"}', "invalid_request"),
+        (b'{"prompt": "hi", "model": "\\ud800"}', "invalid_request"),
+        (b"x" * 9_000_000, "body_too_large"),
+    ],
+)
+async def test_body_that_cannot_be_read_is_refused(null_door: Door, body: bytes, code: str) -> None:
+    """Bytes of any kind are refused in OpenAI's shape."""
+    told = await null_door.post(PATH, body)
+    assert told.status == (413 if code == "body_too_large" else 400)
+    assert told.error["code"] == code
+
+
+async def test_unknown_model_and_path_are_not_found(null_door: Door) -> None:
+    """A model that no pool serves, and a path that is none, say so in OpenAI's shape."""
+    told = await null_door.post(PATH, {"prompt": "hi", "model": "gpt-9"})
+    assert (told.status, told.error["code"]) == (404, "model_not_found")
+    assert told.error["param"] == "model"
+    told = await null_door.get("/v2/nothing")
+    assert (told.status, told.error["code"]) == (404, "unknown_url")
+    told = await null_door.get(PATH)
+    assert (told.status, told.error["code"]) == (405, "method_not_allowed")
