@@ -84,6 +84,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/gateway/jobs",),
         ("producer/gateway/pools",),
         ("producer/gateway/access",),
+        ("producer/gateway/responses",),
         ("producer/gateway/wire",),
         ("producer/stored",),
         ("producer/client",),
@@ -96,7 +97,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "worker": (
         ("worker/bench (faces)", "worker/control (faces)", "worker/demo"),
-        ("worker/bench/measure", "worker/control/webhooks"),
+        ("worker/bench/measure", "worker/control/batches", "worker/control/webhooks"),
         ("worker/bench/load",),
         ("worker/bench", "worker/control"),
         ("worker (faces)",),
