@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: demo check test test-full newest-redis chaos lint lint-packages clean
+.PHONY: demo check test test-full clients newest-redis chaos lint lint-packages clean
 
 demo: $(STAMP)
 	@$(BIN)/tokenbus demo $(DEMO_ARGS)
@@ -26,10 +26,23 @@ check: $(STAMP)
 	@$(BIN)/python tests/check.py
 
 test: $(STAMP)
-	@$(PYTEST) -m "not slow" $(TEST_ARGS)
+	@$(PYTEST) -m "not slow and not clients" $(TEST_ARGS)
 
 test-full: $(STAMP)
-	@$(PYTEST) $(TEST_ARGS)
+	@$(PYTEST) -m "not clients" $(TEST_ARGS)
+
+# Clients of others against the gateway, each in an environment of its own beside ours.
+CLIENTS := $(VENV)/clients
+CLIENTS_PYTHON := openai langchain-openai llama-index-llms-openai-like openai-agents litellm django
+CLIENTS_NODE := ai @ai-sdk/openai-compatible zod
+clients: $(STAMP)
+	@test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --disable-pip-version-check -q -e . $(CLIENTS_PYTHON) uvicorn
+	@mkdir -p $(CLIENTS)/node
+	@command -v npm >/dev/null && npm install --prefix $(CLIENTS)/node --no-audit --no-fund --silent \
+		$(CLIENTS_NODE) || echo "npm is missing: clients for Node are left out" >&2
+	@TOKENBUS_CLIENTS_PYTHON=$(CURDIR)/$(CLIENTS)/bin/python AI_SDK=$(CURDIR)/$(CLIENTS)/node \
+		$(BIN)/pytest -q -rs -m clients --tb=short tests/clients $(TEST_ARGS)
 
 # The base with the newest redis-py that it takes; with arq beside it only an earlier one goes.
 NEWEST := $(VENV)/newest-redis

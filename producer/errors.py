@@ -122,6 +122,17 @@ class ClientClosed(ProducerError):
     """The client was closed while the call was under way."""
 
 
+class ChildFailed(ProducerError):
+    """A process that a command runs for itself did not start or go on; the message has its reason.
+
+    `is_wrong_input` says that it was given what it cannot use.
+    """
+
+    def __init__(self, message: str, *, is_wrong_input: bool = False) -> None:
+        super().__init__(message)
+        self.is_wrong_input = is_wrong_input
+
+
 class WrongEventLoop(ProducerError, RuntimeError):
     """An asynchronous client was used in another event loop than the one that connected it."""
 

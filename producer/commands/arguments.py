@@ -1,4 +1,7 @@
-"""The options of every sub-command: their names, defaults and help, and nothing but argparse."""
+"""The options of every sub-command: their names, defaults and help, and nothing but argparse.
+
+It is one file because an option that several commands have is spelled once.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ from tokenbus.producer.server.shown_url import hide_in_text
 from tokenbus.producer.terminal import say, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from _typeshed import SupportsWrite
 
 EXIT_WRONG_INPUT = 2
 MIN_WATCH_S, MAX_WATCH_S = 0.1, 86_400.0
+
+# Longest answer of a talk: a job alone ends after fewer, where nobody says how many.
+CHAT_TOKENS = 1024
 
 JOB_STATES = ("held", "waiting", "delayed", "ending")
 
@@ -143,17 +149,72 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
         help="serve Prometheus metrics on this port of the loopback (default: none)")
 
 
-def add_submit(parser: argparse.ArgumentParser) -> None:
-    """Declare what `tokenbus submit` takes."""
+def add_serve(parser: argparse.ArgumentParser, parts: Iterable[argparse.ArgumentParser]) -> None:
+    """Declare what `tokenbus serve` takes: the options of its parts, and a model.
+
+    An option that two parts have is said once and goes to both; what serve decides itself is none
+    of its options.
+    """
+    parser.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL",
+        help=_MODEL_HELP)
+    parser.add_argument("--redis", metavar="URL",
+        help="a server to use (default: an embedded one, in the cache folder)")
+    known = {"--redis", "--model", "--pool", "--log-format"}
+    for part in parts:
+        for action in part._actions:
+            if not known & set(action.option_strings):
+                known |= set(action.option_strings)
+                parser._add_action(action)
+
+
+def words_of(
+    part: argparse.ArgumentParser, whole: argparse.ArgumentParser, given: argparse.Namespace
+) -> list[str]:
+    """Return the options of one part of a command, as far as they were given to the whole of it.
+
+    They are words of a command line; an option of several parts is under the name of the first.
+    """
+    names = {option: action.dest for action in whole._actions for option in action.option_strings}
+    words: list[str] = []
+    for action in part._actions:
+        option = next(iter(action.option_strings), "")
+        value = getattr(given, names.get(option, ""), None)
+        if value in (None, [], {}):
+            continue
+        if action.nargs == 0:
+            words.append(option)
+        elif action.nargs == "+":
+            words += [option, *map(str, value)]
+        elif isinstance(value, dict):
+            words += [f"{option}={name}={_joined(each)}" for name, each in value.items()]
+        else:
+            several = value if isinstance(value, list) else [value]
+            words += [f"{option}={each}" for each in several]
+    return words
+
+
+def _joined(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus chat` takes."""
     add = parser.add_argument
-    add("prompt", help="what to answer (required); - reads standard input")
+    add("model", nargs="?", metavar="MODEL",
+        help="model to start for the talk, or to ask a pool for"
+        " (default: talk with what the pool serves)")
     add("--redis", metavar="URL", help=REDIS_HELP)
-    add("--pool", type=pool_name, default="default", metavar="NAME", help=_POOL_HELP)
+    add("--pool", type=pool_name, metavar="NAME", help=_POOL_HELP)
     add("--system", metavar="TEXT", help="system prompt (default: the model's own, if any)")
-    add("--raw", action="store_true",
-        help="continue the prompt as it is, without a chat template (default: chat)")
-    add("--max-tokens", type=int, default=DEFAULTS["max_tokens"], metavar="N",
-        help=f"longest answer in tokens (default: {DEFAULTS['max_tokens']:g})")
+    add("--max-tokens", type=int, default=CHAT_TOKENS, metavar="N",
+        help=f"longest answer in tokens (default: {CHAT_TOKENS})")
+    _add_sampling(add)
+    add("--tenant", default="default", metavar="NAME",
+        help="whose share of the pool the talk uses (default: default)")
+
+
+def _add_sampling(add: Callable[..., object]) -> None:
+    """Declare how tokens are drawn and where an answer ends."""
     add("--temperature", type=float, metavar="T",
         help="spread of the sampling, 0 = greedy"
         f" (default: the model's, else {DEFAULTS['temperature']:g})")
@@ -166,6 +227,20 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: drawn)")
     add("--stop", action="append", default=[], metavar="TEXT",
         help="end before this text; may be given several times (default: none)")
+
+
+def add_submit(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus submit` takes."""
+    add = parser.add_argument
+    add("prompt", help="what to answer (required); - reads standard input")
+    add("--redis", metavar="URL", help=REDIS_HELP)
+    add("--pool", type=pool_name, default="default", metavar="NAME", help=_POOL_HELP)
+    add("--system", metavar="TEXT", help="system prompt (default: the model's own, if any)")
+    add("--raw", action="store_true",
+        help="continue the prompt as it is, without a chat template (default: chat)")
+    add("--max-tokens", type=int, default=DEFAULTS["max_tokens"], metavar="N",
+        help=f"longest answer in tokens (default: {DEFAULTS['max_tokens']:g})")
+    _add_sampling(add)
     add("--tenant", default="default", metavar="NAME",
         help="whose share of the pool the job uses (default: default)")
     add("--priority", type=int, default=DEFAULT_PRIORITY, metavar="N",

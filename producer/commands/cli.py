@@ -1,6 +1,7 @@
 """The command `tokenbus`: reads arguments, imports the sub-command on use, turns errors into codes.
 
 Exit codes: 0 done, 1 the work failed, 2 wrong input or a missing extra, 130 Ctrl-C.
+It is one file because it is one table: every command, and what it imports.
 """
 
 from __future__ import annotations
@@ -46,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     worker = commands.add_parser("worker", help="pull jobs and generate until told to stop")
     arguments.add_worker(worker, engine_settings().values())
     worker.set_defaults(run=_run_worker)
+    serve = commands.add_parser("serve", help="serve a model over HTTP: server, worker and gateway")
+    arguments.add_serve(serve, _parts().values())
+    serve.set_defaults(run=_run_serve, extra="worker,gateway")
+    chat = commands.add_parser("chat", help="talk with a model in the terminal")
+    arguments.add_chat(chat)
+    chat.set_defaults(run=_run_chat)
     submit = commands.add_parser("submit", help="queue a prompt and stream the answer")
     arguments.add_submit(submit)
     submit.set_defaults(run=_run_submit)
@@ -112,6 +119,32 @@ def _run_worker(args: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(args).items() if name != "run"}
     return run_worker(WorkerSettings.load(**given))
+
+
+def _parts() -> dict[str, argparse.ArgumentParser]:
+    """Return the options of the parts that `tokenbus serve` runs."""
+    from tokenbus.engine.config import engine_settings
+
+    parts = {name: Parser(add_help=False) for name in ("worker", "gateway")}
+    arguments.add_worker(parts["worker"], engine_settings().values())
+    gateway_arguments.add_gateway(parts["gateway"])
+    return parts
+
+
+def _run_serve(args: argparse.Namespace) -> int:
+    from tokenbus.engine.cache_folder import cache_folder
+    from tokenbus.producer.commands.serve import run_serve
+
+    whole = Parser(add_help=False)
+    arguments.add_serve(whole, _parts().values())
+    words = {name: arguments.words_of(part, whole, args) for name, part in _parts().items()}
+    return run_serve(args, **words, folder=cache_folder() / "serve")
+
+
+def _run_chat(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.chat import run_chat
+
+    return run_chat(args)
 
 
 def _run_submit(args: argparse.Namespace) -> int:
@@ -208,6 +241,7 @@ def _exit_code(error: Exception) -> int | None:
     """Tell an error that was raised on purpose from a bug, which is None."""
     from tokenbus.engine.errors import EngineError, ModelNotFound
     from tokenbus.producer.errors import (
+        ChildFailed,
         ClientSettingsInvalid,
         ProducerError,
         RequestInvalid,
@@ -215,6 +249,8 @@ def _exit_code(error: Exception) -> int | None:
     )
     from tokenbus.worker.errors import EngineStartFailed, SettingsInvalid, WorkerError
 
+    if isinstance(error, ChildFailed) and error.is_wrong_input:
+        return EXIT_WRONG_INPUT
     if isinstance(error, EngineStartFailed) and error.kind == ModelNotFound.__name__:
         return EXIT_WRONG_INPUT
     wrong_input = (RequestInvalid, UrlInvalid, ClientSettingsInvalid, SettingsInvalid)

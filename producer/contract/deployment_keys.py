@@ -12,6 +12,7 @@ cluster too. They lie in the database of the server's URL.
 | shares   | zset   | `shares:<tenant>`: fairness share -> when it was used last, in ms; TTL       |
 | stream   | string | `stream:<job>`: the form of a job's stream; TTL of the result                |
 | readers  | zset   | `readers:<job>`: reader of a job's stream -> until when it counts; TTL       |
+| chat     | zset   | `chat:<owner>:<chat>`: job that a chat waits for -> since when, in ms; TTL   |
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ def stream_form(job_id: str) -> str:
 def readers(job_id: str) -> str:
     """Return the readers of a job's stream at all doors, by the time until which they count."""
     return f"{PREFIX}readers:{job_id}"
+
+
+def chat(owner: str, tag: str) -> str:
+    """Return the jobs whose answers a chat of an owner waits for, by the time of their submit."""
+    return f"{PREFIX}chat:{owner}:{tag}"
 
 
 def key_use(key_id: str, kind: str, window: str) -> str:

@@ -70,7 +70,7 @@ async def answer(
         return resumed
     who = caller.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
-    accepted = await _submit_all(gateway, request, who, asked, prompts, served, names)
+    accepted = await submit_all(gateway, request, who, asked, prompts, served, names)
     jobs = [job for job, _ in accepted]
     form = StreamForm(
         kind=kind,
@@ -148,7 +148,7 @@ async def _form(gateway: Gateway, job_id: str) -> StreamForm | None:
         raise unreachable() from None
 
 
-async def _submit_all(
+async def submit_all(
     gateway: Gateway,
     request: Request,
     caller: Caller,

@@ -41,7 +41,11 @@ async def read_body(request: Request, settings: GatewaySettings) -> bytes:
 
 async def read_object(request: Request, settings: GatewaySettings) -> dict[str, Any]:
     """Return the JSON object that a body is. Raises: ApiError 400, 408, 413."""
-    body = await read_body(request, settings)
+    return object_of(await read_body(request, settings))
+
+
+def object_of(body: bytes) -> dict[str, Any]:
+    """Return the JSON object that some bytes are. Raises: ApiError 400."""
     try:
         value = _decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):

@@ -77,6 +77,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "producer": (
         ("producer/commands",),
+        ("producer/serving",),
         ("producer (faces)",),
         ("producer/gateway (faces)",),
         ("producer/gateway/routes",),

@@ -28,7 +28,7 @@ _COMMAND = re.compile(
 # Of the tester's environment; pip's variables name its index.
 _KEPT = re.compile(r"PATH|LANG|LC_.*|PYTHONPATH|PYTHONSAFEPATH|PIP_.*|SSL_CERT.*|TMPDIR")
 _CHECK = re.compile(r"tokenbus (status|control check)\b")
-_STARTED = re.compile(r"\b(worker|control|adapter)\.started\b")
+_STARTED = re.compile(r"\b(worker|control|adapter)\.started\b|/v1 serves ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +144,11 @@ class Newcomer:
             if _STARTED.search(text):
                 return None, "".join(said)
         return process.wait(timeout=PATIENCE_S), "".join(said)
+
+    @property
+    def last(self) -> subprocess.Popen[str]:
+        """Return the process of the line that was typed last."""
+        return self._services[-1]
 
     def stop(self) -> None:
         """Stop the services as an operator does; they end with code 0."""

@@ -1,0 +1,1 @@
+"""Child processes of one command: started, told of, restarted and ended together."""

@@ -1,0 +1,62 @@
+"""Lines of a child's log as a person is told them: phases, warnings and errors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenbus.producer.terminal import visible
+
+# Events that say that a part is there, and what the library under the gateway says instead.
+_STARTED = frozenset({"worker.started", "gateway.started"})
+_LISTENS = "Uvicorn running on "
+# What that library says besides.
+_CHATTER = ("INFO:", "DEBUG:", "TRACE:")
+_LOUD = frozenset({"warning", "error", "critical"})
+_BESIDE = frozenset({"event", "level", "timestamp", "worker_id"})
+
+
+def is_start(line: str) -> bool:
+    """Tell whether a line says that its process has started."""
+    return str(_fields(line).get("event")) in _STARTED or _LISTENS in line
+
+
+def is_loud(line: str) -> bool:
+    """Tell whether a line is a warning or worse, or said by something that has no log."""
+    fields = _fields(line)
+    return str(fields["level"]) in _LOUD if fields else not line.startswith(_CHATTER)
+
+
+def told(line: str) -> str | None:
+    """Return what a line tells a person, safe to print; None where it is for the log alone."""
+    fields = _fields(line)
+    if is_start(line):
+        return "ready"
+    if not fields:
+        return visible(line.strip()) or None if is_loud(line) else None
+    event = str(fields["event"])
+    if event == "engine.starting":
+        return visible(_phase(fields))
+    if not is_loud(line):
+        return None
+    said = " ".join(f"{name}={each}" for name, each in fields.items() if name not in _BESIDE)
+    return visible(f"{event} {said}".rstrip())
+
+
+def _phase(fields: dict[str, Any]) -> str:
+    phase = str(fields.get("phase", "starting"))
+    percent, for_s = fields.get("percent"), fields.get("for_s")
+    amounts = [f"{percent} %"] if percent else []
+    amounts += [f"{for_s} s"] if for_s else []
+    return f"{phase}, {', '.join(amounts)}" if amounts else phase
+
+
+def _fields(line: str) -> dict[str, Any]:
+    """Return the fields of a line of a log; none of anything else."""
+    if not line.startswith("{"):
+        return {}
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) and {"event", "level"} <= fields.keys() else {}
