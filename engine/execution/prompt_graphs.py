@@ -19,6 +19,7 @@ import torch
 
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.models.linear_weight import Fp8Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
     Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 # What launching a layer takes the host, and what the products of a pass reach: measured on an H200
-# beside a Xeon, eagerly launched passes of Qwen3-0.6B and of an 8B Llama.
-_LAUNCH_S = 0.75e-3
-_FLOPS_PER_S = 4e14
+# beside a Xeon, eagerly launched passes of Qwen3-0.6B and of an 8B Llama. Layers in FP8 have two
+# launches more, which round their rows, and describe their tiles to the copy engine.
+_LAUNCH_S, _FLOPS_PER_S = 0.75e-3, 4e14
+_FP8_LAUNCH_S, _FP8_FLOPS_PER_S = 0.9e-3, 8e14
 # Most prompts of a pass: one per `_TOKENS_PER_SEQ` of its tokens, within these bounds.
 _MIN_SEQS, _MAX_SEQS = 8, 256
 _TOKENS_PER_SEQ = 16
@@ -79,8 +81,12 @@ def replayed_tokens(model: PagedModel) -> int:
     """
     if not isinstance(model, Decoder) or not model.tensors.layers:
         return 0
-    weights = sum(prod(linear.weight.shape) for linear in model.tensors.layers[0].linears())
-    return int(_LAUNCH_S * _FLOPS_PER_S / (2 * weights))
+    linears = model.tensors.layers[0].linears()
+    num_weights = sum(prod(linear.weight.shape) for linear in linears)
+    flops = _LAUNCH_S * _FLOPS_PER_S
+    if all(isinstance(linear.weight, Fp8Weight) for linear in linears):
+        flops = _FP8_LAUNCH_S * _FP8_FLOPS_PER_S
+    return int(flops / (2 * num_weights))
 
 
 def _width(model: PagedModel) -> int:
