@@ -9,6 +9,7 @@ otherwise. Their logits and draws, and all of a step that decodes under grammar 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -99,11 +100,13 @@ class GraphRunner(Runner):
         super().__init__(model, kv, sampling, rows, sharing=sharing)
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
         self._buckets = buckets(rows.padding_row)
-        self._graphs: dict[tuple[int, SamplingPlan], _CapturedStep] = {}
+        self._graphs: dict[tuple[int, SamplingPlan, bool], _CapturedStep] = {}
         self._memory_pool = torch.cuda.graph_pool_handle()
         # Graphs share memory only if one stream captured them.
         self._capture_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # none in torch
-        self._prompts = PromptGraphs(model, kv, rows, max_batch_tokens, self._capture_pass)
+        self._prompts = PromptGraphs(
+            model, kv, rows, max_batch_tokens, self._capture_pass, sharing=sharing
+        )
         # Rows of the batch, then their positions: written before each replay, in stream order.
         self._staged = torch.zeros(2 * self._buckets[-1], dtype=torch.int64, device=rows.device)
         # Block tables of the rows of a batch. What lies past their last pages is of earlier
@@ -180,13 +183,16 @@ class GraphRunner(Runner):
         with compiling_ahead():
             for size in self._buckets:
                 self._decode_step(size, _PLAIN)
+            # Rows that share runs are read by a kernel of their own, the same for all their numbers.
+            with nullcontext() if self._sharing is None else self._sharing.assuming_runs():
+                self._decode_step(self._buckets[-1], _PLAIN)
             for num_tokens, num_rows in steps:
                 self._warm_step(num_tokens, num_rows)
         # What was drawn is no token.
         self.rows.last_token.zero_()
 
     def _captured(self, size: int, plan: SamplingPlan) -> _CapturedStep:
-        key = (size, plan)
+        key = (size, plan, self._sharing is not None and self._sharing.has_runs)
         if key not in self._graphs:
             self._graphs[key] = self._capture(size, plan)
         return self._graphs[key]

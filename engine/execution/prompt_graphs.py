@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.scheduling.plan import PrefillChunk
+    from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
     from tokenbus.engine.scheduling.sequence import Sequence
 
     # Takes what computes a pass on static memory, returns what computes it again.
@@ -97,15 +98,22 @@ class PromptGraphs:
     """Forward passes over chunks and the decoding rows behind them, captured on first use."""
 
     def __init__(
-        self, model: PagedModel, kv: KVCache, rows: RowState, max_tokens: int, capture: Capture
+        self,
+        model: PagedModel,
+        kv: KVCache,
+        rows: RowState,
+        max_tokens: int,
+        capture: Capture,
+        *,
+        sharing: PrefixSharing | None = None,
     ) -> None:
         """Serve passes of up to `max_tokens` prompt tokens, those that gain by it."""
         self._model, self._kv, self._rows = model, kv, rows
-        self._capture = capture
+        self._capture, self._sharing = capture, sharing
         self._limit = replayed_tokens(model)
         self._token_buckets = [size for size in token_buckets(max_tokens) if size <= self._limit]
         self._row_buckets = row_buckets(rows.padding_row)
-        self._passes: dict[PassShape, Callable[[], None]] = {}
+        self._passes: dict[tuple[PassShape, bool], Callable[[], None]] = {}
         largest = PassShape(max([0, *self._token_buckets]), _MAX_SEQS, rows.padding_row)
         # Written before each pass, in stream order, so that no pass reads the next one's.
         self._staged = torch.zeros(sum(largest.parts()), dtype=torch.int64, device=rows.device)
@@ -167,9 +175,11 @@ class PromptGraphs:
         return self._hidden[: shape.num_tokens + shape.num_rows], shape.num_tokens
 
     def _captured(self, shape: PassShape) -> Callable[[], None]:
-        if shape not in self._passes:
-            self._passes[shape] = self._capture(lambda: self._compute(shape))
-        return self._passes[shape]
+        has_runs = self._sharing is not None and self._sharing.has_runs
+        key = (shape, has_runs and shape.num_rows > 0)
+        if key not in self._passes:
+            self._passes[key] = self._capture(lambda: self._compute(shape))
+        return self._passes[key]
 
     def _send(self, values: NDArray[np.int64], shape: PassShape) -> None:
         self._staged[: sum(shape.parts())].copy_(self._rows.to_device(values))
