@@ -183,7 +183,7 @@ class GraphRunner(Runner):
         with compiling_ahead():
             for size in self._buckets:
                 self._decode_step(size, _PLAIN)
-            # Rows that share runs are read by a kernel of their own, the same for all their numbers.
+            # Rows that share runs have a kernel of their own, the same for all their numbers.
             with nullcontext() if self._sharing is None else self._sharing.assuming_runs():
                 self._decode_step(self._buckets[-1], _PLAIN)
             for num_tokens, num_rows in steps:
