@@ -25,13 +25,15 @@ from tokenbus.kernels.launch import (
 )
 from tokenbus.kernels.linear.fp8_rows import RowsTuning, sum_parts
 from tokenbus.kernels.linear.fp8_shapes import check_product
+from tokenbus.kernels.linear.fp8_table import choose_wide_tuning
 from tokenbus.kernels.linear.small_linear import PLAIN, Fusion
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows up to which weights are widened: of more, products in FP8 are what the time goes into.
-MAX_WIDE_ROWS = 16
+# Rows up to which weights are widened: as many as the narrowest product of a matrix unit has.
+MAX_WIDE_ROWS = 8
+_ROWS = tl.constexpr(MAX_WIDE_ROWS)
 # Tiles that share columns, over all launches at a time: a count each.
 _MAX_TILES = 4096
 # What a shifted number is multiplied by to be itself again.
@@ -64,9 +66,8 @@ def _widened(values, DTYPE: tl.constexpr, SHIFTED: tl.constexpr):
 @triton.jit(do_not_specialize=["M"])
 def fp8_wide_rows_kernel(
     x, weight, scales, bias, residual, out, parts, arrivals, M, N, K: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
-    STAGES: tl.constexpr, SHIFTED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    SHIFTED: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute [M, BLOCK_N] outputs: bias and residual behind; x, weight are descriptors.
 
@@ -78,8 +79,8 @@ def fp8_wide_rows_kernel(
     col = tile * BLOCK_N
     SPAN: tl.constexpr = (K + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
     begin = tl.program_id(1) * SPAN
-    acc = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    rows = tl.arange(0, ROWS)
+    acc = tl.zeros([BLOCK_N, _ROWS], tl.float32)
+    rows = tl.arange(0, _ROWS)
     some = rows < M
     cols = col + tl.arange(0, BLOCK_N)
     live = cols < N
@@ -100,8 +101,8 @@ def fp8_wide_rows_kernel(
         acc = tl.dot(values, x.load([0, start]).T, acc)
     is_last = True
     if SPLITS > 1:
-        offs = tl.arange(0, ROWS)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-        acc, is_last = sum_parts(acc, parts, tile, arrivals, SPLITS, ROWS * BLOCK_N, offs)
+        offs = rows[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+        acc, is_last = sum_parts(acc, parts, tile, arrivals, SPLITS, _ROWS * BLOCK_N, offs)
     if is_last:
         acc *= scale_out
         if HAS_BIAS:
@@ -126,9 +127,9 @@ def fp8_wide_linear(
     scales: Tensor,
     fusion: Fusion = PLAIN,
     *,
-    tuning: RowsTuning,
+    tuning: RowsTuning | None = None,
 ) -> Tensor:
-    """Multiply up to 16 rows, as they are, by an FP8 weight, with bias and residual behind.
+    """Multiply up to 8 rows, as they are, by an FP8 weight, with bias and residual behind.
 
     Args:
         x: [M, K] bfloat16 or float16, contiguous. values: [N, K] e4m3.
@@ -143,17 +144,17 @@ def fp8_wide_linear(
     require(fusion.norm_weight is None and fusion.act is None, "neither norm nor gate is fused")
     check_product(x, values, fusion, width_out)
     require_contiguous(values=values)
-    height = 8 if num_rows <= 8 else 16
+    tuning = tuning or choose_wide_tuning(width_in, width_out)
     tiles = ceil_div(width_out, tuning.block_n)
     out = torch.empty(num_rows, width_out, dtype=x.dtype, device=x.device)
     parts = arrivals = None
     if tuning.splits > 1:
         require(tiles <= _MAX_TILES, f"{tiles} tiles share columns")
-        size = (tiles, tuning.splits, height * tuning.block_n)
+        size = (tiles, tuning.splits, MAX_WIDE_ROWS * tuning.block_n)
         parts = torch.empty(size, dtype=torch.float32, device=x.device)
         arrivals = _arrivals(x.device)
     fp8_wide_rows_kernel[(tiles, tuning.splits)](
-        TensorDescriptor.from_tensor(x, [height, tuning.block_k]),
+        TensorDescriptor.from_tensor(x, [MAX_WIDE_ROWS, tuning.block_k]),
         TensorDescriptor.from_tensor(values, [tuning.block_n, tuning.block_k]),
         scales,
         fusion.bias,
@@ -164,7 +165,6 @@ def fp8_wide_linear(
         num_rows,
         width_out,
         K=width_in,
-        ROWS=height,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
         SPLITS=tuning.splits,

@@ -183,7 +183,7 @@ def test_rounded_rows_equal_twin(rows: int, tuning: RowsTuning | MatmulTuning, c
 
 
 @pytest.mark.parametrize("tuning", [RowsTuning(64, 64, 4, 2), RowsTuning(64, 128, 4, 3, splits=3)])
-@pytest.mark.parametrize(("rows", "case"), [(2, "residual"), (8, "bias"), (13, "residual")])
+@pytest.mark.parametrize(("rows", "case"), [(2, "residual"), (7, "bias"), (8, "residual")])
 def test_few_rows_as_they_are_equal_twin(rows: int, case: str, tuning: RowsTuning) -> None:
     """Every number of e4m3 is widened exactly, the smallest too, and no row is rounded."""
     width_in, width_out = 336, 80
