@@ -34,6 +34,8 @@ class Fusion:
 
     norm_weight: [K]. bias: [width of weight]. With `act` the weight holds gate and up rows,
     [2 N, K]. residual: [M, N] float32, overwritten with the sum, of which the result is rounded.
+    following: the weight of the next product, of numbers of one byte, which is fetched into the L2
+    cache as far as that pays.
     """
 
     norm_weight: Tensor | None = None
@@ -42,6 +44,7 @@ class Fusion:
     bias: Tensor | None = None
     act: ActivationKind | None = None
     residual: Tensor | None = None
+    following: Tensor | None = None
 
     @property
     def role(self) -> LinearRole:
@@ -153,7 +156,9 @@ def small_linear(
             x,
             weight,
             None,
-            *tensors[2:],
+            *tensors[2:5],
+            None,
+            out,
             width_out,
             fusion.eps,
             ROWS=tuning.block_n,
@@ -161,6 +166,7 @@ def small_linear(
             AHEAD=tuning.ahead,
             BY_WARP=tuning.by_warp,
             HAS_SCALES=False,
+            FOLLOWING=0,
             **options,
         )
     else:
