@@ -11,6 +11,7 @@ from llguidance import LLMatcher
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema, json_options
 from tokenbus.engine.grammar.schema.key_watch import is_open
+from tokenbus.engine.grammar.watching.list_places import ListPlaces, has_marks
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
     if num_bytes > most:
         raise GrammarRejected("grammar", f"the source has {num_bytes} bytes, the limit is {most}")
     if spec.kind is GrammarKind.JSON_SCHEMA:
-        schema = enforceable_schema(parsed_source(spec))
+        # What stands behind something else is not followed.
+        schema = enforceable_schema(parsed_source(spec), is_watched=not spec.before)
         if schema is False:
             raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
@@ -108,8 +110,19 @@ def schema_grammar(schema: Any) -> str:
 
 def lets_keys_repeat(grammar: str) -> bool:
     """Tell whether a constraint in the library's form is a schema with keys it does not list."""
+    return is_open(_schema_of(grammar))
+
+
+def list_places(grammar: str) -> ListPlaces | None:
+    """Return the places of a schema in the library's form, if lists of it are marked."""
+    schema = _schema_of(grammar)
+    return ListPlaces(schema) if has_marks(schema) else None
+
+
+def _schema_of(grammar: str) -> Any:
+    """Return the schema of a constraint in the library's form, False if it is none."""
     first = json.loads(grammar)["grammars"][0] if "json_schema" in grammar[:40] else {}
-    return "json_schema" in first and is_open(first["json_schema"])
+    return first.get("json_schema") or False
 
 
 def parsed_source(spec: GrammarSpec) -> Any:
