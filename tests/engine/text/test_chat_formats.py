@@ -6,12 +6,10 @@ Templates are those of packages, or written here in the form of a family where t
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
 import pytest
+from models.made_chats import ASKED, BARE, WEATHER, prompt_of, tokenizer_of, two_turns
 from models.packed_tokenizers import packed_templates, packed_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from tokenbus.engine.chat.message_reader import MessageReader
 from tokenbus.engine.errors import RequestRejected
@@ -19,68 +17,6 @@ from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.offline_request import conversation_of
 from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.text.templates.chat_turns import ChatTurns
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Tell the weather in a town",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            "required": ["city"],
-        },
-    },
-}
-BARE = {"type": "function", "function": {"name": "now", "parameters": {"properties": {"tz": {}}}}}
-ASKED = {"role": "user", "content": "What is the weather in Oslo and Bonn?"}
-
-
-def call(call_id: str, city: str, days: int) -> dict[str, Any]:
-    """Return a call as clients give it back: arguments as text."""
-    arguments = json.dumps({"city": city, "days": days})
-    return {
-        "id": call_id,
-        "type": "function",
-        "function": {"name": "get_weather", "arguments": arguments},
-    }
-
-
-def two_turns() -> list[dict[str, Any]]:
-    """Return a conversation with two calls at once, their results, and a call after text."""
-    return [
-        ASKED,
-        {"role": "assistant", "content": None,
-         "tool_calls": [call("call_one", "Oslo", 2), call("call_two", "Bonn", 3)]},
-        {"role": "tool", "tool_call_id": "call_one", "content": "It snows in Oslo"},
-        {"role": "tool", "tool_call_id": "call_two", "content": "It rains in Bonn"},
-        {"role": "assistant", "content": "I look again.", "tool_calls": [call("x", "Rome", 4)]},
-        {"role": "tool", "tool_call_id": "x", "content": "Sunny in Rome"},
-    ]  # fmt: skip
-
-
-def tokenizer_of(template: str | None, *tokens: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes with a template and tokens of a family."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({char: idx for idx, char in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
-    made.add_tokens([AddedToken(token, normalized=False) for token in tokens])
-    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
-    wrapped = build(tokenizer_object=made, eos_token="<|end|>")
-    wrapped.chat_template = template
-    return wrapped
-
-
-def prompt_of(chat: ChatRenderer, messages: list[dict[str, Any]], **settings: Any) -> str:
-    """Render a conversation with a tool."""
-    tools = [WEATHER]
-    return chat.render(messages, tools, chat.calling(tools_of(tools)), **settings).text
-
 
 # Written here, each in the form of its family.
 LAST_ASSISTANT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -114,7 +50,10 @@ TEMPLATES = {
     # Descriptions are taken for granted, as in Command R+.
     "described": "{% for t in tools or [] %}{{ t.function.name + ': ' + t.function.description }}"
     "{% for n, p in t.function.parameters.properties.items() %}{{ n + p.type + p.description }}"
-    "{% endfor %}{% endfor %}{% for m in messages %}" + TURN + "{% endfor %}" + LAST_ASSISTANT,
+    "{% endfor %}{% endfor %}{% for m in messages %}{% if m.tool_calls %}<|assistant|>"
+    "{% for c in m.tool_calls %}<tool_call>\n"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>"
+    "{% endfor %}<|end|>{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
     # A form that no family has.
     "unknown": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}" + TURN
     + "{% for c in m.tool_calls or [] %}#!{{ c.function.name }}!{{ c.function.arguments }}!#"
@@ -199,6 +138,25 @@ def test_named_format_is_written_where_the_template_has_another() -> None:
         ChatRenderer(tokenizer_of(None))
     with pytest.raises(RequestRejected, match="chat_template: line 1"):
         ChatRenderer(tokenizer_of("{% if %}"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_calls_of_a_history_stay_where_no_format_is_wanted(name: str) -> None:
+    """With `--tool-format none` they stand as the template has them, or as JSON on own lines."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES[name]), tool_format="none")
+    assert chat.refusal == "the tool format none has no calls"
+    text = chat.render(two_turns()).text
+    places = [
+        text.index(words)
+        for words in ("Oslo", "It snows", "It rains", "I look again.", "Rome", "Sunny in Rome")
+    ]
+    assert places == sorted(places)
+    assert "Bonn" in text
+    if name in ("no-system", "content-alone"):
+        calls = text.split("I look again.")[1].partition("<|end|>")[0]
+        [written] = [json.loads(line) for line in calls.strip().splitlines()]
+        assert written["name"] == "get_weather"
+        assert json.loads(written["arguments"]) == {"city": "Rome", "days": 4}
 
 
 def test_missing_descriptions_are_filled_in_where_a_template_asks_for_them() -> None:
