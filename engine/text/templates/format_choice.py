@@ -221,8 +221,29 @@ class FormatChooser:
             lambda each: any(_has_both_marks(each, text) for text in texts),
             lambda each: any(_has_closing_tag(each, text) for text in texts),
         )
-        found = [each.name for sign in signs for each in REASONING_FORMATS.values() if sign(each)]
-        return list(dict.fromkeys(found))
+        found = [
+            each
+            for sign in signs
+            for each in REASONING_FORMATS.values()
+            if sign(each) and (not each.frame or self._is_framed(each, prompts[0]))
+        ]
+        # Of two with the same marks, that whose frame is there says more.
+        found.sort(key=lambda each: not each.frame)
+        return list(dict.fromkeys(each.name for each in found))
+
+    def _is_framed(self, each: ReasoningFormat, prompt: str) -> bool:
+        """Tell whether answers stand in the frame of a format.
+
+        The template writes them so, takes them out of it, or tells the model to write them so.
+        """
+        plain = {"role": "assistant", "content": ANSWER}
+        before = rendered(self._template, [USER, plain]).partition(ANSWER)[0].rstrip()
+        taken_out = (f"split({quote}{mark}" for mark in each.frame for quote in "'\"")
+        return (
+            before.endswith(each.frame[0])
+            or any(text in self._template.source for text in taken_out)
+            or all(mark in prompt for mark in (each.closes[0], *each.frame))
+        )
 
     def _written_thoughts(self) -> Iterator[str]:
         """Yield prompts with an answer that has reasoning."""
@@ -251,6 +272,8 @@ def _paired(calls: str, thoughts: Sequence[str]) -> ChatFormat:
     ]
     names = {each.name for each in FORMATS.values()}
     pairs = [name for name in fitting if f"{calls}/{name}" in names]
+    if fitting and chat_format(NONE, fitting[0]).frame:
+        pairs = fitting
     return chat_format(calls, next(iter((*pairs, *fitting)), NONE))
 
 
@@ -273,4 +296,4 @@ def _has_both_marks(each: ReasoningFormat, text: str) -> bool:
 
 def _has_closing_tag(each: ReasoningFormat, text: str) -> bool:
     """Tell whether a text names the tag that ends the block, as templates do that cut it off."""
-    return any(mark in text for mark in each.closes if mark.startswith(("</", "[/")))
+    return any(mark in text for mark in each.closes if mark.startswith(("</", "[/", "[B")))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ANSWERS = [each for each in golden_answers() if each.chat_format.calls is not None]
 FAMILIES = sorted({each.family for each in ANSWERS})
 # One for each kind of syntax and marks; the rest runs in `make test-full`.
-_EVERY_TIME = {"gpt-oss", "llama-3", "llama-4", "mistral", "qwen3", "qwen3-coder"}
+_EVERY_TIME = {"gemma-4", "gpt-oss", "llama-3", "llama-4", "mistral", "qwen3", "qwen3-coder"}
 EACH = [
     pytest.param(family, marks=() if family in _EVERY_TIME else pytest.mark.slow)
     for family in FAMILIES

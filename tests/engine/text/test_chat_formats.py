@@ -297,39 +297,76 @@ def test_real_qwen3_tokenizer_renders_and_reads_back() -> None:
 
 # By the names of the files; `none` is refused in a sentence.
 PUBLIC = {
+    "Apertus-8B-Instruct": "apertus/apertus",
+    "Apriel-1.6-15b-Thinker-fixed": "jamba/apriel",
+    "Bielik-11B-v3.0-Instruct": "hermes/think-in-prompt",
     "ByteDance-Seed-OSS": "seed-oss/seed",
+    "Cohere2MoE": "command-a/command-a",
     "CohereForAI-c4ai-command-r-plus-tool_use": "command-r/none",
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "command-a/command-a",
     "GLM-4.6": "glm-4/think",
+    "GLM-4.7-Flash": "glm-4/think",
+    "GigaChat3-10B-A1.8B": "none/none",
+    "GigaChat3.1-10B-A1.8B": "gigachat-3.1/none",
+    "HuggingFaceTB-SmolLM3-3B": "hermes/think",
     "Kimi-K2-Instruct": "kimi-k2/none",
     "Kimi-K2-Thinking": "kimi-k2/kimi",
+    "Kimi-K3": "none/none",
+    "LFM2-8B-A1B": "none/none",
+    "LFM2.5-8B-A1B": "lfm2/think",
+    "LFM2.5-Instruct": "none/think",
+    "MiMo-VL": "hermes/none",
+    "MiniMax-M1": "minimax-m1/none",
     "MiniMax-M2": "minimax-m2/think-in-prompt",
+    "MiniMax-M3": "none/minimax-m3",
     "Mistral-Small-3.2-24B-Instruct-2506": "mistral-call-id/none",
     "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "qwen3-coder/think-in-prompt",
+    "NVIDIA-Nemotron-Nano-v2": "nemotron-v2/think-in-prompt",
     "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "hermes/none",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "hermes/none",
     "Qwen-QwQ-32B": "hermes/think-in-prompt",
     "Qwen-Qwen2.5-7B-Instruct": "hermes/none",
     "Qwen-Qwen3-0.6B": "hermes/think",
     "Qwen3-Coder": "qwen3-coder/none",
     "Qwen3.5-4B": "qwen3-coder/think-in-prompt",
+    "Reka-Edge": "hermes/think-in-prompt",
+    "Spark2.5": "glm-4/think",
+    "StepFun3.5-Flash": "qwen3-coder/think-in-prompt",
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "deepseek-v3/think-in-prompt",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "deepseek-v3/think-in-prompt",
     "deepseek-ai-DeepSeek-V3.1": "deepseek-v3.1/think-in-prompt",
     "deepseek-ai-DeepSeek-V3.2": "deepseek-v3.2/think-in-prompt",
+    "deepseek-ai-DeepSeek-V4-Flash-0731": "deepseek-v4/think-in-prompt",
+    "deepseek-ai-DeepSeek-V4": "deepseek-v4/think-in-prompt",
+    "fireworks-ai-llama-3-firefunction-v2": "functools/none",
     "google-gemma-2-2b-it": "gemma-3/none",
-    "google-gemma-4-31B-it": "none/none",
+    "google-gemma-4-31B-it-interleaved": "gemma-4/gemma-4",
+    "google-gemma-4-31B-it": "gemma-4/gemma-4",
     "ibm-granite-granite-3.3-2B-Instruct": "granite-3/think",
     "ibm-granite-granite-4.0": "hermes/none",
+    "ibm-granite-granite-4.1": "hermes/none",
+    "inclusionai-ling-3.0-flash": "glm-4/think",
+    "llama-cpp-deepseek-r1": "deepseek-v3/think-in-prompt",
+    "llama-cpp-rwkv-world": "hermes/think-in-prompt",
     "meetkai-functionary-medium-v3.1": "functionary-v3.1/none",
     "meetkai-functionary-medium-v3.2": "functionary-v3.2/none",
     "meta-llama-Llama-3.1-8B-Instruct": "llama-3/none",
+    "meta-llama-Llama-3.2-3B-Instruct": "llama-3/none",
     "meta-llama-Llama-3.3-70B-Instruct": "llama-3/none",
     "microsoft-Phi-3.5-mini-instruct": "hermes/none",
     "mistralai-Ministral-3-14B-Reasoning-2512": "mistral-args/mistral",
     "mistralai-Mistral-Nemo-Instruct-2407": "mistral/none",
     "moonshotai-Kimi-K2": "kimi-k2/none",
+    "muse-glimmer": "none/none",
     "openai-gpt-oss-120b": "harmony/harmony",
+    "openbmb-MiniCPM5-1B": "minicpm-5/think",
+    "poolside-Laguna-S-2.1": "glm-4/think",
+    "poolside-Laguna-XS-2.1": "glm-4/think",
+    "poolside-Laguna-XS.2": "glm-4/think",
+    "tencent-Hy3": "hunyuan-3/hunyuan-3",
+    "unsloth-Apriel-1.5": "jamba/apriel-1.5",
     "unsloth-mistral-Devstral-Small-2507": "mistral-args/none",
+    "upstage-Solar-Open-100B": "none/none",
 }
 
 
@@ -340,7 +377,9 @@ def test_public_templates_are_known_and_lose_nothing() -> None:
     templates = packed_templates()
     found = {name: ChatRenderer(tokenizer_of(templates[name])) for name in PUBLIC}
     assert {name: chat.format.name for name, chat in found.items()} == PUBLIC
+    assert PUBLIC.keys() == templates.keys()
     for name, chat in found.items():
+        assert bool(chat.refusal) is chat.format.name.startswith("none/")
         if chat.refusal:
             continue
         text = prompt_of(chat, two_turns())
