@@ -58,7 +58,7 @@ class CallFormat:
                JSON_ARGUMENTS  name_prefix name [index_open 0] [id_open id] name_close {…}
                PARAMETERS      name_prefix name name_close ( parameter )*
                PYTHON          name(key=value, …)
-               BRACED          name_prefix name {key:value,…}   keys bare, sorted; strings in `quote`
+               BRACED          name_prefix name {key:value,…}  keys bare, sorted; strings in `quote`
 
     All texts are those that the model writes, white space included; the reader takes any white
     space where they have some or where two of them meet. Without `section_open` and `call_open` a
