@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.chat.written_message import WrittenCall
 
 
+# Characters of strings that stand between marks of their own, where a family has such marks.
+_RAW = frozenset("<&\n")
+
+
 class CallSyntax(StrEnum):
     """How one call says its name and its arguments; `CallFormat` has the forms."""
 
@@ -20,6 +24,7 @@ class CallSyntax(StrEnum):
     JSON_ARGUMENTS = "json_arguments"
     PARAMETERS = "parameters"
     PYTHON = "python"
+    BRACED = "braced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class ParameterTags:
     A string stands there as it is, any other value as JSON. `string_name_close` takes the place of
     `name_close` before a string, where a family tells the two apart; otherwise the tool's schema
     decides what a value is, as it does behind `untyped_name_close`, which is only read.
+    raw_open, raw_close: around a string with line breaks, `<` or `&` in it, between the tags.
     """
 
     open: str
@@ -36,6 +42,8 @@ class ParameterTags:
     close: str
     string_name_close: str = ""
     untyped_name_close: str = ""
+    raw_open: str = ""
+    raw_close: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ class CallFormat:
                JSON_ARGUMENTS  name_prefix name [index_open 0] [id_open id] name_close {…}
                PARAMETERS      name_prefix name name_close ( parameter )*
                PYTHON          name(key=value, …)
+               BRACED          name_prefix name {key:value,…}  keys bare, sorted; strings in `quote`
 
     All texts are those that the model writes, white space included; the reader takes any white
     space where they have some or where two of them meet. Without `section_open` and `call_open` a
@@ -61,6 +70,7 @@ class CallFormat:
         the name.
     id_open: before the id of a call, behind the name; read where it stands, written if `writes_id`.
     keeps_id: prefix, name and number are the id of the call, for readers too (Kimi K2).
+    quote: the mark around strings of a braced call, which have no escapes.
     content_name: a name that stands for content (Functionary v3.2: `all`).
     opens_in_prompt: the prompt ends in `call_open`, so that an answer begins behind it.
     also_read: other ways in which models of the family write calls; never written.
@@ -84,6 +94,7 @@ class CallFormat:
     writes_id: bool = False
     keeps_id: bool = False
     parameters: ParameterTags | None = None
+    quote: str = ""
     is_parallel: bool = True
     has_text_before: bool = True
     content_name: str = ""
@@ -102,6 +113,7 @@ class CallFormat:
         own = (
             *(self.section_open, self.section_close, self.call_open, self.call_close),
             *(self.separator, self.name_prefix, self.name_close, self.index_open, self.id_open),
+            self.quote,
             *((tags.open, tags.name_close, tags.string_name_close, tags.close) if tags else ()),
         )
         others = (text for other in self.also_read for text in other.texts)
@@ -110,8 +122,8 @@ class CallFormat:
     def write(self, calls: Sequence[WrittenCall]) -> str:
         """Write complete calls as the model would; the reader reads them back.
 
-        Strings between parameter tags have no escapes: one that holds the closing tag does not come
-        back.
+        Strings between parameter tags or quotes have no escapes: one that holds the closing mark
+        does not come back.
         Raises: ValueError if the arguments of a call are no JSON object.
         """
         if not calls:
@@ -154,6 +166,19 @@ class CallFormat:
             case CallSyntax.PYTHON:
                 pairs = ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
                 return f"{call.name}({pairs})"
+            case CallSyntax.BRACED:
+                return f"{self.name_prefix}{call.name}{self._braced(arguments)}"
+
+    def _braced(self, value: Any) -> str:
+        match value:
+            case str():
+                return f"{self.quote}{value}{self.quote}"
+            case list():
+                return f"[{','.join(map(self._braced, value))}]"
+            case dict():
+                members = sorted(value.items(), key=lambda member: str(member[0]).lower())
+                return f"{{{','.join(f'{key}:{self._braced(each)}' for key, each in members)}}}"
+        return _json(value)
 
     def _parameter(self, name: str, value: Any) -> str:
         tags = self.parameters
@@ -161,7 +186,10 @@ class CallFormat:
             raise ValueError(f"the call format {self.name} lacks its parameter tags")
         is_text = isinstance(value, str)
         name_close = (is_text and tags.string_name_close) or tags.name_close
-        return f"{tags.open}{name}{name_close}{value if is_text else _json(value)}{tags.close}"
+        written = value if is_text else _json(value)
+        if is_text and tags.raw_open and not _RAW.isdisjoint(value):
+            written = f"{tags.raw_open}{value}{tags.raw_close}"
+        return f"{tags.open}{name}{name_close}{written}{tags.close}"
 
 
 def _json(value: Any) -> str:

@@ -76,6 +76,8 @@ class ToolCalling:
         parallel: bool = True,
         reasoning: ReasoningRule = _PLAIN,
         content: GrammarSpec | None = None,
+        *,
+        is_exact: bool = True,
     ) -> GrammarSpec:
         """Return the constraint: text or calls, calls alone, or calls of the one tool named.
 
@@ -84,6 +86,8 @@ class ToolCalling:
             reasoning: how the answer to this prompt begins; calls stand behind the reasoning.
             content: what an answer has to satisfy that is no call; where calls are asked for there
                 is none.
+            is_exact: calls that are asked for have the one spelling of the format; without it all
+                spellings and forms that are read.
         Raises: RequestRejected for the field `tool_choice` if it names no given tool, for `tools`
             if an argument cannot be held to its schema in this format, for `grammar` if `content`
             cannot stand beside calls; GrammarRejected for `grammar` if it cannot be enforced.
@@ -101,6 +105,7 @@ class ToolCalling:
             reasoning,
             max_calls=MAX_CALLS if parallel and self._written.is_parallel else 1,
             is_free=is_free,
+            is_exact=is_exact and not is_free,
             content=content if is_free else None,
         )
         return GrammarSpec(GrammarKind.LARK, rules.source, rules.before, rules.watched)

@@ -73,6 +73,7 @@ def load_model(
     dtype: str = "auto",
     random_weights: bool = False,
     max_model_len: int | None = None,
+    chat_template: str | None = None,
     reader: WeightReader | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -84,6 +85,7 @@ def load_model(
             checkpoint's own.
         random_weights: read only the config and draw the weights on the device.
         max_model_len: tokens of the longest text; None is the model's own limit.
+        chat_template: in place of the model's own; the end of its turns is one of texts.
         reader: what makes kinds of weight of the checkpoint; None is as its config says.
         progress: called with what is going on and the share of it that is done, 0 to 1.
     Raises: ModelNotFound, ModelBroken, ModelUnsupported; RequestRejected for a `max_model_len` that
@@ -106,7 +108,7 @@ def load_model(
         model=build(dtype=chosen, max_model_len=longest),
         config=config,
         tokenizer=tokenizer,
-        eos_token_ids=eos_token_ids(folder, config, tokenizer, vocab_size),
+        eos_token_ids=eos_token_ids(folder, config, tokenizer, vocab_size, chat_template),
         max_model_len=longest,
         name=str(model),
         dtype=chosen,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tokenbus.engine.chat.call_format import CallFormat, CallSyntax
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import escaped, quoted, sequence
+from tokenbus.engine.grammar.calls.braced_rules import BracedRules
 from tokenbus.engine.grammar.calls.parameter_rules import ParameterRules
 from tokenbus.engine.grammar.calls.python_rules import PythonRules
 
@@ -137,6 +138,10 @@ class CallRules:
                 inside = ('"("', self._space, f"{rule}_arguments", self._space, '")"')
                 yield f"{rule}: {sequence((quoted(name), method, *inside))}"
                 yield from arguments.rules(f"{rule}_arguments", schema)
+            case CallSyntax.BRACED:
+                braced = BracedRules(written.quote, self._spelling, rule)
+                yield f"{rule}: {sequence((*self._head(name), f'{rule}_arguments'))}"
+                yield from braced.rules(f"{rule}_arguments", schema)
 
     def _head(self, name: str) -> Sequence[str]:
         """Spell the name of a call with what its format has around it."""

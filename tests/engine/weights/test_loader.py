@@ -21,6 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tokenbus.engine.build import load_for
+from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported, RequestRejected
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.weights.checkpoint import write_checksums
@@ -132,6 +134,17 @@ def test_end_of_a_turn_is_an_end(saved: Any, case: str) -> None:
     _save_tokenizer(folder, "<end>", template)
     _edit(folder / "tokenizer_config.json", **named)
     assert _load(folder).eos_token_ids == ids
+
+
+def test_end_of_a_turn_is_that_of_a_given_template_too(saved: Any, tmp_path: Path) -> None:
+    """A template named by the settings ends texts as it ends its turns, beside the model's own."""
+    _, folder = saved
+    _save_tokenizer(folder, "<end>", _TURNS)
+    given = tmp_path / "other.jinja"
+    for end, ids in (("<other>", (7, 150, 151, 152)), ("<end>", (7, 150, 151))):
+        given.write_text(_TURNS.replace("<turn>", end))
+        config = EngineConfig(model=str(folder), device="cpu", chat_template=str(given))
+        assert load_for(config).eos_token_ids == ids
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -152,6 +152,22 @@ def test_result_that_names_no_earlier_call_is_refused(results: tuple[Any, ...], 
     assert told(messages=[USER, orphan, calling()])[0] == "messages.1.tool_call_id"
 
 
+def test_ids_that_are_numbers_become_text() -> None:
+    """Clients count their calls; what is neither text nor a whole number is refused by its path."""
+    calls = [{**CALL, "id": 1}, {"id": 2, "name": "f", "arguments": "{}"}]
+    results = [{"role": "tool", "tool_call_id": each, "content": "r"} for each in ("2", 1)]
+    turns = stored(messages=[USER, {"role": "assistant", "tool_calls": calls}, *results])
+    _, call, *told_back = turns["messages"]
+    assert [each["id"] for each in call["tool_calls"]] == ["1", "2"]
+    assert [each["tool_call_id"] for each in told_back] == ["2", "1"]
+    for wrong in (True, 1.0, 2**60, ["1"], {}):
+        turn = {"role": "assistant", "tool_calls": [{**CALL, "id": wrong}]}
+        problem = "must be text or a whole number"
+        assert told(messages=[USER, turn]) == ("messages.1.tool_calls.0.id", problem)
+        turn = {"role": "tool", "tool_call_id": wrong, "content": "r"}
+        assert told(messages=[USER, calling(), turn]) == ("messages.2.tool_call_id", problem)
+
+
 def test_former_calls_and_results_are_those_of_tools() -> None:
     """`function_call` and the role `function` find each other by the function's name."""
     turns = [
