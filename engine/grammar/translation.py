@@ -11,6 +11,7 @@ from llguidance import LLMatcher
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema, json_options
 from tokenbus.engine.grammar.schema.key_watch import is_open
+from tokenbus.engine.grammar.watching.list_places import ListPlaces, has_marks
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
     if num_bytes > most:
         raise GrammarRejected("grammar", f"the source has {num_bytes} bytes, the limit is {most}")
     if spec.kind is GrammarKind.JSON_SCHEMA:
-        schema = enforceable_schema(parsed_source(spec))
+        # What stands behind something else is not followed.
+        schema = enforceable_schema(parsed_source(spec), is_watched=not spec.before)
         if schema is False:
             raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
@@ -122,6 +124,18 @@ def lets_keys_repeat(grammar: str, *, is_watched: bool = False) -> bool:
     parts = json.loads(grammar)["grammars"]
     schemas = [part["json_schema"] for part in parts if "json_schema" in part]
     return any(map(is_open, schemas)) if schemas else is_watched
+
+
+def list_places(grammar: str) -> ListPlaces | None:
+    """Return the places of a schema in the library's form, if lists of it are marked."""
+    schema = _schema_of(grammar)
+    return ListPlaces(schema) if has_marks(schema) else None
+
+
+def _schema_of(grammar: str) -> Any:
+    """Return the schema of a constraint in the library's form, False if it is none."""
+    first = json.loads(grammar)["grammars"][0] if "json_schema" in grammar[:40] else {}
+    return first.get("json_schema") or False
 
 
 def parsed_source(spec: GrammarSpec) -> Any:

@@ -132,7 +132,8 @@ class AnswerRules:
         if not self._is_free:
             is_open, space = self._written.opens_in_prompt, "" if self._is_exact else f"{SPACE}?"
             starts = [way.start(self._max_calls, is_open=is_open) for way in self._ways]
-            return [f"start: {sequence((space, f'({" | ".join(starts)})'))}"]
+            either = f"({' | '.join(starts)})"
+            return [f"start: {sequence((space, either))}"]
         return self._free_start(reasoning) if self._content is None else self._content_start()
 
     def _content_start(self) -> list[str]:

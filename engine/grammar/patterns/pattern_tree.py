@@ -30,7 +30,10 @@ _COUNT = re.compile(r"\{(\d+)(,(\d*))?\}")
 _GROUP = re.compile(r"\?(:|=|!|<=|<!|P?<[A-Za-z_]\w*>)?")
 _PROPERTY = re.compile(r"[pP](\{[^}]*\}|[A-Z])")
 # Unicode properties that hold no control character, and those whose complement holds the quote.
-_WITHOUT_CONTROLS = re.compile(r"\{?([LMNPSZ][a-z]?|[A-Z][a-z]{3,}|(sc|scx|Script)=\w+)\}?")
+_WITHOUT_CONTROLS = re.compile(
+    r"\{?([LMNPSZ][a-z]?|[A-Z][a-z]{3,}|(sc|scx|Script)=\w+"
+    r"|Emoji(_Presentation|_Modifier|_Modifier_Base|_Component)?|Extended_Pictographic|Regional_Indicator)\}?"
+)
 _WITH_CONTROLS = {"Other", "Control", "Common", "Assigned"}
 _COMPLEMENT_HAS_QUOTES = re.compile(r"\{?[LNMZ][a-z]?\}?")
 _MAX_DEPTH = 60

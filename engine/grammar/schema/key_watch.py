@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from llguidance import LLMatcher
     from torch import Tensor
 
 _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
@@ -77,11 +78,14 @@ class KeyWatch:
     def copy(self) -> KeyWatch:
         """Return an independent watch at the same place."""
         twin = KeyWatch(self._table)
+        self._copy_to(twin)
+        return twin
+
+    def _copy_to(self, twin: KeyWatch) -> None:
         twin._open = [None if keys is None else set(keys) for keys in self._open]
         twin._key = None if self._key is None else bytearray(self._key)
         twin._is_in_text, twin._is_escaped = self._is_in_text, self._is_escaped
         twin._awaits_key = self._awaits_key
-        return twin
 
     def accept(self, token_id: int) -> None:
         """Follow one token. Raises: KeyRepeated."""
@@ -93,6 +97,10 @@ class KeyWatch:
     def is_inside(self) -> bool:
         """True inside an object, a list or a string."""
         return bool(self._open) or self._is_in_text
+
+    def allowed(self, mask: Tensor, matcher: LLMatcher) -> Tensor:  # noqa: ARG002 - for watches of more
+        """Return a mask, [W] int32, without what would repeat; `matcher` stands where it is for."""
+        return self.filtered(mask)
 
     def filtered(self, mask: Tensor) -> Tensor:
         """Return a mask, [W] int32, without tokens that would repeat a key."""

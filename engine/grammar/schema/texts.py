@@ -38,6 +38,7 @@ class Combiner(Protocol):
     budget: StepBudget
     texts: Texts
     judge: Judge
+    is_watched: bool
 
     def schema(self, claims: Claims) -> Any:
         """Return a schema for claims."""

@@ -60,6 +60,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/grammar (faces)",),
         ("engine/grammar/calls",),
         ("engine/grammar",),
+        ("engine/grammar/watching",),
         ("engine/grammar/schema",),
         ("engine/grammar/patterns",),
         ("engine/sampling",),
