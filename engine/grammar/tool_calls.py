@@ -46,10 +46,17 @@ class ToolCalling:
     """The tools of one request, for one model."""
 
     def __init__(
-        self, tools: Sequence[FunctionTool], chat_format: ChatFormat, tokens: AddedTokens
+        self,
+        tools: Sequence[FunctionTool],
+        chat_format: ChatFormat,
+        tokens: AddedTokens,
+        written: CallFormat | None = None,
     ) -> None:
         """Check the tools.
 
+        Args:
+            written: the format's calls with the white space of the model's template, if that is
+                another.
         Raises: RequestRejected for the field `tools`: none, or a format without calls; for a tool
             with a bad or double name, or the schema of one that would not be enforced.
         """
@@ -67,7 +74,7 @@ class ToolCalling:
                 raise RequestRejected(field, f"{tool.name} is given twice")
             self._schemas[tool.name] = arguments_schema(tool, parameters_field(idx))
         self.format = chat_format
-        self._written: CallFormat = chat_format.calls
+        self._written: CallFormat = written or chat_format.calls
         self._tokens = tokens
 
     def grammar(
@@ -100,6 +107,7 @@ class ToolCalling:
         is_free = choice == ToolChoice.AUTO
         rules = AnswerRules(
             self.format,
+            self._written,
             schemas,
             self._tokens,
             reasoning,

@@ -35,6 +35,7 @@ class AnswerRules:
     def __init__(
         self,
         chat_format: ChatFormat,
+        written: CallFormat,
         schemas: Mapping[str, Schema],
         tokens: AddedTokens,
         reasoning: ReasoningRule,
@@ -47,6 +48,8 @@ class AnswerRules:
         """Write the rules.
 
         Args:
+            written: the calls of the format, with the white space of the model's template, for the
+                one spelling.
             schemas: of the arguments, by the names of the tools that may be called.
             is_free: the model need not call.
             is_exact: there is one spelling of calls, that of the format; otherwise all that readers
@@ -56,7 +59,7 @@ class AnswerRules:
         """
         assert chat_format.calls is not None
         self._format = chat_format
-        self._written: CallFormat = chat_format.calls
+        self._written: CallFormat = written if is_exact else chat_format.calls
         self._schemas = schemas
         self._tokens = tokens
         self._max_calls = max_calls
