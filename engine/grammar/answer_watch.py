@@ -15,10 +15,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch, cleared
+from tokenbus.engine.grammar.watching.braced_keys import BracedKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from llguidance import LLMatcher
     from torch import Tensor
 
     from tokenbus.engine.grammar.schema.key_watch import TokenTable
@@ -85,7 +87,7 @@ class AnswerWatch:
         self._table = table
         self._form = form
         self._marks = _Marks(form)
-        self._keys = KeyWatch(table)
+        self._keys: KeyWatch | BracedKeys = KeyWatch(table)
         # What came since the phase began, and the same without white space.
         self._text, self._solid = bytearray(), bytearray()
         self._names: set[bytes] = set()
@@ -108,6 +110,10 @@ class AnswerWatch:
         if token_id < len(self._table.tokens):
             for byte in self._table.tokens[token_id]:
                 self._follow(byte)
+
+    def allowed(self, mask: Tensor, matcher: LLMatcher) -> Tensor:  # noqa: ARG002 - for watches of more
+        """Return a mask, [W] int32, without what would repeat; `matcher` stands where it is for."""
+        return self.filtered(mask)
 
     def filtered(self, mask: Tensor) -> Tensor:
         """Return a mask, [W] int32, without tokens that would repeat a key or a name."""
@@ -160,6 +166,9 @@ class AnswerWatch:
 
     def _move(self, phase: _Phase) -> None:
         self._phase, self._has_value = phase, False
+        if phase is _Phase.CALLS:
+            quote = self._form.quote
+            self._keys = BracedKeys(self._table, quote) if quote else KeyWatch(self._table)
         self._text.clear()
         self._solid.clear()
 
@@ -197,10 +206,10 @@ class AnswerWatch:
             return
         header = bytes(self._text)
         is_final = b"final" in header
-        self._keys = KeyWatch(self._table)
         if b"to=" in header:
             self._move(_Phase.CALLS)
         else:
+            self._keys = KeyWatch(self._table)
             self._move(_Phase.JSON if self._form.is_json and is_final else _Phase.REASONING)
 
     def _answer(self, _: int) -> None:

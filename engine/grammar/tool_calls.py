@@ -46,10 +46,17 @@ class ToolCalling:
     """The tools of one request, for one model."""
 
     def __init__(
-        self, tools: Sequence[FunctionTool], chat_format: ChatFormat, tokens: AddedTokens
+        self,
+        tools: Sequence[FunctionTool],
+        chat_format: ChatFormat,
+        tokens: AddedTokens,
+        written: CallFormat | None = None,
     ) -> None:
         """Check the tools.
 
+        Args:
+            written: the format's calls with the white space of the model's template, if that is
+                another.
         Raises: RequestRejected for the field `tools`: none, or a format without calls; for a tool
             with a bad or double name, or the schema of one that would not be enforced.
         """
@@ -67,7 +74,7 @@ class ToolCalling:
                 raise RequestRejected(field, f"{tool.name} is given twice")
             self._schemas[tool.name] = arguments_schema(tool, parameters_field(idx))
         self.format = chat_format
-        self._written: CallFormat = chat_format.calls
+        self._written: CallFormat = written or chat_format.calls
         self._tokens = tokens
 
     def grammar(
@@ -76,6 +83,8 @@ class ToolCalling:
         parallel: bool = True,
         reasoning: ReasoningRule = _PLAIN,
         content: GrammarSpec | None = None,
+        *,
+        is_exact: bool = True,
     ) -> GrammarSpec:
         """Return the constraint: text or calls, calls alone, or calls of the one tool named.
 
@@ -84,6 +93,8 @@ class ToolCalling:
             reasoning: how the answer to this prompt begins; calls stand behind the reasoning.
             content: what an answer has to satisfy that is no call; where calls are asked for there
                 is none.
+            is_exact: calls that are asked for have the one spelling of the format; without it all
+                spellings and forms that are read.
         Raises: RequestRejected for the field `tool_choice` if it names no given tool, for `tools`
             if an argument cannot be held to its schema in this format, for `grammar` if `content`
             cannot stand beside calls; GrammarRejected for `grammar` if it cannot be enforced.
@@ -96,11 +107,13 @@ class ToolCalling:
         is_free = choice == ToolChoice.AUTO
         rules = AnswerRules(
             self.format,
+            self._written,
             schemas,
             self._tokens,
             reasoning,
             max_calls=MAX_CALLS if parallel and self._written.is_parallel else 1,
             is_free=is_free,
+            is_exact=is_exact and not is_free,
             content=content if is_free else None,
         )
         return GrammarSpec(GrammarKind.LARK, rules.source, rules.before, rules.watched)

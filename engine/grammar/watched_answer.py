@@ -39,6 +39,7 @@ class WatchedAnswer:
     is_json: the answer is JSON by a schema, unless calls take its place.
     barred: marks that must not stand in such JSON, where a reader would take them for marks.
     may_be_python: calls that do not begin as JSON are expressions of Python.
+    quote: the mark around strings where arguments are objects with bare keys.
     tags: there where arguments stand between tags; otherwise they are JSON.
     """
 
@@ -51,6 +52,7 @@ class WatchedAnswer:
     is_json: bool = False
     barred: tuple[str, ...] = ()
     may_be_python: bool = False
+    quote: str = ""
     tags: WatchedTags | None = None
 
     def dump(self) -> str:

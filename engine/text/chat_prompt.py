@@ -147,7 +147,7 @@ class ChatRenderer:
         """Return the tools of a request. Raises: RequestRejected for the field `tools`."""
         if self.refusal:
             raise RequestRejected("tools", self.refusal)
-        return ToolCalling(tools, self.format, self.tokens)
+        return ToolCalling(tools, self.format, self.tokens, self.choice.written)
 
     def constrained(self, grammar: GrammarSpec | None, rule: ReasoningRule) -> GrammarSpec | None:
         """Return a constraint on the answer with the reasoning that stands before it.

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 ANSWERS = [each for each in golden_answers() if each.chat_format.calls is not None]
 FAMILIES = sorted({each.family for each in ANSWERS})
 # One for each kind of syntax and marks; the rest runs in `make test-full`.
-EVERY_TIME = frozenset({"gpt-oss", "llama-3", "llama-4", "mistral", "qwen3", "qwen3-coder"})
+EVERY_TIME = frozenset(
+    {"gemma-4", "gpt-oss", "llama-3", "llama-4", "mistral", "qwen3", "qwen3-coder"}
+)
 # Marks that are tokens of their families' models; all others are spelled by the vocabulary.
 _TOKEN = re.compile(r"<[^<>\n= ]+>|\[/?[A-Z_]{4,}\]")
 END = "<|end of answer|>"

@@ -35,32 +35,37 @@ class AnswerRules:
     def __init__(
         self,
         chat_format: ChatFormat,
+        written: CallFormat,
         schemas: Mapping[str, Schema],
         tokens: AddedTokens,
         reasoning: ReasoningRule,
         *,
         max_calls: int,
         is_free: bool,
+        is_exact: bool,
         content: GrammarSpec | None,
     ) -> None:
         """Write the rules.
 
         Args:
+            written: the calls of the format, with the white space of the model's template, for the
+                one spelling.
             schemas: of the arguments, by the names of the tools that may be called.
-            is_free: the model need not call, and may call as readers take it; otherwise there is
-                one spelling of calls.
+            is_free: the model need not call.
+            is_exact: there is one spelling of calls, that of the format; otherwise all that readers
+                take.
             content: what an answer satisfies that is no call; None is any text.
         Raises: as `ToolCalling.grammar`.
         """
         assert chat_format.calls is not None
         self._format = chat_format
-        self._written: CallFormat = chat_format.calls
+        self._written: CallFormat = written if is_exact else chat_format.calls
         self._schemas = schemas
         self._tokens = tokens
         self._max_calls = max_calls
-        self._is_free = is_free
-        spelling = CallSpelling(tokens, is_exact=not is_free)
-        formats = (self._written, *self._written.also_read) if is_free else (self._written,)
+        self._is_free, self._is_exact = is_free, is_exact
+        spelling = CallSpelling(tokens, is_exact=is_exact)
+        formats = (self._written, *(() if is_exact else self._written.also_read))
         ways = [CallRules(each, schemas, spelling, f"f{idx}") for idx, each in enumerate(formats)]
         self._barred = [self._first_mark(way.opening) for way in ways if way.opening.strip()]
         # What opens as JSON does cannot be told from content; only forms that are read alone do.
@@ -117,7 +122,7 @@ class AnswerRules:
             start = channels.content_start()
         calls: list[str] = []
         for idx, (name, schema) in enumerate(self._schemas.items()):
-            if self._is_free:
+            if not self._is_exact:
                 calls += channels.call(idx, name, json_value(schema))
             else:
                 head = self._written.head(name)
@@ -128,8 +133,10 @@ class AnswerRules:
     def _marked(self, reasoning: ReasoningRule) -> list[str]:
         """Return the start of an answer whose calls stand between marks, or begin it."""
         if not self._is_free:
-            way = self._ways[0]
-            return [f"start: {way.start(self._max_calls, is_open=self._written.opens_in_prompt)}"]
+            is_open, space = self._written.opens_in_prompt, "" if self._is_exact else f"{SPACE}?"
+            starts = [way.start(self._max_calls, is_open=is_open) for way in self._ways]
+            either = f"({' | '.join(starts)})"
+            return [f"start: {sequence((space, either))}"]
         return self._free_start(reasoning) if self._content is None else self._content_start()
 
     def _content_start(self) -> list[str]:

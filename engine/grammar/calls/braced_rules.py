@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.call_format import ParameterTags
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.grammar.calls.added_tokens import SPACE, quoted, sequence
+from tokenbus.engine.grammar.calls.added_tokens import quoted, sequence
 from tokenbus.engine.grammar.calls.parameter_rules import ParameterRules
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
-    json_value,
     listed_arguments,
     with_definitions,
 )
@@ -20,10 +19,9 @@ from tokenbus.engine.grammar.calls.value_rules import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
+    from tokenbus.engine.grammar.calls.call_spelling import CallSpelling
     from tokenbus.engine.grammar.calls.value_rules import Schema
 
-_COMMA, _COLON = f'{SPACE}? "," {SPACE}?', f'{SPACE}? ":" {SPACE}?'
 _SAYS_NOTHING = frozenset(
     {"title", "description", "$defs", "definitions", "examples", "default", "$schema", "$comment"}
 )
@@ -40,9 +38,11 @@ _ANY_KEY = r"/[A-Za-z0-9_.-]{1,64}/"
 class BracedRules:
     """The rules of the arguments of one call; their names begin with `prefix`."""
 
-    def __init__(self, quote: str, tokens: AddedTokens, prefix: str) -> None:
-        self._quote = tokens.spelled(quote)
-        self._texts = _QuotedTexts(quote, tokens, prefix)
+    def __init__(self, quote: str, spelling: CallSpelling, prefix: str) -> None:
+        self._quote = spelling.text(quote)
+        self._texts = _QuotedTexts(quote, spelling, prefix)
+        self._comma, self._colon = spelling.between(",", ","), spelling.between(":", ":")
+        self._space, self._json = spelling.space, spelling.value
         self._prefix = prefix
         self._rules: list[str] = []
         self._num_objects = 0
@@ -77,7 +77,7 @@ class BracedRules:
             self._rules += rules
             return sequence((self._quote, text))
         if kind in _PLAIN:
-            return json_value(with_definitions(said, root))
+            return self._json(with_definitions(said, root))
         if not isinstance(kind, str) or said.keys() - _HELD.get(kind, ()) or depth > _MAX_DEPTH:
             reason = "this value cannot be held to its schema where the model writes none of JSON"
             raise RequestRejected("tools", f"{reason}: {json.dumps(said)[:200]}")
@@ -87,25 +87,28 @@ class BracedRules:
         item = self._value(schema.get("items", True), root, depth + 1)
         least, most = schema.get("minItems", 0), schema.get("maxItems")
         if most == 0:
-            return f'"[" {SPACE}? "]"'
+            return self._bracketed("[", "", "]")
         more = f"{{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
-        listed = f"{item} ({_COMMA} {item}){more}"
-        return f'"[" {SPACE}? {listed if least else f"({listed})?"} {SPACE}? "]"'
+        listed = f"{item} ({self._comma} {item}){more}"
+        return self._bracketed("[", listed if least else f"({listed})?", "]")
 
     def _object(self, schema: Schema, root: Schema, depth: int) -> str:
         properties, others = listed_arguments(schema), schema.get("additionalProperties", True)
         if not properties and others is not False:
             value = self._value(others, root, depth + 1)
-            member = f"{_ANY_KEY} {_COLON} {value}"
-            return f'"{{" {SPACE}? ({member} ({_COMMA} {member})*)? {SPACE}? "}}"'
+            member = f"{_ANY_KEY} {self._colon} {value}"
+            return self._bracketed("{", f"({member} ({self._comma} {member})*)?", "}")
         self._num_objects += 1
         name = f"{self._prefix}_object_{self._num_objects}"
         pairs = {
-            key: f"{quoted(key)} {_COLON} {self._value(inner, root, depth + 1)}"
+            key: f"{quoted(key)} {self._colon} {self._value(inner, root, depth + 1)}"
             for key, inner in sorted(properties.items(), key=lambda member: member[0].lower())
         }
         self._add_members(name, pairs, schema.get("required") or ())
-        return f'"{{" {SPACE}? {name}_0_first {SPACE}? "}}"'
+        return self._bracketed("{", f"{name}_0_first", "}")
+
+    def _bracketed(self, first: str, inside: str, last: str) -> str:
+        return sequence((quoted(first), self._space, inside, self._space, quoted(last)))
 
     def _add_members(self, name: str, pairs: Mapping[str, str], required: Sequence[str]) -> None:
         """Add the rules of members in their order: `name_i` is what may follow those before i.
@@ -114,7 +117,7 @@ class BracedRules:
         """
         keys = list(pairs)
         for idx in range(len(keys), -1, -1):
-            for behind, comma in (("", f"{_COMMA} "), ("_first", "")):
+            for behind, comma in (("", f"{self._comma} "), ("_first", "")):
                 rule = f"{name}_{idx}{behind}"
                 if idx == len(keys):
                     self._rules.append(f'{rule}: ""')
@@ -130,13 +133,14 @@ class BracedRules:
             case str():
                 return sequence((self._quote, quoted(value) if value else "", self._quote))
             case list():
-                items = f" {_COMMA} ".join(map(self._literal, value))
+                items = f" {self._comma} ".join(map(self._literal, value))
                 return f'"[" {items} "]"'
             case dict():
                 pairs = (
-                    f"{quoted(key)} {_COLON} {self._literal(each)}" for key, each in value.items()
+                    f"{quoted(key)} {self._colon} {self._literal(each)}"
+                    for key, each in value.items()
                 )
-                return f'"{{" {f" {_COMMA} ".join(pairs)} "}}"'
+                return f'"{{" {f" {self._comma} ".join(pairs)} "}}"'
         return quoted(json.dumps(value))
 
     def _any(self) -> str:
@@ -147,19 +151,20 @@ class BracedRules:
         """Add the rules of values of which a schema says nothing more."""
         value = f"{self._prefix}_any"
         text, rules = self._texts.text({"type": "string"})
-        member = f"{_ANY_KEY} {_COLON} {value}"
-        ways = [sequence((self._quote, text)), json_value({"type": ["number", "boolean", "null"]})]
+        member = f"{_ANY_KEY} {self._colon} {value}"
+        plain = self._json({"type": ["number", "boolean", "null"]})
+        ways = [sequence((self._quote, text)), plain]
         for first, each, last in (("[", value, "]"), ("{", member, "}")):
-            listed = f"({each} ({_COMMA} {each})*)?"
-            ways.append(f"{quoted(first)} {SPACE}? {listed} {SPACE}? {quoted(last)}")
+            listed = f"({each} ({self._comma} {each})*)?"
+            ways.append(self._bracketed(first, listed, last))
         self._rules += [*rules, f"{value}: {' | '.join(ways)}"]
 
 
 class _QuotedTexts(ParameterRules):
     """Strings up to the mark that closes them: as between tags, where they have no quotes."""
 
-    def __init__(self, quote: str, tokens: AddedTokens, prefix: str) -> None:
-        super().__init__(ParameterTags(quote, quote, quote), tokens, prefix)
+    def __init__(self, quote: str, spelling: CallSpelling, prefix: str) -> None:
+        super().__init__(ParameterTags(quote, quote, quote), spelling, prefix)
 
     def text(self, schema: Schema) -> tuple[str, list[str]]:
         """Spell a string with its closing mark, and its further rules."""

@@ -67,7 +67,7 @@ class CallRules:
         """Spell calls, `most` at most, with or without the mark that opens them."""
         written = self._written
         opened = "" if is_open else self._spell(self.opening)
-        list_open = f'{self._space} "[" {self._space}'.strip() if written.is_list else ""
+        list_open = self._bracket("[", written.list_open) if written.is_list else ""
         inner_open = self._spell(written.call_open) if written.section_open else ""
         first = sequence((opened, list_open, inner_open, f"{self._prefix}_call"))
         return sequence((first, *self._after_first(most)))
@@ -105,9 +105,15 @@ class CallRules:
             again = sequence((between, call_open, f"{self._prefix}_call", close))
             yield f"({again}){{0,{most - 1}}}"
         if written.is_list:
-            yield f'{self._space} "]"'.strip()
+            yield self._bracket("]", written.list_close)
         if written.section_close:
             yield sequence((self._space, self._spell(written.section_close)))
+
+    def _bracket(self, mark: str, exact: str) -> str:
+        """Spell a bracket of the list of calls."""
+        if self._spelling.is_exact:
+            return self._spell(exact)
+        return f"{self._space} {quoted(mark)} {self._space if mark == '[' else ''}".strip()
 
     def rules(self) -> Iterator[str]:
         """Yield the rules of one call of any tool."""

@@ -67,6 +67,7 @@ class ParameterRules:
         ways: list[str] = []
         rules: list[str] = []
         for each in alternatives(schema, root):
+            each = {} if each is True else each  # noqa: PLW2901 - the same, as a mapping
             for is_text in self._kinds(each):
                 head = (is_text and self._tags.string_name_close) or self._tags.name_close
                 inside, more = self._text(each) if is_text else self._other(each, root)
@@ -79,9 +80,7 @@ class ParameterRules:
     def _kinds(self, schema: Any) -> Sequence[bool]:
         """Return whether a value is a string: both where the tags tell, and the schema does not."""
         is_told = bool(self._tags.string_name_close)
-        is_anything = schema is True or (
-            isinstance(schema, Mapping) and not {*schema} - _SAYS_NOTHING
-        )
+        is_anything = isinstance(schema, Mapping) and not {*schema} - _SAYS_NOTHING
         return (True, False) if is_told and is_anything else (_is_text(schema),)
 
     def _other(self, schema: Any, root: Schema) -> tuple[str, list[str]]:

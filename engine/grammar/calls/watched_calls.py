@@ -62,6 +62,7 @@ def watched_calls(
         head="|".join(heads),
         barred=_CHANNEL_MARKS if content.has_channels else tuple(barred),
         may_be_python=any(each.syntax is CallSyntax.PYTHON for each in formats),
+        quote=written.quote,
         tags=_tags(written, schemas),
     )
 

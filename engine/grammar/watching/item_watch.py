@@ -178,11 +178,12 @@ class ItemWatch(KeyWatch):
             return False
         return all(behind._leads_nowhere(int(one), ahead, looks) for one in following)
 
-    def _follow(self, byte: int) -> None:
+    def follow(self, byte: int) -> None:
+        """Follow one byte. Raises: KeyRepeated, ItemRepeated."""
         was_in_text, had_key, depth = self._is_in_text, self._key is not None, len(self._open)
         if not was_in_text and byte in _ENDS:
             self._end_item()
-        super()._follow(byte)
+        super().follow(byte)
         self._text.append(byte)
         if len(self._open) > depth:
             self._enter(is_list=self._open[-1] is None)

@@ -75,4 +75,5 @@ def _compiled(format_name: str, starts_inside: bool) -> CompiledGrammar:
     tools = [FunctionTool(TOOL, PARAMETERS)]
     calling = ToolCalling(tools, format_named(format_name), AddedTokens(_tokenizer()))
     rule = ReasoningRule(starts_inside=starts_inside)
-    return _compiler().compile(calling.grammar(ToolChoice.REQUIRED, reasoning=rule))
+    spec = calling.grammar(ToolChoice.REQUIRED, reasoning=rule, is_exact=False)
+    return _compiler().compile(spec)

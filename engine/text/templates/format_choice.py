@@ -17,6 +17,7 @@ from tokenbus.engine.chat.reasoning_format import REASONING_FORMATS, ReasoningFo
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.text.templates.call_proof import may_be_written
 from tokenbus.engine.text.templates.read_back import RenderedAnswers, is_read, written_call
+from tokenbus.engine.text.templates.respelled_format import respelled
 from tokenbus.engine.text.templates.template_traits import (
     ANSWER,
     ARGUMENTS,
@@ -55,6 +56,7 @@ class FormatChoice:
     is_parallel: the template renders several calls of one message.
     has_text_before: it renders text and calls of one message.
     doubt: why the format was not proved, "" if it was.
+    written: the call format with the white space of the template; None where that is not known.
     """
 
     format: ChatFormat
@@ -62,6 +64,7 @@ class FormatChoice:
     is_parallel: bool
     has_text_before: bool
     doubt: str = ""
+    written: CallFormat | None = None
 
 
 class FormatChooser:
@@ -140,12 +143,25 @@ class FormatChooser:
         return any(not marks or all(mark in answer for mark in marks) for marks in openings)
 
     def _proved(self, chosen: ChatFormat, shape: HistoryShape) -> FormatChoice:
+        is_parallel = self._reads_back(chosen, shape, num_calls=2)
         return FormatChoice(
             chosen,
             shape,
-            is_parallel=self._reads_back(chosen, shape, num_calls=2),
+            is_parallel=is_parallel,
             has_text_before=self._reads_back(chosen, shape, content=ANSWER),
+            written=self._written(chosen, shape, most=2 if is_parallel else 1),
         )
+
+    def _written(self, chosen: ChatFormat, shape: HistoryShape, most: int) -> CallFormat | None:
+        """Return the call format as the template spells it."""
+        if chosen.calls is None or chosen.has_channels:
+            return None
+        told = []
+        for num_calls in range(1, most + 1):
+            calls = self._calls(num_calls)
+            results = self._results(num_calls)
+            told.append((calls, self._rendered.answer([shape.turn(calls)], results, chosen)[0]))
+        return respelled(chosen.calls, told)
 
     def _native(self, chosen: ChatFormat, doubt: str) -> FormatChoice:
         """Return the choice for calls that nobody reads: as the template renders them, or text."""
