@@ -25,7 +25,16 @@ from tokenbus.producer.gateway.gateway import Gateway
 from tokenbus.producer.gateway.jobs.job_door import JobDoor
 from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
 from tokenbus.producer.gateway.pools.served_models import ServedModels
-from tokenbus.producer.gateway.routes import chat, completions, health, jobs, models
+from tokenbus.producer.gateway.routes import (
+    batches,
+    chat,
+    completions,
+    files,
+    health,
+    jobs,
+    models,
+    responses,
+)
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
 from tokenbus.producer.settings import ClientSettings
@@ -41,7 +50,16 @@ if TYPE_CHECKING:
 _log = logging.getLogger("tokenbus.gateway")
 
 # One module a group of routes.
-ROUTERS = (health.router, models.router, chat.router, completions.router, jobs.router)
+ROUTERS = (
+    health.router,
+    models.router,
+    chat.router,
+    completions.router,
+    jobs.router,
+    responses.router,
+    files.router,
+    batches.router,
+)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
