@@ -24,6 +24,7 @@ from tokenbus.producer.gateway.door_guard import DoorGuard
 from tokenbus.producer.gateway.gateway import Gateway
 from tokenbus.producer.gateway.jobs.job_door import JobDoor
 from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
+from tokenbus.producer.gateway.metrics import GatewayMetrics
 from tokenbus.producer.gateway.pools.served_models import ServedModels
 from tokenbus.producer.gateway.routes import (
     batches,
@@ -70,12 +71,13 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _opened(settings) as gateway:
+        async with _opened(settings, metrics) as gateway:
             app.state.gateway = gateway
             for router in ROUTERS:
                 app.include_router(router(gateway))
             yield
 
+    metrics = GatewayMetrics()
     app = FastAPI(title="tokenbus", lifespan=lifespan, openapi_url="/openapi.json")
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(ProducerError, _producer_error)
@@ -84,7 +86,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _failure)
-    app.add_middleware(DoorGuard, max_header_bytes=settings.gateway_max_header_bytes)
+    app.add_middleware(
+        DoorGuard, max_header_bytes=settings.gateway_max_header_bytes, metrics=metrics
+    )
     if settings.gateway_cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -97,7 +101,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
 
 @asynccontextmanager
-async def _opened(settings: GatewaySettings) -> AsyncIterator[Gateway]:
+async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIterator[Gateway]:
     """Connect the parts of a gateway, and close them."""
     client_settings = ClientSettings()
     client = await AsyncClient.connect(settings.redis_url, settings.pool, client_settings)
@@ -130,6 +134,7 @@ async def _opened(settings: GatewaySettings) -> AsyncIterator[Gateway]:
                 keys=keys,
                 door=JobDoor(served, KeyUse(redis), Shares(redis)),
                 streams=streams,
+                metrics=metrics,
             )
         finally:
             looking.cancel()

@@ -48,7 +48,8 @@ class GatewayServer(uvicorn.Server):
             log_level=settings.log_level,
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=settings.gateway_max_header_bytes,
+            # The guard of the door answers what is too large in its own words.
+            h11_max_incomplete_event_size=2 * settings.gateway_max_header_bytes,
             timeout_graceful_shutdown=math.ceil(settings.gateway_drain_s + _LAST_S),
         )
         super().__init__(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse
@@ -13,15 +14,18 @@ from tokenbus.producer.gateway.wire.api_error import ApiError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from tokenbus.producer.gateway.metrics import GatewayMetrics
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
 class DoorGuard:
-    """Refuses headers that are too large, and names each request in its answer."""
+    """Refuses headers that are too large, names each request in its answer, and counts it."""
 
-    def __init__(self, app: ASGIApp, max_header_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_header_bytes: int, metrics: GatewayMetrics) -> None:
         self._app = app
         self._max_header_bytes = max_header_bytes
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
@@ -35,8 +39,12 @@ class DoorGuard:
                 given = value
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
 
+        began_at = time.monotonic()
+
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start":
+                seconds = time.monotonic() - began_at
+                self._metrics.count(_route_of(scope), message["status"], seconds)
                 pair = (b"x-request-id", request_id)
                 message = {**message, "headers": [*message["headers"], pair]}
             await send(message)
@@ -47,3 +55,8 @@ class DoorGuard:
             await JSONResponse(error.body(), error.status)(scope, receive, named)
             return
         await self._app(scope, receive, named)
+
+
+def _route_of(scope: Scope) -> str:
+    """Return the path of a request's route, with its names; what has none is all one."""
+    return getattr(scope.get("route"), "path", "none")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.gateway.access.key_ring import KeyRing
     from tokenbus.producer.gateway.jobs.job_door import JobDoor
     from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
+    from tokenbus.producer.gateway.metrics import GatewayMetrics
     from tokenbus.producer.gateway.pools.served_models import ServedModels
     from tokenbus.producer.gateway.settings import GatewaySettings
 
@@ -36,6 +37,7 @@ class Gateway:
     keys: KeyRing
     door: JobDoor
     streams: OpenStreams
+    metrics: GatewayMetrics
 
 
 async def caller(request: Request) -> Caller:

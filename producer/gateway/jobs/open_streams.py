@@ -51,6 +51,7 @@ class OpenStream:
     stopped: the error with which the door ends the request, once it does.
     asides: what to write between the frames, for those who wait and for proxies.
     position_frame: how a place in the queue is told, None as a comment.
+    is_sending: frames may be written; `has_begun` says that some were.
     """
 
     caller: Caller
@@ -61,6 +62,7 @@ class OpenStream:
     )
     asides: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
     sent_at: float = field(default_factory=time.monotonic)
+    is_sending: bool = False
     has_begun: bool = False
     jobs_ahead: int | None = None
     position_frame: Callable[[int], bytes] | None = None
@@ -80,10 +82,8 @@ class OpenStream:
     def tell_position(self, jobs_ahead: int) -> None:
         """Write how many jobs are ahead."""
         self.jobs_ahead = jobs_ahead
-        if self.position_frame is not None:
-            self.asides.put_nowait(self.position_frame(jobs_ahead))
-        else:
-            self.say(f"queue position {jobs_ahead}")
+        frame = self.position_frame or _position_comment
+        self.asides.put_nowait(frame(jobs_ahead))
 
 
 class OpenStreams:
@@ -194,7 +194,7 @@ class OpenStreams:
     async def _tick(self) -> None:
         now = time.monotonic()
         for stream in self._open:
-            if now - stream.sent_at >= self._keepalive_s:
+            if stream.is_sending and now - stream.sent_at >= self._keepalive_s:
                 stream.sent_at = now
                 stream.say("waiting" if not stream.has_begun else "alive")
         await self._stop_revoked()
@@ -233,7 +233,11 @@ class OpenStreams:
 
     async def _tell_positions(self) -> None:
         """Tell those whose jobs wait how many are ahead of them, as far as one look shows."""
-        waiting = [stream for stream in self._open if not stream.has_begun and stream.jobs_ahead]
+        waiting = [
+            stream
+            for stream in self._open
+            if stream.is_sending and not stream.has_begun and stream.jobs_ahead
+        ]
         scripts = {stream.jobs[0].pool: stream.jobs[0].client.scripts for stream in waiting}
         for pool, each in scripts.items():
             names = [f"jobs:{priority}" for priority in range(NUM_PRIORITIES)]
@@ -249,6 +253,10 @@ def _tell_position(stream: OpenStream, num_waiting: int) -> None:
     ahead = min(stream.jobs_ahead or 0, max(0, num_waiting - 1))
     if ahead != stream.jobs_ahead:
         stream.tell_position(ahead)
+
+
+def _position_comment(jobs_ahead: int) -> bytes:
+    return sse.comment_frame(f"queue position {jobs_ahead}")
 
 
 def resume_path(jobs: Sequence[SubmittedJob]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.gateway.wire import sse
+from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
 
 if TYPE_CHECKING:
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from tokenbus.producer.gateway.jobs.open_streams import OpenStream, OpenStreams
-    from tokenbus.producer.gateway.wire.api_error import ApiError
+
+_log = logging.getLogger("tokenbus.gateway")
 
 
 class FrameResponse(Response):
@@ -78,6 +81,7 @@ class FrameResponse(Response):
     async def _send_all(self, receive: Receive, send: Send) -> bool:
         """Send frames and asides; tell whether the reader left before the end."""
         stream = self._stream
+        stream.is_sending, stream.sent_at = True, time.monotonic()
         pump = asyncio.create_task(self._pump(send))
         gone = asyncio.create_task(_until_gone(receive))
         aside = asyncio.create_task(stream.asides.get())
@@ -119,6 +123,11 @@ class FrameResponse(Response):
             if isinstance(error, ConnectionResetError | BrokenPipeError):
                 raise
             await _send(send, self._error_frame(unreachable()) + self._last_frame)
+        except Exception:
+            # The boundary of a stream: what is wrong with one ends that one alone, in order.
+            _log.exception("stream.failed")
+            failure = ApiError(500, "The gateway failed.", code="internal_error")
+            await _send(send, self._error_frame(failure) + self._last_frame)
 
 
 async def _send(send: Send, part: bytes) -> None:

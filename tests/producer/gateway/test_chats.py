@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from workers.null_workers import worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from tokenbus.producer.server.embedded import EmbeddedServer
 
@@ -37,21 +39,43 @@ TOOLS = {
 }
 
 
+# Of a model that reasons: its answers begin inside the block.
+THINKING = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:\n<think>\n{% endif %}"
+)
+
+
+@asynccontextmanager
+async def tiny(url: str, folder: Path, template: str = "") -> AsyncIterator[Door]:
+    """Run a worker with a tiny model and a gateway in front of it."""
+    pool, model = f"t{uuid.uuid4().hex[:12]}", TinyModel(folder).folder
+    if template:
+        (model / "chat_template.jinja").write_text(template)
+    settings: dict[str, Any] = {
+        "engine": "paged", "model": str(model), "dtype": "float32", "device": "cpu",
+        "num_pages": 200, "num_threads": 1, "lease_ttl_s": 60, "served_model_name": ["tiny-shop"],
+    }  # fmt: skip
+    async with worker(pool, url, **settings), door(url, pool) as running:
+        yield running
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tiny_door(
     private_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Door]:
-    """Run a worker with a tiny model and a gateway in front of it."""
-    pool = f"t{uuid.uuid4().hex[:12]}"
-    settings: dict[str, Any] = {
-        "engine": "paged", "model": str(TinyModel(tmp_path_factory.mktemp("tiny")).folder),
-        "dtype": "float32", "device": "cpu", "num_pages": 200, "num_threads": 1, "lease_ttl_s": 60,
-        "served_model_name": ["tiny-shop"],
-    }  # fmt: skip
-    async with (
-        worker(pool, private_server.url, **settings),
-        door(private_server.url, pool) as running,
-    ):
+    """Give a gateway in front of a tiny model."""
+    async with tiny(private_server.url, tmp_path_factory.mktemp("tiny")) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def thinking_door(
+    private_server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Door]:
+    """Give a gateway in front of a tiny model that reasons."""
+    folder = tmp_path_factory.mktemp("thinking")
+    async with tiny(private_server.url, folder, THINKING) as running:
         yield running
 
 
@@ -61,10 +85,12 @@ def joined(told: Told) -> dict[int, dict[str, Any]]:
     for chunk in told.chunks:
         for choice in chunk["choices"]:
             message = messages.setdefault(
-                choice["index"], {"content": "", "calls": [], "logprobs": [], "reasons": []}
+                choice["index"],
+                {"content": "", "reasoning": "", "calls": [], "logprobs": [], "reasons": []},
             )
             delta = choice["delta"]
             message["content"] += delta.get("content") or ""
+            message["reasoning"] += delta.get("reasoning_content") or ""
             for call in delta.get("tool_calls") or []:
                 while len(message["calls"]) <= call["index"]:
                     message["calls"].append({"id": "", "name": "", "arguments": ""})
@@ -87,6 +113,7 @@ def whole(told: Told) -> dict[int, dict[str, Any]]:
         choice["index"]: {
             "role": choice["message"]["role"],
             "content": choice["message"]["content"] or "",
+            "reasoning": choice["message"].get("reasoning_content", ""),
             "calls": [
                 {"id": call["id"], **call["function"]}
                 for call in choice["message"].get("tool_calls") or []
@@ -107,7 +134,7 @@ PARTS: dict[str, dict[str, Any]] = {
 COMBINATIONS = [
     names for size in range(len(PARTS) + 1) for names in itertools.combinations(PARTS, size)
 ]
-QUICK = {(), ("n", "stop", "logprobs"), ("n", "logprobs", "tools")}
+QUICK = {("n", "stop", "logprobs"), ("n", "logprobs", "tools")}
 
 
 @pytest.mark.parametrize(
@@ -120,15 +147,37 @@ QUICK = {(), ("n", "stop", "logprobs"), ("n", "logprobs", "tools")}
     ],
 )
 async def test_joined_deltas_are_the_answer(tiny_door: Door, names: tuple[str, ...]) -> None:
-    """Content, calls, logprobs and reasons of the stream are those of the answer at once.
+    """Content, calls, logprobs and reasons of the stream are those of the answer at once."""
+    found = await compared(tiny_door, names)
+    for message in found.values():
+        if "tools" in names and "stop" not in names:
+            assert message["calls"][0]["name"] == "track"
+        elif "stop" in names and "tools" not in names:
+            assert "a" not in message["content"]
+            assert "on" not in message["content"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", COMBINATIONS, ids=lambda names: "-".join(names) or "plain")
+async def test_joined_deltas_of_reasoning_are_the_answer(
+    thinking_door: Door, names: tuple[str, ...]
+) -> None:
+    """Reasoning is told apart from content in both, and its tokens are counted."""
+    for message in (await compared(thinking_door, names)).values():
+        assert message["reasoning"]
+
+
+async def compared(running: Door, names: tuple[str, ...]) -> dict[int, dict[str, Any]]:
+    """Ask for the same twice, once as a stream, and return the messages.
 
     A call has the id of its job, so of these the length alone is the same.
     """
-    body: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 40, "seed": 5, "temperature": 1.2}
+    body: dict[str, Any] = {"messages": MESSAGES, "seed": 5, "temperature": 1.2}
     for name in names:
         body |= PARTS[name]
-    at_once = await tiny_door.post(PATH, body)
-    streamed = await tiny_door.post(PATH, body | {"stream": True})
+    body["max_tokens"] = 120 if "tools" in names else 40
+    at_once = await running.post(PATH, body)
+    streamed = await running.post(PATH, body | {"stream": True})
     assert at_once.status == streamed.status == 200, at_once.text or streamed.text
     expected, found = whole(at_once), joined(streamed)
     for messages in (expected, found):
@@ -137,13 +186,8 @@ async def test_joined_deltas_are_the_answer(tiny_door: Door, names: tuple[str, .
                 call["id"] = len(call["id"])
     assert found == expected
     assert len(found) == (2 if "n" in names else 1)
-    for message in found.values():
-        assert bool(message["logprobs"]) == ("logprobs" in names)
-        if "tools" in names:
-            assert message["calls"][0]["name"] == "track"
-        elif "stop" in names:
-            assert "a" not in message["content"]
-            assert "on" not in message["content"]
+    assert all(bool(message["logprobs"]) == ("logprobs" in names) for message in found.values())
+    return found
 
 
 async def test_call_grows_and_is_whole(tiny_door: Door) -> None:

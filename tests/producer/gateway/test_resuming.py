@@ -7,6 +7,7 @@ import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 from gateways.doors import Door, Frame, door, door_process, frames_of
 from patience import PATIENCE_S
 from workers.null_workers import until, worker
@@ -39,9 +40,10 @@ def text_of(frame: Frame) -> str:
 
 async def ended(running: Door, job_id: str) -> str:
     """Wait for the end of a job and return why it ended."""
+    told: Any = {}
     async with asyncio.timeout(PATIENCE_S):
-        while (told := (await running.get(f"/v1/jobs/{job_id}")).json)["status"] != "done":
-            await asyncio.sleep(0.05)
+        while told.get("status") != "done":
+            told = (await running.get(f"/v1/jobs/{job_id}")).json
     reason: str = told["reason"]
     return reason
 
