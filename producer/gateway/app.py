@@ -26,7 +26,17 @@ from tokenbus.producer.gateway.jobs.job_door import JobDoor
 from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
 from tokenbus.producer.gateway.metrics import GatewayMetrics
 from tokenbus.producer.gateway.pools.served_models import ServedModels
-from tokenbus.producer.gateway.routes import chat, completions, health, jobs, models, ui_stream
+from tokenbus.producer.gateway.routes import (
+    batches,
+    chat,
+    completions,
+    files,
+    health,
+    jobs,
+    models,
+    responses,
+    ui_stream,
+)
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
 from tokenbus.producer.settings import ClientSettings
@@ -49,6 +59,9 @@ ROUTERS = (
     completions.router,
     jobs.router,
     ui_stream.router,
+    responses.router,
+    files.router,
+    batches.router,
 )
 
 

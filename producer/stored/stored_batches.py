@@ -27,6 +27,8 @@ _CREATE = """#!lua
 redis.call('HSET', KEYS[1], 'record', ARGV[2], 'status', 'validating')
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
 redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+-- Older ones are not kept any more, whatever became of them.
+redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', ARGV[3] - ARGV[4])
 return 1
 """
 _CANCEL = """#!lua flags=allow-oom
@@ -113,7 +115,7 @@ class StoredBatches:
             stored_keys.batch(record.id),
             stored_keys.batches(record.owner),
             stored_keys.batches_open(record.pool),
-            *(record.id, record.dump(), record.created_at),
+            *(record.id, record.dump(), record.created_at, 2 * KEPT_S),
         )
         return await self.state(record.id)
 

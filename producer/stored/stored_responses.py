@@ -18,7 +18,7 @@ from tokenbus.producer.stored.errors import NotStored
 from tokenbus.producer.stored.response_record import ResponseRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -101,16 +101,15 @@ class StoredResponses:
 
     async def put(self, record: ResponseRecord, items: Sequence[dict[str, Any]]) -> None:
         """Keep a new response. Safe to repeat."""
-        # The result is dumped with the marks of half pairs, so texts of any kind are JSON in ASCII.
         stored_items = json.dumps(items, separators=(",", ":"))
-        await self._put(record, "record", record=record.dump(), input=stored_items)
+        await self._write(record, {"record": record.dump(), "input": stored_items})
 
-    async def _put(self, record: ResponseRecord, field: str, **fields: str | bytes) -> None:
+    async def _write(self, record: ResponseRecord, fields: Mapping[str, str | bytes]) -> None:
         now_ms = time.time_ns() // 1_000_000
         await self._redis.eval(
             _PUT,
             *self._keys(record.id, record.owner, record.pool),
-            *(record.id, now_ms, self._ttl_ms, self._owner_bytes, field),
+            *(record.id, now_ms, self._ttl_ms, self._owner_bytes, next(iter(fields))),
             stored_keys.response(""),
             *(part for pair in fields.items() for part in pair),
         )
@@ -157,7 +156,7 @@ class StoredResponses:
         stored = await scripts.log.result(JobAddress(record.job_id, record.tenant).text)
         result = _read(stored)
         if result is not None and stored is not None:
-            await self._put(record, "result", result=stored)
+            await self._write(record, {"result": stored})
         return result
 
     async def settle_ended(self, scripts: Scripts, limit: int = 256) -> int:

@@ -23,6 +23,7 @@ from tokenbus.producer.settings import ClientSettings
 from tokenbus.producer.stored.content_store import ContentStore
 from tokenbus.producer.stored.stored_batches import StoredBatches
 from tokenbus.producer.stored.stored_files import FileLimits, StoredFiles
+from tokenbus.producer.stored.stored_responses import StoredResponses
 from tokenbus.producer.wait_notice import waiting_told
 from tokenbus.worker import logs
 from tokenbus.worker.control.adapter import Adapter
@@ -32,6 +33,7 @@ from tokenbus.worker.control.batches.batch_tools import BatchTools
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
+from tokenbus.worker.control.stored_upkeep import settle_responses, sweep_files
 from tokenbus.worker.control.timetable import Timetable
 from tokenbus.worker.control.webhooks.addresses import AddressPolicy
 from tokenbus.worker.control.webhooks.courier import Courier
@@ -89,8 +91,16 @@ async def serve(settings: ControlSettings) -> None:
         logs.get_logger().info("control.started", pool=settings.pool, crons=len(table.cron))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(webhooks.run())
+            responses = StoredResponses(
+                client.scripts.redis,
+                ttl_s=settings.gateway_response_ttl_s,
+                owner_bytes=settings.gateway_response_bytes,
+            )
+            tasks.create_task(settle_responses(responses, client.scripts))
             if settings.files_url is not None:
-                tasks.create_task(batch_service(client, settings.files_url, settings).run())
+                batches = batch_service(client, settings.files_url, settings)
+                tasks.create_task(batches.run())
+                tasks.create_task(sweep_files(batches.files, client.scripts))
             tasks.create_task(
                 keep_running(
                     crons.make_worker,

@@ -50,6 +50,8 @@ class ControlSettings(ServiceSettings):
     # Tokens of an answer whose request names no bound; as the gateways have them.
     gateway_chat_tokens: int = Field(default=1024, ge=1, le=1_000_000)
     gateway_completion_tokens: int = Field(default=16, ge=1, le=1_000_000)
+    gateway_response_ttl_s: float = Field(default=7 * 86_400.0, gt=0, le=365 * 86_400)
+    gateway_response_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**40)
 
     # None is `arq:tokenbus`, with `:<pool>` behind it for any pool but the default one.
     adapter_queue: str | None = Field(default=None, min_length=1, max_length=256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.delta import MessageDelta
@@ -11,7 +12,7 @@ from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.gateway.responses.response_events import ResponseEvents, Step, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, Iterator
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.contract.messages.job_chat import JobChat
@@ -19,19 +20,20 @@ if TYPE_CHECKING:
     from tokenbus.producer.stored.response_record import ResponseRecord
 
 
-async def live_steps(client: AsyncClient, job_id: str, tenant: str) -> AsyncIterator[Step]:
+async def live_steps(client: AsyncClient, job_id: str, tenant: str) -> AsyncGenerator[Step, None]:
     """Yield the steps of a job from its first token on, its finish last.
 
     Raises: what `AsyncClient.stream` raises.
     """
     reading: ChoiceSteps | None = None
-    async for event in client.stream(job_id, tenant=tenant):
-        if reading is None:
-            address = JobAddress(job_id, tenant).text
-            chat = None if event.told is None else await _chat(client, address)
-            reading = ChoiceSteps(chat, address)
-        for step in reading.of(event):
-            yield step
+    async with aclosing(client.stream(job_id, tenant=tenant)) as events:
+        async for event in events:
+            if reading is None:
+                address = JobAddress(job_id, tenant).text
+                chat = None if event.told is None else await _chat(client, address)
+                reading = ChoiceSteps(chat, address)
+            for step in reading.of(event):
+                yield step
 
 
 async def logged_steps(client: AsyncClient, address: str) -> list[Step]:

@@ -108,6 +108,8 @@ class ResponseRequest:
         fields["max_tokens"] = self.given.get("max_output_tokens", max_tokens)
         reasoning = _object(self.given, "reasoning")
         if reasoning.get("effort") is not None:
+            if not isinstance(reasoning["effort"], str):
+                raise invalid("reasoning.effort", "must be text")
             fields["reasoning_effort"] = reasoning["effort"]
         text = _object(self.given, "text")
         if text.get("format") is not None:

@@ -15,6 +15,7 @@ from tokenbus.worker.control.batches.batch_run import BatchRun
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
+    from tokenbus.producer.stored.stored_files import StoredFiles
     from tokenbus.worker.control.batches.batch_tools import BatchTools
 
 POLL_S = 0.5
@@ -37,6 +38,11 @@ class BatchService:
         # Batches whose run has failed here, until when they are left alone.
         self._resting: dict[str, float] = {}
         self._log = get_logger()
+
+    @property
+    def files(self) -> StoredFiles:
+        """Return the place of inputs and outputs."""
+        return self._tools.files
 
     async def run(self) -> None:
         """Run for ever; a server that is away is asked again."""

@@ -40,6 +40,7 @@ WATCH_S = 0.5
 # Lines of one round trip.
 _MAX_TOGETHER = 64
 _OUTAGE_PAUSE_S = 0.5
+_MAX_PAUSE_S = 5.0
 # A result that was dropped for room is made anew, under another id, so many times.
 _MAX_ATTEMPTS = 3
 _TOLD = {
@@ -169,8 +170,9 @@ class LineWindow:
         attempt = 0
         while True:
             if isinstance(answer, QueueFull | ServerError):
-                pause_s = answer.retry_after_s if isinstance(answer, QueueFull) else _OUTAGE_PAUSE_S
-                await asyncio.sleep(pause_s)
+                asked_s = answer.retry_after_s if isinstance(answer, QueueFull) else _OUTAGE_PAUSE_S
+                # The batch may have to end meanwhile.
+                await asyncio.sleep(min(asked_s, _MAX_PAUSE_S))
             elif isinstance(answer, ProducerError) and not isinstance(answer, IdempotencyConflict):
                 return refused_row(self._record, job.line, api_error(answer))
             else:
