@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.patterns.automaton import Automaton
-from tokenbus.engine.grammar.patterns.language import Languages, PatternLanguages
+from tokenbus.engine.grammar.patterns.language import Languages
+from tokenbus.engine.grammar.patterns.pattern_languages import PatternLanguages
 from tokenbus.engine.grammar.patterns.pattern_tree import PatternRefused, read_pattern
 from tokenbus.engine.grammar.schema.keywords import MARK, MARKED_AT, mark_of
 
