@@ -19,6 +19,7 @@ from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelBroken, ModelNotFound
 from tokenbus.producer.commands import cli
 from tokenbus.producer.errors import RequestInvalid, ServerUnreachable
+from tokenbus.producer.gateway.settings import GatewaySettings
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.worker.demo.command import DemoOptions
 from tokenbus.worker.settings import WorkerSettings
@@ -60,11 +61,13 @@ def test_commands_are_those_of_the_readme() -> None:
         "tokenbus pause", "tokenbus resume",
         "tokenbus dead", "tokenbus dead list", "tokenbus dead show", "tokenbus dead retry",
         "tokenbus dead purge", "tokenbus control", "tokenbus model", "tokenbus model pull",
+        "tokenbus gateway", "tokenbus keys", "tokenbus keys create", "tokenbus keys list",
+        "tokenbus keys revoke",
         "tokenbus bench", "tokenbus bench cpu", "tokenbus bench engine", "tokenbus bench pool",
     }  # fmt: skip
 
 
-GROUPS = {"tokenbus", "tokenbus dead", "tokenbus model", "tokenbus bench"}
+GROUPS = {"tokenbus", "tokenbus dead", "tokenbus keys", "tokenbus model", "tokenbus bench"}
 
 
 @pytest.mark.parametrize("command", [c for c in PARSERS if c not in GROUPS])
@@ -98,6 +101,17 @@ def test_worker_help_names_the_defaults_of_the_settings() -> None:
     assert ClientSettings.model_fields["redis_url"].default in str(
         _options("tokenbus worker")["redis_url"].help
     )
+
+
+def test_gateway_help_names_the_defaults_of_the_settings() -> None:
+    """Options of the gateway are settings, and the numbers in their help are those in force."""
+    fields = GatewaySettings.model_fields
+    for name, action in _options("tokenbus gateway").items():
+        assert action.default is None, "an option that is not given leaves the variable in force"
+        default = fields[name].default
+        if isinstance(default, int | float | str) and not isinstance(default, bool):
+            text = default if isinstance(default, str) else f"{default:g}"
+            assert text in str(action.help), name
 
 
 def test_demo_options_are_the_parsers() -> None:

@@ -36,6 +36,7 @@ from tokenbus.worker.pool.inbox import Inbox
 from tokenbus.worker.pool.lease import Lease
 from tokenbus.worker.pool.parking import Parking
 from tokenbus.worker.pool.pull_loop import PullLoop
+from tokenbus.worker.pool.questions import Questions
 from tokenbus.worker.pool.reaper import Reaper
 from tokenbus.worker.pool.refusals import Refusals
 from tokenbus.worker.pool.status_writer import StatusWriter
@@ -70,6 +71,7 @@ class Parts:
     lease: Lease
     pull_loop: PullLoop
     inbox: Inbox
+    questions: Questions
     reaper: Reaper
     cancel_listener: CancelListener
     status_writer: StatusWriter
@@ -147,6 +149,7 @@ async def assemble(
         lease=lease,
         pull_loop=_pull_loop(member, engine, jobs, log_opener, lease, Doorbell(member, blocking)),
         inbox=Inbox(member, _inbox_bounds(member.settings)),
+        questions=Questions(member, preparer, tokenizer, limits.max_model_len),
         reaper=Reaper(member),
         cancel_listener=CancelListener(member, blocking, jobs.settlement),
         status_writer=StatusWriter(

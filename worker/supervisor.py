@@ -220,6 +220,7 @@ class Worker:
                     parts.publishers,
                     parts.lease,
                     parts.inbox,
+                    parts.questions,
                     parts.reaper,
                     parts.cancel_listener,
                     parts.status_writer,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.commands.hints import connected, server_url, tell
-from tokenbus.producer.contract.keys import NUM_PRIORITIES
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.gateway.access.api_keys import LIMITS, TENANT_PATTERN, ApiKeys, KeyLimits
 from tokenbus.producer.gateway.access.key_ring import caller_of
+from tokenbus.producer.gateway.jobs.tenant_shares import tenant_shares
 from tokenbus.producer.gateway.pools.pool_view import known_pools
 from tokenbus.producer.gateway.wire.job_name import JobName
 from tokenbus.producer.terminal import visible
@@ -66,7 +66,7 @@ async def _create(url: str, args: argparse.Namespace) -> int:
 
 async def _list(url: str) -> int:
     async with connected(url, "default") as client:
-        records = await ApiKeys(client.scripts.redis).list()
+        records = await ApiKeys(client.scripts.redis).records()
     for record in records:
         print(visible(_line(record)))
     return 0
@@ -106,7 +106,7 @@ async def _cancel_all(url: str, pool: str, record: ApiKey) -> int:
     """Cancel the jobs of a key in a pool, and count them."""
     cancelled = set[str]()
     async with await AsyncClient.connect(url, pool) as client:
-        for tenant in sorted(await _tenants(client, record.tenant)):
+        for tenant in await tenant_shares(client, record.tenant):
             while True:
                 listed = await client.list_jobs(tenant=tenant, states=_LIVE, limit=_MAX_LISTED)
                 found = [job for job in listed.jobs if _is_of(job.job_id, record)]
@@ -122,15 +122,3 @@ async def _cancel_all(url: str, pool: str, record: ApiKey) -> int:
 def _is_of(job_id: str, record: ApiKey) -> bool:
     name = JobName.parse(job_id)
     return name is not None and name.owner == caller_of(record).id_prefix
-
-
-async def _tenants(client: AsyncClient, tenant: str) -> set[str]:
-    """Return a tenant and its shares, as the queue knows them, that have jobs."""
-    # Untyped: redis-py states some of its types wrongly.
-    redis: Any = client.scripts.redis
-    keys, found = client.scripts.keys, {tenant}
-    for priority in map(str, range(NUM_PRIORITIES)):
-        names = await redis.hkeys(keys.of("holding", priority))
-        names += await redis.zrange(keys.of("backlog", priority), 0, -1)
-        found |= {told for name in names if (told := name.decode()).startswith(f"{tenant}/")}
-    return found

@@ -18,7 +18,8 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | inbox    | stream | public entrance; an entry goes when its job is accepted or refused        |
 | inbox2   | stream | the same, not seen by workers of version 1                                |
 | intake   | string | the worker that drains the inbox now, TTL of seconds                      |
-| replies  | list   | `reply:<secret>`, the answer to a raw entry that asked for one; TTL       |
+| replies  | list   | `reply:<secret>`, the answer to a raw entry or a question; TTL            |
+| questions | list  | what doors ask the tokenizer of any worker; TTL of seconds                |
 | lane     | stream | `lane2:<priority>:<tenant>`, waiting jobs only; deleted when empty        |
 | front    | stream | `front2:<priority>`, jobs handed back or reaped; deleted when empty       |
 | suspects | stream | jobs handed back or reaped that ride with few others; deleted when empty  |
@@ -103,6 +104,7 @@ POOL_KEYS = {
     "inbox2": ":inbox2",
     "intake": ":intake",
     "replies": ":reply:",
+    "questions": ":questions",
     "lane": ":lane2:",
     "front": ":front2:",
     "suspects": ":suspects",

@@ -6,6 +6,7 @@ It is one file because it is one way: submitted, read, written, and given up whe
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
@@ -18,9 +19,11 @@ from tokenbus.producer.gateway.jobs.attended import attended
 from tokenbus.producer.gateway.jobs.peeked_events import PeekedEvents
 from tokenbus.producer.gateway.jobs.stream_form import StreamForm, job_id_of, keep_form, kept_form
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
+from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
 from tokenbus.producer.gateway.wire.chat_answer import chat_answer
 from tokenbus.producer.gateway.wire.completion_answer import completion_answer
+from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
 from tokenbus.producer.gateway.wire.refusals import api_error, of_finish, unreachable
 from tokenbus.producer.settings import ClientSettings
 
@@ -80,7 +83,7 @@ async def answer(
         n=asked.fields.get("n") or 1,
         with_usage=asked.with_usage,
         with_continuous_usage=asked.with_continuous_usage,
-        with_logprobs=asked.fields.get("logprobs") not in (None, False),
+        with_logprobs=asked.with_logprobs,
         tier=asked.tier,
         names=tuple(dict(each) for each in names),
     )
@@ -196,7 +199,8 @@ async def _streamed(
     events = [PeekedEvents(job) for job in jobs]
     if not any(after):
         await _refuse_failures(gateway, form, events, reservations)
-    frames = AnswerFrames(form, jobs, events, after)
+    vocabulary = gateway.models.vocabulary(jobs[0].client)
+    frames = AnswerFrames(form, jobs, events, after, vocabulary)
     if stream.jobs_ahead:
         stream.tell_position(stream.jobs_ahead)
 
@@ -271,6 +275,7 @@ async def _at_once(
         usage = result.finish.usage
         await gateway.door.settle(reservation, usage.prompt_tokens + usage.completion_tokens)
     told: dict[str, Any] = {
+        "texts": await _texts(gateway, form, jobs, found),
         "wire_id": form.wire_id,
         "created": form.created,
         "model": form.model,
@@ -280,6 +285,17 @@ async def _at_once(
     if form.kind == "chat":
         return JSONResponse(chat_answer(found[0], **told), headers=dict(headers))
     return JSONResponse(completion_answer(found, **told), headers=dict(headers))
+
+
+async def _texts(
+    gateway: Gateway, form: StreamForm, jobs: Sequence[SubmittedJob], found: Sequence[JobResult]
+) -> Mapping[int, str]:
+    """Return the texts of all alternatives in the logprobs of results."""
+    if not form.with_logprobs:
+        return NO_TEXTS
+    choices = [choice for result in found for choice in result.choices]
+    ids = set[int]().union(*(alternatives_of(choice.logprobs) for choice in choices))
+    return await gateway.models.vocabulary(jobs[0].client).texts(ids)
 
 
 def _length(
@@ -294,9 +310,17 @@ def _length(
     if default is None:
         return {}
     if limit is not None:
-        room = limit - len(to_json(prompt)) - _TEMPLATE_TOKENS
+        room = limit - num_bytes(prompt) - _TEMPLATE_TOKENS
         default = max(min(default, room), min(default, _LEAST_TOKENS))
     return {"max_tokens": default}
+
+
+def num_bytes(value: Any) -> int:
+    """Count the bytes of a value as JSON; of one that nests too deep, more than any model takes."""
+    try:
+        return len(to_json(value))
+    except RecursionError:
+        return sys.maxsize
 
 
 def _headers(ignored: Sequence[str], jobs: Sequence[SubmittedJob]) -> dict[str, str]:

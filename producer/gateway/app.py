@@ -35,6 +35,7 @@ from tokenbus.producer.gateway.routes import (
     jobs,
     models,
     responses,
+    tokens,
 )
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
@@ -60,6 +61,7 @@ ROUTERS = (
     responses.router,
     files.router,
     batches.router,
+    tokens.router,
 )
 
 
@@ -148,7 +150,7 @@ async def _asks_for_keys(settings: GatewaySettings, redis: Redis) -> bool:
     if settings.gateway_auth != "auto":
         return settings.gateway_auth == "keys"
     is_asked = bool(settings.gateway_api_keys) or not settings.is_local
-    return is_asked or await ApiKeys(redis).any()
+    return is_asked or await ApiKeys(redis).is_used()
 
 
 def error_response(error: ApiError) -> JSONResponse:

@@ -59,4 +59,5 @@ class DoorGuard:
 
 def _route_of(scope: Scope) -> str:
     """Return the path of a request's route, with its names; what has none is all one."""
-    return getattr(scope.get("route"), "path", "none")
+    path: str = getattr(scope.get("route"), "path", "none")
+    return path

@@ -9,6 +9,7 @@ from tokenbus.producer.scripts.completing import CompletionScripts
 from tokenbus.producer.scripts.control import ControlScripts
 from tokenbus.producer.scripts.lease import Budget, LeaseScripts
 from tokenbus.producer.scripts.log import Append, Begin, End, LogScripts, Takeover
+from tokenbus.producer.scripts.questions import QuestionScripts
 from tokenbus.producer.scripts.queue import STALE_ANSWER_S, Bounds, QueueScripts
 from tokenbus.producer.scripts.runner import ScriptRunner, database_of
 
@@ -31,7 +32,8 @@ class Scripts:
     """Typed access to every script of a pool.
 
     `queue` is for what enters and ends without an owner, `lease` for workers, `log` for tokens,
-    `completion` for what has ended, `control` for the control service.
+    `completion` for what has ended, `control` for the control service, `questions` for who asks a
+    worker's tokenizer.
     The client must not decode replies, and must not retry a command by itself: what a lost call
     did is settled by the rules of reconciling, never by sending it again.
     """
@@ -54,3 +56,4 @@ class Scripts:
         self.log = LogScripts(runner, self.keys, publish)
         self.completion = CompletionScripts(runner, self.keys, redis)
         self.control = ControlScripts(runner, self.keys)
+        self.questions = QuestionScripts(runner, self.keys, redis)

@@ -151,7 +151,7 @@ class ApiKeys:
             await pipe.execute()
         return key, record
 
-    async def any(self) -> bool:
+    async def is_used(self) -> bool:
         """Tell whether a key was ever made."""
         return bool(await self._redis.exists(deployment_keys.api_keys()))
 
@@ -160,7 +160,7 @@ class ApiKeys:
         stored = await self._redis.hgetall(deployment_keys.api_key(key_id))
         return ApiKey.parse(key_id, stored)
 
-    async def list(self) -> list[ApiKey]:
+    async def records(self) -> list[ApiKey]:
         """Return all keys, the oldest first."""
         members = await self._redis.smembers(deployment_keys.api_keys())
         found = []

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenbus.producer.contract.events import FINISHED_REASONS
 from tokenbus.producer.gateway.jobs.token_steps import TokenSteps
+from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
 from tokenbus.producer.gateway.wire import sse
 from tokenbus.producer.gateway.wire.chat_chunks import ChatChunks
 from tokenbus.producer.gateway.wire.completion_chunks import CompletionChunks
 from tokenbus.producer.gateway.wire.finished import ending_of
+from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
 from tokenbus.producer.gateway.wire.refusals import of_finish
 from tokenbus.producer.gateway.wire.usage import summed
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.contract.events import Event, Usage
     from tokenbus.producer.gateway.jobs.stream_form import StreamForm
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
+    from tokenbus.producer.gateway.pools.vocabulary import Vocabulary
     from tokenbus.producer.gateway.wire.api_error import ApiError
 
 # Frames that several prompts have ready, before those who write them wait.
@@ -66,12 +69,17 @@ class AnswerFrames:
         jobs: Sequence[SubmittedJob],
         events: Sequence[EventSource],
         after: Sequence[int] = (),
+        vocabulary: Vocabulary | None = None,
     ) -> None:
-        """Begin after a cursor: a number for each job, and one for what belongs to all."""
+        """Begin after a cursor: a number for each job, and one for what belongs to all.
+
+        `vocabulary` tells the texts of alternatives, where there are logprobs.
+        """
         self._form = form
         self._jobs = jobs
         self._events = events
         self._chunks = chunks_of(form)
+        self._vocabulary = vocabulary if form.with_logprobs else None
         self._after = list(after) or [0] * self._num_cursors
         # How far each job was told, and what belongs to all; who reads on begins there.
         self._at = list(self._after)
@@ -112,8 +120,13 @@ class AnswerFrames:
                 async with asyncio.TaskGroup() as group:
                     for number in range(len(self._jobs)):
                         group.create_task(write(number))
-            finally:
+            except asyncio.CancelledError:
+                # Nobody reads any more, and what is full stays so.
+                raise
+            except BaseException:
                 await ready.put(None)
+                raise
+            await ready.put(None)
 
         writing = asyncio.create_task(write_all())
         try:
@@ -137,7 +150,10 @@ class AnswerFrames:
             if event.finish is not None:
                 yield self._job_end(number, event)
                 return
-            told = []
+            told: list[str] = []
+            texts = NO_TEXTS
+            if self._vocabulary is not None:
+                texts = await self._vocabulary.texts(alternatives_of(event.logprobs))
             for step in await steps.of(event):
                 self._num_tokens += 1
                 chunk = chunks.token(
@@ -148,6 +164,7 @@ class AnswerFrames:
                     step.token_id,
                     step.entry,
                     step.end - len(step.text),
+                    texts,
                 )
                 if chunk is None or step.index <= after:
                     continue
@@ -164,7 +181,7 @@ class AnswerFrames:
         tails = [
             chunks.tail(base + choice, delta, self._num_tokens) for choice, delta in event.deltas
         ]
-        told: list[str | bytes] = [tail for tail in tails if tail is not None]
+        told: list[str | bytes] = [tail for tail in tails if tail]
         if finish.reason in FINISHED_REASONS:
             told += [
                 chunks.end(base + choice, ending_of(finish, choice), self._num_tokens)

@@ -231,6 +231,13 @@ class OpenStreams:
         for stream in due:
             stream.renewed_at = now
 
+    async def locate(self, stream: OpenStream) -> None:
+        """Tell how many jobs are ahead of one that waits, at most.
+
+        Raises: what a call on the server raises.
+        """
+        stream.tell_position(max(0, await self._num_waiting(stream.jobs[0]) - 1))
+
     async def _tell_positions(self) -> None:
         """Tell those whose jobs wait how many are ahead of them, as far as one look shows."""
         waiting = [
@@ -238,14 +245,19 @@ class OpenStreams:
             for stream in self._open
             if stream.is_sending and not stream.has_begun and stream.jobs_ahead
         ]
-        scripts = {stream.jobs[0].pool: stream.jobs[0].client.scripts for stream in waiting}
-        for pool, each in scripts.items():
-            names = [f"jobs:{priority}" for priority in range(NUM_PRIORITIES)]
-            counts = await self._redis.hmget(each.keys.of("load"), names)
-            num_waiting = sum(int(count or 0) for count in counts)
+        for pool, job in {stream.jobs[0].pool: stream.jobs[0] for stream in waiting}.items():
+            num_waiting = await self._num_waiting(job)
             for stream in waiting:
                 if stream.jobs[0].pool == pool and not stream.has_begun:
                     _tell_position(stream, num_waiting)
+
+    async def _num_waiting(self, job: SubmittedJob) -> int:
+        """Count what waits in the pool of a job."""
+        scripts = job.client.scripts
+        names = [f"jobs:{priority}" for priority in range(NUM_PRIORITIES)]
+        redis: Any = scripts.redis
+        counts = await redis.hmget(scripts.keys.of("load"), names)
+        return sum(int(count or 0) for count in counts)
 
 
 def _tell_position(stream: OpenStream, num_waiting: int) -> None:

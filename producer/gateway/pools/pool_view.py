@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.client.pool_status import read_status
@@ -41,7 +41,8 @@ class PoolView:
 async def known_pools(redis: Redis) -> list[str]:
     """Return the names of the pools that any door has submitted to."""
     # Untyped: redis-py states some of its types wrongly.
-    values: list[bytes] = await redis.hvals(deployment_keys.pools())  # type: ignore[misc]  # is awaitable
+    untyped: Any = redis
+    values: list[bytes] = await untyped.hvals(deployment_keys.pools())
     return [name for value in values if (name := _checked(value)) is not None]
 
 

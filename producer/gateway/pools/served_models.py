@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.gateway.access.caller import tag_of
 from tokenbus.producer.gateway.pools.pool_view import PoolView, known_pools, view_pools
+from tokenbus.producer.gateway.pools.vocabulary import Vocabulary
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class ServedModels:
         self._opening = asyncio.Lock()
         self._tags = {pool_tag(default_pool): default_pool}
         self._noted: set[str] = set()
+        self._vocabularies: dict[str, Vocabulary] = {}
         self._view: dict[str, PoolView] = {}
         self._seen_at = float("-inf")
         self._looking = asyncio.Lock()
@@ -164,11 +166,19 @@ class ServedModels:
                     self._clients[pool] = found
         return found
 
+    def vocabulary(self, client: AsyncClient) -> Vocabulary:
+        """Return what is known of the tokens of a client's pool."""
+        pool = client.scripts.keys.pool
+        if pool not in self._vocabularies:
+            self._vocabularies[pool] = Vocabulary(client)
+        return self._vocabularies[pool]
+
     async def note(self, pool: str) -> None:
         """Note that jobs were submitted to a pool, so that every door finds it by its tag."""
         if pool not in self._noted:
-            redis = self._first.scripts.redis
-            await redis.hset(deployment_keys.pools(), pool_tag(pool), pool)  # type: ignore[misc]  # is awaitable
+            # Untyped: redis-py states some of its types wrongly.
+            redis: Any = self._first.scripts.redis
+            await redis.hset(deployment_keys.pools(), pool_tag(pool), pool)
             self._noted.add(pool)
             self._tags[pool_tag(pool)] = pool
 

@@ -19,6 +19,7 @@ from tokenbus.producer.gateway.jobs.answer_frames import parse_cursor
 from tokenbus.producer.gateway.jobs.job_frames import job_frames, position_frame
 from tokenbus.producer.gateway.jobs.peeked_events import PeekedEvents
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
+from tokenbus.producer.gateway.jobs.tenant_shares import tenant_shares
 from tokenbus.producer.gateway.wire import sse
 from tokenbus.producer.gateway.wire.api_description import ERROR_RESPONSES, JOB_BODY
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
@@ -29,6 +30,7 @@ from tokenbus.producer.gateway.wire.usage import usage_body
 from tokenbus.producer.scripts.replies import JobState
 
 if TYPE_CHECKING:
+    from tokenbus.producer.client.job_list import ListedJob
     from tokenbus.producer.gateway.gateway import Gateway
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
 
@@ -118,23 +120,30 @@ async def _list(gateway: Gateway, who: Caller, limit: int) -> dict[str, Any]:
         if not who.may_use(pool):
             continue
         client = await gateway.models.client(pool)
-        listed = await client.list_jobs(limit=_MAX_LISTED)
-        is_whole = is_whole and listed.is_whole
-        for job in listed.jobs:
-            name = JobName.parse(job.job_id)
-            if name is not None and name.owner == who.id_prefix:
-                found.append(
-                    {
-                        "id": job.job_id,
-                        "object": "job",
-                        "created": name.created,
-                        "status": job.state.value,
-                        "priority": job.priority,
-                        "pool": pool,
-                    }
-                )
+        tenants: list[str | None] = [None]
+        if who.key_id is not None:
+            tenants = [*await tenant_shares(client, who.tenant)]
+        for tenant in tenants:
+            listed = await client.list_jobs(tenant=tenant, limit=_MAX_LISTED)
+            is_whole = is_whole and listed.is_whole
+            found += [
+                _listed(job, name, pool)
+                for job in listed.jobs
+                if (name := JobName.parse(job.job_id)) is not None and name.owner == who.id_prefix
+            ]
     has_more = len(found) > limit or not is_whole
     return {"object": "list", "data": found[:limit], "has_more": has_more}
+
+
+def _listed(job: ListedJob, name: JobName, pool: str) -> dict[str, Any]:
+    return {
+        "id": job.job_id,
+        "object": "job",
+        "created": name.created,
+        "status": job.state.value,
+        "priority": job.priority,
+        "pool": pool,
+    }
 
 
 async def _shown(job: SubmittedJob) -> dict[str, Any]:
@@ -192,10 +201,12 @@ async def _stream(
     if numbers is None:
         told = f"{LAST_EVENT_ID}: is no cursor of it"
         raise ApiError(400, told, code="invalid_cursor", param=LAST_EVENT_ID)
-    await _shown(job)
+    shown = await _shown(job)
     events = PeekedEvents(job)
     stream = gateway.streams.open(who, [job], is_kept=True)
     stream.position_frame = partial(position_frame, job.job_id)
+    if shown["status"] == JobState.WAITING:
+        await gateway.streams.locate(stream)
     return FrameResponse(
         job_frames(job, events, numbers[0]),
         stream,

@@ -158,3 +158,13 @@ UPLOAD_BODY: dict[str, Any] = {
         }
     },
 }
+TOKENIZE_BODY = _body(
+    [],
+    {
+        "model": {"type": "string"},
+        "prompt": {"type": "string"},
+        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+        "return_token_strs": {"type": "boolean"},
+    },
+)
+DETOKENIZE_BODY = _body(["tokens"], {"model": {"type": "string"}, "tokens": _TOKEN_IDS})

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.gateway.wire.finished import ending_of
-from tokenbus.producer.gateway.wire.logprob_forms import chat_logprob, pieces_of
+from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS, chat_logprob, pieces_of
 from tokenbus.producer.gateway.wire.usage import usage_body
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenbus.producer.contract.result import Choice, JobResult
 
 
@@ -20,6 +22,7 @@ def chat_answer(
     model: str,
     tier: str = "",
     with_logprobs: bool = False,
+    texts: Mapping[int, str] = NO_TEXTS,
 ) -> dict[str, Any]:
     """Return the JSON object. Messages are what their deltas are, joined."""
     body: dict[str, Any] = {
@@ -28,7 +31,7 @@ def chat_answer(
         "created": created,
         "model": model,
         "choices": [
-            _choice(result, choice, with_logprobs=with_logprobs) for choice in result.choices
+            _choice(result, choice, texts if with_logprobs else None) for choice in result.choices
         ],
         "usage": usage_body(result.finish.usage),
     }
@@ -61,14 +64,14 @@ def message_body(choice: Choice) -> dict[str, Any]:
     return body
 
 
-def _choice(result: JobResult, choice: Choice, *, with_logprobs: bool) -> dict[str, Any]:
+def _choice(result: JobResult, choice: Choice, texts: Mapping[int, str] | None) -> dict[str, Any]:
     logprobs = None
-    if with_logprobs:
+    if texts is not None:
         entries = choice.logprobs or (None,) * len(choice.ids)
         pieces = pieces_of(choice.text, choice.ends)
         logprobs = {
             "content": [
-                chat_logprob(entry, token_id, piece)
+                chat_logprob(entry, token_id, piece, texts)
                 for entry, token_id, piece in zip(entries, choice.ids, pieces, strict=True)
             ],
             "refusal": None,

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.messages.wire_delta import delta_json
 from tokenbus.producer.gateway.wire.chunk_head import ChunkFrame, finish_part
-from tokenbus.producer.gateway.wire.logprob_forms import chat_logprob
+from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS, chat_logprob
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenbus.engine.chat.delta import MessageDelta
     from tokenbus.producer.gateway.wire.finished import ChoiceEnd
 
@@ -36,11 +38,12 @@ class ChatChunks:
         token_id: int = 0,
         entry: Any = None,
         offset: int = 0,
+        texts: Mapping[int, str] = NO_TEXTS,
     ) -> str | None:
         """Return the chunk of a token, None for one that says nothing."""
         del offset  # chats do not tell it
         if self._with_logprobs:
-            logprob = to_json({"content": [chat_logprob(entry, token_id, piece)]}).decode()
+            logprob = to_json({"content": [chat_logprob(entry, token_id, piece, texts)]}).decode()
         elif not delta:
             return None
         else:
@@ -51,10 +54,10 @@ class ChatChunks:
             num_tokens,
         )
 
-    def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> str | None:
-        """Return the chunk of what was held back until the end."""
+    def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> str:
+        """Return the chunk of what was held back until the end, empty for nothing."""
         if not delta:
-            return None
+            return ""
         return self._frame.chunk(
             f'{{"index":{choice},"delta":{self._told(choice, delta)},"logprobs":null,'
             '"finish_reason":null}',

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.gateway.wire.chunk_head import ChunkFrame, finish_part
-from tokenbus.producer.gateway.wire.logprob_forms import completion_logprobs
+from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS, completion_logprobs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenbus.engine.chat.delta import MessageDelta
     from tokenbus.producer.gateway.wire.finished import ChoiceEnd
 
@@ -32,11 +34,12 @@ class CompletionChunks:
         token_id: int = 0,
         entry: Any = None,
         offset: int = 0,
+        texts: Mapping[int, str] = NO_TEXTS,
     ) -> str | None:
         """Return the chunk of a token, None for one that says nothing."""
         del delta  # a completion is text
         if self._with_logprobs:
-            columns = completion_logprobs([entry], [token_id], [piece], offset)
+            columns = completion_logprobs([entry], [token_id], [piece], offset, texts)
             logprobs = to_json(columns).decode()
         elif not piece:
             return None
@@ -48,9 +51,10 @@ class CompletionChunks:
             num_tokens,
         )
 
-    def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> None:
+    def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> str:
         """Return nothing: of a text nothing is held back."""
         del choice, delta, num_tokens
+        return ""
 
     def end(self, choice: int, ending: ChoiceEnd, num_tokens: int) -> str:
         """Return the last chunk of a choice."""

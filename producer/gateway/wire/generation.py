@@ -58,6 +58,12 @@ class GenerationAsked:
     names: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
 
+    @property
+    def with_logprobs(self) -> bool:
+        """Tell whether the logprobs of tokens are asked for, if only of those that were drawn."""
+        given = self.fields.get("logprobs")
+        return given is not None and given is not False
+
 
 def asked_of(
     body: Mapping[str, Any],
@@ -153,7 +159,7 @@ def _read_priority(
     A tier that the caller may not have becomes the one that it may, as OpenAI does it.
     """
     tier, given = merged.get("service_tier"), merged.get("priority")
-    if tier is not None and tier not in _TIERS:
+    if tier is not None and (not isinstance(tier, str) or tier not in _TIERS):
         raise _invalid("service_tier", f"must be one of {', '.join(sorted(_TIERS))}")
     if given is not None:
         if type(given) is not int or given not in _TOLD_TIERS:

@@ -1,18 +1,20 @@
 """Logprobs in the two shapes of OpenAI's API: a list of tokens in chats, columns in completions.
 
-A token's text is what it has released of the answer's text. Of the alternatives the id alone is
-known here, which is told as `token_id:<id>`, as vLLM does where it is asked for ids.
+A token's text is what it has released of the answer's text. The text of an alternative is asked of
+a worker; where none answers it is told as `token_id:<id>`, as vLLM does where it is asked for ids.
 """
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 # What OpenAI's API writes for a token that could not be drawn.
 LOWEST = -9999.0
+NO_TEXTS: Mapping[int, str] = MappingProxyType({})
 
 
 def _number(value: Any) -> float:
@@ -20,16 +22,19 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) and value > LOWEST else LOWEST
 
 
-def _named(token_id: int, drawn: int, piece: str) -> str:
-    return piece if token_id == drawn else f"token_id:{token_id}"
+def _named(token_id: int, drawn: int, piece: str, texts: Mapping[int, str]) -> str:
+    if token_id == drawn and piece:
+        return piece
+    return texts.get(token_id) or f"token_id:{token_id}"
 
 
-def chat_logprob(entry: Any, token_id: int, piece: str) -> dict[str, Any]:
+def chat_logprob(entry: Any, token_id: int, piece: str, texts: Mapping[int, str]) -> dict[str, Any]:
     """Return the logprob of one token, as chats have it.
 
     Args:
         entry: `[logprob, rank, [[id, logprob] …]]`; None where it is not known.
         piece: text that the token has released.
+        texts: of alternatives, by their ids.
     """
     logprob, alternatives = (entry[0], entry[2]) if entry else (LOWEST, ())
     return {
@@ -38,9 +43,9 @@ def chat_logprob(entry: Any, token_id: int, piece: str) -> dict[str, Any]:
         "bytes": list(piece.encode("utf-8", "replace")),
         "top_logprobs": [
             {
-                "token": (told := _named(other, token_id, piece)),
+                "token": (told := _named(other, token_id, piece, texts)),
                 "logprob": _number(value),
-                "bytes": list(told.encode("utf-8", "replace")) if other == token_id else None,
+                "bytes": list(told.encode("utf-8", "replace")),
             }
             for other, value in alternatives
         ],
@@ -48,7 +53,11 @@ def chat_logprob(entry: Any, token_id: int, piece: str) -> dict[str, Any]:
 
 
 def completion_logprobs(
-    entries: Sequence[Any], ids: Sequence[int], pieces: Iterable[str], offset: int
+    entries: Sequence[Any],
+    ids: Sequence[int],
+    pieces: Iterable[str],
+    offset: int,
+    texts: Mapping[int, str],
 ) -> dict[str, Any]:
     """Return the logprobs of tokens in columns, as completions have them.
 
@@ -66,7 +75,7 @@ def completion_logprobs(
         columns["tokens"].append(piece)
         columns["token_logprobs"].append(_number(logprob))
         columns["top_logprobs"].append(
-            {_named(other, token_id, piece): _number(value) for other, value in alternatives}
+            {_named(other, token_id, piece, texts): _number(value) for other, value in alternatives}
         )
         columns["text_offset"].append(offset)
         offset += len(piece)

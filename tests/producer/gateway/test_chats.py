@@ -187,6 +187,8 @@ async def compared(running: Door, names: tuple[str, ...]) -> dict[int, dict[str,
     assert found == expected
     assert len(found) == (2 if "n" in names else 1)
     assert all(bool(message["logprobs"]) == ("logprobs" in names) for message in found.values())
+    tops = [top for m in found.values() for each in m["logprobs"] for top in each["top_logprobs"]]
+    assert not any(top["token"].startswith("token_id:") for top in tops)
     return found
 
 

@@ -58,6 +58,17 @@ async def test_joined_chunks_are_the_answer(null_door: Door, n: int, num_prompts
     assert told.data_frames[-1].data == "[DONE]"
 
 
+async def test_logprobs_of_drawn_tokens_alone_are_told(null_door: Door) -> None:
+    """`logprobs: 0` asks for the tokens themselves, in columns; their texts join to the answer."""
+    body = {"prompt": "hi", "max_tokens": 3, "seed": 3, "logprobs": 0}
+    whole = (await null_door.post(PATH, body)).json["choices"][0]
+    assert "".join(whole["logprobs"]["tokens"]) == whole["text"] == expected_text(3, 3)
+    told = await null_door.post(PATH, body | {"stream": True})
+    parts = [chunk["choices"][0]["logprobs"] for chunk in told.chunks[:-1]]
+    for column, values in whole["logprobs"].items():
+        assert [value for part in parts for value in part[column]] == values
+
+
 async def test_usage_is_told_where_it_was_asked_for(null_door: Door) -> None:
     """The usage is a last chunk without choices; chunks before have null; else there is none."""
     body = {"prompt": "hi", "max_tokens": 4, "stream": True}
@@ -94,6 +105,9 @@ async def test_continuous_usage_grows_to_the_true_count(null_door: Door) -> None
         ({"max_tokens": -1}, "max_tokens"),
         ({"temperature": "hot"}, "temperature"),
         ({"service_tier": "gold"}, "service_tier"),
+        ({"service_tier": {"a": []}}, "service_tier"),
+        ({"user": 7}, "user"),
+        ({"stream_options": [1]}, "stream_options"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"prompt": [[1, 2], [99_999]]}, "prompt.1"),
         ({"max_completion_tokens": 100_000}, "max_completion_tokens"),

@@ -61,7 +61,7 @@ async def test_key_is_kept_as_a_digest_and_shown_once(redis: Redis) -> None:
     stored = [await redis.dump(name) async for name in redis.scan_iter("{tokenbus}:*")]
     secret = key.rpartition("-")[2].encode()
     assert not any(secret in (value or b"") for value in stored)
-    assert await keys.list() == [record]
+    assert await keys.records() == [record]
     assert key not in repr(record)
     assert record.digest not in repr(record)
 

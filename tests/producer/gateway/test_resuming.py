@@ -23,6 +23,7 @@ BODY: dict[str, Any] = {
     "stream": True,
     "stream_options": {"include_usage": True, "continuous_usage_stats": True},
 }
+BODY_AT_ONCE = {name: BODY[name] for name in ("messages", "n", "seed")}
 PATHS = {"/v1/chat/completions": BODY, "/v1/completions": {**BODY, "prompt": ["a", "b"]}}
 del PATHS["/v1/completions"]["messages"]
 PACE = {"null_tokens_per_s": 40.0, "lease_ttl_s": 60}
@@ -140,6 +141,15 @@ async def test_reader_that_leaves_takes_its_job_along_after_a_grace(
         for running in (strict, kind):
             frames = await first_frames(running, "/v1/chat/completions", slow, 3)
             assert await ended(kind, str(frames[-1].id).partition(":")[0]) == "cancelled"
+        asking = asyncio.create_task(
+            strict.post("/v1/chat/completions", {**BODY_AT_ONCE, "max_tokens": 4000})
+        )
+        listed: list[Any] = []
+        async with asyncio.timeout(PATIENCE_S):
+            while not listed:
+                listed = (await kind.get("/v1/jobs")).json["data"]
+        asking.cancel()
+        assert await ended(kind, listed[0]["id"]) == "cancelled"
         told = await kind.post("/v1/jobs", {"prompt": "hi", "max_tokens": 60})
         async with kind.open("GET", told.json["stream"]) as response:
             assert (await anext(frames_of(response))).event == "delta"

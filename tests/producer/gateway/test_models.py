@@ -1,0 +1,78 @@
+"""Models over HTTP: names, aliases, fallbacks, and what the door says of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gateways.doors import door
+
+from tokenbus.producer.contract import deployment_keys
+from tokenbus.producer.gateway.pools.served_models import pool_tag
+
+if TYPE_CHECKING:
+    from gateways.doors import Door
+
+    from tokenbus.producer.server.embedded import EmbeddedServer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_names_lead_to_pools(
+    null_door: Door, private_server: EmbeddedServer, module_pool: str
+) -> None:
+    """Aliases and the door's own names are listed and answered; a pool without workers falls back.
+
+    Without a fallback its jobs wait, and a name that leads nowhere is not found.
+    """
+    assert null_door.gateway is not None
+    gone = f"{module_pool}-gone"
+    redis: Any = null_door.gateway.redis
+    await redis.hset(deployment_keys.pools(), pool_tag(gone), gone)
+    settings: dict[str, Any] = {
+        "gateway_model_names": ("shop-1", "shop-2"),
+        "gateway_aliases": {"gpt-4o": module_pool, "nowhere": "no-such-model"},
+        "gateway_fallbacks": {gone: ["nowhere", "gpt-4o"]},
+    }
+    async with door(private_server.url, module_pool, **settings) as running:
+        listed = [model["id"] for model in (await running.get("/v1/models")).json["data"]]
+        assert {"shop-1", "shop-2", "gpt-4o", module_pool} <= set(listed)
+        assert not {"nowhere", gone} & set(listed)
+        for name in (*listed, gone):
+            told = await running.post(
+                "/v1/completions", {"prompt": "hi", "max_tokens": 1, "model": name}
+            )
+            assert told.status == 200, told.text
+            assert told.json["model"] == name
+        shown = await running.get("/v1/models/gpt-4o")
+        assert shown.json["pool"] == module_pool
+        told = await running.post("/v1/completions", {"prompt": "hi", "model": "nowhere"})
+        assert told.status == 404
+        assert (await running.get("/v1/models/nowhere")).status == 404
+    waits = await null_door.post("/v1/jobs", {"prompt": "hi", "model": gone})
+    assert waits.json["status"] == "waiting"
+    await null_door.post(f"/v1/jobs/{waits.json['id']}/cancel", None)
+
+
+async def test_strict_door_refuses_unknown_fields_and_web_pages_may_call(
+    null_door: Door, private_server: EmbeddedServer, module_pool: str
+) -> None:
+    """With `strict` a field that nobody knows has its 400; origins that are allowed are told so."""
+    del null_door
+    settings: dict[str, Any] = {
+        "gateway_strict": True,
+        "gateway_cors_origins": ("https://shop.example",),
+        "gateway_max_header_bytes": 4096,
+    }
+    async with door(private_server.url, module_pool, **settings) as running:
+        told = await running.post("/v1/completions", {"prompt": "hi", "frobnicate": 1})
+        assert (told.status, told.error["param"]) == (400, "frobnicate")
+        for origin, allowed in (("https://shop.example", True), ("https://other.example", False)):
+            asked = await running.get("/healthz", Origin=origin)
+            assert (asked.headers.get("Access-Control-Allow-Origin") == origin) is allowed
+        told = await running.get("/healthz", X_Long="x" * 5000)
+        assert (told.status, told.error["code"]) == (431, "headers_too_large")
+        named = await running.get("/healthz", X_Request_Id="mine-1")
+        assert named.headers["X-Request-Id"] == "mine-1"
+        page = (await running.get("/openapi.json")).json
+        assert "/v1/chat/completions" in page["paths"]
