@@ -43,7 +43,7 @@ class QuestionScripts:
         body = json.dumps({**question, "reply": secret, "until_ms": until_ms})
         name, reply = self._keys.of("questions"), self._keys.of("replies", secret)
         async with asyncio.timeout(timeout_s + _LATER_LOOK_S):
-            async with self._redis.pipeline(transaction=True) as pipe:
+            async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.rpush(name, body)
                 pipe.pexpire(name, _TTL_MS)
                 await pipe.execute()
@@ -55,7 +55,7 @@ class QuestionScripts:
                     return told
                 await asyncio.sleep(look_s)
                 look_s = min(2 * look_s, _LATER_LOOK_S)
-        await self._runner.command("LREM", name, 1, body)
+        # Who finds the question now drops it.
         return None
 
     async def take(self) -> dict[str, Any] | None:
@@ -75,7 +75,7 @@ class QuestionScripts:
     async def answer(self, question: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
         """Leave an answer where it is waited for."""
         name = self._keys.of("replies", str(question["reply"])[:64])
-        async with self._redis.pipeline(transaction=True) as pipe:
+        async with self._redis.pipeline(transaction=False) as pipe:
             pipe.rpush(name, json.dumps(answer))
             pipe.pexpire(name, _ANSWER_TTL_MS)
             await pipe.execute()

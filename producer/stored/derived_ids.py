@@ -1,8 +1,8 @@
 """Ids of responses, files and batches, and the jobs that belong to them.
 
-What a client sees is derived from the job's id, and the other way round, so that any process finds
-the one from the other. Ids of a batch's jobs hold a `~`, which no request may ask for: nobody can
-have taken one before.
+What is told of a response is named after its job, and the jobs of a batch after the batch, so that
+any process finds the one from the other. Ids of a batch's jobs hold a `~`, which no request may ask
+for: nobody can have taken one before.
 """
 
 from __future__ import annotations
@@ -25,11 +25,6 @@ _BATCH = re.compile(r"batch_[0-9a-f]{32}")
 def response_of_job(job_id: str) -> str:
     """Return the id of the response that a job answers."""
     return f"{_RESPONSE}{job_id}"
-
-
-def job_of_response(response_id: str) -> str | None:
-    """Return the id of the job that answers a response; None for what is no response's id."""
-    return response_id.removeprefix(_RESPONSE) if response_id.startswith(_RESPONSE) else None
 
 
 def item_id(prefix: str, response_id: str, index: int) -> str:

@@ -30,10 +30,10 @@ from tokenbus.worker.control.adapter import Adapter
 from tokenbus.worker.control.arq_worker import check_arq_url, connect_arq, keep_running
 from tokenbus.worker.control.batches.batch_service import BatchService
 from tokenbus.worker.control.batches.batch_tools import BatchTools
+from tokenbus.worker.control.batches.stored_upkeep import settle_responses, sweep_files
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
-from tokenbus.worker.control.stored_upkeep import settle_responses, sweep_files
 from tokenbus.worker.control.timetable import Timetable
 from tokenbus.worker.control.webhooks.addresses import AddressPolicy
 from tokenbus.worker.control.webhooks.courier import Courier

@@ -175,14 +175,14 @@ class OpenStreams:
         try:
             await asyncio.sleep(self._grace_s)
             if self._grace_s:
-                await self._forget(stream)
+                await self._unregister(stream)
                 if await self._is_read(stream.jobs[0].job_id):
                     return
             await self.cancel(stream.jobs)
         except (ProducerError, *SERVER_ERRORS) as error:
             _log.warning("stream.not_let_go reason=%s", type(error).__name__)
 
-    async def _forget(self, stream: OpenStream) -> None:
+    async def _unregister(self, stream: OpenStream) -> None:
         await self._redis.zrem(deployment_keys.readers(stream.jobs[0].job_id), stream.name)
 
     async def _is_read(self, job_id: str) -> bool:

@@ -82,21 +82,21 @@ class FrameResponse(Response):
         """Send frames and asides; tell whether the reader left before the end."""
         stream = self._stream
         stream.is_sending, stream.sent_at = True, time.monotonic()
-        pump = asyncio.create_task(self._pump(send))
+        writing = asyncio.create_task(self._write_all(send))
         gone = asyncio.create_task(_until_gone(receive))
         aside = asyncio.create_task(stream.asides.get())
         try:
             while True:
-                waits: set[asyncio.Future[Any]] = {pump, gone, aside, stream.stopped}
+                waits: set[asyncio.Future[Any]] = {writing, gone, aside, stream.stopped}
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-                if pump.done():
-                    pump.result()
+                if writing.done():
+                    writing.result()
                     return False
                 if gone.done():
                     return True
                 if stream.stopped.done():
-                    pump.cancel()
-                    await asyncio.gather(pump, return_exceptions=True)
+                    writing.cancel()
+                    await asyncio.gather(writing, return_exceptions=True)
                     last = self._error_frame(stream.stopped.result()) + self._last_frame
                     await _send(send, last)
                     return False
@@ -104,11 +104,11 @@ class FrameResponse(Response):
                 stream.sent_at = time.monotonic()
                 aside = asyncio.create_task(stream.asides.get())
         finally:
-            for task in (pump, gone, aside):
+            for task in (writing, gone, aside):
                 task.cancel()
-            await asyncio.gather(pump, gone, aside, return_exceptions=True)
+            await asyncio.gather(writing, gone, aside, return_exceptions=True)
 
-    async def _pump(self, send: Send) -> None:
+    async def _write_all(self, send: Send) -> None:
         """Send the frames as they come; an error becomes the last frame."""
         stream = self._stream
         try:

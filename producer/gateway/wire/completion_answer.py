@@ -50,7 +50,11 @@ def _choice(result: JobResult, choice: Choice, texts: Mapping[int, str] | None) 
         pieces = pieces_of(choice.text, choice.ends)
         logprobs = completion_logprobs(entries, choice.ids, pieces, 0, texts)
     ending = ending_of(result.finish, choice.index)
-    body = {"text": choice.text, "logprobs": logprobs, "finish_reason": ending.reason}
+    body: dict[str, Any] = {
+        "text": choice.text,
+        "logprobs": logprobs,
+        "finish_reason": ending.reason,
+    }
     if ending.stop_reason is not None:
         body["stop_reason"] = ending.stop_reason
     return body

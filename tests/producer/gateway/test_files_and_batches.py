@@ -135,7 +135,7 @@ async def test_form_is_read_whatever_pieces_it_comes_in() -> None:
     content = b"\r\n--xy\r\n--xy-\r\n" + bytes(300)
     raw = (
         b"preamble"
-         b"\r\n"
+        b"\r\n"
         + part('name="purpose"', b"batch")
         + part("name=file; filename*=utf-8''a%20%C3%BC", content)
         + part('name="late"', b"")

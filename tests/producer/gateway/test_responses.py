@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from gateways.doors import Door, door
+from gateways.doors import Door, Frame, door, frames_of
 from gateways.responses import PATH, body, text_of, told_events
 from patience import PATIENCE_S
 from workers.null_workers import worker
@@ -45,6 +45,28 @@ async def test_background_is_answered_at_once_and_goes_on(paced_door: Door) -> N
     assert events[-1]["response"]["status"] == "incomplete"
     assert events[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
     assert (await paced_door.get(f"{PATH}/{created['id']}")).json == events[-1]["response"]
+
+
+async def test_other_gateway_goes_on_amid_a_stream(
+    private_server: EmbeddedServer, module_pool: str, paced_door: Door
+) -> None:
+    """A reader that lost its gateway has the rest of another, and no frame twice or different."""
+    asked = body(stream=True, max_output_tokens=60)
+    head: list[Frame] = []
+    async with (
+        door(private_server.url, module_pool) as other,
+        paced_door.open("POST", PATH, asked) as stream,
+    ):
+        async for frame in frames_of(stream):
+            if frame.data:
+                head.append(frame)
+            if len(head) == 12:
+                break
+        path = f"{PATH}/{head[0].json['response']['id']}?stream=true"
+        rest = await other.get(f"{path}&starting_after={head[-1].id}")
+        whole = await other.get(path)
+    assert head + rest.data_frames == whole.data_frames
+    told_events(whole)
 
 
 async def test_cancelled_response_keeps_what_was_generated(paced_door: Door) -> None:

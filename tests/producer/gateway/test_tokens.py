@@ -70,4 +70,5 @@ async def test_garbage_among_the_questions_costs_nobody_else(
         await redis.rpush(name, "x", "[]", "{}", json.dumps(old))
         assert await client.scripts.questions.take() is None
         assert await client.scripts.questions.ask({"kind": "texts", "ids": [1]}, 0.2) is None
+        assert await client.scripts.questions.take() is None
         assert await redis.exists(name) == 0

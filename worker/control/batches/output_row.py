@@ -34,7 +34,7 @@ def answered_row(record: BatchRecord, job: LineJob, result: JobResult) -> Output
     line = job.line
     if result.finish.reason not in FINISHED_REASONS:
         return refused_row(record, line, of_finish(result.finish))
-    named = {
+    named: dict[str, Any] = {
         "created": record.created_at,
         "model": line.body.get("model") or record.pool,
         "with_logprobs": job.with_logprobs,
