@@ -96,6 +96,7 @@ def test_interrupt_stops_the_answer_and_not_the_talk(url: str) -> None:
     assert terminal.process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.slow
 def test_piped_lines_are_questions_and_orders(url: str) -> None:
     """Each line has its answer on standard output; orders and hints do not stand there."""
     lines = 'rain\n\n/reset\n/nonsense\n//path\n"""two\nlines"""\n/exit\nnever asked\n'

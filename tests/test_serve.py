@@ -85,26 +85,22 @@ def _gone(processes: list[psutil.Process]) -> bool:
     return not alive
 
 
-@pytest.mark.processes
-@pytest.mark.skipif(shutil.which("curl") is None, reason="a line of the page is curl's")
-def test_serve_answers_outlives_its_parts_and_leaves_nothing(newcomer: Newcomer) -> None:
-    """Lines of the README, and printed ones, work over dead parts; SIGTERM ends all."""
+def _lines() -> tuple[str, str]:
+    """Return the two lines of the README: one that serves, and one that asks."""
     [block] = [block for block in blocks() if block.lines[0].startswith("tokenbus serve")]
     serve, ask = block.lines
+    return serve, f"{ask} --silent"
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(shutil.which("curl") is None, reason="a line of the page is curl's")
+def test_lines_of_the_readme_serve_and_ask(newcomer: Newcomer) -> None:
+    """From an empty home to an answer; SIGTERM ends all parts in order, and none is left."""
+    serve, ask = _lines()
     serving = Serving(newcomer, serve)
-    curl, python = serving.read_until(r"^curl "), serving.read_until(r" -c ")
-    assert json.loads(newcomer.type(f"{ask} --silent"))["choices"][0]["message"]["content"]
+    assert json.loads(newcomer.type(ask))["choices"][0]["message"]["content"]
     parts = serving.parts()
     assert len(parts) >= 4
-    for name in ("worker", "gateway"):
-        serving.part(name).kill()
-        assert "SIGKILL" in serving.read_until(f"{name} ended with")
-        serving.read_until(f"{name}: ready")
-    for line in (curl, python):
-        said = newcomer.type(line.strip())
-        assert said.strip()
-        assert '"error"' not in said
-    parts += serving.parts()
     serving.process.send_signal(signal.SIGTERM)
     serving.read_until("stopped")
     assert serving.process.wait(PATIENCE_S) == 0
@@ -113,9 +109,27 @@ def test_serve_answers_outlives_its_parts_and_leaves_nothing(newcomer: Newcomer)
 
 @pytest.mark.slow
 @pytest.mark.processes
+def test_serve_outlives_its_parts(newcomer: Newcomer) -> None:
+    """A worker and a gateway that are killed come back, and the printed lines work then."""
+    serving = Serving(newcomer, _lines()[0])
+    curl, python = serving.read_until(r"^curl "), serving.read_until(r" -c ")
+    for name in ("worker", "gateway"):
+        serving.part(name).kill()
+        assert "SIGKILL" in serving.read_until(f"{name} ended with")
+        serving.read_until(f"{name}: ready")
+    for line in (curl, python):
+        said = newcomer.type(line.strip())
+        assert said.strip()
+        assert '"error"' not in said
+    serving.process.send_signal(signal.SIGINT)
+    assert serving.process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.processes
 def test_killed_serve_takes_its_parts_with_it(newcomer: Newcomer) -> None:
     """SIGKILL of the command leaves no worker, gateway or server behind."""
-    serving = Serving(newcomer, "tokenbus serve smollm2-135m")
+    serving = Serving(newcomer, _lines()[0])
     parts = serving.parts()
     serving.process.kill()
     assert _gone(parts)
@@ -126,14 +140,15 @@ def test_killed_serve_takes_its_parts_with_it(newcomer: Newcomer) -> None:
 def test_serve_fetches_its_model_and_answers(newcomer: Newcomer) -> None:
     """From nothing to an answer of the model that the README names, its phases told."""
     del newcomer.variables["TOKENBUS_ENGINE"]
-    [block] = [block for block in blocks() if block.lines[0].startswith("tokenbus serve")]
-    serving = Serving(newcomer, block.lines[0])
+    serve, ask = _lines()
+    serving = Serving(newcomer, serve)
     for phase in ("downloading", "converting", "loading torch"):
         assert phase in serving.said
-    assert json.loads(newcomer.type(f"{block.lines[1]} --silent"))["usage"]["completion_tokens"]
+    assert json.loads(newcomer.type(ask))["usage"]["completion_tokens"]
     newcomer.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_model_that_is_not_there_is_the_reason(tmp_path: Path) -> None:
     """What the worker cannot use ends the whole in one sentence, with the code of wrong input."""
@@ -172,11 +187,13 @@ def test_taken_port_is_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_options_reach_the_parts_that_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Options of worker and gateway go to them as they were given, keys by the environment."""
-    seen = {}
-    monkeypatch.setattr(
-        "tokenbus.producer.commands.serve.run_serve",
-        lambda args, **words: seen.update(words, keys=args.gateway_api_keys) or 0,
-    )
+    seen: dict[str, list[str]] = {}
+
+    def note(_: object, **words: list[str]) -> int:
+        seen.update(words)
+        return 0
+
+    monkeypatch.setattr("tokenbus.producer.commands.serve.run_serve", note)
     given = (
         "serve m --port 1 --host 127.0.0.2 --served-model-name a --served-model-name b"
         " --dtype bfloat16 --max-num-seqs 7 --log-level debug --strict --alias x=a"

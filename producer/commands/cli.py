@@ -138,7 +138,8 @@ def _run_serve(args: argparse.Namespace) -> int:
     whole = Parser(add_help=False)
     arguments.add_serve(whole, _parts().values())
     words = {name: arguments.words_of(part, whole, args) for name, part in _parts().items()}
-    return run_serve(args, **words, folder=cache_folder() / "serve")
+    folder = cache_folder() / "serve"
+    return run_serve(args, worker=words["worker"], gateway=words["gateway"], folder=folder)
 
 
 def _run_chat(args: argparse.Namespace) -> int:

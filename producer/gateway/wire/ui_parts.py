@@ -51,10 +51,6 @@ class UiParts:
             parts += _ending(event.finish)
         return parts
 
-    def fail(self, message: str) -> list[dict[str, Any]]:
-        """Return the parts that end a message whose job cannot be read any more."""
-        return [*self._close_text(), {"type": "error", "errorText": message}]
-
     def _read_delta(self, delta: MessageDelta) -> list[dict[str, Any]]:
         parts = []
         if delta.reasoning:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 QUESTION = {"role": "user", "parts": [{"type": "text", "text": "rain"}]}
 LENGTH = 30
 ASKED: dict[str, Any] = {"messages": [QUESTION], "max_tokens": LENGTH, "seed": 5}
-PACE = {"null_tokens_per_s": 60.0, "lease_ttl_s": 60}
+PACE = {"null_tokens_per_s": 100.0, "lease_ttl_s": 60}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -147,6 +147,7 @@ async def _keyed_door() -> AsyncIterator[tuple[Door, str, str]]:
         server.close()
 
 
+@pytest.mark.slow
 async def test_chats_of_keys_are_apart() -> None:
     """Under another key the same id is another chat: not read, not stopped, not ended."""
     async with _keyed_door() as (running, one, two):
