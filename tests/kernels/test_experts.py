@@ -13,7 +13,7 @@ from tokenbus.kernels.experts import reference
 from tokenbus.kernels.experts.combine import Beside, combine
 from tokenbus.kernels.experts.grouped import experts_down, experts_up
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
-from tokenbus.kernels.experts.routing import Routing, route
+from tokenbus.kernels.experts.routing import Routing, choose, route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning, tile_rows_for
 from tokenbus.kernels.launch import KernelInputError
@@ -41,11 +41,11 @@ def drawn_weights(
 
 def check_list(routing: Routing, num_experts: int) -> None:
     """Every pair is in the list once, under its expert, in tiles of that expert alone."""
-    experts = routing.experts.flatten().tolist()
+    experts = routing.chosen.experts.flatten().tolist()
     order = routing.order.tolist()
     assert sorted(order) == list(range(len(experts)))
     assert order == sorted(order, key=lambda pair: (experts[pair], pair))
-    tiles = routing.tiles[: int(routing.num_tiles)].tolist()
+    tiles = [tile for tile in routing.tiles.tolist() if tile[2]]
     covered = []
     for expert, first, count in tiles:
         assert 1 <= count <= routing.tile_rows
@@ -67,10 +67,10 @@ def test_rows_go_where_their_twin_goes(
     watch = torch.zeros(2, dtype=torch.int64, device=DEVICE)
     routing = route(logits, rule, 16, watch=watch)
     expected = reference.route(logits, rule)
-    assert torch.equal(routing.experts.long(), expected.experts)
-    assert_close(routing.weights, expected.weights, torch.float32)
+    assert torch.equal(routing.chosen.experts.long(), expected.experts)
+    assert_close(routing.chosen.weights, expected.weights, torch.float32)
     check_list(routing, experts)
-    assert watch.tolist() == [len(routing.experts.unique()), 1]
+    assert watch.tolist() == [len(routing.chosen.experts.unique()), 1]
 
 
 @pytest.mark.parametrize("rows", [5, 40])
@@ -82,20 +82,11 @@ def test_ties_go_to_the_lower_expert(rows: int) -> None:
     for by_logits in (False, True):
         rule = RouterRule(24, 6, by_logits=by_logits)
         routing = route(logits.to(HALF), rule, 16)
-        assert torch.equal(routing.experts.long(), reference.route(logits, rule).experts)
-        row = lone_row_up(
-            randn(1, 8),
-            logits[2:3],
-            randn(24 * 2 * 4, 8),
-            4,
-            rule,
-            "silu",
-            tuning=RowTuning(4, 8, 1),
-        )
-        assert row.experts.tolist() == [0, 1, 2, 3, 4, 5]
+        assert torch.equal(routing.chosen.experts.long(), reference.route(logits, rule).experts)
+        assert choose(logits[2:3], rule).experts.tolist() == [[0, 1, 2, 3, 4, 5]]
     if DEVICE.type == "cuda":
         theirs = logits.softmax(-1).topk(6).indices
-        assert torch.equal(theirs.sort(-1).values, routing.experts.long().sort(-1).values)
+        assert torch.equal(theirs.sort(-1).values, routing.chosen.experts.long().sort(-1).values)
 
 
 def test_softmax_decides_where_it_cannot_tell_logits_apart() -> None:
@@ -112,9 +103,9 @@ def test_a_broken_row_breaks_no_other(rows: int) -> None:
     logits[1], logits[2, 4] = torch.nan, torch.inf
     routing = route(logits, RouterRule(6, 2), 16)
     check_list(routing, 6)
-    assert routing.experts.min() >= 0
-    assert routing.experts.max() < 6
-    broken = routing.weights.isnan().any(-1).nonzero().flatten().tolist()
+    assert routing.chosen.experts.min() >= 0
+    assert routing.chosen.experts.max() < 6
+    broken = routing.chosen.weights.isnan().any(-1).nonzero().flatten().tolist()
     assert broken == [1, 2]
 
 
@@ -123,8 +114,8 @@ def test_uniform_routing_spreads_rows_that_are_almost_alike() -> None:
     logits = (randn(1, 16) + randn(200, 16) * 0.01).to(HALF)
     rule = RouterRule(16, 2, is_uniform=True)
     routing = route(logits, rule, 16)
-    assert torch.equal(routing.experts, route(logits, rule, 16).experts)
-    counts = routing.experts.flatten().bincount(minlength=16)
+    assert torch.equal(routing.chosen.experts, route(logits, rule, 16).experts)
+    counts = routing.chosen.experts.flatten().bincount(minlength=16)
     assert int(counts.min()) >= 10
     assert int(counts.max()) <= 50
     assert len(route(logits, RouterRule(16, 2), 16).experts.unique()) < 8
@@ -143,7 +134,7 @@ def test_grouped_products_equal_their_twin(
     routing = route(logits, rule, 16)
     turned = GroupTuning(32, 32, 2, 4, turned=top_k % 2 == 0)
     acted = experts_up(x, gate_up, inner, routing, "silu", tuning=turned)
-    got = combine(experts_down(acted, down, width, routing, tuning=turned), routing.weights)
+    got = combine(experts_down(acted, down, width, routing, tuning=turned), routing.chosen.weights)
     expected = reference.mix(x, reference.route(logits, rule), gate_up, down)
     assert got.dtype == dtype
     assert_close(got, expected, dtype)
@@ -161,9 +152,9 @@ def test_all_rows_may_go_to_one_expert(rows: int) -> None:
     routing = route(logits, RouterRule(6, 1), 16)
     tuning = GroupTuning(16, 32, 2, 4)
     acted = experts_up(x, gate_up, 32, routing, "silu", tuning=tuning)
-    got = combine(experts_down(acted, down, 48, routing, tuning=tuning), routing.weights)
+    got = combine(experts_down(acted, down, 48, routing, tuning=tuning), routing.chosen.weights)
     ups = twins.gated_act(x @ gate_up.view(6, 64, 48)[4].T, "silu")
-    assert int(routing.num_tiles) == -(-rows // 16)
+    assert int((routing.tiles[:, 2] > 0).sum()) == -(-rows // 16)
     assert_close(got, ups @ down.view(6, 48, 32)[4].T, torch.float32)
 
 
@@ -177,7 +168,7 @@ def test_a_broken_row_of_a_tile_leaves_its_neighbours_alone(turned: bool) -> Non
     rule, tuning = RouterRule(2, 1), GroupTuning(16, 32, 2, 4, turned=turned)
     routing = route(logits, rule, 16)
     acted = experts_up(x, gate_up, 24, routing, "silu", tuning=tuning)
-    got = combine(experts_down(acted, down, 32, routing, tuning=tuning), routing.weights)
+    got = combine(experts_down(acted, down, 32, routing, tuning=tuning), routing.chosen.weights)
     whole = [0, 2, 3, 5]
     expected = reference.mix(x, reference.route(logits, rule), gate_up, down)
     assert got[[1, 4]].isnan().all()
@@ -210,15 +201,15 @@ def test_a_lone_row_equals_its_twin(
     x, logits = randn(1, width, dtype=dtype), randn(1, 10, seed=3)
     norm = randn(width, seed=5).to(dtype) if normed else None
     gate_up, down = drawn_weights(9, width, inner, dtype)
-    tuning, watch = RowTuning(4, 32, 2), torch.zeros(2, dtype=torch.int64, device=DEVICE)
-    row = lone_row_up(
-        x, logits, gate_up, inner, rule, "silu",
-        norm_weight=norm, eps=1e-5, watch=watch, tuning=tuning,
-    )  # fmt: skip
+    watch, tuning = torch.zeros(2, dtype=torch.int64, device=DEVICE), RowTuning(4, 32, 2, ahead=2)
+    chosen = choose(logits, rule, watch=watch)
+    acted = lone_row_up(
+        x, chosen, gate_up, inner, "silu", norm_weight=norm, eps=1e-5, tuning=tuning
+    )
     shared, residual = randn(1, width, dtype=dtype, seed=6), randn(1, width, seed=7)
     kept = residual.clone()
     beside = Beside(shared, logits[:, 9:], kept)
-    got = lone_row_down(row, down, width, rule, beside, tuning=tuning)
+    got = lone_row_down(acted, chosen, down, width, beside, tuning=tuning)
     seen = x if norm is None else twins.rms_norm(x, norm, 1e-5)
     expected = reference.mix(seen, reference.route(logits, rule), gate_up, down)
     expected += shared.float() * logits[:, 9:].sigmoid() + residual
@@ -249,6 +240,6 @@ def test_wrong_inputs_are_refused() -> None:
     with pytest.raises(KernelInputError, match="x is 8 wide"):
         experts_down(x, randn(32, 4), 8, routing)
     with pytest.raises(KernelInputError, match="a gate of nothing"):
-        combine(randn(4, 8), routing.weights, Beside(gate_logits=logits[:, :1]))
-    with pytest.raises(KernelInputError, match="2 rows"):
-        lone_row_up(x, logits[:1], randn(32, 8), 4, RouterRule(4, 2), "silu")
+        combine(randn(4, 8), routing.chosen.weights, Beside(gate_logits=logits[:, :1]))
+    with pytest.raises(KernelInputError, match="the experts of 2 rows"):
+        lone_row_up(x[:1], routing.chosen, randn(32, 8), 4, "silu")
