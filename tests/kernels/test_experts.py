@@ -92,7 +92,7 @@ def test_ties_go_to_the_lower_expert(rows: int) -> None:
 def test_softmax_decides_where_it_cannot_tell_logits_apart() -> None:
     """By softmax, logits too far below the largest are equal; by logits they are not."""
     logits = torch.tensor([[200.0, -1.0, 3.0, 0.0]], device=DEVICE)
-    chosen = [route(logits, RouterRule(4, 2, by_logits=flag), 16).experts for flag in (False, True)]
+    chosen = [choose(logits, RouterRule(4, 2, by_logits=flag)).experts for flag in (False, True)]
     assert [found.tolist() for found in chosen] == [[[0, 1]], [[0, 2]]]
 
 
