@@ -18,11 +18,17 @@ from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning, tile_rows_for
 from tokenbus.kernels.launch import KernelInputError
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "half"])
+DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float32, marks=pytest.mark.slow), HALF],
+    ids=["fp32", "half"],
+)
 # Rows, experts, experts per row, hidden size, inner size: one block of rows and several, sizes
 # that fill no tile, and rows of odd bytes, which no descriptor fetches.
 SHAPES = [(2, 5, 1, 40, 24), (16, 8, 3, 64, 48), (37, 12, 4, 72, 33), (3, 4, 4, 51, 20)]
 IDS = [f"T{t}-E{e}-k{k}-H{h}-I{i}" for t, e, k, h, i in SHAPES]
+# What make test-full runs besides.
+MORE = pytest.mark.slow
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -56,8 +62,17 @@ def check_list(routing: Routing, num_experts: int) -> None:
     assert len(tiles) == full
 
 
-@pytest.mark.parametrize("by_logits", [False, True], ids=["softmax", "logits"])
-@pytest.mark.parametrize(("rows", "experts", "top_k"), [(1, 3, 2), (16, 40, 8), (75, 8, 8)])
+@pytest.mark.parametrize(
+    ("rows", "experts", "top_k", "by_logits"),
+    [
+        (16, 40, 8, False),
+        (75, 8, 8, True),
+        pytest.param(1, 3, 2, True, marks=MORE),
+        pytest.param(16, 300, 8, True, marks=MORE),
+        pytest.param(75, 40, 6, False, marks=MORE),
+        pytest.param(1100, 5, 2, False, marks=MORE),
+    ],
+)
 def test_rows_go_where_their_twin_goes(
     rows: int, experts: int, top_k: int, by_logits: bool
 ) -> None:
@@ -73,7 +88,7 @@ def test_rows_go_where_their_twin_goes(
     assert watch.tolist() == [len(routing.chosen.experts.unique()), 1]
 
 
-@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("rows", [5, pytest.param(40, marks=MORE)])
 def test_ties_go_to_the_lower_expert(rows: int) -> None:
     """Equal scores are chosen in the order of their experts, as torch.topk does on a GPU."""
     logits = randn(rows, 24).mul(2).round()
@@ -96,7 +111,7 @@ def test_softmax_decides_where_it_cannot_tell_logits_apart() -> None:
     assert [found.tolist() for found in chosen] == [[[0, 1]], [[0, 2]]]
 
 
-@pytest.mark.parametrize("rows", [4, 33])
+@pytest.mark.parametrize("rows", [pytest.param(4, marks=MORE), 33])
 def test_a_broken_row_breaks_no_other(rows: int) -> None:
     """NaN gives experts that exist and weights of NaN, in its row alone."""
     logits = randn(rows, 6)
@@ -109,6 +124,7 @@ def test_a_broken_row_breaks_no_other(rows: int) -> None:
     assert broken == [1, 2]
 
 
+@MORE
 def test_uniform_routing_spreads_rows_that_are_almost_alike() -> None:
     """Every expert is chosen about as often, and the same logits go the same way again."""
     logits = (randn(1, 16) + randn(200, 16) * 0.01).to(HALF)
@@ -118,11 +134,15 @@ def test_uniform_routing_spreads_rows_that_are_almost_alike() -> None:
     counts = routing.chosen.experts.flatten().bincount(minlength=16)
     assert int(counts.min()) >= 10
     assert int(counts.max()) <= 50
-    assert len(route(logits, RouterRule(16, 2), 16).experts.unique()) < 8
+    assert len(choose(logits, RouterRule(16, 2)).experts.unique()) < 8
 
 
 @DTYPES
-@pytest.mark.parametrize("shape", SHAPES, ids=IDS)
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param(shape, marks=MORE) if shape[0] in {2, 37} else shape for shape in SHAPES],
+    ids=IDS,
+)
 def test_grouped_products_equal_their_twin(
     shape: tuple[int, int, int, int, int], dtype: torch.dtype
 ) -> None:
@@ -140,7 +160,7 @@ def test_grouped_products_equal_their_twin(
     assert_close(got, expected, dtype)
 
 
-@pytest.mark.parametrize("rows", [1, 20, 40])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=MORE), 20, pytest.param(40, marks=MORE)])
 def test_all_rows_may_go_to_one_expert(rows: int) -> None:
     """One expert fills several tiles, the others none, and none of their numbers is touched."""
     logits = torch.zeros(rows, 6, device=DEVICE)
@@ -158,7 +178,7 @@ def test_all_rows_may_go_to_one_expert(rows: int) -> None:
     assert_close(got, ups @ down.view(6, 48, 32)[4].T, torch.float32)
 
 
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("turned", [pytest.param(False, marks=MORE), True])
 def test_a_broken_row_of_a_tile_leaves_its_neighbours_alone(turned: bool) -> None:
     """NaN in one row, and in the rows of the next expert, stays there."""
     x, logits = randn(6, 32), torch.zeros(6, 2, device=DEVICE)
@@ -191,8 +211,15 @@ def test_what_stands_beside_a_mixture_is_added(dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize(("width", "inner", "renormalise"), [(64, 40, True), (51, 33, False)])
+@pytest.mark.parametrize(
+    ("width", "inner", "renormalise", "normed"),
+    [
+        (64, 40, True, True),
+        (51, 33, False, False),
+        pytest.param(64, 40, False, False, marks=MORE),
+        pytest.param(51, 33, True, True, marks=MORE),
+    ],
+)
 def test_a_lone_row_equals_its_twin(
     width: int, inner: int, renormalise: bool, normed: bool, dtype: torch.dtype
 ) -> None:

@@ -41,7 +41,13 @@ def _stored(name: str, folder: Path) -> StoredCheckpoint:
     return StoredCheckpoint(folder).read()
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "mixtral", "granitemoeshared"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in MIXTURES if name != "mixtral"),
+    ],
+)
 def test_published_and_stacked_experts_give_the_same_model(name: str, tmp_path: Path) -> None:
     """A folder as models are published, and tensors as transformers holds them."""
     model = _drawn(name)
