@@ -73,7 +73,7 @@ def down_tuning(tile_rows: int) -> GroupTuning:
 
 def up_row_tuning(width: int) -> RowTuning:
     """Pick the layout of a lone row's gates and what they gate."""
-    return RowTuning(8, 512, 4) if width % 512 == 0 else RowTuning(4, 1024, 4)
+    return RowTuning(4, 2048 if width <= 2048 else 1024, 4)
 
 
 def down_row_tuning(inner: int) -> RowTuning:
