@@ -2,7 +2,7 @@
 
 A program takes one tile of the work list: up to `tile_rows` pairs of one expert, and some of its
 outputs. Tiles of one expert are neighbours, so what one of them reads of the weights the others
-find in the L2 cache. The grid is as large as the list can get; programs behind its end return.
+find in the L2 cache. The grid is as large as the list can get; programs of empty tiles return.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -66,7 +66,7 @@ def _multiply(value, w, acc, TURNED: tl.constexpr, PRECISION: tl.constexpr):
 
 @triton.jit
 def _grouped_kernel(
-    x, weight, order, tiles, num_tiles, out, N, K: tl.constexpr, TOP: tl.constexpr,
+    x, weight, order, tiles, out, N, K: tl.constexpr, TOP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     TURNED: tl.constexpr, FETCHED: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
@@ -81,11 +81,11 @@ def _grouped_kernel(
     tile = tl.program_id(0) // blocks
     col = (tl.program_id(0) % blocks) * BLOCK_N
     wait_for_inputs(PDL)
-    if tile >= tl.load(num_tiles):
-        return
     expert = tl.load(tiles + tile * _FIELDS)
     first = tl.load(tiles + tile * _FIELDS + 1)
     count = tl.load(tiles + tile * _FIELDS + 2)
+    if count == 0:
+        return
     place = first + tl.arange(0, BLOCK_M)
     some = tl.arange(0, BLOCK_M) < count
     pair = tl.load(order + place, mask=some, other=0)
@@ -141,7 +141,6 @@ def _launch(
         source,
         routing.order,
         routing.tiles,
-        routing.num_tiles,
         out,
         width_out,
         K=width_in,

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from tokenbus.kernels.experts.scores import RouterRule
 
 
-class Chosen(NamedTuple):
+class ChosenTwin(NamedTuple):
     """experts: [T, top_k] int64, the likeliest first; weights: [T, top_k] float32."""
 
     experts: Tensor
     weights: Tensor
 
 
-def route(logits: Tensor, rule: RouterRule) -> Chosen:
+def route(logits: Tensor, rule: RouterRule) -> ChosenTwin:
     """Choose by the largest softmax or logit, the lower number where two are equal."""
     shown = logits[:, : rule.num_experts].float()
     share = shown.softmax(-1)
@@ -32,10 +32,10 @@ def route(logits: Tensor, rule: RouterRule) -> Chosen:
     weights = share.gather(1, experts)
     if rule.renormalise:
         weights = weights / weights.sum(-1, keepdim=True)
-    return Chosen(experts, weights)
+    return ChosenTwin(experts, weights)
 
 
-def mix(x: Tensor, chosen: Chosen, gate_up: Tensor, down: Tensor, act: str = "silu") -> Tensor:
+def mix(x: Tensor, chosen: ChosenTwin, gate_up: Tensor, down: Tensor, act: str = "silu") -> Tensor:
     """Sum each row's experts, weighted.
 
     x: [T, H], gate_up: [E * 2 I, H], gates first in each expert, down: [E * H, I] -> [T, H].

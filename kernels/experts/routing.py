@@ -1,8 +1,9 @@
 """Routing: which experts each row goes to, with which weights, and the list of work of a pass.
 
-All of it stays on the device: the list is as long as it can get, and
-says itself how much of it is filled, so one CUDA graph serves whatever a router decides. Nothing is
-dropped and nothing padded: an expert gets as many tiles as its rows fill.
+All of it stays on the device: the list is as long as it can get, and says itself how much of it is
+filled, so one CUDA graph serves whatever a router decides. Nothing is dropped and nothing padded:
+an expert gets as many tiles as its rows fill. Each expert has a program that finds its own rows, so
+nothing is sorted and nothing is counted by atomics.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -27,149 +28,224 @@ from tokenbus.kernels.launch import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows that one program takes with the rest of the work behind them, without a second launch.
-ONE_BLOCK_ROWS = 16
-# Numbers of the scores of a block: what the registers of a program hold of them.
+# Rows that every expert's program chooses for itself, which takes less than another launch.
+ONE_LAUNCH_ROWS = 16
+# Numbers of the scores of a program: more of them leave its registers.
 _BLOCK_SCORES = 4096
+# Rows of a program that chooses, one for each of its warps; rows that are listed at a time.
+_CHOOSING_ROWS = 4
+_LISTED_ROWS, _MANY_LISTED_ROWS = 256, 1024
 _FIELDS = tl.constexpr(3)
-# Blocks whose counts are added up at a time.
-_COUNTED = tl.constexpr(32)
+# Tiles of an expert that are written at a time.
+_TILES = tl.constexpr(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The experts of T rows: experts: [T, top_k] int32, the likeliest first; weights: float32."""
+
+    experts: Tensor
+    weights: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The experts of T rows, and their work by expert; `pair` is row * top_k + place.
+    """The experts of T rows, and their work by expert; a pair is row * top_k + place.
 
-    experts: [T, top_k] int32, the likeliest first; weights: [T, top_k] float32.
     order: [T * top_k] int32, pairs sorted by expert, then by row.
-    tiles: [most, 3] int32 of expert, first place in `order` and number of pairs, up to `tile_rows`
-        of one expert; num_tiles: [1] int32, how many there are.
+    tiles: [most, 3] int32 of expert, first place in `order` and number of pairs: up to `tile_rows`
+        of one expert, 0 in tiles that stay empty.
     """
 
-    experts: Tensor
-    weights: Tensor
+    chosen: Chosen
     order: Tensor
     tiles: Tensor
-    num_tiles: Tensor
     tile_rows: int
 
     @property
     def top_k(self) -> int:
         """Experts of a row."""
-        return self.experts.shape[1]
+        return self.chosen.experts.shape[1]
 
 
 @triton.jit
-def _list_tiles(total, tiles, num_tiles, watch, BLOCK_E: tl.constexpr, TILE_ROWS: tl.constexpr):
-    """Write the tiles of all experts; total: [BLOCK_E] pairs of each."""
-    e = tl.arange(0, BLOCK_E)
-    each = (total + TILE_ROWS - 1) // TILE_ROWS
-    first = tl.cumsum(each, axis=0) - each
-    start = tl.cumsum(total, axis=0) - total
-    for turn in range(tl.max(each, axis=0)):
-        mask = turn < each
-        place = tiles + (first + turn) * _FIELDS
-        tl.store(place, e, mask=mask)
-        tl.store(place + 1, start + turn * TILE_ROWS, mask=mask)
-        tl.store(place + 2, tl.minimum(total - turn * TILE_ROWS, TILE_ROWS), mask=mask)
-    tl.store(num_tiles, tl.sum(each, axis=0))
-    if watch is not None:
-        tl.atomic_add(watch, tl.sum((total > 0).to(tl.int64), axis=0))
-        tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
-
-
-@triton.jit
-def _sort_pairs(order, place_of, rows, start, TOP: tl.constexpr):
-    """Write pairs to their places; place_of: [R, BLOCK_E], 1 + place of an expert, 0 if not chosen.
-
-    start: [BLOCK_E], where the first of these rows' pairs of each expert goes.
-    """
-    chosen = (place_of > 0).to(tl.int32)
-    before = tl.cumsum(chosen, axis=0) - chosen
-    pair = rows[:, None] * TOP + place_of - 1
-    tl.store(order + start[None, :] + before, pair, mask=place_of > 0)
+def _choose(
+    logits, rows, some, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
+    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
+    UNIFORM: tl.constexpr,
+):  # fmt: skip
+    """Return experts and weights of rows, [ROWS, BLOCK_TOP]; past TOP they are of no meaning."""
+    share, key = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
+    places = tl.arange(0, BLOCK_TOP)[None, :]
+    experts = tl.zeros([ROWS, BLOCK_TOP], tl.int32)
+    weights = tl.zeros([ROWS, BLOCK_TOP], tl.float32)
+    for turn in range(TOP):
+        best = tl.max(key, axis=1, keep_dims=True)
+        hit = key == best
+        weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
+        experts = tl.where(places == turn, expert_of(best).to(tl.int32), experts)
+        weights = tl.where(places == turn, weight, weights)
+        key = tl.where(hit, NO_KEY, key)
+    if RENORMALISE:
+        weights /= tl.sum(weights, axis=1, keep_dims=True)
+    return experts, weights
 
 
 @triton.jit(do_not_specialize=["T"])
 def _choose_kernel(
-    logits, experts, weights, counts, order, tiles, num_tiles, watch, T, stride, E,
-    ROWS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr,
-    TILE_ROWS: tl.constexpr, ONE_BLOCK: tl.constexpr, RENORMALISE: tl.constexpr,
+    logits, experts, weights, watch, T, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr,
+    BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
     BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Choose the experts of ROWS rows; count them per expert, or list their work if they are all.
-
-    counts: [blocks, BLOCK_E] int32.
-    """
+    """Choose the experts of ROWS rows; `watch` counts those of a lone one."""
     release_successor(PDL)
-    block = tl.program_id(0)
-    rows = block * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     some = rows < T
     wait_for_inputs(PDL)
-    share, key = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
-    e = tl.arange(0, BLOCK_E)
+    found, shares = _choose(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
+                            RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
     places = tl.arange(0, BLOCK_TOP)[None, :]
-    chosen_experts = tl.zeros([ROWS, BLOCK_TOP], tl.int32)
-    chosen_weights = tl.zeros([ROWS, BLOCK_TOP], tl.float32)
-    place_of = tl.zeros([ROWS, BLOCK_E], tl.int32)
-    for turn in range(TOP):
-        best = tl.max(key, axis=1, keep_dims=True)
-        hit = key == best
-        expert = expert_of(best).to(tl.int32)
-        weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
-        chosen_experts = tl.where(places == turn, expert, chosen_experts)
-        chosen_weights = tl.where(places == turn, weight, chosen_weights)
-        place_of = tl.where(hit & some[:, None], turn + 1, place_of)
-        key = tl.where(hit, NO_KEY, key)
-    if RENORMALISE:
-        chosen_weights /= tl.sum(chosen_weights, axis=1, keep_dims=True)
     mask = some[:, None] & (places < TOP)
     out = rows[:, None] * TOP + places
-    tl.store(experts + out, chosen_experts, mask=mask)
-    tl.store(weights + out, chosen_weights, mask=mask)
-    total = tl.sum((place_of > 0).to(tl.int32), axis=0)
-    if ONE_BLOCK:
-        _sort_pairs(order, place_of, rows, tl.cumsum(total, axis=0) - total, TOP)
-        _list_tiles(total, tiles, num_tiles, watch, BLOCK_E, TILE_ROWS)
+    tl.store(experts + out, found, mask=mask)
+    tl.store(weights + out, shares, mask=mask)
+    if watch is not None:
+        tl.atomic_add(watch, tl.full([], TOP, tl.int64))
+        tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
+
+
+@triton.jit
+def _own_pairs(experts, valid, rows, expert, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr):
+    """Tell of each row whether it goes to an expert, 0 or 1, and the pair that it makes then."""
+    places = tl.arange(0, BLOCK_TOP)[None, :]
+    mine = ((experts == expert) & valid).to(tl.int32)
+    return tl.sum(mine, axis=1), rows * TOP + tl.sum(mine * places, axis=1)
+
+
+@triton.jit
+def _write_tiles(tiles, expert, start, count, TILE_ROWS: tl.constexpr, BY_PAIR: tl.constexpr):
+    """Write an expert's tiles, and empty ones up to where the next expert's begin.
+
+    BY_PAIR: there is a place for each pair, else as many as all could fill at the worst.
+    """
+    if BY_PAIR:
+        first = start
+        num_places = count
     else:
-        tl.store(counts + block * BLOCK_E + e, total)
+        first = expert + start // TILE_ROWS
+        num_places = 1 + (start + count) // TILE_ROWS - start // TILE_ROWS
+    for turn in range(0, num_places, _TILES):
+        number = turn + tl.arange(0, _TILES)
+        place = tiles + (first + number) * _FIELDS
+        mask = number < num_places
+        before = number * TILE_ROWS
+        tl.store(place, tl.zeros_like(number) + expert, mask=mask)
+        tl.store(place + 1, start + before, mask=mask)
+        size = tl.minimum(tl.maximum(count - before, 0), TILE_ROWS)
+        tl.store(place + 2, size, mask=mask)
 
 
-@triton.jit(do_not_specialize=["T", "num_blocks"])
-def _place_kernel(
-    experts, counts, order, tiles, num_tiles, watch, T, num_blocks, ROWS: tl.constexpr,
-    TOP: tl.constexpr, BLOCK_E: tl.constexpr, TILE_ROWS: tl.constexpr, PDL: tl.constexpr,
+@triton.jit(do_not_specialize=["T"])
+def _list_kernel(
+    logits, experts, weights, order, tiles, watch, T, stride, E, ROWS: tl.constexpr,
+    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, TILE_ROWS: tl.constexpr,
+    BY_PAIR: tl.constexpr, CHOOSES: tl.constexpr, RENORMALISE: tl.constexpr,
+    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Sort the pairs of ROWS rows in among all; the first program lists the tiles."""
+    """List the pairs of one expert. CHOOSES: of all rows, ROWS at most, which it chooses itself."""
     release_successor(PDL)
-    block = tl.program_id(0)
-    rows = block * ROWS + tl.arange(0, ROWS)
-    some = rows < T
-    e = tl.arange(0, BLOCK_E)
-    total = tl.zeros([BLOCK_E], tl.int32)
-    before = tl.zeros([BLOCK_E], tl.int32)
+    expert = tl.program_id(0)
+    places = tl.arange(0, BLOCK_TOP)[None, :]
+    start = tl.full([], 0, tl.int32)
+    count = tl.full([], 0, tl.int32)
     wait_for_inputs(PDL)
-    for first in range(0, num_blocks, _COUNTED):
-        index = first + tl.arange(0, _COUNTED)
-        part = tl.load(
-            counts + index[:, None] * BLOCK_E + e[None, :], mask=(index < num_blocks)[:, None],
-            other=0,
-        )  # fmt: skip
-        total += tl.sum(part, axis=0)
-        before += tl.sum(tl.where((index < block)[:, None], part, 0), axis=0)
-    place_of = tl.zeros([ROWS, BLOCK_E], tl.int32)
-    for turn in range(TOP):
-        expert = tl.load(experts + rows * TOP + turn, mask=some, other=-1)
-        place_of = tl.where(expert[:, None] == e[None, :], turn + 1, place_of)
-    _sort_pairs(order, place_of, rows, tl.cumsum(total, axis=0) - total + before, TOP)
-    if block == 0:
-        _list_tiles(total, tiles, num_tiles, watch, BLOCK_E, TILE_ROWS)
+    if CHOOSES:
+        rows = tl.arange(0, ROWS)
+        some = rows < T
+        found, shares = _choose(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
+                                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+        valid = some[:, None] & (places < TOP)
+        if expert == 0:
+            out = rows[:, None] * TOP + places
+            tl.store(experts + out, found, mask=valid)
+            tl.store(weights + out, shares, mask=valid)
+        start += tl.sum(tl.sum((valid & (found < expert)).to(tl.int32), axis=1), axis=0)
+        own, pair = _own_pairs(found, valid, rows, expert, TOP, BLOCK_TOP)
+        before = tl.cumsum(own, axis=0) - own
+        tl.store(order + start + before, pair, mask=own > 0)
+        count += tl.sum(own, axis=0)
+    else:
+        for first in range(0, T, ROWS):
+            rows = first + tl.arange(0, ROWS)
+            valid = (rows < T)[:, None] & (places < TOP)
+            found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=0)
+            start += tl.sum(tl.sum((valid & (found < expert)).to(tl.int32), axis=1), axis=0)
+        for first in range(0, T, ROWS):
+            rows = first + tl.arange(0, ROWS)
+            valid = (rows < T)[:, None] & (places < TOP)
+            found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=0)
+            own, pair = _own_pairs(found, valid, rows, expert, TOP, BLOCK_TOP)
+            before = tl.cumsum(own, axis=0) - own
+            tl.store(order + start + count + before, pair, mask=own > 0)
+            count += tl.sum(own, axis=0)
+    _write_tiles(tiles, expert, start, count, TILE_ROWS, BY_PAIR)
+    if watch is not None:
+        tl.atomic_add(watch, (count > 0).to(tl.int64))
+        tl.atomic_add(watch + 1, (expert == 0).to(tl.int64))
+
+
+def _options(rule: RouterRule, device: torch.device) -> dict[str, bool | int]:
+    """Return what the kernels are compiled for, whatever rows there are."""
+    return {
+        "TOP": rule.top_k,
+        "BLOCK_TOP": next_power_of_2(rule.top_k),
+        "BLOCK_E": next_power_of_2(rule.num_experts),
+        "RENORMALISE": rule.renormalise,
+        "BY_LOGITS": rule.by_logits,
+        "UNIFORM": rule.is_uniform,
+        **dependent_launch(device),
+    }
+
+
+def _empty_choice(num_rows: int, top_k: int, device: torch.device) -> Chosen:
+    return Chosen(
+        torch.empty(num_rows, top_k, dtype=torch.int32, device=device),
+        torch.empty(num_rows, top_k, dtype=torch.float32, device=device),
+    )
+
+
+def choose(logits: Tensor, rule: RouterRule, *, watch: Tensor | None = None) -> Chosen:
+    """Choose the experts of every row.
+
+    Args:
+        logits: [T, columns], T >= 1, columns next to each other; those of experts come first.
+        watch: as for `route`, where there is one row.
+    Returns: a Chosen; scores are fp32, the sums of weights too. Twin: reference.route.
+    Raises: KernelInputError if rule and logits do not fit.
+    """
+    check_logits(logits, rule)
+    num_rows, device = logits.shape[0], logits.device
+    chosen = _empty_choice(num_rows, rule.top_k, device)
+    rows = 1 if num_rows == 1 else _CHOOSING_ROWS
+    _choose_kernel[(ceil_div(num_rows, rows),)](
+        logits,
+        chosen.experts,
+        chosen.weights,
+        watch if num_rows == 1 else None,
+        num_rows,
+        logits.stride(0),
+        rule.num_experts,
+        ROWS=rows,
+        num_warps=rows,
+        **_options(rule, device),
+    )
+    return chosen
 
 
 def route(
     logits: Tensor, rule: RouterRule, tile_rows: int, *, watch: Tensor | None = None
 ) -> Routing:
-    """Choose the experts of every row, and sort the work by them.
+    """Choose the experts of every row, and list the work by them.
 
     Args:
         logits: [T, columns], T >= 1, columns next to each other; those of experts come first.
@@ -180,49 +256,37 @@ def route(
     Raises: KernelInputError if rule and logits do not fit.
     """
     check_logits(logits, rule)
-    num_rows, top_k = logits.shape[0], rule.top_k
-    block_e = next_power_of_2(rule.num_experts)
-    one_block = num_rows <= ONE_BLOCK_ROWS
-    rows = ONE_BLOCK_ROWS if one_block else max(1, min(32, _BLOCK_SCORES // block_e))
-    num_blocks = ceil_div(num_rows, rows)
+    num_rows, top_k, device = logits.shape[0], rule.top_k, logits.device
+    scores = ONE_LAUNCH_ROWS * next_power_of_2(rule.num_experts)
+    chooses = num_rows <= ONE_LAUNCH_ROWS and scores <= _BLOCK_SCORES
+    if chooses:
+        rows, chosen = ONE_LAUNCH_ROWS, _empty_choice(num_rows, top_k, device)
+    else:
+        rows = _LISTED_ROWS if num_rows <= _LISTED_ROWS else _MANY_LISTED_ROWS
+        chosen = choose(logits, rule)
     num_pairs = num_rows * top_k
-    most = min(num_pairs, rule.num_experts + num_pairs // tile_rows)
-
-    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=logits.device)
-
+    most = rule.num_experts + num_pairs // tile_rows
     routing = Routing(
-        empty(num_rows, top_k),
-        empty(num_rows, top_k, dtype=torch.float32),
-        empty(num_pairs),
-        empty(most, 3),
-        empty(1),
+        chosen,
+        torch.empty(num_pairs, dtype=torch.int32, device=device),
+        torch.empty(min(num_pairs, most), 3, dtype=torch.int32, device=device),
         tile_rows,
     )
-    counts = None if one_block else empty(num_blocks, block_e)
-    lists = (counts, routing.order, routing.tiles, routing.num_tiles, watch, num_rows)
-    layout = {
-        "ROWS": rows,
-        "TOP": top_k,
-        "BLOCK_E": block_e,
-        "TILE_ROWS": tile_rows,
-        "num_warps": 4 if rows * block_e <= _BLOCK_SCORES else 8,
-        **dependent_launch(logits.device),
-    }
-    _choose_kernel[(num_blocks,)](
+    _list_kernel[(rule.num_experts,)](
         logits,
-        routing.experts,
-        routing.weights,
-        *lists,
+        chosen.experts,
+        chosen.weights,
+        routing.order,
+        routing.tiles,
+        watch,
+        num_rows,
         logits.stride(0),
         rule.num_experts,
-        BLOCK_TOP=next_power_of_2(top_k),
-        ONE_BLOCK=one_block,
-        RENORMALISE=rule.renormalise,
-        BY_LOGITS=rule.by_logits,
-        UNIFORM=rule.is_uniform,
-        **layout,
+        ROWS=rows,
+        TILE_ROWS=tile_rows,
+        BY_PAIR=num_pairs <= most,
+        CHOOSES=chooses,
+        num_warps=8,
+        **_options(rule, device),
     )
-    if not one_block:
-        _place_kernel[(num_blocks,)](routing.experts, *lists, num_blocks, **layout)
     return routing

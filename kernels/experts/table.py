@@ -23,11 +23,16 @@ class GroupTuning:
 
 @dataclass(frozen=True, slots=True)
 class RowTuning:
-    """How the products of a lone row are laid out: outputs of a program, and columns of a step."""
+    """How the products of a lone row are laid out.
+
+    block_n: outputs of a program; block_k: columns of a step; ahead: steps of the products behind
+    the gates whose weights are on their way before the gates are done.
+    """
 
     block_n: int
     block_k: int
     num_warps: int
+    ahead: int = 8
 
 
 def tile_rows_for(num_pairs: int, num_experts: int) -> int:
@@ -40,30 +45,38 @@ def tile_rows_for(num_pairs: int, num_experts: int) -> int:
     return 64 if mean <= 64 else 128
 
 
+# Swept on an H200 over 128 experts of 768 times 2,048 weights in bf16, experts chosen uniformly.
+# Up to 32 pairs of an expert, all layouts but the smallest read weights at the rate of a copy.
+
+
 def up_tuning(tile_rows: int) -> GroupTuning:
     """Pick the layout of gates and what they gate."""
+    if tile_rows <= 16:
+        return GroupTuning(64, 128, 3, 4, turned=True)
     if tile_rows <= 32:
-        return GroupTuning(64, 128, 4, 4, turned=True)
-    if tile_rows == 64:
+        return GroupTuning(128, 64, 3, 8, turned=True)
+    if tile_rows <= 64:
         return GroupTuning(64, 64, 4, 4)
-    return GroupTuning(128, 64, 3, 8)
+    return GroupTuning(128, 64, 4, 8)
 
 
 def down_tuning(tile_rows: int) -> GroupTuning:
     """Pick the layout of the products behind the gates."""
+    if tile_rows <= 16:
+        return GroupTuning(128, 128, 3, 8, turned=True)
     if tile_rows <= 32:
-        return GroupTuning(128, 128, 4, 4, turned=True)
-    if tile_rows == 64:
+        return GroupTuning(64, 128, 4, 4, turned=True)
+    if tile_rows <= 64:
         return GroupTuning(128, 64, 4, 4)
-    return GroupTuning(256, 64, 3, 8)
+    return GroupTuning(256, 64, 4, 8)
 
 
 def up_row_tuning(width: int) -> RowTuning:
     """Pick the layout of a lone row's gates and what they gate."""
-    del width
-    return RowTuning(4, 1024, 4)
+    return RowTuning(4, 2048 if width <= 2048 else 1024, 4)
 
 
 def down_row_tuning(inner: int) -> RowTuning:
     """Pick the layout of a lone row's products behind the gates."""
-    return RowTuning(4, 256 if inner <= 1024 else 1024, 4)
+    del inner
+    return RowTuning(2, 1024, 4)

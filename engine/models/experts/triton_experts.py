@@ -11,7 +11,7 @@ from tokenbus.engine.models.product import MixtureProduct
 from tokenbus.kernels.experts.combine import Beside, combine
 from tokenbus.kernels.experts.grouped import experts_down, experts_up
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
-from tokenbus.kernels.experts.routing import route
+from tokenbus.kernels.experts.routing import choose, route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import tile_rows_for
 from tokenbus.kernels.linear.small_linear import Fusion, small_linear
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MAX_FEW_ROWS = 16
 # A router has few outputs: each program gets few of them, so that they fill the chip.
 _ROUTER_ROW = LinearTuning(1, 1024, 4)
-_ROUTER_ROWS = LinearTuning(16, 512, 4, stages=3, slices=4, width=2)
+_ROUTER_ROWS = LinearTuning(16, 512, 4, stages=4, slices=4, width=4)
 
 
 class TritonMixture(MixtureProduct):
@@ -100,19 +100,11 @@ class TritonMixture(MixtureProduct):
     def _lone_row(
         self, x: Tensor, logits: Tensor, beside: Beside, norm_weight: Tensor | None, eps: float
     ) -> Tensor:
-        rule = self._rule
-        row = lone_row_up(
-            x,
-            logits,
-            self._gate_up,
-            self._inner,
-            rule,
-            self._act,
-            norm_weight=norm_weight,
-            eps=eps,
-            watch=self._watch,
+        chosen = choose(logits, self._rule, watch=self._watch)
+        acted = lone_row_up(
+            x, chosen, self._gate_up, self._inner, self._act, norm_weight=norm_weight, eps=eps
         )
-        return lone_row_down(row, self._down, self._width, rule, beside)
+        return lone_row_down(acted, chosen, self._down, self._width, beside)
 
     def _grouped(self, x: Tensor, logits: Tensor, beside: Beside) -> Tensor:
         rule = self._rule
@@ -120,4 +112,4 @@ class TritonMixture(MixtureProduct):
         routing = route(logits, rule, tile_rows, watch=self._watch)
         acted = experts_up(x, self._gate_up, self._inner, routing, self._act)
         pairs = experts_down(acted, self._down, self._width, routing)
-        return combine(pairs, routing.weights, beside)
+        return combine(pairs, routing.chosen.weights, beside)

@@ -65,7 +65,10 @@ def test_form_that_cannot_run_is_refused_by_reason(name: str, tmp_path: Path) ->
         ("gemma2", {"query_pre_attn_scalar": -1}, "a scale of"),
         ("gpt2", {"activation_function": "none such"}, "none such"),
         ("gpt_neox", {"hidden_act": "none such"}, "none such"),
-        ("mixtral", {"num_key_value_heads": 3}, "mixtral"),
+        ("starcoder2", {"num_key_value_heads": 3}, "starcoder2"),
+        ("mixtral", {"num_experts_per_tok": 9}, "9 of 4 experts"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "make no layers"),
+        ("qwen2_moe", {"moe_intermediate_size": 0}, "of an expert of 0"),
     ],
 )
 def test_numbers_of_a_config_that_make_no_model_are_refused(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from models.architectures import draw_model, tiny_sizes
+from models.architectures import GENERIC, draw_model, tiny_sizes
 from models.backends import cpu_backend, stepwise_backend
 from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from safetensors.torch import load_file, save_file
@@ -16,9 +16,9 @@ from tokenizers.models import WordLevel
 from transformers import (
     GPT2Config,
     LlamaConfig,
-    MixtralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
+    Starcoder2Config,
 )
 
 from tokenbus.engine.build import load_for
@@ -76,7 +76,8 @@ def test_folder_and_shards_give_the_saved_model(saved: Any, tmp_path: Path) -> N
 
 def test_generic_model_loads_from_a_folder(tmp_path: Path) -> None:
     """What the decoder does not cover loads through transformers, experts and all."""
-    model = draw_model(MixtralConfig(**tiny_sizes(num_local_experts=4)))
+    config_class, changes = GENERIC["deepseek_v3-mla"]
+    model = draw_model(config_class(**tiny_sizes(**changes)))
     model.save_pretrained(tmp_path)
     texts = draw_prompts(199, [3, 40])
     loaded = _load(tmp_path)
@@ -290,13 +291,12 @@ def test_end_of_another_type_in_the_config_is_refused_by_name(saved: Any, given:
         _load(saved[1])
 
 
-@pytest.mark.parametrize("config_class", [LlamaConfig, MixtralConfig])
+@pytest.mark.parametrize("config_class", [LlamaConfig, Starcoder2Config])
 def test_padding_and_start_that_are_no_tokens_do_no_harm(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, config_class: Any
 ) -> None:
     """Padding outside the vocabulary is no row of the embedding; both are named."""
-    more = {"num_local_experts": 4} if config_class is MixtralConfig else {}
-    draw_model(config_class(**tiny_sizes(**more))).save_pretrained(tmp_path)
+    draw_model(config_class(**tiny_sizes())).save_pretrained(tmp_path)
     _edit(tmp_path / "config.json", pad_token_id=5000, bos_token_id=-9)
     _load(tmp_path)
     for name in ("pad_token_id", "bos_token_id"):
