@@ -1,4 +1,7 @@
-"""Products on a GPU: each kind of weight bound to the kernels that multiply by it."""
+"""Products on a GPU: each kind of weight bound to the kernels that multiply by it.
+
+It is one file because the kinds are a closed set, and the table at its end is all of them.
+"""
 
 from __future__ import annotations
 
