@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -204,7 +203,7 @@ def _fused(layer: DecoderLayer, eps: float, act: ActivationKind) -> _FusedLayer 
     return _FusedLayer(
         layer,
         qkv=qkv.normed(layer.pre_attention_norm, eps),
-        o=partial(o.added, following=gate_up),
+        o=o.added,
         gate_up=gate_up.normed(layer.pre_mlp_norm, eps, act),
         down=down.added,
     )
