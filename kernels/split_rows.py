@@ -10,7 +10,6 @@ import torch
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.fetch import fetch_share, following_halves
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -61,9 +60,9 @@ class SplitRows:
 
 @triton.jit
 def _split_rows_kernel(
-    x, norm_weight, order, fetched, parts, scales, sums, eps, K: tl.constexpr, HEIGHT: tl.constexpr,
+    x, norm_weight, order, parts, scales, sums, eps, K: tl.constexpr, HEIGHT: tl.constexpr,
     WIDTH: tl.constexpr, BLOCKS: tl.constexpr, HAS_NORM: tl.constexpr, HAS_ORDER: tl.constexpr,
-    FETCHED: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Split some blocks of a row, behind a norm if there is one; column j is input order[j].
 
@@ -85,11 +84,6 @@ def _split_rows_kernel(
     if HAS_NORM:
         w = tl.load(norm_weight + column, mask=mask, other=0.0).to(tl.float32)
         whole_w = tl.load(norm_weight + whole, mask=in_row, other=0.0).to(tl.float32)
-    if FETCHED > 0:
-        program = row * tl.num_programs(1) + tl.program_id(1)
-        num_programs = tl.num_programs(0) * tl.num_programs(1)
-        fetch_share(fetched[0], program, num_programs, FETCHED, 256)
-        fetch_share(fetched[1], program, num_programs, FETCHED, 256)
     wait_for_inputs(PDL)
     x += row.to(tl.int64) * K
     whole_x = tl.load(x + whole, mask=in_row, other=0.0).to(tl.float32)
@@ -124,14 +118,12 @@ def split_rows(
     norm_weight: Tensor | None = None,
     eps: float = 1e-6,
     order: Tensor | None = None,
-    weight: Tensor | None = None,
 ) -> SplitRows:
     """Split rows, or rms_norm(rows) with `norm_weight`.
 
     Args:
         x: [M, K], contiguous, 1 <= M <= 16. norm_weight: [K]. order: [K] int64, a permutation:
-            column j of the result is column order[j] of the rows. weight: what the rows will be
-            multiplied by, as it lies in memory; it is fetched as far as that pays.
+            column j of the result is column order[j] of the rows.
     Raises: KernelInputError on other shapes. Twin: the rows themselves, or reference.rms_norm.
     """
     num_rows, width = x.shape
@@ -148,12 +140,10 @@ def split_rows(
         width,
         x.dtype,
     )
-    fetched, num_bytes = following_halves(weight)
     _split_rows_kernel[(num_rows, ceil_div(num_blocks, _BLOCKS))](
         x,
         norm_weight,
         order,
-        fetched,
         rows.parts,
         rows.scales,
         rows.sums,
@@ -164,7 +154,6 @@ def split_rows(
         BLOCKS=_BLOCKS,
         HAS_NORM=norm_weight is not None,
         HAS_ORDER=order is not None,
-        FETCHED=num_bytes,
         num_warps=8,
         **dependent_launch(x.device),
     )

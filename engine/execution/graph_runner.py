@@ -183,9 +183,10 @@ class GraphRunner(Runner):
         with compiling_ahead():
             for size in self._buckets:
                 self._decode_step(size, _PLAIN)
-            # Rows that share runs have kernels of their own.
+            # Rows that share runs have kernels of their own, compiled apart by octaves of them.
+            octaves = [size for size in self._buckets if size & (size - 1) == 0]
             with nullcontext() if self._sharing is None else self._sharing.assuming_runs():
-                for size in self._buckets:
+                for size in {*octaves, self._buckets[-1]}:
                     self._decode_step(size, _PLAIN)
             for num_tokens, num_rows in steps:
                 self._warm_step(num_tokens, num_rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -212,10 +211,7 @@ def _fused(layer: DecoderLayer, eps: float, act: ActivationKind) -> _FusedLayer 
     qkv, o, mlp = layer.qkv.product, layer.o.product, _fused_mlp(layer, eps, act)
     if not isinstance(qkv, FusedProduct) or not isinstance(o, FusedProduct) or mlp is None:
         return None
-    added = o.added
-    if isinstance(layer.mlp, GatedMLP) and isinstance(layer.mlp.gate_up.product, FusedProduct):
-        added = partial(o.added, following=layer.mlp.gate_up.product)
-    return _FusedLayer(layer, qkv.normed(layer.pre_attention_norm, eps), added, mlp)
+    return _FusedLayer(layer, qkv.normed(layer.pre_attention_norm, eps), o.added, mlp)
 
 
 def _fused_mlp(

@@ -1,4 +1,7 @@
-"""Products on a GPU: each kind of weight bound to the kernels that multiply by it."""
+"""Products on a GPU: each kind of weight bound to the kernels that multiply by it.
+
+It is one file because the kinds are a closed set, and the table at its end is all of them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,6 @@ from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import is_tall
-from tokenbus.kernels.linear.fp8_wide_rows import MAX_WIDE_ROWS, fp8_wide_linear
 from tokenbus.kernels.linear.gated_linear import gated_linear
 from tokenbus.kernels.linear.int4_layout import group_in_blocks, pack_int4
 from tokenbus.kernels.linear.int4_linear import int4_linear, widened_int4
@@ -69,16 +71,8 @@ class FusedProduct(Product):
         """Return what takes x [T, in] to the product of rms_norm(x), gated by `act` if given."""
 
     @abstractmethod
-    def added(self, x: Tensor, residual: Tensor, following: FusedProduct | None = None) -> Tensor:
-        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to.
-
-        following: the next product, whose weight may be fetched meanwhile.
-        """
-
-    @property
-    def fetched(self) -> Tensor | None:
-        """The weight's numbers as they lie in memory, None if fetching them early does not pay."""
-        return None
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
 
 
 class TritonProduct(FusedProduct):
@@ -114,17 +108,13 @@ class TritonProduct(FusedProduct):
         fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
         return lambda x: small_linear(x, values, fusion)
 
-    def added(self, x: Tensor, residual: Tensor, following: FusedProduct | None = None) -> Tensor:
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        del following
         return small_linear(x, self._values, Fusion(bias=self._bias, residual=residual))
 
 
 class Fp8Product(FusedProduct):
-    """An FP8 weight: one row is multiplied as it is, more are rounded to FP8 with a scale each.
-
-    Before a sum up to eight stay as they are too: their weights are widened on the way.
-    """
+    """An FP8 weight: one row is multiplied as it is, more are rounded to FP8 with a scale each."""
 
     def __init__(self, weight: Fp8Weight, bias: Tensor | None) -> None:
         """Take a weight whose sizes 16 divides. Raises: ModelUnsupported for others."""
@@ -164,18 +154,10 @@ class Fp8Product(FusedProduct):
 
         return multiply
 
-    def added(self, x: Tensor, residual: Tensor, following: FusedProduct | None = None) -> Tensor:
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        fetched = None if following is None else following.fetched
-        fusion = Fusion(bias=self._bias, residual=residual, following=fetched)
-        if 1 < x.shape[0] <= MAX_WIDE_ROWS and x.element_size() == 2:
-            return fp8_wide_linear(x, *self._weight, fusion)
+        fusion = Fusion(bias=self._bias, residual=residual)
         return self._multiply(x, fusion)
-
-    @property
-    def fetched(self) -> Tensor | None:
-        """The weight's numbers as they lie in memory."""
-        return self._weight[0]
 
     def of_rounded(self, rows: QuantizedRows) -> Tensor:
         """rows: [T, in] -> [T, out], dtype of the activations."""
@@ -275,9 +257,8 @@ class Int4Product(FusedProduct):
         fusion = Fusion(norm_weight=norm_weight, eps=eps, bias=self._bias, act=act)
         return lambda x: int4_linear(x, self._packed, fusion)
 
-    def added(self, x: Tensor, residual: Tensor, following: FusedProduct | None = None) -> Tensor:
+    def added(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        del following
         return int4_linear(x, self._packed, Fusion(bias=self._bias, residual=residual))
 
 

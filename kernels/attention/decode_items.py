@@ -8,7 +8,6 @@ import triton.language as tl
 
 from tokenbus.kernels.attention.decode_tile import attend_range, merge_rows
 from tokenbus.kernels.attention.rounded_tile import attend_rounded, attend_widened
-from tokenbus.kernels.fetch import fetch_line
 
 ITEM_FIELDS = tl.constexpr(8)
 
@@ -28,6 +27,15 @@ def load_item(items, index, there):
 
 
 @triton.jit
+def _fetch_line(address):
+    """Ask for 128 bytes at each address to be brought to the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address.to(tl.int64, bitcast=True)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
 def fetch_first_tile(k_pages, v_pages, k_scales, v_scales, table_row, head, page_stride, begin,
                      D: tl.constexpr, S: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
     """Ask for an item's first keys and values before the inputs are there.
@@ -41,13 +49,13 @@ def fetch_first_tile(k_pages, v_pages, k_scales, v_scales, table_row, head, page
     page = tl.load(table_row + begin // S).to(tl.int64)
     base = page * page_stride + head * (S * D) + begin % S * D
     lines = tl.minimum(tl.arange(0, triton.next_power_of_2(LINES)), LINES - 1)
-    fetch_line(k_pages + base + lines * PER_LINE)
-    fetch_line(v_pages + base + lines * PER_LINE)
+    _fetch_line(k_pages + base + lines * PER_LINE)
+    _fetch_line(v_pages + base + lines * PER_LINE)
     if k_scales is not None:
         # A line has the scales of 32 tokens.
         places = base // D + tl.arange(0, (TOKENS + 31) // 32) * 32
-        fetch_line(k_scales + places)
-        fetch_line(v_scales + places)
+        _fetch_line(k_scales + places)
+        _fetch_line(v_scales + places)
 
 
 @triton.jit

@@ -64,16 +64,15 @@ def choose_tuning(
     """Pick the layout; swept on an H200 with 64-token pages of 128 dims.
 
     Three programs with two tiles each stream best; few rows leave no third program anything to do;
-    the stacked rows of shared runs leave registers for two. Over rounded pages a kernel that knows
-    no runs takes half as many registers.
+    the stacked rows of shared runs leave registers for two. Where two would fill a multiprocessor,
+    a third keeps the next kernel out: 64 rows of bf16 took 36 us of a step of 5,591 longer.
     """
     if rounded and row_bytes <= _TILE_BYTES // 128:
         return DecodeTuning(2, 2 if grouped else 3)
     if rounded:
-        programs = 2 if grouped or num_rows <= 16 else 4
-        return DecodeTuning(1, programs, run_depth=1, run_block_n=32)
+        return DecodeTuning(1, 2, run_depth=1, run_block_n=32)
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
-    programs = 2 if grouped or num_rows <= 16 else 3
+    programs = 2 if grouped or num_rows <= 64 else 3
     return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
 
 

@@ -9,7 +9,6 @@ import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.activation import gated_act
-from tokenbus.kernels.fetch import following_halves
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -71,7 +70,6 @@ def fp8_matvec(
     require_contiguous(norm=fusion.norm_weight)
     chosen = tuning or choose_matvec_tuning(width_in, width_out, fusion.role)
     out = torch.empty(1, width_out, dtype=x.dtype, device=x.device)
-    following, num_bytes = following_halves(fusion.following)
     matvec_kernel[(ceil_div(width_out, chosen.block_n * chosen.groups),)](
         x,
         values,
@@ -79,7 +77,6 @@ def fp8_matvec(
         fusion.bias,
         fusion.residual,
         fusion.norm_weight,
-        following,
         out,
         width_out,
         fusion.eps,
@@ -95,7 +92,6 @@ def fp8_matvec(
         HAS_NORM=fusion.norm_weight is not None,
         ADD_ONE=fusion.norm_add_one,
         ACT=fusion.act or "none",
-        FOLLOWING=num_bytes,
         num_warps=chosen.num_warps,
         **dependent_launch(x.device),
     )

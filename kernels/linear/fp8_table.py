@@ -46,18 +46,11 @@ def choose_matvec_tuning(width_in: int, width_out: int, role: LinearRole) -> Lin
     if role is LinearRole.GATED:
         return LinearTuning(4, 4096, 4)
     if role is LinearRole.RESIDUAL and width_in == 4096:
-        return LinearTuning(8, 1024, 4, ahead=4)
+        return LinearTuning(8, 1024, 4)
     # Of more inputs the compiler has no registers for the pieces.
     if role is LinearRole.RESIDUAL and 8192 <= width_in <= 16384:
         return LinearTuning(4, 512, 4, groups=2, ahead=10, by_warp=True)
-    if width_in >= 8192:
-        return LinearTuning(2, 2048, 4)
-    return LinearTuning(4, 2048, 4, ahead=2)
-
-
-def choose_wide_tuning(width_in: int, width_out: int) -> RowsTuning:
-    """Pick the layout for 2 to 8 rows as they are, before a sum."""
-    return RowsTuning(64, 256, 4, 4, _splits(width_in, width_out, 2048))
+    return LinearTuning(2 if width_in >= 8192 else 4, 2048, 4)
 
 
 def choose_rows_tuning(
@@ -80,20 +73,15 @@ def _choose_rows_tuning(
         if height == 128:
             return RowsTuning(128, 128, 8, 4)
         return RowsTuning(64, 128, 4 if height == 64 else 8, 4)
+    tiles = ceil_div(width_out, 64)
     # Programs for the whole chip, but each with columns enough to fill its queue.
-    least = 4096 if 2 * ceil_div(width_out, 64) >= _PROCESSORS // 2 else 1024
-    splits = _splits(width_in, width_out, least)
+    least = 4096 if 2 * tiles >= _PROCESSORS // 2 else 1024
+    splits = 1
+    while 2 * splits * tiles <= _PROCESSORS and 2 * splits * least <= width_in:
+        splits *= 2
     if splits > 1:
         return RowsTuning(64, 256, 4, 4, splits)
     return RowsTuning(64, 256, 4, 5) if height <= 64 else RowsTuning(64, 128, 4, 6)
-
-
-def _splits(width_in: int, width_out: int, least: int) -> int:
-    """Return how many programs share a tile of 64 outputs, each with `least` columns."""
-    splits = 1
-    while 2 * splits * ceil_div(width_out, 64) <= _PROCESSORS and 2 * splits * least <= width_in:
-        splits *= 2
-    return splits
 
 
 def is_tall(num_rows: int, width_out: int, role: LinearRole, *, blocks: bool = False) -> bool:

@@ -179,13 +179,7 @@ def _launch_rows(
     x: Tensor, weight: PackedInt4, fusion: Fusion, out: Tensor, tuning: Int4RowsTuning
 ) -> None:
     """Write the product of up to 16 rows to `out`."""
-    rows = split_rows(
-        x,
-        norm_weight=fusion.norm_weight,
-        eps=fusion.eps,
-        order=weight.order,
-        weight=weight.words,
-    )
+    rows = split_rows(x, norm_weight=fusion.norm_weight, eps=fusion.eps, order=weight.order)
     require(weight.group == BLOCK, f"groups of {weight.group} inputs, rows are summed by {BLOCK}")
     tiles = ceil_div(out.shape[1], tuning.block_n // (2 if fusion.act else 1))
     parts, arrivals = _shared(x, tiles, tuning.splits, rows.height * tuning.block_n)

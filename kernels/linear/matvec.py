@@ -9,7 +9,6 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.activation import gate
-from tokenbus.kernels.fetch import fetch_share
 from tokenbus.kernels.launch import release_successor, wait_for_inputs
 
 
@@ -50,11 +49,11 @@ def _spread(values, SHAPE: tl.constexpr, BY_WARP: tl.constexpr):
 
 @triton.jit
 def matvec_kernel(
-    x, weight, scales, bias, residual, norm_weight, following, out, N, eps, K: tl.constexpr,
+    x, weight, scales, bias, residual, norm_weight, out, N, eps, K: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, GROUPS: tl.constexpr, AHEAD: tl.constexpr,
     BY_WARP: tl.constexpr, HAS_SCALES: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr, ACT: tl.constexpr,
-    FOLLOWING: tl.constexpr, PDL: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute GROUPS times ROWS outputs: norm in front, bias, gate and residual behind.
 
@@ -63,9 +62,7 @@ def matvec_kernel(
     Weights do not depend on the previous kernel: AHEAD pieces, each of a group and a block of
     columns, are on their way before this one waits for its inputs, and as many stay so. The norm's
     scale is one number per row of x, so it is applied to the finished sums. BY_WARP: a warp has
-    whole rows, and loads the columns of x for itself: nothing passes between warps. Behind its own
-    weights a program asks for a share of the first FOLLOWING bytes of both halves of the next
-    product's.
+    whole rows, and loads the columns of x for itself: nothing passes between warps.
     """
     release_successor(PDL)
     first = tl.program_id(0) * GROUPS
@@ -89,9 +86,6 @@ def matvec_kernel(
         coming += (
             _load_weights(weight, first + step % GROUPS, step // GROUPS, N, K, ROWS, BLOCK_K, ACT),
         )
-    if FOLLOWING > 0:
-        fetch_share(following[0], tl.program_id(0), tl.num_programs(0), FOLLOWING, 128)
-        fetch_share(following[1], tl.program_id(0), tl.num_programs(0), FOLLOWING, 128)
     for block in tl.static_range(BLOCKS):
         k = block * BLOCK_K + offs
         in_k = tl.full([BLOCK_K], True, tl.int1) if (block + 1) * BLOCK_K <= K else k < K

@@ -34,8 +34,6 @@ class Fusion:
 
     norm_weight: [K]. bias: [width of weight]. With `act` the weight holds gate and up rows,
     [2 N, K]. residual: [M, N] float32, overwritten with the sum, of which the result is rounded.
-    following: the weight of the next product, of numbers of one byte, which is fetched into the L2
-    cache as far as that pays.
     """
 
     norm_weight: Tensor | None = None
@@ -44,7 +42,6 @@ class Fusion:
     bias: Tensor | None = None
     act: ActivationKind | None = None
     residual: Tensor | None = None
-    following: Tensor | None = None
 
     @property
     def role(self) -> LinearRole:
@@ -156,9 +153,7 @@ def small_linear(
             x,
             weight,
             None,
-            *tensors[2:5],
-            None,
-            out,
+            *tensors[2:],
             width_out,
             fusion.eps,
             ROWS=tuning.block_n,
@@ -166,7 +161,6 @@ def small_linear(
             AHEAD=tuning.ahead,
             BY_WARP=tuning.by_warp,
             HAS_SCALES=False,
-            FOLLOWING=0,
             **options,
         )
     else:

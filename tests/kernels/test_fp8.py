@@ -24,7 +24,6 @@ from tokenbus.kernels.linear.fp8_table import (
     choose_rows_tuning,
     is_wide,
 )
-from tokenbus.kernels.linear.fp8_wide_rows import fp8_wide_linear
 from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.linear.table import LinearRole, LinearTuning
 from tokenbus.kernels.quantize import (
@@ -180,34 +179,6 @@ def test_rounded_rows_equal_twin(rows: int, tuning: RowsTuning | MatmulTuning, c
     assert ((got - expected).norm() / expected.norm()).item() < 1e-3
     if fusion.residual is not None:
         assert ((fusion.residual - expected).norm() / expected.norm()).item() < 1e-3
-
-
-@pytest.mark.parametrize("tuning", [RowsTuning(64, 64, 4, 2), RowsTuning(64, 128, 4, 3, splits=3)])
-@pytest.mark.parametrize(("rows", "case"), [(2, "residual"), (7, "bias"), (8, "residual")])
-def test_few_rows_as_they_are_equal_twin(rows: int, case: str, tuning: RowsTuning) -> None:
-    """Every number of e4m3 is widened exactly, the smallest too, and no row is rounded."""
-    width_in, width_out = 336, 80
-    weight = rounded(randn(width_out, width_in, seed=1))
-    every = torch.arange(256, dtype=torch.uint8, device=DEVICE)
-    every[every & 127 == 127] = 0
-    weight.values.view(torch.uint8)[0, :256] = every
-    # Below 2^-6 they are what the first output is made of.
-    weight.values.view(torch.uint8)[1] = every[:7].repeat(48)
-    x = randn(rows, width_in).to(HALF)
-    residual = randn(rows, width_out, seed=2) if case == "residual" else None
-    fusion = Fusion(
-        bias=randn(width_out, seed=4) if case == "bias" else None,
-        residual=None if residual is None else residual.clone(),
-    )
-    expected = reference.fused_linear(x, stored(weight), bias=fusion.bias, residual=residual)
-    got = fp8_wide_linear(x, weight.values, weight.scales, fusion, tuning=tuning)
-    assert got.dtype == x.dtype
-    sums = fusion.residual
-    if sums is None:
-        assert_close(got, expected, HALF)
-    else:
-        assert_close(sums, expected, torch.float32)
-        assert torch.equal(got, sums.to(x.dtype))
 
 
 @pytest.mark.parametrize("rows", [1, 20, 130])
