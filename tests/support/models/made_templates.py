@@ -181,6 +181,12 @@ KNOWN = {
         ),
         "hermes/none",
     ),
+    "tools by another name, as SmolLM3": (
+        "{% if xml_tools %}<|im_start|>system\n{% for tool in xml_tools[:] %}{{ tool | string }}"
+        '{% endfor %}\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
+        "</tool_call><|im_end|>\n{% endif %}" + template_of("", tools=""),
+        "hermes/none",
+    ),
     "shown with tags": (
         template_of(
             "",
