@@ -92,7 +92,7 @@ class AnswerWatch:
         self._text, self._solid = bytearray(), bytearray()
         self._names: set[bytes] = set()
         self._tool = ""
-        self._is_text = self._has_value = False
+        self._is_text = self._has_value = self._is_cut = False
         if form.starts_inside:
             self._phase = _Phase.REASONING
         else:
@@ -161,11 +161,12 @@ class AnswerWatch:
         if byte not in _SPACE:
             self._solid.append(byte)
         if len(self._text) > 2 * _LOOK_BACK:
+            self._is_cut = True
             del self._text[:-_LOOK_BACK], self._solid[:-_LOOK_BACK]
         follow(self, byte)
 
     def _move(self, phase: _Phase) -> None:
-        self._phase, self._has_value = phase, False
+        self._phase, self._has_value, self._is_cut = phase, False, False
         if phase is _Phase.CALLS:
             quote = self._form.quote
             self._keys = BracedKeys(self._table, quote) if quote else KeyWatch(self._table)
@@ -220,7 +221,7 @@ class AnswerWatch:
                 self._move(_Phase.CALLS)
             else:
                 self._move(_Phase.TOOL if self._ends_in((marks.call,)) else _Phase.TAGS)
-        elif marks.head is not None and marks.head.fullmatch(self._text):
+        elif marks.head and not self._is_cut and marks.head.fullmatch(self._text):
             self._replay(_Phase.CALLS)
         elif self._form.is_json and self._solid and not self._may_become(marks.calls):
             self._replay(_Phase.JSON)

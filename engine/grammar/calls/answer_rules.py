@@ -74,17 +74,20 @@ class AnswerRules:
         self._marks = [self._first_mark(way.opening) for way in self._ways if way.opening.strip()]
         bare = [way for way in self._ways if not way.opening.strip()]
         self._heads = [pattern for way in bare for pattern in way.head_patterns()]
-        names = {
-            way.name_key: list(schemas)
-            for way in bare
-            if way.syntax is CallSyntax.JSON_CALL and not self._written.opens_in_prompt
-        }
-        self._content: ContentRules | None = None
-        if content is not None:
-            self._content = ContentRules(content, self._marks, self._heads, names)
+        self._content = None if content is None else self._content_rules(content)
         self.before, lines = self._lines(reasoning)
         self.source = "\n".join(["%llguidance {}", *lines, SPACE_RULE]) + "\n"
         self.watched = self._watched(reasoning)
+
+    def _content_rules(self, content: GrammarSpec) -> ContentRules:
+        """Return the rules of content that is no call."""
+        names = {
+            way.name_key: list(self._schemas)
+            for way in self._ways
+            if way.syntax is CallSyntax.JSON_CALL
+            if not way.opening.strip() and not self._written.opens_in_prompt
+        }
+        return ContentRules(content, self._marks, self._heads, names)
 
     def _lines(self, reasoning: ReasoningRule) -> tuple[str, list[str]]:
         """Return the rules of what stands before the answer, and those of the answer."""

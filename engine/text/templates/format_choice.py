@@ -4,6 +4,8 @@ A call that the template has rendered is read by the reader of each call format;
 gives back the same call is the template's. Where a template renders no calls, the marks of a format
 say so: those that the template shows the model beside the tools, else those that are tokens of the
 model. Calls are then written as text, and have to be read back all the same.
+
+It is one noun: what is asked of a template follows from what it answered before.
 """
 
 from __future__ import annotations

@@ -180,6 +180,17 @@ def test_streams_of_tokens_give_the_message_of_the_whole(name: str) -> None:
         assert calls == [each[:2] for each in golden.calls], golden.title
 
 
+def asked_calls(chat: ChatRenderer, golden: Golden) -> str:
+    """Write the calls of an answer as the model's template does."""
+    written = chat.choice.written or chat.format.calls
+    assert written is not None
+    listed = [
+        WrittenCall("D681PevKs", call, json.dumps(json.loads(arguments), ensure_ascii=False))
+        for call, arguments, _ in golden.calls
+    ]
+    return written.write(listed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_typed_answers_pass_every_choice_that_allows_them(name: str) -> None:
@@ -190,11 +201,13 @@ def test_typed_answers_pass_every_choice_that_allows_them(name: str) -> None:
         if not golden.calls or not all(is_complete for _, _, is_complete in golden.calls):
             continue
         rule = ReasoningRule(starts_inside=golden.title.endswith("[in reasoning]"))
-        choices = ["auto"]
-        if not golden.content:
-            choices += ["required", *(names if len(names) == 1 else ())]
-        for choice in choices:
-            is_taken = passes(name, golden.answer, choice, rule)
+        told = {"auto": golden.answer}
+        if not golden.content and not golden.reasoning:
+            # Those that are asked for are spelled as the model's template spells calls.
+            asked = asked_calls(chat_of(name), golden)
+            told |= dict.fromkeys(("required", *(names if len(names) == 1 else ())), asked)
+        for choice, text in told.items():
+            is_taken = passes(name, text, choice, rule)
             assert is_taken or any(words in golden.title for words in READ_ALONE), golden.title
             taken += [choice] * is_taken
         for wrong in (golden.answer.replace("get_", "gat_"),):
@@ -206,7 +219,7 @@ def test_typed_answers_pass_every_choice_that_allows_them(name: str) -> None:
 def test_reasoning_is_on_or_off_as_the_template_is_asked(name: str) -> None:
     """A thought may stand before the calls, or has to end first, or has no place."""
     chat = chat_of(name)
-    written, thoughts = chat.format.calls, chat.format.reasoning
+    written, thoughts = chat.choice.written or chat.format.calls, chat.format.reasoning
     assert written is not None
     call = written.write([WrittenCall("", "get_time", "{}")])
     for is_on in (True, False):

@@ -8,6 +8,7 @@ import pytest
 from family_tokenizers import family_tokenizer
 
 from tokenbus.engine.chat.call_formats import CALL_FORMATS
+from tokenbus.engine.chat.written_message import WrittenCall
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.grammar.tools import FunctionTool
@@ -21,8 +22,8 @@ END = "{% endfor %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|
 # Written here, each in the form of its family but for the white space.
 SPELLINGS = {
     "hermes": (
-        TURN + "<tool_call>{{ c.function | tojson }}</tool_call>" + END,
-        '<tool_call>{"name": "f", "arguments": {"n": 1}}</tool_call>',
+        TURN + "<tool_call>\n{{ c.function | tojson }}</tool_call>" + END,
+        '<tool_call>\n{"name": "f", "arguments": {"n": 1}}</tool_call>',
     ),
     "glm-4": (
         TURN + "<tool_call>{{ c.function.name }}{% for k, v in c.function.arguments.items() %}"
@@ -35,9 +36,9 @@ SPELLINGS = {
         + '{{ "," if not loop.first }}\n    {"tool_call_id": "{{ loop.index0 }}", "tool_name": '
         '"{{ c.function.name }}", "parameters": {{ c.function.arguments | tojson }}}'
         + END.replace(
-            "{% endfor %}", "{% endfor %}{% if m.tool_calls %}\n]<|END_ACTION|>{% endif %}", 1
+            "{% endfor %}", "{% endfor %}{% if m.tool_calls %} ]<|END_ACTION|>{% endif %}", 1
         ),
-        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "f", "parameters": {"n": 1}}\n]'
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "f", "parameters": {"n": 1}} ]'
         "<|END_ACTION|>",
     ),
 }
@@ -69,11 +70,11 @@ def test_asked_calls_have_the_white_space_of_the_template(family: str) -> None:
         except GrammarRejected:
             return False
 
-    loose = spelled.replace(">f", ">f\n").replace("</", "\n</").replace("]<", "] <")
+    own = chat.format.write_calls([WrittenCall("", "f", '{"n": 1}')])
     assert passes("f", spelled)
-    assert not passes("f", loose)
+    assert not passes("f", own)
     assert passes("auto", spelled)
-    assert passes("auto", loose)
+    assert passes("auto", own)
 
 
 def test_what_differs_in_more_than_white_space_leaves_a_format_as_it_is() -> None:
