@@ -22,7 +22,12 @@ from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import holds_tokenizer, open_tokenizer
 from tokenbus.engine.types import NO_DEFAULTS, SamplingDefaults
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
-from tokenbus.engine.weights.config_check import refuse_counts, refuse_sizes, refuse_type
+from tokenbus.engine.weights.config_check import (
+    refuse_counts,
+    refuse_parts,
+    refuse_sizes,
+    refuse_type,
+)
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
 from tokenbus.engine.weights.formats.expert_tensors import expert_tensors
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
@@ -175,7 +180,7 @@ def _shape_of(config: Any) -> DecoderConfig | None:
     text = config.get_text_config()
     try:
         shape = decoder_config(text)
-    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelBroken(
             f"config.json gives a {text.model_type} numbers that make no layers: {error}"
         ) from error
@@ -224,7 +229,9 @@ def _config(folder: Path) -> Any:
     with broken_if(folder, "config.json"):
         refuse_counts(folder)
         refuse_type(folder)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    refuse_parts(config)
+    return config
 
 
 def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:
