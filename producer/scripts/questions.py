@@ -42,19 +42,19 @@ class QuestionScripts:
         until_ms = int((time.time() + timeout_s) * 1000)
         body = json.dumps({**question, "reply": secret, "until_ms": until_ms})
         name, reply = self._keys.of("questions"), self._keys.of("replies", secret)
-        async with asyncio.timeout(timeout_s + _LATER_LOOK_S):
-            async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.rpush(name, body)
-                pipe.pexpire(name, _TTL_MS)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.rpush(name, body)
+            pipe.pexpire(name, _TTL_MS)
+            async with asyncio.timeout(timeout_s + _TTL_MS / 1000):
                 await pipe.execute()
-            look_s, deadline = _FIRST_LOOK_S, time.monotonic() + timeout_s
-            while time.monotonic() < deadline:
-                answer = await self._runner.command("LPOP", reply)
-                if answer is not None:
-                    told: dict[str, Any] = json.loads(answer)
-                    return told
-                await asyncio.sleep(look_s)
-                look_s = min(2 * look_s, _LATER_LOOK_S)
+        look_s, deadline = _FIRST_LOOK_S, time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            answer = await self._runner.command("LPOP", reply)
+            if answer is not None:
+                told: dict[str, Any] = json.loads(answer)
+                return told
+            await asyncio.sleep(look_s)
+            look_s = min(2 * look_s, _LATER_LOOK_S)
         # Who finds the question now drops it.
         return None
 
