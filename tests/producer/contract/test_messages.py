@@ -91,7 +91,7 @@ def test_events_of_which_one_has_no_delta_are_not_joined() -> None:
         (["<th", "ink>a", "</think>b"], 2),
         (["Yes", "."], 0),
         (["<think>", "cut"], 2),
-        (["<think>", "cut", " <", "/thi"], 4),
+        (["<think>", "cut", " <", "/thi"], 2),
     ],
 )
 def test_tokens_of_reasoning_are_counted(tokens: list[str], expected: int) -> None:

@@ -310,8 +310,6 @@ def test_model_of_pydantic_is_a_schema() -> None:
         ({"messages": [USER], "top_logprobs": 3}, "top_logprobs"),
         ({"messages": [USER], "logprobs": True, "top_logprobs": 30}, "top_logprobs"),
         ({"messages": [USER], "response_format": {"type": "grammar"}}, "response_format.type"),
-        ({"messages": [USER], "response_format": {"type": "json_object"}, "tools": [TOOL]},
-         "response_format"),
         ({"messages": [USER], "guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
         ({"messages": [USER], "guided_choice": [1]}, "guided_choice"),
         ({"messages": [USER], "guided_choice": []}, "guided_choice"),
