@@ -169,9 +169,10 @@ class Languages:
             item, least, most = parts
             rest = self.repeated(item, max(0, least - 1), None if most is None else most - 1)
             return self.then(self.derivative(item, code), rest)
-        return self._walked(*parts, code) if kind == "walk" else self.nothing
+        return self._walked(parts, code) if kind == "walk" else self.nothing
 
-    def _walked(self, machine: int, at: int, to: int, code: int) -> Term:
+    def _walked(self, parts: list[Any], code: int) -> Term:
+        machine, at, to = parts
         for through, ranges in self._machines[machine][at].items():
             if any(low <= code <= high for low, high in ranges):
                 return self.walk(machine, through, to)
