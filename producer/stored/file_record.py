@@ -15,7 +15,7 @@ class FileRecord:
     owner: str
     filename: str
     purpose: str
-    bytes: int
+    num_bytes: int
     created_at: int
     expires_at: int | None = None
 
@@ -38,7 +38,7 @@ class FileRecord:
         return {
             "id": self.id,
             "object": "file",
-            "bytes": self.bytes,
+            "bytes": self.num_bytes,
             "created_at": self.created_at,
             "expires_at": self.expires_at,
             "filename": self.filename,

@@ -204,7 +204,7 @@ class StoredFiles:
             stored_keys.files(record.owner),
             stored_keys.file_bytes(),
             stored_keys.file_expiries(),
-            *(record.owner, record.id, record.bytes),
+            *(record.owner, record.id, record.num_bytes),
         )
         await self.contents.remove(record.content)
 

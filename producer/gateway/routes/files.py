@@ -101,7 +101,7 @@ def _add_each(routes: APIRouter, place: FilePlace) -> None:
         blocks = place.files().read(record)
         named = quote(record.filename, safe="")
         headers = {
-            "Content-Length": str(record.bytes),
+            "Content-Length": str(record.num_bytes),
             "Content-Disposition": f"attachment; filename*=utf-8''{named}",
             "X-Content-Type-Options": "nosniff",
         }

@@ -65,7 +65,7 @@ async def test_file_is_read_as_it_was_written(files: StoredFiles, owner: str) ->
     record = await files.create(owner, chunks(*parts), FileFields("ü/../x", "batch"))
     found = await files.get(owner, record.id)
     assert found == record
-    assert (found.bytes, found.filename) == (2_100_000, "ü/../x")
+    assert (found.num_bytes, found.filename) == (2_100_000, "ü/../x")
     assert await joined(files.read(found)) == b"".join(parts)
 
 
@@ -121,7 +121,7 @@ async def test_file_of_another_is_as_unknown_as_none(files: StoredFiles, owner: 
                 await call("other", wrong)
     page = await files.page("other", after=None, limit=9, ascending=False, purpose=None)
     assert page.items == []
-    assert (await files.get(owner, file_id)).bytes == 1
+    assert (await files.get(owner, file_id)).num_bytes == 1
 
 
 @pytest.mark.parametrize(
