@@ -121,7 +121,7 @@ def _run_worker(args: argparse.Namespace) -> int:
     return run_worker(WorkerSettings.load(**given))
 
 
-def _parts() -> dict[str, argparse.ArgumentParser]:
+def _parts() -> dict[str, Parser]:
     """Return the options of the parts that `tokenbus serve` runs."""
     from tokenbus.engine.config import engine_settings
 

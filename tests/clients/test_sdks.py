@@ -206,7 +206,7 @@ def test_django_backend_resumes_after_the_last_event_id(tmp_path: Path) -> None:
     folder = tmp_path / "bus"
     env = {"TOKENBUS_REDIS_URL": f"embedded://{folder}", "PORT": str(port)}
     env |= {"TOKENBUS_ENGINE": "null", "TOKENBUS_NULL_TOKENS_PER_S": "100"}
-    commands = ([PYTHON, EXAMPLES / "django_sse.py"], [*COMMAND, "worker"])
+    commands = ([PYTHON, str(EXAMPLES / "django_sse.py")], [*COMMAND, "worker"])
     started = [subprocess.Popen(each, env=os.environ | env) for each in commands]
 
     def ask(method: str, path: str, body: str | None = None, **headers: str) -> Any:
