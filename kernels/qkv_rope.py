@@ -165,12 +165,6 @@ def _qkv_rope_kernel(
                     heads, live, rest, in_rest, HQ, HKV, D, S)  # fmt: skip
 
 
-def _choose_heads(num_tokens: int) -> tuple[int, int]:
-    """Return heads and warps of a program."""
-    del num_tokens
-    return 8, 4
-
-
 def _check(qkv: Tensor, k_pages: Tensor, num_heads: int, cos: Tensor | None) -> None:
     """Refuse shapes that the kernel would read or write wrongly."""
     _, num_kv_heads, page_size, head_dim = k_pages.shape
@@ -229,7 +223,7 @@ def qkv_rope(
     if num_tokens == 0:
         return q_out
     rot_dim = 0 if cos is None else cos.shape[1]
-    heads, num_warps = _choose_heads(num_tokens)
+    heads = 8
     num_rotated = num_heads + (1 if write_back else 2) * num_kv_heads
     _qkv_rope_kernel[(num_tokens, ceil_div(num_rotated, heads))](
         qkv,
@@ -260,7 +254,7 @@ def qkv_rope(
         HAS_NORM=q_norm is not None,
         ADD_ONE=norm_add_one,
         WRITE_BACK=write_back,
-        num_warps=num_warps,
+        num_warps=4,
         **dependent_launch(qkv.device),
     )
     if write_back and v_scales is not None:

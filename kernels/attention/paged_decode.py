@@ -40,8 +40,7 @@ class DecodeTuning:
     `depth` and `run_depth` count tiles in flight for own and for shared pages, of `block_n` and
     `run_block_n` tokens. `programs_per_processor` has to fit: programs that wait for a place
     would start their share when the others are done. max_registers: of a thread, None for as many
-    as the kernel likes, of which two programs of 128 threads fill a multiprocessor. early: whether
-    the successor may start before the inputs are there, and fill what room few programs leave.
+    as the kernel likes, of which two programs of 128 threads fill a multiprocessor.
     """
 
     depth: int
@@ -51,7 +50,6 @@ class DecodeTuning:
     run_block_n: int = 64
     num_warps: int = 4
     max_registers: int | None = None
-    early: bool = False
 
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
@@ -64,8 +62,8 @@ def choose_tuning(
     """Pick the layout; swept on an H200 with 64-token pages of 128 dims.
 
     Three programs with two tiles each stream best; few rows leave no third program anything to do;
-    the stacked rows of shared runs leave registers for two. Where two would fill a multiprocessor,
-    a third keeps the next kernel out: 64 rows of bf16 took 36 us of a step of 5,591 longer.
+    the stacked rows of shared runs leave registers for two. In a step of 64 rows of bf16 three
+    took 36 us of 5,591 longer than two that know runs.
     """
     if rounded and row_bytes <= _TILE_BYTES // 128:
         return DecodeTuning(2, 2 if grouped else 3)
@@ -85,15 +83,15 @@ def _decode_kernel(
     BLOCK_D: tl.constexpr, ROWS: tl.constexpr, RUN_ROWS: tl.constexpr, DEPTH: tl.constexpr,
     RUN_DEPTH: tl.constexpr, RUN_BLOCK_N: tl.constexpr, GROUPED: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
-    LISTED: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr,
+    LISTED: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Work through every num_programs-th item of the list, back and forth.
 
     The list is sorted, so turning round after each pass gives every program the same work: no
     ticket counter, no round trip to memory between items.
 
-    The launch that is not LISTED releases its successor only after the wait: the list is then
-    visible to all later launches over it, which so may look at it before their own wait.
+    The successor is released only after the wait: what was written before this launch's inputs is
+    then visible to the next launch over the same list, which so may look at it before its own wait.
     """
     if not LISTED:
         wait_for_inputs(PDL)
@@ -106,15 +104,12 @@ def _decode_kernel(
     place = pid
     row, begin, end, part, num_parts, count, member = load_item(items, place // HKV, True)
     if LISTED:
-        if EARLY:
-            release_successor(PDL)
         if place < total:
             fetch_first_tile(k_pages, v_pages, k_scales, v_scales,
                              block_table + row.to(tl.int64) * table_stride, place % HKV,
                              page_stride, begin, D, S, BLOCK_N)  # fmt: skip
         wait_for_inputs(PDL)
-        if not EARLY:
-            release_successor(PDL)
+        release_successor(PDL)
     for first in tl.range(0, total, num_programs, num_stages=1, disable_licm=True):
         turned = (first // num_programs) % 2 == 0
         following = first + num_programs + tl.where(turned, num_programs - 1 - pid, pid)
@@ -251,7 +246,6 @@ def paged_decode(
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",
         LISTED=listed and options["PDL"],
-        EARLY=tuning.early,
         num_warps=tuning.num_warps,
         maxnreg=tuning.max_registers,
         **options,
