@@ -159,12 +159,12 @@ def test_large_models_are_launched_as_before(loaded: LoadedModel) -> None:
     """A graph pays for few tokens of a wide model, for none that transformers' code computes."""
     layer = loaded.model.tensors.layers[0]  # type: ignore[attr-defined]
     assert replayed_tokens(loaded.model) > 4096
-    before = layer.down.weight
+    before = layer.mlp.down.weight
     try:
-        layer.down.weight = PlainWeight(torch.empty(200_000, 1000, device="meta"))
+        layer.mlp.down.weight = PlainWeight(torch.empty(200_000, 1000, device="meta"))
         assert 0 < replayed_tokens(loaded.model) < 1000
         assert graphs_of(loaded, 4, 8192).shape(1000, 1, 0) is None
     finally:
-        layer.down.weight = before
+        layer.mlp.down.weight = before
     other: Any = object()
     assert replayed_tokens(other) == 0

@@ -157,8 +157,6 @@ DECODER: dict[str, tuple[type[Any], dict[str, Any]]] = {
     ),
     "granite": (
         GraniteConfig,
-        GraniteMoeConfig,
-        GraniteMoeSharedConfig,
         {
             "embedding_multiplier": 3.0,
             "attention_multiplier": 0.3,
