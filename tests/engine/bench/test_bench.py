@@ -146,8 +146,8 @@ def test_uniform_routing_without_routers_is_refused(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A dense model has nothing that could be told to choose."""
-    arguments = ["--model", str(model), "--random-weights", "--uniform-routing"]
-    assert main(["bench", "engine", *arguments]) == 2
+    arguments = ["--model", str(model), "--max-model-len", "1024", "--random-weights"]
+    assert main(["bench", "engine", *arguments, "--uniform-routing"]) == 2
     assert "has no routers" in capsys.readouterr().err
 
 
