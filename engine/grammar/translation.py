@@ -98,7 +98,8 @@ def choice_texts(spec: GrammarSpec) -> list[str]:
     is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
     if not is_texts or not choices:
         raise GrammarRejected("grammar", "choice must be a JSON list of one or more strings")
-    return choices
+    texts: list[str] = choices
+    return texts
 
 
 def schema_grammar(schema: Any) -> str:

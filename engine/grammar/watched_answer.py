@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ class WatchedAnswer:
         """Read what `dump` wrote."""
         given = json.loads(text)
         tags = given.pop("tags")
-        lists = {name: tuple(given.pop(name)) for name in ("opens", "closes", "marks", "barred")}
+        names = ("opens", "closes", "marks", "barred")
+        lists: dict[str, Any] = {name: tuple(given.pop(name)) for name in names}
         if tags is not None:
             tags = WatchedTags(**tags | {"name_closes": tuple(tags["name_closes"])})
         return cls(**given, **lists, tags=tags)
