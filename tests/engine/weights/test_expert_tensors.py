@@ -65,14 +65,14 @@ def test_published_and_stacked_experts_give_the_same_model(name: str, tmp_path: 
 
 
 class _OneAtATime(dict[str, torch.Tensor]):
-    """Tensors by name, given out as copies, of which the last one has to be let go first."""
+    """Tensors by name, given out as copies; only the last one may be held when the next comes."""
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:  # type: ignore[override] # a stream
-        last = None
+        last = before = None
         for name in self:
-            assert last is None or last() is None, f"what came before {name} is still held"
+            assert before is None or before() is None, f"too much is held before {name}"
             copy = self[name].clone()
-            last = weakref.ref(copy)
+            before, last = last, weakref.ref(copy)
             yield name, copy
             del copy
 

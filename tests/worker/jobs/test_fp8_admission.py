@@ -40,7 +40,9 @@ def test_a_pull_takes_almost_twice_the_jobs_over_fp8_pages(monkeypatch: pytest.M
             member.held_jobs, engine.limits, total_pages=num_pages, reserve_fraction=0.0
         )
         current, _ = an_engine()
-        status = StatusWriter(member, costs=budget.costs, engine=current, model="tiny")
+        status = StatusWriter(
+        member, costs=budget.costs, engine=current, model="tiny", max_model_len=4096
+    )
         shown[pages] = status.gauges()["total_pages"]
         taken[pages] = 0
         while budget.room().pages >= 4:
