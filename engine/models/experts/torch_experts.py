@@ -72,7 +72,7 @@ class TorchMixture(MixtureProduct):
             num_used = sum(count > 0 for count in counts)
             watch.counts.add_(torch.tensor([num_used, 1], device=watch.counts.device))
         # Pairs of a token and an expert, by expert, then by token.
-        pairs = experts.flatten().argsort(stable=True).split(counts)
+        pairs = torch.split(experts.flatten().argsort(stable=True), counts)
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         for expert, mine in enumerate(pairs):
             if len(mine):
@@ -93,7 +93,7 @@ def _uniform(logits: Tensor) -> Tensor:
     experts = torch.arange(logits.shape[1], device=logits.device)
     bits = logits.float().contiguous().view(torch.int32).long() & _MASK
     row = torch.zeros_like(bits[:, :1])
-    for own in _mixed(bits + experts * 0x9E3779B1).split(1, 1):
+    for own in torch.split(_mixed(bits + experts * 0x9E3779B1), 1, 1):
         row = row ^ own
     return (_mixed(row + experts * 0x85EBCA6B) >> 8).float() / 2**24
 

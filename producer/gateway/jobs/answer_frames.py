@@ -26,7 +26,8 @@ from tokenbus.producer.gateway.wire.usage import summed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from tokenbus.producer.contract.events import Event, Usage
+    from tokenbus.engine.chat.usage import Usage
+    from tokenbus.producer.contract.events import Event
     from tokenbus.producer.gateway.jobs.stream_form import StreamForm
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
     from tokenbus.producer.gateway.pools.vocabulary import Vocabulary

@@ -30,7 +30,7 @@ class TokenStep(NamedTuple):
     `entry` is its logprobs, in the form of events, where they were asked for.
     """
 
-    index: int
+    index: int  # type: ignore[assignment] # no one asks the tuple for a place
     choice: int
     token_id: int
     text: str

@@ -41,8 +41,8 @@ def test_a_pull_takes_almost_twice_the_jobs_over_fp8_pages(monkeypatch: pytest.M
         )
         current, _ = an_engine()
         status = StatusWriter(
-        member, costs=budget.costs, engine=current, model="tiny", max_model_len=4096
-    )
+            member, costs=budget.costs, engine=current, model="tiny", max_model_len=4096
+        )
         shown[pages] = status.gauges()["total_pages"]
         taken[pages] = 0
         while budget.room().pages >= 4:
