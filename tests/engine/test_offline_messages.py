@@ -120,13 +120,15 @@ class Doors:
     def request(self, golden: Golden, *, with_tools: bool) -> dict[str, Any]:
         """Return a request to which the model may have given a golden answer."""
         reasoning = golden.chat_format.reasoning
-        opens = golden.title.endswith("[in reasoning]") and reasoning is not None
+        opened = ""
+        if reasoning is not None and golden.title.endswith("[in reasoning]"):
+            opened = reasoning.open
         functions = [{"name": name, "parameters": schema} for name, schema in TOOLS.items()]
         tools = [{"type": "function", "function": each} for each in functions]
         return {
             "messages": [{"role": "user", "content": "hi"}],
             "max_tokens": 4096,
-            **({"chat_template_kwargs": {"opened": reasoning.open}} if opens else {}),
+            **({"chat_template_kwargs": {"opened": opened}} if opened else {}),
             **({"tools": tools} if with_tools else {}),
         }
 

@@ -49,10 +49,12 @@ class Answers:
         compiler = GrammarCompiler(self._tokenizer, len(self._tokenizer), (end_id,))
         self._compiled: CompiledGrammar = compiler.compile(spec)
 
-    def allow(self, text: str) -> bool:
-        """Tell whether an answer may be drawn, token by token."""
+    def allow(self, text: str, *, by_letters: bool = False) -> bool:
+        """Tell whether an answer may be drawn, token by token, or with no mark in one token."""
         matcher = self._compiled.matcher()
-        for token_id in self._tokenizer.encode(text, add_special_tokens=False):
+        parts = text if by_letters else [text]
+        ids = [self._tokenizer.encode(part, add_special_tokens=False) for part in parts]
+        for token_id in (each for part in ids for each in part):
             if not int(matcher.mask()[token_id // 32]) >> token_id % 32 & 1:
                 return False
             matcher.accept(token_id)
@@ -113,7 +115,9 @@ def test_content_is_never_taken_for_a_call(family: str) -> None:
     written = answers.format.calls
     assert written is not None
     marks = [text.strip() for text in (written.section_open, written.call_open) if text.strip()]
-    texts = [json.dumps(f"{mark} get_time{{}}", ensure_ascii=False) for mark in marks]
+    told = [f"{mark} get_time{{}}" for mark in marks]
+    told.append("".join(answers.call(CALL).splitlines()))
+    texts = [json.dumps(each, ensure_ascii=False) for each in told]
     objects = [
         json.dumps({key: "get_weather", "parameters": {"days": "x"}})
         for each in (written, *written.also_read)
@@ -121,7 +125,7 @@ def test_content_is_never_taken_for_a_call(family: str) -> None:
     ]
     for text in (*texts, *objects, *(f"[{each}]" for each in objects), '{"name": "x", "n": [1]}'):
         answer = answers.content(text)
-        if answers.allow(answer):
+        if answers.allow(answer) or answers.allow(answer, by_letters=True):
             message = answers.read(answer)
             assert (message.content, message.calls) == (text, ())
 
