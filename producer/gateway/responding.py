@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
@@ -82,7 +83,8 @@ class Responding:
             return JSONResponse(events.response, headers=headers)
         stream = self._gateway.streams.open(who, [job], is_kept=asked.is_background)
         if asked.is_stream:
-            steps = live_steps(job.client, job.job_id, job.tenant)
+            check = partial(self._gateway.keys.check, who)
+            steps = live_steps(job.client, job.job_id, job.tenant, check)
             frames = _Frames(record, steps)
 
             async def end() -> None:
@@ -221,10 +223,11 @@ class Responding:
         """Return the events of a response after a sequence number. Raises: ApiError 404."""
         stored = await self.get(caller, response_id)
         job = await self._job(stored.record)
+        check = partial(self._gateway.keys.check, caller)
         steps = (
             _stored_steps(stored.result)
             if stored.result is not None
-            else live_steps(job.client, job.job_id, job.tenant)
+            else live_steps(job.client, job.job_id, job.tenant, check)
         )
         frames = _Frames(stored.record, steps, after)
         is_kept = stored.record.background

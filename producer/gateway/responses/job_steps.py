@@ -12,7 +12,7 @@ from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.gateway.responses.response_events import ResponseEvents, Step, Wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.contract.messages.job_chat import JobChat
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from tokenbus.producer.stored.response_record import ResponseRecord
 
 
-async def live_steps(client: AsyncClient, job_id: str, tenant: str) -> AsyncGenerator[Step, None]:
+async def live_steps(
+    client: AsyncClient, job_id: str, tenant: str, on_cancel: Callable[[], Awaitable[None]]
+) -> AsyncGenerator[Step, None]:
     """Yield the steps of a job from its first token on, its finish last.
 
-    Raises: what `AsyncClient.stream` raises.
+    `on_cancel` is called before the finish of a job that was cancelled.
+    Raises: what `AsyncClient.stream` raises; what `on_cancel` raises.
     """
     reading: ChoiceSteps | None = None
     async with aclosing(client.stream(job_id, tenant=tenant)) as events:
@@ -32,6 +35,8 @@ async def live_steps(client: AsyncClient, job_id: str, tenant: str) -> AsyncGene
                 address = JobAddress(job_id, tenant).text
                 chat = None if event.told is None else await _chat(client, address)
                 reading = ChoiceSteps(chat, address)
+            if event.finish is not None and event.finish.reason == "cancelled":
+                await on_cancel()
             for step in reading.of(event):
                 yield step
 
