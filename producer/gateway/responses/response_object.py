@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenbus.producer.contract.events import Finish, Usage
+    from tokenbus.engine.chat.usage import Usage
+    from tokenbus.producer.contract.events import Finish
     from tokenbus.producer.stored.response_record import ResponseRecord
 
 # By the reason of the job; what is none of them has failed.

@@ -183,6 +183,7 @@ async def test_revoked_key_ends_its_streams_and_jobs(
         door(url, pool) as running,
     ):
         assert running.gateway is not None
+        streams = running.gateway.streams
         long = {**BODY, "max_tokens": 4000}
         job = await running.post("/v1/jobs", {**long, "user": "ann"}, key)
         await running.post("/v1/jobs", {**BODY, "not_before_s": 3000, "user": "bob"}, key)
@@ -203,7 +204,7 @@ async def test_revoked_key_ends_its_streams_and_jobs(
         response = asyncio.create_task(running.post("/v1/responses", asked, key))
         async with asyncio.timeout(PATIENCE_S):
             await begun.wait()
-            await until_within(lambda: len(running.gateway.streams) == 3, PATIENCE_S)
+            await until_within(lambda: len(streams) == 3, PATIENCE_S)
         revoking = await asyncio.to_thread(tokenbus, url, "keys", "revoke", record.key_id)
         assert revoking.returncode == 0, revoking.stderr
         await until_within(lambda: all(each.done() for each in (reading, at_once, response)), 2.0)
