@@ -273,8 +273,8 @@ async def _at_once(
             # What is left is no answer to anyone.
             await gateway.streams.cancel(jobs)
         raise
-    for reservation, ended in zip(reservations, found, strict=True):
-        usage = ended.finish.usage
+    for reservation, each in zip(reservations, found, strict=True):
+        usage = each.finish.usage
         await gateway.door.settle(reservation, usage.prompt_tokens + usage.completion_tokens)
     told: dict[str, Any] = {
         "texts": await _texts(gateway, form, jobs, found),

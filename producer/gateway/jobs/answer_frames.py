@@ -167,10 +167,10 @@ class AnswerFrames:
                     step.end - len(step.text),
                     texts,
                 )
-                if chunk is None or step.index <= after:
+                if chunk is None or step.cursor <= after:
                     continue
-                self._at[number] = step.index
-                cursor = step.index if is_alone else self._cursor()
+                self._at[number] = step.cursor
+                cursor = step.cursor if is_alone else self._cursor()
                 told.append(f"{head}{cursor}\ndata: {chunk}\n\n")
             yield "".join(told).encode()
 

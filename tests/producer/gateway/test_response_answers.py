@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.server.embedded import EmbeddedServer
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+# A response of a real model is in `test_chats.py` too, beside the worker that it needs.
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 
 TOOL = {
     "type": "function",
