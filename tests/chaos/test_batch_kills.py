@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rides.scale import IS_SHORT
+from rides.scale import IS_SHORT, LEASE
 from servers.fixtures import server_binary
 from servers.mortal_server import MortalServer
 from workers.batches import BatchDesk, completion_line, names_in, num_jobs_run
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NUM_LINES, NUM_KILLS = (400, 1) if IS_SHORT else (50_000, 5)
+# Few lines are run slowly, or they would be done before the first kill.
+PACE = {"null_total_tokens_per_s": 100} if IS_SHORT else {}
 # A batch of the full size takes minutes.
 LONG_S = 120 if IS_SHORT else 1800
 
@@ -82,7 +84,7 @@ async def test_parts_of_a_pool_are_killed_amid_a_batch(
         _Kept(lambda: control_process(pool, url, files_url=folder, log_level="error"))
         for _ in range(2)
     ]
-    workers = [_Kept(lambda: worker_process(pool, url, lease_ttl_s=1)) for _ in range(2)]
+    workers = [_Kept(lambda: worker_process(pool, url, **LEASE, **PACE)) for _ in range(2)]
     lines = [completion_line(number) for number in range(NUM_LINES)]
     try:
         async with (
