@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
@@ -66,7 +67,10 @@ class BatchService:
             if await batches.take(batch_id, token, self._lease_ms):
                 task = tasks.create_task(self._own(batch_id, token))
                 self._running[batch_id] = task
-                task.add_done_callback(lambda _, each=batch_id: self._running.pop(each))
+                task.add_done_callback(partial(self._ended, batch_id))
+
+    def _ended(self, batch_id: str, _: asyncio.Task[None]) -> None:
+        self._running.pop(batch_id)
 
     async def _own(self, batch_id: str, token: str) -> None:
         """Run a batch under its lease."""

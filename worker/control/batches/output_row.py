@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.producer.contract.events import FINISHED_REASONS
 from tokenbus.producer.contract.fast_json import to_json
-from tokenbus.producer.contract.result import FINISHED_REASONS
 from tokenbus.producer.gateway.responses.job_steps import response_body
 from tokenbus.producer.gateway.wire.chat_answer import chat_answer
 from tokenbus.producer.gateway.wire.completion_answer import completion_answer
