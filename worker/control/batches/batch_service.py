@@ -70,7 +70,7 @@ class BatchService:
                 task.add_done_callback(partial(self._ended, batch_id))
 
     def _ended(self, batch_id: str, _: asyncio.Task[None]) -> None:
-        del self._running[batch_id]
+        self._running.pop(batch_id)
 
     async def _own(self, batch_id: str, token: str) -> None:
         """Run a batch under its lease."""
