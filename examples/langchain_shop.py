@@ -8,6 +8,7 @@ python examples/langchain_shop.py
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
@@ -19,14 +20,15 @@ model = ChatOpenAI(
     base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),
     api_key=os.environ.get("OPENAI_API_KEY", "none"),
     model=os.environ.get("MODEL", "smollm2-135m"),
-    max_tokens=48,
+    max_tokens=96,
+    temperature=0,
 )
 
 
 @tool
-def stock(product: str) -> int:
+def stock(product: Literal["lamp", "tent", "boots"]) -> int:
     """How many of a product are left."""
-    return STOCK.get(product, 0)
+    return STOCK[product]
 
 
 def main() -> None:
@@ -35,7 +37,8 @@ def main() -> None:
         print(piece.text if isinstance(piece.text, str) else piece.text(), end="", flush=True)
     print()
     history = [HumanMessage("Are there lamps left?")]
-    asked = model.bind_tools([stock], tool_choice="required").invoke(history)
+    calling = model.bind_tools([stock], tool_choice="required", parallel_tool_calls=False)
+    asked = calling.invoke(history)
     history.append(asked)
     for call in asked.tool_calls:
         print(call["name"], call["args"], flush=True)

@@ -8,6 +8,7 @@ python examples/llamaindex_shop.py
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
@@ -21,13 +22,14 @@ llm = OpenAILike(
     model=os.environ.get("MODEL", "smollm2-135m"),
     is_chat_model=True,
     is_function_calling_model=True,
-    max_tokens=48,
+    max_tokens=96,
+    temperature=0,
 )
 
 
-def stock(product: str) -> int:
+def stock(product: Literal["lamp", "tent", "boots"]) -> int:
     """How many of a product are left."""
-    return STOCK.get(product, 0)
+    return STOCK[product]
 
 
 def main() -> None:
@@ -36,7 +38,9 @@ def main() -> None:
         print(piece.delta or "", end="", flush=True)
     print()
     tools = [FunctionTool.from_defaults(fn=stock)]
-    asked = llm.chat_with_tools(tools, user_msg="Are there lamps left?", tool_required=True)
+    asked = llm.chat_with_tools(
+        tools, user_msg="Are there lamps left?", tool_required=True, allow_parallel_tool_calls=False
+    )
     for call in llm.get_tool_calls_from_response(asked):
         print(call.tool_name, call.tool_kwargs, tools[0].call(**call.tool_kwargs).content)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from typing import Literal
 
 from agents import (
     Agent,
@@ -28,10 +29,10 @@ set_tracing_disabled(disabled=True)
 
 
 @function_tool
-def stock(product: str) -> int:
+def stock(product: Literal["lamp", "tent", "boots"]) -> int:
     """How many of a product are left."""
     print(f"stock({product!r})", flush=True)
-    return STOCK.get(product, 0)
+    return STOCK[product]
 
 
 async def main(question: str) -> None:
@@ -44,7 +45,9 @@ async def main(question: str) -> None:
         name="Clerk",
         instructions="Answer from the stock.",
         model=OpenAIChatCompletionsModel(os.environ.get("MODEL", "smollm2-135m"), client),
-        model_settings=ModelSettings(tool_choice="required", max_tokens=64),
+        model_settings=ModelSettings(
+            tool_choice="required", parallel_tool_calls=False, max_tokens=64
+        ),
         tools=[stock],
         tool_use_behavior="stop_on_first_tool",
     )

@@ -82,7 +82,7 @@ def stream(client: OpenAI) -> None:
 def tools(client: OpenAI) -> None:
     """Calls at once, grown by deltas, and their results in the next request."""
     asked = {"messages": RAIN, "tools": [STOCK], "tool_choice": "required", **GREEDY}
-    asked["max_tokens"] = 48
+    asked |= {"max_tokens": 64, "parallel_tool_calls": False}
     message = client.chat.completions.create(**asked).choices[0].message
     [call, *_] = message.tool_calls
     assert call.function.name == "stock"
