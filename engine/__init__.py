@@ -22,8 +22,8 @@ __all__ = [
 _HOMES = {
     "LLM": "llm",
     "SamplingParams": "types",
-    "Output": "output",
-    "Completion": "output",
+    "Output": "offline.output",
+    "Completion": "offline.output",
     "build_engine": "build",
     "EngineConfig": "config",
     "Request": "types",
