@@ -5,8 +5,6 @@ tokenbus serve smollm2-135m
 python examples/llamaindex_shop.py
 """
 
-from __future__ import annotations
-
 import os
 from typing import Literal
 
