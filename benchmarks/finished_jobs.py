@@ -18,8 +18,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.client.reading.lookup import Lookup
-from tokenbus.producer.contract.events import Event, Finish, Usage
+from tokenbus.producer.contract.events import Event, Finish
 from tokenbus.producer.contract.new_job import NewJob, draw_id
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover

@@ -16,9 +16,10 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.client.blocking import Client
-from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import Append, Budget, End, Takeover
 from tokenbus.producer.server.embedded import start_private

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.build import build_engine
     from tokenbus.engine.config import EngineConfig
     from tokenbus.engine.llm import LLM
-    from tokenbus.engine.output import Completion, Output
+    from tokenbus.engine.offline.output import Completion, Output
     from tokenbus.engine.types import Request, SamplingParams
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
 _HOMES = {
     "LLM": "llm",
     "SamplingParams": "types",
-    "Output": "output",
-    "Completion": "output",
+    "Output": "offline.output",
+    "Completion": "offline.output",
     "build_engine": "build",
     "EngineConfig": "config",
     "Request": "types",

@@ -19,6 +19,7 @@ from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
 from tokenbus.engine.scheduling.page_pool import PagePool
 from tokenbus.engine.scheduling.scheduler import Scheduler
+from tokenbus.engine.text.templates.chat_settings import read_chat_template
 from tokenbus.engine.types import NO_DEFAULTS, EngineLimits
 from tokenbus.engine.weights.loader import load_model
 from tokenbus.engine.weights.readers import choose_reader
@@ -68,12 +69,14 @@ def load_for(
             progress("preparing the device", 0.0)
         backend = choose_backend(config)
     backend.check(config)
+    template = config.chat_template
     return load_model(
         config.model,
         backend,
         dtype=config.dtype,
         random_weights=config.random_weights,
         max_model_len=config.max_model_len,
+        chat_template=None if template is None else read_chat_template(template),
         reader=reader or choose_reader(config.quantization, grouped=backend.groups_int4),
         progress=progress,
     )

@@ -1,12 +1,11 @@
 """The offline API: texts in, texts out, without a queue.
 
-It is one file because it is one face: what a call takes is read in `offline_request`, and each
-request of a batch is begun, fed and ended here.
+What a call takes is read in `offline_request`; its requests are answered in an `OfflineBatch`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tokenbus.engine.build import engine_for, load_for
+from tokenbus.engine.chat.answer_form import AnswerForm
 from tokenbus.engine.chat.requests.request_rules import model_names
 from tokenbus.engine.chat.requests.value_checks import text_problem
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.containment import Containment
-from tokenbus.engine.errors import GrammarFailed, RequestFailed, RequestRejected, SequenceTooLong
+from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.tools import tools_of
-from tokenbus.engine.offline_request import (
+from tokenbus.engine.offline.offline_batch import OfflineBatch, OfflinePrompt
+from tokenbus.engine.offline.offline_request import (
     OfflineRequest,
     conversation_of,
     conversations_of,
@@ -28,41 +28,21 @@ from tokenbus.engine.offline_request import (
     params_of,
     prompt_among,
     prompts_of,
-    settled,
     token_ids_of,
 )
-from tokenbus.engine.output import Completion, Output
 from tokenbus.engine.text.chat_prompt import ChatRenderer
-from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.text.prompt_encoder import PromptEncoder
-from tokenbus.engine.types import FaultCode, FinishReason, Request, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from tokenbus.engine.engine import Engine
-    from tokenbus.engine.errors import EngineError
     from tokenbus.engine.grammar.tool_calls import ToolCalling
-    from tokenbus.engine.types import EngineStats, Fault, TokenDelta
+    from tokenbus.engine.offline.output import Output
+    from tokenbus.engine.types import EngineStats, SamplingParams
 
 Prompt = str | list[int] | tuple[int, ...]
-# A prompt's ids, and the parameters with what its rendering adds to them.
-_Prepared = tuple[tuple[int, ...], SamplingParams]
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The requests of one call: request `first_id + i` is answered in `outputs[i]`."""
-
-    first_id: int
-    # Special tokens that are part of the text: the marks that calls are read by.
-    shown_ids: tuple[int, ...] = ()
-    # The field that has asked for the grammars, as the caller has spelled it.
-    grammar_field: str = "grammar"
-    outputs: list[Output] = field(default_factory=list)
-    texts: dict[tuple[int, int], ChoiceText] = field(default_factory=dict)
-    containment: Containment[int] = field(default_factory=Containment)
 
 
 class LLM:
@@ -152,16 +132,8 @@ class LLM:
         calling = None
         if asked.tools:
             calling = self._chat().calling(tools_of(asked.tools))
-            if any(getattr(item, "grammar", None) is not None for item in listed):
-                why = "not together with tools, unless tool_choice is none"
-                raise RequestRejected("grammar", why)
         makers = [partial(self._render, messages, asked, calling) for messages in many]
-        shown = () if calling is None else self._chat().shown_ids
-        told: dict[str, Any] = {"shown_ids": shown, "grammar_field": asked.grammar_field}
-        outputs = self._run(makers, listed, progress=progress, **told)
-        if calling is not None:
-            _read_calls(outputs, calling)
-        return outputs
+        return self._run(makers, listed, progress=progress, grammar_field=asked.grammar_field)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached prefixes."""
@@ -181,7 +153,7 @@ class LLM:
         asked: OfflineRequest,
         calling: ToolCalling | None,
         params: SamplingParams,
-    ) -> _Prepared:
+    ) -> OfflinePrompt:
         turns, continues = conversation_of(messages)
         continues = continues or asked.continue_final_message
         chat = self._chat()
@@ -197,18 +169,24 @@ class LLM:
         if calling is None:
             grammar = chat.constrained(params.grammar, rule)
         else:
-            grammar = calling.grammar(asked.tool_choice, asked.parallel_tool_calls, rule)
-        return self._tokenised(prompt.text, "messages"), replace(params, grammar=grammar)
+            parallel = asked.parallel_tool_calls
+            grammar = calling.grammar(asked.tool_choice, parallel, rule, params.grammar)
+        form = AnswerForm.of(
+            chat.format, asked.tools, starts_in_reasoning=prompt.starts_in_reasoning
+        )
+        shown = () if form is None else chat.shown_ids
+        ids = self._tokenised(prompt.text, "messages")
+        return OfflinePrompt(ids, replace(params, grammar=grammar), form, shown)
 
-    def _encode(self, prompt: Any, params: SamplingParams) -> _Prepared:
+    def _encode(self, prompt: Any, params: SamplingParams) -> OfflinePrompt:
         if not isinstance(prompt, str):
-            return token_ids_of(prompt, self.engine.limits.vocab_size), params
+            return OfflinePrompt(token_ids_of(prompt, self.engine.limits.vocab_size), params)
         if self._encoder is None:
             raise RequestRejected("prompts", "the model has no tokenizer: give token ids")
         told = text_problem(prompt)
         if told is not None:
             raise RequestRejected("prompt", told)
-        return self._tokenised(prompt, "prompt"), params
+        return OfflinePrompt(self._tokenised(prompt, "prompt"), params)
 
     def _tokenised(self, text: str, field: str) -> tuple[int, ...]:
         assert self._encoder is not None
@@ -223,136 +201,33 @@ class LLM:
 
     def _run(
         self,
-        prompts: Sequence[Callable[[SamplingParams], _Prepared]],
+        prompts: Sequence[Callable[[SamplingParams], OfflinePrompt]],
         params: list[SamplingParams],
         *,
         progress: bool,
-        shown_ids: tuple[int, ...] = (),
         grammar_field: str = "grammar",
     ) -> list[Output]:
         """Answer requests; one that fails gets its error, and if all do, the first is raised."""
-        batch = _Batch(self._next_id, shown_ids, grammar_field)
+        first_id = self._next_id
         self._next_id += len(prompts)
+        batch = OfflineBatch(self.engine, self.tokenizer, first_id, grammar_field)
         try:
-            for idx, (prepare, item) in enumerate(zip(prompts, params, strict=True)):
-                batch.outputs.append(Output((), [Completion()]))
-                with batch.containment.guard(idx, "its prompt was prepared"):
-                    self._begin(batch, idx, prepare, item)
-            self._end_failed(batch)
+            for prepare, item in zip(prompts, params, strict=True):
+                batch.begin(prepare, item)
+            batch.end_failed()
             self._drain(batch, progress=progress)
+            outputs = batch.close()
         except BaseException:
-            for idx in range(len(prompts)):
-                self.engine.abort(batch.first_id + idx)
+            for request_id in range(first_id, self._next_id):
+                self.engine.abort(request_id)
             raise
-        errors = [output.error for output in batch.outputs]
+        errors = [output.error for output in outputs]
         if errors and errors[0] is not None and None not in errors:
             raise errors[0]
-        return batch.outputs
+        return outputs
 
-    def _begin(
-        self,
-        batch: _Batch,
-        idx: int,
-        prepare: Callable[[SamplingParams], _Prepared],
-        params: SamplingParams,
-    ) -> None:
-        """Give a request to the engine, or its refusal to its output."""
-        output = batch.outputs[idx]
-        try:
-            params = settled(params)
-            if self.tokenizer is None and params.stop:
-                raise RequestRejected("stop", "the model has no tokenizer, so there is no text")
-            output.prompt_ids, params = prepare(params)
-            output.sampling = params.open_among(self.engine.limits.sampling_defaults)
-            # Stop strings are found in text, here; the engine sees ids only.
-            told: dict[str, Any] = {**output.sampling, "stop": ()}
-            request = Request(batch.first_id + idx, output.prompt_ids, replace(params, **told))
-            self.engine.add(request)
-        except (RequestRejected, SequenceTooLong) as error:
-            output.fail(error)
-            return
-        output.choices = [Completion() for _ in range(params.n)]
-        if self.tokenizer is not None:
-            for choice in range(params.n):
-                batch.texts[idx, choice] = ChoiceText(
-                    self.tokenizer, output.prompt_ids, params, batch.shown_ids
-                )
-
-    def _end_failed(self, batch: _Batch) -> None:
-        """End the requests whose own prompt or text failed."""
-        for idx, fault in batch.containment.take().items():
-            self.engine.abort(batch.first_id + idx)
-            batch.outputs[idx].fail(_error_of(fault, batch.grammar_field))
-
-    def _drain(self, batch: _Batch, *, progress: bool) -> None:
-        outputs = batch.outputs
-        num_open = sum(len(output.choices) for output in outputs if output.error is None)
+    def _drain(self, batch: OfflineBatch, *, progress: bool) -> None:
         with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-            task = bar.add_task("generating", total=num_open)
+            task = bar.add_task("generating", total=batch.num_open)
             while self.engine.has_work:
-                step = self.engine.step()
-                for admission in step.admitted:
-                    idx = admission.request_id - batch.first_id
-                    outputs[idx].num_cached_tokens = admission.num_cached_tokens
-                for delta in step.deltas:
-                    idx = delta.request_id - batch.first_id
-                    if idx < 0:
-                        continue  # the end of a request that an earlier call gave up
-                    with batch.containment.guard(idx, "its tokens became text"):
-                        if self._take(batch, idx, delta):
-                            bar.advance(task)
-                self._end_failed(batch)
-
-    def _take(self, batch: _Batch, idx: int, delta: TokenDelta) -> bool:
-        """Add a delta to its choice; return True if the choice ended with it."""
-        output, text = batch.outputs[idx], batch.texts.get((idx, delta.choice))
-        completion = output.choices[delta.choice]
-        if completion.finish_reason is not None:
-            return False
-        if delta.error is not None:
-            output.error = output.error or _error_of(delta.error, batch.grammar_field)
-            text = None
-        if delta.prompt_logprobs is not None:
-            output.prompt_logprobs = delta.prompt_logprobs
-        num_kept = len(delta.token_ids)
-        if text is not None:
-            is_last = delta.finish_reason is not None
-            released = text.push(
-                delta.token_ids, is_last=is_last, stop_token_id=delta.stop_token_id
-            )
-            num_kept = len(released.ids)
-            completion.text += "".join(released.texts)
-            if is_last and not delta.token_ids:
-                completion.text += text.flush()
-        completion.token_ids.extend(delta.token_ids[:num_kept])
-        completion.logprobs.extend(delta.logprobs[:num_kept])
-        completion.finish_reason = delta.finish_reason
-        completion.stop_reason = _stop_reason(delta, self.engine.limits.eos_token_ids)
-        if text is not None and text.stopped_by is not None:
-            completion.finish_reason = FinishReason.STOP
-            completion.stop_reason = text.stopped_by
-            self.engine.abort(delta.request_id, delta.choice)
-        return completion.finish_reason is not None
-
-
-def _read_calls(outputs: list[Output], calling: ToolCalling) -> None:
-    """Read the tool calls of every choice; an answer that cannot be read fails alone."""
-    reader = calling.reader()
-    containment: Containment[int] = Containment()
-    for idx, output in enumerate(outputs):
-        with containment.guard(idx, "its tool calls were read"):
-            for choice in output.choices:
-                choice.tool_calls = reader.parse(choice.text).calls
-    for idx, fault in containment.take().items():
-        outputs[idx].fail(RequestFailed(fault.message))
-
-
-def _error_of(fault: Fault, grammar_field: str) -> EngineError:
-    """Return what the engine gave a request up for as an error; a bad grammar names its field."""
-    if fault.code is FaultCode.GRAMMAR:
-        return GrammarFailed(grammar_field, fault.message)
-    return RequestFailed(fault.message)
-
-
-def _stop_reason(delta: TokenDelta, eos_token_ids: tuple[int, ...]) -> int | None:
-    return None if delta.stop_token_id in eos_token_ids else delta.stop_token_id
+                bar.advance(task, batch.take(self.engine.step()))

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 
 class FinishReason(StrEnum):
-    """Why a sequence ended."""
+    """Why a sequence ended; `tool_calls` is said of an answer that stopped with calls in it."""
 
     STOP = "stop"
+    TOOL_CALLS = "tool_calls"
     LENGTH = "length"
     ABORTED = "aborted"
     FAILED = "failed"
@@ -72,11 +73,14 @@ class GrammarSpec:
     """A constraint on the whole output; `source` is JSON for `json_schema` and `choice`.
 
     before: Lark rules of `before`, which the output begins with: reasoning, for instance.
+    watched: where JSON stands in the output whose keys have to be watched (`WatchedAnswer.dump`);
+        "" where that is the whole of it, or nowhere.
     """
 
     kind: GrammarKind
     source: str
     before: str = ""
+    watched: str = ""
 
 
 _EMPTY: Mapping[int, float] = MappingProxyType({})

@@ -143,7 +143,7 @@ def test_fastapi_relay_resumes_after_the_last_event_id(bus: str) -> None:
 def test_fastapi_relay_leaves_no_subscription_behind(bus: str) -> None:
     """Ten browsers close amid an answer: soon nobody listens to it any more."""
     with Backend("fastapi_sse.py", bus) as backend, Client.connect(bus) as client:
-        job = client.submit("rain", max_tokens=2000)
+        job = client.submit("rain", max_tokens=8000, ignore_eos=True)  # 80 s
         answers = [backend.ask("GET", f"/jobs/{job.job_id}/events") for _ in range(10)]
         for answer in answers:
             _events(answer, until=1)

@@ -13,7 +13,7 @@ import pytest
 from tokenbus.engine.chat.requests import bounds
 from tokenbus.engine.config import EngineConfig, EngineSetting, engine_settings
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.offline_request import OfflineRequest
+from tokenbus.engine.offline.offline_request import OfflineRequest
 from tokenbus.engine.sampling.validation import validate_sampling
 from tokenbus.engine.types import GrammarKind, GrammarSpec, SamplingDefaults, SamplingParams
 from tokenbus.producer.commands import cli

@@ -31,6 +31,8 @@ COMMANDS = sorted({line for block in BLOCKS for line in block.lines if "tokenbus
 # Blocks that are not run, by how they begin.
 NOT_RUN = {
     "make demo": "sets up an environment of 1 GB; tests/worker/demo/test_demo.py drives the demo",
+    'pip install "tokenbus[gateway]"': "installs; tests/producer/gateway/ runs the command",
+    "tokenbus keys create": "tests/producer/gateway/test_keys.py makes, lists and revokes keys",
     "pip install .": "installs into an environment; tests/test_packaging.py installs the wheel",
     "make chaos": "takes ten minutes, and runs tests",
     "PYTHONPATH=tests/support .venv/bin/python": "is a part of make chaos",

@@ -152,14 +152,21 @@ async def assemble(
         questions=Questions(member, preparer, tokenizer, limits.max_model_len),
         reaper=Reaper(member),
         cancel_listener=CancelListener(member, blocking, jobs.settlement),
-        status_writer=StatusWriter(
-            member,
-            costs=jobs.page_budget.costs,
-            engine=engine,
-            model=limits.model,
-            max_model_len=limits.max_model_len,
-        ),
+        status_writer=_status_writer(member, engine, jobs, limits),
         exporter=_exporter(member, engine, jobs.page_budget.costs),
+    )
+
+
+def _status_writer(
+    member: PoolMember, engine: CurrentEngine, jobs: _JobParts, limits: EngineLimits
+) -> StatusWriter:
+    """Build what tells the pool how this worker is and whose model it has."""
+    return StatusWriter(
+        member,
+        costs=jobs.page_budget.costs,
+        engine=engine,
+        model=limits.model,
+        max_model_len=limits.max_model_len,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from ctypes import c_int32
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from tokenbus.kernels.cpu.native import BatchArgs, NativeLibrary, RunArgs, Shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -50,6 +52,15 @@ class NativeAttention:
     def assign_runs(self, runs: Sequence[SharedRun]) -> None:
         """Read these runs once for all their rows, from the next decode pass on."""
         self._runs = tuple(runs)
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether rows of the next decode pass are read together."""
+        return bool(self._runs)
+
+    def assuming_runs(self) -> AbstractContextManager[None]:
+        """Change nothing: the same kernel reads both."""
+        return nullcontext()
 
     def pays(self, num_rows: int, num_pages: int) -> bool:
         """Tell whether reading a run together beats reading it per row."""

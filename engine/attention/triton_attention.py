@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.engine.kv_cache import FP8_PAGES
 from tokenbus.kernels.attention.paged_decode import paged_decode
 from tokenbus.kernels.attention.paged_prefill import paged_prefill
 from tokenbus.kernels.attention.prefix_groups import MIN_SAVED_TOKENS, PrefixGroup, PrefixGroups
@@ -14,7 +16,7 @@ from tokenbus.kernels.launch import num_processors
 from tokenbus.kernels.quantize import quantize_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -113,6 +115,23 @@ class TritonAttention:
             if work.groups is not None:
                 work.groups.assign(self._runs)
 
+    @property
+    def has_runs(self) -> bool:
+        """Whether rows of the next decode pass are read together, which takes another kernel."""
+        return any(work.active_groups is not None for work in self._works.values())
+
+    @contextmanager
+    def assuming_runs(self) -> Iterator[None]:
+        """Launch kernels for shared runs inside, whether there are runs or not."""
+        works = list(self._works.values())
+        for work in works:
+            work.assumes_runs = True
+        try:
+            yield
+        finally:
+            for work in works:
+                work.assumes_runs = False
+
     def pays(self, num_rows: int, num_pages: int) -> bool:
         """Tell whether reading a run together beats reading it per row."""
         saved_pages = (num_rows - 1) * num_pages
@@ -159,6 +178,7 @@ class TritonAttention:
             device=q.device,
             sliding_window=spec.sliding_window,
             groups=groups,
+            rounded=ctx.kv.dtype == FP8_PAGES,
         )
 
 

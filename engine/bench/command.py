@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.engine import Engine
     from tokenbus.engine.models.backend import Backend
+    from tokenbus.engine.models.product import RoutingWatch
     from tokenbus.engine.weights.loader import LoadedModel
     from tokenbus.engine.weights.readers import WeightReader
 
@@ -59,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="local folder, hub id or alias")
     parser.add_argument(
         "--random-weights", action="store_true", help="draw weights, read only the config"
+    )
+    parser.add_argument(
+        "--uniform-routing",
+        action="store_true",
+        help="mixtures of experts: choose every expert equally often, whatever routers say",
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each workload (default: 3)")
     for setting in _settings():
@@ -124,6 +130,9 @@ def _run(
     loaded_at = time.perf_counter()
     beat.note("measuring the machine's ceilings")
     ceilings = measure.measure_ceilings(loaded.backend)
+    watch = measure.watch_routing(loaded.model, is_uniform=args.uniform_routing)
+    if args.uniform_routing and watch is None:
+        raise EngineError(f"--uniform-routing: {args.model} has no routers that could be told")
     beat.note("building the engine")
     engine = engine_for(loaded, config, beat.note)
     beat.note("warming up")
@@ -137,7 +146,8 @@ def _run(
         flush=True,
     )
     for name in args.workload:
-        measured = _first_token if name == _FIRST_TOKEN else partial(_workload, name=name)
+        workload = partial(_workload, name=name, watch=watch)
+        measured = _first_token if name == _FIRST_TOKEN else workload
         report = measured(args, loaded, engine, ceilings, beat)
         if args.json is not None:
             args.json.mkdir(parents=True, exist_ok=True)
@@ -154,6 +164,7 @@ def _workload(
     beat: Heartbeat,
     *,
     name: str,
+    watch: RoutingWatch | None = None,
 ) -> WorkloadReport:
     """Run a workload as often as asked and print the best run."""
     machine = measure.describe_machine(loaded.backend)
@@ -162,7 +173,7 @@ def _workload(
     for number in range(args.repeats):
         beat.note(f"{name}, run {number + 1} of {args.repeats}")
         engine.reset_prefix_cache()
-        report.runs.append(measure.run_workload(engine, workload, demand=demand))
+        report.runs.append(measure.run_workload(engine, workload, demand=demand, watch=watch))
     if args.profile and loaded.backend.has_device_clock:
         beat.note(f"{name}, profiled")
         engine.reset_prefix_cache()
@@ -209,6 +220,12 @@ def _print(report: WorkloadReport) -> None:
         print(
             f"{'':>14}  needed at least {read:.2f} TB/s ({read / copy:.0%} of copy) and"
             f" {flops:.0f} TFLOP/s ({flops / matmul:.0%} of matmul)",
+            flush=True,
+        )
+    if best.distinct_experts is not None:
+        print(
+            f"{'':>14}  experts that got a token, per layer and pass:"
+            f" {best.distinct_experts:.1f} on average",
             flush=True,
         )
     if report.budget_ms:

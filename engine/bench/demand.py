@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Demand:
     """What one model needs per step and per token.
 
-    layer_weights, head_weights: numbers of weights of all layers and of the output head;
-    weight_bytes: what they are stored in; kv_bytes: of one number of a key or value.
+    layer_weights, head_weights: numbers that a token is multiplied by in all layers and in the
+    output head; weight_bytes: what is read of weights in every step; kv_bytes: of one number of a
+    key or value. expert_bytes: of one expert in each mixture, 0 without mixtures.
     """
 
     layer_weights: int
@@ -29,6 +30,7 @@ class Demand:
     weight_bytes: int
     kv_bytes: int
     specs: tuple[AttentionSpec, ...]
+    expert_bytes: int = 0
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> Demand | None:
@@ -36,13 +38,19 @@ class Demand:
         model = loaded.model
         if not isinstance(model, Decoder):
             return None
-        *layers, head = model.tensors.linears()
+        tensors = model.tensors
+        routers = sum(mixture.router.nbytes for mixture in tensors.mixtures())
         return cls(
-            layer_weights=sum(prod(linear.weight.shape) for linear in layers),
-            head_weights=prod(head.weight.shape),
-            weight_bytes=sum(linear.weight.nbytes for linear in (*layers, head)),
+            layer_weights=sum(layer.weights_per_token() for layer in tensors.layers),
+            head_weights=prod(tensors.lm_head.weight.shape),
+            weight_bytes=routers + sum(linear.weight.nbytes for linear in tensors.linears()),
             kv_bytes=loaded.backend.kv_dtype(loaded.dtype).itemsize,
             specs=tuple(model.attention_specs),
+            expert_bytes=sum(
+                stack.weight.nbytes // mixture.shape.num_experts
+                for mixture in tensors.mixtures()
+                for stack in mixture.stacks()
+            ),
         )
 
     def achieved(self, workload: OfflineWorkload, run: RunFigures) -> Achieved:
@@ -59,8 +67,9 @@ class Demand:
                 attention_flops += read * 4 * spec.num_heads * spec.head_dim
         computed = run.prompt_tokens - run.cached_tokens + run.output_tokens
         flops = 2 * (self.layer_weights * computed + self.head_weights * run.output_tokens)
+        weight_bytes = self.weight_bytes + self.expert_bytes * (run.distinct_experts or 0.0)
         return Achieved(
-            read_tb_s=(self.weight_bytes * run.steps + kv_bytes) / run.duration_s / 1e12,
+            read_tb_s=(weight_bytes * run.steps + kv_bytes) / run.duration_s / 1e12,
             tflop_s=(flops + attention_flops) / run.duration_s / 1e12,
         )
 

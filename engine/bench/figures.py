@@ -21,7 +21,10 @@ class Achieved:
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """One run of one workload; times in seconds, `step_ms` percentiles over all steps."""
+    """One run of one workload; times in seconds, `step_ms` percentiles over all steps.
+
+    distinct_experts: experts that got any token, per mixture and forward pass; None without any.
+    """
 
     workload: str
     output_tokens: int
@@ -33,6 +36,7 @@ class RunFigures:
     step_ms: dict[str, float]
     preemptions: int
     achieved: Achieved | None = None
+    distinct_experts: float | None = None
 
     @property
     def prompt_tokens_per_s(self) -> float:

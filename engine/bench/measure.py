@@ -23,6 +23,8 @@ from tokenbus.engine.bench.workloads import (
     uniform,
 )
 from tokenbus.engine.errors import EngineError
+from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.models.product import RoutingWatch
 from tokenbus.engine.types import Request
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.bench.demand import Demand
     from tokenbus.engine.bench.figures import FirstTokenReport
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.models.backend import Backend
 
 # Kernels that a profile lists by name.
@@ -43,14 +46,18 @@ def run_workload(
     workload: OfflineWorkload,
     progress: Callable[[int, int], None] | None = None,
     demand: Demand | None = None,
+    watch: RoutingWatch | None = None,
 ) -> RunFigures:
     """Run all sequences of a workload from one call to the last token.
 
-    With `demand`, the figures say what share of the machine the run achieved.
+    With `demand`, the figures say what share of the machine the run achieved; with the `watch` of
+    a model's routers, how many experts got any token.
 
     Raises: EngineError if a sequence ended early, late or with an error.
     """
     before = engine.stats()
+    if watch is not None:
+        watch.counts.zero_()
     received = [0] * len(workload.prompts)
     step_s: list[float] = []
     started_at = last_at = time.perf_counter()
@@ -78,10 +85,32 @@ def run_workload(
         steps=len(step_s),
         step_ms=_percentiles_ms(step_s),
         preemptions=after.preemptions_total - before.preemptions_total,
+        distinct_experts=None if watch is None else _mean_experts(watch),
     )
     return (
         figures if demand is None else replace(figures, achieved=demand.achieved(workload, figures))
     )
+
+
+def watch_routing(model: PagedModel, *, is_uniform: bool) -> RoutingWatch | None:
+    """Have the routers of a model count, and choose uniformly if asked for; None without routers.
+
+    Call it before steps are captured.
+    """
+    mixtures = model.tensors.mixtures() if isinstance(model, Decoder) else []
+    if not mixtures:
+        return None
+    counts = torch.zeros(2, dtype=torch.int64, device=mixtures[0].router.device)
+    watch = RoutingWatch(counts, is_uniform=is_uniform)
+    for mixture in mixtures:
+        mixture.watch = watch
+    return watch
+
+
+def _mean_experts(watch: RoutingWatch) -> float:
+    """Return how many experts got any token, per mixture and pass."""
+    num_experts, num_passes = watch.counts.tolist()
+    return float(num_experts / max(1, num_passes))
 
 
 def _add_all(engine: Engine, workload: OfflineWorkload) -> None:
@@ -166,7 +195,7 @@ def profile_budget(run: Callable[[], object]) -> tuple[dict[str, float], dict[st
         run()
         torch.cuda.synchronize()
         wall_ms = (time.perf_counter() - started_at) * 1000
-    budget = dict.fromkeys(("attention", "linear", "norm_rope", "sampling", "other"), 0.0)
+    budget = dict.fromkeys((*_KINDS, "other"), 0.0)
     kernels: dict[str, float] = {}
     for event in profiler.key_averages():
         spent_ms = event.self_device_time_total / 1000
@@ -197,6 +226,7 @@ def get_workload(name: str) -> OfflineWorkload:
 
 _KINDS = {
     "attention": ("decode_kernel", "prefill_kernel", "attend", "build_kernel", "flash"),
+    "experts": ("_grouped_kernel", "_choose_", "_place_", "_combine_", "_up_kernel", "_down_"),
     "linear": ("gemm", "linear", "matvec", "matmul", "cutlass", "nvjet", "splitk"),
     "norm_rope": ("norm", "rope", "silu", "gated", "embed"),
     "sampling": ("sample", "argmax", "draw", "softmax", "sort", "topk", "reduce"),

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.chat.written_message import WrittenCall
 
 
+# Characters of strings that stand between marks of their own, where a family has such marks.
+_RAW = frozenset("<&\n")
+
+
 class CallSyntax(StrEnum):
     """How one call says its name and its arguments; `CallFormat` has the forms."""
 
@@ -20,6 +24,7 @@ class CallSyntax(StrEnum):
     JSON_ARGUMENTS = "json_arguments"
     PARAMETERS = "parameters"
     PYTHON = "python"
+    BRACED = "braced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class ParameterTags:
     A string stands there as it is, any other value as JSON. `string_name_close` takes the place of
     `name_close` before a string, where a family tells the two apart; otherwise the tool's schema
     decides what a value is, as it does behind `untyped_name_close`, which is only read.
+    raw_open, raw_close: around a string with line breaks, `<` or `&` in it, between the tags.
     """
 
     open: str
@@ -36,6 +42,8 @@ class ParameterTags:
     close: str
     string_name_close: str = ""
     untyped_name_close: str = ""
+    raw_open: str = ""
+    raw_close: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,7 @@ class CallFormat:
                JSON_ARGUMENTS  name_prefix name [index_open 0] [id_open id] name_close {…}
                PARAMETERS      name_prefix name name_close ( parameter )*
                PYTHON          name(key=value, …)
+               BRACED          name_prefix name {key:value,…}  keys bare, sorted; strings in `quote`
 
     All texts are those that the model writes, white space included; the reader takes any white
     space where they have some or where two of them meet. Without `section_open` and `call_open` a
@@ -60,7 +69,9 @@ class CallFormat:
     index_key, index_open: the number of the call, from 0, as a JSON key before the name or behind
         the name.
     id_open: before the id of a call, behind the name; read where it stands, written if `writes_id`.
+    list_open, list_close: the brackets, with the white space inside of them.
     keeps_id: prefix, name and number are the id of the call, for readers too (Kimi K2).
+    quote: the mark around strings of a braced call, which have no escapes.
     content_name: a name that stands for content (Functionary v3.2: `all`).
     opens_in_prompt: the prompt ends in `call_open`, so that an answer begins behind it.
     also_read: other ways in which models of the family write calls; never written.
@@ -71,6 +82,8 @@ class CallFormat:
     section_open: str = ""
     section_close: str = ""
     is_list: bool = False
+    list_open: str = "["
+    list_close: str = "]"
     call_open: str = ""
     call_close: str = ""
     separator: str = ""
@@ -84,6 +97,7 @@ class CallFormat:
     writes_id: bool = False
     keeps_id: bool = False
     parameters: ParameterTags | None = None
+    quote: str = ""
     is_parallel: bool = True
     has_text_before: bool = True
     content_name: str = ""
@@ -102,6 +116,7 @@ class CallFormat:
         own = (
             *(self.section_open, self.section_close, self.call_open, self.call_close),
             *(self.separator, self.name_prefix, self.name_close, self.index_open, self.id_open),
+            self.quote,
             *((tags.open, tags.name_close, tags.string_name_close, tags.close) if tags else ()),
         )
         others = (text for other in self.also_read for text in other.texts)
@@ -110,51 +125,96 @@ class CallFormat:
     def write(self, calls: Sequence[WrittenCall]) -> str:
         """Write complete calls as the model would; the reader reads them back.
 
-        Strings between parameter tags have no escapes: one that holds the closing tag does not come
-        back.
+        Strings between parameter tags or quotes have no escapes: one that holds the closing mark
+        does not come back.
         Raises: ValueError if the arguments of a call are no JSON object.
         """
-        if not calls:
-            return ""
-        written = self.separator.join(
-            f"{self.call_open}{self._body(call, index)}{self.call_close}"
-            for index, call in enumerate(calls)
-        )
-        if self.is_list:
-            written = f"[{written}]"
-        return f"{self.section_open}{written}{self.section_close}"
+        return "".join(text for _, text in self.pieces(calls))
 
-    def _body(self, call: WrittenCall, index: int) -> str:
+    def pieces(self, calls: Sequence[WrittenCall]) -> list[tuple[str, str]]:
+        """Return what calls are written with: texts, each with the name of its field.
+
+        The name is that of a field here or in the tags, "" for values.
+        Raises: as `write`.
+        """
+        if not calls:
+            return []
+        pieces = [("section_open", self.section_open)]
+        if self.is_list:
+            pieces.append(("list_open", self.list_open))
+        for index, call in enumerate(calls):
+            if index:
+                pieces.append(("separator", self.separator))
+            pieces.append(("call_open", self.call_open))
+            pieces += self._body(call, index)
+            pieces.append(("call_close", self.call_close))
+        if self.is_list:
+            pieces.append(("list_close", self.list_close))
+        pieces.append(("section_close", self.section_close))
+        return [piece for piece in pieces if piece[1]]
+
+    def head(self, name: str) -> str:
+        """Write what stands before the arguments of a single call, of a format that has them last.
+
+        It is for `JSON_ARGUMENTS` without numbers and ids.
+        """
+        return f"{self.section_open}{self.call_open}{self.name_prefix}{name}{self.name_close}"
+
+    def _body(self, call: WrittenCall, index: int) -> list[tuple[str, str]]:
         arguments = json.loads(call.arguments)
         if not isinstance(arguments, dict):
             message = f"arguments of {call.name} are no JSON object: {call.arguments[:80]}"
             raise ValueError(message)  # noqa: TRY004 - it is the text that is wrong
+        prefix, name = ("name_prefix", self.name_prefix), ("", call.name)
         match self.syntax:
             case CallSyntax.JSON_CALL:
-                number = f'"{self.index_key}": "{index}", ' if self.index_key else ""
-                if not self.name_key:
-                    return f"{{{_json(call.name)}: {call.arguments}}}"
-                name = f'"{self.name_key}": {_json(call.name)}'
-                return f'{{{number}{name}, "{self.arguments_key}": {call.arguments}}}'
+                return [("", self._object(call, index))]
             case CallSyntax.JSON_ARGUMENTS:
-                number = f"{self.index_open}{index}" if self.index_open else ""
-                call_id = f"{self.id_open}{call.id}" if self.writes_id else ""
-                head = f"{self.name_prefix}{call.name}{number}{call_id}"
-                return f"{head}{self.name_close}{call.arguments}"
+                told = [prefix, name]
+                if self.index_open:
+                    told += [("index_open", self.index_open), ("", str(index))]
+                if self.writes_id:
+                    told += [("id_open", self.id_open), ("", call.id)]
+                return [*told, ("name_close", self.name_close), ("", call.arguments)]
             case CallSyntax.PARAMETERS:
-                tagged = "".join(self._parameter(*each) for each in arguments.items())
-                return f"{self.name_prefix}{call.name}{self.name_close}{tagged}"
+                tagged = [piece for each in arguments.items() for piece in self._parameter(*each)]
+                return [prefix, name, ("name_close", self.name_close), *tagged]
             case CallSyntax.PYTHON:
                 pairs = ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
-                return f"{call.name}({pairs})"
+                return [("", f"{call.name}({pairs})")]
+            case CallSyntax.BRACED:
+                return [prefix, name, ("", self._braced(arguments))]
 
-    def _parameter(self, name: str, value: Any) -> str:
+    def _object(self, call: WrittenCall, index: int) -> str:
+        """Write a call as an object with its name in it."""
+        if not self.name_key:
+            return f"{{{_json(call.name)}: {call.arguments}}}"
+        number = f'"{self.index_key}": "{index}", ' if self.index_key else ""
+        name = f'"{self.name_key}": {_json(call.name)}'
+        return f'{{{number}{name}, "{self.arguments_key}": {call.arguments}}}'
+
+    def _braced(self, value: Any) -> str:
+        match value:
+            case str():
+                return f"{self.quote}{value}{self.quote}"
+            case list():
+                return f"[{','.join(map(self._braced, value))}]"
+            case dict():
+                members = sorted(value.items(), key=lambda member: str(member[0]).lower())
+                return f"{{{','.join(f'{key}:{self._braced(each)}' for key, each in members)}}}"
+        return _json(value)
+
+    def _parameter(self, name: str, value: Any) -> list[tuple[str, str]]:
         tags = self.parameters
         if tags is None:
             raise ValueError(f"the call format {self.name} lacks its parameter tags")
         is_text = isinstance(value, str)
-        name_close = (is_text and tags.string_name_close) or tags.name_close
-        return f"{tags.open}{name}{name_close}{value if is_text else _json(value)}{tags.close}"
+        key = "string_name_close" if is_text and tags.string_name_close else "name_close"
+        written = value if is_text else _json(value)
+        if is_text and tags.raw_open and not _RAW.isdisjoint(value):
+            written = f"{tags.raw_open}{value}{tags.raw_close}"
+        told = [("tags.open", tags.open), ("", name), (f"tags.{key}", getattr(tags, key))]
+        return [*told, ("", written), ("tags.close", tags.close)]
 
 
 def _json(value: Any) -> str:

@@ -17,6 +17,18 @@ _JSON_CALL, _JSON_ARGUMENTS = CallSyntax.JSON_CALL, CallSyntax.JSON_ARGUMENTS
 _PARAMETERS, _PYTHON = CallSyntax.PARAMETERS, CallSyntax.PYTHON
 
 
+def _braced(name: str, opening: str, closing: str, quote: str) -> CallFormat:
+    """Return the format of families that write an object with bare keys behind the name."""
+    return CallFormat(
+        name,
+        CallSyntax.BRACED,
+        call_open=opening,
+        name_prefix="call:",
+        quote=quote,
+        call_close=closing,
+    )
+
+
 def _tagged_json(name: str, opening: str, closing: str, key: str = "arguments") -> CallFormat:
     """Return the format of families that write each call as an object between marks."""
     return CallFormat(
@@ -340,6 +352,56 @@ _ALL = (
         ),
     ),
     _json_list("nemotron-v2", "<TOOLCALL>", "</TOOLCALL>"),
+    _braced("gemma-4", "<|tool_call>", "<tool_call|>", '<|"|>'),
+    _braced("functiongemma", "<start_function_call>", "<end_function_call>", "<escape>"),
+    CallFormat(
+        "gigachat-3.1",
+        _JSON_CALL,
+        call_open="<|function_call|>",
+        is_parallel=False,
+    ),
+    CallFormat(
+        "hunyuan-3",
+        _PARAMETERS,
+        section_open="<tool_calls:opensource>\n",
+        call_open="<tool_call:opensource>",
+        name_close="<tool_sep:opensource>\n",
+        parameters=ParameterTags(
+            "<arg_key:opensource>",
+            "</arg_key:opensource>\n<arg_value:opensource>",
+            "</arg_value:opensource>\n",
+        ),
+        call_close="</tool_call:opensource>\n",
+        section_close="</tool_calls:opensource>",
+    ),
+    CallFormat(
+        "minicpm-4",
+        _PYTHON,
+        section_open="<|tool_call_start|>\n```python\n",
+        section_close="\n```\n<|tool_call_end|>",
+        separator="\n",
+    ),
+    CallFormat(
+        "minicpm-5",
+        _PARAMETERS,
+        call_open='<function name="',
+        name_close='">',
+        parameters=ParameterTags(
+            '<param name="', '">', "</param>", raw_open="<![CDATA[", raw_close="]]>"
+        ),
+        call_close="</function>",
+        separator="\n",
+    ),
+    CallFormat(
+        "step-3",
+        _PARAMETERS,
+        section_open="<｜tool_calls_begin｜>\n",
+        call_open='<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="',
+        name_close='">\n',
+        parameters=ParameterTags('<steptml:parameter name="', '">', "</steptml:parameter>\n"),
+        call_close="</steptml:invoke><｜tool_call_end｜>\n",
+        section_close="<｜tool_calls_end｜>",
+    ),
     CallFormat(
         "lfm2",
         _PYTHON,

@@ -83,11 +83,13 @@ def chat_format(calls: str, reasoning: str) -> ChatFormat:
     Raises: KeyError for another name.
     """
     name = f"{calls}/{reasoning}"
+    thoughts = None if reasoning == _NONE else REASONING_FORMATS[reasoning]
+    frame = (*_FRAMES.get(calls, ()), *(thoughts.frame if thoughts else ()))
     return ChatFormat(
         name,
         None if calls == _NONE else CALL_FORMATS[calls],
-        None if reasoning == _NONE else REASONING_FORMATS[reasoning],
-        _FRAMES.get(calls, ()),
+        thoughts,
+        tuple(dict.fromkeys(frame)),
         has_channels=_HARMONY in (calls, reasoning),
     )
 
@@ -129,15 +131,26 @@ _FAMILIES = {
     "smollm3": ("smollm3", "think"),
     "nemotron-v2": ("nemotron-v2", "think-in-prompt"),
     "lfm2": ("lfm2", _NONE),
-    "apertus": ("apertus", _NONE),
-    "ernie-4.5": ("hermes", "think"),
+    "apertus": ("apertus", "apertus"),
+    "apriel-1.5": ("jamba", "apriel-1.5"),
+    "apriel-1.6": ("jamba", "apriel"),
+    "ernie-4.5": ("hermes", "think-response"),
+    "exaone-4": ("smollm3", "think"),
+    "exaone-deep": (_NONE, "exaone-deep"),
     "firefunction-v2": ("functools", _NONE),
-    "hunyuan": ("jamba", "think"),
+    "functiongemma": ("functiongemma", _NONE),
+    "gemma-4": ("gemma-4", "gemma-4"),
+    "gigachat-3.1": ("gigachat-3.1", _NONE),
+    "hunyuan": ("jamba", "think-answer"),
+    "hunyuan-3": ("hunyuan-3", "hunyuan-3"),
     "internlm-2.5": ("internlm", "think"),
     "jamba": ("jamba", _NONE),
     "longcat": ("longcat", _NONE),
+    "minicpm-4": ("minicpm-4", "minicpm-4"),
+    "minicpm-5": ("minicpm-5", "think"),
     "minimax-m1": ("minimax-m1", "think"),
     "olmo-3": ("olmo-3", "think"),
+    "step-3": ("step-3", "think-in-prompt"),
 }
 # Formats by family of models.
 FORMATS: Mapping[str, ChatFormat] = MappingProxyType(

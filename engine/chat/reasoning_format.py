@@ -20,6 +20,7 @@ class ReasoningFormat:
     is_closed_by_calls: a call ends the block as `close` does; so where marks are tokens of their
         own, which never stand in a thought.
     other_opens, other_closes: read, never written.
+    frame: marks around the answer behind the block, which are never shown.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ReasoningFormat:
     is_closed_by_calls: bool = False
     other_opens: tuple[str, ...] = ()
     other_closes: tuple[str, ...] = ()
+    frame: tuple[str, ...] = ()
 
     @property
     def opens(self) -> tuple[str, ...]:
@@ -49,9 +51,27 @@ class ReasoningFormat:
         return f"{self.open}{reasoning}{self.close}"
 
 
+_THINK_OPEN, _THINK_CLOSE = "<think>\n", "\n</think>\n\n"
+_APRIEL = ("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n")
+
 _ALL = (
-    ReasoningFormat("think", "<think>\n", "\n</think>\n\n"),
-    ReasoningFormat("think-in-prompt", "<think>\n", "\n</think>\n\n", opens_in_prompt=True),
+    ReasoningFormat("think", _THINK_OPEN, _THINK_CLOSE),
+    ReasoningFormat("think-in-prompt", _THINK_OPEN, _THINK_CLOSE, opens_in_prompt=True),
+    ReasoningFormat("think-answer", _THINK_OPEN, _THINK_CLOSE, frame=("<answer>", "</answer>")),
+    ReasoningFormat(
+        "think-response", _THINK_OPEN, _THINK_CLOSE, frame=("<response>", "</response>")
+    ),
+    ReasoningFormat("thinking", "<thinking>\n", "\n</thinking>\n\n"),
+    ReasoningFormat("exaone-deep", "<thought>\n", "\n</thought>\n\n"),
+    ReasoningFormat("longcat", "<longcat_think>\n", "\n</longcat_think>\n"),
+    ReasoningFormat("hunyuan-3", "<think:opensource>", "</think:opensource>"),
+    ReasoningFormat("minimax-m3", "<mm:think>", "</mm:think>"),
+    ReasoningFormat("kimi-vl", "◁think▷", "◁/think▷"),
+    ReasoningFormat("minicpm-4", "<|thought_start|>\n", "\n<|thought_end|>\n"),
+    ReasoningFormat("apertus", "<|inner_prefix|>", "<|inner_suffix|>"),
+    ReasoningFormat("gemma-4", "<|channel>thought\n", "\n<channel|>"),
+    ReasoningFormat("apriel", *_APRIEL, opens_in_prompt=True),
+    ReasoningFormat("apriel-1.5", *_APRIEL, opens_in_prompt=True, frame=("[END FINAL RESPONSE]",)),
     ReasoningFormat("kimi", "<think>", "</think>", is_closed_by_calls=True),
     ReasoningFormat("seed", "<seed:think>", "</seed:think>"),
     ReasoningFormat("command-a", "<|START_THINKING|>", "<|END_THINKING|>", is_closed_by_calls=True),

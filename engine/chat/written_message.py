@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,21 @@ class WrittenMessage:
     def complete_calls(self) -> tuple[WrittenCall, ...]:
         """Return the calls that may be carried out."""
         return tuple(call for call in self.calls if call.is_complete)
+
+    def dump(self) -> dict[str, Any]:
+        """Return the message as chat APIs spell it, ready for the history of the next request."""
+        calls = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in self.complete_calls
+        ]
+        content = self.content if self.content or not calls else None
+        wire: dict[str, Any] = {"role": "assistant", "content": content}
+        if self.reasoning:
+            wire["reasoning_content"] = self.reasoning
+        if calls:
+            wire["tool_calls"] = calls
+        return wire

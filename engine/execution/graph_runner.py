@@ -9,6 +9,7 @@ otherwise. Their logits and draws, and all of a step that decodes under grammar 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -99,11 +100,13 @@ class GraphRunner(Runner):
         super().__init__(model, kv, sampling, rows, sharing=sharing)
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
         self._buckets = buckets(rows.padding_row)
-        self._graphs: dict[tuple[int, SamplingPlan], _CapturedStep] = {}
+        self._graphs: dict[tuple[int, SamplingPlan, bool], _CapturedStep] = {}
         self._memory_pool = torch.cuda.graph_pool_handle()
         # Graphs share memory only if one stream captured them.
         self._capture_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # none in torch
-        self._prompts = PromptGraphs(model, kv, rows, max_batch_tokens, self._capture_pass)
+        self._prompts = PromptGraphs(
+            model, kv, rows, max_batch_tokens, self._capture_pass, sharing=sharing
+        )
         # Rows of the batch, then their positions: written before each replay, in stream order.
         self._staged = torch.zeros(2 * self._buckets[-1], dtype=torch.int64, device=rows.device)
         # Block tables of the rows of a batch. What lies past their last pages is of earlier
@@ -180,15 +183,24 @@ class GraphRunner(Runner):
         with compiling_ahead():
             for size in self._buckets:
                 self._decode_step(size, _PLAIN)
+            # Rows that share runs have kernels of their own, compiled apart by octaves of them.
+            octaves = [size for size in self._buckets if size & (size - 1) == 0]
+            with nullcontext() if self._sharing is None else self._sharing.assuming_runs():
+                for size in {*octaves, self._buckets[-1]}:
+                    self._decode_step(size, _PLAIN)
             for num_tokens, num_rows in steps:
                 self._warm_step(num_tokens, num_rows)
         # What was drawn is no token.
         self.rows.last_token.zero_()
 
     def _captured(self, size: int, plan: SamplingPlan) -> _CapturedStep:
-        key = (size, plan)
+        has_runs = self._sharing is not None and self._sharing.has_runs
+        key = (size, plan, has_runs)
         if key not in self._graphs:
-            self._graphs[key] = self._capture(size, plan)
+            # Its kernels are those of the step without runs, and another one that is compiled.
+            is_known = has_runs and (size, plan, False) in self._graphs
+            capture = self._capture_amid if is_known else self._capture
+            self._graphs[key] = capture(size, plan)
         return self._graphs[key]
 
     def _capture(self, size: int, plan: SamplingPlan) -> _CapturedStep:
@@ -207,10 +219,18 @@ class GraphRunner(Runner):
             sampled = self._decode_step(size, plan)
         return _CapturedStep(graph, sampled)
 
-    def _capture_pass(self, compute: Callable[[], None]) -> Callable[[], None]:
-        """Capture a pass amid serving: no run before, no wait for the device, no memory given back.
+    def _capture_amid(self, size: int, plan: SamplingPlan) -> _CapturedStep:
+        sampled: list[SampledTokens] = []
+        graph = self._recorded(lambda: sampled.append(self._decode_step(size, plan)))
+        return _CapturedStep(graph, sampled[0])
 
-        All its kernels are compiled; what libraries load for a new size, they may load meanwhile.
+    def _capture_pass(self, compute: Callable[[], None]) -> Callable[[], None]:
+        return self._recorded(compute).replay
+
+    def _recorded(self, compute: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """Capture amid serving: no run before, no wait for the device, no memory given back.
+
+        All kernels are compiled; what libraries load for a new size, they may load meanwhile.
         """
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._capture_stream):
@@ -219,7 +239,7 @@ class GraphRunner(Runner):
                 compute()
             finally:
                 graph.capture_end()
-        return graph.replay
+        return graph
 
     @torch.inference_mode()
     def _warm_step(self, num_tokens: int, num_rows: int) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from itertools import accumulate
-from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ import torch
 
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.models.decoder import Decoder
+from tokenbus.engine.models.linear_weight import Fp8Weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,15 +30,17 @@ if TYPE_CHECKING:
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.scheduling.plan import PrefillChunk
+    from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
     from tokenbus.engine.scheduling.sequence import Sequence
 
     # Takes what computes a pass on static memory, returns what computes it again.
     Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 # What launching a layer takes the host, and what the products of a pass reach: measured on an H200
-# beside a Xeon, eagerly launched passes of Qwen3-0.6B and of an 8B Llama.
-_LAUNCH_S = 0.75e-3
-_FLOPS_PER_S = 4e14
+# beside a Xeon, eagerly launched passes of Qwen3-0.6B and of an 8B Llama. Layers in FP8 have two
+# launches more, which round their rows, and describe their tiles to the copy engine.
+_LAUNCH_S, _FLOPS_PER_S = 0.75e-3, 4e14
+_FP8_LAUNCH_S, _FP8_FLOPS_PER_S = 0.9e-3, 8e14
 # Most prompts of a pass: one per `_TOKENS_PER_SEQ` of its tokens, within these bounds.
 _MIN_SEQS, _MAX_SEQS = 8, 256
 _TOKENS_PER_SEQ = 16
@@ -79,8 +81,12 @@ def replayed_tokens(model: PagedModel) -> int:
     """
     if not isinstance(model, Decoder) or not model.tensors.layers:
         return 0
-    weights = sum(prod(linear.weight.shape) for linear in model.tensors.layers[0].linears())
-    return int(_LAUNCH_S * _FLOPS_PER_S / (2 * weights))
+    layers = model.tensors.layers
+    weights = max(layer.weights_per_token() for layer in layers)
+    flops = _LAUNCH_S * _FLOPS_PER_S
+    if all(isinstance(linear.weight, Fp8Weight) for linear in layers[0].linears()):
+        flops = _FP8_LAUNCH_S * _FP8_FLOPS_PER_S
+    return int(flops / (2 * weights))
 
 
 def _width(model: PagedModel) -> int:
@@ -91,15 +97,22 @@ class PromptGraphs:
     """Forward passes over chunks and the decoding rows behind them, captured on first use."""
 
     def __init__(
-        self, model: PagedModel, kv: KVCache, rows: RowState, max_tokens: int, capture: Capture
+        self,
+        model: PagedModel,
+        kv: KVCache,
+        rows: RowState,
+        max_tokens: int,
+        capture: Capture,
+        *,
+        sharing: PrefixSharing | None = None,
     ) -> None:
         """Serve passes of up to `max_tokens` prompt tokens, those that gain by it."""
         self._model, self._kv, self._rows = model, kv, rows
-        self._capture = capture
+        self._capture, self._sharing = capture, sharing
         self._limit = replayed_tokens(model)
         self._token_buckets = [size for size in token_buckets(max_tokens) if size <= self._limit]
         self._row_buckets = row_buckets(rows.padding_row)
-        self._passes: dict[PassShape, Callable[[], None]] = {}
+        self._passes: dict[tuple[PassShape, bool], Callable[[], None]] = {}
         largest = PassShape(max([0, *self._token_buckets]), _MAX_SEQS, rows.padding_row)
         # Written before each pass, in stream order, so that no pass reads the next one's.
         self._staged = torch.zeros(sum(largest.parts()), dtype=torch.int64, device=rows.device)
@@ -161,9 +174,11 @@ class PromptGraphs:
         return self._hidden[: shape.num_tokens + shape.num_rows], shape.num_tokens
 
     def _captured(self, shape: PassShape) -> Callable[[], None]:
-        if shape not in self._passes:
-            self._passes[shape] = self._capture(lambda: self._compute(shape))
-        return self._passes[shape]
+        has_runs = self._sharing is not None and self._sharing.has_runs
+        key = (shape, has_runs and shape.num_rows > 0)
+        if key not in self._passes:
+            self._passes[key] = self._capture(lambda: self._compute(shape))
+        return self._passes[key]
 
     def _send(self, values: NDArray[np.int64], shape: PassShape) -> None:
         self._staged[: sum(shape.parts())].copy_(self._rows.to_device(values))

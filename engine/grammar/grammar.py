@@ -1,4 +1,7 @@
-"""Grammars over tokens: compile a constraint once, follow it once per sequence."""
+"""Grammars over tokens: compile a constraint once, follow it once per sequence.
+
+It is one noun: a grammar as it is compiled, kept, and followed.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,21 @@ import torch
 from llguidance import LLMatcher
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.grammar.answer_watch import AnswerWatch
 from tokenbus.engine.grammar.json_schema import failing_place
 from tokenbus.engine.grammar.limits import GrammarLimits, too_slow
-from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch, TokenTable
+from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch
 from tokenbus.engine.grammar.translation import (
     lets_keys_repeat,
     library_grammar,
+    list_places,
     parsed_source,
     reason_of,
     schema_grammar,
 )
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
+from tokenbus.engine.grammar.watched_answer import WatchedAnswer
+from tokenbus.engine.grammar.watching.item_watch import ItemTable, ItemWatch
 from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.types import GrammarKind
 
@@ -54,17 +61,17 @@ class GrammarMatcher:
         source: CompiledGrammar,
         matcher: LLMatcher | None = None,
         path: tuple[int, ...] | None = (),
-        watch: KeyWatch | None = None,
+        watch: KeyWatch | AnswerWatch | None = None,
     ) -> None:
         """Stand at the start of `source`, or where a matcher of it stands.
 
-        `path` are the tokens accepted so far, None if these are too many to be kept. `watch` are
-        the keys of its objects, if these have to be watched.
+        `path` are the tokens accepted so far, None if these are too many to be kept. `watch` has
+        the keys of its objects and the items of its lists, if these have to be watched.
         """
         self.source = source
         self._copy = matcher
         self._path = path
-        self._watch = source.key_watch() if watch is None else watch
+        self._watch = source.new_watch() if watch is None else watch
 
     @property
     def is_finished(self) -> bool:
@@ -107,9 +114,10 @@ class GrammarMatcher:
         self._check(begins)
         mask = torch.frombuffer(packed, dtype=torch.int32)[: self.source.width]
         if self._watch is not None:
-            mask = self._watch.filtered(mask)
+            mask = self._watch.allowed(mask, self._matcher)
             if not mask.any():
-                raise GrammarRejected("grammar", "every key that may come next has come already")
+                reason = "every key or item that may come next has come already"
+                raise GrammarRejected("grammar", reason)
         if self._path is not None:
             self.source.keep(self._path, mask)
         return mask
@@ -178,22 +186,22 @@ class CompiledGrammar:
         prototype: LLMatcher,
         width: int,
         limits: GrammarLimits,
-        table: TokenTable | None = None,
+        watch: KeyWatch | AnswerWatch | None = None,
     ) -> None:
-        """Keep a matcher at the start, of which sequences get copies.
+        """Keep a matcher at the start, of which sequences get copies, and a watch beside it.
 
-        `width` is that of a mask in int32 words. `table` is there if keys may come twice.
+        `width` is that of a mask in int32 words. `watch` is there if something may come twice.
         """
-        self._table = table
+        self._watch = watch
         self.prototype = prototype
         self.width = width
         self.limits = limits
         self.masks: dict[tuple[int, ...], Tensor] = {}
         self.spent_s = 0.0
 
-    def key_watch(self) -> KeyWatch | None:
-        """Return a watch over the keys of an output, if the grammar lets them come twice."""
-        return None if self._table is None else KeyWatch(self._table)
+    def new_watch(self) -> KeyWatch | AnswerWatch | None:
+        """Return a watch over an output, if the grammar lets keys or items come twice."""
+        return None if self._watch is None else self._watch.copy()
 
     @property
     def mask_bytes(self) -> int:
@@ -241,7 +249,7 @@ class GrammarCompiler:
         self._lock = Lock()
         self._tokenizer: LLTokenizer | None = None
         self._num_tokens = vocab_size
-        self._table: TokenTable | None = None
+        self._table: ItemTable | None = None
 
     def warm_up(self) -> None:
         """Build what is shared by all grammars, which takes a second for 150k tokens."""
@@ -256,7 +264,7 @@ class GrammarCompiler:
         """
         try:
             grammar = library_grammar(spec, self.limits)
-            return self.compile_translated(grammar)
+            return self.compile_translated(grammar, spec.watched)
         except GrammarRejected as error:
             message = str(error).removeprefix(f"{error.field}: ")
             place = ""
@@ -276,8 +284,8 @@ class GrammarCompiler:
 
         return failing_place(parsed_source(spec), fails, self.limits.compile_s / 4)
 
-    def compile_translated(self, grammar: str) -> CompiledGrammar:
-        """Compile a constraint in the library's form.
+    def compile_translated(self, grammar: str, watched: str = "") -> CompiledGrammar:
+        """Compile a constraint in the library's form; `watched` is that of its spec.
 
         Raises: GrammarRejected with the reason.
         """
@@ -286,14 +294,24 @@ class GrammarCompiler:
         prototype = LLMatcher(self._tokenizer, grammar, log_level=0, limits=self.limits.of_library)
         if prototype.is_error():
             raise NotCompiled("grammar", f"does not compile: {reason_of(prototype.get_error())}")
-        table = self._token_table() if lets_keys_repeat(grammar) else None
-        return CompiledGrammar(prototype, self._width, self.limits, table)
+        watch = self._watch(grammar, watched)
+        return CompiledGrammar(prototype, self._width, self.limits, watch)
 
-    def _token_table(self) -> TokenTable:
+    def _watch(self, grammar: str, watched: str) -> KeyWatch | AnswerWatch | None:
+        if watched:
+            if not lets_keys_repeat(grammar, is_watched=True):
+                return None
+            return AnswerWatch(self._token_table(), WatchedAnswer.parse(watched))
+        places = list_places(grammar)
+        if places is not None:
+            return ItemWatch(self._token_table(), places)
+        return KeyWatch(self._token_table()) if lets_keys_repeat(grammar) else None
+
+    def _token_table(self) -> ItemTable:
         """Return the bytes of all tokens, read once."""
         assert self._tokenizer is not None
         with self._lock:
             if self._table is None:
                 decode = self._tokenizer.decode_bytes
-                self._table = TokenTable([decode([one]) for one in range(self._num_tokens)])
+                self._table = ItemTable([decode([one]) for one in range(self._num_tokens)])
             return self._table

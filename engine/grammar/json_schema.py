@@ -19,6 +19,7 @@ from tokenbus.engine.grammar.schema.expansion import check_cycles
 from tokenbus.engine.grammar.schema.keywords import SCHEMA, SCHEMA_LIST, SCHEMA_MAP
 from tokenbus.engine.grammar.schema.refusal import pointer, refusal
 from tokenbus.engine.grammar.schema.writer import SchemaWriter
+from tokenbus.engine.grammar.watching.list_places import ListPlaces, has_marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,16 +50,19 @@ _MAX_PARTS = 200
 _SPELLED_TWICE = re.compile(r"[\x08-\x0f\x1a-\x1f\x7f]")
 
 
-def enforceable_schema(schema: Any, path: Path = ()) -> Any:
+def enforceable_schema(schema: Any, path: Path = (), *, is_watched: bool = False) -> Any:
     """Return a schema that allows the same values, in the form that is enforced.
 
-    path: of the part that is wanted, whose references lead into the whole.
+    path: of the part that is wanted, whose references lead into the whole. is_watched: outputs will
+    be followed by an `ItemWatch`, so that lists may be marked for it.
     Raises: GrammarRejected that names the first keyword which would not be enforced.
     """
     try:
         document = Document(schema)
         check_cycles(document)
-        written = SchemaWriter(document).write(path)
+        written = SchemaWriter(document, is_watched=is_watched).write(path)
+        if is_watched and has_marks(written):
+            ListPlaces(written).check()
     except RecursionError:
         raise GrammarRejected("grammar", "JSON schema at #: nested too deep") from None
     if json_options(written) is not _ONE_SPELLING:
@@ -104,7 +108,7 @@ def failing_place(schema: Any, fails: Callable[[Any], bool], seconds: float) -> 
         inner_path, inner = parts.pop(0)
         num_tried += 1
         with suppress(GrammarRejected):
-            written = enforceable_schema(schema, inner_path)
+            written = enforceable_schema(schema, inner_path, is_watched=True)
             if fails({} if written is True else written):
                 path, parts = inner_path, list(inner_schemas(inner, inner_path))
     return pointer(path)

@@ -183,7 +183,7 @@ class GrammarPreparer:
             verdict = self._prober.try_grammar(spec, lane)
             reason = verdict.reason
             if not reason:
-                grammar = self._compiler.compile_translated(verdict.grammar)
+                grammar = self._compiler.compile_translated(verdict.grammar, spec.watched)
                 if not order.is_fresh:
                     self._cache.put(spec, order.tenant, grammar, verdict.num_bytes)
                 return grammar

@@ -11,6 +11,7 @@ from llguidance import LLMatcher
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import enforceable_schema, json_options
 from tokenbus.engine.grammar.schema.key_watch import is_open
+from tokenbus.engine.grammar.watching.list_places import ListPlaces, has_marks
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -76,22 +77,29 @@ def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
     if num_bytes > most:
         raise GrammarRejected("grammar", f"the source has {num_bytes} bytes, the limit is {most}")
     if spec.kind is GrammarKind.JSON_SCHEMA:
-        schema = enforceable_schema(parsed_source(spec))
+        # What stands behind something else is not followed.
+        schema = enforceable_schema(parsed_source(spec), is_watched=not spec.before)
         if schema is False:
             raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
     if is_choice:
-        choices = parsed_source(spec)
-        is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
-        if not is_texts or not choices:
-            raise GrammarRejected("grammar", "choice must be a JSON list of one or more strings")
         # Lark's string literals are those of JSON. One terminal: as alternatives of a rule, texts
         # that begin alike would each be a parse of their own.
-        texts = " | ".join(map(json.dumps, choices))
+        texts = " | ".join(map(json.dumps, choice_texts(spec)))
         return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     if spec.kind is GrammarKind.REGEX:
         return LLMatcher.grammar_from_regex(spec.source)
     return LLMatcher.grammar_from_lark(spec.source)
+
+
+def choice_texts(spec: GrammarSpec) -> list[str]:
+    """Return the texts of a choice. Raises: GrammarRejected for what is none."""
+    choices = parsed_source(spec)
+    is_texts = isinstance(choices, list) and all(isinstance(text, str) for text in choices)
+    if not is_texts or not choices:
+        raise GrammarRejected("grammar", "choice must be a JSON list of one or more strings")
+    texts: list[str] = choices
+    return texts
 
 
 def schema_grammar(schema: Any) -> str:
@@ -106,10 +114,29 @@ def schema_grammar(schema: Any) -> str:
         raise Unreadable("grammar", _PLACE_IN_TEXT.sub("", str(error))) from error
 
 
-def lets_keys_repeat(grammar: str) -> bool:
-    """Tell whether a constraint in the library's form is a schema with keys it does not list."""
+def lets_keys_repeat(grammar: str, *, is_watched: bool = False) -> bool:
+    """Tell whether keys may come twice in what a constraint in the library's form allows.
+
+    Of a schema that is told by the keys that it does not list; `is_watched` says it of what was
+    written in Lark.
+    """
+    if not grammar.startswith("{"):
+        return is_watched
+    parts = json.loads(grammar)["grammars"]
+    schemas = [part["json_schema"] for part in parts if "json_schema" in part]
+    return any(map(is_open, schemas)) if schemas else is_watched
+
+
+def list_places(grammar: str) -> ListPlaces | None:
+    """Return the places of a schema in the library's form, if lists of it are marked."""
+    schema = _schema_of(grammar)
+    return ListPlaces(schema) if has_marks(schema) else None
+
+
+def _schema_of(grammar: str) -> Any:
+    """Return the schema of a constraint in the library's form, False if it is none."""
     first = json.loads(grammar)["grammars"][0] if "json_schema" in grammar[:40] else {}
-    return "json_schema" in first and is_open(first["json_schema"])
+    return first.get("json_schema") or False
 
 
 def parsed_source(spec: GrammarSpec) -> Any:

@@ -76,8 +76,8 @@ class Decoder:
         x = ops.qkv_attention(layer.qkv.product.multiply(x), layer, config.norm_eps, ctx)
         x = self._leave(layer.o.product.multiply(x), layer.post_attention_norm)
         x, residual = self._enter(x, residual, layer.pre_mlp_norm)
-        x = layer.gate_up.product.gated(x, config.activation)
-        return self._leave(layer.down.product.multiply(x), layer.post_mlp_norm), residual
+        x = layer.mlp.run(x, config.activation)
+        return self._leave(x, layer.post_mlp_norm), residual
 
     def _enter(
         self, branch: Tensor | None, residual: Tensor, norm: Tensor | None

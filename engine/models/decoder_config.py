@@ -36,15 +36,63 @@ class NormNames:
 
 
 @dataclass(frozen=True, slots=True)
+class MixtureNames:
+    """Names of a mixture's tensors in the checkpoint, below their layer.
+
+    Expert 3 has the linears `{experts}.3.{gate}`, `{up}` and `{down}`. `shared` names the linears
+    of the expert that every token goes to: gate and up, one linear or two, then down.
+    """
+
+    router: str = "mlp.gate"
+    experts: str = "mlp.experts"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    shared: tuple[str, ...] = (
+        "mlp.shared_expert.gate_proj",
+        "mlp.shared_expert.up_proj",
+        "mlp.shared_expert.down_proj",
+    )
+    shared_gate: str = "mlp.shared_expert_gate"
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureShape:
+    """A mixture of experts in place of a layer's MLP.
+
+    Each token goes to the `top_k` experts with the largest softmax of the router's logits, in
+    float32, and their results are summed with these weights, divided by their sum if `renormalise`.
+    by_logits: the largest logits choose, which differ where their softmax may be equal.
+    intermediate_size is an expert's. shared_size: of the expert that every token goes to, 0 without
+    one; has_shared_gate: its result is scaled by the sigmoid of one more logit.
+    """
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    renormalise: bool = True
+    by_logits: bool = False
+    shared_size: int = 0
+    has_shared_gate: bool = False
+    names: MixtureNames = MixtureNames()
+
+    @property
+    def num_logits(self) -> int:
+        """Logits of the router, with the one of the shared expert's gate."""
+        return self.num_experts + self.has_shared_gate
+
+
+@dataclass(frozen=True, slots=True)
 class LayerShape:
     """What may differ from layer to layer.
 
     `rope` names one of the model's rotary tables (None: no rotation). `sliding_window` counts the
-    keys that a query sees, itself included (None: all).
+    keys that a query sees, itself included (None: all). A layer has an MLP or the model's mixture.
     """
 
     rope: str | None
     sliding_window: int | None = None
+    is_mixture: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +107,7 @@ class DecoderConfig:
         fused_checkpoint: the checkpoint stores qkv_proj and gate_up_proj already fused.
         rope_layer_types: table name -> layer type in the transformers config (None: the only one).
         partial_rotary: of each head a share is rotated, where the config has one.
+        mixture: what layers have that are mixtures of experts.
     """
 
     vocab_size: int
@@ -88,6 +137,7 @@ class DecoderConfig:
     fused_checkpoint: bool = False
     partial_rotary: bool = False
     initializer_range: float = 0.02
+    mixture: MixtureShape | None = None
 
     @property
     def qkv_size(self) -> int:

@@ -1,4 +1,7 @@
-"""The families that the decoder covers: from a transformers config to a DecoderConfig."""
+"""The families that the decoder covers: from a transformers config to a DecoderConfig.
+
+It is one file because families are read side by side.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from tokenbus.engine.models.decoder_config import (
     Activation,
     DecoderConfig,
     LayerShape,
+    MixtureNames,
+    MixtureShape,
     NormNames,
     QKNorm,
 )
@@ -34,6 +39,20 @@ _POST_ONLY = NormNames(
     post_mlp="post_feedforward_layernorm",
 )
 _ROPE = "default"
+_MIXTRAL = MixtureNames(
+    router="block_sparse_moe.gate",
+    experts="block_sparse_moe.experts",
+    gate="w1",
+    up="w3",
+    down="w2",
+)
+_GRANITE = MixtureNames(
+    router="block_sparse_moe.router.layer",
+    experts="block_sparse_moe.experts",
+    shared=("shared_mlp.input_linear", "shared_mlp.output_linear"),
+)
+# The gates of experts for which there are kernels.
+_EXPERT_GATES = (Activation.SILU, Activation.GELU_TANH)
 
 
 def decoder_config(config: Any) -> DecoderConfig | None:
@@ -43,7 +62,10 @@ def decoder_config(config: Any) -> DecoderConfig | None:
         return None
     if getattr(config, "use_bidirectional_attention", False):
         return None
-    return family(config)
+    shape = family(config)
+    if shape is not None and shape.mixture is not None and shape.activation not in _EXPERT_GATES:
+        return None
+    return shape
 
 
 def _activation_name(config: Any) -> str:
@@ -170,7 +192,102 @@ def _olmo2(config: Any) -> DecoderConfig:
     )
 
 
-_FAMILIES: dict[str, Callable[[Any], DecoderConfig]] = {
+def _mixture(num_experts: int, top_k: int, inner: int, **changes: Any) -> MixtureShape:
+    """Return the shape of a mixture. Raises: ValueError for a choice of more than there are."""
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"each token goes to {top_k} of {num_experts} experts")
+    return MixtureShape(num_experts, top_k, inner, **changes)
+
+
+def _sparse_layers(config: Any, windows: tuple[int | None, ...]) -> tuple[LayerShape, ...]:
+    """Return layers of which some are mixtures, by the config's step and list of others."""
+    dense, step = config.mlp_only_layers or (), config.decoder_sparse_step
+    return tuple(
+        LayerShape(
+            _ROPE, window, idx not in dense and config.num_experts > 0 and (idx + 1) % step == 0
+        )
+        for idx, window in enumerate(windows)
+    )
+
+
+def _qwen_mixture(config: Any, **changes: Any) -> MixtureShape | None:
+    if not config.num_experts:
+        return None
+    return _mixture(
+        config.num_experts,
+        config.num_experts_per_tok,
+        config.moe_intermediate_size,
+        renormalise=bool(config.norm_topk_prob),
+        **changes,
+    )
+
+
+def _qwen3_moe(config: Any) -> DecoderConfig:
+    window = config.sliding_window if config.use_sliding_window else None
+    bias = bool(config.attention_bias)
+    return _plain(
+        config,
+        layers=_sparse_layers(config, (window,) * config.num_hidden_layers),
+        mixture=_qwen_mixture(config),
+        qkv_bias=bias,
+        o_bias=bias,
+        qk_norm=QKNorm.PER_HEAD,
+    )
+
+
+def _qwen2_moe(config: Any) -> DecoderConfig:
+    shared = {"shared_size": config.shared_expert_intermediate_size, "has_shared_gate": True}
+    return _plain(
+        config,
+        layers=_sparse_layers(config, _windows(config)),
+        mixture=_qwen_mixture(config, **shared),
+        qkv_bias=bool(getattr(config, "qkv_bias", True)),
+    )
+
+
+def _mixtral(config: Any) -> DecoderConfig:
+    layer = LayerShape(_ROPE, config.sliding_window, is_mixture=True)
+    experts = config.num_local_experts, config.num_experts_per_tok, config.intermediate_size
+    return _plain(
+        config,
+        layers=(layer,) * config.num_hidden_layers,
+        mixture=_mixture(*experts, names=_MIXTRAL),
+    )
+
+
+def _olmoe(config: Any) -> DecoderConfig | None:
+    if config.clip_qkv is not None:
+        return None
+    experts = config.num_experts, config.num_experts_per_tok, config.intermediate_size
+    bias = bool(config.attention_bias)
+    return _plain(
+        config,
+        layers=(LayerShape(_ROPE, is_mixture=True),) * config.num_hidden_layers,
+        mixture=_mixture(*experts, renormalise=bool(config.norm_topk_prob)),
+        qk_norm=QKNorm.FULL_WIDTH,
+        qkv_bias=bias,
+        o_bias=bias,
+    )
+
+
+def _granite_moe(config: Any) -> DecoderConfig:
+    bias = bool(config.attention_bias)
+    experts = config.num_local_experts, config.num_experts_per_tok, config.intermediate_size
+    shared_size = getattr(config, "shared_intermediate_size", 0)
+    return _plain(
+        config,
+        layers=(LayerShape(_ROPE, is_mixture=True),) * config.num_hidden_layers,
+        mixture=_mixture(*experts, by_logits=True, shared_size=shared_size, names=_GRANITE),
+        attention_scale=config.attention_multiplier,
+        embed_scale=config.embedding_multiplier,
+        residual_scale=config.residual_multiplier,
+        logits_divisor=config.logits_scaling,
+        qkv_bias=bias,
+        o_bias=bias,
+    )
+
+
+_FAMILIES: dict[str, Callable[[Any], DecoderConfig | None]] = {
     "llama": _llama,
     "mistral": _mistral,
     "qwen2": _qwen2,
@@ -181,4 +298,10 @@ _FAMILIES: dict[str, Callable[[Any], DecoderConfig]] = {
     "phi3": _phi3,
     "granite": _granite,
     "olmo2": _olmo2,
+    "qwen3_moe": _qwen3_moe,
+    "qwen2_moe": _qwen2_moe,
+    "mixtral": _mixtral,
+    "olmoe": _olmoe,
+    "granitemoe": _granite_moe,
+    "granitemoeshared": _granite_moe,
 }

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.engine.kv_cache import AttentionSpec
-    from tokenbus.engine.models.decoder_config import DecoderConfig
+    from tokenbus.engine.models.decoder_config import Activation, DecoderConfig, MixtureShape
     from tokenbus.engine.models.linear_weight import LinearWeight
-    from tokenbus.engine.models.product import Product
+    from tokenbus.engine.models.product import MixtureProduct, Product, RoutingWatch
     from tokenbus.engine.models.rope import RopeTable
 
 
@@ -29,19 +30,79 @@ class Linear:
 
 
 @dataclass(slots=True)
+class GatedMLP:
+    """An MLP: down(activation(gate) * up); gate_up: [2 I, H], gate first, down: [H, I]."""
+
+    gate_up: Linear
+    down: Linear
+
+    def run(self, x: Tensor, activation: Activation) -> Tensor:
+        """x: [T, H] -> [T, H]."""
+        return self.down.product.multiply(self.gate_up.product.gated(x, activation))
+
+    def linears(self) -> tuple[Linear, ...]:
+        """Return the projections in the order they run."""
+        return self.gate_up, self.down
+
+    def stacks(self) -> tuple[Linear, ...]:
+        """Return none: there are no experts."""
+        return ()
+
+    def weights_per_token(self) -> int:
+        """Numbers that one token is multiplied by."""
+        return sum(prod(linear.weight.shape) for linear in self.linears())
+
+
+@dataclass(slots=True)
+class Mixture:
+    """A mixture of E experts; each of two stacks holds a matrix of all of them, in their order.
+
+    router: [E, H], with the shared expert's gate as one more row if it has one; gate_up:
+    [E * 2 I, H], of each expert its gate first; down: [E * H, I]. `product` is what an Ops binds to
+    all of them, unset before; the stacks have no products of their own. watch: for benches.
+    """
+
+    shape: MixtureShape
+    router: Tensor
+    gate_up: Linear
+    down: Linear
+    shared: GatedMLP | None
+    watch: RoutingWatch | None = None
+    product: MixtureProduct = field(init=False)
+
+    def run(self, x: Tensor, activation: Activation) -> Tensor:  # noqa: ARG002 # bound with it
+        """x: [T, H] -> [T, H]."""
+        return self.product.mix(x)
+
+    def linears(self) -> tuple[Linear, ...]:
+        """Return the projections of the shared expert."""
+        return () if self.shared is None else self.shared.linears()
+
+    def stacks(self) -> tuple[Linear, ...]:
+        """Return what holds the experts' matrices."""
+        return self.gate_up, self.down
+
+    def weights_per_token(self) -> int:
+        """Numbers that one token is multiplied by."""
+        stacked = sum(prod(stack.weight.shape) for stack in self.stacks())
+        shared = sum(prod(linear.weight.shape) for linear in self.linears())
+        chosen = stacked * self.shape.top_k // self.shape.num_experts
+        return self.router.numel() + shared + chosen
+
+
+@dataclass(slots=True)
 class DecoderLayer:
     """One layer: x += post(attention(pre(x))), then x += post(mlp(pre(x))).
 
-    qkv: [(Hq + 2 Hkv) * D, H], queries first; gate_up: [2 I, H], gate first; norms: [H] or None,
-    any offset already added; q_norm, k_norm: [D] per head or [Hq * D], [Hkv * D] over all heads.
+    qkv: [(Hq + 2 Hkv) * D, H], queries first; norms: [H] or None, any offset already added; q_norm,
+    k_norm: [D] per head or [Hq * D], [Hkv * D] over all heads.
     """
 
     spec: AttentionSpec
     rope: RopeTable | None
     qkv: Linear
     o: Linear
-    gate_up: Linear
-    down: Linear
+    mlp: GatedMLP | Mixture
     pre_attention_norm: Tensor | None
     post_attention_norm: Tensor | None
     pre_mlp_norm: Tensor | None
@@ -49,9 +110,14 @@ class DecoderLayer:
     q_norm: Tensor | None
     k_norm: Tensor | None
 
-    def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
-        """Return the layer's projections in the order they run."""
-        return self.qkv, self.o, self.gate_up, self.down
+    def linears(self) -> tuple[Linear, ...]:
+        """Return the layer's projections in the order they run, those of experts left out."""
+        return self.qkv, self.o, *self.mlp.linears()
+
+    def weights_per_token(self) -> int:
+        """Numbers that one token is multiplied by."""
+        attention = sum(prod(linear.weight.shape) for linear in (self.qkv, self.o))
+        return attention + self.mlp.weights_per_token()
 
 
 @dataclass(slots=True)
@@ -67,3 +133,7 @@ class DecoderTensors:
     def linears(self) -> list[Linear]:
         """Return the projections of all layers in the order they run, then the head."""
         return [*(linear for layer in self.layers for linear in layer.linears()), self.lm_head]
+
+    def mixtures(self) -> list[Mixture]:
+        """Return the mixtures of all layers in the order they run."""
+        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, Mixture)]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from tokenbus.engine.attention.native_attention import NativeAttention, shape_args
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
+from tokenbus.engine.models.layers import GatedMLP
 from tokenbus.engine.models.linear_weight import (
     Fp8Weight,
     Int4Weight,
@@ -131,7 +132,7 @@ class NativeOps(TorchOps):
     def supports(config: DecoderConfig, dtype: torch.dtype) -> bool:
         """Tell whether the kernels cover a model: bfloat16 is multiplied in pairs of inputs."""
         sizes = (config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim)
-        return dtype in DTYPES and all(size % 2 == 0 for size in sizes)
+        return dtype in DTYPES and config.mixture is None and all(size % 2 == 0 for size in sizes)
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Pack every weight and drop the storage it came with.
@@ -152,9 +153,9 @@ class NativeOps(TorchOps):
         for layer in tensors.layers:
             total += sum(
                 self._arena_bytes(linear.weight, linear.weight.shape[0])
-                for linear in (layer.qkv, layer.o, layer.down)
+                for linear in (layer.qkv, layer.o, _mlp(layer).down)
             )
-            total += self._arena_bytes(layer.gate_up.weight, 2 * inner)
+            total += self._arena_bytes(_mlp(layer).gate_up.weight, 2 * inner)
         self._arena = torch.empty(total, dtype=torch.uint8)
         self._library.use_huge_pages(self._arena)
         for args, layer in zip(self._layers, tensors.layers, strict=True):
@@ -192,8 +193,8 @@ class NativeOps(TorchOps):
 
     def _describe(self, args: LayerArgs, layer: DecoderLayer, inner: int) -> None:
         args.qkv, args.o = self._pack(layer.qkv), self._pack(layer.o)
-        args.gate_up = self._pack(layer.gate_up, half=inner)
-        args.down = self._pack(layer.down)
+        args.gate_up = self._pack(_mlp(layer).gate_up, half=inner)
+        args.down = self._pack(_mlp(layer).down)
         args.pre_attention_norm = self._floats(layer.pre_attention_norm)
         args.post_attention_norm = self._floats(layer.post_attention_norm)
         args.pre_mlp_norm = self._floats(layer.pre_mlp_norm)
@@ -246,6 +247,12 @@ class NativeOps(TorchOps):
         owned = values.float().contiguous()
         self._owned.append(owned)
         return owned.data_ptr()
+
+
+def _mlp(layer: DecoderLayer) -> GatedMLP:
+    """Return the layer's MLP; models with mixtures are not covered."""
+    assert isinstance(layer.mlp, GatedMLP)
+    return layer.mlp
 
 
 def _interleaved(values: Tensor, half: int, width: int) -> Tensor:

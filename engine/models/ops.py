@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 import torch.nn.functional as F
 
+from tokenbus.engine.models.experts.torch_experts import TorchMixture
 from tokenbus.engine.models.linear_weight import (
     Fp8BlockWeight,
     Fp8Weight,
@@ -113,10 +114,11 @@ class TorchOps:
         self._products = products
 
     def prepare(self, tensors: DecoderTensors) -> None:
-        """Bind every linear to its product."""
+        """Bind every linear and every mixture to its product."""
         tell_of_widened(tensors)
         for linear in tensors.linears():
             self._bind(linear)
+        self._bind_mixtures(tensors)
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
@@ -169,6 +171,14 @@ class TorchOps:
         bind = entry_of(self._products, linear.weight)
         linear.product = bind(linear.weight, linear.bias)
 
+    def _bind_mixtures(self, tensors: DecoderTensors) -> None:
+        """Bind mixtures to plain torch, and say so."""
+        mixtures = tensors.mixtures()
+        for mixture in mixtures:
+            mixture.product = TorchMixture(mixture, tensors.config.activation)
+        if mixtures:
+            _log.info("experts.plain: mixtures of experts run in plain torch on this device")
+
     def _norm_qk(
         self,
         qkv: Tensor,
@@ -188,7 +198,9 @@ class TorchOps:
 def tell_of_widened(tensors: DecoderTensors, kinds: tuple[type[Any], ...] = WIDENED_KINDS) -> None:
     """Say once, in the log, which kinds of weight this device keeps as numbers of its own dtype."""
     names = {kind.__name__ for kind in kinds}
-    tell_widened([item for item in tensors.linears() if type(item.weight).__name__ in names])
+    stacks = [stack for mixture in tensors.mixtures() for stack in mixture.stacks()]
+    kept = [*tensors.linears(), *stacks]
+    tell_widened([item for item in kept if type(item.weight).__name__ in names])
 
 
 def tell_widened(linears: Sequence[Linear]) -> None:

@@ -65,3 +65,4 @@ class PackedOps(TorchOps):
         for linear in tensors.linears():
             self._bind(linear)
             linear.weight = without_storage(linear.weight)
+        self._bind_mixtures(tensors)

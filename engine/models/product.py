@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.nn.functional as F
@@ -26,15 +27,41 @@ class Product(ABC):
 
     def gated(self, x: Tensor, kind: Activation) -> Tensor:
         """x: [T, H] -> activation(gate) * up of its projection to [T, 2 I], [T, I]."""
-        gate, up = self.multiply(x).chunk(2, -1)
-        if kind is Activation.SILU:
-            return F.silu(gate).mul_(up)
-        approximate = "tanh" if kind is Activation.GELU_TANH else "none"
-        return F.gelu(gate, approximate=approximate).mul_(up)
+        return gated(self.multiply(x), kind)
 
     def unrounded(self, x: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], the sums in float32 where the device can give them so."""
         return self.multiply(x)
+
+
+class MixtureProduct(ABC):
+    """A mixture of experts bound to the code that computes it: router, experts, shared expert."""
+
+    @abstractmethod
+    def mix(self, x: Tensor) -> Tensor:
+        """x: [T, H] -> [T, H], dtype of x: the weighted sum of each token's experts."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingWatch:
+    """What a bench asks of the routers of a model.
+
+    counts: [2] int64 on the device: experts that got any token, summed over layers and passes, and
+    how many layers and passes there were. is_uniform: in place of its logits, a hash of them
+    chooses a token's experts, so that every expert is equally likely.
+    """
+
+    counts: Tensor
+    is_uniform: bool = False
+
+
+def gated(gate_up: Tensor, kind: Activation) -> Tensor:
+    """gate_up: [T, 2 I], gates first -> activation(gate) * up, [T, I]."""
+    gate, up = gate_up.chunk(2, -1)
+    if kind is Activation.SILU:
+        return F.silu(gate).mul_(up)
+    approximate = "tanh" if kind is Activation.GELU_TANH else "none"
+    return F.gelu(gate, approximate=approximate).mul_(up)
 
 
 # From a kind of weight to what binds a weight of it and its bias, [out] or None.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -59,7 +60,8 @@ def rope_table(
     Frequencies that depend on the length of the text (longrope, dynamic) are those of `max_len`.
     Raises: ModelBroken with the settings that make no table.
     """
-    rope_type = _params(config, layer_type).get("rope_type", "default")
+    told = _told(config, layer_type)
+    rope_type = told.get("rope_type", "default")
     known = ", ".join(sorted({"default", *ROPE_INIT_FUNCTIONS}))
     if rope_type not in known.split(", "):
         raise ModelBroken(
@@ -68,14 +70,41 @@ def rope_table(
         )
     try:
         inv_freq, scaling = _frequencies(config, layer_type, max_len, device, is_partial)
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        _check(inv_freq, scaling, _head_dim(config))
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         # A list of factors of the wrong length, a kind that is not known, a base that is no number.
-        told = _params(config, layer_type)
         raise ModelBroken(
             f"config.json gives rotary settings that make no table: {told}"
             f" ({type(error).__name__}: {error})"
         ) from error
     return RopeTable(inv_freq.to(device), scaling, max_len)
+
+
+def _told(config: Any, layer_type: str | None) -> dict[str, Any]:
+    """Return the settings of a layer type as they are told.
+
+    Raises: ModelBroken if there are none.
+    """
+    try:
+        told = _params(config, layer_type)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ModelBroken(f"config.json gives {layer_type} no rotary settings") from error
+    if not isinstance(told, dict):
+        raise ModelBroken(f"config.json gives rotary settings that are no object: {told!r:.60}")
+    return told
+
+
+def _check(inv_freq: Tensor, scaling: float, head_dim: int) -> None:
+    """Raise ValueError for frequencies that rotate more than a head, or to nowhere."""
+    if 2 * len(inv_freq) > head_dim:
+        raise ValueError(f"{len(inv_freq)} pairs are more than a head of {head_dim} has")
+    if not bool(inv_freq.isfinite().all()) or not math.isfinite(scaling):
+        raise ValueError("a frequency is no finite number")
+
+
+def _head_dim(config: Any) -> int:
+    head_dim = getattr(config, "head_dim", None)
+    return int(head_dim or config.hidden_size // config.num_attention_heads)
 
 
 def _frequencies(
@@ -85,10 +114,8 @@ def _frequencies(
     params = _params(config, layer_type)
     rope_type = params.get("rope_type", "default")
     if rope_type == "default":
-        head_dim = getattr(config, "head_dim", None)
-        head_dim = head_dim or config.hidden_size // config.num_attention_heads
         share = params.get("partial_rotary_factor", 1.0) if is_partial else 1.0
-        rot_dim = int(head_dim * share)
+        rot_dim = int(_head_dim(config) * share)
         steps = torch.arange(0, rot_dim, 2, dtype=torch.float32, device=device)
         return 1.0 / (params["rope_theta"] ** (steps / rot_dim)), 1.0
     init = cast("Any", ROPE_INIT_FUNCTIONS[rope_type])

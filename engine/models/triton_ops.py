@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from tokenbus.engine.models.decoder_config import NormNames
+from tokenbus.engine.models.experts.triton_experts import TritonMixture
+from tokenbus.engine.models.layers import GatedMLP
 from tokenbus.engine.models.linear_weight import PlainWeight, without_storage
 from tokenbus.engine.models.ops import TorchOps, tell_widened
 from tokenbus.engine.models.triton_products import (
@@ -44,15 +46,14 @@ _WIDE_SHARE = 0.125
 class _FusedLayer:
     """One layer in six launches: norms, gate and residual sums ride on the linears.
 
-    The sums stay exact in a residual, [T, H] float32, which `o` and `down` add to; what they return
-    is the same rounded to the weights' dtype.
+    The sums stay exact in a residual, [T, H] float32, which `o` and `mlp` add to; what they return
+    is the same rounded to the weights' dtype. A mixture of experts takes a few launches more.
     """
 
     layer: DecoderLayer
     qkv: Callable[[Tensor], Tensor]
     o: Callable[[Tensor, Tensor], Tensor]
-    gate_up: Callable[[Tensor], Tensor]
-    down: Callable[[Tensor, Tensor], Tensor]
+    mlp: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ class TritonOps(TorchOps):
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Bind every linear to its product, and to its neighbours where layers can be fused."""
-        linears = tensors.linears()
+        config, linears = tensors.config, tensors.linears()
         for linear in linears:
             self._bind(linear)
         tell_widened([item for item in linears if _is_widened(item)])
@@ -89,7 +90,7 @@ class TritonOps(TorchOps):
             if isinstance(linear.product, Int4Product) or _is_widened(linear):
                 linear.weight = without_storage(linear.weight)
         _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
-        config = tensors.config
+        self._bind_mixtures(tensors)
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
         if not plain or config.activation not in GATES:
             return
@@ -97,6 +98,17 @@ class TritonOps(TorchOps):
         fused = [_fused(layer, config.norm_eps, act) for layer in tensors.layers]
         self._fused = _if_all(fused)
         self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
+
+    def _bind_mixtures(self, tensors: DecoderTensors) -> None:
+        """Bind mixtures to the kernels of plain experts; other kinds of weight are widened."""
+        activation = tensors.config.activation
+        stacks = [stack for mixture in tensors.mixtures() for stack in mixture.stacks()]
+        tell_widened([stack for stack in stacks if not isinstance(stack.weight, PlainWeight)])
+        for mixture in tensors.mixtures():
+            mixture.product = TritonMixture(mixture, activation, GATES[activation])
+            for stack in mixture.stacks():
+                if not isinstance(stack.weight, PlainWeight):
+                    stack.weight = without_storage(stack.weight)
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
@@ -169,7 +181,7 @@ class TritonOps(TorchOps):
         for fused in self._fused:
             x = self.qkv_attention(fused.qkv(hidden), fused.layer, eps, ctx)
             hidden = fused.o(x, residual)
-            hidden = fused.down(fused.gate_up(hidden), residual)
+            hidden = fused.mlp(hidden, residual)
         return residual
 
     def _run_rounded(
@@ -196,21 +208,33 @@ class TritonOps(TorchOps):
 
 def _fused(layer: DecoderLayer, eps: float, act: ActivationKind) -> _FusedLayer | None:
     """Bind a layer's linears to what surrounds them, None if one of them cannot be."""
-    products = [linear.product for linear in layer.linears()]
-    qkv, o, gate_up, down = (item if isinstance(item, FusedProduct) else None for item in products)
-    if qkv is None or o is None or gate_up is None or down is None:
+    qkv, o, mlp = layer.qkv.product, layer.o.product, _fused_mlp(layer, eps, act)
+    if not isinstance(qkv, FusedProduct) or not isinstance(o, FusedProduct) or mlp is None:
         return None
-    return _FusedLayer(
-        layer,
-        qkv=qkv.normed(layer.pre_attention_norm, eps),
-        o=o.added,
-        gate_up=gate_up.normed(layer.pre_mlp_norm, eps, act),
-        down=down.added,
-    )
+    return _FusedLayer(layer, qkv.normed(layer.pre_attention_norm, eps), o.added, mlp)
+
+
+def _fused_mlp(
+    layer: DecoderLayer, eps: float, act: ActivationKind
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return what adds a layer's MLP or mixture to the residual, norm and sum fused in."""
+    norm = layer.pre_mlp_norm
+    if not isinstance(layer.mlp, GatedMLP):
+        mixture = layer.mlp.product
+        if not isinstance(mixture, TritonMixture):
+            return None
+        return lambda x, residual: mixture.added(x, residual, norm, eps)
+    gate_up, down = layer.mlp.gate_up.product, layer.mlp.down.product
+    if not isinstance(gate_up, FusedProduct) or not isinstance(down, FusedProduct):
+        return None
+    gates = gate_up.normed(norm, eps, act)
+    return lambda x, residual: down.added(gates(x), residual)
 
 
 def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
     """Return a layer of FP8 linears, None if one of them is something else."""
+    if not isinstance(layer.mlp, GatedMLP):
+        return None
     products = [linear.product for linear in layer.linears()]
     qkv, o, gate_up, down = (item if isinstance(item, Fp8Product) else None for item in products)
     if qkv is None or o is None or gate_up is None or down is None:

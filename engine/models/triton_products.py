@@ -1,4 +1,7 @@
-"""Products on a GPU: each kind of weight bound to the kernels that multiply by it."""
+"""Products on a GPU: each kind of weight bound to the kernels that multiply by it.
+
+It is one file because the kinds are a closed set, and the table at its end is all of them.
+"""
 
 from __future__ import annotations
 
@@ -153,7 +156,8 @@ class Fp8Product(FusedProduct):
 
     def added(self, x: Tensor, residual: Tensor) -> Tensor:
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
-        return self._multiply(x, Fusion(bias=self._bias, residual=residual))
+        fusion = Fusion(bias=self._bias, residual=residual)
+        return self._multiply(x, fusion)
 
     def of_rounded(self, rows: QuantizedRows) -> Tensor:
         """rows: [T, in] -> [T, out], dtype of the activations."""

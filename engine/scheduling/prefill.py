@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.prefix_cache import PageHash
     from tokenbus.engine.scheduling.sequence import Sequence
 
-# How many parts a step's tokens are split into at most, and how small a part may be.
-_MAX_SHARES = 16
-_LEAST_SHARE_TOKENS = 16
+# How many long prompts a step's tokens are split between at most, how many of a step so large that
+# a part has as many tokens as most prompts, and how small a part may be.
+_MAX_SHARES, _MANY_SHARES = 4, 16
+_LARGE_SHARE_TOKENS, _LEAST_SHARE_TOKENS = 2048, 16
 
 
 class PrefillPlanner:
@@ -116,7 +117,7 @@ class PrefillPlanner:
     ) -> int:
         """Add chunks for `candidates` (best first) of at most `budget` tokens to the plan.
 
-        As many as `choose_wishes` says get fair shares; `in_turn`, the next one gets what the ones
+        As many as `choose_wishes` says get their shares; `in_turn`, the next one gets what the ones
         before it leave.
         Returns: the number of tokens planned.
         """
@@ -143,7 +144,7 @@ class PrefillPlanner:
         if not in_turn:
             chosen = choose_wishes(wanted, budget)
             active, wanted = [active[i] for i in chosen], [wanted[i] for i in chosen]
-        shares = shares_in_turn(wanted, budget) if in_turn else fair_shares(wanted, budget)
+        shares = shares_in_turn(wanted, budget) if in_turn else crowd_shares(wanted, budget)
         taken = 0
         for seq, share in zip(active, shares, strict=True):
             if share:
@@ -195,10 +196,11 @@ def choose_wishes(wanted: list[int], budget: int) -> list[int]:
     """Return the places of the wishes that share `budget`, first come first, in their order.
 
     Shares of a few tokens would bring all prompts of a crowd to their first token at the end, in
-    chunks that use a tile of the attention badly: as many take part as can have a sixteenth of the
-    budget or all they wish. Wishes for more leave half of it to shorter ones behind them.
+    chunks that use a tile of the attention badly: as many take part as can have a quarter of the
+    budget, of a large one 2,048 tokens, or all they wish. Wishes for more leave half of it to
+    shorter ones behind them.
     """
-    least = max(_LEAST_SHARE_TOKENS, budget // _MAX_SHARES)
+    least = _least_share(budget)
     room, long_room = budget, budget // 2
     chosen: list[int] = []
     passed: list[int] = []
@@ -221,6 +223,25 @@ def choose_wishes(wanted: list[int], budget: int) -> list[int]:
         room -= least
     # Whatever the budget is, somebody goes on.
     return sorted(chosen) or [0] * bool(wanted)
+
+
+def crowd_shares(wanted: list[int], budget: int) -> list[int]:
+    """Split `budget` over wishes that were chosen for it: first what each was chosen for, in turn.
+
+    So the last in line may get less than it wishes, and nobody else's prompt is cut for it; what is
+    left is shared out fairly.
+    """
+    least = _least_share(budget)
+    first = shares_in_turn([min(wish, least) for wish in wanted], budget)
+    more = [wish - share for wish, share in zip(wanted, first, strict=True)]
+    rest = fair_shares(more, budget - sum(first))
+    return [share + part for share, part in zip(first, rest, strict=True)]
+
+
+def _least_share(budget: int) -> int:
+    """Return the tokens that a long prompt may have of a step before others join it."""
+    large = min(_LARGE_SHARE_TOKENS, budget // _MAX_SHARES)
+    return max(_LEAST_SHARE_TOKENS, budget // _MANY_SHARES, large)
 
 
 def fair_shares(wanted: list[int], budget: int) -> list[int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from tokenbus.engine.scheduling.sequence import Sequence as DecodingSequence
 
@@ -29,6 +30,15 @@ class PrefixSharing(Protocol):
 
     def assign_runs(self, runs: Sequence[SharedRun]) -> None:
         """Read these runs together from the next pass on; rows are those of the decode batch."""
+        ...
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether the next pass reads any together: a captured pass serves one case alone."""
+        ...
+
+    def assuming_runs(self) -> AbstractContextManager[None]:
+        """Take passes inside as if there were runs, so that their kernels are compiled."""
         ...
 
     def pays(self, num_rows: int, num_pages: int) -> bool:

@@ -17,6 +17,7 @@ from tokenbus.engine.grammar.calls.reasoning_rules import (
     before_answer,
     free_answer,
 )
+from tokenbus.engine.grammar.calls.watched_calls import watched_content
 from tokenbus.engine.grammar.tool_calls import ToolCalling
 from tokenbus.engine.text.templates.chat_settings import read_chat_template, template_sources
 from tokenbus.engine.text.templates.chat_template import ChatTemplate, TemplateRefused
@@ -24,6 +25,7 @@ from tokenbus.engine.text.templates.chat_turns import ChatTurns
 from tokenbus.engine.text.templates.filled_tools import filled_tool, filled_turn
 from tokenbus.engine.text.templates.format_choice import FormatChooser
 from tokenbus.engine.text.templates.template_traits import tool_names, traits_of
+from tokenbus.engine.types import GrammarKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,7 +147,7 @@ class ChatRenderer:
         """Return the tools of a request. Raises: RequestRejected for the field `tools`."""
         if self.refusal:
             raise RequestRejected("tools", self.refusal)
-        return ToolCalling(tools, self.format, self.tokens)
+        return ToolCalling(tools, self.format, self.tokens, self.choice.written)
 
     def constrained(self, grammar: GrammarSpec | None, rule: ReasoningRule) -> GrammarSpec | None:
         """Return a constraint on the answer with the reasoning that stands before it.
@@ -156,7 +158,10 @@ class ChatRenderer:
             if rule.max_tokens is None or self.format.reasoning is None:
                 return None
             return free_answer(self.format, self.tokens, rule)
-        return replace(grammar, before=before_answer(self.format, self.tokens, rule))
+        before = before_answer(self.format, self.tokens, rule)
+        is_json = grammar.kind is GrammarKind.JSON_SCHEMA
+        watched = watched_content(self.format, rule).dump() if before and is_json else ""
+        return replace(grammar, before=before, watched=watched)
 
     def told(self) -> dict[str, object]:
         """Return what a log says of the choice."""

@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.errors import ModelBroken
+from tokenbus.engine.errors import ModelBroken, ModelUnsupported
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 _MAX_EPS = 0.1
 # Above every size of every model; transformers makes a list of as many entries as there are layers.
 _MAX_SIZE, _MAX_LAYERS = 2**24, 4096
+_QUANTISATIONS = ("quantization_config", "compression_config")
 
 
 def refuse_counts(folder: Path) -> None:
     """Refuse a number of layers for which no memory would do, before anything else reads it.
+
+    A quantisation that is no object is refused too, which transformers fails on.
 
     Raises: ModelBroken with the field; ValueError or OSError if the file is no JSON.
     """
@@ -34,6 +37,8 @@ def refuse_counts(folder: Path) -> None:
             is_count = isinstance(count, int) and "layer" in name
             if is_count and count > _MAX_LAYERS:
                 raise ModelBroken(f"config.json gives the model a {name} of {count}")
+            if name in _QUANTISATIONS and count is not None and not isinstance(count, dict):
+                raise ModelBroken(f"config.json gives a {name} that is no object: {count!r:.60}")
 
 
 def refuse_type(folder: Path) -> None:
@@ -57,6 +62,31 @@ def refuse_type(folder: Path) -> None:
         )
 
 
+def refuse_parts(config: Any) -> None:
+    """Refuse a config whose text model is not to be found, or is of a form that nothing reads.
+
+    config: that of transformers.
+    Raises: ModelBroken with the part; ModelUnsupported if there are several text models.
+    """
+    try:
+        text = config.get_text_config()
+    except (ValueError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelUnsupported(
+            f"{config.model_type} has no one text model that could be served ({reason:.200})"
+        ) from error
+    if not hasattr(text, "model_type"):
+        raise ModelBroken(f"config.json gives {config.model_type} a text model of {text!r:.60}")
+    for name in ("layer_types", "layers_block_type"):
+        kinds = getattr(text, name, None)
+        if kinds is not None and not (
+            isinstance(kinds, list | tuple) and all(isinstance(kind, str) for kind in kinds)
+        ):
+            raise ModelBroken(
+                f"config.json gives {name} of {kinds!r:.60}, which is no list of texts"
+            )
+
+
 def refuse_sizes(config: DecoderConfig, max_model_len: int) -> None:
     """Refuse sizes that no model has.
 
@@ -72,16 +102,35 @@ def refuse_sizes(config: DecoderConfig, max_model_len: int) -> None:
         "head_dim": config.head_dim,
         "max_position_embeddings": max_model_len,
     }
-    for name, size in sizes.items():
-        if not 1 <= size <= _MAX_SIZE:
+    mixture = config.mixture
+    if mixture is not None:
+        sizes["num_experts"] = mixture.num_experts
+        sizes["intermediate_size of an expert"] = mixture.intermediate_size
+        if mixture.has_shared_gate:
+            sizes["shared_expert_intermediate_size"] = mixture.shared_size
+    windows = {layer.sliding_window for layer in config.layers} - {None}
+    for name, size in (*sizes.items(), *(("sliding_window", one) for one in windows)):
+        if not isinstance(size, int) or not 1 <= size <= _MAX_SIZE:
             raise ModelBroken(f"config.json gives the model a {name} of {size}")
     if config.num_heads % config.num_kv_heads:
         raise ModelBroken(
             f"config.json gives the model {config.num_heads} query heads on"
             f" {config.num_kv_heads} heads of keys and values"
         )
-    scale = config.attention_scale
-    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
-        raise ModelBroken(f"config.json gives attention a scale of {scale}")
-    if not 0 < config.norm_eps <= _MAX_EPS:
+    scales = {
+        "attention": config.attention_scale,
+        "embeddings": config.embed_scale,
+        "branches": config.residual_scale,
+        "logits": config.logits_divisor,
+        "capped attention": config.attention_softcap,
+        "capped logits": config.final_softcap,
+    }
+    for name, scale in scales.items():
+        if scale is not None and (not _is_number(scale) or not 0 < scale < math.inf):
+            raise ModelBroken(f"config.json gives {name} a scale of {scale!r:.60}")
+    if not _is_number(config.norm_eps) or not 0 < config.norm_eps <= _MAX_EPS:
         raise ModelBroken(f"config.json gives the norms an epsilon of {config.norm_eps}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

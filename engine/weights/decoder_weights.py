@@ -1,4 +1,7 @@
-"""Tensors of a decoder while they are read: allocated fused, filled one by one, held once."""
+"""Tensors of a decoder while they are read: allocated fused, filled one by one, held once.
+
+The file is one noun, past three hundred lines: the table of all places that a checkpoint fills.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from tokenbus.engine.models.decoder_config import DecoderConfig, QKNorm
 from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
 from tokenbus.engine.models.linear_weight import PlainWeight
 from tokenbus.engine.weights.leftovers import Leftovers
-from tokenbus.engine.weights.open_layer import OpenLayer, OpenLinear
+from tokenbus.engine.weights.open_layer import OpenLayer, OpenLinear, OpenMixture, OpenMLP
 from tokenbus.engine.weights.readers import LinearShape
 from tokenbus.engine.weights.slots import MemorySlot, refuse_second
 
@@ -74,6 +77,7 @@ class DecoderWeights:
         self._done: set[str] = set()
         self._linear_names: set[str] = set()
         self._norms: list[Tensor] = []
+        self._routers: list[Tensor] = []
         self._embedding = self._empty(config.vocab_size, config.hidden_size)
         self._give(_EMBEDDING, self._embedding)
         self._head_shape = LinearShape(
@@ -122,6 +126,8 @@ class DecoderWeights:
                 linear.bias.zero_()
         for norm in self._norms:
             norm.fill_(1.0)
+        for router in self._routers:
+            router.normal_(std=std)
 
     def finish(self, ropes: dict[str, RopeTable]) -> DecoderTensors:
         """Make the weights of all linears, each as the memory that it was read into is let go."""
@@ -232,15 +238,13 @@ class DecoderWeights:
 
     def _layer(self, idx: int) -> OpenLayer:
         config = self.config
-        hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+        hidden, dim = config.hidden_size, config.head_dim
         q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
         names, prefix = config.norm_names, f"layers.{idx}."
-        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        attention = f"{prefix}self_attn."
         qkv_parts: _Parts = (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size))
-        gate_up_parts: _Parts = (("gate_proj", inner), ("up_proj", inner))
         if config.fused_checkpoint:
             qkv_parts = (("qkv_proj", config.qkv_size),)
-            gate_up_parts = (("gate_up_proj", 2 * inner),)
         q_norm = k_norm = None
         if config.qk_norm is not QKNorm.NONE:
             per_head = config.qk_norm is QKNorm.PER_HEAD
@@ -250,8 +254,7 @@ class DecoderWeights:
             spec=self._spec(idx),
             qkv=self._linear(attention, qkv_parts, hidden, bias=config.qkv_bias),
             o=self._linear(attention, (("o_proj", hidden),), q_size, bias=config.o_bias),
-            gate_up=self._linear(mlp, gate_up_parts, hidden, bias=config.mlp_bias),
-            down=self._linear(mlp, (("down_proj", hidden),), inner, bias=config.mlp_bias),
+            mlp=self._mixture(prefix) if config.layers[idx].is_mixture else self._mlp(prefix),
             norms={
                 "pre_attention_norm": self._optional_norm(prefix, names.pre_attention, hidden),
                 "post_attention_norm": self._optional_norm(prefix, names.post_attention, hidden),
@@ -260,6 +263,48 @@ class DecoderWeights:
                 "q_norm": q_norm,
                 "k_norm": k_norm,
             },
+        )
+
+    def _mlp(self, prefix: str) -> OpenMLP:
+        config, inner = self.config, self.config.intermediate_size
+        parts: _Parts = (("mlp.gate_proj", inner), ("mlp.up_proj", inner))
+        if config.fused_checkpoint:
+            parts = (("mlp.gate_up_proj", 2 * inner),)
+        down: _Parts = (("mlp.down_proj", config.hidden_size),)
+        return OpenMLP(
+            self._linear(prefix, parts, config.hidden_size, bias=config.mlp_bias),
+            self._linear(prefix, down, inner, bias=config.mlp_bias),
+        )
+
+    def _mixture(self, prefix: str) -> OpenMixture:
+        """Open a mixture: every expert's matrices are parts of one stack."""
+        shape, hidden = self.config.mixture, self.config.hidden_size
+        assert shape is not None
+        names, inner, size = shape.names, shape.intermediate_size, shape.shared_size
+        router = self._empty(shape.num_logits, hidden)
+        self._routers.append(router)
+        self._give(f"{prefix}{names.router}.weight", router[: shape.num_experts])
+        if shape.has_shared_gate:
+            self._give(f"{prefix}{names.shared_gate}.weight", router[shape.num_experts :])
+        shared = None
+        if size:
+            *gate_up, down = names.shared
+            parts = tuple((name, 2 * size // len(gate_up)) for name in gate_up)
+            shared = OpenMLP(
+                self._linear(prefix, parts, hidden, bias=False),
+                self._linear(prefix, ((down, hidden),), size, bias=False),
+            )
+        experts = [f"{names.experts}.{number}." for number in range(shape.num_experts)]
+        gates = tuple(
+            (f"{expert}{name}", inner) for expert in experts for name in (names.gate, names.up)
+        )
+        downs = tuple((f"{expert}{names.down}", hidden) for expert in experts)
+        return OpenMixture(
+            shape,
+            router,
+            self._linear(prefix, gates, hidden, bias=False),
+            self._linear(prefix, downs, inner, bias=False),
+            shared,
         )
 
     def _spec(self, idx: int) -> AttentionSpec:

@@ -55,7 +55,7 @@ class LoadCheck:
         first = tensors.layers[0]
         self._samples = [
             _sample(linear)
-            for linear in (first.qkv, first.down)
+            for linear in (first.qkv, *first.mlp.linears()[-1:])
             if not isinstance(linear.weight, PlainWeight)
         ]
 

@@ -22,8 +22,14 @@ from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import holds_tokenizer, open_tokenizer
 from tokenbus.engine.types import NO_DEFAULTS, SamplingDefaults
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
-from tokenbus.engine.weights.config_check import refuse_counts, refuse_sizes, refuse_type
+from tokenbus.engine.weights.config_check import (
+    refuse_counts,
+    refuse_parts,
+    refuse_sizes,
+    refuse_type,
+)
 from tokenbus.engine.weights.decoder_weights import DecoderWeights, text_prefixes
+from tokenbus.engine.weights.formats.expert_tensors import expert_tensors
 from tokenbus.engine.weights.formats.quantised_reader import QuantisedReader
 from tokenbus.engine.weights.formats.schemes import quantization_config, scheme_of
 from tokenbus.engine.weights.leftovers import refuse_stored
@@ -73,6 +79,7 @@ def load_model(
     dtype: str = "auto",
     random_weights: bool = False,
     max_model_len: int | None = None,
+    chat_template: str | None = None,
     reader: WeightReader | None = None,
     progress: Progress | None = None,
 ) -> LoadedModel:
@@ -84,6 +91,7 @@ def load_model(
             checkpoint's own.
         random_weights: read only the config and draw the weights on the device.
         max_model_len: tokens of the longest text; None is the model's own limit.
+        chat_template: in place of the model's own; the end of its turns is one of texts.
         reader: what makes kinds of weight of the checkpoint; None is as its config says.
         progress: called with what is going on and the share of it that is done, 0 to 1.
     Raises: ModelNotFound, ModelBroken, ModelUnsupported; RequestRejected for a `max_model_len` that
@@ -106,7 +114,7 @@ def load_model(
         model=build(dtype=chosen, max_model_len=longest),
         config=config,
         tokenizer=tokenizer,
-        eos_token_ids=eos_token_ids(folder, config, tokenizer, vocab_size),
+        eos_token_ids=eos_token_ids(folder, config, tokenizer, vocab_size, chat_template),
         max_model_len=longest,
         name=str(model),
         dtype=chosen,
@@ -149,8 +157,10 @@ def build_model(
     if weights is None:
         decoder.draw()
     else:
-        named = read_tensors(weights) if isinstance(weights, Path) else weights.items()
-        decoder.fill(named if progress is None else _counted(named, len(dtypes), progress))
+        named = read_tensors(weights) if isinstance(weights, Path) else iter(weights.items())
+        if progress is not None:
+            named = _counted(named, len(dtypes), progress)
+        decoder.fill(expert_tensors(named, shape))
     ropes = {
         name: rope_table(text, layer_type, max_model_len, device, is_partial=shape.partial_rotary)
         for name, layer_type in shape.rope_layer_types.items()
@@ -170,7 +180,7 @@ def _shape_of(config: Any) -> DecoderConfig | None:
     text = config.get_text_config()
     try:
         shape = decoder_config(text)
-    except (AttributeError, TypeError, ValueError, ArithmeticError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelBroken(
             f"config.json gives a {text.model_type} numbers that make no layers: {error}"
         ) from error
@@ -219,7 +229,9 @@ def _config(folder: Path) -> Any:
     with broken_if(folder, "config.json"):
         refuse_counts(folder)
         refuse_type(folder)
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    refuse_parts(config)
+    return config
 
 
 def _dtype(dtype: str, config: Any, backend: Backend) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.models.layers import DecoderLayer, Linear
+from tokenbus.engine.models.layers import DecoderLayer, GatedMLP, Linear, Mixture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.engine.kv_cache import AttentionSpec
+    from tokenbus.engine.models.decoder_config import MixtureShape
     from tokenbus.engine.models.linear_weight import LinearWeight
     from tokenbus.engine.models.rope import RopeTable
     from tokenbus.engine.weights.readers import LinearReading
@@ -50,19 +51,56 @@ class OpenLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenMLP:
+    """An MLP while it is read."""
+
+    gate_up: OpenLinear
+    down: OpenLinear
+
+    def linears(self) -> tuple[OpenLinear, ...]:
+        """Return its projections in the order they run."""
+        return self.gate_up, self.down
+
+    def finish(self) -> GatedMLP:
+        """Return the MLP."""
+        return GatedMLP(self.gate_up.finish(), self.down.finish())
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMixture:
+    """A mixture of experts while it is read: each matrix of an expert goes to its own place."""
+
+    shape: MixtureShape
+    router: Tensor
+    gate_up: OpenLinear
+    down: OpenLinear
+    shared: OpenMLP | None
+
+    def linears(self) -> tuple[OpenLinear, ...]:
+        """Return the stacks of all experts, and the projections of the shared one."""
+        shared = () if self.shared is None else self.shared.linears()
+        return self.gate_up, self.down, *shared
+
+    def finish(self) -> Mixture:
+        """Return the mixture."""
+        shared = None if self.shared is None else self.shared.finish()
+        stacks = self.gate_up.finish(), self.down.finish()
+        return Mixture(self.shape, self.router, *stacks, shared)
+
+
+@dataclass(frozen=True, slots=True)
 class OpenLayer:
     """A layer while it is read; `norms` by the fields of DecoderLayer."""
 
     spec: AttentionSpec
     qkv: OpenLinear
     o: OpenLinear
-    gate_up: OpenLinear
-    down: OpenLinear
+    mlp: OpenMLP | OpenMixture
     norms: dict[str, Tensor | None]
 
     def linears(self) -> tuple[OpenLinear, ...]:
         """Return the layer's projections in the order they run."""
-        return self.qkv, self.o, self.gate_up, self.down
+        return self.qkv, self.o, *self.mlp.linears()
 
     def finish(self, rope: RopeTable | None) -> DecoderLayer:
         """Return the layer, with the rotary table that it has."""
@@ -71,7 +109,6 @@ class OpenLayer:
             rope=rope,
             qkv=self.qkv.finish(),
             o=self.o.finish(),
-            gate_up=self.gate_up.finish(),
-            down=self.down.finish(),
+            mlp=self.mlp.finish(),
             **self.norms,
         )

@@ -41,11 +41,18 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return told
 
 
-def eos_token_ids(folder: Path, config: Any, tokenizer: Any, vocab_size: int) -> tuple[int, ...]:
+def eos_token_ids(
+    folder: Path,
+    config: Any,
+    tokenizer: Any,
+    vocab_size: int,
+    chat_template: str | None = None,
+) -> tuple[int, ...]:
     """Return the ids that end a text: those of generation config, config and tokenizer together.
 
     A tokenizer may name the end of a turn besides. Where none of all these ends an answer in the
-    chat template, what does is taken too: without it a chat would run into the next turn.
+    chat template, what does is taken too: without it a chat would run into the next turn. So it is
+    with `chat_template`, a template that takes the place of the model's.
     What transformers takes for an end where config.json names none counts if nobody names one.
     Raises: ModelBroken if a file cannot be read; ModelUnsupported if there are too many.
     """
@@ -58,8 +65,10 @@ def eos_token_ids(folder: Path, config: Any, tokenizer: Any, vocab_size: int) ->
         by_default = getattr(config.get_text_config(), "eos_token_id", None)
         given.append(("config.json", "eos_token_id", by_default))
     ids = list(dict.fromkeys(chain(*(_tokens(*source, vocab_size) for source in given))))
-    end = None if tokenizer is None else turn_end(tokenizer, ids)
-    if end is not None and end < vocab_size:
+    for template in dict.fromkeys((None, chat_template)):
+        end = None if tokenizer is None else turn_end(tokenizer, ids, template)
+        if end is None or end >= vocab_size:
+            continue
         _log.warning(
             "ends.of_template: the chat template ends an answer with %s, which no file of the"
             " model names as an end; it ends texts all the same",

@@ -62,14 +62,15 @@ def choose_tuning(
     """Pick the layout; swept on an H200 with 64-token pages of 128 dims.
 
     Three programs with two tiles each stream best; few rows leave no third program anything to do;
-    the stacked rows of shared runs leave registers for two.
+    the stacked rows of shared runs leave registers for two. In a step of 64 rows of bf16 three
+    took 36 us of 5,591 longer than two that know runs.
     """
     if rounded and row_bytes <= _TILE_BYTES // 128:
         return DecodeTuning(2, 2 if grouped else 3)
     if rounded:
         return DecodeTuning(1, 2, run_depth=1, run_block_n=32)
     block_n = min(64, max(16, _TILE_BYTES // row_bytes))
-    programs = 2 if grouped or num_rows <= 16 else 3
+    programs = 2 if grouped or num_rows <= 64 else 3
     return DecodeTuning(2, programs, block_n=block_n, run_block_n=block_n)
 
 
@@ -199,7 +200,7 @@ def paged_decode(
     out = torch.empty_like(q) if out is None else out
     require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
     num_heads, num_kv_heads, head_dim = work.num_heads, work.num_kv_heads, work.head_dim
-    groups = work.groups
+    groups = work.active_groups
     row_bytes = next_power_of_2(head_dim) * k_pages.element_size()
     tuning = tuning or choose_tuning(
         q.shape[0], row_bytes, grouped=groups is not None, rounded=k_scales is not None

@@ -156,10 +156,20 @@ def _prefill_kernel(
         begin = 0
         if HAS_WINDOW:
             begin = tl.maximum(earliest - window + 1, 0) // BLOCK_N * BLOCK_N
+        if FRESH and not HAS_WINDOW:
+            # What was there before is seen by all rows: only the last tile may be short.
+            whole_end = end // BLOCK_N * BLOCK_N
+            m, total, acc = attend_rounded_pages(
+                for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales,
+                table_row, head, page_stride, begin, whole_end, position, m, total, acc, scale,
+                softcap, window, D, S, HKV, BLOCK_N, BLOCK_D, STAGES, BULK, False, False,
+                HAS_SOFTCAP, PRECISION,
+            )  # fmt: skip
+            begin = whole_end
         m, total, acc = attend_rounded_pages(
             for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
             head, page_stride, begin, end, position, m, total, acc, scale, softcap, window, D, S,
-            HKV, BLOCK_N, BLOCK_D, STAGES, BULK, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
+            HKV, BLOCK_N, BLOCK_D, STAGES, BULK, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
         acc = acc / FP8_MAX
         m = m / rate

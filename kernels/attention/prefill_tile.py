@@ -129,21 +129,22 @@ def attend_rounded_pages(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scal
                          page_stride, begin, end, position, m, total, acc, scale, softcap, window,
                          D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr,
                          BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
-                         BULK: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
-                         PRECISION: tl.constexpr):  # fmt: skip
+                         BULK: tl.constexpr, CHECKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
+                         HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Fold the tiles of [begin, end) of FP8 pages; m is of base-2 logits, acc 448 times too large.
 
-    Keys from `end` on count for nobody.
+    Keys from `end` on count for nobody. Without CHECKED tiles are whole, and all rows see them.
     """
     for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
         k, v, k_scale, v_scale = load_rounded(
             k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head, page_stride,
             start, end, D, S, HKV, BLOCK_N, BLOCK_D, BULK, "")  # fmt: skip
         key = start + tl.arange(0, BLOCK_N)
-        v_scale = tl.where(key < end, v_scale, 0.0)
         visible = (key < end)[None, :] & (key[None, :] <= position[:, None])
-        if HAS_WINDOW:
-            visible = visible & (key[None, :] > position[:, None] - window)
+        if CHECKED:
+            v_scale = tl.where(key < end, v_scale, 0.0)
+            if HAS_WINDOW:
+                visible = visible & (key[None, :] > position[:, None] - window)
         m, total, acc = fold_widened(q, k, v, k_scale, v_scale, visible, m, total, acc, scale,
-                                     softcap, True, HAS_SOFTCAP, PRECISION)  # fmt: skip
+                                     softcap, CHECKED, HAS_SOFTCAP, PRECISION)  # fmt: skip
     return m, total, acc

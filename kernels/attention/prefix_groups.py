@@ -85,6 +85,11 @@ class PrefixGroups:
         self.items = items.view(self.capacity, ITEM_FIELDS)
         self._is_empty = True
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rows are read together."""
+        return self._is_empty
+
     def clear(self) -> None:
         """Dissolve all groups."""
         self.assign(())

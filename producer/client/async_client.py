@@ -136,6 +136,11 @@ class AsyncClient(Unsent, PoolCalls):
         return self._server.url
 
     @property
+    def num_shards(self) -> int:
+        """Return how many shards of token logs the server has."""
+        return self._server.num_shards
+
+    @property
     def effective_url(self) -> str:
         """Return the URL under which other processes reach the same server."""
         return self._server.effective_url

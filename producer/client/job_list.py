@@ -19,7 +19,7 @@ from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.scripts.replies import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from redis.asyncio import Redis
 
@@ -65,15 +65,43 @@ class JobList:
     is_whole: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Which jobs are listed: those of a tenant, of its shares too, with ids of a kind."""
+
+    tenant: str | None
+    with_shares: bool
+    is_wanted: Callable[[str], bool] | None
+
+    def has(self, name: str) -> bool:
+        """Tell whether a job is listed, by the text of its address."""
+        address = JobAddress.parse(name)
+        if not self.has_tenant(address.tenant):
+            return False
+        return self.is_wanted is None or self.is_wanted(address.job_id)
+
+    def has_tenant(self, tenant: str) -> bool:
+        """Tell whether jobs of a tenant, as the queue knows it, may be listed."""
+        if self.tenant is None or tenant == self.tenant:
+            return True
+        return self.with_shares and tenant.startswith(f"{self.tenant}/")
+
+
 async def list_jobs(
     scripts: Scripts,
     *,
     tenant: str | None = None,
     states: Sequence[str | JobState] = LISTED_STATES,
     limit: int = 100,
+    with_shares: bool = False,
+    is_wanted: Callable[[str], bool] | None = None,
 ) -> JobList:
     """List jobs that have not ended: held ones, then in the order of the queue, then the others.
 
+    Args:
+        with_shares: the tenant's shares, tenants named `<tenant>/…` in the queue, have jobs of it
+            too.
+        is_wanted: of a job's id, whether it is listed; all are where it is None.
     Raises: RequestInvalid for a limit outside 1…1000, a state that no such job has, or a tenant
         that is no name.
     """
@@ -82,20 +110,23 @@ async def list_jobs(
     if not 1 <= limit <= MAX_LISTED:
         raise RequestInvalid("limit", f"{limit} is outside 1…{MAX_LISTED}")
     wanted = _states(states)
-    places = _Places(scripts.redis, scripts.keys, tenant)
+    asked = _Wanted(tenant, with_shares, is_wanted)
+    places = _Places(scripts.redis, scripts.keys, asked)
     found: dict[str, ListedJob] = {}
     now_ms = await server_ms(scripts.redis)
     for state in (state for state in LISTED_STATES if state in wanted):
         batch: list[str] = []
         async with aclosing(places.of(state)) as names:
             async for name in names:
+                if not asked.has(name):
+                    continue
                 batch.append(name)
                 if len(batch) >= min(_PAGE, max(_MIN_READ, limit + 1 - len(found))):
-                    await _read(scripts, batch, found, state, tenant, now_ms)
+                    await _read(scripts, batch, found, state, now_ms)
                     batch = []
                 if len(found) > limit:
                     break
-        await _read(scripts, batch, found, state, tenant, now_ms)
+        await _read(scripts, batch, found, state, now_ms)
         if len(found) > limit:
             break
     is_whole = len(found) <= limit and not places.has_stopped
@@ -113,11 +144,11 @@ def _states(states: Sequence[str | JobState]) -> set[JobState]:
 class _Places:
     """Where jobs of a state lie; yields the texts of their addresses."""
 
-    def __init__(self, redis: Redis, keys: Keys, tenant: str | None) -> None:
+    def __init__(self, redis: Redis, keys: Keys, wanted: _Wanted) -> None:
         # Untyped: redis-py states some of its types wrongly.
         self._redis: Any = redis
         self._keys = keys
-        self._tenant = tenant
+        self._wanted = wanted
         self.has_stopped = False
 
     def of(self, state: JobState) -> Places:
@@ -151,13 +182,14 @@ class _Places:
 
     async def _tenants(self, priority: int) -> Places:
         """Yield the tenants with a lane of a priority, the one that is served next first."""
-        if self._tenant is not None:
-            yield self._tenant
+        if self._wanted.tenant is not None and not self._wanted.with_shares:
+            yield self._wanted.tenant
             return
         key, at = self._keys.of("backlog", str(priority)), 0
         while page := await self._redis.zrange(key, at, at + _LANES_TOGETHER - 1):
-            for tenant in page:
-                yield tenant.decode()
+            for name in page:
+                if self._wanted.has_tenant(tenant := name.decode()):
+                    yield tenant
             at += len(page)
 
     async def _entries(self, stream: str) -> Places:
@@ -197,10 +229,9 @@ async def _read(
     names: Sequence[str],
     found: dict[str, ListedJob],
     state: JobState,
-    tenant: str | None,
     now_ms: int,
 ) -> None:
-    """Read the records of jobs and keep those that still are in a state, of a tenant."""
+    """Read the records of jobs and keep those that still are in a state."""
     new = [name for name in names if name not in found]
     if not new:
         return
@@ -210,7 +241,7 @@ async def _read(
         records = await pipe.execute()
     for name, record in zip(new, records, strict=True):
         job = _job(name, record, now_ms)
-        if job is not None and job.state is state and tenant in (None, job.tenant):
+        if job is not None and job.state is state:
             found[name] = job
 
 

@@ -12,9 +12,9 @@ from tokenbus.producer.commands.hints import connected, server_url, tell
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.gateway.access.api_keys import LIMITS, TENANT_PATTERN, ApiKeys, KeyLimits
 from tokenbus.producer.gateway.access.key_ring import caller_of
-from tokenbus.producer.gateway.jobs.tenant_shares import tenant_shares
+from tokenbus.producer.gateway.jobs.owned_jobs import owned_jobs
 from tokenbus.producer.gateway.pools.pool_view import known_pools
-from tokenbus.producer.gateway.wire.job_name import JobName
+from tokenbus.producer.scripts.replies import JobState
 from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.gateway.access.api_keys import ApiKey
 
-_MAX_LISTED = 1000
-_LIVE = ("held", "waiting", "delayed")
+_LIVE = (JobState.HELD, JobState.WAITING, JobState.DELAYED)
 
 
 def run_keys(args: argparse.Namespace) -> int:
@@ -104,21 +103,13 @@ async def _revoke(url: str, key_id: str) -> int:
 
 async def _cancel_all(url: str, pool: str, record: ApiKey) -> int:
     """Cancel the jobs of a key in a pool, and count them."""
-    cancelled = set[str]()
+    cancelled, owner = set[str](), caller_of(record).id_prefix
     async with await AsyncClient.connect(url, pool) as client:
-        for tenant in await tenant_shares(client, record.tenant):
-            while True:
-                listed = await client.list_jobs(tenant=tenant, states=_LIVE, limit=_MAX_LISTED)
-                found = [job for job in listed.jobs if _is_of(job.job_id, record)]
-                found = [job for job in found if job.job_id not in cancelled]
-                for job in found:
-                    await client.cancel(job.job_id, job.tenant)
-                    cancelled.add(job.job_id)
-                if listed.is_whole or not found:
-                    break
+        while True:
+            listed = await owned_jobs(client, owner, record.tenant, states=_LIVE, without=cancelled)
+            for job in listed.jobs:
+                await client.cancel(job.job_id, job.tenant)
+                cancelled.add(job.job_id)
+            if listed.is_whole or not listed.jobs:
+                break
     return len(cancelled)
-
-
-def _is_of(job_id: str, record: ApiKey) -> bool:
-    name = JobName.parse(job_id)
-    return name is not None and name.owner == caller_of(record).id_prefix

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from tokenbus.engine.chat.delta import MessageDelta
+from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.keys import WIRE_VERSION
@@ -27,19 +28,6 @@ if TYPE_CHECKING:
 FINISHED_REASONS = frozenset({"stop", "length"})
 # Why a choice ended that stopped after it had made calls.
 TOOL_CALLS = "tool_calls"
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts of a job; completion tokens are summed over all choices.
-
-    `reasoning_tokens` are those completion tokens that were reasoning (`JobMessages` has the rule).
-    """
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +69,7 @@ class Finish:
     """
 
     reason: str
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     error: Failure | None = None
     choices: tuple[str, ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()

@@ -98,6 +98,9 @@ from tokenbus.producer.errors import RequestInvalid
 # that is not among the known ones is refused by readers.
 WIRE_VERSION = 2
 KNOWN_VERSIONS = (1, 2)
+# What a stored request says where it holds fields that the first readers of version 2 refuse, each
+# by its name: so they refuse it by its version. The job and all else of it is of version 2.
+EXTENDED_REQUEST = 3
 
 POOL_KEYS = {
     "inbox": ":inbox",

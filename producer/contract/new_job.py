@@ -85,7 +85,7 @@ def new_job(
         prompt_tokens=request.estimate_prompt_tokens(),
         output_tokens=max(request.max_tokens, 1),
         n=request.n,
-        request=f'{{"v":{request.v}{drawn}{told}',
+        request=f'{{"v":{request.stored_version}{drawn}{told}',
         digest=_digest(request, told),
         idempotency=_idempotency(request.tenant, name) if name is not None else "",
         weight=weight,

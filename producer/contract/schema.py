@@ -41,6 +41,7 @@ from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS, DEFAULT_PRIORITY, DEFAULTS
 from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.contract.keys import (
+    EXTENDED_REQUEST,
     JOB_ID_PATTERN,
     KNOWN_VERSIONS,
     NAME_PATTERN,
@@ -107,6 +108,13 @@ _RELATED = frozenset(
     }
 )  # fmt: skip
 _RELATED_TO = ("max_tokens", "add_generation_prompt")
+# Fields that the first readers of version 2 do not know, by default; nor is a 0 of `max_tokens`.
+_EXTENDED: dict[str, Any] = {
+    "chat_template_kwargs": {},
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "max_reasoning_tokens": None,
+}
 _STRICT = ConfigDict(
     extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True
 )
@@ -248,6 +256,8 @@ class JobRequest(BaseModel):
         related["tools"] = [{"function": {"name": tool.function.name}} for tool in tools or ()]
         if isinstance(choice, NamedTool):
             related["tool_choice"] = {"name": choice.name}
+        if self.grammar is not None:
+            related["grammar"] = {"kind": self.grammar.kind}
         return related
 
     @classmethod
@@ -307,6 +317,14 @@ class JobRequest(BaseModel):
                 wire = f'{wire[:-1]}{"," if len(wire) > 2 else ""}"{name}":{DEFAULTS[name]}}}'
         return f'{{"v":{self.v}' + ("}" if wire == "{}" else "," + wire[1:])
 
+    @property
+    def stored_version(self) -> int:
+        """The version that it says where it is stored: that of the first who can read it."""
+        is_known = self.max_tokens > 0 and all(
+            getattr(self, name) == default for name, default in _EXTENDED.items()
+        )
+        return self.v if is_known or self.v == 1 else EXTENDED_REQUEST
+
     def estimate_prompt_tokens(self) -> int:
         """Estimate the prompt's length from its bytes; exact for token ids."""
         if self.token_ids is not None:
@@ -325,6 +343,7 @@ class StoredRequest(JobRequest):
 
     model_config = _STRICT
 
+    v: int = Field(default=WIRE_VERSION, ge=KNOWN_VERSIONS[0], le=EXTENDED_REQUEST)
     cache_key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
 
     @classmethod
@@ -337,6 +356,9 @@ class StoredRequest(JobRequest):
     def parse(cls, text: bytes | str) -> Self:
         """Read what was stored, which has one spelling alone."""
         try:
-            return cls.model_validate_json(text)
+            request = cls.model_validate_json(text)
         except ValidationError as error:
             raise invalid(error) from None
+        if request.v <= WIRE_VERSION:
+            return request
+        return request.model_copy(update={"v": WIRE_VERSION})

@@ -196,7 +196,7 @@ async def _streamed(
     after: Sequence[int],
 ) -> Response:
     """Return the response of a stream, once it is known not to fail at once."""
-    events = [PeekedEvents(job) for job in jobs]
+    events = [PeekedEvents(job, stream.caller, gateway.keys) for job in jobs]
     if not any(after):
         await _refuse_failures(gateway, form, events, reservations)
     vocabulary = gateway.models.vocabulary(jobs[0].client)
@@ -225,6 +225,8 @@ async def _refuse_failures(
     async def look(number: int) -> ApiError | None:
         try:
             finish = await events[number].failure(FIRST_EVENT_S)
+        except ApiError as error:
+            return error
         except ProducerError as error:
             return api_error(error, form.names[number])
         return None if finish is None else of_finish(finish, form.names[number])
@@ -271,8 +273,8 @@ async def _at_once(
             # What is left is no answer to anyone.
             await gateway.streams.cancel(jobs)
         raise
-    for reservation, result in zip(reservations, found, strict=True):
-        usage = result.finish.usage
+    for reservation, each in zip(reservations, found, strict=True):
+        usage = each.finish.usage
         await gateway.door.settle(reservation, usage.prompt_tokens + usage.completion_tokens)
     told: dict[str, Any] = {
         "texts": await _texts(gateway, form, jobs, found),

@@ -27,11 +27,14 @@ from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
 from tokenbus.producer.gateway.metrics import GatewayMetrics
 from tokenbus.producer.gateway.pools.served_models import ServedModels
 from tokenbus.producer.gateway.routes import (
+    batches,
     chat,
     completions,
+    files,
     health,
     jobs,
     models,
+    responses,
     tokens,
     ui_stream,
 )
@@ -56,8 +59,11 @@ ROUTERS = (
     chat.router,
     completions.router,
     jobs.router,
-    tokens.router,
     ui_stream.router,
+    responses.router,
+    files.router,
+    batches.router,
+    tokens.router,
 )
 
 

@@ -74,6 +74,15 @@ class GatewaySettings(BaseSettings):
     gateway_chat_tokens: int = Field(default=1024, ge=1, le=1_000_000)
     gateway_completion_tokens: int = Field(default=16, ge=1, le=1_000_000)
 
+    # The folder or URL of files, the same at all gateways and control services; None keeps none.
+    files_url: str | None = Field(default=None, repr=False)
+    # Bytes of one upload, and of all files of one owner.
+    gateway_file_bytes: int = Field(default=200 * 2**20, ge=1024, le=2**40)
+    gateway_owner_file_bytes: int = Field(default=10 * 2**30, ge=1024, le=2**50)
+    # How long a response is kept, and how many bytes of one owner.
+    gateway_response_ttl_s: float = Field(default=7 * 86_400.0, gt=0, le=365 * 86_400)
+    gateway_response_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**40)
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ResponseError
 
-from tokenbus.producer.contract.events import Event, Finish, Usage, closed, messages_of
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Event, Finish, closed, messages_of
 from tokenbus.producer.contract.messages.wire_delta import end_json
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import STALE_ANSWER_S, End, Scripts, Takeover

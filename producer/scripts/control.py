@@ -69,7 +69,10 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedWebhook:
-    """A webhook to try now, of the job at an address; `body` is empty until a try has failed."""
+    """A webhook to try now, of the job at an address; `body` is empty until a try has failed.
+
+    Where it tells of something else, `event` is the name of what happened, to `event_of`.
+    """
 
     job_id: str
     claim: int
@@ -80,6 +83,8 @@ class ClaimedWebhook:
     created_ms: int
     num_tries: int
     body: bytes
+    event: str = ""
+    event_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +142,22 @@ class ControlScripts:
             keep_ms=keep_ms,
         )
         return str(reply.decode())
+
+    async def open_webhook(
+        self, name: str, tenant: str, url: str, *, event: str, event_of: str
+    ) -> None:
+        """Tell a URL of an event that is no job's end; `name` stands for a job's address.
+
+        Safe to repeat: one that is known under the name stays as it is.
+        """
+        callback = {"url": url, "metadata": {}, "event": event, "event_of": event_of}
+        await self._runner.run(
+            "webhook_open",
+            self._keys.prefix,
+            name=name,
+            tenant=tenant,
+            callback=json.dumps(callback, separators=(",", ":")),
+        )
 
     async def webhook(self, job_id: str, tenant: str = "") -> Webhook | None:
         """Read the webhook of the job at an address; None if there is none.
@@ -208,6 +229,8 @@ def _claimed(fields: list[Any]) -> ClaimedWebhook:
         int(created),
         int(tries),
         body,
+        wire.get("event", ""),
+        wire.get("event_of", ""),
     )
 
 

@@ -60,7 +60,7 @@ _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     ),
     UserRole.CONTROL: (
         *("submit", "cancel", "tick", "scan", "requeue", "pressure", "drop_letters", "cron_tick"),
-        *("pause", "webhook_claim", "webhook_try", *_ENDS),
+        *("pause", "webhook_claim", "webhook_open", "webhook_try", *_ENDS),
     ),
 }
 # What a role calls without a script.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
-from workers.earlier_release import EarlierRelease
+from workers.earlier_release import VERSION_1, VERSION_2, EarlierRelease
 from workers.null_workers import command, expected_text, follow, worker
 
 from tokenbus.producer.errors import JobUnknown
@@ -27,12 +27,66 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
+CHAT: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "boolean"}}}
+# Requests in the spellings of docs/requests.md, by whether the first readers of version 2 take what
+# is stored of them.
+REQUESTS: dict[str, tuple[dict[str, Any], bool]] = {
+    "plain": ({"prompt": "x"}, True),
+    "parts": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, True),
+    "developer": ({"messages": [{"role": "developer", "content": "d"}, *CHAT]}, True),
+    "tools": ({"messages": CHAT, "tools": [TOOL], "n": 2}, True),
+    "named-tool": (
+        {
+            "messages": CHAT,
+            "tools": [TOOL],
+            "tool_choice": {"type": "function", "function": {"name": "look"}},
+            "parallel_tool_calls": False,
+        },
+        True,
+    ),
+    "results": (
+        {
+            "messages": [
+                *CHAT,
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "c", "content": "r"},
+            ]
+        },
+        True,
+    ),
+    "response-format": ({"prompt": "x", "response_format": SCHEMA}, True),
+    "json-object": ({"prompt": "x", "response_format": {"type": "json_object"}}, True),
+    "model": ({"prompt": "x", "model": "null", "user": "u"}, True),
+    "stop": ({"prompt": "x", "stop": "zz", "top_k": -1, "logit_bias": {"300": 1}}, True),
+    "logprobs": ({"prompt": "x", "logprobs": True, "top_logprobs": 2}, True),
+    "defaults": ({"prompt": "x", "temperature": 1.0, "top_p": 1.0}, True),
+    "budget": ({"messages": CHAT, "max_reasoning_tokens": 5}, False),
+    "thinking": ({"messages": CHAT, "enable_thinking": False}, False),
+    "continued": (
+        {
+            "messages": [*CHAT, {"role": "assistant", "content": "He"}],
+            "continue_final_message": True,
+        },
+        False,
+    ),
+    "no-turn": ({"messages": CHAT, "add_generation_prompt": False}, False),
+    "scoring": ({"prompt": "x", "max_tokens": 0, "prompt_logprobs": 0}, False),
+}
 
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> EarlierRelease:
     """Unpack the release that spoke version 1."""
     return EarlierRelease(tmp_path_factory.mktemp("earlier"))
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory: pytest.TempPathFactory) -> EarlierRelease:
+    """Unpack a release that spoke version 2 before requests had more fields."""
+    return EarlierRelease(tmp_path_factory.mktemp("before"), VERSION_2)
 
 
 async def text_of(earlier: EarlierRelease, url: str, pool: str, job_id: str) -> Any:
@@ -216,3 +270,72 @@ async def test_killed_old_workers_are_reaped_by_new_ones_in_a_mixed_pool(
                 assert (await follow(client, job)).text == expected_text(100 + number, 40)
             versions = {(await client.result(job)).version for job in new}
             assert versions == {2}
+
+
+async def test_requests_of_a_new_client_at_a_worker_of_the_first_version_2(
+    client: AsyncClient, before: EarlierRelease, redis_url: str, pool: str
+) -> None:
+    """Each is finished, or refused in a sentence that names both versions."""
+    async with before.worker(redis_url, pool):
+        jobs = {
+            name: await client.submit(**{"max_tokens": 3, "seed": 1, **given})
+            for name, (given, _) in REQUESTS.items()
+        }
+        for name, job in jobs.items():
+            story = await follow(client, job)
+            if REQUESTS[name][1]:
+                assert (story.reason, story.text) == ("length", expected_text(1, 3)), name
+                continue
+            assert story.finish is not None
+            error = story.finish.error
+            assert error is not None, name
+            assert (error.field, error.message) == (
+                "v",
+                "the request speaks wire version 3; this release speaks 1 and 2",
+            ), name
+
+
+async def test_bodies_of_new_clients_at_a_worker_of_version_1(
+    client: AsyncClient, earlier: EarlierRelease, redis_url: str, pool: str
+) -> None:
+    """In the inbox that it reads each is refused: it speaks version 1, and the body says 2."""
+    inbox = client.scripts.keys.of("inbox")
+    for name, (given, _) in REQUESTS.items():
+        body = {"v": 2, "id": name, "max_tokens": 3, "seed": 1, **given}
+        await client.scripts.redis.xadd(inbox, {"job": json.dumps(body)})
+    async with earlier.worker(redis_url, pool):
+        for name in REQUESTS:
+            await until_known(lambda name=name: client.scripts.queue.record(name))  # type: ignore[misc]
+            story = await follow(client, name)
+            assert story.finish is not None
+            assert story.finish.error is not None, name
+            assert (story.finish.error.field, story.finish.error.message) == (
+                "v",
+                "this release speaks wire version 1",
+            ), name
+
+
+@pytest.mark.parametrize("release", [VERSION_1, VERSION_2], ids=["version-1", "version-2"])
+async def test_requests_of_earlier_clients_are_finished(
+    client: AsyncClient,
+    earlier: EarlierRelease,
+    before: EarlierRelease,
+    redis_url: str,
+    pool: str,
+    release: Any,
+) -> None:
+    """What such a client takes a worker of this release answers; the rest its own door refuses."""
+    owner = earlier if release is VERSION_1 else before
+    num_answered = 0
+    async with worker(pool, redis_url):
+        for name, (given, _) in REQUESTS.items():
+            fields = {"max_tokens": 3, "seed": 1, **given}
+            accepted = await owner.call(redis_url, pool, "submit", fields)
+            if isinstance(accepted, dict):
+                assert accepted["error"] == "RequestInvalid", name
+                continue
+            text = await text_of(owner, redis_url, pool, accepted[0])
+            assert text == [expected_text(1, 3), "length"], name
+            num_answered += 1
+    assert num_answered >= 4
+    assert (await client.scripts.lease.load())["jobs"] == 0

@@ -22,7 +22,7 @@ from models.made_up import (
 )
 from models.triton_model import triton_backend
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, MixtralConfig
+from transformers import LlamaConfig, Starcoder2Config
 
 from tokenbus.engine.attention.native_attention import NativeAttention
 from tokenbus.engine.backends import NativeBackend, TorchBackend, TritonBackend, choose_backend
@@ -227,7 +227,7 @@ def test_transformers_code_takes_no_rounded_weights(tmp_path: Path) -> None:
     """A model that the decoder does not cover says that its code has no such weights."""
     if native_library() is None:
         pytest.skip("there is no C++ compiler")
-    draw_model(MixtralConfig(**tiny_sizes(num_local_experts=4))).save_pretrained(tmp_path)
+    draw_model(Starcoder2Config(**tiny_sizes())).save_pretrained(tmp_path)
     with pytest.raises(ModelUnsupported, match="transformers' code, which has no int4"):
         load_for(EngineConfig(str(tmp_path), device="cpu", quantization="int4"))
 

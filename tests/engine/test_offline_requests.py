@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -114,9 +115,31 @@ def test_every_choice_has_its_calls(llm: LLM) -> None:
     """`n` answers with tools, a tool chosen as OpenAI's client says it."""
     choice = {"type": "function", "function": {"name": "f"}}
     request: dict[str, Any] = {"messages": USER, "tools": [TOOL], "tool_choice": choice}
-    request |= {"n": 3, "max_tokens": 500, "seed": 3, "parallel_tool_calls": False, "model": "shop"}
+    request |= {"n": 3, "max_tokens": 90, "seed": 3, "parallel_tool_calls": False, "model": "shop"}
     (output,) = llm.chat(**request, progress=False)
     assert [[call.name for call in c.tool_calls] for c in output.choices] == [["f"]] * 3
+
+
+def test_answer_is_calls_or_content_by_the_schema(llm: LLM) -> None:
+    """`response_format` beside `tools`: what is no call satisfies the schema, at random too."""
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    shape = {"type": "json_schema", "json_schema": {"name": "s", "strict": True, "schema": schema}}
+    request: dict[str, Any] = {"tools": [TOOL], "response_format": shape, "temperature": 1.5}
+    request |= {"seed": 1, "max_tokens": 200, "parallel_tool_calls": False, "progress": False}
+    begins = {mark: llm.tokenizer.encode(mark)[0] for mark in "{<"}
+    (told,) = llm.chat(USER, **request, logit_bias={begins["{"]: 50})
+    assert json.loads(told.content).keys() == {"ok"}
+    (called,) = llm.chat(USER, **request, logit_bias={begins["<"]: 50})
+    assert (called.content, called.finish_reason) == ("", FinishReason.TOOL_CALLS)
+    (called,) = llm.chat(USER, **request, tool_choice="required")
+    assert [call.name for call in called.tool_calls] == ["f"]
+    (told,) = llm.chat(USER, **request, tool_choice="none")
+    assert json.loads(told.content).keys() == {"ok"}
 
 
 def test_calls_between_special_tokens_are_read(tmp_path: Path) -> None:

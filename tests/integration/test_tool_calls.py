@@ -68,7 +68,7 @@ async def test_calls_are_valid_and_the_same_after_the_engine_died(
     asked: dict[str, Any] = {
         "messages": MESSAGES, "tools": [tool("track", ORDER), tool("wait", {})],
         "tool_choice": {"name": "track"}, "parallel_tool_calls": False,
-        "temperature": 1.5, "seed": 5, "max_tokens": 300,
+        "temperature": 1.5, "seed": 5, "max_tokens": 150,
     }  # fmt: skip
     brake = Brake(monkeypatch, NUM_AHEAD)
     async with worker(pool, redis_url, **settings) as running:

@@ -18,9 +18,9 @@ from workers.stubs import running
 from workers.stubs import until as server_says
 
 from tokenbus.producer.contract.events import Finish
-from tokenbus.producer.contract.new_job import new_job
+from tokenbus.producer.contract.new_job import digest_of, new_job
 from tokenbus.producer.contract.result import JobResult
-from tokenbus.producer.contract.schema import JobRequest
+from tokenbus.producer.contract.schema import JobRequest, StoredRequest
 from tokenbus.producer.errors import IdempotencyConflict, JobUnknown, SchemaMismatch
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
 
 BOTH = "speaks wire version 3; this release speaks 1 and 2"
+CHAT = [{"role": "user", "content": "hello"}]
 
 
 async def inherit(
@@ -169,7 +170,7 @@ async def test_job_of_a_later_version_is_refused_by_worker_and_reader(
     """Body, stored request, entry, record, event and result: each names both versions."""
     job = await client.submit("hello", max_tokens=4, id="request")
     key = scripts.keys.of("job", job.job_id)
-    await command(scripts, "HSET", key, "request", '{"v":3,"prompt":"hello","news":1}')
+    await command(scripts, "HSET", key, "request", '{"v":4,"prompt":"hello","news":1}')
     lane = scripts.keys.lane(1, "default")
     await command(scripts, "XADD", lane, "*", "v", 3, "job", "entry", "tenant", "default")
     await scripts.redis.xadd(scripts.keys.of("inbox2"), {"job": '{"v":3}', "reply": "r" * 16})
@@ -181,7 +182,8 @@ async def test_job_of_a_later_version_is_refused_by_worker_and_reader(
             story = await follow(client, job_id)
             assert story.finish is not None
             assert story.finish.error is not None
-            assert (story.finish.error.field, BOTH in story.finish.error.message) == ("v", True)
+            told = BOTH.replace("3", "4") if job_id == "request" else BOTH
+            assert (story.finish.error.field, told in story.finish.error.message) == ("v", True)
         answer = await command(scripts, "BLPOP", scripts.keys.of("replies", "r" * 16), PATIENCE_S)
         assert BOTH in answer[1].decode()
     later = await client.submit("hello", max_tokens=4, id="later")
@@ -197,6 +199,34 @@ async def test_job_of_a_later_version_is_refused_by_worker_and_reader(
         await reading
     with pytest.raises(SchemaMismatch, match=BOTH):
         JobResult.parse('{"v":3,"job":"later"}')
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"prompt": "hello"}, 2),
+        ({"messages": CHAT, "response_format": {"type": "json_object"}, "model": "null"}, 2),
+        ({"messages": CHAT, "stop": "x", "logprobs": True, "temperature": 1.0}, 2),
+        ({"messages": CHAT, "max_reasoning_tokens": 5}, 3),
+        ({"messages": CHAT, "enable_thinking": False}, 3),
+        ({"messages": CHAT, "continue_final_message": True}, 3),
+        ({"prompt": "hello", "max_tokens": 0}, 3),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_stored_request_says_what_its_reader_must_know(given: dict[str, Any], stored: int) -> None:
+    """The first readers of version 2 refuse some fields: they refuse them by version.
+
+    The job is of version 2 all the same, and its digest does not change.
+    """
+    request = JobRequest.build(**given)
+    made = new_job(request)
+    assert (json.loads(made.request)["v"], made.version) == (stored, 2)
+    read = StoredRequest.parse(made.request)
+    assert read.v == 2
+    assert made.digest == digest_of(request)
+    with pytest.raises(SchemaMismatch, match=BOTH):
+        JobRequest.parse('{"v":3,"prompt":"hello"}')
 
 
 async def test_unknown_fields_inside_version_2_are_left_out(

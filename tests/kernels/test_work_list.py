@@ -170,3 +170,17 @@ def test_parts_grow_to_the_target_then_with_the_length(pages: int, expected: int
     """Short rows are cut finely into at most four, long ones into wide parts."""
     work = build([pages * PAGE], policy=SplitPolicy(2 * PAGE, 16 * PAGE, 4, 32))
     assert int(work.parts[0]) == expected
+
+
+def test_rows_that_share_nothing_have_a_kernel_without_runs() -> None:
+    """A list knows runs as long as there are any, or where the start compiles for both."""
+    work = build([4 * PAGE] * 3, groups=[])
+    assert work.active_groups is None
+    assert work.groups is not None
+    work.groups.assign([PrefixGroup((0, 1), 0, 2)])
+    assert work.active_groups is work.groups
+    work.groups.clear()
+    assert work.active_groups is None
+    work.assumes_runs = True
+    assert work.active_groups is work.groups
+    assert build([PAGE]).active_groups is None

@@ -47,6 +47,8 @@ class MadeAnswer:
         )
         deltas = [*map(reader.push, pieces), reader.finish()]
         message = reader.message
+        for call in message.complete_calls:
+            assert isinstance(json.loads(call.arguments), dict)
         calls = [(call.id, call.name, call.arguments) for call in message.calls]
         assert joined(deltas) == (message.content, message.reasoning, calls)
         return message
@@ -131,4 +133,6 @@ def _string(random: Random, chat_format: ChatFormat) -> str:
     written = chat_format.calls
     if written and written.syntax is CallSyntax.PARAMETERS and text.strip() in {"null", "\n"}:
         return ""
+    if written and written.parameters and written.parameters.raw_close:
+        return text.replace(written.parameters.raw_close, "")
     return text

@@ -16,6 +16,7 @@ _ARGUMENTS = {
     CallSyntax.JSON_ARGUMENTS: "JSON behind the name",
     CallSyntax.PARAMETERS: "tags, types by schema",
     CallSyntax.PYTHON: "Python",
+    CallSyntax.BRACED: "bare keys, strings between marks",
 }
 
 

@@ -20,10 +20,17 @@ from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import retrying
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.producer.stored.content_store import ContentStore
+from tokenbus.producer.stored.stored_batches import StoredBatches
+from tokenbus.producer.stored.stored_files import FileLimits, StoredFiles
+from tokenbus.producer.stored.stored_responses import StoredResponses
 from tokenbus.producer.wait_notice import waiting_told
 from tokenbus.worker import logs
 from tokenbus.worker.control.adapter import Adapter
 from tokenbus.worker.control.arq_worker import check_arq_url, connect_arq, keep_running
+from tokenbus.worker.control.batches.batch_service import BatchService
+from tokenbus.worker.control.batches.batch_tools import BatchTools
+from tokenbus.worker.control.batches.stored_upkeep import settle_responses, sweep_files
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
@@ -84,6 +91,16 @@ async def serve(settings: ControlSettings) -> None:
         logs.get_logger().info("control.started", pool=settings.pool, crons=len(table.cron))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(webhooks.run())
+            responses = StoredResponses(
+                client.scripts.redis,
+                ttl_s=settings.gateway_response_ttl_s,
+                owner_bytes=settings.gateway_response_bytes,
+            )
+            tasks.create_task(settle_responses(responses, client.scripts))
+            if settings.files_url is not None:
+                batches = batch_service(client, settings.files_url, settings)
+                tasks.create_task(batches.run())
+                tasks.create_task(sweep_files(batches.files, client.scripts))
             tasks.create_task(
                 keep_running(
                     crons.make_worker,
@@ -93,6 +110,23 @@ async def serve(settings: ControlSettings) -> None:
                     settings.outage_timeout_s,
                 )
             )
+
+
+def batch_service(client: AsyncClient, files_url: str, settings: ControlSettings) -> BatchService:
+    """Return what runs the batches of a client's pool. Raises: StoreUnusable."""
+    redis = client.scripts.redis
+    tools = BatchTools(
+        client=client,
+        batches=StoredBatches(redis),
+        files=StoredFiles(redis, ContentStore(files_url), FileLimits()),
+        window=settings.batch_window,
+        max_tokens={
+            "/v1/chat/completions": settings.gateway_chat_tokens,
+            "/v1/responses": settings.gateway_chat_tokens,
+            "/v1/completions": settings.gateway_completion_tokens,
+        },
+    )
+    return BatchService(tools, settings.pool)
 
 
 async def adapt(settings: ControlSettings) -> None:

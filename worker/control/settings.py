@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr
 
+from tokenbus.worker.control.signing_key import key_bytes
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.service_settings import ServiceSettings
 
@@ -18,8 +19,9 @@ Seconds = Annotated[float, Field(gt=0, le=30 * 86_400)]
 class ControlSettings(ServiceSettings):
     """Settings of one control service or adapter; times in seconds.
 
-    `webhook_keys` maps a tenant to its signing key; two, separated by a blank, sign both while a
-    receiver changes from one to the other. `webhook_keys_file` is the same as a JSON file.
+    `webhook_keys` maps a tenant to its signing key, `whsec_<base64>`; several, separated by blanks,
+    sign all while a receiver changes from one to the other. `webhook_keys_file` is the same as a
+    JSON file.
     """
 
     # Where arq keeps its jobs; None is the server of the pool.
@@ -38,6 +40,18 @@ class ControlSettings(ServiceSettings):
     webhook_backoff_s: float = Field(default=5.0, gt=0, le=3600)
     webhook_max_backoff_s: Seconds = 3600.0
     webhook_concurrency: int = Field(default=64, ge=1, le=4096)
+    # Drop with the next release: receivers that still check the header `tokenbus-signature`.
+    webhook_earlier_signature: bool = False
+
+    # The folder or URL of files, the same at all gateways and control services; without it no
+    # batches are run.
+    files_url: str | None = Field(default=None, repr=False)
+    batch_window: int = Field(default=256, ge=1, le=10_000)
+    # Tokens of an answer whose request names no bound; as the gateways have them.
+    gateway_chat_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    gateway_completion_tokens: int = Field(default=16, ge=1, le=1_000_000)
+    gateway_response_ttl_s: float = Field(default=7 * 86_400.0, gt=0, le=365 * 86_400)
+    gateway_response_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**40)
 
     # None is `arq:tokenbus`, with `:<pool>` behind it for any pool but the default one.
     adapter_queue: str | None = Field(default=None, min_length=1, max_length=256)
@@ -72,8 +86,12 @@ class ControlSettings(ServiceSettings):
             if not isinstance(stored, dict) or not all(isinstance(k, str) for k in stored.values()):
                 raise SettingsInvalid("webhook_keys_file: not an object of tenant to key")
             keys |= stored
-        short = [tenant for tenant, key in keys.items() if any(len(k) < 16 for k in key.split())]
-        short += [tenant for tenant, key in keys.items() if not key.split()]
-        if short:
-            raise SettingsInvalid(f"webhook_keys.{short[0]}: a key has at least 16 characters")
-        return {tenant: tuple(key.split()) for tenant, key in keys.items()}
+        for tenant, each in keys.items():
+            if not each.split():
+                raise SettingsInvalid(f"webhook_keys.{tenant}: no key is given")
+            try:
+                for key in each.split():
+                    key_bytes(key)
+            except ValueError as error:
+                raise SettingsInvalid(f"webhook_keys.{tenant}: {error}") from None
+        return {tenant: tuple(each.split()) for tenant, each in keys.items()}

@@ -22,11 +22,12 @@ from tokenbus.engine.text.prompt_encoder import PromptEncoder
 from tokenbus.engine.types import FaultCode, GrammarKind, GrammarSpec, SamplingParams
 from tokenbus.producer.contract.bounds import CHECKPOINT_FIELDS
 from tokenbus.producer.contract.cache_scope import NO_GROUPS
+from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.contract.schema import JobRequest, NamedTool, StoredRequest
 from tokenbus.producer.errors import RequestInvalid
-from tokenbus.worker.answer_form import chat_of, tool_dicts
 from tokenbus.worker.errors import JobRefused
 from tokenbus.worker.held.prepared_job import PreparedJob
+from tokenbus.worker.request_tools import tool_dicts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -202,10 +203,11 @@ class PromptPreparer:
             if draft.tools is None:
                 grammar = self.chat.constrained(params.grammar, rule)
             else:
-                grammar = draft.tools.grammar(named, request.parallel_tool_calls, rule)
+                parallel = request.parallel_tool_calls
+                grammar = draft.tools.grammar(named, parallel, rule, params.grammar)
         except RequestRejected as error:
             raise _refused(error) from None
-        chat = chat_of(
+        chat = JobChat.of(
             self.chat.format,
             tool_dicts(request),
             starts_in_reasoning=prompt.starts_in_reasoning,

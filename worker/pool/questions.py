@@ -104,6 +104,6 @@ class Questions:
         return ids
 
     def _text(self, ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=False)
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=False)
         assert isinstance(text, str)
         return text

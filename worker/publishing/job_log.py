@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.chat.usage import Usage
 from tokenbus.engine.text.choice_text import ChoiceText
 from tokenbus.engine.types import FinishReason
-from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.keys import shard_of
 from tokenbus.worker.errors import WorkerError
 from tokenbus.worker.publishing.log_states import (

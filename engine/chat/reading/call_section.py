@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_format import CallFormat, CallSyntax
+from tokenbus.engine.chat.reading.braced_call import braced_call
 from tokenbus.engine.chat.reading.json_call import json_arguments, json_call
 from tokenbus.engine.chat.reading.parameter_call import parameter_call
 from tokenbus.engine.chat.reading.python_call import python_call
@@ -21,6 +22,7 @@ _BODIES = {
     CallSyntax.JSON_ARGUMENTS: json_arguments,
     CallSyntax.PARAMETERS: parameter_call,
     CallSyntax.PYTHON: python_call,
+    CallSyntax.BRACED: braced_call,
 }
 _BRACKETS = re.compile(r"[\s\[]*")
 
@@ -125,7 +127,7 @@ class CallSection:
         char = yield from self._source.skip_space()
         if not is_open and written.call_open:
             return (yield from self._source.take_all(written.call_open.split()))
-        return bool(char) and char != "]" and not written.section_close.startswith(char)
+        return bool(char) and char != "]" and not written.section_close.lstrip().startswith(char)
 
     def _separates(self, written: CallFormat, *, has_bracket: bool) -> Generator[None, None, bool]:
         """Read what stands between calls; False if no call can follow."""

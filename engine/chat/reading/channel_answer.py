@@ -54,6 +54,9 @@ class ChannelAnswer:
                 yield from self._message()
         while (yield from self._next()):
             yield from self._message()
+        if self._source.has_dropped_mark:
+            self._draft.content.border()
+            self._draft.reasoning.border()
         self._draft.content.end()
         self._draft.reasoning.end()
 

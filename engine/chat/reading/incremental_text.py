@@ -27,6 +27,7 @@ class IncrementalText:
         "_copy",
         "_tried_from",
         "at",
+        "has_dropped_mark",
         "has_ended",
         "ran_out",
         "text",
@@ -36,6 +37,8 @@ class IncrementalText:
         self.text = ""
         self.at = 0
         self.has_ended = False
+        # Whether the text ended in the beginning of a mark, which is no part of it.
+        self.has_dropped_mark = False
         # Whether the attempt needed more text than there is.
         self.ran_out = False
         self._attempt: list[str] | None = None

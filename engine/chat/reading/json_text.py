@@ -41,6 +41,11 @@ def json_string(source: IncrementalText) -> Generator[None, None, str | None]:
             return None
 
 
+def escaped_text(text: str) -> str:
+    """Return a text as it stands in a string of JSON, without the quotes around it."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
 def json_value(source: IncrementalText) -> Generator[None, None, bool]:
     """Read a value; tell whether it is JSON, whole and not too deep."""
     closings: list[str] = []

@@ -94,6 +94,7 @@ def text_up_to(
             if source.has_ended:
                 if is_beginning_dropped() or _is_no_text(mark):
                     source.at = len(source.text)
+                    source.has_dropped_mark = True
                 else:
                     add(source.take_to(begin + 1))
                 continue

@@ -7,6 +7,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.chat.reading.json_text import escaped_text
 from tokenbus.engine.chat.reading.marks import Marks, text_up_to
 from tokenbus.engine.chat.reading.value_types import STRING, argument_types, value_as_json
 
@@ -85,12 +86,14 @@ def _value(
     source: IncrementalText, tags: ParameterTags, calls: CallRecorder, types: frozenset[str]
 ) -> Generator[None, None, bool]:
     """Read a value and the tag that closes it; strings are handed on while they are read."""
+    if tags.raw_open and (yield from source.take(tags.raw_open)):
+        return (yield from _raw_value(source, tags, calls))
     marks = _closing_marks(tags)
     parts: list[str] = []
     if types == STRING:
         calls.add('"')
         mark = yield from text_up_to(
-            source, marks, lambda text: calls.add(_escaped(text)), lambda: True
+            source, marks, lambda text: calls.add(escaped_text(text)), lambda: True
         )
     else:
         mark = yield from text_up_to(source, marks, parts.append)
@@ -101,8 +104,20 @@ def _value(
     return True
 
 
-def _escaped(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+def _raw_value(
+    source: IncrementalText, tags: ParameterTags, calls: CallRecorder
+) -> Generator[None, None, bool]:
+    """Read a string between marks of its own, and the tag that closes the argument."""
+    calls.add('"')
+    marks = Marks({tags.raw_close})
+    mark = yield from text_up_to(
+        source, marks, lambda text: calls.add(escaped_text(text)), lambda: True
+    )
+    if mark is None:
+        return False
+    source.at += len(mark)
+    calls.add('"')
+    return (yield from source.take_all(tags.close.split()))
 
 
 @cache

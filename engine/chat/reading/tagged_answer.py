@@ -59,6 +59,9 @@ class TaggedAnswer:
             yield from self._behind(self._written.call_open, is_marked=False)
         while (yield from self._go_on()):
             pass
+        if self._source.has_dropped_mark:
+            self._content.border()
+            self._thought.border()
         self._content.end()
         self._thought.end()
 

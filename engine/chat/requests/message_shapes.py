@@ -21,7 +21,7 @@ from tokenbus.engine.chat.requests.value_checks import (
     shown,
     text_problem,
 )
-from tokenbus.engine.chat.requests.waiting_calls import WaitingCalls, id_of
+from tokenbus.engine.chat.requests.waiting_calls import WaitingCalls, id_of, spell_id
 
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _THOUGHT_PARTS = {"thinking": "thinking", "reasoning": "text"}
@@ -137,6 +137,7 @@ def _shaped_message(
     if fields.get("audio") is not None:
         raise ShapeInvalid(f"{where}.audio", "no audio is taken: the models here read text alone")
     message = {name: fields[name] for name in _KEPT if fields.get(name) is not None}
+    spell_id(message, "tool_call_id", where)
     content, thoughts = _content(fields, where)
     if content is not None or "content" in fields:
         message["content"] = content
@@ -246,7 +247,8 @@ def _calls(fields: Mapping[str, Any], number: int, where: str) -> list[dict[str,
 
 
 def _shaped_call(call: Any, path: str) -> dict[str, Any]:
-    fields = as_mapping(call, path, "a call")
+    fields = dict(as_mapping(call, path, "a call"))
+    spell_id(fields, "id", path)
     kind = fields.get("type")
     if kind not in (None, "function"):
         raise ShapeInvalid(f"{path}.type", "is not function: no other tools are called here")

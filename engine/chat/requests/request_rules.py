@@ -19,6 +19,10 @@ from tokenbus.engine.chat.requests.value_checks import (
 
 TOOL_NAME_PATTERN = r"^[A-Za-z0-9_.-]{1,64}$"
 UNKNOWN_FIELD = "is no field of a request"
+LARK_BESIDE_TOOLS = (
+    "a grammar in Lark stands not beside tools that the model may call or not; "
+    "give a JSON schema, a pattern or a choice, or another tool_choice"
+)
 _FUNCTION_FIELDS = frozenset({"name", "description", "parameters", "strict"})
 # What a template gets from elsewhere: no arguments of a request may take their place.
 _OF_TEMPLATES = frozenset(
@@ -74,7 +78,8 @@ def check_tools(tools: Any) -> None:
 def check_together(fields: Mapping[str, Any], *, is_chat: bool) -> None:
     """Refuse fields that contradict each other; those left out have their defaults.
 
-    `fields` has lengths as numbers, tools as dicts and `tool_choice` as text or `{"name": …}`.
+    `fields` has lengths as numbers, tools as dicts, `tool_choice` as text or `{"name": …}`, and the
+    kind of a grammar.
     Raises: ShapeInvalid.
     """
     tools = fields.get("tools") or ()
@@ -86,8 +91,9 @@ def check_together(fields: Mapping[str, Any], *, is_chat: bool) -> None:
         raise ShapeInvalid("tools", "only together with messages")
     if not tools and choice not in ("auto", "none"):
         raise ShapeInvalid("tool_choice", "only together with tools")
-    if tools and fields.get("grammar") is not None and choice != "none":
-        raise ShapeInvalid("grammar", "not together with tools, unless tool_choice is none")
+    grammar = fields.get("grammar")
+    if tools and choice == "auto" and grammar is not None and grammar["kind"] == "lark":
+        raise ShapeInvalid("grammar", LARK_BESIDE_TOOLS)
     names = [tool["function"]["name"] for tool in tools]
     if len(set(names)) < len(names):
         raise ShapeInvalid("tools", "two have the same name")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from tokenbus.engine.chat.requests.shape_error import ShapeInvalid
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+# Of ids that are numbers: those that every reader of JSON keeps.
+_MAX_NUMBER = 2**53
 Call = TypeVar("Call")
 
 
@@ -50,3 +54,12 @@ def id_of(part: Mapping[str, Any], name: str = "id") -> str:
     """Return the id that a call or a result has, "" if it has none."""
     given = part.get(name)
     return "" if given is None else str(given)
+
+
+def spell_id(fields: dict[str, Any], name: str, where: str) -> None:
+    """Spell the id of a call as text, where a client has numbers. Raises: ShapeInvalid."""
+    given = fields.get(name)
+    if isinstance(given, int) and not isinstance(given, bool) and abs(given) <= _MAX_NUMBER:
+        fields[name] = str(given)
+    elif given is not None and not isinstance(given, str):
+        raise ShapeInvalid(f"{where}.{name}", "must be text or a whole number")

@@ -62,6 +62,15 @@ class AddedTokens:
                 parts.append(piece)
         return " ".join(parts)
 
+    def exact(self, text: str) -> str:
+        """Spell a text in Lark as it stands, "" if it is empty."""
+        parts: list[str] = []
+        ends = 0
+        for found in self._pattern.finditer(text):
+            parts += (quoted(text[ends : found.start()]), self.token(found[0]))
+            ends = found.end()
+        return " ".join(part for part in (*parts, quoted(text[ends:])) if part != '""')
+
     def token(self, text: str) -> str:
         """Spell one token by its id."""
         return f"<[{self._ids[text]}]>"

@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_format import CallFormat, CallSyntax
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.grammar.calls.added_tokens import SPACE, escaped, quoted, sequence
+from tokenbus.engine.grammar.calls.added_tokens import escaped, quoted, sequence
+from tokenbus.engine.grammar.calls.braced_rules import BracedRules
 from tokenbus.engine.grammar.calls.parameter_rules import ParameterRules
 from tokenbus.engine.grammar.calls.python_rules import PythonRules
-from tokenbus.engine.grammar.calls.value_rules import json_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
+    from tokenbus.engine.grammar.calls.call_spelling import CallSpelling
     from tokenbus.engine.grammar.calls.value_rules import Schema
 
 # Calls of one answer: more than any task needs, and an end for a model that would never stop.
 MAX_CALLS = 32
 _ID = r"/[A-Za-z0-9_-]{1,64}/"
+# An id as the templates want it whose family writes ids (Mistral).
+_WRITTEN_ID = "/[A-Za-z0-9]{9}/"
 _NUMBER = r"/0|[1-9][0-9]{0,3}/"
 # Families that write lists of calls mix these up.
 _ARGUMENTS_KEYS = ("arguments", "parameters")
@@ -35,14 +37,25 @@ class CallRules:
         self,
         written: CallFormat,
         schemas: Mapping[str, Schema],
-        tokens: AddedTokens,
+        spelling: CallSpelling,
         prefix: str,
     ) -> None:
         self._written = written
         self._schemas = schemas
-        self._spell = tokens.spelled
-        self._tokens = tokens
+        self._spelling = spelling
+        self._spell = spelling.text
+        self._space = spelling.space
         self._prefix = prefix
+
+    @property
+    def syntax(self) -> CallSyntax:
+        """Return how one call is written."""
+        return self._written.syntax
+
+    @property
+    def name_key(self) -> str:
+        """Return the key of the name, where a call is an object."""
+        return self._written.name_key
 
     @property
     def opening(self) -> str:
@@ -54,7 +67,7 @@ class CallRules:
         """Spell calls, `most` at most, with or without the mark that opens them."""
         written = self._written
         opened = "" if is_open else self._spell(self.opening)
-        list_open = f'{SPACE}? "[" {SPACE}?' if written.is_list else ""
+        list_open = self._bracket("[", written.list_open) if written.is_list else ""
         inner_open = self._spell(written.call_open) if written.section_open else ""
         first = sequence((opened, list_open, inner_open, f"{self._prefix}_call"))
         return sequence((first, *self._after_first(most)))
@@ -87,14 +100,20 @@ class CallRules:
         close = self._spell(written.call_close)
         yield close
         if most > 1:
-            between = self._spell(written.separator) or f"{SPACE}?"
+            between = self._spell(written.separator) or self._space
             call_open = self._spell(written.call_open)
             again = sequence((between, call_open, f"{self._prefix}_call", close))
             yield f"({again}){{0,{most - 1}}}"
         if written.is_list:
-            yield f'{SPACE}? "]"'
+            yield self._bracket("]", written.list_close)
         if written.section_close:
-            yield sequence((f"{SPACE}?", self._spell(written.section_close)))
+            yield sequence((self._space, self._spell(written.section_close)))
+
+    def _bracket(self, mark: str, exact: str) -> str:
+        """Spell a bracket of the list of calls."""
+        if self._spelling.is_exact:
+            return self._spell(exact)
+        return f"{self._space} {quoted(mark)} {self._space if mark == '[' else ''}".strip()
 
     def rules(self) -> Iterator[str]:
         """Yield the rules of one call of any tool."""
@@ -108,66 +127,89 @@ class CallRules:
                 raise type(error)(error.field, f"{name}: {told}") from error
 
     def _body(self, rule: str, name: str, schema: Schema) -> Iterator[str]:
-        written = self._written
+        written, value = self._written, self._spelling.value
         match written.syntax:
             case CallSyntax.JSON_CALL:
                 yield f"{rule}: {self._json_call(name, schema)}"
             case CallSyntax.JSON_ARGUMENTS:
-                yield f"{rule}: {sequence((*self._head(name), json_value(schema)))}"
+                yield f"{rule}: {sequence((*self._head(name), value(schema)))}"
             case CallSyntax.PARAMETERS:
                 assert written.parameters is not None
-                tags = ParameterRules(written.parameters, self._tokens, rule)
+                tags = ParameterRules(written.parameters, self._spelling, rule)
                 yield f"{rule}: {sequence((*self._head(name), f'{rule}_parameters'))}"
                 yield from tags.rules(f"{rule}_parameters", schema)
             case CallSyntax.PYTHON:
-                arguments = PythonRules(rule)
-                inside = f'{quoted(name)} ".call"? "(" {SPACE}? {rule}_arguments {SPACE}? ")"'
-                yield f"{rule}: {inside}"
+                arguments = PythonRules(rule, self._spelling)
+                method = "" if self._spelling.is_exact else '".call"?'
+                inside = ('"("', self._space, f"{rule}_arguments", self._space, '")"')
+                yield f"{rule}: {sequence((quoted(name), method, *inside))}"
                 yield from arguments.rules(f"{rule}_arguments", schema)
+            case CallSyntax.BRACED:
+                braced = BracedRules(written.quote, self._spelling, rule)
+                yield f"{rule}: {sequence((*self._head(name), f'{rule}_arguments'))}"
+                yield from braced.rules(f"{rule}_arguments", schema)
 
     def _head(self, name: str) -> Sequence[str]:
         """Spell the name of a call with what its format has around it."""
         written = self._written
         number = f"{quoted(written.index_open)} {_NUMBER}" if written.index_open else ""
-        call_id = f"({self._spell(written.id_open)} ({_ID})?)?" if written.id_open else ""
+        call_id = ""
+        if written.writes_id and self._spelling.is_exact:
+            call_id = f"{self._spell(written.id_open)} {_WRITTEN_ID}"
+        elif written.id_open and not self._spelling.is_exact:
+            call_id = f"({self._spell(written.id_open)} ({_ID})?)?"
         called = quoted(written.name_prefix + name)
         return (called, number, call_id, self._spell(written.name_close))
 
     def _json_call(self, name: str, schema: Schema) -> str:
         """Spell a call as an object; some models give its kind or number before the rest."""
         written = self._written
-        colon, comma = _around(":"), _around(",")
+        if self._spelling.is_exact:
+            return self._one_json_call(name, schema)
+        colon, comma = self._punctuation()
+        value, space = self._spelling.value(schema), self._space
         if not written.name_key:
-            return f'"{{" {SPACE}? {_key(name)} {colon} {json_value(schema)} {SPACE}? "}}"'
+            return f'"{{" {space} {_key(name)} {colon} {value} {space} "}}"'
         has_kind = written.is_bare or written.is_list
         kind = f"({_key('type')} {colon} {_key('function')} {comma})?" if has_kind else ""
         number = ""
         if written.index_key:
             number = f"({_key(written.index_key)} {colon} {_SOME_ID} {comma})?"
         head = f"{_key(written.name_key)} {colon} {_key(name)}"
-        return sequence(('"{"', f"{SPACE}?", kind, number, head, self._json_rest(schema)))
+        return sequence(('"{"', space, kind, number, head, self._json_rest(schema)))
+
+    def _one_json_call(self, name: str, schema: Schema) -> str:
+        """Spell a call as `CallFormat.write` does."""
+        written, told = self._written, json.dumps(name, ensure_ascii=False)
+        value = self._spelling.value(schema)
+        if not written.name_key:
+            return f'{quoted(f"{{{told}: ")} {value} "}}"'
+        head = f'"{written.name_key}": {told}, "{written.arguments_key}": '
+        if not written.index_key:
+            return f'{quoted(f"{{{head}")} {value} "}}"'
+        number = quoted(f'{{"{written.index_key}": "'), _NUMBER, quoted(f'", {head}')
+        return f'{" ".join(number)} {value} "}}"'
+
+    def _punctuation(self) -> tuple[str, str]:
+        return self._spelling.between(":", ": "), self._spelling.between(",", ", ")
 
     def _json_rest(self, schema: Schema) -> str:
         """Spell what stands behind the name of a call; some models give its id behind the rest."""
         written = self._written
-        colon, comma = _around(":"), _around(",")
+        colon, comma = self._punctuation()
         call_id = f"({comma} {_key('id')} {colon} {_SOME_ID})?" if written.is_list else ""
         keys = dict.fromkeys((written.arguments_key, *(_ARGUMENTS_KEYS if written.is_list else ())))
         key = f"({' | '.join(map(_key, keys))})"
-        arguments = f"{comma} {key} {colon} {json_value(schema)}"
-        return sequence((arguments, call_id, f'{SPACE}? "}}"'))
+        arguments = f"{comma} {key} {colon} {self._spelling.value(schema)}"
+        return sequence((arguments, call_id, f'{self._space} "}}"'))
 
     def _rests(self) -> Iterator[str]:
         """Yield what stands behind the head of a call, for each tool."""
         for idx, schema in enumerate(self._schemas.values()):
             if self._written.syntax is CallSyntax.PYTHON:
-                yield f'{SPACE}? {self._prefix}_call_{idx}_arguments {SPACE}? ")"'
+                yield f'{self._space} {self._prefix}_call_{idx}_arguments {self._space} ")"'
             else:
                 yield self._json_rest(schema)
-
-
-def _around(mark: str) -> str:
-    return f"{SPACE}? {quoted(mark)} {SPACE}?"
 
 
 def _key(name: str) -> str:

@@ -23,6 +23,7 @@ class ChannelRules:
 
     def __init__(self, tokens: AddedTokens, max_reasoning_tokens: int | None = None) -> None:
         self._spell = tokens.spelled
+        self._exact = tokens.exact
         self._max_tokens = max_reasoning_tokens
         self._free = FreeText(tokens, (*_MARKS, _CALL_END))
 
@@ -34,13 +35,20 @@ class ChannelRules:
             *self._free.rules("plain", r"\s*to="),
         ]
 
+    def content_start(self) -> list[str]:
+        """Return the rules of an answer that may think, and is a call or the rule `content`."""
+        return [
+            "start: considered* (final | call)",
+            f"final: {self._header('final')} content {self._optional('<|end|>')}",
+        ]
+
     def required_start(self) -> list[str]:
-        """Return the rules of an answer that ends in a call."""
-        return ["start: told* call"]
+        """Return the rules of an answer that is a call, behind reasoning."""
+        return ["start: considered* call"]
 
     def before_answer(self) -> list[str]:
         """Return the rules of what stands before the text of the final message."""
-        return [f"before: told* {self._header('final')}", *self.shared()]
+        return [f"before: considered* {self._header('final')}", *self.shared()]
 
     def call(self, idx: int, name: str, arguments: str) -> list[str]:
         """Return the rules of `call_<idx>`; the channel may stand before or behind the name.
@@ -57,6 +65,10 @@ class ChannelRules:
             rf"{to}: /[ \t\n]*to=functions\.{escaped(name)}/",
         ]
 
+    def one_call(self, idx: int, head: str, arguments: str) -> str:
+        """Return the rule of `call_<idx>` behind the one header that its family writes."""
+        return f"call_{idx}: {self._exact(head)} {arguments} {self._optional(_CALL_END)}"
+
     def any_call(self, name: str) -> list[str]:
         """Return the rules of a message to whatever function."""
         message, channel = self._spell("<|message|>"), self._spell("<|channel|>")
@@ -70,7 +82,8 @@ class ChannelRules:
         again = f'{self._spell("<|end|>")} {self._spell("<|start|>")} "assistant"'
         analysis, commentary = self._header("analysis"), self._header("commentary")
         rules = [
-            f"told: ({analysis} thought | {commentary} said) {again}",
+            f"considered: {analysis} thought {again}",
+            f"told: considered | {commentary} said {again}",
             *self._free.rules("said"),
         ]
         if self._max_tokens is None:

@@ -8,26 +8,27 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.grammar.calls.added_tokens import SPACE, escaped, quoted, sequence
+from tokenbus.engine.grammar.calls.added_tokens import escaped, quoted, sequence
 from tokenbus.engine.grammar.calls.free_text import FreeText
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
-    json_value,
     listed_arguments,
     resolved,
     with_definitions,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tokenbus.engine.chat.call_format import ParameterTags
-    from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
+    from tokenbus.engine.grammar.calls.call_spelling import CallSpelling
     from tokenbus.engine.grammar.calls.value_rules import Schema
 
 _PYTHON_NAMES = {"boolean": '"True" | "False"', "null": '"None"'}
 # A pattern with anchors at its ends alone.
 _ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>\$?)", re.DOTALL)
+# Words of a schema by which a value may still be anything.
+_SAYS_NOTHING = frozenset({"title", "description", "examples", "default"})
 # Names of arguments that no schema lists.
 _ANY_NAME = r"/[A-Za-z0-9_.-]{1,64}/"
 
@@ -35,10 +36,11 @@ _ANY_NAME = r"/[A-Za-z0-9_.-]{1,64}/"
 class ParameterRules:
     """The rules of the arguments of one call; their names begin with `prefix`."""
 
-    def __init__(self, tags: ParameterTags, tokens: AddedTokens, prefix: str) -> None:
+    def __init__(self, tags: ParameterTags, spelling: CallSpelling, prefix: str) -> None:
         self._tags = tags
-        self._tokens = tokens
-        self._spell = tokens.spelled
+        self._tokens = spelling.tokens
+        self._spelling = spelling
+        self._spell = spelling.text
         self._prefix = prefix
         self._mark = tags.close.strip()
         self._num_values = 0
@@ -65,23 +67,36 @@ class ParameterRules:
         ways: list[str] = []
         rules: list[str] = []
         for each in alternatives(schema, root):
-            is_text = _is_text(each)
-            head = (is_text and self._tags.string_name_close) or self._tags.name_close
-            inside, more = self._text(each) if is_text else self._other(each, root)
-            ways.append(sequence((self._spell(head), inside)))
-            rules += more
+            each = {} if each is True else each  # noqa: PLW2901 - the same, as a mapping
+            for is_text in self._kinds(each):
+                head = (is_text and self._tags.string_name_close) or self._tags.name_close
+                inside, more = self._text(each) if is_text else self._other(each, root)
+                ways.append(sequence((self._spell(head), inside)))
+                rules += more
         behind = self._tags.close[len(self._tags.close.rstrip()) :]
         opened = self._spell(self._tags.open)
         return sequence((opened, name, f"({' | '.join(ways)})", self._spell(behind))), rules
 
+    def _kinds(self, schema: Any) -> Sequence[bool]:
+        """Return whether a value is a string: both where the tags tell, and the schema does not."""
+        is_told = bool(self._tags.string_name_close)
+        is_anything = isinstance(schema, Mapping) and not {*schema} - _SAYS_NOTHING
+        return (True, False) if is_told and is_anything else (_is_text(schema),)
+
     def _other(self, schema: Any, root: Schema) -> tuple[str, list[str]]:
-        value = json_value(with_definitions(resolved(schema, root), root))
+        value = self._spelling.value(with_definitions(resolved(schema, root), root))
         # Templates print these as Python does, and so do models that read them.
         kind = schema.get("type") if isinstance(schema, Mapping) else None
         names = _PYTHON_NAMES.get(kind) if isinstance(kind, str) else None
         if names is not None and not {"enum", "const"} & schema.keys():
             value = f"({value} | {names})"
-        return sequence((value, f"{SPACE}?", self._spell(self._mark))), []
+        return sequence((value, self._closing())), []
+
+    def _closing(self) -> str:
+        """Spell the tag that closes a value, with the white space before it."""
+        if self._spelling.is_exact:
+            return self._spell(self._tags.close.rstrip())
+        return sequence((self._spelling.space, self._spell(self._mark)))
 
     def _text(self, schema: Any) -> tuple[str, list[str]]:
         """Spell a string up to the tag that closes it."""
@@ -89,7 +104,7 @@ class ParameterRules:
         fixed = [schema["const"]] if "const" in schema else schema.get("enum")
         if fixed is not None:
             texts = " | ".join(quoted(text) for text in fixed if isinstance(text, str))
-            return sequence((f"({texts})", f"{SPACE}?", close)), []
+            return sequence((f"({texts})", self._closing())), []
         if "pattern" in schema or "format" in schema:
             return self._patterned(schema, close)
         low, high = schema.get("minLength", 0), schema.get("maxLength")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.engine.grammar.calls.added_tokens import SPACE, quoted
+from tokenbus.engine.grammar.calls.added_tokens import quoted, sequence
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
     json_value,
@@ -17,29 +17,35 @@ from tokenbus.engine.grammar.calls.value_rules import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from tokenbus.engine.grammar.calls.call_spelling import CallSpelling
     from tokenbus.engine.grammar.calls.value_rules import Schema
 
-_COMMA = f'{SPACE}? "," {SPACE}?'
 # A string in single quotes, which JSON does not know; no bounds of a schema hold in it.
 _SINGLE_QUOTED = r"/'([^'\\\n]|\\.)*'/"
 _SPELLED_OTHERWISE = frozenset({"boolean", "null"})
 _SAYS_NOTHING = frozenset({"title", "description", "$defs", "definitions", "examples", "default"})
 _MAX_DEPTH = 16
+_NAMES_OF_PYTHON = ("True", "False", "None")
 _NAMES = {True: '"True"', False: '"False"', None: '"None"'}
 
 
 class PythonRules:
     """The rules of the arguments of one call; their names begin with `prefix`."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, spelling: CallSpelling) -> None:
         self._prefix = prefix
+        self._spelling = spelling
+        self._space = spelling.space
+        self._comma = spelling.between(",", ", ")
+        self._json = spelling.value
         self._rules: list[str] = []
         self._needs_any = False
 
     def rules(self, name: str, schema: Schema) -> Iterator[str]:
         """Yield the rules of all arguments, in the order of the schema."""
+        equals = self._spelling.between("=", "=")
         pairs = {
-            key: f'{quoted(key)} {SPACE}? "=" {SPACE}? {self._value(inner, schema, 0)}'
+            key: f"{quoted(key)} {equals} {self._value(inner, schema, 0)}"
             for key, inner in listed_arguments(schema).items()
         }
         self._add_members(name, pairs, schema.get("required") or ())
@@ -60,7 +66,7 @@ class PythonRules:
                 if idx == len(keys):
                     self._rules.append(f'{rule}: ""')
                     continue
-                comma = "" if is_first else f"{_COMMA} "
+                comma = "" if is_first else f"{self._comma} "
                 ways = [f"{comma}{pairs[keys[idx]]} {name}_{idx + 1}"]
                 if keys[idx] not in required:
                     ways.append(f"{name}_{idx + 1}{'_first' if is_first else ''}")
@@ -70,16 +76,27 @@ class PythonRules:
     def _any_rules(self) -> Iterator[str]:
         """Yield the rules of values of which a schema says nothing more."""
         value, members = f"{self._prefix}_any_value", f"{self._prefix}_any_member"
-        text, number = json_value({"type": "string"}), json_value({"type": "number"})
-        some_text = f"({text} | {_SINGLE_QUOTED})"
-        names = " | ".join(map(quoted, ("True", "False", "None", "true", "false", "null")))
+        some_text, number = self._text({"type": "string"}), self._json({"type": "number"})
+        names = " | ".join(map(quoted, (*_NAMES_OF_PYTHON, *self._names_of_json)))
         inner = f"{self._prefix}_any_object | {self._prefix}_any_array"
         yield f"{value}: {some_text} | {number} | {names} | {inner}"
-        yield f'{members}: {some_text} {SPACE}? ":" {SPACE}? {value}'
+        yield f"{members}: {some_text} {self._spelling.between(':', ': ')} {value}"
         for kind, first, each, last in (("array", "[", value, "]"), ("object", "{", members, "}")):
-            listed = f"({each} ({_COMMA} {each})*)?"
-            rule = f"{self._prefix}_any_{kind}"
-            yield f"{rule}: {quoted(first)} {SPACE}? {listed} {SPACE}? {quoted(last)}"
+            listed = f"({each} ({self._comma} {each})*)?"
+            yield f"{self._prefix}_any_{kind}: {self._bracketed(first, listed, last)}"
+
+    @property
+    def _names_of_json(self) -> Sequence[str]:
+        """Return how JSON spells what Python spells otherwise, where models may mix them up."""
+        return () if self._spelling.is_exact else ("true", "false", "null")
+
+    def _text(self, schema: Any) -> str:
+        """Spell any string; in single quotes too, where there is more than one way."""
+        some = self._json(schema)
+        return some if self._spelling.is_exact else f"({some} | {_SINGLE_QUOTED})"
+
+    def _bracketed(self, first: str, listed: str, last: str) -> str:
+        return sequence((quoted(first), self._space, listed, self._space, quoted(last)))
 
     def _value(self, schema: Any, root: Schema, depth: int) -> str:
         """Spell a value that satisfies a schema."""
@@ -89,41 +106,43 @@ class PythonRules:
 
     def _one(self, schema: Any, root: Schema, depth: int) -> str:
         if not isinstance(schema, Mapping) or depth > _MAX_DEPTH:
-            return json_value(with_definitions(schema, root))
+            return self._json(with_definitions(schema, root))
         fixed = [schema["const"]] if "const" in schema else schema.get("enum")
         if fixed is not None:
             return f"({' | '.join(_literal(each) for each in fixed)})"
         kind = schema.get("type")
         if kind == "boolean":
-            return '("True" | "False" | "true" | "false")'
+            names = ("True", "False", *self._names_of_json[:2])
+            return f"({' | '.join(map(quoted, names))})"
         if kind == "null":
-            return '("None" | "null")'
+            return f"({' | '.join(map(quoted, ('None', *self._names_of_json[2:])))})"
         if not {*schema} - _SAYS_NOTHING - {"type"} and kind in ("object", "array", None):
             self._needs_any = True
             return f"{self._prefix}_any_{kind or 'value'}"
         is_plain_text = kind == "string" and not {*schema} - {"type"} - _SAYS_NOTHING
         if is_plain_text:
-            return f"({json_value(schema)} | {_SINGLE_QUOTED})"
+            return self._text(schema)
         if not _has_python_names(schema, root, 0):
-            return json_value(with_definitions(schema, root))
+            return self._json(with_definitions(schema, root))
         if kind == "array" and not {*schema} & {"minItems", "maxItems", "prefixItems"}:
             item = self._value(schema.get("items", {}), root, depth + 1)
-            return f'"[" {SPACE}? ({item} ({_COMMA} {item})*)? {SPACE}? "]"'
+            return self._bracketed("[", f"({item} ({self._comma} {item})*)?", "]")
         if kind == "object" and schema.get("properties"):
             name = f"{self._prefix}_object_{len(self._rules)}"
+            colon = self._spelling.between(":", ": ")
             pairs = {
-                key: f'{_literal(key)} {SPACE}? ":" {SPACE}? {self._value(inner, root, depth + 1)}'
+                key: f"{_literal(key)} {colon} {self._value(inner, root, depth + 1)}"
                 for key, inner in listed_arguments(schema).items()
             }
             self._add_members(name, pairs, schema.get("required") or ())
-            return f'"{{" {SPACE}? {name} {SPACE}? "}}"'
-        return json_value(with_definitions(schema, root))
+            return self._bracketed("{", name, "}")
+        return self._json(with_definitions(schema, root))
 
 
 def _literal(value: Any) -> str:
     """Spell a fixed value as Python does."""
     if isinstance(value, str):
-        return json_value({"const": value})
+        return json_value({"const": value}, is_exact=True)
     if value is None or isinstance(value, bool):
         return _NAMES[value]
     return quoted(repr(value))

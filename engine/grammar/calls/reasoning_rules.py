@@ -49,7 +49,7 @@ def before_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningR
         head = f"before: {thought}"
     else:
         openings = " | ".join(tokens.spelled(mark) for mark in reasoning.opens)
-        head = f"before: {SPACE}? (({openings}) {thought})?"
+        head = f"before: ({SPACE}? ({openings}) {thought})?"
     return "\n".join([head, *rules, SPACE_RULE])
 
 

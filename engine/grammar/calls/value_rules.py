@@ -13,17 +13,22 @@ Schema = Mapping[str, Any]
 
 # Nothing, a space, or a line and its indentation; more is a model that went astray.
 _WHITE_SPACE = r"( |\n[ \t]{0,40})?"
+_FLEXIBLE = {
+    "whitespace_flexible": True,
+    "whitespace_pattern": _WHITE_SPACE,
+    "item_separator": ",",
+    "key_separator": ":",
+}
 
 
-def json_value(schema: Any) -> str:
-    """Spell a value of JSON that satisfies a schema, which is enforceable as it stands."""
-    options = {
-        **json_options(schema),
-        "whitespace_flexible": True,
-        "whitespace_pattern": _WHITE_SPACE,
-        "item_separator": ",",
-        "key_separator": ":",
-    }
+def json_value(schema: Any, *, is_exact: bool = False) -> str:
+    """Spell a value of JSON that satisfies a schema, which is enforceable as it stands.
+
+    is_exact: with the one white space that a constraint by the schema alone has.
+    """
+    options: dict[str, Any] = {**json_options(schema)}
+    if not is_exact:
+        options |= _FLEXIBLE
     return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
 

@@ -9,18 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from tokenbus.engine.grammar.patterns.pattern_tree import (
-    LAST,
-    Chain,
-    Chars,
-    Edge,
-    Either,
-    LookAhead,
-    PatternRefused,
-    Ranges,
-    Repeat,
-    Tree,
-)
+from tokenbus.engine.grammar.patterns.pattern_tree import LAST, PatternRefused, Ranges
 
 Term = int
 # Terms of all derivatives of one language. The look-ahead of a decimal with 30 digits takes 4,000.
@@ -37,6 +26,7 @@ class Languages:
         self._ids: dict[tuple[Any, ...], Term] = {}
         self._nullable: dict[Term, bool] = {}
         self._derived: dict[tuple[Term, int], Term] = {}
+        self._machines: list[list[dict[int, Ranges]]] = []
         self.nothing = self._make("none")
         self.empty_text = self._make("empty")
         self.everything = self._make("repeat", self._make("chars", ((0, LAST),)), 0, None)
@@ -120,6 +110,15 @@ class Languages:
             least = 0
         return self._make("repeat", term, least, most)
 
+    def machine(self, moves: list[dict[int, Ranges]]) -> int:
+        """Keep an automaton whose every character leads somewhere; return its number."""
+        self._machines.append(moves)
+        return len(self._machines) - 1
+
+    def walk(self, machine: int, at: int, to: int) -> Term:
+        """Return the texts that lead from one state of an automaton to another."""
+        return self._make("walk", machine, at, to)
+
     def is_nullable(self, term: Term) -> bool:
         """Tell whether a language has the empty text."""
         if term not in self._nullable:
@@ -134,6 +133,8 @@ class Languages:
                 found = not self.is_nullable(parts[0])
             elif kind == "repeat":
                 found = parts[1] == 0 or self.is_nullable(parts[0])
+            elif kind == "walk":
+                found = parts[1] == parts[2]
             else:
                 found = kind == "empty"
             self._nullable[term] = found
@@ -168,12 +169,23 @@ class Languages:
             item, least, most = parts
             rest = self.repeated(item, max(0, least - 1), None if most is None else most - 1)
             return self.then(self.derivative(item, code), rest)
+        return self._walked(parts, code) if kind == "walk" else self.nothing
+
+    def _walked(self, parts: list[Any], code: int) -> Term:
+        machine, at, to = parts
+        for through, ranges in self._machines[machine][at].items():
+            if any(low <= code <= high for low, high in ranges):
+                return self.walk(machine, through, to)
         return self.nothing
 
     def letters(self, term: Term) -> list[Ranges]:
         """Return classes of characters that the language does not tell apart."""
+        return self.letters_of([term])
+
+    def letters_of(self, terms: list[Term]) -> list[Ranges]:
+        """Return classes of characters that none of some languages tells apart."""
         found: set[Ranges] = set()
-        seen, pending = set[Term](), [term]
+        seen, pending = set[Term](), list(terms)
         while pending:
             one = pending.pop()
             if one in seen:
@@ -188,6 +200,8 @@ class Languages:
                 pending += parts
             elif kind == "repeat":
                 pending.append(parts[0])
+            elif kind == "walk":
+                found |= {ranges for row in self._machines[parts[0]] for ranges in row.values()}
         return _classes(found)
 
 
@@ -205,94 +219,3 @@ def _classes(all_ranges: set[Ranges]) -> list[Ranges]:
         )
         groups.setdefault(inside, []).append((low, end - 1))
     return [tuple(group) for group in groups.values()]
-
-
-class PatternLanguages:
-    """The language of a pattern: every text in which it is found."""
-
-    def __init__(self, languages: Languages) -> None:
-        self._all = languages
-
-    def of(self, tree: Tree) -> Term:
-        """Return the texts in which a tree is found. Raises: PatternRefused."""
-        everything = self._all.everything
-        one = self._all.chars(((0, LAST),))
-        later = self._before(tree, everything, everything, is_start=False)
-        return self._all.either(
-            {
-                self._before(tree, everything, everything, is_start=True),
-                self._all.then(one, self._all.then(everything, later)),
-            }
-        )
-
-    def _before(self, tree: Tree, at_start: Term, after: Term, *, is_start: bool) -> Term:
-        """Return a tree and what follows it.
-
-        at_start: what follows if nothing precedes it; after: what follows otherwise. The tree
-        itself stands at the start of the text if `is_start`.
-        """
-        every, rest = self._all, at_start if is_start else after
-        if isinstance(tree, Chars):
-            if tree.properties:
-                raise PatternRefused("a Unicode property in a pattern that has to be combined")
-            return every.then(every.chars(tree.ranges), after)
-        if isinstance(tree, Edge):
-            if tree.is_begin:
-                return rest if is_start else every.nothing
-            return every.empty_text if every.is_nullable(rest) else every.nothing
-        if isinstance(tree, LookAhead):
-            everything = every.everything
-            seen = self._before(tree.item, everything, everything, is_start=is_start)
-            return every.both({every.negated(seen) if tree.is_negated else seen, rest})
-        if isinstance(tree, Either):
-            return every.either(
-                {self._before(item, at_start, after, is_start=is_start) for item in tree.items}
-            )
-        if isinstance(tree, Chain):
-            for item in reversed(tree.items):
-                at_start, after = (
-                    self._before(item, at_start, after, is_start=True),
-                    self._before(item, at_start, after, is_start=False),
-                )
-            return at_start if is_start else after
-        return self._repeat(tree, at_start, after, is_start=is_start)
-
-    def _repeat(self, tree: Repeat, at_start: Term, after: Term, *, is_start: bool) -> Term:
-        every, plain = self._all, self._plain(tree.item)
-        if plain is None:
-            if tree.most is None or tree.most > 4:
-                raise PatternRefused("a repetition of what looks ahead or at an edge")
-            options = [
-                self._before(Chain((tree.item,) * num), at_start, after, is_start=is_start)
-                for num in range(tree.least, tree.most + 1)
-            ]
-            return every.either(set(options))
-        repeated = every.repeated(plain, tree.least, tree.most)
-        if not is_start or at_start == after:
-            return every.then(repeated, after)
-        some = every.both({repeated, every.then(every.chars(((0, LAST),)), every.everything)})
-        found = every.then(some, after)
-        return every.either({found, at_start}) if every.is_nullable(repeated) else found
-
-    def _plain(self, tree: Tree) -> Term | None:
-        """Return the language of a tree by itself, None if it depends on what is around."""
-        every = self._all
-        if isinstance(tree, Chars):
-            if tree.properties:
-                raise PatternRefused("a Unicode property in a pattern that has to be combined")
-            return every.chars(tree.ranges)
-        if isinstance(tree, Repeat):
-            item = self._plain(tree.item)
-            return None if item is None else every.repeated(item, tree.least, tree.most)
-        if isinstance(tree, Chain | Either):
-            parts = [self._plain(item) for item in tree.items]
-            known = [part for part in parts if part is not None]
-            if len(known) < len(parts):
-                return None
-            if isinstance(tree, Either):
-                return every.either(set(known))
-            whole = every.empty_text
-            for part in reversed(known):
-                whole = every.then(part, whole)
-            return whole
-        return None

@@ -17,7 +17,7 @@ LAST = 0x10FFFF
 # All control characters but tab, line feed and carriage return.
 CONTROLS: Ranges = ((0, 8), (0x0B, 0x0C), (0x0E, 0x1F))
 _DIGIT: Ranges = ((0x30, 0x39),)
-_WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
+WORD: Ranges = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 _SPACE: Ranges = (
     (9, 13), (0x20, 0x20), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029),
     (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF),
@@ -30,7 +30,10 @@ _COUNT = re.compile(r"\{(\d+)(,(\d*))?\}")
 _GROUP = re.compile(r"\?(:|=|!|<=|<!|P?<[A-Za-z_]\w*>)?")
 _PROPERTY = re.compile(r"[pP](\{[^}]*\}|[A-Z])")
 # Unicode properties that hold no control character, and those whose complement holds the quote.
-_WITHOUT_CONTROLS = re.compile(r"\{?([LMNPSZ][a-z]?|[A-Z][a-z]{3,}|(sc|scx|Script)=\w+)\}?")
+_WITHOUT_CONTROLS = re.compile(
+    r"\{?([LMNPSZ][a-z]?|[A-Z][a-z]{3,}|(sc|scx|Script)=\w+"
+    r"|Emoji(_Presentation|_Modifier|_Modifier_Base|_Component)?|Extended_Pictographic|Regional_Indicator)\}?"
+)
 _WITH_CONTROLS = {"Other", "Control", "Common", "Assigned"}
 _COMPLEMENT_HAS_QUOTES = re.compile(r"\{?[LNMZ][a-z]?\}?")
 _MAX_DEPTH = 60
@@ -87,7 +90,22 @@ class LookAhead:
     is_negated: bool
 
 
-Tree = Chars | Chain | Either | Repeat | Edge | LookAhead
+@dataclass(frozen=True, slots=True)
+class LookBehind:
+    """What has to precede here, or must not."""
+
+    item: Tree
+    is_negated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WordEdge:
+    """A place between a character of a word and another one, or none of these."""
+
+    is_negated: bool
+
+
+Tree = Chars | Chain | Either | Repeat | Edge | LookAhead | LookBehind | WordEdge
 
 
 def merged(ranges: list[tuple[int, int]]) -> Ranges:
@@ -163,7 +181,7 @@ class _Reader:
             most = least if counts[2] is None else int(counts[3]) if counts[3] else None
         else:
             return item
-        if isinstance(item, Edge | LookAhead):
+        if isinstance(item, Edge | LookAhead | LookBehind | WordEdge):
             raise PatternRefused("a repeated assertion")
         if most is not None and most < least:
             raise PatternRefused("a repetition whose bounds are out of order")
@@ -196,12 +214,14 @@ class _Reader:
             found = _GROUP.match(self._text, self._at)
             assert found is not None
             kind, self._at = found[1] or "", found.end()
-            if kind in ("", "<=", "<!"):
-                raise PatternRefused("look-around other than look-ahead, or a flag")
+            if not kind:
+                raise PatternRefused("a flag")
         tree = self._either(depth + 1)
         if self._peek() != ")":
             raise PatternRefused("a bracket without its closing one")
         self._at += 1
+        if kind in ("<=", "<!"):
+            return LookBehind(tree, kind == "<!")
         return LookAhead(tree, kind == "!") if kind in ("=", "!") else tree
 
     def _escape(self) -> Tree:
@@ -209,7 +229,8 @@ class _Reader:
             self._at = found.end()
             return Chars((), (_property(found),))
         if self._peek() in "bB" and self._peek():
-            raise PatternRefused("a word boundary")
+            self._at += 1
+            return WordEdge(self._text[self._at - 1] == "B")
         if self._peek() in "123456789kAzZG" and self._peek():
             raise PatternRefused(f"the escape \\{self._peek()}")
         return Chars(self._escaped())
@@ -226,7 +247,7 @@ class _Reader:
                 return ((ord(found[4]) % 32,) * 2,)
             return (self._with_surrogate(int(found[1] or found[2] or found[3], 16)),)
         self._at += 1
-        for shorthand, ranges in (("d", _DIGIT), ("w", _WORD), ("s", _SPACE)):
+        for shorthand, ranges in (("d", _DIGIT), ("w", WORD), ("s", _SPACE)):
             if sign == shorthand:
                 return ranges
             if sign == shorthand.upper():

@@ -9,10 +9,12 @@ from tokenbus.engine.grammar.patterns.pattern_tree import (
     Edge,
     Either,
     LookAhead,
+    LookBehind,
     PatternRefused,
     Ranges,
     Repeat,
     Tree,
+    WordEdge,
     complement,
 )
 
@@ -20,7 +22,7 @@ _SPECIAL = frozenset(r"\.+*?()|[]{}^$#&-~/")
 
 
 def write_pattern(tree: Tree) -> str:
-    """Write a tree that looks nowhere ahead.
+    """Write a tree that looks nowhere around.
 
     Raises: PatternRefused.
     """
@@ -37,15 +39,16 @@ def write_pattern(tree: Tree) -> str:
         return f"(?:{write_pattern(tree.item)}){_count(tree.least, tree.most)}"
     if isinstance(tree, Edge):
         return "^" if tree.is_begin else "$"
-    assert isinstance(tree, LookAhead)
     raise PatternRefused("look-around")
 
 
-def looks_ahead(tree: Tree) -> bool:
-    """Tell whether a tree looks ahead somewhere."""
+def looks_around(tree: Tree) -> bool:
+    """Tell whether a tree looks around somewhere, ahead or behind."""
     if isinstance(tree, Chain | Either):
-        return any(map(looks_ahead, tree.items))
-    return isinstance(tree, LookAhead) or (isinstance(tree, Repeat) and looks_ahead(tree.item))
+        return any(map(looks_around, tree.items))
+    if isinstance(tree, Repeat):
+        return looks_around(tree.item)
+    return isinstance(tree, LookAhead | LookBehind | WordEdge)
 
 
 def write_ranges(ranges: Ranges) -> str:

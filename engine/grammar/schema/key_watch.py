@@ -10,8 +10,9 @@ import bisect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from llguidance import LLMatcher
     from torch import Tensor
 
 _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
@@ -28,9 +29,17 @@ class TokenTable:
     def __init__(self, tokens: list[bytes]) -> None:
         self.tokens = tokens
         self._order = sorted((token, token_id) for token_id, token in enumerate(tokens) if token)
+        self._holding: dict[bytes, list[int]] = {}
         self.of_whole_keys = [
             token_id for token_id, token in enumerate(tokens) if token.count(b'"') > 1
         ]
+
+    def holding(self, text: bytes) -> list[int]:
+        """Return the tokens that hold a text, found once."""
+        if text not in self._holding:
+            found = [token_id for token_id, token in enumerate(self.tokens) if text in token]
+            self._holding[text] = found
+        return self._holding[text]
 
     def beginning(self, prefix: bytes) -> Iterator[int]:
         """Yield the tokens that begin with some bytes."""
@@ -38,6 +47,20 @@ class TokenTable:
             if not token.startswith(prefix):
                 return
             yield token_id
+
+
+def cleared(mask: Tensor, token_ids: Iterable[int], is_barred: Callable[[int], bool]) -> Tensor:
+    """Return a mask, [W] int32, without those of some tokens that are barred."""
+    barred = [token_id for token_id in token_ids if _is_set(mask, token_id)]
+    barred = [token_id for token_id in barred if is_barred(token_id)]
+    if not barred:
+        return mask
+    filtered = mask.clone()
+    for token_id in barred:
+        word, bit = divmod(token_id, 32)
+        # The 32nd bit is the sign of its word.
+        filtered[word] = int(filtered[word]) & ~((1 << bit) - (1 << 32 if bit == 31 else 0))
+    return filtered
 
 
 class KeyWatch:
@@ -55,32 +78,35 @@ class KeyWatch:
     def copy(self) -> KeyWatch:
         """Return an independent watch at the same place."""
         twin = KeyWatch(self._table)
+        self._copy_to(twin)
+        return twin
+
+    def _copy_to(self, twin: KeyWatch) -> None:
         twin._open = [None if keys is None else set(keys) for keys in self._open]
         twin._key = None if self._key is None else bytearray(self._key)
         twin._is_in_text, twin._is_escaped = self._is_in_text, self._is_escaped
         twin._awaits_key = self._awaits_key
-        return twin
 
     def accept(self, token_id: int) -> None:
         """Follow one token. Raises: KeyRepeated."""
         if token_id < len(self._table.tokens):
             for byte in self._table.tokens[token_id]:
-                self._follow(byte)
+                self.follow(byte)
+
+    @property
+    def is_inside(self) -> bool:
+        """True inside an object, a list or a string."""
+        return bool(self._open) or self._is_in_text
+
+    def allowed(self, mask: Tensor, matcher: LLMatcher) -> Tensor:  # noqa: ARG002 - for watches of more
+        """Return a mask, [W] int32, without what would repeat; `matcher` stands where it is for."""
+        return self.filtered(mask)
 
     def filtered(self, mask: Tensor) -> Tensor:
         """Return a mask, [W] int32, without tokens that would repeat a key."""
         if not any(self._open):
             return mask
-        repeating = [token_id for token_id in self._candidates() if _is_set(mask, token_id)]
-        repeating = [token_id for token_id in repeating if self._repeats(token_id)]
-        if not repeating:
-            return mask
-        filtered = mask.clone()
-        for token_id in repeating:
-            word, bit = divmod(token_id, 32)
-            # The 32nd bit is the sign of its word.
-            filtered[word] = int(filtered[word]) & ~((1 << bit) - (1 << 32 if bit == 31 else 0))
-        return filtered
+        return cleared(mask, self._candidates(), self._repeats)
 
     def _candidates(self) -> Iterator[int]:
         yield from self._table.of_whole_keys
@@ -98,7 +124,8 @@ class KeyWatch:
             return True
         return False
 
-    def _follow(self, byte: int) -> None:
+    def follow(self, byte: int) -> None:
+        """Follow one byte. Raises: KeyRepeated."""
         if self._is_in_text:
             self._follow_text(byte)
         elif byte == _QUOTE:

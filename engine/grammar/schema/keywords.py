@@ -80,6 +80,15 @@ _REFUSED = {
 _ALIKE = 0.82
 _LOWER = {word.lower(): word for word in ASSERTIONS}
 
+# The keyword that marks a list without equal items in what is written for the library, which passes
+# over it, and how its value begins.
+MARK, MARKED_AT = "$comment", "uniqueItems at "
+
+
+def mark_of(place: str) -> str:
+    """Return the mark of a list, with the pointer to the schema that asks for it."""
+    return MARKED_AT + place
+
 
 def why_refused(word: str) -> str | None:
     """Return why a keyword that is not known to be enforced is refused, None if it passes."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.schema.judge import identity
+from tokenbus.engine.grammar.schema.keywords import MARK, mark_of
 from tokenbus.engine.grammar.schema.node import Claim, Claims, all_of, contradict
-from tokenbus.engine.grammar.schema.refusal import refusal
+from tokenbus.engine.grammar.schema.refusal import pointer, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tokenbus.engine.grammar.schema.case import Contained, SchemaCase
+    from tokenbus.engine.grammar.schema.refusal import Path
     from tokenbus.engine.grammar.schema.texts import Combiner
 
 # Lists that are written out where no item may come twice: all orders of 5 values are 326. Places at
@@ -53,10 +57,10 @@ class Lists:
         """Return keywords of the lists of a case; none if nothing is left."""
         found = []
         for row in self._rows(case):
-            if case.unique is not None and not self._is_unique(row):
-                found.append({"enum": self._written_out(row, case)})
-            else:
+            if case.unique is None or self._is_unique(row):
                 found.append(self._keywords(row))
+            else:
+                found.append(self._of_unique(row, case.unique))
         return [one for one in found if one.get("enum") != []]
 
     def is_empty(self, case: SchemaCase) -> bool:
@@ -157,9 +161,48 @@ class Lists:
             for one, other in itertools.combinations(range(row.most), 2)
         )
 
-    def _written_out(self, row: _Row, case: SchemaCase) -> list[Any]:
-        """Return all lists without equal items."""
-        path = case.unique or ()
+    def _of_unique(self, row: _Row, path: Path) -> dict[str, Any]:
+        """Return keywords of lists without equal items: each written out, or marked as such.
+
+        A marked list has items that are all alike, or that no other item can be equal to: then
+        each one that has begun can be ended. Raises: GrammarRejected.
+        """
+        try:
+            return {"enum": self._written_out(row, path)}
+        except GrammarRejected:
+            if not self._writer.is_watched or not self._is_alike(row):
+                raise
+        num = self._num_values(row.rest)
+        num_all = None if num is None else num + len(row.prefix)
+        most = min((one for one in (row.most, num_all) if one is not None), default=None)
+        if most is not None and row.least > most:
+            return {"enum": []}
+        keywords = self._keywords(_Row(row.prefix, row.rest, row.least, most))
+        return {**keywords, MARK: mark_of(pointer(path))}
+
+    def _is_alike(self, row: _Row) -> bool:
+        """Tell whether no item can be equal to one that another place of the list asks for."""
+        places = [row.at(index) for index in range(len(row.prefix) + 1)]
+        return len(places) <= 8 and all(
+            self._writer.is_empty(all_of([*one, *other]))
+            for one, other in itertools.combinations(places, 2)
+        )
+
+    def _num_values(self, claims: Claims) -> int | None:
+        """Count the values that satisfy claims, or more than these; None if they are endless."""
+        num = 0
+        for case in self._writer.cases(claims) if claims else ():
+            if case.values is not None:
+                num += len(case.values)
+                continue
+            found = [_num_of_kind(case, kind) for kind in sorted(case.kinds)]
+            if None in found:
+                return None
+            num += sum(one for one in found if one is not None)
+        return num if claims else None
+
+    def _written_out(self, row: _Row, path: Path) -> list[Any]:
+        """Return all lists without equal items. Raises: GrammarRejected if these are many."""
         why = f"only where it leaves at most {_MAX_LISTS} lists; bound the values and maxItems"
         found: list[list[Any]] = []
         pending: list[list[Any]] = [[]]
@@ -177,6 +220,15 @@ class Lists:
             if len(found) + len(pending) > _MAX_LISTS:
                 raise refusal("uniqueItems", path, why)
         return sorted(found, key=len)
+
+
+def _num_of_kind(case: SchemaCase, kind: str) -> int | None:
+    """Count the values of one kind, None if they are endless or nobody knows."""
+    if kind in ("null", "boolean"):
+        return 1 + (kind == "boolean")
+    if kind == "integer" and case.low is not None and case.high is not None:
+        return max(0, math.floor(case.high[0]) - math.ceil(case.low[0]) + 1)
+    return None
 
 
 def _narrowed(row: _Row, num: tuple[int, int | None], begin: int) -> _Row:

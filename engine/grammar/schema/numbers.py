@@ -60,10 +60,11 @@ def _keywords(case: SchemaCase, path: Path) -> dict[str, Any]:
     if case.high is not None:
         word = "exclusiveMaximum" if case.high[1] else "maximum"
         keywords[word] = _written(case.high[0], word, path)
-    # The library counts whole numbers in 64 bits.
-    bounds = [bound[0] for bound in (case.low, case.high) if bound is not None]
-    if "fraction" not in case.kinds and any(not -(2**63) <= bound < 2**63 for bound in bounds):
-        raise refusal("type", path, "a bound of whole numbers has more than 64 bits")
+    # The library counts the digits before the point in 64 bits.
+    for word, bound in keywords.items():
+        if not -(2**63) <= bound < 2**63:
+            reason = f"{bound} has more than 64 bits before the point; leave it out"
+            raise refusal(word, path, reason)
     if case.multiples:
         numerator = math.lcm(*(one.numerator for one in case.multiples))
         denominator = math.gcd(*(one.denominator for one in case.multiples))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenbus.engine.grammar.patterns.automaton import Automaton
 from tokenbus.engine.grammar.patterns.formats import format_pattern, is_known
-from tokenbus.engine.grammar.patterns.language import Languages, PatternLanguages
+from tokenbus.engine.grammar.patterns.language import Languages
+from tokenbus.engine.grammar.patterns.pattern_languages import PatternLanguages
 from tokenbus.engine.grammar.patterns.pattern_tree import (
     Chain,
     Edge,
@@ -17,7 +18,7 @@ from tokenbus.engine.grammar.patterns.pattern_tree import (
     Tree,
     read_pattern,
 )
-from tokenbus.engine.grammar.patterns.pattern_writer import looks_ahead, write_pattern
+from tokenbus.engine.grammar.patterns.pattern_writer import looks_around, write_pattern
 from tokenbus.engine.grammar.schema.refusal import refusal
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Combiner(Protocol):
     budget: StepBudget
     texts: Texts
     judge: Judge
+    is_watched: bool
 
     def schema(self, claims: Claims) -> Any:
         """Return a schema for claims."""
@@ -92,7 +94,7 @@ class Texts:
         """Write a pattern in the library's syntax. Raises: PatternRefused."""
         if pattern not in self._written:
             tree = read_pattern(pattern)
-            is_plain = not looks_ahead(tree) and _edges_are_outside(tree)
+            is_plain = not looks_around(tree) and _edges_are_outside(tree)
             self._written[pattern] = (
                 write_pattern(tree) if is_plain else self.automaton(self.term(pattern)).pattern()
             )

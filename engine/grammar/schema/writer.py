@@ -31,7 +31,9 @@ _MAX_NESTING = 150
 class SchemaWriter:
     """Writes one document's schema."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, *, is_watched: bool = False) -> None:
+        """Keep whether outputs will be followed, so that lists can be marked."""
+        self.is_watched = is_watched
         self.budget = StepBudget()
         self.texts = Texts()
         self.judge = Judge(document, self.texts.matches, self.budget)

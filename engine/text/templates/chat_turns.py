@@ -98,15 +98,17 @@ class ChatTurns:
     def _written(
         self, turn: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]
     ) -> dict[str, Any]:
-        chosen = self._choice.format
+        """Put calls into the text of their message, as the format writes them.
+
+        Calls that it could not write, because it has none or because their arguments are no JSON
+        object, stand there as JSON, each on a line of its own.
+        """
         content = turn.get("content") or ""
-        if chosen.calls is None:
-            return {**turn, "content": content}
         try:
-            written = chosen.write_calls([written_call(call) for call in calls])
+            written = self._choice.format.write_calls([written_call(call) for call in calls])
         except ValueError:
-            # What is no JSON object is no call that this format could write.
-            written = "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
+            lines = [json.dumps(call["function"], ensure_ascii=False) for call in calls]
+            written = "\n".join(([""] if content else []) + lines)
         return {**turn, "content": content + written}
 
     def _with_ids(self, turns: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

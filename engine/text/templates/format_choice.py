@@ -4,6 +4,8 @@ A call that the template has rendered is read by the reader of each call format;
 gives back the same call is the template's. Where a template renders no calls, the marks of a format
 say so: those that the template shows the model beside the tools, else those that are tokens of the
 model. Calls are then written as text, and have to be read back all the same.
+
+It is one noun: what is asked of a template follows from what it answered before.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from tokenbus.engine.chat.call_formats import CALL_FORMATS
 from tokenbus.engine.chat.chat_format import FORMATS, ChatFormat, chat_format
 from tokenbus.engine.chat.reasoning_format import REASONING_FORMATS, ReasoningFormat
 from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.text.templates.call_proof import may_be_written
 from tokenbus.engine.text.templates.read_back import RenderedAnswers, is_read, written_call
+from tokenbus.engine.text.templates.respelled_format import respelled
 from tokenbus.engine.text.templates.template_traits import (
     ANSWER,
     ARGUMENTS,
@@ -27,6 +31,7 @@ from tokenbus.engine.text.templates.template_traits import (
     rendered,
     result_of,
 )
+from tokenbus.engine.text.templates.told_formats import formats_shown_in, formats_with_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,6 +44,8 @@ NONE = "none"
 _FALLBACK = "hermes"
 # Turn marks of families that write calls as they are told, with the way that they were shown.
 _BY_TURN_MARK = {"<start_of_turn>": "gemma-3", "<|start_header_id|>": "llama-3"}
+_UNREAD = "its chat template writes calls in a way that no known format reads back"
+_UNSHOWN = "its chat template renders tools, and does not tell in which known format to call them"
 # Settings by which templates are asked to let the model think.
 _THINKING = {"enable_thinking": True, "thinking": True}
 
@@ -51,6 +58,7 @@ class FormatChoice:
     is_parallel: the template renders several calls of one message.
     has_text_before: it renders text and calls of one message.
     doubt: why the format was not proved, "" if it was.
+    written: the call format with the white space of the template; None where that is not known.
     """
 
     format: ChatFormat
@@ -58,6 +66,7 @@ class FormatChoice:
     is_parallel: bool
     has_text_before: bool
     doubt: str = ""
+    written: CallFormat | None = None
 
 
 class FormatChooser:
@@ -92,15 +101,22 @@ class FormatChooser:
             name = self._reading(shape, thoughts, [calls] if calls else CALL_FORMATS)
             if name is not None:
                 return self._proved(_paired(name, thoughts), shape)
+        if calls == NONE:
+            return self._native(chat_format(NONE, thoughts[0]), "")
         if calls is None and self._traits.shapes:
-            doubt = "its chat template writes calls in a way that no known format reads back"
-            return self._native(chat_format(NONE, thoughts[0]), doubt)
-        return self._as_text(_paired(calls or self._by_marks(), thoughts))
+            return self._native(chat_format(NONE, thoughts[0]), _UNREAD)
+        name = calls or self._by_marks()
+        if name is None:
+            return self._native(chat_format(NONE, thoughts[0]), _UNSHOWN)
+        return self._as_text(_paired(name, thoughts))
 
     def _reading(
         self, shape: HistoryShape, thoughts: Sequence[str], names: Iterable[str]
     ) -> str | None:
-        """Return the format that reads a rendered call, and if it can be writes the same text."""
+        """Return the format that reads a rendered call, and if it can be writes the same text.
+
+        Its grammar lets that call through as well: a reader takes more than models write.
+        """
         calls = self._calls(1)
         found: str | None = None
         for name in names:
@@ -109,32 +125,63 @@ class FormatChooser:
             chosen = _paired(name, thoughts)
             assert chosen.calls is not None
             answer, is_inside = self._rendered.answer([shape.turn(calls)], self._results(1), chosen)
-            if not _may_be_read(chosen.calls, answer):
+            if not self._may_be_read(chosen.calls, answer):
                 continue
             if not is_read(chosen, answer, is_inside, calls):
+                continue
+            if not may_be_written(chosen, answer, starts_inside=is_inside):
                 continue
             if chosen.write_calls([written_call(call) for call in calls]) in answer:
                 return name
             found = found or name
         return found
 
+    def _may_be_read(self, written: CallFormat, answer: str) -> bool:
+        """Tell whether a mark that opens calls is there, or none is needed."""
+        if written.opens_in_prompt:
+            return self._rendered.prompt.rstrip().endswith(written.call_open.rstrip())
+        formats = (written, *written.also_read)
+        openings = [(each.section_open or each.call_open).split() for each in formats]
+        return any(not marks or all(mark in answer for mark in marks) for marks in openings)
+
     def _proved(self, chosen: ChatFormat, shape: HistoryShape) -> FormatChoice:
+        is_parallel = self._reads_back(chosen, shape, num_calls=2)
         return FormatChoice(
             chosen,
             shape,
-            is_parallel=self._reads_back(chosen, shape, num_calls=2),
+            is_parallel=is_parallel,
             has_text_before=self._reads_back(chosen, shape, content=ANSWER),
+            written=self._written(chosen, shape, most=2 if is_parallel else 1),
         )
 
+    def _written(self, chosen: ChatFormat, shape: HistoryShape, most: int) -> CallFormat | None:
+        """Return the call format as the template spells it."""
+        if chosen.calls is None or chosen.has_channels:
+            return None
+        told = []
+        for num_calls in range(1, most + 1):
+            calls = self._calls(num_calls)
+            results = self._results(num_calls)
+            told.append((calls, self._rendered.answer([shape.turn(calls)], results, chosen)[0]))
+        return respelled(chosen.calls, told)
+
     def _native(self, chosen: ChatFormat, doubt: str) -> FormatChoice:
-        """Return the choice for calls that the template renders and nobody reads."""
+        """Return the choice for calls that nobody reads: as the template renders them, or text."""
+        if not self._traits.shapes:
+            return FormatChoice(chosen, None, is_parallel=True, has_text_before=True, doubt=doubt)
         shape = self._traits.shapes[0]
-        two = self._rendered.answer([shape.turn(self._calls(2))], self._results(2), chosen)[0]
-        both = self._rendered.answer(
-            [shape.turn(self._calls(1), ANSWER)], self._results(1), chosen
-        )[0]
-        last = str(ARGUMENTS[1]["probe_word"])
-        return FormatChoice(chosen, shape, last in two, ANSWER in both, doubt)
+        name = self._traits.tools_name
+        two, both = (
+            rendered(self._template, [USER, turn, *self._results(num_calls)], name)
+            for num_calls, turn in (
+                (2, shape.turn(self._calls(2))),
+                (1, shape.turn(self._calls(1), ANSWER)),
+            )
+        )
+        first, last = (str(arguments["probe_word"]) for arguments in ARGUMENTS)
+        return FormatChoice(
+            chosen, shape, first in two and last in two, first in both and ANSWER in both, doubt
+        )
 
     def _as_text(self, chosen: ChatFormat) -> FormatChoice:
         """Return the choice for calls that stand in the text of their message."""
@@ -163,15 +210,20 @@ class FormatChooser:
     def _results(self, num_calls: int) -> list[dict[str, object]]:
         return [result_of(call) for call in self._calls(num_calls)]
 
-    def _by_marks(self) -> str:
-        """Return the call format whose marks the template shows, or the model has as tokens."""
+    def _by_marks(self) -> str | None:
+        """Return the call format whose marks the template shows, or the model has as tokens.
+
+        None if the template renders tools and tells of no format, or of more than one: its model
+        was shown another.
+        """
         plain = rendered(self._template, [USER])
         prompt = rendered(self._template, [USER], self._traits.tools_name)
         shown = prompt if prompt != plain else ""
-        for has_mark in (shown.__contains__, self._added.__contains__):
-            best = max(CALL_FORMATS.values(), key=lambda each: _num_marks(each, has_mark))
-            if _num_marks(best, has_mark):
-                return best.name
+        for found in (formats_shown_in(shown), formats_with_tokens(self._added)):
+            if found:
+                return found[0] if len(found) == 1 or not self._traits.tools_name else None
+        if self._traits.tools_name:
+            return None
         turn_marks = (name for mark, name in _BY_TURN_MARK.items() if mark in plain)
         return next(turn_marks, _FALLBACK)
 
@@ -187,8 +239,29 @@ class FormatChooser:
             lambda each: any(_has_both_marks(each, text) for text in texts),
             lambda each: any(_has_closing_tag(each, text) for text in texts),
         )
-        found = [each.name for sign in signs for each in REASONING_FORMATS.values() if sign(each)]
-        return list(dict.fromkeys(found))
+        found = [
+            each
+            for sign in signs
+            for each in REASONING_FORMATS.values()
+            if sign(each) and (not each.frame or self._is_framed(each, prompts[0]))
+        ]
+        # Of two with the same marks, that whose frame is there says more.
+        found.sort(key=lambda each: not each.frame)
+        return list(dict.fromkeys(each.name for each in found))
+
+    def _is_framed(self, each: ReasoningFormat, prompt: str) -> bool:
+        """Tell whether answers stand in the frame of a format.
+
+        The template writes them so, takes them out of it, or tells the model to write them so.
+        """
+        plain = {"role": "assistant", "content": ANSWER}
+        before = rendered(self._template, [USER, plain]).partition(ANSWER)[0].rstrip()
+        taken_out = (f"split({quote}{mark}" for mark in each.frame for quote in "'\"")
+        return (
+            before.endswith(each.frame[0])
+            or any(text in self._template.source for text in taken_out)
+            or all(mark in prompt for mark in (each.closes[0], *each.frame))
+        )
 
     def _written_thoughts(self) -> Iterator[str]:
         """Yield prompts with an answer that has reasoning."""
@@ -217,31 +290,14 @@ def _paired(calls: str, thoughts: Sequence[str]) -> ChatFormat:
     ]
     names = {each.name for each in FORMATS.values()}
     pairs = [name for name in fitting if f"{calls}/{name}" in names]
+    if fitting and chat_format(NONE, fitting[0]).frame:
+        pairs = fitting
     return chat_format(calls, next(iter((*pairs, *fitting)), NONE))
 
 
 def _check_name(field: str, name: str | None, known: Iterable[str]) -> None:
     if name is not None and name != NONE and name not in known:
         raise RequestRejected(field, f"{name} is not among {', '.join((NONE, *known))}")
-
-
-def _may_be_read(written: CallFormat, answer: str) -> bool:
-    """Tell whether a mark that opens calls is there, or none is needed."""
-    formats = (written, *written.also_read)
-    openings = [(each.section_open or each.call_open).split() for each in formats]
-    return written.opens_in_prompt or any(
-        not marks or all(mark in answer for mark in marks) for marks in openings
-    )
-
-
-def _num_marks(written: CallFormat, has_mark: Callable[[str], bool]) -> int:
-    """Count the marks of a format that are there; none if that which opens calls is not."""
-    best = 0
-    for each in (written, *written.also_read):
-        opening = (each.section_open or each.call_open).strip()
-        if opening and has_mark(opening):
-            best = max(best, sum(has_mark(text.strip()) for text in each.texts))
-    return best
 
 
 def _is_thought(each: ReasoningFormat, text: str) -> bool:
@@ -258,4 +314,4 @@ def _has_both_marks(each: ReasoningFormat, text: str) -> bool:
 
 def _has_closing_tag(each: ReasoningFormat, text: str) -> bool:
     """Tell whether a text names the tag that ends the block, as templates do that cut it off."""
-    return any(mark in text for mark in each.closes if mark.startswith(("</", "[/")))
+    return any(mark in text for mark in each.closes if mark.startswith(("</", "[/", "[B")))

@@ -18,15 +18,18 @@ from tokenbus.engine.text.templates.template_traits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tokenbus.engine.chat.chat_format import ChatFormat
     from tokenbus.engine.text.templates.chat_template import ChatTemplate
 
 _BAR = "|\N{FULLWIDTH VERTICAL LINE}"
-# Marks around turns, as almost all families spell them.
-_ANY_MARK = re.compile(rf"<[{_BAR}][^<>{_BAR}]{{1,40}}[{_BAR}]>")
-_LAST_MARK = re.compile(rf"{_ANY_MARK.pattern}\s*$")
+# Marks around turns, as almost all families spell them; some have the bar on one side alone.
+_ANY_MARK = re.compile(
+    rf"<(?:[{_BAR}][^<>{_BAR}\n]{{1,40}}[{_BAR}]?|[^<>{_BAR}\n]{{1,40}}[{_BAR}])>"
+)
+# Characters of such a mark.
+_MAX_MARK = 60
 
 
 class RenderedAnswers:
@@ -47,9 +50,10 @@ class RenderedAnswers:
         self._template = template
         self._tools_name = traits.tools_name
         self._ends = tuple(filter(None, (eos_token, *added_tokens)))
-        self._prompt = rendered(template, [USER], traits.tools_name)
+        self.prompt = rendered(template, [USER], traits.tools_name)
         turns = [USER, {"role": "assistant", "content": ANSWER}]
         self._plain = rendered(template, turns, traits.tools_name, add_generation_prompt=False)
+        self._plain_end = self._plain.rpartition(ANSWER)[2]
 
     def answer(
         self,
@@ -58,33 +62,76 @@ class RenderedAnswers:
         chosen: ChatFormat,
     ) -> tuple[str, bool]:
         """Return the part of a prompt that the model would have written, and if it begins inside
-        a reasoning block.
+        a reasoning block; "" where it does not begin as answers to the prompt do.
         """
         name = self._tools_name
         whole = rendered(self._template, [USER, *turns], name, add_generation_prompt=False)
+        is_last = bool(whole)
         if not whole and results:
             whole = rendered(
                 self._template, [USER, *turns, *results], name, add_generation_prompt=False
             )
-        begins = _num_equal(self._prompt, whole)
-        ends = len(whole) - _num_equal(whole[begins:][::-1], self._plain[::-1])
-        begins = _outside_marks(whole, begins, chosen.texts, is_end=False)
-        ends = _outside_marks(whole, ends, chosen.texts, is_end=True)
-        is_inside = chosen.reasoning is not None and chosen.reasoning.is_open_after(whole[:begins])
-        return self._without_end(whole[begins:ends], chosen), is_inside
+        begins = self._begin(whole, chosen)
+        if begins is None:
+            return "", False
+        answer = self._without_end(whole[begins:], chosen, is_last=is_last)
+        thoughts = chosen.reasoning
+        is_inside = (
+            thoughts is not None
+            and (
+                thoughts.is_open_after(whole[:begins])
+                # Templates leave out the mark that the prompt opens the block by, and close it.
+                or (
+                    any(mark in self.prompt[begins:] for mark in thoughts.opens)
+                    and answer.lstrip().startswith(thoughts.closes)
+                )
+            )
+        )
+        return answer, is_inside
 
-    def _without_end(self, answer: str, chosen: ChatFormat) -> str:
-        """Cut off the marks that end a turn and belong to no format."""
-        while True:
-            stripped = answer.rstrip()
-            ends = [end for end in self._ends if stripped.endswith(end)]
-            found = _LAST_MARK.search(stripped)
-            if found is not None:
-                ends.append(found[0])
-            ends = [end for end in ends if not any(end in text for text in chosen.texts)]
-            if not ends:
-                return answer
-            answer = stripped[: -len(max(ends, key=len))]
+    def _begin(self, whole: str, chosen: ChatFormat) -> int | None:
+        """Return where the answer begins: where the prompt ends, or what of it no answer repeats.
+
+        That is what the format can tell, or what answers of words do not repeat either. None if the
+        prompt goes on in another way: a turn of another kind is no answer to it.
+        """
+        begins = _fork(self.prompt, whole, chosen.texts)
+        marks = [
+            *(chosen.reasoning.opens if chosen.reasoning else ()),
+            *(chosen.reasoning.closes if chosen.reasoning else ()),
+            *chosen.frame,
+            *([chosen.calls.call_open] if chosen.calls and chosen.calls.opens_in_prompt else ()),
+        ]
+        left = self.prompt[begins:]
+        for mark in marks:
+            left = left.replace(mark, "")
+        if not left.strip():
+            return begins
+        if begins < _fork(self.prompt, self._plain, chosen.texts):
+            return None
+        head = self._plain[begins:].partition(ANSWER)[0].rstrip()
+        return begins + len(head) if whole.startswith(head, begins) else None
+
+    def _without_end(self, answer: str, chosen: ChatFormat, *, is_last: bool) -> str:
+        """Cut off what ends a turn and belongs to no format.
+
+        A turn of calls may end in a mark of its own, one of them. What stands behind the end as
+        well, results for instance, is cut off with it.
+        """
+        end, stripped = self._plain_end.strip(), answer.rstrip()
+        if end and not is_last:
+            return answer.partition(end)[0]
+        if end and stripped.endswith(end):
+            return stripped.removesuffix(end)
+        shared = _num_equal(answer[::-1], self._plain_end[::-1])
+        at = len(answer) - shared
+        at = max((behind for _, behind in _marks_around(answer, chosen.texts, at)), default=at)
+        if _ANY_MARK.search(answer, at):
+            return answer[:at]
+        ends = [each for each in self._ends if stripped.endswith(each)]
+        ends += [each[0] for each in _ANY_MARK.finditer(stripped) if each.end() == len(stripped)]
+        ends = [each for each in ends if not any(each in text for text in chosen.texts)]
+        return stripped[: -len(max(ends, key=len))] if ends else answer
 
 
 def written_call(call: Mapping[str, object]) -> WrittenCall:
@@ -124,13 +171,19 @@ def _num_equal(text: str, other: str) -> int:
     return next((idx for idx in range(shorter) if text[idx] != other[idx]), shorter)
 
 
-def _outside_marks(text: str, at: int, marks: Sequence[str], *, is_end: bool) -> int:
-    """Move a cut that divides a mark: a mark of the format stays in what is cut out, others not."""
-    for mark in marks:
-        begins = text.rfind(mark, 0, at + len(mark))
+def _fork(text: str, other: str, marks: Sequence[str]) -> int:
+    """Return where two texts begin to differ, in front of a mark that is cut there in either."""
+    at = _num_equal(text, other)
+    starts = [begins for each in (text, other) for begins, _ in _marks_around(each, marks, at)]
+    return min(starts, default=at)
+
+
+def _marks_around(text: str, marks: Sequence[str], at: int) -> Iterator[tuple[int, int]]:
+    """Yield the ends of marks that a place divides."""
+    for mark in {part for each in marks for part in each.split()}:
+        begins = text.rfind(mark, 0, at + len(mark) - 1)
         if 0 <= begins < at < begins + len(mark):
-            return begins + len(mark) if is_end else begins
-    for found in _ANY_MARK.finditer(text):
+            yield begins, begins + len(mark)
+    for found in _ANY_MARK.finditer(text, max(0, at - _MAX_MARK), at + _MAX_MARK):
         if found.start() < at < found.end():
-            return found.start() if is_end else found.end()
-    return at
+            yield found.span()

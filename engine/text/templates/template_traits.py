@@ -42,8 +42,10 @@ TOOLS: list[dict[str, Any]] = [
     }
 ]
 USER = {"role": "user", "content": QUESTION}
-# Names under which templates look for tools: the common one, and that of Firefunction, as JSON.
-_TOOLS_NAMES = ("tools", "functions")
+# Names under which templates look for tools: the common one, that of Firefunction, which wants
+# them as JSON text, and that of SmolLM3.
+_AS_TEXT, _AS_LIST = "functions", "xml_tools"
+_TOOLS_NAMES = ("tools", _AS_TEXT, _AS_LIST)
 # The length of call ids that Mistral's templates ask for, and what other clients make up.
 NINE = 9
 _IDS = (("call_probe_tool_1", "call_probe_tool_2"), ("probe0001", "probe0002"))
@@ -146,6 +148,8 @@ def tool_names(tools_name: str | None, tools: Sequence[Mapping[str, Any]]) -> di
     """Return what a template gets beside `tools`, if it looks for them elsewhere."""
     if tools_name in (None, "tools"):
         return {}
+    if tools_name == _AS_LIST:
+        return {_AS_LIST: [dict(tool) for tool in tools]}
     functions = [tool.get("function", tool) for tool in tools]
     return {tools_name: json.dumps(functions, ensure_ascii=False), "datetime": ""}
 

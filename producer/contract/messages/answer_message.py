@@ -1,9 +1,8 @@
-"""The message of an answer, and how chat APIs spell it."""
+"""The message of an answer, as results and streams have it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from tokenbus.engine.chat.written_message import WrittenCall, WrittenMessage
 
@@ -24,21 +23,3 @@ class AnswerMessage(WrittenMessage):
     def tool_calls(self) -> tuple[WrittenCall, ...]:
         """Return the calls that may be carried out."""
         return self.complete_calls
-
-    def dump(self) -> dict[str, Any]:
-        """Return the message as chat APIs spell it, ready for the history of the next request."""
-        calls = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in self.tool_calls
-        ]
-        content = self.content if self.content or not calls else None
-        wire: dict[str, Any] = {"role": "assistant", "content": content}
-        if self.reasoning:
-            wire["reasoning_content"] = self.reasoning
-        if calls:
-            wire["tool_calls"] = calls
-        return wire

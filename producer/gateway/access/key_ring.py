@@ -69,7 +69,19 @@ class KeyRing:
         Raises: what a call on the server raises.
         """
         stored = [key_id for key_id in key_ids if not key_id.startswith("given-")]
-        return await self._stored.revoked(stored) if stored else set()
+        found = await self._stored.revoked(stored) if stored else set[str]()
+        for key_id in found:
+            # From here on it opens nothing at this door.
+            self._believed.pop(key_id, None)
+        return found
+
+    async def check(self, caller: Caller) -> None:
+        """Check that a caller's key is good still, by what is stored now.
+
+        Raises: ApiError 401; what a call on the server raises.
+        """
+        if caller.key_id is not None and await self.revoked([caller.key_id]):
+            raise wrong_key()
 
     async def _record(self, key_id: str) -> ApiKey | None:
         now = time.monotonic()

@@ -26,7 +26,8 @@ from tokenbus.producer.gateway.wire.usage import summed
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-    from tokenbus.producer.contract.events import Event, Usage
+    from tokenbus.engine.chat.usage import Usage
+    from tokenbus.producer.contract.events import Event
     from tokenbus.producer.gateway.jobs.stream_form import StreamForm
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
     from tokenbus.producer.gateway.pools.vocabulary import Vocabulary
@@ -166,10 +167,10 @@ class AnswerFrames:
                     step.end - len(step.text),
                     texts,
                 )
-                if chunk is None or step.index <= after:
+                if chunk is None or step.cursor <= after:
                     continue
-                self._at[number] = step.index
-                cursor = step.index if is_alone else self._cursor()
+                self._at[number] = step.cursor
+                cursor = step.cursor if is_alone else self._cursor()
                 told.append(f"{head}{cursor}\ndata: {chunk}\n\n")
             yield "".join(told).encode()
 

@@ -33,7 +33,7 @@ async def attended(
     Raises: ApiError: of the work, of the door, 408 after so many seconds. A reader that has left
         gets 499, which nobody reads, and the jobs are let go.
     """
-    task = asyncio.ensure_future(work)
+    task = asyncio.create_task(work)
     gone = asyncio.ensure_future(_until_gone(request))
     is_left = True
     try:
@@ -41,7 +41,7 @@ async def attended(
         await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             is_left = False
-            return task.result()
+            return await _told(task, stream, streams)
         if stream.stopped.done():
             is_left = False
             raise stream.stopped.result()
@@ -57,6 +57,17 @@ async def attended(
             each.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
         streams.close(stream, is_left=is_left)
+
+
+async def _told(task: asyncio.Task[T], stream: OpenStream, streams: OpenStreams) -> T:
+    """Return what has come of the work; of a key that was revoked, the error that says so."""
+    try:
+        return task.result()
+    except (ApiError, ProducerError) as error:
+        told = error if isinstance(error, ApiError) else api_error(error)
+        if told.code == "cancelled":
+            await streams.check_key(stream)
+        raise
 
 
 async def _until_gone(request: Request) -> None:

@@ -33,9 +33,9 @@ async def job_frames(
                 yield _end_frame(job.job_id, event)
             return
         frames = [
-            sse.json_frame(_token_body(job.job_id, step), cursor=step.index, event="delta")
+            sse.json_frame(_token_body(job.job_id, step), cursor=step.cursor, event="delta")
             for step in await steps.of(event)
-            if step.index > after
+            if step.cursor > after
         ]
         if frames:
             yield b"".join(frames)
@@ -50,7 +50,7 @@ def position_frame(job_id: str, jobs_ahead: int) -> bytes:
 def _token_body(job_id: str, step: TokenStep) -> dict[str, Any]:
     body: dict[str, Any] = {
         "job": job_id,
-        "cursor": step.index,
+        "cursor": step.cursor,
         "choice": step.choice,
         "token_id": step.token_id,
         "text": step.text,

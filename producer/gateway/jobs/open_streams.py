@@ -138,6 +138,10 @@ class OpenStreams:
             with contextlib.suppress(ProducerError, *SERVER_ERRORS):
                 await job.client.cancel(job.job_id, job.tenant)
 
+    async def check_key(self, stream: OpenStream) -> None:
+        """Check the key of a request. Raises: as `KeyRing.check`."""
+        await self._keys.check(stream.caller)
+
     async def run(self) -> None:
         """Look after the streams until cancelled."""
         while True:

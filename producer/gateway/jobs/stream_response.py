@@ -117,6 +117,8 @@ class FrameResponse(Response):
                     await send({"type": "http.response.body", "body": part, "more_body": True})
                     stream.has_begun = True
                     stream.sent_at = time.monotonic()
+        except ApiError as error:
+            await _send(send, self._error_frame(error) + self._last_frame)
         except ProducerError as error:
             await _send(send, self._error_frame(api_error(error)) + self._last_frame)
         except SERVER_ERRORS as error:

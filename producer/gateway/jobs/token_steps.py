@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 class TokenStep(NamedTuple):
-    """One token: its index in the job, its choice, and what it adds.
+    """One token: its cursor in the job, its choice, and what it adds.
 
     `text` is what it has released, up to `end`, in characters since the start of the choice;
     `entry` is its logprobs, in the form of events, where they were asked for.
     """
 
-    index: int
+    cursor: int
     choice: int
     token_id: int
     text: str

@@ -10,7 +10,7 @@ from tokenbus.producer.gateway.wire.ui_parts import UiParts
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 
-    from tokenbus.producer.contract.events import Usage
+    from tokenbus.engine.chat.usage import Usage
     from tokenbus.producer.gateway.jobs.answer_frames import EventSource
     from tokenbus.producer.gateway.wire.api_error import ApiError
 

@@ -17,9 +17,9 @@ from tokenbus.producer.gateway.body import read_object
 from tokenbus.producer.gateway.gateway import caller
 from tokenbus.producer.gateway.jobs.answer_frames import parse_cursor
 from tokenbus.producer.gateway.jobs.job_frames import job_frames, position_frame
+from tokenbus.producer.gateway.jobs.owned_jobs import owned_jobs
 from tokenbus.producer.gateway.jobs.peeked_events import PeekedEvents
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
-from tokenbus.producer.gateway.jobs.tenant_shares import tenant_shares
 from tokenbus.producer.gateway.wire import sse
 from tokenbus.producer.gateway.wire.api_description import ERROR_RESPONSES, JOB_BODY
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
@@ -120,17 +120,14 @@ async def _list(gateway: Gateway, who: Caller, limit: int) -> dict[str, Any]:
         if not who.may_use(pool):
             continue
         client = await gateway.models.client(pool)
-        tenants: list[str | None] = [None]
-        if who.key_id is not None:
-            tenants = [*await tenant_shares(client, who.tenant)]
-        for tenant in tenants:
-            listed = await client.list_jobs(tenant=tenant, limit=_MAX_LISTED)
-            is_whole = is_whole and listed.is_whole
-            found += [
-                _listed(job, name, pool)
-                for job in listed.jobs
-                if (name := JobName.parse(job.job_id)) is not None and name.owner == who.id_prefix
-            ]
+        tenant = None if who.key_id is None else who.tenant
+        listed = await owned_jobs(client, who.id_prefix, tenant)
+        is_whole = is_whole and listed.is_whole
+        found += [
+            _listed(job, name, pool)
+            for job in listed.jobs
+            if (name := JobName.parse(job.job_id)) is not None
+        ]
     has_more = len(found) > limit or not is_whole
     return {"object": "list", "data": found[:limit], "has_more": has_more}
 
@@ -202,7 +199,7 @@ async def _stream(
         told = f"{LAST_EVENT_ID}: is no cursor of it"
         raise ApiError(400, told, code="invalid_cursor", param=LAST_EVENT_ID)
     shown = await _shown(job)
-    events = PeekedEvents(job)
+    events = PeekedEvents(job, who, gateway.keys)
     stream = gateway.streams.open(who, [job], is_kept=True)
     stream.position_frame = partial(position_frame, job.job_id)
     if shown["status"] == JobState.WAITING:

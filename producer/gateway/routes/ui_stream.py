@@ -97,7 +97,7 @@ async def _answer(gateway: Gateway, request: Request, who: Caller) -> Response:
     [(job, reservation)] = await submit_all(gateway, request, who, asked, [prompt], served, [names])
     try:
         await _await_answer(gateway, who, chat_id, job)
-        events = PeekedEvents(job)
+        events = PeekedEvents(job, who, gateway.keys)
         finish = await events.failure(FIRST_EVENT_S)
         if finish is not None:
             await events.aclose()
@@ -156,7 +156,7 @@ async def _resumed(gateway: Gateway, chat_id: str, who: Caller) -> Response:
     if job_id is None:
         return Response(status_code=204)
     job = await gateway.door.find(who, job_id)
-    events = PeekedEvents(job)
+    events = PeekedEvents(job, who, gateway.keys)
     try:
         # A job that is not known any more is told by its first event.
         await events.failure(FIRST_EVENT_S)

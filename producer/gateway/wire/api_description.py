@@ -112,6 +112,52 @@ JOB_BODY = _body(
         "callback_url": {"type": "string"},
     },
 )
+RESPONSE_BODY = _body(
+    [],
+    {
+        name: _COMMON[name]
+        for name in ("model", "temperature", "top_p", "stream", "user", "metadata")
+    }
+    | {
+        "input": {
+            "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}],
+        },
+        "instructions": {"type": "string"},
+        "max_output_tokens": {"type": "integer", "minimum": 0},
+        "previous_response_id": {"type": "string"},
+        "background": {"type": "boolean"},
+        "store": {"type": "boolean"},
+        "reasoning": {"type": "object"},
+        "text": {"type": "object"},
+        "tools": {"type": "array", "items": {"type": "object"}},
+        "callback_url": {"type": "string"},
+    },
+)
+BATCH_BODY = _body(
+    ["input_file_id", "endpoint", "completion_window"],
+    {
+        "input_file_id": {"type": "string"},
+        "endpoint": {"type": "string"},
+        "completion_window": {"type": "string"},
+        "metadata": _COMMON["metadata"],
+        "callback_url": {"type": "string"},
+    },
+)
+UPLOAD_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file", "purpose"],
+                "properties": {
+                    "file": {"type": "string", "format": "binary"},
+                    "purpose": {"type": "string", "enum": ["batch"]},
+                },
+            }
+        }
+    },
+}
 TOKENIZE_BODY = _body(
     [],
     {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.contract.events import Usage
+from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.gateway.wire.usage import usage_body
 

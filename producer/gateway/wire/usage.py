@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tokenbus.producer.contract.events import Usage
+from tokenbus.engine.chat.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -142,6 +142,15 @@ def test_command_prints_a_rate_and_writes_the_report(
     assert report["machine"]["torch"]
 
 
+def test_uniform_routing_without_routers_is_refused(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dense model has nothing that could be told to choose."""
+    arguments = ["--model", str(model), "--max-model-len", "1024", "--random-weights"]
+    assert main(["bench", "engine", *arguments, "--uniform-routing"]) == 1
+    assert "has no routers" in capsys.readouterr().err
+
+
 def test_unknown_model_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import pytest
 from golden_answers import Golden, golden_answers, joined, plain
+
+from tokenbus.engine.chat.chat_format import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +26,28 @@ def _read(golden: Golden, pieces: Iterable[str]) -> tuple[WrittenMessage, list[M
     reader = golden.reader()
     deltas = [*map(reader.push, pieces), reader.finish()]
     return reader.message, deltas
+
+
+def test_every_family_has_ten_answers_of_its_own() -> None:
+    """No family is read by what another one's models write, and no answers belong to none."""
+    assert set(ANSWERS) == set(FORMATS)
+    assert {family: len(answers) for family, answers in ANSWERS.items() if len(answers) < 10} == {}
+    for family, answers in ANSWERS.items():
+        texts = {each.answer for each in answers}
+        assert len(texts) == len(answers), family
+        if FORMATS[family].calls is not None:
+            assert any(len(each.calls) > 1 for each in answers) or not _is_parallel(family), family
+            assert any(not json.loads(arguments) for arguments in _arguments(answers)), family
+
+
+def _is_parallel(family: str) -> bool:
+    written = FORMATS[family].calls
+    return written is not None and written.is_parallel
+
+
+def _arguments(answers: Iterable[Golden]) -> list[str]:
+    calls = [call for each in answers for call in each.calls]
+    return [arguments for _, arguments, is_complete in calls if is_complete]
 
 
 @pytest.mark.parametrize("family", ANSWERS)

@@ -81,7 +81,7 @@ def test_outputs_satisfy_their_grammars_beside_free_ones(llm: LLM) -> None:
 
 def test_grammar_that_does_not_compile_fails_its_own_request(llm: LLM) -> None:
     """The reason names the keyword; the healthy request beside it runs to its end."""
-    bad = GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type": "array", "uniqueItems": true}')
+    bad = GrammarSpec(GrammarKind.JSON_SCHEMA, '{"type": "array", "contains": {"const": 1}}')
     ids = tuple(llm.tokenizer(PROMPT)["input_ids"])
     params = SamplingParams(max_tokens=20, temperature=0.0)
     deltas = run(
@@ -89,7 +89,7 @@ def test_grammar_that_does_not_compile_fails_its_own_request(llm: LLM) -> None:
         [Request(100, ids, replace(params, grammar=bad)), Request(101, ids, params)],
     )
     assert deltas[100][-1].finish_reason is FinishReason.FAILED
-    assert "uniqueItems" in str(deltas[100][-1].error)
+    assert "contains" in str(deltas[100][-1].error)
     assert tokens(deltas[100]) == []
     assert deltas[101][-1].finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
     stats = llm.stats()
@@ -188,7 +188,7 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
     """A required call names a given tool, its arguments validate; `none` leaves the tools out."""
     messages = [{"role": "user", "content": "Where is my order 4711?"}]
     tools = [{"type": "function", "function": {"name": "describe", "parameters": SCHEMA}}]
-    params = SamplingParams(max_tokens=300, temperature=1.5, seed=3)
+    params = SamplingParams(max_tokens=100, temperature=1.5, seed=3)
     output = llm.chat(
         messages,
         params,
@@ -197,7 +197,7 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
         parallel_tool_calls=False,
         progress=False,
     )[0]
-    assert output.finish_reason is FinishReason.STOP
+    assert output.finish_reason is FinishReason.TOOL_CALLS
     assert output.tool_calls
     for call in output.tool_calls:
         assert call.name == "describe"
@@ -207,5 +207,6 @@ def test_chat_with_tools_answers_with_calls_that_satisfy_their_schemas(llm: LLM)
     free = replace(params, max_tokens=2)
     plain = llm.chat(messages, free, tools=tools, tool_choice="none", progress=False)[0]
     assert plain.prompt_ids == llm.chat(messages, free, progress=False)[0].prompt_ids
-    with pytest.raises(RequestRejected, match="not together with tools"):
-        llm.chat(messages, replace(params, grammar=JSON), tools=tools, progress=False)
+    lark = GrammarSpec(GrammarKind.LARK, 'start: "a"')
+    with pytest.raises(RequestRejected, match="stands not beside tools"):
+        llm.chat(messages, replace(params, grammar=lark), tools=tools, progress=False)

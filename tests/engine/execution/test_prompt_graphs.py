@@ -82,7 +82,7 @@ def test_padded_passes_change_no_token(loaded: LoadedModel, monkeypatch: Any) ->
     tokens, scores = answers(engine_for(loaded, config), some_prompts())
     assert tokens == expected[0]
     assert scores == pytest.approx(expected[1], abs=1e-4)
-    shapes = list(runners[0].prompts._passes)
+    shapes = [shape for shape, _ in runners[0].prompts._passes]
     assert len(shapes) > 1
     assert {shape.num_rows > 0 for shape in shapes} == {True, False}
 
@@ -98,7 +98,7 @@ def test_captured_passes_change_no_token(loaded: LoadedModel) -> None:
         runs.append(answers(engine, some_prompts()))
         if graphs:
             prompts: Any = engine._runner
-            assert any(shape.num_rows for shape in prompts._prompts._passes)
+            assert any(shape.num_rows for shape, _ in prompts._prompts._passes)
             assert answers(engine, some_prompts())[0] == runs[0][0]
     assert runs[1][0] == runs[2][0] == runs[0][0]
     assert runs[1][1] == pytest.approx(runs[0][1], abs=1e-4)
@@ -150,7 +150,7 @@ def test_preparing_writes_to_scratch_alone(loaded: LoadedModel) -> None:
     shape = graphs.shape(16, 1, 0)
     assert shape is not None
     graphs.prepare(shape)
-    assert shape in graphs._passes
+    assert (shape, False) in graphs._passes
     assert (graphs._kv.k[0][1:] == 7.0).all()
     assert graphs._kv.k[0][0].any()
 
@@ -159,12 +159,12 @@ def test_large_models_are_launched_as_before(loaded: LoadedModel) -> None:
     """A graph pays for few tokens of a wide model, for none that transformers' code computes."""
     layer = loaded.model.tensors.layers[0]  # type: ignore[attr-defined]
     assert replayed_tokens(loaded.model) > 4096
-    before = layer.down.weight
+    before = layer.mlp.down.weight
     try:
-        layer.down.weight = PlainWeight(torch.empty(200_000, 1000, device="meta"))
+        layer.mlp.down.weight = PlainWeight(torch.empty(200_000, 1000, device="meta"))
         assert 0 < replayed_tokens(loaded.model) < 1000
         assert graphs_of(loaded, 4, 8192).shape(1000, 1, 0) is None
     finally:
-        layer.down.weight = before
+        layer.mlp.down.weight = before
     other: Any = object()
     assert replayed_tokens(other) == 0

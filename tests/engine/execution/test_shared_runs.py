@@ -16,6 +16,7 @@ from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from tokenbus.engine.engine import Engine
     from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing, SharedRun
@@ -32,6 +33,13 @@ class _Recorder:
         self.runs = max(self.runs, len(runs))
         self.rows = max(self.rows, *(len(run.rows) for run in runs), 0)
         self._backend.assign_runs(runs)
+
+    @property
+    def has_runs(self) -> bool:
+        return self._backend.has_runs
+
+    def assuming_runs(self) -> AbstractContextManager[None]:
+        return self._backend.assuming_runs()
 
     def pays(self, num_rows: int, num_pages: int) -> bool:
         return self._backend.pays(num_rows, num_pages)

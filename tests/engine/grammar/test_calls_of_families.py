@@ -6,20 +6,19 @@ have them, special to half of the families.
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from golden_answers import TOOLS, Golden, golden_answers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from family_tokenizers import ANSWERS, EVERY_TIME, FAMILIES, family_tokenizer
+from golden_answers import TOOLS, Golden
 
 from tokenbus.engine.chat.chat_format import format_named
 from tokenbus.engine.chat.written_message import WrittenCall
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
+from tokenbus.engine.grammar.calls.call_rules import MAX_CALLS
 from tokenbus.engine.grammar.calls.reasoning_rules import (
     ReasoningRule,
     before_answer,
@@ -31,40 +30,12 @@ from tokenbus.engine.grammar.tools import FunctionTool
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tokenbus.engine.chat.call_format import CallFormat
 
-ANSWERS = [each for each in golden_answers() if each.chat_format.calls is not None]
-FAMILIES = sorted({each.family for each in ANSWERS})
-# One for each kind of syntax and marks; the rest runs in `make test-full`.
-_EVERY_TIME = {"gpt-oss", "llama-3", "llama-4", "mistral", "qwen3", "qwen3-coder"}
 EACH = [
-    pytest.param(family, marks=() if family in _EVERY_TIME else pytest.mark.slow)
+    pytest.param(family, marks=() if family in EVERY_TIME else pytest.mark.slow)
     for family in FAMILIES
 ]
-# Marks that are tokens of their families' models; all others are spelled by the vocabulary.
-_TOKEN = re.compile(r"<[^<>\n= ]+>|\[/?[A-Z_]{4,}\]")
-END = "<|end of answer|>"
-
-
-@cache
-def family_tokenizer(family: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes, with the family's marks beside them."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_alone = Tokenizer(models.BPE({char: idx for idx, char in enumerate(alphabet)}, []))
-    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bytes_alone.decoder = decoders.ByteLevel()
-    marks = dict.fromkeys(
-        mark for text in format_named(family).texts for mark in _TOKEN.findall(text)
-    )
-    is_special = FAMILIES.index(family) % 2 == 0 if family in FAMILIES else False
-    bytes_alone.add_special_tokens([AddedToken(END, special=True, normalized=False)])
-    bytes_alone.add_tokens(
-        [AddedToken(mark, special=is_special, normalized=False) for mark in marks]
-    )
-    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
-    return build(tokenizer_object=bytes_alone, eos_token=END)
 
 
 @cache
@@ -122,10 +93,9 @@ def _in_full(golden: Golden) -> bool:
 
 @pytest.mark.parametrize("family", EACH)
 def test_what_models_of_a_family_write_passes(family: str) -> None:
-    """`auto` lets through calls with text and reasoning before them, `required` calls alone."""
+    """`auto` lets through calls with text and reasoning before them, whatever their spacing."""
     answers = [each for each in ANSWERS if each.family == family and _in_full(each)]
     told = [passes(each, "auto") for each in answers]
-    told += [passes(each, "required") for each in answers if not each.content]
     unknown = [reason for reason in filter(None, told) if not any(t in reason for t in READ_ALONE)]
     assert not unknown
     assert told.count("") >= len(told) / 2
@@ -156,16 +126,61 @@ def test_calls_as_the_format_writes_them_pass(family: str) -> None:
     """Every choice takes the canonical spelling, nested, empty and with awkward texts in it."""
     written = format_named(family).calls
     assert written is not None
-    calls = [
-        WrittenCall("", "search", '{"query": "a \\"b\\" [c]", "filters": {"n": 1}, "limit": 3}'),
-        WrittenCall("", "get_time", "{}"),
-        WrittenCall("", "get_weather", '{"location": "São Paulo", "unit": "celsius", "days": 2}'),
+    told = [
+        ("search", '{"query": "a \\"b\\" [c]", "filters": {"n": 1}, "limit": 3}'),
+        ("get_time", "{}"),
+        ("get_weather", '{"location": "São Paulo", "unit": "celsius", "days": 2}'),
     ]
+    calls = [WrittenCall("D681PevKs", *each) for each in told]
     for listed in ([calls[0]], [calls[1]], [calls[2]], calls[: 3 if written.is_parallel else 1]):
         golden = Golden(family, "", written.write(listed).removeprefix(_in_prompt(written)))
         names = {call.name for call in listed}
         for choice in ("auto", "required", *(names if len(names) == 1 else ())):
             assert not passes(golden, choice)
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_calls_that_are_asked_for_have_one_spelling(family: str) -> None:
+    """No white space can be drawn that the format does not write: no token is lost on it."""
+    written = format_named(family).calls
+    assert written is not None
+    arguments = '{"unit": "celsius", "days": 2}'
+    call = WrittenCall("D681PevKs", "get_weather", arguments)
+    tokenizer, rule = family_tokenizer(family), ReasoningRule(is_allowed=False)
+    text = written.write([call]).removeprefix(_in_prompt(written))
+    blanks = {tokenizer.encode(blank)[0] for blank in (" ", "\n", "\t")}
+    closed = TOOLS["get_weather"] | {"additionalProperties": False}
+    tools = [FunctionTool("get_weather", closed)]
+    calling = ToolCalling(tools, format_named(family), AddedTokens(tokenizer))
+    for choice in ("required", "get_weather"):
+        spec = calling.grammar(choice, parallel=False, reasoning=rule)
+        matcher = compiler_of(family).compile(spec).matcher()
+        for token_id in tokenizer.encode(text, add_special_tokens=False):
+            mask = matcher.mask()
+            allowed = {blank for blank in blanks if int(mask[blank // 32]) >> blank % 32 & 1}
+            assert allowed <= {token_id}
+            matcher.accept(token_id)
+        assert matcher.is_accepting
+
+
+@pytest.mark.parametrize("family", EACH)
+@pytest.mark.parametrize("choice", ["auto", "required", "get_time"])
+def test_number_of_calls_is_bounded(family: str, choice: str) -> None:
+    """One where the request or the family has it so, 32 otherwise, however they are asked for."""
+    written = format_named(family).calls
+    assert written is not None
+    tokenizer = family_tokenizer(family)
+    for parallel in (True, False):
+        most = MAX_CALLS if parallel and written.is_parallel else 1
+        compiled = compiler_of(family).compile(calling_of(family).grammar(choice, parallel))
+        for num_calls in (most, most + 1):
+            calls = [WrittenCall("D681PevKs", "get_time", "{}")] * num_calls
+            text = written.write(calls).removeprefix(_in_prompt(written))
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            try:
+                assert compiled.matcher(ids).is_accepting is (num_calls == most)
+            except GrammarRejected:
+                assert num_calls > most
 
 
 @pytest.mark.parametrize("family", EACH)

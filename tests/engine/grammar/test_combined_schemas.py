@@ -151,6 +151,7 @@ def test_drawn_schemas_say_what_a_validator_says(
         {"readonly": True, "links": [], "media": {}, "strict": True, "x-of-ours": 1},
         {"contentMediaType": "text/html", "contentEncoding": "base64", "contentSchema": {"not": 1}},
         {"uniqueItems": False, "nullable": False, "markdownDescription": "d", "name": "n"},
+        {"format": "html-selector"},
         {"_format": "x", "self": {"vendor": "v"}, "propertyOrdering": ["a"], "enumNames": []},
     ],
     ids=lambda value: next(iter(value)),

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tokenbus.engine.errors import GrammarRejected
+from tokenbus.engine.grammar.patterns.automaton import Automaton
+from tokenbus.engine.grammar.patterns.language import Languages
+from tokenbus.engine.grammar.patterns.pattern_languages import PatternLanguages
+from tokenbus.engine.grammar.patterns.pattern_tree import read_pattern
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -98,3 +102,56 @@ def test_ordinary_unicode_properties_compile(compiler: GrammarCompiler, pattern:
     """Letters, numbers, punctuation and scripts are enforced as they are."""
     schema = {"type": "string", "pattern": pattern, "maxLength": 4}
     compiler.compile(GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"\ba\b",
+        r"\Ba",
+        r"^(?!a\b)",
+        r"a(?<=ba)b",
+        r"(?<!a)b",
+        r"(?<=^a)b",
+        r"(?<=a-)b$",
+        r"^(?!.*\bb\b).*$",
+        r"^a*(?<!aa)b",
+        r"(?<!a).(?<=b)$",
+        r"^[ab-]*\b-\b",
+        r"(?=\b)a(?!\B)",
+        r"^(?:\ba|b\B){1,2}(?<!ab)$",
+        r"(?<=(?:a|b)-)[ab]{2}\b",
+    ],
+)
+def test_pattern_that_looks_around_says_what_re_says(pattern: str) -> None:
+    """Ahead, behind, and at the edges of words."""
+    languages = Languages()
+    automaton = Automaton(languages, PatternLanguages(languages).of(read_pattern(pattern)))
+    for length in range(1, 5):
+        for characters in itertools.product("a-b", repeat=length):
+            text = "".join(characters)
+            assert automaton.accepts(text) is bool(re.search(pattern, text)), text
+
+
+def test_place_in_an_empty_text_is_no_edge_of_a_word() -> None:
+    """As ECMA-262 has it."""
+    languages = Languages()
+    of = PatternLanguages(languages).of
+    assert Automaton(languages, of(read_pattern(r"\B"))).accepts("")
+    assert not Automaton(languages, of(read_pattern(r"\b"))).accepts("")
+
+
+@pytest.mark.parametrize("pattern", [r"(?<!\$)\$\{[a-z]+\}", r"^\w+\b!$"])
+def test_pattern_that_looks_behind_compiles(
+    pattern: str, compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """What it leaves is enforced."""
+    schema = {"type": "string", "pattern": pattern}
+    compiled = compiler.compile(GrammarSpec(GrammarKind.JSON_SCHEMA, json.dumps(schema)))
+    for text in ("${ab}", "$${ab}", "x${a}y", "ab!", "!", "ab"):
+        ids = tokenizer.encode(json.dumps(text), add_special_tokens=False)
+        try:
+            passes = compiled.matcher(ids).is_accepting
+        except GrammarRejected:
+            passes = False
+        assert passes is bool(re.search(pattern, text)), text

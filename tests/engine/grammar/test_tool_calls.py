@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tokenbus.engine.chat.chat_format import format_named
+from tokenbus.engine.chat.message_reader import MessageReader
 from tokenbus.engine.errors import GrammarRejected, RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import AddedTokens
 from tokenbus.engine.grammar.tool_calls import ToolCalling, ToolChoice
-from tokenbus.engine.grammar.tool_reader import WrittenToolCall
 from tokenbus.engine.grammar.tools import FunctionTool
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.text.detokenizer import IncrementalDetokenizer
@@ -22,6 +22,7 @@ from tokenbus.engine.types import SamplingParams
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from tokenbus.engine.chat.written_message import WrittenMessage
     from tokenbus.engine.grammar.grammar import GrammarCompiler
     from tokenbus.engine.types import GrammarSpec
 
@@ -63,6 +64,17 @@ def family(request: pytest.FixtureRequest) -> str:
 def calling(tokenizer: PreTrainedTokenizerFast, family: str) -> ToolCalling:
     """Return the tools for a model of a family."""
     return ToolCalling(TOOLS, format_named(FAMILIES[family]), AddedTokens(tokenizer))
+
+
+def read(family: str, text: str) -> WrittenMessage:
+    """Return the message that an answer is read as."""
+    tools = {tool.name: tool.parameters for tool in TOOLS}
+    reader = MessageReader(
+        format_named(FAMILIES[family]), tools, starts_in_reasoning=False, call_id=str
+    )
+    reader.push(text)
+    reader.finish()
+    return reader.message
 
 
 def accepts(
@@ -113,7 +125,7 @@ def test_text_may_stand_before_tagged_calls(
     tools = calling(tokenizer, "hermes")
     output = "Let me look.\n" + WRITTEN["hermes"][0]
     assert accepts(compiler, tokenizer, tools.grammar(), output)
-    parsed = tools.reader().parse(output)
+    parsed = read("hermes", output)
     assert parsed.content == "Let me look."
     assert [call.name for call in parsed.calls] == ["get_weather"]
 
@@ -132,48 +144,6 @@ def test_named_choice_and_single_calls_narrow_the_grammar(
     assert not accepts(compiler, tokenizer, tools.grammar("get_weather"), both)
     assert accepts(compiler, tokenizer, tools.grammar("required", parallel=False), only)
     assert not accepts(compiler, tokenizer, tools.grammar("required", parallel=False), both)
-
-
-def test_calls_are_read_back_as_written(tokenizer: PreTrainedTokenizerFast, family: str) -> None:
-    """Names and arguments come back to the letter, in order, with no content beside them."""
-    parsed = calling(tokenizer, family).reader().parse("".join(WRITTEN[family]))
-    assert parsed.content == ""
-    expected = (
-        WrittenToolCall("get_weather", '{"city": "Oslo", "days": 3}'),
-        WrittenToolCall("now", "{}"),
-    )
-    assert parsed.calls == expected[: len(WRITTEN[family])]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "no call at all",
-        "",
-        '<tool_call>\n{"name": "now", "arguments": {',
-        '<tool_call>\n{"name": "unknown", "arguments": {}}\n</tool_call>',
-        '<tool_call>\n{"name": "now", "arguments": [1]}\n</tool_call>',
-        '<tool_call>\n{"name": ["now"], "arguments": {}}\n</tool_call>',
-    ],
-)
-def test_text_without_complete_calls_is_content(
-    tokenizer: PreTrainedTokenizerFast, text: str
-) -> None:
-    """What was cut off, or is no call of a given tool, stays text."""
-    parsed = calling(tokenizer, "hermes").reader().parse(text)
-    assert (parsed.content, parsed.calls) == (text, ())
-
-
-def test_strings_that_look_like_marks_do_not_end_a_call(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    """Marks inside an argument are part of the argument."""
-    tools = calling(tokenizer, "hermes")
-    call = '{"name": "now", "arguments": {"note": "</tool_call>\\n<tool_call> ]"}}'
-    text = f"<tool_call>\n{call}\n</tool_call>"
-    assert json.loads(tools.reader().parse(text).calls[0].arguments) == {
-        "note": "</tool_call>\n<tool_call> ]"
-    }
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -200,10 +170,11 @@ def test_random_output_is_calls_with_valid_arguments(
             break
         matcher.accept(token_id)
         ids.append(token_id)
-    parsed = tools.reader().parse("".join(IncrementalDetokenizer(tokenizer).push(ids)))
-    assert parsed.calls
+    shown = AddedTokens(tokenizer).ids_in(tools.format.texts)
+    parsed = read(family, "".join(IncrementalDetokenizer(tokenizer, shown_ids=shown).push(ids)))
+    assert parsed.complete_calls
     schemas: dict[str, Any] = {"get_weather": WEATHER, "now": {"maxProperties": 0}}
-    for call in parsed.calls:
+    for call in parsed.complete_calls:
         jsonschema.validate(json.loads(call.arguments), schemas[call.name])
 
 

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from models.architectures import DECODER
+from models.architectures import DECODER, MIXTURES
 from models.backends import cpu_backend, stepwise_backend
 
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.weights.loader import build_model
 
 
-@pytest.mark.parametrize("name", DECODER)
+@pytest.mark.parametrize(
+    "name",
+    # Whatever their family, mixtures differ in their experts alone.
+    [pytest.param(name, marks=pytest.mark.slow) if name in MIXTURES else name for name in DECODER],
+)
 def test_greedy_tokens_equal_transformers(
     name: str, sizes: Any, draw_model: Any, prompts: Any, driver: Any, reference: Any
 ) -> None:

@@ -17,8 +17,8 @@ from transformers import (
     Llama4TextConfig,
     MambaConfig,
     PhiConfig,
-    Qwen2MoeConfig,
     Qwen3NextConfig,
+    Starcoder2Config,
     T5Config,
 )
 
@@ -78,13 +78,13 @@ def test_config_of_the_caller_is_left_alone(sizes: Any, draw_model: Any) -> None
 
 def test_leaking_model_is_refused(sizes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that mixes neighbouring tokens outside of attention does not pass the probe."""
-    from transformers.models.qwen2_moe import modeling_qwen2_moe as code
+    from transformers.models.starcoder2 import modeling_starcoder2 as code
 
-    plain = code.Qwen2MoeSparseMoeBlock.forward
+    plain = code.Starcoder2MLP.forward
 
     def leaky(self: Any, hidden: torch.Tensor) -> Any:
         return plain(self, hidden + torch.roll(hidden, 1, dims=-2))
 
-    monkeypatch.setattr(code.Qwen2MoeSparseMoeBlock, "forward", leaky)
+    monkeypatch.setattr(code.Starcoder2MLP, "forward", leaky)
     with pytest.raises(ModelUnsupported, match="mixes tokens"):
-        _build(Qwen2MoeConfig(**sizes(**MOE)), None)
+        _build(Starcoder2Config(**sizes()), None)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from models.scheduler_bench import Bench
 
-from tokenbus.engine.scheduling.prefill import choose_wishes, fair_shares
+from tokenbus.engine.scheduling.prefill import choose_wishes, crowd_shares, fair_shares
 
 if TYPE_CHECKING:
     from tokenbus.engine.scheduling.sequence import Sequence
@@ -23,21 +23,34 @@ def test_short_prompt_beside_a_long_one_is_done_in_the_same_step() -> None:
 
 
 def test_crowd_of_prompts_is_taken_first_come_first() -> None:
-    """No more prompts share a step than can be met or have a sixteenth of it."""
+    """No more prompts share a step than can be met or have a quarter of it."""
     crowd = choose_wishes([100] * 500, 8192)
     assert crowd == list(range(82))
-    assert choose_wishes([6000] * 40, 8192) == list(range(16))
+    assert choose_wishes([6000] * 40, 8192) == list(range(4))
+    assert choose_wishes([6000] * 40, 1 << 16) == list(range(16))
     assert choose_wishes([5000], 16) == [0]
     assert choose_wishes([], 64) == []
 
 
 def test_long_prompts_leave_half_of_a_step_to_short_ones_behind_them() -> None:
-    """Eight of the long ones go on, and what is short is met in full."""
+    """Two of the long ones go on, and what is short is met in full."""
     chosen = choose_wishes([6000] * 40 + [30] * 20, 8192)
-    assert chosen[:8] == list(range(8))
+    assert chosen[:2] == [0, 1]
     assert set(range(40, 60)) <= set(chosen)
     # What the short ones leave goes to more of the long ones.
-    assert len(chosen) - 20 == 14
+    assert len(chosen) - 20 == 3
+
+
+def test_no_prompt_is_cut_for_one_behind_it() -> None:
+    """Prompts that fit are computed whole, one after the other; the last gets what is left.
+
+    A prompt that is computed in parts reads what was computed of it from its pages, each time.
+    """
+    assert crowd_shares([2000] * 5, 8192) == [2000] * 4 + [192]
+    assert crowd_shares([100] * 82, 8192) == [100] * 81 + [92]
+    assert crowd_shares([6000] * 4, 8192) == [2048] * 4
+    assert crowd_shares([6000, 6000, 30], 8192) == [4081, 4081, 30]
+    assert crowd_shares([5000, 10], 1024) == [1014, 10]
 
 
 def test_jobs_of_a_dead_worker_come_back_one_after_the_other_by_priority() -> None:

@@ -6,81 +6,17 @@ Templates are those of packages, or written here in the form of a family where t
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
 
 import pytest
+from models.made_chats import ASKED, BARE, WEATHER, prompt_of, tokenizer_of, two_turns
 from models.packed_tokenizers import packed_templates, packed_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from tokenbus.engine.chat.message_reader import MessageReader
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.tools import tools_of
-from tokenbus.engine.offline_request import conversation_of
+from tokenbus.engine.offline.offline_request import conversation_of
 from tokenbus.engine.text.chat_prompt import ChatRenderer
 from tokenbus.engine.text.templates.chat_turns import ChatTurns
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "get_weather",
-        "description": "Tell the weather in a town",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            "required": ["city"],
-        },
-    },
-}
-BARE = {"type": "function", "function": {"name": "now", "parameters": {"properties": {"tz": {}}}}}
-ASKED = {"role": "user", "content": "What is the weather in Oslo and Bonn?"}
-
-
-def call(call_id: str, city: str, days: int) -> dict[str, Any]:
-    """Return a call as clients give it back: arguments as text."""
-    arguments = json.dumps({"city": city, "days": days})
-    return {
-        "id": call_id,
-        "type": "function",
-        "function": {"name": "get_weather", "arguments": arguments},
-    }
-
-
-def two_turns() -> list[dict[str, Any]]:
-    """Return a conversation with two calls at once, their results, and a call after text."""
-    return [
-        ASKED,
-        {"role": "assistant", "content": None,
-         "tool_calls": [call("call_one", "Oslo", 2), call("call_two", "Bonn", 3)]},
-        {"role": "tool", "tool_call_id": "call_one", "content": "It snows in Oslo"},
-        {"role": "tool", "tool_call_id": "call_two", "content": "It rains in Bonn"},
-        {"role": "assistant", "content": "I look again.", "tool_calls": [call("x", "Rome", 4)]},
-        {"role": "tool", "tool_call_id": "x", "content": "Sunny in Rome"},
-    ]  # fmt: skip
-
-
-def tokenizer_of(template: str | None, *tokens: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of bytes with a template and tokens of a family."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({char: idx for idx, char in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
-    made.add_tokens([AddedToken(token, normalized=False) for token in tokens])
-    build: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
-    wrapped = build(tokenizer_object=made, eos_token="<|end|>")
-    wrapped.chat_template = template
-    return wrapped
-
-
-def prompt_of(chat: ChatRenderer, messages: list[dict[str, Any]], **settings: Any) -> str:
-    """Render a conversation with a tool."""
-    tools = [WEATHER]
-    return chat.render(messages, tools, chat.calling(tools_of(tools)), **settings).text
-
 
 # Written here, each in the form of its family.
 LAST_ASSISTANT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -114,7 +50,10 @@ TEMPLATES = {
     # Descriptions are taken for granted, as in Command R+.
     "described": "{% for t in tools or [] %}{{ t.function.name + ': ' + t.function.description }}"
     "{% for n, p in t.function.parameters.properties.items() %}{{ n + p.type + p.description }}"
-    "{% endfor %}{% endfor %}{% for m in messages %}" + TURN + "{% endfor %}" + LAST_ASSISTANT,
+    "{% endfor %}{% endfor %}{% for m in messages %}{% if m.tool_calls %}<|assistant|>"
+    "{% for c in m.tool_calls %}<tool_call>\n"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>"
+    "{% endfor %}<|end|>{% else %}" + TURN + "{% endif %}{% endfor %}" + LAST_ASSISTANT,
     # A form that no family has.
     "unknown": "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}" + TURN
     + "{% for c in m.tool_calls or [] %}#!{{ c.function.name }}!{{ c.function.arguments }}!#"
@@ -199,6 +138,25 @@ def test_named_format_is_written_where_the_template_has_another() -> None:
         ChatRenderer(tokenizer_of(None))
     with pytest.raises(RequestRejected, match="chat_template: line 1"):
         ChatRenderer(tokenizer_of("{% if %}"))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_calls_of_a_history_stay_where_no_format_is_wanted(name: str) -> None:
+    """With `--tool-format none` they stand as the template has them, or as JSON on own lines."""
+    chat = ChatRenderer(tokenizer_of(TEMPLATES[name]), tool_format="none")
+    assert chat.refusal == "the tool format none has no calls"
+    text = chat.render(two_turns()).text
+    places = [
+        text.index(words)
+        for words in ("Oslo", "It snows", "It rains", "I look again.", "Rome", "Sunny in Rome")
+    ]
+    assert places == sorted(places)
+    assert "Bonn" in text
+    if name in ("no-system", "content-alone"):
+        calls = text.split("I look again.")[1].partition("<|end|>")[0]
+        [written] = [json.loads(line) for line in calls.strip().splitlines()]
+        assert written["name"] == "get_weather"
+        assert json.loads(written["arguments"]) == {"city": "Rome", "days": 4}
 
 
 def test_missing_descriptions_are_filled_in_where_a_template_asks_for_them() -> None:
@@ -339,39 +297,76 @@ def test_real_qwen3_tokenizer_renders_and_reads_back() -> None:
 
 # By the names of the files; `none` is refused in a sentence.
 PUBLIC = {
+    "Apertus-8B-Instruct": "apertus/apertus",
+    "Apriel-1.6-15b-Thinker-fixed": "jamba/apriel",
+    "Bielik-11B-v3.0-Instruct": "hermes/think-in-prompt",
     "ByteDance-Seed-OSS": "seed-oss/seed",
+    "Cohere2MoE": "command-a/command-a",
     "CohereForAI-c4ai-command-r-plus-tool_use": "command-r/none",
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "command-a/command-a",
     "GLM-4.6": "glm-4/think",
+    "GLM-4.7-Flash": "glm-4/think",
+    "GigaChat3-10B-A1.8B": "none/none",
+    "GigaChat3.1-10B-A1.8B": "gigachat-3.1/none",
+    "HuggingFaceTB-SmolLM3-3B": "hermes/think",
     "Kimi-K2-Instruct": "kimi-k2/none",
     "Kimi-K2-Thinking": "kimi-k2/kimi",
+    "Kimi-K3": "none/none",
+    "LFM2-8B-A1B": "none/none",
+    "LFM2.5-8B-A1B": "lfm2/think",
+    "LFM2.5-Instruct": "none/think",
+    "MiMo-VL": "hermes/none",
+    "MiniMax-M1": "minimax-m1/none",
     "MiniMax-M2": "minimax-m2/think-in-prompt",
+    "MiniMax-M3": "none/minimax-m3",
     "Mistral-Small-3.2-24B-Instruct-2506": "mistral-call-id/none",
     "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "qwen3-coder/think-in-prompt",
+    "NVIDIA-Nemotron-Nano-v2": "nemotron-v2/think-in-prompt",
     "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "hermes/none",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "hermes/none",
     "Qwen-QwQ-32B": "hermes/think-in-prompt",
     "Qwen-Qwen2.5-7B-Instruct": "hermes/none",
     "Qwen-Qwen3-0.6B": "hermes/think",
     "Qwen3-Coder": "qwen3-coder/none",
     "Qwen3.5-4B": "qwen3-coder/think-in-prompt",
+    "Reka-Edge": "hermes/think-in-prompt",
+    "Spark2.5": "glm-4/think",
+    "StepFun3.5-Flash": "qwen3-coder/think-in-prompt",
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "deepseek-v3/think-in-prompt",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "deepseek-v3/think-in-prompt",
     "deepseek-ai-DeepSeek-V3.1": "deepseek-v3.1/think-in-prompt",
     "deepseek-ai-DeepSeek-V3.2": "deepseek-v3.2/think-in-prompt",
+    "deepseek-ai-DeepSeek-V4-Flash-0731": "deepseek-v4/think-in-prompt",
+    "deepseek-ai-DeepSeek-V4": "deepseek-v4/think-in-prompt",
+    "fireworks-ai-llama-3-firefunction-v2": "functools/none",
     "google-gemma-2-2b-it": "gemma-3/none",
-    "google-gemma-4-31B-it": "none/none",
+    "google-gemma-4-31B-it-interleaved": "gemma-4/gemma-4",
+    "google-gemma-4-31B-it": "gemma-4/gemma-4",
     "ibm-granite-granite-3.3-2B-Instruct": "granite-3/think",
     "ibm-granite-granite-4.0": "hermes/none",
+    "ibm-granite-granite-4.1": "hermes/none",
+    "inclusionai-ling-3.0-flash": "glm-4/think",
+    "llama-cpp-deepseek-r1": "deepseek-v3/think-in-prompt",
+    "llama-cpp-rwkv-world": "hermes/think-in-prompt",
     "meetkai-functionary-medium-v3.1": "functionary-v3.1/none",
     "meetkai-functionary-medium-v3.2": "functionary-v3.2/none",
     "meta-llama-Llama-3.1-8B-Instruct": "llama-3/none",
+    "meta-llama-Llama-3.2-3B-Instruct": "llama-3/none",
     "meta-llama-Llama-3.3-70B-Instruct": "llama-3/none",
     "microsoft-Phi-3.5-mini-instruct": "hermes/none",
     "mistralai-Ministral-3-14B-Reasoning-2512": "mistral-args/mistral",
     "mistralai-Mistral-Nemo-Instruct-2407": "mistral/none",
     "moonshotai-Kimi-K2": "kimi-k2/none",
+    "muse-glimmer": "none/none",
     "openai-gpt-oss-120b": "harmony/harmony",
+    "openbmb-MiniCPM5-1B": "minicpm-5/think",
+    "poolside-Laguna-S-2.1": "glm-4/think",
+    "poolside-Laguna-XS-2.1": "glm-4/think",
+    "poolside-Laguna-XS.2": "glm-4/think",
+    "tencent-Hy3": "hunyuan-3/hunyuan-3",
+    "unsloth-Apriel-1.5": "jamba/apriel-1.5",
     "unsloth-mistral-Devstral-Small-2507": "mistral-args/none",
+    "upstage-Solar-Open-100B": "none/none",
 }
 
 
@@ -382,7 +377,9 @@ def test_public_templates_are_known_and_lose_nothing() -> None:
     templates = packed_templates()
     found = {name: ChatRenderer(tokenizer_of(templates[name])) for name in PUBLIC}
     assert {name: chat.format.name for name, chat in found.items()} == PUBLIC
+    assert PUBLIC.keys() == templates.keys()
     for name, chat in found.items():
+        assert bool(chat.refusal) is chat.format.name.startswith("none/")
         if chat.refusal:
             continue
         text = prompt_of(chat, two_turns())

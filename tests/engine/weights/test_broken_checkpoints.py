@@ -18,7 +18,7 @@ from models.stored_checkpoint import (
     open_model,
 )
 from safetensors.torch import save_file
-from transformers import MixtralConfig
+from transformers import Starcoder2Config
 
 from tokenbus.engine.errors import ModelBroken, ModelUnsupported
 from tokenbus.engine.types import SamplingParams
@@ -334,8 +334,7 @@ def test_a_tokenizer_is_of_its_folder_alone(case: StoredCheckpoint) -> None:
 
 def test_transformers_code_gets_plain_numbers_alone(tmp_path: Path) -> None:
     """What the decoder does not cover is not cast either, and no scale is dropped."""
-    mixture = MixtralConfig(**tiny_sizes(num_local_experts=2, num_hidden_layers=1))
-    draw_model(mixture).save_pretrained(tmp_path)
+    draw_model(Starcoder2Config(**tiny_sizes(num_hidden_layers=1))).save_pretrained(tmp_path)
     case = StoredCheckpoint(tmp_path).read()
     plain = case.tensors[f"{Q_PROJ}.weight"]
     case.put(f"{Q_PROJ}.weight", plain.to(torch.float8_e4m3fn))

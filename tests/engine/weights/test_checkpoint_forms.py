@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 VARIANTS = variants()
+_THETA = {"rope_theta": 1e4}
 # Of each kind one: through the decoder and through transformers' code, and what was wrong once.
 _ANSWERED = [
     "llama, linear rotary",
@@ -63,9 +64,21 @@ def test_form_that_cannot_run_is_refused_by_reason(name: str, tmp_path: Path) ->
         ("smollm3", {"num_attention_heads": 2**31}, "make no layers"),
         ("gemma2", {"query_pre_attn_scalar": 0}, "make no layers"),
         ("gemma2", {"query_pre_attn_scalar": -1}, "a scale of"),
+        ("gemma2", {"final_logit_softcapping": -1.0}, "capped logits a scale of -1.0"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "finite number"),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.5} | _THETA},
+            "pairs are more than a head",
+        ),
+        ("mistral", {"sliding_window": 0}, "a sliding_window of 0"),
+        ("llama", {"quantization_config": [1]}, "quantization_config"),
         ("gpt2", {"activation_function": "none such"}, "none such"),
         ("gpt_neox", {"hidden_act": "none such"}, "none such"),
-        ("mixtral", {"num_key_value_heads": 3}, "mixtral"),
+        ("starcoder2", {"num_key_value_heads": 3}, "starcoder2"),
+        ("mixtral", {"num_experts_per_tok": 9}, "9 of 4 experts"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "make no layers"),
+        ("qwen2_moe", {"moe_intermediate_size": 0}, "of an expert of 0"),
     ],
 )
 def test_numbers_of_a_config_that_make_no_model_are_refused(

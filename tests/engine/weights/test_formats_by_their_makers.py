@@ -109,7 +109,7 @@ def test_float8_in_blocks_is_read_as_transformers_expands_it(tmp_path: Path) -> 
     theirs = factory.from_pretrained(tmp_path, dtype=torch.float32).state_dict()
     ours: Any = load_model(tmp_path, stepwise_backend(), dtype="float32").model
     layer = ours.tensors.layers[0]
-    for linear, name in ((layer.o, "self_attn.o_proj"), (layer.down, "mlp.down_proj")):
+    for linear, name in ((layer.o, "self_attn.o_proj"), (layer.mlp.down, "mlp.down_proj")):
         expected = theirs[f"model.layers.0.{name}.weight"]
         assert expected.dtype is torch.float32
         assert linear.weight.dequantised().equal(expected)

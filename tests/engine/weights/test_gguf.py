@@ -82,7 +82,7 @@ def test_blocks_stand_for_the_numbers_of_their_types(llama: Any, tmp_path: Path)
     layer = loaded.model.tensors.layers[0]
     parts = [numbers[f"model.layers.0.self_attn.{part}_proj.weight"] for part in "qkv"]
     assert layer.qkv.weight.dequantised().equal(torch.cat(parts))
-    assert layer.down.weight.dequantised().equal(numbers["model.layers.0.mlp.down_proj.weight"])
+    assert layer.mlp.down.weight.dequantised().equal(numbers["model.layers.0.mlp.down_proj.weight"])
     assert loaded.tokenizer.apply_chat_template([{"content": "x"}], tokenize=False) == "x"
 
 

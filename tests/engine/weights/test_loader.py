@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from models.architectures import draw_model, tiny_sizes
+from models.architectures import GENERIC, draw_model, tiny_sizes
 from models.backends import cpu_backend, stepwise_backend
 from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from safetensors.torch import load_file, save_file
@@ -16,11 +16,13 @@ from tokenizers.models import WordLevel
 from transformers import (
     GPT2Config,
     LlamaConfig,
-    MixtralConfig,
     Phi3Config,
     PreTrainedTokenizerFast,
+    Starcoder2Config,
 )
 
+from tokenbus.engine.build import load_for
+from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported, RequestRejected
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.weights.checkpoint import write_checksums
@@ -74,7 +76,8 @@ def test_folder_and_shards_give_the_saved_model(saved: Any, tmp_path: Path) -> N
 
 def test_generic_model_loads_from_a_folder(tmp_path: Path) -> None:
     """What the decoder does not cover loads through transformers, experts and all."""
-    model = draw_model(MixtralConfig(**tiny_sizes(num_local_experts=4)))
+    config_class, changes = GENERIC["deepseek_v3-mla"]
+    model = draw_model(config_class(**tiny_sizes(**changes)))
     model.save_pretrained(tmp_path)
     texts = draw_prompts(199, [3, 40])
     loaded = _load(tmp_path)
@@ -132,6 +135,17 @@ def test_end_of_a_turn_is_an_end(saved: Any, case: str) -> None:
     _save_tokenizer(folder, "<end>", template)
     _edit(folder / "tokenizer_config.json", **named)
     assert _load(folder).eos_token_ids == ids
+
+
+def test_end_of_a_turn_is_that_of_a_given_template_too(saved: Any, tmp_path: Path) -> None:
+    """A template named by the settings ends texts as it ends its turns, beside the model's own."""
+    _, folder = saved
+    _save_tokenizer(folder, "<end>", _TURNS)
+    given = tmp_path / "other.jinja"
+    for end, ids in (("<other>", (7, 150, 151, 152)), ("<end>", (7, 150, 151))):
+        given.write_text(_TURNS.replace("<turn>", end))
+        config = EngineConfig(model=str(folder), device="cpu", chat_template=str(given))
+        assert load_for(config).eos_token_ids == ids
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -277,13 +291,12 @@ def test_end_of_another_type_in_the_config_is_refused_by_name(saved: Any, given:
         _load(saved[1])
 
 
-@pytest.mark.parametrize("config_class", [LlamaConfig, MixtralConfig])
+@pytest.mark.parametrize("config_class", [LlamaConfig, Starcoder2Config])
 def test_padding_and_start_that_are_no_tokens_do_no_harm(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, config_class: Any
 ) -> None:
     """Padding outside the vocabulary is no row of the embedding; both are named."""
-    more = {"num_local_experts": 4} if config_class is MixtralConfig else {}
-    draw_model(config_class(**tiny_sizes(**more))).save_pretrained(tmp_path)
+    draw_model(config_class(**tiny_sizes())).save_pretrained(tmp_path)
     _edit(tmp_path / "config.json", pad_token_id=5000, bos_token_id=-9)
     _load(tmp_path)
     for name in ("pad_token_id", "bos_token_id"):

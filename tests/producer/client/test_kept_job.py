@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.client.reading.kept_job import KeptJob
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.channel import parse_message
-from tokenbus.producer.contract.events import Event, Failure, Finish, ToolCall, Usage
+from tokenbus.producer.contract.events import Event, Failure, Finish, ToolCall
 from tokenbus.producer.contract.result import JobResult, build_result
 from tokenbus.worker.publishing.text.transcript import Transcript
 

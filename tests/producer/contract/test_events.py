@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.contract.channel import parse_message
-from tokenbus.producer.contract.events import Event, Failure, Finish, Usage
+from tokenbus.producer.contract.events import Event, Failure, Finish
 from tokenbus.producer.contract.result import JobResult, build_result
 from tokenbus.producer.errors import SchemaMismatch
 

@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.contract.result import Choice, JobResult
 

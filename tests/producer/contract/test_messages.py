@@ -7,10 +7,11 @@ import json
 import msgspec
 import pytest
 
+from tokenbus.engine.chat.answer_form import typing_part
 from tokenbus.engine.chat.delta import CallDelta, MessageDelta
 from tokenbus.producer.contract.channel import parse_message
 from tokenbus.producer.contract.events import Event, Finish, ToolCall, messages_of
-from tokenbus.producer.contract.messages.job_chat import JobChat, typing_part
+from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.contract.messages.job_messages import JobMessages
 from tokenbus.producer.contract.messages.wire_delta import WireDelta, delta_json, joined
 
@@ -90,7 +91,7 @@ def test_events_of_which_one_has_no_delta_are_not_joined() -> None:
         (["<th", "ink>a", "</think>b"], 2),
         (["Yes", "."], 0),
         (["<think>", "cut"], 2),
-        (["<think>", "cut", " <", "/thi"], 4),
+        (["<think>", "cut", " <", "/thi"], 2),
     ],
 )
 def test_tokens_of_reasoning_are_counted(tokens: list[str], expected: int) -> None:

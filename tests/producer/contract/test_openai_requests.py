@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from clients.openai_requests import recorded
 
-from tokenbus.engine.offline_request import OfflineRequest, conversation_of
+from tokenbus.engine.offline.offline_request import OfflineRequest, conversation_of
 from tokenbus.producer.contract.new_job import new_job
 from tokenbus.producer.contract.schema import JobRequest, StoredRequest
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from gateways import responses
 from gateways.doors import Door, Told, door
 from models.tiny_model import TinyModel
 from workers.null_workers import worker
@@ -209,6 +210,19 @@ async def test_call_grows_and_is_whole(tiny_door: Door) -> None:
     ]
     assert len(pieces) > 3
     assert [bool(piece.get("id")) for piece in pieces] == [True] + [False] * (len(pieces) - 1)
+
+
+async def test_response_is_what_its_events_say(tiny_door: Door) -> None:
+    """A response calls as a chat does; its deltas joined are its items, streamed or read later."""
+    tool = {"type": "function", "name": "track", "parameters": ORDER}
+    asked = {"tools": [tool], "tool_choice": {"type": "function", "name": "track"}}
+    drawn = {"seed": 1, "temperature": 1.2, "max_output_tokens": 200, "stream": True}
+    told = await tiny_door.post(responses.PATH, responses.body(**asked, **drawn))
+    events = responses.told_events(told)
+    last = events[-1]["response"]
+    assert last["output"] == [each["done"] for each in responses.joined(events)]
+    assert 1000 <= json.loads(responses.joined(events)[-1]["text"])["order_id"] <= 9999
+    assert (await tiny_door.get(f"{responses.PATH}/{last['id']}")).json == last
 
 
 async def test_format_binds_the_answer(tiny_door: Door) -> None:

@@ -13,6 +13,7 @@ from patience import PATIENCE_S, until_within
 from pydantic import SecretStr
 from workers.null_workers import worker
 
+from tokenbus.producer.commands.cli import main
 from tokenbus.producer.contract.cache_scope import cache_scope
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import ClientSettingsInvalid
@@ -181,8 +182,11 @@ async def test_revoked_key_ends_its_streams_and_jobs(
         worker(pool, url, null_tokens_per_s=20.0, lease_ttl_s=60),
         door(url, pool) as running,
     ):
+        assert running.gateway is not None
+        streams = running.gateway.streams
         long = {**BODY, "max_tokens": 4000}
         job = await running.post("/v1/jobs", {**long, "user": "ann"}, key)
+        await running.post("/v1/jobs", {**BODY, "not_before_s": 3000, "user": "bob"}, key)
         begun = asyncio.Event()
 
         async def read() -> list[Any]:
@@ -195,16 +199,21 @@ async def test_revoked_key_ends_its_streams_and_jobs(
             return frames
 
         reading = asyncio.create_task(read())
+        at_once = asyncio.create_task(running.post("/v1/completions", long, key))
+        asked = {"input": "hi", "max_output_tokens": 4000, "stream": True}
+        response = asyncio.create_task(running.post("/v1/responses", asked, key))
         async with asyncio.timeout(PATIENCE_S):
             await begun.wait()
+            await until_within(lambda: len(streams) == 3, PATIENCE_S)
         revoking = await asyncio.to_thread(tokenbus, url, "keys", "revoke", record.key_id)
         assert revoking.returncode == 0, revoking.stderr
-        await until_within(reading.done, 2.0)
+        await until_within(lambda: all(each.done() for each in (reading, at_once, response)), 2.0)
+        assert at_once.result().error["code"] == "invalid_api_key"
+        assert response.result().data_frames[-1].json["code"] == "invalid_api_key"
         *_, error, done = reading.result()
         assert error.json["error"]["code"] == "invalid_api_key"
         assert done.data == "[DONE]"
         assert (await running.post("/v1/completions", BODY, key)).status == 401
-        assert running.gateway is not None
         client = await running.gateway.models.client(pool)
         share = f"shop/{job.json['id'].partition('-')[2][18:20]}"
         async with asyncio.timeout(PATIENCE_S):
@@ -242,17 +251,24 @@ async def test_limits_of_a_key_are_kept(
         assert (await running.get("/v1/models", closed)).json["data"] == []
 
 
-def test_operator_makes_lists_and_revokes(private_server: EmbeddedServer) -> None:
+@pytest.mark.usefixtures("redis")
+def test_operator_makes_lists_and_revokes(
+    private_server: EmbeddedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     """`tokenbus keys` prints a key once, lists it without, and refuses what makes no sense."""
-    url = private_server.url
-    made = tokenbus(url, "keys", "create", "--tenant", "shop", "--tokens-per-month", "5")
-    key_id = made.stdout.split("-")[1]
-    listed = tokenbus(url, "keys", "list")
-    [line] = [line for line in listed.stdout.splitlines() if line.startswith(key_id)]
+
+    def run(*args: str) -> tuple[int, str]:
+        code = main(["keys", *args, "--redis", private_server.url])
+        return code, capsys.readouterr().out
+
+    _, made = run("create", "--tenant", "shop", "--tokens-per-month", "5")
+    key_id = made.split("-")[1]
+    _, listed = run("list")
+    [line] = [line for line in listed.splitlines() if line.startswith(key_id)]
     assert "good" in line
     assert "tokens_per_month=5" in line
-    assert made.stdout.strip() not in listed.stdout
-    assert tokenbus(url, "keys", "revoke", key_id).returncode == 0
-    assert "revoked" in tokenbus(url, "keys", "list").stdout
-    assert tokenbus(url, "keys", "revoke", "0" * 16).returncode == 1
-    assert tokenbus(url, "keys", "create", "--tenant", "a b").returncode == 2
+    assert made.strip() not in listed
+    assert run("revoke", key_id)[0] == 0
+    assert "revoked" in run("list")[1]
+    assert run("revoke", "0" * 16)[0] == 1
+    assert run("create", "--tenant", "a b")[0] == 2

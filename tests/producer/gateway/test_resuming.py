@@ -150,8 +150,8 @@ async def test_reader_that_leaves_takes_its_job_along_after_a_grace(
                 listed = (await kind.get("/v1/jobs")).json["data"]
         asking.cancel()
         assert await ended(kind, listed[0]["id"]) == "cancelled"
-        told = await kind.post("/v1/jobs", {"prompt": "hi", "max_tokens": 60})
-        async with kind.open("GET", told.json["stream"]) as response:
+        told = await strict.post("/v1/jobs", {"prompt": "hi", "max_tokens": 20})
+        async with strict.open("GET", told.json["stream"]) as response:
             assert (await anext(frames_of(response))).event == "delta"
         assert await ended(kind, told.json["id"]) == "length"
 
@@ -164,13 +164,13 @@ async def test_reader_who_resumes_keeps_the_job(private_server: EmbeddedServer, 
         door(url, pool, gateway_grace_s=1.0) as one,
         door(url, pool, gateway_grace_s=1.0) as other,
     ):
-        frames = await first_frames(one, "/v1/chat/completions", {**BODY, "max_tokens": 120}, 3)
+        frames = await first_frames(one, "/v1/chat/completions", {**BODY, "max_tokens": 48}, 3)
         last_id = str(frames[-1].id)
         job_id = last_id.partition(":")[0]
         rest = await other.get(f"/v1/jobs/{job_id}/stream", Last_Event_ID=last_id)
         assert rest.data_frames[-1].data == "[DONE]"
         assert "error" not in rest.data_frames[-2].json
-        assert rest.chunks[-1]["usage"]["completion_tokens"] == 240
+        assert rest.chunks[-1]["usage"]["completion_tokens"] == 96
 
 
 async def test_gateway_that_closes_tells_its_readers_to_resume(
@@ -179,8 +179,8 @@ async def test_gateway_that_closes_tells_its_readers_to_resume(
     """What ends in time ends; the rest is told where to go on, and goes on there."""
     url = private_server.url
     async with worker(pool, url, **PACE), door(url, pool) as other:
-        async with door(url, pool, gateway_drain_s=0.5) as closing:
-            asked = closing.post("/v1/chat/completions", {**BODY, "max_tokens": 200})
+        async with door(url, pool, gateway_drain_s=0.1) as closing:
+            asked = closing.post("/v1/chat/completions", {**BODY, "max_tokens": 40})
             reading = asyncio.create_task(asked)
             assert closing.gateway is not None
             streams = closing.gateway.streams

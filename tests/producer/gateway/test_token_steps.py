@@ -71,7 +71,7 @@ async def test_steps_are_the_same_however_tokens_were_joined(*, is_told: bool) -
     """Reasoning, content and calls of each token do not depend on those that came with it."""
     one_by_one = await read([1] * len(TEXT), is_told=is_told)
     assert "".join(step.text for step in one_by_one) == TEXT
-    assert [step.index for step in one_by_one] == list(range(1, len(TEXT) + 1))
+    assert [step.cursor for step in one_by_one] == list(range(1, len(TEXT) + 1))
     if is_told:
         assert "".join(step.delta.reasoning for step in one_by_one).strip() == "Where?"
         assert any(step.delta.calls for step in one_by_one)
@@ -86,6 +86,6 @@ async def test_chat_that_nobody_knows_is_told_together() -> None:
     steps = steps_of(None)
     event = events([len(TEXT)], is_told=True)[0]
     [step] = await steps.of(event)
-    assert step.index == len(TEXT)
+    assert step.cursor == len(TEXT)
     assert event.told is not None
     assert step.delta == event.told.read()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from workers.stubs import StubWorker, a_job, raw, submit
 
-from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts import Bounds
 from tokenbus.producer.scripts.replies import Refused, Submitted
 

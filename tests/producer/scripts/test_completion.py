@@ -15,7 +15,8 @@ from patience import PATIENCE_S
 from workers.null_workers import leaked_keys
 from workers.stubs import StubWorker, a_job, num_ends, owned_end, pulled, raw, submit
 
-from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.completion import RECORD_MARGIN_MS, JobCompletion

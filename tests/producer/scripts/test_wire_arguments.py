@@ -180,6 +180,13 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "unpull": lambda s: s.lease.unpull("w1", "s1-job", 4, 222),
     "unpull, prefix": lambda s: s.lease.unpull("w1", "s1-job", 4, 222, loses_prefix=True),
     "webhook_claim": lambda s: s.control.claim_webhooks(12, 5000),
+    "webhook_open": lambda s: s.control.open_webhook(
+        "batch~1@acme",
+        "acme",
+        "https://shop.example/",
+        event="batch.completed",
+        event_of="batch_1",
+    ),
     "webhook_try": lambda s: s.control.record_webhook_try(
         HOOK,
         WebhookOutcome.RETRY,

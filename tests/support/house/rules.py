@@ -43,15 +43,24 @@ RULES = {
 # floor do not know each other. The last floor is the vocabulary of the package.
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     "kernels": (
-        ("kernels/attention", "kernels/cpu", "kernels/linear", "kernels/sampling"),
+        (
+            "kernels/attention",
+            "kernels/cpu",
+            "kernels/experts",
+            "kernels/linear",
+            "kernels/sampling",
+        ),
         ("kernels",),
     ),
     "engine": (
         ("engine/bench",),
         ("engine (faces)",),
+        ("engine/offline",),
         ("engine/execution", "engine/null", "engine/weights (faces)"),
         ("engine/weights/formats",),
         ("engine/weights",),
+        ("engine/models (faces)",),
+        ("engine/models/experts",),
         ("engine/models",),
         ("engine/attention",),
         ("engine/scheduling", "engine/text"),
@@ -59,6 +68,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/grammar (faces)",),
         ("engine/grammar/calls",),
         ("engine/grammar",),
+        ("engine/grammar/watching",),
         ("engine/grammar/schema",),
         ("engine/grammar/patterns",),
         ("engine/sampling",),
@@ -76,6 +86,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/gateway/jobs",),
         ("producer/gateway/pools",),
         ("producer/gateway/access",),
+        ("producer/gateway/responses",),
         ("producer/gateway/wire",),
         ("producer/stored",),
         ("producer/client",),
@@ -88,7 +99,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "worker": (
         ("worker/bench (faces)", "worker/control (faces)", "worker/demo"),
-        ("worker/bench/measure", "worker/control/webhooks"),
+        ("worker/bench/measure", "worker/control/batches", "worker/control/webhooks"),
         ("worker/bench/load",),
         ("worker/bench", "worker/control"),
         ("worker (faces)",),
@@ -114,13 +125,22 @@ FACES = {
             "build",
             "engine",
             "llm",
-            "offline_request",
-            "output",
             "start_check",
         }
     ),
-    "engine/chat": frozenset({"message_reader"}),
+    "engine/chat": frozenset({"answer_reader", "message_reader"}),
     "engine/grammar": frozenset({"tool_calls"}),
+    "engine/models": frozenset(
+        {
+            "backend",
+            "decoder",
+            "native_ops",
+            "ops",
+            "packed_ops",
+            "triton_ops",
+            "triton_products",
+        }
+    ),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "producer/gateway": frozenset({"app", "command"}),

@@ -14,16 +14,20 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
+    GraniteMoeConfig,
+    GraniteMoeSharedConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
+    OlmoeConfig,
     OPTConfig,
     Phi3Config,
     PhiConfig,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
     Starcoder2Config,
 )
@@ -64,6 +68,42 @@ _MLA = {
     "n_shared_experts": 1,
 }
 MOE = {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+
+# Mixtures of experts that the decoder covers: some layers without, one expert of all, shared
+# experts with and without a gate, weights that are divided by their sum and such as are not.
+MIXTURES: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        MOE
+        | {
+            "head_dim": 16,
+            "num_experts": 12,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen2_moe": (
+        Qwen2MoeConfig,
+        MOE | {"num_experts": 8, "num_experts_per_tok": 2, "decoder_sparse_step": 2},
+    ),
+    "mixtral": (MixtralConfig, {"num_local_experts": 4, "sliding_window": 20}),
+    "olmoe": (OlmoeConfig, {"num_experts": 7, "num_experts_per_tok": 4}),
+    "granitemoe": (
+        GraniteMoeConfig,
+        {
+            "num_local_experts": 5,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 2.0,
+        },
+    ),
+    "granitemoeshared": (
+        GraniteMoeSharedConfig,
+        {"num_local_experts": 5, "shared_intermediate_size": 48},
+    ),
+}
 
 
 # Families that the decoder covers.
@@ -125,6 +165,7 @@ DECODER: dict[str, tuple[type[Any], dict[str, Any]]] = {
         },
     ),
     "olmo2": (Olmo2Config, {}),
+    **MIXTURES,
 }
 
 # Families that run through transformers' own code on our pages.
@@ -132,12 +173,10 @@ GENERIC: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "gpt_neox": (GPTNeoXConfig, {}),
     "starcoder2-window": (Starcoder2Config, {"sliding_window": 20}),
     "cohere": (CohereConfig, {"logit_scale": 0.3}),
-    "mixtral": (MixtralConfig, {"num_local_experts": 4}),
     "gpt2": (GPT2Config, _GPT2),
     "deepseek_v3-mla": (DeepseekV3Config, _MLA),
     "opt": (OPTConfig, _OPT),
     "phi": (PhiConfig, {}),
-    "qwen2_moe": (Qwen2MoeConfig, MOE | {"num_experts": 8, "num_experts_per_tok": 2}),
 }
 
 

@@ -11,15 +11,21 @@ import tempfile
 from pathlib import Path
 
 import transformers
-from models.causal_lms import NOT_DRAWN, variants, verdict_of
+from models.causal_lms import variants, verdict_of
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "models.md"
 _ROW = re.compile(r"^\| `?(.+?)`? \| ((?:answers|refused): .+) \|$", re.MULTILINE)
+_NOT_DRAWN = re.compile(r"^\| `(\w+)` \| not drawn: (.+) \|$", re.MULTILINE)
 
 
 def rows() -> dict[str, str]:
     """Return what the page says of each form."""
     return dict(_ROW.findall(PAGE.read_text()))
+
+
+def not_drawn() -> dict[str, str]:
+    """Return why the page has no row for a form."""
+    return dict(_NOT_DRAWN.findall(PAGE.read_text()))
 
 
 def made_with() -> str:
@@ -33,13 +39,7 @@ def write(verdicts: dict[str, str]) -> None:
     """Write rows for the forms that there are, in their order."""
     text = PAGE.read_text()
     told = rows() | verdicts
-    head = text[: text.index("|---|---|\n", text.index("| form |")) + len("|---|---|\n")]
-    head = re.sub(
-        r"of them is accepted: .*?\.\n",
-        f"of them is accepted: {', '.join(f'`{name}`' for name in sorted(NOT_DRAWN))}.\n",
-        head,
-        flags=re.DOTALL,
-    )
+    head = text[: text.index("|---|---|\n", text.index("| form | what")) + len("|---|---|\n")]
     head = re.sub(
         r"transformers \S+\.\n\n\| form",
         f"transformers {transformers.__version__}.\n\n| form",

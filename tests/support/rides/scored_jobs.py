@@ -60,7 +60,7 @@ JOBS: list[dict[str, Any]] = [
     {
         "messages": [{"role": "user", "content": "shoe?"}], "tools": TOOLS,
         "tool_choice": {"name": "shoe"}, "parallel_tool_calls": False,
-        "temperature": 1.2, "seed": 4, "max_tokens": 300, "logprobs": 2,
+        "temperature": 1.2, "seed": 4, "max_tokens": 120, "logprobs": 2,
     },
     {**PROMPT, "max_tokens": 6, "logprobs": 2},
 ]  # fmt: skip

@@ -63,6 +63,11 @@ class Trap:
         self.spring()
         self._sprung.set()
 
+    @property
+    def has_closed(self) -> bool:
+        """Tell whether it has closed."""
+        return self._sprung.is_set()
+
     async def closed(self) -> None:
         """Wait until it has closed."""
         async with asyncio.timeout(PATIENCE_S):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from workers.stubs import StubWorker, first_step
 
-from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts.evidence import Crash, Crowd
 from tokenbus.producer.scripts.replies import PullStatus, RequeueStatus
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _COMMAND = (
     "import sys; from tokenbus.producer.commands.cli import main; sys.exit(main(sys.argv[1:]))"
 )
-KEY = "a key of sixteen letters or more".replace(" ", "-")
+KEY = "whsec_" + base64.b64encode(b"thirty-two bytes of a signing key").decode()
 
 
 @dataclass(frozen=True, slots=True)

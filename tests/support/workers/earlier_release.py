@@ -1,4 +1,4 @@
-"""Programs of the release that spoke wire version 1, as processes: its workers and its client.
+"""Programs of an earlier release, as processes: its workers and its client.
 
 Its code comes from the history of this repository, where that is there.
 """
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,28 @@ from workers.null_workers import WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-# The last commit that the recorded pool of tests/integration/kept_pool comes from, too.
-COMMIT = "759143b"
+
+@dataclass(frozen=True)
+class Release:
+    """A commit, and the modules in which it has its command line and its client."""
+
+    commit: str
+    command: str
+    client: str
+
+
+# The last commit that spoke wire version 1, from which the recorded pool of
+# tests/integration/kept_pool comes too, and one that spoke version 2 before requests had more
+# fields.
+VERSION_1 = Release("759143b", "tokenbus.producer.cli", "tokenbus.producer.client")
+VERSION_2 = Release(
+    "a6ca237", "tokenbus.producer.commands.cli", "tokenbus.producer.client.async_client"
+)
 _ROOT = Path(__file__).resolve().parents[3]
 _PACKAGES = ("engine", "kernels", "producer", "worker")
 _CLIENT = """
-import asyncio, json, sys
-from tokenbus.producer.client import AsyncClient
+import asyncio, importlib, json, sys
+AsyncClient = importlib.import_module(sys.argv[2]).AsyncClient
 
 async def main():
     url, pool, call, *given = json.loads(sys.argv[1])
@@ -50,9 +66,10 @@ except Exception as error:
 
 
 class EarlierRelease:
-    """The code of version 1, unpacked in a folder."""
+    """The code of a release, unpacked in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, release: Release = VERSION_1) -> None:
+        self._release = release
         archive = folder / "release.tar"
         made = subprocess.run(
             [
@@ -62,14 +79,14 @@ class EarlierRelease:
                 "archive",
                 "-o",
                 str(archive),
-                COMMIT,
+                release.commit,
                 *_PACKAGES,
             ],
             capture_output=True,
             check=False,
         )
         if made.returncode != 0:
-            pytest.skip(f"commit {COMMIT} is not in this checkout's history")
+            pytest.skip(f"commit {release.commit} is not in this checkout's history")
         home = folder / "tokenbus"
         with tarfile.open(archive) as opened:
             opened.extractall(home, filter="data")
@@ -79,7 +96,9 @@ class EarlierRelease:
         """Let its client make one call; an error comes back as an object."""
         arguments = json.dumps([url, pool, call, *given])
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-c", _CLIENT, arguments, env=self._env, stdout=subprocess.PIPE
+            *(sys.executable, "-P", "-c", _CLIENT, arguments, self._release.client),
+            env=self._env,
+            stdout=subprocess.PIPE,
         )
         async with asyncio.timeout(2 * PATIENCE_S):
             out, _ = await process.communicate()
@@ -91,7 +110,7 @@ class EarlierRelease:
         given = {"engine": "null", "log_level": "error"} | values
         settings = {f"TOKENBUS_{name.upper()}": str(value) for name, value in given.items()}
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "tokenbus.producer.cli", "worker"),
+            *(sys.executable, "-P", "-m", self._release.command, "worker"),
             *("--redis", url, "--pool", pool),
             env=self._env | settings,
             stdout=subprocess.DEVNULL,

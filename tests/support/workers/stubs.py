@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from patience import PATIENCE_S
 
-from tokenbus.producer.contract.events import Event, Finish, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Event, Finish
 from tokenbus.producer.contract.new_job import NewJob
 from tokenbus.producer.contract.result import build_result
 from tokenbus.producer.scripts import Append, Bounds, Budget, End, Scripts, Takeover

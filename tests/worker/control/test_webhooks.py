@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import re
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +20,11 @@ from tokenbus.producer.contract.new_job import new_job
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.control import WebhookState
+from tokenbus.producer.stored.derived_ids import (
+    RESPONSE_FIELD,
+    draw_batch_id,
+    name_of_batch,
+)
 from tokenbus.worker.control.settings import ControlSettings
 from tokenbus.worker.control.webhooks.addresses import AddressPolicy
 from tokenbus.worker.control.webhooks.courier import Courier
@@ -32,9 +40,19 @@ if TYPE_CHECKING:
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "control.md"
 LOOPBACK = ["127.0.0.1/32"]
+NEW_KEY, OTHER_KEY = ("whsec_" + base64.b64encode(letter * 32).decode() for letter in (b"n", b"o"))
+# As the release before had them.
+PLAIN_KEY = "a-key-of-sixteen-letters-or-more"
 
 
-async def ended(scripts: Scripts, job_id: str, url: str, **fields: Any) -> None:
+async def ended(
+    scripts: Scripts,
+    job_id: str,
+    url: str,
+    *,
+    reason: str = "stop",
+    **fields: Any,
+) -> None:
     """Run a job with a webhook to its end, by hand."""
     request = JobRequest.build(
         **({"id": job_id, "prompt": "x", "tenant": "acme", "callback_url": url} | fields)
@@ -43,7 +61,9 @@ async def ended(scripts: Scripts, job_id: str, url: str, **fields: Any) -> None:
     worker = StubWorker(scripts)
     await worker.reconcile()
     [job] = (await worker.pull()).jobs
-    await worker.run(job.job_id, job.epoch, 2)
+    await worker.start(job.job_id, job.epoch)
+    await worker.append(job.job_id, job.epoch, 1, 2)
+    await worker.end(job.job_id, job.epoch, 2, reason)
     event = (await scripts.log.events(job.job_id) or [])[-1]
     assert event.finish is not None
     await JobCompletion(scripts).complete(job.job_id, event.finish.dump())
@@ -126,24 +146,122 @@ async def test_receiver_that_fails_and_hangs_is_told_once(scripts: Scripts) -> N
 
 
 async def test_signature_is_what_the_docs_check(scripts: Scripts) -> None:
-    """The check in the docs accepts the call, and no other body, key or hour."""
-    [check] = re.findall(r"```python\n(import hashlib.*?)```", DOCS.read_text(), re.DOTALL)
-    assert len(check.strip().splitlines()) <= 10
+    """The check in the docs accepts the call, and no other body, id, key or hour."""
+    [check] = re.findall(r"```python\n(import base64.*?)```", DOCS.read_text(), re.DOTALL)
     names: dict[str, Any] = {}
     exec(check, names)  # noqa: S102 -- the example as it stands
     is_ours = names["is_ours"]
-    new = KEY[::-1]
-    async with receiver() as shop, delivering(scripts, webhook_keys={"acme": f"{KEY} {new}"}):
+    async with receiver() as shop, delivering(scripts, webhook_keys={"acme": f"{KEY} {NEW_KEY}"}):
         await ended(scripts, "a", shop.url())
         await settled(scripts, "a@acme")
     [call] = shop.calls
-    header = call.headers["tokenbus-signature"]
-    assert is_ours(header, call.body, KEY)
-    assert is_ours(header, call.body, new)
-    assert not is_ours(header, call.body + b" ", KEY)
-    assert not is_ours(header, call.body, KEY + "x")
-    assert not is_ours(re.sub(r"t=\d+", "t=1700000000", header), call.body, KEY)
-    assert not is_ours("", call.body, KEY)
+    headers = call.headers
+    assert "tokenbus-signature" not in headers
+    assert is_ours(headers, call.body, KEY)
+    assert is_ours(headers, call.body, NEW_KEY)
+    assert not is_ours(headers, call.body + b" ", KEY)
+    assert not is_ours(headers | {"webhook-id": "evt_other"}, call.body, KEY)
+    assert not is_ours(headers, call.body, OTHER_KEY)
+    assert not is_ours(headers | {"webhook-timestamp": "1700000000"}, call.body, KEY)
+    assert not is_ours({}, call.body, KEY)
+
+
+@pytest.mark.clients
+async def test_public_verifiers_accept_the_call(scripts: Scripts) -> None:
+    """The package of the rules and OpenAI's client take the call under either key, and no other."""
+    standard = pytest.importorskip("standardwebhooks")
+    openai = pytest.importorskip("openai")
+    keys = {"acme": f"{KEY} {NEW_KEY}", "plain": PLAIN_KEY}
+    async with receiver() as shop, delivering(scripts, webhook_keys=keys):
+        await ended(scripts, "a", shop.url())
+        await ended(scripts, "b", shop.url(), tenant="plain")
+        await settled(scripts, "a@acme")
+        await settled(scripts, "b@plain")
+    calls = {call.message["job"]: call for call in shop.calls}
+    client = openai.OpenAI(api_key="x")
+    for job, key in (("a", KEY), ("a", NEW_KEY), ("b", PLAIN_KEY)):
+        call = calls[job]
+        assert client.webhooks.unwrap(call.body, call.headers, secret=key).type == "job.ended"
+    encoded = base64.b64encode(PLAIN_KEY.encode()).decode()
+    for job, key in (("a", KEY), ("a", NEW_KEY), ("b", encoded)):
+        call = calls[job]
+        assert standard.Webhook(key).verify(call.body, call.headers)["type"] == "job.ended"
+    with pytest.raises(standard.WebhookVerificationError):
+        standard.Webhook(OTHER_KEY).verify(calls["a"].body, calls["a"].headers)
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        client.webhooks.unwrap(calls["a"].body, calls["a"].headers, secret=OTHER_KEY)
+
+
+async def test_earlier_form_is_sent_where_a_setting_asks_for_it(scripts: Scripts) -> None:
+    """Receivers of the release before check what they always did, under the key that they have."""
+    keys = {"acme": PLAIN_KEY}
+    async with (
+        receiver() as shop,
+        delivering(scripts, webhook_keys=keys, webhook_earlier_signature=True),
+    ):
+        await ended(scripts, "a", shop.url())
+        await settled(scripts, "a@acme")
+    [call] = shop.calls
+    stamp, _, signature = call.headers["tokenbus-signature"].partition(",")
+    message = stamp.removeprefix("t=").encode() + b"." + call.body
+    wanted = hmac.new(PLAIN_KEY.encode(), message, hashlib.sha256).hexdigest()
+    assert signature == f"v1={wanted}"
+
+
+async def test_event_has_one_id_at_every_try(scripts: Scripts) -> None:
+    """Receivers tell a repeated call by its id, which is the body's and of no other event."""
+
+    async def answer(call: Call) -> web.Response:
+        return web.Response(status=503 if call.headers["tokenbus-try"] == "1" else 200)
+
+    async with receiver(answer) as shop, delivering(scripts):
+        await ended(scripts, "a", shop.url())
+        await settled(scripts, "a@acme")
+        await ended(scripts, "b", shop.url())
+        await settled(scripts, "b@acme")
+    named = [(call.message["job"], call.headers["webhook-id"]) for call in shop.calls]
+    assert len(named) == 4
+    assert len(set(named)) == len({name for _, name in named}) == 2
+    assert all(call.message["id"] == call.headers["webhook-id"] for call in shop.calls)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("stop", "response.completed"),
+        ("length", "response.incomplete"),
+        ("cancelled", "response.cancelled"),
+        ("failed", "response.failed"),
+        ("expired", "response.failed"),
+    ],
+)
+async def test_response_is_told_in_the_words_of_openai(
+    scripts: Scripts, reason: str, told: str
+) -> None:
+    """A response's job is no job to the receiver, who learns which response it was."""
+    metadata = {RESPONSE_FIELD: "true"}
+    async with receiver() as shop, delivering(scripts):
+        await ended(scripts, "a", shop.url(), reason=reason, metadata=metadata)
+        await settled(scripts, "a@acme")
+    [call] = shop.calls
+    assert call.message.keys() == {"id", "object", "created_at", "type", "data"}
+    assert (call.message["object"], call.message["type"]) == ("event", told)
+    assert call.message["data"] == {"id": "resp_a"}
+
+
+async def test_batch_is_told_once(scripts: Scripts) -> None:
+    """Who tells of a batch's end twice, after a crash, opens one hook; its job need not exist."""
+    batch_id = draw_batch_id()
+    name = name_of_batch(batch_id, "acme")
+    async with receiver() as shop, delivering(scripts):
+        for _ in range(2):
+            await scripts.control.open_webhook(
+                name, "acme", shop.url(), event="batch.completed", event_of=batch_id
+            )
+            await settled(scripts, name)
+    [call] = shop.calls
+    assert call.message["type"] == "batch.completed"
+    assert call.message["data"] == {"id": batch_id}
 
 
 async def test_gone_receiver_is_left_alone(scripts: Scripts) -> None:
@@ -263,7 +381,7 @@ async def test_redirect_keeps_body_and_signature(scripts: Scripts) -> None:
     old, new, *_ = shop.calls
     assert (old.path, new.path) == ("/old", "/new")
     assert old.body == new.body
-    assert old.headers["tokenbus-signature"] == new.headers["tokenbus-signature"]
+    assert old.headers["webhook-signature"] == new.headers["webhook-signature"]
 
 
 async def test_tenant_without_a_key_is_not_called(scripts: Scripts) -> None:

@@ -10,7 +10,8 @@ import pytest
 from patience import PATIENCE_S
 from rich.console import Console
 
-from tokenbus.producer.contract.events import Event, Finish, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Event, Finish
 from tokenbus.producer.errors import ServerUnreachable
 from tokenbus.worker.demo.jobs import shop_jobs
 from tokenbus.worker.demo.ride import BusRide

@@ -10,7 +10,8 @@ from unittest.mock import Mock
 from patience import PATIENCE_S
 from workers.parts import a_member, an_engine
 
-from tokenbus.producer.contract.events import Finish, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.scripts.completing import MAX_COMPLETED, Completed
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.errors import SessionLost

@@ -7,7 +7,8 @@ from unittest.mock import Mock
 import pytest
 from workers.parts import a_member
 
-from tokenbus.producer.contract.events import Finish, ToolCall, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Finish, ToolCall
 from tokenbus.producer.contract.messages.job_chat import JobChat
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.jobs.finish_log import log_finished

@@ -48,6 +48,19 @@ def test_tools_constrain_the_output_and_stand_in_the_prompt(choice: Any) -> None
     assert none.chat is plain.chat is None
 
 
+def test_content_by_a_schema_stands_beside_tools() -> None:
+    """Where the model is free to call; where it has to there is no content, and without tools no
+    call.
+    """
+    schema = {"kind": "json_schema", "source": '{"const": "a word"}'}
+    asked = {"tools": [TOOL], "grammar": schema}
+    free = prepare(**asked).params.grammar
+    assert free.kind is GrammarKind.LARK
+    assert "a word" in free.source
+    assert "a word" not in prepare(**asked, tool_choice="required").params.grammar.source
+    assert prepare(**asked, tool_choice="none").params.grammar.kind is GrammarKind.JSON_SCHEMA
+
+
 def test_reasoning_is_read_where_the_template_opens_it() -> None:
     """Also without tools: the prompt ends inside the block, so that the answer begins there."""
     turn = "{{ message.role }}: {{ message.content }}\n"
@@ -67,9 +80,9 @@ def test_reasoning_is_read_where_the_template_opens_it() -> None:
         ({"tools": [TOOL], "tool_choice": "never"}, "tool_choice", "'auto'"),
         ({"tool_choice": "required"}, "tool_choice", "together with tools"),
         (
-            {"tools": [TOOL], "grammar": {"kind": "regex", "source": "a"}},
+            {"tools": [TOOL], "grammar": {"kind": "lark", "source": 'start: "a"'}},
             "grammar",
-            "not together with tools",
+            "stands not beside tools",
         ),
         (
             {"tools": [{"function": {"name": "now", "parameters": {"not": {}}}}]},

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenbus.producer.contract.events import Event, Failure, Finish, Usage
+from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.contract.events import Event, Failure, Finish
 from tokenbus.worker.publishing.text.transcript import Transcript
 
 if TYPE_CHECKING:

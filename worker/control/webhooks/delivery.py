@@ -11,7 +11,6 @@ trips.
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import time
 from collections import Counter
@@ -25,7 +24,12 @@ from tokenbus.producer.errors import JobDropped
 from tokenbus.producer.scripts.control import WebhookOutcome, WebhookState, WebhookTry
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.webhooks.courier import PostReply
-from tokenbus.worker.control.webhooks.signature import HEADER, sign
+from tokenbus.worker.control.webhooks.event import event_body, message_id
+from tokenbus.worker.control.webhooks.signature import (
+    EARLIER_HEADER,
+    earlier_signature,
+    signed_headers,
+)
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -125,14 +129,17 @@ class Webhooks:
             return PostReply(None, f"tenant {hook.tenant} has no signing key (webhook_keys)")
         if time.monotonic() - claimed_at > _RECORD_MARGIN_S / 2:
             return None
+        now_s = int(time.time())
         headers = {
             "content-type": "application/json",
             "user-agent": "tokenbus",
-            HEADER: sign(keys, int(time.time()), body),
+            **signed_headers(keys, message_id(hook), now_s, body),
             "tokenbus-job": JobAddress.parse(hook.job_id).job_id,
             "tokenbus-tenant": hook.tenant,
             "tokenbus-try": str(hook.num_tries + 1),
         }
+        if self._settings.webhook_earlier_signature:
+            headers[EARLIER_HEADER] = earlier_signature(keys, now_s, body)
         return await self._courier.post(hook.url, headers, body)
 
     async def _record_bug(self, hook: ClaimedWebhook, error: Exception) -> None:
@@ -186,29 +193,13 @@ class Webhooks:
             )
 
     async def _body(self, hook: ClaimedWebhook) -> bytes:
-        """Put the message together; `choices` is null where the result was gone before the try."""
-        stored = await self._scripts.log.result(hook.job_id)
+        """Put the event together, of the job's result where that is still kept."""
+        stored = None if hook.event else await self._scripts.log.result(hook.job_id)
         try:
             result = None if stored is None else JobResult.parse(stored)
         except JobDropped:
             result = None
-        finish = json.loads(hook.finish) if result is None else json.loads(result.finish.dump())
-        wire = {
-            "v": 1,
-            "event": "job.ended",
-            "job": JobAddress.parse(hook.job_id).job_id,
-            "tenant": hook.tenant,
-            "ended_ms": hook.created_ms,
-            "metadata": hook.metadata,
-            "finish": finish,
-            "choices": None
-            if result is None
-            else [
-                {"index": choice.index, "text": choice.text, "reason": choice.reason}
-                for choice in result.choices
-            ],
-        }
-        return json.dumps(wire, separators=(",", ":")).encode()
+        return event_body(hook, result)
 
 
 def _host(url: str) -> str:

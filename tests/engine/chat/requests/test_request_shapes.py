@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from tokenbus.engine.chat.requests.request_shapes import FOREIGN_FIELDS, REQUEST_FIELDS
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.offline_request import OfflineRequest, conversation_of
+from tokenbus.engine.offline.offline_request import OfflineRequest, conversation_of
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import RequestInvalid
 
@@ -150,6 +150,22 @@ def test_result_that_names_no_earlier_call_is_refused(results: tuple[Any, ...], 
     assert found == (f"messages.{at}.tool_call_id", "names no earlier call")
     orphan = {"role": "tool", "content": "r"}
     assert told(messages=[USER, orphan, calling()])[0] == "messages.1.tool_call_id"
+
+
+def test_ids_that_are_numbers_become_text() -> None:
+    """Clients count their calls; what is neither text nor a whole number is refused by its path."""
+    calls = [{**CALL, "id": 1}, {"id": 2, "name": "f", "arguments": "{}"}]
+    results = [{"role": "tool", "tool_call_id": each, "content": "r"} for each in ("2", 1)]
+    turns = stored(messages=[USER, {"role": "assistant", "tool_calls": calls}, *results])
+    _, call, *told_back = turns["messages"]
+    assert [each["id"] for each in call["tool_calls"]] == ["1", "2"]
+    assert [each["tool_call_id"] for each in told_back] == ["2", "1"]
+    for wrong in (True, 1.0, 2**60, ["1"], {}):
+        turn = {"role": "assistant", "tool_calls": [{**CALL, "id": wrong}]}
+        problem = "must be text or a whole number"
+        assert told(messages=[USER, turn]) == ("messages.1.tool_calls.0.id", problem)
+        turn = {"role": "tool", "tool_call_id": wrong, "content": "r"}
+        assert told(messages=[USER, calling(), turn]) == ("messages.2.tool_call_id", problem)
 
 
 def test_former_calls_and_results_are_those_of_tools() -> None:
@@ -294,8 +310,6 @@ def test_model_of_pydantic_is_a_schema() -> None:
         ({"messages": [USER], "top_logprobs": 3}, "top_logprobs"),
         ({"messages": [USER], "logprobs": True, "top_logprobs": 30}, "top_logprobs"),
         ({"messages": [USER], "response_format": {"type": "grammar"}}, "response_format.type"),
-        ({"messages": [USER], "response_format": {"type": "json_object"}, "tools": [TOOL]},
-         "response_format"),
         ({"messages": [USER], "guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
         ({"messages": [USER], "guided_choice": [1]}, "guided_choice"),
         ({"messages": [USER], "guided_choice": []}, "guided_choice"),

@@ -103,6 +103,8 @@ def settled(params: Any) -> SamplingParams:
         if (value := getattr(params, name)) != default
     }
     grammar = changed.pop("grammar", None)
+    if not isinstance(grammar, GrammarSpec | None):
+        raise RequestRejected("grammar", f"must be a GrammarSpec, got {shown(grammar)}")
     try:
         request = shaped(changed)
         check_values(request)

@@ -13,7 +13,7 @@ def call_id(address: str, choice: int, number: int) -> str:
     """Return nine letters and digits that no other call is likely to have.
 
     Args:
-        address: text of the job's address.
+        address: text of the job's address; offline, of what no other request is named.
         number: place of the call in its choice, from 0.
     """
     digest = blake2b(f"{address}/{choice}/{number}".encode(), digest_size=8).digest()

@@ -1,0 +1,1 @@
+"""Offline calls: their requests, their batches of answers, and what they return."""

@@ -1,0 +1,199 @@
+"""Products of many experts in one launch: pairs of a row and an expert, sorted by expert.
+
+A program takes one tile of the work list: up to `tile_rows` pairs of one expert, and some of its
+outputs. Tiles of one expert are neighbours, so what one of them reads of the weights the others
+find in the L2 cache. The grid is as large as the list can get; programs of empty tiles return.
+"""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from tokenbus.kernels.activation import KINDS, gate
+from tokenbus.kernels.experts.table import GroupTuning, down_tuning, up_tuning
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    release_successor,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.activation import ActivationKind
+    from tokenbus.kernels.experts.routing import Routing
+
+_FIELDS = tl.constexpr(3)
+# Descriptors fetch rows that begin at multiples of 16 bytes.
+_ROW_BYTES = 16
+
+
+@triton.jit
+def _load_weight(weight, row, end, start, K: tl.constexpr, BLOCK_N: tl.constexpr,
+                 BLOCK_K: tl.constexpr, FETCHED: tl.constexpr):  # fmt: skip
+    """Load [BLOCK_N, BLOCK_K] of a weight from `row` on, by its descriptor or by addresses.
+
+    Rows from `end` on are the next expert's, or zeros: their products are not kept.
+    """
+    if FETCHED:
+        w = weight.load([row, start])
+    else:
+        rows = row + tl.arange(0, BLOCK_N)
+        k = start + tl.arange(0, BLOCK_K)
+        mask = (rows < end)[:, None] & (k < K)[None, :]
+        w = tl.load(weight + rows.to(tl.int64)[:, None] * K + k[None, :], mask=mask, other=0.0)
+    return w
+
+
+@triton.jit
+def _multiply(value, w, acc, TURNED: tl.constexpr, PRECISION: tl.constexpr):
+    """Add value w^T to acc, or w value^T."""
+    if TURNED:
+        acc = tl.dot(w, tl.trans(value), acc, input_precision=PRECISION)
+    else:
+        acc = tl.dot(value, tl.trans(w), acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
+def _grouped_kernel(
+    x, weight, order, tiles, out, N, K: tl.constexpr, TOP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    TURNED: tl.constexpr, FETCHED: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Compute a tile's pairs times BLOCK_N outputs of their expert.
+
+    With ACT: x are rows, an expert has gates and what they gate, and results lie in sorted order.
+    Without: x are results of that, and what comes out lies where its pair says.
+    """
+    release_successor(PDL)
+    blocks = tl.cdiv(N, BLOCK_N)
+    tile = tl.program_id(0) // blocks
+    col = (tl.program_id(0) % blocks) * BLOCK_N
+    wait_for_inputs(PDL)
+    expert = tl.load(tiles + tile * _FIELDS)
+    first = tl.load(tiles + tile * _FIELDS + 1)
+    count = tl.load(tiles + tile * _FIELDS + 2)
+    if count == 0:
+        return
+    place = first + tl.arange(0, BLOCK_M)
+    some = tl.arange(0, BLOCK_M) < count
+    pair = tl.load(order + place, mask=some, other=0)
+    if ACT == "none":
+        source, target, top = place, pair, expert * N
+    else:
+        source, target, top = pair // TOP, place, expert * 2 * N
+    source = x + source.to(tl.int64)[:, None] * K
+    acc = tl.zeros([BLOCK_N, BLOCK_M] if TURNED else [BLOCK_M, BLOCK_N], tl.float32)
+    acc_up = tl.zeros_like(acc)
+    for start in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        k = start + tl.arange(0, BLOCK_K)
+        value = tl.load(source + k[None, :], mask=some[:, None] & (k < K)[None, :], other=0.0)
+        w = _load_weight(weight, top + col, top + N, start, K, BLOCK_N, BLOCK_K, FETCHED)
+        acc = _multiply(value, w, acc, TURNED, PRECISION)
+        if ACT != "none":
+            w_up = _load_weight(
+                weight, top + N + col, top + 2 * N, start, K, BLOCK_N, BLOCK_K, FETCHED
+            )
+            acc_up = _multiply(value, w_up, acc_up, TURNED, PRECISION)
+    if ACT != "none":
+        acc = gate(acc, ACT) * acc_up
+    if TURNED:
+        acc = tl.trans(acc)
+    cols = col + tl.arange(0, BLOCK_N)
+    mask = some[:, None] & (cols < N)[None, :]
+    target = out + target.to(tl.int64)[:, None] * N + cols[None, :]
+    tl.store(target, acc.to(out.dtype.element_ty), mask=mask)
+
+
+def _check(x: Tensor, weight: Tensor, num_outputs: int) -> None:
+    require(weight.dim() == 2, f"the weight has {weight.dim()} dimensions")
+    require(weight.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, weight {weight.shape[1]}")
+    require(weight.dtype == x.dtype, f"x is {x.dtype}, weight is {weight.dtype}")
+    require(
+        weight.shape[0] % num_outputs == 0,
+        f"{weight.shape[0]} outputs are no experts of {num_outputs}",
+    )
+    require_contiguous(x=x, weight=weight)
+
+
+def _launch(
+    x: Tensor, weight: Tensor, routing: Routing, out: Tensor, tuning: GroupTuning, act: str
+) -> Tensor:
+    width_in, width_out = x.shape[1], out.shape[1]
+    fetched = width_in * weight.element_size() % _ROW_BYTES == 0
+    source: Any = weight
+    if fetched:
+        source = TensorDescriptor.from_tensor(weight, [tuning.block_n, tuning.block_k])
+    grid = (routing.tiles.shape[0] * ceil_div(width_out, tuning.block_n),)
+    _grouped_kernel[grid](
+        x,
+        source,
+        routing.order,
+        routing.tiles,
+        out,
+        width_out,
+        K=width_in,
+        TOP=routing.top_k,
+        BLOCK_M=routing.tile_rows,
+        BLOCK_N=tuning.block_n,
+        BLOCK_K=tuning.block_k,
+        STAGES=tuning.stages,
+        TURNED=tuning.turned,
+        FETCHED=fetched,
+        ACT=act,
+        PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+        num_warps=tuning.num_warps,
+        **dependent_launch(x.device),
+    )
+    return out
+
+
+def experts_up(
+    x: Tensor,
+    gate_up: Tensor,
+    inner: int,
+    routing: Routing,
+    act: ActivationKind,
+    *,
+    tuning: GroupTuning | None = None,
+) -> Tensor:
+    """Return act(gate) * up of every pair, in the order of the work list.
+
+    Args:
+        x: [T, H], contiguous. gate_up: [E * 2 I, H], contiguous, dtype of x: of each expert first
+            the I gates, then what they gate. inner: I.
+        routing: of the T rows.
+    Returns: [T * top_k, I], dtype of x; sums and activation in fp32. Twin: reference.mix.
+    Raises: KernelInputError on other shapes or an unknown activation.
+    """
+    require(act in KINDS, f"unknown activation {act!r}, have {KINDS}")
+    _check(x, gate_up, 2 * inner)
+    out = x.new_empty(routing.order.shape[0], inner)
+    return _launch(x, gate_up, routing, out, tuning or up_tuning(routing.tile_rows), act)
+
+
+def experts_down(
+    x: Tensor, down: Tensor, width: int, routing: Routing, *, tuning: GroupTuning | None = None
+) -> Tensor:
+    """Return every pair's product with its expert's last weight, in the order of the pairs.
+
+    Args:
+        x: [T * top_k, I], contiguous, as `experts_up` returns it. down: [E * H, I], contiguous,
+            dtype of x. width: H.
+    Returns: [T * top_k, H], dtype of x, not weighted; sums in fp32. Twin: reference.mix.
+    Raises: KernelInputError on other shapes.
+    """
+    _check(x, down, width)
+    out = x.new_empty(routing.order.shape[0], width)
+    return _launch(x, down, routing, out, tuning or down_tuning(routing.tile_rows), "none")

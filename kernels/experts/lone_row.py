@@ -1,0 +1,227 @@
+"""The experts of a lone row: matrix times vector, each weight read once, without a work list."""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="assignment,misc,var-annotated"
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.activation import KINDS, gate
+from tokenbus.kernels.experts.combine import NOTHING, Beside, add_shared
+from tokenbus.kernels.experts.table import RowTuning, down_row_tuning, up_row_tuning
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    release_successor,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.activation import ActivationKind
+    from tokenbus.kernels.experts.routing import Chosen
+
+
+@triton.jit
+def _load_rows(weight, rows, live, k, in_k, K: tl.constexpr):
+    """Load [rows, k] of a weight, which nothing reads again."""
+    mask = live[:, None] & in_k[None, :]
+    place = weight + rows[:, None] * K + k[None, :]
+    return tl.load(place, mask=mask, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _up_kernel(
+    x, experts, weight, norm_weight, acted, N, eps, K: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Compute ROWS gated outputs of one expert; the norm's scale comes behind the sums.
+
+    The next kernel is let go behind the wait: from then on it may read what was chosen.
+    """
+    blocks = tl.cdiv(N, ROWS)
+    place = tl.program_id(0) // blocks
+    rows = (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
+    live = rows < N
+    offs = tl.arange(0, BLOCK_K)
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    wait_for_inputs(PDL)
+    release_successor(PDL)
+    gates = tl.load(experts + place).to(tl.int64) * 2 * N + rows
+    acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    acc_up = acc
+    squares = tl.zeros([BLOCK_K], tl.float32)
+    for block in tl.static_range(BLOCKS):
+        k = block * BLOCK_K + offs
+        in_k = tl.full([BLOCK_K], True, tl.int1) if (block + 1) * BLOCK_K <= K else k < K
+        w = _load_rows(weight, gates, live, k, in_k, K)
+        w_up = _load_rows(weight, gates + N, live, k, in_k, K)
+        value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)
+        if norm_weight is not None:
+            squares += value * value
+            value *= tl.load(norm_weight + k, mask=in_k, other=0.0).to(tl.float32)
+        acc += w.to(tl.float32) * value[None, :]
+        acc_up += w_up.to(tl.float32) * value[None, :]
+    y, up = tl.sum(acc, axis=1), tl.sum(acc_up, axis=1)
+    if norm_weight is not None:
+        norm = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+        y *= norm
+        up *= norm
+    y = gate(y, ACT) * up
+    tl.store(acted + place * N + rows, y.to(acted.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _load_piece(weight, experts, step, rows, live, N, K: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Ask for a block of columns of some outputs; blocks of the first expert come first."""
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    k = (step % BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
+    in_k = tl.full([BLOCK_K], True, tl.int1) if K % BLOCK_K == 0 else k < K
+    top = tl.load(experts + step // BLOCKS).to(tl.int64) * N
+    return _load_rows(weight, top + rows, live, k, in_k, K)
+
+
+@triton.jit
+def _down_kernel(
+    acted, experts, weights, weight, shared, gate_logits, residual, out, N, K: tl.constexpr,
+    TOP: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr, AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Compute ROWS outputs, summed over all experts of the row.
+
+    Which experts these are was known before the kernel before this one let it go, so AHEAD pieces
+    of their weights are on their way before it waits for what it multiplies them by.
+    """
+    release_successor(PDL)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = rows < N
+    BLOCKS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
+    coming = ()
+    for step in tl.static_range(min(AHEAD, TOP * BLOCKS)):
+        coming += (_load_piece(weight, experts, step, rows, live, N, K, BLOCK_K),)
+    acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    wait_for_inputs(PDL)
+    for step in tl.static_range(TOP * BLOCKS):
+        k = (step % BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
+        place = step // BLOCKS
+        value = tl.load(acted + place * K + k, mask=k < K, other=0.0).to(tl.float32)
+        value *= tl.load(weights + place)
+        w = coming[0]
+        coming = coming[1:]
+        if step + AHEAD < TOP * BLOCKS:
+            coming += (_load_piece(weight, experts, step + AHEAD, rows, live, N, K, BLOCK_K),)
+        acc += w.to(tl.float32) * value[None, :]
+    y = tl.sum(acc, axis=1)
+    y = add_shared(y, shared, gate_logits, 0, 0, rows, live)
+    if residual is not None:
+        y += tl.load(residual + rows, mask=live, other=0.0)
+        tl.store(residual + rows, y, mask=live)
+    tl.store(out + rows, y.to(out.dtype.element_ty), mask=live)
+
+
+def _check_experts(weight: Tensor, outputs: int, inputs: int, x: Tensor, chosen: Chosen) -> None:
+    require(chosen.experts.shape[0] == 1, f"the experts of {chosen.experts.shape[0]} rows")
+    require(weight.shape[1] == inputs, f"x is {inputs} wide, weight {weight.shape[1]}")
+    require(
+        weight.shape[0] % outputs == 0,
+        f"{weight.shape[0]} outputs are no experts of {outputs}",
+    )
+    require(weight.dtype == x.dtype, f"x is {x.dtype}, weight is {weight.dtype}")
+    require_contiguous(x=x, weight=weight)
+
+
+def lone_row_up(
+    x: Tensor,
+    chosen: Chosen,
+    gate_up: Tensor,
+    inner: int,
+    act: ActivationKind,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    tuning: RowTuning | None = None,
+) -> Tensor:
+    """Multiply one row, or rms_norm(x), by the gates of its experts and what these gate.
+
+    Args:
+        x: [1, H], contiguous; norm_weight: [H]. chosen: of the row.
+        gate_up: [E * 2 I, H], contiguous, dtype of x: of each expert first the I gates, then what
+            they gate. inner: I.
+    Returns: [top_k, I], dtype of x; sums, norm and activation in fp32. Twin: reference.mix.
+    Raises: KernelInputError on other shapes or an unknown activation.
+    """
+    width, top_k = x.shape[1], chosen.experts.shape[1]
+    require(x.shape[0] == 1, f"{x.shape[0]} rows")
+    require(act in KINDS, f"unknown activation {act!r}, have {KINDS}")
+    _check_experts(gate_up, 2 * inner, width, x, chosen)
+    require_contiguous(norm=norm_weight)
+    tuning = tuning or up_row_tuning(width)
+    acted = x.new_empty(top_k, inner)
+    _up_kernel[(top_k * ceil_div(inner, tuning.block_n),)](
+        x,
+        chosen.experts,
+        gate_up,
+        norm_weight,
+        acted,
+        inner,
+        eps,
+        K=width,
+        ROWS=tuning.block_n,
+        BLOCK_K=tuning.block_k,
+        ACT=act,
+        num_warps=tuning.num_warps,
+        **dependent_launch(x.device),
+    )
+    return acted
+
+
+def lone_row_down(
+    acted: Tensor,
+    chosen: Chosen,
+    down: Tensor,
+    width: int,
+    beside: Beside = NOTHING,
+    *,
+    tuning: RowTuning | None = None,
+) -> Tensor:
+    """Multiply what the gates let through by the experts' last weights and sum it, weighted.
+
+    On a GPU `lone_row_up` is what was launched last: its experts are read while it still runs.
+
+    Args:
+        acted: [top_k, I], what `lone_row_up` returned. chosen: of the row.
+        down: [E * H, I], contiguous. width: H. beside: what is added.
+    Returns: [1, H], dtype of the weight; sums in fp32. Twin: reference.mix.
+    Raises: KernelInputError on other shapes.
+    """
+    top_k, inner = acted.shape
+    require(chosen.experts.shape[1] == top_k, f"{top_k} rows of {chosen.experts.shape[1]} experts")
+    _check_experts(down, width, inner, acted, chosen)
+    beside.check(1, width)
+    tuning = tuning or down_row_tuning(inner)
+    out = down.new_empty(1, width)
+    _down_kernel[(ceil_div(width, tuning.block_n),)](
+        acted,
+        chosen.experts,
+        chosen.weights,
+        down,
+        beside.shared,
+        beside.gate_logits,
+        beside.residual,
+        out,
+        width,
+        K=inner,
+        TOP=top_k,
+        ROWS=tuning.block_n,
+        BLOCK_K=tuning.block_k,
+        AHEAD=tuning.ahead,
+        num_warps=tuning.num_warps,
+        **dependent_launch(down.device),
+    )
+    return out

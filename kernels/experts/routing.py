@@ -1,0 +1,292 @@
+"""Routing: which experts each row goes to, with which weights, and the list of work of a pass.
+
+All of it stays on the device: the list is as long as it can get, and says itself how much of it is
+filled, so one CUDA graph serves whatever a router decides. Nothing is dropped and nothing padded:
+an expert gets as many tiles as its rows fill. Each expert has a program that finds its own rows, so
+nothing is sorted and nothing is counted by atomics.
+"""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.experts.scores import NO_KEY, RouterRule, check_logits, expert_of, scores_of
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    next_power_of_2,
+    release_successor,
+    wait_for_inputs,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Rows that every expert's program chooses for itself, which takes less than another launch.
+ONE_LAUNCH_ROWS = 16
+# Numbers of the scores of a program: more of them leave its registers.
+_BLOCK_SCORES = 4096
+# Rows of a program that chooses, one for each of its warps; rows that are listed at a time.
+_CHOOSING_ROWS = 4
+_LISTED_ROWS, _MANY_LISTED_ROWS = 256, 1024
+_FIELDS = tl.constexpr(3)
+# Tiles of an expert that are written at a time.
+_TILES = tl.constexpr(16)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The experts of T rows: experts: [T, top_k] int32, the likeliest first; weights: float32."""
+
+    experts: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The experts of T rows, and their work by expert; a pair is row * top_k + place.
+
+    order: [T * top_k] int32, pairs sorted by expert, then by row.
+    tiles: [most, 3] int32 of expert, first place in `order` and number of pairs: up to `tile_rows`
+        of one expert, 0 in tiles that stay empty.
+    """
+
+    chosen: Chosen
+    order: Tensor
+    tiles: Tensor
+    tile_rows: int
+
+    @property
+    def top_k(self) -> int:
+        """Experts of a row."""
+        return self.chosen.experts.shape[1]
+
+
+@triton.jit
+def _choose(
+    logits, rows, some, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
+    BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
+    UNIFORM: tl.constexpr,
+):  # fmt: skip
+    """Return experts and weights of rows, [ROWS, BLOCK_TOP]; past TOP they are of no meaning."""
+    share, key = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
+    places = tl.arange(0, BLOCK_TOP)[None, :]
+    experts = tl.zeros([ROWS, BLOCK_TOP], tl.int32)
+    weights = tl.zeros([ROWS, BLOCK_TOP], tl.float32)
+    for turn in range(TOP):
+        best = tl.max(key, axis=1, keep_dims=True)
+        hit = key == best
+        weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
+        experts = tl.where(places == turn, expert_of(best).to(tl.int32), experts)
+        weights = tl.where(places == turn, weight, weights)
+        key = tl.where(hit, NO_KEY, key)
+    if RENORMALISE:
+        weights /= tl.sum(weights, axis=1, keep_dims=True)
+    return experts, weights
+
+
+@triton.jit(do_not_specialize=["T"])
+def _choose_kernel(
+    logits, experts, weights, watch, T, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr,
+    BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
+    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Choose the experts of ROWS rows; `watch` counts those of a lone one."""
+    release_successor(PDL)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    some = rows < T
+    wait_for_inputs(PDL)
+    found, shares = _choose(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
+                            RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+    places = tl.arange(0, BLOCK_TOP)[None, :]
+    mask = some[:, None] & (places < TOP)
+    out = rows[:, None] * TOP + places
+    tl.store(experts + out, found, mask=mask)
+    tl.store(weights + out, shares, mask=mask)
+    if watch is not None:
+        tl.atomic_add(watch, tl.full([], TOP, tl.int64))
+        tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
+
+
+@triton.jit
+def _own_pairs(experts, valid, rows, expert, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr):
+    """Tell of each row whether it goes to an expert, 0 or 1, and the pair that it makes then."""
+    places = tl.arange(0, BLOCK_TOP)[None, :]
+    mine = ((experts == expert) & valid).to(tl.int32)
+    return tl.sum(mine, axis=1), rows * TOP + tl.sum(mine * places, axis=1)
+
+
+@triton.jit
+def _write_tiles(tiles, expert, start, count, TILE_ROWS: tl.constexpr, BY_PAIR: tl.constexpr):
+    """Write an expert's tiles, and empty ones up to where the next expert's begin.
+
+    BY_PAIR: there is a place for each pair, else as many as all could fill at the worst.
+    """
+    if BY_PAIR:
+        first = start
+        num_places = count
+    else:
+        first = expert + start // TILE_ROWS
+        num_places = 1 + (start + count) // TILE_ROWS - start // TILE_ROWS
+    for turn in range(0, num_places, _TILES):
+        number = turn + tl.arange(0, _TILES)
+        place = tiles + (first + number) * _FIELDS
+        mask = number < num_places
+        before = number * TILE_ROWS
+        tl.store(place, tl.zeros_like(number) + expert, mask=mask)
+        tl.store(place + 1, start + before, mask=mask)
+        size = tl.minimum(tl.maximum(count - before, 0), TILE_ROWS)
+        tl.store(place + 2, size, mask=mask)
+
+
+@triton.jit(do_not_specialize=["T"])
+def _list_kernel(
+    logits, experts, weights, order, tiles, watch, T, stride, E, ROWS: tl.constexpr,
+    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, TILE_ROWS: tl.constexpr,
+    BY_PAIR: tl.constexpr, CHOOSES: tl.constexpr, RENORMALISE: tl.constexpr,
+    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """List the pairs of one expert. CHOOSES: of all rows, ROWS at most, which it chooses itself."""
+    release_successor(PDL)
+    expert = tl.program_id(0)
+    places = tl.arange(0, BLOCK_TOP)[None, :]
+    start = tl.full([], 0, tl.int32)
+    count = tl.full([], 0, tl.int32)
+    wait_for_inputs(PDL)
+    if CHOOSES:
+        rows = tl.arange(0, ROWS)
+        some = rows < T
+        found, shares = _choose(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
+                                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+        valid = some[:, None] & (places < TOP)
+        if expert == 0:
+            out = rows[:, None] * TOP + places
+            tl.store(experts + out, found, mask=valid)
+            tl.store(weights + out, shares, mask=valid)
+        start += tl.sum(tl.sum((valid & (found < expert)).to(tl.int32), axis=1), axis=0)
+        own, pair = _own_pairs(found, valid, rows, expert, TOP, BLOCK_TOP)
+        before = tl.cumsum(own, axis=0) - own
+        tl.store(order + start + before, pair, mask=own > 0)
+        count += tl.sum(own, axis=0)
+    else:
+        for first in range(0, T, ROWS):
+            rows = first + tl.arange(0, ROWS)
+            valid = (rows < T)[:, None] & (places < TOP)
+            found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=0)
+            start += tl.sum(tl.sum((valid & (found < expert)).to(tl.int32), axis=1), axis=0)
+        for first in range(0, T, ROWS):
+            rows = first + tl.arange(0, ROWS)
+            valid = (rows < T)[:, None] & (places < TOP)
+            found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=0)
+            own, pair = _own_pairs(found, valid, rows, expert, TOP, BLOCK_TOP)
+            before = tl.cumsum(own, axis=0) - own
+            tl.store(order + start + count + before, pair, mask=own > 0)
+            count += tl.sum(own, axis=0)
+    _write_tiles(tiles, expert, start, count, TILE_ROWS, BY_PAIR)
+    if watch is not None:
+        tl.atomic_add(watch, (count > 0).to(tl.int64))
+        tl.atomic_add(watch + 1, (expert == 0).to(tl.int64))
+
+
+def _options(rule: RouterRule, device: torch.device) -> dict[str, bool | int]:
+    """Return what the kernels are compiled for, whatever rows there are."""
+    return {
+        "TOP": rule.top_k,
+        "BLOCK_TOP": next_power_of_2(rule.top_k),
+        "BLOCK_E": next_power_of_2(rule.num_experts),
+        "RENORMALISE": rule.renormalise,
+        "BY_LOGITS": rule.by_logits,
+        "UNIFORM": rule.is_uniform,
+        **dependent_launch(device),
+    }
+
+
+def _empty_choice(num_rows: int, top_k: int, device: torch.device) -> Chosen:
+    return Chosen(
+        torch.empty(num_rows, top_k, dtype=torch.int32, device=device),
+        torch.empty(num_rows, top_k, dtype=torch.float32, device=device),
+    )
+
+
+def choose(logits: Tensor, rule: RouterRule, *, watch: Tensor | None = None) -> Chosen:
+    """Choose the experts of every row.
+
+    Args:
+        logits: [T, columns], T >= 1, columns next to each other; those of experts come first.
+        watch: as for `route`, where there is one row.
+    Returns: a Chosen; scores are fp32, the sums of weights too. Twin: reference.route.
+    Raises: KernelInputError if rule and logits do not fit.
+    """
+    check_logits(logits, rule)
+    num_rows, device = logits.shape[0], logits.device
+    chosen = _empty_choice(num_rows, rule.top_k, device)
+    rows = 1 if num_rows == 1 else _CHOOSING_ROWS
+    _choose_kernel[(ceil_div(num_rows, rows),)](
+        logits,
+        chosen.experts,
+        chosen.weights,
+        watch if num_rows == 1 else None,
+        num_rows,
+        logits.stride(0),
+        rule.num_experts,
+        ROWS=rows,
+        num_warps=rows,
+        **_options(rule, device),
+    )
+    return chosen
+
+
+def route(
+    logits: Tensor, rule: RouterRule, tile_rows: int, *, watch: Tensor | None = None
+) -> Routing:
+    """Choose the experts of every row, and list the work by them.
+
+    Args:
+        logits: [T, columns], T >= 1, columns next to each other; those of experts come first.
+        tile_rows: pairs of one expert in a tile, at most.
+        watch: [2] int64 or None: the number of experts that got any row is added to the first,
+            1 to the second.
+    Returns: a Routing; scores are fp32, the sums of weights too. Twin: reference.route.
+    Raises: KernelInputError if rule and logits do not fit.
+    """
+    check_logits(logits, rule)
+    num_rows, top_k, device = logits.shape[0], rule.top_k, logits.device
+    scores = ONE_LAUNCH_ROWS * next_power_of_2(rule.num_experts)
+    chooses = num_rows <= ONE_LAUNCH_ROWS and scores <= _BLOCK_SCORES
+    if chooses:
+        rows, chosen = ONE_LAUNCH_ROWS, _empty_choice(num_rows, top_k, device)
+    else:
+        rows = _LISTED_ROWS if num_rows <= _LISTED_ROWS else _MANY_LISTED_ROWS
+        chosen = choose(logits, rule)
+    num_pairs = num_rows * top_k
+    most = rule.num_experts + num_pairs // tile_rows
+    routing = Routing(
+        chosen,
+        torch.empty(num_pairs, dtype=torch.int32, device=device),
+        torch.empty(min(num_pairs, most), 3, dtype=torch.int32, device=device),
+        tile_rows,
+    )
+    _list_kernel[(rule.num_experts,)](
+        logits,
+        chosen.experts,
+        chosen.weights,
+        routing.order,
+        routing.tiles,
+        watch,
+        num_rows,
+        logits.stride(0),
+        rule.num_experts,
+        ROWS=rows,
+        TILE_ROWS=tile_rows,
+        BY_PAIR=num_pairs <= most,
+        CHOOSES=chooses,
+        num_warps=8,
+        **_options(rule, device),
+    )
+    return routing

@@ -1,0 +1,101 @@
+"""Scores of experts: by which a router chooses, the lower number first where two are equal.
+
+Softmax in float32, and keys that sort as `torch.topk` chooses on a GPU.
+"""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.launch import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LAST = tl.constexpr(0x7FFFFFFF)
+# Below every key.
+NO_KEY = tl.constexpr(-(2**63))
+
+
+@dataclass(frozen=True, slots=True)
+class RouterRule:
+    """How a router chooses.
+
+    num_experts, top_k: of so many experts a row goes to so many; renormalise: the weights of those
+    chosen are divided by their sum; by_logits: those with the largest logits are chosen, which may
+    differ where their softmax is equal; is_uniform: a hash of the row's logits chooses in place of
+    them, so that every expert is equally likely (benchmarks).
+    """
+
+    num_experts: int
+    top_k: int
+    renormalise: bool = True
+    by_logits: bool = False
+    is_uniform: bool = False
+
+
+@triton.jit
+def _mixed(bits):
+    """Scramble numbers of 32 bits; each bit of a result depends on all bits of its number."""
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
+    bits = (bits ^ (bits >> 15)) * 0x846CA68B
+    return bits ^ (bits >> 16)
+
+
+@triton.jit
+def _uniform(value, e, live):
+    """Replace logits by numbers of 0 to 1 that depend on the whole row and the expert."""
+    bits = value.to(tl.uint32, bitcast=True)
+    own = _mixed(bits + e.to(tl.uint32) * 0x9E3779B1)
+    row = tl.xor_sum(tl.where(live, own, 0).to(tl.int32, bitcast=True), axis=1, keep_dims=True)
+    drawn = _mixed(row.to(tl.uint32, bitcast=True) + e.to(tl.uint32) * 0x85EBCA6B)
+    return (drawn >> 8).to(tl.float32) * (1.0 / 16777216.0)
+
+
+@triton.jit
+def scores_of(
+    logits, rows, some, stride, E, BLOCK_E: tl.constexpr, BY_LOGITS: tl.constexpr,
+    UNIFORM: tl.constexpr,
+):  # fmt: skip
+    """Return the softmax of rows, [R, BLOCK_E] float32, and keys that sort as they are chosen.
+
+    A key is unique in its row: above is the score, below the expert, the lower the better. NaN
+    sorts first, as it does in torch.
+    """
+    e = tl.arange(0, BLOCK_E)[None, :]
+    live = e < E
+    place = logits + rows.to(tl.int64)[:, None] * stride + e
+    value = tl.load(place, mask=some[:, None] & live, other=0.0).to(tl.float32)
+    if UNIFORM:
+        value = _uniform(value, e, live)
+    top = tl.max(tl.where(live, value, float("-inf")), axis=1, keep_dims=True)
+    share = tl.where(live, tl.exp(value - top), 0.0)
+    share = tl.div_rn(share, tl.broadcast_to(tl.sum(share, axis=1, keep_dims=True), share.shape))
+    score = value if BY_LOGITS else share
+    # Minus zero equals zero.
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & _LAST)
+    ordered = tl.where(score != score, _LAST, ordered)  # noqa: PLR0124 # NaN
+    key = (ordered.to(tl.int64) << 32) | (e ^ _LAST).to(tl.int64)
+    return share, tl.where(live, key, NO_KEY)
+
+
+@triton.jit
+def expert_of(key):
+    """Return the expert that keys of `scores_of` belong to, int64."""
+    return (key & 0xFFFFFFFF) ^ _LAST
+
+
+def check_logits(logits: Tensor, rule: RouterRule) -> None:
+    """Refuse logits that no router with this rule gives. Raises: KernelInputError."""
+    columns = logits.shape[1]
+    require(logits.stride(1) == 1, f"logits have strides {logits.stride()}")
+    require(
+        1 <= rule.top_k <= rule.num_experts <= columns,
+        f"{rule.top_k} of {rule.num_experts} experts, from {columns} logits",
+    )

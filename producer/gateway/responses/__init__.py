@@ -1,0 +1,1 @@
+"""OpenAI's responses as plain builders: requests, items, events and objects, without a route."""
