@@ -33,7 +33,8 @@ class Page extends AbstractChat {
     super({ id, transport, state: new State(messages) });
   }
   get answer() {
-    const parts = this.messages.at(-1).role === "assistant" ? this.messages.at(-1).parts : [];
+    const last = this.messages.at(-1);
+    const parts = last?.role === "assistant" ? last.parts : [];
     return parts.map((part) => part.text ?? "").join("");
   }
 }

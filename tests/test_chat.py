@@ -76,6 +76,7 @@ def _take_terminal(fd: int) -> None:
     fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
 
 
+@pytest.mark.slow
 def test_interrupt_stops_the_answer_and_not_the_talk(url: str) -> None:
     """Ctrl-C in an answer ends that, at the prompt it asks for the next; Ctrl-D ends the talk."""
     terminal = Terminal("chat", "--redis", url, "--max-tokens", "3000")

@@ -1,4 +1,7 @@
-"""`tokenbus serve`: from nothing to an endpoint, by a server, a worker and a gateway of its own."""
+"""`tokenbus serve`: from nothing to an endpoint, by a server, a worker and a gateway of its own.
+
+Where its extra is installed the control service runs beside them, for batches.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 # What the children cannot begin without; they say themselves what else is missing.
 _LIBRARIES = ("torch", "structlog", "fastapi", "uvicorn")
+_OF_CONTROL = ("arq", "aiohttp", "cronsim")
 # A worker tells of itself once a second.
 _READY_S = 30.0
 _OF_GATEWAY = ("gateway_host", "gateway_port", "gateway_auth")
@@ -51,12 +55,13 @@ def run_serve(
     settings = _gateway_settings(args)
     names = model_names(args.model, args.served_model_name or ())
     endpoint = _endpoint(args, settings)
-    commands = {
+    commands = _control() | {
         "worker": ("worker", "--model", args.model, "--log-format", "json", *worker),
         "gateway": ("gateway", *gateway, f"--port={endpoint.port}", "--served-model-name", *names),
     }
     with _server(args.redis, folder / str(endpoint.port)) as url:
-        environment = os.environ | {"TOKENBUS_REDIS_URL": url}
+        files = {"TOKENBUS_FILES_URL": str(folder / f"{endpoint.port}-files")}
+        environment = files | os.environ | {"TOKENBUS_REDIS_URL": url}
         if settings.gateway_api_keys:
             # Arguments can be read by everyone on the machine.
             keys = [key.get_secret_value() for key in settings.gateway_api_keys]
@@ -78,6 +83,13 @@ def _check_libraries(args: argparse.Namespace) -> None:
             continue
         if find_spec(name) is None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def _control() -> dict[str, tuple[str, ...]]:
+    """Return the command of the service that runs batches, where its libraries are installed."""
+    if any(find_spec(name) is None for name in _OF_CONTROL):
+        return {}
+    return {"control": ("control", "--log-format", "json")}
 
 
 def _gateway_settings(args: argparse.Namespace) -> GatewaySettings:

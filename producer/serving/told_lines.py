@@ -8,7 +8,7 @@ from typing import Any
 from tokenbus.producer.terminal import visible
 
 # Events that say that a part is there, and what the library under the gateway says instead.
-_STARTED = frozenset({"worker.started", "gateway.started"})
+_STARTED = frozenset({"worker.started", "gateway.started", "control.started"})
 _LISTENS = "Uvicorn running on "
 # What that library says besides.
 _CHATTER = ("INFO:", "DEBUG:", "TRACE:")

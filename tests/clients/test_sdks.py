@@ -230,6 +230,7 @@ def test_django_backend_resumes_after_the_last_event_id(tmp_path: Path) -> None:
                 response = ask("POST", "/jobs", json.dumps({"prompt": "rain", "max_tokens": 20}))
                 break
             except ConnectionError:
+                assert started[0].poll() is None, "the example ended"
                 assert time.monotonic() < until
                 time.sleep(0.1)
         path = f"/jobs/{json.load(response)['job_id']}/events"
