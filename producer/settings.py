@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -21,8 +21,8 @@ def setting_problem(error: ValidationError | SettingsError) -> str:
     return f"{name}: {message}" if name else message
 
 
-class ClientSettings(BaseSettings):
-    """Settings of one client; times in seconds, the queue's bounds in tokens.
+class BusSettings(BaseSettings):
+    """What all settings share: where the server is, and how they are read.
 
     A variable that is empty counts as one that is not set.
     """
@@ -34,9 +34,26 @@ class ClientSettings(BaseSettings):
         frozen=True,
         hide_input_in_errors=True,
     )
+    # What is raised for settings that are wrong, with one sentence that names the setting.
+    invalid: ClassVar[type[Exception]] = ClientSettingsInvalid
 
     # Not shown: it may hold a password.
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+
+    @classmethod
+    def load(cls, **values: Any) -> Self:
+        """Read the environment, `values` that are not None going first. Raises: `cls.invalid`."""
+        try:
+            return cls(**{name: value for name, value in values.items() if value is not None})
+        except (ValidationError, SettingsError) as error:
+            problem = setting_problem(error)
+        # Outside of the handler: what pydantic raised quotes values.
+        raise cls.invalid(problem)
+
+
+class ClientSettings(BusSettings):
+    """Settings of one client; times in seconds, the queue's bounds in tokens."""
+
     # How long a call goes on trying while the server is away, before it raises.
     retry_for_s: float = Field(default=15.0, ge=0, le=3600)
     call_timeout_s: float = Field(default=5.0, gt=0, le=600)

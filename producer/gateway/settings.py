@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
 from tokenbus.producer.contract.keys import check_pool
-from tokenbus.producer.errors import ClientSettingsInvalid
-from tokenbus.producer.settings import setting_problem
+from tokenbus.producer.settings import BusSettings
 
 MIN_KEY_LENGTH = 8
 
@@ -25,22 +23,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-class GatewaySettings(BaseSettings):
-    """Settings of one gateway process; times in seconds, sizes in bytes.
+class GatewaySettings(BusSettings):
+    """Settings of one gateway process; times in seconds, sizes in bytes."""
 
-    A variable that is empty counts as one that is not set.
-    """
-
-    model_config = SettingsConfigDict(
-        env_prefix="TOKENBUS_",
-        env_ignore_empty=True,
-        extra="forbid",
-        frozen=True,
-        hide_input_in_errors=True,
-    )
-
-    # Not shown: it may hold a password.
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     # The pool of requests that name no model.
     pool: Annotated[str, AfterValidator(check_pool)] = "default"
     gateway_host: str = "127.0.0.1"
@@ -104,15 +89,3 @@ class GatewaySettings(BaseSettings):
     def is_local(self) -> bool:
         """Tell whether the door is on the loopback."""
         return is_loopback(self.gateway_host)
-
-    @classmethod
-    def load(cls, **values: Any) -> Self:
-        """Read the environment, `values` that are not None going first.
-
-        Raises: ClientSettingsInvalid, one sentence that names the setting.
-        """
-        try:
-            return cls(**{name: value for name, value in values.items() if value is not None})
-        except (ValidationError, SettingsError) as error:
-            problem = setting_problem(error)
-        raise ClientSettingsInvalid(problem)

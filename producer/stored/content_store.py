@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import re
 import secrets
@@ -106,10 +107,10 @@ class _Remote:
             self._files.rm(self._path(name))
 
     def listed(self) -> Iterator[tuple[str, float]]:
-        root = self._path("")
+        root = self._root.strip("/")
         for path in self._files.find(self._root):
-            with contextlib.suppress(FileNotFoundError, NotImplementedError):
-                name = path[path.index(root.strip("/")) + len(root.strip("/")) :].strip("/")
+            with contextlib.suppress(FileNotFoundError):
+                name = path.strip("/").removeprefix(root).strip("/")
                 yield name, self._files.modified(path).timestamp()
 
 
@@ -204,8 +205,12 @@ def _finish(out: Any, last: bytes) -> None:
     """Write the end and let it reach the disk, where there is one."""
     out.write(last)
     out.flush()
-    with contextlib.suppress(OSError, AttributeError, ValueError):
-        os.fsync(out.fileno())
+    try:
+        descriptor = out.fileno()
+    except (AttributeError, io.UnsupportedOperation):
+        pass  # no disk of ours: closing it stores it
+    else:
+        os.fsync(descriptor)
     out.close()
 
 

@@ -13,6 +13,7 @@ from servers.mortal_server import MortalServer
 from workers.batches import BatchDesk, completion_line, names_in, num_jobs_run
 from workers.control_processes import control_process
 from workers.null_workers import worker_process
+from workers.stubs import until
 
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.client.async_client import AsyncClient
@@ -64,12 +65,15 @@ async def _all_kept(*kept: _Kept) -> AsyncIterator[None]:
 
 async def _num_done(desk: BatchDesk, batch_id: str, wanted: int) -> None:
     """Wait until so many lines have their output, whoever is away meanwhile."""
-    num_done = 0
-    while num_done < wanted:
-        with contextlib.suppress(ServerError, *SERVER_ERRORS):
+
+    async def is_done() -> bool:
+        try:
             state = await desk.batches.state(batch_id)
-            num_done = state.completed + state.failed
-        await asyncio.sleep(0.05)
+        except (ServerError, *SERVER_ERRORS):
+            return False
+        return state.completed + state.failed >= wanted
+
+    await until(is_done)
 
 
 @pytest.mark.slow

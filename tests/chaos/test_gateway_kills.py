@@ -14,7 +14,7 @@ from patience import PATIENCE_S
 from rides.scale import IS_SHORT, LEASE, long_row
 from servers.fixtures import server_binary
 from servers.mortal_server import MortalServer
-from workers.null_workers import WorkerProcess, worker_process
+from workers.null_workers import WorkerProcess, until, worker_process
 
 if TYPE_CHECKING:
     import random
@@ -153,11 +153,12 @@ async def deployed(kind: str, pool: str, part: str) -> AsyncIterator[Deployment]
 
 async def at_tokens(riders: list[Rider], count: int) -> None:
     """Wait until the riders have so many frames in all, or are there."""
-    async with asyncio.timeout(PATIENCE_S):
-        while sum(len(rider.frames) for rider in riders) < count:
-            if all(rider.is_done for rider in riders):
-                return
-            await asyncio.sleep(0.02)
+    await until(
+        lambda: (
+            sum(len(rider.frames) for rider in riders) >= count
+            or all(rider.is_done for rider in riders)
+        )
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
-import torch
+from drawn_outputs import drawn_output
 from models.constraints import accepts, encode, schema_spec
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.sampling.bitmask import unpack, unpack_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar.grammar import GrammarCompiler, GrammarMatcher
+    from tokenbus.engine.grammar.grammar import GrammarCompiler
 
 DIGIT = {"type": "integer", "minimum": 0, "maximum": 3}
 
@@ -60,18 +58,6 @@ SCHEMAS: dict[str, Any] = {
 }
 
 
-def _written(matcher: GrammarMatcher, tokenizer: PreTrainedTokenizerFast, seed: int) -> str:
-    """Draw an output that ends where it may."""
-    draw, ids, table = random.Random(seed), list[int](), unpack_table(torch.device("cpu"))
-    while len(ids) < 200 and not matcher.is_finished:
-        allowed = unpack(matcher.mask()[None], len(tokenizer), table)[0].nonzero().flatten()
-        ids.append(draw.choice(allowed.tolist()))
-        if ids[-1] == 0:
-            break
-        matcher.accept(ids[-1])
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_no_item_comes_twice(
     name: str, compiler: GrammarCompiler, tokenizer: PreTrainedTokenizerFast
@@ -82,7 +68,7 @@ def test_no_item_comes_twice(
     num_whole = 0
     for seed in range(6):
         matcher = grammar.matcher()
-        text = _written(matcher, tokenizer, seed)
+        text = drawn_output(matcher, tokenizer, seed, 200)
         if matcher.is_accepting:
             num_whole += 1
             validator.validate(json.loads(text))

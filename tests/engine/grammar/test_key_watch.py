@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
+from drawn_outputs import drawn_output
 from models.constraints import encode, schema_spec
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.sampling.bitmask import unpack, unpack_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from tokenbus.engine.grammar.grammar import GrammarCompiler, GrammarMatcher
+    from tokenbus.engine.grammar.grammar import GrammarCompiler
 
 # Objects that are open to keys of a few letters, so that a random output likes to repeat them.
 SHORT = {"pattern": "^[ab]{1,40}$"}
@@ -27,18 +25,6 @@ OBJECT = {
     "additionalProperties": DIGIT,
     "propertyNames": SHORT,
 }
-
-
-def _written(matcher: GrammarMatcher, tokenizer: PreTrainedTokenizerFast, seed: int) -> str:
-    """Draw an output, its end as unlikely as any token."""
-    draw, ids, table = random.Random(seed), list[int](), unpack_table(torch.device("cpu"))
-    while len(ids) < 300 and not matcher.is_finished:
-        allowed = unpack(matcher.mask()[None], len(tokenizer), table)[0].nonzero().flatten()
-        ids.append(draw.choice(allowed.tolist()))
-        if ids[-1] == 0:
-            break
-        matcher.accept(ids[-1])
-    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -55,7 +41,7 @@ def test_no_key_comes_twice(
     num_wide = 0
     for seed in range(40):
         matcher = grammar.matcher()
-        text = _written(matcher, tokenizer, seed)
+        text = drawn_output(matcher, tokenizer, seed, 300)
         if matcher.is_accepting:
             written = json.loads(text, object_pairs_hook=_no_key_twice)
             num_wide += len(written) > 2

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
 from gateways.doors import Door, door, frames_of
-from patience import PATIENCE_S
 from workers.null_workers import expected_text, worker
+from workers.stubs import until
 
 from tokenbus.producer.gateway.access.api_keys import ApiKeys
 from tokenbus.producer.server.embedded import start_private
@@ -97,9 +96,11 @@ async def test_answer_that_ended_unread_is_told_once(slow_door: Door) -> None:
     """A page that was away for the end has it when it comes back."""
     [start, *_] = await _left(slow_door, "away")
     path = f"/v1/jobs/{start['messageId'].removeprefix('msg-')}"
-    async with asyncio.timeout(PATIENCE_S):
-        while (await slow_door.get(path)).json["status"] != "done":  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+
+    async def is_done() -> bool:
+        return bool((await slow_door.get(path)).json["status"] == "done")
+
+    await until(is_done)
     told = await _resumed(slow_door, "away")
     assert _text(_parts(told.frames)) == expected_text(5, LENGTH)
     assert (await _resumed(slow_door, "away")).status == 204

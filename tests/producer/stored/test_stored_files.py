@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -85,6 +86,20 @@ async def test_cut_upload_leaves_nothing(files: StoredFiles, owner: str, tmp_pat
     page = await files.page(owner, after=None, limit=9, ascending=False, purpose=None)
     assert page.items == []
     await kept(files, owner, b"x" * 3 * MIB)
+
+
+async def test_disk_that_fails_is_told_before_a_file_is_there(
+    files: StoredFiles, owner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may not have reached the disk stands under no name."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "the disk is gone")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="the disk is gone"):
+        await kept(files, owner)
+    assert names_under(tmp_path) == []
 
 
 async def test_bytes_are_bounded_by_file_and_owner(files: StoredFiles, owner: str) -> None:

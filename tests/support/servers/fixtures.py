@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 from patience import PATIENCE_S
 
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.server.embedded import EmbeddedServer, find_server_binary, start_private
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 SERVER_KINDS = ("valkey", "redis")
 
@@ -47,6 +48,14 @@ def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     running.close()
 
 
+@pytest.fixture(scope="session", name="server")
+def valkey_server() -> Iterator[EmbeddedServer]:
+    """Run one server, for tests of what needs only the commands that every kind has."""
+    running = start_private(server_binary("valkey"))
+    yield running
+    running.close()
+
+
 @pytest.fixture
 def redis_url(server: EmbeddedServer) -> str:
     """Return the URL of the server."""
@@ -57,3 +66,10 @@ def redis_url(server: EmbeddedServer) -> str:
 def pool() -> str:
     """Return a pool that no other test uses."""
     return f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def client(redis_url: str, pool: str) -> AsyncIterator[AsyncClient]:
+    """Give a client of an empty pool."""
+    async with await AsyncClient.connect(redis_url, pool=pool) as made:
+        yield made

@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from structlog.testing import capture_logs
 from workers.batches import BatchDesk, completion_line, names_in, num_jobs_run
 from workers.control_processes import KEY, control_process, receiver
-from workers.null_workers import expected_text, worker
+from workers.null_workers import expected_text, until, worker
 
 from tokenbus.producer.scripts.replies import JobState
 from tokenbus.producer.stored.batch_record import BatchStatus
 from tokenbus.producer.stored.derived_ids import job_of_line, name_of_batch
+from tokenbus.worker.control.batches.stored_upkeep import sweep_files
 from tokenbus.worker.control.service import batch_service
 from tokenbus.worker.control.settings import ControlSettings
 
@@ -212,3 +214,20 @@ async def test_services_are_killed_amid_a_batch(
     assert (call.message["type"], call.message["data"]) == ("batch.completed", {"id": batch_id})
     hook = await desk.client.scripts.control.webhook(name_of_batch(batch_id, "acme"))
     assert hook is not None
+
+
+async def test_sweep_outlives_whatever_a_place_raises(
+    desk: BatchDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place whose library cannot tell ages is told of, and the service lives on."""
+
+    async def cannot(_: float) -> list[str]:
+        raise NotImplementedError("no times here")
+
+    monkeypatch.setattr(desk.files.contents, "older_than", cannot)
+    with capture_logs() as told:
+        chore = asyncio.create_task(sweep_files(desk.files, desk.client.scripts))
+        await until(lambda: bool(told) or chore.done())
+    assert not chore.done()
+    assert told[0]["reason"] == "NotImplementedError: no times here"
+    chore.cancel()

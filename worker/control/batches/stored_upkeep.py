@@ -67,8 +67,10 @@ async def _repeat(work: Callable[[], Awaitable[None]], pause_s: float, event: st
         try:
             await work()
             told = ""
-        except (OSError, *SERVER_ERRORS) as error:
-            reason = answer_of(error).told if isinstance(error, SERVER_ERRORS) else str(error)
+        except Exception as error:
+            # The boundary of a chore: a place for files raises what its own library has.
+            is_servers = isinstance(error, SERVER_ERRORS)
+            reason = answer_of(error).told if is_servers else f"{type(error).__name__}: {error}"
             if reason != told:
                 get_logger().warning(event, reason=reason)
             told = reason
