@@ -90,12 +90,15 @@ class EngineReports:
         if self._publishers.num_processes:
             self._publishers.take_step(step)
         self._page_budget.see_stats(step.stats)
-        self._metrics.stepped(step.stats)
+        self._metrics.stepped(step.stats, step.step_s)
         find = self._held_jobs.by_request
         for admission in step.admitted:
             job = find(admission.request_id)
             if job is not None and job.timings.admitted_at is None:
                 job.see_admission(now, admission.num_cached_tokens)
+                if job.is_fresh:
+                    waited_s = now - job.timings.submitted_at
+                    self._metrics.queue_time[job.pulled.priority].add(waited_s)
                 self._log.debug("job.admitted", job_id=job.job_id, cached=job.cached_tokens)
         for request_id in step.preempted:
             job = find(request_id)

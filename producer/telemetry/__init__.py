@@ -1,0 +1,1 @@
+"""Telemetry: metrics declared once, with bounded labels, and how scrapes and probes are answered."""
