@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_jobs import HeldJobs
-    from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.life import WorkerLife
+    from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
     from tokenbus.worker.settings import WorkerSettings

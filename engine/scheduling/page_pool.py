@@ -156,9 +156,7 @@ class PagePool:
                 f"{len(wrong)} ref counts are wrong, first page {page_id}:"
                 f" counted {self._refs[page_id]}, held by {expected[page_id]}"
             )
-        num_shared = sum(1 for refs in self._refs if refs > 1)
-        if num_shared != self.num_shared:
-            raise IntegrityError(f"{self.num_shared} shared pages counted, {num_shared} are shared")
+        self._check_shared()
         num_held = sum(1 for refs in self._refs if refs)
         total = self.num_free + self.num_evictable + num_held
         free = set(self._free)
@@ -173,3 +171,8 @@ class PagePool:
         for page_id in self._free:
             if self.prefixes.hash_of(page_id) is not None or self._refs[page_id]:
                 raise IntegrityError(f"page {page_id} is free but held or still has a hash")
+
+    def _check_shared(self) -> None:
+        num_shared = sum(1 for refs in self._refs if refs > 1)
+        if num_shared != self.num_shared:
+            raise IntegrityError(f"{self.num_shared} shared pages counted, {num_shared} are shared")

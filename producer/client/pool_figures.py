@@ -44,7 +44,7 @@ class PriorityFigures:
 
 @dataclass(frozen=True, slots=True)
 class LaneFigures:
-    """The jobs of one tenant at one priority; what was handed back is in `held` or `oldest` only."""
+    """The jobs of one tenant at one priority; what was handed back counts as none of them."""
 
     priority: int
     tenant: str

@@ -37,8 +37,8 @@ class PoolStatus:
     `outages` say of those that have no engine now why. `paused_for_s` is None unless pulls take
     nothing. `oldest` is filled by `read_status` where it was asked for. `kept_bytes` are those of
     finished jobs, as of the last one; `dropped_jobs` counts those whose results were dropped for
-    room and that are still known. `starting` are workers that load their model and pull no jobs yet;
-    they are not among the others. `at_ms` is the server's time.
+    room and that are still known. `starting` are workers that load their model and pull no jobs
+    yet; they are not among the others. `at_ms` is the server's time.
     """
 
     waiting_jobs: int

@@ -1,1 +1,1 @@
-"""Telemetry: metrics declared once, with bounded labels, and how scrapes and probes are answered."""
+"""Telemetry: metrics, each declared once, with bounded labels; and traces."""

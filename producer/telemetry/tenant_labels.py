@@ -11,7 +11,7 @@ OTHER = "other"
 
 
 class TenantLabels:
-    """Gives the first tenants that come labels of their own, up to `limit`, and `named` ones always.
+    """Gives the first `limit` tenants that come labels of their own, and `named` ones always.
 
     A label is kept for the life of the process, so that a counter never changes its owner.
     """

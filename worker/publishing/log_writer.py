@@ -247,7 +247,7 @@ class LogWriter:
             self._note_call(started_at, now, num_fresh, lags_s, waits_s)
 
     def _note_published(self, job: JobLog, now: float) -> None:
-        """Note the first token of this owner; if nobody logged one before, it is the job's first."""
+        """Note the first token of this owner, the job's first if nobody logged one before."""
         job.published_at = now
         if job.num_logged == 0:
             self._host.progress_counter.began(job.priority, now - job.submitted_at)
