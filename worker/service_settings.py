@@ -24,6 +24,10 @@ class ServiceSettings(BusSettings):
     # Prometheus metrics over HTTP; no port, no server. Who may reach the host sees them.
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)
     metrics_host: str = "127.0.0.1"
+    # Tenants that metrics tell apart, the first that come; all others are `other`. Those that are
+    # named always have labels of their own.
+    metrics_tenants: int = Field(default=20, ge=0, le=1000)
+    metrics_tenant_names: list[str] = Field(default_factory=list)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"

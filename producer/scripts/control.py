@@ -1,4 +1,4 @@
-"""Scripts and keys of operators and the control service: pauses, webhooks, ticks, pressure."""
+"""Scripts and keys of operators and the control service: pauses, webhooks, ticks, leases."""
 
 from __future__ import annotations
 
@@ -85,15 +85,6 @@ class ClaimedWebhook:
     body: bytes
     event: str = ""
     event_of: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Pressure:
-    """What waits in a pool; `tokens_per_s` is the measured drain rate, None before there is one."""
-
-    waiting_tokens: int
-    waiting_jobs: int
-    tokens_per_s: float | None
 
 
 class ControlScripts:
@@ -209,10 +200,13 @@ class ControlScripts:
         since = await self._runner.command("GET", self._keys.of("paused"))
         return None if since is None else int(since)
 
-    async def pressure(self) -> Pressure:
-        """Read what waits and how fast it drains."""
-        tokens, jobs, rate = await self._runner.run("pressure", self._keys.prefix)
-        return Pressure(int(tokens), int(jobs), float(rate) * 1000 if rate else None)
+    async def watch(self, holder: str, ttl_ms: int) -> bool:
+        """Take or keep the lease of who tells the pool's metrics; 0 ms give it up.
+
+        Returns: whether `holder` has, or had, the lease.
+        """
+        reply = await self._runner.run("watch", self._keys.prefix, holder=holder, ttl_ms=ttl_ms)
+        return bool(reply)
 
 
 def _claimed(fields: list[Any]) -> ClaimedWebhook:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, SecretStr
 
+from tokenbus.producer.client.pool_figures import ASSUMED_TOKENS_PER_S
 from tokenbus.worker.control.signing_key import key_bytes
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.service_settings import ServiceSettings
@@ -31,6 +32,8 @@ class ControlSettings(ServiceSettings):
     result_ttl_s: Seconds = 3600.0
     log_ttl_s: Seconds = 120.0
     crons: Path | None = None
+    # The rate by which waiting tokens are counted as seconds of backlog until a pool had one.
+    assumed_tokens_per_s: float = Field(default=ASSUMED_TOKENS_PER_S, gt=0, le=1e9)
 
     webhook_keys: dict[str, SecretStr] = Field(default_factory=dict)
     webhook_keys_file: Path | None = None

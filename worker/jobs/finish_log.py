@@ -34,11 +34,21 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
         case _:
             metrics.jobs_finished += 1
             metrics.choices.update(ended)
+    priority, tenant = job.pulled.priority, job.pulled.tenant
+    outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
+    metrics.left(priority, tenant, outcome)
+    if finish is not None:
+        usage = finish.usage
+        metrics.spent(
+            priority,
+            tenant,
+            prompt=usage.prompt_tokens,
+            cached=usage.cached_tokens,
+            generated=usage.completion_tokens,
+        )
     times = job.timings
     gaps = sorted(times.gaps_ms)
-    metrics.itl.add_sorted([gap_ms / 1e3 for gap_ms in gaps])
-    if times.first_token_at is not None:
-        metrics.ttft.add(times.first_token_at - times.pulled_at)
+    metrics.itl[priority].add_sorted([gap_ms / 1e3 for gap_ms in gaps])
     error = finish.error if finish is not None else None
     log.info(
         "job.finished",

@@ -66,8 +66,9 @@ class JobFlow:
         """Take a choice that met a stop string out of the engine."""
         self._engine.stop_choice(job, choice)
 
-    def committed(self, job: HeldJob, finish: str) -> None:
+    def committed(self, job: HeldJob, finish: str, published_at: float | None) -> None:
         """Complete a job whose terminal entry stands in the log."""
+        job.timings.published_at = published_at
         self._settlement.committed(job, finish)
 
     def fenced(self, job: HeldJob, epoch: int) -> None:
@@ -91,6 +92,10 @@ class JobFlow:
         metrics.hold_s = progress.hold_s
         metrics.publish_wait_s += progress.waits_s
         metrics.publish_lag.merge(progress.lags, progress.lag_sum_s)
+        for priority, seconds in progress.firsts:
+            metrics.ttft[priority].add(seconds)
+        for priority, seconds in progress.ends:
+            metrics.e2e[priority].add(seconds)
         self._engine.credit(progress.freed_tokens)
 
     def gone(self, job: HeldJob) -> None:

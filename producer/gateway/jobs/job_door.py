@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.gateway.access.limits import KeyUse, Reservation
     from tokenbus.producer.gateway.access.shares import Shares
     from tokenbus.producer.gateway.pools.served_models import ServedModels, ServedPool
+    from tokenbus.producer.telemetry.gateway_metrics import GatewayMetrics
 
 MAX_IDEMPOTENCY_KEY = 200
 
@@ -32,10 +33,13 @@ MAX_IDEMPOTENCY_KEY = 200
 class JobDoor:
     """Submits jobs in the name of callers and finds them again, from any process."""
 
-    def __init__(self, models: ServedModels, key_use: KeyUse, shares: Shares) -> None:
+    def __init__(
+        self, models: ServedModels, key_use: KeyUse, shares: Shares, metrics: GatewayMetrics
+    ) -> None:
         self._models = models
         self._key_use = key_use
         self._shares = shares
+        self._metrics = metrics
 
     async def submit(
         self,
@@ -56,6 +60,7 @@ class JobDoor:
             names: fields as they were spelled, by the names that errors have for them.
         Raises: ApiError.
         """
+        asked_at = time.monotonic()
         own = {
             **fields,
             "id": self._draw(caller, served).text,
@@ -85,7 +90,11 @@ class JobDoor:
             client=served.client,
             created=int(time.time()) if name is None else name.created,
             place=job,
+            model=served.name,
+            priority=request.priority,
+            asked_at=asked_at,
         )
+        self._metrics.submitted(submitted, caller.tenant)
         return submitted, reservation
 
     async def settle(self, reservation: Reservation | None, num_used: int) -> None:

@@ -181,6 +181,7 @@ class Webhooks:
         if outcome is not WebhookOutcome.POSTPONE or state == WebhookState.EXPIRED:
             self._metrics.webhooks["retried" if state == WebhookState.DUE else state] += 1
         if outcome is not WebhookOutcome.POSTPONE:
+            self._metrics.webhook_time.add(answer.took_ms / 1000)
             self._log.info(
                 "webhook.tried",
                 job_id=hook.job_id,
