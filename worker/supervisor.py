@@ -6,6 +6,8 @@
 
 The first SIGTERM or SIGINT stops with the configured deadline, the second sets the deadline to
 now. A worker that dies instead leaves everything to its lease: others take over.
+
+It is one file because each step of the stop undoes one of the start.
 """
 
 from __future__ import annotations

@@ -86,13 +86,8 @@ async def read_status(redis: Redis, keys: Keys, *, with_oldest: bool = False) ->
             pipe.get(keys.of("status", name))
         replies = await pipe.execute()
     replies, new_replies = replies[: 3 * len(names)], replies[3 * len(names) :]
-    workers = [
-        worker_status(name, held, gauges)
-        for name, alive, held, gauges in zip(
-            names, replies[::3], replies[1::3], replies[2::3], strict=True
-        )
-        if alive
-    ]
+    rows = zip(names, replies[::3], replies[1::3], replies[2::3], strict=True)
+    workers = [worker_status(name, held, gauges) for name, alive, held, gauges in rows if alive]
     return PoolStatus(
         waiting_jobs=int(jobs or 0),
         waiting_tokens=int(tokens or 0),

@@ -43,7 +43,7 @@ class GatewaySettings(BusSettings):
     gateway_api_keys: tuple[SecretStr, ...] = Field(default=(), repr=False)
     gateway_cors_origins: tuple[str, ...] = ()
 
-    # Tenants that metrics tell apart, the first that come; none, because `/metrics` asks for no key.
+    # Tenants that metrics tell apart, the first that come; none here: `/metrics` asks for no key.
     gateway_metrics_tenants: int = Field(default=0, ge=0, le=1000)
     # Refuse requests with fields that are not known, in place of a header that names them.
     gateway_strict: bool = False

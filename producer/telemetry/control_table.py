@@ -15,7 +15,7 @@ BUILD_INFO = CONTROL.gauge(
     "The release, and what it runs on",
     *("process", "version", "python"),
 )
-READY = CONTROL.gauge("tokenbus_ready", "1 or 0", "1 once the process does its work")
+READY = CONTROL.gauge("tokenbus_ready", "1 or 0", "1 while the process does its work")
 IS_WATCHER = CONTROL.gauge(
     "tokenbus_pool_watcher", "1 or 0", "1 at the process that tells the metrics of the pool"
 )

@@ -13,7 +13,7 @@ BUILD_INFO = _gauge(
     "The release, and what it runs on",
     *("process", "version", "python", "engine"),
 )
-READY = _gauge("tokenbus_ready", "1 or 0", "1 while jobs can be given to an engine")
+READY = _gauge("tokenbus_ready", "1 or 0", "1 while the process does its work")
 PHASE = _gauge(
     "tokenbus_worker_phase",
     "1 or 0",

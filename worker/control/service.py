@@ -31,11 +31,11 @@ from tokenbus.worker.control.arq_worker import check_arq_url, connect_arq, keep_
 from tokenbus.worker.control.batches.batch_service import BatchService
 from tokenbus.worker.control.batches.batch_tools import BatchTools
 from tokenbus.worker.control.batches.stored_upkeep import settle_responses, sweep_files
-from tokenbus.worker.control.control_life import ControlLife
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
-from tokenbus.worker.control.pool_watch import PoolWatch
+from tokenbus.worker.control.telemetry.control_life import ControlLife
+from tokenbus.worker.control.telemetry.pool_watch import PoolWatch
 from tokenbus.worker.control.timetable import Timetable
 from tokenbus.worker.control.webhooks.addresses import AddressPolicy
 from tokenbus.worker.control.webhooks.courier import Courier
@@ -44,8 +44,8 @@ from tokenbus.worker.control.webhooks.delivery import Webhooks
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from tokenbus.worker.control.exporter import ControlExporter
     from tokenbus.worker.control.settings import ControlSettings
+    from tokenbus.worker.control.telemetry.exporter import ControlExporter
 
 Role = Literal["service", "adapter", "check"]
 
@@ -161,7 +161,7 @@ async def _telemetry(
     """Answer scrapes and probes if a port is set; only then their library is imported."""
     if settings.metrics_port is None:
         return None
-    from tokenbus.worker.control.exporter import ControlExporter
+    from tokenbus.worker.control.telemetry.exporter import ControlExporter
     from tokenbus.worker.telemetry.telemetry_server import telemetry_served
 
     exporter = ControlExporter(metrics, settings, life)

@@ -24,31 +24,10 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
     finish = job.finish
     reason = finish.reason if finish is not None else "unknown"
     ended = [] if finish is None else [*map(finish.finish_reason_of, range(len(finish.choices)))]
-    match reason:
-        case "cancelled":
-            metrics.jobs_cancelled += 1
-        case "expired":
-            metrics.jobs_expired += 1
-        case "failed":
-            metrics.jobs_failed += 1
-        case _:
-            metrics.jobs_finished += 1
-            metrics.choices.update(ended)
-    priority, tenant = job.pulled.priority, job.pulled.tenant
-    outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
-    metrics.left(priority, tenant, outcome)
-    if finish is not None:
-        usage = finish.usage
-        metrics.spent(
-            priority,
-            tenant,
-            prompt=usage.prompt_tokens,
-            cached=usage.cached_tokens,
-            generated=usage.completion_tokens,
-        )
+    _count(job, reason, ended, metrics)
     times = job.timings
     gaps = sorted(times.gaps_ms)
-    metrics.itl[priority].add_sorted([gap_ms / 1e3 for gap_ms in gaps])
+    metrics.itl[job.pulled.priority].add_sorted([gap_ms / 1e3 for gap_ms in gaps])
     error = finish.error if finish is not None else None
     log.info(
         "job.finished",
@@ -70,6 +49,31 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
         error=error.code if error is not None else None,
         error_field=error.field if error is not None else None,
     )
+
+
+def _count(job: HeldJob, reason: str, ended: Sequence[str], metrics: Metrics) -> None:
+    """Count a job by its outcome and its tenant, with what it has used."""
+    outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
+    match outcome:
+        case "cancelled":
+            metrics.jobs_cancelled += 1
+        case "expired":
+            metrics.jobs_expired += 1
+        case "failed":
+            metrics.jobs_failed += 1
+        case _:
+            metrics.jobs_finished += 1
+            metrics.choices.update(ended)
+    metrics.left(job.pulled.priority, job.pulled.tenant, outcome)
+    if job.finish is not None:
+        usage = job.finish.usage
+        metrics.spent(
+            job.pulled.priority,
+            job.pulled.tenant,
+            prompt=usage.prompt_tokens,
+            cached=usage.cached_tokens,
+            generated=usage.completion_tokens,
+        )
 
 
 def _since(start: float, end: float | None) -> float | None:

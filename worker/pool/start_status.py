@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from redis.exceptions import RedisError
 
@@ -32,7 +32,8 @@ class StartStatus:
     def __init__(
         self, redis: Redis, keys: Keys, *, worker: str, model: str, life: WorkerLife, ttl_s: float
     ) -> None:
-        self._redis = redis
+        # Untyped: redis-py states some of its types wrongly.
+        self._redis: Any = redis
         self._keys = keys
         self._worker = worker
         self._model = model

@@ -21,6 +21,7 @@ from tokenbus.producer.server.cluster import NUM_SHARDS, ClusterRedis
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenbus.producer.client.async_client import Job
     from tokenbus.producer.gateway.access.caller import Caller
     from tokenbus.producer.gateway.access.limits import KeyUse, Reservation
     from tokenbus.producer.gateway.access.shares import Shares
@@ -82,18 +83,7 @@ class JobDoor:
         except Exception as error:
             await self.settle(reservation, 0)
             raise _refused(error, names) from error
-        name = JobName.parse(job.job_id)
-        submitted = SubmittedJob(
-            job_id=job.job_id,
-            tenant=job.tenant,
-            pool=served.pool,
-            client=served.client,
-            created=int(time.time()) if name is None else name.created,
-            place=job,
-            model=served.name,
-            priority=request.priority,
-            asked_at=asked_at,
-        )
+        submitted = _submitted(job, served, request, asked_at)
         self._metrics.submitted(submitted, caller.tenant)
         return submitted, reservation
 
@@ -136,6 +126,21 @@ class JobDoor:
             created=int(time.time()),
             tenant=caller.tenant if is_own else "",
         )
+
+
+def _submitted(job: Job, served: ServedPool, request: JobRequest, asked_at: float) -> SubmittedJob:
+    name = JobName.parse(job.job_id)
+    return SubmittedJob(
+        job_id=job.job_id,
+        tenant=job.tenant,
+        pool=served.pool,
+        client=served.client,
+        created=int(time.time()) if name is None else name.created,
+        place=job,
+        model=served.name,
+        priority=request.priority,
+        asked_at=asked_at,
+    )
 
 
 def tenant_of(caller: Caller, name: JobName) -> str:

@@ -130,7 +130,7 @@ async def test_metrics_tell_of_streams(null_door: Door) -> None:
 
 
 async def test_view_of_pools_tells_what_their_workers_are_at(scripts: Scripts) -> None:
-    """Of a worker that loads its model it says how far that is, of one without an engine not why."""
+    """It says how far a start is, and not why a worker has no engine."""
     redis: Any = scripts.redis
     await redis.sadd(scripts.keys.of("starting"), "new", "old")
     for name, gauges in (

@@ -95,11 +95,17 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer/server/guarded",),
         ("producer/contract",),
         ("producer/contract/messages",),
+        ("producer/telemetry",),
         ("producer",),
     ),
     "worker": (
         ("worker/bench (faces)", "worker/control (faces)", "worker/demo"),
-        ("worker/bench/measure", "worker/control/batches", "worker/control/webhooks"),
+        (
+            "worker/bench/measure",
+            "worker/control/batches",
+            "worker/control/telemetry",
+            "worker/control/webhooks",
+        ),
         ("worker/bench/load",),
         ("worker/bench", "worker/control"),
         ("worker (faces)",),

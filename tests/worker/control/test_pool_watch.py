@@ -12,12 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from workers.stubs import a_job, raw, submit
 
 from tokenbus.producer.telemetry.control_table import CONTROL, POOL
-from tokenbus.worker.control.control_life import ControlLife
-from tokenbus.worker.control.exporter import ControlExporter
 from tokenbus.worker.control.metrics import ControlMetrics
-from tokenbus.worker.control.pool_watch import LEASE_MS, PoolWatch
 from tokenbus.worker.control.service import serve
 from tokenbus.worker.control.settings import ControlSettings
+from tokenbus.worker.control.telemetry.control_life import ControlLife
+from tokenbus.worker.control.telemetry.exporter import ControlExporter
+from tokenbus.worker.control.telemetry.pool_watch import LEASE_MS, PoolWatch
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts

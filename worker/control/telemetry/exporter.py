@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as Family
 
     from tokenbus.producer.client.pool_figures import PoolFigures
-    from tokenbus.worker.control.control_life import ControlLife
     from tokenbus.worker.control.metrics import ControlMetrics
-    from tokenbus.worker.control.pool_watch import PoolWatch, Watched
     from tokenbus.worker.control.settings import ControlSettings
+    from tokenbus.worker.control.telemetry.control_life import ControlLife
+    from tokenbus.worker.control.telemetry.pool_watch import PoolWatch, Watched
 
 _WEBHOOK_OUTCOMES = ("delivered", "retried", "gone", "refused", "expired")
 _JOB_OUTCOMES = ("finished", "failed", "cancelled", "retried")
