@@ -273,7 +273,9 @@ def test_queue_starts_with_its_command(tmp_path: Path, password: str) -> None:
     assert SERVICES["valkey"]["healthcheck"]["test"][1:] == ["valkey-cli", "ping"]
     environment = os.environ | {"REDISCLI_AUTH": password}
     with (
-        subprocess.Popen(["/bin/sh", "-c", line], env=environment, stdout=subprocess.DEVNULL) as process,
+        subprocess.Popen(
+            ["/bin/sh", "-c", line], env=environment, stdout=subprocess.DEVNULL
+        ) as process,
         Redis(port=port, password=password or None) as redis,
     ):
         deadline = time.monotonic() + PATIENCE_S

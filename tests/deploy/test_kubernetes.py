@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -123,7 +124,9 @@ def test_commands_exist_and_ports_are_theirs(objects: list[Object], name: str) -
     port = args.gateway_port if name == "gateway" else args.metrics_port
     (opened,) = container["ports"]
     assert opened["containerPort"] == port
-    for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
+    # A gateway takes jobs that wait for the first worker.
+    ready = "/healthz" if name == "gateway" else "/readyz"
+    for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", ready)):
         assert container[probe]["httpGet"] == {"path": path, "port": opened["name"]}
 
 
@@ -150,6 +153,12 @@ def _settings() -> set[str]:
 
     models = (GatewaySettings, ControlSettings, WorkerSettings)
     return {f"TOKENBUS_{field.upper()}" for model in models for field in model.model_fields}
+
+
+def test_gateway_knows_the_model_that_workers_will_serve(objects: list[Object]) -> None:
+    """A request names the model while there is no worker, and is taken."""
+    told = _named(objects, "ConfigMap", "tokenbus-settings")["data"]
+    assert told["TOKENBUS_MODEL"] in json.loads(told["TOKENBUS_GATEWAY_MODEL_NAMES"])
 
 
 def test_pods_get_time_to_drain(objects: list[Object]) -> None:

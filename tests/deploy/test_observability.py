@@ -1,4 +1,4 @@
-"""Boards, alerts and what Prometheus reads: they name what our processes tell, and people find them."""
+"""Boards, alerts and what Prometheus reads: they name what our processes tell."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_operators_find_each_alert_by_its_name() -> None:
 
 @pytest.mark.parametrize("panel", BOARD["panels"], ids=lambda panel: panel["title"])
 def test_panel_shows_what_is_told(panel: dict[str, Any]) -> None:
-    """Every query of a panel reads metrics and labels that exist, and its legend labels left over."""
+    """Every query of a panel reads metrics and labels that exist; a legend those left over."""
     assert panel["targets"]
     for target in panel["targets"]:
         assert unknown_parts(target["expr"]) == []
