@@ -29,5 +29,8 @@ class ServiceSettings(BusSettings):
     metrics_tenants: int = Field(default=20, ge=0, le=1000)
     metrics_tenant_names: list[str] = Field(default_factory=list)
 
+    # Where spans of traced jobs go: the URL of a collector, OTLP over HTTP. It may hold a secret.
+    trace_endpoint: str | None = Field(default=None, repr=False)
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "json", "console"] = "auto"
