@@ -16,6 +16,7 @@ from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker.held.job_traces import JobTraces
 from tokenbus.worker.held.pool_member import PoolMember
 from tokenbus.worker.held.served_model import ServedModel
 from tokenbus.worker.jobs.engine_reports import EngineReports
@@ -89,6 +90,7 @@ def join_pool(
         completion=JobCompletion(scripts, _retention(settings)),
         held_jobs=held_jobs,
         metrics=metrics,
+        traces=JobTraces(settings.pool, worker),
     )
 
 

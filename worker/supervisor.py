@@ -40,6 +40,7 @@ from tokenbus.worker.process import gc
 from tokenbus.worker.start_check import check_worker
 from tokenbus.worker.stop_request import StopRequest
 from tokenbus.worker.tokenizer import import_library
+from tokenbus.worker.trace_start import start_traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -335,6 +336,7 @@ def run_worker(settings: WorkerSettings) -> int:
     logs.take_library_logs()
     ServerUrl.parse(settings.redis_url).refuse_private("worker")
     check_worker(settings)
+    start_traces(settings, "worker")
     return asyncio.run(_run_in_foreground(settings))
 
 

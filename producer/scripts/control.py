@@ -71,7 +71,8 @@ class Webhook:
 class ClaimedWebhook:
     """A webhook to try now, of the job at an address; `body` is empty until a try has failed.
 
-    Where it tells of something else, `event` is the name of what happened, to `event_of`.
+    `traceparent` is that of the job. Where it tells of something else, `event` is the name of what
+    happened, to `event_of`.
     """
 
     job_id: str
@@ -85,6 +86,7 @@ class ClaimedWebhook:
     body: bytes
     event: str = ""
     event_of: str = ""
+    traceparent: str = ""
 
 
 class ControlScripts:
@@ -195,11 +197,6 @@ class ControlScripts:
         since = await self._runner.run("pause", self._keys.prefix, is_paused=int(is_paused))
         return int(since) if since else None
 
-    async def paused_since(self) -> int | None:
-        """Return since when pulls take nothing, in ms of the server's time; None if they do."""
-        since = await self._runner.command("GET", self._keys.of("paused"))
-        return None if since is None else int(since)
-
     async def watch(self, holder: str, ttl_ms: int) -> bool:
         """Take or keep the lease of who tells the pool's metrics; 0 ms give it up.
 
@@ -225,6 +222,7 @@ def _claimed(fields: list[Any]) -> ClaimedWebhook:
         body,
         wire.get("event", ""),
         wire.get("event_of", ""),
+        wire.get("traceparent", ""),
     )
 
 

@@ -40,6 +40,7 @@ from tokenbus.worker.control.timetable import Timetable
 from tokenbus.worker.control.webhooks.addresses import AddressPolicy
 from tokenbus.worker.control.webhooks.courier import Courier
 from tokenbus.worker.control.webhooks.delivery import Webhooks
+from tokenbus.worker.trace_start import start_traces
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -67,6 +68,7 @@ def run_control(role: Role, settings: ControlSettings) -> int:
     if role == "check":
         return asyncio.run(_check(settings))
     logs.take_library_logs()
+    start_traces(settings, "control")
     run = serve if role == "service" else adapt
     asyncio.run(_until_stopped(run(settings)))
     return 0

@@ -52,7 +52,8 @@ class Timings:
     """Moments of a job on this worker's monotonic clock, in seconds; gaps between tokens in ms.
 
     `submitted_at` is reckoned from the age that the server told with the pull, `published_at` is
-    when the log had the first token that this worker computed.
+    when the log had the first token that this worker computed, `parse_s` what reading its messages
+    took.
     """
 
     submitted_at: float = 0.0
@@ -62,6 +63,7 @@ class Timings:
     first_token_at: float | None = None
     last_token_at: float | None = None
     published_at: float | None = None
+    parse_s: float = 0.0
     gaps_ms: array[float] = field(default_factory=lambda: array("f"))
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tokenbus.worker.metrics import Metrics
 
 
-def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
-    """Count an ended job and log it.
+def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
+    """Count an ended job, log it, and return its outcome: finished, failed, cancelled or expired.
 
     The reason is `tool_calls` where a choice stopped with them.
     `queue_ms` is from the submit to this worker's pull by the server's clock, the other times are
@@ -24,7 +24,8 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
     finish = job.finish
     reason = finish.reason if finish is not None else "unknown"
     ended = [] if finish is None else [*map(finish.finish_reason_of, range(len(finish.choices)))]
-    _count(job, reason, ended, metrics)
+    outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
+    _count(job, outcome, ended, metrics)
     times = job.timings
     gaps = sorted(times.gaps_ms)
     metrics.itl[job.pulled.priority].add_sorted([gap_ms / 1e3 for gap_ms in gaps])
@@ -49,11 +50,11 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
         error=error.code if error is not None else None,
         error_field=error.field if error is not None else None,
     )
+    return outcome
 
 
-def _count(job: HeldJob, reason: str, ended: Sequence[str], metrics: Metrics) -> None:
+def _count(job: HeldJob, outcome: str, ended: Sequence[str], metrics: Metrics) -> None:
     """Count a job by its outcome and its tenant, with what it has used."""
-    outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
     match outcome:
         case "cancelled":
             metrics.jobs_cancelled += 1

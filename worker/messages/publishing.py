@@ -186,13 +186,15 @@ class Decided(msgspec.Struct, tag="decided", array_like=True):
 class Committed(msgspec.Struct, tag="committed", array_like=True):
     """The terminal entry stands in the log.
 
-    `published_at` is when the first token of this owner did, None if none does.
+    `published_at` is when the first token of this owner did, None if none does; `parse_s` what
+    reading its messages took.
     """
 
     generation: int
     key: int
     finish: str
     published_at: float | None = None
+    parse_s: float = 0.0
 
 
 class Fenced(msgspec.Struct, tag="fenced", array_like=True):

@@ -358,7 +358,8 @@ class LogWriter:
         host = self._host
         if is_own and job.finish is not None and job.finish.reason in _FINISHED:
             host.progress_counter.ended(job.priority, time.monotonic() - job.submitted_at)
-        host.emit(Committed(host.generation, job.key, finish, job.published_at))
+        parse_s = 0.0 if job.messages is None else job.messages.busy_s
+        host.emit(Committed(host.generation, job.key, finish, job.published_at, parse_s))
 
     def _heed(self, job: JobLog, reply: LogReply) -> None:
         """Do what a start's answer says, or any that does not let this owner go on."""

@@ -43,8 +43,8 @@ class JobEvents(Protocol):
         """Compute no more of a choice: it met a stop string."""
         ...
 
-    def committed(self, job: HeldJob, finish: str, published_at: float | None) -> None:
-        """Complete a job: its terminal entry stands in the log, its first token since when."""
+    def committed(self, job: HeldJob, committed: Committed) -> None:
+        """Complete a job: its terminal entry stands in the log."""
         ...
 
     def fenced(self, job: HeldJob, epoch: int) -> None:
@@ -102,8 +102,8 @@ class ReportReader:
                 events.decided(job, report)
             case ChoiceStopped(choice=choice):
                 events.choice_stopped(job, choice)
-            case Committed(finish=finish, published_at=published_at):
-                events.committed(job, finish, published_at)
+            case Committed():
+                events.committed(job, report)
             case Fenced(epoch=epoch):
                 events.fenced(job, epoch)
             case Broken(why=why):
