@@ -8,6 +8,7 @@ from typing import Any
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import json_options
+from tokenbus.engine.grammar.watching.list_places import has_marks
 
 Schema = Mapping[str, Any]
 
@@ -24,10 +25,11 @@ _FLEXIBLE = {
 def json_value(schema: Any, *, is_exact: bool = False) -> str:
     """Spell a value of JSON that satisfies a schema, which is enforceable as it stands.
 
-    is_exact: with the one white space that a constraint by the schema alone has.
+    is_exact: with the one white space that a constraint by the schema alone has; so are values with
+        lists that are followed, in which what is spelled alike is alike.
     """
     options: dict[str, Any] = {**json_options(schema)}
-    if not is_exact:
+    if not is_exact and not has_marks(schema):
         options |= _FLEXIBLE
     return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 

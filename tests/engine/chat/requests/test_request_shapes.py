@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from tokenbus.engine.chat.requests.bounds import MAX_GRAMMAR_LENGTH
 from tokenbus.engine.chat.requests.request_shapes import FOREIGN_FIELDS, REQUEST_FIELDS
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.offline.offline_request import OfflineRequest, conversation_of
@@ -420,3 +421,14 @@ def test_page_of_requests_has_every_field() -> None:
     own |= {"frequency_penalty", "presence_penalty", "repetition_penalty", "temperature", "top_p"}
     own |= {"include_stop", "stop_token_ids", "cache_secret"}
     assert (REQUEST_FIELDS | FOREIGN_FIELDS) - own <= told
+
+
+def test_choice_of_a_hundred_thousand_texts_passes_the_doors() -> None:
+    """Forty characters each; past the longest source both doors say how long it may be."""
+    labels = [f"{idx:040}" for idx in range(100_000)]
+    grammar = JobRequest.build(prompt="x", guided_choice=labels).grammar
+    assert grammar is not None
+    assert json.loads(grammar.source) == labels
+    field, reason = told(prompt="x", guided_choice=[f"{label}{'x' * 12}" for label in labels])
+    assert field == "guided_choice"
+    assert str(MAX_GRAMMAR_LENGTH) in reason
