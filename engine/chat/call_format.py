@@ -66,6 +66,7 @@ class CallFormat:
     is_parallel: the family writes several calls in one answer.
     has_text_before: content may stand before the calls; behind them it is read, but not expected.
     name_key: empty where the name itself is the key of the arguments: `{name: {…}}` (Apertus).
+    comma: between the arguments of a call in Python.
     name_is_last: the name stands behind the arguments of a JSON call.
     index_key, index_open: the number of the call, from 0, as a JSON key before the name or behind
         the name.
@@ -92,6 +93,7 @@ class CallFormat:
     name_close: str = ""
     name_key: str = "name"
     arguments_key: str = "arguments"
+    comma: str = ", "
     name_is_last: bool = False
     index_key: str = ""
     index_open: str = ""
@@ -182,8 +184,8 @@ class CallFormat:
                 tagged = [piece for each in arguments.items() for piece in self._parameter(*each)]
                 return [prefix, name, ("name_close", self.name_close), *tagged]
             case CallSyntax.PYTHON:
-                pairs = ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
-                return [("", f"{call.name}({pairs})")]
+                pairs = [f"{key}={_python(value)}" for key, value in arguments.items()]
+                return [("", f"{call.name}({self.comma.join(pairs)})")]
             case CallSyntax.BRACED:
                 return [prefix, name, ("", self._braced(arguments))]
 

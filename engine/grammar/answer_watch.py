@@ -127,8 +127,9 @@ class AnswerWatch:
         """
         keys = self._keys
         if self._phase in _WATCHED and not self._is_text:
-            is_list = isinstance(keys, ItemWatch)
-            mask = keys.allowed(mask, matcher) if is_list else keys.filtered(mask)
+            mask = (
+                keys.allowed(mask, matcher) if isinstance(keys, ItemWatch) else keys.filtered(mask)
+            )
         candidates: Iterable[int] = ()
         if self._phase in _BEFORE_CONTENT and self._form.is_json:
             candidates = self._ending_marks()

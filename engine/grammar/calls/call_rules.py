@@ -141,7 +141,7 @@ class CallRules:
                 yield f"{rule}: {sequence((*self._head(name), f'{rule}_parameters'))}"
                 yield from tags.rules(f"{rule}_parameters", schema)
             case CallSyntax.PYTHON:
-                arguments = PythonRules(rule, self._spelling)
+                arguments = PythonRules(rule, self._spelling, written.comma)
                 method = "" if self._spelling.is_exact else '".call"?'
                 inside = ('"("', self._space, f"{rule}_arguments", self._space, '")"')
                 yield f"{rule}: {sequence((quoted(name), method, *inside))}"

@@ -32,11 +32,13 @@ _NAMES = {True: '"True"', False: '"False"', None: '"None"'}
 class PythonRules:
     """The rules of the arguments of one call; their names begin with `prefix`."""
 
-    def __init__(self, prefix: str, spelling: CallSpelling) -> None:
+    def __init__(self, prefix: str, spelling: CallSpelling, comma: str = ", ") -> None:
+        """Prepare the rules; `comma` is how the format separates arguments."""
         self._prefix = prefix
         self._spelling = spelling
         self._space = spelling.space
         self._comma = spelling.between(",", ", ")
+        self._between = spelling.between(",", comma)
         self._json = spelling.value
         self._rules: list[str] = []
         self._needs_any = False
@@ -48,12 +50,14 @@ class PythonRules:
             key: f"{quoted(key)} {equals} {self._value(inner, schema, 0)}"
             for key, inner in listed_arguments(schema).items()
         }
-        self._add_members(name, pairs, schema.get("required") or ())
+        self._add_members(name, pairs, schema.get("required") or (), self._between)
         yield from self._rules
         if self._needs_any:
             yield from self._any_rules()
 
-    def _add_members(self, name: str, pairs: Mapping[str, str], required: Sequence[str]) -> None:
+    def _add_members(
+        self, name: str, pairs: Mapping[str, str], required: Sequence[str], between: str
+    ) -> None:
         """Add the rules of members in their order; those that may be left out take their comma.
 
         Rule `name_i` is what may follow when members before i were written, `name_i_first` when
@@ -66,7 +70,7 @@ class PythonRules:
                 if idx == len(keys):
                     self._rules.append(f'{rule}: ""')
                     continue
-                comma = "" if is_first else f"{self._comma} "
+                comma = "" if is_first else f"{between} "
                 ways = [f"{comma}{pairs[keys[idx]]} {name}_{idx + 1}"]
                 if keys[idx] not in required:
                     ways.append(f"{name}_{idx + 1}{'_first' if is_first else ''}")
@@ -134,7 +138,7 @@ class PythonRules:
                 key: f"{_literal(key)} {colon} {self._value(inner, root, depth + 1)}"
                 for key, inner in listed_arguments(schema).items()
             }
-            self._add_members(name, pairs, schema.get("required") or ())
+            self._add_members(name, pairs, schema.get("required") or (), self._comma)
             return self._bracketed("{", name, "}")
         return self._json(with_definitions(schema, root))
 

@@ -186,10 +186,13 @@ def asked_calls(chat: ChatRenderer, golden: Golden) -> str:
     """Write the calls of an answer as the model's template does."""
     written = chat.choice.written or chat.format.calls
     assert written is not None
-    listed = [
-        WrittenCall("D681PevKs", call, json.dumps(json.loads(arguments), ensure_ascii=False))
-        for call, arguments, _ in golden.calls
-    ]
+    listed = []
+    for call, arguments, _ in golden.calls:
+        # A typed answer may have them in any order, a grammar has that of the schema.
+        given = json.loads(arguments)
+        order = {key: idx for idx, key in enumerate(TOOLS[call]["properties"])}
+        given = dict(sorted(given.items(), key=lambda pair: order.get(pair[0], len(order))))
+        listed.append(WrittenCall("D681PevKs", call, json.dumps(given, ensure_ascii=False)))
     return written.write(listed)
 
 

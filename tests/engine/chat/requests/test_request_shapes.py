@@ -161,8 +161,9 @@ def test_ids_that_are_numbers_become_text() -> None:
     _, call, *told_back = turns["messages"]
     assert [each["id"] for each in call["tool_calls"]] == ["1", "2"]
     assert [each["tool_call_id"] for each in told_back] == ["2", "1"]
-    for wrong in (True, 1.0, 2**60, ["1"], {}):
-        turn = {"role": "assistant", "tool_calls": [{**CALL, "id": wrong}]}
+    wrong_ids: list[Any] = [True, 1.0, 2**60, ["1"], {}]
+    for wrong in wrong_ids:
+        turn: dict[str, Any] = {"role": "assistant", "tool_calls": [{**CALL, "id": wrong}]}
         problem = "must be text or a whole number"
         assert told(messages=[USER, turn]) == ("messages.1.tool_calls.0.id", problem)
         turn = {"role": "tool", "tool_call_id": wrong, "content": "r"}
