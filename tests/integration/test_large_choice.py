@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from models.tiny_model import TinyModel
@@ -33,7 +33,8 @@ async def test_choice_of_a_hundred_thousand_is_answered_or_refused_by_its_size(
     with pytest.raises(RequestInvalid, match=f"{MAX_GRAMMAR_LENGTH}") as refused:
         await client.submit("x", tenant="t", guided_choice=[label + "!" * 20 for label in LABELS])
     assert refused.value.field == "guided_choice"
-    settings = {"engine": "paged", "model": str(TinyModel(tmp_path).folder), "dtype": "float32"}
+    folder = str(TinyModel(tmp_path).folder)
+    settings: dict[str, Any] = {"engine": "paged", "model": folder, "dtype": "float32"}
     settings |= {"device": "cpu", "num_pages": 40, "num_threads": 1}
     async with worker(pool, redis_url, **settings):
         spelled = {"kind": "choice", "source": json.dumps(LABELS, separators=(",", ":"))}

@@ -97,7 +97,11 @@ def test_no_item_of_an_argument_comes_twice(family: str) -> None:
     free: Call = ("list", {"tags": ["a", "a"]})
     for choice in ("auto", "required", "tag"):
         grammar = compiled(family, calling_of(family).grammar(choice))
-        cases = [((good,), True), ((bad,), False), ((deep,), False)]
+        cases: list[tuple[tuple[Call, ...], bool]] = [
+            ((good,), True),
+            ((bad,), False),
+            ((deep,), False),
+        ]
         if choice != "tag":
             cases.append(((free,), True))
         if chosen.is_parallel:
