@@ -119,7 +119,9 @@ class ToolCalling:
             is_exact=is_exact and not is_free,
             content=content if is_free else None,
         )
-        return GrammarSpec(GrammarKind.LARK, rules.source, rules.before, rules.watched)
+        given = sum(len(json.dumps(dict(tool.parameters))) for tool in self._tools)
+        given += 0 if content is None else len(content.source.encode(errors="surrogatepass"))
+        return GrammarSpec(GrammarKind.LARK, rules.source, rules.before, rules.watched, given)
 
     def instructions(self) -> str:
         """Describe tools and format, for the prompt of a template without tools."""

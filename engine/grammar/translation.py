@@ -71,7 +71,9 @@ def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
     Raises: GrammarRejected if the source is too long, not JSON where it must be, or of a schema
         that would not be enforced.
     """
-    num_bytes = len(spec.source.encode(errors="surrogatepass"))
+    num_bytes = spec.given_bytes
+    if num_bytes is None:
+        num_bytes = len(spec.source.encode(errors="surrogatepass"))
     is_choice = spec.kind is GrammarKind.CHOICE
     most = limits.choice_bytes if is_choice else limits.source_bytes
     if num_bytes > most:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_format import CallSyntax
+from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import SPACE, SPACE_RULE, quoted, sequence
 from tokenbus.engine.grammar.calls.call_rules import CallRules
 from tokenbus.engine.grammar.calls.call_spelling import CallSpelling
@@ -76,8 +77,7 @@ class AnswerRules:
         self._is_free, self._is_exact = is_free, is_exact
         ways = self._every_way()
         self._barred = [self._first_mark(way.opening) for way in ways if way.opening.strip()]
-        # Lists that nobody could follow are not written.
-        ways = [way for way in ways if not has_lists or follows_lists(way.syntax)]
+        ways = [way for way in ways if way is ways[0] or _is_enforced(way, has_lists=has_lists)]
         # What opens as JSON does cannot be told from content; only forms that are read alone do.
         is_apart = content is None
         self._ways = [way for way in ways if is_apart or way is ways[0] or self._has_mark(way)]
@@ -222,6 +222,16 @@ class AnswerRules:
 
     def _rest(self, opening: str) -> str:
         return opening.lstrip().removeprefix(self._first_mark(opening))
+
+
+def _is_enforced(way: CallRules, *, has_lists: bool) -> bool:
+    """Tell whether arguments can be held to their schemas in a form that is read alone."""
+    if has_lists and not follows_lists(way.syntax):
+        return False
+    try:
+        return bool(list(way.rules()))
+    except RequestRejected:
+        return False
 
 
 def _followed(written: CallFormat) -> CallFormat:
