@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 NUM_LINES, NUM_KILLS = (400, 1) if IS_SHORT else (50_000, 5)
 # Few lines are run slowly, or they would be done before the first kill.
-PACE = {"null_total_tokens_per_s": 100} if IS_SHORT else {}
+PACE: dict[str, Any] = {"null_total_tokens_per_s": 100} if IS_SHORT else {}
 # A batch of the full size takes minutes.
 LONG_S = 120 if IS_SHORT else 1800
 

@@ -152,7 +152,8 @@ def test_a_takeover_over_fp8_pages_goes_on_with_the_same_text() -> None:
     """Tokens of an earlier owner are a prompt here: they are rounded as they were when drawn."""
     torch.manual_seed(0)
     config = LlamaConfig(**(TINY_SIZES | {"initializer_range": 0.2}))
-    weights = AutoModelForCausalLM.from_config(config).state_dict()
+    classes: Any = AutoModelForCausalLM
+    weights = classes.from_config(config).state_dict()
     backend = replace(triton_backend(8), kv_cache_dtype="fp8", captures_steps=False)
     loaded = _load(config, weights, backend, fp8=False)
     params = SamplingParams(max_tokens=5, temperature=0.0, logprobs=2)
