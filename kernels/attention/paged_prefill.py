@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenbus.kernels.attention.decode_tile import for_rounded
 from tokenbus.kernels.attention.prefill_tile import (
     LOG2E,
     attend_masked,
     attend_rounded_pages,
     attend_whole,
 )
+from tokenbus.kernels.attention.rounded_tile import logits_of, split_tile
 from tokenbus.kernels.launch import (
     next_power_of_2,
     require,
@@ -28,7 +28,6 @@ from tokenbus.kernels.launch import (
     supports_dependent_launch,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.quantize import FP8_MAX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,6 +148,7 @@ def _prefill_kernel(
     v_column = head
     first_row = 0
     if k_scales is not None:
+        high, low, q_scale = split_tile(query)
         # Of rounded pages what was there before this pass, or all if nothing is at hand.
         end = tl.minimum(earliest + TOKENS, context)
         if FRESH:
@@ -160,19 +160,18 @@ def _prefill_kernel(
             # What was there before is seen by all rows: only the last tile may be short.
             whole_end = end // BLOCK_N * BLOCK_N
             m, total, acc = attend_rounded_pages(
-                for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales,
+                high, low, q_scale, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales,
                 table_row, head, page_stride, begin, whole_end, position, m, total, acc, scale,
                 softcap, window, D, S, HKV, BLOCK_N, BLOCK_D, STAGES, BULK, False, False,
                 HAS_SOFTCAP, PRECISION,
             )  # fmt: skip
             begin = whole_end
         m, total, acc = attend_rounded_pages(
-            for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
+            high, low, q_scale, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
             head, page_stride, begin, end, position, m, total, acc, scale, softcap, window, D, S,
             HKV, BLOCK_N, BLOCK_D, STAGES, BULK, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
-        acc = acc / FP8_MAX
-        m = m / rate
+        m = logits_of(m, q_scale, scale, HAS_SOFTCAP) / rate
         if FRESH:
             cached = context - (last - first)
             earliest -= cached
