@@ -19,7 +19,13 @@ from tokenbus.kernels.launch import (
     wait_for_inputs,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.quantize import magnitude, nearest_number, page_number, scales_of_top
+from tokenbus.kernels.quantize import (
+    magnitude,
+    nearest_number,
+    page_bytes,
+    page_number,
+    scales_of_top,
+)
 from tokenbus.kernels.value_pages import write_values
 
 if TYPE_CHECKING:
@@ -82,7 +88,7 @@ def _store_rounded(value, scale, inverse, k_pages, v_pages, back, page_base, off
         rounded = page_number(value, inverse[:, None])
     else:
         number = nearest_number(value, inverse[:, None])
-        rounded = number.to(tl.float8e4nv)
+        rounded = page_bytes(number)
         plain = (number * scale[:, None]).to(back.dtype.element_ty)
         tl.store(back + heads[:, None] * D + dims[None, :], plain, mask=is_k)
     tl.store(k_pages + block + offset * D + dims[None, :], rounded, mask=is_k)

@@ -51,6 +51,18 @@ _THERE_AND_BACK = tl.constexpr(
     }
     """
 )
+# Four numbers rounded to e4m3, together in a register: what pages get. Taken one by one, a byte that
+# was stored beside others as well came back from ptxas 12.8 as what happened to be in a register.
+_FOUR_TO_FP8 = tl.constexpr(
+    """
+    {
+        .reg .b16 first, second;
+        cvt.rn.satfinite.e4m3x2.f32 first, $2, $1;
+        cvt.rn.satfinite.e4m3x2.f32 second, $4, $3;
+        mov.b32 $0, {first, second};
+    }
+    """
+)
 # Triton's interpreter cuts digits off where a GPU rounds.
 _CAST_ROUNDS = tl.constexpr(not triton.knobs.runtime.interpret)
 
@@ -143,9 +155,20 @@ def row_number(value):
 def page_number(value, inverse):
     """Round value * inverse to e4m3, what is no number to zero: pages hold no NaN."""
     finite = tl.where(value - value == 0.0, value, 0.0)
-    if _CAST_ROUNDS:
-        return (finite * inverse).to(tl.float8e4nv)
-    return finite_number(finite * inverse).to(tl.float8e4nv)
+    if not _CAST_ROUNDS:
+        return finite_number(finite * inverse).to(tl.float8e4nv)
+    return page_bytes(finite * inverse)
+
+
+@triton.jit
+def page_bytes(value):
+    """Round fp32, no NaN among it, to e4m3 for stores of several widths."""
+    if not _CAST_ROUNDS:
+        return to_fp8(value)
+    octets = tl.inline_asm_elementwise(
+        _FOUR_TO_FP8, "=r,f,f,f,f", [value], dtype=tl.int8, is_pure=True, pack=4
+    )
+    return octets.to(tl.float8e4nv, bitcast=True)
 
 
 @triton.jit

@@ -15,7 +15,7 @@ from tokenbus.kernels.launch import (
     release_successor,
     wait_for_inputs,
 )
-from tokenbus.kernels.quantize import magnitude, nearest_number, scales_of_top
+from tokenbus.kernels.quantize import magnitude, nearest_number, page_bytes, scales_of_top
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +45,7 @@ def _value_pages_kernel(
         value += tl.load(bias + columns, mask=dims < D, other=0.0).to(tl.float32)[None, :]
     scale, inverse = scales_of_top(tl.max(magnitude(value), axis=1))
     number = nearest_number(value, inverse[:, None])
-    rounded = number.to(tl.float8e4nv)
+    rounded = page_bytes(number)
     tl.store(place, (number * scale[:, None]).to(rows.dtype.element_ty), mask=mask)
     tl.store(scales + slot // S * (HKV * S) + head * S + slot % S, scale, mask=live)
     block = slot // S * page_stride + head * (S * D) + slot % S

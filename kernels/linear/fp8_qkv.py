@@ -94,7 +94,7 @@ def _turn(a, b, cos, sin):
 @triton.jit
 def _place_of(head, slot, page_stride, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
               S: tl.constexpr):  # fmt: skip
-    """Return where the block of a KV head begins, the token's offset in it, and its scale's place."""
+    """Return where a KV head's block begins, the token's offset in it, and its scale's place."""
     kv = (head - HQ) % HKV
     page = slot // S
     return page * page_stride + kv * (S * D), slot % S, page * (HKV * S) + kv * S + slot % S
