@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from tokenbus.engine.models.decoder_config import NormNames
-from tokenbus.engine.models.experts.triton_experts import TritonMixture
+from tokenbus.engine.models.experts.triton_experts import (
+    NOTHING_BEHIND,
+    Behind,
+    TritonMixture,
+)
 from tokenbus.engine.models.layers import GatedMLP
-from tokenbus.engine.models.linear_weight import PlainWeight, without_storage
+from tokenbus.engine.models.linear_weight import (
+    Fp8BlockWeight,
+    Fp8Weight,
+    PlainWeight,
+    without_storage,
+)
 from tokenbus.engine.models.ops import TorchOps, tell_widened
 from tokenbus.engine.models.triton_products import (
     GATES,
@@ -22,6 +31,7 @@ from tokenbus.engine.models.triton_products import (
     TritonProduct,
 )
 from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.experts.combine import NextNorm
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 from tokenbus.kernels.quantize import add_rms_norm_quantized, quantize_rows
@@ -47,13 +57,18 @@ class _FusedLayer:
     """One layer in six launches: norms, gate and residual sums ride on the linears.
 
     The sums stay exact in a residual, [T, H] float32, which `o` and `mlp` add to; what they return
-    is the same rounded to the weights' dtype. A mixture of experts takes a few launches more.
+    is the same rounded to the weights' dtype. A mixture of experts takes a few launches more, and
+    if it `hands_on`, what it returns of several rows is behind the next layer's norm, for
+    `plain_qkv`. ahead: a weight that is fetched while the layer attends.
     """
 
     layer: DecoderLayer
     qkv: Callable[[Tensor], Tensor]
+    plain_qkv: Callable[[Tensor], Tensor]
     o: Callable[[Tensor, Tensor], Tensor]
     mlp: Callable[[Tensor, Tensor], Tensor]
+    hands_on: bool = False
+    ahead: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +110,11 @@ class TritonOps(TorchOps):
         if not plain or config.activation not in GATES:
             return
         act = GATES[config.activation]
-        fused = [_fused(layer, config.norm_eps, act) for layer in tensors.layers]
+        following = [*tensors.layers[1:], None]
+        fused = [
+            _fused(layer, after, config.norm_eps, act)
+            for layer, after in zip(tensors.layers, following, strict=True)
+        ]
         self._fused = _if_all(fused)
         self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
 
@@ -136,9 +155,14 @@ class TritonOps(TorchOps):
         return head.product.unrounded(x)
 
     def qkv_attention(
-        self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
+        self,
+        qkv: Tensor,
+        layer: DecoderLayer,
+        eps: float,
+        ctx: ForwardContext,
+        ahead: Tensor | None = None,
     ) -> Tensor:
-        """Normalise and rotate q and k, write k and v to their pages, attend."""
+        """Normalise and rotate q and k, write k and v to their pages, attend; see `qkv_rope`."""
         spec = layer.spec
         q_norm, k_norm = layer.q_norm, layer.k_norm
         if q_norm is not None and k_norm is not None and q_norm.shape[0] != spec.head_dim:
@@ -165,6 +189,7 @@ class TritonOps(TorchOps):
             k_scales=k_scales,
             v_scales=v_scales,
             write_back=fresh is not None,
+            ahead=ahead,
         )
         return self.attention.read(q, spec, ctx, fresh).view(-1, spec.num_heads * spec.head_dim)
 
@@ -177,11 +202,12 @@ class TritonOps(TorchOps):
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
             return None
         eps = tensors.config.norm_eps
-        residual = hidden.float()
+        residual, is_normed = hidden.float(), False
         for fused in self._fused:
-            x = self.qkv_attention(fused.qkv(hidden), fused.layer, eps, ctx)
-            hidden = fused.o(x, residual)
-            hidden = fused.mlp(hidden, residual)
+            qkv = fused.plain_qkv(hidden) if is_normed else fused.qkv(hidden)
+            x = self.qkv_attention(qkv, fused.layer, eps, ctx, fused.ahead)
+            hidden = fused.mlp(fused.o(x, residual), residual)
+            is_normed = fused.hands_on and hidden.shape[0] > 1
         return residual
 
     def _run_rounded(
@@ -206,29 +232,56 @@ class TritonOps(TorchOps):
         return branch.float() if residual is None else residual.float() + branch
 
 
-def _fused(layer: DecoderLayer, eps: float, act: ActivationKind) -> _FusedLayer | None:
+def _fused(
+    layer: DecoderLayer, following: DecoderLayer | None, eps: float, act: ActivationKind
+) -> _FusedLayer | None:
     """Bind a layer's linears to what surrounds them, None if one of them cannot be."""
-    qkv, o, mlp = layer.qkv.product, layer.o.product, _fused_mlp(layer, eps, act)
-    if not isinstance(qkv, FusedProduct) or not isinstance(o, FusedProduct) or mlp is None:
+    qkv, o = layer.qkv.product, layer.o.product
+    if not isinstance(qkv, FusedProduct) or not isinstance(o, FusedProduct):
         return None
-    return _FusedLayer(layer, qkv.normed(layer.pre_attention_norm, eps), o.added, mlp)
+    normed = qkv.normed(layer.pre_attention_norm, eps)
+    if isinstance(layer.mlp, GatedMLP):
+        mlp = _fused_mlp(layer.mlp, layer.pre_mlp_norm, eps, act)
+        return mlp and _FusedLayer(layer, normed, qkv.multiply, o.added, mlp)
+    mixture, behind = layer.mlp.product, NOTHING_BEHIND
+    if not isinstance(mixture, TritonMixture):
+        return None
+    norm = _norm_of(layer.pre_mlp_norm, eps)
+    if following is not None:
+        behind = Behind(_norm_of(following.pre_attention_norm, eps), _matrix(following.qkv))
+    return _FusedLayer(
+        layer,
+        normed,
+        qkv.multiply,
+        o.added,
+        lambda x, residual: mixture.added(x, residual, norm, behind),
+        hands_on=behind.norm is not None,
+        ahead=_matrix(layer.o),
+    )
 
 
 def _fused_mlp(
-    layer: DecoderLayer, eps: float, act: ActivationKind
+    mlp: GatedMLP, norm: Tensor | None, eps: float, act: ActivationKind
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return what adds a layer's MLP or mixture to the residual, norm and sum fused in."""
-    norm = layer.pre_mlp_norm
-    if not isinstance(layer.mlp, GatedMLP):
-        mixture = layer.mlp.product
-        if not isinstance(mixture, TritonMixture):
-            return None
-        return lambda x, residual: mixture.added(x, residual, norm, eps)
-    gate_up, down = layer.mlp.gate_up.product, layer.mlp.down.product
+    """Return what adds an MLP to the residual, norm and sum fused in."""
+    gate_up, down = mlp.gate_up.product, mlp.down.product
     if not isinstance(gate_up, FusedProduct) or not isinstance(down, FusedProduct):
         return None
     gates = gate_up.normed(norm, eps, act)
     return lambda x, residual: down.added(gates(x), residual)
+
+
+def _norm_of(weight: Tensor | None, eps: float) -> NextNorm | None:
+    """Return a layer's norm where a mixture's kernels can take it along."""
+    if weight is None or not NextNorm.fits(weight.shape[0]):
+        return None
+    return NextNorm(weight, eps)
+
+
+def _matrix(linear: Linear) -> Tensor | None:
+    """Return the numbers that a product reads, as they lie in memory."""
+    weight = linear.weight
+    return weight.values if isinstance(weight, PlainWeight | Fp8Weight | Fp8BlockWeight) else None
 
 
 def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:

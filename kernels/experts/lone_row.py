@@ -38,10 +38,10 @@ def _load_rows(weight, rows, live, k, in_k, K: tl.constexpr):
 
 @triton.jit
 def _up_kernel(
-    x, experts, weight, norm_weight, acted, N, eps, K: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_K: tl.constexpr, ACT: tl.constexpr, PDL: tl.constexpr,
+    x, experts, weight, acted, N, K: tl.constexpr, ROWS: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Compute ROWS gated outputs of one expert; the norm's scale comes behind the sums.
+    """Compute ROWS gated outputs of one expert.
 
     The next kernel is let go behind the wait: from then on it may read what was chosen.
     """
@@ -56,24 +56,15 @@ def _up_kernel(
     gates = tl.load(experts + place).to(tl.int64) * 2 * N + rows
     acc = tl.zeros([ROWS, BLOCK_K], tl.float32)
     acc_up = acc
-    squares = tl.zeros([BLOCK_K], tl.float32)
     for block in tl.static_range(BLOCKS):
         k = block * BLOCK_K + offs
         in_k = tl.full([BLOCK_K], True, tl.int1) if (block + 1) * BLOCK_K <= K else k < K
         w = _load_rows(weight, gates, live, k, in_k, K)
         w_up = _load_rows(weight, gates + N, live, k, in_k, K)
         value = tl.load(x + k, mask=in_k, other=0.0).to(tl.float32)
-        if norm_weight is not None:
-            squares += value * value
-            value *= tl.load(norm_weight + k, mask=in_k, other=0.0).to(tl.float32)
         acc += w.to(tl.float32) * value[None, :]
         acc_up += w_up.to(tl.float32) * value[None, :]
-    y, up = tl.sum(acc, axis=1), tl.sum(acc_up, axis=1)
-    if norm_weight is not None:
-        norm = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
-        y *= norm
-        up *= norm
-    y = gate(y, ACT) * up
+    y = gate(tl.sum(acc, axis=1), ACT) * tl.sum(acc_up, axis=1)
     tl.store(acted + place * N + rows, y.to(acted.dtype.element_ty), mask=live)
 
 
@@ -143,34 +134,29 @@ def lone_row_up(
     inner: int,
     act: ActivationKind,
     *,
-    norm_weight: Tensor | None = None,
-    eps: float = 1e-6,
     tuning: RowTuning | None = None,
 ) -> Tensor:
-    """Multiply one row, or rms_norm(x), by the gates of its experts and what these gate.
+    """Multiply one row by the gates of its experts and what these gate.
 
     Args:
-        x: [1, H], contiguous; norm_weight: [H]. chosen: of the row.
+        x: [1, H], contiguous. chosen: of the row.
         gate_up: [E * 2 I, H], contiguous, dtype of x: of each expert first the I gates, then what
             they gate. inner: I.
-    Returns: [top_k, I], dtype of x; sums, norm and activation in fp32. Twin: reference.mix.
+    Returns: [top_k, I], dtype of x; sums and activation in fp32. Twin: reference.mix.
     Raises: KernelInputError on other shapes or an unknown activation.
     """
     width, top_k = x.shape[1], chosen.experts.shape[1]
     require(x.shape[0] == 1, f"{x.shape[0]} rows")
     require(act in KINDS, f"unknown activation {act!r}, have {KINDS}")
     _check_experts(gate_up, 2 * inner, width, x, chosen)
-    require_contiguous(norm=norm_weight)
     tuning = tuning or up_row_tuning(width)
     acted = x.new_empty(top_k, inner)
     _up_kernel[(top_k * ceil_div(inner, tuning.block_n),)](
         x,
         chosen.experts,
         gate_up,
-        norm_weight,
         acted,
         inner,
-        eps,
         K=width,
         ROWS=tuning.block_n,
         BLOCK_K=tuning.block_k,
