@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 
 from tokenbus.kernels.experts.routing import Chosen, choose_rows
-from tokenbus.kernels.experts.scores import scores_of
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -39,8 +38,6 @@ MAX_FEW_ROWS = 16
 _BLOCK_COLUMNS, _WARPS = 2048, 8
 # Logits of a program, for one row and for several: the fewer, the sooner it ends.
 _LONE_LOGITS, _LOGITS = 2, 4
-# Experts up to which all are compared with all.
-_MAX_COMPARED = tl.constexpr(256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +45,7 @@ class FewRows:
     """What a router says of up to 16 rows.
 
     rows: [T, H], what the router saw: behind the norm if it has one. logits: [T, L], dtype of rows.
-    used: [min(T * top_k, E)] int32, the experts that got any row in their order, then -1; of a lone
-    row it says nothing.
+    used: [min(T * top_k, E)] int32, the experts that got any row in their order, then -1.
     """
 
     rows: Tensor
@@ -83,23 +79,6 @@ def _is_last(arrivals):
         tl.debug_barrier()
         tl.store(arrivals, 0)
     return is_last
-
-
-@triton.jit
-def _choose_lone(logits, experts, weights, E, TOP: tl.constexpr, BLOCK_E: tl.constexpr,
-                 RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
-                 UNIFORM: tl.constexpr):  # fmt: skip
-    """Choose the experts of one row: each goes to the place that so many others keep it from."""
-    row = tl.zeros([1], tl.int32)
-    share, key = scores_of(logits, row, row == 0, 0, E, BLOCK_E, BY_LOGITS, UNIFORM)
-    key, share = tl.reshape(key, [BLOCK_E]), tl.reshape(share, [BLOCK_E])
-    rank = tl.sum((key[None, :] > key[:, None]).to(tl.int32), axis=1)
-    e = tl.arange(0, BLOCK_E)
-    taken = (rank < TOP) & (e < E)
-    if RENORMALISE:
-        share /= tl.sum(tl.where(taken, share, 0.0))
-    tl.store(experts + rank, e, mask=taken)
-    tl.store(weights + rank, share, mask=taken)
 
 
 @triton.jit
@@ -162,15 +141,8 @@ def _lone_router_kernel(
     logit = tl.sum(w.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
     tl.store(logits + outs, logit.to(logits.dtype.element_ty), mask=live)
     if _is_last(arrivals):
-        if BLOCK_E <= _MAX_COMPARED:
-            _choose_lone(logits, experts, weights, E, TOP, BLOCK_E, RENORMALISE, BY_LOGITS,
-                         UNIFORM)  # fmt: skip
-            if watch is not None:
-                tl.atomic_add(watch, tl.full([], TOP, tl.int64))
-                tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
-        else:
-            _write_choice(logits, experts, weights, used, watch, 1, L, E, 1, TOP, BLOCK_TOP,
-                          BLOCK_E, BLOCK_TOP, RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+        _write_choice(logits, experts, weights, used, watch, 1, L, E, 1, TOP, BLOCK_TOP, BLOCK_E,
+                      BLOCK_TOP, RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
 
 
 @triton.jit

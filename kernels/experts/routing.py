@@ -89,7 +89,11 @@ def choose_rows(
     for turn in range(TOP):
         best = tl.max(key, axis=1, keep_dims=True)
         hit = key == best
-        weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
+        if BY_LOGITS:
+            weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
+        else:
+            # The score is the share, and the key's upper half: of what is not negative, the bits.
+            weight = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
         experts = tl.where(places == turn, expert_of(best).to(tl.int32), experts)
         weights = tl.where(places == turn, weight, weights)
         key = tl.where(hit, NO_KEY, key)
