@@ -19,7 +19,6 @@ from tokenbus.kernels.launch import (
     wait_for_inputs,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.prefetch import fetch_ahead, fetchable
 from tokenbus.kernels.quantize import finite_number, scale_of
 from tokenbus.kernels.value_pages import write_values
 
@@ -93,11 +92,11 @@ def _store_scales(scales, k_scales, v_scales, slot_base, heads, live, HQ: tl.con
 @triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _qkv_rope_kernel(
     qkv, bias, q_norm, k_norm, cos, sin, positions, slots, q_out, k_pages, v_pages, k_scales,
-    v_scales, ahead, ahead_bytes, page_stride, rope_stride, eps, HQ: tl.constexpr,
-    HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+    v_scales, page_stride, rope_stride, eps, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+    S: tl.constexpr,
     ROT: tl.constexpr, HEADS: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_REST: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_NORM: tl.constexpr, ADD_ONE: tl.constexpr,
-    WRITE_BACK: tl.constexpr, LANES: tl.constexpr, PDL: tl.constexpr,
+    WRITE_BACK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = ROT // 2
     release_successor(PDL)
@@ -113,9 +112,6 @@ def _qkv_rope_kernel(
     in_rest = rest < D
     row = token * ((HQ + 2 * HKV) * D)
     wait_for_inputs(PDL)
-    if ahead is not None:
-        fetch_ahead(ahead, ahead_bytes, tl.program_id(0) * tl.num_programs(1) + tl.program_id(1),
-                    tl.num_programs(0) * tl.num_programs(1), LANES)  # fmt: skip
     slot = tl.load(slots + token)
     position = tl.load(positions + token)
     a = _load_part(qkv, bias, row, heads, live, half, in_half, D, HAS_BIAS)
@@ -198,7 +194,6 @@ def qkv_rope(
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
     write_back: bool = False,
-    ahead: Tensor | None = None,
 ) -> Tensor:
     """Normalise and rotate q and k, write k and v into their slots.
 
@@ -211,7 +206,6 @@ def qkv_rope(
             a page has those of a dim side by side.
         positions, slot_mapping: [T] int64; several tokens may share a slot of page 0 only.
         cos, sin: [max_len, R] fp32, R <= D, halves equal; None leaves positions out (NoPE).
-        ahead: a weight that is read soon: on a GPU it is fetched into the L2 cache.
         bias: [(Hq + 2 Hkv) * D]. q_norm, k_norm: [D], per-head RMSNorm weights (both or none).
     Returns: q, [T, Hq, D], dtype of qkv; everything in between is fp32.
     Raises: KernelInputError on shapes that do not fit. Twin: reference.rms_norm, reference.rotate.
@@ -229,9 +223,7 @@ def qkv_rope(
     if num_tokens == 0:
         return q_out
     rot_dim = 0 if cos is None else cos.shape[1]
-    heads, warps = 8, 4
-    launched = dependent_launch(qkv.device)
-    next_weight, next_bytes = fetchable(ahead, launched["PDL"])
+    heads = 8
     num_rotated = num_heads + (1 if write_back else 2) * num_kv_heads
     _qkv_rope_kernel[(num_tokens, ceil_div(num_rotated, heads))](
         qkv,
@@ -247,8 +239,6 @@ def qkv_rope(
         v_pages,
         k_scales,
         v_scales,
-        next_weight,
-        next_bytes,
         k_pages.stride(0),
         rot_dim,
         eps,
@@ -264,9 +254,8 @@ def qkv_rope(
         HAS_NORM=q_norm is not None,
         ADD_ONE=norm_add_one,
         WRITE_BACK=write_back,
-        LANES=warps * 32,
-        num_warps=warps,
-        **launched,
+        num_warps=4,
+        **dependent_launch(qkv.device),
     )
     if write_back and v_scales is not None:
         write_values(qkv, bias, slot_mapping, v_pages, v_scales, num_heads=num_heads)

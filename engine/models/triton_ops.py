@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from tokenbus.engine.models.decoder_config import NormNames
-from tokenbus.engine.models.experts.triton_experts import (
-    NOTHING_BEHIND,
-    Behind,
-    TritonMixture,
-)
+from tokenbus.engine.models.experts.triton_experts import TritonMixture
 from tokenbus.engine.models.layers import GatedMLP
-from tokenbus.engine.models.linear_weight import (
-    Fp8BlockWeight,
-    Fp8Weight,
-    PlainWeight,
-    without_storage,
-)
+from tokenbus.engine.models.linear_weight import PlainWeight, without_storage
 from tokenbus.engine.models.ops import TorchOps, tell_widened
 from tokenbus.engine.models.triton_products import (
     GATES,
@@ -59,7 +50,7 @@ class _FusedLayer:
     The sums stay exact in a residual, [T, H] float32, which `o` and `mlp` add to; what they return
     is the same rounded to the weights' dtype. A mixture of experts takes a few launches more, and
     if it `hands_on`, what it returns of several rows is behind the next layer's norm, for
-    `plain_qkv`. ahead: a weight that is fetched while the layer attends.
+    `plain_qkv`.
     """
 
     layer: DecoderLayer
@@ -68,18 +59,19 @@ class _FusedLayer:
     o: Callable[[Tensor, Tensor], Tensor]
     mlp: Callable[[Tensor, Tensor], Tensor]
     hands_on: bool = False
-    ahead: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _RoundedLayer:
-    """One layer whose linears multiply rows of FP8: each norm and gate rounds what it writes."""
+    """One layer whose linears multiply rows of FP8: each norm and gate rounds what it writes.
+
+    mlp: gate_up and down, or a mixture, which rounds rows itself, for its router does not.
+    """
 
     layer: DecoderLayer
     qkv: Fp8Product
     o: Fp8Product
-    gate_up: Fp8Product
-    down: Fp8Product
+    mlp: tuple[Fp8Product, Fp8Product] | TritonMixture
 
 
 class TritonOps(TorchOps):
@@ -119,15 +111,17 @@ class TritonOps(TorchOps):
         self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
 
     def _bind_mixtures(self, tensors: DecoderTensors) -> None:
-        """Bind mixtures to the kernels of plain experts; other kinds of weight are widened."""
+        """Bind mixtures to the kernels of their kind of weight; those without any are widened."""
         activation = tensors.config.activation
-        stacks = [stack for mixture in tensors.mixtures() for stack in mixture.stacks()]
-        tell_widened([stack for stack in stacks if not isinstance(stack.weight, PlainWeight)])
+        widened = []
         for mixture in tensors.mixtures():
-            mixture.product = TritonMixture(mixture, activation, GATES[activation])
-            for stack in mixture.stacks():
-                if not isinstance(stack.weight, PlainWeight):
-                    stack.weight = without_storage(stack.weight)
+            mixture.product = product = TritonMixture(mixture, activation, GATES[activation])
+            if product.is_plain:
+                stacks = mixture.stacks()
+                widened += [item for item in stacks if not isinstance(item.weight, PlainWeight)]
+        tell_widened(widened)
+        for stack in widened:
+            stack.weight = without_storage(stack.weight)
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
@@ -155,14 +149,9 @@ class TritonOps(TorchOps):
         return head.product.unrounded(x)
 
     def qkv_attention(
-        self,
-        qkv: Tensor,
-        layer: DecoderLayer,
-        eps: float,
-        ctx: ForwardContext,
-        ahead: Tensor | None = None,
+        self, qkv: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
     ) -> Tensor:
-        """Normalise and rotate q and k, write k and v to their pages, attend; see `qkv_rope`."""
+        """Normalise and rotate q and k, write k and v to their pages, attend."""
         spec = layer.spec
         q_norm, k_norm = layer.q_norm, layer.k_norm
         if q_norm is not None and k_norm is not None and q_norm.shape[0] != spec.head_dim:
@@ -189,7 +178,6 @@ class TritonOps(TorchOps):
             k_scales=k_scales,
             v_scales=v_scales,
             write_back=fresh is not None,
-            ahead=ahead,
         )
         return self.attention.read(q, spec, ctx, fresh).view(-1, spec.num_heads * spec.head_dim)
 
@@ -205,7 +193,7 @@ class TritonOps(TorchOps):
         residual, is_normed = hidden.float(), False
         for fused in self._fused:
             qkv = fused.plain_qkv(hidden) if is_normed else fused.qkv(hidden)
-            x = self.qkv_attention(qkv, fused.layer, eps, ctx, fused.ahead)
+            x = self.qkv_attention(qkv, fused.layer, eps, ctx)
             hidden = fused.mlp(fused.o(x, residual), residual)
             is_normed = fused.hands_on and hidden.shape[0] > 1
         return residual
@@ -227,8 +215,13 @@ class TritonOps(TorchOps):
             branch = item.o.of_rounded(quantize_rows(x))
             norm = item.layer.pre_mlp_norm
             assert norm is not None
+            if isinstance(item.mlp, TritonMixture):
+                normed, residual = add_rms_norm(branch, residual, norm, eps)
+                branch = item.mlp.mix(normed)
+                continue
+            gate_up, down = item.mlp
             rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
-            branch = item.down.of_rounded(item.gate_up.gated_rounded(rows, act))
+            branch = down.of_rounded(gate_up.gated_rounded(rows, act))
         return branch.float() if residual is None else residual.float() + branch
 
 
@@ -243,20 +236,17 @@ def _fused(
     if isinstance(layer.mlp, GatedMLP):
         mlp = _fused_mlp(layer.mlp, layer.pre_mlp_norm, eps, act)
         return mlp and _FusedLayer(layer, normed, qkv.multiply, o.added, mlp)
-    mixture, behind = layer.mlp.product, NOTHING_BEHIND
+    mixture, norm = layer.mlp.product, _norm_of(layer.pre_mlp_norm, eps)
     if not isinstance(mixture, TritonMixture):
         return None
-    norm = _norm_of(layer.pre_mlp_norm, eps)
-    if following is not None:
-        behind = Behind(_norm_of(following.pre_attention_norm, eps), _matrix(following.qkv))
+    behind = None if following is None else _norm_of(following.pre_attention_norm, eps)
     return _FusedLayer(
         layer,
         normed,
         qkv.multiply,
         o.added,
         lambda x, residual: mixture.added(x, residual, norm, behind),
-        hands_on=behind.norm is not None,
-        ahead=_matrix(layer.o),
+        hands_on=behind is not None,
     )
 
 
@@ -278,21 +268,24 @@ def _norm_of(weight: Tensor | None, eps: float) -> NextNorm | None:
     return NextNorm(weight, eps)
 
 
-def _matrix(linear: Linear) -> Tensor | None:
-    """Return the numbers that a product reads, as they lie in memory."""
-    weight = linear.weight
-    return weight.values if isinstance(weight, PlainWeight | Fp8Weight | Fp8BlockWeight) else None
-
-
 def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
     """Return a layer of FP8 linears, None if one of them is something else."""
+    qkv, o = _fp8_product(layer.qkv), _fp8_product(layer.o)
+    if qkv is None or o is None:
+        return None
     if not isinstance(layer.mlp, GatedMLP):
+        mixture = layer.mlp.product
+        if not isinstance(mixture, TritonMixture):
+            return None
+        return _RoundedLayer(layer, qkv, o, mixture)
+    gate_up, down = _fp8_product(layer.mlp.gate_up), _fp8_product(layer.mlp.down)
+    if gate_up is None or down is None:
         return None
-    products = [linear.product for linear in layer.linears()]
-    qkv, o, gate_up, down = (item if isinstance(item, Fp8Product) else None for item in products)
-    if qkv is None or o is None or gate_up is None or down is None:
-        return None
-    return _RoundedLayer(layer, qkv, o, gate_up, down)
+    return _RoundedLayer(layer, qkv, o, (gate_up, down))
+
+
+def _fp8_product(linear: Linear) -> Fp8Product | None:
+    return linear.product if isinstance(linear.product, Fp8Product) else None
 
 
 def _keep_wide(products: list[Int4Product]) -> None:

@@ -78,10 +78,7 @@ def choose_rows(
     BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
     UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    """Return experts and weights of rows, [ROWS, BLOCK_TOP], and who was taken, [ROWS, BLOCK_E].
-
-    Past TOP places are of no meaning.
-    """
+    """Return experts and weights of rows, [ROWS, BLOCK_TOP]; past TOP they are of no meaning."""
     share, key = scores_of(logits, rows, some, stride, E, BLOCK_E, BY_LOGITS, UNIFORM)
     places = tl.arange(0, BLOCK_TOP)[None, :]
     experts = tl.zeros([ROWS, BLOCK_TOP], tl.int32)
@@ -99,7 +96,7 @@ def choose_rows(
         key = tl.where(hit, NO_KEY, key)
     if RENORMALISE:
         weights /= tl.sum(weights, axis=1, keep_dims=True)
-    return experts, weights, (key == NO_KEY) & (tl.arange(0, BLOCK_E)[None, :] < E)
+    return experts, weights
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -113,8 +110,8 @@ def _choose_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     some = rows < T
     wait_for_inputs(PDL)
-    found, shares, _ = choose_rows(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
-                                   RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+    found, shares = choose_rows(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
+                                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
     places = tl.arange(0, BLOCK_TOP)[None, :]
     mask = some[:, None] & (places < TOP)
     out = rows[:, None] * TOP + places

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 
-from tokenbus.engine.models.experts.torch_experts import stacked_values
+from tokenbus.engine.models.experts.triton_stacks import PlainExperts, bound_experts
 from tokenbus.engine.models.product import MixtureProduct
 from tokenbus.kernels.experts.combine import Beside, combine
-from tokenbus.kernels.experts.grouped import experts_down, experts_up
-from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
 from tokenbus.kernels.experts.router import MAX_FEW_ROWS, route_few
 from tokenbus.kernels.experts.routing import route
 from tokenbus.kernels.experts.scores import RouterRule
@@ -24,34 +21,21 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.layers import Mixture
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.experts.combine import NextNorm
-    from tokenbus.kernels.experts.grouped import Work
     from tokenbus.kernels.experts.router import FewRows
 
 
-@dataclass(frozen=True, slots=True)
-class Behind:
-    """What comes behind a mixture: the norm of its sum, and a weight that is read soon."""
-
-    norm: NextNorm | None = None
-    weight: Tensor | None = None
-
-
-NOTHING_BEHIND = Behind()
-
-
 class TritonMixture(MixtureProduct):
-    """One row as matrix times vector; more of them sorted by expert, each expert's in tiles.
-
-    Experts are plain numbers: other kinds of weight are widened when they are bound. A kind that
-    kernels multiply by as it is gets a class beside this one.
-    """
+    """One row as matrix times vector; more of them sorted by expert, each expert's in tiles."""
 
     def __init__(self, mixture: Mixture, activation: Activation, act: ActivationKind) -> None:
         """Take a mixture whose shared expert has its products; `act` is its activation."""
-        self._mixture, self._activation, self._act = mixture, activation, act
-        self._gate_up, self._down = (stacked_values(stack.weight) for stack in mixture.stacks())
-        self._width = mixture.router.shape[1]
-        self._inner = mixture.shape.intermediate_size
+        self._mixture, self._activation = mixture, activation
+        self._experts = bound_experts(mixture, act)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the experts are kept as numbers of the model's dtype."""
+        return isinstance(self._experts, PlainExperts)
 
     @property
     def _rule(self) -> RouterRule:
@@ -76,11 +60,11 @@ class TritonMixture(MixtureProduct):
         return self._of_few(few, None, None)
 
     def added(
-        self, x: Tensor, residual: Tensor, norm: NextNorm | None, behind: Behind = NOTHING_BEHIND
+        self, x: Tensor, residual: Tensor, norm: NextNorm | None, behind: NextNorm | None
     ) -> Tensor:
         """x: [T, H], T <= 16 -> the mixture of x, normed if asked for, added to residual, float32.
 
-        Returns: [T, H], the sum rounded to the dtype of x; of several rows behind `behind.norm`.
+        Returns: [T, H], the sum rounded to the dtype of x; of several rows `behind` the next norm.
         """
         few = route_few(
             x,
@@ -89,23 +73,23 @@ class TritonMixture(MixtureProduct):
             norm_weight=None if norm is None else norm.weight,
             eps=0.0 if norm is None else norm.eps,
             watch=self._watch,
-            ahead=behind.weight,
         )
-        return self._of_few(few, residual, behind.norm)
+        return self._of_few(few, residual, behind)
 
     def _of_few(self, few: FewRows, residual: Tensor | None, norm: NextNorm | None) -> Tensor:
         beside = self._beside(few.rows, few.logits, residual)
         if few.rows.shape[0] == 1:
-            acted = lone_row_up(few.rows, few.chosen, self._gate_up, self._inner, self._act)
-            return lone_row_down(acted, few.chosen, self._down, self._width, beside)
-        return self._grouped(few.rows, few, beside, norm)
+            return self._experts.of_lone_row(few.rows, few.chosen, beside)
+        pairs = self._experts.of_pairs(few.rows, few)
+        return combine(pairs, few.chosen.weights, beside, norm)
 
     def _of_many(self, x: Tensor) -> Tensor:
         rule = self._rule
         logits = F.linear(x, self._mixture.router)
         tile_rows = tile_rows_for(x.shape[0] * rule.top_k, rule.num_experts)
         routing = route(logits, rule, tile_rows, watch=self._watch)
-        return self._grouped(x, routing, self._beside(x, logits, None))
+        pairs = self._experts.of_pairs(x, routing)
+        return combine(pairs, routing.chosen.weights, self._beside(x, logits, None))
 
     def _beside(self, x: Tensor, logits: Tensor, residual: Tensor | None) -> Beside:
         """Compute the shared expert, if there is one."""
@@ -114,10 +98,3 @@ class TritonMixture(MixtureProduct):
             return Beside(residual=residual)
         gates = logits[:, shape.num_experts :] if shape.has_shared_gate else None
         return Beside(shared.run(x, self._activation), gates, residual)
-
-    def _grouped(
-        self, x: Tensor, work: Work, beside: Beside, norm: NextNorm | None = None
-    ) -> Tensor:
-        acted = experts_up(x, self._gate_up, self._inner, work, self._act)
-        pairs = experts_down(acted, self._down, self._width, work)
-        return combine(pairs, work.chosen.weights, beside, norm)
