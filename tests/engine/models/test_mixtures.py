@@ -124,13 +124,13 @@ def test_fp8_experts_on_triton_stay_near_their_numbers(
 ) -> None:
     """One row is not rounded; several are, once before and once between the two products."""
     torch.manual_seed(0)
-    config = _config("qwen2_moe", num_attention_heads=4, num_hidden_layers=1)
+    config = _config("qwen3_moe", num_attention_heads=4, num_hidden_layers=2)
     weights = draw_model(config).state_dict()
     backend = triton_backend(32)
     model: Any = build_model(
         config, weights, backend, dtype=torch.float32, max_model_len=64, reader=_Fp8Reader(block)
     )
-    mixture = model.tensors.layers[0].mlp
+    (mixture,) = model.tensors.mixtures()
     assert not mixture.product.is_plain
     assert not any("weights.widened" in text and "Fp8" in text for text in caplog.messages)
     expected = TorchMixture(mixture, model.config.activation)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from models.architectures import MIXTURES, draw_model, tiny_sizes
-from models.backends import cpu_backend
+from models.backends import cpu_backend, stepwise_backend
 from models.greedy_driver import GreedyDriver, Reference, draw_prompts
 from models.stored_checkpoint import StoredCheckpoint
 from models.stored_formats import fp8_blocks, fp8_rows
@@ -62,9 +62,9 @@ def _drawn(name: str) -> Any:
     return draw_model(config_class(**tiny_sizes(**changes | {"num_hidden_layers": 2})))
 
 
-def _build(model: Any, tensors: Any, **options: Any) -> Any:
+def _build(model: Any, tensors: Any, backend: Any, **options: Any) -> Any:
     return build_model(
-        model.config, tensors, cpu_backend(), dtype=torch.float32, max_model_len=700, **options
+        model.config, tensors, backend, dtype=torch.float32, max_model_len=700, **options
     )
 
 
@@ -91,7 +91,7 @@ def test_published_and_stacked_experts_give_the_same_model(name: str, tmp_path: 
     expected = Reference(model).generate(texts, 8)
     for ours in (
         load_model(tmp_path, cpu_backend(), dtype="float32").model,
-        _build(model, model.state_dict()),
+        _build(model, model.state_dict(), cpu_backend()),
     ):
         assert GreedyDriver(ours).generate(texts, 8) == expected
 
@@ -113,7 +113,7 @@ def test_experts_are_copied_to_their_place_one_by_one(tmp_path: Path) -> None:
     """No tensor is kept beside the stack that it goes into."""
     model = _drawn("qwen3_moe")
     tensors = _OneAtATime(_stored("qwen3_moe", tmp_path).tensors)
-    mixture = _build(model, tensors).tensors.layers[0].mlp
+    mixture = _build(model, tensors, stepwise_backend()).tensors.layers[0].mlp
     assert isinstance(mixture, Mixture)
     assert mixture.gate_up.weight.shape == (12 * 2 * 32, 64)
     assert mixture.down.weight.shape == (12 * 64, 32)
@@ -151,7 +151,9 @@ def test_experts_are_rounded_with_the_other_linears(caplog: pytest.LogCaptureFix
     """Each output of each expert gets its own scale, and the router keeps its bits."""
     model = _drawn("qwen3_moe")
     reader = choose_reader("fp8")
-    mixture = _build(model, model.state_dict(), reader=reader).tensors.layers[0].mlp
+    mixture = (
+        _build(model, model.state_dict(), stepwise_backend(), reader=reader).tensors.layers[0].mlp
+    )
     weight = mixture.gate_up.weight
     assert isinstance(weight, Fp8Weight)
     assert weight.scales.shape == (12 * 2 * 32,)
@@ -172,7 +174,7 @@ def test_experts_of_published_fp8_checkpoints_keep_their_numbers(form: str, tmp_
         case.tensors |= made
     case.save()
     case.tell(quantization_config=config)
-    mixture = load_model(tmp_path, cpu_backend(), dtype="float32").model.tensors.layers[0].mlp
+    mixture = load_model(tmp_path, stepwise_backend(), dtype="float32").model.tensors.layers[0].mlp
     assert isinstance(mixture.gate_up.weight, kind)
     assert isinstance(mixture.down.weight, kind)
     gate_ups = mixture.gate_up.weight.dequantised().view(12, 2, 32, 64)
