@@ -211,7 +211,7 @@ async def _streamed(
             num_used = usage.prompt_tokens + usage.completion_tokens
             await gateway.door.settle(reservation, num_used)
 
-    return FrameResponse(frames.frames(), stream, gateway.streams, headers=headers, on_end=end)
+    return FrameResponse(frames.frames(), stream, gateway.streams, headers=headers, on_writer=frames.write_to, on_end=end)
 
 
 async def _refuse_failures(

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.gateway.jobs.chunk_writer import ChunkWriter
 from tokenbus.producer.gateway.wire import sse
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
@@ -32,6 +33,8 @@ class FrameResponse(Response):
     Args:
         frames: pieces of whole frames, the last one with its own end.
         last_frame: what ends the stream after an error of the door; `[DONE]` for OpenAI's chunks.
+        on_writer: called before the first frame with what frames may be written to directly, where
+            there is such a writer.
         on_end: called once the stream has ended for whatever reason, before it is closed.
     """
 
@@ -46,6 +49,7 @@ class FrameResponse(Response):
         headers: Mapping[str, str] | None = None,
         last_frame: bytes = sse.DONE,
         error_frame: Callable[[ApiError], bytes] = sse.error_frame,
+        on_writer: Callable[[ChunkWriter], None] | None = None,
         on_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(headers=dict(sse.HEADERS) | dict(headers or {}))
@@ -56,11 +60,16 @@ class FrameResponse(Response):
         self._streams = streams
         self._last_frame = last_frame
         self._error_frame = error_frame
+        self._on_writer = on_writer
         self._on_end = on_end
+        self._writer: ChunkWriter | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream to its end, or until its reader or the door ends it."""
-        del scope
+        if self._on_writer is not None:
+            self._writer = ChunkWriter.of(scope, self._streams.tick, self._stream.note_sent)
+            if self._writer is not None:
+                self._on_writer(self._writer)
         is_left = True
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -98,9 +107,9 @@ class FrameResponse(Response):
                     writing.cancel()
                     await asyncio.gather(writing, return_exceptions=True)
                     last = self._error_frame(stream.stopped.result()) + self._last_frame
-                    await _send(send, last)
+                    await self._send(send, last)
                     return False
-                await _send(send, aside.result())
+                await self._send(send, aside.result())
                 stream.sent_at = time.monotonic()
                 aside = asyncio.create_task(stream.asides.get())
         finally:
@@ -114,26 +123,27 @@ class FrameResponse(Response):
         try:
             async with aclosing(self._frames) as frames:
                 async for part in frames:
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-                    stream.has_begun = True
-                    stream.sent_at = time.monotonic()
+                    await self._send(send, part)
+                    stream.note_sent()
         except ApiError as error:
-            await _send(send, self._error_frame(error) + self._last_frame)
+            await self._send(send, self._error_frame(error) + self._last_frame)
         except ProducerError as error:
-            await _send(send, self._error_frame(api_error(error)) + self._last_frame)
+            await self._send(send, self._error_frame(api_error(error)) + self._last_frame)
         except SERVER_ERRORS as error:
             if isinstance(error, ConnectionResetError | BrokenPipeError):
                 raise
-            await _send(send, self._error_frame(unreachable()) + self._last_frame)
+            await self._send(send, self._error_frame(unreachable()) + self._last_frame)
         except Exception:
             # The boundary of a stream: what is wrong with one ends that one alone, in order.
             _log.exception("stream.failed")
             failure = ApiError(500, "The gateway failed.", code="internal_error")
-            await _send(send, self._error_frame(failure) + self._last_frame)
+            await self._send(send, self._error_frame(failure) + self._last_frame)
 
-
-async def _send(send: Send, part: bytes) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": True})
+    async def _send(self, send: Send, part: bytes) -> None:
+        """Send a piece behind what was written directly."""
+        if self._writer is not None:
+            self._writer.flush()
+        await send({"type": "http.response.body", "body": part, "more_body": True})
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # From the order to the first request, so that every client has its own by then.
 _LEAD_S = 1.0
 _WARM_UP_TIMEOUT_S = 30.0
+_READY_TIMEOUT_S = 60.0
 # An idle engine writes its log out this often.
 _STEP_LOG_DELAY_S = 0.75
 
@@ -64,18 +65,14 @@ class GatewayRun:
         await self._warm_up()
         memory_idle_bytes = self._gateway.memory_bytes()
         async with AsyncExitStack() as stack:
-            for number in range(options.clients + options.native_readers):
+            num_natives = options.native_readers if options.num_native else 0
+            for number in range(options.clients + num_natives):
                 is_native = number >= options.clients
                 module = "native_process" if is_native else "sse_process"
                 process = await stack.enter_async_context(ClientProcess(module))
                 (self._natives if is_native else self._clients).append(process)
-            begin_s, give_up_s = await self._order()
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow_all())
-                for native in self._natives:
-                    group.create_task(self._collect(native))
-                used = await self._window(begin_s)
-                self._tell(f"measured; waiting for the streams, {give_up_s - begin_s:.0f} s at most")
+            begin_s = await self._order()
+            used = await self._read_all(begin_s)
         await asyncio.sleep(_STEP_LOG_DELAY_S)
         return sum_up(
             Measured(
@@ -91,6 +88,17 @@ class GatewayRun:
                 memory_bytes=used[2],
             )
         )
+
+    async def _read_all(self, begin_s: float) -> tuple[float, float, int]:
+        """Collect all reports, and return what the window showed."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow_all())
+                for native in self._natives:
+                    group.create_task(self._collect(native))
+                return await self._window(begin_s)
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _warm_up(self) -> None:
         """Send a request through everything once. Raises: ClientBroken."""
@@ -108,10 +116,12 @@ class GatewayRun:
         if (fault := stream.report().fault) is not None:
             raise ClientBroken(f"the first stream through the gateway: {fault}")
 
-    async def _order(self) -> tuple[float, float]:
-        """Give every process its order; return when the window begins, and when all is over."""
+    async def _order(self) -> float:
+        """Give every process its order; return when the window begins."""
         options, deployment = self._options, self._deployment
-        give_up_s = time.monotonic() + 3600
+        lasts_s = options.until_window_s + options.duration_s + options.drain_s
+        # The native readers are connected before the streams begin.
+        give_up_s = time.monotonic() + _READY_TIMEOUT_S + lasts_s
         for native in self._natives:
             await native.send(NativeOrder(
                 url=deployment.url, pool=deployment.keys.pool, give_up_s=give_up_s))  # fmt: skip
@@ -121,12 +131,12 @@ class GatewayRun:
             await self._pause(is_paused=True)
         start_s = time.monotonic() + _LEAD_S
         begin_s = start_s + options.until_window_s
-        give_up_s = begin_s + options.duration_s + options.drain_s
+        give_up_s = start_s + lasts_s
         for number, client in enumerate(self._clients):
             await client.send(SseOrder(
                 options=options, port=self._gateway.port, first=number, step=len(self._clients),
                 start_s=start_s, give_up_s=give_up_s))  # fmt: skip
-        return begin_s, give_up_s
+        return begin_s
 
     async def _follow_all(self) -> None:
         """Collect what the clients report; the native readers get each job as it is known."""
@@ -164,6 +174,7 @@ class GatewayRun:
         self._deployment.check_workers()
         if self._options.idle:
             await self._pause(is_paused=False)
+        self._tell(f"measured; waiting for the streams, {self._options.drain_s:.0f} s at most")
         return after[0] - before[0], after[1] - before[1], memory_bytes
 
     def _native_cpu_s(self) -> float:
