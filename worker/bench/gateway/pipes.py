@@ -19,4 +19,6 @@ async def open_pipes() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     pipe = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, pipe)
+    # What was drained has left the process, which may end then.
+    transport.set_write_buffer_limits(0)
     return orders, asyncio.StreamWriter(transport, protocol, None, loop)
