@@ -139,6 +139,7 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
                 door=JobDoor(served, KeyUse(redis), Shares(redis)),
                 streams=streams,
                 metrics=metrics,
+                result_ttl_s=client_settings.result_ttl_s,
             )
         finally:
             looking.cancel()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from tokenbus.producer import gc
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.gateway.app import create_app
 from tokenbus.producer.gateway.jobs.chunk_writer import ServerSends
@@ -84,7 +85,13 @@ def run_gateway(settings: GatewaySettings, on_started: Callable[[int], None] | N
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Each open stream is one, and many systems begin with 1,024.
     raise_file_limit()
-    server = GatewayServer(create_app(settings), settings, on_started)
+
+    def started(port: int) -> None:
+        gc.freeze_startup_objects()
+        if on_started is not None:
+            on_started(port)
+
+    server = GatewayServer(create_app(settings), settings, started)
     server.run()
     return 0 if server.started else 1
 

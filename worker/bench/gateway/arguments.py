@@ -21,9 +21,7 @@ def run_bench(argv: Sequence[str]) -> int:
     """
     given = vars(build_parser().parse_args(argv))
     shown = (hide_password(word) if "://" in word else shlex.quote(word) for word in argv)
-    return run_gateway_bench(
-        GatewayBenchOptions(**given), ["tokenbus", "bench", "gateway", *shown]
-    )
+    return run_gateway_bench(GatewayBenchOptions(**given), ["tokenbus", "bench", "gateway", *shown])
 
 
 # One option an entry, its help below its name.

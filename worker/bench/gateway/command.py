@@ -90,7 +90,9 @@ def _own_core(options: GatewayBenchOptions) -> int | None:
         return None
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < _MIN_CORES:
-        raise SettingsInvalid(f"--own-core: {len(cores)} cores are too few, {_MIN_CORES} are needed")
+        raise SettingsInvalid(
+            f"--own-core: {len(cores)} cores are too few, {_MIN_CORES} are needed"
+        )
     os.sched_setaffinity(0, set(cores[:-1]))
     return cores[-1]
 

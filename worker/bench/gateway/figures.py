@@ -123,8 +123,12 @@ def sum_up(measured: Measured) -> GatewayFigures:
         num_tokens=streams.num_tokens,
         tokens_per_s=round(streams.num_tokens / length_s, 1),
         added_ms=Distribution.of_seconds(streams.less(natives)),
-        stream_lag_ms=Distribution.of_seconds(streams.since(measured.handover_times, options.seeds)),
-        native_lag_ms=Distribution.of_seconds(natives.since(measured.handover_times, options.seeds)),
+        stream_lag_ms=Distribution.of_seconds(
+            streams.since(measured.handover_times, options.seeds)
+        ),
+        native_lag_ms=Distribution.of_seconds(
+            natives.since(measured.handover_times, options.seeds)
+        ),
         ttft_ms=Distribution.of_seconds(streams.firsts),
         longest_silence_ms=Distribution.of_seconds(silences),
         num_comments=sum(report.num_comments for report in measured.streams),

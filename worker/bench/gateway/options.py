@@ -72,7 +72,7 @@ class GatewayBenchOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def until_window_s(self) -> float:
-        """Return the time from the first request to the beginning of what is measured."""
+        """Return the time from the first request to what is measured, if none opens late."""
         return self.opening_s + self.warm_up_s
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.client.async_client import AsyncClient
@@ -39,6 +40,17 @@ _READY_TIMEOUT_S = 60.0
 _STEP_LOG_DELAY_S = 0.75
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What is measured of a run: from when to when, CPU times in it, and memory at its end."""
+
+    begin_s: float
+    end_s: float
+    gateway_cpu_s: float
+    native_cpu_s: float
+    memory_bytes: int
+
+
 class GatewayRun:
     """Drives one run to its end and sums it up."""
 
@@ -58,6 +70,7 @@ class GatewayRun:
         self._streams: list[StreamTimes] = []
         self._native_streams: list[StreamTimes] = []
         self._opened = asyncio.Semaphore(0)
+        self._are_open = asyncio.Event()
 
     async def run(self) -> GatewayFigures:
         """Return the figures. Raises: ClientBroken, EngineDied, ServerError."""
@@ -71,32 +84,32 @@ class GatewayRun:
                 module = "native_process" if is_native else "sse_process"
                 process = await stack.enter_async_context(ClientProcess(module))
                 (self._natives if is_native else self._clients).append(process)
-            begin_s = await self._order()
-            used = await self._read_all(begin_s)
+            await self._order()
+            window = await self._read_all()
         await asyncio.sleep(_STEP_LOG_DELAY_S)
         return sum_up(
             Measured(
                 options=options,
-                begin_s=begin_s,
-                end_s=begin_s + options.duration_s,
+                begin_s=window.begin_s,
+                end_s=window.end_s,
                 streams=self._streams,
                 natives=self._native_streams,
                 handover_times=read_step_logs(self._deployment.step_logs),
-                gateway_cpu_s=used[0],
-                native_cpu_s=used[1],
+                gateway_cpu_s=window.gateway_cpu_s,
+                native_cpu_s=window.native_cpu_s,
                 memory_idle_bytes=memory_idle_bytes,
-                memory_bytes=used[2],
+                memory_bytes=window.memory_bytes,
             )
         )
 
-    async def _read_all(self, begin_s: float) -> tuple[float, float, int]:
+    async def _read_all(self) -> Window:
         """Collect all reports, and return what the window showed."""
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_all())
                 for native in self._natives:
                     group.create_task(self._collect(native))
-                return await self._window(begin_s)
+                return await self._window()
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
@@ -116,8 +129,8 @@ class GatewayRun:
         if (fault := stream.report().fault) is not None:
             raise ClientBroken(f"the first stream through the gateway: {fault}")
 
-    async def _order(self) -> float:
-        """Give every process its order; return when the window begins."""
+    async def _order(self) -> None:
+        """Give every process its order."""
         options, deployment = self._options, self._deployment
         lasts_s = options.until_window_s + options.duration_s + options.drain_s
         # The native readers are connected before the streams begin.
@@ -130,13 +143,11 @@ class GatewayRun:
         if options.idle:
             await self._pause(is_paused=True)
         start_s = time.monotonic() + _LEAD_S
-        begin_s = start_s + options.until_window_s
         give_up_s = start_s + lasts_s
         for number, client in enumerate(self._clients):
             await client.send(SseOrder(
                 options=options, port=self._gateway.port, first=number, step=len(self._clients),
                 start_s=start_s, give_up_s=give_up_s))  # fmt: skip
-        return begin_s
 
     async def _follow_all(self) -> None:
         """Collect what the clients report; the native readers get each job as it is known."""
@@ -145,6 +156,7 @@ class GatewayRun:
                 group.create_task(self._collect(client))
             for _ in self._clients:
                 await self._opened.acquire()
+            self._are_open.set()
             for native in self._natives:
                 await native.send(NoMoreJobs())
 
@@ -163,19 +175,20 @@ class GatewayRun:
             # A client that gave up has not said that all are open.
             self._opened.release()
 
-    async def _window(self, begin_s: float) -> tuple[float, float, int]:
-        """Wait for the window; return the CPU times in it, and the gateway's memory at its end."""
-        await asyncio.sleep(begin_s - time.monotonic())
+    async def _window(self) -> Window:
+        """Wait until all streams are open and have warmed up, and for as long as it is measured."""
+        await self._are_open.wait()
         self._tell(f"{self._options.streams} streams are open")
-        before = self._gateway.cpu_s(), self._native_cpu_s()
-        await asyncio.sleep(begin_s + self._options.duration_s - time.monotonic())
-        after = self._gateway.cpu_s(), self._native_cpu_s()
+        await asyncio.sleep(self._options.warm_up_s)
+        begin_s, before = time.monotonic(), (self._gateway.cpu_s(), self._native_cpu_s())
+        await asyncio.sleep(self._options.duration_s)
+        end_s, after = time.monotonic(), (self._gateway.cpu_s(), self._native_cpu_s())
         memory_bytes = self._gateway.memory_bytes()
         self._deployment.check_workers()
         if self._options.idle:
             await self._pause(is_paused=False)
         self._tell(f"measured; waiting for the streams, {self._options.drain_s:.0f} s at most")
-        return after[0] - before[0], after[1] - before[1], memory_bytes
+        return Window(begin_s, end_s, after[0] - before[0], after[1] - before[1], memory_bytes)
 
     def _native_cpu_s(self) -> float:
         return sum(native.cpu_s() for native in self._natives)
