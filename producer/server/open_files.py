@@ -1,4 +1,4 @@
-"""Open files: a process with a connection for each reader needs more than most systems begin with."""
+"""Open files: a connection for each reader is more of them than most systems begin with."""
 
 from __future__ import annotations
 

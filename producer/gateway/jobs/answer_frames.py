@@ -203,8 +203,8 @@ class AnswerFrames:
     ) -> Callable[[Event], bool]:
         """Return what writes events of the only job where they are heard.
 
-        It leaves what has to be asked for, what the reader has, and what has to wait for the reader.
-        A token of content is written into what its frames have in common.
+        It leaves what has to be asked for, what the reader has, and all while the reader is slow. A
+        token of content is written into what its frames have in common.
         """
         around, at, is_chat = self._around, self._at, self._form.kind == "chat"
 

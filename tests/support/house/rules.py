@@ -98,7 +98,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer",),
     ),
     "worker": (
-        ("worker/bench (faces)", "worker/control (faces)", "worker/demo"),
+        ("worker/bench/gateway", "worker/bench (faces)", "worker/control (faces)", "worker/demo"),
         ("worker/bench/measure", "worker/control/batches", "worker/control/webhooks"),
         ("worker/bench/load",),
         ("worker/bench", "worker/control"),

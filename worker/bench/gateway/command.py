@@ -15,7 +15,7 @@ from rich.table import Table
 from tokenbus.worker import logs
 from tokenbus.worker.bench.deployment import Deployment
 from tokenbus.worker.bench.gateway.children import GatewayProcess
-from tokenbus.worker.bench.gateway.figures import GatewayFigures
+from tokenbus.worker.bench.gateway.figures import GatewayFigures  # noqa: TC001 - msgspec reads it
 from tokenbus.worker.bench.gateway.options import PROMPT_TOKENS
 from tokenbus.worker.bench.gateway.run import GatewayRun
 from tokenbus.worker.bench.measure.report import describe_machine

@@ -50,7 +50,7 @@ class GatewayFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredStreams:
     """A run before it is summed up; CPU times are those of the window."""
 
     options: GatewayBenchOptions
@@ -103,7 +103,7 @@ class _Tokens:
         return lags[~np.isnan(lags)]
 
 
-def sum_up(measured: Measured) -> GatewayFigures:
+def sum_up(measured: MeasuredStreams) -> GatewayFigures:
     """Return the figures of a run."""
     options, length_s = measured.options, measured.end_s - measured.begin_s
     streams = _Tokens(measured.streams, measured.begin_s, measured.end_s)
@@ -146,7 +146,7 @@ def _us_per_token(cpu_s: float, num_tokens: int) -> float:
 
 
 def _gap_in(report: StreamTimes, options: GatewayBenchOptions) -> str | None:
-    """Tell what is wrong with the cursors of a stream: each comes once, in order, up to the last."""
+    """Tell what is wrong with the cursors of a stream: each comes once, in order, to the last."""
     cursors = np.frombuffer(report.cursors, np.uint32)
     if len(cursors) < options.max_tokens:
         return f"{len(cursors)} of {options.max_tokens} tokens"

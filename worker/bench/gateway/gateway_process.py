@@ -1,4 +1,4 @@
-"""A gateway of the bench: `tokenbus gateway` with settings from the environment, bound to its parent.
+"""A gateway of the bench: `tokenbus gateway` with the environment's settings, bound to its parent.
 
 Runs as `python -m tokenbus.worker.bench.gateway.gateway_process PARENT_PID [CORE]`, reads the
 server's URL from standard input, for it may hold a password, and prints its port.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.worker.bench.gateway.children import ClientBroken, ClientProcess
-from tokenbus.worker.bench.gateway.figures import Measured, sum_up
+from tokenbus.worker.bench.gateway.figures import MeasuredStreams, sum_up
 from tokenbus.worker.bench.gateway.messages import (
     AllOpened,
     Finished,
@@ -88,7 +88,7 @@ class GatewayRun:
             window = await self._read_all()
         await asyncio.sleep(_STEP_LOG_DELAY_S)
         return sum_up(
-            Measured(
+            MeasuredStreams(
                 options=options,
                 begin_s=window.begin_s,
                 end_s=window.end_s,
@@ -118,7 +118,7 @@ class GatewayRun:
         options = self._options
         seed = options.seeds[-1] + 1
         request = request_of(options, seed, num_tokens=2)
-        stream = SseStream(-1, request, lambda number, job_id: None)
+        stream = SseStream(-1, request, lambda *_: None)
         loop = asyncio.get_running_loop()
         await loop.create_connection(lambda: stream, "127.0.0.1", self._gateway.port)
         try:

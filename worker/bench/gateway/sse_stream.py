@@ -115,7 +115,7 @@ class SseStream(asyncio.Protocol):
             self.fail(f"cannot be read: {error}")
 
     def _read_head(self) -> bool:
-        """Read the headers, once they are there. Raises: ValueError for an answer of another kind."""
+        """Read the headers, once they are there. Raises: ValueError where it is no stream."""
         head, end, rest = self._buffer.partition(b"\r\n\r\n")
         if not end:
             return False
