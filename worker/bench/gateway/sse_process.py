@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from functools import partial
 
 from tokenbus.worker.bench.gateway.messages import (
     FROM_CLIENT,
@@ -37,7 +38,7 @@ async def _read(order: SseOrder, writer: asyncio.StreamWriter) -> None:
         stream = SseStream(number, request_of(options, options.seeds[number]), tell_job)
         streams.append(stream)
         try:
-            await loop.create_connection(lambda made=stream: made, "127.0.0.1", order.port)
+            await loop.create_connection(partial(_itself, stream), "127.0.0.1", order.port)
         except OSError as error:
             stream.fail(str(error))
     try:
@@ -55,6 +56,10 @@ async def _read(order: SseOrder, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
     writer.write(FROM_CLIENT.encode(Finished()))
     await writer.drain()
+
+
+def _itself(stream: SseStream) -> SseStream:
+    return stream
 
 
 async def _main() -> int:

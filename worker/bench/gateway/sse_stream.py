@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 from array import array
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.worker.bench.gateway.messages import StreamTimes
 from tokenbus.worker.bench.gateway.options import PROMPT_TOKENS
@@ -26,12 +26,14 @@ _DONE = b"data: [DONE]"
 def request_of(options: GatewayBenchOptions, seed: int, num_tokens: int | None = None) -> bytes:
     """Return the request of a stream as it goes over the wire."""
     length = options.max_tokens if num_tokens is None else num_tokens
-    body: dict[str, object] = {"max_tokens": length, "stream": True, "seed": seed}
+    body: dict[str, Any] = {"max_tokens": length, "stream": True, "seed": seed}
     if options.route == "chat":
-        path, told = "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello!"}]}
+        path = "/v1/chat/completions"
+        body["messages"] = [{"role": "user", "content": "Hello!"}]
     else:
-        path, told = "/v1/completions", {"prompt": [1] * PROMPT_TOKENS}
-    raw = json.dumps(body | told).encode()
+        path = "/v1/completions"
+        body["prompt"] = [1] * PROMPT_TOKENS
+    raw = json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(raw)}\r\n\r\n"
