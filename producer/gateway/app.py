@@ -140,6 +140,7 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
                 door=JobDoor(served, KeyUse(redis), Shares(redis), metrics),
                 streams=streams,
                 metrics=metrics,
+                result_ttl_s=client_settings.result_ttl_s,
             )
         finally:
             looking.cancel()

@@ -32,6 +32,11 @@ def router(gateway: Gateway) -> APIRouter:
         """Tell that the process answers."""
         return {"status": "ok"}
 
+    @routes.get("/health")
+    async def health() -> dict[str, str]:
+        """Tell that the process answers, where tools for vLLM's server look for it."""
+        return await healthz()
+
     @routes.get("/readyz")
     async def readyz() -> dict[str, Any]:
         """Tell whether the server answers and a pool has a worker that can run jobs."""
