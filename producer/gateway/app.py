@@ -136,7 +136,7 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
                 redis=redis,
                 models=served,
                 keys=keys,
-                door=JobDoor(served, KeyUse(redis), Shares(redis)),
+                door=JobDoor(served, keys, KeyUse(redis), Shares(redis)),
                 streams=streams,
                 metrics=metrics,
             )
