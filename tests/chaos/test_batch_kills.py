@@ -52,6 +52,7 @@ class _Kept:
         while True:
             async with self._make() as self.running:
                 await self.running.process.wait()
+                self.running = None
 
     def kill(self) -> bool:
         """Kill it, unless it is about to start."""
@@ -100,9 +101,7 @@ class _Customer:
 
     async def ended(self, batch_id: str) -> Any:
         """Wait for the end."""
-        while (told := await self.at(batch_id, NUM_LINES))["status"] not in ENDED:
-            await asyncio.sleep(0.05)
-        return told
+        return await self.at(batch_id, NUM_LINES + 1)
 
     async def rows(self, file_id: str) -> list[dict[str, Any]]:
         """Read an output file."""

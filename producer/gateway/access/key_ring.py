@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 _BEARER = "bearer "
-# The ids of keys that are no stored ones.
-GIVEN = "given-"
+# What the ids of keys begin with that were given to the process.
+_GIVEN = "given-"
 # How long a record that was read is believed; a revoked key opens nothing after it.
 BELIEVED_S = 1.0
 _MAX_BELIEVED = 10_000
@@ -59,7 +59,7 @@ class KeyRing:
             raise wrong_key()
         owner = tag_of(f"given\n{digest}", 12)
         return Caller(
-            key_id=f"{GIVEN}{owner}",
+            key_id=f"{_GIVEN}{owner}",
             cache_group=owner,
             cache_secret=_cache_secret(digest),
             id_prefix=owner,
@@ -70,7 +70,7 @@ class KeyRing:
 
         Raises: what a call on the server raises.
         """
-        stored = [key_id for key_id in key_ids if not key_id.startswith(GIVEN)]
+        stored = [key_id for key_id in key_ids if not key_id.startswith(_GIVEN)]
         found = await self._stored.revoked(stored) if stored else set[str]()
         for key_id in found:
             # From here on it opens nothing at this door.
@@ -90,8 +90,9 @@ class KeyRing:
 
         Raises: as `check`.
         """
-        if caller.key_id is not None and not caller.key_id.startswith(GIVEN):
-            record = await self._record(caller.key_id)
+        key_id = stored_key_of(caller)
+        if key_id is not None:
+            record = await self._record(key_id)
             if record is None or record.revoked:
                 raise wrong_key()
 
@@ -121,6 +122,12 @@ def caller_of(record: ApiKey) -> Caller:
         id_prefix=owner,
         limits=record.limits,
     )
+
+
+def stored_key_of(caller: Caller) -> str | None:
+    """Return the id of the stored key that a caller has; None where it has none, or a given one."""
+    is_given = caller.key_id is None or caller.key_id.startswith(_GIVEN)
+    return None if is_given else caller.key_id
 
 
 def no_key() -> ApiError:

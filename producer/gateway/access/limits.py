@@ -43,6 +43,11 @@ class Counter:
     retry_s: int
     told: str
 
+    @property
+    def is_of_tokens(self) -> bool:
+        """Tell whether tokens are counted, and not requests."""
+        return ":tokens:" in self.name
+
 
 class KeyUse:
     """Counts what keys use. Every method raises what a call on the server raises."""
@@ -72,7 +77,7 @@ class KeyUse:
         if full:
             await self._add({counter.name: -counter.amount for counter in counters})
             raise limit_reached(full)
-        names = [counter.name for counter in counters if ":tokens:" in counter.name]
+        names = [counter.name for counter in counters if counter.is_of_tokens]
         return Reservation(num_tokens, tuple(names))
 
     async def settle(self, reservation: Reservation | None, num_used: int) -> None:
@@ -91,14 +96,18 @@ class KeyUse:
 
 
 def limit_reached(full: Sequence[Counter]) -> ApiError:
-    """Return the error of a request for which these counters have no room."""
+    """Return the error of a request for which these counters have no room.
+
+    One that is too large for a counter that is new is not told when to come back.
+    """
+    code = "rate_limit_exceeded"
+    for each in full:
+        if each.amount > each.limit:
+            told = f"This may come to {each.amount}, and the key has {each.limit} {each.told}."
+            return ApiError(429, told, code=code)
     worst = max(full, key=lambda counter: counter.retry_s)
-    return ApiError(
-        429,
-        f"The key's limit of {worst.limit} {worst.told} is reached.",
-        code="rate_limit_exceeded",
-        headers={"Retry-After": str(worst.retry_s)},
-    )
+    told = f"The key's limit of {worst.limit} {worst.told} is reached."
+    return ApiError(429, told, code=code, headers={"Retry-After": str(worst.retry_s)})
 
 
 def counters_of(caller: Caller, num_tokens: int, now: float) -> list[Counter]:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from tokenbus.engine.chat.requests.bounds import MAX_METADATA
 from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.gateway.access.caller import Caller
+from tokenbus.producer.gateway.access.key_ring import stored_key_of
 from tokenbus.producer.gateway.body import read_object
 from tokenbus.producer.gateway.file_place import FilePlace
 from tokenbus.producer.gateway.gateway import caller
@@ -74,6 +75,7 @@ def _add_create(routes: APIRouter, gateway: Gateway, batches: StoredBatches) -> 
             model=model,
             metadata=given.get("metadata", {}),
             callback_url=given.get("callback_url"),
+            key_id=stored_key_of(who),
         )
         return (await batches.create(record)).wire()
 

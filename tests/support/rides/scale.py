@@ -19,7 +19,6 @@ NUM_JOBS = int(os.environ.get("CHAOS_JOBS", "8"))
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 31))
 
 
-
 def number_of(name: str, short: int, full: int) -> int:
     """Return a number of a case: that of `CHAOS_<name>`, or one for the scale of the run."""
     return int(os.environ.get(f"CHAOS_{name}") or (short if IS_SHORT else full))
