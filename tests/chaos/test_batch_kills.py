@@ -50,8 +50,9 @@ class _Kept:
     async def run(self) -> None:
         """Keep it running."""
         while True:
-            async with self._make() as self.running:
-                await self.running.process.wait()
+            async with self._make() as started:
+                self.running = started
+                await started.process.wait()
                 self.running = None
 
     def kill(self) -> bool:

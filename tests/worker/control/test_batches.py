@@ -20,10 +20,13 @@ from workers.null_workers import expected_text, until, worker
 
 from tokenbus.producer.scripts.replies import JobState
 from tokenbus.producer.stored.batch_record import BatchStatus
+from tokenbus.producer.stored.content_store import ContentStore
 from tokenbus.producer.stored.derived_ids import job_of_line, name_of_batch
+from tokenbus.worker.control.batches import output_parts
 from tokenbus.worker.control.batches.stored_upkeep import sweep_files
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tokenbus.producer.client.async_client import AsyncClient
@@ -65,6 +68,29 @@ async def test_each_line_is_answered_once(
     assert await num_jobs_run(desk.client) == 38
     assert await num_jobs_run(desk.client, "other") == 0
     assert not [path for path in (tmp_path / "parts").rglob("*") if path.is_file()]
+
+
+async def test_lines_that_end_amid_a_part_are_written(
+    desk: BatchDesk,
+    redis_url: str,
+    pool: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A part that is slowly written holds its rows when the last line has been answered."""
+    write = ContentStore.write
+
+    async def slowly(store: ContentStore, name: str, chunks: AsyncIterator[bytes]) -> int:
+        if name.startswith("parts/"):
+            await asyncio.sleep(0.5)
+        return await write(store, name, chunks)
+
+    monkeypatch.setattr(ContentStore, "write", slowly)
+    monkeypatch.setattr(output_parts, "PART_S", 0.001)
+    async with worker(pool, redis_url), batches_run(desk, tmp_path):
+        state = await desk.ended(await desk.create([completion_line(number) for number in (1, 2)]))
+    assert (state.total, state.completed) == (2, 2)
+    assert len(await desk.rows(state.output_file_id)) == 2
 
 
 @pytest.mark.parametrize(

@@ -83,12 +83,12 @@ class LineWindow:
         try:
             async with asyncio.TaskGroup() as helpers:
                 watching = helpers.create_task(self._watch())
-                writing = helpers.create_task(self._parts.run())
+                helpers.create_task(self._parts.run())
                 async with asyncio.TaskGroup() as lines:
                     await self._submit_all(name, lines)
                 watching.cancel()
-                writing.cancel()
-            await self._parts.flush()
+                # Not cancelled: it may be in the middle of a part.
+                self._parts.end()
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
