@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.chat.requests.bounds import NUMBERS
+from tokenbus.engine.chat.requests.json_values import check_json
 from tokenbus.producer.gateway.responses.input_items import InputMessages, checked_items, invalid
 from tokenbus.producer.stored.response_record import LOGPROBS
 
@@ -65,6 +66,8 @@ class ResponseRequest:
         if not isinstance(body, dict):
             raise invalid("body", "must be a JSON object")
         given = {name: value for name, value in body.items() if value is not None}
+        for name, value in given.items():
+            _check_value(name, value)
         _check_own(given)
         request = cls(
             given,
@@ -135,6 +138,16 @@ def field_as_sent(path: str, messages: InputMessages) -> str:
     if head == "messages":
         return messages.told(path)
     return f"{spelled[head]}{dot}{rest}" if head in spelled else path
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Check that a value can be told again as JSON. Raises: ApiError 400."""
+    try:
+        check_json({"x": value})
+    except UnicodeEncodeError:
+        raise invalid(name, "holds half a surrogate pair, which UTF-8 does not carry") from None
+    except ValueError as error:
+        raise invalid(name, f"holds {error}") from None
 
 
 def _check_own(given: Mapping[str, Any]) -> None:
