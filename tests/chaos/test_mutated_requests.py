@@ -1,6 +1,7 @@
 """Mutated requests over HTTP, to every route of a gateway: each is answered soon and as it should.
 
-`CHAOS_REQUESTS` says how many, `CHAOS_SEED`, printed, repeats them; a failure prints the request.
+`CHAOS_REQUESTS` says how many, `CHAOS_TOGETHER` how many at once; `CHAOS_SEED`, printed, repeats
+them, and a failure prints the request.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import pytest
 
 NUM_REQUESTS = number_of("REQUESTS", 300, 20_000)
-TOGETHER = 8
+TOGETHER = number_of("TOGETHER", 8, 32)
 # How long an answer may take; the gateway gives up what waits longer.
 LIMIT_S, GIVEN_UP_S = 5.0, 2.0
 ERROR_FIELDS = {"message": str, "type": str, "param": (str, type(None)), "code": (str, type(None))}
