@@ -11,6 +11,7 @@ from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.gateway.jobs.open_streams import draining
 from tokenbus.producer.gateway.metrics import MEDIA_TYPE
+from tokenbus.producer.gateway.wire.api_description import ERROR_RESPONSES
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def router(gateway: Gateway) -> APIRouter:
     """Return the routes; none of them asks for a key."""
-    routes = APIRouter(tags=["health"])
+    routes = APIRouter(tags=["health"], responses={503: ERROR_RESPONSES[503]})
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
