@@ -247,6 +247,30 @@ async def test_response_tells_the_logprobs_of_its_text(tiny_door: Door) -> None:
     assert answer["choices"][0]["logprobs"]["content"] == told
 
 
+async def test_cached_prompts_are_told_and_used_within_a_key(
+    private_server: EmbeddedServer, tiny_door: Door
+) -> None:
+    """A prompt that one key has asked for is computed anew for another, streamed or not."""
+    assert tiny_door.gateway is not None
+    keys = ["key-of-one-owner", "key-of-the-other"]
+    long = [{"role": "user", "content": "Where is my order of yesterday morning? " * 12}]
+    body = {"messages": long, "max_tokens": 1, "stream_options": {"include_usage": True}}
+    pool = tiny_door.gateway.settings.pool
+    async with door(private_server.url, pool, gateway_api_keys=keys) as running:
+
+        async def num_cached(key: str, **fields: Any) -> int:
+            told = await running.post(PATH, body | {"stream": True} | fields, key)
+            usage = told.chunks[-1]["usage"]
+            cached: int = usage["prompt_tokens_details"]["cached_tokens"]
+            return cached
+
+        assert await num_cached(keys[0]) == 0
+        assert await num_cached(keys[0]) > 0
+        assert await num_cached(keys[1]) == 0
+        assert await num_cached(keys[1], user="ann") > 0
+        assert await num_cached(keys[0], prompt_cache_key="apart") == 0
+
+
 async def test_format_binds_the_answer(tiny_door: Door) -> None:
     """`response_format` with a schema gives JSON that satisfies it."""
     fmt = {"type": "json_schema", "json_schema": {"name": "order", "schema": ORDER}}
