@@ -13,6 +13,7 @@ from tokenbus.producer import gc
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.gateway.app import create_app
 from tokenbus.producer.gateway.jobs.chunk_writer import ServerSends
+from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.open_files import raise_file_limit
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
@@ -102,4 +103,6 @@ async def _look(settings: GatewaySettings) -> None:
     told = f"tokenbus: no server at {shown} yet, trying for {settings_of_client.retry_for_s:g} s"
     with waiting_told(lambda: say(told)):
         client = await AsyncClient.connect(settings.redis_url, settings.pool, settings_of_client)
-    await client.close()
+    async with client:
+        scripts = client.scripts
+        await check_rights(scripts.redis, scripts.keys, UserRole.GATEWAY, shown_url=str(shown))
