@@ -52,7 +52,7 @@ _ARQ = (
 )
 _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (),
-    UserRole.PRODUCER: ("submit", "cancel", "pause", *_ENDS),
+    UserRole.PRODUCER: ("submit", "cancel", "pause", "drain", *_ENDS),
     UserRole.WORKER: (
         *("append", "begin", "drain_inbox", "leave", "pull", "reject", "renew", "reply"),
         *("requeue", "scan"),
