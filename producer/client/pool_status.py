@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tokenbus.producer.client.worker_status import worker_status
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 
 if TYPE_CHECKING:
@@ -13,32 +13,11 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from tokenbus.producer.client.worker_status import WorkerStatus
     from tokenbus.producer.contract.keys import Keys
 
 # Tenants of a priority whose oldest job is told, those that are served next.
 MAX_TENANTS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """A living worker as it said itself, a second ago or less; None for what it did not tell.
-
-    `running` counts sequences in the engine, `used_pages` KV pages that they hold. `outage` says
-    why it has no engine now; it starts another by itself. `names` are those under which requests
-    may ask for its model, `max_model_len` how many tokens a text of it may have, prompt and output.
-    """
-
-    name: str
-    model: str | None = None
-    page_size: int | None = None
-    total_pages: int | None = None
-    used_pages: int | None = None
-    running: int | None = None
-    held_jobs: int = 0
-    tokens_per_s: float | None = None
-    outage: str | None = None
-    names: tuple[str, ...] = ()
-    max_model_len: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +37,8 @@ class PoolStatus:
     `outages` say of those that have no engine now why. `paused_for_s` is None unless pulls take
     nothing. `oldest` is filled by `read_status` where it was asked for. `kept_bytes` are those of
     finished jobs, as of the last one; `dropped_jobs` counts those whose results were dropped for
-    room and that are still known.
+    room and that are still known. `starting` are workers that load their model and pull no jobs yet;
+    they are not among the others. `at_ms` is the server's time.
     """
 
     waiting_jobs: int
@@ -71,6 +51,8 @@ class PoolStatus:
     paused_for_s: float | None = None
     kept_bytes: int = 0
     dropped_jobs: int = 0
+    starting: tuple[WorkerStatus, ...] = ()
+    at_ms: int = 0
 
     @property
     def ready(self) -> tuple[str, ...]:
@@ -90,17 +72,22 @@ async def read_status(redis: Redis, keys: Keys, *, with_oldest: bool = False) ->
         pipe.smembers(keys.of("workers1"))
         pipe.hget(keys.of("kept"), "bytes")
         pipe.llen(keys.of("dropped"))
-        (jobs, tokens), paused, members, old_members, kept, dropped = await pipe.execute()
+        pipe.smembers(keys.of("starting"))
+        (jobs, tokens), paused, members, old_members, kept, dropped, new = await pipe.execute()
     now_ms = await server_ms(redis)
     names = sorted(name.decode() for name in {*members, *old_members})
+    new_names = sorted(name.decode() for name in new - members)
     async with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.exists(keys.of("alive", name))
             pipe.hlen(keys.of("held", name))
             pipe.get(keys.of("status", name))
+        for name in new_names:
+            pipe.get(keys.of("status", name))
         replies = await pipe.execute()
+    replies, new_replies = replies[: 3 * len(names)], replies[3 * len(names) :]
     workers = [
-        _worker(name, held, gauges)
+        worker_status(name, held, gauges)
         for name, alive, held, gauges in zip(
             names, replies[::3], replies[1::3], replies[2::3], strict=True
         )
@@ -117,6 +104,12 @@ async def read_status(redis: Redis, keys: Keys, *, with_oldest: bool = False) ->
         paused_for_s=None if paused is None else max(0.0, (now_ms - int(paused)) / 1000),
         kept_bytes=int(kept or 0),
         dropped_jobs=int(dropped),
+        starting=tuple(
+            worker_status(name, 0, gauges)
+            for name, gauges in zip(new_names, new_replies, strict=True)
+            if gauges
+        ),
+        at_ms=now_ms,
     )
 
 
@@ -157,36 +150,3 @@ async def server_ms(redis: Redis) -> int:
     """Return the server's time in milliseconds, by which everything that is stored goes."""
     seconds, micros = await redis.time()
     return int(seconds) * 1000 + int(micros) // 1000
-
-
-def _worker(name: str, held_jobs: int, gauges: bytes | None) -> WorkerStatus:
-    """Read what a worker tells of itself; one that has told nothing yet is alive all the same."""
-    told: dict[str, Any] = json.loads(gauges) if gauges else {}
-    engine: dict[str, Any] = told.get("engine") or {}
-    used = None
-    if engine and told.get("total_pages") is not None:
-        used = told["total_pages"] - engine["free_pages"] - engine["evictable_pages"]
-    return WorkerStatus(
-        name=name,
-        model=told.get("model"),
-        page_size=told.get("page_size"),
-        total_pages=told.get("total_pages"),
-        used_pages=used,
-        running=engine.get("num_running"),
-        held_jobs=held_jobs,
-        tokens_per_s=told.get("tokens_per_s"),
-        outage=_outage(told),
-        names=tuple(told.get("names") or ()),
-        max_model_len=told.get("max_model_len"),
-    )
-
-
-def _outage(told: Mapping[str, Any]) -> str | None:
-    """Say why a worker cannot run jobs now; None if it can, or does not tell."""
-    if told.get("ready", True):
-        return None
-    outage = told.get("outage") or {}
-    return (
-        f"no engine: {outage.get('reason', 'it has ended')} ({outage.get('cause', 'exit')},"
-        f" {outage.get('num_in_a_row', 0)} in a row)"
-    )

@@ -12,7 +12,8 @@ from tokenbus.producer.commands.hints import connected, server_url
 from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
-    from tokenbus.producer.client.pool_status import PoolStatus, WorkerStatus
+    from tokenbus.producer.client.pool_status import PoolStatus
+    from tokenbus.producer.client.worker_status import WorkerStatus
 
 # A health check is asked every few seconds and must not pile up behind a server that is away.
 RETRY_FOR_S = 2.0

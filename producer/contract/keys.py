@@ -32,6 +32,8 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 |          |        | leaves or was drained, the suspect it claims or holds; goes with `workers`|
 | status   | string | `status:<worker>`, JSON gauges for people and metrics, TTL = lease         |
 | workers  | set    | `workers2`, every worker that may hold jobs                               |
+| starting | set    | workers that load their model, each with a status; TTL of minutes         |
+| watcher  | string | the control process that exports the pool's figures; TTL of seconds       |
 | backlog  | zset   | `backlog2:<priority>`, tenant -> virtual time, tenants with waiting jobs  |
 | running  | zset   | `running:<priority>`, tenant -> virtual time, tenants with held jobs      |
 | resting  | zset   | `resting:<priority>`, tenants ahead of the floor with neither             |
@@ -39,7 +41,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | floor    | hash   | priority -> smallest virtual time a returning tenant gets; bounded        |
 | load     | hash   | waiting tokens and jobs: of the pool, per priority, per tenant            |
 | line     | hash   | when the next refused submit may come back, per pool and tenant           |
-| drain    | hash   | measured drain rate of the backlog; bounded                               |
+| drain    | hash   | measured drain rate of the backlog, model of the last workers; bounded    |
 | due      | zset   | `due2`, deadlines and delays by server time                               |
 | ending   | zset   | `ending2`, jobs that end without an owner, or are not quite complete      |
 | dead     | stream | dead letters, bounded in number and bytes                                 |
@@ -121,6 +123,8 @@ POOL_KEYS = {
     "worker": ":worker:",
     "status": ":status:",
     "workers": ":workers2",
+    "starting": ":starting",
+    "watcher": ":watcher",
     "backlog": ":backlog2:",
     "running": ":running:",
     "resting": ":resting:",

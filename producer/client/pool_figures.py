@@ -1,0 +1,201 @@
+"""The figures of a pool at one moment: what boards, metrics, autoscalers and `tokenbus top` show.
+
+Plain reads, none of which grows with the number of waiting jobs; they need the rights of a
+producer. The state of the workers is in the `PoolStatus` that comes with them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
+from tokenbus.producer.contract.keys import NUM_PRIORITIES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from redis.asyncio import Redis
+
+    from tokenbus.producer.client.pool_status import PoolStatus
+    from tokenbus.producer.client.worker_status import PageFigures, WorkerStatus
+    from tokenbus.producer.contract.keys import Keys
+
+# Where no worker has ever left work behind: a small model on a CPU does so many tokens a second.
+ASSUMED_TOKENS_PER_S = 1000.0
+# As in `lib/drain_rate.lua`: shorter backlogs tell nothing.
+_MIN_BUSY_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class PriorityFigures:
+    """The jobs of one priority; tokens are prompt plus the most that may be generated.
+
+    `oldest_age_s` is that of the job that has waited longest, None where none waits.
+    """
+
+    priority: int
+    waiting_jobs: int
+    waiting_tokens: int
+    held_jobs: int
+    oldest_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LaneFigures:
+    """The jobs of one tenant at one priority; what was handed back is in `held` or `oldest` only."""
+
+    priority: int
+    tenant: str
+    waiting_jobs: int
+    held_jobs: int
+    oldest_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolFigures:
+    """The figures of a pool.
+
+    `priorities` are all three, in order, and add up to the pool. `lanes` are those of at most 32
+    tenants a priority, the ones with most jobs first; `tenant_waiting_tokens` are of the same
+    tenants over all priorities. `drain_tokens_per_s` is how fast the backlog went when there was
+    one last, None before any; `seconds_of_backlog` is what the waiting tokens take at that rate, or
+    at the assumed one before. `model` is that of most workers, or of the last that lived.
+    """
+
+    pool: str
+    at_ms: int
+    model: str
+    status: PoolStatus
+    priorities: tuple[PriorityFigures, ...]
+    lanes: tuple[LaneFigures, ...]
+    tenant_waiting_tokens: Mapping[str, int]
+    drain_tokens_per_s: float | None
+    seconds_of_backlog: float
+
+    @property
+    def workers(self) -> tuple[WorkerStatus, ...]:
+        """Return the workers: those that pull, those without an engine, and those that start."""
+        return (*self.status.details, *self.status.starting)
+
+    @property
+    def pages(self) -> PageFigures | None:
+        """Return the pages of all workers together, None where none tells of its own."""
+        told = [worker.pages for worker in self.status.details if worker.pages is not None]
+        return sum(told[1:], told[0]) if told else None
+
+    @property
+    def generated_tokens_per_s(self) -> float:
+        """Return the tokens per second that all workers generate now."""
+        return sum(worker.tokens_per_s or 0.0 for worker in self.status.details)
+
+    @property
+    def prompt_tokens_per_s(self) -> float:
+        """Return the prompt tokens per second that all workers take in now, cached ones too."""
+        return sum(worker.prompt_tokens_per_s or 0.0 for worker in self.status.details)
+
+    @property
+    def oldest_age_s(self) -> float:
+        """Return how long the job waits that has waited longest, 0 where none does."""
+        return max((job.age_s for job in self.status.oldest), default=0.0)
+
+
+async def read_figures(
+    redis: Redis, keys: Keys, *, assumed_tokens_per_s: float = ASSUMED_TOKENS_PER_S
+) -> PoolFigures:
+    """Read the figures of a pool. Raises: what redis raises."""
+    status = await read_status(redis, keys, with_oldest=True)
+    priorities = range(NUM_PRIORITIES)
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.hmget(keys.of("load"), [f"{unit}:{p}" for p in priorities for unit in _UNITS])
+        pipe.hmget(keys.of("drain"), ["tokens", "busy", "model"])
+        for priority in priorities:
+            pipe.hgetall(keys.of("holding", str(priority)))
+            pipe.zrange(keys.of("backlog", str(priority)), 0, MAX_TENANTS - 1)
+        load, (drained, busy, model), *replies = await pipe.execute()
+    held = [{name.decode(): int(n) for name, n in reply.items()} for reply in replies[::2]]
+    lanes = await _lanes(redis, keys, status, held, replies[1::2])
+    tenants = sorted({lane.tenant for lane in lanes})
+    tokens = await redis.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
+    rate = _drain_rate(drained, busy)
+    return PoolFigures(
+        pool=keys.pool,
+        at_ms=status.at_ms,
+        model=_model(status) or (model or b"").decode(errors="replace"),
+        status=status,
+        priorities=tuple(
+            PriorityFigures(
+                priority,
+                waiting_jobs=int(load[2 * priority] or 0),
+                waiting_tokens=int(load[2 * priority + 1] or 0),
+                held_jobs=sum(held[priority].values()),
+                oldest_age_s=_oldest(status, priority),
+            )
+            for priority in priorities
+        ),
+        lanes=lanes,
+        tenant_waiting_tokens={
+            tenant: int(found or 0) for tenant, found in zip(tenants, tokens, strict=True)
+        },
+        drain_tokens_per_s=rate,
+        seconds_of_backlog=status.waiting_tokens / (rate or assumed_tokens_per_s),
+    )
+
+
+_UNITS = ("jobs", "tokens")
+
+
+async def _lanes(
+    redis: Redis,
+    keys: Keys,
+    status: PoolStatus,
+    held: list[dict[str, int]],
+    backlogs: list[list[bytes]],
+) -> tuple[LaneFigures, ...]:
+    """Count the jobs of the tenants that have most of them, priority by priority."""
+    waiting = [
+        (priority, tenant.decode(errors="replace"))
+        for priority, tenants in enumerate(backlogs)
+        for tenant in tenants
+    ]
+    lengths: dict[tuple[int, str], int] = {}
+    if waiting:
+        async with redis.pipeline(transaction=False) as pipe:
+            for priority, tenant in waiting:
+                pipe.xlen(keys.lane(priority, tenant))
+            lengths = dict(zip(waiting, await pipe.execute(), strict=True))
+    oldest = {(job.priority, job.tenant): job.age_s for job in status.oldest}
+    lanes = []
+    for priority, tenants in enumerate(held):
+        known = {*tenants, *(tenant for at, tenant in {*lengths, *oldest} if at == priority)}
+        found = [
+            LaneFigures(
+                priority,
+                tenant,
+                waiting_jobs=lengths.get((priority, tenant), 0),
+                held_jobs=tenants.get(tenant, 0),
+                oldest_age_s=oldest.get((priority, tenant)),
+            )
+            for tenant in known
+        ]
+        found.sort(key=lambda lane: (-lane.waiting_jobs, -lane.held_jobs, lane.tenant))
+        lanes += found[:MAX_TENANTS]
+    return tuple(lanes)
+
+
+def _oldest(status: PoolStatus, priority: int) -> float | None:
+    ages: Iterable[float] = (job.age_s for job in status.oldest if job.priority == priority)
+    return max(ages, default=None)
+
+
+def _drain_rate(tokens: Any, busy_ms: Any) -> float | None:
+    """Return the tokens per second of backlog, as `lib/drain_rate.lua` does per millisecond."""
+    drained, busy = float(tokens or 0), float(busy_ms or 0)
+    return 1000 * drained / busy if busy >= _MIN_BUSY_MS and drained > 0 else None
+
+
+def _model(status: PoolStatus) -> str:
+    """Return the model of most workers, empty where none tells of one."""
+    models = Counter(each.model for each in (*status.details, *status.starting) if each.model)
+    return min(models, key=lambda name: (-models[name], name)) if models else ""

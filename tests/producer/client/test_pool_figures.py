@@ -1,0 +1,109 @@
+"""The figures of a pool: sums that add up, at a cost that no backlog raises."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from workers.stubs import StubWorker, a_job, raw, submit
+
+from tokenbus.producer.client.pool_figures import read_figures
+from tokenbus.producer.client.pool_status import MAX_TENANTS
+from tokenbus.producer.client.worker_status import LatencyFigures, PageFigures, WorkerPhase
+
+if TYPE_CHECKING:
+    from tokenbus.producer.scripts import Scripts
+
+
+async def test_jobs_are_counted_by_priority_and_tenant(scripts: Scripts) -> None:
+    """Waiting and held jobs stand in their priority and lane, tokens as the queue counts them."""
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    await submit(scripts, a_job("held", priority=0))
+    await worker.pull()
+    await submit(
+        scripts, a_job("one"), a_job("two"), a_job("three@shop", tenant="shop", priority=2)
+    )
+    figures = await read_figures(scripts.redis, scripts.keys)
+    assert [(p.waiting_jobs, p.waiting_tokens, p.held_jobs) for p in figures.priorities] == [
+        (0, 0, 1),
+        (2, 96, 0),
+        (1, 48, 0),
+    ]
+    assert [(e.priority, e.tenant, e.waiting_jobs, e.held_jobs) for e in figures.lanes] == [
+        (0, "acme", 0, 1),
+        (1, "acme", 2, 0),
+        (2, "shop", 1, 0),
+    ]
+    assert figures.tenant_waiting_tokens == {"acme": 96, "shop": 48}
+    assert figures.priorities[0].oldest_age_s is None
+    assert figures.oldest_age_s == max(p.oldest_age_s or 0 for p in figures.priorities) >= 0
+    assert figures.at_ms > 0
+
+
+async def test_backlog_is_counted_by_the_last_rate_and_before_it_by_the_assumed_one(
+    scripts: Scripts,
+) -> None:
+    """No worker lives, and the seconds are a number all the same."""
+    await submit(scripts, a_job("one"))
+    before = await read_figures(scripts.redis, scripts.keys, assumed_tokens_per_s=24)
+    assert (before.drain_tokens_per_s, before.seconds_of_backlog) == (None, 2.0)
+    drain = scripts.keys.of("drain")
+    await raw(scripts).hset(drain, mapping={"tokens": 1000, "busy": 10_000, "model": "m"})
+    after = await read_figures(scripts.redis, scripts.keys, assumed_tokens_per_s=24)
+    assert after.drain_tokens_per_s == pytest.approx(100)
+    assert after.seconds_of_backlog == pytest.approx(0.48)
+    assert after.model == "m"
+
+
+async def test_workers_tell_their_phase_and_their_pages(scripts: Scripts) -> None:
+    """One that pulls and one that loads its model are shown, the pages of both places add up."""
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    engine = {"free_pages": 30, "evictable_pages": 20, "shared_pages": 8, "num_running": 4}
+    told: dict[str, Any] = {"v": 1, "model": "m", "total_pages": 100, "version": "0.1"}
+    told |= {"ready": True, "phase": "draining", "engine": engine, "tokens_per_s": 7.5}
+    told |= {"latencies": {"ttft": [10.0, 20.0, 3]}}
+    await raw(scripts).set(scripts.keys.of("status", worker.name), json.dumps(told))
+    await raw(scripts).sadd(scripts.keys.of("starting"), "new", "gone")
+    starting = {"v": 1, "phase": "starting", "phase_told": "reading weights", "percent": 40}
+    await raw(scripts).set(scripts.keys.of("status", "new"), json.dumps(starting))
+    figures = await read_figures(scripts.redis, scripts.keys)
+    assert figures.status.workers == (worker.name,)
+    assert [(each.phase, each.phase_told, each.percent) for each in figures.workers] == [
+        (WorkerPhase.DRAINING, "", 0),
+        (WorkerPhase.STARTING, "reading weights", 40),
+    ]
+    assert figures.pages == PageFigures(free=30, cached=20, shared=8, held=42)
+    assert figures.workers[0].latencies == {"ttft": LatencyFigures(10.0, 20.0, 3)}
+    assert (figures.generated_tokens_per_s, figures.model) == (7.5, "m")
+
+
+async def test_figures_cost_the_same_however_many_tenants_wait(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lanes are bounded, and so are the commands; no key is searched for."""
+    num = 3 * MAX_TENANTS
+    await submit(scripts, *(a_job(f"j@t{n:03}", tenant=f"t{n:03}") for n in range(num)))
+    asked: list[str] = []
+    redis: Any = scripts.redis
+    pipeline = redis.pipeline
+
+    def note(**options: Any) -> Any:
+        made = pipeline(**options)
+        execute = made.execute_command
+
+        def noted(*args: Any, **more: Any) -> Any:
+            asked.append(str(args[0]))
+            return execute(*args, **more)
+
+        monkeypatch.setattr(made, "execute_command", noted)
+        return made
+
+    monkeypatch.setattr(redis, "pipeline", note)
+    figures = await read_figures(scripts.redis, scripts.keys)
+    assert len(figures.lanes) == MAX_TENANTS
+    assert figures.priorities[1].waiting_jobs == num
+    assert len(asked) < 4 * MAX_TENANTS
+    assert not {"SCAN", "KEYS"} & set(asked)
