@@ -124,6 +124,13 @@ class EndedJob:
         return None if first is None else max(0, first - (self.first(RELEASED) or self.created_ms))
 
     @property
+    def e2e_ms(self) -> int | None:
+        """Return how long it took from its submit, or release, to its end, if it was pulled."""
+        if not self.num_owners:
+            return None
+        return max(0, self.ended_ms - (self.first(RELEASED) or self.created_ms))
+
+    @property
     def itl_ms(self) -> float | None:
         """Return the mean gap between its tokens, of a job that one worker has run."""
         first = self.first(FIRST_TOKEN)

@@ -43,6 +43,9 @@ class GatewaySettings(BusSettings):
     gateway_api_keys: tuple[SecretStr, ...] = Field(default=(), repr=False)
     gateway_cors_origins: tuple[str, ...] = ()
 
+    # Whether the API is served beside the board, or the board alone.
+    gateway_serves_api: bool = True
+
     # Refuse requests with fields that are not known, in place of a header that names them.
     gateway_strict: bool = False
     gateway_max_body_bytes: int = Field(default=8 * 2**20, ge=1024, le=2**31)
