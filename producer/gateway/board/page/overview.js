@@ -44,7 +44,7 @@ class Tile {
   }
 
   show(value, unit = "", sub = "", level = "") {
-    const parted = unit === null ? value.match(/^([\d.,–]+)\s*(.*)$/) : null;
+    const parted = unit === null ? value.match(/^([\d.,–]+)\s*(\S*)$/) : null;
     setText(this.value, parted ? parted[1] : value);
     setText(this.unit, parted ? parted[2] : unit ?? "");
     setText(this.sub, sub);
@@ -92,7 +92,7 @@ export class Overview {
     tiles.waiting.show(count(figures.waiting_jobs), figures.waiting_jobs === 1 ? "job" : "jobs",
       figures.waiting_jobs ? `${count(figures.waiting_tokens)} tokens` : "nothing waits");
     tiles.backlog.show(seconds(figures.backlog_s), null,
-      figures.oldest_age_s ? `oldest waits ${seconds(figures.oldest_age_s)}` : "of work that waits", is("backlog"));
+      figures.oldest_age_s ? `oldest ${seconds(figures.oldest_age_s)}` : "of work that waits", is("backlog"));
     const ready = figures.workers.filter((worker) => worker.phase === "ready").length;
     tiles.running.show(count(figures.held_jobs), figures.held_jobs === 1 ? "job" : "jobs",
       `at ${plural(ready, "ready worker")}`, is("no_worker"));
