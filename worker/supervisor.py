@@ -308,10 +308,10 @@ class Worker:
         deadline_s = 0.0 if self._stop.is_now else self.settings.drain_deadline_s
         self._log.info("worker.draining", jobs=len(self._held_jobs), deadline_s=deadline_s)
         for job in self._held_jobs.in_phase(Phase.PULLED):
-            parts.settlement.hand_back(job)
+            parts.settlement.hand_back(job, why="drain")
         await self._stop.until_now(self._held_jobs.wait_empty(), deadline_s)
         for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
-            parts.settlement.hand_back(job)
+            parts.settlement.hand_back(job, why="drain")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_BACK_S):
                 await self._held_jobs.wait_empty()

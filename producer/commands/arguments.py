@@ -329,6 +329,15 @@ def add_jobs(commands: Any) -> list[argparse.ArgumentParser]:
     return made
 
 
+def add_top(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus top` takes."""
+    add_pool(parser)
+    parser.add_argument("--interval-s", type=_seconds, default=1.0, metavar="S",
+        help="seconds between looks (default: 1)")
+    parser.add_argument("--once", action="store_true",
+        help="print one look and end, as without a terminal (default: go on until q or Ctrl-C)")
+
+
 def add_pool(parser: argparse.ArgumentParser) -> None:
     """Declare the server and the pool of a command."""
     parser.add_argument("--redis", metavar="URL", help=REDIS_HELP)

@@ -67,6 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="show the settings of a process")
     arguments.add_config(config)
     config.set_defaults(run=_run_config)
+    top = commands.add_parser("top", help="watch a pool in the terminal: figures, fleet, queue")
+    arguments.add_top(top)
+    top.set_defaults(run=_run_top, extra="top")
     for command in arguments.add_jobs(commands):
         command.set_defaults(run=_run_jobs, command=command.prog.split()[-1])
     pause = commands.add_parser("pause", help="let workers take no more jobs; running ones go on")
@@ -96,6 +99,9 @@ def _add_door(commands: Any) -> None:
     gateway = commands.add_parser("gateway", help="serve OpenAI's HTTP API in front of the pools")
     gateway_arguments.add_gateway(gateway)
     gateway.set_defaults(run=_run_gateway, extra="gateway")
+    dashboard = commands.add_parser("dashboard", help="serve the dashboard alone, for a browser")
+    gateway_arguments.add_dashboard(dashboard)
+    dashboard.set_defaults(run=_run_dashboard, extra="gateway")
     keys = commands.add_parser("keys", help="make, list and revoke API keys of gateways")
     gateway_arguments.add_keys(keys)
     keys.set_defaults(run=_run_keys)
@@ -182,6 +188,12 @@ def _run_config(args: argparse.Namespace) -> int:
     return run_config(args.process, as_json=args.json, changed=args.changed)
 
 
+def _run_top(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.top import run_top
+
+    return run_top(args.redis, args.pool, interval_s=args.interval_s, is_once=args.once)
+
+
 def _run_jobs(args: argparse.Namespace) -> int:
     from tokenbus.producer.commands.jobs import run_jobs
 
@@ -218,6 +230,13 @@ def _run_gateway(args: argparse.Namespace) -> int:
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "extra")}
     return run_gateway(GatewaySettings.load(**given))
+
+
+def _run_dashboard(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.dashboard import run_dashboard
+
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "extra")}
+    return run_dashboard(given)
 
 
 def _run_keys(args: argparse.Namespace) -> int:

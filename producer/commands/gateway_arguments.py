@@ -46,6 +46,24 @@ def add_gateway(parser: argparse.ArgumentParser) -> None:
         help="least severe event that is logged (default: info)")
 
 
+def add_dashboard(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus dashboard` takes."""
+    add = parser.add_argument
+    add("--redis", dest="redis_url", metavar="URL", help=arguments.REDIS_HELP)
+    add("--pool", type=arguments.pool_name, metavar="NAME",
+        help="pool that is shown first (default: default)")
+    add("--host", dest="gateway_host", metavar="ADDRESS",
+        help="address to listen on; any but the loopback asks for a key with a role, made by"
+        " `tokenbus keys create --role viewer` (default: 127.0.0.1)")
+    add("--port", dest="gateway_port", type=int, default=8090, metavar="PORT",
+        help="port to listen on, 0 = a free one (default: 8090)")
+    add("--auth", dest="gateway_auth", choices=("auto", "keys", "off"),
+        help="whether the page needs a key; auto: it does unless the address is on the loopback and"
+        " there is no key (default: auto)")
+    add("--log-level", choices=("debug", "info", "warning", "error"),
+        help="least severe event that is logged (default: info)")
+
+
 def add_keys(parser: argparse.ArgumentParser) -> None:
     """Declare what the commands of `tokenbus keys` take."""
     commands = parser.add_subparsers(dest="action", metavar="COMMAND", required=True,
@@ -62,6 +80,11 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
         " several times (default: 1, 0 and 2)")
     add("--allow-pool", dest="key_pools", type=arguments.pool_name, action="append", metavar="NAME",
         help="pool that the key may use; may be given several times (default: all)")
+    add("--role", dest="key_roles", action="append", choices=("viewer", "reader", "operator"),
+        metavar="ROLE",
+        help="what the key may do at the dashboard: viewer looks at it, reader sees prompts and"
+        " answers too, operator cancels, retries, pauses and drains; may be given several times"
+        " (default: none, the dashboard is closed to it)")
     for kind in ("requests", "tokens"):
         for period in ("minute", "month"):
             add(f"--{kind}-per-{period}", type=int, metavar="N",

@@ -57,6 +57,7 @@ async def _create(url: str, args: argparse.Namespace) -> int:
             priorities=tuple(dict.fromkeys(args.priority or (1, 0, 2))),
             pools=tuple(args.key_pools or ()),
             limits=KeyLimits(**limits),
+            roles=tuple(dict.fromkeys(args.key_roles or ())),
         )
     tell(f"key {record.key_id} of tenant {record.tenant}; it is shown this once")
     print(key)
@@ -78,6 +79,8 @@ def _line(record: ApiKey) -> str:
         told.append(f"name={record.name}")
     told.append(f"weight={record.weight:g}")
     told.append(f"priorities={','.join(map(str, record.priorities))}")
+    if record.roles:
+        told.append(f"roles={','.join(record.roles)}")
     if record.pools:
         told.append(f"pools={','.join(record.pools)}")
     told += [

@@ -29,7 +29,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | flags    | hash   | `flags:<worker>`, held job -> cancel or expire                            |
 | alive    | string | `alive:<worker>`, tokens that fit the worker's pages, TTL = lease         |
 | worker   | hash   | `worker:<worker>`, serial of its last reconcile, whether it has room or   |
-|          |        | leaves, the suspect it claims or holds; goes with `workers`               |
+|          |        | leaves or was drained, the suspect it claims or holds; goes with `workers`|
 | status   | string | `status:<worker>`, JSON gauges for people and metrics, TTL = lease         |
 | workers  | set    | `workers2`, every worker that may hold jobs                               |
 | starting | set    | workers that load their model, each with a status; TTL of minutes         |
@@ -52,6 +52,8 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | home     | string | `home:<prefix>`, the worker whose cache holds the prefix; TTL             |
 | ctl      | channel| `ctl:<worker>`, cancel and expiry notices to the owner                    |
 | ended    | channel| jobs whose record became `done`; the result can be read by then           |
+| recent   | list   | jobs that ended last, newest last, with their timelines; bounded, TTL of  |
+|          |        | a week                                                                    |
 | kept     | hash   | bytes of finished jobs, `of:<tenant>` those of a tenant, and their bounds;  |
 |          |        | TTL, as the next three, of a record                                       |
 | kept_of  | list   | `kept:<tenant>`, a tenant's finished jobs, oldest first, with their bytes |
@@ -141,6 +143,7 @@ POOL_KEYS = {
     "home": ":home:",
     "ctl": ":ctl:",
     "ended": ":ended",
+    "recent": ":recent",
     "kept": ":kept",
     "kept_of": ":kept:",
     "kept_first": ":kept_first",

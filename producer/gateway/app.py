@@ -30,6 +30,8 @@ from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
 from tokenbus.producer.gateway.pools.served_models import ServedModels
 from tokenbus.producer.gateway.routes import (
     batches,
+    board,
+    board_pages,
     chat,
     completions,
     files,
@@ -67,7 +69,11 @@ ROUTERS = (
     files.router,
     batches.router,
     tokens.router,
+    board.router,
+    board_pages.router,
 )
+# Of a board that stands alone.
+BOARD_ROUTERS = (health.router, board.router, board_pages.router)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -80,7 +86,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with _opened(settings, metrics) as gateway:
             app.state.gateway = gateway
-            for router in ROUTERS:
+            for router in ROUTERS if settings.gateway_serves_api else BOARD_ROUTERS:
                 app.include_router(router(gateway))
             yield
 

@@ -53,6 +53,8 @@ class GatewaySettings(BusSettings):
     gateway_metrics_tenants: int = Field(default=0, ge=0, le=1000)
     """Tenants that metrics tell apart, the first that come; none by default, because `/metrics`
     asks for no key."""
+    gateway_serves_api: bool = True
+    """Whether the API is served beside the board, or the board alone."""
     gateway_strict: bool = False
     """Refuse requests with fields that are not known, in place of a header that names them."""
     gateway_max_body_bytes: int = Field(default=8 * 2**20, ge=1024, le=2**31)

@@ -48,7 +48,8 @@ class Completed:
     """A job whose terminal entry stands in its log, and what that says.
 
     `finish` is the entry's own text, empty where only the last steps are left. `actual` is what
-    the job's tenant is charged in the end.
+    the job's tenant is charged in the end. `lived` are moments of it that its owner knows
+    (`lived_text` in contract/timeline.py).
     """
 
     job_id: str
@@ -58,9 +59,12 @@ class Completed:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    lived: str = ""
 
     @classmethod
-    def of(cls, job_id: str, finish: str, parsed: Finish | None = None) -> Self:
+    def of(
+        cls, job_id: str, finish: str, parsed: Finish | None = None, *, lived: str = ""
+    ) -> Self:
         """Make it of a terminal entry's finish; `parsed` is the same, where it is at hand."""
         parsed = parsed or Finish.parse(finish)
         counts = (
@@ -70,7 +74,7 @@ class Completed:
         )
         prompt, cached, completion = (min(max(0, count), _MAX_TOKENS) for count in counts)
         is_failed = parsed.reason == "failed"
-        return cls(job_id, finish, prompt + completion, is_failed, prompt, cached, completion)
+        return cls(job_id, finish, prompt + completion, is_failed, prompt, cached, completion, lived)
 
 
 class CompletionScripts:
@@ -119,6 +123,7 @@ class CompletionScripts:
             tenant_bytes=_bound(keep.tenant_bytes),
             shard=shard,
             batch=_pack(jobs),
+            told=_lived(jobs),
         )
         await self._drop(elsewhere, ttl_ms)
         return answers, bool(more)
@@ -130,6 +135,7 @@ class CompletionScripts:
         """
         whys: list[str] = []
         for first in range(0, len(jobs), MAX_COMPLETED):
+            part = jobs[first : first + MAX_COMPLETED]
             answers, *_ = await self._runner.run(
                 "complete_many",
                 self._keys.prefix,
@@ -140,7 +146,8 @@ class CompletionScripts:
                 pool_bytes="",
                 tenant_bytes="",
                 shard=0,
-                batch=_pack(jobs[first : first + MAX_COMPLETED]),
+                batch=_pack(part),
+                told=_lived(part),
             )
             whys += map(_why, answers)
         return whys
@@ -219,6 +226,11 @@ def _pack(jobs: Iterable[Completed]) -> bytes:
             job.completion_tokens,
         )
     return _encode(values)
+
+
+def _lived(jobs: Sequence[Completed]) -> list[bytes]:
+    """Return the moments of jobs as one argument, none where no owner tells of any."""
+    return [_encode([job.lived for job in jobs])] if any(job.lived for job in jobs) else []
 
 
 def _bound(num_bytes: int | None) -> int | str:

@@ -197,6 +197,17 @@ class ControlScripts:
         since = await self._runner.run("pause", self._keys.prefix, is_paused=int(is_paused))
         return int(since) if since else None
 
+    async def drain(self, worker: str, *, is_drained: bool) -> int | None:
+        """Let a worker take no more jobs, or take some again; return since when it takes none.
+
+        In ms of the server's time, None if it does, or if no such worker lives. What it holds
+        goes on. Safe to repeat: the first call counts. A worker that starts again has a new name.
+        """
+        _, since = await self._runner.run(
+            "drain", self._keys.prefix, worker=worker, is_drained=is_drained
+        )
+        return int(since) if since else None
+
     async def watch(self, holder: str, ttl_ms: int) -> bool:
         """Take or keep the lease of who tells the pool's metrics; 0 ms give it up.
 

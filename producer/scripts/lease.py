@@ -161,12 +161,15 @@ class LeaseScripts:
         max_attempts: int = MAX_ATTEMPTS,
         crash: Crash | None = None,
         passed: Passed = "",
+        why: str = "",
+        lived: str = "",
     ) -> RequeueStatus:
         """Give a held job back to the front, refused unless held at `epoch` (R5).
 
         `marker_epoch` is the highest epoch the caller saw in the log. `crash` says what the job is
         blamed for; `crashed` alone, that a worker vanished with it. `passed` comes first: what it
-        has passed here counts no more. A flagged job, or one found guilty, goes to `ending`.
+        has passed here counts no more. A flagged job, or one found guilty, goes to `ending`. Its
+        timeline gets `why` a job goes back that nothing has died with, and what was `lived` here.
         """
         reply = await self._runner.run(
             "requeue",
@@ -186,6 +189,7 @@ class LeaseScripts:
             beside=crash is not None and crash.is_beside,
             sound=crash is None or crash.is_sound,
             passed=passed,
+            told=[why, lived] if why or lived else [],
         )
         return RequeueStatus(reply.decode())
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.contract.timeline import lived_text
 from tokenbus.worker.errors import WorkerError
 from tokenbus.worker.held.job_book import JobBook
 
@@ -66,6 +67,15 @@ class Timings:
     parse_s: float = 0.0
     gaps_ms: array[float] = field(default_factory=lambda: array("f"))
 
+    @property
+    def lived(self) -> str:
+        """Return what the timeline of the job is told: its moments since the pull."""
+        admitted, first = self.admitted_at, self.first_token_at
+        return lived_text(
+            None if admitted is None else admitted - self.pulled_at,
+            None if first is None else first - self.pulled_at,
+        )
+
 
 class HeldJob:
     """One job that this worker owns, as far as the queue and the engine are concerned.
@@ -112,6 +122,7 @@ class HeldJob:
         self.evidence = pulled.evidence
         self.first = 0
         self.crash: Crash | None = None
+        self.why_back = ""
         self.passed: Passed = ""
         self.cached_tokens = 0
         self.prompt_tokens = 0

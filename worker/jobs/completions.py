@@ -53,7 +53,8 @@ class Completions:
         if job.is_leaving:
             return
         job.is_leaving = True
-        self._waiting.append((job, Completed.of(job.job_id, finish, job.finish)))
+        lived = job.timings.lived
+        self._waiting.append((job, Completed.of(job.job_id, finish, job.finish, lived=lived)))
         if not self._is_calling:
             self._is_calling = True
             self._spawn(self._run())

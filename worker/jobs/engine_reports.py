@@ -74,7 +74,7 @@ class EngineReports:
         Returns: whether the search for whose fault it was goes on.
         """
         for job in self._held_jobs.in_phase(Phase.PULLED):
-            self._settlement.hand_back(job)
+            self._settlement.hand_back(job, why="engine")
         return self._suspects.blame(self._held_jobs.in_phase(Phase.RUNNING))
 
     def restarted(self, ready: EngineReady) -> None:

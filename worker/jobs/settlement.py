@@ -101,7 +101,7 @@ class Settlement:
         self._metrics.jobs_fenced += 1
         self._log.warning("lease.lost", job_id=job.job_id, epoch=job.epoch, log_epoch=epoch)
         job.marker_epoch = max(job.marker_epoch, epoch)
-        self._begin_hand_back(job, has_log=False)
+        self._begin_hand_back(job, why="fenced", has_log=False)
 
     def preceded(self, job: HeldJob, last: int) -> None:
         """Hand back a job that began from nothing while its log has tokens, to go on from those."""
@@ -109,7 +109,7 @@ class Settlement:
             return
         self._log.warning("job.log_not_empty", job_id=job.job_id, epoch=job.epoch, last=last)
         job.num_logged = last
-        self._begin_hand_back(job, has_log=False)
+        self._begin_hand_back(job, why="preceded", has_log=False)
 
     def broken(self, job: HeldJob, why: str) -> None:
         """Hand back a job whose log breaks the rules; another start may do better."""
@@ -118,10 +118,10 @@ class Settlement:
         self._log.error("job.log_broken", job_id=job.job_id, epoch=job.epoch, why=why)
         self._begin_hand_back(job, crash=Crash(cause="log"), has_log=False)
 
-    def hand_back(self, job: HeldJob, *, crash: Crash | None = None) -> None:
-        """Return a job to the queue, after what it generated is in its log."""
+    def hand_back(self, job: HeldJob, *, why: str = "", crash: Crash | None = None) -> None:
+        """Return a job to the queue, after what it generated is in its log; `why` is for people."""
         if job.phase in (Phase.PULLED, Phase.RUNNING):
-            self._begin_hand_back(job, crash=crash)
+            self._begin_hand_back(job, why=why, crash=crash)
 
     def flag(self, job: HeldJob, flag: str) -> None:
         """End a job that was cancelled or has expired, with what it has."""
@@ -170,11 +170,12 @@ class Settlement:
         await self._unknown_handed_back.wait()
 
     def _begin_hand_back(
-        self, job: HeldJob, *, crash: Crash | None = None, has_log: bool = True
+        self, job: HeldJob, *, why: str = "", crash: Crash | None = None, has_log: bool = True
     ) -> None:
         """Let a job go back, after its publisher has logged what it has if it owns the log."""
         self._engine.stop(job)
         job.crash = job.crash or crash
+        job.why_back = job.why_back or why
         if job.phase is Phase.COMMITTED:
             return
         job.move_to(Phase.HANDING_BACK)
@@ -219,6 +220,8 @@ class Settlement:
                 num_logged=job.num_logged,
                 crash=job.crash,
                 passed=job.passed,
+                why=job.why_back,
+                lived=job.timings.lived,
             )
         )
         self._held_jobs.drop(job)
@@ -241,7 +244,7 @@ class Settlement:
     async def _requeue_unknown(self, job_id: str, epoch: int) -> None:
         try:
             await self._session.call(
-                lambda: self._scripts.lease.requeue(self._worker, job_id, epoch)
+                lambda: self._scripts.lease.requeue(self._worker, job_id, epoch, why="unknown")
             )
         except SessionLost:
             return

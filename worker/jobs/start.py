@@ -138,7 +138,7 @@ class Starter:
         if job.is_waiting and not self._page_budget.fits(job):
             return
         if not self._engine.is_up:
-            self._settlement.hand_back(job)
+            self._settlement.hand_back(job, why="engine")
             return
         job.is_waiting = False
         with self._containment.guard(job.request_id, "it was given to the engine"):

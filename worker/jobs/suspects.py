@@ -95,7 +95,7 @@ class Suspects:
             self._log.info("job.cleared", job_id=job.job_id, epoch=job.epoch, alone=was_alone)
             if was_alone:
                 # It goes on beside others that have passed, where its death would tell something.
-                self._settlement.hand_back(job)
+                self._settlement.hand_back(job, why="cleared")
         if passed:
             self._head_of_line.wake_pull_loop()
 

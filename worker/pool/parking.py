@@ -50,7 +50,7 @@ class Parking:
         self._claimed_at = None
         for job in self._held_jobs.in_phase(Phase.PULLED, Phase.RUNNING):
             if job.evidence is None or not job.evidence.is_alone:
-                self._settlement.hand_back(job)
+                self._settlement.hand_back(job, why="parked")
 
     def nothing_claimed(self) -> None:
         """Note that a pull found no suspect that waits for this worker."""
@@ -91,4 +91,4 @@ class Parking:
             self._log.info(
                 "job.parked", job_id=job.job_id, epoch=job.epoch, urgent_job_id=urgent.job_id
             )
-            self._settlement.hand_back(job)
+            self._settlement.hand_back(job, why="parked")

@@ -23,6 +23,8 @@ _KEY = re.compile(r"tb-([0-9a-f]{16})-([A-Za-z0-9_-]{43})")
 # A share's mark stands behind it in the names that the queue knows.
 TENANT_PATTERN = r"[A-Za-z0-9_.:-]{1,60}"
 ALL_PRIORITIES = (DEFAULT_PRIORITY, 0, 2)
+# What a key may do at the board, each beside the others: look at it, read prompts and answers, act.
+BOARD_ROLES = ("viewer", "reader", "operator")
 # A revoked key is listed for so long.
 _REVOKED_TTL_S = 30 * 86_400
 
@@ -53,7 +55,10 @@ LIMITS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKey:
-    """A stored key: whose it is and what it may do; `digest` is that of the whole key."""
+    """A stored key: whose it is and what it may do; `digest` is that of the whole key.
+
+    `roles` are what it may do at the board, of `BOARD_ROLES`: nothing without one.
+    """
 
     key_id: str
     digest: str = field(repr=False)
@@ -63,6 +68,7 @@ class ApiKey:
     priorities: tuple[int, ...] = ALL_PRIORITIES
     pools: tuple[str, ...] = ()
     limits: KeyLimits = NO_LIMITS
+    roles: tuple[str, ...] = ()
     created: int = 0
     revoked: int = 0
 
@@ -76,6 +82,7 @@ class ApiKey:
             "priorities": json.dumps(self.priorities),
             "pools": json.dumps(self.pools),
             "limits": json.dumps({name: getattr(self.limits, name) for name in LIMITS}),
+            "roles": json.dumps(self.roles),
             "created": str(self.created),
         }
 
@@ -95,6 +102,7 @@ class ApiKey:
             priorities=tuple(json.loads(told.get("priorities", "null")) or ALL_PRIORITIES),
             pools=tuple(json.loads(told.get("pools", "[]"))),
             limits=KeyLimits(**{name: limits.get(name) for name in LIMITS}),
+            roles=tuple(json.loads(told.get("roles", "[]"))),
             created=int(told.get("created", 0)),
             revoked=int(told.get("revoked", 0)),
         )
@@ -127,6 +135,7 @@ class ApiKeys:
         priorities: tuple[int, ...] = ALL_PRIORITIES,
         pools: tuple[str, ...] = (),
         limits: KeyLimits | None = None,
+        roles: tuple[str, ...] = (),
     ) -> tuple[str, ApiKey]:
         """Make a key and return it, with its record; it is told this once.
 
@@ -143,6 +152,7 @@ class ApiKeys:
             priorities=priorities,
             pools=pools,
             limits=limits or NO_LIMITS,
+            roles=roles,
             created=int(time.time()),
         )
         async with self._redis.pipeline(transaction=True) as pipe:

@@ -40,6 +40,7 @@ class Caller:
     id_prefix: owner of all that is asked for, 12 hexadecimal digits: what begins with another one,
         behind its shard and pool, is as unknown as what never was.
     limits: of the key.
+    roles: what it may do at the board, of `BOARD_ROLES`; all of it where keys are off.
     """
 
     tenant: str = DEFAULT_TENANT
@@ -52,6 +53,7 @@ class Caller:
     cache_secret: SecretStr | None = field(default=None, repr=False)
     id_prefix: str = NO_OWNER
     limits: KeyLimits = NO_LIMITS
+    roles: frozenset[str] = frozenset()
 
     def for_user(self, user: str | None) -> Self:
         """Return the caller in the name of one of its users.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from tokenbus.producer.gateway.access.api_keys import ApiKey, ApiKeys, digest_of, id_of
+from tokenbus.producer.gateway.access.api_keys import BOARD_ROLES, ApiKey, ApiKeys, digest_of, id_of
 from tokenbus.producer.gateway.access.caller import Caller, tag_of
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
@@ -39,7 +39,7 @@ class KeyRing:
     async def caller_of(self, authorization: str | None) -> Caller:
         """Return who asks. Raises: ApiError 401; what a call on the server raises."""
         if not self.is_on:
-            return Caller()
+            return Caller(roles=frozenset(BOARD_ROLES))
         given = authorization or ""
         if not given.lower().startswith(_BEARER):
             raise no_key()
@@ -121,6 +121,7 @@ def caller_of(record: ApiKey) -> Caller:
         cache_secret=_cache_secret(record.digest),
         id_prefix=owner,
         limits=record.limits,
+        roles=frozenset(record.roles),
     )
 
 

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
---@args at_once:flag log_ms:number result_ms record_ms:number pool_bytes tenant_bytes shard:number batch
+--@args at_once:flag log_ms:number result_ms record_ms:number pool_bytes tenant_bytes shard:number batch told:rest
 --@keys pool shard
 --@use base: now_ms
 --@use letters: dead_letter
@@ -10,6 +10,7 @@
 --@use usage: add_usage
 --@use kept: note_kept touch_kept make_room fresh_ms
 --@use dropping: drop_result
+--@use recent: note_ended write_ended
 -- Completion of jobs whose terminal entries stand: each once, by anyone. `at_once` does all of it in
 -- this turn, for the logs of one shard on the same server; else it is the first step, and the jobs
 -- lie in `ending` until the others are done.
@@ -22,6 +23,8 @@ local COLUMNS = 7
 -- Longer than an answer may be old from which an end follows (R10).
 local UNOWNED_LOG_MS = 10000
 local call, now = redis.call, now_ms()
+-- What owners tell of the timelines, a text for each job; callers without any leave it out.
+local lived = ARGV[told] and cmsgpack.unpack(ARGV[told])
 local answers, leaving = {}, {}
 
 -- What a tenant's jobs of a priority add up to: books are kept once per call and not per job.
@@ -74,6 +77,10 @@ local function first_step(number, job, record, finish, actual, failed, prompt, c
   if record[10] or state == 'delayed' then
     call('ZREM', K.due, 'd:' .. job, 'n:' .. job)
   end
+  if not record[7] then
+    note_ended(job, { record[2], tenant, priority, record[15], record[16], record[17] }, finish,
+      { prompt, cached, completion }, lived and lived[number], now)
+  end
   write_done(job, record, finish)
   local sum = sum_of(priority, tenant)
   if state == 'held' then
@@ -104,7 +111,8 @@ end
 
 local function complete(number, job, finish, ...)
   local record = call('HMGET', K.job .. job, 'state', 'owner', 'tenant', 'priority', 'weight',
-    'charge', 'dead', 'callback', 'flag', 'deadline', 'idem', 'v', 'digest', 'epoch', 'attempts')
+    'charge', 'dead', 'callback', 'flag', 'deadline', 'idem', 'v', 'digest', 'epoch', 'attempts',
+    'created', 'stamps')
   local state = record[1]
   record[3] = record[3] or ''
   local is_open = state and state ~= 'done'
@@ -169,6 +177,8 @@ for _, sum in ipairs(sums) do
     answers[number] = why(reason)
   end
 end
+
+pcall(write_ended)
 
 local elsewhere, more = {}, 0
 if at_once then

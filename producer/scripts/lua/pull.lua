@@ -13,6 +13,7 @@
 --@use affinity: affinity give_up_home is_held_back spares
 --@use room: room pages cost_of has_room_for spend_room is_room_left
 --@use taking: entries_of note_taken write_taken
+--@use stamps: stamped
 --@use suspects: crowd in_order is_worth_a_look keeps_off board claims
 -- Take as many jobs as fit the budget, fairest first. Bounded: 16 tenants per priority, 64 entries.
 room.pages, room.page, room.rows = free_pages, page_size, free_rows
@@ -22,7 +23,7 @@ local MAX_TENANTS, MAX_ENTRIES = 16, 64
 -- of service others may get ahead of their tenant through that.
 local MAX_SPARED, MAX_LEAD = 4, 4
 
-local standing = redis.call('HMGET', K.worker .. worker, 'serial', 'suspect', 'leaving')
+local standing = redis.call('HMGET', K.worker .. worker, 'serial', 'suspect', 'leaving', 'drained')
 if standing[1] ~= serial then
   return { 'reconcile', {}, {} }
 end
@@ -62,6 +63,15 @@ if redis.call('EXISTS', K.paused) == 1 then
 end
 for _, prefix in ipairs(lost_prefixes) do
   give_up_home(prefix)
+end
+local STREAMS = { K.backlog .. '0', K.backlog .. '1', K.backlog .. '2', K.front .. '0', K.front .. '1',
+  K.front .. '2', K.suspects }
+if standing[4] then
+  -- An operator lets it take nothing. It may have had the bell, and does not wait for it after `full`.
+  if redis.call('EXISTS', unpack(STREAMS)) > 0 then
+    ring()
+  end
+  return { 'full', {}, {}, 1000 }
 end
 
 adopt_waiting()
@@ -109,7 +119,7 @@ local function take(found, record, stream, id, priority, in_lane, need, shared, 
   local entries = entries_of(stream, priority, in_lane and tenant or nil)
   entries[#entries + 1] = id
   note_taken(job, epoch, priority, tenant, found.prefix, queued, not is_charged and charge or nil,
-    time)
+    time, stamped(record[17], nil, 'p', now, worker))
   board(record[14], attempts)
   if rides then
     max_jobs = 0
@@ -150,7 +160,7 @@ local function consider(stream, id, fields, priority, lane_tenant, urge)
   end
   local record = redis.call('HMGET', K.job .. found.job, 'state', 'epoch', 'attempts', 'stream',
     'entry', 'charge', 'weight', 'deadline', 'request', 'queued', 'priority',
-    'created', 'spared', 'evidence', 'listen', 'model')
+    'created', 'spared', 'evidence', 'listen', 'model', 'stamps')
   if record[1] ~= 'waiting' or record[4] ~= stream or record[5] ~= id then
     bury(stream, id, fields, 'job', 'no waiting job has this entry', priority, lane_tenant,
       endings, now)
@@ -294,8 +304,7 @@ if #jobs == 0 and crowd.left then
   consider_suspects(true)
 end
 local waiting = tonumber(redis.call('HGET', K.load, 'jobs')) or 0
-local left = redis.call('EXISTS', K.backlog .. '0', K.backlog .. '1', K.backlog .. '2',
-  K.front .. '0', K.front .. '1', K.front .. '2', K.suspects) > 0
+local left = redis.call('EXISTS', unpack(STREAMS)) > 0
 -- What is left to others was announced to them; the bell for everybody would wake this one again.
 local only_spared = #spared > 0 and #jobs == 0 and unfit == 0 and not suspect_waits and may_go_on()
 if left and not only_spared then

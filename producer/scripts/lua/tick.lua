@@ -4,6 +4,7 @@
 --@use waiting: stop_waiting wait_in
 --@use ending: to_ending ending_of
 --@use adopt: adopt_due adopt_endings
+--@use stamps: stamped
 -- Release delays, pass deadlines, and hand out what has to end. Bounded by `limit` per kind.
 local now = now_ms()
 local endings = {}
@@ -26,12 +27,14 @@ adopt_endings(now - stale_ms)
 local due = redis.call('ZRANGEBYSCORE', K.due, '-inf', now, 'LIMIT', 0, limit)
 for _, member in ipairs(due) do
   local kind, job = string.sub(member, 1, 1), string.sub(member, 3)
-  local record = redis.call('HMGET', K.job .. job, 'state', 'epoch', 'owner', 'tenant', 'priority')
+  local record = redis.call('HMGET', K.job .. job, 'state', 'epoch', 'owner', 'tenant', 'priority',
+    'stamps')
   redis.call('ZREM', K.due, member)
   if kind == 'd' then
     expire(job, record)
   elseif record[1] == 'delayed' then
     wait_in(job, record[4], record[5], false)
+    redis.call('HSET', K.job .. job, 'stamps', stamped(record[6], nil, 'r', now))
   end
 end
 

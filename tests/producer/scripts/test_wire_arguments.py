@@ -146,6 +146,10 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "end, tenant": lambda s: s.log.end([End("s2-job@a/b", 3, 8, "{}", "{}")]),
     "expire_many": lambda s: s.completion.expire_records(COMPLETED, [5, 6, 0], KEEP, 125_000),
     "drop_many": lambda s: s.completion._drop([b"s1-job", b"s1-other@shop"], 1_200_000),
+    "complete_many, timelines": lambda s: s.completion.mark_done(
+        [COMPLETED[0], replace(COMPLETED[1], lived="a3 f45")]
+    ),
+    "drain": lambda s: s.control.drain("w1", is_drained=True),
     "drop_letters": lambda s: s.queue.drop_letters(["1-2", "3-4"]),
     "leave": lambda s: s.lease.leave("w1"),
     "pause": lambda s: s.control.pause(is_paused=True),
@@ -161,6 +165,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "renew": lambda s: s.lease.renew("w1", 30_000, 1000, 16),
     "reply": lambda s: s.queue.reply("r" * 16, '{"job":"s1-job"}'),
     "requeue": lambda s: s.lease.requeue("w1", "s1-job", 4),
+    "requeue, parked": lambda s: s.lease.requeue("w1", "s1-job", 4, why="parked", lived="a3 f45"),
     "retain_many": lambda s: s.completion.retain(COMPLETED, Retention()),
     "requeue, crashed": lambda s: s.lease.requeue(
         "w1", "s1-job", 4, marker_epoch=5, num_logged=6, crashed=True, max_attempts=7

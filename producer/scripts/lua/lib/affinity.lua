@@ -23,8 +23,8 @@ local function home_elsewhere(prefix)
     return nil
   end
   if seen[home] == nil then
-    local standing = redis.call('HMGET', K.worker .. home, 'room', 'leaving')
-    seen[home] = not standing[2] and redis.call('EXISTS', K.alive .. home) == 1
+    local standing = redis.call('HMGET', K.worker .. home, 'room', 'leaving', 'drained')
+    seen[home] = not standing[2] and not standing[3] and redis.call('EXISTS', K.alive .. home) == 1
       and { room = standing[1] == '1' }
   end
   return seen[home] and home or nil

@@ -38,9 +38,9 @@ local function sums_of(priority, tenant)
 end
 
 -- Note one job. `queued` is what it adds to the load, nil for nothing; `charge` is in tokens, nil if
--- it was charged before, and `time` the same by the tenant's weight.
-local function note_taken(job, epoch, priority, tenant, prefix, queued, charge, time)
-  taken.records[#taken.records + 1] = { job, epoch, charge }
+-- it was charged before, and `time` the same by the tenant's weight; `stamps` with that of this pull.
+local function note_taken(job, epoch, priority, tenant, prefix, queued, charge, time, stamps)
+  taken.records[#taken.records + 1] = { job, epoch, stamps, charge }
   taken.held[#taken.held + 1] = job
   taken.held[#taken.held + 1] = epoch
   taken.prefixes[prefix] = true
@@ -57,13 +57,13 @@ local function write_taken(worker)
   end
   redis.call('HSET', K.held .. worker, unpack(taken.held))
   for _, record in ipairs(taken.records) do
-    local job, epoch, charge = record[1], record[2], record[3]
+    local job, epoch, stamps, charge = record[1], record[2], record[3], record[4]
     if charge then
       redis.call('HSET', K.job .. job, 'state', 'held', 'epoch', epoch, 'owner', worker,
-        'stream', '', 'entry', '', 'queued', '', 'charge', charge)
+        'stream', '', 'entry', '', 'queued', '', 'stamps', stamps, 'charge', charge)
     else
       redis.call('HSET', K.job .. job, 'state', 'held', 'epoch', epoch, 'owner', worker,
-        'stream', '', 'entry', '', 'queued', '')
+        'stream', '', 'entry', '', 'queued', '', 'stamps', stamps)
     end
   end
   for _, sums in ipairs(taken.lanes) do

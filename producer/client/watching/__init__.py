@@ -1,0 +1,1 @@
+"""Watching a pool: its figures as they change, the jobs that ended, and what needs a look."""

@@ -1,0 +1,46 @@
+"""Routes of the board's page: `/ui/` and its files, which tell nothing and ask for no key."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response
+
+from tokenbus.producer.gateway.board.board_page import INDEX, PAGE_HEADERS, page_files
+from tokenbus.producer.gateway.wire.api_error import not_found
+
+if TYPE_CHECKING:
+    from tokenbus.producer.gateway.gateway import Gateway
+
+
+def router(_: Gateway) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(tags=["board"], include_in_schema=False)
+
+    @routes.get("/ui", response_class=Response)
+    async def to_page() -> Response:
+        """Send whoever left the slash out to the page, whatever the path in front of it is."""
+        return RedirectResponse("ui/", 307)
+
+    @routes.get("/ui/", response_class=Response)
+    async def page(request: Request) -> Response:
+        """Return the page."""
+        return _file(request, INDEX)
+
+    @routes.get("/ui/{name}", response_class=Response)
+    async def page_file(request: Request, name: str) -> Response:
+        """Return a file of the page."""
+        return _file(request, name)
+
+    return routes
+
+
+def _file(request: Request, name: str) -> Response:
+    found = page_files().get(name)
+    if found is None:
+        raise not_found("file", name)
+    headers = PAGE_HEADERS | {"ETag": found.etag}
+    if request.headers.get("if-none-match") == found.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(found.content, media_type=found.media_type, headers=headers)
