@@ -1,4 +1,4 @@
-"""`tokenbus top`: a pool in the terminal, looked at again and again; figures and names, no texts."""
+"""`tokenbus top`: a pool in the terminal, looked at again and again; figures and no texts."""
 
 from __future__ import annotations
 

@@ -56,9 +56,7 @@ class TopView:
         """Say above the last look that there is none now."""
         self._lost = why
 
-    def __rich_console__(
-        self, _: Console, options: ConsoleOptions
-    ) -> Iterator[RenderableType]:
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the parts, from the top of the screen down."""
         sight = self._sight
         if sight is None:
@@ -163,7 +161,11 @@ def _worker(worker: WorkerStatus, *, is_drained: bool) -> list[RenderableType]:
 def _seats(pages: PageFigures) -> Text:
     """Draw the pages as so many seats: held, shared, cached and free."""
     text, taken, total = Text(), 0, max(1, pages.total)
-    parts = ((pages.held, "█", "blue"), (pages.shared, "█", "yellow"), (pages.cached, "▒", "dim blue"))
+    parts = (
+        (pages.held, "█", "blue"),
+        (pages.shared, "█", "yellow"),
+        (pages.cached, "▒", "dim blue"),
+    )
     for number, seat, style in parts:
         seats = min(_SEATS - taken, max(number > 0, round(_SEATS * number / total)))
         text.append(seat * seats, style)
@@ -204,11 +206,15 @@ def _counts(waiting: int, tokens: int, held: int, oldest_s: float | None) -> lis
 
 def _latency(ended: EndedFigures, name: str) -> str:
     found = ended.latencies.get(name)
-    return "–" if found is None else f"{_ms(found.p50_ms)} / {_ms(found.p95_ms)}"
+    return "-" if found is None else f"{_ms(found.p50_ms)} / {_ms(found.p95_ms)}"
 
 
 def _reasons(ended: EndedFigures) -> str:
-    told = [f"{number} {reason}" for reason, number in ended.reasons.items() if reason not in ("stop", "length")]
+    told = [
+        f"{number} {reason}"
+        for reason, number in ended.reasons.items()
+        if reason not in ("stop", "length")
+    ]
     return ", ".join(told)
 
 

@@ -1,4 +1,4 @@
-"""One job with all that the pool knows of it: where it stands, its timeline, and if asked its text."""
+"""One job as the pool knows it: where it stands, its timeline, and where asked for its text."""
 
 from __future__ import annotations
 
