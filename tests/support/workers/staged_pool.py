@@ -1,4 +1,4 @@
-"""A pool that only looks like one: workers that tell of themselves, jobs that wait and that ended."""
+"""A pool that only looks like one: workers that tell of themselves, jobs that wait or ended."""
 
 from __future__ import annotations
 
