@@ -222,23 +222,54 @@ class EngineConfig:
             unset="none",
         ),
     )
-    # Prompt tokens per step when nobody is streaming.
-    max_batch_tokens: int = field(default=8192, metadata=_declared((1, 2**20)))
-    # Share pages between sequences with the same prefix and salt.
-    prefix_cache: bool = True
-    # Let decoding sequences with the same pages read these once for all of them.
-    prefix_grouping: bool = True
-    # Ignore weight files and draw weights, for benchmarks.
-    random_weights: bool = False
-    # Capture steps on a GPU: decode steps, and those with few prompt tokens.
-    cuda_graphs: bool = True
-    # Bounds of one grammar, see docs/grammars.md: bytes of its source, states of its lexer, items
-    # of its parser per token, and processor time for compiling it with a trial, and for one token.
-    grammar_source_bytes: int = field(default=262_144, metadata=_declared((1, 2**20)))
-    grammar_states: int = field(default=50_000, metadata=_declared((100, 10**7)))
-    grammar_items: int = field(default=20_000, metadata=_declared((100, 10**7)))
-    grammar_compile_s: float = field(default=2.0, metadata=_declared((0.01, 600)))
-    grammar_token_ms: float = field(default=100.0, metadata=_declared((1, 60_000)))
+    max_batch_tokens: int = field(
+        default=8192,
+        metadata=_declared((1, 2**20), help="prompt tokens per step when nobody is streaming"),
+    )
+    prefix_cache: bool = field(
+        default=True,
+        metadata=_declared(help="share pages between sequences with the same prefix and salt"),
+    )
+    prefix_grouping: bool = field(
+        default=True,
+        metadata=_declared(
+            help="let decoding sequences with the same pages read these once for all of them"
+        ),
+    )
+    random_weights: bool = field(
+        default=False,
+        metadata=_declared(help="ignore weight files and draw weights, for benchmarks"),
+    )
+    cuda_graphs: bool = field(
+        default=True,
+        metadata=_declared(
+            help="capture steps on a GPU: decode steps, and those with few prompt tokens"
+        ),
+    )
+    # Bounds of one grammar, see docs/grammars.md.
+    grammar_source_bytes: int = field(
+        default=262_144,
+        metadata=_declared((1, 2**20), help="bytes of the source of one grammar"),
+    )
+    grammar_states: int = field(
+        default=50_000, metadata=_declared((100, 10**7), help="states of the lexer of one grammar")
+    )
+    grammar_items: int = field(
+        default=20_000,
+        metadata=_declared(
+            (100, 10**7), help="items of the parser of one grammar that a token may take"
+        ),
+    )
+    grammar_compile_s: float = field(
+        default=2.0,
+        metadata=_declared(
+            (0.01, 600), help="processor time for compiling one grammar, with a trial"
+        ),
+    )
+    grammar_token_ms: float = field(
+        default=100.0,
+        metadata=_declared((1, 60_000), help="processor time of one grammar for one token"),
+    )
 
     def __post_init__(self) -> None:
         """Refuse values outside their bounds by the field's name."""

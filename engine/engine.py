@@ -182,6 +182,7 @@ class Engine:
             generated_tokens_total=self._generated_tokens_total,
             preempted_tokens_total=sched.preempted_tokens_total,
             preemptions_total=sched.preemptions_total,
+            shared_pages=sched.pool.num_shared,
         )
 
     def reset_prefix_cache(self) -> bool:

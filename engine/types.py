@@ -240,7 +240,10 @@ class Admission(NamedTuple):
 
 
 class EngineStats(NamedTuple):
-    """Counters and gauges; `*_total` only grow. A tuple, because every step makes one."""
+    """Counters and gauges; `*_total` only grow. A tuple, because every step makes one.
+
+    `shared_pages` are held by more than one sequence.
+    """
 
     num_pages: int
     free_pages: int
@@ -253,6 +256,7 @@ class EngineStats(NamedTuple):
     generated_tokens_total: int = 0
     preempted_tokens_total: int = 0
     preemptions_total: int = 0
+    shared_pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from tokenbus.producer.scripts import Bounds, Scripts
 from tokenbus.producer.scripts.completing import Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker.held.job_traces import JobTraces
 from tokenbus.worker.held.pool_member import PoolMember
 from tokenbus.worker.held.served_model import ServedModel
 from tokenbus.worker.jobs.engine_reports import EngineReports
@@ -52,12 +53,11 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.held_jobs import HeldJobs
-    from tokenbus.worker.jobs.page_costs import PageCosts
+    from tokenbus.worker.life import WorkerLife
     from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.publishing.publisher_pool import PublisherPool
     from tokenbus.worker.settings import WorkerSettings
-    from tokenbus.worker.telemetry.exporter import Exporter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,6 @@ class Parts:
     reaper: Reaper
     cancel_listener: CancelListener
     status_writer: StatusWriter
-    exporter: Exporter | None
 
 
 def join_pool(
@@ -91,6 +90,7 @@ def join_pool(
         completion=JobCompletion(scripts, _retention(settings)),
         held_jobs=held_jobs,
         metrics=metrics,
+        traces=JobTraces(settings.pool, worker),
     )
 
 
@@ -113,6 +113,7 @@ async def assemble(
     server: Server,
     blocking: Redis,
     engine: CurrentEngine,
+    life: WorkerLife,
     ready: EngineReady,
 ) -> Parts:
     """Build the parts; `blocking` is a client for calls that wait on the server."""
@@ -152,19 +153,23 @@ async def assemble(
         questions=Questions(member, preparer, tokenizer, limits.max_model_len),
         reaper=Reaper(member),
         cancel_listener=CancelListener(member, blocking, jobs.settlement),
-        status_writer=_status_writer(member, engine, jobs, limits),
-        exporter=_exporter(member, engine, jobs.page_budget.costs),
+        status_writer=_status_writer(member, engine, life, jobs, limits),
     )
 
 
 def _status_writer(
-    member: PoolMember, engine: CurrentEngine, jobs: _JobParts, limits: EngineLimits
+    member: PoolMember,
+    engine: CurrentEngine,
+    life: WorkerLife,
+    jobs: _JobParts,
+    limits: EngineLimits,
 ) -> StatusWriter:
     """Build what tells the pool how this worker is and whose model it has."""
     return StatusWriter(
         member,
         costs=jobs.page_budget.costs,
         engine=engine,
+        life=life,
         model=limits.model,
         max_model_len=limits.max_model_len,
     )
@@ -266,16 +271,6 @@ def _pull_loop(
         prefixes=jobs.prefixes,
         suspects=jobs.suspects,
     )
-
-
-def _exporter(member: PoolMember, engine: CurrentEngine, costs: PageCosts) -> Exporter | None:
-    """Return what serves metrics, if it is to; only then its library is imported."""
-    port = member.settings.metrics_port
-    if port is None:
-        return None
-    from tokenbus.worker.telemetry.exporter import Exporter
-
-    return Exporter(member, costs=costs, engine=engine, port=port)
 
 
 def _retention(settings: WorkerSettings) -> Retention:

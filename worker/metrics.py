@@ -6,16 +6,30 @@ from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.contract.keys import NUM_PRIORITIES
+from tokenbus.producer.telemetry.histogram import Histogram
+from tokenbus.producer.telemetry.tenant_labels import TenantLabels
 from tokenbus.worker.errors import DeathCause
-from tokenbus.worker.histogram import Histogram
 
 if TYPE_CHECKING:
     from tokenbus.engine.types import EngineStats
 
 
+# Where nothing says how many tenants have labels of their own.
+_MAX_TENANTS = 20
+
+
+def _by_priority() -> tuple[Histogram, ...]:
+    return tuple(Histogram() for _ in range(NUM_PRIORITIES))
+
+
 @dataclass(slots=True)
 class Metrics:
-    """Counters since the start; gauges are read where they live."""
+    """Counters since the start; gauges are read where they live.
+
+    `ends` and `job_tokens` are by priority, label of the tenant, and outcome or kind. Four kinds of
+    times are by priority.
+    """
 
     jobs_pulled: int = 0
     jobs_finished: int = 0
@@ -43,16 +57,33 @@ class Metrics:
     engine_ends: Counter[DeathCause] = field(default_factory=Counter)
     # Of finished jobs, by what `Finish.finish_reason_of` says of each choice.
     choices: Counter[str] = field(default_factory=Counter)
+    tenants: TenantLabels = field(default_factory=lambda: TenantLabels(_MAX_TENANTS))
+    ends: Counter[tuple[int, str, str]] = field(default_factory=Counter)
+    job_tokens: Counter[tuple[int, str, str]] = field(default_factory=Counter)
     hold_s: float = 0.0
     publish_wait_s: float = 0.0
     publish_lag: Histogram = field(default_factory=Histogram)
-    ttft: Histogram = field(default_factory=Histogram)
-    itl: Histogram = field(default_factory=Histogram)
+    step_time: Histogram = field(default_factory=Histogram)
+    queue_time: tuple[Histogram, ...] = field(default_factory=_by_priority)
+    ttft: tuple[Histogram, ...] = field(default_factory=_by_priority)
+    itl: tuple[Histogram, ...] = field(default_factory=_by_priority)
+    e2e: tuple[Histogram, ...] = field(default_factory=_by_priority)
 
-    def stepped(self, stats: EngineStats) -> None:
-        """Note the engine's load after a step."""
+    def stepped(self, stats: EngineStats, step_s: float) -> None:
+        """Note a step and the engine's load after it."""
+        self.step_time.add(step_s)
         self.peak_running = max(self.peak_running, stats.num_running)
         self.peak_waiting = max(self.peak_waiting, stats.num_waiting)
+
+    def left(self, priority: int, tenant: str, outcome: str) -> None:
+        """Count a job that leaves this worker."""
+        self.ends[priority, self.tenants.of(tenant), outcome] += 1
+
+    def spent(self, priority: int, tenant: str, **tokens: int) -> None:
+        """Count the tokens of an ended job by kind."""
+        label = self.tenants.of(tenant)
+        for kind, num_tokens in tokens.items():
+            self.job_tokens[priority, label, kind] += num_tokens
 
     def as_dict(self) -> dict[str, int]:
         """Return all counters by name; ends of engines by their causes."""

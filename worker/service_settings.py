@@ -17,13 +17,27 @@ class ServiceSettings(BusSettings):
     invalid: ClassVar[type[Exception]] = SettingsInvalid
 
     pool: Annotated[str, AfterValidator(check_pool)] = "default"
+    """Name of the pool, the workers that serve one model."""
     outage_timeout_s: float = Field(default=300.0, ge=0, le=86_400)
-    # The backstop of a control service takes a worker for dead after two leases.
+    """How long a process goes on while its server is away, before it ends."""
     lease_ttl_s: float = Field(default=5.0, ge=1, le=600)
+    """How long a worker that is not heard of counts as alive. The backstop of a control service
+    takes one for dead after two of it."""
 
-    # Prometheus metrics over HTTP; no port, no server. Who may reach the host sees them.
     metrics_port: int | None = Field(default=None, ge=1, le=65_535)
+    """Port of `/metrics`, `/healthz` and `/readyz`; without it nothing listens."""
     metrics_host: str = "127.0.0.1"
+    """Where that port is. Who may reach it sees the metrics."""
+    metrics_tenants: int = Field(default=20, ge=0, le=1000)
+    """Tenants that metrics tell apart, the first that come; all others are `other`."""
+    metrics_tenant_names: list[str] = Field(default_factory=list)
+    """Tenants that metrics tell apart in any case."""
+
+    trace_endpoint: str | None = Field(default=None, repr=False)
+    """URL of a collector of spans, OTLP over HTTP; without it spans go to whatever provider of
+    OpenTelemetry is set up. It may hold a secret and is not shown."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged."""
     log_format: Literal["auto", "json", "console"] = "auto"
+    """How it is logged; `auto` is JSON unless a person watches."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 from pydantic import Field, create_model, model_validator
 
@@ -52,49 +52,76 @@ class WorkerSettings(ServiceSettings):
     keep its defaults. The null engine takes its sizes from the same names.
     """
 
+    section: ClassVar[str] = "worker"
+
     engine: Literal["paged", "null"] = "paged"
+    """`null` makes tokens up, with real page accounting: for load and failure tests."""
     model: str = "smollm2-135m"
-    # Other names under which requests may ask for the model.
+    """Alias, local folder, GGUF file or hub id of the model."""
     served_model_name: list[str] = Field(default_factory=list)
+    """Other names under which requests may ask for the model."""
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
+    """Pace of the null engine per sequence; 0 is as fast as it goes."""
     null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)
+    """Pace of the null engine for all sequences together; 0 is as fast as it goes."""
     null_crash_id: int | None = Field(default=None, ge=0)
+    """Token of a prompt at which the null engine dies."""
     null_crash_at_index: int = Field(default=0, ge=0)
+    """It dies only once the first choice has so many tokens."""
     null_crash_after_tokens: int = Field(default=0, ge=0)
+    """It dies only so many tokens after each start of the job."""
     null_crash_with_id: int | None = Field(default=None, ge=0)
+    """It dies only beside a prompt with this token."""
     null_hang_id: int | None = Field(default=None, ge=0)
+    """Token of a prompt at which the null engine hangs."""
     null_fail_id: int | None = Field(default=None, ge=0)
-    # A folder in which the engine process notes when it handed tokens over, for measuring.
+    """Token of a prompt at which the null engine fails that request alone."""
     step_log: str | None = None
+    """Folder in which the engine process notes when it handed tokens over, for measuring."""
 
     renew_interval_s: float = Field(default=1.0, ge=0.05, le=60)
+    """Between two renewals of the lease; three fit into `lease_ttl_s`."""
     engine_start_timeout_s: Seconds = 1800.0
+    """How long an engine may take to start, download of the model included."""
     engine_stall_s: float = Field(default=60.0, ge=1, le=3600)
-    # Engines that may die in a row, with no job to blame, before the log calls them failing.
+    """An engine that takes no step for so long counts as hung."""
     max_engine_restarts: int = Field(default=5, ge=0, le=1000)
+    """Engines that may die in a row, with no job to blame, before the log calls them failing."""
     drain_deadline_s: float = Field(default=30.0, ge=0, le=86_400)
+    """How long a worker that is told to stop lets jobs end before it hands them back."""
     connect_timeout_s: Seconds = 30.0
+    """How long the start waits for the server."""
     call_timeout_s: Seconds = 5.0
+    """How long one call on the server may take."""
     suspect_wait_s: float = Field(default=10.0, ge=0, le=3600)
+    """How long a worker waits to be empty for a job that may have killed an engine."""
     hol_bypass_ms: int = Field(default=500, ge=0, le=600_000)
-    # How long a job is left to another worker that has its prefix in the cache, where this one has
-    # nothing else to do; 0 turns that off.
+    """How long smaller jobs pass one that waits for pages."""
     affinity_wait_ms: int = Field(default=100, ge=0, le=600_000)
-    # Processes that turn tokens into text and log entries; 0 leaves that to the worker process.
+    """How long a job is left to another worker that has its prefix in the cache, where this one
+    has nothing else to do; 0 turns that off."""
     publishers: Annotated[int, Field(ge=0, le=64)] | Literal["auto"] = "auto"
+    """Processes that turn tokens into text and log entries; 0 leaves that to the worker process,
+    `auto` goes by cores and load."""
     max_pull_jobs: int = Field(default=32, ge=1, le=1024)
+    """Jobs of one pull at most."""
     reserve_fraction: float = Field(default=0.02, ge=0, le=0.5)
-    # The owner's list: tenants that share the pages of a cache group without its secret.
+    """Share of the pages that no pull counts on."""
     cache_groups: dict[str, list[str]] = Field(default_factory=dict)
-    # What the pool's dead letters may take together; the worker that started last decides.
+    """Cache group to the tenants that share its pages without its secret."""
     dead_letter_bytes: int = Field(default=32 * 1024 * 1024, ge=1024 * 1024, le=2**40)
+    """What the pool's dead letters may take together; the worker that started last decides."""
     max_prompt_bytes: int = Field(default=8 * 1024 * 1024, ge=1, le=2**29)
-    # What finished jobs of the pool, and of each tenant, may take of the server's memory: past it
-    # the oldest results are dropped before their time. 0 bounds nothing.
+    """The longest raw entry of the inbox."""
     result_bytes: int = Field(default=256 * 1024 * 1024, ge=0, le=2**50)
+    """What finished jobs of the pool may take of the server's memory: past it the oldest results
+    are dropped before their time. 0 bounds nothing."""
     tenant_result_bytes: int = Field(default=64 * 1024 * 1024, ge=0, le=2**50)
+    """The same of each tenant."""
     result_ttl_s: Seconds = 3600.0
+    """How long the result of an ended job can be read."""
     log_ttl_s: Seconds = 120.0
+    """How long the log of a job stays that ended without a result in its place."""
 
     @model_validator(mode="after")
     def _check_lease(self) -> Self:

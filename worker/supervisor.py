@@ -6,6 +6,8 @@
 
 The first SIGTERM or SIGINT stops with the configured deadline, the second sets the deadline to
 now. A worker that dies instead leaves everything to its lease: others take over.
+
+It is one file because each step of the stop undoes one of the start.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.scripts.rights import UserRole, check_rights
 from tokenbus.producer.server.connection import make_redis, open_server, retrying
 from tokenbus.producer.server.url import ServerUrl
+from tokenbus.producer.telemetry.tenant_labels import TenantLabels
 from tokenbus.producer.wait_notice import waiting_told
 from tokenbus.worker import logs
 from tokenbus.worker.assembly import assemble, join_pool
@@ -30,11 +33,14 @@ from tokenbus.worker.engine.start_phases import log_phase
 from tokenbus.worker.engine.supervisor import EngineSupervisor
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.life import WorkerLife
 from tokenbus.worker.metrics import Metrics
+from tokenbus.worker.pool.start_status import StartStatus
 from tokenbus.worker.process import gc
 from tokenbus.worker.start_check import check_worker
 from tokenbus.worker.stop_request import StopRequest
 from tokenbus.worker.tokenizer import import_library
+from tokenbus.worker.trace_start import start_traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +51,9 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import EngineStats
     from tokenbus.producer.server.connection import Server
     from tokenbus.worker.assembly import Parts
+    from tokenbus.worker.messages.engine import EngineReady
     from tokenbus.worker.settings import WorkerSettings
+    from tokenbus.worker.telemetry.exporter import Exporter
 
 # Between the deadline and the exit: hand-backs of a full worker take a fraction of it.
 HAND_BACK_S = 1.5
@@ -72,12 +80,17 @@ class Worker:
     ) -> None:
         self.settings = settings
         self.name = f"{socket.gethostname()}-{uuid.uuid4().hex[:12]}"
-        self.metrics = Metrics()
+        tenants = TenantLabels(settings.metrics_tenants, settings.metrics_tenant_names)
+        self.metrics = Metrics(tenants=tenants)
         self._url = redis_url or settings.redis_url
         self._log = logs.get_logger()
         self._held_jobs = HeldJobs()
         self._engine = CurrentEngine(settings.engine_stall_s)
-        self._engine_supervisor = EngineSupervisor(settings, self._engine, self.metrics, tell_phase)
+        self._life = WorkerLife(tell_phase)
+        self._engine_supervisor = EngineSupervisor(
+            settings, self._engine, self.metrics, self._life.starts
+        )
+        self._exporter: Exporter | None = None
         self._parts: Parts | None = None
         self._main: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -148,6 +161,29 @@ class Worker:
             raise _first_error(group) from group
 
     async def _run(self) -> None:
+        """Run, and answer scrapes and probes from the first moment to the last."""
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+            await self._tell(stack)
+            beating = tasks.create_task(self._life.run())
+            try:
+                await self._run_connected()
+            finally:
+                beating.cancel()
+
+    async def _tell(self, stack: contextlib.AsyncExitStack) -> None:
+        """Serve metrics where a port is set; only then their library is imported."""
+        port = self.settings.metrics_port
+        if port is None:
+            return
+        from tokenbus.worker.telemetry.exporter import Exporter
+        from tokenbus.worker.telemetry.telemetry_server import telemetry_served
+
+        self._exporter = Exporter(self.settings, self._life)
+        await stack.enter_async_context(
+            telemetry_served(self._exporter, self._life, self.settings.metrics_host, port)
+        )
+
+    async def _run_connected(self) -> None:
         settings = self.settings
         url = ServerUrl.parse(self._url)
         self._log.info("worker.starting", pool=settings.pool, model=self._model, server=str(url))
@@ -188,9 +224,21 @@ class Worker:
             server.url,
             self.settings.connect_timeout_s,
         )
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(asyncio.to_thread(import_library))
-            starting = tasks.create_task(self._engine_supervisor.start())
+        status = StartStatus(
+            server.redis,
+            keys,
+            worker=self.name,
+            model=self._model,
+            life=self._life,
+            ttl_s=self.settings.lease_ttl_s,
+        )
+        try:
+            return await self._prepare_parts(server, blocking, await self._start_engine(status))
+        finally:
+            await status.end()
+
+    async def _prepare_parts(self, server: Server, blocking: Redis, ready: EngineReady) -> Parts:
+        """Make the parts around an engine that is there, and reconcile for the first time."""
         member = join_pool(
             self.settings,
             server,
@@ -203,13 +251,27 @@ class Worker:
             server=server,
             blocking=blocking,
             engine=self._engine,
-            ready=starting.result(),
+            life=self._life,
+            ready=ready,
         )
         self._parts = parts
         await parts.lease.open(self.settings.connect_timeout_s)
+        if self._exporter is not None:
+            self._exporter.attach(
+                member, self._engine, model=ready.limits.model, total_pages=ready.num_pages
+            )
         if self._started is None:
             gc.freeze_startup_objects()
         return parts
+
+    async def _start_engine(self, status: StartStatus) -> EngineReady:
+        """Start the engine, and tell the pool meanwhile what that is at."""
+        async with asyncio.TaskGroup() as tasks:
+            telling = tasks.create_task(status.run())
+            tasks.create_task(asyncio.to_thread(import_library))
+            starting = tasks.create_task(self._engine_supervisor.start())
+            starting.add_done_callback(lambda _: telling.cancel())
+        return starting.result()
 
     async def _serve(self, parts: Parts) -> None:
         """Run all parts until the worker is drained."""
@@ -227,14 +289,14 @@ class Worker:
                 ):
                     tasks.create_task(part.run())
                 tasks.create_task(self._engine_supervisor.run(parts.engine_reports))
-                if parts.exporter is not None:
-                    tasks.create_task(parts.exporter.run())
                 pull_loop = tasks.create_task(parts.pull_loop.run())
+                self._life.ready(lambda: self._engine.is_up)
                 self._log.info("worker.started", pool=self.settings.pool)
                 if self._started is not None:
                     self._started.set_result(None)
                 await self._stop.made()
                 pull_loop.cancel()
+                self._life.drains()
                 tasks.create_task(parts.lease.leave())
                 await self._drain(parts)
                 raise _Drained
@@ -274,6 +336,7 @@ def run_worker(settings: WorkerSettings) -> int:
     logs.take_library_logs()
     ServerUrl.parse(settings.redis_url).refuse_private("worker")
     check_worker(settings)
+    start_traces(settings, "worker")
     return asyncio.run(_run_in_foreground(settings))
 
 

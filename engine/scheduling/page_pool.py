@@ -36,6 +36,8 @@ class PagePool:
         self._refs = [0] * num_pages
         self._free = deque(range(1, num_pages))
         self._evictable: OrderedDict[int, None] = OrderedDict()
+        # Pages that more than one sequence holds.
+        self.num_shared = 0
 
     @property
     def num_usable(self) -> int:
@@ -88,9 +90,12 @@ class PagePool:
 
     def share(self, page_id: int) -> None:
         """Hold a page that is held already or evictable (a prefix hit)."""
-        if self._refs[page_id] == 0:
+        refs = self._refs[page_id]
+        if refs == 0:
             del self._evictable[page_id]
-        self._refs[page_id] += 1
+        elif refs == 1:
+            self.num_shared += 1
+        self._refs[page_id] = refs + 1
 
     def release(self, pages: Sequence[int]) -> None:
         """Give back one reference to each page of a sequence, given from head to tail.
@@ -107,6 +112,8 @@ class PagePool:
                     self._free.append(page_id)
                 else:
                     self._evictable[page_id] = None
+            elif refs == 2:
+                self.num_shared -= 1
 
     def register(self, page_id: int, page_hash: PageHash) -> None:
         """Give a held, full page its hash; from now on it is never written."""
@@ -149,6 +156,7 @@ class PagePool:
                 f"{len(wrong)} ref counts are wrong, first page {page_id}:"
                 f" counted {self._refs[page_id]}, held by {expected[page_id]}"
             )
+        self._check_shared()
         num_held = sum(1 for refs in self._refs if refs)
         total = self.num_free + self.num_evictable + num_held
         free = set(self._free)
@@ -163,3 +171,8 @@ class PagePool:
         for page_id in self._free:
             if self.prefixes.hash_of(page_id) is not None or self._refs[page_id]:
                 raise IntegrityError(f"page {page_id} is free but held or still has a hash")
+
+    def _check_shared(self) -> None:
+        num_shared = sum(1 for refs in self._refs if refs > 1)
+        if num_shared != self.num_shared:
+            raise IntegrityError(f"{self.num_shared} shared pages counted, {num_shared} are shared")

@@ -44,7 +44,7 @@ class PriorityFigures:
 
 @dataclass(frozen=True, slots=True)
 class LaneFigures:
-    """The jobs of one tenant at one priority; what was handed back is in `held` or `oldest` only."""
+    """The jobs of one tenant at one priority; what was handed back counts as none of them."""
 
     priority: int
     tenant: str
@@ -105,6 +105,8 @@ async def read_figures(
     redis: Redis, keys: Keys, *, assumed_tokens_per_s: float = ASSUMED_TOKENS_PER_S
 ) -> PoolFigures:
     """Read the figures of a pool. Raises: what redis raises."""
+    # Untyped: redis-py states some of its types wrongly.
+    untyped: Any = redis
     status = await read_status(redis, keys, with_oldest=True)
     priorities = range(NUM_PRIORITIES)
     async with redis.pipeline(transaction=False) as pipe:
@@ -117,7 +119,9 @@ async def read_figures(
     held = [{name.decode(): int(n) for name, n in reply.items()} for reply in replies[::2]]
     lanes = await _lanes(redis, keys, status, held, replies[1::2])
     tenants = sorted({lane.tenant for lane in lanes})
-    tokens = await redis.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
+    tokens = (
+        await untyped.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
+    )
     rate = _drain_rate(drained, busy)
     return PoolFigures(
         pool=keys.pool,

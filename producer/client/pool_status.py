@@ -37,8 +37,8 @@ class PoolStatus:
     `outages` say of those that have no engine now why. `paused_for_s` is None unless pulls take
     nothing. `oldest` is filled by `read_status` where it was asked for. `kept_bytes` are those of
     finished jobs, as of the last one; `dropped_jobs` counts those whose results were dropped for
-    room and that are still known. `starting` are workers that load their model and pull no jobs yet;
-    they are not among the others. `at_ms` is the server's time.
+    room and that are still known. `starting` are workers that load their model and pull no jobs
+    yet; they are not among the others. `at_ms` is the server's time.
     """
 
     waiting_jobs: int
@@ -86,13 +86,8 @@ async def read_status(redis: Redis, keys: Keys, *, with_oldest: bool = False) ->
             pipe.get(keys.of("status", name))
         replies = await pipe.execute()
     replies, new_replies = replies[: 3 * len(names)], replies[3 * len(names) :]
-    workers = [
-        worker_status(name, held, gauges)
-        for name, alive, held, gauges in zip(
-            names, replies[::3], replies[1::3], replies[2::3], strict=True
-        )
-        if alive
-    ]
+    rows = zip(names, replies[::3], replies[1::3], replies[2::3], strict=True)
+    workers = [worker_status(name, held, gauges) for name, alive, held, gauges in rows if alive]
     return PoolStatus(
         waiting_jobs=int(jobs or 0),
         waiting_tokens=int(tokens or 0),

@@ -18,6 +18,7 @@ from tokenbus.producer.errors import (
 from tokenbus.producer.scripts import Bounds
 from tokenbus.producer.scripts.replies import Refused
 from tokenbus.producer.server.connection import retrying
+from tokenbus.producer.telemetry.tracing import current_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +81,9 @@ class Submission:
         """Check a request, draw what it leaves open and weigh it. Raises: RequestInvalid."""
         try:
             request = as_request(given, fields)
+            traced = current_traceparent() if request.traceparent is None else None
+            if traced is not None:
+                request = request.model_copy(update={"traceparent": traced})
             if weight is None:
                 weight = self._settings.tenant_weights.get(request.tenant, 1.0)
             return new_job(

@@ -101,7 +101,7 @@ def worker_status(name: str, held_jobs: int, gauges: bytes | None) -> WorkerStat
     told: dict[str, Any] = json.loads(gauges) if gauges else {}
     pages = _pages(told)
     engine: dict[str, Any] = told.get("engine") or {}
-    outage = _outage(told)
+    outage = None if told.get("phase") == WorkerPhase.STARTING else _outage(told)
     return WorkerStatus(
         name=name,
         model=told.get("model"),

@@ -273,6 +273,27 @@ def add_status(parser: argparse.ArgumentParser) -> None:
         help="print it again every S seconds, 2 without a number (default: once)")
 
 
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus doctor` takes."""
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL", help=_MODEL_HELP)
+    add("--redis", metavar="URL", help=REDIS_HELP)
+    add("--pool", type=pool_name, metavar="NAME", help=_POOL_HELP)
+    add("--device", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
+    add("--json", action="store_true", help="print one object of JSON (default: a line each)")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Declare what `tokenbus config` takes."""
+    add = parser.add_argument
+    add("action", choices=("show",), help="print settings, and where each comes from")
+    add("process", nargs="?", default="worker", choices=("client", "worker", "gateway", "control"),
+        help="whose settings: those of the named kind of process (default: worker)")
+    add("--changed", action="store_true",
+        help="only those that are no defaults (default: all of them)")
+    add("--json", action="store_true", help="print a list as JSON (default: a line each)")
+
+
 def add_jobs(commands: Any) -> list[argparse.ArgumentParser]:
     """Declare the commands about jobs that were submitted before, and return them."""
     listing = commands.add_parser("list", help="list jobs that have not ended")

@@ -40,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="tokenbus", description="LLM jobs through a Redis queue, by the busload.")
     parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS,
         help="print the version and exit")  # fmt: skip
+    parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
+        help="file with settings, in TOML (default: that of TOKENBUS_CONFIG, or none)")  # fmt: skip
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     demo = commands.add_parser("demo", help="two dozen shop jobs through a real model, live")
     arguments.add_demo(demo)
@@ -59,6 +61,12 @@ def build_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="tell what waits and which workers live")
     arguments.add_status(status)
     status.set_defaults(run=_run_status)
+    doctor = commands.add_parser("doctor", help="look for what is wrong here, and what to do")
+    arguments.add_doctor(doctor)
+    doctor.set_defaults(run=_run_doctor)
+    config = commands.add_parser("config", help="show the settings of a process")
+    arguments.add_config(config)
+    config.set_defaults(run=_run_config)
     top = commands.add_parser("top", help="watch a pool in the terminal: figures, fleet, queue")
     arguments.add_top(top)
     top.set_defaults(run=_run_top, extra="top")
@@ -164,6 +172,18 @@ def _run_status(args: argparse.Namespace) -> int:
     from tokenbus.producer.commands.status import run_status
 
     return run_status(args.redis, args.pool, here=args.here, as_json=args.json, watch_s=args.watch)
+
+
+def _run_doctor(args: argparse.Namespace) -> int:
+    from tokenbus.worker.doctor.command import run_doctor
+
+    return run_doctor(args.redis, args.pool, args.model, args.device, as_json=args.json)
+
+
+def _run_config(args: argparse.Namespace) -> int:
+    from tokenbus.producer.commands.config import run_config
+
+    return run_config(args.process, as_json=args.json, changed=args.changed)
 
 
 def _run_top(args: argparse.Namespace) -> int:
@@ -298,7 +318,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.rest = rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _take_config(vars(args).pop("config", None))
     return args
+
+
+def _take_config(path: str | None) -> None:
+    """Let this command and its children read a file. Raises: ClientSettingsInvalid for a wrong one.
+
+    One that the environment names is checked too.
+    """
+    if path is None and "TOKENBUS_CONFIG" not in os.environ:
+        return
+    from tokenbus.producer.commands.config import check_config_file
+    from tokenbus.producer.config_file import use_config_file
+
+    if path is not None:
+        use_config_file(path)
+    check_config_file()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

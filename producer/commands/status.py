@@ -8,6 +8,7 @@ import socket
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.producer.commands.hints import connected, server_url
 from tokenbus.producer.terminal import visible
 
@@ -66,6 +67,7 @@ def _json(pool: str, status: PoolStatus) -> str:
         "kept_bytes": status.kept_bytes,
         "dropped_jobs": status.dropped_jobs,
         "workers": [asdict(worker) for worker in status.details],
+        "starting": [asdict(worker) for worker in status.starting],
         "oldest": [asdict(job) for job in status.oldest],
     }
     return visible(json.dumps(shown, ensure_ascii=False))
@@ -81,7 +83,7 @@ def _text(pool: str, status: PoolStatus) -> str:
         for job in status.oldest[:_MAX_OLDEST]
     ]
     lines.append(f"{status.held_jobs} jobs at {len(status.workers)} workers")
-    lines += [f"  {_worker(worker)}" for worker in status.details]
+    lines += [f"  {_worker(worker)}" for worker in (*status.details, *status.starting)]
     if status.kept_bytes:
         dropped = f", {status.dropped_jobs} results dropped for room" * bool(status.dropped_jobs)
         lines.append(f"finished jobs keep {status.kept_bytes / 2**20:.1f} MiB{dropped}")
@@ -91,6 +93,9 @@ def _text(pool: str, status: PoolStatus) -> str:
 def _worker(worker: WorkerStatus) -> str:
     if worker.outage is not None:
         return f"{worker.name}: {worker.outage}"
+    if worker.phase is not WorkerPhase.READY:
+        amount = f", {worker.percent} %" if worker.percent else ""
+        return f"{worker.name}: {worker.phase}, {worker.phase_told}{amount}".removesuffix(", ")
     told = [worker.model or ""]
     if worker.used_pages is not None:
         told.append(f"pages {worker.used_pages}/{worker.total_pages}")
@@ -98,4 +103,7 @@ def _worker(worker: WorkerStatus) -> str:
         told.append(f"{worker.running} running")
     if worker.tokens_per_s is not None:
         told.append(f"{worker.tokens_per_s:.1f} tokens/s")
+    ttft = worker.latencies.get("ttft")
+    if ttft is not None:
+        told.append(f"first token after {ttft.p50_ms:.0f} ms, p99 {ttft.p99_ms:.0f}")
     return f"{worker.name}: {', '.join(filter(None, told))}" if any(told) else worker.name

@@ -123,9 +123,10 @@ def _told(request: JobRequest) -> str:
 
 
 def _digest(request: JobRequest, told: str) -> str:
+    """Digest what is asked for: who follows the trace of it is no part, a retry has another."""
     ids = request.token_ids
-    if ids is not None:
-        told = _told(request.model_copy(update={"token_ids": None}))
+    if ids is not None or request.traceparent is not None:
+        told = _told(request.model_copy(update={"token_ids": None, "traceparent": None}))
     covered = f'{{"v":1{told}'.encode() + (b"" if ids is None else pack_ids(ids))
     if request.model is not None:
         covered += b"\n" + request.model.encode()
@@ -136,7 +137,9 @@ def _callback(request: JobRequest) -> str:
     """Return what the webhook needs of the request, which goes when the job ends."""
     if request.callback_url is None:
         return ""
-    wire = {"url": request.callback_url, "metadata": request.metadata}
+    wire: dict[str, object] = {"url": request.callback_url, "metadata": request.metadata}
+    if request.traceparent is not None:
+        wire["traceparent"] = request.traceparent
     return json.dumps(wire, separators=(",", ":"))
 
 

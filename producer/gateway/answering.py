@@ -26,6 +26,7 @@ from tokenbus.producer.gateway.wire.completion_answer import completion_answer
 from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
 from tokenbus.producer.gateway.wire.refusals import api_error, of_finish, unreachable
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.producer.telemetry.tracing import current_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -357,5 +358,5 @@ def _ticket(request: Request) -> int:
 
 
 def _trace(request: Request) -> dict[str, str]:
-    given = request.headers.get("traceparent")
+    given = current_traceparent() or request.headers.get("traceparent")
     return {"traceparent": given} if given and len(given) <= 128 and given.isprintable() else {}

@@ -24,7 +24,6 @@ from tokenbus.producer.gateway.door_guard import DoorGuard
 from tokenbus.producer.gateway.gateway import Gateway
 from tokenbus.producer.gateway.jobs.job_door import JobDoor
 from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
-from tokenbus.producer.gateway.metrics import GatewayMetrics
 from tokenbus.producer.gateway.pools.served_models import ServedModels
 from tokenbus.producer.gateway.routes import (
     batches,
@@ -43,6 +42,7 @@ from tokenbus.producer.gateway.routes import (
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.producer.telemetry.gateway_metrics import GatewayMetrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -87,7 +87,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
                 app.include_router(router(gateway))
             yield
 
-    metrics = GatewayMetrics()
+    metrics = GatewayMetrics(settings.gateway_metrics_tenants)
     app = FastAPI(title="tokenbus", lifespan=lifespan, openapi_url="/openapi.json")
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(ProducerError, _producer_error)
@@ -131,6 +131,7 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
         streams = OpenStreams(
             redis,
             keys,
+            metrics,
             grace_s=settings.gateway_grace_s,
             keepalive_s=settings.gateway_keepalive_s,
             drain_s=settings.gateway_drain_s,
@@ -142,7 +143,7 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
                 redis=redis,
                 models=served,
                 keys=keys,
-                door=JobDoor(served, KeyUse(redis), Shares(redis)),
+                door=JobDoor(served, KeyUse(redis), Shares(redis), metrics),
                 streams=streams,
                 metrics=metrics,
             )

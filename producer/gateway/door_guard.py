@@ -14,7 +14,7 @@ from tokenbus.producer.gateway.wire.api_error import ApiError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from tokenbus.producer.gateway.metrics import GatewayMetrics
+    from tokenbus.producer.telemetry.gateway_metrics import GatewayMetrics
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 

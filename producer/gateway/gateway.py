@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from tokenbus.producer.gateway.access.key_ring import KeyRing
     from tokenbus.producer.gateway.jobs.job_door import JobDoor
     from tokenbus.producer.gateway.jobs.open_streams import OpenStreams
-    from tokenbus.producer.gateway.metrics import GatewayMetrics
     from tokenbus.producer.gateway.pools.served_models import ServedModels
     from tokenbus.producer.gateway.settings import GatewaySettings
+    from tokenbus.producer.telemetry.gateway_metrics import GatewayMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 
@@ -26,52 +26,71 @@ def is_loopback(host: str) -> bool:
 class GatewaySettings(BusSettings):
     """Settings of one gateway process; times in seconds, sizes in bytes."""
 
-    # The pool of requests that name no model.
+    section: ClassVar[str] = "gateway"
+
     pool: Annotated[str, AfterValidator(check_pool)] = "default"
+    """The pool of requests that name no model."""
     gateway_host: str = "127.0.0.1"
+    """Address on which the gateway listens."""
     gateway_port: int = Field(default=8000, ge=0, le=65_535)
+    """Port on which the gateway listens; 0 takes a free one."""
 
-    # Names under which `pool` is asked for; other names of pools or models; what is taken instead
-    # where a pool has no worker that can run jobs.
     gateway_model_names: tuple[str, ...] = ()
+    """Names under which `pool` is asked for."""
     gateway_aliases: dict[str, str] = Field(default_factory=dict)
+    """Other names of pools or models."""
     gateway_fallbacks: dict[str, list[str]] = Field(default_factory=dict)
+    """Model to what is taken instead where its pool has no worker that can run jobs."""
 
-    # Whether requests need a key. `auto`: unless the door is on the loopback, no key was given here
-    # and none is stored.
     gateway_auth: Literal["auto", "keys", "off"] = "auto"
+    """Whether requests need a key. `auto`: unless the door is on the loopback, no key was given
+    here and none is stored."""
     gateway_api_keys: tuple[SecretStr, ...] = Field(default=(), repr=False)
+    """Keys beside those that are stored."""
     gateway_cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call."""
 
-    # Whether the API is served beside the board, or the board alone.
+    gateway_metrics_tenants: int = Field(default=0, ge=0, le=1000)
+    """Tenants that metrics tell apart, the first that come; none by default, because `/metrics`
+    asks for no key."""
     gateway_serves_api: bool = True
-
-    # Refuse requests with fields that are not known, in place of a header that names them.
+    """Whether the API is served beside the board, or the board alone."""
     gateway_strict: bool = False
+    """Refuse requests with fields that are not known, in place of a header that names them."""
     gateway_max_body_bytes: int = Field(default=8 * 2**20, ge=1024, le=2**31)
+    """The largest body of a request that is no upload."""
     gateway_max_header_bytes: int = Field(default=32 * 1024, ge=4096, le=2**20)
-    # How long a body may take to arrive, and a request without a stream to be answered.
+    """The largest path and headers together."""
     gateway_body_timeout_s: float = Field(default=30.0, gt=0, le=3600)
+    """How long a body may take to arrive."""
     gateway_answer_timeout_s: float = Field(default=600.0, gt=0, le=86_400)
-    # How long a job goes on without anyone who reads it; 0 cancels it at once, and none is resumed.
+    """How long a request without a stream may take to be answered."""
     gateway_grace_s: float = Field(default=30.0, ge=0, le=3600)
-    # Comments between events, for proxies that close what is silent.
+    """How long a job goes on without anyone who reads it; 0 cancels it at once, and none is
+    resumed."""
     gateway_keepalive_s: float = Field(default=10.0, gt=0, le=600)
+    """Between comments in a stream that says nothing, for proxies that close what is silent."""
     gateway_drain_s: float = Field(default=10.0, ge=0, le=3600)
-    # Tokens of an answer where the request says nothing: of a chat, and of a completion.
+    """How long streams may go on when the gateway closes."""
     gateway_chat_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    """Tokens of a chat's answer where the request says nothing."""
     gateway_completion_tokens: int = Field(default=16, ge=1, le=1_000_000)
+    """Tokens of a completion where the request says nothing."""
 
-    # The folder or URL of files, the same at all gateways and control services; None keeps none.
     files_url: str | None = Field(default=None, repr=False)
-    # Bytes of one upload, and of all files of one owner.
+    """Folder or URL of files, the same at all gateways and control services; without it no files
+    are kept and no batches run. It may hold a secret and is not shown."""
     gateway_file_bytes: int = Field(default=200 * 2**20, ge=1024, le=2**40)
+    """The largest upload."""
     gateway_owner_file_bytes: int = Field(default=10 * 2**30, ge=1024, le=2**50)
-    # How long a response is kept, and how many bytes of one owner.
+    """All files of one owner."""
     gateway_response_ttl_s: float = Field(default=7 * 86_400.0, gt=0, le=365 * 86_400)
+    """How long a response is kept."""
     gateway_response_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**40)
+    """Responses of one owner, in bytes."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged."""
 
     @model_validator(mode="after")
     def _check_whole(self) -> Self:

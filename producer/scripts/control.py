@@ -1,4 +1,4 @@
-"""Scripts and keys of operators and the control service: pauses, webhooks, ticks, pressure."""
+"""Scripts and keys of operators and the control service: pauses, webhooks, ticks, leases."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class Webhook:
 class ClaimedWebhook:
     """A webhook to try now, of the job at an address; `body` is empty until a try has failed.
 
-    Where it tells of something else, `event` is the name of what happened, to `event_of`.
+    `traceparent` is that of the job. Where it tells of something else, `event` is the name of what
+    happened, to `event_of`.
     """
 
     job_id: str
@@ -85,15 +86,7 @@ class ClaimedWebhook:
     body: bytes
     event: str = ""
     event_of: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Pressure:
-    """What waits in a pool; `tokens_per_s` is the measured drain rate, None before there is one."""
-
-    waiting_tokens: int
-    waiting_jobs: int
-    tokens_per_s: float | None
+    traceparent: str = ""
 
 
 class ControlScripts:
@@ -215,15 +208,13 @@ class ControlScripts:
         )
         return int(since) if since else None
 
-    async def paused_since(self) -> int | None:
-        """Return since when pulls take nothing, in ms of the server's time; None if they do."""
-        since = await self._runner.command("GET", self._keys.of("paused"))
-        return None if since is None else int(since)
+    async def watch(self, holder: str, ttl_ms: int) -> bool:
+        """Take or keep the lease of who tells the pool's metrics; 0 ms give it up.
 
-    async def pressure(self) -> Pressure:
-        """Read what waits and how fast it drains."""
-        tokens, jobs, rate = await self._runner.run("pressure", self._keys.prefix)
-        return Pressure(int(tokens), int(jobs), float(rate) * 1000 if rate else None)
+        Returns: whether `holder` has, or had, the lease.
+        """
+        reply = await self._runner.run("watch", self._keys.prefix, holder=holder, ttl_ms=ttl_ms)
+        return bool(reply)
 
 
 def _claimed(fields: list[Any]) -> ClaimedWebhook:
@@ -242,6 +233,7 @@ def _claimed(fields: list[Any]) -> ClaimedWebhook:
         body,
         wire.get("event", ""),
         wire.get("event_of", ""),
+        wire.get("traceparent", ""),
     )
 
 

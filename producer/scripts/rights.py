@@ -59,8 +59,8 @@ _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
         *("submit", "cancel", "takeover", "tick", "unpull", *_ENDS),
     ),
     UserRole.CONTROL: (
-        *("submit", "cancel", "tick", "scan", "requeue", "pressure", "drop_letters", "cron_tick"),
-        *("pause", "webhook_claim", "webhook_open", "webhook_try", *_ENDS),
+        *("submit", "cancel", "tick", "scan", "requeue", "drop_letters", "cron_tick"),
+        *("pause", "watch", "webhook_claim", "webhook_open", "webhook_try", *_ENDS),
     ),
 }
 # What a role calls without a script.

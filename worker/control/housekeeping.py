@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.dead_letters import DeadLetters
-from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.client.pool_figures import read_figures
 from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.completion import JobCompletion
 from tokenbus.producer.scripts.replies import JobState, RequeueStatus
@@ -170,23 +170,21 @@ class Housekeeping:
 
     async def publish_pressure(self) -> None:
         """Write for autoscalers what waits and how many seconds it takes at the measured rate."""
-        pressure = await self._scripts.control.pressure()
-        status = await read_status(self._redis, self._keys)
-        rate = pressure.tokens_per_s
-        seconds: float | None = None
-        if pressure.waiting_tokens == 0:
-            seconds = 0.0
-        elif rate:
-            seconds = round(pressure.waiting_tokens / rate, 3)
+        figures = await read_figures(
+            self._redis,
+            self._keys,
+            assumed_tokens_per_s=self._settings.assumed_tokens_per_s,
+        )
+        status, rate = figures.status, figures.drain_tokens_per_s
         value = {
             "v": 1,
-            "at_ms": await self._now_ms(),
-            "waiting_jobs": pressure.waiting_jobs,
-            "waiting_tokens": pressure.waiting_tokens,
+            "at_ms": figures.at_ms,
+            "waiting_jobs": status.waiting_jobs,
+            "waiting_tokens": status.waiting_tokens,
             "held_jobs": status.held_jobs,
             "workers": len(status.workers),
             "tokens_per_s": None if rate is None else round(rate, 3),
-            "seconds": seconds,
+            "seconds": round(figures.seconds_of_backlog, 3),
         }
         await self._redis.set(self._keys.of("pressure"), json.dumps(value), px=PRESSURE_TTL_MS)
 

@@ -34,15 +34,19 @@ from tokenbus.worker.control.batches.stored_upkeep import settle_responses, swee
 from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
+from tokenbus.worker.control.telemetry.control_life import ControlLife
+from tokenbus.worker.control.telemetry.pool_watch import PoolWatch
 from tokenbus.worker.control.timetable import Timetable
 from tokenbus.worker.control.webhooks.addresses import AddressPolicy
 from tokenbus.worker.control.webhooks.courier import Courier
 from tokenbus.worker.control.webhooks.delivery import Webhooks
+from tokenbus.worker.trace_start import start_traces
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from tokenbus.worker.control.settings import ControlSettings
+    from tokenbus.worker.control.telemetry.exporter import ControlExporter
 
 Role = Literal["service", "adapter", "check"]
 
@@ -64,6 +68,7 @@ def run_control(role: Role, settings: ControlSettings) -> int:
     if role == "check":
         return asyncio.run(_check(settings))
     logs.take_library_logs()
+    start_traces(settings, "control")
     run = serve if role == "service" else adapt
     asyncio.run(_until_stopped(run(settings)))
     return 0
@@ -79,17 +84,24 @@ async def serve(settings: ControlSettings) -> None:
         ThreadPoolExecutor(settings.webhook_concurrency, "look-up")
     )
     async with contextlib.AsyncExitStack() as stack:
+        life, metrics = ControlLife(), ControlMetrics()
+        exporter = await _telemetry(stack, settings, metrics, life)
         client = await stack.enter_async_context(await _connect(settings))
+        watch = PoolWatch(client.scripts, assumed_tokens_per_s=settings.assumed_tokens_per_s)
+        if exporter is not None:
+            exporter.watch = watch
         courier = await stack.enter_async_context(
             Courier(policy, settings.webhook_timeout_s, settings.webhook_concurrency)
         )
-        metrics = await _metrics(stack, settings)
         webhooks = Webhooks(client.scripts, courier, keys=keys, settings=settings, metrics=metrics)
         folder = Path() if settings.crons is None else settings.crons.parent
         chores = chores_of(Housekeeping(client, settings))
         crons = Crons(client, chores, table=table, folder=folder, metrics=metrics)
         logs.get_logger().info("control.started", pool=settings.pool, crons=len(table.cron))
         async with asyncio.TaskGroup() as tasks:
+            life.works()
+            tasks.create_task(life.run())
+            tasks.create_task(watch.run())
             tasks.create_task(webhooks.run())
             responses = StoredResponses(
                 client.scripts.redis,
@@ -132,24 +144,33 @@ def batch_service(client: AsyncClient, files_url: str, settings: ControlSettings
 async def adapt(settings: ControlSettings) -> None:
     """Run arq's `generate` jobs on one pool until cancelled."""
     async with contextlib.AsyncExitStack() as stack:
+        life, metrics = ControlLife(), ControlMetrics()
+        await _telemetry(stack, settings, metrics, life)
         client = await stack.enter_async_context(await _connect(settings))
-        metrics = await _metrics(stack, settings)
         logs.get_logger().info("adapter.started", pool=settings.pool, queue=settings.queue)
-        await Adapter(client, settings, metrics).run()
+        async with asyncio.TaskGroup() as tasks:
+            life.works()
+            tasks.create_task(life.run())
+            tasks.create_task(Adapter(client, settings, metrics).run())
 
 
-async def _metrics(stack: contextlib.AsyncExitStack, settings: ControlSettings) -> ControlMetrics:
-    """Return new counters, served if a port is set; only then their library is imported."""
-    metrics = ControlMetrics()
-    if settings.metrics_port is not None:
-        from tokenbus.worker.control.exporter import ControlExporter
-        from tokenbus.worker.telemetry.metrics_server import metrics_served
+async def _telemetry(
+    stack: contextlib.AsyncExitStack,
+    settings: ControlSettings,
+    metrics: ControlMetrics,
+    life: ControlLife,
+) -> ControlExporter | None:
+    """Answer scrapes and probes if a port is set; only then their library is imported."""
+    if settings.metrics_port is None:
+        return None
+    from tokenbus.worker.control.telemetry.exporter import ControlExporter
+    from tokenbus.worker.telemetry.telemetry_server import telemetry_served
 
-        served = metrics_served(
-            ControlExporter(metrics), settings.metrics_host, settings.metrics_port
-        )
-        await stack.enter_async_context(served)
-    return metrics
+    exporter = ControlExporter(metrics, settings, life)
+    await stack.enter_async_context(
+        telemetry_served(exporter, life, settings.metrics_host, settings.metrics_port)
+    )
+    return exporter
 
 
 async def _connect(settings: ControlSettings) -> AsyncClient:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from ipaddress import IPv4Network, IPv6Network  # noqa: TC003 -- pydantic reads the annotations
 from pathlib import Path  # noqa: TC003 -- pydantic reads the annotations
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, SecretStr
 
+from tokenbus.producer.client.pool_figures import ASSUMED_TOKENS_PER_S
 from tokenbus.worker.control.signing_key import key_bytes
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.service_settings import ServiceSettings
@@ -24,46 +25,78 @@ class ControlSettings(ServiceSettings):
     JSON file.
     """
 
-    # Where arq keeps its jobs; None is the server of the pool.
+    section: ClassVar[str] = "control"
+
     arq_redis_url: str | None = Field(default=None, repr=False)
+    """Where arq keeps its jobs; without it, the server of the pool. It may hold a password and is
+    not shown."""
     connect_timeout_s: Seconds = 30.0
+    """How long the start waits for the server."""
     call_timeout_s: Seconds = 5.0
+    """How long one call on the server may take."""
     result_ttl_s: Seconds = 3600.0
+    """How long the result of a job can be read that this process ended."""
     log_ttl_s: Seconds = 120.0
+    """How long the log of a job stays that ended without a result in its place."""
     crons: Path | None = None
+    """File of the table of crons."""
+    assumed_tokens_per_s: float = Field(default=ASSUMED_TOKENS_PER_S, gt=0, le=1e9)
+    """Rate by which waiting tokens are counted as seconds of backlog until the pool has shown
+    one."""
 
     webhook_keys: dict[str, SecretStr] = Field(default_factory=dict)
+    """Tenant to its signing key, `whsec_<base64>`; several, separated by blanks, sign all while a
+    receiver changes from one to the other."""
     webhook_keys_file: Path | None = None
+    """The same as a JSON file."""
     webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(default_factory=list)
+    """Private networks that webhooks may reach."""
     webhook_timeout_s: float = Field(default=10.0, gt=0, le=300)
+    """How long one try may take."""
     webhook_max_age_s: Seconds = 86_400.0
+    """How long after the end of its job a webhook is tried."""
     webhook_backoff_s: float = Field(default=5.0, gt=0, le=3600)
+    """Pause before the second try; it doubles with each."""
     webhook_max_backoff_s: Seconds = 3600.0
+    """The longest pause between two tries."""
     webhook_concurrency: int = Field(default=64, ge=1, le=4096)
-    # Drop with the next release: receivers that still check the header `tokenbus-signature`.
+    """Tries under way at once."""
+    # Drop with the next release.
     webhook_earlier_signature: bool = False
+    """Send the header `tokenbus-signature` too, for receivers that still check it."""
 
-    # The folder or URL of files, the same at all gateways and control services; without it no
-    # batches are run.
     files_url: str | None = Field(default=None, repr=False)
+    """Folder or URL of files, the same at all gateways and control services; without it no batches
+    are run. It may hold a secret and is not shown."""
     batch_window: int = Field(default=256, ge=1, le=10_000)
-    # Tokens of an answer whose request names no bound; as the gateways have them.
+    """Lines of one batch that are jobs at the same time."""
     gateway_chat_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    """Tokens of a chat's answer whose line names no bound; as the gateways have it."""
     gateway_completion_tokens: int = Field(default=16, ge=1, le=1_000_000)
+    """The same of a completion."""
     gateway_response_ttl_s: float = Field(default=7 * 86_400.0, gt=0, le=365 * 86_400)
+    """How long a response is kept; as the gateways have it."""
     gateway_response_bytes: int = Field(default=64 * 2**20, ge=1024, le=2**40)
+    """Responses of one owner, in bytes; as the gateways have it."""
 
-    # None is `arq:tokenbus`, with `:<pool>` behind it for any pool but the default one.
     adapter_queue: str | None = Field(default=None, min_length=1, max_length=256)
+    """Queue of arq that the adapter reads; without it `arq:tokenbus`, with `:<pool>` behind it for
+    any pool but the default one."""
     adapter_max_jobs: int = Field(default=1000, ge=1, le=100_000)
+    """Jobs of arq under way at once."""
     adapter_poll_delay_s: float = Field(default=0.02, ge=0.001, le=60)
-    # What arq gives a job as a whole; the job's own deadline at the pool lies 5 s before it.
+    """Between two looks at that queue."""
     adapter_job_timeout_s: float = Field(default=3600.0, ge=10, le=86_400)
-    # arq locks a job for its whole timeout, so that a killed worker's jobs would wait as long; here
-    # the lock is short and prolonged. Two adapters at one job wait for the same generation.
+    """What arq gives a job as a whole; the job's own deadline at the pool lies 5 s before it."""
+    # arq would lock a job for its whole timeout; here the lock is short and prolonged. Two adapters
+    # at one job wait for the same generation.
     adapter_lock_s: float = Field(default=15.0, ge=1, le=3600)
+    """How long a job of arq is locked unless that is prolonged: a killed adapter's jobs wait as
+    long."""
     adapter_max_tries: int = Field(default=100, ge=1, le=100_000)
+    """Tries of one job of arq."""
     adapter_result_ttl_s: Seconds = 3600.0
+    """How long arq keeps a result."""
 
     @property
     def queue(self) -> str:

@@ -134,10 +134,11 @@ class EngineLoop:
             connected = self._take_commands()
             self._admit_held_back()
             if self._engine.has_work and not paused:
+                began_at = time.monotonic()
                 with self._socket_reader.listening():
                     output = self._engine.step()
                 now = time.monotonic()
-                record = pack_step(output, now)
+                record = pack_step(output, now, now - began_at)
                 self._backlog_tokens += len(record.token_ids)
                 self._send(record)
                 if self._step_log is not None:

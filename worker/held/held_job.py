@@ -50,13 +50,21 @@ _LEGAL = {
 
 @dataclass(slots=True)
 class Timings:
-    """Moments of a job on this worker's monotonic clock, in seconds; gaps between tokens in ms."""
+    """Moments of a job on this worker's monotonic clock, in seconds; gaps between tokens in ms.
 
+    `submitted_at` is reckoned from the age that the server told with the pull, `published_at` is
+    when the log had the first token that this worker computed, `parse_s` what reading its messages
+    took.
+    """
+
+    submitted_at: float = 0.0
     pulled_at: float = field(default_factory=time.monotonic)
     added_at: float | None = None
     admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
+    published_at: float | None = None
+    parse_s: float = 0.0
     gaps_ms: array[float] = field(default_factory=lambda: array("f"))
 
     @property
@@ -121,6 +129,7 @@ class HeldJob:
         self.num_preemptions = 0
         self._is_preempted = False
         self.timings = Timings()
+        self.timings.submitted_at = self.timings.pulled_at - pulled.age_ms / 1e3
 
     @property
     def prepared(self) -> PreparedJob | None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.scripts.completion import JobCompletion
     from tokenbus.worker.held.held_jobs import HeldJobs
+    from tokenbus.worker.held.job_traces import JobTraces
     from tokenbus.worker.metrics import Metrics
     from tokenbus.worker.session import Session
     from tokenbus.worker.settings import WorkerSettings
@@ -25,3 +26,4 @@ class PoolMember:
     completion: JobCompletion
     held_jobs: HeldJobs
     metrics: Metrics
+    traces: JobTraces

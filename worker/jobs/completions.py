@@ -42,6 +42,7 @@ class Completions:
         self._completion = member.completion
         self._held_jobs = member.held_jobs
         self._metrics = member.metrics
+        self._traces = member.traces
         self._spawn = spawn
         self._waiting: deque[tuple[HeldJob, Completed]] = deque()
         self._is_calling = False
@@ -90,7 +91,8 @@ class Completions:
                 self._spawn(self._add_later(job, completed.finish, self._session.generation))
             else:
                 self._held_jobs.drop(job)
-                log_finished(self._log, job, self._metrics)
+                outcome = log_finished(self._log, job, self._metrics)
+                self._traces.left(job, outcome)
 
     async def _add_later(self, job: HeldJob, finish: str, generation: int) -> None:
         """Try a job again that failed alone, unless its chain has started anew meanwhile."""

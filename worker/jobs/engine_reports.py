@@ -90,13 +90,9 @@ class EngineReports:
         if self._publishers.num_processes:
             self._publishers.take_step(step)
         self._page_budget.see_stats(step.stats)
-        self._metrics.stepped(step.stats)
+        self._metrics.stepped(step.stats, step.step_s)
         find = self._held_jobs.by_request
-        for admission in step.admitted:
-            job = find(admission.request_id)
-            if job is not None and job.timings.admitted_at is None:
-                job.see_admission(now, admission.num_cached_tokens)
-                self._log.debug("job.admitted", job_id=job.job_id, cached=job.cached_tokens)
+        self._take_admissions(step, now)
         for request_id in step.preempted:
             job = find(request_id)
             if job is not None:
@@ -118,6 +114,17 @@ class EngineReports:
         # With its first token a job is known to hold what until then it was promised as well.
         if step.ends or num_begun:
             self._head_of_line.pages_changed()
+
+    def _take_admissions(self, step: StepRecord, now: float) -> None:
+        """Note which jobs have their pages, and how long those waited that nobody had begun."""
+        for admission in step.admitted:
+            job = self._held_jobs.by_request(admission.request_id)
+            if job is not None and job.timings.admitted_at is None:
+                job.see_admission(now, admission.num_cached_tokens)
+                if job.is_fresh:
+                    waited_s = now - job.timings.submitted_at
+                    self._metrics.queue_time[job.pulled.priority].add(waited_s)
+                self._log.debug("job.admitted", job_id=job.job_id, cached=job.cached_tokens)
 
     def _count_tokens(
         self, step: StepRecord, jobs: list[HeldJob | None], now: float

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from tokenbus.worker.metrics import Metrics
 
 
-def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
-    """Count an ended job and log it.
+def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
+    """Count an ended job, log it, and return its outcome: finished, failed, cancelled or expired.
 
     The reason is `tool_calls` where a choice stopped with them.
     `queue_ms` is from the submit to this worker's pull by the server's clock, the other times are
@@ -24,21 +24,11 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
     finish = job.finish
     reason = finish.reason if finish is not None else "unknown"
     ended = [] if finish is None else [*map(finish.finish_reason_of, range(len(finish.choices)))]
-    match reason:
-        case "cancelled":
-            metrics.jobs_cancelled += 1
-        case "expired":
-            metrics.jobs_expired += 1
-        case "failed":
-            metrics.jobs_failed += 1
-        case _:
-            metrics.jobs_finished += 1
-            metrics.choices.update(ended)
+    outcome = reason if reason in ("cancelled", "expired", "failed") else "finished"
+    _count(job, outcome, ended, metrics)
     times = job.timings
     gaps = sorted(times.gaps_ms)
-    metrics.itl.add_sorted([gap_ms / 1e3 for gap_ms in gaps])
-    if times.first_token_at is not None:
-        metrics.ttft.add(times.first_token_at - times.pulled_at)
+    metrics.itl[job.pulled.priority].add_sorted([gap_ms / 1e3 for gap_ms in gaps])
     error = finish.error if finish is not None else None
     log.info(
         "job.finished",
@@ -60,6 +50,31 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> None:
         error=error.code if error is not None else None,
         error_field=error.field if error is not None else None,
     )
+    return outcome
+
+
+def _count(job: HeldJob, outcome: str, ended: Sequence[str], metrics: Metrics) -> None:
+    """Count a job by its outcome and its tenant, with what it has used."""
+    match outcome:
+        case "cancelled":
+            metrics.jobs_cancelled += 1
+        case "expired":
+            metrics.jobs_expired += 1
+        case "failed":
+            metrics.jobs_failed += 1
+        case _:
+            metrics.jobs_finished += 1
+            metrics.choices.update(ended)
+    metrics.left(job.pulled.priority, job.pulled.tenant, outcome)
+    if job.finish is not None:
+        usage = job.finish.usage
+        metrics.spent(
+            job.pulled.priority,
+            job.pulled.tenant,
+            prompt=usage.prompt_tokens,
+            cached=usage.cached_tokens,
+            generated=usage.completion_tokens,
+        )
 
 
 def _since(start: float, end: float | None) -> float | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.jobs.page_costs import PageCosts
     from tokenbus.worker.jobs.settlement import Settlement
     from tokenbus.worker.jobs.start import Starter
-    from tokenbus.worker.messages.publishing import Decided, Progress, Taken
+    from tokenbus.worker.messages.publishing import Committed, Decided, Progress, Taken
     from tokenbus.worker.metrics import Metrics
 
 
@@ -66,9 +66,11 @@ class JobFlow:
         """Take a choice that met a stop string out of the engine."""
         self._engine.stop_choice(job, choice)
 
-    def committed(self, job: HeldJob, finish: str) -> None:
+    def committed(self, job: HeldJob, committed: Committed) -> None:
         """Complete a job whose terminal entry stands in the log."""
-        self._settlement.committed(job, finish)
+        job.timings.published_at = committed.published_at
+        job.timings.parse_s = committed.parse_s
+        self._settlement.committed(job, committed.finish)
 
     def fenced(self, job: HeldJob, epoch: int) -> None:
         """Let go of a job whose log belongs to a later owner."""
@@ -91,6 +93,10 @@ class JobFlow:
         metrics.hold_s = progress.hold_s
         metrics.publish_wait_s += progress.waits_s
         metrics.publish_lag.merge(progress.lags, progress.lag_sum_s)
+        for priority, seconds in progress.firsts:
+            metrics.ttft[priority].add(seconds)
+        for priority, seconds in progress.ends:
+            metrics.e2e[priority].add(seconds)
         self._engine.credit(progress.freed_tokens)
 
     def gone(self, job: HeldJob) -> None:

@@ -137,7 +137,7 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True, kw_only=True, dict
     """All deltas of one step in columns; `token_ids` is flat, `counts` cuts it into rows.
 
     The rare columns hold (row, …). `sent_at` is CLOCK_MONOTONIC in seconds, which all processes of
-    a machine share.
+    a machine share; `step_s` is how long the step took.
     """
 
     request_ids: list[int]
@@ -151,6 +151,7 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True, kw_only=True, dict
     preempted: list[int]
     stats: EngineStats
     sent_at: float
+    step_s: float = 0.0
 
     @cached_property
     def frame(self) -> bytes:
@@ -164,7 +165,7 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True, kw_only=True, dict
 Report = EngineStarting | EngineReady | EngineRefused | RequestRefused | Beat | StepRecord
 
 
-def pack_step(output: StepOutput, sent_at: float) -> StepRecord:
+def pack_step(output: StepOutput, sent_at: float, step_s: float = 0.0) -> StepRecord:
     """Turn a step's deltas into columns."""
     deltas = output.deltas
     token_ids = [d.token_ids for d in deltas]
@@ -192,6 +193,7 @@ def pack_step(output: StepOutput, sent_at: float) -> StepRecord:
         preempted=list(output.preempted),
         stats=output.stats,
         sent_at=sent_at,
+        step_s=step_s,
     )
 
 

@@ -98,7 +98,8 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
 
     `is_ahead`: nobody can have logged anything, so the engine begins at once, its first tokens
     create the log, and no `Taken` comes back. `job_id` is the text of the job's address, `version`
-    its wire version, `listen` the secret of the client that listens to it, or empty.
+    its wire version, `listen` the secret of the client that listens to it, or empty. `submitted_at`
+    is when it was, by CLOCK_MONOTONIC in seconds.
     """
 
     key: int
@@ -109,6 +110,8 @@ class TakeOver(msgspec.Struct, tag="takeover", array_like=True, kw_only=True):
     is_ahead: bool = False
     version: int = WIRE_VERSION
     listen: str = ""
+    priority: int = 1
+    submitted_at: float = 0.0
 
     def __repr__(self) -> str:
         """Name the job; the secret is left out."""
@@ -181,11 +184,17 @@ class Decided(msgspec.Struct, tag="decided", array_like=True):
 
 
 class Committed(msgspec.Struct, tag="committed", array_like=True):
-    """The terminal entry stands in the log."""
+    """The terminal entry stands in the log.
+
+    `published_at` is when the first token of this owner did, None if none does; `parse_s` what
+    reading its messages took.
+    """
 
     generation: int
     key: int
     finish: str
+    published_at: float | None = None
+    parse_s: float = 0.0
 
 
 class Fenced(msgspec.Struct, tag="fenced", array_like=True):
@@ -226,6 +235,8 @@ class Progress(msgspec.Struct, tag="progress", array_like=True):
     engine's delivery of an entry's first token to the call, `lags` counts entries by the time until
     the log confirmed them, in the buckets of a `Histogram`. `hold_s` is the coalescing in force,
     `cpu_s` the CPU time of a publisher process, 0 for a publisher inside the worker process.
+    `firsts` and `ends` are jobs whose first token or end was published: priority, and seconds since
+    the submit.
     """
 
     freed_tokens: int = 0
@@ -237,6 +248,8 @@ class Progress(msgspec.Struct, tag="progress", array_like=True):
     lags: list[int] = []
     hold_s: float = 0.0
     cpu_s: float = 0.0
+    firsts: list[tuple[int, float]] = []
+    ends: list[tuple[int, float]] = []
 
 
 PublisherReport = (

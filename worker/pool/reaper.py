@@ -26,6 +26,8 @@ TICK_INTERVAL_S = 1.0
 # Reaps under way at once: enough to empty a full worker within a second, few enough to leave the
 # connections to the living.
 _MAX_REAPS = 4
+# Jobs of a lost worker that its line names; the others are told of as they are taken over.
+_MAX_TOLD = 64
 
 
 class Reaper:
@@ -66,7 +68,13 @@ class Reaper:
         dead = {orphan.worker: orphan.num_held for orphan in orphans} | dict.fromkeys(struck, 0)
         for worker, num_jobs in dead.items():
             if worker not in self._lost:
-                self._log.warning("worker.lost", dead_worker=worker, jobs=num_jobs)
+                job_ids = [orphan.job_id for orphan in orphans if orphan.worker == worker]
+                self._log.warning(
+                    "worker.lost",
+                    dead_worker=worker,
+                    jobs=num_jobs,
+                    job_ids=job_ids[:_MAX_TOLD],
+                )
         self._lost = set(dead) - set(struck)
 
     def _may_reap(self) -> bool:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from redis.exceptions import RedisError
 
 from tokenbus.producer.answers import answer_of
+from tokenbus.producer.release import release
 from tokenbus.worker.held.held_job import Phase
 from tokenbus.worker.logs import get_logger
+from tokenbus.worker.pool.recent_times import RecentTimes
 
 if TYPE_CHECKING:
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.page_costs import PageCosts
+    from tokenbus.worker.life import WorkerLife
 
 INTERVAL_S = 1.0
 
@@ -30,6 +33,7 @@ class StatusWriter:
         *,
         costs: PageCosts,
         engine: CurrentEngine,
+        life: WorkerLife,
         model: str,
         max_model_len: int,
     ) -> None:
@@ -41,12 +45,15 @@ class StatusWriter:
         self._ttl_ms = int(member.settings.lease_ttl_s * 1000)
         self._costs = costs
         self._engine = engine
+        self._life = life
+        self._recent_times = RecentTimes(member.metrics)
         self._model = model
         self._names = member.settings.model_names
         self._max_model_len = max_model_len
-        # When the engine's tokens were counted last, and how many there were.
-        self._counted = (time.monotonic(), 0)
-        self._tokens_per_s = 0.0
+        # When the engine's tokens were counted last, and how many there were: generated ones, and
+        # those of prompts.
+        self._counted = (time.monotonic(), 0, 0)
+        self._tokens_per_s = self._prompt_tokens_per_s = 0.0
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -78,20 +85,27 @@ class StatusWriter:
             await self._scripts.redis.pexpire(key, self._ttl_ms)
 
     def _count_tokens(self) -> None:
-        """Take the rate of generated tokens since the last look; another engine begins at 0."""
+        """Take the rates of tokens since the last look; another engine begins at 0."""
         stats, now = self._engine.stats(), time.monotonic()
-        total = 0 if stats is None else stats.generated_tokens_total
-        at, before = self._counted
+        generated = prompt = 0
+        if stats is not None:
+            generated = stats.generated_tokens_total
+            prompt = stats.prompt_tokens_total + stats.cached_tokens_total
+        at, generated_before, prompt_before = self._counted
         if now > at:
-            self._tokens_per_s = round(max(0, total - before) / (now - at), 1)
-        self._counted = (now, total)
+            self._tokens_per_s = round(max(0, generated - generated_before) / (now - at), 1)
+            self._prompt_tokens_per_s = round(max(0, prompt - prompt_before) / (now - at), 1)
+        self._counted = (now, generated, prompt)
 
     def gauges(self) -> dict[str, object]:
-        """Return the gauges: jobs by phase, pages, the engine's counters, the worker's."""
+        """Return the gauges: jobs by phase, pages, recent times, the counters of both parts."""
         stats, outage = self._engine.stats(), self._engine.outage
         return {
             "v": 1,
             "worker": self._worker,
+            "version": release(),
+            "phase": self._life.phase.value,
+            "uptime_s": round(self._life.uptime_s, 1),
             "model": self._model,
             # Under which names requests may ask for it, and how long a text of it may be.
             "names": self._names,
@@ -102,8 +116,10 @@ class StatusWriter:
             # Whether it can run jobs now, and if not, why and since how many engines.
             "ready": self._engine.is_up,
             "outage": None if outage is None else asdict(outage),
-            # Generated in the last second or so.
+            # Generated, and taken in as prompts, in the last second or so.
             "tokens_per_s": self._tokens_per_s,
+            "prompt_tokens_per_s": self._prompt_tokens_per_s,
+            "latencies": self._recent_times.look(),
             "engine": None if stats is None else stats._asdict(),
             "counters": self._metrics.as_dict(),
         }

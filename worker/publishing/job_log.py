@@ -64,13 +64,16 @@ class JobLog:
         "num_credited",
         "num_entries",
         "num_logged",
+        "priority",
         "prompt_logprobs",
         "prompt_tokens",
+        "published_at",
         "reasons",
         "rules",
         "sent_at",
         "shard",
         "state",
+        "submitted_at",
         "texts",
         "transcript",
         "turn",
@@ -89,6 +92,9 @@ class JobLog:
         self.listen = order.listen
         self.epoch = order.epoch
         self.prompt_tokens = order.prompt_tokens
+        self.priority = order.priority
+        self.submitted_at = order.submitted_at
+        self.published_at: float | None = None
         self.rules = order.rules
         self.state = LogState.OPEN
         # What the log is to us whenever nothing is known of it: ahead until it was found empty.

@@ -49,6 +49,8 @@ NUM_LOG_WRITERS = 4
 # A whole answer costs the server as much as four appends: 24 keep it for 0.34 ms.
 _MAX_BEGINNINGS = 24
 
+_FINISHED = ("stop", "length")
+
 # What one job of a call begins with: its last index, its number of entries, its finish if it ends.
 _Beginning = tuple[int, int, str]
 
@@ -229,6 +231,8 @@ class LogWriter:
                 self._heed(job, others[number])
                 continue
             job.take_over()
+            if to:
+                self._note_published(job, now)
             job.num_logged, job.num_entries = to, 1 + num_entries
             if to:
                 job.enqueue = self._enqueue_behind
@@ -241,6 +245,12 @@ class LogWriter:
                 self._commit(job, finish)
         if lags_s:
             self._note_call(started_at, now, num_fresh, lags_s, waits_s)
+
+    def _note_published(self, job: JobLog, now: float) -> None:
+        """Note the first token of this owner, the job's first if nobody logged one before."""
+        job.published_at = now
+        if job.num_logged == 0:
+            self._host.progress_counter.began(job.priority, now - job.submitted_at)
 
     def _note_call(
         self, started_at: float, now: float, num_fresh: int, lags_s: list[float], waits_s: float
@@ -292,6 +302,8 @@ class LogWriter:
                 continue
             if number not in others:
                 job.num_entries += 1
+            if job.published_at is None:
+                self._note_published(job, now)
             job.enqueue = self._enqueue_behind
             job.num_logged = to
             lags_s.append(now - sinces[number])
@@ -340,9 +352,14 @@ class LogWriter:
     def _commit(self, job: JobLog, finish: str) -> None:
         if job.state is LogState.DROPPED:
             return  # The worker has let the job go while the call was under way.
+        is_own = job.state is LogState.ENDING
         job.move_to(LogState.COMMITTED)
         job.set_access(LogAccess.KNOWN)
-        self._host.emit(Committed(self._host.generation, job.key, finish))
+        host = self._host
+        if is_own and job.finish is not None and job.finish.reason in _FINISHED:
+            host.progress_counter.ended(job.priority, time.monotonic() - job.submitted_at)
+        parse_s = 0.0 if job.messages is None else job.messages.busy_s
+        host.emit(Committed(host.generation, job.key, finish, job.published_at, parse_s))
 
     def _heed(self, job: JobLog, reply: LogReply) -> None:
         """Do what a start's answer says, or any that does not let this owner go on."""

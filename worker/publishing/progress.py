@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tokenbus.worker.histogram import Histogram
+from tokenbus.producer.telemetry.histogram import Histogram
 from tokenbus.worker.messages.publishing import Progress
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class ProgressCounter:
         self._report_after_s = report_after_s
         self._progress = Progress()
         self._lags = Histogram()
+        self._firsts: list[tuple[int, float]] = []
+        self._ends: list[tuple[int, float]] = []
         self._report_is_due = False
 
     def called(self, num_tokens: int, lags_s: list[float], waits_s: float, hold_s: float) -> None:
@@ -45,6 +47,18 @@ class ProgressCounter:
         progress.hold_s = hold_s
         self._report()
 
+    def began(self, priority: int, seconds: float) -> None:
+        """Note that a job's first token was published, so long after its submit.
+
+        The call that did it is noted next, and reported with it.
+        """
+        self._firsts.append((priority, seconds))
+
+    def ended(self, priority: int, seconds: float) -> None:
+        """Note that a finished job's end was published, so long after its submit."""
+        self._ends.append((priority, seconds))
+        self._report()
+
     def freed(self, num_tokens: int) -> None:
         """Note tokens that will not be logged."""
         self._progress.freed_tokens += num_tokens
@@ -60,7 +74,9 @@ class ProgressCounter:
     def _report_now(self) -> None:
         self._report_is_due = False
         done = self._progress
-        if done.freed_tokens or done.calls:
+        if done.freed_tokens or done.calls or self._ends:
             done.lags, done.lag_sum_s = self._lags.counts, self._lags.sum_s
+            done.firsts, done.ends = self._firsts, self._ends
             self._progress, self._lags = Progress(hold_s=done.hold_s), Histogram()
+            self._firsts, self._ends = [], []
             self._emit(done)

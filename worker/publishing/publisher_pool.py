@@ -72,6 +72,8 @@ class PublisherPool:
                 is_ahead=is_ahead,
                 version=job.pulled.version,
                 listen=job.listen,
+                priority=job.pulled.priority,
+                submitted_at=job.timings.submitted_at,
             )
         )
 

@@ -43,7 +43,7 @@ class JobEvents(Protocol):
         """Compute no more of a choice: it met a stop string."""
         ...
 
-    def committed(self, job: HeldJob, finish: str) -> None:
+    def committed(self, job: HeldJob, committed: Committed) -> None:
         """Complete a job: its terminal entry stands in the log."""
         ...
 
@@ -102,8 +102,8 @@ class ReportReader:
                 events.decided(job, report)
             case ChoiceStopped(choice=choice):
                 events.choice_stopped(job, choice)
-            case Committed(finish=finish):
-                events.committed(job, finish)
+            case Committed():
+                events.committed(job, report)
             case Fenced(epoch=epoch):
                 events.fenced(job, epoch)
             case Broken(why=why):

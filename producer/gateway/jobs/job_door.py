@@ -21,10 +21,12 @@ from tokenbus.producer.server.cluster import NUM_SHARDS, ClusterRedis
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenbus.producer.client.async_client import Job
     from tokenbus.producer.gateway.access.caller import Caller
     from tokenbus.producer.gateway.access.limits import KeyUse, Reservation
     from tokenbus.producer.gateway.access.shares import Shares
     from tokenbus.producer.gateway.pools.served_models import ServedModels, ServedPool
+    from tokenbus.producer.telemetry.gateway_metrics import GatewayMetrics
 
 MAX_IDEMPOTENCY_KEY = 200
 
@@ -32,10 +34,13 @@ MAX_IDEMPOTENCY_KEY = 200
 class JobDoor:
     """Submits jobs in the name of callers and finds them again, from any process."""
 
-    def __init__(self, models: ServedModels, key_use: KeyUse, shares: Shares) -> None:
+    def __init__(
+        self, models: ServedModels, key_use: KeyUse, shares: Shares, metrics: GatewayMetrics
+    ) -> None:
         self._models = models
         self._key_use = key_use
         self._shares = shares
+        self._metrics = metrics
 
     async def submit(
         self,
@@ -56,6 +61,7 @@ class JobDoor:
             names: fields as they were spelled, by the names that errors have for them.
         Raises: ApiError.
         """
+        asked_at = time.monotonic()
         own = {
             **fields,
             "id": self._draw(caller, served).text,
@@ -77,15 +83,8 @@ class JobDoor:
         except Exception as error:
             await self.settle(reservation, 0)
             raise _refused(error, names) from error
-        name = JobName.parse(job.job_id)
-        submitted = SubmittedJob(
-            job_id=job.job_id,
-            tenant=job.tenant,
-            pool=served.pool,
-            client=served.client,
-            created=int(time.time()) if name is None else name.created,
-            place=job,
-        )
+        submitted = _submitted(job, served, request, asked_at)
+        self._metrics.submitted(submitted, caller.tenant)
         return submitted, reservation
 
     async def settle(self, reservation: Reservation | None, num_used: int) -> None:
@@ -127,6 +126,21 @@ class JobDoor:
             created=int(time.time()),
             tenant=caller.tenant if is_own else "",
         )
+
+
+def _submitted(job: Job, served: ServedPool, request: JobRequest, asked_at: float) -> SubmittedJob:
+    name = JobName.parse(job.job_id)
+    return SubmittedJob(
+        job_id=job.job_id,
+        tenant=job.tenant,
+        pool=served.pool,
+        client=served.client,
+        created=int(time.time()) if name is None else name.created,
+        place=job,
+        model=served.name,
+        priority=request.priority,
+        asked_at=asked_at,
+    )
 
 
 def tenant_of(caller: Caller, name: JobName) -> str:

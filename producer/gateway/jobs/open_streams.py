@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.gateway.access.caller import Caller
     from tokenbus.producer.gateway.access.key_ring import KeyRing
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
+    from tokenbus.producer.telemetry.gateway_metrics import GatewayMetrics
 
 _TICK_S = 0.5
 _POSITION_S = 2.0
@@ -90,8 +91,16 @@ class OpenStreams:
     """Looks after the open streams of one process."""
 
     def __init__(
-        self, redis: Redis, keys: KeyRing, *, grace_s: float, keepalive_s: float, drain_s: float
+        self,
+        redis: Redis,
+        keys: KeyRing,
+        metrics: GatewayMetrics,
+        *,
+        grace_s: float,
+        keepalive_s: float,
+        drain_s: float,
     ) -> None:
+        self.metrics = metrics
         # Untyped: redis-py states some of its types wrongly.
         self._redis: Any = redis
         self._keys = keys

@@ -57,11 +57,14 @@ class FrameResponse(Response):
         self._last_frame = last_frame
         self._error_frame = error_frame
         self._on_end = on_end
+        self._written_at = 0.0
+        self._has_failed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream to its end, or until its reader or the door ends it."""
         del scope
         is_left = True
+        self._begin()
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             is_left = await self._send_all(receive, send)
@@ -76,7 +79,34 @@ class FrameResponse(Response):
                 if self._on_end is not None:
                     await self._on_end()
             finally:
+                self._note_end(is_left=is_left)
                 self._streams.close(self._stream, is_left=is_left)
+
+    def _begin(self) -> None:
+        """Count a stream of a job that was not submitted for it."""
+        if self._stream.jobs and self._stream.jobs[0].place is None:
+            self._streams.metrics.resumed(self._stream.jobs[0].pool)
+
+    def _note_write(self) -> None:
+        """Count the time before what was just written; of a resumed stream only between writes."""
+        stream, now = self._stream, time.monotonic()
+        if stream.jobs:
+            job = stream.jobs[0]
+            if stream.has_begun:
+                self._streams.metrics.went_on(job, now - self._written_at)
+            elif job.place is not None:
+                self._streams.metrics.began(job, now - job.asked_at)
+        stream.has_begun = True
+        stream.sent_at = self._written_at = now
+
+    def _note_end(self, *, is_left: bool) -> None:
+        if not self._stream.jobs:
+            return
+        job = self._stream.jobs[0]
+        outcome = "left" if is_left else "error" if self._has_failed else "done"
+        is_whole = outcome == "done" and job.place is not None
+        seconds = time.monotonic() - job.asked_at if is_whole else None
+        self._streams.metrics.ended(job, outcome, seconds)
 
     async def _send_all(self, receive: Receive, send: Send) -> bool:
         """Send frames and asides; tell whether the reader left before the end."""
@@ -97,8 +127,7 @@ class FrameResponse(Response):
                 if stream.stopped.done():
                     writing.cancel()
                     await asyncio.gather(writing, return_exceptions=True)
-                    last = self._error_frame(stream.stopped.result()) + self._last_frame
-                    await _send(send, last)
+                    await self._fail(send, stream.stopped.result())
                     return False
                 await _send(send, aside.result())
                 stream.sent_at = time.monotonic()
@@ -110,26 +139,27 @@ class FrameResponse(Response):
 
     async def _write_all(self, send: Send) -> None:
         """Send the frames as they come; an error becomes the last frame."""
-        stream = self._stream
         try:
             async with aclosing(self._frames) as frames:
                 async for part in frames:
                     await send({"type": "http.response.body", "body": part, "more_body": True})
-                    stream.has_begun = True
-                    stream.sent_at = time.monotonic()
+                    self._note_write()
         except ApiError as error:
-            await _send(send, self._error_frame(error) + self._last_frame)
+            await self._fail(send, error)
         except ProducerError as error:
-            await _send(send, self._error_frame(api_error(error)) + self._last_frame)
+            await self._fail(send, api_error(error))
         except SERVER_ERRORS as error:
             if isinstance(error, ConnectionResetError | BrokenPipeError):
                 raise
-            await _send(send, self._error_frame(unreachable()) + self._last_frame)
+            await self._fail(send, unreachable())
         except Exception:
             # The boundary of a stream: what is wrong with one ends that one alone, in order.
             _log.exception("stream.failed")
-            failure = ApiError(500, "The gateway failed.", code="internal_error")
-            await _send(send, self._error_frame(failure) + self._last_frame)
+            await self._fail(send, ApiError(500, "The gateway failed.", code="internal_error"))
+
+    async def _fail(self, send: Send, error: ApiError) -> None:
+        self._has_failed = True
+        await _send(send, self._error_frame(error) + self._last_frame)
 
 
 async def _send(send: Send, part: bytes) -> None:

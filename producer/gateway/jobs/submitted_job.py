@@ -14,7 +14,8 @@ class SubmittedJob:
     """A job of a caller: its id and tenant, its pool, and the client that reaches it.
 
     `created` is the second of its creation; `place` where it stood when it was accepted, None where
-    it was found by its id.
+    it was found by its id. `asked_at` is when that began, by this process's monotonic clock; what
+    is not known of a job that was found is empty.
     """
 
     job_id: str
@@ -23,3 +24,6 @@ class SubmittedJob:
     client: AsyncClient
     created: int
     place: Job | None = None
+    model: str = ""
+    priority: int = 1
+    asked_at: float = 0.0

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.client.pool_status import read_status
+from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.contract.keys import Keys, check_pool
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
+    from tokenbus.producer.client.worker_status import WorkerStatus
     from tokenbus.producer.scripts import Scripts
 
 # Pools that are looked at in one view.
@@ -26,7 +28,7 @@ class PoolView:
     """One pool at one moment; `models` are the names that its workers tell.
 
     `is_ready` tells whether a worker can run jobs now; `max_model_len` is the longest text that one
-    of them takes, in tokens, None where none tells.
+    of them takes, in tokens, None where none tells. `phases` say what each worker is at.
     """
 
     name: str
@@ -36,6 +38,7 @@ class PoolView:
     waiting_tokens: int = 0
     held_jobs: int = 0
     max_model_len: int | None = None
+    phases: tuple[str, ...] = ()
 
 
 async def known_pools(redis: Redis) -> list[str]:
@@ -69,8 +72,17 @@ async def view_pools(scripts: Scripts, configured: Iterable[str]) -> dict[str, P
             status.waiting_tokens,
             status.held_jobs,
             max(lengths, default=None),
+            tuple(map(_phase, (*status.details, *status.starting))),
         )
     return found
+
+
+def _phase(worker: WorkerStatus) -> str:
+    """Say what a worker is at, and how far its start is; why it has no engine is for its owners."""
+    if worker.phase is not WorkerPhase.STARTING or not worker.phase_told:
+        return worker.phase.value
+    amount = f", {worker.percent} %" if worker.percent else ""
+    return f"{worker.phase.value}: {worker.phase_told}{amount}"
 
 
 def _checked(name: bytes) -> str | None:

@@ -10,11 +10,17 @@ from starlette.responses import Response
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.gateway.jobs.open_streams import draining
-from tokenbus.producer.gateway.metrics import MEDIA_TYPE
 from tokenbus.producer.gateway.wire.api_error import ApiError
+from tokenbus.producer.telemetry.gateway_metrics import MEDIA_TYPE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tokenbus.producer.gateway.gateway import Gateway
+    from tokenbus.producer.gateway.pools.pool_view import PoolView
+
+# Workers whose phases are told.
+_MAX_SHOWN = 8
 
 
 def router(gateway: Gateway) -> APIRouter:
@@ -37,8 +43,8 @@ def router(gateway: Gateway) -> APIRouter:
             raise ApiError(503, "The queue does not answer.", code="queue_unreachable") from None
         ready = sorted(name for name, view in pools.items() if view.is_ready)
         if not ready:
-            raise ApiError(503, "No worker can run jobs.", code="no_worker")
-        return {"status": "ok", "num_pools": len(ready)}
+            raise ApiError(503, why_not(pools.values()), code="no_worker")
+        return {"status": "ok", "phase": "ready", "num_pools": len(ready)}
 
     @routes.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -46,3 +52,12 @@ def router(gateway: Gateway) -> APIRouter:
         return Response(gateway.metrics.text(len(gateway.streams)), media_type=MEDIA_TYPE)
 
     return routes
+
+
+def why_not(pools: Iterable[PoolView]) -> str:
+    """Say that no worker can run jobs, and what those are at that are there."""
+    phases = [phase for pool in pools for phase in pool.phases]
+    if not phases:
+        return "No worker can run jobs: none is there."
+    shown = "; ".join(phases[:_MAX_SHOWN])
+    return f"No worker can run jobs yet. {shown}{' …' if len(phases) > _MAX_SHOWN else ''}"

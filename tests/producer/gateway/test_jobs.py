@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from gateways.doors import door, frames_of
 from patience import PATIENCE_S
+from prometheus_client.parser import text_string_to_metric_families
 from workers.null_workers import expected_text, worker
+
+from tokenbus.producer.gateway.pools.pool_view import view_pools
+from tokenbus.producer.gateway.routes.health import why_not
+from tokenbus.producer.telemetry.gateway_table import GATEWAY
 
 if TYPE_CHECKING:
     from gateways.doors import Door
 
+    from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.server.embedded import EmbeddedServer
 
 BODY: dict[str, Any] = {"prompt": "hi", "max_tokens": 5, "seed": 1}
@@ -84,6 +91,57 @@ async def test_metrics_count_routes(null_door: Door) -> None:
     assert line in text
     assert "nothing" not in text
     assert (await null_door.get("/readyz")).json["status"] == "ok"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_metrics_tell_of_streams(null_door: Door) -> None:
+    """A stream is counted with its times; what goes on from a cursor is no new beginning."""
+
+    async def scrape() -> dict[str, float]:
+        families = text_string_to_metric_families((await null_door.get("/metrics")).text)
+        samples = [sample for family in families for sample in family.samples]
+        seen = {metric.name.removesuffix("_total") for metric in GATEWAY.metrics}
+        names = {"_bucket", "_count", "_sum", "_total"}
+        for sample in samples:
+            assert sample.name in seen or any(
+                sample.name.removesuffix(each) in seen for each in names
+            )
+        found: dict[str, float] = {}
+        for sample in samples:
+            name = f"{sample.name} {sample.labels.get('outcome', '')}".strip()
+            found[name] = found.get(name, 0) + sample.value
+        return found
+
+    before = await scrape()
+    body = {**BODY, "stream": True}
+    whole = await null_door.post("/v1/completions", body)
+    cursor = whole.frames[2].id
+    job_id = whole.headers["X-Tokenbus-Job-Id"]
+    await null_door.get(f"/v1/jobs/{job_id}/stream", Last_Event_ID=str(cursor))
+    after = await scrape()
+
+    def grown(name: str) -> float:
+        return after.get(f"tokenbus_gateway_{name}", 0) - before.get(f"tokenbus_gateway_{name}", 0)
+
+    assert (grown("jobs_total"), grown("resumes_total"), grown("ends_total done")) == (1, 1, 2)
+    assert (grown("ttft_seconds_count"), grown("e2e_seconds_count")) == (1, 1)
+    assert 0 < grown("ttft_seconds_sum") <= grown("e2e_seconds_sum")
+    assert grown("itl_seconds_count") >= 1
+
+
+async def test_view_of_pools_tells_what_their_workers_are_at(scripts: Scripts) -> None:
+    """It says how far a start is, and not why a worker has no engine."""
+    redis: Any = scripts.redis
+    await redis.sadd(scripts.keys.of("starting"), "new", "old")
+    for name, gauges in (
+        ("new", {"phase": "starting", "phase_told": "reading weights", "percent": 40}),
+        ("old", {"phase": "down", "ready": False, "outage": {"reason": "/srv/model is gone"}}),
+    ):
+        await redis.set(scripts.keys.of("status", name), json.dumps({"v": 1, **gauges}))
+    view = (await view_pools(scripts, [scripts.keys.pool]))[scripts.keys.pool]
+    assert view.phases == ("starting: reading weights, 40 %", "down")
+    assert not view.is_ready
+    assert why_not([view]).endswith("reading weights, 40 %; down")
 
 
 async def test_error_in_mid_stream_is_a_frame_before_the_end(

@@ -43,7 +43,7 @@ async def test_pause_outlives_everyone_and_resume_wakes_those_who_wait(scripts: 
     await redis.delete(keys.of("bell"))
     await scripts.control.pause(is_paused=False)
     assert await redis.llen(keys.of("bell")) == 1
-    assert await scripts.control.paused_since() is None
+    assert (await worker.pull()).status is not PullStatus.PAUSED
 
 
 async def test_time_of_a_pause_is_no_backlog(scripts: Scripts) -> None:

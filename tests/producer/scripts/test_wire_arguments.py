@@ -154,7 +154,6 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "leave": lambda s: s.lease.leave("w1"),
     "pause": lambda s: s.control.pause(is_paused=True),
     "pause, over": lambda s: s.control.pause(is_paused=False),
-    "pressure": lambda s: s.control.pressure(),
     "pull": lambda s: s.lease.pull("w1", 5, BUDGET),
     "pull, plain": lambda s: s.lease.pull("w1", 5, Budget(1, 2, 3, 4)),
     "pull, suspects": lambda s: s.lease.pull("w1", 5, Budget(1, 2, 3, 4, crowd=Crowd(3, 2, 5))),
@@ -184,6 +183,7 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "tick": lambda s: s.queue.tick(limit=11),
     "unpull": lambda s: s.lease.unpull("w1", "s1-job", 4, 222),
     "unpull, prefix": lambda s: s.lease.unpull("w1", "s1-job", 4, 222, loses_prefix=True),
+    "watch": lambda s: s.control.watch("w1", 9000),
     "webhook_claim": lambda s: s.control.claim_webhooks(12, 5000),
     "webhook_open": lambda s: s.control.open_webhook(
         "batch~1@acme",

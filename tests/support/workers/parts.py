@@ -9,6 +9,7 @@ from unittest.mock import Mock
 from tokenbus.engine.types import EngineLimits
 from tokenbus.worker.engine.current_engine import CurrentEngine
 from tokenbus.worker.held.held_jobs import HeldJobs
+from tokenbus.worker.held.job_traces import JobTraces
 from tokenbus.worker.held.pool_member import PoolMember
 from tokenbus.worker.jobs.engine_reports import EngineReports
 from tokenbus.worker.jobs.flow import JobFlow
@@ -31,7 +32,7 @@ def a_member(**given: Any) -> PoolMember:
     """Make a pool member; what is not given is empty, or a mock where it talks to the server."""
     chosen: dict[str, Any] = {"worker": "w", "settings": WorkerSettings.load()}
     chosen |= {"session": Mock(), "scripts": Mock(), "completion": Mock()}
-    chosen |= {"held_jobs": HeldJobs(), "metrics": Metrics()}
+    chosen |= {"held_jobs": HeldJobs(), "metrics": Metrics(), "traces": JobTraces("p", "w")}
     return PoolMember(**(chosen | given))
 
 

@@ -212,7 +212,9 @@ async def test_answers_of_a_lost_session_count_for_nothing(redis_url: str) -> No
     answers.receive(Committed(session.generation - 1, job.request_id, "old"))
     assert events.mock_calls == []
     answers.receive(Committed(session.generation, job.request_id, "new"))
-    assert events.mock_calls == [call.committed(job, "new")]
+    assert events.mock_calls == [
+        call.committed(job, Committed(session.generation, job.request_id, "new"))
+    ]
     answers.receive(Lost(session.generation - 1, "old news"))
     assert session.is_open
     answers.receive(Lost(session.generation, "news"))

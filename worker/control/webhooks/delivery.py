@@ -22,6 +22,7 @@ from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.errors import JobDropped
 from tokenbus.producer.scripts.control import WebhookOutcome, WebhookState, WebhookTry
+from tokenbus.producer.telemetry.tracing import EndedSpan, TraceContext, Tracer
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.webhooks.courier import PostReply
 from tokenbus.worker.control.webhooks.event import event_body, message_id
@@ -68,6 +69,7 @@ class Webhooks:
         self._max_per_party = max(1, settings.webhook_concurrency // 2)
         self._parties: Counter[str] = Counter()
         self._running: set[asyncio.Task[None]] = set()
+        self._tracer = Tracer()
         self._log = get_logger()
 
     async def run(self) -> None:
@@ -140,7 +142,37 @@ class Webhooks:
         }
         if self._settings.webhook_earlier_signature:
             headers[EARLIER_HEADER] = earlier_signature(keys, now_s, body)
-        return await self._courier.post(hook.url, headers, body)
+        trace = TraceContext.parse(hook.traceparent)
+        if trace is None:
+            return await self._courier.post(hook.url, headers, body)
+        return await self._traced(hook, trace, headers, body)
+
+    async def _traced(
+        self, hook: ClaimedWebhook, trace: TraceContext, headers: dict[str, str], body: bytes
+    ) -> PostReply:
+        """Post under the job's trace; the receiver is told of the span that tells of this try."""
+        attempt, began_at = hook.num_tries + 1, time.monotonic()
+        own = trace.of_owner(f"webhook of {hook.job_id}", attempt)
+        answer = await self._courier.post(
+            hook.url, headers | {"traceparent": own.traceparent}, body
+        )
+        outcome = _outcome(answer)
+        span = EndedSpan(
+            name="tokenbus.webhook",
+            began_at=began_at,
+            ended_at=time.monotonic(),
+            attributes={
+                "tokenbus.job_id": hook.job_id,
+                "tokenbus.tenant": hook.tenant,
+                "tokenbus.attempt": attempt,
+                "tokenbus.outcome": outcome.value,
+                "http.response.status_code": answer.status or 0,
+            },
+            context=own,
+            is_error=outcome is not WebhookOutcome.DELIVERED,
+        )
+        self._tracer.tell(trace, span)
+        return answer
 
     async def _record_bug(self, hook: ClaimedWebhook, error: Exception) -> None:
         """Count a try that failed in this process, so that the hook ends at its age."""
@@ -181,6 +213,7 @@ class Webhooks:
         if outcome is not WebhookOutcome.POSTPONE or state == WebhookState.EXPIRED:
             self._metrics.webhooks["retried" if state == WebhookState.DUE else state] += 1
         if outcome is not WebhookOutcome.POSTPONE:
+            self._metrics.webhook_time.add(answer.took_ms / 1000)
             self._log.info(
                 "webhook.tried",
                 job_id=hook.job_id,

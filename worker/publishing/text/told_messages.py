@@ -5,6 +5,7 @@ Jobs whose answers are no messages have none of it.
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,8 @@ class ToldMessages:
     def __init__(self, messages: JobMessages, *, is_told: bool) -> None:
         self._messages = messages
         self.is_told = is_told
+        # What reading has taken.
+        self.busy_s = 0.0
 
     @property
     def chat(self) -> str:
@@ -49,17 +52,22 @@ class ToldMessages:
         """
         if not self.is_told:
             return ""
+        began_at = time.perf_counter()
         choice, start, text, _, ends, _ = entry
         self._read_up_to(transcript, choice, transcript.place_of(start))
-        return delta_json(self._messages.read(choice, text, ends))
+        delta = delta_json(self._messages.read(choice, text, ends))
+        self.busy_s += time.perf_counter() - began_at
+        return delta
 
     def close(self, transcript: Transcript, finish: Finish) -> tuple[Finish, str]:
         """Return the finish with calls and counts, and what the terminal event tells beside."""
+        began_at = time.perf_counter()
         choices = range(transcript.num_choices)
         for choice in choices:
             self._read_up_to(transcript, choice, transcript.num_tokens(choice))
         held_back = self._messages.finish()
         whole = closed(finish, self._messages, [transcript.text_of(choice) for choice in choices])
+        self.busy_s += time.perf_counter() - began_at
         if not self.is_told:
             return replace(whole, chat=None, usage=finish.usage), ""
         return whole, end_json(held_back)

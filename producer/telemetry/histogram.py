@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Seconds; wide enough for a first token after a minute in the engine's queue.
+# Seconds; from a step of a small model to a job that waited for half an hour.
 BOUNDS_S = (
     0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0,
+    300.0, 1800.0,
 )  # fmt: skip
 
 
@@ -36,6 +37,29 @@ class Histogram:
             end = len(seconds) if is_last else bisect_right(seconds, BOUNDS_S[bucket], first)
             self.counts[bucket] += end - first
             first = end
+
+    @property
+    def count(self) -> int:
+        """Return how many durations were counted."""
+        return sum(self.counts)
+
+    def quantile(self, share: float, since: Sequence[int] = ()) -> float | None:
+        """Return the duration that a share of all is under, between the bounds of its bucket.
+
+        Of those only that were counted after `since`, the counts of an earlier moment. None where
+        there are none; past the last bound that is what is known.
+        """
+        counts = self.counts
+        if since:
+            counts = [now - before for now, before in zip(counts, since, strict=True)]
+        left = share * sum(counts)
+        low = 0.0
+        for bound, count in zip(BOUNDS_S, counts, strict=False):
+            if count and left <= count:
+                return low + (bound - low) * left / count
+            left -= count
+            low = bound
+        return low if sum(counts) else None
 
     def merge(self, counts: Sequence[int], sum_s: float) -> None:
         """Add what another has counted."""

@@ -1,0 +1,1 @@
+"""Telemetry: metrics, each declared once, with bounded labels; and traces."""

@@ -1,0 +1,182 @@
+"""Traces: spans of jobs that were submitted under one, told to OpenTelemetry.
+
+A job carries its `traceparent` (W3C Trace Context); one without it, or whose trace is not sampled,
+costs a look. Spans are made when they have ended, from moments that are known by then, so that
+nothing is done on a token's way. Whoever sets up a provider of OpenTelemetry gets them, as
+`opentelemetry-instrument` does; `trace_setup` is ours.
+
+The id of a span that one owner of a job makes follows from job and epoch. So the next owner's span
+links to it, also where the first one died before it could tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tokenbus.producer.release import release
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_SAMPLED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TraceContext:
+    """Where a span stands: its trace, and its own id, as numbers."""
+
+    trace_id: int
+    span_id: int
+
+    @classmethod
+    def parse(cls, traceparent: str | None) -> TraceContext | None:
+        """Read a `traceparent`; None where it is none, or its trace is not sampled."""
+        match = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
+        if match is None or not int(match[3], 16) & _SAMPLED:
+            return None
+        found = cls(int(match[1], 16), int(match[2], 16))
+        return found if found.trace_id and found.span_id else None
+
+    def of_owner(self, job_id: str, epoch: int) -> TraceContext:
+        """Return the context of the span that the owner of a job at an epoch makes."""
+        text = f"{job_id}\n{epoch}\n{self.trace_id:032x}".encode()
+        span_id = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
+        return TraceContext(self.trace_id, span_id or 1)
+
+    @property
+    def traceparent(self) -> str:
+        """Return it as a header, sampled."""
+        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{_SAMPLED:02x}"
+
+
+def current_traceparent() -> str | None:
+    """Return the span that is open where this is called, if its trace is sampled.
+
+    Looks no further than what the program has imported itself.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    context: Any = trace.get_current_span().get_span_context()
+    if not context.is_valid or not context.trace_flags & _SAMPLED:
+        return None
+    return TraceContext(context.trace_id, context.span_id).traceparent
+
+
+class WallClock:
+    """Turns moments of the monotonic clock into the time of day in ns, as spans have it."""
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def ns(self, at_s: float) -> int:
+        """Return the time of day of a moment of the monotonic clock."""
+        return self._offset_ns + int(at_s * 1e9)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedSpan:
+    """A span that has ended, its moments by the monotonic clock in seconds.
+
+    `context` is its own, where others may know it; `link` one that it follows.
+    """
+
+    name: str
+    began_at: float
+    ended_at: float
+    attributes: Mapping[str, str | int | float | bool]
+    context: TraceContext | None = None
+    link: TraceContext | None = None
+    is_error: bool = False
+
+
+class Tracer:
+    """Tells OpenTelemetry of spans; does nothing where that is not installed or not set up."""
+
+    def __init__(self) -> None:
+        self._trace = _import("opentelemetry.trace")
+        self._tracer: Any = None
+        if self._trace is not None:
+            self._tracer = self._trace.get_tracer("tokenbus", release())
+
+    def tell(self, parent: TraceContext, root: EndedSpan, *children: EndedSpan) -> str | None:
+        """Tell of a span below `parent` and of its children; return its `traceparent`.
+
+        None where nobody listens.
+        """
+        if self._tracer is None:
+            return None
+        clock = WallClock()
+        span = self._start(parent, root, clock)
+        if not span.is_recording():
+            return None
+        found = span.get_span_context()
+        own = TraceContext(found.trace_id, found.span_id)
+        for child in children:
+            self._end(self._start(own, child, clock), child, clock)
+        self._end(span, root, clock)
+        return own.traceparent
+
+    def _start(self, parent: TraceContext, span: EndedSpan, clock: WallClock) -> Any:
+        trace = self._trace
+        assert trace is not None
+        links = [] if span.link is None else [trace.Link(self._context(span.link))]
+        with drawn_id(span.context):
+            return self._tracer.start_span(
+                span.name,
+                context=trace.set_span_in_context(trace.NonRecordingSpan(self._context(parent))),
+                attributes=dict(span.attributes),
+                links=links,
+                start_time=clock.ns(span.began_at),
+            )
+
+    def _end(self, started: Any, span: EndedSpan, clock: WallClock) -> None:
+        trace = self._trace
+        assert trace is not None
+        if span.is_error:
+            started.set_status(trace.Status(trace.StatusCode.ERROR))
+        started.end(end_time=clock.ns(max(span.began_at, span.ended_at)))
+
+    def _context(self, context: TraceContext) -> Any:
+        trace = self._trace
+        assert trace is not None
+        return trace.SpanContext(
+            context.trace_id,
+            context.span_id,
+            is_remote=True,
+            trace_flags=trace.TraceFlags(_SAMPLED),
+        )
+
+
+class drawn_id:  # noqa: N801 - a context manager
+    """Lets the span that is begun meanwhile have the id that is known of it.
+
+    Only the provider of `trace_setup` asks; any other draws ids of its own.
+    """
+
+    next_id: int | None = None
+
+    def __init__(self, context: TraceContext | None) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        """Offer the id."""
+        drawn_id.next_id = None if self._context is None else self._context.span_id
+
+    def __exit__(self, *_: object) -> None:
+        """Take it back."""
+        drawn_id.next_id = None
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None

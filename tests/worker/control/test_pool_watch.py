@@ -1,0 +1,120 @@
+"""The metrics of a pool: told by one control process, also where no worker lives."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+from urllib.request import urlopen
+
+from patience import PATIENCE_S
+from prometheus_client.parser import text_string_to_metric_families
+from workers.stubs import a_job, raw, submit
+
+from tokenbus.producer.telemetry.control_table import CONTROL, POOL
+from tokenbus.worker.control.metrics import ControlMetrics
+from tokenbus.worker.control.service import serve
+from tokenbus.worker.control.settings import ControlSettings
+from tokenbus.worker.control.telemetry.control_life import ControlLife
+from tokenbus.worker.control.telemetry.exporter import ControlExporter
+from tokenbus.worker.control.telemetry.pool_watch import LEASE_MS, PoolWatch
+
+if TYPE_CHECKING:
+    from tokenbus.producer.scripts import Scripts
+
+
+def _samples(exporter: ControlExporter) -> dict[str, float]:
+    """Return every sample by its name and the values of its labels, in the order of their names."""
+    return {
+        " ".join([sample.name, *(value for _, value in sorted(sample.labels.items()))]): (
+            sample.value
+        )
+        for family in exporter.collect()
+        for sample in family.samples
+    }
+
+
+def _exporter(watch: PoolWatch, pool: str) -> ControlExporter:
+    settings = ControlSettings.load(pool=pool, metrics_tenants=1, metrics_tenant_names=["named"])
+    exporter = ControlExporter(ControlMetrics(), settings, ControlLife())
+    exporter.watch = watch
+    return exporter
+
+
+async def test_one_process_tells_of_the_pool_and_another_follows_it(
+    scripts: Scripts, pool: str
+) -> None:
+    """The sum over two processes is the pool's; when the first goes, the second tells of it."""
+    await submit(scripts, a_job("one"), a_job("two"))
+    watches = [PoolWatch(scripts, assumed_tokens_per_s=24) for _ in range(2)]
+    exporters = [_exporter(watch, pool) for watch in watches]
+
+    async def waiting() -> list[float | None]:
+        for watch in watches:
+            await watch.look()
+        name = f"tokenbus_pool_waiting_jobs  {pool} 1"
+        return [_samples(exporter).get(name) for exporter in exporters]
+
+    assert await waiting() == [2, None]
+    assert 0 < await raw(scripts).pttl(scripts.keys.of("watcher")) <= LEASE_MS
+    first = asyncio.create_task(watches[0].run())
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await watches[1].look()
+    assert [watch.seen is not None for watch in watches] == [False, True]
+    assert _samples(exporters[1])[f"tokenbus_pool_waiting_jobs  {pool} 1"] == 2
+    assert _samples(exporters[1])[f"tokenbus_pool_backlog_seconds  {pool}"] == 4
+
+
+async def test_tenants_without_a_label_are_added_up(scripts: Scripts, pool: str) -> None:
+    """Named tenants have labels always, others as many as are allowed for; nothing is left out."""
+    tenants = ("named", "a", "b", "c")
+    await submit(scripts, *(a_job(f"j@{tenant}", tenant=tenant) for tenant in tenants))
+    watch = PoolWatch(scripts, assumed_tokens_per_s=1)
+    await watch.look()
+    seen = _samples(_exporter(watch, pool))
+    jobs = {
+        name.split(" ")[-1]: value
+        for name, value in seen.items()
+        if name.startswith("tokenbus_pool_tenant_waiting_jobs ")
+    }
+    assert jobs.pop("named") == 1
+    assert jobs.pop("other") == 2
+    assert list(jobs.values()) == [1]
+    tokens = [v for n, v in seen.items() if n.startswith("tokenbus_pool_tenant_waiting_tokens ")]
+    assert sum(tokens) == 4 * 48
+
+
+async def test_service_answers_scrapes_and_probes(
+    redis_url: str, pool: str, scripts: Scripts
+) -> None:
+    """A service tells every metric of its tables, and is ready once it works."""
+    await submit(scripts, a_job("one"))
+    await raw(scripts).hset(scripts.keys.of("drain"), mapping={"tokens": 1000, "busy": 10_000})
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    settings = ControlSettings.load(redis_url=redis_url, pool=pool, metrics_port=port)
+    service = asyncio.create_task(serve(settings))
+
+    def read(path: str) -> str:
+        with urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_S) as reply:
+            text: str = reply.read().decode()
+            return text
+
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            text = ""
+            while "tokenbus_pool_backlog_seconds{" not in text:
+                assert not service.done()
+                try:
+                    text = await asyncio.to_thread(read, "/metrics")
+                except OSError:
+                    await asyncio.sleep(0.1)
+        assert '"phase": "ready"' in await asyncio.to_thread(read, "/readyz")
+    finally:
+        service.cancel()
+        await asyncio.gather(service, return_exceptions=True)
+    told = {family.name for family in text_string_to_metric_families(text)}
+    assert told == {m.name.removesuffix("_total") for m in (*CONTROL.metrics, *POOL.metrics)}

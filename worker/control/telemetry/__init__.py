@@ -1,0 +1,1 @@
+"""The telemetry of a control process: its metrics, those of the pool, and its probes."""

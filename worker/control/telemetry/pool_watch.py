@@ -1,0 +1,98 @@
+"""The pool watch: the figures of the pool, told by one control process at a time.
+
+Each process asks for the lease; the one that has it reads the figures every two seconds, for its
+metrics. So the sum over all processes is right, and there are figures while no worker lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from redis.exceptions import RedisError
+
+from tokenbus.producer.answers import SERVER_ERRORS, answer_of
+from tokenbus.producer.client.pool_figures import read_figures
+from tokenbus.worker.logs import get_logger
+
+if TYPE_CHECKING:
+    from tokenbus.producer.client.pool_figures import PoolFigures
+    from tokenbus.producer.scripts import Scripts
+
+INTERVAL_S = 2.0
+# Five looks: a process that dies is followed by another before a scrape or two are missed.
+LEASE_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What the watcher tells beside the figures; memory is in bytes, its bound 0 where none is."""
+
+    figures: PoolFigures
+    dead_letters: int
+    memory_bytes: int | None
+    max_memory_bytes: int | None
+
+
+class PoolWatch:
+    """Reads the figures of one pool while it has the lease; `seen` is None otherwise."""
+
+    def __init__(self, scripts: Scripts, *, assumed_tokens_per_s: float) -> None:
+        self.seen: Watched | None = None
+        self._scripts = scripts
+        self._assumed_tokens_per_s = assumed_tokens_per_s
+        self._name = f"{socket.gethostname()}-{secrets.token_hex(6)}"
+        self._known_model = ""
+        self._log = get_logger()
+
+    async def run(self) -> NoReturn:
+        """Watch for ever; a server that is away is asked again. The lease ends with the watch."""
+        try:
+            while True:
+                await self.look()
+                await asyncio.sleep(INTERVAL_S)
+        finally:
+            self.seen = None
+            await self._give_up()
+
+    async def look(self) -> None:
+        """Ask for the lease, and read the figures with it."""
+        try:
+            has_lease = await self._scripts.control.watch(self._name, LEASE_MS)
+            self.seen = await self._read() if has_lease else None
+        except (*SERVER_ERRORS, RedisError) as error:
+            # Whoever cannot ask has no lease for long.
+            self.seen = None
+            self._log.warning("pool.not_watched", reason=answer_of(error).told)
+
+    async def _read(self) -> Watched:
+        redis: Any = self._scripts.redis
+        keys = self._scripts.keys
+        figures = await read_figures(redis, keys, assumed_tokens_per_s=self._assumed_tokens_per_s)
+        if figures.model and figures.model != self._known_model:
+            # For the time when no worker lives.
+            await redis.hset(keys.of("drain"), "model", figures.model)
+            self._known_model = figures.model
+        letters = await redis.xlen(keys.of("dead"))
+        memory = await self._memory(redis)
+        return Watched(figures, letters, memory.get("used_memory"), memory.get("maxmemory"))
+
+    async def _memory(self, redis: Any) -> dict[str, int]:
+        """Read the server's memory; nothing where its user may not ask, or there are many."""
+        try:
+            told = await redis.info("memory")
+        except RedisError as error:
+            if answer_of(error).code != "NOPERM":
+                raise
+            return {}
+        return {name: value for name, value in told.items() if isinstance(value, int)}
+
+    async def _give_up(self) -> None:
+        try:
+            async with asyncio.timeout(INTERVAL_S):
+                await self._scripts.control.watch(self._name, 0)
+        except (*SERVER_ERRORS, RedisError) as error:
+            self._log.debug("pool.lease_left", reason=answer_of(error).told)

@@ -1,0 +1,1 @@
+"""`tokenbus doctor`: what can be wrong around a pool, looked for in order, with what to do."""
