@@ -36,16 +36,20 @@ CLIENTS := $(VENV)/clients
 CLIENTS_PYTHON := openai langchain-openai openai-agents litellm django uvicorn
 # It wants an earlier client of OpenAI than the others.
 CLIENTS_LLAMA := "llama-index-llms-openai-like>=0.5"
+# It draws requests from the description of the gateway's API.
+CLIENTS_SCHEMA := "schemathesis>=4,<5"
 CLIENTS_NODE := ai @ai-sdk/openai-compatible zod
 clients: $(STAMP)
-	@for part in python llama; do test -x $(CLIENTS)/$$part/bin/python || $(PYTHON) -m venv $(CLIENTS)/$$part; done
+	@for part in python llama schema; do test -x $(CLIENTS)/$$part/bin/python || $(PYTHON) -m venv $(CLIENTS)/$$part; done
 	@$(CLIENTS)/python/bin/python -m pip install --disable-pip-version-check -q -e . $(CLIENTS_PYTHON)
 	@$(CLIENTS)/llama/bin/python -m pip install --disable-pip-version-check -q $(CLIENTS_LLAMA)
+	@$(CLIENTS)/schema/bin/python -m pip install --disable-pip-version-check -q $(CLIENTS_SCHEMA)
 	@mkdir -p $(CLIENTS)/node
 	@command -v npm >/dev/null && npm install --prefix $(CLIENTS)/node --no-audit --no-fund --silent \
 		$(CLIENTS_NODE) || echo "npm is missing: clients for Node are left out" >&2
 	@TOKENBUS_CLIENTS_PYTHON=$(CURDIR)/$(CLIENTS)/python/bin/python \
 		TOKENBUS_CLIENTS_LLAMA=$(CURDIR)/$(CLIENTS)/llama/bin/python AI_SDK=$(CURDIR)/$(CLIENTS)/node \
+		SCHEMATHESIS=$(CURDIR)/$(CLIENTS)/schema/bin/schemathesis \
 		$(BIN)/pytest -q -rs -m clients --tb=short tests/clients $(TEST_ARGS)
 
 # The base with the newest redis-py that it takes; with arq beside it only an earlier one goes.

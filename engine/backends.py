@@ -13,6 +13,7 @@ from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.kv_cache import FP8_PAGES
 from tokenbus.engine.models.backend import Backend
+from tokenbus.engine.models.experts.native_experts import NativeMixture, native_mixtures
 from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.models.packed_ops import PackedOps
@@ -145,7 +146,10 @@ class NativeBackend(TorchBackend):
         """Return the compiled layers; steps in torch for a shape that they do not cover."""
         if NativeOps.supports(shape, dtype):
             return NativeOps(self.attention)
-        return TorchBackend.ops(self, shape, dtype)
+        ops = TorchBackend.ops(self, shape, dtype)
+        if isinstance(ops, TorchOps) and NativeMixture.supports(shape, dtype):
+            ops.mixture_binder = native_mixtures(self.attention.library)
+        return ops
 
 
 def choose_backend(config: EngineConfig) -> Backend:

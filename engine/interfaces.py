@@ -25,6 +25,7 @@ class ForwardContext:
     query_lens, context_lens_host: the same lengths as Python ints.
     num_decode: how many of the last sequences decode: one query token each, and the rows that
         shared runs speak of, counted from the first of them.
+    reads_cache: whether prompts have tokens of earlier passes; True where that is not known.
     memo: what backends and models derive once per pass and reuse in every layer.
     """
 
@@ -37,6 +38,7 @@ class ForwardContext:
     query_lens: list[int]
     context_lens_host: list[int]
     num_decode: int = 0
+    reads_cache: bool = True
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
     @property

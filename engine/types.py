@@ -75,12 +75,14 @@ class GrammarSpec:
     before: Lark rules of `before`, which the output begins with: reasoning, for instance.
     watched: where JSON stands in the output whose keys have to be watched (`WatchedAnswer.dump`);
         "" where that is the whole of it, or nowhere.
+    given_bytes: what its author gave, where `source` was made of that; None where it is that.
     """
 
     kind: GrammarKind
     source: str
     before: str = ""
     watched: str = ""
+    given_bytes: int | None = None
 
 
 _EMPTY: Mapping[int, float] = MappingProxyType({})

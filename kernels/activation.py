@@ -22,16 +22,42 @@ if TYPE_CHECKING:
 
 ActivationKind = Literal["silu", "gelu_tanh"]
 KINDS: tuple[ActivationKind, ...] = ("silu", "gelu_tanh")
+_IS_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+_SIGMOID = tl.constexpr(
+    """
+    {
+        mul.f32 $0, $1, 0fBFB8AA3B;
+        ex2.approx.ftz.f32 $0, $0;
+        add.f32 $0, $0, 0f3F800000;
+        rcp.approx.ftz.f32 $0, $0;
+    }
+    """
+)
+
+
+@triton.jit
+def _sigmoid(value):
+    """Return 1 / (1 + exp(-value)), by four instructions on a GPU.
+
+    Both steps err by a unit or two in the last place. A division and an exponential that spare no
+    digits take 20 instructions, and rounding the gates of prompts twice as long as their bytes.
+    """
+    if _IS_INTERPRETED:
+        return 1.0 / (1.0 + tl.exp(-value))
+    return tl.inline_asm_elementwise(
+        _SIGMOID, "=&f,f", [value], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit
 def gate(value, KIND: tl.constexpr):
     """Apply silu or tanh-approximated gelu to an fp32 tile."""
     if KIND == "silu":
-        return value / (1.0 + tl.exp(-value))
+        return value * _sigmoid(value)
     # gelu(x) = x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3)), the tanh form rewritten.
-    inner = 1.5957691216057308 * (value + 0.044715 * value * value * value)
-    return value / (1.0 + tl.exp(-inner))
+    return value * _sigmoid(1.5957691216057308 * (value + 0.044715 * value * value * value))
 
 
 @triton.jit

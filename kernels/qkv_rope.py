@@ -19,7 +19,13 @@ from tokenbus.kernels.launch import (
     wait_for_inputs,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.quantize import finite_number, scale_of
+from tokenbus.kernels.quantize import (
+    magnitude,
+    nearest_number,
+    page_bytes,
+    page_number,
+    scales_of_top,
+)
 from tokenbus.kernels.value_pages import write_values
 
 if TYPE_CHECKING:
@@ -50,34 +56,43 @@ def _norm_weight(q_norm, k_norm, is_q, is_v, dims, in_dims, ADD_ONE: tl.constexp
 
 
 @triton.jit
-def _store_part(value, scale, q_out, k_pages, v_pages, back, token, page_base, offset, heads,
-                live, dims, in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
-                S: tl.constexpr):  # fmt: skip
-    """Store some dims of some heads: q to the output, k and v into their slot.
-
-    With a scale per head, [HEADS], k and v are rounded to it, and a page has tokens of v innermost;
-    what k stands for then goes to the row `back` too, if there is one.
-    """
+def _store_plain(value, q_out, k_pages, v_pages, token, page_base, offset, heads, live, dims,
+                 in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+                 IS_ROUNDED: tl.constexpr):  # fmt: skip
+    """Store some dims of some heads: q to the output, k and v into their slot if not rounded."""
     mask = live[:, None] & in_dims[None, :]
-    is_q = (heads < HQ)[:, None]
-    is_k = ((heads >= HQ) & (heads < HQ + HKV))[:, None]
-    is_v = (heads >= HQ + HKV)[:, None]
     plain = value.to(q_out.dtype.element_ty)
     tl.store(q_out + token * (HQ * D) + heads[:, None] * D + dims[None, :], plain,
-             mask=mask & is_q)  # fmt: skip
+             mask=mask & (heads < HQ)[:, None])  # fmt: skip
+    if not IS_ROUNDED:
+        is_k = ((heads >= HQ) & (heads < HQ + HKV))[:, None]
+        is_v = (heads >= HQ + HKV)[:, None]
+        place = page_base + ((heads - HQ) % HKV)[:, None] * (S * D) + offset * D + dims[None, :]
+        tl.store(k_pages + place, plain, mask=mask & is_k)
+        tl.store(v_pages + place, plain, mask=mask & is_v)
+
+
+@triton.jit
+def _store_rounded(value, scale, inverse, k_pages, v_pages, back, page_base, offset, heads, live,
+                   dims, in_dims, HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr,
+                   S: tl.constexpr):  # fmt: skip
+    """Round some dims of some heads to a scale each, [HEADS], and store k and v into their slot.
+
+    A page has tokens of v innermost. What k stands for goes to the row `back` too, if there is one.
+    """
+    mask = live[:, None] & in_dims[None, :]
+    is_k = mask & ((heads >= HQ) & (heads < HQ + HKV))[:, None]
+    is_v = mask & (heads >= HQ + HKV)[:, None]
     block = page_base + ((heads - HQ) % HKV)[:, None] * (S * D)
-    k_place = block + offset * D + dims[None, :]
-    if scale is None:
-        tl.store(k_pages + k_place, plain, mask=mask & is_k)
-        tl.store(v_pages + k_place, plain, mask=mask & is_v)
+    if back is None:
+        rounded = page_number(value, inverse[:, None])
     else:
-        number = finite_number(value / scale[:, None])
-        rounded = number.to(tl.float8e4nv)
-        tl.store(k_pages + k_place, rounded, mask=mask & is_k)
-        tl.store(v_pages + block + offset + dims[None, :] * S, rounded, mask=mask & is_v)
-        if back is not None:
-            plain = (number * scale[:, None]).to(back.dtype.element_ty)
-            tl.store(back + heads[:, None] * D + dims[None, :], plain, mask=mask & is_k)
+        number = nearest_number(value, inverse[:, None])
+        rounded = page_bytes(number)
+        plain = (number * scale[:, None]).to(back.dtype.element_ty)
+        tl.store(back + heads[:, None] * D + dims[None, :], plain, mask=is_k)
+    tl.store(k_pages + block + offset * D + dims[None, :], rounded, mask=is_k)
+    tl.store(v_pages + block + offset + dims[None, :] * S, rounded, mask=is_v)
 
 
 @triton.jit
@@ -126,12 +141,9 @@ def _qkv_rope_kernel(
         b = b * scale * _norm_weight(q_norm, k_norm, is_q, is_v, half + HALF, in_half, ADD_ONE)
         if ROT < D:
             c = c * scale * _norm_weight(q_norm, k_norm, is_q, is_v, rest, in_rest, ADD_ONE)
-    head_scales = None
-    back = None
-    if WRITE_BACK:
-        back = qkv + row
     page_base = slot // S * page_stride
     offset = slot % S
+    IS_ROUNDED: tl.constexpr = k_scales is not None
     if ROT > 0:
         # The second half of the table: both halves are equal, and some tables sign the first.
         at = position * rope_stride + HALF + half
@@ -141,28 +153,35 @@ def _qkv_rope_kernel(
         turn_sin = tl.where(is_v[:, None], 0.0, turn_sin)
         turned_a = a * turn_cos - b * turn_sin
         turned_b = b * turn_cos + a * turn_sin
-        if k_scales is not None:
-            tops = tl.maximum(tl.max(tl.abs(turned_a), axis=1), tl.max(tl.abs(turned_b), axis=1))
-            # NaN and infinities make the scale NaN.
-            spoilt = tl.sum(turned_a - turned_a, axis=1) + tl.sum(turned_b - turned_b, axis=1)
-    if k_scales is not None:
-        if ROT == 0:
-            tops = tl.max(tl.abs(c), axis=1)
-            spoilt = tl.sum(c - c, axis=1)
-        elif ROT < D:
-            tops = tl.maximum(tops, tl.max(tl.abs(c), axis=1))
-            spoilt += tl.sum(c - c, axis=1)
-        head_scales = scale_of(tops) + spoilt
-        _store_scales(head_scales, k_scales, v_scales, page_base // D + offset, heads, live, HQ,
-                      HKV, S)  # fmt: skip
-    if ROT > 0:
-        _store_part(turned_a, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
-                    heads, live, half, in_half, HQ, HKV, D, S)  # fmt: skip
-        _store_part(turned_b, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
-                    heads, live, half + HALF, in_half, HQ, HKV, D, S)  # fmt: skip
+        _store_plain(turned_a, q_out, k_pages, v_pages, token, page_base, offset, heads, live, half,
+                     in_half, HQ, HKV, D, S, IS_ROUNDED)  # fmt: skip
+        _store_plain(turned_b, q_out, k_pages, v_pages, token, page_base, offset, heads, live,
+                     half + HALF, in_half, HQ, HKV, D, S, IS_ROUNDED)  # fmt: skip
     if ROT < D:
-        _store_part(c, head_scales, q_out, k_pages, v_pages, back, token, page_base, offset,
-                    heads, live, rest, in_rest, HQ, HKV, D, S)  # fmt: skip
+        _store_plain(c, q_out, k_pages, v_pages, token, page_base, offset, heads, live, rest,
+                     in_rest, HQ, HKV, D, S, IS_ROUNDED)  # fmt: skip
+    # Most programs have queries alone, which need no scales.
+    if IS_ROUNDED and (tl.program_id(1) + 1) * HEADS > HQ:
+        tops = tl.zeros([HEADS], tl.int32)
+        if ROT > 0:
+            tops = tl.maximum(tl.max(magnitude(turned_a), axis=1),
+                              tl.max(magnitude(turned_b), axis=1))  # fmt: skip
+        if ROT < D:
+            tops = tl.maximum(tops, tl.max(magnitude(c), axis=1))
+        scales, inverse = scales_of_top(tops)
+        _store_scales(scales, k_scales, v_scales, page_base // D + offset, heads, live, HQ, HKV,
+                      S)  # fmt: skip
+        back = None
+        if WRITE_BACK:
+            back = qkv + row
+        if ROT > 0:
+            _store_rounded(turned_a, scales, inverse, k_pages, v_pages, back, page_base, offset,
+                           heads, live, half, in_half, HQ, HKV, D, S)  # fmt: skip
+            _store_rounded(turned_b, scales, inverse, k_pages, v_pages, back, page_base, offset,
+                           heads, live, half + HALF, in_half, HQ, HKV, D, S)  # fmt: skip
+        if ROT < D:
+            _store_rounded(c, scales, inverse, k_pages, v_pages, back, page_base, offset, heads,
+                           live, rest, in_rest, HQ, HKV, D, S)  # fmt: skip
 
 
 def _check(qkv: Tensor, k_pages: Tensor, num_heads: int, cos: Tensor | None) -> None:

@@ -31,10 +31,38 @@ FP8 = torch.float8_e4m3fn
 GROUP = 128
 # The tallest tile of a product of few rows, one for all of them, and of one of many.
 _ONE_TILE, _TILE = 256, 128
+# Threads of a program that holds a row.
+_MOST_THREADS = 256
 # The largest number of e4m3.
 FP8_MAX = tl.constexpr(448.0)
 # Below this a row counts as zero: its scale stays a normal number.
 _TINY = tl.constexpr(1e-20)
+# Two numbers rounded to e4m3 and widened again, which half precision holds on the way.
+_THERE_AND_BACK = tl.constexpr(
+    """
+    {
+        .reg .b16 rounded, low, high;
+        .reg .b32 halves;
+        cvt.rn.satfinite.e4m3x2.f32 rounded, $3, $2;
+        cvt.rn.f16x2.e4m3x2 halves, rounded;
+        mov.b32 {low, high}, halves;
+        cvt.f32.f16 $0, low;
+        cvt.f32.f16 $1, high;
+    }
+    """
+)
+# Four numbers rounded to e4m3, together in a register: what pages get. Taken one by one, a byte that
+# was stored beside others as well came back from ptxas 12.8 as what happened to be in a register.
+_FOUR_TO_FP8 = tl.constexpr(
+    """
+    {
+        .reg .b16 first, second;
+        cvt.rn.satfinite.e4m3x2.f32 first, $2, $1;
+        cvt.rn.satfinite.e4m3x2.f32 second, $4, $3;
+        mov.b32 $0, {first, second};
+    }
+    """
+)
 # Triton's interpreter cuts digits off where a GPU rounds.
 _CAST_ROUNDS = tl.constexpr(not triton.knobs.runtime.interpret)
 
@@ -102,11 +130,7 @@ def nearest_fp8(value):
 
 @triton.jit
 def finite_number(value):
-    """Round as `fp8_number` does, NaN to zero: what broke a row is left to its scale.
-
-    What is needed in fp32 as well comes from here, not from e4m3 widened again: on an H200 every
-    other pair of bytes that were stored too came back wrong.
-    """
+    """Round as `fp8_number` does, NaN to zero: what broke a row is left to its scale."""
     return fp8_number(tl.where(value - value == 0.0, value, 0.0))
 
 
@@ -117,60 +141,166 @@ def scale_of(top):
 
 
 @triton.jit
-def _store_rows(value, values, scales, row, offs, mask, width):
-    """Round one row, its largest number to the end of e4m3.
+def row_number(value):
+    """Round what is within 448, by a hair beyond it, or NaN, for rows that are multiplied.
+
+    A NaN stays in its row, so it needs no care where the instruction is at hand.
+    """
+    if _CAST_ROUNDS:
+        return value.to(tl.float8e4nv)
+    return finite_number(value).to(tl.float8e4nv)
+
+
+@triton.jit
+def page_number(value, inverse):
+    """Round value * inverse to e4m3, what is no number to zero: pages hold no NaN."""
+    finite = tl.where(value - value == 0.0, value, 0.0)
+    if not _CAST_ROUNDS:
+        return finite_number(finite * inverse).to(tl.float8e4nv)
+    return page_bytes(finite * inverse)
+
+
+@triton.jit
+def page_bytes(value):
+    """Round fp32, no NaN among it, to e4m3 for stores of several widths."""
+    if not _CAST_ROUNDS:
+        return to_fp8(value)
+    octets = tl.inline_asm_elementwise(
+        _FOUR_TO_FP8, "=r,f,f,f,f", [value], dtype=tl.int8, is_pure=True, pack=4
+    )
+    return octets.to(tl.float8e4nv, bitcast=True)
+
+
+@triton.jit
+def nearest_number(value, inverse):
+    """Return the fp32 number that `page_number` rounds to.
+
+    What is needed in fp32 as well comes from here, not from e4m3 widened again: on an H200 every
+    other pair of bytes that were stored too came back wrong.
+    """
+    finite = tl.where(value - value == 0.0, value, 0.0)
+    if not _CAST_ROUNDS:
+        return finite_number(finite * inverse)
+    first = (finite * inverse).to(tl.float32)
+    return tl.inline_asm_elementwise(
+        _THERE_AND_BACK, "=&f,=&f,f,f", [first], dtype=tl.float32, is_pure=True, pack=2
+    )
+
+
+@triton.jit
+def magnitude(value):
+    """Return fp32 without its sign as whole numbers, which are in the same order, NaN on top."""
+    return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _add_and_top(sum_a, top_a, sum_b, top_b):
+    return sum_a + sum_b, tl.maximum(top_a, top_b)
+
+
+@triton.jit
+def scales_of_top(magnitude):
+    """Return the scale of a row by its largest magnitude, and the inverse for its numbers.
 
     The scale of a row with NaN or an infinity is NaN, and so is all that it is multiplied by.
     """
-    scale = scale_of(tl.max(tl.abs(value)))
-    tl.store(values + row * width + offs, finite_number(value / scale).to(tl.float8e4nv),
-             mask=mask)  # fmt: skip
-    tl.store(scales + row, scale + tl.sum(value - value))
+    top = magnitude.to(tl.float32, bitcast=True)
+    scale = scale_of(top)
+    return scale + (top - top), 1.0 / scale
+
+
+@triton.jit
+def _load_piece(source, piece, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Load BLOCK columns of a row in fp32, those from K on as zeros."""
+    offs = piece * BLOCK + tl.arange(0, BLOCK)
+    # A piece that fits needs no mask; with one the loads would be checked element by element.
+    if (piece + 1) * BLOCK <= K:
+        return tl.load(source + offs).to(tl.float32)
+    return tl.load(source + offs, mask=offs < K, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store_piece(target, piece, value, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Store BLOCK columns of a row up to K."""
+    offs = piece * BLOCK + tl.arange(0, BLOCK)
+    if (piece + 1) * BLOCK <= K:
+        tl.store(target + offs, value)
+    else:
+        tl.store(target + offs, value, mask=offs < K)
 
 
 @triton.jit
 def _quantize_rows_kernel(x, values, scales, K: tl.constexpr, BLOCK: tl.constexpr,
-                          PDL: tl.constexpr):  # fmt: skip
+                          PIECES: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     release_successor(PDL)
     row = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK)
-    mask = offs < K
+    tops = tl.zeros([BLOCK], tl.int32)
+    held = ()
     wait_for_inputs(PDL)
-    value = tl.load(x + row * K + offs, mask=mask, other=0.0).to(tl.float32)
-    _store_rows(value, values, scales, row, offs, mask, K)
+    for piece in tl.static_range(PIECES):
+        value = _load_piece(x + row * K, piece, K, BLOCK)
+        tops = tl.maximum(tops, magnitude(value))
+        held += (value,)
+    scale, inverse = scales_of_top(tl.max(tops))
+    for piece in tl.static_range(PIECES):
+        _store_piece(values + row * K, piece, row_number(held[piece] * inverse), K, BLOCK)
+    tl.store(scales + row, scale)
 
 
 @triton.jit
 def _norm_quantized_kernel(
     x, residual, weight, values, scales, added, eps, K: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, PDL: tl.constexpr,
+    PIECES: tl.constexpr, HAS_RESIDUAL: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Round rms_norm(x + residual) * weight.
+
+    The norm is one factor of a row, which its largest number takes out again: sum of squares and
+    largest number are found at once, and the factor is in the scale alone.
+    """
     release_successor(PDL)
     row = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK)
-    mask = offs < K
-    w = tl.load(weight + offs, mask=mask, other=0.0).to(tl.float32)
+    weights = ()
+    for piece in tl.static_range(PIECES):
+        weights += (_load_piece(weight, piece, K, BLOCK),)
+    tops = tl.zeros([BLOCK], tl.int32)
+    squares = tl.zeros([BLOCK], tl.float32)
+    held = ()
     wait_for_inputs(PDL)
-    value = tl.load(x + row * K + offs, mask=mask, other=0.0).to(tl.float32)
-    if HAS_RESIDUAL:
-        value += tl.load(residual + row * K + offs, mask=mask, other=0.0).to(tl.float32)
-        tl.store(added + row * K + offs, value, mask=mask)
-    normed = value * tl.rsqrt(tl.sum(value * value) / K + eps) * w
-    _store_rows(normed, values, scales, row, offs, mask, K)
+    for piece in tl.static_range(PIECES):
+        value = _load_piece(x + row * K, piece, K, BLOCK)
+        if HAS_RESIDUAL:
+            value += _load_piece(residual + row * K, piece, K, BLOCK)
+            _store_piece(added + row * K, piece, value, K, BLOCK)
+        squares += value * value
+        value *= weights[piece]
+        tops = tl.maximum(tops, magnitude(value))
+        held += (value,)
+    total, top = tl.reduce((squares, tops), 0, _add_and_top)
+    scale, inverse = scales_of_top(top)
+    for piece in tl.static_range(PIECES):
+        _store_piece(values + row * K, piece, row_number(held[piece] * inverse), K, BLOCK)
+    tl.store(scales + row, scale * tl.rsqrt(total / K + eps))
 
 
 @triton.jit
 def _gated_quantized_kernel(gate_up, values, scales, K: tl.constexpr, BLOCK: tl.constexpr,
-                            KIND: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+                            PIECES: tl.constexpr, KIND: tl.constexpr,
+                            PDL: tl.constexpr):  # fmt: skip
     release_successor(PDL)
     row = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK)
-    mask = offs < K
+    source = gate_up + row * 2 * K
+    tops = tl.zeros([BLOCK], tl.int32)
+    held = ()
     wait_for_inputs(PDL)
-    source = gate_up + row * 2 * K + offs
-    value = gate(tl.load(source, mask=mask, other=0.0).to(tl.float32), KIND)
-    value *= tl.load(source + K, mask=mask, other=0.0).to(tl.float32)
-    _store_rows(value, values, scales, row, offs, mask, K)
+    for piece in tl.static_range(PIECES):
+        value = gate(_load_piece(source, piece, K, BLOCK), KIND)
+        value *= _load_piece(source + K, piece, K, BLOCK)
+        tops = tl.maximum(tops, magnitude(value))
+        held += (value,)
+    scale, inverse = scales_of_top(tl.max(tops))
+    for piece in tl.static_range(PIECES):
+        _store_piece(values + row * K, piece, row_number(held[piece] * inverse), K, BLOCK)
+    tl.store(scales + row, scale)
 
 
 @triton.jit
@@ -191,9 +321,14 @@ def _quantize_groups_kernel(x, values, scales, K: tl.constexpr, GROUPS: tl.const
     tl.store(scales + row * GROUPS + groups, scale, mask=groups < GROUPS)
 
 
-def _num_warps(block: int) -> int:
-    """Return warps for a program that holds a row: 32 elements a thread, 16 of a short one."""
-    return min(16, max(1, block // 512))
+def _pieces(width: int, a_thread: int = 8) -> dict[str, int]:
+    """Return how a program holds a row: pieces of so many columns a thread."""
+    block = min(_MOST_THREADS * a_thread, next_power_of_2(width))
+    return {
+        "BLOCK": block,
+        "PIECES": ceil_div(width, block),
+        "num_warps": max(1, block // (32 * a_thread)),
+    }
 
 
 def quantize_rows(x: Tensor) -> QuantizedRows:
@@ -205,10 +340,8 @@ def quantize_rows(x: Tensor) -> QuantizedRows:
     num_rows, width = x.shape
     rows = QuantizedRows.empty(num_rows, width, x.device)
     if num_rows:
-        block = next_power_of_2(width)
         _quantize_rows_kernel[(num_rows,)](
-            x, rows.values, rows.scales, K=width, BLOCK=block, num_warps=_num_warps(block),
-            **dependent_launch(x.device),
+            x, rows.values, rows.scales, K=width, **_pieces(width), **dependent_launch(x.device)
         )  # fmt: skip
     return rows
 
@@ -246,11 +379,9 @@ def add_rms_norm_quantized(
     rows = QuantizedRows.empty(num_rows, width, x.device)
     added = x if residual is None else torch.empty_like(x, dtype=torch.float32)
     if num_rows:
-        block = next_power_of_2(width)
         _norm_quantized_kernel[(num_rows,)](
-            x, residual, weight, rows.values, rows.scales, added, eps, K=width, BLOCK=block,
-            HAS_RESIDUAL=residual is not None, num_warps=_num_warps(block),
-            **dependent_launch(x.device),
+            x, residual, weight, rows.values, rows.scales, added, eps, K=width,
+            HAS_RESIDUAL=residual is not None, **_pieces(width, 4), **dependent_launch(x.device),
         )  # fmt: skip
     return rows, added
 
@@ -264,9 +395,8 @@ def gated_act_quantized(gate_up: Tensor, kind: ActivationKind = "silu") -> Quant
     width = double // 2
     rows = QuantizedRows.empty(num_rows, width, gate_up.device)
     if num_rows:
-        block = next_power_of_2(width)
         _gated_quantized_kernel[(num_rows,)](
-            gate_up, rows.values, rows.scales, K=width, BLOCK=block, KIND=kind,
-            num_warps=_num_warps(block), **dependent_launch(gate_up.device),
+            gate_up, rows.values, rows.scales, K=width, KIND=kind, **_pieces(width),
+            **dependent_launch(gate_up.device),
         )  # fmt: skip
     return rows

@@ -15,7 +15,7 @@ from tokenbus.kernels.launch import (
     release_successor,
     wait_for_inputs,
 )
-from tokenbus.kernels.quantize import finite_number, scale_of
+from tokenbus.kernels.quantize import magnitude, nearest_number, page_bytes, scales_of_top
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,10 +43,9 @@ def _value_pages_kernel(
     value = tl.load(place, mask=mask, other=0.0).to(tl.float32)
     if HAS_BIAS:
         value += tl.load(bias + columns, mask=dims < D, other=0.0).to(tl.float32)[None, :]
-    # NaN and infinities make the scale NaN.
-    scale = scale_of(tl.max(tl.abs(value), axis=1)) + tl.sum(value - value, axis=1)
-    number = finite_number(value / scale[:, None])
-    rounded = number.to(tl.float8e4nv)
+    scale, inverse = scales_of_top(tl.max(magnitude(value), axis=1))
+    number = nearest_number(value, inverse[:, None])
+    rounded = page_bytes(number)
     tl.store(place, (number * scale[:, None]).to(rows.dtype.element_ty), mask=mask)
     tl.store(scales + slot // S * (HKV * S) + head * S + slot % S, scale, mask=live)
     block = slot // S * page_stride + head * (S * D) + slot % S

@@ -3,10 +3,12 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
+import structlog
 
 # Triton decides at its first import whether its own functions are interpreted, and transformers
 # imports it on the way to a model; a GPU's driver shows as this device file.
@@ -23,6 +25,13 @@ PROCESS_FIXTURES = {"deployment", "own_server", "private_server", "server"}
 STARTS = {"os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
 # The CPU's kernels are compiled once per machine, by whichever test needs them first.
 COMPILERS = ("c++", "g++", "clang++")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Take back how a test set up its log: the next one in this process may look for a warning."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -34,6 +34,7 @@ NOT_RUN = {
     'pip install "tokenbus[gateway]"': "installs; tests/producer/gateway/ runs the command",
     "tokenbus keys create": "tests/producer/gateway/test_keys.py makes, lists and revokes keys",
     "pip install .": "installs into an environment; tests/test_packaging.py installs the wheel",
+    "docker compose": "needs containers; tests/deploy/test_compose.py runs what is in them",
     "make chaos": "takes ten minutes, and runs tests",
     "PYTHONPATH=tests/support .venv/bin/python": "is a part of make chaos",
     "tokenbus bench pool --arrival at-once": "is for 16 cores",

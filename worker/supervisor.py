@@ -19,6 +19,7 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Self
 
+from tokenbus.producer import gc
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.scripts.rights import UserRole, check_rights
@@ -36,7 +37,6 @@ from tokenbus.worker.held.held_jobs import HeldJobs
 from tokenbus.worker.life import WorkerLife
 from tokenbus.worker.metrics import Metrics
 from tokenbus.worker.pool.start_status import StartStatus
-from tokenbus.worker.process import gc
 from tokenbus.worker.start_check import check_worker
 from tokenbus.worker.stop_request import StopRequest
 from tokenbus.worker.tokenizer import import_library

@@ -88,6 +88,7 @@ class TritonAttention:
                 k_scales=k_scales,
                 v_scales=v_scales,
                 fresh=None if fresh is None else fresh[:num_tokens],
+                reads_cache=ctx.reads_cache,
                 out=out[:num_tokens],
             )
         if ctx.num_decode:

@@ -66,6 +66,8 @@ class CallFormat:
     is_parallel: the family writes several calls in one answer.
     has_text_before: content may stand before the calls; behind them it is read, but not expected.
     name_key: empty where the name itself is the key of the arguments: `{name: {…}}` (Apertus).
+    comma: between the arguments of a call in Python.
+    name_is_last: the name stands behind the arguments of a JSON call.
     index_key, index_open: the number of the call, from 0, as a JSON key before the name or behind
         the name.
     id_open: before the id of a call, behind the name; read where it stands, written if `writes_id`.
@@ -91,6 +93,8 @@ class CallFormat:
     name_close: str = ""
     name_key: str = "name"
     arguments_key: str = "arguments"
+    comma: str = ", "
+    name_is_last: bool = False
     index_key: str = ""
     index_open: str = ""
     id_open: str = ""
@@ -180,8 +184,8 @@ class CallFormat:
                 tagged = [piece for each in arguments.items() for piece in self._parameter(*each)]
                 return [prefix, name, ("name_close", self.name_close), *tagged]
             case CallSyntax.PYTHON:
-                pairs = ", ".join(f"{key}={_python(value)}" for key, value in arguments.items())
-                return [("", f"{call.name}({pairs})")]
+                pairs = [f"{key}={_python(value)}" for key, value in arguments.items()]
+                return [("", f"{call.name}({self.comma.join(pairs)})")]
             case CallSyntax.BRACED:
                 return [prefix, name, ("", self._braced(arguments))]
 
@@ -190,8 +194,8 @@ class CallFormat:
         if not self.name_key:
             return f"{{{_json(call.name)}: {call.arguments}}}"
         number = f'"{self.index_key}": "{index}", ' if self.index_key else ""
-        name = f'"{self.name_key}": {_json(call.name)}'
-        return f'{{{number}{name}, "{self.arguments_key}": {call.arguments}}}'
+        pair = f'"{self.name_key}": {_json(call.name)}', f'"{self.arguments_key}": {call.arguments}'
+        return f"{{{number}{', '.join(reversed(pair) if self.name_is_last else pair)}}}"
 
     def _braced(self, value: Any) -> str:
         match value:

@@ -377,6 +377,7 @@ _ALL = (
     CallFormat(
         "minicpm-4",
         _PYTHON,
+        comma=",",
         section_open="<|tool_call_start|>\n```python\n",
         section_close="\n```\n<|tool_call_end|>",
         separator="\n",

@@ -20,7 +20,7 @@ class ReasoningFormat:
     is_closed_by_calls: a call ends the block as `close` does; so where marks are tokens of their
         own, which never stand in a thought.
     other_opens, other_closes: read, never written.
-    frame: marks around the answer behind the block, which are never shown.
+    frame_open, frame_close: around the answer behind the block, its calls too; never shown.
     """
 
     name: str
@@ -30,7 +30,8 @@ class ReasoningFormat:
     is_closed_by_calls: bool = False
     other_opens: tuple[str, ...] = ()
     other_closes: tuple[str, ...] = ()
-    frame: tuple[str, ...] = ()
+    frame_open: str = ""
+    frame_close: str = ""
 
     @property
     def opens(self) -> tuple[str, ...]:
@@ -41,6 +42,11 @@ class ReasoningFormat:
     def closes(self) -> tuple[str, ...]:
         """Return the closing marks without white space, the written one first."""
         return tuple(mark.strip() for mark in (self.close, *self.other_closes))
+
+    @property
+    def frame(self) -> tuple[str, ...]:
+        """Return the marks around the answer without white space, those that there are."""
+        return tuple(filter(None, (self.frame_open.strip(), self.frame_close.strip())))
 
     def is_open_after(self, prompt: str) -> bool:
         """Tell whether an answer begins inside the block: the prompt ends in `open`."""
@@ -57,9 +63,19 @@ _APRIEL = ("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n")
 _ALL = (
     ReasoningFormat("think", _THINK_OPEN, _THINK_CLOSE),
     ReasoningFormat("think-in-prompt", _THINK_OPEN, _THINK_CLOSE, opens_in_prompt=True),
-    ReasoningFormat("think-answer", _THINK_OPEN, _THINK_CLOSE, frame=("<answer>", "</answer>")),
     ReasoningFormat(
-        "think-response", _THINK_OPEN, _THINK_CLOSE, frame=("<response>", "</response>")
+        "think-answer",
+        _THINK_OPEN,
+        _THINK_CLOSE,
+        frame_open="<answer>\n",
+        frame_close="\n</answer>",
+    ),
+    ReasoningFormat(
+        "think-response",
+        _THINK_OPEN,
+        _THINK_CLOSE,
+        frame_open="<response>\n",
+        frame_close="\n</response>",
     ),
     ReasoningFormat("thinking", "<thinking>\n", "\n</thinking>\n\n"),
     ReasoningFormat("exaone-deep", "<thought>\n", "\n</thought>\n\n"),
@@ -71,7 +87,9 @@ _ALL = (
     ReasoningFormat("apertus", "<|inner_prefix|>", "<|inner_suffix|>"),
     ReasoningFormat("gemma-4", "<|channel>thought\n", "\n<channel|>"),
     ReasoningFormat("apriel", *_APRIEL, opens_in_prompt=True),
-    ReasoningFormat("apriel-1.5", *_APRIEL, opens_in_prompt=True, frame=("[END FINAL RESPONSE]",)),
+    ReasoningFormat(
+        "apriel-1.5", *_APRIEL, opens_in_prompt=True, frame_close="\n[END FINAL RESPONSE]"
+    ),
     ReasoningFormat("kimi", "<think>", "</think>", is_closed_by_calls=True),
     ReasoningFormat("seed", "<seed:think>", "</seed:think>"),
     ReasoningFormat("command-a", "<|START_THINKING|>", "<|END_THINKING|>", is_closed_by_calls=True),

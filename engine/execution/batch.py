@@ -53,6 +53,7 @@ def step_batch(
         rows, kv, pos, own, row_ids, query_lens, context_lens, [0, *accumulate(query_lens)]
     )
     ctx.num_decode = len(seqs)
+    ctx.reads_cache = any(chunk.start for chunk in chunks)
     return ids, ctx
 
 

@@ -124,7 +124,8 @@ class GraphRunner(Runner):
         self._compile_ahead(steps)
         parts: list[Callable[[], object]] = [
             *(partial(self._captured, size, _PLAIN) for size in reversed(self._buckets)),
-            *(partial(self._warm_step, num_tokens, num_rows) for num_tokens, num_rows in steps),
+            *(partial(self._warm_step, *step) for step in steps),
+            *(partial(self._warm_step, *step, reads_cache=False) for step in steps[:1]),
             *(
                 partial(self._prompts.prepare, shape)
                 for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
@@ -188,8 +189,10 @@ class GraphRunner(Runner):
             with nullcontext() if self._sharing is None else self._sharing.assuming_runs():
                 for size in {*octaves, self._buckets[-1]}:
                     self._decode_step(size, _PLAIN)
-            for num_tokens, num_rows in steps:
-                self._warm_step(num_tokens, num_rows)
+            for step in steps:
+                self._warm_step(*step)
+            for step in steps[:1]:
+                self._warm_step(*step, reads_cache=False)
         # What was drawn is no token.
         self.rows.last_token.zero_()
 
@@ -242,7 +245,7 @@ class GraphRunner(Runner):
         return graph
 
     @torch.inference_mode()
-    def _warm_step(self, num_tokens: int, num_rows: int) -> None:
+    def _warm_step(self, num_tokens: int, num_rows: int, *, reads_cache: bool = True) -> None:
         """Take one prompt and some rows through the model, and draw, all on scratch."""
         rows, num_seqs = self.rows, num_rows + 1
         total = num_tokens + num_rows
@@ -262,6 +265,7 @@ class GraphRunner(Runner):
                 query_lens=lens,
                 context_lens_host=lens,
                 num_decode=num_rows,
+                reads_cache=reads_cache,
             ),
         )
         logits = self._logits(hidden[-num_seqs:], _PLAIN, masked=False)

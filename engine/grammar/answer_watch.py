@@ -1,7 +1,8 @@
 """Keys in answers that are more than JSON: calls, reasoning before them, arguments between tags.
 
 An answer is followed byte by byte beside its grammar, which holds to the form: what begins as a
-call is one. So it is enough to know the marks; where JSON begins, a `KeyWatch` follows it.
+call is one. So it is enough to know the marks; where JSON begins, a `KeyWatch` follows it, or an
+`ItemWatch` where a schema asks for lists without equal items.
 
 It is one file because it is one machine: each of its phases leads to the next.
 """
@@ -14,8 +15,9 @@ from enum import Enum, auto
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.grammar.answer_lists import AnswerLists
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch, cleared
-from tokenbus.engine.grammar.watching.braced_keys import BracedKeys
+from tokenbus.engine.grammar.watching.item_watch import ItemWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
     from torch import Tensor
 
-    from tokenbus.engine.grammar.schema.key_watch import TokenTable
     from tokenbus.engine.grammar.watched_answer import WatchedAnswer
+    from tokenbus.engine.grammar.watching.braced_keys import BracedKeys
+    from tokenbus.engine.grammar.watching.item_watch import ItemTable
+    from tokenbus.engine.grammar.watching.list_places import ListPlaces
 
 # Bytes that are looked back at: more than any mark has, or what begins a call without one.
 _LOOK_BACK = 512
@@ -34,6 +38,7 @@ _SPACE = b" \t\r\n"
 _NAME_ENDS = b'<>"\n'
 _HEADER_MARKS = (b"<|start|>", b"<|channel|>")
 _MESSAGE = b"<|message|>"
+_CALLED = re.compile(rb"to=functions\.([A-Za-z0-9_.-]+)")
 
 
 class _Phase(Enum):
@@ -59,7 +64,7 @@ _NAMING = frozenset({_Phase.TAGS, _Phase.NAME})
 
 
 class MarkInContent(KeyRepeated):
-    """A mark of calls has come inside JSON that is content: a reader would take it for one."""
+    """A mark has come inside JSON that is content: a reader would take it for one."""
 
 
 class _Marks:
@@ -68,6 +73,7 @@ class _Marks:
     def __init__(self, form: WatchedAnswer) -> None:
         self.opens = [_solid(mark) for mark in form.opens]
         self.closes = [_solid(mark) for mark in form.closes]
+        self.frame = [_solid(mark) for mark in form.frame]
         self.calls = [_solid(mark) for mark in form.marks]
         self.barred = [mark.encode() for mark in form.barred]
         self.head = re.compile(form.head.encode()) if form.head else None
@@ -82,16 +88,19 @@ class _Marks:
 class AnswerWatch:
     """Where an answer stands, with the keys of the JSON that it is in."""
 
-    def __init__(self, table: TokenTable, form: WatchedAnswer) -> None:
-        """Stand before the answer."""
+    def __init__(
+        self, table: ItemTable, form: WatchedAnswer, content: ListPlaces | None = None
+    ) -> None:
+        """Stand before the answer; `content` are the places of JSON that is no call."""
         self._table = table
         self._form = form
         self._marks = _Marks(form)
+        self._lists = AnswerLists(table, form, content)
         self._keys: KeyWatch | BracedKeys = KeyWatch(table)
         # What came since the phase began, and the same without white space.
         self._text, self._solid = bytearray(), bytearray()
         self._names: set[bytes] = set()
-        self._tool = ""
+        self._tool = self._argument = ""
         self._is_text = self._has_value = self._is_cut = False
         if form.starts_inside:
             self._phase = _Phase.REASONING
@@ -111,14 +120,16 @@ class AnswerWatch:
             for byte in self._table.tokens[token_id]:
                 self._follow(byte)
 
-    def allowed(self, mask: Tensor, matcher: LLMatcher) -> Tensor:  # noqa: ARG002 - for watches of more
-        """Return a mask, [W] int32, without what would repeat; `matcher` stands where it is for."""
-        return self.filtered(mask)
+    def allowed(self, mask: Tensor, matcher: LLMatcher) -> Tensor:
+        """Return a mask, [W] int32, without what would repeat a key, a name or an item.
 
-    def filtered(self, mask: Tensor) -> Tensor:
-        """Return a mask, [W] int32, without tokens that would repeat a key or a name."""
+        matcher: stands where the mask is for.
+        """
+        keys = self._keys
         if self._phase in _WATCHED and not self._is_text:
-            mask = self._keys.filtered(mask)
+            mask = (
+                keys.allowed(mask, matcher) if isinstance(keys, ItemWatch) else keys.filtered(mask)
+            )
         candidates: Iterable[int] = ()
         if self._phase in _BEFORE_CONTENT and self._form.is_json:
             candidates = self._ending_marks()
@@ -168,8 +179,9 @@ class AnswerWatch:
     def _move(self, phase: _Phase) -> None:
         self._phase, self._has_value, self._is_cut = phase, False, False
         if phase is _Phase.CALLS:
-            quote = self._form.quote
-            self._keys = BracedKeys(self._table, quote) if quote else KeyWatch(self._table)
+            self._keys = self._lists.of_calls()
+        elif phase is _Phase.JSON:
+            self._keys = self._lists.of_content()
         self._text.clear()
         self._solid.clear()
 
@@ -209,8 +221,9 @@ class AnswerWatch:
         is_final = b"final" in header
         if b"to=" in header:
             self._move(_Phase.CALLS)
+            called = _CALLED.search(header)
+            self._tool = called[1].decode() if called else ""
         else:
-            self._keys = KeyWatch(self._table)
             self._move(_Phase.JSON if self._form.is_json and is_final else _Phase.REASONING)
 
     def _answer(self, _: int) -> None:
@@ -223,12 +236,18 @@ class AnswerWatch:
                 self._move(_Phase.TOOL if self._ends_in((marks.call,)) else _Phase.TAGS)
         elif marks.head and not self._is_cut and marks.head.fullmatch(self._text):
             self._replay(_Phase.CALLS)
-        elif self._form.is_json and self._solid and not self._may_become(marks.calls):
+        elif self._ends_in(marks.frame):
+            self._move(_Phase.ANSWER)
+        elif (
+            self._form.is_json
+            and self._solid
+            and not self._may_become([*marks.calls, *marks.frame])
+        ):
             self._replay(_Phase.JSON)
 
     def _json(self, byte: int) -> None:
         if self._keys.is_inside and any(map(self._text.endswith, self._marks.barred)):
-            raise MarkInContent("a mark of calls comes inside of content")
+            raise MarkInContent("a mark comes inside of content")
         self._keys.follow(byte)
 
     def _call(self, byte: int) -> None:
@@ -241,8 +260,16 @@ class AnswerWatch:
                 self._phase = _Phase.FREE
                 return
             self._has_value = byte == _BRACKETS[0]
-        if self._keys.is_inside or byte in _BRACKETS:
-            self._keys.follow(byte)
+        if not self._keys.is_inside:
+            if byte not in self._lists.begins:
+                return
+            if self._form.has_channels:
+                self._keys = self._lists.of_tool(self._tool)
+            else:
+                self._keys = self._lists.of_arguments(bytes(self._solid)) or self._keys
+            self._text.clear()
+            self._solid.clear()
+        self._keys.follow(byte)
 
     def _tags(self, _: int) -> None:
         if self._ends_in((self._marks.call,)):
@@ -267,6 +294,7 @@ class AnswerWatch:
         if name in self._names:
             raise KeyRepeated(f"the argument {told!r} comes twice")
         self._names.add(name)
+        self._argument = told
         self._is_text = told in tags.texts.get(self._tool, ())
         self._move(_Phase.NAME_CLOSE)
         self._follow(byte)
@@ -276,7 +304,7 @@ class AnswerWatch:
         if self._ends_in(marks.name_closes):
             is_string = bool(marks.string_close) and self._ends_in((marks.string_close,))
             self._is_text = self._is_text or is_string
-            self._keys = KeyWatch(self._table)
+            self._keys = self._lists.of_value(self._tool, self._argument)
             self._move(_Phase.VALUE)
 
     def _value(self, byte: int) -> None:

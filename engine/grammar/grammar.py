@@ -298,11 +298,13 @@ class GrammarCompiler:
         return CompiledGrammar(prototype, self._width, self.limits, watch)
 
     def _watch(self, grammar: str, watched: str) -> KeyWatch | AnswerWatch | None:
-        if watched:
-            if not lets_keys_repeat(grammar, is_watched=True):
-                return None
-            return AnswerWatch(self._token_table(), WatchedAnswer.parse(watched))
         places = list_places(grammar)
+        if watched:
+            form = WatchedAnswer.parse(watched)
+            is_needed = places is not None or form.barred
+            if not is_needed and not lets_keys_repeat(grammar, is_watched=True):
+                return None
+            return AnswerWatch(self._token_table(), form, places)
         if places is not None:
             return ItemWatch(self._token_table(), places)
         return KeyWatch(self._token_table()) if lets_keys_repeat(grammar) else None

@@ -120,6 +120,6 @@ class RefusalCache:
 
 
 def _digest(spec: GrammarSpec) -> bytes:
-    parts = (spec.kind, spec.source, spec.before)
+    parts = (spec.kind, spec.source, spec.before, spec.watched)
     told = b"\0".join(part.encode(errors="surrogatepass") for part in parts)
     return hashlib.sha256(told).digest()

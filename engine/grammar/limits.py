@@ -20,7 +20,8 @@ class GrammarLimits:
     """Limits of one grammar; times are of the processor.
 
     source_bytes: of the source in UTF-8.
-    choice_bytes: of the source of a choice, which is cheap: 100,000 labels of 40 characters.
+    choice_bytes: of the source of a choice, which is cheap: 100,000 labels of 40 characters, with
+        quotes and commas.
     states: of the lexer, over all sequences that share the grammar; 1 to 2 kB each.
     items: of the parser, per token.
     compile_s: for compiling and the trial of the first tokens.
@@ -28,7 +29,7 @@ class GrammarLimits:
     """
 
     source_bytes: int = 262_144
-    choice_bytes: int = 4_194_304
+    choice_bytes: int = 5_242_880
     states: int = 50_000
     items: int = 20_000
     compile_s: float = 2.0

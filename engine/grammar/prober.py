@@ -113,7 +113,7 @@ class Prober:
         return max(0.0, soonest - time.monotonic())
 
     def _begin(self, asker: socket.socket) -> None:
-        kind, source, before = receive_message(asker)
+        kind, *parts = receive_message(asker)
         own_pid = os.getpid()
         try:
             pid, reading, writing = _fork_with_pipe()
@@ -125,7 +125,7 @@ class Prober:
             # The engine sees at once that the prober is gone, whatever a trial is at.
             for inherited in self._askers:
                 inherited.close()
-            spec = GrammarSpec(GrammarKind(kind), source, before)
+            spec = GrammarSpec(GrammarKind(kind), *parts)
             _try_in_child(spec, self._tokenizer, self._limits, writing, own_pid)
         os.close(writing)
         gives_up_at = time.monotonic() + self._limits.wall_s

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -64,7 +64,7 @@ class ProberLink:
             if process is None:
                 break
             try:
-                send_message(lanes[lane], (spec.kind.value, spec.source, spec.before))
+                send_message(lanes[lane], (spec.kind.value, *astuple(spec)[1:]))
                 return TrialVerdict(**receive_message(lanes[lane]))
             except (OSError, ValueError):
                 self._discard(process)

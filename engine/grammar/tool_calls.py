@@ -19,6 +19,7 @@ from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.calls.answer_rules import AnswerRules
 from tokenbus.engine.grammar.calls.call_rules import MAX_CALLS
 from tokenbus.engine.grammar.calls.reasoning_rules import ReasoningRule
+from tokenbus.engine.grammar.calls.watched_calls import follows_lists
 from tokenbus.engine.grammar.tools import arguments_schema, parameters_field
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
@@ -65,6 +66,7 @@ class ToolCalling:
         if chat_format.calls is None:
             raise RequestRejected("tools", f"the chat format {chat_format.name} has no calls")
         self._tools = tuple(tools)
+        is_watched = follows_lists(chat_format.calls.syntax)
         self._schemas: dict[str, Mapping[str, Any]] = {}
         for idx, tool in enumerate(tools):
             field = f"tools.{idx}.function.name"
@@ -72,7 +74,8 @@ class ToolCalling:
                 raise RequestRejected(field, f"{tool.name!r} does not match {_NAME.pattern}")
             if tool.name in self._schemas:
                 raise RequestRejected(field, f"{tool.name} is given twice")
-            self._schemas[tool.name] = arguments_schema(tool, parameters_field(idx))
+            schema = arguments_schema(tool, parameters_field(idx), is_watched=is_watched)
+            self._schemas[tool.name] = schema
         self.format = chat_format
         self._written: CallFormat = written or chat_format.calls
         self._tokens = tokens
@@ -116,7 +119,9 @@ class ToolCalling:
             is_exact=is_exact and not is_free,
             content=content if is_free else None,
         )
-        return GrammarSpec(GrammarKind.LARK, rules.source, rules.before, rules.watched)
+        given = sum(len(json.dumps(dict(tool.parameters))) for tool in self._tools)
+        given += 0 if content is None else len(content.source.encode(errors="surrogatepass"))
+        return GrammarSpec(GrammarKind.LARK, rules.source, rules.before, rules.watched, given)
 
     def instructions(self) -> str:
         """Describe tools and format, for the prompt of a template without tools."""

@@ -57,10 +57,13 @@ def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def arguments_schema(tool: FunctionTool, field: str) -> Mapping[str, Any]:
+def arguments_schema(
+    tool: FunctionTool, field: str, *, is_watched: bool = False
+) -> Mapping[str, Any]:
     """Return the schema of a tool's arguments, which are always an object.
 
-    field: the path of the schema in the request.
+    field: the path of the schema in the request. is_watched: lists in the arguments are followed,
+    so that they may be marked for it.
     Raises: GrammarRejected for that field if a keyword would not be enforced or nothing can satisfy
         the schema, RequestRejected if it is not of an object.
     """
@@ -68,7 +71,7 @@ def arguments_schema(tool: FunctionTool, field: str) -> Mapping[str, Any]:
     if schema.setdefault("type", "object") != "object":
         raise RequestRejected(field, "must be of type object")
     try:
-        enforceable: Any = enforceable_schema(schema)
+        enforceable: Any = enforceable_schema(schema, is_watched=is_watched)
     except GrammarRejected as error:
         raise GrammarRejected(field, str(error).removeprefix(f"{error.field}: ")) from error
     if enforceable is False:

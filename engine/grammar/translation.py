@@ -71,14 +71,17 @@ def _constraint(spec: GrammarSpec, limits: GrammarLimits) -> str:
     Raises: GrammarRejected if the source is too long, not JSON where it must be, or of a schema
         that would not be enforced.
     """
-    num_bytes = len(spec.source.encode(errors="surrogatepass"))
+    num_bytes = spec.given_bytes
+    if num_bytes is None:
+        num_bytes = len(spec.source.encode(errors="surrogatepass"))
     is_choice = spec.kind is GrammarKind.CHOICE
     most = limits.choice_bytes if is_choice else limits.source_bytes
     if num_bytes > most:
         raise GrammarRejected("grammar", f"the source has {num_bytes} bytes, the limit is {most}")
     if spec.kind is GrammarKind.JSON_SCHEMA:
-        # What stands behind something else is not followed.
-        schema = enforceable_schema(parsed_source(spec), is_watched=not spec.before)
+        # What stands behind something else is followed if somebody says where.
+        is_watched = not spec.before or bool(spec.watched)
+        schema = enforceable_schema(parsed_source(spec), is_watched=is_watched)
         if schema is False:
             raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
         return schema_grammar({} if schema is True else schema)
@@ -120,11 +123,8 @@ def lets_keys_repeat(grammar: str, *, is_watched: bool = False) -> bool:
     Of a schema that is told by the keys that it does not list; `is_watched` says it of what was
     written in Lark.
     """
-    if not grammar.startswith("{"):
-        return is_watched
-    parts = json.loads(grammar)["grammars"]
-    schemas = [part["json_schema"] for part in parts if "json_schema" in part]
-    return any(map(is_open, schemas)) if schemas else is_watched
+    schema = _schema_of(grammar)
+    return is_watched if schema is None else is_open(schema)
 
 
 def list_places(grammar: str) -> ListPlaces | None:
@@ -134,9 +134,11 @@ def list_places(grammar: str) -> ListPlaces | None:
 
 
 def _schema_of(grammar: str) -> Any:
-    """Return the schema of a constraint in the library's form, False if it is none."""
-    first = json.loads(grammar)["grammars"][0] if "json_schema" in grammar[:40] else {}
-    return first.get("json_schema") or False
+    """Return the schema of a constraint in the library's form, None if it is none."""
+    if not grammar.startswith("{") or '"json_schema"' not in grammar:
+        return None
+    parts = json.loads(grammar)["grammars"]
+    return next((part["json_schema"] for part in parts if "json_schema" in part), None)
 
 
 def parsed_source(spec: GrammarSpec) -> Any:

@@ -28,6 +28,27 @@ class WatchedTags:
 
 
 @dataclass(frozen=True, slots=True)
+class WatchedLists:
+    """Lists in which no item may come twice, in schemas that the writer has marked.
+
+    content: the schema of content; None if it asks for no such list.
+    tools: by their names the schemas of arguments that ask for one.
+    name_keys, arguments_keys: of calls that are objects of JSON; without `name_keys` the name
+        itself is the key of the arguments.
+    names: of all tools, where a name stands before its arguments: behind `lead`, without white
+        space, and `name_prefix`.
+    """
+
+    content: Any = None
+    tools: dict[str, Any] = field(default_factory=dict)
+    name_keys: list[str] = field(default_factory=list)
+    arguments_keys: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    lead: str = ""
+    name_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class WatchedAnswer:
     """What stands where in an answer, in plain values that travel as JSON.
 
@@ -35,19 +56,22 @@ class WatchedAnswer:
     opens, closes: marks of reasoning.
     starts_inside: the answer begins in reasoning.
     has_channels: it is a row of messages, each behind a header (gpt-oss).
+    frame: marks around the answer, which say nothing.
     marks: calls stand behind them, up to the end.
     head: pattern with which calls begin that have no mark, "" if all have one.
     is_json: the answer is JSON by a schema, unless calls take its place.
-    barred: marks that must not stand in such JSON, where a reader would take them for marks.
+    barred: marks that must not stand in such JSON: a reader would drop them, or read calls there.
     may_be_python: calls that do not begin as JSON are expressions of Python.
     quote: the mark around strings where arguments are objects with bare keys.
     tags: there where arguments stand between tags; otherwise they are JSON.
+    lists: those that are followed, None if there are none.
     """
 
     opens: tuple[str, ...] = ()
     closes: tuple[str, ...] = ()
     starts_inside: bool = False
     has_channels: bool = False
+    frame: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     head: str = ""
     is_json: bool = False
@@ -55,6 +79,7 @@ class WatchedAnswer:
     may_be_python: bool = False
     quote: str = ""
     tags: WatchedTags | None = None
+    lists: WatchedLists | None = None
 
     def dump(self) -> str:
         """Return it as JSON."""
@@ -64,9 +89,10 @@ class WatchedAnswer:
     def parse(cls, text: str) -> WatchedAnswer:
         """Read what `dump` wrote."""
         given = json.loads(text)
-        tags = given.pop("tags")
-        names = ("opens", "closes", "marks", "barred")
-        lists: dict[str, Any] = {name: tuple(given.pop(name)) for name in names}
+        tags, followed = given.pop("tags"), given.pop("lists", None)
+        names = ("opens", "closes", "frame", "marks", "barred")
+        lists: dict[str, Any] = {name: tuple(given.pop(name, ())) for name in names}
         if tags is not None:
             tags = WatchedTags(**tags | {"name_closes": tuple(tags["name_closes"])})
-        return cls(**given, **lists, tags=tags)
+        followed = None if followed is None else WatchedLists(**followed)
+        return cls(**given, **lists, tags=tags, lists=followed)

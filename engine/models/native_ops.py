@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from tokenbus.engine.attention.native_attention import NativeAttention, shape_args
 from tokenbus.engine.errors import ModelUnsupported
-from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.layers import GatedMLP
-from tokenbus.engine.models.linear_weight import (
-    Fp8Weight,
-    Int4Weight,
-    Int8Weight,
-    PlainWeight,
-    without_storage,
+from tokenbus.engine.models.linear_weight import without_storage
+from tokenbus.engine.models.native_forms import (
+    ACTIVATIONS,
+    NATIVE_KINDS,
+    WIDENED_HERE,
+    NativeKind,
+    interleaved,
 )
-from tokenbus.engine.models.ops import WIDENED_KINDS, TorchOps, tell_of_widened, widened
+from tokenbus.engine.models.ops import TorchOps, tell_of_widened
 from tokenbus.engine.models.product import entry_of
 from tokenbus.kernels.cpu.native import (
     DTYPES,
-    INT4_GROUP_INPUTS,
     LayerArgs,
     LinearArgs,
     ModelArgs,
     NativeLibrary,
-    WeightFormat,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
 
@@ -43,65 +41,6 @@ if TYPE_CHECKING:
 
 # Packed weights begin on lines of the cache.
 _ALIGNMENT = 64
-_ACTIVATIONS = {Activation.SILU: 0, Activation.GELU_TANH: 1, Activation.GELU: 2}
-
-
-class NativeForm(NamedTuple):
-    """A weight as the kernels read it before they pack it; every tensor has a row per output.
-
-    values: [out, in] in the model's dtype, int8 for INT8, [out, in / 2] uint8 for INT4; scales:
-    [out] float32 of INT8, and of PLAIN if its outputs have any; groups: scales and lows, [out,
-    groups] bfloat16 each, of INT4.
-    """
-
-    values: Tensor
-    scales: Tensor | None = None
-    groups: tuple[Tensor, Tensor] | None = None
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> NativeForm:
-        """Return the form with every tensor's rows changed."""
-        groups = self.groups
-        return NativeForm(
-            change(self.values),
-            None if self.scales is None else change(self.scales),
-            None if groups is None else (change(groups[0]), change(groups[1])),
-        )
-
-
-class NativeKind(NamedTuple):
-    """A kind of weight to the kernels: the format they keep it in, and what they pack."""
-
-    format: WeightFormat
-    form: Callable[[Any], NativeForm]
-
-
-def _int4_form(weight: Int4Weight) -> NativeForm:
-    if weight.group_inputs != INT4_GROUP_INPUTS:
-        raise ModelUnsupported(
-            f"the CPU's kernels cover groups of {INT4_GROUP_INPUTS} inputs, not of"
-            f" {weight.group_inputs}"
-        )
-    return NativeForm(weight.steps, groups=(weight.scales.contiguous(), weight.lows.contiguous()))
-
-
-# Kinds that the kernels have no format for. Bytes with a scale per output they have.
-_WIDENED = tuple(kind for kind in WIDENED_KINDS if kind is not Int8Weight)
-NATIVE_KINDS: Mapping[type[Any], NativeKind] = {
-    PlainWeight: NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(weight.values)),
-    **dict.fromkeys(
-        _WIDENED,
-        NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(widened(weight))),
-    ),
-    # Float8 is exact in bfloat16, and the scales come behind the sums: nothing is rounded.
-    Fp8Weight: NativeKind(
-        WeightFormat.PLAIN,
-        lambda weight: NativeForm(weight.values.to(weight.dtype), weight.scales),
-    ),
-    Int8Weight: NativeKind(
-        WeightFormat.INT8, lambda weight: NativeForm(weight.values, weight.scales)
-    ),
-    Int4Weight: NativeKind(WeightFormat.INT4, _int4_form),
-}
 
 
 class NativeOps(TorchOps):
@@ -143,7 +82,7 @@ class NativeOps(TorchOps):
         config, self._dtype = tensors.config, tensors.embedding.dtype
         if not self.supports(config, self._dtype):
             raise ModelUnsupported(f"the CPU's kernels cover no {self._dtype} like this")
-        tell_of_widened(tensors, _WIDENED)
+        tell_of_widened(tensors, WIDENED_HERE)
         width = self._library.panel_width
         # Gate and up are filled up to whole panels each.
         inner = -(-config.intermediate_size // width) * width
@@ -163,7 +102,7 @@ class NativeOps(TorchOps):
         self._head = self._pack(tensors.lm_head)
         self._model = ModelArgs(
             self._layers, len(tensors.layers), config.hidden_size, config.intermediate_size,
-            _ACTIVATIONS[config.activation], config.norm_eps, config.residual_scale,
+            ACTIVATIONS[config.activation], config.norm_eps, config.residual_scale,
         )  # fmt: skip
 
     def logits(
@@ -220,8 +159,8 @@ class NativeOps(TorchOps):
         form = kind.form(weight)
         if half is not None:
             num_outputs, width = 2 * half, self._library.panel_width
-            form = form.map(lambda rows: _interleaved(rows, half, width))
-            bias = None if bias is None else _interleaved(bias, half, width)
+            form = form.map(lambda rows: interleaved(rows, half, width))
+            bias = None if bias is None else interleaved(bias, half, width)
         packed = self._arena[self._used :]
         self._used += self._arena_bytes(weight, num_outputs)
         self._library.pack(
@@ -253,12 +192,3 @@ def _mlp(layer: DecoderLayer) -> GatedMLP:
     """Return the layer's MLP; models with mixtures are not covered."""
     assert isinstance(layer.mlp, GatedMLP)
     return layer.mlp
-
-
-def _interleaved(values: Tensor, half: int, width: int) -> Tensor:
-    """Return rows of gate, then of up, as panels of both that alternate, `half` rows of each."""
-    halves = values.view(2, -1, *values.shape[1:])
-    full = values.new_zeros((2, half, *values.shape[1:]))
-    full[:, : halves.shape[1]] = halves
-    panels = full.view(2, half // width, width, *values.shape[1:]).transpose(0, 1)
-    return panels.reshape(2 * half, *values.shape[1:])

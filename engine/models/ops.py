@@ -17,7 +17,7 @@ from tokenbus.engine.models.linear_weight import (
     Int8Weight,
     PlainWeight,
 )
-from tokenbus.engine.models.product import ProductTable, TorchProduct, entry_of
+from tokenbus.engine.models.product import MixtureBinder, ProductTable, TorchProduct, entry_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +51,9 @@ TORCH_PRODUCTS: ProductTable = {
     PlainWeight: lambda weight, bias: TorchProduct(weight.values, bias),
     **dict.fromkeys(WIDENED_KINDS, lambda weight, bias: TorchProduct(widened(weight), bias)),
 }
+
+
+TORCH_MIXTURES = MixtureBinder(TorchMixture, WIDENED_KINDS)
 
 
 class Ops(Protocol):
@@ -112,6 +115,7 @@ class TorchOps:
         """Attend through `attention`, multiply by the kinds of weight in `products`."""
         self.attention = attention
         self._products = products
+        self.mixture_binder = TORCH_MIXTURES
 
     def prepare(self, tensors: DecoderTensors) -> None:
         """Bind every linear and every mixture to its product."""
@@ -172,11 +176,13 @@ class TorchOps:
         linear.product = bind(linear.weight, linear.bias)
 
     def _bind_mixtures(self, tensors: DecoderTensors) -> None:
-        """Bind mixtures to plain torch, and say so."""
-        mixtures = tensors.mixtures()
+        """Bind mixtures, and say if that is to plain torch."""
+        binder, mixtures = self.mixture_binder, tensors.mixtures()
+        stacks = [stack for mixture in mixtures for stack in mixture.stacks()]
+        tell_widened([stack for stack in stacks if isinstance(stack.weight, binder.widened)])
         for mixture in mixtures:
-            mixture.product = TorchMixture(mixture, tensors.config.activation)
-        if mixtures:
+            mixture.product = binder.bind(mixture, tensors.config.activation)
+        if mixtures and not binder.is_native:
             _log.info("experts.plain: mixtures of experts run in plain torch on this device")
 
     def _norm_qk(
@@ -196,11 +202,8 @@ class TorchOps:
 
 
 def tell_of_widened(tensors: DecoderTensors, kinds: tuple[type[Any], ...] = WIDENED_KINDS) -> None:
-    """Say once, in the log, which kinds of weight this device keeps as numbers of its own dtype."""
-    names = {kind.__name__ for kind in kinds}
-    stacks = [stack for mixture in tensors.mixtures() for stack in mixture.stacks()]
-    kept = [*tensors.linears(), *stacks]
-    tell_widened([item for item in kept if type(item.weight).__name__ in names])
+    """Say, in the log, which linears this device keeps as numbers of its own dtype."""
+    tell_widened([item for item in tensors.linears() if isinstance(item.weight, kinds)])
 
 
 def tell_widened(linears: Sequence[Linear]) -> None:

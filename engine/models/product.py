@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch.nn.functional as F
 
@@ -15,6 +15,7 @@ from tokenbus.engine.models.decoder_config import Activation
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tokenbus.engine.models.layers import Mixture
     from tokenbus.engine.models.linear_weight import LinearWeight
 
 
@@ -66,6 +67,18 @@ def gated(gate_up: Tensor, kind: Activation) -> Tensor:
 
 # From a kind of weight to what binds a weight of it and its bias, [out] or None.
 ProductTable = Mapping[type[Any], Callable[[Any, "Tensor | None"], Product]]
+
+
+class MixtureBinder(NamedTuple):
+    """What mixtures are bound to, and the kinds of weight that it keeps as plain numbers.
+
+    bind: takes a mixture whose shared expert has its products. is_native: not plain torch.
+    """
+
+    bind: Callable[[Mixture, Activation], MixtureProduct]
+    widened: tuple[type[Any], ...]
+    is_native: bool = False
+
 
 _Entry = TypeVar("_Entry")
 

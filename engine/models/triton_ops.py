@@ -22,6 +22,8 @@ from tokenbus.engine.models.triton_products import (
     TritonProduct,
 )
 from tokenbus.kernels.embedding import embed
+from tokenbus.kernels.experts.combine import NextNorm
+from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 from tokenbus.kernels.quantize import add_rms_norm_quantized, quantize_rows
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
     from tokenbus.engine.models.product import ProductTable
     from tokenbus.kernels.activation import ActivationKind
+    from tokenbus.kernels.quantize import QuantizedRows
 
 _Item = TypeVar("_Item")
 # The share of a device's memory that weights of four bits may take written out as well.
@@ -47,24 +50,30 @@ class _FusedLayer:
     """One layer in six launches: norms, gate and residual sums ride on the linears.
 
     The sums stay exact in a residual, [T, H] float32, which `o` and `mlp` add to; what they return
-    is the same rounded to the weights' dtype. A mixture of experts takes a few launches more.
+    is the same rounded to the weights' dtype. A mixture of experts takes a few launches more, and
+    if it `hands_on`, what it returns of several rows is behind the next layer's norm, for
+    `plain_qkv`.
     """
 
     layer: DecoderLayer
     qkv: Callable[[Tensor], Tensor]
+    plain_qkv: Callable[[Tensor], Tensor]
     o: Callable[[Tensor, Tensor], Tensor]
     mlp: Callable[[Tensor, Tensor], Tensor]
+    hands_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _RoundedLayer:
-    """One layer whose linears multiply rows of FP8: each norm and gate rounds what it writes."""
+    """One layer whose linears multiply rows of FP8: each norm and gate rounds what it writes.
+
+    mlp: gate_up and down, or a mixture, which rounds rows itself, for its router does not.
+    """
 
     layer: DecoderLayer
     qkv: Fp8Product
     o: Fp8Product
-    gate_up: Fp8Product
-    down: Fp8Product
+    mlp: tuple[Fp8Product, Fp8Product] | TritonMixture
 
 
 class TritonOps(TorchOps):
@@ -95,20 +104,26 @@ class TritonOps(TorchOps):
         if not plain or config.activation not in GATES:
             return
         act = GATES[config.activation]
-        fused = [_fused(layer, config.norm_eps, act) for layer in tensors.layers]
+        following = [*tensors.layers[1:], None]
+        fused = [
+            _fused(layer, after, config.norm_eps, act)
+            for layer, after in zip(tensors.layers, following, strict=True)
+        ]
         self._fused = _if_all(fused)
         self._rounded = _if_all([_rounded(layer) for layer in tensors.layers])
 
     def _bind_mixtures(self, tensors: DecoderTensors) -> None:
-        """Bind mixtures to the kernels of plain experts; other kinds of weight are widened."""
+        """Bind mixtures to the kernels of their kind of weight; those without any are widened."""
         activation = tensors.config.activation
-        stacks = [stack for mixture in tensors.mixtures() for stack in mixture.stacks()]
-        tell_widened([stack for stack in stacks if not isinstance(stack.weight, PlainWeight)])
+        widened = []
         for mixture in tensors.mixtures():
-            mixture.product = TritonMixture(mixture, activation, GATES[activation])
-            for stack in mixture.stacks():
-                if not isinstance(stack.weight, PlainWeight):
-                    stack.weight = without_storage(stack.weight)
+            mixture.product = product = TritonMixture(mixture, activation, GATES[activation])
+            if product.is_plain:
+                stacks = mixture.stacks()
+                widened += [item for item in stacks if not isinstance(item.weight, PlainWeight)]
+        tell_widened(widened)
+        for stack in widened:
+            stack.weight = without_storage(stack.weight)
 
     def embed(self, token_ids: Tensor, table: Tensor, scale: float) -> Tensor:
         """token_ids: [T] int64, table: [V, H] -> [T, H], times scale."""
@@ -168,6 +183,28 @@ class TritonOps(TorchOps):
         )
         return self.attention.read(q, spec, ctx, fresh).view(-1, spec.num_heads * spec.head_dim)
 
+    def _attention_of(
+        self, x: Tensor | QuantizedRows, layer: DecoderLayer, eps: float, ctx: ForwardContext
+    ) -> Tensor | None:
+        """Project a decode pass straight into its pages and attend; None where that is not fused.
+
+        x: [T, H] before the layer's norm, or rounded behind it. Prompts need their keys and values
+        as rows too, and norms of heads need whole heads of queries.
+        """
+        spec, product, rope = layer.spec, layer.qkv.product, layer.rope
+        num_rows = len(ctx.query_lens)
+        if not ctx.is_decode or not isinstance(product, Fp8Product) or rope is None:
+            return None
+        if layer.q_norm is not None or not fits_qkv(num_rows, spec.head_dim, rope.cos.shape[1]):
+            return None
+        k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
+        target = PageTarget(
+            spec.num_heads, ctx.positions, ctx.slot_mapping, rope.cos, rope.sin,
+            ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx], k_scales, v_scales,
+        )  # fmt: skip
+        q = product.to_pages(x, target, layer.pre_attention_norm, eps)
+        return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
+
     def run_layers(
         self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
     ) -> Tensor | None:
@@ -177,11 +214,14 @@ class TritonOps(TorchOps):
         if self._fused is None or hidden.shape[0] > MAX_FUSED_ROWS:
             return None
         eps = tensors.config.norm_eps
-        residual = hidden.float()
+        residual, is_normed = hidden.float(), False
         for fused in self._fused:
-            x = self.qkv_attention(fused.qkv(hidden), fused.layer, eps, ctx)
-            hidden = fused.o(x, residual)
-            hidden = fused.mlp(hidden, residual)
+            x = None if is_normed else self._attention_of(hidden, fused.layer, eps, ctx)
+            if x is None:
+                qkv = fused.plain_qkv(hidden) if is_normed else fused.qkv(hidden)
+                x = self.qkv_attention(qkv, fused.layer, eps, ctx)
+            hidden = fused.mlp(fused.o(x, residual), residual)
+            is_normed = fused.hands_on and hidden.shape[0] > 1
         return residual
 
     def _run_rounded(
@@ -197,49 +237,83 @@ class TritonOps(TorchOps):
             norm = item.layer.pre_attention_norm
             assert norm is not None
             rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
-            x = self.qkv_attention(item.qkv.of_rounded(rows), item.layer, eps, ctx)
+            x = self._attention_of(rows, item.layer, eps, ctx)
+            if x is None:
+                x = self.qkv_attention(item.qkv.of_rounded(rows), item.layer, eps, ctx)
             branch = item.o.of_rounded(quantize_rows(x))
             norm = item.layer.pre_mlp_norm
             assert norm is not None
+            if isinstance(item.mlp, TritonMixture):
+                normed, residual = add_rms_norm(branch, residual, norm, eps)
+                branch = item.mlp.mix(normed)
+                continue
+            gate_up, down = item.mlp
             rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
-            branch = item.down.of_rounded(item.gate_up.gated_rounded(rows, act))
+            branch = down.of_rounded(gate_up.gated_rounded(rows, act))
         return branch.float() if residual is None else residual.float() + branch
 
 
-def _fused(layer: DecoderLayer, eps: float, act: ActivationKind) -> _FusedLayer | None:
+def _fused(
+    layer: DecoderLayer, following: DecoderLayer | None, eps: float, act: ActivationKind
+) -> _FusedLayer | None:
     """Bind a layer's linears to what surrounds them, None if one of them cannot be."""
-    qkv, o, mlp = layer.qkv.product, layer.o.product, _fused_mlp(layer, eps, act)
-    if not isinstance(qkv, FusedProduct) or not isinstance(o, FusedProduct) or mlp is None:
+    qkv, o = layer.qkv.product, layer.o.product
+    if not isinstance(qkv, FusedProduct) or not isinstance(o, FusedProduct):
         return None
-    return _FusedLayer(layer, qkv.normed(layer.pre_attention_norm, eps), o.added, mlp)
+    normed = qkv.normed(layer.pre_attention_norm, eps)
+    if isinstance(layer.mlp, GatedMLP):
+        mlp = _fused_mlp(layer.mlp, layer.pre_mlp_norm, eps, act)
+        return mlp and _FusedLayer(layer, normed, qkv.multiply, o.added, mlp)
+    mixture, norm = layer.mlp.product, _norm_of(layer.pre_mlp_norm, eps)
+    if not isinstance(mixture, TritonMixture):
+        return None
+    behind = None if following is None else _norm_of(following.pre_attention_norm, eps)
+    return _FusedLayer(
+        layer,
+        normed,
+        qkv.multiply,
+        o.added,
+        lambda x, residual: mixture.added(x, residual, norm, behind),
+        hands_on=behind is not None,
+    )
 
 
 def _fused_mlp(
-    layer: DecoderLayer, eps: float, act: ActivationKind
+    mlp: GatedMLP, norm: Tensor | None, eps: float, act: ActivationKind
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return what adds a layer's MLP or mixture to the residual, norm and sum fused in."""
-    norm = layer.pre_mlp_norm
-    if not isinstance(layer.mlp, GatedMLP):
-        mixture = layer.mlp.product
-        if not isinstance(mixture, TritonMixture):
-            return None
-        return lambda x, residual: mixture.added(x, residual, norm, eps)
-    gate_up, down = layer.mlp.gate_up.product, layer.mlp.down.product
+    """Return what adds an MLP to the residual, norm and sum fused in."""
+    gate_up, down = mlp.gate_up.product, mlp.down.product
     if not isinstance(gate_up, FusedProduct) or not isinstance(down, FusedProduct):
         return None
     gates = gate_up.normed(norm, eps, act)
     return lambda x, residual: down.added(gates(x), residual)
 
 
+def _norm_of(weight: Tensor | None, eps: float) -> NextNorm | None:
+    """Return a layer's norm where a mixture's kernels can take it along."""
+    if weight is None or not NextNorm.fits(weight.shape[0]):
+        return None
+    return NextNorm(weight, eps)
+
+
 def _rounded(layer: DecoderLayer) -> _RoundedLayer | None:
     """Return a layer of FP8 linears, None if one of them is something else."""
+    qkv, o = _fp8_product(layer.qkv), _fp8_product(layer.o)
+    if qkv is None or o is None:
+        return None
     if not isinstance(layer.mlp, GatedMLP):
+        mixture = layer.mlp.product
+        if not isinstance(mixture, TritonMixture):
+            return None
+        return _RoundedLayer(layer, qkv, o, mixture)
+    gate_up, down = _fp8_product(layer.mlp.gate_up), _fp8_product(layer.mlp.down)
+    if gate_up is None or down is None:
         return None
-    products = [linear.product for linear in layer.linears()]
-    qkv, o, gate_up, down = (item if isinstance(item, Fp8Product) else None for item in products)
-    if qkv is None or o is None or gate_up is None or down is None:
-        return None
-    return _RoundedLayer(layer, qkv, o, gate_up, down)
+    return _RoundedLayer(layer, qkv, o, (gate_up, down))
+
+
+def _fp8_product(linear: Linear) -> Fp8Product | None:
+    return linear.product if isinstance(linear.product, Fp8Product) else None
 
 
 def _keep_wide(products: list[Int4Product]) -> None:

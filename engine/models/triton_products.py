@@ -27,6 +27,7 @@ from tokenbus.engine.models.ops import widened
 from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
+from tokenbus.kernels.linear.fp8_qkv import fp8_qkv, fp8_qkv_row
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import is_tall
 from tokenbus.kernels.linear.gated_linear import gated_linear
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.models.linear_weight import LinearWeight
     from tokenbus.kernels.activation import ActivationKind
+    from tokenbus.kernels.linear.fp8_qkv import PageTarget
 
 GATES: dict[Activation, ActivationKind] = {
     Activation.SILU: "silu",
@@ -158,6 +160,25 @@ class Fp8Product(FusedProduct):
         """x: [T, in] -> [T, out], the rounded sum with residual, float32, which is added to."""
         fusion = Fusion(bias=self._bias, residual=residual)
         return self._multiply(x, fusion)
+
+    def to_pages(
+        self, x: Tensor | QuantizedRows, target: PageTarget, norm_weight: Tensor | None, eps: float
+    ) -> Tensor:
+        """Project to heads that are rotated and written where `target` says; return the queries.
+
+        x: [T, in], normalised first, or rows that are rounded already, behind their norm.
+        """
+        if isinstance(x, QuantizedRows):
+            rows = x
+        elif x.shape[0] == 1:
+            return fp8_qkv_row(
+                x, *self._weight, target, bias=self._bias, norm_weight=norm_weight, eps=eps
+            )
+        elif norm_weight is None:
+            rows = quantize_rows(x)
+        else:
+            rows, _ = add_rms_norm_quantized(x, None, norm_weight, eps)
+        return fp8_qkv(rows, *self._weight, target, bias=self._bias, dtype=self._dtype)
 
     def of_rounded(self, rows: QuantizedRows) -> Tensor:
         """rows: [T, in] -> [T, out], dtype of the activations."""

@@ -37,12 +37,6 @@ def load_tile(pages, table_row, head_offset, page_stride, start, limit,
 
 
 @triton.jit
-def for_rounded(q):
-    """Return queries in a dtype that multiplies rounded keys: e4m3 is exact in half precision."""
-    return q.to(tl.float16) if q.dtype == tl.bfloat16 else q
-
-
-@triton.jit
 def bend_scores(scores, scale, softcap, HAS_SOFTCAP: tl.constexpr):
     """Scale raw dot products into base-2 logits, through softcap * tanh(s / softcap) if asked."""
     if HAS_SOFTCAP:

@@ -14,13 +14,13 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from tokenbus.kernels.attention.decode_tile import for_rounded
 from tokenbus.kernels.attention.prefill_tile import (
     LOG2E,
     attend_masked,
     attend_rounded_pages,
     attend_whole,
 )
+from tokenbus.kernels.attention.rounded_tile import logits_of, split_tile
 from tokenbus.kernels.launch import (
     next_power_of_2,
     require,
@@ -28,7 +28,6 @@ from tokenbus.kernels.launch import (
     supports_dependent_launch,
 )
 from tokenbus.kernels.page_scales import check_page_dtypes
-from tokenbus.kernels.quantize import FP8_MAX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,7 +108,8 @@ def _prefill_kernel(
     HQ: tl.constexpr, HKV: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr, MASKED_STAGES: tl.constexpr, BULK: tl.constexpr, FRESH: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr,
+    CACHED: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attend BLOCK_M rows, tokens x heads of one KV head, of one sequence; longest rows first."""
     GROUP: tl.constexpr = HQ // HKV
@@ -148,7 +148,8 @@ def _prefill_kernel(
     k_column = head
     v_column = head
     first_row = 0
-    if k_scales is not None:
+    if k_scales is not None and CACHED:
+        high, low, q_scale = split_tile(query)
         # Of rounded pages what was there before this pass, or all if nothing is at hand.
         end = tl.minimum(earliest + TOKENS, context)
         if FRESH:
@@ -160,32 +161,31 @@ def _prefill_kernel(
             # What was there before is seen by all rows: only the last tile may be short.
             whole_end = end // BLOCK_N * BLOCK_N
             m, total, acc = attend_rounded_pages(
-                for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales,
+                high, low, q_scale, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales,
                 table_row, head, page_stride, begin, whole_end, position, m, total, acc, scale,
                 softcap, window, D, S, HKV, BLOCK_N, BLOCK_D, STAGES, BULK, False, False,
                 HAS_SOFTCAP, PRECISION,
             )  # fmt: skip
             begin = whole_end
         m, total, acc = attend_rounded_pages(
-            for_rounded(query), k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
+            high, low, q_scale, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row,
             head, page_stride, begin, end, position, m, total, acc, scale, softcap, window, D, S,
             HKV, BLOCK_N, BLOCK_D, STAGES, BULK, True, HAS_WINDOW, HAS_SOFTCAP, PRECISION,
         )  # fmt: skip
-        acc = acc / FP8_MAX
-        m = m / rate
-        if FRESH:
-            cached = context - (last - first)
-            earliest -= cached
-            position -= cached
-            context -= cached
-            k_column = (HQ + head) * D
-            v_column = (HQ + HKV + head) * D
-            stride = fresh_stride
-            first_row = first
-            k_rows = fresh + first.to(tl.int64) * stride + k_column
-            v_rows = fresh + first.to(tl.int64) * stride + v_column
-            k_tiles = fresh_tiles
-            v_tiles = fresh_tiles
+        m = logits_of(m, q_scale, scale, HAS_SOFTCAP) / rate
+    if FRESH:
+        cached = context - (last - first)
+        earliest -= cached
+        position -= cached
+        context -= cached
+        k_column = (HQ + head) * D
+        v_column = (HQ + HKV + head) * D
+        stride = fresh_stride
+        first_row = first
+        k_rows = fresh + first.to(tl.int64) * stride + k_column
+        v_rows = fresh + first.to(tl.int64) * stride + v_column
+        k_tiles = fresh_tiles
+        v_tiles = fresh_tiles
     if k_scales is None or FRESH:
         # Keys [0, begin) are behind every row's window, [whole_begin, whole_end) visible to all.
         end = tl.minimum(earliest + TOKENS, context)
@@ -259,6 +259,7 @@ def paged_prefill(
     k_scales: Tensor | None = None,
     v_scales: Tensor | None = None,
     fresh: Tensor | None = None,
+    reads_cache: bool = True,
     out: Tensor | None = None,
     tuning: PrefillTuning | None = None,
 ) -> Tensor:
@@ -271,6 +272,8 @@ def paged_prefill(
         k_scales, v_scales: [P, Hkv, S] float32 of pages in FP8: value * scale.
         fresh: with FP8 pages, [T, (Hq + 2 Hkv) D], what `qkv_rope` left there: keys and values of
             this pass in the dtype of q, from where they are read faster than from pages.
+        reads_cache: False if no sequence has tokens of earlier passes, so that with `fresh` no page
+            is read: a kernel that knows no pages is 10 % faster.
         block_table: [N, max_pages] int32; entries past a sequence's last page are never read.
         context_lens: [N] int32, tokens of each sequence, those of this pass included.
         cu_seqlens_q: [N + 1] int32, borders of the sequences in T; 0 tokens are allowed.
@@ -344,6 +347,7 @@ def paged_prefill(
         MASKED_STAGES=tuning.num_masked_stages,
         BULK=tuning.use_bulk_copy,
         FRESH=fresh is not None,
+        CACHED=reads_cache or fresh is None,
         HAS_WINDOW=sliding_window is not None,
         HAS_SOFTCAP=softcap is not None,
         PRECISION="ieee" if q.dtype == torch.float32 else "tf32",

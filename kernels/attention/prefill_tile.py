@@ -125,13 +125,13 @@ def attend_whole(q, k_rows, v_rows, k_tiles, v_tiles, table_row, k_column, v_col
 
 
 @triton.jit
-def attend_rounded_pages(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales, table_row, head,
-                         page_stride, begin, end, position, m, total, acc, scale, softcap, window,
-                         D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr,
+def attend_rounded_pages(q, q_low, q_scale, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scales,
+                         table_row, head, page_stride, begin, end, position, m, total, acc, scale,
+                         softcap, window, D: tl.constexpr, S: tl.constexpr, HKV: tl.constexpr,
                          BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, STAGES: tl.constexpr,
                          BULK: tl.constexpr, CHECKED: tl.constexpr, HAS_WINDOW: tl.constexpr,
                          HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Fold the tiles of [begin, end) of FP8 pages; m is of base-2 logits, acc 448 times too large.
+    """Fold the tiles of [begin, end) of FP8 pages, as `fold_widened` does.
 
     Keys from `end` on count for nobody. Without CHECKED tiles are whole, and all rows see them.
     """
@@ -145,6 +145,7 @@ def attend_rounded_pages(q, k_pages, v_pages, k_tiles, v_tiles, k_scales, v_scal
             v_scale = tl.where(key < end, v_scale, 0.0)
             if HAS_WINDOW:
                 visible = visible & (key[None, :] > position[:, None] - window)
-        m, total, acc = fold_widened(q, k, v, k_scale, v_scale, visible, m, total, acc, scale,
-                                     softcap, CHECKED, HAS_SOFTCAP, PRECISION)  # fmt: skip
+        m, total, acc = fold_widened(q, q_low, q_scale, k, v, k_scale, v_scale, visible, m, total,
+                                     acc, scale, softcap, CHECKED, HAS_SOFTCAP,
+                                     PRECISION)  # fmt: skip
     return m, total, acc

@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.attention.decode_tile import bend_scores, for_rounded
-from tokenbus.kernels.quantize import FP8_MAX, nearest_fp8
+from tokenbus.kernels.attention.decode_tile import LOG2E, bend_scores
+from tokenbus.kernels.quantize import magnitude, nearest_fp8, nearest_number
 
 # The largest number that is split in two of e4m3, and how often the second is larger than it
 # stands for.
@@ -19,6 +19,10 @@ _TOP = tl.constexpr(256.0)
 _LOG2_TOP = tl.constexpr(8.0)
 _LOW = tl.constexpr(16.0)
 _TINY = tl.constexpr(1e-20)
+# 448, the largest number of a value, as a power of two.
+_LOG2_MAX = tl.constexpr(8.807354922057604)
+# 2^-60 as a whole number: what a tile's largest query counts as at least.
+_LEAST = tl.constexpr((127 - 60) << 23)
 
 
 @triton.jit
@@ -141,27 +145,69 @@ def attend_rounded(q, k_pages, v_pages, k_scales, v_scales, table_row, head, pag
 
 
 @triton.jit
-def fold_widened(q, k, v, k_scale, v_scale, visible, m, total, acc, scale, softcap,
+def split_tile(q):
+    """Split query rows [R, BLOCK_D] into high and low numbers of e4m3, and the scale of both.
+
+    Numbers of bf16 are their sum exactly, down to 2^-17 of the largest of the tile. The scale is a
+    power of two, so that a row becomes the same beside other rows; NaN in a row makes it NaN.
+    Queries of fp32 stay as they are.
+    """
+    if q.dtype == tl.float32:
+        return q, None, 1.0
+    q = q.to(tl.float32)
+    top = tl.maximum(tl.max(tl.max(magnitude(q), axis=1), axis=0), _LEAST)
+    # The power of two below the largest number comes to stand at 128.
+    scale = ((top & 0x7F800000) - (7 << 23)).to(tl.float32, bitcast=True)
+    number = top.to(tl.float32, bitcast=True)
+    value = q * (1.0 / scale)
+    high = nearest_number(value, 1.0)
+    low = nearest_fp8(value - high)
+    return high.to(tl.float8e4nv), low, scale + (number - number)
+
+
+@triton.jit
+def fold_widened(q, q_low, q_scale, k, v, k_scale, v_scale, visible, m, total, acc, scale, softcap,
                  MASKED: tl.constexpr, HAS_SOFTCAP: tl.constexpr,
                  PRECISION: tl.constexpr):  # fmt: skip
-    """Fold a tile of FP8 pages, widened, into many rows: m, total [R] and acc [R, BLOCK_D].
+    """Fold a tile of FP8 pages into many rows: m, total [R] and acc [R, BLOCK_D].
 
-    acc is 448 times what it stands for: the largest number of a value then meets its weight, for
-    which half precision has room. visible: [R or 1, BLOCK_N], what `MASKED` rows see.
+    Keys are multiplied as they are by both parts of the queries (see `split_tile`), values are
+    widened. m is of scores as they are summed, see `logits_of`. Weights and their sums are 448
+    times what they stand for, for which half precision has room. visible: [R or 1, BLOCK_N], what
+    `MASKED` rows see.
     """
-    scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
-    scores = bend_scores(scores * k_scale[None, :], scale, softcap, HAS_SOFTCAP)
+    if q_low is None:
+        WIDE: tl.constexpr = tl.float32
+        scores = tl.dot(q, tl.trans(k.to(tl.float32)), input_precision=PRECISION)
+    else:
+        WIDE: tl.constexpr = tl.float16
+        scores = tl.dot(q_low, tl.trans(k), tl.dot(q, tl.trans(k)))
+    scores *= k_scale[None, :]
+    rate = q_scale * scale * LOG2E
+    if HAS_SOFTCAP:
+        scores = bend_scores(scores * q_scale, scale, softcap, True)
+        rate = 1.0
     if MASKED:
         scores = tl.where(visible, scores, float("-inf"))
     new_m = tl.maximum(m, tl.max(scores, axis=1))
-    finite = tl.where(new_m == float("-inf"), 0.0, new_m)
-    alpha = tl.exp2(m - finite)
-    p = tl.exp2(scores - finite[:, None])
+    base = new_m * rate
+    if MASKED:
+        base = tl.where(new_m == float("-inf"), 0.0, base)
+    alpha = tl.exp2(m * rate - base)
+    p = tl.exp2(scores * rate - (base - _LOG2_MAX)[:, None])
     total = total * alpha + tl.sum(p, axis=1)
-    p = p * (v_scale * FP8_MAX)[None, :]
-    acc = tl.dot(p.to(q.dtype), tl.trans(v.to(q.dtype)), acc * alpha[:, None],
+    p *= v_scale[None, :]
+    acc = tl.dot(p.to(WIDE), tl.trans(v.to(WIDE)), acc * alpha[:, None],
                  input_precision=PRECISION)  # fmt: skip
     return new_m, total, acc
+
+
+@triton.jit
+def logits_of(m, q_scale, scale, HAS_SOFTCAP: tl.constexpr):
+    """Return base-2 logits by which weights of `fold_widened` are no larger than one."""
+    if HAS_SOFTCAP:
+        return m - _LOG2_MAX
+    return m * (q_scale * scale * LOG2E) - _LOG2_MAX
 
 
 @triton.jit
@@ -172,10 +218,10 @@ def attend_widened(q, k_pages, v_pages, k_scales, v_scales, table_row, head, pag
                    PRECISION: tl.constexpr):  # fmt: skip
     """Attend many query rows [R, BLOCK_D] over tokens [begin, end) of FP8 pages.
 
-    A tile is widened once for all rows, which costs less than splitting the weights of all.
-    Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R].
+    A tile's values are widened once for all rows, which costs less than splitting the weights of
+    all. Returns the normalised output [R, BLOCK_D] and the base-2 log-sum-exp [R].
     """
-    q = for_rounded(q)
+    q, q_low, q_scale = split_tile(q)
     m = tl.full([R], float("-inf"), tl.float32)
     total = tl.zeros([R], tl.float32)
     acc = tl.zeros([R, BLOCK_D], tl.float32)
@@ -188,7 +234,8 @@ def attend_widened(q, k_pages, v_pages, k_scales, v_scales, table_row, head, pag
         inside = start + tl.arange(0, BLOCK_N) < end
         if MASKED:
             v_scale = tl.where(inside, v_scale, 0.0)
-        m, total, acc = fold_widened(q, k, v, k_scale, v_scale, inside[None, :], m, total, acc,
-                                     scale, softcap, MASKED, HAS_SOFTCAP, PRECISION)  # fmt: skip
-    out = acc / (tl.where(total > 0.0, total, 1.0) * FP8_MAX)[:, None]
-    return out, m + tl.log2(total)
+        m, total, acc = fold_widened(q, q_low, q_scale, k, v, k_scale, v_scale, inside[None, :], m,
+                                     total, acc, scale, softcap, MASKED, HAS_SOFTCAP,
+                                     PRECISION)  # fmt: skip
+    out = acc / tl.where(total > 0.0, total, 1.0)[:, None]
+    return out, logits_of(m, q_scale, scale, HAS_SOFTCAP) + tl.log2(total)

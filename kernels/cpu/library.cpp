@@ -1,6 +1,7 @@
 // The C interface. `dtype` is 0 for float and 1 for bfloat16 wherever it appears; functions that
 // return int return 0, or 1 if memory ran out.
 #include "decoder.h"
+#include "experts.h"
 
 using namespace tokenbus;
 
@@ -143,6 +144,16 @@ int tokenbus_attend(int dtype, const Batch* batch, const AttentionShape* shape, 
     return with_kind(dtype, [&](auto kind) {
         return attend_pages<decltype(kind)>(*batch, *shape, q, q_stride, k_pages, v_pages,
                                             *workspace, out);
+    });
+}
+
+// out [T, H] = the weighted sums of the experts of x [T, H], of dtype.
+int tokenbus_experts(int dtype, const Experts* experts, const Pairs* pairs, const void* x,
+                     int num_threads, Workspace* workspace, float* out) {
+    return with_kind(dtype, [&](auto kind) {
+        using Kind = decltype(kind);
+        ExpertsPass<Kind> pass(*experts, *pairs, static_cast<const typename Kind::Value*>(x), out);
+        return pass.run(num_threads, *workspace) ? 0 : 1;
     });
 }
 

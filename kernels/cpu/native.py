@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_float, c_int, c_int32, c_size_t, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    byref,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_void_p,
+)
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -126,6 +136,46 @@ class ModelArgs(Structure):
     )
 
 
+class ExpertsArgs(Structure):
+    """`Experts` of experts.h."""
+
+    _fields_ = (
+        ("gate_up", LinearArgs),
+        ("down", LinearArgs),
+        ("gate_up_bytes", c_int64),
+        ("down_bytes", c_int64),
+        ("num_experts", c_int32),
+        ("inner_size", c_int32),
+        ("activation", c_int32),
+    )
+
+
+class PairsArgs(Structure):
+    """`Pairs` of experts.h."""
+
+    _fields_ = (
+        ("num_rows", c_int32),
+        ("top_k", c_int32),
+        ("starts", c_void_p),
+        ("rows", c_void_p),
+        ("places", c_void_p),
+        ("weights", c_void_p),
+    )
+
+
+class SortedPairs(NamedTuple):
+    """Pairs of a row and an expert, sorted by expert; all int32 but the weights, contiguous.
+
+    starts: [E + 1], the first pair of each expert. rows: [T * top_k], the row of each pair.
+    places: [T, top_k], where the pairs of a row are. weights: [T, top_k] float32.
+    """
+
+    starts: Tensor
+    rows: Tensor
+    places: Tensor
+    weights: Tensor
+
+
 class NativeLibrary:
     """A loaded library and the memory that its passes work in; not for two threads at once."""
 
@@ -150,6 +200,9 @@ class NativeLibrary:
         self._c.tokenbus_linear.argtypes = (
             c_int, POINTER(LinearArgs), c_void_p, c_float, c_void_p, c_int, c_int, c_void_p,
             c_void_p,
+        )  # fmt: skip
+        self._c.tokenbus_experts.argtypes = (
+            c_int, POINTER(ExpertsArgs), POINTER(PairsArgs), c_void_p, c_int, c_void_p, c_void_p,
         )  # fmt: skip
         self.panel_width: int = self._c.tokenbus_panel_width()
         self._workspace = c_void_p(self._c.tokenbus_workspace_new())
@@ -241,6 +294,22 @@ class NativeLibrary:
                 DTYPES[dtype], byref(linear), norm.data_ptr(), eps,
                 x.data_ptr(), x.shape[0], torch.get_num_threads(), self._workspace,
                 out.data_ptr(),
+            )
+        )  # fmt: skip
+        return out
+
+    def experts(self, x: Tensor, experts: ExpertsArgs, pairs: SortedPairs) -> Tensor:
+        """x: [T, H] -> [T, H] float32: of each row the weighted sum of its experts."""
+        x = x.contiguous()
+        out = torch.empty(x.shape, dtype=torch.float32)
+        args = PairsArgs(
+            *pairs.places.shape, pairs.starts.data_ptr(), pairs.rows.data_ptr(),
+            pairs.places.data_ptr(), pairs.weights.data_ptr(),
+        )  # fmt: skip
+        _check(
+            self._c.tokenbus_experts(
+                DTYPES[x.dtype], byref(experts), byref(args), x.data_ptr(),
+                torch.get_num_threads(), self._workspace, out.data_ptr(),
             )
         )  # fmt: skip
         return out

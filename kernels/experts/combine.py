@@ -13,6 +13,7 @@ import triton.language as tl
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
+    next_power_of_2,
     release_successor,
     require,
     require_contiguous,
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 1024
+# Columns up to which a program has a whole row, so that the next norm can follow.
+_MAX_NORMED = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,19 @@ class Beside:
 NOTHING = Beside()
 
 
+@dataclass(frozen=True, slots=True)
+class NextNorm:
+    """The norm that the sum goes through next. weight: [H]."""
+
+    weight: Tensor
+    eps: float
+
+    @staticmethod
+    def fits(width: int) -> bool:
+        """Tell whether rows are short enough for it."""
+        return width <= _MAX_NORMED
+
+
 @triton.jit
 def add_shared(value, shared, gate_logits, row, gate_stride, place, mask):
     """Add a row's shared expert, gated if there are gates."""
@@ -77,9 +93,10 @@ def add_shared(value, shared, gate_logits, row, gate_stride, place, mask):
 
 @triton.jit
 def _combine_kernel(
-    pairs, weights, shared, gate_logits, residual, out, gate_stride, H, TOP: tl.constexpr,
-    BLOCK: tl.constexpr, PDL: tl.constexpr,
+    pairs, weights, shared, gate_logits, residual, norm_weight, out, gate_stride, eps, H,
+    TOP: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Sum BLOCK columns of a row; with a norm behind they are all columns."""
     release_successor(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -95,11 +112,18 @@ def _combine_kernel(
     if residual is not None:
         value += tl.load(residual + place, mask=mask, other=0.0)
         tl.store(residual + place, value, mask=mask)
+    if norm_weight is not None:
+        scale = tl.load(norm_weight + cols, mask=mask, other=0.0).to(tl.float32)
+        # What the norm sees is what the next layer would read.
+        value = value.to(out.dtype.element_ty).to(tl.float32)
+        value = value * tl.rsqrt(tl.sum(value * value) / H + eps) * scale
     tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
 
 
-def combine(pairs: Tensor, weights: Tensor, beside: Beside = NOTHING) -> Tensor:
-    """Sum the experts of every row.
+def combine(
+    pairs: Tensor, weights: Tensor, beside: Beside = NOTHING, norm: NextNorm | None = None
+) -> Tensor:
+    """Sum the experts of every row; with a norm, return what is behind it.
 
     Args:
         pairs: [T * top_k, H], contiguous, those of a row next to each other.
@@ -112,19 +136,23 @@ def combine(pairs: Tensor, weights: Tensor, beside: Beside = NOTHING) -> Tensor:
     require(weights.dtype == torch.float32, f"weights are {weights.dtype}")
     require_contiguous(pairs=pairs, weights=weights)
     beside.check(num_rows, width)
+    require(norm is None or norm.fits(width), f"a norm over {width} columns")
+    block = _BLOCK if norm is None else next_power_of_2(width)
     out = pairs.new_empty(num_rows, width)
-    _combine_kernel[(num_rows, ceil_div(width, _BLOCK))](
+    _combine_kernel[(num_rows, ceil_div(width, block))](
         pairs,
         weights,
         beside.shared,
         beside.gate_logits,
         beside.residual,
+        None if norm is None else norm.weight,
         out,
         beside.gate_stride,
+        0.0 if norm is None else norm.eps,
         width,
         TOP=top_k,
-        BLOCK=_BLOCK,
-        num_warps=4,
+        BLOCK=block,
+        num_warps=4 if block <= _BLOCK else 8,
         **dependent_launch(pairs.device),
     )
     return out

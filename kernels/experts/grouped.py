@@ -3,6 +3,7 @@
 A program takes one tile of the work list: up to `tile_rows` pairs of one expert, and some of its
 outputs. Tiles of one expert are neighbours, so what one of them reads of the weights the others
 find in the L2 cache. The grid is as large as the list can get; programs of empty tiles return.
+Of up to 16 rows a tile has all, and what is not the expert's stays empty: nothing is sorted.
 """
 
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
@@ -16,10 +17,12 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tokenbus.kernels.activation import KINDS, gate
+from tokenbus.kernels.experts.router import FewRows
 from tokenbus.kernels.experts.table import GroupTuning, down_tuning, up_tuning
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
+    next_power_of_2,
     release_successor,
     require,
     require_contiguous,
@@ -32,7 +35,10 @@ if TYPE_CHECKING:
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.experts.routing import Routing
 
-_FIELDS = tl.constexpr(3)
+    # What a router says of rows: sorted by expert, or as they are where they are few.
+    Work = Routing | FewRows
+
+FIELDS = tl.constexpr(3)
 # Descriptors fetch rows that begin at multiples of 16 bytes.
 _ROW_BYTES = 16
 
@@ -65,8 +71,38 @@ def _multiply(value, w, acc, TURNED: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def load_tile(order, tiles, tile, BLOCK_M: tl.constexpr):
+    """Return a tile of a sorted list: expert, which of its rows are some, their places and pairs.
+
+    A tile of an expert under 0 is empty.
+    """
+    expert = tl.load(tiles + tile * FIELDS)
+    first = tl.load(tiles + tile * FIELDS + 1)
+    count = tl.load(tiles + tile * FIELDS + 2)
+    number = tl.arange(0, BLOCK_M)
+    some = number < count
+    pair = tl.load(order + first + number, mask=some, other=0)
+    return tl.where(count > 0, expert, -1), some, first + number, pair
+
+
+@triton.jit
+def load_few(experts, used, tile, M, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
+             BLOCK_M: tl.constexpr):  # fmt: skip
+    """Return the same of rows that all lie in one tile, whose pairs are not sorted."""
+    expert = tl.load(used + tile)
+    rows = tl.arange(0, BLOCK_M)
+    places = tl.arange(0, BLOCK_TOP)[None, :]
+    valid = (rows < M)[:, None] & (places < TOP)
+    found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=-1)
+    mine = (valid & (found == expert)).to(tl.int32)
+    pair = rows * TOP + tl.sum(mine * places, axis=1)
+    return expert, tl.sum(mine, axis=1) > 0, pair, pair
+
+
+@triton.jit(do_not_specialize=["M"])
 def _grouped_kernel(
-    x, weight, order, tiles, out, N, K: tl.constexpr, TOP: tl.constexpr,
+    x, weight, order, tiles, out, M, N, K: tl.constexpr, TOP: tl.constexpr,
+    BLOCK_TOP: tl.constexpr, FEW: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     TURNED: tl.constexpr, FETCHED: tl.constexpr, ACT: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
@@ -74,21 +110,20 @@ def _grouped_kernel(
     """Compute a tile's pairs times BLOCK_N outputs of their expert.
 
     With ACT: x are rows, an expert has gates and what they gate, and results lie in sorted order.
-    Without: x are results of that, and what comes out lies where its pair says.
+    Without: x are results of that, and what comes out lies where its pair says. FEW: order are the
+    experts of M rows, tiles those that got any, and results always lie where their pair says.
     """
     release_successor(PDL)
     blocks = tl.cdiv(N, BLOCK_N)
     tile = tl.program_id(0) // blocks
     col = (tl.program_id(0) % blocks) * BLOCK_N
     wait_for_inputs(PDL)
-    expert = tl.load(tiles + tile * _FIELDS)
-    first = tl.load(tiles + tile * _FIELDS + 1)
-    count = tl.load(tiles + tile * _FIELDS + 2)
-    if count == 0:
+    if FEW:
+        expert, some, place, pair = load_few(order, tiles, tile, M, TOP, BLOCK_TOP, BLOCK_M)
+    else:
+        expert, some, place, pair = load_tile(order, tiles, tile, BLOCK_M)
+    if expert < 0:
         return
-    place = first + tl.arange(0, BLOCK_M)
-    some = tl.arange(0, BLOCK_M) < count
-    pair = tl.load(order + place, mask=some, other=0)
     if ACT == "none":
         source, target, top = place, pair, expert * N
     else:
@@ -116,6 +151,11 @@ def _grouped_kernel(
     tl.store(target, acc.to(out.dtype.element_ty), mask=mask)
 
 
+def num_pairs(work: Work) -> int:
+    """Count the pairs of a row and an expert."""
+    return work.chosen.experts.numel()
+
+
 def _check(x: Tensor, weight: Tensor, num_outputs: int) -> None:
     require(weight.dim() == 2, f"the weight has {weight.dim()} dimensions")
     require(weight.shape[1] == x.shape[1], f"x is {x.shape[1]} wide, weight {weight.shape[1]}")
@@ -128,24 +168,31 @@ def _check(x: Tensor, weight: Tensor, num_outputs: int) -> None:
 
 
 def _launch(
-    x: Tensor, weight: Tensor, routing: Routing, out: Tensor, tuning: GroupTuning, act: str
+    x: Tensor, weight: Tensor, work: Work, out: Tensor, tuning: GroupTuning, act: str
 ) -> Tensor:
     width_in, width_out = x.shape[1], out.shape[1]
     fetched = width_in * weight.element_size() % _ROW_BYTES == 0
     source: Any = weight
     if fetched:
         source = TensorDescriptor.from_tensor(weight, [tuning.block_n, tuning.block_k])
-    grid = (routing.tiles.shape[0] * ceil_div(width_out, tuning.block_n),)
+    if isinstance(work, FewRows):
+        order, tiles, is_few = work.chosen.experts, work.used, True
+    else:
+        order, tiles, is_few = work.order, work.tiles, False
+    grid = (tiles.shape[0] * ceil_div(width_out, tuning.block_n),)
     _grouped_kernel[grid](
         x,
         source,
-        routing.order,
-        routing.tiles,
+        order,
+        tiles,
         out,
+        work.chosen.experts.shape[0],
         width_out,
         K=width_in,
-        TOP=routing.top_k,
-        BLOCK_M=routing.tile_rows,
+        TOP=work.top_k,
+        BLOCK_TOP=next_power_of_2(work.top_k),
+        FEW=is_few,
+        BLOCK_M=work.tile_rows,
         BLOCK_N=tuning.block_n,
         BLOCK_K=tuning.block_k,
         STAGES=tuning.stages,
@@ -163,28 +210,28 @@ def experts_up(
     x: Tensor,
     gate_up: Tensor,
     inner: int,
-    routing: Routing,
+    work: Work,
     act: ActivationKind,
     *,
     tuning: GroupTuning | None = None,
 ) -> Tensor:
-    """Return act(gate) * up of every pair, in the order of the work list.
+    """Return act(gate) * up of every pair, in the order of the work.
 
     Args:
         x: [T, H], contiguous. gate_up: [E * 2 I, H], contiguous, dtype of x: of each expert first
             the I gates, then what they gate. inner: I.
-        routing: of the T rows.
+        work: of the T rows.
     Returns: [T * top_k, I], dtype of x; sums and activation in fp32. Twin: reference.mix.
     Raises: KernelInputError on other shapes or an unknown activation.
     """
     require(act in KINDS, f"unknown activation {act!r}, have {KINDS}")
     _check(x, gate_up, 2 * inner)
-    out = x.new_empty(routing.order.shape[0], inner)
-    return _launch(x, gate_up, routing, out, tuning or up_tuning(routing.tile_rows), act)
+    out = x.new_empty(num_pairs(work), inner)
+    return _launch(x, gate_up, work, out, tuning or up_tuning(work.tile_rows), act)
 
 
 def experts_down(
-    x: Tensor, down: Tensor, width: int, routing: Routing, *, tuning: GroupTuning | None = None
+    x: Tensor, down: Tensor, width: int, work: Work, *, tuning: GroupTuning | None = None
 ) -> Tensor:
     """Return every pair's product with its expert's last weight, in the order of the pairs.
 
@@ -195,5 +242,5 @@ def experts_down(
     Raises: KernelInputError on other shapes.
     """
     _check(x, down, width)
-    out = x.new_empty(routing.order.shape[0], width)
-    return _launch(x, down, routing, out, tuning or down_tuning(routing.tile_rows), "none")
+    out = x.new_empty(num_pairs(work), width)
+    return _launch(x, down, work, out, tuning or down_tuning(work.tile_rows), "none")

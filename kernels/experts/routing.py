@@ -28,10 +28,6 @@ from tokenbus.kernels.launch import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Rows that every expert's program chooses for itself, which takes less than another launch.
-ONE_LAUNCH_ROWS = 16
-# Numbers of the scores of a program: more of them leave its registers.
-_BLOCK_SCORES = 4096
 # Rows of a program that chooses, one for each of its warps; rows that are listed at a time.
 _CHOOSING_ROWS = 4
 _LISTED_ROWS, _MANY_LISTED_ROWS = 256, 1024
@@ -46,6 +42,14 @@ class Chosen:
 
     experts: Tensor
     weights: Tensor
+
+    @classmethod
+    def empty(cls, num_rows: int, top_k: int, device: torch.device) -> Chosen:
+        """Allocate what a kernel will write."""
+        return cls(
+            torch.empty(num_rows, top_k, dtype=torch.int32, device=device),
+            torch.empty(num_rows, top_k, dtype=torch.float32, device=device),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Routing:
 
 
 @triton.jit
-def _choose(
+def choose_rows(
     logits, rows, some, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
     BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr,
     UNIFORM: tl.constexpr,
@@ -82,7 +86,11 @@ def _choose(
     for turn in range(TOP):
         best = tl.max(key, axis=1, keep_dims=True)
         hit = key == best
-        weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
+        if BY_LOGITS:
+            weight = tl.sum(tl.where(hit, share, 0.0), axis=1, keep_dims=True)
+        else:
+            # The score is the share, and the key's upper half: of what is not negative, the bits.
+            weight = (best >> 32).to(tl.int32).to(tl.float32, bitcast=True)
         experts = tl.where(places == turn, expert_of(best).to(tl.int32), experts)
         weights = tl.where(places == turn, weight, weights)
         key = tl.where(hit, NO_KEY, key)
@@ -93,25 +101,22 @@ def _choose(
 
 @triton.jit(do_not_specialize=["T"])
 def _choose_kernel(
-    logits, experts, weights, watch, T, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr,
+    logits, experts, weights, T, stride, E, ROWS: tl.constexpr, TOP: tl.constexpr,
     BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
     BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Choose the experts of ROWS rows; `watch` counts those of a lone one."""
+    """Choose the experts of ROWS rows."""
     release_successor(PDL)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     some = rows < T
     wait_for_inputs(PDL)
-    found, shares = _choose(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
-                            RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+    found, shares = choose_rows(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
+                                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
     places = tl.arange(0, BLOCK_TOP)[None, :]
     mask = some[:, None] & (places < TOP)
     out = rows[:, None] * TOP + places
     tl.store(experts + out, found, mask=mask)
     tl.store(weights + out, shares, mask=mask)
-    if watch is not None:
-        tl.atomic_add(watch, tl.full([], TOP, tl.int64))
-        tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
 
 
 @triton.jit
@@ -147,97 +152,58 @@ def _write_tiles(tiles, expert, start, count, TILE_ROWS: tl.constexpr, BY_PAIR: 
 
 @triton.jit(do_not_specialize=["T"])
 def _list_kernel(
-    logits, experts, weights, order, tiles, watch, T, stride, E, ROWS: tl.constexpr,
-    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, TILE_ROWS: tl.constexpr,
-    BY_PAIR: tl.constexpr, CHOOSES: tl.constexpr, RENORMALISE: tl.constexpr,
-    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    experts, order, tiles, watch, T, ROWS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr,
+    TILE_ROWS: tl.constexpr, BY_PAIR: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """List the pairs of one expert. CHOOSES: of all rows, ROWS at most, which it chooses itself."""
+    """List the pairs of one expert."""
     release_successor(PDL)
     expert = tl.program_id(0)
     places = tl.arange(0, BLOCK_TOP)[None, :]
     start = tl.full([], 0, tl.int32)
     count = tl.full([], 0, tl.int32)
     wait_for_inputs(PDL)
-    if CHOOSES:
-        rows = tl.arange(0, ROWS)
-        some = rows < T
-        found, shares = _choose(logits, rows, some, stride, E, ROWS, TOP, BLOCK_TOP, BLOCK_E,
-                                RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
-        valid = some[:, None] & (places < TOP)
-        if expert == 0:
-            out = rows[:, None] * TOP + places
-            tl.store(experts + out, found, mask=valid)
-            tl.store(weights + out, shares, mask=valid)
+    for first in range(0, T, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        valid = (rows < T)[:, None] & (places < TOP)
+        found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=0)
         start += tl.sum(tl.sum((valid & (found < expert)).to(tl.int32), axis=1), axis=0)
+    for first in range(0, T, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        valid = (rows < T)[:, None] & (places < TOP)
+        found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=0)
         own, pair = _own_pairs(found, valid, rows, expert, TOP, BLOCK_TOP)
         before = tl.cumsum(own, axis=0) - own
-        tl.store(order + start + before, pair, mask=own > 0)
+        tl.store(order + start + count + before, pair, mask=own > 0)
         count += tl.sum(own, axis=0)
-    else:
-        for first in range(0, T, ROWS):
-            rows = first + tl.arange(0, ROWS)
-            valid = (rows < T)[:, None] & (places < TOP)
-            found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=0)
-            start += tl.sum(tl.sum((valid & (found < expert)).to(tl.int32), axis=1), axis=0)
-        for first in range(0, T, ROWS):
-            rows = first + tl.arange(0, ROWS)
-            valid = (rows < T)[:, None] & (places < TOP)
-            found = tl.load(experts + rows[:, None] * TOP + places, mask=valid, other=0)
-            own, pair = _own_pairs(found, valid, rows, expert, TOP, BLOCK_TOP)
-            before = tl.cumsum(own, axis=0) - own
-            tl.store(order + start + count + before, pair, mask=own > 0)
-            count += tl.sum(own, axis=0)
     _write_tiles(tiles, expert, start, count, TILE_ROWS, BY_PAIR)
     if watch is not None:
         tl.atomic_add(watch, (count > 0).to(tl.int64))
         tl.atomic_add(watch + 1, (expert == 0).to(tl.int64))
 
 
-def _options(rule: RouterRule, device: torch.device) -> dict[str, bool | int]:
-    """Return what the kernels are compiled for, whatever rows there are."""
-    return {
-        "TOP": rule.top_k,
-        "BLOCK_TOP": next_power_of_2(rule.top_k),
-        "BLOCK_E": next_power_of_2(rule.num_experts),
-        "RENORMALISE": rule.renormalise,
-        "BY_LOGITS": rule.by_logits,
-        "UNIFORM": rule.is_uniform,
-        **dependent_launch(device),
-    }
-
-
-def _empty_choice(num_rows: int, top_k: int, device: torch.device) -> Chosen:
-    return Chosen(
-        torch.empty(num_rows, top_k, dtype=torch.int32, device=device),
-        torch.empty(num_rows, top_k, dtype=torch.float32, device=device),
-    )
-
-
-def choose(logits: Tensor, rule: RouterRule, *, watch: Tensor | None = None) -> Chosen:
+def choose(logits: Tensor, rule: RouterRule) -> Chosen:
     """Choose the experts of every row.
 
     Args:
         logits: [T, columns], T >= 1, columns next to each other; those of experts come first.
-        watch: as for `route`, where there is one row.
     Returns: a Chosen; scores are fp32, the sums of weights too. Twin: reference.route.
     Raises: KernelInputError if rule and logits do not fit.
     """
     check_logits(logits, rule)
     num_rows, device = logits.shape[0], logits.device
-    chosen = _empty_choice(num_rows, rule.top_k, device)
+    chosen = Chosen.empty(num_rows, rule.top_k, device)
     rows = 1 if num_rows == 1 else _CHOOSING_ROWS
     _choose_kernel[(ceil_div(num_rows, rows),)](
         logits,
         chosen.experts,
         chosen.weights,
-        watch if num_rows == 1 else None,
         num_rows,
         logits.stride(0),
         rule.num_experts,
         ROWS=rows,
         num_warps=rows,
-        **_options(rule, device),
+        **rule.options(),
+        **dependent_launch(device),
     )
     return chosen
 
@@ -257,13 +223,7 @@ def route(
     """
     check_logits(logits, rule)
     num_rows, top_k, device = logits.shape[0], rule.top_k, logits.device
-    scores = ONE_LAUNCH_ROWS * next_power_of_2(rule.num_experts)
-    chooses = num_rows <= ONE_LAUNCH_ROWS and scores <= _BLOCK_SCORES
-    if chooses:
-        rows, chosen = ONE_LAUNCH_ROWS, _empty_choice(num_rows, top_k, device)
-    else:
-        rows = _LISTED_ROWS if num_rows <= _LISTED_ROWS else _MANY_LISTED_ROWS
-        chosen = choose(logits, rule)
+    chosen = choose(logits, rule)
     num_pairs = num_rows * top_k
     most = rule.num_experts + num_pairs // tile_rows
     routing = Routing(
@@ -273,20 +233,17 @@ def route(
         tile_rows,
     )
     _list_kernel[(rule.num_experts,)](
-        logits,
         chosen.experts,
-        chosen.weights,
         routing.order,
         routing.tiles,
         watch,
         num_rows,
-        logits.stride(0),
-        rule.num_experts,
-        ROWS=rows,
+        ROWS=_LISTED_ROWS if num_rows <= _LISTED_ROWS else _MANY_LISTED_ROWS,
+        TOP=top_k,
+        BLOCK_TOP=next_power_of_2(top_k),
         TILE_ROWS=tile_rows,
         BY_PAIR=num_pairs <= most,
-        CHOOSES=chooses,
         num_warps=8,
-        **_options(rule, device),
+        **dependent_launch(device),
     )
     return routing

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from tokenbus.kernels.launch import require
+from tokenbus.kernels.launch import next_power_of_2, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +37,17 @@ class RouterRule:
     renormalise: bool = True
     by_logits: bool = False
     is_uniform: bool = False
+
+    def options(self) -> dict[str, bool | int]:
+        """Return what kernels are compiled for, whatever rows there are."""
+        return {
+            "TOP": self.top_k,
+            "BLOCK_TOP": next_power_of_2(self.top_k),
+            "BLOCK_E": next_power_of_2(self.num_experts),
+            "RENORMALISE": self.renormalise,
+            "BY_LOGITS": self.by_logits,
+            "UNIFORM": self.is_uniform,
+        }
 
 
 @triton.jit
@@ -65,12 +76,14 @@ def scores_of(
     """Return the softmax of rows, [R, BLOCK_E] float32, and keys that sort as they are chosen.
 
     A key is unique in its row: above is the score, below the expert, the lower the better. NaN
-    sorts first, as it does in torch.
+    sorts first, as it does in torch. Logits are read from the L2 cache: other programs of the
+    launch may have written them.
     """
     e = tl.arange(0, BLOCK_E)[None, :]
     live = e < E
     place = logits + rows.to(tl.int64)[:, None] * stride + e
-    value = tl.load(place, mask=some[:, None] & live, other=0.0).to(tl.float32)
+    value = tl.load(place, mask=some[:, None] & live, other=0.0, cache_modifier=".cg")
+    value = value.to(tl.float32)
     if UNIFORM:
         value = _uniform(value, e, live)
     top = tl.max(tl.where(live, value, float("-inf")), axis=1, keep_dims=True)

@@ -71,12 +71,30 @@ def down_tuning(tile_rows: int) -> GroupTuning:
     return GroupTuning(256, 64, 4, 8)
 
 
-def up_row_tuning(width: int) -> RowTuning:
-    """Pick the layout of a lone row's gates and what they gate."""
-    return RowTuning(4, 2048 if width <= 2048 else 1024, 4)
+def up_row_tuning(width: int, *, rounded: bool) -> RowTuning:
+    """Pick the layout of a lone row's gates and what they gate; rounded: of weights in FP8."""
+    return RowTuning(8 if rounded else 4, 2048 if width <= 2048 else 1024, 4)
 
 
-def down_row_tuning(inner: int) -> RowTuning:
+def down_row_tuning(inner: int, *, rounded: bool) -> RowTuning:
     """Pick the layout of a lone row's products behind the gates."""
     del inner
-    return RowTuning(2, 1024, 4)
+    return RowTuning(4 if rounded else 2, 1024, 4)
+
+
+def fp8_up_tuning(tile_rows: int) -> GroupTuning:
+    """Pick the layout of gates and what they gate in FP8; 128 outputs share a scale."""
+    if tile_rows <= 32:
+        return GroupTuning(128, 128, 3, 4, turned=True)
+    if tile_rows <= 64:
+        return GroupTuning(128, 128, 3, 8, turned=True)
+    return GroupTuning(128, 128, 3, 8)
+
+
+def fp8_down_tuning(tile_rows: int) -> GroupTuning:
+    """Pick the layout of the products behind the gates in FP8, whose steps have 128 columns."""
+    if tile_rows <= 32:
+        return GroupTuning(128, 128, 4, 4, turned=True)
+    if tile_rows <= 64:
+        return GroupTuning(128, 128, 4, 8, turned=True)
+    return GroupTuning(128, 128, 3, 8)

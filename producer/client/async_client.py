@@ -200,6 +200,7 @@ class AsyncClient(Unsent, PoolCalls):
         requests: Iterable[JobRequest | Mapping[str, Any]],
         *,
         reserved_ids: Sequence[str] = (),
+        weight: float | None = None,
     ) -> list[Job | ProducerError]:
         """Queue many jobs, 256 or 512 KiB a round trip; each is accepted or refused on its own.
 
@@ -208,7 +209,8 @@ class AsyncClient(Unsent, PoolCalls):
         goes away in the middle, the jobs that it did not answer are answered by that error; some of
         them may have been accepted, and submitting them again under their ids or idempotency keys
         is safe. `reserved_ids` are for services of the pool, one a request: names such as a cron's,
-        that the schema of no request lets through.
+        that the schema of no request lets through. `weight` is that of the tenants (None: as the
+        settings say).
         Raises: ServerUnreachable or ServerRefused where the server accepted and refused nothing at
         all; RequestInvalid if the numbers of requests and reserved ids differ.
         """
@@ -220,7 +222,7 @@ class AsyncClient(Unsent, PoolCalls):
             )
         answers: list[Job | ProducerError | None] = [None] * len(requests)
         has_answered = False
-        for part in self._submission.parts(requests, reserved_ids, answers):
+        for part in self._submission.parts(requests, reserved_ids, answers, weight):
             try:
                 answered = await self._submission.many([new for _, new in part], _LISTEN_WAIT_S)
             except ServerError as error:

@@ -138,6 +138,7 @@ class Submission:
         requests: Sequence[JobRequest | Mapping[str, Any]],
         reserved_ids: Sequence[str],
         answers: list[Job | ProducerError | None],
+        weight: float | None = None,
     ) -> Iterator[list[tuple[int, NewJob]]]:
         """Prepare requests and yield what one round trip takes; answer those that are invalid.
 
@@ -148,7 +149,7 @@ class Submission:
         for number, request in enumerate(requests):
             try:
                 reserved_id = reserved_ids[number] if reserved_ids else ""
-                new = self.prepare(request, {}, reserved_id)
+                new = self.prepare(request, {}, reserved_id, weight)
             except ProducerError as error:
                 answers[number] = error
                 continue

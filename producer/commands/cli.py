@@ -118,6 +118,8 @@ def _add_benches(commands: Any) -> None:
     cpu.set_defaults(run=_run_bench_cpu, takes_rest=True)
     pool = benches.add_parser("pool", help="load through the real queue", add_help=False)
     pool.set_defaults(run=_run_bench_pool, takes_rest=True)
+    door = benches.add_parser("gateway", help="streams through the HTTP API", add_help=False)
+    door.set_defaults(run=_run_bench_gateway, takes_rest=True)
 
 
 def _run_demo(args: argparse.Namespace) -> int:
@@ -273,6 +275,12 @@ def _run_bench_cpu(args: argparse.Namespace) -> int:
 
 def _run_bench_pool(args: argparse.Namespace) -> int:
     from tokenbus.worker.bench.arguments import run_bench
+
+    return run_bench(args.rest)
+
+
+def _run_bench_gateway(args: argparse.Namespace) -> int:
+    from tokenbus.worker.bench.gateway.arguments import run_bench
 
     return run_bench(args.rest)
 

@@ -11,7 +11,7 @@ from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.commands.hints import connected, server_url, tell
 from tokenbus.producer.errors import RequestInvalid
 from tokenbus.producer.gateway.access.api_keys import LIMITS, TENANT_PATTERN, ApiKeys, KeyLimits
-from tokenbus.producer.gateway.access.key_ring import caller_of
+from tokenbus.producer.gateway.access.key_ring import BELIEVED_S, caller_of
 from tokenbus.producer.gateway.jobs.owned_jobs import owned_jobs
 from tokenbus.producer.gateway.pools.pool_view import known_pools
 from tokenbus.producer.scripts.replies import JobState
@@ -98,8 +98,11 @@ async def _revoke(url: str, key_id: str) -> int:
             return 1
         pools = {*(await living_pools(client.scripts) or ()), *await known_pools(redis)}
         num_cancelled = 0
-        for pool in sorted(pools):
-            num_cancelled += await _cancel_all(client.effective_url, pool, record)
+        for pause_s in (0.0, BELIEVED_S):
+            # A gateway that has read the key just before lets requests in for so long.
+            await asyncio.sleep(pause_s)
+            for pool in sorted(pools):
+                num_cancelled += await _cancel_all(client.effective_url, pool, record)
     tell(f"key {key_id} is revoked; {num_cancelled} jobs cancelled")
     return 0
 

@@ -3,16 +3,17 @@
 All begin with `{tokenbus}:`, so that a script or a transaction may touch several of them on a
 cluster too. They lie in the database of the server's URL.
 
-| name     | type   | lives                                                                        |
-|----------|--------|------------------------------------------------------------------------------|
-| pools    | hash   | tag of a pool -> its name; every pool that a door has submitted to           |
-| api_keys | set    | ids of all API keys, revoked ones too                                        |
-| api_key  | hash   | `api_key:<id>`: digest of the secret, tenant, weight, limits, state          |
-| key_use  | string | `key_use:<id>:<kind>:<window>`: requests or tokens of a window; TTL          |
-| shares   | zset   | `shares:<tenant>`: fairness share -> when it was used last, in ms; TTL       |
-| stream   | string | `stream:<job>`: the form of a job's stream; TTL of the result                |
-| readers  | zset   | `readers:<job>`: reader of a job's stream -> until when it counts; TTL       |
-| chat     | zset   | `chat:<owner>:<chat>`: job that a chat waits for -> since when, in ms; TTL   |
+| name      | type   | lives                                                                       |
+|-----------|--------|-----------------------------------------------------------------------------|
+| pools     | hash   | tag of a pool -> its name; every pool that a door has submitted to          |
+| api_keys  | set    | ids of all API keys, revoked ones too                                       |
+| api_key   | hash   | `api_key:<id>`: digest of the secret, tenant, weight, limits, state         |
+| key_use   | string | `key_use:<id>:<kind>:<window>`: requests or tokens of a window; TTL         |
+| batch_use | hash   | `batch_use:<batch>`: line -> what it was counted with, "" once settled; TTL |
+| shares    | zset   | `shares:<tenant>`: fairness share -> when it was used last, in ms; TTL      |
+| stream    | string | `stream:<job>`: the form of a job's stream; TTL of the result               |
+| readers   | zset   | `readers:<job>`: reader of a job's stream -> until when it counts; TTL      |
+| chat      | zset   | `chat:<owner>:<chat>`: job that a chat waits for -> since when, in ms; TTL  |
 """
 
 from __future__ import annotations
@@ -53,6 +54,11 @@ def chat(owner: str, tag: str) -> str:
 def key_use(key_id: str, kind: str, window: str) -> str:
     """Return the counter of a key's requests or tokens in a minute or a month."""
     return f"{PREFIX}key_use:{key_id}:{kind}:{window}"
+
+
+def batch_use(batch_id: str) -> str:
+    """Return the notes of what the lines of a batch were counted with."""
+    return f"{PREFIX}batch_use:{batch_id}"
 
 
 def shares(tenant: str) -> str:

@@ -25,7 +25,6 @@ from tokenbus.producer.gateway.wire.chat_answer import chat_answer
 from tokenbus.producer.gateway.wire.completion_answer import completion_answer
 from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
 from tokenbus.producer.gateway.wire.refusals import api_error, of_finish, unreachable
-from tokenbus.producer.settings import ClientSettings
 from tokenbus.producer.telemetry.tracing import current_traceparent
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ async def answer(
     stream = gateway.streams.open(who, jobs)
     headers = _headers(asked.ignored, jobs)
     try:
-        await keep_form(gateway.redis, form, ClientSettings().result_ttl_s)
+        await keep_form(gateway.redis, form, gateway.result_ttl_s)
         if asked.is_streamed:
             after = _plain_cursor(request, len(jobs))
             return await _streamed(gateway, form, jobs, stream, headers, reservations, after)
@@ -212,7 +211,14 @@ async def _streamed(
             num_used = usage.prompt_tokens + usage.completion_tokens
             await gateway.door.settle(reservation, num_used)
 
-    return FrameResponse(frames.frames(), stream, gateway.streams, headers=headers, on_end=end)
+    return FrameResponse(
+        frames.frames(),
+        stream,
+        gateway.streams,
+        headers=headers,
+        on_writer=frames.write_to,
+        on_end=end,
+    )
 
 
 async def _refuse_failures(

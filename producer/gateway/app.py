@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.client.async_client import AsyncClient
@@ -89,6 +92,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     metrics = GatewayMetrics(settings.gateway_metrics_tenants)
     app = FastAPI(title="tokenbus", lifespan=lifespan, openapi_url="/openapi.json")
+    app.openapi = partial(_described, app)  # type: ignore[method-assign]  # as FastAPI says it
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(ProducerError, _producer_error)
     for kind in SERVER_ERRORS:
@@ -143,9 +147,10 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
                 redis=redis,
                 models=served,
                 keys=keys,
-                door=JobDoor(served, KeyUse(redis), Shares(redis), metrics),
+                door=JobDoor(served, keys, KeyUse(redis), Shares(redis), metrics),
                 streams=streams,
                 metrics=metrics,
+                result_ttl_s=client_settings.result_ttl_s,
             )
         finally:
             looking.cancel()
@@ -192,12 +197,35 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     return error_response(ApiError(400, told, code="invalid_request", param=param))
 
 
-async def _http_error(_: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
     """Answer an unknown path, a wrong method, and what Starlette refuses."""
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods_of(request))
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
     return error_response(ApiError(error.status_code, str(error.detail), code, headers=headers))
+
+
+def _methods_of(request: Request) -> list[str]:
+    """Return what may be asked of the path of a request: its routes know of themselves alone."""
+    found: set[str] = set()
+    for route in request.app.routes:
+        match, _ = route.matches(request.scope)
+        if match is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return sorted(found)
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """Return the description of the API, as errors are told here and not as FastAPI would."""
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in made["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        app.openapi_schema = made
+    return app.openapi_schema
 
 
 async def _failure(request: Request, error: Exception) -> JSONResponse:

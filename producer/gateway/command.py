@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from tokenbus.producer import gc
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.gateway.app import create_app
+from tokenbus.producer.gateway.jobs.chunk_writer import ServerSends
+from tokenbus.producer.scripts.rights import UserRole, check_rights
+from tokenbus.producer.server.open_files import raise_file_limit
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.settings import ClientSettings
 from tokenbus.producer.terminal import say
@@ -42,7 +46,7 @@ class GatewayServer(uvicorn.Server):
         on_started: Callable[[int], None] | None = None,
     ) -> None:
         config = uvicorn.Config(
-            app,
+            ServerSends(app),
             host=settings.gateway_host,
             port=settings.gateway_port,
             log_level=settings.log_level,
@@ -80,7 +84,15 @@ def run_gateway(settings: GatewaySettings, on_started: Callable[[int], None] | N
     asyncio.run(_look(settings))
     # The server of HTTP raises the signal again once it has ended in order.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    server = GatewayServer(create_app(settings), settings, on_started)
+    # Each open stream is one, and many systems begin with 1,024.
+    raise_file_limit()
+
+    def started(port: int) -> None:
+        gc.freeze_startup_objects()
+        if on_started is not None:
+            on_started(port)
+
+    server = GatewayServer(create_app(settings), settings, started)
     server.run()
     return 0 if server.started else 1
 
@@ -91,4 +103,6 @@ async def _look(settings: GatewaySettings) -> None:
     told = f"tokenbus: no server at {shown} yet, trying for {settings_of_client.retry_for_s:g} s"
     with waiting_told(lambda: say(told)):
         client = await AsyncClient.connect(settings.redis_url, settings.pool, settings_of_client)
-    await client.close()
+    async with client:
+        scripts = client.scripts
+        await check_rights(scripts.redis, scripts.keys, UserRole.GATEWAY, shown_url=str(shown))

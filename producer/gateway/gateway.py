@@ -29,6 +29,7 @@ class Gateway:
     redis: for the keys of the deployment.
     door: jobs of callers, submitted and found again.
     streams: the requests that wait for jobs.
+    result_ttl_s: how long the result of a job is kept, and with it what streams it again.
     """
 
     settings: GatewaySettings
@@ -38,6 +39,7 @@ class Gateway:
     door: JobDoor
     streams: OpenStreams
     metrics: GatewayMetrics
+    result_ttl_s: float
 
 
 async def caller(request: Request) -> Caller:

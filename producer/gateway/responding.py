@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from tokenbus.producer.gateway.answering import ignored_header
 from tokenbus.producer.gateway.jobs.attended import attended
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
 from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
+from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
 from tokenbus.producer.gateway.responses.input_items import invalid
 from tokenbus.producer.gateway.responses.job_steps import (
     live_steps,
@@ -31,11 +31,12 @@ from tokenbus.producer.gateway.responses.job_steps import (
     result_steps,
 )
 from tokenbus.producer.gateway.responses.response_events import ResponseEvents
+from tokenbus.producer.gateway.responses.response_frames import ResponseFrames
 from tokenbus.producer.gateway.responses.response_object import response_object
 from tokenbus.producer.gateway.responses.response_request import MAX_ANCESTORS, field_as_sent
-from tokenbus.producer.gateway.wire import sse
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
 from tokenbus.producer.gateway.wire.generation import asked_of
+from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
 from tokenbus.producer.gateway.wire.refusals import api_error
 from tokenbus.producer.stored.derived_ids import RESPONSE_FIELD, response_of_job
 from tokenbus.producer.stored.errors import NotStored
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.gateway.access.caller import Caller
     from tokenbus.producer.gateway.access.limits import Reservation
     from tokenbus.producer.gateway.gateway import Gateway
+    from tokenbus.producer.gateway.pools.vocabulary import Vocabulary
     from tokenbus.producer.gateway.responses.response_events import Step, Wire
     from tokenbus.producer.gateway.responses.response_request import ResponseRequest
     from tokenbus.producer.stored.stored_responses import StoredResponse, StoredResponses
@@ -85,7 +87,7 @@ class Responding:
         if asked.is_stream:
             check = partial(self._gateway.keys.check, who)
             steps = live_steps(job.client, job.job_id, job.tenant, check)
-            frames = _Frames(record, steps)
+            frames = ResponseFrames(record, steps, self._vocabulary(record, job))
 
             async def end() -> None:
                 await self._keep_result(record, job)
@@ -105,7 +107,7 @@ class Responding:
         await self._keep_result(record, job)
         usage = result.finish.usage
         await self._settle(reservation, usage.prompt_tokens + usage.completion_tokens)
-        return JSONResponse(response_body(record, result), headers=headers)
+        return JSONResponse(await self._told(record, result), headers=headers)
 
     async def _chain(self, caller: Caller, previous_id: str | None) -> list[StoredResponse]:
         """Return the responses that one goes on from, the first one first. Raises: ApiError 400."""
@@ -184,6 +186,22 @@ class Responding:
             raise invalid("previous_response_id", f"the response {record.id} has no answer yet")
         return [*stored.items, *response_body(record, result)["output"]]
 
+    async def _told(self, record: ResponseRecord, result: JobResult) -> Wire:
+        """Return a response whose job has ended."""
+        return response_body(record, result, await self._texts(record, result))
+
+    async def _texts(self, record: ResponseRecord, result: JobResult) -> Mapping[int, str]:
+        """Return the texts of all alternatives in the logprobs of a response."""
+        if not record.with_logprobs or not result.choices:
+            return NO_TEXTS
+        client = await self._gateway.models.client(record.pool)
+        ids = alternatives_of(result.choices[0].logprobs)
+        return await self._gateway.models.vocabulary(client).texts(ids)
+
+    def _vocabulary(self, record: ResponseRecord, job: SubmittedJob) -> Vocabulary | None:
+        """Return what tells the texts of alternatives, where there are any."""
+        return self._gateway.models.vocabulary(job.client) if record.with_logprobs else None
+
     async def get(self, caller: Caller, response_id: str) -> StoredResponse:
         """Return a response of the caller, with its result if it has one. Raises: ApiError 404."""
         try:
@@ -200,7 +218,7 @@ class Responding:
         """Return a response of the caller as it stands. Raises: ApiError 404."""
         stored = await self.get(caller, response_id)
         if stored.result is not None:
-            return response_body(stored.record, stored.result)
+            return await self._told(stored.record, stored.result)
         return await self._unfinished(stored)
 
     async def _unfinished(self, stored: StoredResponse) -> Wire:
@@ -229,7 +247,10 @@ class Responding:
             if stored.result is not None
             else live_steps(job.client, job.job_id, job.tenant, check)
         )
-        frames = _Frames(stored.record, steps, after)
+        if stored.result is not None:
+            # Asked for together, and not token by token.
+            await self._texts(stored.record, stored.result)
+        frames = ResponseFrames(stored.record, steps, self._vocabulary(stored.record, job), after)
         is_kept = stored.record.background
         stream = self._gateway.streams.open(caller, [job], is_kept=is_kept)
 
@@ -281,48 +302,6 @@ class Responding:
 
     async def _settle(self, reservation: Reservation | None, num_tokens: int) -> None:
         await self._gateway.door.settle(reservation, num_tokens)
-
-
-class _Frames:
-    """The frames of a response's events after a sequence number."""
-
-    def __init__(
-        self, record: ResponseRecord, steps: AsyncGenerator[Step, None], after: int = -1
-    ) -> None:
-        self._events = ResponseEvents(record)
-        self._steps = steps
-        self._after = after
-        self._number = after
-
-    @property
-    def num_tokens(self) -> int:
-        """Count the tokens that the job has used, as far as it is known."""
-        usage = self._events.response["usage"] or {}
-        return int(usage.get("total_tokens", 0))
-
-    async def all(self) -> AsyncGenerator[bytes, None]:
-        """Yield frames, those of one token together. Raises: what reading the job raises."""
-        yield self._written(self._events.begin())
-        async with aclosing(self._steps) as steps:
-            async for step in steps:
-                part = self._written(self._events.take(step))
-                if part:
-                    yield part
-
-    def error(self, error: ApiError) -> bytes:
-        """Return the frame of an error of the door, which ends the stream."""
-        told = {"code": error.code, "message": error.message, "param": error.param}
-        number = self._number + 1
-        return sse.json_frame({"type": "error", "sequence_number": number, **told}, event="error")
-
-    def _written(self, events: Sequence[Wire]) -> bytes:
-        frames = []
-        for event in events:
-            number = event["sequence_number"]
-            if number > self._after:
-                self._number = number
-                frames.append(sse.json_frame(event, cursor=number, event=event["type"]))
-        return b"".join(frames)
 
 
 async def _answer(job: SubmittedJob) -> JobResult:

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from tokenbus.engine.chat.usage import Usage
 from tokenbus.producer.contract.events import Event, Finish, closed, messages_of
 from tokenbus.producer.contract.messages.wire_delta import end_json
-from tokenbus.producer.contract.result import build_result
+from tokenbus.producer.contract.result import JobResult, build_result
 from tokenbus.producer.scripts import STALE_ANSWER_S, End, Scripts, Takeover
 from tokenbus.producer.scripts.completing import Completed, Retention
 from tokenbus.producer.scripts.evidence import Crash
@@ -122,8 +122,12 @@ class JobCompletion:
             if events is not None:
                 end = events[-1].finish if events else None
                 return "held" if end is None or end.reason == "cancelled" else "over"
-            # Not begun yet, or complete by now and its log gone.
-            reply = await self._scripts.queue.cancel(reply.job_id)
+            # Not begun yet, or complete by now and its log gone: maybe by this very call.
+            reply = await self._scripts.queue.cancel(address := reply.job_id)
+            if reply.status == "done":
+                stored = await self._scripts.log.result(address)
+                is_ours = stored and JobResult.parse(stored).finish.reason == "cancelled"
+                return "ended" if is_ours else "done"
         if reply.ending is None:
             return reply.status
         finish = await self.end_unowned(reply.ending, asked_at)

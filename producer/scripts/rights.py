@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.answers import answer_of
+from tokenbus.producer.contract.deployment_keys import PREFIX
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.errors import ServerRefused
 from tokenbus.producer.scripts.source import script_source
@@ -30,6 +31,7 @@ class UserRole(StrEnum):
     PRODUCER = "producer"
     WORKER = "worker"
     CONTROL = "control"
+    GATEWAY = "gateway"
 
 
 # To connect, as redis-py does, and to look whether the rights are there. Without INFO version and
@@ -50,9 +52,20 @@ _ARQ = (
     *("psetex", "set", "unwatch", "watch", "zadd", "zcard", "zrangebyscore", "zrem", "zscore"),
     *("zmscore", "zrange", "incr"),
 )
+# What gateways and control services do with the keys of the deployment and with what is stored,
+# which belong to no pool.
+_DEPLOYED = (
+    *("del", "exec", "exists", "expire", "get", "getbit", "hdel", "hexists", "hget", "hgetall"),
+    *("hincrby", "hkeys", "hmget", "hset", "hsetnx", "hvals", "incrby", "lrange", "mget", "multi"),
+    *("pexpire", "pexpireat", "rpush", "sadd", "set", "setbit", "smembers", "zadd", "zcard"),
+    *("zcount", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore", "zrevrange"),
+    "zrevrank",
+)
+_OF_DEPLOYMENT = (UserRole.CONTROL, UserRole.GATEWAY)
 _SCRIPTS: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (),
     UserRole.PRODUCER: ("submit", "cancel", "pause", "drain", *_ENDS),
+    UserRole.GATEWAY: ("submit", "cancel", "pause", "drain", *_ENDS),
     UserRole.WORKER: (
         *("append", "begin", "drain_inbox", "leave", "pull", "reject", "renew", "reply"),
         *("requeue", "scan"),
@@ -68,7 +81,8 @@ _PLAIN: dict[UserRole, tuple[str, ...]] = {
     UserRole.READER: (*_READS, *_LISTEN),
     UserRole.PRODUCER: (*_READS, *_LISTEN, "publish"),
     UserRole.WORKER: (*_READS, *_LISTEN, "blpop", "del", "hset", "pexpire", "publish", "set"),
-    UserRole.CONTROL: (*_READS, *_LISTEN, *_ARQ, "hset", "publish", "scan", "time"),
+    UserRole.CONTROL: (*_READS, *_LISTEN, *_ARQ, *_DEPLOYED, "hset", "publish", "scan", "time"),
+    UserRole.GATEWAY: (*_READS, *_LISTEN, *_DEPLOYED, "lpop", "publish"),
 }
 _CALL = re.compile(r"\bp?call\(\s*'([A-Z]+)'")
 _NO_KEY = {*_CONNECT, *CLUSTER_COMMANDS, "dbsize", "exec", "multi", "scan", "time", "unwatch"}
@@ -97,6 +111,8 @@ def commands_of(role: UserRole) -> list[str]:
 def acl_line(role: UserRole, pool: str, *, user: str = "") -> str:
     """Return the command that makes a user who may do what a role does for a pool, and no more."""
     patterns = f"~{{tb:{pool}[:}}]* &{{tb:{pool}[:}}]*"
+    if role in _OF_DEPLOYMENT:
+        patterns += f" ~{PREFIX}*"
     if role is UserRole.CONTROL:
         patterns += " ~arq:*"
     allowed = " ".join(f"+{command}" for command in commands_of(role))
@@ -153,6 +169,11 @@ async def _refused(redis: Redis, keys: Keys, calls: Sequence[Sequence[str]]) -> 
     return [int(number) for number in numbers]
 
 
+def _on_key(command: str, key: str) -> list[str]:
+    """Return the call of a command on a key."""
+    return [command.upper(), key] if command in _MANY_KEYS else [command.upper(), key, "0"]
+
+
 def _calls(keys: Keys, role: UserRole) -> list[list[str]]:
     """List one call per command of a role, on the keys or channels that it uses."""
     key, channels = keys.of("job", "~"), [keys.channel("~")]
@@ -173,7 +194,9 @@ def _calls(keys: Keys, role: UserRole) -> list[list[str]]:
         elif command in _NO_KEY:
             calls.append([name.upper(), sub.upper()] if sub else [name.upper()])
         else:
-            calls.append([name.upper(), key] if command in _MANY_KEYS else [name.upper(), key, "0"])
+            calls.append(_on_key(name, key))
     log = keys.log("~")
+    if role in _OF_DEPLOYMENT:
+        calls += [_on_key(each, f"{PREFIX}~") for each in _DEPLOYED if each not in _NO_KEY]
     calls += [["XREVRANGE", log, "+", "-"], ["GET", keys.result("~")]]
     return calls

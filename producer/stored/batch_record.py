@@ -49,6 +49,7 @@ class BatchRecord:
 
     tenant, pool, priority: whose jobs its lines become, where, and how urgent.
     model: what its lines have to ask for, and what the pool's workers are asked for instead.
+    key_id: the API key that has asked for it; None where keys are off, or it is no stored one.
     """
 
     id: str
@@ -64,6 +65,7 @@ class BatchRecord:
     model: str | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     callback_url: str | None = None
+    key_id: str | None = None
 
     def dump(self) -> str:
         """Return the JSON that is stored."""

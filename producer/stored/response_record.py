@@ -6,6 +6,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+# What a request includes in order to be told the logprobs of its text.
+LOGPROBS = "message.output_text.logprobs"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResponseRecord:
@@ -32,6 +35,11 @@ class ResponseRecord:
     def previous_id(self) -> str | None:
         """Return the id of the response that it goes on from at once."""
         return self.ancestors[-1] if self.ancestors else None
+
+    @property
+    def with_logprobs(self) -> bool:
+        """Tell whether the text is told with its logprobs."""
+        return LOGPROBS in (self.request.get("include") or ())
 
     def dump(self) -> str:
         """Return the JSON that is stored."""

@@ -1,23 +1,28 @@
-"""Batches while everything that runs them is killed."""
+"""A batch while everything that takes, runs and tells it is killed.
+
+`CHAOS_LINES` says how many lines it has, `CHAOS_BATCH_KILLS` how often each part is killed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import TYPE_CHECKING, Any
 
+import aiohttp
 import pytest
-from rides.scale import IS_SHORT, LEASE
+from gateways.doors import Door, Told, door_process
+from gateways.uploads import upload
+from rides.scale import IS_SHORT, LEASE, number_of
 from servers.fixtures import server_binary
 from servers.mortal_server import MortalServer
-from workers.batches import BatchDesk, completion_line, names_in, num_jobs_run
+from workers.batches import completion_line, names_in, num_jobs_run
 from workers.control_processes import control_process
-from workers.null_workers import worker_process
-from workers.stubs import until
+from workers.null_workers import expected_text, worker_process
 
-from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.client.async_client import AsyncClient
-from tokenbus.producer.errors import ServerError
+from tokenbus.producer.contract.address import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     import random
@@ -25,11 +30,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-NUM_LINES, NUM_KILLS = (400, 1) if IS_SHORT else (50_000, 5)
-# Few lines are run slowly, or they would be done before the first kill.
-PACE = {"null_total_tokens_per_s": 100} if IS_SHORT else {}
+NUM_LINES = number_of("LINES", 400, 50_000)
+NUM_KILLS = number_of("BATCH_KILLS", 1, 5)
+# Few lines are run slowly, or they would be done before the last kill.
+IS_SMALL = NUM_LINES < 1000
+PACE: dict[str, Any] = {"null_total_tokens_per_s": 60} if IS_SMALL else {}
 # A batch of the full size takes minutes.
-LONG_S = 120 if IS_SHORT else 1800
+LONG_S = 240 if IS_SHORT else 1800
+ENDED = ("completed", "failed", "expired", "cancelled")
+BROKEN = (OSError, aiohttp.ClientError)
 
 
 class _Kept:
@@ -37,19 +46,23 @@ class _Kept:
 
     def __init__(self, make: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
         self._make = make
-        self._running: Any = None
+        self.running: Any = None
 
     async def run(self) -> None:
         """Keep it running."""
         while True:
-            async with self._make() as self._running:
-                await self._running.process.wait()
+            async with self._make() as started:
+                self.running = started
+                await started.process.wait()
+                self.running = None
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
         """Kill it, unless it is about to start."""
-        process = self._running and self._running.process
+        process = self.running and self.running.process
         if process and process.returncode is None:
             process.kill()
+            return True
+        return False
 
 
 @contextlib.asynccontextmanager
@@ -63,54 +76,113 @@ async def _all_kept(*kept: _Kept) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _num_done(desk: BatchDesk, batch_id: str, wanted: int) -> None:
-    """Wait until so many lines have their output, whoever is away meanwhile."""
+class _Customer:
+    """Makes a batch and waits for it, at whatever gateway is there."""
 
-    async def is_done() -> bool:
-        try:
-            state = await desk.batches.state(batch_id)
-        except (ServerError, *SERVER_ERRORS):
-            return False
-        return state.completed + state.failed >= wanted
+    def __init__(self, doors: list[_Kept]) -> None:
+        self._doors = doors
+        self._turn = 0
 
-    await until(is_done)
+    async def create(self, lines: list[dict[str, Any]]) -> Any:
+        """Upload the lines and make a batch of them."""
+        rows = "\n".join(map(json.dumps, lines)).encode()
+        status, file = await upload(await self._next_door(), rows)
+        assert status == 200, file
+        asked = {"input_file_id": file["id"], "endpoint": "/v1/completions"}
+        told = await self._ask("POST", "/v1/batches", asked | {"completion_window": "24h"})
+        return told.json
+
+    async def at(self, batch_id: str, wanted: int) -> Any:
+        """Wait until so many lines have their output, or the batch has ended."""
+        while True:
+            told = (await self._ask("GET", f"/v1/batches/{batch_id}")).json
+            counts = told["request_counts"]
+            if counts["completed"] + counts["failed"] >= wanted or told["status"] in ENDED:
+                return told
+            await asyncio.sleep(0.05)
+
+    async def ended(self, batch_id: str) -> Any:
+        """Wait for the end."""
+        return await self.at(batch_id, NUM_LINES + 1)
+
+    async def rows(self, file_id: str) -> list[dict[str, Any]]:
+        """Read an output file."""
+        told = await self._ask("GET", f"/v1/files/{file_id}/content")
+        return [json.loads(row) for row in told.text.splitlines()]
+
+    async def _ask(self, method: str, path: str, body: Any = None) -> Told:
+        """Ask one gateway after the other, until one answers."""
+        while True:
+            try:
+                told = await (await self._next_door()).ask(method, path, body)
+            except BROKEN:
+                await asyncio.sleep(0.05)
+                continue
+            if told.status == 200:
+                return told
+            assert told.status == 503, told.text
+            await asyncio.sleep(0.05)
+
+    async def _next_door(self) -> Door:
+        while True:
+            self._turn += 1
+            found: Door | None = self._doors[self._turn % len(self._doors)].running
+            if found is not None:
+                return found
+            await asyncio.sleep(0.05)
+
+
+async def _killed(part: str, kept: list[_Kept], server: MortalServer, rng: random.Random) -> None:
+    """Kill one of a part."""
+    if part == "server":
+        server.kill()
+        await server.start()
+        return
+    while not rng.choice(kept).kill():  # noqa: ASYNC110 - one that starts is waited for
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow
 async def test_parts_of_a_pool_are_killed_amid_a_batch(
     pool: str, rng: random.Random, tmp_path: Path
 ) -> None:
-    """Workers, services and the server die in turn: as many rows as lines, no line ran twice."""
+    """Whoever dies: as many rows as lines, each with its own answer, no line ran twice."""
     server = MortalServer(server_binary("valkey"))
     await server.start()
     url, folder = server.url, str(tmp_path / "files")
-    services = [
-        _Kept(lambda: control_process(pool, url, files_url=folder, log_level="error"))
-        for _ in range(2)
-    ]
-    workers = [_Kept(lambda: worker_process(pool, url, **LEASE, **PACE)) for _ in range(2)]
-    lines = [completion_line(number) for number in range(NUM_LINES)]
+    parts = {
+        "control": lambda: control_process(pool, url, files_url=folder, log_level="error"),
+        "worker": lambda: worker_process(pool, url, **LEASE, **PACE),
+        "gateway": lambda: door_process(url, pool, files_url=folder),
+    }
+    kept = {part: [_Kept(make) for _ in range(2)] for part, make in parts.items()}
+    lines = [completion_line(number, model=pool) for number in range(NUM_LINES)]
+    kills = [part for part in (*parts, "server") for _ in range(NUM_KILLS)]
+    rng.shuffle(kills)
+    num_amid = 0
     try:
         async with (
             asyncio.timeout(LONG_S),
             await AsyncClient.connect(url, pool) as client,
-            _all_kept(*services, *workers),
+            _all_kept(*(each for pair in kept.values() for each in pair)),
         ):
-            desk = BatchDesk(client, folder)
-            batch_id = await desk.create(lines)
-            for kill in range(3 * NUM_KILLS):
-                await _num_done(desk, batch_id, (kill + 1) * NUM_LINES // (3 * NUM_KILLS + 2))
-                if kill % 3 == 2:
-                    server.kill()
-                    await server.start()
-                else:
-                    rng.choice(services if kill % 3 else workers).kill()
-            await _num_done(desk, batch_id, NUM_LINES)
-            state = await desk.ended(batch_id)
-            rows = await desk.rows(state.output_file_id)
-            num_run = await num_jobs_run(client)
+            customer = _Customer(kept["gateway"])
+            batch_id = (await customer.create(lines))["id"]
+            for number, part in enumerate(kills, 1):
+                told = await customer.at(batch_id, number * NUM_LINES // (len(kills) + 2))
+                num_amid += told["status"] == "in_progress"
+                await _killed(part, kept.get(part, []), server, rng)
+            told = await customer.ended(batch_id)
+            rows = await customer.rows(told["output_file_id"])
+            num_run = await num_jobs_run(client, DEFAULT_TENANT)
     finally:
         server.close()
-    assert (state.total, state.completed, state.failed) == (NUM_LINES, NUM_LINES, 0)
+    print(f"{NUM_LINES} lines, {num_amid} of {len(kills)} kills amid them:", end=" ")
+    print(f"{len(rows)} rows, {num_run} jobs")
+    assert num_amid == len(kills) or IS_SMALL
+    assert told["request_counts"] == {"total": NUM_LINES, "completed": NUM_LINES, "failed": 0}
     assert names_in(rows) == {line["custom_id"]: 1 for line in lines}
+    for row in rows:
+        number = int(row["custom_id"].partition("-")[2])
+        assert row["response"]["body"]["choices"][0]["text"] == expected_text(number, 3)
     assert num_run == NUM_LINES

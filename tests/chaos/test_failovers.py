@@ -5,6 +5,7 @@ address leads away, and by sentinels.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -70,12 +71,12 @@ async def test_deposed_master_that_lives_on_is_left_by_everyone(
             replica = 1 - master
             if way == "failover":
                 await command(admins[master].scripts, "FAILOVER")
-                await until(lambda new=admins[replica]: _rules(new))
+                await until(partial(_rules, admins[replica]))
             else:
                 await command(admins[replica].scripts, "REPLICAOF", "NO", "ONE")
                 await command(admins[master].scripts, "REPLICAOF", "127.0.0.1", ports[replica])
             wire.upstream = servers[replica].socket_path
-            await until(lambda old=admins[master]: _follows(old))
+            await until(partial(_follows, admins[master]))
             master = replica
             await ride.until_more(2 * NUM_STREAMS)
         await ride.arrive()
@@ -98,10 +99,10 @@ async def test_sentinels_promote_one_after_the_other(
         await ride.until_seen(5)
         for _ in range(NUM_FAILOVERS):
             await until(lambda: fails_over(group, sentinel))
-            await until(lambda promoted=replica: rules(group, promoted))
+            await until(partial(rules, group, replica))
             # As the sentinel does itself, some seconds later.
             await group.client(master).execute_command("REPLICAOF", "127.0.0.1", replica)
-            await until(lambda deposed=master: follows(group, deposed))
+            await until(partial(follows, group, master))
             master, replica = replica, master
             await ride.until_more(2 * NUM_STREAMS)
         await ride.arrive()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from models.tiny_model import TinyModel
@@ -43,7 +43,7 @@ async def test_entries_go_on_in_another_worker(
     The worker is killed at its fourth entry of the log, written or not; ids and what was forced are
     those of the unbroken run, each logprob transformers' within 1e-4.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "engine": "paged", "model": str(scored.folder), "dtype": "float32", "device": "cpu",
         "num_pages": 100, "num_threads": 1, "redis_url": redis_url,
         "pool": client.scripts.keys.pool,

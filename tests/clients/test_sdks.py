@@ -12,13 +12,12 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gateways.serving import COMMAND, serving
 from patience import PATIENCE_S
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ CHAT = HERE.parent / "support" / "clients" / "ai_chat.mjs"
 PYTHON = os.environ.get("TOKENBUS_CLIENTS_PYTHON", "")
 LLAMA = os.environ.get("TOKENBUS_CLIENTS_LLAMA", "")
 AI_SDK = os.environ.get("AI_SDK", "")
-COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli"]
 
 pytestmark = [pytest.mark.clients, pytest.mark.processes]
 needs_python = pytest.mark.skipif(not PYTHON, reason="make clients runs it")
@@ -41,28 +39,11 @@ needs_ai_sdk = pytest.mark.skipif(
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no node on PATH")
 
 
-@contextmanager
-def _serving(folder: Path, *words: str, **environment: str) -> Iterator[str]:
-    """Run `tokenbus serve` on a free port; give its address, without `/v1`."""
-    command = [*COMMAND, "serve", *words, "--port", "0", "--redis", f"embedded://{folder}"]
-    env = os.environ | environment
-    with subprocess.Popen(
-        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout
-            found = next(filter(None, (re.match(r"(\S+)/v1 serves", x) for x in process.stdout)))
-            yield found[1]
-        finally:
-            process.terminate()
-            assert process.wait(PATIENCE_S) == 0
-
-
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the demo model."""
     folder = tmp_path_factory.mktemp("bus")
-    with _serving(folder, "smollm2-135m", "--dtype", "float32") as served:
+    with serving(folder, "smollm2-135m", "--dtype", "float32") as served:
         yield served
 
 
@@ -129,7 +110,7 @@ def slow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve made-up tokens, so slowly that an answer can be left in its middle."""
     folder = tmp_path_factory.mktemp("slow")
     variables = {"TOKENBUS_ENGINE": "null", "TOKENBUS_NULL_TOKENS_PER_S": "60"}
-    with _serving(folder, "made-up", **variables) as served:
+    with serving(folder, "made-up", **variables) as served:
         yield served
 
 

@@ -51,7 +51,7 @@ NUM_TOKENS, TOKENS_PER_S = 40, 200
 # tries are shorter. Worker and server may get a fifth of the turns that this process counts.
 RECOVERY_S = 10.0
 LEASE = {"lease_ttl_s": 2, "renew_interval_s": 0.1, "call_timeout_s": 1.0}
-_OPTIONS = ("--enable-protected-configs", "yes", "--busy-reply-threshold", "20")
+_OPTIONS: tuple[str, ...] = ("--enable-protected-configs", "yes", "--busy-reply-threshold", "20")
 _OPTIONS += ("--enable-debug-command", "yes")
 _PROMPT = "known-to-nobody-else"
 _NUM_FILLERS, _LOAD_DELAY_US = 40_000, 20

@@ -225,7 +225,7 @@ async def test_page_asks_for_a_key_and_shows_what_its_role_may(
             await page.click("#pause")
             await page.click("dialog button.danger")
             await page.until("document.getElementById('pause').textContent === 'Resume pool'")
-            assert await client.scripts.control.paused_since() is not None
+            assert (await client.status()).paused_for_s is not None
             await page.click("#cancel-job")
             await page.click("dialog button.danger")
             await page.until("document.querySelector('.stamps li[data-kind=e]')")

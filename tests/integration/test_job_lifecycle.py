@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
@@ -32,7 +32,7 @@ async def test_every_job_has_one_terminal_event_and_gapless_indices(
     """Jobs of several tenants, priorities and choices all end once, with exactly their tokens."""
     rng = random.Random(1)
     async with worker(pool, redis_url) as running:
-        wanted = [
+        wanted: list[dict[str, Any]] = [
             {"seed": seed, "max_tokens": rng.randint(1, 60), "n": rng.choice([1, 1, 1, 3])}
             for seed in range(60)
         ]

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gateways.doors import door
+from gateways.uploads import upload
 from patience import PATIENCE_S
+from workers.batches import completion_line
 from workers.null_workers import expected_text, follow, worker
+from workers.stubs import until
 
 from tokenbus.producer.client.async_client import AsyncClient, Job
 from tokenbus.producer.client.dead_letters import DeadLetters
 from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.errors import ServerRefused
-from tokenbus.producer.scripts.rights import UserRole, acl_line, missing_rights
+from tokenbus.producer.gateway.access.api_keys import ApiKeys, KeyLimits
+from tokenbus.producer.scripts.rights import UserRole, acl_line, commands_of, missing_rights
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.control.backend import connect
 from tokenbus.worker.control.service import adapt, serve
@@ -27,7 +32,10 @@ from tokenbus.worker.control.settings import ControlSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-SECURITY = (Path(__file__).resolve().parents[2] / "SECURITY.md").read_text(encoding="utf-8")
+    from gateways.doors import Door
+
+ROOT = Path(__file__).resolve().parents[2]
+SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^ACL SETUSER .*$", SECURITY, re.MULTILINE)
 FAST = {"null_tokens_per_s": 1000}
 
@@ -133,6 +141,91 @@ async def test_control_service_does_with_its_line(users: dict[UserRole, str], po
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await arq.aclose(close_connection_pool=True)
+
+
+def test_scripts_of_gateways_call_what_their_line_has() -> None:
+    """Both of their lines have what they run on the keys of the deployment."""
+    called = {
+        name.lower()
+        for room in ("gateway", "stored")
+        for path in (ROOT / "producer" / room).rglob("*.py")
+        for name in re.findall(r"redis\.call\('([A-Z]+)'", path.read_text(encoding="utf-8"))
+    }
+    assert {"getbit", "hset", "zadd"} <= called
+    for role in (UserRole.GATEWAY, UserRole.CONTROL):
+        assert called <= set(commands_of(role)), role
+
+
+async def test_gateway_does_with_its_line(
+    users: dict[UserRole, str], redis_url: str, pool: str, tmp_path: Path
+) -> None:
+    """Every group of routes is served, a batch too, by users who may do no more than their lines.
+
+    Of another pool that lives beside it this gateway may see nothing, and tells nothing.
+    """
+    files = {"files_url": str(tmp_path)}
+    settings = ControlSettings(redis_url=users[UserRole.CONTROL], pool=pool, log_level="error")
+    async with (
+        worker(pool, users[UserRole.WORKER], **FAST),
+        worker(f"{pool}x", redis_url),
+        door(users[UserRole.GATEWAY], pool, gateway_auth="keys", **files) as running,
+    ):
+        assert running.gateway is not None
+        keys = ApiKeys(running.gateway.redis)
+        key, record = await keys.create(limits=KeyLimits(tokens_per_minute=100_000))
+        serving = asyncio.create_task(serve(settings.model_copy(update=files)))
+        try:
+            await use_all_routes(running, key, pool)
+        finally:
+            serving.cancel()
+            await asyncio.wait([serving])
+        await keys.revoke(record.key_id)
+        assert await keys.revoked([record.key_id]) == {record.key_id}
+
+
+async def use_all_routes(running: Door, key: str, pool: str) -> None:
+    """Ask for something of each group of routes."""
+    chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3, "stream": True}
+    told = await running.post("/v1/chat/completions", chat | {"user": "ann"}, key)
+    assert told.data_frames[-1].data == "[DONE]", told.text
+    last = {"Last_Event_ID": str(told.frames[0].id)}
+    assert (await running.post("/v1/chat/completions", chat, key, **last)).status == 200
+    body = {"prompt": "x", "max_tokens": 3}
+    assert (await running.post("/v1/completions", body, key)).status == 200
+    assert (await running.post("/tokenize", {"prompt": "x"}, key)).status == 200
+    models = [model["id"] for model in (await running.get("/v1/models", key)).json["data"]]
+    assert pool in models
+    assert f"{pool}x" not in models
+    job = (await running.post("/v1/jobs", body | {"not_before_s": 900}, key)).json
+    assert [each["id"] for each in (await running.get("/v1/jobs", key)).json["data"]] == [job["id"]]
+    assert (await running.post(f"/v1/jobs/{job['id']}/cancel", None, key)).status == 200
+    page = {"id": "c", "messages": [{"role": "user", "parts": [{"type": "text", "text": "x"}]}]}
+    assert (await running.post("/api/chat", page | {"max_tokens": 3}, key)).status == 200
+    assert (await running.post("/api/chat/c/stop", None, key)).status == 200
+    first = (await running.post("/v1/responses", {"input": "x", "max_output_tokens": 3}, key)).json
+    asked = {"input": "y", "max_output_tokens": 3, "previous_response_id": first["id"]}
+    second = (await running.post("/v1/responses", asked | {"background": True}, key)).json
+    path = f"/v1/responses/{second['id']}"
+    assert (await running.get(f"{path}?stream=true", key)).status == 200
+    assert (await running.post(f"{path}/cancel", None, key)).status == 200
+    assert (await running.ask("DELETE", path, None, key)).status == 200
+    line = json.dumps(completion_line(1, model=pool)).encode()
+    _, file = await upload(running, line, key)
+    wanted = {"endpoint": "/v1/completions", "completion_window": "24h"}
+    batch = (await running.post("/v1/batches", wanted | {"input_file_id": file["id"]}, key)).json
+
+    async def is_done() -> bool:
+        told = (await running.get(f"/v1/batches/{batch['id']}", key)).json
+        return bool(told["status"] == "completed")
+
+    await until(is_done)
+    told = (await running.get("/v1/batches", key)).json["data"][0]
+    for order in ("asc", "desc"):
+        query = f"order={order}&after={file['id']}"
+        assert (await running.get(f"/v1/files?{query}", key)).status == 200
+    assert (await running.get(f"/v1/files/{told['output_file_id']}/content", key)).status == 200
+    assert (await running.ask("DELETE", f"/v1/files/{file['id']}", None, key)).status == 200
+    assert (await running.get("/readyz")).status == 200
 
 
 @pytest.mark.parametrize(

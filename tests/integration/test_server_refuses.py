@@ -126,7 +126,7 @@ async def test_server_without_memory_lets_a_worker_go_on(pool: str) -> None:
         status = client.scripts.keys.of("status", running.name)
 
         async def has_status() -> bool:
-            return await command(client.scripts, "PTTL", status) > 0
+            return bool(await command(client.scripts, "PTTL", status) > 0)
 
         # One that was never stored could not be kept.
         await server_says(has_status)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -94,7 +95,10 @@ async def tls() -> AsyncIterator[TlsServer]:
     with tempfile.TemporaryDirectory(prefix="tb-tls-") as name:
         server = TlsServer(Path(name), free_port(), free_port())
         _make_certificates(server.folder)
-        watch = [("sentinel", "resolve-hostnames yes"), ("sentinel", "announce-hostnames yes")]
+        watch: list[tuple[str, object]] = [
+            ("sentinel", "resolve-hostnames yes"),
+            ("sentinel", "announce-hostnames yes"),
+        ]
         watch += [("sentinel", f"monitor bus localhost {server.port} 1")]
         async with (
             _running(server.folder, server.port, [("save", '""')]),
@@ -102,7 +106,7 @@ async def tls() -> AsyncIterator[TlsServer]:
         ):
             for url in (server.url(), server.by_sentinel()):
                 redis = make_redis(url)
-                await until(lambda client=redis: _answers(client))
+                await until(partial(_answers, redis))
                 await redis.aclose()
             yield server
 

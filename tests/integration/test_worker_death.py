@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
     from tokenbus.worker.engine.current_engine import Outage
 
-LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
+LEASE: dict[str, Any] = {"lease_ttl_s": 1, "renew_interval_s": 0.3}
 NUM_JOBS = 6
 NUM_TOKENS = 60
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {}}}
@@ -93,7 +93,7 @@ async def test_second_worker_goes_on_where_the_first_was_lost(
     The paused one wakes up to a log that is not its own any more and drops everything. What is
     told of messages goes on as their texts do.
     """
-    pace = {"null_tokens_per_s": 20, **LEASE}
+    pace: dict[str, Any] = {"null_tokens_per_s": 20, **LEASE}
     async with worker_process(pool, redis_url, **pace) as first:
         readers = Readers(client, await _submit(client, num_with_tools=2), 10)
         await readers.midway()
@@ -161,7 +161,7 @@ async def test_drain_hands_back_what_does_not_end_in_time(
 
     A drain is no crash: no attempt is counted.
     """
-    pace = {"null_tokens_per_s": 60, "drain_deadline_s": 0.3}
+    pace: dict[str, Any] = {"null_tokens_per_s": 60, "drain_deadline_s": 0.3}
     async with worker_process(pool, redis_url, **pace) as first:
         readers = Readers(client, await _submit(client), 10)
         await readers.midway()

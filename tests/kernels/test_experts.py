@@ -10,9 +10,10 @@ from models.paged_batch import DEVICE, HALF, assert_close
 
 from tokenbus.kernels import reference as twins
 from tokenbus.kernels.experts import reference
-from tokenbus.kernels.experts.combine import Beside, combine
+from tokenbus.kernels.experts.combine import Beside, NextNorm, combine
 from tokenbus.kernels.experts.grouped import experts_down, experts_up
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
+from tokenbus.kernels.experts.router import route_few
 from tokenbus.kernels.experts.routing import Routing, choose, route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning, tile_rows_for
@@ -52,7 +53,7 @@ def check_list(routing: Routing, num_experts: int) -> None:
     assert sorted(order) == list(range(len(experts)))
     assert order == sorted(order, key=lambda pair: (experts[pair], pair))
     tiles = [tile for tile in routing.tiles.tolist() if tile[2]]
-    covered = []
+    covered: list[int] = []
     for expert, first, count in tiles:
         assert 1 <= count <= routing.tile_rows
         assert {experts[pair] for pair in order[first : first + count]} == {expert}
@@ -85,7 +86,7 @@ def test_rows_go_where_their_twin_goes(
     assert torch.equal(routing.chosen.experts.long(), expected.experts)
     assert_close(routing.chosen.weights, expected.weights, torch.float32)
     check_list(routing, experts)
-    assert watch.tolist() == [len(routing.chosen.experts.unique()), 1]
+    assert watch.tolist() == [len({*routing.chosen.experts.flatten().tolist()}), 1]
 
 
 @pytest.mark.parametrize("rows", [5, pytest.param(40, marks=MORE)])
@@ -134,7 +135,7 @@ def test_uniform_routing_spreads_rows_that_are_almost_alike() -> None:
     counts = routing.chosen.experts.flatten().bincount(minlength=16)
     assert int(counts.min()) >= 10
     assert int(counts.max()) <= 50
-    assert len(choose(logits, RouterRule(16, 2)).experts.unique()) < 8
+    assert len({*choose(logits, RouterRule(16, 2)).experts.flatten().tolist()}) < 8
 
 
 @DTYPES
@@ -212,37 +213,107 @@ def test_what_stands_beside_a_mixture_is_added(dtype: torch.dtype) -> None:
 
 @DTYPES
 @pytest.mark.parametrize(
-    ("width", "inner", "renormalise", "normed"),
-    [
-        (64, 40, True, True),
-        (51, 33, False, False),
-        pytest.param(64, 40, False, False, marks=MORE),
-        pytest.param(51, 33, True, True, marks=MORE),
-    ],
+    ("width", "inner", "renormalise"),
+    [(64, 40, True), pytest.param(51, 33, False, marks=MORE)],
 )
 def test_a_lone_row_equals_its_twin(
-    width: int, inner: int, renormalise: bool, normed: bool, dtype: torch.dtype
+    width: int, inner: int, renormalise: bool, dtype: torch.dtype
 ) -> None:
-    """Behind a norm or as it is, with what stands beside it."""
+    """With what stands beside it."""
     rule = RouterRule(9, 3, renormalise=renormalise)
     x, logits = randn(1, width, dtype=dtype), randn(1, 10, seed=3)
-    norm = randn(width, seed=5).to(dtype) if normed else None
     gate_up, down = drawn_weights(9, width, inner, dtype)
-    watch, tuning = torch.zeros(2, dtype=torch.int64, device=DEVICE), RowTuning(4, 32, 2, ahead=2)
-    chosen = choose(logits, rule, watch=watch)
-    acted = lone_row_up(
-        x, chosen, gate_up, inner, "silu", norm_weight=norm, eps=1e-5, tuning=tuning
-    )
+    tuning = RowTuning(4, 32, 2, ahead=2)
+    chosen = choose(logits, rule)
+    acted = lone_row_up(x, chosen, gate_up, inner, "silu", tuning=tuning)
     shared, residual = randn(1, width, dtype=dtype, seed=6), randn(1, width, seed=7)
     kept = residual.clone()
     beside = Beside(shared, logits[:, 9:], kept)
     got = lone_row_down(acted, chosen, down, width, beside, tuning=tuning)
-    seen = x if norm is None else twins.rms_norm(x, norm, 1e-5)
-    expected = reference.mix(seen, reference.route(logits, rule), gate_up, down)
+    expected = reference.mix(x, reference.route(logits, rule), gate_up, down)
     expected += shared.float() * logits[:, 9:].sigmoid() + residual
     assert_close(kept, expected, dtype)
     assert torch.equal(got, kept.to(dtype))
-    assert watch.tolist() == [3, 1]
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    ("rows", "width", "experts", "top_k", "by_logits", "normed"),
+    [
+        (1, 72, 9, 3, False, True),
+        (5, 72, 40, 8, True, True),
+        pytest.param(1, 40, 5, 5, True, False, marks=MORE),
+        pytest.param(1, 64, 30, 8, False, True, marks=MORE),
+        pytest.param(16, 2100, 12, 4, False, True, marks=MORE),
+        pytest.param(2, 51, 70, 2, False, False, marks=MORE),
+    ],
+)
+def test_a_router_of_few_rows_equals_its_twins(
+    rows: int, width: int, experts: int, top_k: int, by_logits: bool, normed: bool,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    """Norm, logits with one more behind them, the choice, and the list of those who got a row."""
+    rule = RouterRule(experts, top_k, renormalise=rows > 1, by_logits=by_logits)
+    x, norm = randn(rows, width, dtype=dtype), randn(width, seed=5).to(dtype)
+    router = randn(experts + 1, width, dtype=dtype, seed=6) / math.sqrt(width)
+    watch = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    for turn in (1, 2):
+        few = route_few(
+            x, router, rule, norm_weight=norm if normed else None, eps=1e-5, watch=watch
+        )
+        seen = twins.rms_norm(x, norm, 1e-5) if normed else x
+        assert_close(few.rows, seen, dtype)
+        assert_close(few.logits, few.rows.float() @ router.float().T, dtype)
+        expected = reference.route(few.logits, rule)
+        assert torch.equal(few.chosen.experts.long(), expected.experts)
+        assert_close(few.chosen.weights, expected.weights, torch.float32)
+        used = expected.experts.unique().tolist()
+        assert watch.tolist() == [turn * len(used), turn]
+        if rows > 1:
+            assert few.used.tolist() == used + [-1] * (min(rows * top_k, experts) - len(used))
+
+
+@pytest.mark.parametrize("by_logits", [False, True])
+def test_a_router_of_few_rows_breaks_ties_as_all_do(by_logits: bool) -> None:
+    """The lower number of equal ones; NaN stays in its row, and its experts exist."""
+    rule = RouterRule(24, 6, by_logits=by_logits)
+    wanted = randn(5, 24).mul(2).round()
+    wanted[0], wanted[1], wanted[3, 2] = 0.0, -0.0, torch.nan
+    router = torch.eye(24, device=DEVICE)
+    for rows in (wanted, wanted[:1], wanted[2:3], wanted[3:4]):
+        chosen = route_few(rows.contiguous(), router, rule).chosen
+        expected = reference.route(rows, rule)
+        is_whole = ~rows.isnan().any(-1)
+        assert torch.equal(chosen.experts.long()[is_whole], expected.experts[is_whole])
+        assert chosen.experts.min() >= 0
+        assert chosen.experts.max() < 24
+        assert torch.equal(chosen.weights.isnan().any(-1), ~is_whole)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "shape", [SHAPES[1], *(pytest.param(shape, marks=MORE) for shape in (SHAPES[0], SHAPES[3]))]
+)
+def test_few_rows_are_multiplied_without_being_sorted(
+    shape: tuple[int, int, int, int, int], dtype: torch.dtype
+) -> None:
+    """A tile has all rows; what its expert is not asked for is neither read nor written."""
+    rows, experts, top_k, width, inner = shape
+    x, router = randn(rows, width, dtype=dtype), randn(experts, width, dtype=dtype, seed=3)
+    gate_up, down = drawn_weights(experts, width, inner, dtype)
+    few = route_few(x, router, RouterRule(experts, top_k))
+    chosen = reference.ChosenTwin(few.chosen.experts.long(), few.chosen.weights)
+    unused = sorted(set(range(experts)) - set(chosen.experts.flatten().tolist()))
+    gate_up.view(experts, -1)[unused] = torch.nan
+    down.view(experts, -1)[unused] = torch.nan
+    tuning = GroupTuning(32, 32, 2, 4, turned=top_k % 2 == 0)
+    acted = experts_up(x, gate_up, inner, few, "silu", tuning=tuning)
+    pairs = experts_down(acted, down, width, few, tuning=tuning)
+    expected = reference.mix(x, chosen, gate_up, down)
+    assert_close(combine(pairs, few.chosen.weights), expected, dtype)
+    norm = randn(width, seed=5).to(dtype)
+    got = combine(pairs, few.chosen.weights, norm=NextNorm(norm, 1e-5))
+    assert_close(got, twins.rms_norm(expected.to(dtype), norm, 1e-5), dtype)
 
 
 def test_tiles_grow_with_the_rows_of_an_expert() -> None:
@@ -262,6 +333,10 @@ def test_wrong_inputs_are_refused() -> None:
         route(logits, RouterRule(4, 5), 16)
     with pytest.raises(KernelInputError, match="from 4 logits"):
         route(logits, RouterRule(8, 2), 16)
+    with pytest.raises(KernelInputError, match="from 4 logits"):
+        route_few(x, randn(4, 8), RouterRule(8, 2))
+    with pytest.raises(KernelInputError, match="17 rows"):
+        route_few(randn(17, 8), randn(4, 8), RouterRule(4, 2))
     with pytest.raises(KernelInputError, match="no experts of"):
         experts_up(x, randn(30, 8), 4, routing, "silu")
     with pytest.raises(KernelInputError, match="x is 8 wide"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from models.paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
@@ -165,7 +167,7 @@ def test_keys_and_values_are_rounded_to_their_own_scale(
     rounded = [torch.zeros(shape, device=DEVICE).to(FP8) for _ in range(2)]
     rounded[1] = turned(rounded[1])
     scales = [torch.full(shape[:3], 7.0, device=DEVICE) for _ in range(2)]
-    rotation = {"num_heads": HEADS, "cos": cos, "sin": sin}
+    rotation: dict[str, Any] = {"num_heads": HEADS, "cos": cos, "sin": sin}
     expected_q = qkv_rope(qkv, plain[0], plain[1], positions, slots, **rotation)
     rows = qkv.clone()
     q = qkv_rope(
@@ -174,7 +176,7 @@ def test_keys_and_values_are_rounded_to_their_own_scale(
     )  # fmt: skip
     assert torch.equal(q, expected_q)
     rounded[1] = turned(rounded[1])
-    parts = rows.view(3, -1, dim)[:, HEADS:].split(KV_HEADS, 1)
+    parts = rows.view(3, -1, dim)[:, HEADS:].chunk(2, 1)
     for values, scale, page, part in zip(rounded, scales, plain, parts, strict=True):
         exact = page[slots // PAGE_SIZE, :, slots % PAGE_SIZE].float()
         stored = values.float() * scale[..., None]

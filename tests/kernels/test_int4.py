@@ -49,9 +49,11 @@ def _weight(
     values = (steps.float() - zeros.float()[:, groups]) * scales.float()[:, groups]
     if order is not None:
         values[:, order] = values.clone()
-    tensors = (steps[:, ::2] | steps[:, 1::2] << 4, scales, zeros)
+    nibbles = steps[:, ::2] | steps[:, 1::2] << 4
     packed = pack_int4(
-        *(tensor.to(DEVICE) for tensor in tensors),
+        nibbles.to(DEVICE),
+        scales.to(DEVICE),
+        zeros.to(DEVICE),
         group,
         None if order is None else order.to(DEVICE),
     )
@@ -107,12 +109,13 @@ def test_products_equal_those_of_the_numbers(
     num_outputs, num_inputs, group = sizes
     packed, values = _weight(num_outputs, num_inputs, group, has_order=fusion != "bias")
     x = _rows(num_rows, num_inputs, dtype)
-    parts: dict[str, Any] = {
+    fusions: dict[str, dict[str, Any]] = {
         "norm": {"norm_weight": _randn(num_inputs, seed=2, dtype=dtype) + 1},
         "gate": {"act": "silu", "bias": _randn(num_outputs, seed=3, dtype=dtype)},
         "sum": {"residual": _randn(num_rows, num_outputs, seed=4)},
         "bias": {"bias": _randn(num_outputs, seed=3, dtype=dtype)},
-    }[fusion]
+    }
+    parts = fusions[fusion]
     expected = reference.fused_linear(x, values, **parts)
     _poison(monkeypatch)
     found = int4_linear(x, packed, Fusion(**parts), tuning=tuning)

@@ -1,6 +1,7 @@
 """The device-side work list: every token once, in an order that balances programs."""
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def build(
     policy: SplitPolicy = SMALL,
 ) -> DecodeWork:
     """Build a list of small splits, so that every row has several."""
-    shape = {"page_size": PAGE, "num_heads": 4, "num_kv_heads": 2}
+    shape: dict[str, Any] = {"page_size": PAGE, "num_heads": 4, "num_kv_heads": 2}
     max_rows = max_rows or len(lens)
     tables = None
     if groups is not None:

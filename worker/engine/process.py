@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.engine.types import travelling
+from tokenbus.producer import gc
 from tokenbus.worker.engine.phase_teller import PhaseTeller
 from tokenbus.worker.engine.socket_reader import SocketReader
 from tokenbus.worker.messages.engine import (
@@ -39,7 +40,6 @@ from tokenbus.worker.messages.engine import (
     StartEngine,
     pack_step,
 )
-from tokenbus.worker.process import gc
 from tokenbus.worker.process.child import (
     die_with_parent,
     die_with_socket,

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.text.byte_table import ByteTable
+from tokenbus.producer import gc
 from tokenbus.producer.scripts import Scripts
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker import logs
@@ -26,7 +27,6 @@ from tokenbus.worker.messages.publishing import (
     Progress,
     Ready,
 )
-from tokenbus.worker.process import gc
 from tokenbus.worker.process.child import die_with_parent, die_with_socket, ignore_signals
 from tokenbus.worker.process.frame_writer import FrameWriter
 from tokenbus.worker.process.frames import FrameReader

@@ -19,7 +19,8 @@ _NAME = re.compile(r"[\w.-]*")
 _PLAIN = re.compile(r"""[^"'()\[\]{},]*""")
 _IN_STRING = re.compile(r"""(?:[^"'\\\n]++|\\[^\n])*+""")
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
-_KEYWORD = re.compile(r"\s*([^\W\d]\w*)\s*=(?!=)")
+# Of Python, and those with signs that names of tools may have too.
+_KEYWORD = re.compile(r"\s*([^\W\d][\w.-]*)\s*=(?!=)")
 # How Llama 3 calls its built-in tools.
 _METHOD = ".call"
 # As for JSON; the tokenizer of Python stops at 200 brackets.

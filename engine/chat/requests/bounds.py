@@ -50,7 +50,7 @@ MAX_BAD_WORD_LENGTH = 16
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 1024
 MAX_STOP_IDS = 64
-MAX_GRAMMAR_LENGTH = 4_194_304
+MAX_GRAMMAR_LENGTH = 5_242_880
 MAX_TOOLS = 128
 # Levels of objects and lists inside one another, in what the model's template renders.
 MAX_DEPTH = 128

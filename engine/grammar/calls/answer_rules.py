@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.chat.call_format import CallSyntax
+from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import SPACE, SPACE_RULE, quoted, sequence
 from tokenbus.engine.grammar.calls.call_rules import CallRules
 from tokenbus.engine.grammar.calls.call_spelling import CallSpelling
@@ -13,7 +15,13 @@ from tokenbus.engine.grammar.calls.content_rules import ContentRules
 from tokenbus.engine.grammar.calls.free_text import FreeText
 from tokenbus.engine.grammar.calls.reasoning_rules import before_answer
 from tokenbus.engine.grammar.calls.value_rules import json_value
-from tokenbus.engine.grammar.calls.watched_calls import may_repeat, watched_calls, watched_content
+from tokenbus.engine.grammar.calls.watched_calls import (
+    follows_lists,
+    may_repeat,
+    watched_calls,
+    watched_content,
+)
+from tokenbus.engine.grammar.watching.list_places import has_marks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,14 +68,16 @@ class AnswerRules:
         assert chat_format.calls is not None
         self._format = chat_format
         self._written: CallFormat = written if is_exact else chat_format.calls
+        has_lists = any(map(has_marks, schemas.values()))
+        if has_lists:
+            self._written = _followed(self._written)
         self._schemas = schemas
         self._tokens = tokens
         self._max_calls = max_calls
         self._is_free, self._is_exact = is_free, is_exact
-        spelling = CallSpelling(tokens, is_exact=is_exact)
-        formats = (self._written, *(() if is_exact else self._written.also_read))
-        ways = [CallRules(each, schemas, spelling, f"f{idx}") for idx, each in enumerate(formats)]
+        ways = self._every_way()
         self._barred = [self._first_mark(way.opening) for way in ways if way.opening.strip()]
+        ways = [way for way in ways if way is ways[0] or _is_enforced(way, has_lists=has_lists)]
         # What opens as JSON does cannot be told from content; only forms that are read alone do.
         is_apart = content is None
         self._ways = [way for way in ways if is_apart or way is ways[0] or self._has_mark(way)]
@@ -78,6 +88,13 @@ class AnswerRules:
         self.before, lines = self._lines(reasoning)
         self.source = "\n".join(["%llguidance {}", *lines, SPACE_RULE]) + "\n"
         self.watched = self._watched(reasoning)
+
+    def _every_way(self) -> list[CallRules]:
+        """Return the rules of calls in each form that they may have."""
+        spelling = CallSpelling(self._tokens, is_exact=self._is_exact)
+        formats = (self._written, *(() if self._is_exact else self._written.also_read))
+        schemas = self._schemas
+        return [CallRules(each, schemas, spelling, f"f{idx}") for idx, each in enumerate(formats)]
 
     def _content_rules(self, content: GrammarSpec) -> ContentRules:
         """Return the rules of content that is no call."""
@@ -99,9 +116,10 @@ class AnswerRules:
         return before, [*self._marked(reasoning), *rules, *content]
 
     def _watched(self, reasoning: ReasoningRule) -> str:
-        """Return where keys may repeat, or marks may stand in JSON; "" for nowhere."""
-        has_json = self._content is not None and self._content.schema is not None
-        if not has_json and not may_repeat(self._schemas):
+        """Return where keys or items may repeat, or marks may stand in JSON; "" for nowhere."""
+        content = None if self._content is None else self._content.schema
+        has_json = content is not None
+        if not has_json and not may_repeat(self._schemas.values()):
             return ""
         answer = watched_content(self._format, reasoning, is_json=has_json)
         json_heads = [
@@ -111,7 +129,7 @@ class AnswerRules:
             for pattern in way.head_patterns()
         ]
         return watched_calls(
-            answer, self._written, self._schemas, self._marks, json_heads, self._barred
+            answer, self._written, self._schemas, self._marks, json_heads, self._barred, content
         ).dump()
 
     def _channels(self, reasoning: ReasoningRule) -> list[str]:
@@ -139,18 +157,18 @@ class AnswerRules:
             is_open, space = self._written.opens_in_prompt, "" if self._is_exact else f"{SPACE}?"
             starts = [way.start(self._max_calls, is_open=is_open) for way in self._ways]
             either = f"({' | '.join(starts)})"
-            return [f"start: {sequence((space, either))}"]
+            return [f"start: {sequence((space, either, self._frame_end))}"]
         return self._free_start(reasoning) if self._content is None else self._content_start()
 
     def _content_start(self) -> list[str]:
         """Return the start of an answer that is content by its constraint, or calls."""
         written = self._written
-        starts = ["content"]
+        starts = [sequence(("content", self._frame_end))]
         if written.opens_in_prompt:
             starts = [f"{quoted(written.content_name)} {SPACE}? content"]
         for way in self._ways:
             start = way.start(self._max_calls, is_open=written.opens_in_prompt)
-            starts.append(sequence((f"{SPACE}?", start, f"{SPACE}?")))
+            starts.append(sequence((f"{SPACE}?", start, self._free_end)))
         return [f"start: {' | '.join(starts)}"]
 
     def _free_start(self, reasoning: ReasoningRule) -> list[str]:
@@ -158,7 +176,7 @@ class AnswerRules:
         written, most = self._written, self._max_calls
         thought = self._format.reasoning
         barred = () if thought is None or reasoning.is_allowed else thought.opens
-        free = FreeText(self._tokens, self._marks, barred)
+        free = FreeText(self._tokens, self._barred, barred)
         bare = [way for way in self._ways if not way.opening.strip()]
         lines = free.rules("free", "|".join(self._heads))
         lines += [rule for way in bare for rule in way.heads()]
@@ -174,9 +192,23 @@ class AnswerRules:
             before, more = free.up_to("free", self._first_mark(way.opening), f"before_{idx}")
             rest = way.start(most, is_open=True)
             spelled = self._tokens.spelled(self._rest(way.opening))
-            starts.append(sequence((f"{head}{before}", spelled, rest, f"{SPACE}?")))
+            starts.append(sequence((f"{head}{before}", spelled, rest, self._free_end)))
             lines += more
         return [f"start: {' | '.join(starts)}", *lines]
+
+    @property
+    def _frame_end(self) -> str:
+        """Spell what may close the frame of an answer, as the format writes it."""
+        thought = self._format.reasoning
+        closing = "" if thought is None else self._tokens.exact(thought.frame_close)
+        return f"({closing})?" if closing else ""
+
+    @property
+    def _free_end(self) -> str:
+        """Spell what may stand behind the last call where white space may differ."""
+        thought = self._format.reasoning
+        closing = "" if thought is None else self._tokens.spelled(thought.frame_close)
+        return f"({closing} {SPACE}? | {SPACE})?" if closing else f"{SPACE}?"
 
     def _has_mark(self, way: CallRules) -> bool:
         """Tell whether calls begin otherwise than JSON does, or are JSON as a whole."""
@@ -190,3 +222,18 @@ class AnswerRules:
 
     def _rest(self, opening: str) -> str:
         return opening.lstrip().removeprefix(self._first_mark(opening))
+
+
+def _is_enforced(way: CallRules, *, has_lists: bool) -> bool:
+    """Tell whether arguments can be held to their schemas in a form that is read alone."""
+    if has_lists and not follows_lists(way.syntax):
+        return False
+    try:
+        return bool(list(way.rules()))
+    except RequestRejected:
+        return False
+
+
+def _followed(written: CallFormat) -> CallFormat:
+    """Return a format whose lists can be followed by the schema of a tool: its name comes first."""
+    return replace(written, name_is_last=False)

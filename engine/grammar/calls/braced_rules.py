@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from tokenbus.engine.grammar.calls.added_tokens import quoted, sequence
 from tokenbus.engine.grammar.calls.parameter_rules import ParameterRules
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
+    argument_cases,
+    checked_names,
     listed_arguments,
     with_definitions,
 )
@@ -33,6 +36,8 @@ _HELD = {
 _PLAIN = frozenset({"number", "integer", "boolean", "null"})
 _MAX_DEPTH = 16
 _ANY_KEY = r"/[A-Za-z0-9_.-]{1,64}/"
+# Keys that can be told from the signs around them.
+_NAME = re.compile(r"""[^\s{}\[\]:,"<>]+""")
 
 
 class BracedRules:
@@ -53,7 +58,10 @@ class BracedRules:
 
         Raises: RequestRejected for the field `tools` if a value cannot be held to its schema.
         """
-        yield f"{name}: {self._object(schema, schema, 0)}"
+        cases = argument_cases(schema)
+        for case in cases:
+            checked_names(listed_arguments(case), _NAME)
+        yield f"{name}: {' | '.join(self._one(case, case, 0) for case in cases)}"
         if self._needs_any:
             self._add_any()
         yield from self._rules
@@ -71,7 +79,7 @@ class BracedRules:
             fixed = [said["const"]] if "const" in said else said["enum"]
             return f"({' | '.join(map(self._literal, fixed))})"
         if not said:
-            return self._any()
+            return self._any() if depth else self._object({}, root, depth)
         if kind == "string":
             text, rules = self._texts.text(said)
             self._rules += rules

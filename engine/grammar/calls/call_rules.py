@@ -11,6 +11,7 @@ from tokenbus.engine.grammar.calls.added_tokens import escaped, quoted, sequence
 from tokenbus.engine.grammar.calls.braced_rules import BracedRules
 from tokenbus.engine.grammar.calls.parameter_rules import ParameterRules
 from tokenbus.engine.grammar.calls.python_rules import PythonRules
+from tokenbus.engine.grammar.watching.list_places import has_marks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -130,7 +131,8 @@ class CallRules:
         written, value = self._written, self._spelling.value
         match written.syntax:
             case CallSyntax.JSON_CALL:
-                yield f"{rule}: {self._json_call(name, schema)}"
+                yield f"{rule}: {self._json_call(name, f'{rule}_arguments')}"
+                yield f"{rule}_arguments: {value(schema)}"
             case CallSyntax.JSON_ARGUMENTS:
                 yield f"{rule}: {sequence((*self._head(name), value(schema)))}"
             case CallSyntax.PARAMETERS:
@@ -139,7 +141,7 @@ class CallRules:
                 yield f"{rule}: {sequence((*self._head(name), f'{rule}_parameters'))}"
                 yield from tags.rules(f"{rule}_parameters", schema)
             case CallSyntax.PYTHON:
-                arguments = PythonRules(rule, self._spelling)
+                arguments = PythonRules(rule, self._spelling, written.comma)
                 method = "" if self._spelling.is_exact else '".call"?'
                 inside = ('"("', self._space, f"{rule}_arguments", self._space, '")"')
                 yield f"{rule}: {sequence((quoted(name), method, *inside))}"
@@ -161,13 +163,17 @@ class CallRules:
         called = quoted(written.name_prefix + name)
         return (called, number, call_id, self._spell(written.name_close))
 
-    def _json_call(self, name: str, schema: Schema) -> str:
-        """Spell a call as an object; some models give its kind or number before the rest."""
+    def _json_call(self, name: str, value: str) -> str:
+        """Spell a call as an object; some models give its kind or number before the rest.
+
+        Where the name may stand behind the arguments, these have no list that is followed: nobody
+        knows yet by which schema.
+        """
         written = self._written
         if self._spelling.is_exact:
-            return self._one_json_call(name, schema)
+            return self._one_json_call(name, value)
         colon, comma = self._punctuation()
-        value, space = self._spelling.value(schema), self._space
+        space = self._space
         if not written.name_key:
             return f'"{{" {space} {_key(name)} {colon} {value} {space} "}}"'
         has_kind = written.is_bare or written.is_list
@@ -176,40 +182,47 @@ class CallRules:
         if written.index_key:
             number = f"({_key(written.index_key)} {colon} {_SOME_ID} {comma})?"
         head = f"{_key(written.name_key)} {colon} {_key(name)}"
-        return sequence(('"{"', space, kind, number, head, self._json_rest(schema)))
+        pair = f"{head} {comma} {self._arguments(value)}"
+        if not written.is_bare and not has_marks(self._schemas[name]):
+            pair = f"({pair} | {self._arguments(value)} {comma} {head})"
+        return sequence(('"{"', space, kind, number, pair, self._json_end()))
 
-    def _one_json_call(self, name: str, schema: Schema) -> str:
+    def _one_json_call(self, name: str, value: str) -> str:
         """Spell a call as `CallFormat.write` does."""
         written, told = self._written, json.dumps(name, ensure_ascii=False)
-        value = self._spelling.value(schema)
         if not written.name_key:
             return f'{quoted(f"{{{told}: ")} {value} "}}"'
-        head = f'"{written.name_key}": {told}, "{written.arguments_key}": '
+        named, key = f'"{written.name_key}": {told}', f'"{written.arguments_key}": '
+        begins, ends = (key, f", {named}}}") if written.name_is_last else (f"{named}, {key}", "}")
         if not written.index_key:
-            return f'{quoted(f"{{{head}")} {value} "}}"'
-        number = quoted(f'{{"{written.index_key}": "'), _NUMBER, quoted(f'", {head}')
-        return f'{" ".join(number)} {value} "}}"'
+            return f"{quoted(f'{{{begins}')} {value} {quoted(ends)}"
+        number = quoted(f'{{"{written.index_key}": "'), _NUMBER, quoted(f'", {begins}')
+        return f"{' '.join(number)} {value} {quoted(ends)}"
 
     def _punctuation(self) -> tuple[str, str]:
         return self._spelling.between(":", ": "), self._spelling.between(",", ", ")
 
-    def _json_rest(self, schema: Schema) -> str:
-        """Spell what stands behind the name of a call; some models give its id behind the rest."""
+    def _arguments(self, value: str) -> str:
+        """Spell the arguments of a call with their key."""
         written = self._written
-        colon, comma = self._punctuation()
-        call_id = f"({comma} {_key('id')} {colon} {_SOME_ID})?" if written.is_list else ""
         keys = dict.fromkeys((written.arguments_key, *(_ARGUMENTS_KEYS if written.is_list else ())))
-        key = f"({' | '.join(map(_key, keys))})"
-        arguments = f"{comma} {key} {colon} {self._spelling.value(schema)}"
-        return sequence((arguments, call_id, f'{self._space} "}}"'))
+        return f"({' | '.join(map(_key, keys))}) {self._punctuation()[0]} {value}"
+
+    def _json_end(self) -> str:
+        """Spell the end of a call; some models give its id behind the rest."""
+        colon, comma = self._punctuation()
+        call_id = f"({comma} {_key('id')} {colon} {_SOME_ID})?" if self._written.is_list else ""
+        return sequence((call_id, f'{self._space} "}}"'))
 
     def _rests(self) -> Iterator[str]:
         """Yield what stands behind the head of a call, for each tool."""
-        for idx, schema in enumerate(self._schemas.values()):
+        for idx in range(len(self._schemas)):
+            arguments = f"{self._prefix}_call_{idx}_arguments"
             if self._written.syntax is CallSyntax.PYTHON:
-                yield f'{self._space} {self._prefix}_call_{idx}_arguments {self._space} ")"'
+                yield f'{self._space} {arguments} {self._space} ")"'
             else:
-                yield self._json_rest(schema)
+                comma = self._punctuation()[1]
+                yield sequence((comma, self._arguments(arguments), self._json_end()))
 
 
 def _key(name: str) -> str:

@@ -46,6 +46,7 @@ class ContentRules:
         """
         self.schema: Schema | None = None
         if spec.kind is GrammarKind.JSON_SCHEMA:
+            # What is lexed as calls are has white space of its own, with which none is followed.
             self.schema = _uncalled(parsed_source(spec), bare_names)
             # Both may begin alike, and then have to be lexed alike.
             value = json_value(self.schema, is_exact=not bare_names)
@@ -91,7 +92,7 @@ def _uncalled(schema: Any, bare_names: Mapping[str, Sequence[str]]) -> Schema:
             others = others if isinstance(others, list) else []
             barred = [{"not": call} for call in (*calls, *listed)]
             schema = {**schema, "allOf": [*others, *barred]}
-    enforceable = enforceable_schema(schema)
+    enforceable = enforceable_schema(schema, is_watched=not bare_names)
     if enforceable is False:
         raise GrammarRejected("grammar", "JSON schema at #: nothing can satisfy it")
     return {} if enforceable is True else enforceable

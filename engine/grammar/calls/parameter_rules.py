@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.calls.added_tokens import escaped, quoted, sequence
 from tokenbus.engine.grammar.calls.free_text import FreeText
+from tokenbus.engine.grammar.calls.text_patterns import whole_pattern
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
+    argument_cases,
+    checked_names,
     listed_arguments,
     resolved,
     with_definitions,
@@ -25,12 +28,11 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.calls.value_rules import Schema
 
 _PYTHON_NAMES = {"boolean": '"True" | "False"', "null": '"None"'}
-# A pattern with anchors at its ends alone.
-_ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>\$?)", re.DOTALL)
 # Words of a schema by which a value may still be anything.
 _SAYS_NOTHING = frozenset({"title", "description", "examples", "default"})
-# Names of arguments that no schema lists.
-_ANY_NAME = r"/[A-Za-z0-9_.-]{1,64}/"
+# Names of arguments that no schema lists, and those that can be told from the tags around them.
+_ANY_NAME = r"[A-Za-z0-9_.-]{1,64}"
+_NAME = re.compile(r"""[^\s<>"]([^<>"\n\r]*[^\s<>"])?""")
 
 
 class ParameterRules:
@@ -46,8 +48,23 @@ class ParameterRules:
         self._num_values = 0
 
     def rules(self, name: str, schema: Schema) -> Iterator[str]:
-        """Yield the rules of all arguments, in the order of the schema."""
+        """Yield the rules of all arguments, in the order of the schema.
+
+        Raises: RequestRejected for the field `tools` if they cannot be held to it.
+        """
+        cases: list[str] = []
+        rules: list[str] = []
+        for case in argument_cases(schema):
+            parts, more = self._case(case)
+            cases.append(" ".join(parts) or '""')
+            rules += more
+        yield f"{name}: {' | '.join(cases)}"
+        yield from rules
+
+    def _case(self, schema: Schema) -> tuple[list[str], list[str]]:
+        """Spell arguments that satisfy one case."""
         properties = listed_arguments(schema)
+        checked_names(properties, _NAME)
         required = schema.get("required") or ()
         parts: list[str] = []
         rules: list[str] = []
@@ -55,12 +72,40 @@ class ParameterRules:
             value, more = self._argument(quoted(key), inner, schema)
             parts.append(value if key in required else f"({value})?")
             rules += more
-        if not properties and schema.get("additionalProperties", True) is not False:
-            value, more = self._argument(_ANY_NAME, {}, schema)
-            parts.append(f"({value})*")
-            rules += more
-        yield f"{name}: {' '.join(parts)}"
-        yield from rules
+        others = self._other_names(schema)
+        bounds = schema.get("minProperties", 0), schema.get("maxProperties")
+        if others and properties and bounds != (0, None):
+            reason = "the number of arguments that are not listed cannot be held to its bounds"
+            raise RequestRejected("tools", reason)
+        for inner, names in others:
+            terminal = f"{self._new_name().upper()}_NAME"
+            value, more = self._argument(terminal, inner, schema)
+            ends = "" if bounds[1] is None else bounds[1]
+            parts.append(f"({value}){{{bounds[0]},{ends}}}")
+            rules += [*more, f"{terminal}: {names}"]
+        return parts, rules
+
+    def _other_names(self, schema: Schema) -> list[tuple[Any, str]]:
+        """Return the schemas of arguments that are not listed, each with the names that have it.
+
+        Beside listed ones there are none, unless they are told by a pattern.
+        """
+        patterns = schema.get("patternProperties") or {}
+        listed = schema.get("properties") or ()
+        barred = [escaped(name) for name in listed]
+        found: list[tuple[Any, str]] = []
+        for pattern, inner in patterns.items():
+            whole = whole_pattern(pattern)
+            if inner is not False:
+                found.append((inner, _names(barred, whole)))
+            barred.append(whole)
+        rest = schema.get("additionalProperties", True)
+        if rest is not False and (patterns or not listed):
+            found.append((rest, _names(barred)))
+        if len(found) > 1 and schema.get("maxProperties") is not None:
+            reason = "the number of arguments that are not listed cannot be held to its bounds"
+            raise RequestRejected("tools", reason)
+        return found
 
     def _argument(self, name: str, schema: Any, root: Schema) -> tuple[str, list[str]]:
         """Spell one argument with its tags."""
@@ -105,40 +150,35 @@ class ParameterRules:
         if fixed is not None:
             texts = " | ".join(quoted(text) for text in fixed if isinstance(text, str))
             return sequence((f"({texts})", self._closing())), []
-        if "pattern" in schema or "format" in schema:
-            return self._patterned(schema, close)
         low, high = schema.get("minLength", 0), schema.get("maxLength")
-        if low or high is not None:
-            return self._held(f"(?s:.){{{low},{'' if high is None else high}}}", close)
+        held = [f"(?s:.){{{low},{'' if high is None else high}}}"] * bool(low or high is not None)
+        if "pattern" in schema:
+            held.append(whole_pattern(schema["pattern"]))
+        if "format" in schema or schema.keys() & {"allOf", "not"}:
+            reason = "this string cannot be held to its schema where the model writes strings bare"
+            raise RequestRejected("tools", f"{reason}: {json.dumps(schema)[:200]}")
+        if held:
+            return self._held(held, close)
         new = self._new_name()
         free = FreeText(self._tokens, (self._mark,))
         value, more = free.up_to(new, self._mark, f"{new}_end")
         return f"({value})", [*free.rules(new), *more]
 
-    def _patterned(self, schema: Any, close: str) -> tuple[str, list[str]]:
-        """Spell a string that holds a pattern, and not the tag that closes it."""
-        pattern = schema.get("pattern")
-        found = _ANCHORED.fullmatch(pattern) if isinstance(pattern, str) else None
-        if found is None or "format" in schema or {"minLength", "maxLength"} & schema.keys():
-            reason = "this string cannot be held to its schema where the model writes strings bare"
-            raise RequestRejected("tools", f"{reason}: {json.dumps(schema)[:200]}")
-        body = re.sub(r"(?<!\\)/", r"\/", found["body"])
-        before, behind = ("" if found[anchor] else "(?s:.*)" for anchor in ("first", "last"))
-        return self._held(f"{before}({body}){behind}", close)
-
-    def _held(self, pattern: str, close: str) -> tuple[str, list[str]]:
-        """Spell a string that matches a pattern as a whole, and the tag that closes it."""
+    def _held(self, patterns: Sequence[str], close: str) -> tuple[str, list[str]]:
+        """Spell a string that matches patterns as a whole, and the tag that closes it."""
         new, mark = self._new_name(), escaped(self._mark)
         terminal = f"{new.upper()}_TEXT"
         # White space behind the opening tag belongs to the tag.
         first = r" & ~/[ \t\n](?s:.*)/" if self._tags.name_close[-1].isspace() else ""
         if self._tokens.first_in(self._mark) == self._mark:
             lead = escaped(self._tags.close[: -len(self._tags.close.lstrip())])
-            rule = f"{terminal}: /{pattern}{lead}/ & ~/(?s:.*){mark}(?s:.*)/{first}"
+            held = " & ".join(f"/({pattern}){lead}/" for pattern in patterns)
+            rule = f"{terminal}: {held} & ~/(?s:.*){mark}(?s:.*)/{first}"
             return sequence((terminal, close)), [rule]
         # A pattern would swallow a tag that is text, so the two are one pattern, and a lazy one.
-        whole = f"{pattern}{escaped(self._tags.close.rstrip())}"
-        rule = f"{terminal}: /{whole}/ & ~/(?s:.*){mark}(?s:.+)/{first}"
+        ends = escaped(self._tags.close.rstrip())
+        held = " & ".join(f"/({pattern}){ends}/" for pattern in patterns)
+        rule = f"{terminal}: {held} & ~/(?s:.*){mark}(?s:.+)/{first}"
         return new, [f"{new}[lazy]: {terminal}", rule]
 
     def _new_name(self) -> str:
@@ -155,3 +195,9 @@ def _is_text(schema: Any) -> bool:
     if "enum" in schema:
         return all(isinstance(each, str) for each in schema["enum"])
     return schema.get("type", "string") == "string" and "properties" not in schema
+
+
+def _names(barred: Sequence[str], pattern: str = "") -> str:
+    """Spell names that match a pattern, if there is one, and none of those that are barred."""
+    names = f"/{_ANY_NAME}/" + (f" & /{pattern}/" if pattern else "")
+    return names + "".join(f" & ~/{each}/" for each in barred)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.grammar.calls.added_tokens import quoted, sequence
 from tokenbus.engine.grammar.calls.value_rules import (
     alternatives,
+    argument_cases,
+    checked_names,
     json_value,
     listed_arguments,
     resolved,
@@ -25,6 +28,8 @@ _SINGLE_QUOTED = r"/'([^'\\\n]|\\.)*'/"
 _SPELLED_OTHERWISE = frozenset({"boolean", "null"})
 _SAYS_NOTHING = frozenset({"title", "description", "$defs", "definitions", "examples", "default"})
 _MAX_DEPTH = 16
+# Names of arguments that readers take.
+_NAME = re.compile(r"[^\W\d][\w.-]*")
 _NAMES_OF_PYTHON = ("True", "False", "None")
 _NAMES = {True: '"True"', False: '"False"', None: '"None"'}
 
@@ -32,28 +37,41 @@ _NAMES = {True: '"True"', False: '"False"', None: '"None"'}
 class PythonRules:
     """The rules of the arguments of one call; their names begin with `prefix`."""
 
-    def __init__(self, prefix: str, spelling: CallSpelling) -> None:
+    def __init__(self, prefix: str, spelling: CallSpelling, comma: str = ", ") -> None:
+        """Prepare the rules; `comma` is how the format separates arguments."""
         self._prefix = prefix
         self._spelling = spelling
         self._space = spelling.space
         self._comma = spelling.between(",", ", ")
+        self._between = spelling.between(",", comma)
         self._json = spelling.value
         self._rules: list[str] = []
         self._needs_any = False
+        self._num_objects = 0
+        # References that are being followed: a value inside of itself is JSON, which reads alike.
+        self._followed: list[str] = []
 
     def rules(self, name: str, schema: Schema) -> Iterator[str]:
         """Yield the rules of all arguments, in the order of the schema."""
         equals = self._spelling.between("=", "=")
-        pairs = {
-            key: f"{quoted(key)} {equals} {self._value(inner, schema, 0)}"
-            for key, inner in listed_arguments(schema).items()
-        }
-        self._add_members(name, pairs, schema.get("required") or ())
+        names: list[str] = []
+        for idx, case in enumerate(argument_cases(schema)):
+            listed = listed_arguments(case)
+            checked_names(listed, _NAME)
+            pairs = {
+                key: f"{quoted(key)} {equals} {self._value(inner, case, 0)}"
+                for key, inner in listed.items()
+            }
+            names.append(f"{name}_case_{idx}")
+            self._add_members(names[-1], pairs, case.get("required") or (), self._between)
+        yield f"{name}: {' | '.join(names)}"
         yield from self._rules
         if self._needs_any:
             yield from self._any_rules()
 
-    def _add_members(self, name: str, pairs: Mapping[str, str], required: Sequence[str]) -> None:
+    def _add_members(
+        self, name: str, pairs: Mapping[str, str], required: Sequence[str], between: str
+    ) -> None:
         """Add the rules of members in their order; those that may be left out take their comma.
 
         Rule `name_i` is what may follow when members before i were written, `name_i_first` when
@@ -66,7 +84,7 @@ class PythonRules:
                 if idx == len(keys):
                     self._rules.append(f'{rule}: ""')
                     continue
-                comma = "" if is_first else f"{self._comma} "
+                comma = "" if is_first else f"{between} "
                 ways = [f"{comma}{pairs[keys[idx]]} {name}_{idx + 1}"]
                 if keys[idx] not in required:
                     ways.append(f"{name}_{idx + 1}{'_first' if is_first else ''}")
@@ -101,7 +119,12 @@ class PythonRules:
     def _value(self, schema: Any, root: Schema, depth: int) -> str:
         """Spell a value that satisfies a schema."""
         schema = {} if schema is True else schema
+        target = schema.get("$ref") if isinstance(schema, Mapping) else None
+        if target in self._followed:
+            return self._json(with_definitions(schema, root))
+        self._followed += [target] * (target is not None)
         ways = [self._one(each, root, depth) for each in alternatives(schema, root)]
+        del self._followed[len(self._followed) - (target is not None) :]
         return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
 
     def _one(self, schema: Any, root: Schema, depth: int) -> str:
@@ -128,13 +151,14 @@ class PythonRules:
             item = self._value(schema.get("items", {}), root, depth + 1)
             return self._bracketed("[", f"({item} ({self._comma} {item})*)?", "]")
         if kind == "object" and schema.get("properties"):
-            name = f"{self._prefix}_object_{len(self._rules)}"
+            name = f"{self._prefix}_object_{self._num_objects}"
+            self._num_objects += 1
             colon = self._spelling.between(":", ": ")
             pairs = {
                 key: f"{_literal(key)} {colon} {self._value(inner, root, depth + 1)}"
                 for key, inner in listed_arguments(schema).items()
             }
-            self._add_members(name, pairs, schema.get("required") or ())
+            self._add_members(name, pairs, schema.get("required") or (), self._comma)
             return self._bracketed("{", name, "}")
         return self._json(with_definitions(schema, root))
 

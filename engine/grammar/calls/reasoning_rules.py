@@ -37,20 +37,24 @@ class ReasoningRule:
 def before_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRule) -> str:
     """Return the Lark rules of `before`, "" if the answer begins at once.
 
+    What opens the frame of an answer may be its end.
+
     Raises: RequestRejected for `max_reasoning_tokens` if no token closes the model's reasoning.
     """
     if chat_format.has_channels:
         return "\n".join([*ChannelRules(tokens, rule.max_tokens).before_answer(), SPACE_RULE])
     reasoning = chat_format.reasoning
-    if reasoning is None or not (rule.starts_inside or rule.is_allowed):
+    if reasoning is None:
         return ""
+    framed = tokens.exact(reasoning.frame_open)
+    framed = f"({framed})?" if framed else ""
+    if not (rule.starts_inside or rule.is_allowed):
+        return f"before: {framed}" if framed else ""
     thought, rules = _thought(reasoning, tokens, rule)
-    if rule.starts_inside:
-        head = f"before: {thought}"
-    else:
+    if not rule.starts_inside:
         openings = " | ".join(tokens.spelled(mark) for mark in reasoning.opens)
-        head = f"before: ({SPACE}? ({openings}) {thought})?"
-    return "\n".join([head, *rules, SPACE_RULE])
+        thought = f"({SPACE}? ({openings}) {thought})?"
+    return "\n".join([f"before: {thought} {framed}".rstrip(), *rules, SPACE_RULE])
 
 
 def free_answer(chat_format: ChatFormat, tokens: AddedTokens, rule: ReasoningRule) -> GrammarSpec:

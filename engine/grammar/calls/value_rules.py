@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.errors import GrammarRejected
 from tokenbus.engine.grammar.json_schema import json_options
+from tokenbus.engine.grammar.watching.list_places import has_marks
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Iterable
 
 Schema = Mapping[str, Any]
 
@@ -24,10 +29,11 @@ _FLEXIBLE = {
 def json_value(schema: Any, *, is_exact: bool = False) -> str:
     """Spell a value of JSON that satisfies a schema, which is enforceable as it stands.
 
-    is_exact: with the one white space that a constraint by the schema alone has.
+    is_exact: with the one white space that a constraint by the schema alone has; so are values with
+        lists that are followed, in which what is spelled alike is alike.
     """
     options: dict[str, Any] = {**json_options(schema)}
-    if not is_exact:
+    if not is_exact and not has_marks(schema):
         options |= _FLEXIBLE
     return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
@@ -55,6 +61,48 @@ def listed_arguments(schema: Schema) -> dict[str, Any]:
     return given
 
 
+def argument_cases(schema: Schema) -> list[Schema]:
+    """Return schemas of objects, of which arguments satisfy one, with the definitions of the whole.
+
+    What a schema says beyond its properties is written as such cases (`schema/writer.py`).
+    Raises: GrammarRejected if there is none.
+    """
+    cases: list[Schema] = []
+    for each in alternatives(schema, schema):
+        case = {"type": "object"} if each is True else each
+        if not isinstance(case, Mapping):
+            continue
+        fixed = [case["const"]] if "const" in case else case.get("enum")
+        if fixed is not None:
+            cases += [_fixed_case(value) for value in fixed if isinstance(value, dict)]
+        elif case.get("type", "object") == "object":
+            cases.append(with_definitions(case, schema))
+    if not cases:
+        raise GrammarRejected("tools", "nothing can satisfy #")
+    return cases
+
+
+def checked_names(names: Iterable[str], pattern: re.Pattern[str]) -> None:
+    """Refuse names of arguments that nobody could tell from what stands around them.
+
+    Raises: GrammarRejected for `tools` with the place of the name.
+    """
+    for name in names:
+        if not pattern.fullmatch(name):
+            reason = "the model writes names bare, and this one could not be read back"
+            raise GrammarRejected("tools", f"#/properties/{name}: {reason}")
+
+
+def _fixed_case(value: dict[str, Any]) -> Schema:
+    properties = {name: {"const": each} for name, each in value.items()}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+
+
 def resolved(schema: Any, root: Schema) -> Any:
     """Follow references inside the root, as far as they are all that a schema says."""
     seen: set[str] = set()
@@ -74,14 +122,21 @@ def resolved(schema: Any, root: Schema) -> Any:
 
 
 def alternatives(schema: Any, root: Schema) -> list[Any]:
-    """Return the schemas of which a value satisfies one: by anyOf, oneOf or several types."""
+    """Return the schemas of which a value satisfies one.
+
+    By anyOf, oneOf or several types; of fixed values strings stand apart.
+    """
     schema = resolved(schema, root)
     if not isinstance(schema, Mapping):
         return [schema]
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
             return [each for part in schema[key] for each in alternatives(part, root)]
-    types = schema.get("type")
+    types, fixed = schema.get("type"), schema.get("enum")
     if isinstance(types, list):
         return [{**schema, "type": each} for each in types]
+    if isinstance(fixed, list) and len({isinstance(value, str) for value in fixed}) > 1:
+        texts = [value for value in fixed if isinstance(value, str)]
+        others = [value for value in fixed if not isinstance(value, str)]
+        return [{**schema, "enum": texts}, {**schema, "enum": others}]
     return [schema]

@@ -8,8 +8,9 @@ It is one noun: an output is followed, and what may follow is told from where it
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -84,22 +85,21 @@ class _List:
 class ItemWatch(KeyWatch):
     """Where an output of JSON stands, by a schema of which some lists are marked."""
 
-    def __init__(self, table: ItemTable, places: ListPlaces) -> None:
-        """Stand before the output."""
+    def __init__(self, table: ItemTable, places: ListPlaces, place: Place | None = None) -> None:
+        """Stand before the output, or before a part of it that has a place of its own."""
         super().__init__(table)
         self._items = table
         self._places = places
         self._stack: list[Place | _List] = []
-        self._next = places.root
+        self._next = places.root if place is None else place
         self._text = bytearray()
         self._key_begins = 0
 
-    def copy(self) -> ItemWatch:
+    def copy(self) -> Self:
         """Return an independent watch at the same place."""
-        twin = ItemWatch(self._items, self._places)
+        twin = copy(self)
         self._copy_to(twin)
         twin._stack = [replace(one) if isinstance(one, _List) else one for one in self._stack]
-        twin._next, twin._key_begins = self._next, self._key_begins
         twin._text = bytearray(self._text)
         return twin
 

@@ -7,6 +7,7 @@ marked in some of them alone, nobody can tell which it is, and the schema is ref
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 from tokenbus.engine.errors import GrammarRejected
@@ -56,6 +57,8 @@ class ListPlaces:
     def __init__(self, schema: Any) -> None:
         """Read a schema that the writer has made."""
         self._definitions = schema.get("$defs", {}) if isinstance(schema, dict) else {}
+        # Masks of one grammar are made by several threads.
+        self._lock = Lock()
         self._options: list[dict[str, Any]] = []
         self._numbers: dict[int, int] = {}
         self._inside: dict[tuple[Place, type, _Step], Place] = {}
@@ -200,10 +203,11 @@ class ListPlaces:
         return found
 
     def _number(self, option: dict[str, Any]) -> int:
-        if id(option) not in self._numbers:
-            self._numbers[id(option)] = len(self._options)
-            self._options.append(option)
-        return self._numbers[id(option)]
+        with self._lock:
+            if id(option) not in self._numbers:
+                self._options.append(option)
+                self._numbers[id(option)] = len(self._options) - 1
+            return self._numbers[id(option)]
 
 
 _ANYTHING: dict[str, Any] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.linear_weight import LinearWeight
 
 _MASK = 0xFFFFFFFF
+
+
+class Routed(NamedTuple):
+    """Where tokens go: weights: [T, top_k] float32; counts: [E] int64, tokens of each expert.
+
+    pairs: [T * top_k] int64, token * top_k + place, sorted by expert, then by token.
+    """
+
+    weights: Tensor
+    counts: Tensor
+    pairs: Tensor
 
 
 def stacked_values(weight: LinearWeight) -> Tensor:
@@ -47,17 +59,16 @@ def choose_experts(logits: Tensor, shape: MixtureShape) -> tuple[Tensor, Tensor]
     return best.indices, shares
 
 
-class TorchMixture(MixtureProduct):
-    """Each expert's tokens gathered, multiplied and added, one expert after the other."""
+class RoutedMixture(MixtureProduct):
+    """Router, watch and shared expert in plain torch; a subclass multiplies by the experts."""
 
     def __init__(self, mixture: Mixture, activation: Activation) -> None:
         """Take a mixture whose shared expert has its products."""
-        shape = mixture.shape
         self._mixture, self._activation = mixture, activation
-        width, inner = mixture.router.shape[1], shape.intermediate_size
-        gate_up, down = (stacked_values(stack.weight) for stack in mixture.stacks())
-        self._gate_ups = gate_up.view(shape.num_experts, 2 * inner, width)
-        self._downs = down.view(shape.num_experts, width, inner)
+
+    @abstractmethod
+    def of_experts(self, x: Tensor, routed: Routed) -> Tensor:
+        """x: [T, H] -> [T, H] float32: of each token the weighted sum of its experts."""
 
     def mix(self, x: Tensor) -> Tensor:
         """x: [T, H] -> [T, H], dtype of x; the weighted sum is taken in float32."""
@@ -67,25 +78,43 @@ class TorchMixture(MixtureProduct):
         if watch is not None and watch.is_uniform:
             logits = _uniform(logits)
         experts, weights = choose_experts(logits, shape)
-        counts = experts.flatten().bincount(minlength=shape.num_experts).tolist()
+        counts = experts.flatten().bincount(minlength=shape.num_experts)
         if watch is not None:
-            num_used = sum(count > 0 for count in counts)
+            num_used = int((counts > 0).sum())
             watch.counts.add_(torch.tensor([num_used, 1], device=watch.counts.device))
         # Pairs of a token and an expert, by expert, then by token.
-        pairs = torch.split(experts.flatten().argsort(stable=True), counts)
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        for expert, mine in enumerate(pairs):
-            if len(mine):
-                tokens = mine // shape.top_k
-                part = F.linear(x[tokens], self._gate_ups[expert])
-                part = F.linear(gated(part, self._activation), self._downs[expert])
-                out.index_add_(0, tokens, part.float() * weights.flatten()[mine, None])
+        out = self.of_experts(x, Routed(weights, counts, experts.flatten().argsort(stable=True)))
         if self._mixture.shared is not None:
             shared = self._mixture.shared.run(x, self._activation).float()
             if shape.has_shared_gate:
                 shared *= all_logits[:, shape.num_experts :].float().sigmoid()
             out += shared
         return out.to(x.dtype)
+
+
+class TorchMixture(RoutedMixture):
+    """Each expert's tokens gathered, multiplied and added, one expert after the other."""
+
+    def __init__(self, mixture: Mixture, activation: Activation) -> None:
+        """Take a mixture whose shared expert has its products."""
+        super().__init__(mixture, activation)
+        shape = mixture.shape
+        width, inner = mixture.router.shape[1], shape.intermediate_size
+        gate_up, down = (stacked_values(stack.weight) for stack in mixture.stacks())
+        self._gate_ups = gate_up.view(shape.num_experts, 2 * inner, width)
+        self._downs = down.view(shape.num_experts, width, inner)
+
+    def of_experts(self, x: Tensor, routed: Routed) -> Tensor:
+        """x: [T, H] -> [T, H] float32: of each token the weighted sum of its experts."""
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        weights = routed.weights.flatten()
+        for expert, mine in enumerate(torch.split(routed.pairs, routed.counts.tolist())):
+            if len(mine):
+                tokens = mine // routed.weights.shape[1]
+                part = F.linear(x[tokens], self._gate_ups[expert])
+                part = F.linear(gated(part, self._activation), self._downs[expert])
+                out.index_add_(0, tokens, part.float() * weights[mine, None])
+        return out
 
 
 def _uniform(logits: Tensor) -> Tensor:

@@ -133,7 +133,9 @@ class ChatTurns:
                 named.append(turn)
             else:
                 own = called.setdefault("id", given or f"call_{len(named)}_{number}")
-                named.append({**turn, "tool_call_id": own})
+                # Some templates want a result's name, which clients of today leave out.
+                name = turn.get("name") or called["function"]["name"]
+                named.append({**turn, "tool_call_id": own, "name": name})
         return named
 
     def _with_id(self, call: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The call format of one template: the white space that it writes, where that is another.
+"""The call format of one template: the white space and the order that it writes.
 
 Formats are read with any white space, so one of them stands for models that were trained on
 several spellings. What is written in a model's name is that of its own template.
@@ -27,13 +27,20 @@ def respelled(
 ) -> CallFormat:
     """Return a format with the white space of rendered answers, or as it is.
 
-    It stays as it is where they differ from it in more than white space around its texts, or from
-    one another.
+    The name of a call stands behind its arguments where answers have it so. A format stays as it is
+    where they differ from it in more than that and white space around its texts, or from one
+    another.
 
     Args:
         rendered: calls, and the answer in which a template has them.
     """
     listed = [([written_call(call) for call in calls], answer) for calls, answer in rendered]
+    turned = replace(written, name_is_last=True)
+    if all(
+        _texts_in(answer, turned.pieces(calls)) and not _texts_in(answer, written.pieces(calls))
+        for calls, answer in listed
+    ):
+        written = turned if listed else written
     found: dict[str, str] = {}
     for calls, answer in listed:
         texts = _texts_in(answer, written.pieces(calls))

@@ -2,6 +2,9 @@
 
 A token costs one turn of the event loop and one frame of Python here, because a web backend pays
 that for every token of every user: no generator inside a generator, no task in between.
+Who needs no task for a token at all takes events where they are heard (`hand_to`).
+
+It is one file because each event is judged by all of its state, whichever way it goes.
 """
 
 from __future__ import annotations
@@ -80,6 +83,7 @@ class EventStream(AsyncIterator[Event]):
         "_silence_s",
         "_subscribe",
         "_subscription",
+        "_take",
     )
 
     def __init__(
@@ -124,6 +128,33 @@ class EventStream(AsyncIterator[Event]):
         self._heard_at: float | None = None
         self._kept_s = kept_s
         self._is_ended = False
+        self._take: Callable[[Event], bool] | None = None
+
+    def hand_to(self, take: Callable[[Event], bool]) -> None:
+        """Offer live events to `take` where they are heard, while a task waits for the next one.
+
+        The task goes on with what `take` leaves, by returning false, and with the end; no event
+        wakes it that was taken. `take` must not raise.
+        """
+        self._take = take
+        if self._live is not None:
+            self._live.hand_to = self._offer
+
+    def _offer(self, event: Event) -> bool:
+        """Hand over a live event that follows the cursor and needs nothing of the log."""
+        take = self._take
+        if take is None or event.start != self._cursor + 1 or event.finish is not None:
+            return False
+        if event.told is None:
+            if self._is_told:
+                return False
+        else:
+            self._is_told = True
+            self._messages = None
+        if not take(event):
+            return False
+        self._cursor = event.to
+        return True
 
     async def __anext__(self) -> Event:
         """Return the next event. Raises: what `AsyncClient.stream` names; StopAsyncIteration."""
@@ -216,7 +247,9 @@ class EventStream(AsyncIterator[Event]):
         self._heard_at = monotonic()
         if self._logged:
             return self._logged.popleft()
-        self._live = self._subscription
+        self._live = live = self._subscription
+        if self._take is not None and live is not None:
+            live.hand_to = self._offer
         return None
 
     def _shared(self) -> Subscription | None:
@@ -258,6 +291,7 @@ class EventStream(AsyncIterator[Event]):
         self._logged.clear()
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
+            subscription.hand_to = None
             self._hub.release(subscription)
 
     def _end_live(self, live: Subscription) -> None:
@@ -275,7 +309,8 @@ class EventStream(AsyncIterator[Event]):
 
     def _end(self) -> None:
         self._is_ended = True
-        self._live = None
+        self._live = self._take = None
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
+            subscription.hand_to = None
             self._hub.release(subscription)

@@ -37,6 +37,7 @@ class Subscription:
         "channel",
         "error",
         "events",
+        "hand_to",
         "has_hole",
         "let_go",
         "version",
@@ -58,6 +59,8 @@ class Subscription:
         # The wire version of the job, once its record has told it.
         self.version: int | None = None
         self.events: deque[Event] = deque()
+        # Takes an event at once while the stream waits for it, or leaves it to the stream.
+        self.hand_to: Callable[[Event], bool] | None = None
         self.has_hole = False
         self.error: Exception | None = None
         self._max_tokens = max_tokens
@@ -82,6 +85,10 @@ class Subscription:
 
         A consumer that is too slow gets a hole instead of a long buffer.
         """
+        hand_to = self.hand_to
+        if hand_to is not None and self._wakeup.is_awaited and not self.events and hand_to(event):
+            self._waiting_since = monotonic()
+            return
         if self.has_hole:
             return
         self._num_tokens += len(event.ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.bounds import DEFAULT_PRIORITY
@@ -73,6 +73,17 @@ class Caller:
     def job_tenant(self) -> str:
         """Return the tenant as the queue knows it."""
         return f"{self.tenant}/{self.share}" if self.share else self.tenant
+
+    def cache_fields(self, cache_key: str | None) -> dict[str, Any]:
+        """Return whose cached prompts a job shares: the key's, or those of a part of it."""
+        if self.cache_group is None and cache_key is None:
+            return {}
+        group = self.cache_group or "door"
+        if cache_key is not None:
+            group = f"{group}-{tag_of(cache_key, 24)}"
+        if self.cache_secret is None:
+            return {"cache_group": group}
+        return {"cache_group": group, "cache_secret": self.cache_secret}
 
     def may_use(self, pool: str) -> bool:
         """Tell whether the caller may ask for a pool."""

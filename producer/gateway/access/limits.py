@@ -14,12 +14,14 @@ from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from redis.asyncio import Redis
 
     from tokenbus.producer.gateway.access.caller import Caller
 
 MINUTE_S = 60
-_MONTH_TTL_S = 62 * 86_400
+MONTH_TTL_S = 62 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Reservation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Counter:
+class Counter:
     """One counter: its key, what it counts up to, how much it takes now, and when it is new."""
 
     name: str
@@ -40,6 +42,11 @@ class _Counter:
     ttl_s: int
     retry_s: int
     told: str
+
+    @property
+    def is_of_tokens(self) -> bool:
+        """Tell whether tokens are counted, and not requests."""
+        return ":tokens:" in self.name
 
 
 class KeyUse:
@@ -56,7 +63,7 @@ class KeyUse:
         """
         if caller.key_id is None or caller.limits.is_open:
             return None
-        counters = _counters(caller, num_tokens, time.time())
+        counters = counters_of(caller, num_tokens, time.time())
         async with self._redis.pipeline(transaction=True) as pipe:
             for counter in counters:
                 pipe.incrby(counter.name, counter.amount)
@@ -69,14 +76,8 @@ class KeyUse:
         ]
         if full:
             await self._add({counter.name: -counter.amount for counter in counters})
-            worst = max(full, key=lambda counter: counter.retry_s)
-            raise ApiError(
-                429,
-                f"The key's limit of {worst.limit} {worst.told} is reached.",
-                code="rate_limit_exceeded",
-                headers={"Retry-After": str(worst.retry_s)},
-            )
-        names = [counter.name for counter in counters if ":tokens:" in counter.name]
+            raise limit_reached(full)
+        names = [counter.name for counter in counters if counter.is_of_tokens]
         return Reservation(num_tokens, tuple(names))
 
     async def settle(self, reservation: Reservation | None, num_used: int) -> None:
@@ -90,18 +91,34 @@ class KeyUse:
             for name, amount in amounts.items():
                 pipe.incrby(name, amount)
                 # Of a window that is gone the counter would stay for ever.
-                pipe.expire(name, _MONTH_TTL_S, nx=True)
+                pipe.expire(name, MONTH_TTL_S, nx=True)
             await pipe.execute()
 
 
-def _counters(caller: Caller, num_tokens: int, now: float) -> list[_Counter]:
+def limit_reached(full: Sequence[Counter]) -> ApiError:
+    """Return the error of a request for which these counters have no room.
+
+    One that is too large for a counter that is new is not told when to come back.
+    """
+    code = "rate_limit_exceeded"
+    for each in full:
+        if each.amount > each.limit:
+            told = f"This may come to {each.amount}, and the key has {each.limit} {each.told}."
+            return ApiError(429, told, code=code)
+    worst = max(full, key=lambda counter: counter.retry_s)
+    told = f"The key's limit of {worst.limit} {worst.told} is reached."
+    return ApiError(429, told, code=code, headers={"Retry-After": str(worst.retry_s)})
+
+
+def counters_of(caller: Caller, num_tokens: int, now: float) -> list[Counter]:
+    """Return the counters of a caller's key that a request of so many tokens is counted on."""
     assert caller.key_id is not None
     limits, minute = caller.limits, int(now // MINUTE_S)
     day = time.gmtime(now)
     month = f"{day.tm_year:04d}-{day.tm_mon:02d}"
     windows = (
         ("minute", str(minute), 2 * MINUTE_S, MINUTE_S - int(now % MINUTE_S)),
-        ("month", month, _MONTH_TTL_S, _seconds_to_month(now, day)),
+        ("month", month, MONTH_TTL_S, _seconds_to_month(now, day)),
     )
     found = []
     for period, window, ttl_s, retry_s in windows:
@@ -110,7 +127,7 @@ def _counters(caller: Caller, num_tokens: int, now: float) -> list[_Counter]:
             if limit is not None:
                 name = deployment_keys.key_use(caller.key_id, kind, window)
                 told = f"{kind} per {period}"
-                found.append(_Counter(name, limit, amount, ttl_s, max(1, retry_s), told))
+                found.append(Counter(name, limit, amount, ttl_s, max(1, retry_s), told))
     return found
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenbus.producer.contract.events import FINISHED_REASONS
@@ -24,12 +25,14 @@ from tokenbus.producer.gateway.wire.refusals import of_finish
 from tokenbus.producer.gateway.wire.usage import summed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from tokenbus.engine.chat.usage import Usage
     from tokenbus.producer.contract.events import Event
+    from tokenbus.producer.gateway.jobs.chunk_writer import ChunkWriter
     from tokenbus.producer.gateway.jobs.stream_form import StreamForm
     from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
+    from tokenbus.producer.gateway.jobs.token_steps import TokenStep
     from tokenbus.producer.gateway.pools.vocabulary import Vocabulary
     from tokenbus.producer.gateway.wire.api_error import ApiError
 
@@ -42,6 +45,9 @@ class EventSource(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Event]:
         """Return the iterator."""
+
+    def hand_to(self, take: Callable[[Event], bool]) -> None:
+        """Offer live events to `take` first, as `EventStream.hand_to`."""
 
     async def aclose(self) -> None:
         """End it."""
@@ -85,12 +91,23 @@ class AnswerFrames:
         # How far each job was told, and what belongs to all; who reads on begins there.
         self._at = list(self._after)
         self._num_tokens = 0
+        self._writer: ChunkWriter | None = None
+        # Of each choice what stands around its content in a frame, behind the cursor.
+        self._around: dict[int, tuple[str, str]] = {}
         self.usages: list[Usage] = []
         self.error: ApiError | None = None
 
     @property
     def _num_cursors(self) -> int:
         return len(self._jobs) + (len(self._jobs) > 1)
+
+    def write_to(self, writer: ChunkWriter) -> None:
+        """Let tokens that come while `frames` is waited for go to `writer`, where that is the same.
+
+        What `frames` has yielded must be on its way before it is asked for more.
+        """
+        if len(self._jobs) == 1 and not self._form.with_logprobs:
+            self._writer = writer
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Yield frames as they come, those that are ready at once together, `[DONE]` last.
@@ -143,36 +160,84 @@ class AnswerFrames:
         """Yield the frames of one job."""
         job = self._jobs[number]
         steps = TokenSteps(job.client, job.job_id, job.tenant)
-        base = number * self._form.n
-        chunks, after = self._chunks, self._after[number]
-        is_alone = len(self._jobs) == 1
+        after = self._after[number]
         head = f"id: {self._form.jobs[0]}:"
+        if self._writer is not None:
+            self._events[number].hand_to(self._taker(self._writer, steps, head, after))
         async for event in self._events[number]:
             if event.finish is not None:
                 yield self._job_end(number, event)
                 return
-            told: list[str] = []
             texts = NO_TEXTS
             if self._vocabulary is not None:
                 texts = await self._vocabulary.texts(alternatives_of(event.logprobs))
-            for step in await steps.of(event):
-                self._num_tokens += 1
-                chunk = chunks.token(
-                    base + step.choice,
-                    step.delta,
-                    step.text,
-                    self._num_tokens,
-                    step.token_id,
-                    step.entry,
-                    step.end - len(step.text),
-                    texts,
-                )
-                if chunk is None or step.cursor <= after:
-                    continue
-                self._at[number] = step.cursor
-                cursor = step.cursor if is_alone else self._cursor()
-                told.append(f"{head}{cursor}\ndata: {chunk}\n\n")
-            yield "".join(told).encode()
+            yield self._told(number, head, await steps.of(event), texts)
+
+    def _told(
+        self, number: int, head: str, steps: Sequence[TokenStep], texts: Mapping[int, str]
+    ) -> bytes:
+        """Return the frames of tokens of one job."""
+        told: list[str] = []
+        base, after = number * self._form.n, self._after[number]
+        for step in steps:
+            self._num_tokens += 1
+            chunk = self._chunks.token(
+                base + step.choice,
+                step.delta,
+                step.text,
+                self._num_tokens,
+                step.token_id,
+                step.entry,
+                step.end - len(step.text),
+                texts,
+            )
+            if chunk is None or step.cursor <= after:
+                continue
+            self._at[number] = step.cursor
+            cursor = step.cursor if len(self._jobs) == 1 else self._cursor()
+            told.append(f"{head}{cursor}\ndata: {chunk}\n\n")
+        return "".join(told).encode()
+
+    def _taker(
+        self, writer: ChunkWriter, steps: TokenSteps, head: str, after: int
+    ) -> Callable[[Event], bool]:
+        """Return what writes events of the only job where they are heard.
+
+        It leaves what has to be asked for, what the reader has, and all while the reader is slow. A
+        token of content is written into what its frames have in common.
+        """
+        around, at, is_chat = self._around, self._at, self._form.kind == "chat"
+
+        def take(event: Event) -> bool:
+            if not writer.is_ready or event.start <= after:
+                return False
+            common = around.get(event.choice) or self._common(event.choice)
+            content = None
+            if common is not None and (is_chat or event.told is None):
+                content = steps.content_of(event)
+            if common is None or content is None:
+                several = steps.at_once(event)
+                if several is None:
+                    return False
+                body = self._told(0, head, several, NO_TEXTS)
+                if body:
+                    writer.write(body)
+                return True
+            self._num_tokens += 1
+            if content:
+                at[0] = event.to
+                writer.write(f"{head}{event.to}{common[0]}{quoted(content)}{common[1]}".encode())
+            return True
+
+        return take
+
+    def _common(self, choice: int) -> tuple[str, str] | None:
+        """Return what stands around the content of a choice in a frame, once that is settled."""
+        found = self._chunks.around(choice)
+        if found is None:
+            return None
+        common = self._around[choice] = f"\ndata: {found[0]}", f"{found[1]}\n\n"
+        return common
 
     def _job_end(self, number: int, event: Event) -> bytes:
         """Return the frames of the end of one job."""

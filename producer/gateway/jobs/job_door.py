@@ -9,7 +9,6 @@ from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import ProducerError
-from tokenbus.producer.gateway.access.caller import tag_of
 from tokenbus.producer.gateway.jobs.stream_form import job_id_of
 from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
 from tokenbus.producer.gateway.pools.served_models import pool_tag
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.async_client import Job
     from tokenbus.producer.gateway.access.caller import Caller
+    from tokenbus.producer.gateway.access.key_ring import KeyRing
     from tokenbus.producer.gateway.access.limits import KeyUse, Reservation
     from tokenbus.producer.gateway.access.shares import Shares
     from tokenbus.producer.gateway.pools.served_models import ServedModels, ServedPool
@@ -35,9 +35,15 @@ class JobDoor:
     """Submits jobs in the name of callers and finds them again, from any process."""
 
     def __init__(
-        self, models: ServedModels, key_use: KeyUse, shares: Shares, metrics: GatewayMetrics
+        self,
+        models: ServedModels,
+        keys: KeyRing,
+        key_use: KeyUse,
+        shares: Shares,
+        metrics: GatewayMetrics,
     ) -> None:
         self._models = models
+        self._keys = keys
         self._key_use = key_use
         self._shares = shares
         self._metrics = metrics
@@ -67,7 +73,7 @@ class JobDoor:
             "id": self._draw(caller, served).text,
             "tenant": caller.job_tenant,
             "idempotency_key": _idempotency(caller, idempotency_key),
-            **_cache_fields(caller, cache_key),
+            **caller.cache_fields(cache_key),
         }
         reservation = None
         try:
@@ -76,9 +82,12 @@ class JobDoor:
             num_tokens = request.estimate_prompt_tokens() + request.n * request.max_tokens
             reservation = await self._key_use.admit(caller, num_tokens)
             await self._models.note(served.pool)
+            # Its body may have come in slowly since it was let in.
+            await self._keys.check_lately(caller)
             weight = await self._shares.weight(caller)
             job = await served.client.submit(request, ticket=ticket, weight=weight)
         except ApiError:
+            await self.settle(reservation, 0)
             raise
         except Exception as error:
             await self.settle(reservation, 0)
@@ -148,18 +157,6 @@ def tenant_of(caller: Caller, name: JobName) -> str:
     if caller.key_id is None:
         return name.tenant or DEFAULT_TENANT
     return f"{caller.tenant}/{name.share}" if name.share else caller.tenant
-
-
-def _cache_fields(caller: Caller, cache_key: str | None) -> dict[str, Any]:
-    """Return whose cached prompts a job shares: the key's, or those of a part of it."""
-    if caller.cache_group is None and cache_key is None:
-        return {}
-    group = caller.cache_group or "door"
-    if cache_key is not None:
-        group = f"{group}-{tag_of(cache_key, 24)}"
-    if caller.cache_secret is None:
-        return {"cache_group": group}
-    return {"cache_group": group, "cache_secret": caller.cache_secret}
 
 
 def _idempotency(caller: Caller, key: str | None) -> str | None:

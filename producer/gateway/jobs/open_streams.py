@@ -23,6 +23,7 @@ from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.gateway.access.key_ring import wrong_key
+from tokenbus.producer.gateway.jobs.chunk_writer import Tick
 from tokenbus.producer.gateway.wire import sse
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
@@ -70,6 +71,11 @@ class OpenStream:
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     renewed_at: float = float("-inf")
 
+    def note_sent(self) -> None:
+        """Note that a frame was written."""
+        self.has_begun = True
+        self.sent_at = time.monotonic()
+
     def stop(self, error: ApiError) -> None:
         """End the request with an error; the first one counts."""
         if not self.stopped.done():
@@ -111,6 +117,14 @@ class OpenStreams:
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_at = float("-inf")
         self.is_draining = False
+        self._turn: Tick | None = None
+
+    @property
+    def tick(self) -> Tick:
+        """Return the turn of the event loop that the streams share."""
+        if self._turn is None:
+            self._turn = Tick(asyncio.get_running_loop())
+        return self._turn
 
     def __len__(self) -> int:
         """Count the streams."""

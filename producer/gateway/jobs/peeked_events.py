@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tokenbus.producer.contract.events import FINISHED_REASONS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tokenbus.producer.client.reading.event_stream import EventStream
     from tokenbus.producer.contract.events import Event, Finish
@@ -61,6 +61,10 @@ class PeekedEvents:
         if event.finish is not None:
             await self._check(event)
         return event
+
+    def hand_to(self, take: Callable[[Event], bool]) -> None:
+        """Offer live events to `take` first, as `EventStream.hand_to`."""
+        self._stream.hand_to(take)
 
     async def _check(self, event: Event) -> None:
         if event.finish is not None and event.finish.reason == "cancelled":

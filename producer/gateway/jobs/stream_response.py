@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.errors import ProducerError
+from tokenbus.producer.gateway.jobs.chunk_writer import ChunkWriter
 from tokenbus.producer.gateway.wire import sse
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error, unreachable
@@ -32,6 +33,8 @@ class FrameResponse(Response):
     Args:
         frames: pieces of whole frames, the last one with its own end.
         last_frame: what ends the stream after an error of the door; `[DONE]` for OpenAI's chunks.
+        on_writer: called before the first frame with what frames may be written to directly, where
+            there is such a writer.
         on_end: called once the stream has ended for whatever reason, before it is closed.
     """
 
@@ -46,6 +49,7 @@ class FrameResponse(Response):
         headers: Mapping[str, str] | None = None,
         last_frame: bytes = sse.DONE,
         error_frame: Callable[[ApiError], bytes] = sse.error_frame,
+        on_writer: Callable[[ChunkWriter], None] | None = None,
         on_end: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(headers=dict(sse.HEADERS) | dict(headers or {}))
@@ -56,13 +60,18 @@ class FrameResponse(Response):
         self._streams = streams
         self._last_frame = last_frame
         self._error_frame = error_frame
+        self._on_writer = on_writer
         self._on_end = on_end
+        self._writer: ChunkWriter | None = None
         self._written_at = 0.0
         self._has_failed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream to its end, or until its reader or the door ends it."""
-        del scope
+        if self._on_writer is not None:
+            self._writer = ChunkWriter.of(scope, self._streams.tick, self._note_write)
+            if self._writer is not None:
+                self._on_writer(self._writer)
         is_left = True
         self._begin()
         try:
@@ -96,8 +105,8 @@ class FrameResponse(Response):
                 self._streams.metrics.went_on(job, now - self._written_at)
             elif job.place is not None:
                 self._streams.metrics.began(job, now - job.asked_at)
-        stream.has_begun = True
-        stream.sent_at = self._written_at = now
+        stream.note_sent()
+        self._written_at = now
 
     def _note_end(self, *, is_left: bool) -> None:
         if not self._stream.jobs:
@@ -129,7 +138,7 @@ class FrameResponse(Response):
                     await asyncio.gather(writing, return_exceptions=True)
                     await self._fail(send, stream.stopped.result())
                     return False
-                await _send(send, aside.result())
+                await self._send(send, aside.result())
                 stream.sent_at = time.monotonic()
                 aside = asyncio.create_task(stream.asides.get())
         finally:
@@ -142,7 +151,7 @@ class FrameResponse(Response):
         try:
             async with aclosing(self._frames) as frames:
                 async for part in frames:
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
+                    await self._send(send, part)
                     self._note_write()
         except ApiError as error:
             await self._fail(send, error)
@@ -159,11 +168,13 @@ class FrameResponse(Response):
 
     async def _fail(self, send: Send, error: ApiError) -> None:
         self._has_failed = True
-        await _send(send, self._error_frame(error) + self._last_frame)
+        await self._send(send, self._error_frame(error) + self._last_frame)
 
-
-async def _send(send: Send, part: bytes) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": True})
+    async def _send(self, send: Send, part: bytes) -> None:
+        """Send a piece behind what was written directly."""
+        if self._writer is not None:
+            self._writer.flush()
+        await send({"type": "http.response.body", "body": part, "more_body": True})
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -51,11 +51,23 @@ class TokenSteps:
         self._seen: list[Event] = []
         self._messages: JobMessages | None = None
 
-    async def of(self, event: Event) -> Sequence[TokenStep]:
-        """Return the tokens of an event.
+    def content_of(self, event: Event) -> str | None:
+        """Return what an event adds that is one token of content; None of any other.
 
-        Raises: ServerError, where the chat of the job has to be asked for.
+        What is not None was read, as by `of`.
         """
+        told = event.told
+        if len(event.ids) != 1:
+            return None
+        if told is None:
+            return event.text
+        if self._messages is not None or told.reasoning_content or told.tool_calls:
+            return None
+        self._seen.append(event)
+        return told.content or ""
+
+    def at_once(self, event: Event) -> Sequence[TokenStep] | None:
+        """Return the tokens of an event; None where the chat of the job has to be asked for."""
         if event.told is None:
             if len(event.ids) == 1:
                 return (_step(event, MessageDelta(event.text)),)
@@ -65,6 +77,17 @@ class TokenSteps:
         if len(event.ids) == 1:
             self._seen.append(event)
             return (_step(event, event.told.read()),)
+        return None
+
+    async def of(self, event: Event) -> Sequence[TokenStep]:
+        """Return the tokens of an event.
+
+        Raises: ServerError, where the chat of the job has to be asked for.
+        """
+        steps = self.at_once(event)
+        if steps is not None:
+            return steps
+        assert event.told is not None
         messages = messages_of(await self._chat(), self._address)
         if messages is None:
             # Nobody knows how it is written: its tokens are told together.

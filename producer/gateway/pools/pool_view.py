@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import NoPermissionError
+
 from tokenbus.producer.client.living_pools import living_pools
 from tokenbus.producer.client.pool_status import read_status
 from tokenbus.producer.client.worker_status import WorkerPhase
@@ -52,6 +54,8 @@ async def known_pools(redis: Redis) -> list[str]:
 async def view_pools(scripts: Scripts, configured: Iterable[str]) -> dict[str, PoolView]:
     """Look at every pool that is configured, known or alive; two looks per pool and worker.
 
+    One that the server's user may not look at is none.
+
     Raises: what a call on the server raises.
     """
     names = dict.fromkeys(configured)
@@ -59,7 +63,11 @@ async def view_pools(scripts: Scripts, configured: Iterable[str]) -> dict[str, P
     names |= dict.fromkeys(await known_pools(scripts.redis))
     found = {}
     for name in list(names)[:MAX_POOLS]:
-        status = await read_status(scripts.redis, Keys(name, scripts.keys.database))
+        try:
+            status = await read_status(scripts.redis, Keys(name, scripts.keys.database))
+        except NoPermissionError:
+            # Of the pools that are alive, this gateway's user may not look at all.
+            continue
         models: dict[str, None] = {}
         for worker in status.details:
             models |= dict.fromkeys(worker.names or filter(None, (worker.model,)))

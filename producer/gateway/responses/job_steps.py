@@ -9,10 +9,16 @@ from tokenbus.engine.chat.delta import MessageDelta
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.events import Event, messages_of
 from tokenbus.producer.contract.result import JobResult
-from tokenbus.producer.gateway.responses.response_events import ResponseEvents, Step, Wire
+from tokenbus.producer.gateway.responses.response_events import (
+    ResponseEvents,
+    Step,
+    TokenDelta,
+    Wire,
+)
+from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.contract.messages.job_chat import JobChat
@@ -58,18 +64,25 @@ def result_steps(result: JobResult) -> Iterator[Step]:
         yield from reading.of(event)
 
 
-def result_events(record: ResponseRecord, result: JobResult) -> tuple[list[Wire], Wire]:
-    """Return all events of a response whose job has ended, and the response as it is then."""
-    events = ResponseEvents(record)
+def result_events(
+    record: ResponseRecord, result: JobResult, texts: Mapping[int, str] = NO_TEXTS
+) -> tuple[list[Wire], Wire]:
+    """Return all events of a response whose job has ended, and the response as it is then.
+
+    `texts` are those of alternatives in logprobs, by their ids.
+    """
+    events = ResponseEvents(record, texts)
     told = events.begin()
     for step in result_steps(result):
         told += events.take(step)
     return told, events.response
 
 
-def response_body(record: ResponseRecord, result: JobResult) -> Wire:
+def response_body(
+    record: ResponseRecord, result: JobResult, texts: Mapping[int, str] = NO_TEXTS
+) -> Wire:
     """Return the response object that the result of its job makes."""
-    return result_events(record, result)[1]
+    return result_events(record, result, texts)[1]
 
 
 async def _chat(client: AsyncClient, address: str) -> JobChat | None:
@@ -100,12 +113,13 @@ class ChoiceSteps:
         if not event.ends:
             return
         low, start = 0, event.ends[-1] - len(event.text)
-        for end in event.ends:
+        entries = event.logprobs or (None,) * len(event.ends)
+        for token_id, end, entry in zip(event.ids, event.ends, entries, strict=True):
             piece = event.text[low : end - start]
             low = max(low, end - start)
             if self._messages is None:
                 delta = MessageDelta(piece)
             else:
                 delta = self._messages.read(0, piece, [end])
-            if delta:
-                yield delta
+            if delta or entry is not None:
+                yield TokenDelta(delta, token_id, piece, entry)

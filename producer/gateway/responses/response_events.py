@@ -12,14 +12,33 @@ from typing import TYPE_CHECKING, Any
 from tokenbus.engine.chat.delta import CallDelta, MessageDelta
 from tokenbus.producer.contract.events import Finish
 from tokenbus.producer.gateway.responses.response_object import response_object, status_of
+from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS, chat_logprob
 from tokenbus.producer.stored.derived_ids import item_id
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tokenbus.producer.stored.response_record import ResponseRecord
 
 Wire = dict[str, Any]
-# What a token adds to the message, or the end.
-Step = MessageDelta | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """What one token adds to the message.
+
+    piece: text that it has released.
+    entry: its logprobs in the form of events, where they were asked for.
+    """
+
+    delta: MessageDelta
+    token_id: int
+    piece: str
+    entry: Any = None
+
+
+# What a token adds to the message, what was held back until the end, or the end.
+Step = TokenDelta | MessageDelta | Finish
 # OpenAI has no terminal event of its own for a response that was cancelled.
 _TERMINAL = {
     "completed": "response.completed",
@@ -38,13 +57,21 @@ class _OpenItem:
     item: Wire
     call_index: int = -1
     pieces: list[str] = field(default_factory=list)
+    logprobs: list[Wire] = field(default_factory=list)
 
 
 class ResponseEvents:
-    """Makes the events of one response, in order, from what its job tells."""
+    """Makes the events of one response, in order, from what its job tells.
 
-    def __init__(self, record: ResponseRecord) -> None:
+    `texts` are those of alternatives, by their ids.
+    """
+
+    def __init__(self, record: ResponseRecord, texts: Mapping[int, str] = NO_TEXTS) -> None:
+        self.texts = texts
         self._record = record
+        self._with_logprobs = record.with_logprobs
+        # Of tokens whose text has not come yet.
+        self._logprobs: list[Wire] = []
         self._number = 0
         self._output: list[Wire] = []
         self._open: _OpenItem | None = None
@@ -66,11 +93,21 @@ class ResponseEvents:
 
     def take(self, step: Step) -> list[Wire]:
         """Return the events of a step."""
-        return self.finish(step) if isinstance(step, Finish) else self.add(step)
+        if isinstance(step, Finish):
+            return self.finish(step)
+        if isinstance(step, MessageDelta):
+            return self.add(step)
+        if self._with_logprobs:
+            told = chat_logprob(step.entry, step.token_id, step.piece, self.texts)
+            self._logprobs.append(told)
+        return self.add(step.delta) if step.delta else []
 
     def add(self, delta: MessageDelta) -> list[Wire]:
         """Return the events of what one token adds; none where it adds nothing."""
         events = self._started()
+        if not delta.content:
+            # They were those of reasoning or calls.
+            self._logprobs = []
         if delta.reasoning:
             events += self._text("reasoning", delta.reasoning)
         if delta.content:
@@ -116,7 +153,10 @@ class ResponseEvents:
             return events
         is_message = kind == "message"
         name = "response.output_text.delta" if is_message else "response.reasoning_text.delta"
-        more: Wire = {"logprobs": []} if is_message else {}
+        more: Wire = {}
+        if is_message:
+            more["logprobs"], self._logprobs = self._logprobs, []
+            opened.logprobs += more["logprobs"]
         events.append(self._event(name, **self._place(opened), delta=piece, **more))
         return events
 
@@ -127,7 +167,7 @@ class ResponseEvents:
         else:
             item = {"id": self._id("rs"), **item, "summary": []}
         events = [self._added(_OpenItem(kind, len(self._output), item))]
-        part = _part(kind, "")
+        part = _part(kind, "", [])
         place = self._place(self._opened)
         events.append(self._event("response.content_part.added", **place, part=part))
         return events
@@ -184,10 +224,10 @@ class ResponseEvents:
             events.append(self._event(name, **place, arguments=text))
         else:
             is_message = opened.kind == "message"
-            part = _part(opened.kind, text)
+            part = _part(opened.kind, text, opened.logprobs)
             item["content"] = [part]
             place = self._place(opened)
-            more: Wire = {"logprobs": []} if is_message else {}
+            more: Wire = {"logprobs": opened.logprobs} if is_message else {}
             name = "response.output_text.done" if is_message else "response.reasoning_text.done"
             events.append(self._event(name, **place, text=text, **more))
             events.append(self._event("response.content_part.done", **place, part=part))
@@ -207,7 +247,7 @@ class ResponseEvents:
         return item_id(prefix, self._record.id, len(self._output))
 
 
-def _part(kind: str, text: str) -> Wire:
+def _part(kind: str, text: str, logprobs: list[Wire]) -> Wire:
     if kind == "message":
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
     return {"type": "reasoning_text", "text": text}

@@ -52,7 +52,7 @@ def response_object(
         "text": {"format": {"type": "text"}} | (asked.get("text") or {}),
         "tool_choice": asked.get("tool_choice", "auto"),
         "tools": asked.get("tools") or [],
-        "top_logprobs": 0,
+        "top_logprobs": asked.get("top_logprobs", 0),
         "top_p": asked.get("top_p", 1.0),
         "truncation": "disabled",
         "usage": None if finish is None else usage_object(finish.usage),

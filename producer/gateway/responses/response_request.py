@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tokenbus.engine.chat.requests.bounds import NUMBERS
+from tokenbus.engine.chat.requests.json_values import check_json
 from tokenbus.producer.gateway.responses.input_items import InputMessages, checked_items, invalid
+from tokenbus.producer.stored.response_record import LOGPROBS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 # Told back by the response as they came.
 _TOLD = (
-    "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls",
-    "prompt_cache_key", "reasoning", "safety_identifier", "service_tier", "temperature", "text",
-    "tool_choice", "tools", "top_p", "user",
+    "include", "instructions", "max_output_tokens", "max_tool_calls", "metadata",
+    "parallel_tool_calls", "prompt_cache_key", "reasoning", "safety_identifier", "service_tier",
+    "temperature", "text", "tool_choice", "tools", "top_logprobs", "top_p", "user",
 )  # fmt: skip
 # Fields of a job under the same name; those of vLLM's own are given beside the others.
 _SAME = (
@@ -24,18 +27,17 @@ _SAME = (
 )  # fmt: skip
 _READ_HERE = (
     "model", "input", "stream", "stream_options", "background", "store", "previous_response_id",
-    "include", "truncation", "top_logprobs",
+    "truncation",
 )  # fmt: skip
 # What cannot be carried out, with the values that ask for nothing.
 _REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "conversation": ("no conversations are kept; give previous_response_id", ()),
     "prompt": ("no prompts are kept; give input", ()),
-    "top_logprobs": ("responses tell no logprobs; chat completions do", (0,)),
     "truncation": ("no input is cut; give less, or leave it out", ("disabled",)),
     "context_management": ("no input is compacted", ([],)),
 }
-# Of what may be included, these are there in any case or never.
-_INCLUDED = frozenset({"reasoning.encrypted_content", "message.input_image.image_url"})
+# Of what may be included, these but for the logprobs are there in any case or never.
+_INCLUDED = frozenset({LOGPROBS, "reasoning.encrypted_content", "message.input_image.image_url"})
 KNOWN_FIELDS = frozenset({*_TOLD, *_SAME, *_READ_HERE, *_REFUSED})
 _FLAGS = ("stream", "background", "store")
 _TEXT_FIELDS = ("model", "instructions", "previous_response_id")
@@ -64,6 +66,8 @@ class ResponseRequest:
         if not isinstance(body, dict):
             raise invalid("body", "must be a JSON object")
         given = {name: value for name, value in body.items() if value is not None}
+        for name, value in given.items():
+            _check_value(name, value)
         _check_own(given)
         request = cls(
             given,
@@ -111,6 +115,8 @@ class ResponseRequest:
             if not isinstance(reasoning["effort"], str):
                 raise invalid("reasoning.effort", "must be text")
             fields["reasoning_effort"] = reasoning["effort"]
+        if LOGPROBS in (self.given.get("include") or ()):
+            fields |= {"logprobs": True, "top_logprobs": self.given.get("top_logprobs", 0)}
         text = _object(self.given, "text")
         if text.get("format") is not None:
             fields["response_format"] = _format(text["format"])
@@ -134,6 +140,16 @@ def field_as_sent(path: str, messages: InputMessages) -> str:
     return f"{spelled[head]}{dot}{rest}" if head in spelled else path
 
 
+def _check_value(name: str, value: Any) -> None:
+    """Check that a value can be told again as JSON. Raises: ApiError 400."""
+    try:
+        check_json({"x": value})
+    except UnicodeEncodeError:
+        raise invalid(name, "holds half a surrogate pair, which UTF-8 does not carry") from None
+    except ValueError as error:
+        raise invalid(name, f"holds {error}") from None
+
+
 def _check_own(given: Mapping[str, Any]) -> None:
     """Check the fields that no job has. Raises: ApiError 400."""
     for names, kind, told in ((_FLAGS, bool, "true or false"), (_TEXT_FIELDS, str, "text")):
@@ -144,8 +160,14 @@ def _check_own(given: Mapping[str, Any]) -> None:
         if name in given and not any(given[name] == each for each in harmless):
             raise invalid(name, why)
     for index, each in enumerate(_listed(given, "include")):
-        if each not in _INCLUDED:
+        if not isinstance(each, str) or each not in _INCLUDED:
             raise invalid(f"include.{index}", "is not told here")
+    num_most = int(NUMBERS["logprobs"].high)
+    top = given.get("top_logprobs", 0)
+    if type(top) is not int or not 0 <= top <= num_most:
+        raise invalid("top_logprobs", f"must be a whole number from 0 to {num_most}")
+    if top and LOGPROBS not in (given.get("include") or ()):
+        raise invalid("top_logprobs", f"only together with include: {LOGPROBS}")
 
 
 def _object(given: Mapping[str, Any], name: str) -> dict[str, Any]:

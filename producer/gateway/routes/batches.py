@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 
 from tokenbus.engine.chat.requests.bounds import MAX_METADATA
+from tokenbus.engine.chat.requests.json_values import check_json
 from tokenbus.producer.contract.callback_url import check_callback_url
 from tokenbus.producer.gateway.access.caller import Caller
+from tokenbus.producer.gateway.access.key_ring import stored_key_of
 from tokenbus.producer.gateway.body import read_object
 from tokenbus.producer.gateway.file_place import FilePlace
 from tokenbus.producer.gateway.gateway import caller
@@ -74,6 +76,7 @@ def _add_create(routes: APIRouter, gateway: Gateway, batches: StoredBatches) -> 
             model=model,
             metadata=given.get("metadata", {}),
             callback_url=given.get("callback_url"),
+            key_id=stored_key_of(who),
         )
         return (await batches.create(record)).wire()
 
@@ -135,6 +138,10 @@ def _checked(given: dict[str, Any]) -> int:
     is_plain = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
     if not is_plain or len(metadata) > MAX_METADATA:
         raise invalid("metadata", f"must be an object of at most {MAX_METADATA} texts")
+    try:
+        check_json(metadata)
+    except UnicodeEncodeError:
+        raise invalid("metadata", "holds half a surrogate pair") from None
     if "callback_url" in given:
         try:
             check_callback_url(given["callback_url"])

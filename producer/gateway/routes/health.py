@@ -10,6 +10,7 @@ from starlette.responses import Response
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.gateway.jobs.open_streams import draining
+from tokenbus.producer.gateway.wire.api_description import ERROR_RESPONSES
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.telemetry.gateway_metrics import MEDIA_TYPE
 
@@ -25,12 +26,17 @@ _MAX_SHOWN = 8
 
 def router(gateway: Gateway) -> APIRouter:
     """Return the routes; none of them asks for a key."""
-    routes = APIRouter(tags=["health"])
+    routes = APIRouter(tags=["health"], responses={503: ERROR_RESPONSES[503]})
 
     @routes.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Tell that the process answers."""
         return {"status": "ok"}
+
+    @routes.get("/health")
+    async def health() -> dict[str, str]:
+        """Tell that the process answers, where tools for vLLM's server look for it."""
+        return await healthz()
 
     @routes.get("/readyz")
     async def readyz() -> dict[str, Any]:

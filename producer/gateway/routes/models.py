@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends
 
 from tokenbus.producer.gateway.access.caller import Caller  # noqa: TC001 - FastAPI reads it
 from tokenbus.producer.gateway.gateway import caller
+from tokenbus.producer.gateway.wire.api_description import ERROR_RESPONSES
 from tokenbus.producer.gateway.wire.api_error import ApiError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def router(gateway: Gateway) -> APIRouter:
     """Return the routes."""
-    routes = APIRouter(tags=["models"])
+    routes = APIRouter(tags=["models"], responses=ERROR_RESPONSES)
 
     @routes.get("/v1/models")
     async def list_models(who: Annotated[Caller, Depends(caller)]) -> dict[str, Any]:

@@ -68,7 +68,11 @@ def router(gateway: Gateway) -> APIRouter:
         """Answer a chat as a UI message stream; an answer that it still waits for is cancelled."""
         return await _answer(gateway, request, who)
 
-    @routes.get("/api/chat/{chat_id:path}/stream", response_class=Response)
+    @routes.get(
+        "/api/chat/{chat_id:path}/stream",
+        response_class=Response,
+        responses={204: {"description": "The chat waits for no answer."}},
+    )
     async def resume_chat(chat_id: str, who: _Who) -> Response:
         """Stream the answer that a chat waits for from its beginning; 204 where it waits for none.
 

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenbus.engine.chat.requests.bounds import (
+    MAX_METADATA,
+    MAX_STOP_LENGTH,
+    MAX_STOPS,
+    NUMBERS,
+)
+
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
@@ -52,14 +59,18 @@ def _body(required: list[str], properties: dict[str, Any]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
+def _number(name: str) -> dict[str, Any]:
+    """Return the schema of a number of requests, with the bounds that the door holds it to."""
+    bound = NUMBERS[name]
+    low = "exclusiveMinimum" if bound.is_open else "minimum"
+    kind = "integer" if bound.kind is int else "number"
+    return {"type": kind, low: bound.low, "maximum": bound.high}
+
+
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_LENGTH}
 _COMMON: dict[str, Any] = {
     "model": {"type": "string"},
-    "max_tokens": {"type": "integer", "minimum": 0},
-    "temperature": {"type": "number"},
-    "top_p": {"type": "number"},
-    "n": {"type": "integer", "minimum": 1},
-    "seed": {"type": "integer"},
-    "stop": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+    "stop": {"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": MAX_STOPS}]},
     "stream": {"type": "boolean"},
     "stream_options": {
         "type": "object",
@@ -69,17 +80,27 @@ _COMMON: dict[str, Any] = {
         },
     },
     "user": {"type": "string"},
-    "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
-}
+    "metadata": {
+        "type": "object",
+        "additionalProperties": {"type": "string"},
+        "maxProperties": MAX_METADATA,
+    },
+} | {
+    name: _number(name)
+    for name in (
+        "max_tokens", "temperature", "top_p", "n", "seed", "top_k", "min_p", "min_tokens",
+        "repetition_penalty", "presence_penalty", "frequency_penalty",
+    )
+}  # fmt: skip
 _TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 CHAT_BODY = _body(
     ["messages"],
     _COMMON
     | {
         "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-        "max_completion_tokens": {"type": "integer", "minimum": 0},
+        "max_completion_tokens": _number("max_tokens"),
         "logprobs": {"type": "boolean"},
-        "top_logprobs": {"type": "integer", "minimum": 0},
+        "top_logprobs": _number("logprobs"),
         "tools": {"type": "array", "items": {"type": "object"}},
         "response_format": {"type": "object"},
     },
@@ -96,7 +117,7 @@ COMPLETION_BODY = _body(
                 {"type": "array", "items": _TOKEN_IDS},
             ]
         },
-        "logprobs": {"type": "integer", "minimum": 0},
+        "logprobs": _number("logprobs"),
     },
 )
 JOB_BODY = _body(
@@ -116,14 +137,16 @@ RESPONSE_BODY = _body(
     [],
     {
         name: _COMMON[name]
-        for name in ("model", "temperature", "top_p", "stream", "user", "metadata")
+        for name in ("model", "temperature", "top_p", "seed", "stream", "user", "metadata")
     }
     | {
         "input": {
             "anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}],
         },
         "instructions": {"type": "string"},
-        "max_output_tokens": {"type": "integer", "minimum": 0},
+        "max_output_tokens": _number("max_tokens"),
+        "include": {"type": "array", "items": {"type": "string"}},
+        "top_logprobs": _number("logprobs"),
         "previous_response_id": {"type": "string"},
         "background": {"type": "boolean"},
         "store": {"type": "boolean"},

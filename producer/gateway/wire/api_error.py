@@ -48,12 +48,17 @@ class ApiError(Exception):
         """Return the JSON object."""
         return {
             "error": {
-                "message": self.message,
+                "message": _shown(self.message),
                 "type": self.type,
-                "param": self.param,
+                "param": None if self.param is None else _shown(self.param),
                 "code": self.code,
             }
         }
+
+
+def _shown(text: str) -> str:
+    """Return a text as UTF-8 carries it: what was sent may be quoted, half surrogates too."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 def not_found(what: str, name: str) -> ApiError:

@@ -54,6 +54,16 @@ class ChatChunks:
             num_tokens,
         )
 
+    def around(self, choice: int) -> tuple[str, str] | None:
+        """Return what stands around the content in each chunk that tells nothing else.
+
+        None while, or where, there is more to tell.
+        """
+        if self._with_logprobs or choice not in self._begun:
+            return None
+        before = f'{{"index":{choice},"delta":{{"content":'
+        return self._frame.around(before, '},"logprobs":null,"finish_reason":null}')
+
     def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> str:
         """Return the chunk of what was held back until the end, empty for nothing."""
         if not delta:

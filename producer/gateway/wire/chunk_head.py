@@ -48,6 +48,13 @@ class ChunkFrame:
             return f'{self._head}{choice}],"usage":{usage}}}'
         return f"{self._head}{choice}]{self._tail}"
 
+    def around(self, before: str, behind: str) -> tuple[str, str] | None:
+        """Return what stands around the text of a choice in all chunks that differ in it alone.
+
+        None where chunks tell the tokens so far, too.
+        """
+        return None if self._continuous else (f"{self._head}{before}", f"{behind}]{self._tail}")
+
     def usage(self, usage: Usage) -> str:
         """Return the last chunk, which has no choice."""
         return f'{self._head}],"usage":{to_json(usage_body(usage)).decode()}}}'

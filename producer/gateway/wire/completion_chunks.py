@@ -51,6 +51,13 @@ class CompletionChunks:
             num_tokens,
         )
 
+    def around(self, choice: int) -> tuple[str, str] | None:
+        """Return what stands around the text in each chunk; None where there is more to tell."""
+        if self._with_logprobs:
+            return None
+        before = f'{{"index":{choice},"text":'
+        return self._frame.around(before, ',"logprobs":null,"finish_reason":null}')
+
     def tail(self, choice: int, delta: MessageDelta, num_tokens: int) -> str:
         """Return nothing: of a text nothing is held back."""
         del choice, delta, num_tokens

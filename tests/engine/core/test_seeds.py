@@ -72,6 +72,7 @@ def test_seed_gives_the_same_tokens_alone_batched_preempted_and_resumed(
             if equal < NUM_TOKENS:
                 assert name == "hot", "a difference that the distance below cannot judge"
                 tokens, seed = wanted[:equal], request.params.seed
+                assert seed is not None
                 assert border_distance(tiny, tuple(request.prompt_ids), tokens, seed) < BORDER
                 num_at_border += 1
     assert num_draws >= 0.9 * len(again) * NUM_PROMPTS * NUM_TOKENS

@@ -80,7 +80,7 @@ def test_leaking_model_is_refused(sizes: Any, monkeypatch: pytest.MonkeyPatch) -
     """A model that mixes neighbouring tokens outside of attention does not pass the probe."""
     from transformers.models.starcoder2 import modeling_starcoder2 as code
 
-    plain = code.Starcoder2MLP.forward
+    plain: Any = code.Starcoder2MLP.forward
 
     def leaky(self: Any, hidden: torch.Tensor) -> Any:
         return plain(self, hidden + torch.roll(hidden, 1, dims=-2))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from models.architectures import MIXTURES, draw_model, tiny_sizes
 from models.backends import cpu_backend, stepwise_backend
 from models.greedy_driver import GreedyDriver, Reference, draw_prompts
-from models.triton_model import load_on_triton
+from models.triton_model import load_on_triton, triton_backend
 from transformers.models.granitemoe.modeling_granitemoe import GraniteMoeTopKRouter
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
@@ -20,10 +21,17 @@ from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.decoder_config import MixtureShape
-from tokenbus.engine.models.experts.torch_experts import choose_experts
+from tokenbus.engine.models.experts.torch_experts import TorchMixture, choose_experts
 from tokenbus.engine.models.families import decoder_config
+from tokenbus.engine.models.linear_weight import Fp8BlockWeight, PlainWeight
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import LoadedModel, build_model
+from tokenbus.engine.weights.readers import PlainReader
+from tokenbus.engine.weights.rounding import round_to_fp8
+
+if TYPE_CHECKING:
+    from tokenbus.engine.models.linear_weight import LinearWeight
+    from tokenbus.engine.weights.readers import LinearShape
 
 _ROUTERS: dict[str, tuple[Any, MixtureShape]] = {
     "qwen3_moe": (Qwen3MoeTopKRouter, MixtureShape(12, 3, 32, renormalise=False)),
@@ -108,6 +116,52 @@ def test_triton_s_mixtures_equal_transformers(name: str) -> None:
     expected = Reference(reference).generate(prompts, 3)
     for texts, answers in ((prompts, expected), (prompts[1:], expected[1:])):
         assert GreedyDriver(loaded.model, page_size=16).generate(texts, 3) == answers
+
+
+@pytest.mark.parametrize("block", [0, pytest.param(16, marks=pytest.mark.slow)])
+def test_fp8_experts_on_triton_stay_near_their_numbers(
+    block: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One row is not rounded; several are, once before and once between the two products."""
+    torch.manual_seed(0)
+    config = _config("qwen3_moe", num_attention_heads=4, num_hidden_layers=2)
+    weights = draw_model(config).state_dict()
+    backend = triton_backend(32)
+    model: Any = build_model(
+        config, weights, backend, dtype=torch.float32, max_model_len=64, reader=_Fp8Reader(block)
+    )
+    (mixture,) = model.tensors.mixtures()
+    assert not mixture.product.is_plain
+    assert not any("weights.widened" in text and "Fp8" in text for text in caplog.messages)
+    expected = TorchMixture(mixture, model.config.activation)
+    # Neighbours in the list of experts differ, so that no row gets another one's.
+    x = torch.randn(20, 64, device=backend.device)
+    for rows, most in ((1, 1e-3), (5, 0.1), (20, 0.1)):
+        got, wanted = mixture.product.mix(x[:rows]), expected.mix(x[:rows])
+        assert ((got - wanted).norm(dim=1) <= most * wanted.norm(dim=1)).all(), rows
+
+
+class _Fp8Reader(PlainReader):
+    """Rounds plain weights to FP8, with a scale per output or per block of so many outputs."""
+
+    is_plain = False
+
+    def __init__(self, block: int) -> None:
+        self._block = block
+
+    def kind_of(self, values: torch.Tensor, shape: LinearShape) -> LinearWeight:
+        """values: [out, in] -> the same, rounded."""
+        if shape.is_head or not any("experts." in name for name, _ in shape.parts):
+            return PlainWeight(values)
+        if not self._block:
+            return round_to_fp8(values)
+        blocks = -(-values.shape[1] // 128)
+        tops = values.view(-1, self._block, values.shape[1]).abs().amax(1)
+        tops = F.pad(tops, (0, blocks * 128 - tops.shape[1])).view(-1, blocks, 128).amax(2)
+        scales = tops / 448
+        spread = scales.repeat_interleave(self._block, 0).repeat_interleave(128, 1)
+        rounded = (values / spread[:, : values.shape[1]]).to(torch.float8_e4m3fn)
+        return Fp8BlockWeight(rounded, scales, self._block, 128, values.dtype)
 
 
 def test_experts_in_plain_torch_are_told_of(caplog: pytest.LogCaptureFixture) -> None:

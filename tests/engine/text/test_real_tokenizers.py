@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from tokenbus.engine.grammar.grammar import CompiledGrammar
+    from tokenbus.engine.text.chat_prompt import ChatPrompt
 
 pytestmark = pytest.mark.processes
 
@@ -70,26 +71,26 @@ READ_ALONE = (
 )  # fmt: skip
 
 
-@cache
+packed = cache(packed_tokenizer)
+
+
 def tokenizer_of(name: str) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of a model with its template."""
-    model = MODELS[name]
-    tokenizer = packed_tokenizer(model.package)
-    if model.template is not None:
-        tokenizer.chat_template = packed_templates()[model.template]
-    return tokenizer
+    """Return the tokenizer of a model, shared by those that have it."""
+    return packed(MODELS[name].package)
 
 
 @cache
 def chat_of(name: str) -> ChatRenderer:
-    """Return the renderer of a model."""
-    return ChatRenderer(tokenizer_of(name))
+    """Return the renderer of a model, with its template."""
+    template = MODELS[name].template
+    own = None if template is None else packed_templates()[template]
+    return ChatRenderer(tokenizer_of(name), chat_template=own)
 
 
 @cache
-def compiler_of(name: str) -> GrammarCompiler:
-    """Return the compiler of a model; its vocabulary is read once."""
-    tokenizer = tokenizer_of(name)
+def compiler_of(package: str) -> GrammarCompiler:
+    """Return the compiler of a tokenizer, whose vocabulary takes seconds to read."""
+    tokenizer = packed(package)
     end_id: Any = tokenizer.eos_token_id
     return GrammarCompiler(tokenizer, len(tokenizer), (end_id,))
 
@@ -98,7 +99,8 @@ def compiler_of(name: str) -> GrammarCompiler:
 def grammar_of(name: str, choice: str, rule: ReasoningRule) -> CompiledGrammar:
     """Return a constraint to calls of the tools of the typed answers."""
     tools = [FunctionTool(tool, schema) for tool, schema in TOOLS.items()]
-    return compiler_of(name).compile(chat_of(name).calling(tools).grammar(choice, reasoning=rule))
+    spec = chat_of(name).calling(tools).grammar(choice, reasoning=rule)
+    return compiler_of(MODELS[name].package).compile(spec)
 
 
 def passes(name: str, text: str, choice: str, rule: ReasoningRule) -> bool:
@@ -184,10 +186,13 @@ def asked_calls(chat: ChatRenderer, golden: Golden) -> str:
     """Write the calls of an answer as the model's template does."""
     written = chat.choice.written or chat.format.calls
     assert written is not None
-    listed = [
-        WrittenCall("D681PevKs", call, json.dumps(json.loads(arguments), ensure_ascii=False))
-        for call, arguments, _ in golden.calls
-    ]
+    listed = []
+    for call, arguments, _ in golden.calls:
+        # A typed answer may have them in any order, a grammar has that of the schema.
+        given = json.loads(arguments)
+        order = {key: idx for idx, key in enumerate(TOOLS[call]["properties"])}
+        given = dict(sorted(given.items(), key=lambda pair: order.get(pair[0], len(order))))
+        listed.append(WrittenCall("D681PevKs", call, json.dumps(given, ensure_ascii=False)))
     return written.write(listed)
 
 
@@ -212,31 +217,89 @@ def test_typed_answers_pass_every_choice_that_allows_them(name: str) -> None:
             taken += [choice] * is_taken
         wrong = golden.answer.replace("get_", "gat_")
         assert wrong == golden.answer or not passes(name, wrong, "required", rule)
-    assert {"auto", "required", "get_weather"} <= {*taken}
+    assert {"auto", "required"} <= {*taken}
+    assert not {*TOOLS}.isdisjoint(taken)
+
+
+@pytest.mark.parametrize("is_thinking", [True, False], ids=["thinking", "not-thinking"])
+@pytest.mark.parametrize("choice", ["auto", "required", "get_weather"])
+@pytest.mark.parametrize("name", EACH)
+def test_calls_stream_as_the_result_has_them(name: str, choice: str, is_thinking: bool) -> None:
+    """Each token may be drawn; the deltas joined are the message that the whole answer gives."""
+    chat = chat_of(name)
+    names = {"enable_thinking": is_thinking, "thinking": is_thinking}
+    tools = [
+        {"type": "function", "function": {"name": tool, "description": tool, "parameters": schema}}
+        for tool, schema in TOOLS.items()
+    ]
+    calling = chat.calling(tools_of(tools))
+    prompt = chat.render([ASKED], tools, calling, chat_template_kwargs=names)
+    assert prompt.may_reason is is_thinking
+    thought, words = thought_of(chat, prompt), words_of(chat) if choice == "auto" else ""
+    given = [{"location": "Zürich", "days": 2}, {"location": "Oslo\n", "unit": "celsius"}]
+    written = chat.choice.written or chat.format.calls
+    assert written is not None
+    calls = written.write(
+        [
+            WrittenCall("D681PevKs", "get_weather", json.dumps(each, ensure_ascii=False))
+            for each in given[: 2 if written.is_parallel else 1]
+        ]
+    )
+    answer = thought + words + calls
+    grammar = grammar_of(name, choice, prompt.reasoning())
+    matcher = grammar.matcher()
+    for token_id in tokenizer_of(name).encode(answer, add_special_tokens=False):
+        assert int(matcher.mask()[token_id // 32]) >> token_id % 32 & 1
+        matcher.accept(token_id)
+    assert matcher.is_accepting
+
+    messages = []
+    for pieces in (pieces_of(name, answer), [answer]):
+        reader = reader_of(chat, starts_in_reasoning=prompt.starts_in_reasoning)
+        deltas = [*map(reader.push, pieces), reader.finish()]
+        messages.append(joined(deltas))
+    streamed, result = messages
+    assert streamed == result
+    assert result[:2] == ("I look." if words else "", "I see." if thought else "")
+    assert [(each[1], json.loads(each[2])) for each in result[2]] == [
+        ("get_weather", each) for each in given[: 2 if written.is_parallel else 1]
+    ]
+    if choice != "auto":
+        assert not passes(name, thought + "I look.", choice, prompt.reasoning())
+        wrong = answer.replace("get_weather", "get_whether")
+        assert not passes(name, wrong, choice, prompt.reasoning())
+
+
+def thought_of(chat: ChatRenderer, prompt: ChatPrompt) -> str:
+    """Write a thought where the prompt lets the model have one."""
+    thoughts = chat.format.reasoning
+    if thoughts is None or not (prompt.may_reason or chat.format.has_channels):
+        return ""
+    opened = "" if prompt.starts_in_reasoning else thoughts.open
+    again = "<|start|>assistant" if chat.format.has_channels else ""
+    return f"{opened}I see.{thoughts.close}{again}"
+
+
+def words_of(chat: ChatRenderer) -> str:
+    """Write words before calls where the family has that."""
+    if chat.format.has_channels:
+        return "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+    written = chat.format.calls
+    return "I look." if written is not None and written.has_text_before else ""
 
 
 @pytest.mark.parametrize("name", EACH)
-def test_reasoning_is_on_or_off_as_the_template_is_asked(name: str) -> None:
-    """A thought may stand before the calls, or has to end first, or has no place."""
+def test_model_that_is_asked_not_to_think_cannot(name: str) -> None:
+    """A thought has no place then; gpt-oss alone is never kept from it."""
     chat = chat_of(name)
     written, thoughts = chat.choice.written or chat.format.calls, chat.format.reasoning
     assert written is not None
     call = written.write([WrittenCall("", "get_time", "{}")])
-    for is_on in (True, False):
-        names = {"enable_thinking": is_on, "thinking": is_on}
-        prompt = chat.render([ASKED], chat_template_kwargs=names)
-        rule = prompt.reasoning()
-        assert prompt.may_reason is is_on
-        if thoughts is None:
-            assert not prompt.starts_in_reasoning
-            assert passes(name, call, "required", rule)
-            continue
-        again = "<|start|>assistant" if chat.format.has_channels else ""
-        opened = "" if prompt.starts_in_reasoning else thoughts.open
-        thought = f"{opened}I see.{thoughts.close}{again}"
-        if chat.format.has_channels or is_on:
-            assert passes(name, thought + call, "required", rule)
-        else:
-            assert not prompt.starts_in_reasoning
-            assert passes(name, call, "required", rule)
-            assert not passes(name, thought + call, "required", rule)
+    prompt = chat.render(
+        [ASKED], chat_template_kwargs={"enable_thinking": False, "thinking": False}
+    )
+    assert not prompt.starts_in_reasoning
+    assert passes(name, call, "required", prompt.reasoning())
+    if thoughts is not None and not chat.format.has_channels:
+        thought = f"{thoughts.open}I see.{thoughts.close}"
+        assert not passes(name, thought + call, "required", prompt.reasoning())

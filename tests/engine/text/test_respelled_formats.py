@@ -77,6 +77,31 @@ def test_asked_calls_have_the_white_space_of_the_template(family: str) -> None:
     assert passes("auto", own)
 
 
+def test_asked_calls_have_the_order_of_the_template() -> None:
+    """A template that writes arguments before the name: so do calls that are asked for."""
+    turned = '{"arguments": {{ c.function.arguments | tojson }}, "name": "{{ c.function.name }}"}'
+    tokenizer = family_tokenizer("qwen2.5")
+    tokenizer.chat_template = f"{TURN}<tool_call>\n{turned}\n</tool_call>{END}"
+    chat = ChatRenderer(tokenizer)
+    assert chat.format.name == "hermes/none"
+    assert not chat.refusal
+    spelled = '<tool_call>\n{"arguments": {"n": 1}, "name": "f"}\n</tool_call>'
+    end_id: Any = tokenizer.eos_token_id
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), (end_id,))
+    ids = tokenizer.encode(spelled, add_special_tokens=False)
+    lists = {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
+    for schema, is_turned in ((SCHEMA, True), ({"properties": {"set": lists}}, False)):
+        calling = chat.calling([FunctionTool("f", schema)])
+        for choice in ("required", "f", "auto"):
+            grammar = compiler.compile(calling.grammar(choice))
+            if is_turned:
+                assert grammar.matcher(ids).is_accepting
+                continue
+            # Lists are followed by the schema of a tool, whose name comes first then.
+            with pytest.raises(GrammarRejected):
+                grammar.matcher(ids[: len(ids) // 2])
+
+
 def test_what_differs_in_more_than_white_space_leaves_a_format_as_it_is() -> None:
     """Other texts, and answers that differ among themselves."""
     calls = [{"id": "", "function": {"name": "f", "arguments": {"n": 1}}}]

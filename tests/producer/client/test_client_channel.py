@@ -113,8 +113,8 @@ async def test_jobs_of_a_client_are_heard_on_one_channel(
     plain = raw(client.scripts).pubsub(ignore_subscribe_messages=True)
     await plain.subscribe(*(job.channel for job in jobs[:3]))
     worker = await a_worker(client.scripts, NUM_JOBS)
-    _, *streams = await asyncio.gather(run(worker, jobs), *(read(client, job) for job in jobs))
-    for events in streams:
+    ended: list[Any] = [run(worker, jobs), *(read(client, job) for job in jobs)]
+    for events in (await asyncio.gather(*ended))[1:]:
         check(events)
     heard: dict[str, list[Event]] = {job.job_id: [] for job in jobs[:3]}
     async with asyncio.timeout(PATIENCE_S):
@@ -144,17 +144,18 @@ async def test_results_of_many_jobs_cost_no_look(client: AsyncClient, looks: lis
     for job, result in zip(jobs[::40], found[::40], strict=True):
         stored = await client.scripts.log.result(job.job_id)
         assert stored is not None
-        assert result == type(result).parse(stored)  # type: ignore[union-attr]  # seen above
+        assert result == type(result).parse(stored)
 
 
 async def test_end_without_an_owner_is_heard(client: AsyncClient, looks: list[str]) -> None:
     """A job that is cancelled while it waits ends its stream at once."""
     first, second = await submitted(client, 2)
-    streams = [asyncio.ensure_future(read(client, first)), client.results([second])]
+    stream, results = asyncio.ensure_future(read(client, first)), client.results([second])
     for job in (first, second):
         assert await client.cancel(job)
     async with asyncio.timeout(PATIENCE_S):
-        [end], [early] = await asyncio.gather(*streams)
+        [end], [early] = await asyncio.gather(stream, results)
+    assert end.finish is not None
     assert end.finish.reason == "cancelled"
     assert isinstance(early, JobCancelled)
     assert not looks

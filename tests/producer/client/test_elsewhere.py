@@ -134,7 +134,7 @@ def test_clients_share_a_loop_where_threads_are_greenlets(
     private_server: EmbeddedServer, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second client takes the loop of the first, which lives until both are closed."""
-    monkeypatch.setattr(loop_thread.threading, "Thread", _Greenlet)
+    monkeypatch.setattr(f"{loop_thread.__name__}.threading.Thread", _Greenlet)
     monkeypatch.setattr(_Greenlet, "loop", None)
     first = Client(private_server.url, pool)
     opened: Any = first._open_portal
@@ -151,7 +151,7 @@ def test_foreign_loop_where_threads_are_greenlets_is_told(
 ) -> None:
     """Where somebody else's loop runs in all greenlets there is no place for a blocking client."""
     foreign = asyncio.new_event_loop()
-    monkeypatch.setattr(loop_thread.threading, "Thread", _Greenlet)
+    monkeypatch.setattr(f"{loop_thread.__name__}.threading.Thread", _Greenlet)
     monkeypatch.setattr(_Greenlet, "loop", foreign)
     with pytest.raises(WrongEventLoop, match="greenlets"):
         Client(private_server.url, pool)

@@ -16,6 +16,7 @@ from tokenbus.producer.settings import ClientSettings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from tokenbus.producer.contract.events import Event
     from tokenbus.producer.scripts import Scripts
 
 NUM_TOKENS = 300
@@ -95,3 +96,71 @@ async def test_dropped_stream_lets_its_channel_go(client: AsyncClient) -> None:
         return await num_listening() == 0
 
     await until(none_listens)
+
+
+async def test_handed_over_events_and_those_that_are_left_make_one_stream(
+    client: AsyncClient,
+) -> None:
+    """What takes events where they are heard may leave some: each index comes once, in order.
+
+    The end comes to who waits, and nothing is handed over afterwards.
+    """
+    worker, job_id = await running(client)
+    stream = client.stream(job_id)
+    seen: list[int] = []
+    num_taken = 0
+
+    def take(event: Event) -> bool:
+        nonlocal num_taken
+        if event.start % 5 == 0:
+            return False
+        seen.extend(range(event.start, event.to + 1))
+        num_taken += 1
+        return True
+
+    async def write() -> None:
+        for index in range(1, NUM_TOKENS + 1):
+            await worker.append(job_id, 1, index, index)
+        await worker.end(job_id, 1, NUM_TOKENS)
+
+    stream.hand_to(take)
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(write())
+        async for event in stream:
+            if event.finish is None:
+                seen += range(event.start, event.to + 1)
+    assert seen == list(range(1, NUM_TOKENS + 1))
+    assert num_taken > NUM_TOKENS // 3
+
+
+async def test_hole_is_read_from_the_log_behind_what_was_handed_over(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that does not follow is not handed over: the log has what is missing."""
+    worker, job_id = await running(client)
+    stream = client.stream(job_id)
+    seen: list[int] = []
+
+    def take(event: Event) -> bool:
+        seen.extend(range(event.start, event.to + 1))
+        return True
+
+    stream.hand_to(take)
+    await worker.append(job_id, 1, 1, 1)
+    first = await anext(stream)
+    reading = asyncio.ensure_future(anext(stream))
+    await worker.append(job_id, 1, 2, 2)
+
+    async def was_handed_over() -> bool:
+        return seen == [2]
+
+    await until(was_handed_over)
+    with monkeypatch.context() as patch:
+        # Which reaches nobody who has subscribed to the channel as streams do.
+        patch.setattr(worker.scripts.log, "_publish", "SPUBLISH")
+        await worker.append(job_id, 1, 3, 3)
+    await worker.append(job_id, 1, 4, 4)
+    async with asyncio.timeout(PATIENCE_S):
+        event = await reading
+    assert (first.to, event.start, event.to) == (1, 3, 4)
+    assert seen == [2]

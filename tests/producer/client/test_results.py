@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from patience import PATIENCE_S
@@ -75,7 +75,8 @@ async def test_what_became_of_each_job_stands_in_its_place(
         await submitter.submit_many(wishes)
         worker = await a_worker(scripts)
         waiting = await submitter.submit("x")
-        given = ["j2", RequestInvalid("prompt", "no"), "j0", "none", "j3", "j1", waiting, "j2"]
+        refusal = RequestInvalid("prompt", "no")
+        given: list[Any] = ["j2", refusal, "j0", "none", "j3", "j1", waiting, "j2"]
         gathered = asyncio.ensure_future(client.results(given, timeout_s=3))
         await worker.run("j1", 1, 2)
         await complete(scripts, "j1", 2)

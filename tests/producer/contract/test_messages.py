@@ -80,8 +80,10 @@ def test_events_of_which_one_has_no_delta_are_not_joined() -> None:
     told = msgspec.structs.replace(plain, start=2, to=2, told=WireDelta(content="x"))
     more = msgspec.structs.replace(told, start=3, to=3)
     assert plain.merged(told) is None
-    assert told.merged(more).delta == MessageDelta("xx")
-    assert told.merged(more).after(2).told is None
+    merged = told.merged(more)
+    assert merged is not None
+    assert merged.delta == MessageDelta("xx")
+    assert merged.after(2).told is None
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,9 @@ async def test_role_decides_what_a_key_sees_and_does(
         assert told.json["num_tokens"] == 3
         for name in ("none", "viewer", "reader"):
             assert (await act(running, pool, "pause", key=keys[name])).status == 403, name
-        assert await scripts.control.paused_since() is None
+        assert await raw(scripts).get(scripts.keys.of("paused")) is None
         assert (await act(running, pool, "pause", key=keys["operator"])).status == 200
-        assert await scripts.control.paused_since() is not None
+        assert await raw(scripts).get(scripts.keys.of("paused")) is not None
         session = (await running.get("/ui/api/session", keys["reader"])).json
         assert session["roles"] == ["viewer", "reader"]
 

@@ -225,6 +225,52 @@ async def test_response_is_what_its_events_say(tiny_door: Door) -> None:
     assert (await tiny_door.get(f"{responses.PATH}/{last['id']}")).json == last
 
 
+async def test_response_tells_the_logprobs_of_its_text(tiny_door: Door) -> None:
+    """Those of its deltas are those of its item, and what a chat tells of the same answer."""
+    drawn = {"seed": 1, "temperature": 1.2}
+    asked = responses.body(max_output_tokens=30, **drawn)
+    asked |= {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    events = responses.told_events(await tiny_door.post(responses.PATH, asked | {"stream": True}))
+    name = "response.output_text"
+    deltas = [event for event in events if event["type"] == f"{name}.delta"]
+    [done] = [event for event in events if event["type"] == f"{name}.done"]
+    told = [token for delta in deltas for token in delta["logprobs"]]
+    last = events[-1]["response"]
+    assert told == done["logprobs"] == last["output"][0]["content"][0]["logprobs"]
+    assert "".join(token["token"] for token in told) == done["text"]
+    assert len(told) == last["usage"]["output_tokens"] == 30
+    assert {len(token["top_logprobs"]) for token in told} == {2}
+    assert last["top_logprobs"] == 2
+    assert (await tiny_door.get(f"{responses.PATH}/{last['id']}")).json == last
+    chat = {"messages": MESSAGES, "max_tokens": 30, "logprobs": True, "top_logprobs": 2, **drawn}
+    answer = (await tiny_door.post(PATH, chat)).json
+    assert answer["choices"][0]["logprobs"]["content"] == told
+
+
+async def test_cached_prompts_are_told_and_used_within_a_key(
+    private_server: EmbeddedServer, tiny_door: Door
+) -> None:
+    """A prompt that one key has asked for is computed anew for another, streamed or not."""
+    assert tiny_door.gateway is not None
+    keys = ["key-of-one-owner", "key-of-the-other"]
+    long = [{"role": "user", "content": "Where is my order of yesterday morning? " * 12}]
+    body = {"messages": long, "max_tokens": 1, "stream_options": {"include_usage": True}}
+    pool = tiny_door.gateway.settings.pool
+    async with door(private_server.url, pool, gateway_api_keys=keys) as running:
+
+        async def num_cached(key: str, **fields: Any) -> int:
+            told = await running.post(PATH, body | {"stream": True} | fields, key)
+            usage = told.chunks[-1]["usage"]
+            cached: int = usage["prompt_tokens_details"]["cached_tokens"]
+            return cached
+
+        assert await num_cached(keys[0]) == 0
+        assert await num_cached(keys[0]) > 0
+        assert await num_cached(keys[1]) == 0
+        assert await num_cached(keys[1], user="ann") > 0
+        assert await num_cached(keys[0], prompt_cache_key="apart") == 0
+
+
 async def test_format_binds_the_answer(tiny_door: Door) -> None:
     """`response_format` with a schema gives JSON that satisfies it."""
     fmt = {"type": "json_schema", "json_schema": {"name": "order", "schema": ORDER}}

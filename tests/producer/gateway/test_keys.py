@@ -21,7 +21,6 @@ from tokenbus.producer.gateway.access.api_keys import ApiKeys, KeyLimits
 from tokenbus.producer.gateway.access.caller import Caller
 from tokenbus.producer.gateway.access.key_ring import KeyRing, caller_of
 from tokenbus.producer.gateway.access.shares import Shares
-from tokenbus.producer.gateway.jobs.job_door import _cache_fields
 from tokenbus.producer.gateway.settings import GatewaySettings
 from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.server.connection import make_redis
@@ -159,7 +158,7 @@ async def test_cached_prompts_are_shared_within_a_key(redis: Redis) -> None:
     one, other = [caller_of((await keys.create(tenant="shop"))[1]) for _ in range(2)]
 
     def scope(who: Caller, cache_key: str | None = None) -> str:
-        fields = {"prompt": "hi", "tenant": who.job_tenant, **_cache_fields(who, cache_key)}
+        fields = {"prompt": "hi", "tenant": who.job_tenant, **who.cache_fields(cache_key)}
         return cache_scope(JobRequest.of_fields(fields))
 
     assert scope(one) == scope(one.for_user("ann")) == scope(one.for_user("bob"))

@@ -70,6 +70,7 @@ async def test_strict_door_refuses_unknown_fields_and_web_pages_may_call(
         for origin, allowed in (("https://shop.example", True), ("https://other.example", False)):
             asked = await running.get("/healthz", Origin=origin)
             assert (asked.headers.get("Access-Control-Allow-Origin") == origin) is allowed
+        assert (await running.get("/health")).json == (await running.get("/healthz")).json
         told = await running.get("/healthz", X_Long="x" * 5000)
         assert (told.status, told.error["code"]) == (431, "headers_too_large")
         named = await running.get("/healthz", X_Request_Id="mine-1")

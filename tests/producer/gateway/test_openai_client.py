@@ -81,7 +81,7 @@ async def test_background_chain_cancel_and_deletion(openai_client: Any, module_p
     assert (made.status, made.metadata) == ("queued", {"a": "b"})
 
     async def has_ended() -> bool:
-        return (await responses.retrieve(made.id)).status == "incomplete"
+        return bool((await responses.retrieve(made.id)).status == "incomplete")
 
     await until(has_ended)
     items = [item async for item in responses.input_items.list(made.id)]
@@ -113,7 +113,7 @@ async def test_batch_of_a_file(openai_client: Any, module_pool: str) -> None:
     )
 
     async def has_ended() -> bool:
-        return (await openai_client.batches.retrieve(batch.id)).status == "completed"
+        return bool((await openai_client.batches.retrieve(batch.id)).status == "completed")
 
     await until(has_ended)
     ended = await openai_client.batches.retrieve(batch.id)

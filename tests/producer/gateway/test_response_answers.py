@@ -33,6 +33,7 @@ TOOL = {
 # The seed and temperature at which the model's random words end within these tokens.
 DRAWN = {"seed": 1, "temperature": 1.2, "max_output_tokens": 200}
 CALL = DRAWN | {"tools": [TOOL], "tool_choice": {"type": "function", "name": "track"}}
+LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
 FORMAT = {"type": "json_schema", "name": "order", "schema": TOOL["parameters"], "strict": True}
 
 
@@ -68,8 +69,10 @@ async def other_door(private_server: EmbeddedServer, tiny_door: Door) -> AsyncIt
         ({}, "message"),
         (CALL, "function_call"),
         (DRAWN | {"text": {"format": FORMAT}}, "message"),
+        (CALL | LOGPROBS, "function_call"),
+        (DRAWN | LOGPROBS, "message"),
     ],
-    ids=["text", "call", "format"],
+    ids=["text", "call", "format", "call-logprobs", "logprobs"],
 )
 async def test_streamed_events_are_the_answer_and_the_replay(
     tiny_door: Door, other_door: Door, fields: dict[str, Any], kind: str

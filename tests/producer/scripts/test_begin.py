@@ -95,7 +95,7 @@ async def test_start_that_is_made_again_knows_its_log(scripts: Scripts) -> None:
 @pytest.mark.parametrize("item", [FIRST, WHOLE], ids=["first-tokens", "whole"])
 async def test_log_of_any_other_start_stays_as_it_is(scripts: Scripts, item: Begin) -> None:
     """Another worker, another start of this one, or a takeover: it is told how long that log is."""
-    others = [
+    others: list[tuple[Callable[[], Awaitable[object]], int]] = [
         (lambda: begin(scripts, FIRST, "w-2"), 1),
         (lambda: begin(scripts, replace(FIRST, start="2")), 1),
         (lambda: scripts.log.takeover([Takeover(J, 1, W)]), 0),

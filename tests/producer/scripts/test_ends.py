@@ -65,6 +65,28 @@ async def test_cancel_of_a_held_job_tells_its_owner(
     assert (held.job_id, held.flag) == (J, "cancel")
 
 
+@pytest.mark.parametrize(("reason", "answer"), [("cancelled", "ended"), ("stop", "done")])
+async def test_cancel_says_whether_it_ended_the_job_that_it_flagged(
+    scripts: Scripts,
+    completion: JobCompletion,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: str,
+    answer: str,
+) -> None:
+    """An owner that is faster than the canceller's next look leaves it the result to ask."""
+    worker = await pulled(scripts, J)
+    await worker.start(J, 1)
+
+    async def ended_meanwhile(*_: object) -> None:
+        reply = await worker.end(J, 1, 0, reason)
+        await completion.complete(J, reply.finish)
+
+    monkeypatch.setattr(scripts.log, "events", ended_meanwhile)
+    assert await completion.cancel(J) == answer
+    # Whoever comes later finds it ended, whatever the reason.
+    assert await completion.cancel(J) == "done"
+
+
 async def test_cancel_in_ending_answers_its_epoch_again(scripts: Scripts) -> None:
     """A client that died between cancel and end leaves a job that any retry can end."""
     await submit(scripts, a_job(J))

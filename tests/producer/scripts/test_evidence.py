@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from math import log2
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from workers.blamed_pool import BlamedPool, Rider
@@ -219,7 +219,7 @@ async def test_job_beside_three_dead_engines_in_a_row_is_a_suspect_too(scripts: 
 
 # What made a job a suspect by a death at which nothing else was on board: how many were suspected
 # with it at each death, and whether it had passed its place before.
-TRAILS = {
+TRAILS: dict[str, list[tuple[int, Any]]] = {
     "second in a row": [(2, ""), (1, "")],
     "fourth in all": [(2, "all"), (2, "all"), (1, "all"), (1, "all")],
 }

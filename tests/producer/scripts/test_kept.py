@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
@@ -30,6 +30,9 @@ from tokenbus.producer.scripts.replies import JobState, LogReply, LogStatus, Ref
 from tokenbus.producer.scripts.source import read_part
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.producer.server.embedded import start_private
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 J = "j-1"
 # As lib/kept.lua counts them: what a job keeps beside its result, and a record that is left alone.
@@ -92,7 +95,7 @@ async def test_result_takes_the_place_of_a_finished_log(scripts: Scripts) -> Non
     worker = await pulled(scripts, J)
     await worker.run(J, 1, 2)
     end = owned_end(J, 1, 2)
-    calls = {
+    calls: dict[str, Callable[[], Awaitable[Any]]] = {
         "owner": lambda: worker.start(J, 1),
         "heir": lambda: worker.start(J, 2),
         "beginner": lambda: _begin(scripts, worker.name),

@@ -27,11 +27,16 @@ if TYPE_CHECKING:
     from tokenbus.producer.server.embedded import EmbeddedServer
 
 
+def connection_of(redis: Any) -> Any:
+    """Return a connection of a client, not yet open; redis-py gives it no type."""
+    return redis.connection_pool.make_connection()
+
+
 async def test_socket_of_a_connection_is_taken_over(private_server: EmbeddedServer) -> None:
     """Replies come where the socket is read, errors among them as redis-py's own."""
     replies: asyncio.Queue[Any] = asyncio.Queue()
     redis = make_redis(private_server.url)
-    wire = RawConnection(redis.connection_pool.make_connection(), replies.put_nowait, lambda: None)
+    wire = RawConnection(connection_of(redis), replies.put_nowait, lambda: None)
     await wire.open()
     wire.send(pack(("PING",)) + pack(("EVAL", "return redis.error_reply('OOM full')", 0)))
     async with asyncio.timeout(PATIENCE_S):
@@ -45,7 +50,7 @@ async def test_protocol_error_ends_a_connection(private_server: EmbeddedServer) 
     """After bytes that are no reply none can be told from the next: whoever waits is told."""
     lost = asyncio.Event()
     redis = make_redis(private_server.url)
-    wire = RawConnection(redis.connection_pool.make_connection(), lambda _: None, lost.set)
+    wire = RawConnection(connection_of(redis), lambda _: None, lost.set)
     await wire.open()
     wire.data_received(b"HTTP/1.1 400 Bad Request\r\n")
     async with asyncio.timeout(PATIENCE_S):
@@ -57,7 +62,7 @@ async def test_protocol_error_ends_a_connection(private_server: EmbeddedServer) 
 async def test_opened_connection_makes_errors(private_server: EmbeddedServer) -> None:
     """The text of an error reply becomes the exception of its code."""
     redis = make_redis(private_server.url)
-    connection: Any = redis.connection_pool.make_connection()
+    connection = connection_of(redis)
     await connection.connect()
     assert isinstance(error_maker(connection)("OOM full"), OutOfMemoryError)
     await connection.disconnect()
@@ -74,7 +79,7 @@ def test_options_are_known() -> None:
 async def test_calls_are_never_repeated(private_server: EmbeddedServer) -> None:
     """What a lost call did is settled by reconciling, whatever the release does by default."""
     redis: Redis = make_redis(private_server.url)
-    made: Any = redis.connection_pool.make_connection()
+    made = connection_of(redis)
     assert made.retry._retries == 0
     assert made.socket_timeout is None
     await redis.aclose()

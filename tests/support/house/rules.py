@@ -101,7 +101,13 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("producer",),
     ),
     "worker": (
-        ("worker/bench (faces)", "worker/control (faces)", "worker/demo", "worker/doctor"),
+        (
+            "worker/bench/gateway",
+            "worker/bench (faces)",
+            "worker/control (faces)",
+            "worker/demo",
+            "worker/doctor",
+        ),
         (
             "worker/bench/measure",
             "worker/control/batches",

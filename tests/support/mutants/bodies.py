@@ -52,12 +52,17 @@ def mutants(seed: int, count: int, *, sampling_only: bool = False) -> Iterator[M
 
 
 def _bytes(rng: random.Random, fields: dict[str, Any]) -> bytes:
-    """Write fields as JSON, of every fourth body with bytes changed."""
+    """Write fields as JSON, every fourth body with bytes changed."""
     # Surrogates stay escaped; NaN and Infinity are written as JavaScript does.
     try:
         body = json.dumps({"v": 1} | fields, default=str).encode()
     except (RecursionError, ValueError):
         body = b'{"v":1,"prompt":' + b"[" * 3000
+    return spoilt(rng, body)
+
+
+def spoilt(rng: random.Random, body: bytes) -> bytes:
+    """Change the bytes of every fourth body, an object of JSON."""
     kind = rng.randrange(32)
     if kind == 0:
         return body[: rng.randrange(len(body))]

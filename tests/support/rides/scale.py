@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,14 @@ IS_SHORT = "CHAOS_JOBS" not in os.environ
 NUM_JOBS = int(os.environ.get("CHAOS_JOBS", "8"))
 SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1 << 31))
 
+
+def number_of(name: str, short: int, full: int) -> int:
+    """Return a number of a case: that of `CHAOS_<name>`, or one for the scale of the run."""
+    return int(os.environ.get(f"CHAOS_{name}") or (short if IS_SHORT else full))
+
+
 # The shortest lease there is, so that a death costs little time.
-LEASE = {"lease_ttl_s": 1, "renew_interval_s": 0.3, "call_timeout_s": 2}
+LEASE: dict[str, Any] = {"lease_ttl_s": 1, "renew_interval_s": 0.3, "call_timeout_s": 2}
 # A client that rides out every outage of the matrix. Hundreds of readers that look after their jobs
 # twice a second would be most of a case's load, so long rows do it as often as users' readers do.
 PATIENT = ClientSettings(retry_for_s=120, silence_s=0.5 if IS_SHORT else 2)

@@ -43,9 +43,9 @@ class FullDisk:
         compiler = shutil.which("cc") or shutil.which("gcc")
         if compiler is None:
             pytest.skip("no C compiler makes a disk full")
-        library = folder / "full.so"
-        (folder / "full.c").write_text(_SOURCE)
-        command = [compiler, "-shared", "-fPIC", "-O1", "-o", library, folder / "full.c", "-ldl"]
+        library, source = folder / "full.so", folder / "full.c"
+        source.write_text(_SOURCE)
+        command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
         subprocess.run(command, check=True, timeout=PATIENCE_S)
         self._flag = folder / "is-full"
         self.binary = str(folder / "server")

@@ -181,10 +181,8 @@ class Audit:
             told = [(event.ids, event.text) for event in events]
             if told[-1] != ((), ""):
                 raise Violation(f"{job_id} does not end with its end: {told}")
-        ids, texts = (
-            [[part for event in events for part in part_of(event)] for events in (logged, kept)]
-            for part_of in (lambda event: event.ids, lambda event: event.text)
-        )
+        ids = [[each for event in events for each in event.ids] for events in (logged, kept)]
+        texts = ["".join(event.text for event in events) for events in (logged, kept)]
         if ids[0] != ids[1] or texts[0] != texts[1] or logged[-1].finish != kept[-1].finish:
             raise Violation(f"{job_id}: the log had {logged}, the result has {kept}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from workers.stubs import until
@@ -13,9 +15,12 @@ from tokenbus.producer.stored.content_store import ContentStore
 from tokenbus.producer.stored.derived_ids import draw_batch_id
 from tokenbus.producer.stored.stored_batches import StoredBatches
 from tokenbus.producer.stored.stored_files import FileFields, FileLimits, StoredFiles
+from tokenbus.worker.control.service import batch_service
+from tokenbus.worker.control.settings import ControlSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
 
     from tokenbus.producer.client.async_client import AsyncClient
 
@@ -27,6 +32,18 @@ def completion_line(number: int, **fields: Any) -> dict[str, Any]:
     body = {"model": "m", "prompt": "x", "max_tokens": 3, "seed": number} | fields
     url = "/v1/completions"
     return {"custom_id": f"line-{number}", "method": "POST", "url": url, "body": body}
+
+
+@asynccontextmanager
+async def batches_run(desk: BatchDesk, folder: Path | str, **values: Any) -> AsyncIterator[None]:
+    """Run the batches of the desk's pool beside the test."""
+    settings = ControlSettings.load(pool=desk.client.scripts.keys.pool, **values)
+    task = asyncio.create_task(batch_service(desk.client, str(folder), settings).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 class BatchDesk:

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from structlog.testing import capture_logs
-from workers.batches import BatchDesk, completion_line, names_in, num_jobs_run
+from workers.batches import (
+    BatchDesk,
+    batches_run,
+    completion_line,
+    names_in,
+    num_jobs_run,
+)
 from workers.control_processes import KEY, control_process, receiver
 from workers.null_workers import expected_text, until, worker
 
 from tokenbus.producer.scripts.replies import JobState
 from tokenbus.producer.stored.batch_record import BatchStatus
+from tokenbus.producer.stored.content_store import ContentStore
 from tokenbus.producer.stored.derived_ids import job_of_line, name_of_batch
+from tokenbus.worker.control.batches import output_parts
 from tokenbus.worker.control.batches.stored_upkeep import sweep_files
-from tokenbus.worker.control.service import batch_service
-from tokenbus.worker.control.settings import ControlSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,18 +38,6 @@ def desk(client: AsyncClient, tmp_path: Path) -> BatchDesk:
     return BatchDesk(client, str(tmp_path))
 
 
-@asynccontextmanager
-async def running(desk: BatchDesk, folder: Path, **values: Any) -> AsyncIterator[None]:
-    """Run the batches of the pool beside the test."""
-    settings = ControlSettings.load(pool=desk.client.scripts.keys.pool, **values)
-    task = asyncio.create_task(batch_service(desk.client, str(folder), settings).run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
 async def test_each_line_is_answered_once(
     desk: BatchDesk, redis_url: str, pool: str, tmp_path: Path
 ) -> None:
@@ -53,7 +46,7 @@ async def test_each_line_is_answered_once(
     lines[4]["body"]["temperature"] = -1
     lines[5]["body"]["prompt"] = ["a", "b"]
     lines[6]["body"] |= {"n": 2, "tenant": "other", "priority": 0, "id": "mine"}
-    async with worker(pool, redis_url), running(desk, tmp_path, batch_window=8):
+    async with worker(pool, redis_url), batches_run(desk, tmp_path, batch_window=8):
         batch_id = await desk.create([*lines[:20], b"", b"  ", *lines[20:]])
         state = await desk.ended(batch_id)
     assert state.status is BatchStatus.COMPLETED
@@ -75,6 +68,29 @@ async def test_each_line_is_answered_once(
     assert await num_jobs_run(desk.client) == 38
     assert await num_jobs_run(desk.client, "other") == 0
     assert not [path for path in (tmp_path / "parts").rglob("*") if path.is_file()]
+
+
+async def test_lines_that_end_amid_a_part_are_written(
+    desk: BatchDesk,
+    redis_url: str,
+    pool: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A part that is slowly written holds its rows when the last line has been answered."""
+    write = ContentStore.write
+
+    async def slowly(store: ContentStore, name: str, chunks: AsyncIterator[bytes]) -> int:
+        if name.startswith("parts/"):
+            await asyncio.sleep(0.5)
+        return await write(store, name, chunks)
+
+    monkeypatch.setattr(ContentStore, "write", slowly)
+    monkeypatch.setattr(output_parts, "PART_S", 0.001)
+    async with worker(pool, redis_url), batches_run(desk, tmp_path):
+        state = await desk.ended(await desk.create([completion_line(number) for number in (1, 2)]))
+    assert (state.total, state.completed) == (2, 2)
+    assert len(await desk.rows(state.output_file_id)) == 2
 
 
 @pytest.mark.parametrize(
@@ -100,7 +116,7 @@ async def test_input_with_a_wrong_line_is_not_run(
     desk: BatchDesk, tmp_path: Path, line: Any, code: str
 ) -> None:
     """The error names the line and what is wrong with it; no job was made of any line."""
-    async with running(desk, tmp_path):
+    async with batches_run(desk, tmp_path):
         batch_id = await desk.create([completion_line(0), line, completion_line(2)], model="m")
         state = await desk.ended(batch_id)
     assert state.status is BatchStatus.FAILED
@@ -115,7 +131,7 @@ async def test_input_without_lines_or_with_too_many_is_not_run(
 ) -> None:
     """Both are told as errors of the batch."""
     monkeypatch.setattr("tokenbus.worker.control.batches.input_check.MAX_LINES", 2)
-    async with running(desk, tmp_path):
+    async with batches_run(desk, tmp_path):
         empty = await desk.create([b"", b" "])
         long = await desk.create([completion_line(number) for number in range(3)])
         assert (await desk.ended(empty)).errors[0]["code"] == "empty_file"
@@ -135,7 +151,7 @@ async def test_batch_that_has_to_end_tells_of_every_line(
     expires_at = now_s + (1 if how == "expired" else 600)
     async with (
         worker(pool, redis_url, null_tokens_per_s=50),
-        running(desk, tmp_path, batch_window=8),
+        batches_run(desk, tmp_path, batch_window=8),
     ):
         batch_id = await desk.create(lines, expires_at=expires_at)
         if how == "cancelled":
@@ -164,7 +180,7 @@ async def test_run_that_was_paused_changes_nothing_of_its_heirs(
         batch_id, "earlier", BatchStatus.IN_PROGRESS, list(BatchStatus), total=6
     )
     await desk.batches.release(batch_id, "earlier")
-    async with worker(pool, redis_url), running(desk, tmp_path), running(desk, tmp_path):
+    async with worker(pool, redis_url), batches_run(desk, tmp_path), batches_run(desk, tmp_path):
         state = await desk.ended(batch_id)
     assert (state.status, state.completed) == (BatchStatus.COMPLETED, 6)
     assert names_in(await desk.rows(state.output_file_id)).total() == 6

@@ -332,12 +332,13 @@ async def test_log_of_an_earlier_release_goes_on_without_deltas(
 async def test_marks_that_are_special_tokens_are_read(redis_url: str, pool: str) -> None:
     """The text has them, because the job shows their ids; of other jobs it has not."""
     async with running_publisher(redis_url, pool) as bench:
-        tokenizer = bench.publisher._tokenizer
+        tokenizer: Any = bench.publisher._tokenizer
         tokenizer.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]"]})
         [mark] = tokenizer.encode("[TOOL_CALLS]")
         ids = [mark, *ids_of(f'[{{"name": "now", "arguments": {TOWN}}}]')]
         bench.publisher.obey(OpenGate(0, time.monotonic()))
         told = order(chat=JobChat("mistral", {"now": {}}))
+        assert told.rules is not None
         rules = msgspec.structs.replace(told.rules, shown_ids=(mark,))
         bench.publisher.obey(msgspec.structs.replace(told, rules=rules))
         await write(bench, ids, [1, 5])

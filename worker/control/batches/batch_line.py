@@ -19,6 +19,7 @@ from tokenbus.producer.stored.response_record import ResponseRecord
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenbus.producer.gateway.access.caller import Caller
     from tokenbus.producer.stored.batch_record import BatchRecord
 
 MAX_LINE_BYTES = 8 * 1024 * 1024
@@ -94,23 +95,24 @@ class LineJob:
 
 
 def line_job(
-    line: BatchLine, record: BatchRecord, job_id: str, max_tokens: Mapping[str, int]
+    line: BatchLine, record: BatchRecord, caller: Caller, job_id: str, max_tokens: Mapping[str, int]
 ) -> LineJob:
     """Return the request of a line's job.
 
     Args:
+        caller: who has asked for the batch.
         max_tokens: by endpoint, of an answer whose request names no bound.
     Raises: ApiError with the field, as the door would.
     """
     default = max_tokens[record.endpoint]
     if record.endpoint == "/v1/responses":
-        return _response_job(line, record, job_id, default)
+        return _response_job(line, record, caller, job_id, default)
     is_chat = record.endpoint == "/v1/chat/completions"
     takes: Literal["messages", "prompt"] = "messages" if is_chat else "prompt"
     # However urgent a line says it is, it is its batch's.
     body = line.body | {"priority": None, "service_tier": None}
     asked = asked_of(body, (record.priority,), takes=takes)
-    fields = asked.fields | {"tenant": record.tenant, "priority": record.priority}
+    fields = asked.fields | _of_batch(record, caller, asked.cache_key)
     if not is_chat:
         fields |= _prompt(fields.pop("prompt"))
     if not any(fields.get(name) is not None for name in ("max_tokens", "max_completion_tokens")):
@@ -122,7 +124,9 @@ def line_job(
     return LineJob(line, request, with_logprobs=request.logprobs is not None)
 
 
-def _response_job(line: BatchLine, record: BatchRecord, job_id: str, max_tokens: int) -> LineJob:
+def _response_job(
+    line: BatchLine, record: BatchRecord, caller: Caller, job_id: str, max_tokens: int
+) -> LineJob:
     asked = ResponseRequest.parse(line.body)
     for name in ("previous_response_id", "stream", "background", "callback_url"):
         if line.body.get(name):
@@ -130,10 +134,11 @@ def _response_job(line: BatchLine, record: BatchRecord, job_id: str, max_tokens:
     response_id = response_of_job(job_id)
     items = asked.items(response_id, {})
     fields, messages = asked.job_fields([], items, max_tokens)
+    cache_key = asked.given.get("prompt_cache_key")
+    if cache_key is not None and not isinstance(cache_key, str):
+        raise invalid("prompt_cache_key", "must be text")
     try:
-        request = JobRequest.of_fields(
-            fields | {"tenant": record.tenant, "priority": record.priority}
-        )
+        request = JobRequest.of_fields(fields | _of_batch(record, caller, cache_key))
     except RequestInvalid as error:
         raise invalid(field_as_sent(error.field, messages), error.message) from None
     response = ResponseRecord(
@@ -148,6 +153,12 @@ def _response_job(line: BatchLine, record: BatchRecord, job_id: str, max_tokens:
         request=asked.told,
     )
     return LineJob(line, request, response)
+
+
+def _of_batch(record: BatchRecord, caller: Caller, cache_key: str | None) -> dict[str, Any]:
+    """Return the fields that a line does not say itself."""
+    own = {"tenant": record.tenant, "priority": record.priority}
+    return own | caller.cache_fields(cache_key or None)
 
 
 def _prompt(given: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.contract.result import JobEndedEarly
@@ -21,6 +21,7 @@ from tokenbus.producer.gateway.wire.api_error import ApiError
 from tokenbus.producer.gateway.wire.refusals import api_error
 from tokenbus.producer.stored.batch_record import BatchStatus
 from tokenbus.producer.stored.derived_ids import job_of_line
+from tokenbus.worker.control.batches.batch_key import BatchKey
 from tokenbus.worker.control.batches.batch_line import BatchLine, line_job
 from tokenbus.worker.control.batches.input_check import input_lines
 from tokenbus.worker.control.batches.output_parts import OutputParts
@@ -28,12 +29,19 @@ from tokenbus.worker.control.batches.output_row import answered_row, ended_row, 
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from tokenbus.producer.client.async_client import Job
     from tokenbus.producer.contract.result import JobResult
     from tokenbus.producer.stored.batch_record import BatchRecord
     from tokenbus.worker.control.batches.batch_line import LineJob
     from tokenbus.worker.control.batches.batch_tools import BatchTools
     from tokenbus.worker.control.batches.output_row import OutputRow
+
+    # What became of a submit; an ApiError is a limit of the key.
+    Answer = Job | ProducerError | ApiError
+
+T = TypeVar("T")
 
 # Between two looks whether the batch is to end.
 WATCH_S = 0.5
@@ -56,11 +64,14 @@ class LineWindow:
         self._tools = tools
         self._client = tools.client
         self._record = record
+        self._key = BatchKey(tools.client.scripts.redis, record)
         self._parts = OutputParts(tools.files.contents, tools.batches, record.id, token)
         self._places = asyncio.Semaphore(tools.window)
         # Jobs that are waited for, so that they can be cancelled.
         self._waited: set[str] = set()
         self._ends_as = BatchStatus.COMPLETED
+        self._is_ending = asyncio.Event()
+        self._now_s = record.created_at
         self._log = get_logger()
 
     async def run(self, name: str) -> BatchStatus:
@@ -72,12 +83,12 @@ class LineWindow:
         try:
             async with asyncio.TaskGroup() as helpers:
                 watching = helpers.create_task(self._watch())
-                writing = helpers.create_task(self._parts.run())
+                helpers.create_task(self._parts.run())
                 async with asyncio.TaskGroup() as lines:
                     await self._submit_all(name, lines)
                 watching.cancel()
-                writing.cancel()
-            await self._parts.flush()
+                # Not cancelled: it may be in the middle of a part.
+                self._parts.end()
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
@@ -98,11 +109,18 @@ class LineWindow:
             await asyncio.sleep(WATCH_S)
 
     async def _look(self) -> None:
-        state = await self._tools.batches.state(self._record.id)
+        batches, record = self._tools.batches, self._record
+        state = await batches.state(record.id)
+        self._now_s = await batches.now_s()
+        if state.status is BatchStatus.IN_PROGRESS and not await self._key.is_good():
+            state = await batches.cancel(record.owner, record.id)
+            self._log.info("batch.key_revoked", batch_id=record.id, key_id=record.key_id)
         if state.status is BatchStatus.CANCELLING:
             self._ends_as = BatchStatus.CANCELLED
-        elif await self._tools.batches.now_s() >= self._record.expires_at:
+        elif self._now_s >= record.expires_at:
             self._ends_as = BatchStatus.EXPIRED
+        if self._ends_as is not BatchStatus.COMPLETED:
+            self._is_ending.set()
 
     async def _submit_all(self, name: str, lines: asyncio.TaskGroup) -> None:
         """Submit lines as places become free; each is waited for by a task of its own."""
@@ -121,7 +139,7 @@ class LineWindow:
                 self._parts.add(self._unanswered(line))
                 continue
             await self._places.acquire()
-            job = self._prepared(line, 0)
+            job = await self._prepared(line, 0)
             if job is None:
                 self._places.release()
             else:
@@ -129,10 +147,12 @@ class LineWindow:
         if ready:
             await self._submit(ready, lines)
 
-    def _prepared(self, line: BatchLine, attempt: int) -> LineJob | None:
+    async def _prepared(self, line: BatchLine, attempt: int) -> LineJob | None:
         """Return the job of a line; None for one that is refused, whose row is written."""
+        caller = await self._patiently(self._key.caller)
+        name = self._name(line, attempt)
         try:
-            return line_job(line, self._record, self._name(line, attempt), self._tools.max_tokens)
+            return line_job(line, self._record, caller, name, self._tools.max_tokens)
         except ApiError as error:
             self._parts.add(refused_row(self._record, line, error))
             return None
@@ -145,36 +165,79 @@ class LineWindow:
         for job, answer in zip(jobs, await self._answers(jobs, 0), strict=True):
             lines.create_task(self._settle(job, answer))
 
-    async def _answers(self, jobs: list[LineJob], attempt: int) -> list[Job | ProducerError]:
+    async def _answers(self, jobs: list[LineJob], attempt: int) -> list[Answer]:
+        """Return the queue's answers, or the limit of the key that leaves no room for a job."""
+        refusals = [await self._refusal(job) for job in jobs]
+        admitted = [job for job, refusal in zip(jobs, refusals, strict=True) if refusal is None]
+        answers = iter(await self._submitted(admitted, attempt) if admitted else ())
+        return [next(answers) if refusal is None else refusal for refusal in refusals]
+
+    async def _refusal(self, job: LineJob) -> ApiError | None:
+        """Count a job on the limits of the key; return why it has to wait, if it has."""
+        request = job.request
+        num_tokens = request.estimate_prompt_tokens() + request.n * request.max_tokens
+        try:
+            await self._patiently(lambda: self._key.admit(job.line.number, num_tokens))
+        except ApiError as refusal:
+            return refusal
+        return None
+
+    async def _submitted(self, jobs: list[LineJob], attempt: int) -> list[Job | ProducerError]:
         """Return the queue's answers; a server that is away is asked again."""
         names = [self._name(job.line, attempt) for job in jobs]
+        weight = (await self._patiently(self._key.caller)).weight
         while True:
             try:
                 return await self._client.submit_many(
-                    [job.request for job in jobs], reserved_ids=names
+                    [job.request for job in jobs], reserved_ids=names, weight=weight
                 )
             except (ServerError, *SERVER_ERRORS) as error:
                 reason = answer_of(error).told if isinstance(error, SERVER_ERRORS) else str(error)
                 self._log.warning("batch.submit_failed", batch_id=self._record.id, reason=reason)
                 await asyncio.sleep(_OUTAGE_PAUSE_S)
 
-    async def _settle(self, job: LineJob, answer: Job | ProducerError) -> None:
+    async def _settle(self, job: LineJob, answer: Answer) -> None:
         """Wait for the row of a line, and give its place to another."""
         try:
-            self._parts.add(await self._row(job, answer))
+            row = await self._row(job, answer)
+            await self._patiently(lambda: self._key.settle(row.number, row.num_tokens))
+            self._parts.add(row)
         finally:
             self._places.release()
 
-    async def _row(self, job: LineJob, answer: Job | ProducerError) -> OutputRow:
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Return what a call on the server returns; one that is away is asked again."""
+        while True:
+            try:
+                return await call()
+            except SERVER_ERRORS:
+                await asyncio.sleep(_OUTAGE_PAUSE_S)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, until the batch has to end at the latest."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(seconds, _MAX_PAUSE_S)):
+                await self._is_ending.wait()
+
+    def _told(self, answer: Answer) -> ApiError | None:
+        """Return what is told of a line that is not tried again."""
+        if isinstance(answer, ApiError):
+            # A limit of the key that has no room for the line while the batch lives.
+            retry_s = int(answer.headers.get("Retry-After", 0))
+            is_hopeless = not retry_s or self._now_s + retry_s >= self._record.expires_at
+            return answer if is_hopeless else None
+        is_kept = isinstance(answer, QueueFull | ServerError | IdempotencyConflict)
+        return api_error(answer) if isinstance(answer, ProducerError) and not is_kept else None
+
+    async def _row(self, job: LineJob, answer: Answer) -> OutputRow:
         """Return the row of a line, by as many submits as it takes."""
         attempt = 0
         while True:
-            if isinstance(answer, QueueFull | ServerError):
-                asked_s = answer.retry_after_s if isinstance(answer, QueueFull) else _OUTAGE_PAUSE_S
-                # The batch may have to end meanwhile.
-                await asyncio.sleep(min(asked_s, _MAX_PAUSE_S))
-            elif isinstance(answer, ProducerError) and not isinstance(answer, IdempotencyConflict):
-                return refused_row(self._record, job.line, api_error(answer))
+            refusal = self._told(answer)
+            if refusal is not None:
+                return refused_row(self._record, job.line, refusal)
+            if isinstance(answer, ApiError | QueueFull | ServerError):
+                await self._pause(_pause_of(answer))
             else:
                 # A job that an earlier release submitted in other words is the line's all the same.
                 try:
@@ -217,3 +280,10 @@ class LineWindow:
 
     def _unanswered(self, line: BatchLine) -> OutputRow:
         return ended_row(self._record, line, *_TOLD[self._ends_as])
+
+
+def _pause_of(answer: ApiError | QueueFull | ServerError) -> float:
+    """Return after how many seconds a line is tried again."""
+    if isinstance(answer, ApiError):
+        return int(answer.headers["Retry-After"])
+    return answer.retry_after_s if isinstance(answer, QueueFull) else _OUTAGE_PAUSE_S

@@ -32,6 +32,7 @@ class OutputParts:
         self._num_bytes = 0
         self._has_rows = asyncio.Event()
         self._is_full = asyncio.Event()
+        self._has_ended = False
 
     def add(self, row: OutputRow) -> None:
         """Take a row."""
@@ -41,22 +42,29 @@ class OutputParts:
         if self._num_bytes >= PART_BYTES:
             self._is_full.set()
 
+    def end(self) -> None:
+        """Let `run` return once everything is written; no row comes after this."""
+        self._has_ended = True
+        self._has_rows.set()
+        self._is_full.set()
+
     async def run(self) -> None:
-        """Write parts for ever. Raises: LeaseTaken, what the store and redis raise."""
-        while True:
+        """Write parts until the end. Raises: LeaseTaken, what the store and redis raise."""
+        while self._rows or not self._has_ended:
             await self._has_rows.wait()
             try:
                 async with asyncio.timeout(PART_S):
                     await self._is_full.wait()
             except TimeoutError:
                 pass
-            await self.flush()
+            await self._write()
 
-    async def flush(self) -> None:
+    async def _write(self) -> None:
         """Write what waits. Raises: as `run`."""
         rows, self._rows, self._num_bytes = self._rows, [], 0
-        self._has_rows.clear()
-        self._is_full.clear()
+        if not self._has_ended:
+            self._has_rows.clear()
+            self._is_full.clear()
         if not rows:
             return
         part = secrets.token_hex(8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.contract.events import FINISHED_REASONS
@@ -22,18 +22,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class OutputRow:
-    """A line of the output file, or of the error file."""
+    """A line of the output file, or of the error file; `num_tokens` is what its job has used."""
 
     number: int
     text: bytes
     is_error: bool
+    num_tokens: int = 0
 
 
 def answered_row(record: BatchRecord, job: LineJob, result: JobResult) -> OutputRow:
     """Return the row of a job that has ended."""
-    line = job.line
+    line, usage = job.line, result.finish.usage
+    num_tokens = usage.prompt_tokens + usage.completion_tokens
     if result.finish.reason not in FINISHED_REASONS:
-        return refused_row(record, line, of_finish(result.finish))
+        return replace(refused_row(record, line, of_finish(result.finish)), num_tokens=num_tokens)
     named: dict[str, Any] = {
         "created": record.created_at,
         "model": line.body.get("model") or record.pool,
@@ -45,7 +47,8 @@ def answered_row(record: BatchRecord, job: LineJob, result: JobResult) -> Output
         body = chat_answer(result, wire_id=f"chatcmpl-{result.job_id}", **named)
     else:
         body = completion_answer([result], wire_id=f"cmpl-{result.job_id}", **named)
-    return _row(record, line, {"status_code": 200, "body": body}, None)
+    row = _row(record, line, {"status_code": 200, "body": body}, None)
+    return replace(row, num_tokens=num_tokens)
 
 
 def refused_row(record: BatchRecord, line: BatchLine, error: ApiError) -> OutputRow:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from tokenbus.engine.chat.requests.bounds import MAX_GRAMMAR_LENGTH
 from tokenbus.engine.chat.requests.request_shapes import FOREIGN_FIELDS, REQUEST_FIELDS
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.offline.offline_request import OfflineRequest, conversation_of
@@ -160,8 +161,9 @@ def test_ids_that_are_numbers_become_text() -> None:
     _, call, *told_back = turns["messages"]
     assert [each["id"] for each in call["tool_calls"]] == ["1", "2"]
     assert [each["tool_call_id"] for each in told_back] == ["2", "1"]
-    for wrong in (True, 1.0, 2**60, ["1"], {}):
-        turn = {"role": "assistant", "tool_calls": [{**CALL, "id": wrong}]}
+    wrong_ids: list[Any] = [True, 1.0, 2**60, ["1"], {}]
+    for wrong in wrong_ids:
+        turn: dict[str, Any] = {"role": "assistant", "tool_calls": [{**CALL, "id": wrong}]}
         problem = "must be text or a whole number"
         assert told(messages=[USER, turn]) == ("messages.1.tool_calls.0.id", problem)
         turn = {"role": "tool", "tool_call_id": wrong, "content": "r"}
@@ -420,3 +422,14 @@ def test_page_of_requests_has_every_field() -> None:
     own |= {"frequency_penalty", "presence_penalty", "repetition_penalty", "temperature", "top_p"}
     own |= {"include_stop", "stop_token_ids", "cache_secret"}
     assert (REQUEST_FIELDS | FOREIGN_FIELDS) - own <= told
+
+
+def test_choice_of_a_hundred_thousand_texts_passes_the_doors() -> None:
+    """Forty characters each; past the longest source both doors say how long it may be."""
+    labels = [f"{idx:040}" for idx in range(100_000)]
+    grammar = JobRequest.build(prompt="x", guided_choice=labels).grammar
+    assert grammar is not None
+    assert json.loads(grammar.source) == labels
+    field, reason = told(prompt="x", guided_choice=[f"{label}{'x' * 12}" for label in labels])
+    assert field == "guided_choice"
+    assert str(MAX_GRAMMAR_LENGTH) in reason

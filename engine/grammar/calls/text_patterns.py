@@ -1,0 +1,48 @@
+"""Patterns of strings that stand bare: as what the whole string is, in a Lark grammar."""
+
+from __future__ import annotations
+
+import re
+
+from tokenbus.engine.errors import RequestRejected
+from tokenbus.engine.grammar.patterns.automaton import Automaton
+from tokenbus.engine.grammar.patterns.language import Languages
+from tokenbus.engine.grammar.patterns.pattern_languages import PatternLanguages
+from tokenbus.engine.grammar.patterns.pattern_tree import PatternRefused, read_pattern
+
+# A pattern with anchors at its ends alone.
+_ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>\$?)", re.DOTALL)
+# What may stand outside of groups: escapes, classes, and signs by themselves.
+_PIECE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
+
+
+def whole_pattern(pattern: str) -> str:
+    """Return what a string is, between slashes, in which a pattern of a schema is found.
+
+    Raises: RequestRejected for the field `tools` if nobody can tell.
+    """
+    found = _ANCHORED.fullmatch(pattern)
+    if found is None or _has_ways(found["body"]):
+        try:
+            languages = Languages()
+            tree = read_pattern(pattern.replace("(?s:.)", r"[\s\S]"))
+            whole = Automaton(languages, PatternLanguages(languages).of(tree)).pattern()
+        except PatternRefused as error:
+            raise RequestRejected("tools", f"pattern {pattern[:80]!r}: {error}") from error
+        return _in_slashes(whole.removeprefix("^").removesuffix("$"))
+    before, behind = ("" if found[anchor] else "(?s:.*)" for anchor in ("first", "last"))
+    return f"{before}({_in_slashes(found['body'])}){behind}"
+
+
+def _has_ways(body: str) -> bool:
+    """Tell whether a pattern has alternatives outside of all groups: anchors are of one of them."""
+    depth = 0
+    for piece in _PIECE.findall(body):
+        depth += (piece == "(") - (piece == ")")
+        if piece == "|" and not depth:
+            return True
+    return False
+
+
+def _in_slashes(pattern: str) -> str:
+    return re.sub(r"(?<!\\)/", r"\\/", pattern)

@@ -1,0 +1,208 @@
+"""The router of few rows in one launch: norm, logits, the choice, and who got any row.
+
+Programs share out rows and experts; the last one of a row chooses for it, and the last of all makes
+a list: no launch between logits, choice and list.
+"""
+
+# mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+
+from tokenbus.kernels.experts.routing import Chosen, choose_rows
+from tokenbus.kernels.launch import (
+    ceil_div,
+    dependent_launch,
+    next_power_of_2,
+    release_successor,
+    require,
+    require_contiguous,
+    wait_for_inputs,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tokenbus.kernels.experts.scores import RouterRule
+
+# Rows of which a program chooses for one, and for all of which the last one makes a list.
+MAX_FEW_ROWS = 16
+# Logits of a program and its warps, for one row and for each of several.
+_LONE_LAYOUT, _LAYOUT = (2, 4), (16, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class FewRows:
+    """What a router says of up to 16 rows.
+
+    rows: [T, H], what the router saw: behind the norm if it has one. logits: [T, L], dtype of rows.
+    used: [min(T * top_k, E)] int32, the experts that got any row in their order, then -1; of a lone
+    row it says nothing.
+    """
+
+    rows: Tensor
+    logits: Tensor
+    chosen: Chosen
+    used: Tensor
+
+    @property
+    def top_k(self) -> int:
+        """Experts of a row."""
+        return self.chosen.experts.shape[1]
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of a tile: there is room for all in each."""
+        return MAX_FEW_ROWS
+
+
+@cache
+def _arrivals(device: torch.device) -> Tensor:
+    """Return counts of programs that ended, zero between launches: of each row, and of rows."""
+    return torch.zeros(MAX_FEW_ROWS + 1, dtype=torch.int32, device=device)
+
+
+@triton.jit
+def _is_last(arrivals, num_programs):
+    """Count this program in; say whether all others were there before, whose writes are seen."""
+    tl.debug_barrier()
+    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel", scope="gpu") == num_programs - 1
+    if is_last:
+        tl.debug_barrier()
+        tl.store(arrivals, 0)
+    return is_last
+
+
+@triton.jit
+def _list_used(experts, used, watch, num_rows, E, ROWS: tl.constexpr, TOP: tl.constexpr,
+               BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr):  # fmt: skip
+    """List the experts that got any row, in their order."""
+    pairs = tl.arange(0, ROWS * BLOCK_TOP)
+    row, place = pairs // BLOCK_TOP, pairs % BLOCK_TOP
+    found = tl.load(experts + row * TOP + place, mask=(row < num_rows) & (place < TOP), other=-1,
+                    cache_modifier=".cg")  # fmt: skip
+    e = tl.arange(0, BLOCK_E)
+    got = tl.max((found[:, None] == e[None, :]).to(tl.int32), axis=0)
+    count = tl.sum(got, axis=0)
+    tl.store(used + tl.cumsum(got, axis=0) - got, e, mask=got > 0)
+    rest = tl.arange(0, ROWS * BLOCK_TOP)
+    tl.store(used + rest, tl.full([ROWS * BLOCK_TOP], -1, tl.int32),
+             mask=(rest >= count) & (rest < tl.minimum(num_rows * TOP, E)))  # fmt: skip
+    if watch is not None:
+        tl.atomic_add(watch, count.to(tl.int64))
+        tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
+
+
+@triton.jit
+def _router_kernel(
+    x, norm_weight, router, normed, logits, experts, weights, used, watch, arrivals, L, E, eps,
+    K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr,
+    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
+    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Compute BLOCK_L logits of a row; the row's last program chooses, the last of all lists."""
+    release_successor(PDL)
+    row = tl.program_id(1)
+    outs = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L)
+    live = outs < L
+    k = tl.arange(0, BLOCK_K)
+    in_k = k < K
+    w = tl.load(router + outs.to(tl.int64)[:, None] * K + k[None, :],
+                mask=live[:, None] & in_k[None, :], other=0.0)  # fmt: skip
+    if norm_weight is not None:
+        scale = tl.load(norm_weight + k, mask=in_k, other=0.0).to(tl.float32)
+    wait_for_inputs(PDL)
+    value = tl.load(x + row * K + k, mask=in_k, other=0.0)
+    if norm_weight is not None:
+        exact = value.to(tl.float32)
+        exact = exact * tl.rsqrt(tl.sum(exact * exact) / K + eps) * scale
+        value = exact.to(value.dtype)
+        # Each program writes its part of the row.
+        part = tl.cdiv(K, tl.num_programs(0))
+        begin = tl.program_id(0) * part
+        mine = in_k & (k >= begin) & (k < begin + part)
+        tl.store(normed + row * K + k, value, mask=mine)
+    logit = tl.sum(w.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
+    tl.store(logits + row * L + outs, logit.to(logits.dtype.element_ty), mask=live)
+    if _is_last(arrivals + row, tl.num_programs(0)):
+        one = row + tl.zeros([1], tl.int32)
+        found, shares = choose_rows(logits, one, one >= 0, L, E, 1, TOP, BLOCK_TOP, BLOCK_E,
+                                    RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
+        places = tl.arange(0, BLOCK_TOP)[None, :]
+        tl.store(experts + row * TOP + places, found, mask=places < TOP)
+        tl.store(weights + row * TOP + places, shares, mask=places < TOP)
+        if ROWS > 1:
+            if _is_last(arrivals + ROWS, tl.num_programs(1)):
+                _list_used(experts, used, watch, tl.num_programs(1), E, ROWS, TOP, BLOCK_TOP,
+                           BLOCK_E)  # fmt: skip
+        elif watch is not None:
+            tl.atomic_add(watch, tl.full([], TOP, tl.int64))
+            tl.atomic_add(watch + 1, tl.full([], 1, tl.int64))
+
+
+def route_few(
+    x: Tensor,
+    router: Tensor,
+    rule: RouterRule,
+    *,
+    norm_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    watch: Tensor | None = None,
+) -> FewRows:
+    """Choose the experts of up to 16 rows, or of rms_norm(x).
+
+    Args:
+        x: [T, H], contiguous, 1 <= T <= 16. router: [L, H], contiguous, dtype of x: a row for each
+            expert, and behind them others whose logits are wanted too. norm_weight: [H].
+        watch: [2] int64 or None: the number of experts that got any row is added to the first, 1 to
+            the second.
+    Returns: FewRows; what was normed and the logits are rounded to the dtype of x, scores and
+        weights are fp32. Twins: reference.rms_norm, reference.route.
+    Raises: KernelInputError if rule, rows and router do not fit.
+    """
+    (num_rows, width), num_logits = x.shape, router.shape[0]
+    require(1 <= num_rows <= MAX_FEW_ROWS, f"{num_rows} rows, this takes 1 to {MAX_FEW_ROWS}")
+    require(router.shape[1] == width, f"x is {width} wide, the router {router.shape[1]}")
+    require(router.dtype == x.dtype, f"x is {x.dtype}, the router {router.dtype}")
+    require(
+        1 <= rule.top_k <= rule.num_experts <= num_logits,
+        f"{rule.top_k} of {rule.num_experts} experts, from {num_logits} logits",
+    )
+    require_contiguous(x=x, router=router, norm=norm_weight)
+    device = x.device
+    few = FewRows(
+        x if norm_weight is None else torch.empty_like(x),
+        x.new_empty(num_rows, num_logits),
+        Chosen.empty(num_rows, rule.top_k, device),
+        torch.empty(min(num_rows * rule.top_k, rule.num_experts), dtype=torch.int32, device=device),
+    )
+    logits, warps = _LONE_LAYOUT if num_rows == 1 else _LAYOUT
+    _router_kernel[(ceil_div(num_logits, logits), num_rows)](
+        x,
+        norm_weight,
+        router,
+        few.rows,
+        few.logits,
+        few.chosen.experts,
+        few.chosen.weights,
+        few.used,
+        watch,
+        _arrivals(device),
+        num_logits,
+        rule.num_experts,
+        eps,
+        K=width,
+        BLOCK_L=logits,
+        BLOCK_K=next_power_of_2(width),
+        ROWS=1 if num_rows == 1 else MAX_FEW_ROWS,
+        num_warps=warps,
+        **rule.options(),
+        **dependent_launch(device),
+    )
+    return few

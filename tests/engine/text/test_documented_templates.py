@@ -1,0 +1,129 @@
+"""Families whose template no package carries: written here, by what is documented of their form."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from models.made_chats import ASKED, WEATHER, prompt_of, tokenizer_of, two_turns
+
+from tokenbus.engine.chat.message_reader import MessageReader
+from tokenbus.engine.chat.written_message import WrittenCall
+from tokenbus.engine.grammar.grammar import GrammarCompiler
+from tokenbus.engine.grammar.tools import tools_of
+from tokenbus.engine.text.chat_prompt import ChatRenderer
+
+# A turn of calls ends in the mark of results, and the answer goes on behind the last of them;
+# results have the name of their function, without which the template fails.
+FUNCTION_GEMMA = """
+{%- set ns = namespace(last='') %}{% for m in messages %}{% if m.role == 'tool' %}
+{%- if ns.last == 'tool' %}<start_function_response>{% endif -%}
+response:{{ m['name'] if 'name' in m else raise_exception('a result has a name') }}{value:<escape>
+{{- m.content }}<escape>}<end_function_response>
+{%- else %}{% if ns.last != 'tool' or m.role != 'assistant' %}<start_of_turn>
+{{- 'model' if m.role == 'assistant' else m.role }}
+{% endif %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}<start_function_call>call:
+{{- c.function.name }}{{ '{' }}{% for k, v in c.function.arguments | dictsort %}{{ k }}:
+{%- if v is string %}<escape>{{ v }}<escape>{% else %}{{ v | tojson }}{% endif %}
+{{- ',' if not loop.last }}{% endfor %}}<end_function_call>{% endfor %}
+{%- if m.tool_calls %}<start_function_response>{% else %}<end_of_turn>
+{% endif %}{% endif %}{% set ns.last = m.role %}{% endfor %}
+{%- if add_generation_prompt and ns.last != 'tool' %}<start_of_turn>model
+{% endif %}"""
+# A thought before the calls, a line each in a fenced block, no blank between arguments.
+MINICPM_4 = """
+{%- for m in messages %}<|im_start|>{{ m.role }}
+{% if m.tool_calls %}<|thought_start|>
+{{ m.reasoning_content or 'I call.' }}
+<|thought_end|>
+<|tool_call_start|>
+```python
+{% for c in m.tool_calls %}{{ c.function.name }}({% for k, v in c.function.arguments.items() %}
+{{- k }}={{ v | tojson if v is string else v }}{{ ',' if not loop.last }}{% endfor %})
+{% endfor %}```
+<|tool_call_end|>
+{% endif %}{{ m.content or '' }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+STEP_3 = """
+{%- for m in messages %}<|{{ m.role }}|>{{ m.content or '' }}{% if m.tool_calls %}
+{{- '<｜tool_calls_begin｜>\n' }}{% for c in m.tool_calls %}
+{{- '<｜tool_call_begin｜>function<｜tool_sep｜>' }}<steptml:invoke name="{{ c.function.name }}
+{{- '">\n' }}
+{%- for k, v in c.function.arguments.items() %}<steptml:parameter name="{{ k }}">
+{{- v if v is string else v | tojson }}{{ '</steptml:parameter>\n' }}{% endfor %}
+{{- '</steptml:invoke><｜tool_call_end｜>\n' }}{% endfor %}<｜tool_calls_end｜>{% endif %}<|EOT|>
+{%- endfor %}{% if add_generation_prompt %}<|assistant|><think>
+{% endif %}"""
+# What the call of the test is in each, typed by hand.
+FAMILIES = {
+    "functiongemma/none": (
+        FUNCTION_GEMMA,
+        "<start_of_turn> <end_of_turn> <start_function_call> <end_function_call>"
+        " <start_function_response> <end_function_response> <escape>",
+        "<start_function_call>call:get_weather{city:<escape>Oslo<escape>,days:2}<end_function_call>",
+    ),
+    "minicpm-4/minicpm-4": (
+        MINICPM_4,
+        "<|im_start|> <|im_end|> <|thought_start|> <|thought_end|> <|tool_call_start|>"
+        " <|tool_call_end|>",
+        '<|tool_call_start|>\n```python\nget_weather(city="Oslo",days=2)\n```\n<|tool_call_end|>',
+    ),
+    "step-3/think-in-prompt": (
+        STEP_3,
+        "<think> </think> <｜tool_calls_begin｜> <｜tool_calls_end｜> <｜tool_call_begin｜>"
+        " <｜tool_call_end｜> <｜tool_sep｜> <|EOT|>",
+        "<｜tool_calls_begin｜>\n<｜tool_call_begin｜>function<｜tool_sep｜>"
+        '<steptml:invoke name="get_weather">\n'
+        '<steptml:parameter name="city">Oslo</steptml:parameter>\n'
+        '<steptml:parameter name="days">2</steptml:parameter>\n'
+        "</steptml:invoke><｜tool_call_end｜>\n<｜tool_calls_end｜>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_documented_form_is_known_and_written(name: str) -> None:
+    """The template is told by what it renders; calls are asked for and read as it has them."""
+    template, tokens, written = FAMILIES[name]
+    tokenizer = tokenizer_of(template, *tokens.split())
+    chat = ChatRenderer(tokenizer)
+    assert (chat.format.name, chat.refusal) == (name, "")
+    assert chat.choice.is_parallel
+    prompt = prompt_of(chat, two_turns())
+    places = [
+        prompt.index(words)
+        for words in ("Oslo and Bonn?", "It snows in Oslo", "It rains in Bonn", "Rome", "Sunny in")
+    ]
+    assert places == sorted(places)
+    assert written.partition("</steptml:invoke>")[0].partition(")\n")[0] in prompt
+
+    calling = chat.calling(tools_of([WEATHER]))
+    assert chat.choice.written is not None
+    arguments = json.dumps({"city": "Oslo", "days": 2})
+    assert chat.choice.written.write([WrittenCall("", "get_weather", arguments)]) == written
+    rule = chat.render([ASKED], [WEATHER], calling).reasoning()
+    thought = "</think>" if rule.starts_inside else ""
+    end_id: Any = tokenizer.eos_token_id
+    compiler = GrammarCompiler(tokenizer, len(tokenizer), (end_id,))
+    ids = tokenizer.encode(thought + written, add_special_tokens=False)
+    for choice in ("auto", "required", "get_weather"):
+        grammar = compiler.compile(calling.grammar(choice, reasoning=rule))
+        assert grammar.matcher(ids).is_accepting
+    reader = MessageReader(
+        chat.format, {"get_weather": {}}, starts_in_reasoning=rule.starts_inside, call_id=str
+    )
+    reader.push(thought + written)
+    reader.finish()
+    [call] = reader.message.complete_calls
+    assert json.loads(call.arguments) == {"city": "Oslo", "days": 2}
+
+
+def test_results_have_the_name_of_their_call() -> None:
+    """Clients of today leave it out; one that gives it is believed."""
+    chat = ChatRenderer(tokenizer_of(FUNCTION_GEMMA, *FAMILIES["functiongemma/none"][1].split()))
+    turns = two_turns()
+    assert "response:get_weather{value:<escape>It snows" in prompt_of(chat, turns)
+    turns[2]["name"] = "get_clouds"
+    assert "response:get_clouds{value:<escape>It snows" in prompt_of(chat, turns)

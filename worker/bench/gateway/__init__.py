@@ -1,0 +1,1 @@
+"""`tokenbus bench gateway`: streams through the HTTP API, and what the gateway adds to them."""
