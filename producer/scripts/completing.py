@@ -49,7 +49,7 @@ class Completed:
 
     `finish` is the entry's own text, empty where only the last steps are left. `actual` is what
     the job's tenant is charged in the end. `lived` are moments of it that its owner knows
-    (`lived_text` in contract/timeline.py).
+    (`lived_text` in scripts/timeline.py).
     """
 
     job_id: str

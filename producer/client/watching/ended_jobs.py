@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError
 
-from tokenbus.producer.contract.timeline import EndedJob
+from tokenbus.producer.scripts.timeline import EndedJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

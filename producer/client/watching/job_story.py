@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.contract.result import JobResult
-from tokenbus.producer.contract.timeline import EndedJob, Stamp, parse_stamps
+from tokenbus.producer.scripts.timeline import EndedJob, Stamp, parse_stamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

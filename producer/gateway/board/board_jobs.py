@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.client.job_list import ListedJob
     from tokenbus.producer.client.watching.job_story import JobStory
-    from tokenbus.producer.contract.timeline import EndedJob, Stamp
+    from tokenbus.producer.scripts.timeline import EndedJob, Stamp
 
 MAX_ROWS = 500
 ENDED = "ended"

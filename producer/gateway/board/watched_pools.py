@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.client.watching.ended_jobs import Quantiles
-    from tokenbus.producer.contract.timeline import EndedJob
+    from tokenbus.producer.scripts.timeline import EndedJob
 
 # How old a look may be that another one is answered by.
 _BELIEVED_S = 0.9

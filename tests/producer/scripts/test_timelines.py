@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from workers.stubs import StubWorker, a_job, raw, submit
 
-from tokenbus.producer.contract.timeline import EndedJob, Stamp, lived_text, parse_stamps
 from tokenbus.producer.scripts.completing import Completed
 from tokenbus.producer.scripts.evidence import Crash
 from tokenbus.producer.scripts.replies import PullStatus
+from tokenbus.producer.scripts.timeline import EndedJob, Stamp, lived_text, parse_stamps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
