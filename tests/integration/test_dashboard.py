@@ -73,7 +73,9 @@ async def looking(
 async def picture(page: Page, name: str) -> None:
     """Take a picture for the docs, where they are asked for."""
     if PICTURES:
+        await page.resize(1200, 640)
         await page.picture(Path(PICTURES) / f"dashboard-{name}.png")
+        await page.resize(1360, 900)
 
 
 async def test_incident_is_found_on_the_page(

@@ -99,7 +99,7 @@ async def _picture(page: Page, client: AsyncClient) -> None:
     await staged.hold_jobs(24)
     await staged.add_jobs(380)
     await staged.add_ended(1900, 890)
-    await page.resize(1360, 800)
+    await page.resize(1300, 760)
     await page.reload()
     await page.until("document.querySelectorAll('.fleet > li').length === 7")
     for _ in range(8):
