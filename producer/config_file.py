@@ -54,7 +54,7 @@ class ConfigFile:
         What its section has besides is returned too, for the process to refuse by name.
         """
         top = {name: self.values[name] for name in names if name in self.values}
-        return top | self.of_section(section)
+        return {**top, **self.of_section(section)}
 
     def of_section(self, section: str) -> Mapping[str, Any]:
         """Return what a section says."""

@@ -58,18 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     submit = commands.add_parser("submit", help="queue a prompt and stream the answer")
     arguments.add_submit(submit)
     submit.set_defaults(run=_run_submit)
-    status = commands.add_parser("status", help="tell what waits and which workers live")
-    arguments.add_status(status)
-    status.set_defaults(run=_run_status)
-    doctor = commands.add_parser("doctor", help="look for what is wrong here, and what to do")
-    arguments.add_doctor(doctor)
-    doctor.set_defaults(run=_run_doctor)
-    config = commands.add_parser("config", help="show the settings of a process")
-    arguments.add_config(config)
-    config.set_defaults(run=_run_config)
-    top = commands.add_parser("top", help="watch a pool in the terminal: figures, fleet, queue")
-    arguments.add_top(top)
-    top.set_defaults(run=_run_top, extra="top")
+    _add_watching(commands)
+    _add_checks(commands)
     for command in arguments.add_jobs(commands):
         command.set_defaults(run=_run_jobs, command=command.prog.split()[-1])
     pause = commands.add_parser("pause", help="let workers take no more jobs; running ones go on")
@@ -94,14 +84,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_watching(commands: Any) -> None:
+    """Describe the commands that watch pools."""
+    status = commands.add_parser("status", help="tell what waits and which workers live")
+    arguments.add_status(status)
+    status.set_defaults(run=_run_status)
+    top = commands.add_parser("top", help="watch a pool in the terminal: figures, fleet, queue")
+    arguments.add_top(top)
+    top.set_defaults(run=_run_top, extra="top")
+    dashboard = commands.add_parser("dashboard", help="serve the dashboard alone, for a browser")
+    gateway_arguments.add_dashboard(dashboard)
+    dashboard.set_defaults(run=_run_dashboard, extra="gateway")
+
+
+def _add_checks(commands: Any) -> None:
+    """Describe the commands that look at this machine and its settings."""
+    doctor = commands.add_parser("doctor", help="look for what is wrong here, and what to do")
+    arguments.add_doctor(doctor)
+    doctor.set_defaults(run=_run_doctor)
+    config = commands.add_parser("config", help="show the settings of a process")
+    arguments.add_config(config)
+    config.set_defaults(run=_run_config)
+
+
 def _add_door(commands: Any) -> None:
     """Describe the commands of the HTTP API."""
     gateway = commands.add_parser("gateway", help="serve OpenAI's HTTP API in front of the pools")
     gateway_arguments.add_gateway(gateway)
     gateway.set_defaults(run=_run_gateway, extra="gateway")
-    dashboard = commands.add_parser("dashboard", help="serve the dashboard alone, for a browser")
-    gateway_arguments.add_dashboard(dashboard)
-    dashboard.set_defaults(run=_run_dashboard, extra="gateway")
     keys = commands.add_parser("keys", help="make, list and revoke API keys of gateways")
     gateway_arguments.add_keys(keys)
     keys.set_defaults(run=_run_keys)
@@ -171,7 +181,7 @@ def _run_submit(args: argparse.Namespace) -> int:
 
 
 def _run_status(args: argparse.Namespace) -> int:
-    from tokenbus.producer.commands.status import run_status
+    from tokenbus.producer.commands.watching.status import run_status
 
     return run_status(args.redis, args.pool, here=args.here, as_json=args.json, watch_s=args.watch)
 
@@ -189,7 +199,7 @@ def _run_config(args: argparse.Namespace) -> int:
 
 
 def _run_top(args: argparse.Namespace) -> int:
-    from tokenbus.producer.commands.top import run_top
+    from tokenbus.producer.commands.watching.top import run_top
 
     return run_top(args.redis, args.pool, interval_s=args.interval_s, is_once=args.once)
 
@@ -233,7 +243,7 @@ def _run_gateway(args: argparse.Namespace) -> int:
 
 
 def _run_dashboard(args: argparse.Namespace) -> int:
-    from tokenbus.producer.commands.dashboard import run_dashboard
+    from tokenbus.producer.commands.watching.dashboard import run_dashboard
 
     given = {name: value for name, value in vars(args).items() if name not in ("run", "extra")}
     return run_dashboard(given)

@@ -139,5 +139,6 @@ def _tell_ready(endpoint: Endpoint, began_at: float) -> None:
         tell(f"gateway: {endpoint.url} listens, and sees no worker that can answer yet")
     taken_s = time.monotonic() - began_at
     tell(f"ready after {taken_s:.1f} s; Ctrl-C ends it")
+    tell(f"dashboard: {endpoint.url}/ui/")
     lines = (f"{endpoint.url}/v1 serves {endpoint.model}", endpoint.curl_line())
     print(*lines, endpoint.python_line(), sep="\n\n", end="\n\n", flush=True)

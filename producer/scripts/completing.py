@@ -49,7 +49,7 @@ class Completed:
 
     `finish` is the entry's own text, empty where only the last steps are left. `actual` is what
     the job's tenant is charged in the end. `lived` are moments of it that its owner knows
-    (`lived_text` in contract/timeline.py).
+    (`lived_text` in scripts/timeline.py).
     """
 
     job_id: str
@@ -62,9 +62,7 @@ class Completed:
     lived: str = ""
 
     @classmethod
-    def of(
-        cls, job_id: str, finish: str, parsed: Finish | None = None, *, lived: str = ""
-    ) -> Self:
+    def of(cls, job_id: str, finish: str, parsed: Finish | None = None, *, lived: str = "") -> Self:
         """Make it of a terminal entry's finish; `parsed` is the same, where it is at hand."""
         parsed = parsed or Finish.parse(finish)
         counts = (
@@ -74,7 +72,9 @@ class Completed:
         )
         prompt, cached, completion = (min(max(0, count), _MAX_TOKENS) for count in counts)
         is_failed = parsed.reason == "failed"
-        return cls(job_id, finish, prompt + completion, is_failed, prompt, cached, completion, lived)
+        return cls(
+            job_id, finish, prompt + completion, is_failed, prompt, cached, completion, lived
+        )
 
 
 class CompletionScripts:

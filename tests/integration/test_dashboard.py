@@ -1,7 +1,7 @@
-"""The dashboard in a real Chromium: an incident found on it, a talk that survives a reload, keys, keyboard.
+"""The dashboard in a real Chromium: an incident, a talk that survives a reload, roles, keyboard.
 
-Where there is no Chromium the tests are skipped and say so. With `TOKENBUS_PICTURES` set to a folder
-they leave the pictures there that docs/dashboard.md shows.
+Where there is no Chromium the tests are skipped and say so. With `TOKENBUS_PICTURES` set to a
+folder they leave the pictures there that docs/dashboard.md shows.
 """
 
 from __future__ import annotations
@@ -73,20 +73,22 @@ async def looking(
 async def picture(page: Page, name: str) -> None:
     """Take a picture for the docs, where they are asked for."""
     if PICTURES:
+        await page.resize(1200, 640)
         await page.picture(Path(PICTURES) / f"dashboard-{name}.png")
+        await page.resize(1360, 900)
 
 
 async def test_incident_is_found_on_the_page(
     browser: Browser, own_server: EmbeddedServer, pool: str
 ) -> None:
-    """A worker that is killed under load is told, seen in the fleet, and read in its job's timeline."""
+    """A worker that is killed is told, seen in the fleet, and read in its job's timeline."""
     url = own_server.url
     sizes = {"lease_ttl_s": 3, "renew_interval_s": 0.5, "null_tokens_per_s": 40}
     sizes |= {"num_pages": 401, "max_num_seqs": 16}
     async with (
         worker_process(pool, url, **sizes) as killed,
-        worker_process(pool, url, **sizes),
-        door(url, pool) as running,
+        worker(pool, url, **sizes),
+        door(url, pool, gateway_auth="off") as running,
         await AsyncClient.connect(url, pool) as client,
         looking(browser, running) as page,
     ):
@@ -100,12 +102,11 @@ async def test_incident_is_found_on_the_page(
                 tenant=("acme", "zen", "lamps-and-more")[number % 3], priority=number % 3,
             )  # fmt: skip
         # Both run jobs, and have said a word of each.
-        await page.until(
-            "document.querySelectorAll('.fleet .seat-held[d*=M], .fleet .seat-shared[d*=M]').length"
-            " >= 2 && document.querySelector('.chart .line[d*=L]')"
-        )
         await _all_talk(client)
-        await picture(page, "overview")
+        await page.until(
+            "document.querySelectorAll('.fleet .seat-held[d*=M]').length >= 2"
+            " && document.querySelector('.chart .line[d*=L]')"
+        )
         killed.process.kill()
         await page.until("document.querySelector('.fleet > li[data-phase=lost]')")
         told = await page.until(
@@ -169,7 +170,7 @@ async def test_answer_of_the_playground_survives_a_reload(
     url = own_server.url
     async with (
         worker(pool, url, lease_ttl_s=60, null_tokens_per_s=25),
-        door(url, pool) as running,
+        door(url, pool, gateway_auth="off") as running,
         looking(browser, running, "#/playground") as page,
     ):
         await page.until("document.querySelector('select[aria-label=Model] option')")
@@ -220,7 +221,9 @@ async def test_page_asks_for_a_key_and_shows_what_its_role_may(
             assert await page.js("!document.getElementById('cancel-job')")
             assert await page.js("document.getElementById('pause').hidden")
         async with _signed_in(browser, running, operator, place) as page:
-            await page.until("document.querySelector('.story pre')?.innerText.includes('blue lamp')")
+            await page.until(
+                "document.querySelector('.story pre')?.innerText.includes('blue lamp')"
+            )
             await page.click("#pause")
             await page.click("dialog button.danger")
             await page.until("document.getElementById('pause').textContent === 'Resume pool'")
@@ -233,9 +236,7 @@ async def test_page_asks_for_a_key_and_shows_what_its_role_may(
 
 
 @asynccontextmanager
-async def _signed_in(
-    browser: Browser, running: Door, key: str, place: str
-) -> AsyncIterator[Page]:
+async def _signed_in(browser: Browser, running: Door, key: str, place: str) -> AsyncIterator[Page]:
     page = await browser.page()
     await page.open(f"{running.url}/ui/{place}")
     await page.until("document.activeElement.id === 'api-key'")
@@ -258,7 +259,7 @@ async def test_page_is_used_without_a_mouse_and_read_without_eyes(
     url = own_server.url
     async with (
         worker(pool, url, lease_ttl_s=60) as running_worker,
-        door(url, pool) as running,
+        door(url, pool, gateway_auth="off") as running,
         await AsyncClient.connect(url, pool) as client,
         looking(browser, running) as page,
     ):
@@ -299,12 +300,18 @@ async def test_page_tells_that_the_gateway_is_away_and_comes_back(
     browser: Browser, own_server: EmbeddedServer, pool: str
 ) -> None:
     """What is shown says of when it is while nobody answers, and is live again afterwards."""
-    async with door(own_server.url, pool) as running, looking(browser, running) as page:
+    async with (
+        door(own_server.url, pool, gateway_auth="off") as running,
+        looking(browser, running) as page,
+    ):
         await page.until("document.getElementById('live').dataset.state === 'live'")
         await page.until("document.querySelector('.tile')")
         await page.call(
             "Network.emulateNetworkConditions",
-            **{"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1},
+            offline=True,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
         )
         told = await page.until(
             "!document.getElementById('outage').hidden &&"
@@ -313,7 +320,10 @@ async def test_page_tells_that_the_gateway_is_away_and_comes_back(
         assert "What is shown is of" in told
         await page.call(
             "Network.emulateNetworkConditions",
-            **{"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1},
+            offline=False,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
         )
         await page.until("document.getElementById('outage').hidden")
         # The browser itself notes each request that it could not make.

@@ -22,7 +22,7 @@ from workers.null_workers import (
 )
 
 from tokenbus.producer.client.pool_status import read_status
-from tokenbus.producer.commands.status import run_status
+from tokenbus.producer.commands.watching.status import run_status
 from tokenbus.producer.contract.messages.wire_delta import joined
 from tokenbus.worker.errors import DeathCause
 

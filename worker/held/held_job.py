@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.contract.timeline import lived_text
+from tokenbus.producer.scripts.timeline import lived_text
 from tokenbus.worker.errors import WorkerError
 from tokenbus.worker.held.job_book import JobBook
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.client.worker_status import WorkerPhase
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,7 +20,7 @@ FAILED_SHARE, MIN_FAILED = 0.05, 2
 
 
 class Level(StrEnum):
-    """How much a condition matters: jobs stand still or are lost, it may come to that, or neither."""
+    """How much a condition matters: jobs stand still, they may come to, or neither."""
 
     BAD = "bad"
     WARNING = "warning"
@@ -76,13 +74,16 @@ def _of_workers(sight: PoolSight) -> Iterator[Condition]:
         held = next((each.held_jobs for each in status.details if each.name == name), 0)
         told = f"and still runs {_jobs(held)}" if held else "and holds none: it may be stopped"
         yield Condition(
-            Level.NOTE, "drained", f"Worker {name} takes no more jobs {told}.", "Let it take jobs again."
+            Level.NOTE,
+            "drained",
+            f"Worker {name} takes no more jobs {told}.",
+            "Let it take jobs again.",
         )
 
 
 def _of_queue(sight: PoolSight) -> Iterator[Condition]:
-    figures = sight.figures
-    paused_for_s = figures.status.paused_for_s
+    figures, status = sight.figures, sight.figures.status
+    paused_for_s = status.paused_for_s
     if paused_for_s is not None:
         yield Condition(
             Level.WARNING,
@@ -90,18 +91,18 @@ def _of_queue(sight: PoolSight) -> Iterator[Condition]:
             f"The pool has been paused for {paused_for_s:.0f} s: nobody takes jobs.",
             "Resume it here, or by tokenbus resume.",
         )
-    if figures.seconds_of_backlog >= BACKLOG_S and figures.status.waiting_jobs:
+    if figures.seconds_of_backlog >= BACKLOG_S and status.waiting_jobs:
         yield Condition(
             Level.WARNING,
             "backlog",
-            f"{_jobs(figures.status.waiting_jobs)} wait, {figures.seconds_of_backlog:.0f} s of work.",
+            f"{_jobs(status.waiting_jobs)} wait: {figures.seconds_of_backlog:.0f} s of work.",
             "Add workers, or look at which tenant sends them.",
         )
     if sight.num_suspects:
         yield Condition(
             Level.WARNING,
             "suspects",
-            f"{_jobs(sight.num_suspects)} wait to run with few others: an engine has died with them.",
+            f"{_jobs(sight.num_suspects)} wait to run with few others: engines died with them.",
             "The search finds the one to blame by itself; it ends as poison, a dead letter.",
         )
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError
 
-from tokenbus.producer.contract.timeline import EndedJob
+from tokenbus.producer.scripts.timeline import EndedJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class EndedFigures:
-    """What the jobs that ended in the last `seconds` say; `latencies` by name, those of `LATENCIES`.
+    """What the jobs that ended in the last `seconds` say; `latencies` are by name (`LATENCIES`).
 
     A job that was never pulled has no latency, and one with several owners no gaps between tokens.
     """

@@ -1,4 +1,4 @@
-"""One job with all that the pool knows of it: where it stands, its timeline, and if asked its text."""
+"""One job as the pool knows it: where it stands, its timeline, and where asked for its text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.contract.result import JobResult
-from tokenbus.producer.contract.timeline import EndedJob, Stamp, parse_stamps
+from tokenbus.producer.scripts.timeline import EndedJob, Stamp, parse_stamps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

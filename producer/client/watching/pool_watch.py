@@ -104,7 +104,7 @@ class PoolWatch:
         )
 
     async def _look_at_memory(self) -> None:
-        """Ask for the server's memory; a cluster's nodes have one each, and a right may be missing."""
+        """Ask for the server's memory; a cluster has several, and a right may be missing."""
         if isinstance(self._redis, ClusterRedis) or time.monotonic() - self._memory_at < _MEMORY_S:
             return
         self._memory_at = time.monotonic()
@@ -112,6 +112,4 @@ class PoolWatch:
             told = await self._redis.info("memory")
         except ResponseError:
             return
-        self._memory = ServerMemory(
-            int(told.get("used_memory", 0)), int(told.get("maxmemory", 0))
-        )
+        self._memory = ServerMemory(int(told.get("used_memory", 0)), int(told.get("maxmemory", 0)))

@@ -1,4 +1,4 @@
-"""The figures of a pool as the board's page reads them: JSON, times in ms or s as they are named."""
+"""The figures of a pool as the board's page reads them: JSON, with units in the names."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.gateway.board.watched_pools import PoolSample
 
 
-def figures_body(
-    sight: PoolSight, samples: Sequence[PoolSample], since_ms: int
-) -> dict[str, Any]:
+def figures_body(sight: PoolSight, samples: Sequence[PoolSample], since_ms: int) -> dict[str, Any]:
     """Return a pool at one moment, with its samples after `since_ms`."""
     figures, status = sight.figures, sight.figures.status
     return {
@@ -95,8 +93,7 @@ def _worker(worker: WorkerStatus, sight: PoolSight) -> dict[str, Any]:
         "prompt_per_s": worker.prompt_tokens_per_s,
         "drained_for_s": drained_for_s,
         "latencies": {
-            name: [each.p50_ms, each.p99_ms, each.count]
-            for name, each in worker.latencies.items()
+            name: [each.p50_ms, each.p99_ms, each.count] for name, each in worker.latencies.items()
         },
     }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.client.job_list import ListedJob
     from tokenbus.producer.client.watching.job_story import JobStory
-    from tokenbus.producer.contract.timeline import EndedJob, Stamp
+    from tokenbus.producer.scripts.timeline import EndedJob, Stamp
 
 MAX_ROWS = 500
 ENDED = "ended"
@@ -27,7 +27,7 @@ _SECRET = ("cache_secret", "listen", "reply")
 
 @dataclass(frozen=True, slots=True)
 class JobSearch:
-    """What a search asks for: `state:`, `tenant:`, `worker:`, `priority:`, `reason:`, and parts of ids."""
+    """What a search asks for: by state, tenant, worker, priority, reason, and parts of ids."""
 
     states: tuple[str, ...] = STATES
     tenant: str | None = None
@@ -188,7 +188,9 @@ def story_body(story: JobStory) -> dict[str, Any]:
     if story.texts is not None:
         request = story.texts.request
         body["texts"] = {
-            "request": None if request is None else json.dumps(_shown(request), indent=2, ensure_ascii=False),
+            "request": None
+            if request is None
+            else json.dumps(_shown(request), indent=2, ensure_ascii=False),
             "answers": list(story.texts.answers),
         }
     return body

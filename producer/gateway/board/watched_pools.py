@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.client.watching.ended_jobs import Quantiles
-    from tokenbus.producer.contract.timeline import EndedJob
+    from tokenbus.producer.scripts.timeline import EndedJob
 
 # How old a look may be that another one is answered by.
 _BELIEVED_S = 0.9
@@ -63,7 +63,7 @@ class WatchedPools:
         self._watched: dict[str, _Watched] = {}
 
     async def sight(self, client: AsyncClient) -> PoolSight:
-        """Return the pool of a client as of a moment ago. Raises: what a call on the server raises."""
+        """Return a client's pool as of a moment ago. Raises: what a call on the server raises."""
         watched = self._of(client)
         async with watched.looking:
             if watched.sight is None or time.monotonic() - watched.looked_at > _BELIEVED_S:
@@ -104,14 +104,14 @@ class WatchedPools:
             return
         is_fresh = bool(samples) and now_ms - samples[-1].at_ms <= 2 * step_ms
         times = range(first, now_ms + 1, step_ms)
-        for at_ms, jobs in zip(times, _by_step(watched.watch.ended.jobs, times, step_ms), strict=True):
+        for at_ms, jobs in zip(
+            times, _by_step(watched.watch.ended.jobs, times, step_ms), strict=True
+        ):
             is_seen = at_ms == now_ms or is_fresh
             samples.append(_sample_of(at_ms, jobs, sight if is_seen else None))
 
 
-def _by_step(
-    jobs: Sequence[EndedJob], times: range, step_ms: int
-) -> list[list[EndedJob]]:
+def _by_step(jobs: Sequence[EndedJob], times: range, step_ms: int) -> list[list[EndedJob]]:
     """Return the jobs that ended in each step, of steps that end at `times`."""
     steps: list[list[EndedJob]] = [[] for _ in times]
     for job in reversed(jobs):

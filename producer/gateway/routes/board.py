@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
-from starlette.responses import Response
+from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from tokenbus.producer.client.dead_letters import DeadLetters
 from tokenbus.producer.client.watching.job_story import job_story
 from tokenbus.producer.contract.address import DEFAULT_TENANT
 from tokenbus.producer.errors import JobUnknown, ProducerError, RequestInvalid
-from tokenbus.producer.gateway.access.caller import Caller
+from tokenbus.producer.gateway.access.caller import Caller  # noqa: TC001 - as Response
 from tokenbus.producer.gateway.board.board_access import (
     BoardRole,
     check_place,
@@ -234,7 +234,9 @@ def _add_acts(
                 case _:
                     raise ApiError(400, f"act: {name!a} is none", code="invalid_request")
         except ProducerError as error:
-            _log.warning("board.act_failed act=%s pool=%s key=%s: %s", name, pool, who.key_id, error)
+            _log.warning(
+                "board.act_failed act=%s pool=%s key=%s: %s", name, pool, who.key_id, error
+            )
             raise
         _log.info("board.acted act=%s pool=%s target=%r key=%s", name, pool, target, who.key_id)
         return _told(done)

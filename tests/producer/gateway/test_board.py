@@ -30,7 +30,7 @@ SECRET = "the word that nobody may read"  # noqa: S105 - a prompt
 async def keyed_door(
     scripts: Scripts, redis_url: str, pool: str
 ) -> AsyncIterator[tuple[Door, dict[str, str]]]:
-    """Run a gateway with a key for each role, `none` for one without, `other` for another pool's."""
+    """Run a gateway with a key for each role, `none` without one, `other` for another pool."""
     keys = ApiKeys(scripts.redis)
     made = {}
     for name, roles in (
@@ -110,7 +110,7 @@ async def test_pools_of_another_key_are_not_there(
 async def test_pages_of_elsewhere_are_told_nothing_where_keys_are_off(
     redis_url: str, pool: str
 ) -> None:
-    """A browser that is led here by a page of another origin or name gets no figures and no acts."""
+    """A browser that a page of another origin or name leads here gets no figures."""
     async with door(redis_url, pool, gateway_auth="off") as running:
         at = f"/ui/api/pools/{pool}"
         assert (await running.get(at)).status == 200
@@ -155,7 +155,7 @@ async def test_figures_tell_what_needs_a_look(scripts: Scripts, redis_url: str, 
 
 
 async def test_search_finds_jobs_by_words(scripts: Scripts, redis_url: str, pool: str) -> None:
-    """Parts of ids, tenant, priority, worker and state narrow the list, and it says if there are more."""
+    """Parts of ids, tenant, priority, worker and state narrow the list."""
     worker = await held_job(scripts, "held-1")
     await submit(
         scripts,
@@ -182,7 +182,7 @@ async def test_search_finds_jobs_by_words(scripts: Scripts, redis_url: str, pool
 async def test_job_that_ended_has_its_whole_timeline(
     private_server: EmbeddedServer, module_pool: str
 ) -> None:
-    """Queued, taken, admitted, first token and end are there, in order, and its search by reason."""
+    """Queued, taken, admitted, first token and end are there, in order."""
     url, pool = private_server.url, module_pool
     async with worker(pool, url, lease_ttl_s=60), door(url, pool, gateway_auth="off") as running:
         async with await AsyncClient.connect(url, pool) as client:
@@ -207,7 +207,7 @@ async def test_job_that_ended_has_its_whole_timeline(
 
 
 async def test_letters_are_retried_and_deleted(scripts: Scripts, redis_url: str, pool: str) -> None:
-    """A letter goes with its retry, which is a job; a viewer sees the reason and not the request."""
+    """A letter goes with its retry, which is a job; a viewer sees no request."""
     worker = await held_job(scripts)
     error = {"code": "internal", "field": None, "message": SECRET}
     finish = json.dumps({"reason": "failed", "usage": {}, "choices": [], "error": error})

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from workers.stubs import StubWorker, a_job, raw, submit
 
-from tokenbus.producer.contract.timeline import EndedJob, Stamp, lived_text, parse_stamps
 from tokenbus.producer.scripts.completing import Completed
 from tokenbus.producer.scripts.evidence import Crash
 from tokenbus.producer.scripts.replies import PullStatus
+from tokenbus.producer.scripts.timeline import EndedJob, Stamp, lived_text, parse_stamps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ def kinds(timeline: Sequence[Stamp]) -> str:
 async def test_timeline_tells_every_owner_and_why_it_lost_the_job(
     scripts: Scripts, completion: JobCompletion
 ) -> None:
-    """A job that is parked, outlives its worker and ends has a stamp for each of these, in order."""
+    """A job that is parked, outlives its worker and ends has a stamp for each of these."""
     first, second = StubWorker(scripts), StubWorker(scripts)
     for worker in (first, second):
         await worker.reconcile()
@@ -67,7 +67,10 @@ async def test_timeline_tells_every_owner_and_why_it_lost_the_job(
     assert kinds(job.stamps).translate({ord("a"): None}) == "pfbpbpe"
     pulls = [stamp.worker for stamp in job.stamps if stamp.kind == "p"]
     assert pulls == [first.name, second.name, first.name]
-    assert [(s.why, s.logged) for s in job.stamps if s.kind == "b"] == [("parked", 2), ("worker", 2)]
+    assert [(s.why, s.logged) for s in job.stamps if s.kind == "b"] == [
+        ("parked", 2),
+        ("worker", 2),
+    ]
     assert (job.job_id, job.reason, job.owner, job.num_owners) == ("job", "stop", first.name, 3)
     assert (job.prompt_tokens, job.cached_tokens, job.output_tokens) == (32, 16, 3)
     assert job.queue_ms is not None
@@ -155,7 +158,7 @@ async def test_list_and_stamps_are_bounded(scripts: Scripts, completion: JobComp
 
 
 async def test_drained_worker_takes_nothing_until_it_is_told_to(scripts: Scripts) -> None:
-    """It keeps its lease and what it holds, wakes others for what waits, and is left by its prefixes."""
+    """It keeps what it holds, wakes others for what waits, and is no home of prefixes."""
     worker, other = StubWorker(scripts), StubWorker(scripts)
     for each in (worker, other):
         await each.reconcile()

@@ -1,4 +1,4 @@
-"""A real Chromium for tests, driven over a pipe by its own protocol; nothing has to be installed beside it."""
+"""A real Chromium for tests, driven over a pipe by its own protocol, with nothing beside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import sys
 import tempfile
 from collections import deque
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +20,7 @@ from patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 # The browser reads commands from descriptor 3 and writes answers to 4.
@@ -216,7 +216,7 @@ class Page:
         shot = await self.call("Page.captureScreenshot", format="png", **params)
         content = base64.b64decode(shot["data"])
         if path is not None:
-            path.write_bytes(content)
+            await asyncio.to_thread(path.write_bytes, content)
         return content
 
     async def heap_bytes(self) -> int:
@@ -267,9 +267,7 @@ async def chromium() -> AsyncIterator[Browser]:
             await process.wait()
 
 
-async def _connected(
-    to_browser: int, from_browser: int
-) -> tuple[Browser, asyncio.StreamWriter]:
+async def _connected(to_browser: int, from_browser: int) -> tuple[Browser, asyncio.StreamWriter]:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=2**28)
     await loop.connect_read_pipe(

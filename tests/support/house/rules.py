@@ -77,6 +77,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine", "engine/chat", "engine/chat/requests"),
     ),
     "producer": (
+        ("producer/commands/watching",),
         ("producer/commands",),
         ("producer/serving",),
         ("producer (faces)",),

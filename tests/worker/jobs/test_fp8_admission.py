@@ -16,6 +16,7 @@ from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.worker.jobs.page_budget import PageBudget
+from tokenbus.worker.life import WorkerLife
 from tokenbus.worker.pool.status_writer import StatusWriter
 
 
@@ -41,7 +42,12 @@ def test_a_pull_takes_almost_twice_the_jobs_over_fp8_pages(monkeypatch: pytest.M
         )
         current, _ = an_engine()
         status = StatusWriter(
-            member, costs=budget.costs, engine=current, model="tiny", max_model_len=4096
+            member,
+            costs=budget.costs,
+            engine=current,
+            life=WorkerLife(lambda *_: None),
+            model="tiny",
+            max_model_len=4096,
         )
         shown[pages] = status.gauges()["total_pages"]
         taken[pages] = 0

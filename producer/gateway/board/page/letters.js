@@ -14,7 +14,7 @@ export class Letters {
     this.empty = h("p", { class: "empty", hidden: true }, "There are no dead letters.");
     this.node = h("section", { class: "panel", "aria-labelledby": "letters-title" },
       h("header", {}, h("h1", { class: "unseen" }, "Dead letters"), h("h2", { id: "letters-title" }, "Dead letters"), this.told),
-      h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {},
+      h("div", { class: "scroll" }, h("table", { "aria-labelledby": "letters-title" }, h("thead", {}, h("tr", {},
         ...["When", "Reason", "Job", "Tenant", "Size"].map((name) => h("th", { scope: "col" }, name)),
         h("th", { scope: "col" }, h("span", { class: "unseen" }, "What to do")))), this.body)),
       this.empty);

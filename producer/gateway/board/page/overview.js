@@ -97,7 +97,7 @@ export class Overview {
     tiles.running.show(count(figures.held_jobs), figures.held_jobs === 1 ? "job" : "jobs",
       `at ${plural(ready, "ready worker")}`, is("no_worker"));
     tiles.out.show(rate(figures.generated_per_s), "/s",
-      figures.drain_tokens_per_s ? `backlog drains at ${rate(figures.drain_tokens_per_s)}/s` : "");
+      figures.drain_tokens_per_s ? `drains ${rate(figures.drain_tokens_per_s)}/s` : "");
     tiles.in.show(rate(figures.prompt_per_s), "/s", "of prompts");
     const { ended } = figures;
     const span = ended ? `of ${plural(ended.num_jobs, "job")} in ${Math.round(ended.seconds)} s` : "not readable";

@@ -41,7 +41,7 @@ function table(title, id, names, body) {
     h("header", {}, h("h2", { id }, title),
       h("span", { class: "legend end" },
         h("span", {}, h("i", { class: "decode", "aria-hidden": "true" }), "running"), h("span", {}, h("i", { class: "queue", "aria-hidden": "true" }), "waiting"))),
-    h("div", { class: "scroll" }, h("table", {},
+    h("div", { class: "scroll" }, h("table", { "aria-labelledby": id },
       h("thead", {}, h("tr", {}, ...names.map((name) => h("th", { scope: "col" }, name)), h("th", { scope: "col" }, h("span", { class: "unseen" }, "Share")),
         ...HEAD.map((name) => h("th", { scope: "col", class: "num" }, name)))),
       body)));

@@ -22,8 +22,12 @@ export function partsOf(job, now) {
   const parts = [];
   let from = job.created_ms || job.stamps.find((stamp) => stamp.at_ms)?.at_ms || now;
   let kind = "queue";
-  for (const { kind: stamp, at_ms: at } of job.stamps) {
+  let known = 0;
+  for (const { kind: stamp, at_ms: at, logged } of job.stamps) {
     if (!"pfbe".includes(stamp)) continue;
+    // A worker that vanished tells no first token; that tokens are logged does.
+    if (stamp === "b" && kind === "prefill" && logged > known) kind = "decode";
+    known = Math.max(known, logged);
     if (at > from) parts.push([kind, from, at]);
     from = Math.max(from, at);
     kind = { p: "prefill", f: "decode", b: "back", e: null }[stamp];
@@ -64,7 +68,7 @@ function rows(job) {
     switch (stamp.kind) {
       case "p":
         pulls += 1;
-        found.push(["p", stamp.at_ms, pulls === 1 ? "Taken" : "Resumed", `by ${stamp.worker || "a worker"}${logged ? `, after token ${count(logged)}` : ""}`]);
+        found.push(["p", stamp.at_ms, pulls === 1 ? "Taken" : logged ? "Resumed" : "Taken again", `by ${stamp.worker || "a worker"}${logged ? `, after token ${count(logged)}` : ""}`]);
         break;
       case "a":
         found.push(["a", stamp.at_ms, "Admitted", "The engine has pages for it."]);

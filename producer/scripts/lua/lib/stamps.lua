@@ -1,7 +1,7 @@
 --@offers stamped
 -- The timeline of a job: one text in its record, `stamps`, that the scripts add to which let it change
 -- hands anyway. A stamp is `<kind><ms of the server's time>:<words>`, stamps are parted by blanks
--- (`producer/contract/timeline.py` has the kinds). Past a bound those in the middle go, and `+` is left
+-- (`producer/scripts/timeline.py` has the kinds). Past a bound those in the middle go, and `+` is left
 -- in their place.
 local MAX_BYTES, FIRST_BYTES, LAST_BYTES = 1024, 160, 480
 

@@ -32,7 +32,8 @@ _PHASES = {
 _BARS = " ▁▂▃▄▅▆▇█"
 # Looks that the small curves show.
 _NUM_LOOKS = 40
-_SEATS = 24
+# Seats of a worker, and fewer where the terminal is narrow; there it shows less of each, too.
+_SEATS, _FEW_SEATS, _NARROW = 24, 12, 100
 # Lines of the screen that are neither worker nor lane.
 _MIN_ROWS = 3
 
@@ -56,9 +57,7 @@ class TopView:
         """Say above the last look that there is none now."""
         self._lost = why
 
-    def __rich_console__(
-        self, _: Console, options: ConsoleOptions
-    ) -> Iterator[RenderableType]:
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the parts, from the top of the screen down."""
         sight = self._sight
         if sight is None:
@@ -70,11 +69,12 @@ class TopView:
         conditions = conditions_of(sight)[:4]
         for each in conditions:
             yield Text(visible(each.told), _COLOURS[each.level])
-        yield self._figures(sight)
+        is_narrow = options.max_width < _NARROW
+        yield self._figures(sight, padding=1 if is_narrow else 3)
         left = (options.height or 1000) - len(conditions) - bool(self._lost) - 16
         num_workers = max(_MIN_ROWS, left - min(len(figures.lanes), left // 2))
         num_lanes = max(_MIN_ROWS, left - min(len(figures.workers), num_workers))
-        yield _fleet(sight, num_workers)
+        yield _fleet(sight, num_workers, is_narrow=is_narrow)
         yield _queue(figures, num_lanes)
 
     def _head(self, figures: PoolFigures) -> Text:
@@ -87,9 +87,9 @@ class TopView:
             head.append(f"  PAUSED {_seconds(figures.status.paused_for_s)}", "black on yellow")
         return head
 
-    def _figures(self, sight: PoolSight) -> Table:
+    def _figures(self, sight: PoolSight, padding: int) -> Table:
         figures, status = sight.figures, sight.figures.status
-        table = Table.grid(padding=(0, 3))
+        table = Table.grid(padding=(0, padding))
         ended = sight.ended
         table.add_row(
             _figure("waiting", f"{status.waiting_jobs:,}", _curve(self._waiting)),
@@ -120,19 +120,21 @@ def _figure(name: str, value: str, beside: str = "") -> Text:
     return Text.assemble((f"{name} ", "dim"), (value, "bold"), f" {beside}" if beside else "")
 
 
-def _fleet(sight: PoolSight, most: int) -> Table:
+def _fleet(sight: PoolSight, most: int, *, is_narrow: bool) -> Table:
     workers = sight.figures.workers
     table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
     for name, justify in (("WORKER", "left"), ("PHASE", "left"), ("SEATS", "left")):
         table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # a literal
-    for name in ("PAGES", "JOBS", "RUN", "TOK/S", "VERSION", "UP"):
+    names = ("PAGES", "JOBS", "RUN", "TOK/S") + (() if is_narrow else ("VERSION", "UP"))
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for lost, held in sight.lost.items():
         table.add_row(visible(lost), Text("lost", "bold red"), "", "", str(held))
     shown = workers if len(workers) <= most else workers[: most - 1]
     for worker in shown:
         is_drained = worker.name in sight.drained_ms
-        table.add_row(*_worker(worker, is_drained=is_drained))
+        cells = _worker(worker, is_drained=is_drained, seats=_FEW_SEATS if is_narrow else _SEATS)
+        table.add_row(*cells[: len(table.columns)])
     if len(shown) < len(workers):
         table.add_row(Text(f"… {len(workers) - len(shown)} more", "dim"))
     if not workers and not sight.lost:
@@ -140,7 +142,7 @@ def _fleet(sight: PoolSight, most: int) -> Table:
     return table
 
 
-def _worker(worker: WorkerStatus, *, is_drained: bool) -> list[RenderableType]:
+def _worker(worker: WorkerStatus, *, is_drained: bool, seats: int) -> list[RenderableType]:
     phase = Text(worker.phase.value, _PHASES[worker.phase])
     if is_drained:
         phase = Text("drained", "yellow")
@@ -150,7 +152,7 @@ def _worker(worker: WorkerStatus, *, is_drained: bool) -> list[RenderableType]:
     return [
         visible(worker.name),
         phase,
-        _seats(pages) if pages else visible(worker.phase_told),
+        _seats(pages, seats) if pages else visible(worker.phase_told),
         f"{pages.held + pages.shared:,}/{pages.total:,}" if pages else "",
         str(worker.held_jobs),
         "" if worker.running is None else str(worker.running),
@@ -160,15 +162,19 @@ def _worker(worker: WorkerStatus, *, is_drained: bool) -> list[RenderableType]:
     ]
 
 
-def _seats(pages: PageFigures) -> Text:
+def _seats(pages: PageFigures, most: int) -> Text:
     """Draw the pages as so many seats: held, shared, cached and free."""
     text, taken, total = Text(), 0, max(1, pages.total)
-    parts = ((pages.held, "█", "blue"), (pages.shared, "█", "yellow"), (pages.cached, "▒", "dim blue"))
+    parts = (
+        (pages.held, "█", "blue"),
+        (pages.shared, "█", "yellow"),
+        (pages.cached, "▒", "dim blue"),
+    )
     for number, seat, style in parts:
-        seats = min(_SEATS - taken, max(number > 0, round(_SEATS * number / total)))
+        seats = min(most - taken, max(number > 0, round(most * number / total)))
         text.append(seat * seats, style)
         taken += seats
-    text.append("·" * (_SEATS - taken), "dim")
+    text.append("·" * (most - taken), "dim")
     return text
 
 
@@ -204,11 +210,15 @@ def _counts(waiting: int, tokens: int, held: int, oldest_s: float | None) -> lis
 
 def _latency(ended: EndedFigures, name: str) -> str:
     found = ended.latencies.get(name)
-    return "–" if found is None else f"{_ms(found.p50_ms)} / {_ms(found.p95_ms)}"
+    return "-" if found is None else f"{_ms(found.p50_ms)} / {_ms(found.p95_ms)}"
 
 
 def _reasons(ended: EndedFigures) -> str:
-    told = [f"{number} {reason}" for reason, number in ended.reasons.items() if reason not in ("stop", "length")]
+    told = [
+        f"{number} {reason}"
+        for reason, number in ended.reasons.items()
+        if reason not in ("stop", "length")
+    ]
     return ", ".join(told)
 
 
@@ -216,7 +226,7 @@ def _curve(values: Iterable[float]) -> str:
     """Draw values as bars in one line, the highest one full."""
     shown = list(values)
     most = max(shown, default=0)
-    if most <= 0:
+    if most <= 0 or len(shown) < 2:
         return ""
     return "".join(_BARS[round((len(_BARS) - 1) * value / most)] for value in shown)
 

@@ -1,4 +1,4 @@
-"""`tokenbus top`: a pool in the terminal, looked at again and again; figures and names, no texts."""
+"""`tokenbus top`: a pool in the terminal, looked at again and again; figures and no texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.live import Live
 
 from tokenbus.producer.client.watching.pool_watch import PoolWatch
 from tokenbus.producer.commands.hints import connected, server_url
-from tokenbus.producer.commands.top_view import TopView
+from tokenbus.producer.commands.watching.top_view import TopView
 from tokenbus.producer.errors import ServerError
 from tokenbus.producer.server.connection import retrying
 

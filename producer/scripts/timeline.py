@@ -4,15 +4,15 @@ A stamp is `<kind><ms>` or `<kind><ms>:<words>`, of the server's time in millise
 parted by blanks and stand in the order in which they were made. Kinds that a reader does not know
 are left out, so that a later release may add some.
 
-| kind | when                                  | words                                              |
-|------|---------------------------------------|----------------------------------------------------|
-| p    | pulled                                | the worker                                         |
-| a    | admitted by the engine, with pages    |                                                    |
-| f    | first token after the pull before it  |                                                    |
-| b    | back in the queue                     | why, and how many tokens are logged                |
-| r    | released: its delay has passed        |                                                    |
-| e    | ended                                 |                                                    |
-| +    | (no time) stamps were left out here   |                                                    |
+| kind | when                                 | words                               |
+|------|--------------------------------------|-------------------------------------|
+| p    | pulled                               | the worker                          |
+| a    | admitted by the engine, with pages   |                                     |
+| f    | first token after the pull before it |                                     |
+| b    | back in the queue                    | why, and how many tokens are logged |
+| r    | released: its delay has passed       |                                     |
+| e    | ended                                |                                     |
+| +    | (no time) stamps were left out here  |                                     |
 
 Why a job goes back: `worker` and `engine` died with it, its `log` could not be continued; `parked`
 for another job, `drain` of its worker, `size` once tokenised, `cleared` of suspicion, `preceded` by
@@ -161,7 +161,7 @@ def parse_stamps(text: str) -> tuple[Stamp, ...]:
 
 
 def lived_text(admitted_s: float | None, first_token_s: float | None) -> str:
-    """Return what a worker tells of a job: seconds from its pull to each moment, as the scripts read it."""
+    """Return what a worker tells of a job, in seconds since its pull, as the scripts read it."""
     admitted = "" if admitted_s is None else f"{ADMITTED}{max(0, round(admitted_s * 1000))}"
     first = "" if first_token_s is None else f" {FIRST_TOKEN}{max(0, round(first_token_s * 1000))}"
     return admitted + first
