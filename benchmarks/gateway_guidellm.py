@@ -40,7 +40,8 @@ def command(args: argparse.Namespace, port: int, folder: Path) -> list[str]:
         args.guidellm, "run",
         "--backend", json.dumps({
             "kind": "openai_http", "target": f"http://127.0.0.1:{port}", "model": "",
-            "request_format": _PATHS[args.route], "extras": {"body": {"max_tokens": args.output_tokens}},
+            "request_format": _PATHS[args.route],
+            "extras": {"body": {"max_tokens": args.output_tokens}},
         }),
         "--profile", f"kind=concurrent,streams={args.streams}",
         "--constraint", f"kind=max_duration,seconds={args.seconds}",
