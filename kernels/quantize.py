@@ -51,8 +51,8 @@ _THERE_AND_BACK = tl.constexpr(
     }
     """
 )
-# Four numbers rounded to e4m3, together in a register: what pages get. Taken one by one, a byte that
-# was stored beside others as well came back from ptxas 12.8 as what happened to be in a register.
+# Four numbers rounded to e4m3, together in a register: what pages get. Of pairs that were stored
+# together and byte by byte, ptxas 12.8 took some bytes from where none of them was.
 _FOUR_TO_FP8 = tl.constexpr(
     """
     {
