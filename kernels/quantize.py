@@ -1,6 +1,8 @@
 """Rows rounded to FP8: as they are, behind a norm, behind a gate; scales per row or per group."""
 
+# Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -51,8 +53,8 @@ _THERE_AND_BACK = tl.constexpr(
     }
     """
 )
-# Four numbers rounded to e4m3, together in a register: what pages get. Taken one by one, a byte that
-# was stored beside others as well came back from ptxas 12.8 as what happened to be in a register.
+# Four numbers rounded to e4m3, together in a register: what pages get. Of pairs that were stored
+# together and byte by byte, ptxas 12.8 took some bytes from where none of them was.
 _FOUR_TO_FP8 = tl.constexpr(
     """
     {
