@@ -103,8 +103,8 @@ def _list_used(experts, used, watch, num_rows, E, ROWS: tl.constexpr, TOP: tl.co
 def _router_kernel(
     x, norm_weight, router, normed, logits, experts, weights, used, watch, arrivals, L, E, eps,
     K: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr, ROWS: tl.constexpr,
-    TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr, RENORMALISE: tl.constexpr,
-    BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
+    WARPS: tl.constexpr, TOP: tl.constexpr, BLOCK_TOP: tl.constexpr, BLOCK_E: tl.constexpr,
+    RENORMALISE: tl.constexpr, BY_LOGITS: tl.constexpr, UNIFORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Compute BLOCK_L logits of a row; the row's last program chooses, the last of all lists."""
     release_successor(PDL)
@@ -131,12 +131,15 @@ def _router_kernel(
     logit = tl.sum(w.to(tl.float32) * value.to(tl.float32)[None, :], axis=1)
     tl.store(logits + row * L + outs, logit.to(logits.dtype.element_ty), mask=live)
     if _is_last(arrivals + row, tl.num_programs(0)):
-        one = row + tl.zeros([1], tl.int32)
-        found, shares = choose_rows(logits, one, one >= 0, L, E, 1, TOP, BLOCK_TOP, BLOCK_E,
+        # Each warp chooses by itself: nothing passes between them at every turn.
+        same = row + tl.zeros([WARPS], tl.int32)
+        found, shares = choose_rows(logits, same, same >= 0, L, E, WARPS, TOP, BLOCK_TOP, BLOCK_E,
                                     RENORMALISE, BY_LOGITS, UNIFORM)  # fmt: skip
         places = tl.arange(0, BLOCK_TOP)[None, :]
-        tl.store(experts + row * TOP + places, found, mask=places < TOP)
-        tl.store(weights + row * TOP + places, shares, mask=places < TOP)
+        mask = (tl.arange(0, WARPS) == 0)[:, None] & (places < TOP)
+        out = (same * TOP)[:, None] + places
+        tl.store(experts + out, found, mask=mask)
+        tl.store(weights + out, shares, mask=mask)
         if ROWS > 1:
             if _is_last(arrivals + ROWS, tl.num_programs(1)):
                 _list_used(experts, used, watch, tl.num_programs(1), E, ROWS, TOP, BLOCK_TOP,
@@ -201,6 +204,7 @@ def route_few(
         BLOCK_L=logits,
         BLOCK_K=next_power_of_2(width),
         ROWS=1 if num_rows == 1 else MAX_FEW_ROWS,
+        WARPS=warps,
         num_warps=warps,
         **rule.options(),
         **dependent_launch(device),
