@@ -286,7 +286,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Declare what `tokenbus config` takes."""
     add = parser.add_argument
-    add("action", choices=("show",), help="print settings, and where each comes from")
+    add("action", choices=("show",), help="print settings, and where each comes from (required)")
     add("process", nargs="?", default="worker", choices=("client", "worker", "gateway", "control"),
         help="whose settings: those of the named kind of process (default: worker)")
     add("--changed", action="store_true",

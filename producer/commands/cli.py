@@ -18,6 +18,8 @@ from tokenbus.producer.terminal import open_standard_streams, say, visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenbus.producer.settings import BusSettings
+
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
@@ -58,15 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     submit = commands.add_parser("submit", help="queue a prompt and stream the answer")
     arguments.add_submit(submit)
     submit.set_defaults(run=_run_submit)
-    status = commands.add_parser("status", help="tell what waits and which workers live")
-    arguments.add_status(status)
-    status.set_defaults(run=_run_status)
-    doctor = commands.add_parser("doctor", help="look for what is wrong here, and what to do")
-    arguments.add_doctor(doctor)
-    doctor.set_defaults(run=_run_doctor)
-    config = commands.add_parser("config", help="show the settings of a process")
-    arguments.add_config(config)
-    config.set_defaults(run=_run_config)
     for command in arguments.add_jobs(commands):
         command.set_defaults(run=_run_jobs, command=command.prog.split()[-1])
     pause = commands.add_parser("pause", help="let workers take no more jobs; running ones go on")
@@ -81,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     control = commands.add_parser("control", help="run crons and webhooks, or the arq adapter")
     arguments.add_control(control)
     control.set_defaults(run=_run_control, extra="control")
+    _add_looks(commands)
     _add_door(commands)
     model = commands.add_parser("model", help="fetch models")
     model_commands = model.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
@@ -89,6 +83,19 @@ def build_parser() -> argparse.ArgumentParser:
     pull.set_defaults(run=_run_pull)
     _add_benches(commands)
     return parser
+
+
+def _add_looks(commands: Any) -> None:
+    """Describe the commands that look at what is here."""
+    status = commands.add_parser("status", help="tell what waits and which workers live")
+    arguments.add_status(status)
+    status.set_defaults(run=_run_status)
+    doctor = commands.add_parser("doctor", help="look for what is wrong here, and what to do")
+    arguments.add_doctor(doctor)
+    doctor.set_defaults(run=_run_doctor)
+    config = commands.add_parser("config", help="show the settings of a process")
+    arguments.add_config(config)
+    config.set_defaults(run=_run_config)
 
 
 def _add_door(commands: Any) -> None:
@@ -175,9 +182,9 @@ def _run_doctor(args: argparse.Namespace) -> int:
 
 
 def _run_config(args: argparse.Namespace) -> int:
-    from tokenbus.producer.commands.config import run_config
+    from tokenbus.worker.doctor.config_command import run_config
 
-    return run_config(args.process, as_json=args.json, changed=args.changed)
+    return run_config(args.process, settings_classes(), as_json=args.json, changed=args.changed)
 
 
 def _run_jobs(args: argparse.Namespace) -> int:
@@ -310,12 +317,28 @@ def _take_config(path: str | None) -> None:
     """
     if path is None and "TOKENBUS_CONFIG" not in os.environ:
         return
-    from tokenbus.producer.commands.config import check_config_file
     from tokenbus.producer.config_file import use_config_file
+    from tokenbus.worker.doctor.config_command import check_config_file
 
     if path is not None:
         use_config_file(path)
-    check_config_file()
+    check_config_file(settings_classes())
+
+
+def settings_classes() -> dict[str, type[BusSettings]]:
+    """Return the settings of each kind of process, by its section of the file."""
+    from tokenbus.producer.gateway.settings import GatewaySettings
+    from tokenbus.producer.settings import ClientSettings
+    from tokenbus.worker.control.settings import ControlSettings
+    from tokenbus.worker.settings import WorkerSettings
+
+    found: tuple[type[BusSettings], ...] = (
+        ClientSettings,
+        WorkerSettings,
+        GatewaySettings,
+        ControlSettings,
+    )
+    return {each.section: each for each in found}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
