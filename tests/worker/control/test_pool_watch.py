@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
-from workers.stubs import a_job, raw, submit
+from workers.stubs import StubWorker, a_job, raw, submit
 
 from tokenbus.producer.telemetry.control_table import CONTROL, POOL
 from tokenbus.worker.control.metrics import ControlMetrics
@@ -65,6 +66,24 @@ async def test_one_process_tells_of_the_pool_and_another_follows_it(
     assert [watch.seen is not None for watch in watches] == [False, True]
     assert _samples(exporters[1])[f"tokenbus_pool_waiting_jobs  {pool} 1"] == 2
     assert _samples(exporters[1])[f"tokenbus_pool_backlog_seconds  {pool}"] == 4
+
+
+async def test_worker_that_says_nothing_of_leaving_is_counted_as_lost(
+    scripts: Scripts, pool: str
+) -> None:
+    """A lease that runs out is a loss; that of a worker which drained is none."""
+    redis, keys = raw(scripts), scripts.keys
+    watch = PoolWatch(scripts, assumed_tokens_per_s=1)
+    for name, phase in (("killed", "ready"), ("stopped", "draining")):
+        await StubWorker(scripts, name).reconcile()
+        await redis.set(keys.of("status", name), json.dumps({"v": 1, "phase": phase}))
+    await watch.look()
+    assert _samples(_exporter(watch, pool))[f"tokenbus_pool_workers_lost_total  {pool}"] == 0
+    await redis.delete(keys.of("alive", "killed"), keys.of("alive", "stopped"))
+    await watch.look()
+    seen = _samples(_exporter(watch, pool))
+    assert seen[f"tokenbus_pool_workers_lost_total  {pool}"] == 1
+    assert seen[f"tokenbus_server_up {pool}"] == 1
 
 
 async def test_tenants_without_a_label_are_added_up(scripts: Scripts, pool: str) -> None:

@@ -55,6 +55,8 @@ class ControlExporter(Collector):
         scrape, metrics = Scrape(told.CONTROL, self._pool), self._metrics
         scrape.one(told.BUILD_INFO, 1, "control", release(), platform.python_version())
         scrape.one(told.READY, int(self._life.is_ready))
+        if self.watch is not None:
+            scrape.one(told.SERVER_UP, int(self.watch.is_server_up))
         is_watcher = self.watch is not None and self.watch.seen is not None
         scrape.one(told.IS_WATCHER, int(is_watcher))
         for outcome in _WEBHOOK_OUTCOMES:
@@ -83,6 +85,8 @@ class ControlExporter(Collector):
         scrape.one(told.PAUSED, int(figures.status.paused_for_s is not None))
         scrape.one(told.KEPT_BYTES, figures.status.kept_bytes)
         scrape.one(told.DEAD_LETTERS, seen.dead_letters)
+        scrape.one(told.SUSPECTS, seen.suspects)
+        scrape.one(told.WORKERS_LOST, seen.num_lost)
         if seen.memory_bytes is not None:
             scrape.one(told.SERVER_MEMORY, seen.memory_bytes, "used")
             scrape.one(told.SERVER_MEMORY, seen.max_memory_bytes or 0, "bound")
