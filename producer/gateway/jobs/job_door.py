@@ -20,6 +20,7 @@ from tokenbus.producer.server.cluster import NUM_SHARDS, ClusterRedis
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from tokenbus.producer.client.async_client import Job
     from tokenbus.producer.gateway.access.caller import Caller
     from tokenbus.producer.gateway.access.key_ring import KeyRing
     from tokenbus.producer.gateway.access.limits import KeyUse, Reservation
@@ -83,16 +84,7 @@ class JobDoor:
         except Exception as error:
             await self.settle(reservation, 0)
             raise _refused(error, names) from error
-        name = JobName.parse(job.job_id)
-        submitted = SubmittedJob(
-            job_id=job.job_id,
-            tenant=job.tenant,
-            pool=served.pool,
-            client=served.client,
-            created=int(time.time()) if name is None else name.created,
-            place=job,
-        )
-        return submitted, reservation
+        return _submitted(job, served), reservation
 
     async def settle(self, reservation: Reservation | None, num_used: int) -> None:
         """Give back what a job did not use of the limits of its key, if the server takes it."""
@@ -133,6 +125,19 @@ class JobDoor:
             created=int(time.time()),
             tenant=caller.tenant if is_own else "",
         )
+
+
+def _submitted(job: Job, served: ServedPool) -> SubmittedJob:
+    """Return a job that the queue has accepted."""
+    name = JobName.parse(job.job_id)
+    return SubmittedJob(
+        job_id=job.job_id,
+        tenant=job.tenant,
+        pool=served.pool,
+        client=served.client,
+        created=int(time.time()) if name is None else name.created,
+        place=job,
+    )
 
 
 def tenant_of(caller: Caller, name: JobName) -> str:
