@@ -12,8 +12,8 @@ import triton.language as tl
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
 from tokenbus.kernels.launch import ceil_div, next_power_of_2, require, require_contiguous
 from tokenbus.kernels.sampling.columns import FLOATS, INTS
+from tokenbus.kernels.sampling.cut import CAPACITY, GROUP, ROWS, filter_row, load_block
 from tokenbus.kernels.sampling.first_pass import LOG2E, TEMPERATURE, chunk_tokens, pass_kernel
-from tokenbus.kernels.sampling.threshold import CAPACITY, GROUP, ROWS, filter_row, load_block
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -228,6 +228,7 @@ def reduce_rows(
     *,
     rules: RuleTables | None = None,
     bitmask: Tensor | None = None,
+    adjusted: Tensor | None = None,
     has_scores: bool = False,
 ) -> Tensor:
     """Pass over all logits once: reduce each row into the workspace, with its rules applied.
@@ -236,13 +237,18 @@ def reduce_rows(
     Returns: [M, V], the logits to draw from: those given, or with rules new ones in fp32.
     """
     num_rows, vocab_size = logits.shape
-    adjusted = logits
+    target = logits
     # Where there are no rules, any tensor that is always at an aligned address.
     marks = counts = bias_ids = biases = words = history = workspace.group_ids
     num_biases = num_words = word_length = 1
     if rules is not None:
         require(rules.vocab_size == vocab_size, f"rules for {rules.vocab_size} tokens")
-        adjusted = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        target = adjusted
+        if target is None:
+            target = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        require(target.dtype == torch.float32, f"adjusted logits are {target.dtype}")
+        require(len(target) >= num_rows and target.shape[1] == vocab_size, "adjusted: [>= M, V]")
+        require(target.stride(1) == 1, f"adjusted logits have strides {target.stride()}")
         marks, counts, words, history = rules.marks, rules.counts, rules.words, rules.history
         bias_ids, biases = rules.bias_ids, rules.biases
         num_biases, num_words = rules.max_biases, rules.max_words
@@ -255,15 +261,15 @@ def reduce_rows(
         pass_kernel[(workspace.num_chunks, num_rows)](
             logits, rows, positions, columns.floats, columns.ints, columns.stop_ids,
             rows if bitmask is None else bitmask, marks, counts, bias_ids, biases, words, history,
-            adjusted, workspace.chunk_max, workspace.chunk_sum, workspace.group_max,
+            target, workspace.chunk_max, workspace.chunk_sum, workspace.group_max,
             workspace.raw_max, workspace.raw_sum, workspace.raw_group_max, vocab_size,
-            0 if bitmask is None else bitmask.shape[1], logits.stride(0), adjusted.stride(0),
+            0 if bitmask is None else bitmask.shape[1], logits.stride(0), target.stride(0),
             columns.floats.stride(0), columns.ints.stride(0), columns.stop_ids.stride(0),
             HAS_RULES=rules is not None, HAS_SCORES=has_scores, B=num_biases, W=num_words,
             L=word_length, S=columns.stop_ids.shape[1], num_warps=4 if rules is None else 8,
             enable_fp_fusion=rules is None,
         )  # fmt: skip
-    return adjusted
+    return target
 
 
 def draw_rows(
@@ -275,6 +281,7 @@ def draw_rows(
     *,
     rules: RuleTables | None = None,
     bitmask: Tensor | None = None,
+    adjusted: Tensor | None = None,
     has_filters: bool = True,
     has_scores: bool = False,
 ) -> Tensor:
@@ -290,6 +297,7 @@ def draw_rows(
         rules: the tables of what rows have said and may not say; None where no row has a rule,
             min_tokens among them.
         bitmask: [M, W] int32, bit = token allowed, those past the last word are not.
+        adjusted: memory for logits with rules, [>= M, V] fp32; allocated where it is not given.
         has_filters: whether any row asks for top-k, top-p or min-p.
         has_scores: whether `score_rows` follows, over the same logits.
     Returns: [M] int64. Rules come in the order penalties, biases, words, min_tokens, mask, all in
@@ -301,12 +309,13 @@ def draw_rows(
         `draw_outcomes`.
     Raises: KernelInputError if shapes, dtypes or layouts do not fit.
     Source: pivot search as in FlashInfer's sampling (Ye et al. 2025), exact instead of by
-        rejection, since one uniform decides; twins: reference.apply_rules, reference.sample_rows.
+        rejection, since one uniform decides; twins: reference.sample_rows, and
+        engine.sampling.torch_rules of the rules.
     """
     _check(logits, columns, rows, positions, workspace)
     allowed = reduce_rows(
         logits, columns, rows, positions, workspace, rules=rules, bitmask=bitmask,
-        has_scores=has_scores,
+        adjusted=adjusted, has_scores=has_scores,
     )  # fmt: skip
     num_rows, vocab_size = logits.shape
     num_chunks = workspace.num_chunks
