@@ -3,7 +3,7 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton
@@ -30,6 +30,10 @@ _TOP_K = tl.constexpr(INTS.index("top_k"))
 _IS_RANDOM = tl.constexpr(INTS.index("is_random"))
 _GROUPS_PER_CHUNK = 64
 _CHUNK_TOKENS = 4096
+# Rules are rounded step by step, as torch rounds them; without the limit a thread takes a hundred
+# registers, and too few programs are under way to hide what they wait for.
+_PLAIN_PASS: dict[str, Any] = {"num_warps": 4}
+_RULED_PASS: dict[str, Any] = {"num_warps": 8, "maxnreg": 80, "enable_fp_fusion": False}
 # Of one row on an H200: 16 warps take 30 % longer, 4 take 30 % longer where lists are long.
 _DRAW_WARPS = 8
 
@@ -260,14 +264,14 @@ def reduce_rows(
     if num_rows:
         pass_kernel[(workspace.num_chunks, num_rows)](
             logits, rows, positions, columns.floats, columns.ints, columns.stop_ids,
-            rows if bitmask is None else bitmask, marks, counts, bias_ids, biases, words, history,
-            target, workspace.chunk_max, workspace.chunk_sum, workspace.group_max,
+            workspace.group_ids if bitmask is None else bitmask, marks, counts, bias_ids, biases,
+            words, history, target, workspace.chunk_max, workspace.chunk_sum, workspace.group_max,
             workspace.raw_max, workspace.raw_sum, workspace.raw_group_max, vocab_size,
-            0 if bitmask is None else bitmask.shape[1], logits.stride(0), target.stride(0),
-            columns.floats.stride(0), columns.ints.stride(0), columns.stop_ids.stride(0),
-            HAS_RULES=rules is not None, HAS_SCORES=has_scores, B=num_biases, W=num_words,
-            L=word_length, S=columns.stop_ids.shape[1], num_warps=4 if rules is None else 8,
-            enable_fp_fusion=rules is None,
+            0 if bitmask is None else bitmask.shape[1], vocab_size if marks.numel() else 0,
+            logits.stride(0), target.stride(0), columns.floats.stride(0), columns.ints.stride(0),
+            columns.stop_ids.stride(0), HAS_RULES=rules is not None, HAS_SCORES=has_scores,
+            B=num_biases, W=num_words, L=word_length, S=columns.stop_ids.shape[1],
+            **(_PLAIN_PASS if rules is None else _RULED_PASS),
         )  # fmt: skip
     return target
 
