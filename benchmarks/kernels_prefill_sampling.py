@@ -194,7 +194,7 @@ def prepare_sampling(
     is_random = torch.full((case.num_rows,), int(not is_greedy(params)), device=DEVICE)
     scalars = (*full, u, is_random)
     expected = [
-        reference.sample_rows(logits[i : i + 32], *(s[i : i + 32] for s in scalars))
+        reference.draw_rows(logits[i : i + 32], *(s[i : i + 32] for s in scalars))
         for i in range(0, case.num_rows, 32)
     ]
     return launch, torch.cat(expected)

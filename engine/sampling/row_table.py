@@ -43,7 +43,7 @@ class RowScalars:
     min_tokens: Tensor
     is_random: Tensor
     num_biases: Tensor
-    num_bad_words: Tensor
+    num_words: Tensor
 
 
 def write_row(table: Tensor, row: int, values: Tensor) -> None:

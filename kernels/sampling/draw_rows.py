@@ -313,7 +313,7 @@ def draw_rows(
         `draw_outcomes`.
     Raises: KernelInputError if shapes, dtypes or layouts do not fit.
     Source: pivot search as in FlashInfer's sampling (Ye et al. 2025), exact instead of by
-        rejection, since one uniform decides; twins: reference.sample_rows, and
+        rejection, since one uniform decides; twins: reference.draw_rows, and
         engine.sampling.torch_rules of the rules.
     """
     _check(logits, columns, rows, positions, workspace)

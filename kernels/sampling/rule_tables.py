@@ -31,7 +31,7 @@ NO_TOKEN = -2
 REPETITION = tl.constexpr(FLOATS.index("repetition_penalty"))
 PRESENCE = tl.constexpr(FLOATS.index("presence_penalty"))
 FREQUENCY = tl.constexpr(FLOATS.index("frequency_penalty"))
-NUM_WORDS = tl.constexpr(INTS.index("num_bad_words"))
+NUM_WORDS = tl.constexpr(INTS.index("num_words"))
 
 # Bytes and ids that one program moves at a time.
 _CLEARED = tl.constexpr(4096)

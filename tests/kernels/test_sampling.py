@@ -75,7 +75,7 @@ def draw(
     top_k = columns.ints[:num_rows, 2]
     drawn_at = uniforms(columns.ints[:num_rows, 0], columns.ints[:num_rows, 1], positions)
     scalars = (temperature, top_k, top_p, min_p, drawn_at, is_random)
-    return token_ids, reference.sample_rows(logits, *scalars)
+    return token_ids, reference.draw_rows(logits, *scalars)
 
 
 @pytest.mark.parametrize(
