@@ -247,9 +247,9 @@ def reduce_rows(
     num_biases = num_words = word_length = 1
     if rules is not None:
         require(rules.vocab_size == vocab_size, f"rules for {rules.vocab_size} tokens")
+        if adjusted is None:
+            adjusted = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         target = adjusted
-        if target is None:
-            target = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
         require(target.dtype == torch.float32, f"adjusted logits are {target.dtype}")
         require(len(target) >= num_rows and target.shape[1] == vocab_size, "adjusted: [>= M, V]")
         require(target.stride(1) == 1, f"adjusted logits have strides {target.stride()}")
