@@ -288,7 +288,7 @@ def paged_prefill(
         context_lens: [N] int32, tokens of each sequence, those of this pass included.
         cu_seqlens_q: [N + 1] int32, borders of the sequences in T; 0 tokens are allowed.
         sliding_window: keys that a query sees, itself included.
-        tuning: how Triton's kernel is laid out; by default one in Gluon runs where it covers a case.
+        tuning: how Triton's kernel is laid out; by default one in Gluon runs where it can.
     Returns: [T, Hq, D], dtype of q, softmax and sums in fp32; rows from cu_seqlens_q[N] on are
         zero. Nothing is read back to the host, so that a graph for T tokens serves all lengths.
     Raises: KernelInputError if shapes, dtypes or layouts do not fit together.
