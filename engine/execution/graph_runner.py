@@ -5,6 +5,8 @@ part from a small staging tensor; everything else it needs is device state of th
 graph serves all lengths and all members. Prompts and decoding rows go through the model in one
 pass, so that the weights are read once: in a graph of `prompt_graphs` where that gains, launched
 otherwise. Their logits and draws, and all of a step that decodes under grammar masks, are launched.
+
+The file is one noun, past three hundred lines: what the warm-up runs is what is captured later.
 """
 
 from __future__ import annotations

@@ -13,12 +13,7 @@ from tokenbus.engine.chat.requests.bounds import MAX_BAD_WORD_LENGTH, MAX_BAD_WO
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS, RawLogprobs
 from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
 from tokenbus.engine.sampling.row_table import write_row
-from tokenbus.kernels.sampling.draw_rows import (
-    RowColumns,
-    SamplingWorkspace,
-    draw_rows,
-    reduce_rows,
-)
+from tokenbus.kernels.sampling.draw_rows import draw_rows, reduce_rows
 from tokenbus.kernels.sampling.rule_tables import (
     ANY_TOKEN,
     NO_TOKEN,
@@ -27,6 +22,7 @@ from tokenbus.kernels.sampling.rule_tables import (
     write_rows,
 )
 from tokenbus.kernels.sampling.score_rows import score_rows
+from tokenbus.kernels.sampling.workspace import RowColumns, SamplingWorkspace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,22 +3,24 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
-from tokenbus.kernels.launch import ceil_div, next_power_of_2, require, require_contiguous
+from tokenbus.kernels.launch import next_power_of_2, require, require_contiguous
 from tokenbus.kernels.sampling.columns import FLOATS, INTS
 from tokenbus.kernels.sampling.cut import CAPACITY, GROUP, ROWS, filter_row, load_block
 from tokenbus.kernels.sampling.first_pass import LOG2E, TEMPERATURE, chunk_tokens, pass_kernel
+from tokenbus.kernels.sampling.workspace import GROUPS_PER_CHUNK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.kernels.sampling.rule_tables import RuleTables
+    from tokenbus.kernels.sampling.workspace import RowColumns, SamplingWorkspace
 
 _BROKEN = tl.constexpr(BROKEN_ROW)
 _EMPTY = tl.constexpr(EMPTY_ROW)
@@ -28,53 +30,12 @@ _KEY = tl.constexpr(INTS.index("key"))
 _INCREMENT = tl.constexpr(INTS.index("increment"))
 _TOP_K = tl.constexpr(INTS.index("top_k"))
 _IS_RANDOM = tl.constexpr(INTS.index("is_random"))
-_GROUPS_PER_CHUNK = 64
-_CHUNK_TOKENS = 4096
 # Rules are rounded step by step, as torch rounds them; without the limit a thread takes a hundred
 # registers, and too few programs are under way to hide what they wait for.
 _PLAIN_PASS: dict[str, Any] = {"num_warps": 4}
 _RULED_PASS: dict[str, Any] = {"num_warps": 8, "maxnreg": 80, "enable_fp_fusion": False}
 # Of one row on an H200: 16 warps take 30 % longer, 4 take 30 % longer where lists are long.
 _DRAW_WARPS = 8
-
-
-class RowColumns(NamedTuple):
-    """The packed table of all rows, as far as a draw reads it.
-
-    floats: [R, F] float32, columns `columns.FLOATS`; ints: [R, I] int64, columns `columns.INTS`;
-    stop_ids: [R, S] int64, S a power of two, unused entries below 0. Rows may be strided.
-    """
-
-    floats: Tensor
-    ints: Tensor
-    stop_ids: Tensor
-
-
-class SamplingWorkspace:
-    """Static scratch of `draw_rows`; holds nothing between launches but what `score_rows` reads.
-
-    chunk_max, chunk_sum: [max_rows, C] fp32, of chunks of 4,096 tokens: maximum, and weight in
-    units of the maximum's. group_max: [max_rows, 64 C] fp32, of groups of 64 tokens; `raw_*` the
-    same of logits without rules and temperature. group_ids: the groups that a filtered row has to
-    read, int32. values: [max_rows, 8192] fp32, candidates for a cut. With 256 rows of 152k tokens,
-    17 MB.
-    """
-
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
-        require(0 < vocab_size <= 1 << 24, f"a vocabulary of {vocab_size} tokens")
-        self.max_rows = max_rows
-        self.vocab_size = vocab_size
-        self.num_chunks = ceil_div(vocab_size, _CHUNK_TOKENS)
-        num_groups = self.num_chunks * _GROUPS_PER_CHUNK
-        chunks, groups = (max_rows, self.num_chunks), (max_rows, num_groups)
-        self.chunk_max = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.chunk_sum = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.group_max = torch.empty(groups, dtype=torch.float32, device=device)
-        self.raw_max = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.raw_sum = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.raw_group_max = torch.empty(groups, dtype=torch.float32, device=device)
-        self.group_ids = torch.empty(groups, dtype=torch.int32, device=device)
-        self.values = torch.empty(max_rows, CAPACITY.value, dtype=torch.float32, device=device)
 
 
 @triton.jit
@@ -331,6 +292,6 @@ def draw_rows(
             vocab_size, num_chunks, allowed.stride(0), columns.floats.stride(0),
             columns.ints.stride(0), HAS_FILTERS=has_filters,
             BLOCK_C=max(16, next_power_of_2(num_chunks)),
-            BLOCK_G=next_power_of_2(num_chunks * _GROUPS_PER_CHUNK), num_warps=_DRAW_WARPS,
+            BLOCK_G=next_power_of_2(num_chunks * GROUPS_PER_CHUNK), num_warps=_DRAW_WARPS,
         )  # fmt: skip
     return token_ids

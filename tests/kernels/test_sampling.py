@@ -13,7 +13,8 @@ from tokenbus.engine.types import SamplingParams
 from tokenbus.kernels import reference
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.sampling.draw_rows import SamplingWorkspace, draw_rows
+from tokenbus.kernels.sampling.draw_rows import draw_rows
+from tokenbus.kernels.sampling.workspace import SamplingWorkspace
 
 # Temperature, top-k, top-p, min-p: none alone, each alone, pairs, all; loose and tight.
 FILTERS = [

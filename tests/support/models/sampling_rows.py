@@ -8,7 +8,7 @@ import torch
 
 from tokenbus.engine.sampling.row_table import RowTable
 from tokenbus.engine.types import SamplingParams
-from tokenbus.kernels.sampling.draw_rows import RowColumns
+from tokenbus.kernels.sampling.workspace import RowColumns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
