@@ -16,7 +16,7 @@ from tokenbus.kernels.sampling.first_pass import LOG2E, chunk_tokens, reduce_chu
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.kernels.sampling.draw_rows import SamplingWorkspace
+    from tokenbus.kernels.sampling.workspace import SamplingWorkspace
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _NO_TOKEN = tl.constexpr(1 << 30)
