@@ -244,8 +244,7 @@ class TritonOps(TorchOps):
             norm = item.layer.pre_mlp_norm
             assert norm is not None
             if isinstance(item.mlp, TritonMixture):
-                normed, residual = add_rms_norm(branch, residual, norm, eps)
-                branch = item.mlp.mix(normed)
+                branch, residual = item.mlp.behind_norm(branch, residual, norm, eps)
                 continue
             gate_up, down = item.mlp
             rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
