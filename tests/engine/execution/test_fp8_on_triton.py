@@ -21,12 +21,10 @@ from tokenbus.engine.models.decoder_config import Activation
 from tokenbus.engine.models.linear_weight import Fp8BlockWeight, Fp8Weight, PlainWeight
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.models.product import Product, TorchProduct
-from tokenbus.engine.models.triton_ops import TritonOps
 from tokenbus.engine.models.triton_products import TRITON_PRODUCTS, Fp8Product
 from tokenbus.engine.types import Request, SamplingParams
 from tokenbus.engine.weights.loader import LoadedModel, build_model
 from tokenbus.engine.weights.readers import RoundingReader
-from tokenbus.kernels.quantize import QuantizedRows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,9 +115,17 @@ def _load(config: Any, weights: dict[str, Tensor], backend: Backend, *, fp8: boo
     ids=["llama: both", "qwen2, with biases: weights"],
 )
 def test_tokens_equal_those_of_the_same_rounding_in_torch(
-    family: type[Any], fp8_weights: bool, fp8_pages: bool
+    family: type[Any], fp8_weights: bool, fp8_pages: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One row, few rows and prompts: what is rounded, and where, is what the twin says."""
+    straight: list[int] = []
+    row_to_pages = Fp8Product.row_to_pages
+
+    def noted(self: Fp8Product, x: Tensor, *args: Any) -> Tensor:
+        straight.append(len(x))
+        return row_to_pages(self, x, *args)
+
+    monkeypatch.setattr(Fp8Product, "row_to_pages", noted)
     torch.manual_seed(0)
     config = family(**(TINY_SIZES | {"initializer_range": 0.2}))
     auto: Any = AutoModelForCausalLM
@@ -130,6 +136,8 @@ def test_tokens_equal_those_of_the_same_rounding_in_torch(
     loaded = _load(config, weights, backend, fp8=fp8_weights)
     assert loaded.backend.kv_dtype(torch.float32).itemsize == (1 if fp8_pages else 4)
     tokens, scores = few_answers(loaded)
+    # The heads of the lone row that decodes go straight from their projection to its pages.
+    assert straight == [1] * config.num_hidden_layers
     attention = _RoundingAttention() if fp8_pages else TorchAttention()
     twin = _TwinBackend(device=DEVICE, attention=attention)
     expected, expected_scores = few_answers(_load(config, weights, twin, fp8=fp8_weights))
@@ -147,33 +155,6 @@ def test_tokens_equal_those_of_the_same_rounding_in_torch(
         most += 2 * max(moves)
         assert most < 0.8
     torch.testing.assert_close(scores, expected_scores, rtol=0, atol=most)
-
-
-def test_heads_go_straight_to_their_pages_as_they_would_in_turn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Decode passes of one row and of two rotate and write where they project, to the same text."""
-    torch.manual_seed(0)
-    heads = {"head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = LlamaConfig(**(TINY_SIZES | {"num_hidden_layers": 1} | heads))
-    auto: Any = AutoModelForCausalLM
-    weights = auto.from_config(config).state_dict()
-    backend = replace(triton_backend(32), kv_cache_dtype="fp8", captures_steps=False)
-    straight: list[int] = []
-    to_pages = Fp8Product.to_pages
-
-    def noted(self: Fp8Product, x: Any, *args: Any) -> Tensor:
-        straight.append(len(x.values if isinstance(x, QuantizedRows) else x))
-        return to_pages(self, x, *args)
-
-    monkeypatch.setattr(Fp8Product, "to_pages", noted)
-    tokens, scores = few_answers(_load(config, weights, backend, fp8=True))
-    assert straight == [1, 2]
-    monkeypatch.setattr(TritonOps, "_attention_of", lambda *_: None)
-    expected, expected_scores = few_answers(_load(config, weights, backend, fp8=True))
-    assert straight == [1, 2]
-    assert tokens == expected
-    torch.testing.assert_close(scores, expected_scores, rtol=0, atol=0.02)
 
 
 @pytest.mark.slow
