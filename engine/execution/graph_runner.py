@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
+# What most chats ask for. Rules need memory for their tables and are captured on first use.
+_FILTERED = SamplingPlan(Feature.RANDOM | FILTERS)
 # Prompt tokens and decoding rows of a step: every layout that the linear layers choose by their
 # number, and what libraries choose. The kernels of tokenbus are not compiled apart for numbers or
 # addresses that vary with the batch: one that came late would hold everyone up for half a second.
@@ -54,7 +56,7 @@ _REHEARSED_TOKENS = 5
 # Lone prompts of up to so many tokens find their graph captured; of other passes as many as these
 # seconds of the start allow, 15 to 30 ms each. The rest pay for it on first use.
 _PREPARED_TOKENS = 256
-_CAPTURE_S = 10.0
+_CAPTURE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,14 @@ def warm_steps(max_tokens: int, *, max_num_seqs: int) -> list[tuple[int, int]]:
 def _captured_plan(plan: SamplingPlan) -> SamplingPlan:
     """Return a plan that does what `plan` asks, one of few, so that few graphs serve all.
 
-    One pass applies all rules and one cut all filters, each row's by its own numbers; greedy rows
-    ride in the graph of sampled ones, which knows them by a flag of the row.
+    One pass applies all rules, and the draw behind it all filters, each row's by its own numbers;
+    greedy rows ride in the graph of sampled ones, which knows them by a flag of the row.
     """
     features = plan.features | Feature.RANDOM
-    for kind in (FILTERS, LOGIT_RULES):
-        if plan.has(kind):
-            features |= kind
+    if plan.has(LOGIT_RULES):
+        features |= LOGIT_RULES | FILTERS
+    elif plan.has(FILTERS):
+        features |= FILTERS
     num_top = plan.num_top_logprobs
     return SamplingPlan(features, 1 << (num_top - 1).bit_length() if num_top else 0)
 
@@ -135,7 +138,9 @@ class GraphRunner(Runner):
         self._borders = torch.arange(self._buckets[-1] + 1, dtype=torch.int32, device=rows.device)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Capture the graphs of plain sampling, largest batch first; others come with first use.
+        """Capture the graphs of plain and filtered draws, largest batch first.
+
+        Those of rules, of log-probabilities and of shared runs come with first use, without a run.
 
         Prompts of several sizes run once on scratch, some with decoding rows, so that the first
         real one does not wait for compilers and libraries either; those of short ones are captured.
@@ -144,9 +149,10 @@ class GraphRunner(Runner):
         self._compile_ahead(steps)
         parts: list[Callable[[], object]] = [
             *(partial(self._captured, size, _PLAIN) for size in reversed(self._buckets)),
+            self._rehearse_draws,
+            *(partial(self._capture_known, size, _FILTERED) for size in reversed(self._buckets)),
             *(partial(self._warm_step, *step) for step in steps),
             *(partial(self._warm_step, *step, reads_cache=False) for step in steps[:1]),
-            self._rehearse_draws,
             *(
                 partial(self._prompts.prepare, shape)
                 for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
@@ -207,6 +213,8 @@ class GraphRunner(Runner):
     def _compile_ahead(self, steps: list[tuple[int, int]]) -> None:
         """Compile all kernels at once; the passes themselves compute nothing yet."""
         with compiling_ahead():
+            # The draws' take the compiler longest: begun first, they do not keep the end waiting.
+            self._rehearse_draws()
             for size in self._buckets:
                 self._decode_step(size, _PLAIN)
             # Rows that share runs have kernels of their own, compiled apart by octaves of them.
@@ -218,7 +226,6 @@ class GraphRunner(Runner):
                 self._warm_step(*step)
             for step in steps[:1]:
                 self._warm_step(*step, reads_cache=False)
-            self._rehearse_draws()
         # What was drawn is no token.
         self.rows.last_token.zero_()
 
@@ -230,6 +237,11 @@ class GraphRunner(Runner):
             capture = self._capture_amid if self._is_warm else self._capture
             self._graphs[key] = capture(size, plan)
         return self._graphs[key]
+
+    @torch.inference_mode()
+    def _capture_known(self, size: int, plan: SamplingPlan) -> None:
+        """Capture a step of the warm-up whose kernels are loaded already."""
+        self._graphs[size, plan, False] = self._capture_amid(size, plan)
 
     def _capture(self, size: int, plan: SamplingPlan) -> _CapturedStep:
         """Compile by running once on scratch rows, then capture."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.sampling.row_table import RowTable
     from tokenbus.engine.types import SamplingParams
 
-# What a draw needs kernels of its own for.
-_KINDS = (FILTERS, LOGIT_RULES, Feature.LOGPROBS)
-
 
 class _NewRow(NamedTuple):
     """What a row has said so far, int32, to be sent with the next `flush`."""
@@ -49,6 +45,9 @@ class FusedSampler:
     Counts of said tokens live on the device: a new row sends the ids that it begins with, in one
     copy with those of other rows, and what is drawn is added there. Tables take 5 bytes per row
     and token of the vocabulary, adjusted logits 4 more; they come with the first rule.
+
+    Draws read logits of one dtype, that of the rehearsal: exact ones are rounded to it, so that a
+    row draws the same whether a neighbour asks for log-probabilities or not.
     """
 
     def __init__(
@@ -68,6 +67,7 @@ class FusedSampler:
             max_word_length=MAX_BAD_WORD_LENGTH,
         )
         self._adjusted: Tensor | None = None
+        self._dtype: torch.dtype | None = None
         self._new_rows: dict[int, _NewRow] = {}
 
     def write(
@@ -122,8 +122,9 @@ class FusedSampler:
     ) -> Tensor:
         """Return token ids [M] int64; arguments are those of `SamplingState.sample`."""
         has_rules = plan.has(LOGIT_RULES) or bitmask is not None
+        # With rules the kernel of filters draws always: one less is compiled, for some 5 us.
         return draw_rows(
-            logits,
+            logits if self._dtype is None else logits.to(self._dtype),
             self._columns,
             rows,
             positions,
@@ -131,8 +132,7 @@ class FusedSampler:
             rules=self._rules if has_rules else None,
             bitmask=bitmask,
             adjusted=self._adjusted,
-            has_filters=plan.has(FILTERS),
-            has_scores=plan.has(Feature.LOGPROBS),
+            has_filters=has_rules or plan.has(FILTERS),
         )
 
     def adjusted(
@@ -155,12 +155,9 @@ class FusedSampler:
         """Enter one token into each row that has penalties or bad words."""
         record_tokens(self._rules, self._columns.floats, self._columns.ints, rows, token_ids)
 
-    def score(
-        self, logits: Tensor, token_ids: Tensor, num_top: int, *, is_drawn: bool = False
-    ) -> RawLogprobs:
-        """Score tokens under the raw distribution; `is_drawn`: `draw` has just read the logits."""
-        scores = score_rows(logits, token_ids, num_top, self._workspace, is_reduced=is_drawn)
-        return RawLogprobs(token_ids, *scores)
+    def score(self, logits: Tensor, token_ids: Tensor, num_top: int) -> RawLogprobs:
+        """Score tokens under the raw distribution: see `SamplingState.score`."""
+        return RawLogprobs(token_ids, *score_rows(logits, token_ids, num_top, self._workspace))
 
     def rehearse(self, logits_of: Callable[[bool], Tensor], padding_row: int) -> None:
         """Launch every kernel once, on the padding row, so that none is compiled or loaded later.
@@ -168,16 +165,14 @@ class FusedSampler:
         `logits_of` returns the logits of one row, [1, V], exact or not.
         """
         row = torch.full((1,), padding_row, device=self._device)
-        for used in product((True, False), repeat=len(_KINDS)):
-            features = Feature.RANDOM
-            for kind, is_used in zip(_KINDS, used, strict=True):
-                features |= kind if is_used else Feature.NONE
-            plan = SamplingPlan(features)
-            logits = logits_of(plan.has(Feature.LOGPROBS))
+        logits = logits_of(False)
+        self._dtype = logits.dtype
+        for features in (FILTERS, LOGIT_RULES, Feature.NONE):
+            plan = SamplingPlan(Feature.RANDOM | features)
             self.draw(logits, row, torch.zeros_like(row), plan, None)
-            if plan.has(Feature.LOGPROBS):
-                self.score(logits, torch.zeros_like(row), 1)
-                self.score(logits, torch.zeros_like(row), 1, is_drawn=True)
+        exact = logits_of(True)
+        self.draw(exact, row, torch.zeros_like(row), SamplingPlan(Feature.RANDOM), None)
+        self.score(exact, torch.zeros_like(row), 1)
         self.record(row, torch.zeros_like(row))
         no_row = torch.full((1, 4), -1, dtype=torch.int32, device=self._device)
         write_rows(self._rules, no_row, no_row.view(-1))

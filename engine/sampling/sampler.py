@@ -189,7 +189,7 @@ class SamplingState:
         token_ids = self._draw(logits, rows, positions, plan, bitmask)
         sampled = SampledTokens(token_ids, None)
         if plan.has(Feature.LOGPROBS):
-            scores = self._score(logits, sampled.inputs(), plan.num_top_logprobs, is_drawn=True)
+            scores = self.score(logits, sampled.inputs(), plan.num_top_logprobs)
             sampled = SampledTokens(token_ids, scores)
         # Last, so that a batch that fails before has changed no row.
         if plan.has(_HISTORY):
@@ -202,7 +202,9 @@ class SamplingState:
         Args:
             logits: [M, V] float32; token_ids: [M] int64; num_top: alternatives per position.
         """
-        return self._score(logits, token_ids, num_top, is_drawn=False)
+        if self._fused is not None:
+            return self._fused.score(logits, token_ids, num_top)
+        return raw_logprobs(logits, token_ids, num_top)
 
     def rehearse(self, logits_of: Callable[[bool], Tensor]) -> None:
         """Launch every kernel once, so that no rule has to wait for one when it is first asked for.
@@ -265,13 +267,6 @@ class SamplingState:
             drawn = draw(weights, uniforms(scalars.key, scalars.increment, positions))
             token_ids = torch.where(scalars.is_random.bool(), drawn, best)
         return _with_outcomes(token_ids, allowed.gather(-1, best.unsqueeze(-1)))
-
-    def _score(
-        self, logits: Tensor, token_ids: Tensor, num_top: int, *, is_drawn: bool
-    ) -> RawLogprobs:
-        if self._fused is not None:
-            return self._fused.score(logits, token_ids, num_top, is_drawn=is_drawn)
-        return raw_logprobs(logits, token_ids, num_top)
 
 
 def _with_outcomes(token_ids: Tensor, top: Tensor) -> Tensor:

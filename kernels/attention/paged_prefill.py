@@ -7,7 +7,6 @@ It is one file because a kernel and its launch share every argument.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,8 +30,6 @@ from tokenbus.kernels.launch import (
 from tokenbus.kernels.page_scales import check_page_dtypes
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from torch import Tensor
 
 
@@ -85,16 +82,6 @@ def choose_tuning(
     return PrefillTuning(
         128, block_n, num_warps=8, num_stages=5, num_masked_stages=3, use_bulk_copy=has_bulk_copy
     )
-
-
-@cache
-def _hopper_kernel() -> ModuleType | None:
-    """Return the kernel that is written in Gluon; None where this Triton has none that it knows."""
-    try:
-        from tokenbus.kernels.attention import hopper_prefill
-    except ImportError:
-        return None
-    return hopper_prefill
 
 
 @triton.jit
@@ -291,12 +278,10 @@ def paged_prefill(
         context_lens: [N] int32, tokens of each sequence, those of this pass included.
         cu_seqlens_q: [N + 1] int32, borders of the sequences in T; 0 tokens are allowed.
         sliding_window: keys that a query sees, itself included.
-        tuning: how Triton's kernel is laid out; by default one in Gluon runs where it can.
     Returns: [T, Hq, D], dtype of q, softmax and sums in fp32; rows from cu_seqlens_q[N] on are
         zero. Nothing is read back to the host, so that a graph for T tokens serves all lengths.
     Raises: KernelInputError if shapes, dtypes or layouts do not fit together.
-    Source: FlashAttention-2 (Dao 2023), in Gluon the overlap of products as in FlashAttention-3
-        (Shah et al. 2024); twin: reference.paged_prefill.
+    Source: FlashAttention-2 (Dao 2023); twin: reference.paged_prefill.
     """
     _check(q, k_pages, v_pages, block_table, context_lens, cu_seqlens_q, scale)
     check_page_dtypes(q.dtype, k_pages, v_pages, k_scales, v_scales)
@@ -305,13 +290,6 @@ def paged_prefill(
     page_size, block_d = k_pages.shape[2], next_power_of_2(head_dim)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
     require(out.shape == q.shape and out.is_contiguous(), f"out has shape {tuple(out.shape)}")
-    is_plain = k_scales is None and sliding_window is None and softcap is None
-    hopper = _hopper_kernel() if is_plain and tuning is None else None
-    if hopper is not None and hopper.covers(q, k_pages):
-        hopper.hopper_prefill(
-            q, k_pages, v_pages, block_table, context_lens, cu_seqlens_q, out, scale=scale
-        )
-        return out
     tuning = tuning or choose_tuning(
         q.dtype, head_dim, page_size, q.device, rounded=k_scales is not None
     )

@@ -23,6 +23,8 @@ CAPACITY = tl.constexpr(8192)
 LIST_BLOCK = tl.constexpr(512)
 LIST_PIVOTS = tl.constexpr(16)
 ROW_PIVOTS = tl.constexpr(4)
+# Groups of a block in a pass over the row: few rows need one, and large ones compile slowly.
+PASS_ROWS = tl.constexpr(16)
 # A nucleus is looked for among the groups of the largest maxima first: most are that small.
 GUESSED_GROUPS = tl.constexpr(256)
 # 16 pivots end a search over all of fp32 in 8 rounds, 4 over clustered values in some 20.
@@ -30,9 +32,9 @@ MAX_ROUNDS = tl.constexpr(64)
 
 
 @triton.jit
-def load_block(row, group_ids, block, num_groups, vocab_size):
-    """Load one block of listed groups: logits and token ids, both [ROWS, GROUP]; absent = -inf."""
-    place = block * ROWS + tl.arange(0, ROWS)
+def load_block(row, group_ids, block, num_groups, vocab_size, NUM: tl.constexpr = ROWS):
+    """Load one block of NUM listed groups: logits and token ids, [NUM, GROUP]; absent = -inf."""
+    place = block * NUM + tl.arange(0, NUM)
     group = tl.load(group_ids + place, mask=place < num_groups, other=1 << 24)
     token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     x = tl.load(row + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
@@ -154,12 +156,12 @@ def _pass_row(row, group_ids, num_groups, vocab_size, low, high, above_high, top
               is_mass):  # fmt: skip
     """Narrow the bracket by one pass over all listed groups."""
     pivots = low + (high - low) * (tl.arange(0, ROW_PIVOTS) / ROW_PIVOTS)
-    above = tl.zeros([ROW_PIVOTS, ROWS * GROUP], tl.float32)
-    least = tl.full([ROWS * GROUP], float("inf"), tl.float32)
-    most = tl.full([ROWS * GROUP], float("-inf"), tl.float32)
-    for block in range(0, (num_groups + ROWS - 1) // ROWS):
-        x, _ = load_block(row, group_ids, block, num_groups, vocab_size)
-        x = tl.reshape(x, [ROWS * GROUP])
+    above = tl.zeros([ROW_PIVOTS, PASS_ROWS * GROUP], tl.float32)
+    least = tl.full([PASS_ROWS * GROUP], float("inf"), tl.float32)
+    most = tl.full([PASS_ROWS * GROUP], float("-inf"), tl.float32)
+    for block in range(0, (num_groups + PASS_ROWS - 1) // PASS_ROWS):
+        x, _ = load_block(row, group_ids, block, num_groups, vocab_size, PASS_ROWS)
+        x = tl.reshape(x, [PASS_ROWS * GROUP])
         above, least, most = _tally(x, above, least, most, pivots, low, high, top, rate, is_mass)
     return _narrow(pivots, tl.sum(above, axis=1), least, most, low, high, above_high, target)
 

@@ -194,7 +194,6 @@ def reduce_rows(
     rules: RuleTables | None = None,
     bitmask: Tensor | None = None,
     adjusted: Tensor | None = None,
-    has_scores: bool = False,
 ) -> Tensor:
     """Pass over all logits once: reduce each row into the workspace, with its rules applied.
 
@@ -227,10 +226,10 @@ def reduce_rows(
             logits, rows, positions, columns.floats, columns.ints, columns.stop_ids,
             workspace.group_ids if bitmask is None else bitmask, marks, counts, bias_ids, biases,
             words, history, target, workspace.chunk_max, workspace.chunk_sum, workspace.group_max,
-            workspace.raw_max, workspace.raw_sum, workspace.raw_group_max, vocab_size,
+            vocab_size,
             0 if bitmask is None else bitmask.shape[1], vocab_size if marks.numel() else 0,
             logits.stride(0), target.stride(0), columns.floats.stride(0), columns.ints.stride(0),
-            columns.stop_ids.stride(0), HAS_RULES=rules is not None, HAS_SCORES=has_scores,
+            columns.stop_ids.stride(0), HAS_RULES=rules is not None,
             B=num_biases, W=num_words, L=word_length, S=columns.stop_ids.shape[1],
             **(_PLAIN_PASS if rules is None else _RULED_PASS),
         )  # fmt: skip
@@ -248,7 +247,6 @@ def draw_rows(
     bitmask: Tensor | None = None,
     adjusted: Tensor | None = None,
     has_filters: bool = True,
-    has_scores: bool = False,
 ) -> Tensor:
     """Draw one token per row, greedy, free, ruled and filtered rows mixed, in two launches.
 
@@ -264,7 +262,6 @@ def draw_rows(
         bitmask: [M, W] int32, bit = token allowed, those past the last word are not.
         adjusted: memory for logits with rules, [>= M, V] fp32; allocated where it is not given.
         has_filters: whether any row asks for top-k, top-p or min-p.
-        has_scores: whether `score_rows` follows, over the same logits.
     Returns: [M] int64. Rules come in the order penalties, biases, words, min_tokens, mask, all in
         fp32 and rounded as torch rounds them. Of equal maxima argmax takes the first. A draw takes
         the first token, in vocabulary order, whose running sum of kept probability exceeds the
@@ -280,7 +277,7 @@ def draw_rows(
     _check(logits, columns, rows, positions, workspace)
     allowed = reduce_rows(
         logits, columns, rows, positions, workspace, rules=rules, bitmask=bitmask,
-        adjusted=adjusted, has_scores=has_scores,
+        adjusted=adjusted,
     )  # fmt: skip
     num_rows, vocab_size = logits.shape
     num_chunks = workspace.num_chunks

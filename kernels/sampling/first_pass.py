@@ -127,12 +127,11 @@ def _adjust_tokens(adjusted, first, vocab_size, num_biases, num_words, is_early,
 )
 def pass_kernel(
     logits, rows, positions, floats, ints, stop_ids, bitmask, marks, counts, bias_ids, biases,
-    words, history, adjusted, chunk_max, chunk_sum, group_max, raw_max, raw_sum, raw_group_max,
-    vocab_size, mask_width, num_marked, logits_stride, adjusted_stride, floats_stride, ints_stride,
-    stops_stride, HAS_RULES: tl.constexpr, HAS_SCORES: tl.constexpr, B: tl.constexpr,
-    W: tl.constexpr, L: tl.constexpr, S: tl.constexpr,
+    words, history, adjusted, chunk_max, chunk_sum, group_max, vocab_size, mask_width, num_marked,
+    logits_stride, adjusted_stride, floats_stride, ints_stride, stops_stride,
+    HAS_RULES: tl.constexpr, B: tl.constexpr, W: tl.constexpr, L: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """Adjust one chunk of one row and reduce it; `raw_*` are of the logits as they came."""
+    """Adjust one chunk of one row and reduce it."""
     chunk = tl.program_id(0)
     num_chunks = tl.num_programs(0)
     index = tl.program_id(1).to(tl.int64)
@@ -155,11 +154,6 @@ def pass_kernel(
     x = loaded.to(tl.float32)
     place = index * num_chunks + chunk
     group_place = index * num_chunks * ROWS + groups
-    if HAS_SCORES:
-        top, weight, tops = reduce_chunk(x, LOG2E)
-        tl.store(raw_max + place, top)
-        tl.store(raw_sum + place, weight)
-        tl.store(raw_group_max + group_place, tops)
     if HAS_RULES:
         # The marks of a row without penalties are those of a row that was here before.
         if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):

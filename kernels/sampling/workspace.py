@@ -30,13 +30,12 @@ class RowColumns(NamedTuple):
 
 
 class SamplingWorkspace:
-    """Static scratch of `draw_rows`; holds nothing between launches but what `score_rows` reads.
+    """Static scratch of `draw_rows` and `score_rows`; holds nothing between their calls.
 
     chunk_max, chunk_sum: [max_rows, C] fp32, of chunks of 4,096 tokens: maximum, and weight in
-    units of the maximum's. group_max: [max_rows, 64 C] fp32, of groups of 64 tokens; `raw_*` the
-    same of logits without rules and temperature. group_ids: the groups that a filtered row has to
-    read, int32. values: [max_rows, 8192] fp32, candidates for a cut. With 256 rows of 152k tokens,
-    17 MB.
+    units of the maximum's. group_max: [max_rows, 64 C] fp32, of groups of 64 tokens. group_ids:
+    the groups that a filtered row has to read, int32. values: [max_rows, 8192] fp32, candidates
+    for a cut. With 256 rows of 152k tokens, 14 MB.
     """
 
     def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
@@ -49,8 +48,5 @@ class SamplingWorkspace:
         self.chunk_max = torch.empty(chunks, dtype=torch.float32, device=device)
         self.chunk_sum = torch.empty(chunks, dtype=torch.float32, device=device)
         self.group_max = torch.empty(groups, dtype=torch.float32, device=device)
-        self.raw_max = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.raw_sum = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.raw_group_max = torch.empty(groups, dtype=torch.float32, device=device)
         self.group_ids = torch.empty(groups, dtype=torch.int32, device=device)
         self.values = torch.empty(max_rows, CAPACITY.value, dtype=torch.float32, device=device)

@@ -75,7 +75,7 @@ def test_rules_equal_those_of_transformers_through_a_choice_s_life(vocab_size: i
         repetition_penalty=1.3,
         presence_penalty=0.7,
         frequency_penalty=0.45,
-        logit_bias={7: 9.0, 0: -2.5, last: float("-inf"), 4096: 3.25, 5: 30.0, 11: 29.5},
+        logit_bias={7: 9.0, 1: -2.5, last: float("-inf"), 4096: 3.25, 5: 30.0, 11: 29.5},
         bad_words=((5, 5), (8_001, 11), (8,), (11, 5, 5), (last - 1,)),
         min_tokens=4,
     )
