@@ -86,6 +86,45 @@ async def test_worker_that_says_nothing_of_leaving_is_counted_as_lost(
     assert seen[f"tokenbus_server_up {pool}"] == 1
 
 
+async def test_every_metric_of_a_pool_moves(scripts: Scripts, pool: str) -> None:
+    """Between an empty pool and one in which all that is told of has happened, nothing stays."""
+    redis, keys = raw(scripts), scripts.keys
+    watch = PoolWatch(scripts, assumed_tokens_per_s=1)
+    exporter = _exporter(watch, pool)
+
+    def seen() -> dict[str, set[tuple[str, float]]]:
+        return {
+            family.name: {(str(sample.labels), sample.value) for sample in family.samples}
+            for family in exporter.collect()
+        }
+
+    await watch.look()
+    before = seen()
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    await submit(scripts, a_job("held"))
+    await worker.pull()
+    await submit(scripts, a_job("waits"), a_job("suspect"))
+    engine = {"free_pages": 3, "evictable_pages": 2, "shared_pages": 1, "num_running": 1}
+    told = {"v": 1, "model": "m", "version": "9", "total_pages": 10, "engine": engine}
+    told |= {"tokens_per_s": 5.0, "prompt_tokens_per_s": 6.0}
+    await redis.set(keys.of("status", worker.name), json.dumps(told))
+    await redis.hset(keys.of("drain"), mapping={"tokens": 1000, "busy": 10_000})
+    await redis.hset(keys.of("kept"), mapping={"bytes": 7})
+    await redis.xadd(keys.of("dead"), {"x": "y"})
+    await redis.xadd(keys.of("suspects"), {"x": "y"})
+    await scripts.control.pause(is_paused=True)
+    await asyncio.sleep(0.002)
+    await watch.look()
+    after = seen()
+    await redis.delete(keys.of("alive", worker.name))
+    await watch.look()
+    lost = seen()
+    names = {metric.name.removesuffix("_total") for metric in POOL.metrics}
+    moved = {name for name in names if after[name] != before[name] or lost[name] != after[name]}
+    assert moved == names
+
+
 async def test_tenants_without_a_label_are_added_up(scripts: Scripts, pool: str) -> None:
     """Named tenants have labels always, others as many as are allowed for; nothing is left out."""
     tenants = ("named", "a", "b", "c")
