@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import uuid
@@ -115,6 +116,15 @@ def test_command_prints_one_look_where_there_is_no_terminal(
     assert "\x1b" not in done.stdout
 
 
+def _read_until(descriptor: int, wanted: bytes) -> bytes:
+    """Return what a terminal shows up to something. Raises: AssertionError if it never does."""
+    seen = b""
+    while wanted not in seen:
+        assert select.select([descriptor], [], [], PATIENCE_S)[0], f"never: {wanted!r} in {seen!r}"
+        seen += os.read(descriptor, 65536)
+    return seen
+
+
 def test_key_ends_it_and_leaves_the_terminal_as_it_was(
     server: EmbeddedServer, staged: StagedPool
 ) -> None:
@@ -132,13 +142,10 @@ def test_key_ends_it_and_leaves_the_terminal_as_it_was(
         env=os.environ | {"TERM": "xterm-256color"},
     )
     try:
-        seen = b""
-        while b"waiting" not in seen:
-            seen += os.read(own, 65536)
+        seen = _read_until(own, b"waiting")
         assert b"\x1b[?1049h" in seen
         os.write(own, b"q")
-        while b"\x1b[?1049l" not in seen:
-            seen += os.read(own, 65536)
+        _read_until(own, b"\x1b[?1049l")
         assert process.wait(PATIENCE_S) == 0
         assert termios.tcgetattr(its) == before
     finally:

@@ -11,7 +11,7 @@ are left out, so that a later release may add some.
 | f    | first token after the pull before it |                                     |
 | b    | back in the queue                    | why, and how many tokens are logged |
 | r    | released: its delay has passed       |                                     |
-| e    | ended                                |                                     |
+| e    | ended; made by the reader            |                                     |
 | +    | (no time) stamps were left out here  |                                     |
 
 Why a job goes back: `worker` and `engine` died with it, its `log` could not be continued; `parked`
@@ -35,7 +35,7 @@ BACK, RELEASED, ENDED, OMITTED = "b", "r", "e", "+"
 _STAMP = re.compile(r"([pafbre])(\d{1,15})(?::(.*))?", re.DOTALL)
 # Of a row in the list of ended jobs; rows of any other are left out.
 _FORM = 1
-_NUM_FIELDS = 14
+_NUM_FIELDS = 14  # behind the form
 _decode = msgspec.msgpack.Decoder().decode
 
 
@@ -81,24 +81,24 @@ class EndedJob:
             form, *fields = _decode(row)
         except (msgspec.DecodeError, ValueError, TypeError):
             return None
-        if form != _FORM or len(fields) < _NUM_FIELDS - 1:
+        if form != _FORM or len(fields) < _NUM_FIELDS:
             return None
-        name, tenant, priority, created, ended, reason, code, *numbers, owner, stamps = fields[:13]
-        prompt, cached, output, attempts = map(int, numbers)
+        name, tenant, priority, created, ended, reason, code = fields[:7]
+        prompt, cached, output, attempts, owner, stamps, lived = fields[7:_NUM_FIELDS]
         return cls(
             job_id=JobAddress.parse(str(name)).job_id,
             tenant=str(tenant),
-            priority=int(priority),
-            created_ms=int(created),
+            priority=int(priority or 1),
+            created_ms=int(created or ended),
             ended_ms=int(ended),
             reason=str(reason),
             code=str(code),
-            prompt_tokens=prompt,
-            cached_tokens=cached,
-            output_tokens=output,
-            attempts=attempts,
+            prompt_tokens=int(prompt),
+            cached_tokens=int(cached),
+            output_tokens=int(output),
+            attempts=int(attempts or 0),
             owner=str(owner),
-            stamps=parse_stamps(str(stamps)),
+            stamps=_whole(str(stamps), str(lived), int(ended)),
         )
 
     def first(self, kind: str) -> int | None:
@@ -158,6 +158,19 @@ def parse_stamps(text: str) -> tuple[Stamp, ...]:
         else:
             found.append(Stamp(kind, at_ms, worker=words if kind == PULLED else ""))
     return tuple(found)
+
+
+def _whole(text: str, lived: str, ended_ms: int) -> tuple[Stamp, ...]:
+    """Return all stamps of an ended job: those of its record, what its owner told, and the end."""
+    stamps = list(parse_stamps(text))
+    pulled_ms = next((stamp.at_ms for stamp in reversed(stamps) if stamp.kind == PULLED), None)
+    if pulled_ms is not None:
+        stamps += (
+            Stamp(stamp.kind, pulled_ms + stamp.at_ms)
+            for stamp in parse_stamps(lived)
+            if stamp.kind in (ADMITTED, FIRST_TOKEN)
+        )
+    return (*stamps, Stamp(ENDED, ended_ms))
 
 
 def lived_text(admitted_s: float | None, first_token_s: float | None) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.watching.pool_watch import PoolSight
 
 # A look at a server that is away is given up after this, and told as such.
-_RETRY_FOR_S = 2.0
+_RETRY_FOR_S = 5.0
 
 
 def run_top(url: str | None, pool: str, *, interval_s: float, is_once: bool) -> int:
@@ -38,7 +38,7 @@ def run_top(url: str | None, pool: str, *, interval_s: float, is_once: bool) -> 
 
 
 async def _run(url: str, pool: str, interval_s: float, is_once: bool) -> None:
-    async with connected(url, pool, _RETRY_FOR_S) as client:
+    async with connected(url, pool) as client:
         watch = PoolWatch(client.scripts.redis, client.scripts.keys)
         view, console = TopView(), Console(highlight=False)
         view.see(await _look(client, watch))

@@ -78,8 +78,8 @@ local function first_step(number, job, record, finish, actual, failed, prompt, c
     call('ZREM', K.due, 'd:' .. job, 'n:' .. job)
   end
   if not record[7] then
-    note_ended(job, { record[2], tenant, priority, record[15], record[16], record[17] }, finish,
-      { prompt, cached, completion }, lived and lived[number], now)
+    note_ended(job, tenant, priority, record[16], finish, failed, prompt, cached, completion,
+      record[15], record[2], record[17], lived and lived[number], now)
   end
   write_done(job, record, finish)
   local sum = sum_of(priority, tenant)

@@ -25,8 +25,8 @@ def row(number: int, ended_ms: int, reason: str = "stop", owners: int = 1) -> by
     """Return a job that has ended, as the pool keeps it."""
     created = ended_ms - 1000
     pulls = " ".join(f"p{created + 100 + at}:w{at}" for at in range(owners))
-    stamps = f"{pulls} a{created + 150} f{created + 200} e{ended_ms}"
-    ends: list[object] = [created, ended_ms, reason, "", 10, 0, 9, 0, "w0", stamps]
+    stamps = f"{pulls} a{created + 150} f{created + 200}"
+    ends: list[object] = [created, ended_ms, reason, "", 10, 0, 9, 0, "w0", stamps, ""]
     return msgspec.msgpack.encode([1, f"job-{number}@acme", "acme", 1, *ends])
 
 

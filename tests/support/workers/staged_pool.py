@@ -120,9 +120,10 @@ class StagedPool:
         pulled = first - draw.randrange(120, 420)
         created = pulled - int(draw.expovariate(1 / 350))
         owner = draw.choice(self.workers or ["gpu-01-0"])
-        stamps = f"p{pulled}:{owner} a{pulled + 20} f{first} e{ended}"
+        stamps, lived = f"p{pulled}:{owner}", f"a20 f{first - pulled}"
         reason, code = ("failed", "grammar") if at % 97 == 0 else ("stop", "")
         prompt = draw.randrange(200, 1400)
         name = f"order-{90_000 + at}@{tenant}"
         ends = [created, ended, reason, code, prompt, prompt // 2, output, 0, owner, stamps]
+        ends.append(lived)
         return [1, name, tenant, at % 3, *ends]

@@ -1,19 +1,17 @@
 --@offers note_ended write_ended
---@use stamps: stamped
 -- Jobs that have ended, the newest last and a bounded number of them, each with what it came to and
--- its timeline, and without a word of its text. What one call completes is written at once.
+-- its timeline, and without a word of its text. What one call completes is written at once, and what
+-- a reader can put together is left to it (`EndedJob.parse`).
 local FORM, MAX_ENDED, SLACK, BELT_MS = 1, 2000, 100, 604800000
 local rows = {}
 
--- `record` is owner, tenant, priority, attempts, created and stamps of a job's record; `lived` is
--- what its owner tells, and of an error the code alone is kept.
-local function note_ended(job, record, finish, counts, lived, now)
-  local reason = string.match(finish, '^{"reason":"(%a+)"') or ''
-  local code = reason == 'failed' and string.match(finish, '"error":{"code":"([%w_.-]+)"') or ''
-  local owner, tenant, priority, attempts, created, stamps = unpack(record, 1, 6)
-  rows[#rows + 1] = cmsgpack.pack({ FORM, job, tenant or '', tonumber(priority) or 1,
-    tonumber(created) or now, now, reason, code, counts[1], counts[2], counts[3],
-    tonumber(attempts) or 0, owner or '', stamped(stamps or nil, lived, 'e', now) })
+-- `lived` is what its owner tells; of an error the code alone is kept.
+local function note_ended(job, tenant, priority, created, finish, failed, prompt, cached, completion,
+  attempts, owner, stamps, lived, now)
+  local code = failed == 1 and string.match(finish, '"error":{"code":"([%w_.-]+)"') or ''
+  rows[#rows + 1] = cmsgpack.pack({ FORM, job, tenant, priority or '', created or '', now,
+    string.match(finish, '^{"reason":"(%a+)"') or '', code, prompt, cached, completion,
+    attempts or '', owner or '', stamps or '', lived or '' })
 end
 
 local function write_ended()
