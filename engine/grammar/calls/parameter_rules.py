@@ -54,7 +54,7 @@ class ParameterRules:
         """
         cases: list[str] = []
         rules: list[str] = []
-        for case in argument_cases(schema):
+        for case in argument_cases(schema, writes_others=True):
             parts, more = self._case(case)
             cases.append(" ".join(parts) or '""')
             rules += more
@@ -91,7 +91,7 @@ class ParameterRules:
         Beside listed ones there are none, unless they are told by a pattern.
         """
         patterns = schema.get("patternProperties") or {}
-        listed = schema.get("properties") or ()
+        listed = schema.get("properties") or {}
         barred = [escaped(name) for name in listed]
         found: list[tuple[Any, str]] = []
         for pattern, inner in patterns.items():
@@ -100,7 +100,8 @@ class ParameterRules:
                 found.append((inner, _names(barred, whole)))
             barred.append(whole)
         rest = schema.get("additionalProperties", True)
-        if rest is not False and (patterns or not listed):
+        is_none_listed = all(inner is False for inner in listed.values())
+        if rest is not False and (patterns or is_none_listed):
             found.append((rest, _names(barred)))
         if len(found) > 1 and schema.get("maxProperties") is not None:
             reason = "the number of arguments that are not listed cannot be held to its bounds"
