@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
-# What most chats ask for. Rules need memory for their tables and are captured on first use.
+# What most chats ask for, and all that a draw can be asked for.
 _FILTERED = SamplingPlan(Feature.RANDOM | FILTERS)
+_RULED = SamplingPlan(Feature.RANDOM | FILTERS | LOGIT_RULES)
 # Prompt tokens and decoding rows of a step: every layout that the linear layers choose by their
 # number, and what libraries choose. The kernels of tokenbus are not compiled apart for numbers or
 # addresses that vary with the batch: one that came late would hold everyone up for half a second.
@@ -138,9 +139,10 @@ class GraphRunner(Runner):
         self._borders = torch.arange(self._buckets[-1] + 1, dtype=torch.int32, device=rows.device)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Capture the graphs of plain and filtered draws, largest batch first.
+        """Capture the graphs of plain, filtered and ruled draws, largest batch first.
 
-        Those of rules, of log-probabilities and of shared runs come with first use, without a run.
+        Those of log-probabilities and of shared runs come with first use, without a run, and those
+        of rules where tables for them take much memory.
 
         Prompts of several sizes run once on scratch, some with decoding rows, so that the first
         real one does not wait for compilers and libraries either; those of short ones are captured.
@@ -150,7 +152,11 @@ class GraphRunner(Runner):
         parts: list[Callable[[], object]] = [
             *(partial(self._captured, size, _PLAIN) for size in reversed(self._buckets)),
             self._rehearse_draws,
-            *(partial(self._capture_known, size, _FILTERED) for size in reversed(self._buckets)),
+            *(
+                partial(self._capture_known, size, plan)
+                for plan in ((_FILTERED, _RULED) if self.sampling.prepare_rules() else (_FILTERED,))
+                for size in reversed(self._buckets)
+            ),
             *(partial(self._warm_step, *step) for step in steps),
             *(partial(self._warm_step, *step, reads_cache=False) for step in steps[:1]),
             *(

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import SamplingParams
 
 
+# Tables of rules that take no more of the device's memory get it while the engine starts.
+_SHARE_AHEAD = 0.01
+
+
 class _NewRow(NamedTuple):
     """What a row has said so far, int32, to be sent with the next `flush`."""
 
@@ -44,7 +48,8 @@ class FusedSampler:
 
     Counts of said tokens live on the device: a new row sends the ids that it begins with, in one
     copy with those of other rows, and what is drawn is added there. Tables take 5 bytes per row
-    and token of the vocabulary, adjusted logits 4 more; they come with the first rule.
+    and token of the vocabulary, adjusted logits 4 more; they come with the first rule, or with
+    `prepare_rules`.
 
     Draws read logits of one dtype, that of the rehearsal: exact ones are rounded to it, so that a
     row draws the same whether a neighbour asks for log-probabilities or not.
@@ -94,6 +99,17 @@ class FusedSampler:
             write_row(self._rules.biases[:, :num], row, values)
         if plan.has(Feature.BAD_WORDS):
             self._write_words(row, params.bad_words, prompt_ids, output_ids)
+
+    def prepare_rules(self) -> bool:
+        """Give the tables their memory if it is little; tell whether they have it."""
+        num_bytes = self._max_rows * self._rules.vocab_size * 9
+        is_little = True
+        if self._device.type == "cuda":
+            _, total_bytes = torch.cuda.mem_get_info(self._device)
+            is_little = num_bytes <= total_bytes * _SHARE_AHEAD
+        if is_little:
+            self._allocate()
+        return self._adjusted is not None
 
     def flush(self) -> None:
         """Send new rows to the device."""

@@ -206,6 +206,13 @@ class SamplingState:
             return self._fused.score(logits, token_ids, num_top)
         return raw_logprobs(logits, token_ids, num_top)
 
+    def prepare_rules(self) -> bool:
+        """Give the kernels' tables of rules their memory, if it is little of the device's.
+
+        Tell whether they have it, so that steps with rules may be captured.
+        """
+        return self._fused is not None and self._fused.prepare_rules()
+
     def rehearse(self, logits_of: Callable[[bool], Tensor]) -> None:
         """Launch every kernel once, so that no rule has to wait for one when it is first asked for.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.control.metrics import ControlMetrics
     from tokenbus.worker.control.settings import ControlSettings
     from tokenbus.worker.control.telemetry.control_life import ControlLife
-    from tokenbus.worker.control.telemetry.pool_watch import PoolWatch, Watched
+    from tokenbus.worker.control.telemetry.pool_teller import PoolTeller, Watched
 
 _WEBHOOK_OUTCOMES = ("delivered", "retried", "gone", "refused", "expired")
 _JOB_OUTCOMES = ("finished", "failed", "cancelled", "retried")
@@ -38,7 +38,7 @@ class ControlExporter(Collector):
     def __init__(
         self, metrics: ControlMetrics, settings: ControlSettings, life: ControlLife
     ) -> None:
-        self.watch: PoolWatch | None = None
+        self.watch: PoolTeller | None = None
         self._metrics = metrics
         self._pool = settings.pool
         self._life = life

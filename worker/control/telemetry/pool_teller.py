@@ -43,7 +43,7 @@ class Watched:
     max_memory_bytes: int | None
 
 
-class PoolWatch:
+class PoolTeller:
     """Reads the figures of one pool while it has the lease; `seen` is None otherwise."""
 
     def __init__(self, scripts: Scripts, *, assumed_tokens_per_s: float) -> None:

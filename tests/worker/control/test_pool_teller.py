@@ -18,7 +18,7 @@ from tokenbus.worker.control.service import serve
 from tokenbus.worker.control.settings import ControlSettings
 from tokenbus.worker.control.telemetry.control_life import ControlLife
 from tokenbus.worker.control.telemetry.exporter import ControlExporter
-from tokenbus.worker.control.telemetry.pool_watch import LEASE_MS, PoolWatch
+from tokenbus.worker.control.telemetry.pool_teller import LEASE_MS, PoolTeller
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
@@ -35,7 +35,7 @@ def _samples(exporter: ControlExporter) -> dict[str, float]:
     }
 
 
-def _exporter(watch: PoolWatch, pool: str) -> ControlExporter:
+def _exporter(watch: PoolTeller, pool: str) -> ControlExporter:
     settings = ControlSettings.load(pool=pool, metrics_tenants=1, metrics_tenant_names=["named"])
     exporter = ControlExporter(ControlMetrics(), settings, ControlLife())
     exporter.watch = watch
@@ -47,7 +47,7 @@ async def test_one_process_tells_of_the_pool_and_another_follows_it(
 ) -> None:
     """The sum over two processes is the pool's; when the first goes, the second tells of it."""
     await submit(scripts, a_job("one"), a_job("two"))
-    watches = [PoolWatch(scripts, assumed_tokens_per_s=24) for _ in range(2)]
+    watches = [PoolTeller(scripts, assumed_tokens_per_s=24) for _ in range(2)]
     exporters = [_exporter(watch, pool) for watch in watches]
 
     async def waiting() -> list[float | None]:
@@ -73,7 +73,7 @@ async def test_worker_that_says_nothing_of_leaving_is_counted_as_lost(
 ) -> None:
     """A lease that runs out is a loss; that of a worker which drained is none."""
     redis, keys = raw(scripts), scripts.keys
-    watch = PoolWatch(scripts, assumed_tokens_per_s=1)
+    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
     for name, phase in (("killed", "ready"), ("stopped", "draining")):
         await StubWorker(scripts, name).reconcile()
         await redis.set(keys.of("status", name), json.dumps({"v": 1, "phase": phase}))
@@ -89,7 +89,7 @@ async def test_worker_that_says_nothing_of_leaving_is_counted_as_lost(
 async def test_every_metric_of_a_pool_moves(scripts: Scripts, pool: str) -> None:
     """Between an empty pool and one in which all that is told of has happened, nothing stays."""
     redis, keys = raw(scripts), scripts.keys
-    watch = PoolWatch(scripts, assumed_tokens_per_s=1)
+    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
     exporter = _exporter(watch, pool)
 
     def seen() -> dict[str, set[tuple[str, float]]]:
@@ -129,7 +129,7 @@ async def test_tenants_without_a_label_are_added_up(scripts: Scripts, pool: str)
     """Named tenants have labels always, others as many as are allowed for; nothing is left out."""
     tenants = ("named", "a", "b", "c")
     await submit(scripts, *(a_job(f"j@{tenant}", tenant=tenant) for tenant in tenants))
-    watch = PoolWatch(scripts, assumed_tokens_per_s=1)
+    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
     await watch.look()
     seen = _samples(_exporter(watch, pool))
     jobs = {
