@@ -1,4 +1,4 @@
-"""The pool watch: the figures of the pool, told by one control process at a time.
+"""The teller of a pool: its figures, told by one control process at a time.
 
 Each process asks for the lease; the one that has it reads the figures every two seconds, for its
 metrics. So the sum over all processes is right, and there are figures while no worker lives.
