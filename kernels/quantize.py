@@ -1,4 +1,7 @@
-"""Rows rounded to FP8: as they are, behind a norm, behind a gate; scales per row or per group."""
+"""Rows rounded to FP8: as they are, behind a norm, behind a gate; scales per row or per group.
+
+It is one file because whatever is rounded shares one way to round and one to scale.
+"""
 
 # Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
