@@ -13,7 +13,7 @@ from tokenbus.engine.attention.torch_attention import TorchAttention
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.kv_cache import FP8_PAGES
 from tokenbus.engine.models.backend import Backend
-from tokenbus.engine.models.experts.native_experts import NativeMixture, native_mixtures
+from tokenbus.engine.models.native.native_experts import NativeMixture, native_mixtures
 from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.models.packed_ops import PackedOps

@@ -11,7 +11,7 @@ from tokenbus.engine.attention.native_attention import NativeAttention, shape_ar
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.layers import GatedMLP
 from tokenbus.engine.models.linear_weight import without_storage
-from tokenbus.engine.models.native_forms import (
+from tokenbus.engine.models.native.native_forms import (
     ACTIVATIONS,
     NATIVE_KINDS,
     WIDENED_HERE,

@@ -1,4 +1,7 @@
-"""The decoder's steps on a GPU: few, fused launches, all of them capturable."""
+"""The decoder's steps on a GPU: few, fused launches, all of them capturable.
+
+It is one file because the forms that a layer is bound to and what runs them are read side by side.
+"""
 
 from __future__ import annotations
 

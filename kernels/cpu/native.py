@@ -1,4 +1,7 @@
-"""The compiled kernels as Python sees them: structures of pointers, and calls without the GIL."""
+"""The compiled kernels as Python sees them: structures of pointers, and calls without the GIL.
+
+It is one file because its structures mirror those of the sources, field by field, for these calls.
+"""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from models.architectures import MIXTURES, draw_model, tiny_sizes
 from models.backends import cpu_backend, stepwise_backend
 
 from tokenbus.engine.models.decoder_config import Activation, MixtureShape
-from tokenbus.engine.models.experts.native_experts import NativeMixture
 from tokenbus.engine.models.experts.torch_experts import TorchMixture
 from tokenbus.engine.models.layers import Linear, Mixture
 from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.models.native.native_experts import NativeMixture
 from tokenbus.engine.native_library import native_library
 from tokenbus.engine.weights.loader import build_model
 from tokenbus.engine.weights.rounding import (

@@ -60,6 +60,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/weights/formats",),
         ("engine/weights",),
         ("engine/models (faces)",),
+        ("engine/models/native",),
         ("engine/models/experts",),
         ("engine/models",),
         ("engine/attention",),

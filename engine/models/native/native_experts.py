@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from tokenbus.engine.models.experts.torch_experts import RoutedMixture
 from tokenbus.engine.models.linear_weight import without_storage
-from tokenbus.engine.models.native_forms import (
+from tokenbus.engine.models.native.native_forms import (
     ACTIVATIONS,
     NATIVE_KINDS,
     WIDENED_HERE,

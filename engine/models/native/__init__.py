@@ -1,0 +1,1 @@
+"""What the CPU's kernels multiply: forms of weights, and the experts of mixtures."""
