@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$p && break; done)
 
-.PHONY: demo check test test-full clients newest-redis chaos lint lint-packages clean
+.PHONY: demo check site test test-full clients newest-redis chaos lint lint-packages clean
 
 demo: $(STAMP)
 	@$(BIN)/tokenbus demo $(DEMO_ARGS)
@@ -66,6 +66,10 @@ newest-redis: $(STAMP)
 chaos: export CHAOS_JOBS ?= 200
 chaos: $(STAMP)
 	@$(BIN)/pytest -q -rs tests/chaos $(TEST_ARGS)
+
+# The pages as a site, in build/site.
+site: $(STAMP)
+	@$(BIN)/mkdocs build --strict --quiet
 
 lint: $(STAMP)
 	@$(BIN)/ruff check

@@ -36,12 +36,12 @@ def command(args: argparse.Namespace, port: int, folder: Path) -> list[str]:
     prompts = folder / "prompts.csv"
     rows = (f'"Hello {number}!",{args.output_tokens}' for number in range(_NUM_PROMPTS))
     prompts.write_text("\n".join(["prompt,output_tokens_count", *rows]) + "\n")
-    extras = json.dumps({"body": {"max_tokens": args.output_tokens}})
     return [
         args.guidellm, "run",
         "--backend", json.dumps({
             "kind": "openai_http", "target": f"http://127.0.0.1:{port}", "model": "",
-            "request_format": _PATHS[args.route], "extras": json.loads(extras),
+            "request_format": _PATHS[args.route],
+            "extras": {"body": {"max_tokens": args.output_tokens}},
         }),
         "--profile", f"kind=concurrent,streams={args.streams}",
         "--constraint", f"kind=max_duration,seconds={args.seconds}",
@@ -79,6 +79,22 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {"gateway_cpu_s": used_s, "guidellm": report}
 
 
+def summary(found: dict[str, Any]) -> list[str]:
+    """Return what guidellm has found, and what it cost the gateway, in a few lines."""
+    metrics = found["guidellm"]["benchmarks"][0]["metrics"]
+    totals = metrics["request_totals"]
+    lines = [
+        f"requests: {totals['successful']} ended, {totals['errored']} failed,"
+        f" {totals['incomplete']} under way at the end",
+        f"CPU time of the gateway: {found['gateway_cpu_s']:.2f} s",
+    ]
+    for name in ("time_to_first_token_ms", "inter_token_latency_ms", "output_token_count"):
+        of_ended = metrics[name]["successful"]
+        p99 = of_ended["percentiles"]["p99"]
+        lines.append(f"{name}: median {of_ended['median']:.2f}, p99 {p99:.2f}")
+    return lines
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -93,7 +109,8 @@ def main() -> None:
     found = asyncio.run(measure(args))
     if args.json is not None:
         args.json.write_text(json.dumps(found))
-    print(f"CPU time of the gateway: {found['gateway_cpu_s']:.2f} s")
+    for line in summary(found):
+        print(line)
 
 
 if __name__ == "__main__":

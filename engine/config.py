@@ -232,9 +232,7 @@ class EngineConfig:
     )
     prefix_grouping: bool = field(
         default=True,
-        metadata=_declared(
-            help="let decoding sequences with the same pages read these once for all of them"
-        ),
+        metadata=_declared(help="let sequences with the same pages read these once for all"),
     )
     random_weights: bool = field(
         default=False,
@@ -242,29 +240,22 @@ class EngineConfig:
     )
     cuda_graphs: bool = field(
         default=True,
-        metadata=_declared(
-            help="capture steps on a GPU: decode steps, and those with few prompt tokens"
-        ),
+        metadata=_declared(help="capture steps on a GPU: decode, and few prompt tokens"),
     )
-    # Bounds of one grammar, see docs/grammars.md.
     grammar_source_bytes: int = field(
         default=262_144,
         metadata=_declared((1, 2**20), help="bytes of the source of one grammar"),
     )
     grammar_states: int = field(
-        default=50_000, metadata=_declared((100, 10**7), help="states of the lexer of one grammar")
+        default=50_000, metadata=_declared((100, 10**7), help="states of one grammar's lexer")
     )
     grammar_items: int = field(
         default=20_000,
-        metadata=_declared(
-            (100, 10**7), help="items of the parser of one grammar that a token may take"
-        ),
+        metadata=_declared((100, 10**7), help="items of one grammar's parser per token"),
     )
     grammar_compile_s: float = field(
         default=2.0,
-        metadata=_declared(
-            (0.01, 600), help="processor time for compiling one grammar, with a trial"
-        ),
+        metadata=_declared((0.01, 600), help="processor time for compiling a grammar"),
     )
     grammar_token_ms: float = field(
         default=100.0,

@@ -1,6 +1,8 @@
 """Rows rounded to FP8: as they are, behind a norm, behind a gate; scales per row or per group."""
 
+# Triton unrolls the loops over tuples, mypy cannot.
 # mypy: disable-error-code="import-untyped,no-untyped-def,no-untyped-call,untyped-decorator"
+# mypy: disable-error-code="assignment"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -31,8 +33,8 @@ FP8 = torch.float8_e4m3fn
 GROUP = 128
 # The tallest tile of a product of few rows, one for all of them, and of one of many.
 _ONE_TILE, _TILE = 256, 128
-# Threads of a program that holds a row.
-_MOST_THREADS = 256
+# Threads of a program that holds a row; more where each row has a multiprocessor to itself.
+_THREADS, _FEW_ROWS_THREADS, _FEW_ROWS = 256, 512, 128
 # The largest number of e4m3.
 FP8_MAX = tl.constexpr(448.0)
 # Below this a row counts as zero: its scale stays a normal number.
@@ -51,8 +53,8 @@ _THERE_AND_BACK = tl.constexpr(
     }
     """
 )
-# Four numbers rounded to e4m3, together in a register: what pages get. Taken one by one, a byte that
-# was stored beside others as well came back from ptxas 12.8 as what happened to be in a register.
+# Four numbers rounded to e4m3, together in a register: what pages get. Of pairs that were stored
+# together and byte by byte, ptxas 12.8 took some bytes from where none of them was.
 _FOUR_TO_FP8 = tl.constexpr(
     """
     {
@@ -321,9 +323,10 @@ def _quantize_groups_kernel(x, values, scales, K: tl.constexpr, GROUPS: tl.const
     tl.store(scales + row * GROUPS + groups, scale, mask=groups < GROUPS)
 
 
-def _pieces(width: int, a_thread: int = 8) -> dict[str, int]:
+def _pieces(num_rows: int, width: int, a_thread: int = 8) -> dict[str, int]:
     """Return how a program holds a row: pieces of so many columns a thread."""
-    block = min(_MOST_THREADS * a_thread, next_power_of_2(width))
+    threads = _FEW_ROWS_THREADS if num_rows <= _FEW_ROWS else _THREADS
+    block = min(threads * a_thread, next_power_of_2(width))
     return {
         "BLOCK": block,
         "PIECES": ceil_div(width, block),
@@ -341,7 +344,8 @@ def quantize_rows(x: Tensor) -> QuantizedRows:
     rows = QuantizedRows.empty(num_rows, width, x.device)
     if num_rows:
         _quantize_rows_kernel[(num_rows,)](
-            x, rows.values, rows.scales, K=width, **_pieces(width), **dependent_launch(x.device)
+            x, rows.values, rows.scales, K=width, **_pieces(num_rows, width),
+            **dependent_launch(x.device),
         )  # fmt: skip
     return rows
 
@@ -381,7 +385,8 @@ def add_rms_norm_quantized(
     if num_rows:
         _norm_quantized_kernel[(num_rows,)](
             x, residual, weight, rows.values, rows.scales, added, eps, K=width,
-            HAS_RESIDUAL=residual is not None, **_pieces(width, 4), **dependent_launch(x.device),
+            HAS_RESIDUAL=residual is not None, **_pieces(num_rows, width, 4),
+            **dependent_launch(x.device),
         )  # fmt: skip
     return rows, added
 
@@ -396,7 +401,7 @@ def gated_act_quantized(gate_up: Tensor, kind: ActivationKind = "silu") -> Quant
     rows = QuantizedRows.empty(num_rows, width, gate_up.device)
     if num_rows:
         _gated_quantized_kernel[(num_rows,)](
-            gate_up, rows.values, rows.scales, K=width, KIND=kind, **_pieces(width),
+            gate_up, rows.values, rows.scales, K=width, KIND=kind, **_pieces(num_rows, width),
             **dependent_launch(gate_up.device),
         )  # fmt: skip
     return rows

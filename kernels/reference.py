@@ -142,7 +142,7 @@ def probability_cut(probs: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) 
     return cut.maximum(min_p.double() * ranked[:, 0])
 
 
-def sample_rows(
+def draw_rows(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
@@ -151,7 +151,7 @@ def sample_rows(
     u: Tensor,
     is_random: Tensor,
 ) -> Tensor:
-    """Twin of `sample_rows`, in fp64: whole rows are sorted."""
+    """Twin of `draw_rows`, in fp64: whole rows are sorted."""
     top = logits.double().amax(-1)
     probs = (logits.double() / temperature.double()[:, None]).softmax(-1)
     weights = probs * (probs >= probability_cut(probs, top_k, top_p, min_p)[:, None])

@@ -57,7 +57,7 @@ def test_commands_are_those_of_the_readme() -> None:
     """Every command has its own help."""
     assert set(PARSERS) == {
         "tokenbus", "tokenbus demo", "tokenbus worker", "tokenbus serve", "tokenbus chat",
-        "tokenbus submit", "tokenbus status",
+        "tokenbus submit", "tokenbus status", "tokenbus doctor", "tokenbus config",
         "tokenbus list", "tokenbus show", "tokenbus result", "tokenbus follow", "tokenbus cancel",
         "tokenbus pause", "tokenbus resume",
         "tokenbus dead", "tokenbus dead list", "tokenbus dead show", "tokenbus dead retry",

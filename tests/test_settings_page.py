@@ -10,12 +10,12 @@ import pytest
 from house import settings_page
 from house.settings_page import PAGE
 
-from tokenbus.producer.commands.cli import main
-from tokenbus.producer.commands.config import effective, settings_classes
+from tokenbus.producer.commands.cli import main, settings_classes
 from tokenbus.producer.config_file import CONFIG_VARIABLE
 from tokenbus.producer.errors import ClientSettingsInvalid
 from tokenbus.producer.gateway.settings import GatewaySettings
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker.doctor.config_command import effective
 from tokenbus.worker.errors import SettingsInvalid
 from tokenbus.worker.settings import WorkerSettings
 

@@ -5,10 +5,13 @@ part from a small staging tensor; everything else it needs is device state of th
 graph serves all lengths and all members. Prompts and decoding rows go through the model in one
 pass, so that the weights are read once: in a graph of `prompt_graphs` where that gains, launched
 otherwise. Their logits and draws, and all of a step that decodes under grammar masks, are launched.
+
+The file is one noun, past three hundred lines: what the warm-up runs is what is captured later.
 """
 
 from __future__ import annotations
 
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +22,7 @@ import torch
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import PendingStep, Runner
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.sampling.plan import FILTERS, Feature, SamplingPlan
+from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
 from tokenbus.kernels.decode_inputs import decode_inputs
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from tokenbus.engine.execution.prompt_graphs import PassShape
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
@@ -38,6 +42,9 @@ if TYPE_CHECKING:
 
 
 _PLAIN = SamplingPlan(Feature.RANDOM)
+# What most chats ask for, and all that a draw can be asked for.
+_FILTERED = SamplingPlan(Feature.RANDOM | FILTERS)
+_RULED = SamplingPlan(Feature.RANDOM | FILTERS | LOGIT_RULES)
 # Prompt tokens and decoding rows of a step: every layout that the linear layers choose by their
 # number, and what libraries choose. The kernels of tokenbus are not compiled apart for numbers or
 # addresses that vary with the batch: one that came late would hold everyone up for half a second.
@@ -45,10 +52,12 @@ _WARM_STEPS = (
     *((5, 0), (17, 1), (40, 2), (64, 3), (100, 16)),
     *((256, 0), (500, 0), (1024, 0), (2048, 0), (4096, 0)),
 )
-# What the draw does by itself, on logits of any dtype.
-_DRAWS = Feature.RANDOM | FILTERS
-# Lone prompts of up to so many tokens find their graph captured; others pay for it once.
+# Tokens of the scratch prompt whose logits the rehearsal of draws reads.
+_REHEARSED_TOKENS = 5
+# Lone prompts of up to so many tokens find their graph captured; of other passes as many as these
+# seconds of the start allow, 15 to 30 ms each. The rest pay for it on first use.
 _PREPARED_TOKENS = 256
+_CAPTURE_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +86,24 @@ def warm_steps(max_tokens: int, *, max_num_seqs: int) -> list[tuple[int, int]]:
     ]
 
 
-def _rounded(plan: SamplingPlan) -> SamplingPlan:
-    """Round the number of alternatives up, so that few graphs serve all numbers."""
-    if not plan.num_top_logprobs:
-        return plan
-    return replace(plan, num_top_logprobs=1 << (plan.num_top_logprobs - 1).bit_length())
+def _captured_plan(plan: SamplingPlan) -> SamplingPlan:
+    """Return a plan that does what `plan` asks, one of few, so that few graphs serve all.
+
+    One pass applies all rules, and the draw behind it all filters, each row's by its own numbers;
+    greedy rows ride in the graph of sampled ones, which knows them by a flag of the row.
+    """
+    features = plan.features | Feature.RANDOM
+    if plan.has(LOGIT_RULES):
+        features |= LOGIT_RULES | FILTERS
+    elif plan.has(FILTERS):
+        features |= FILTERS
+    num_top = plan.num_top_logprobs
+    return SamplingPlan(features, 1 << (num_top - 1).bit_length() if num_top else 0)
+
+
+def _needs_exact(plan: SamplingPlan) -> bool:
+    """Tell whether logits have to be unrounded: log-probabilities are told as they are."""
+    return plan.has(Feature.LOGPROBS)
 
 
 class GraphRunner(Runner):
@@ -101,6 +123,8 @@ class GraphRunner(Runner):
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
         self._buckets = buckets(rows.padding_row)
         self._graphs: dict[tuple[int, SamplingPlan, bool], _CapturedStep] = {}
+        self._is_warm = False
+        self._capture_s = 0.0
         self._memory_pool = torch.cuda.graph_pool_handle()
         # Graphs share memory only if one stream captured them.
         self._capture_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call] # none in torch
@@ -115,7 +139,10 @@ class GraphRunner(Runner):
         self._borders = torch.arange(self._buckets[-1] + 1, dtype=torch.int32, device=rows.device)
 
     def warm_up(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Capture the graphs of plain sampling, largest batch first; others come with first use.
+        """Capture the graphs of plain, filtered and ruled draws, largest batch first.
+
+        Those of log-probabilities and of shared runs come with first use, without a run, and those
+        of rules where tables for them take much memory.
 
         Prompts of several sizes run once on scratch, some with decoding rows, so that the first
         real one does not wait for compilers and libraries either; those of short ones are captured.
@@ -124,11 +151,21 @@ class GraphRunner(Runner):
         self._compile_ahead(steps)
         parts: list[Callable[[], object]] = [
             *(partial(self._captured, size, _PLAIN) for size in reversed(self._buckets)),
+            self._rehearse_draws,
+            *(
+                partial(self._capture_known, size, plan)
+                for plan in ((_FILTERED, _RULED) if self.sampling.prepare_rules() else (_FILTERED,))
+                for size in reversed(self._buckets)
+            ),
             *(partial(self._warm_step, *step) for step in steps),
             *(partial(self._warm_step, *step, reads_cache=False) for step in steps[:1]),
             *(
                 partial(self._prompts.prepare, shape)
                 for shape in self._prompts.shapes_to_prepare(_PREPARED_TOKENS)
+            ),
+            *(
+                partial(self._capture_in_time, shape)
+                for shape in self._prompts.other_shapes(_PREPARED_TOKENS)
             ),
         ]
         for done, warm in enumerate(parts, 1):
@@ -136,6 +173,7 @@ class GraphRunner(Runner):
             if progress is not None:
                 progress(done, len(parts))
         torch.cuda.synchronize()
+        self._is_warm = True
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
@@ -146,14 +184,13 @@ class GraphRunner(Runner):
         pending = PendingStep(plan, plan.sampled())
         self._set_up(plan)
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
-        # Greedy rows ride in the graph of sampled ones, which knows them by a flag of the row.
-        sampling_plan = _rounded(self.sampling.plan(row_list).union(_PLAIN))
+        sampling_plan = _captured_plan(self.sampling.plan(row_list))
         pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
         self._read_back(pending)
         return pending
 
-    def _logits(self, hidden: Tensor, plan: SamplingPlan, *, masked: bool) -> Tensor:
-        return self.model.logits(hidden, exact=masked or plan.has(~_DRAWS))
+    def _logits(self, hidden: Tensor, plan: SamplingPlan) -> Tensor:
+        return self.model.logits(hidden, exact=_needs_exact(plan))
 
     def _pass(self, chunks: list[PrefillChunk], seqs: list[DecodingSequence]) -> tuple[Tensor, int]:
         return self._prompts.run(chunks, seqs) or super()._pass(chunks, seqs)
@@ -182,6 +219,8 @@ class GraphRunner(Runner):
     def _compile_ahead(self, steps: list[tuple[int, int]]) -> None:
         """Compile all kernels at once; the passes themselves compute nothing yet."""
         with compiling_ahead():
+            # The draws' take the compiler longest: begun first, they do not keep the end waiting.
+            self._rehearse_draws()
             for size in self._buckets:
                 self._decode_step(size, _PLAIN)
             # Rows that share runs have kernels of their own, compiled apart by octaves of them.
@@ -200,11 +239,15 @@ class GraphRunner(Runner):
         has_runs = self._sharing is not None and self._sharing.has_runs
         key = (size, plan, has_runs)
         if key not in self._graphs:
-            # Its kernels are those of the step without runs, and another one that is compiled.
-            is_known = has_runs and (size, plan, False) in self._graphs
-            capture = self._capture_amid if is_known else self._capture
+            # After the warm-up all kernels of any step are compiled and loaded.
+            capture = self._capture_amid if self._is_warm else self._capture
             self._graphs[key] = capture(size, plan)
         return self._graphs[key]
+
+    @torch.inference_mode()
+    def _capture_known(self, size: int, plan: SamplingPlan) -> None:
+        """Capture a step of the warm-up whose kernels are loaded already."""
+        self._graphs[size, plan, False] = self._capture_amid(size, plan)
 
     def _capture(self, size: int, plan: SamplingPlan) -> _CapturedStep:
         """Compile by running once on scratch rows, then capture."""
@@ -227,6 +270,14 @@ class GraphRunner(Runner):
         graph = self._recorded(lambda: sampled.append(self._decode_step(size, plan)))
         return _CapturedStep(graph, sampled[0])
 
+    @torch.inference_mode()
+    def _capture_in_time(self, shape: PassShape) -> None:
+        """Capture a pass of the start, unless too many have been before it."""
+        started_at = time.monotonic()
+        if self._capture_s < _CAPTURE_S:
+            self._prompts.capture(shape)
+            self._capture_s += time.monotonic() - started_at
+
     def _capture_pass(self, compute: Callable[[], None]) -> Callable[[], None]:
         return self._recorded(compute).replay
 
@@ -245,8 +296,21 @@ class GraphRunner(Runner):
         return graph
 
     @torch.inference_mode()
+    def _rehearse_draws(self) -> None:
+        """Launch every kernel that rules, filters and log-probabilities may ask for, on scratch."""
+        hidden = self._warm_pass(_REHEARSED_TOKENS, 0)
+        self.sampling.rehearse(lambda exact: self.model.logits(hidden, exact=exact))
+
+    @torch.inference_mode()
     def _warm_step(self, num_tokens: int, num_rows: int, *, reads_cache: bool = True) -> None:
         """Take one prompt and some rows through the model, and draw, all on scratch."""
+        hidden = self._warm_pass(num_tokens, num_rows, reads_cache=reads_cache)
+        row_ids = self.rows.to_device([self.rows.padding_row] * len(hidden))
+        logits = self._logits(hidden, _PLAIN)
+        self.sampling.sample(logits, row_ids, torch.zeros_like(row_ids), plan=_PLAIN)
+
+    def _warm_pass(self, num_tokens: int, num_rows: int, *, reads_cache: bool = True) -> Tensor:
+        """Return the last hidden states of one prompt and some decoding rows, all on scratch."""
         rows, num_seqs = self.rows, num_rows + 1
         total = num_tokens + num_rows
         positions = torch.zeros(total, dtype=torch.int64, device=rows.device)
@@ -268,8 +332,7 @@ class GraphRunner(Runner):
                 reads_cache=reads_cache,
             ),
         )
-        logits = self._logits(hidden[-num_seqs:], _PLAIN, masked=False)
-        self.sampling.sample(logits, row_ids, torch.zeros_like(row_ids), plan=_PLAIN)
+        return hidden[-num_seqs:]
 
     def _decode_step(self, size: int, plan: SamplingPlan) -> SampledTokens:
         rows, positions = self._staged[:size], self._staged[size : 2 * size]
@@ -294,7 +357,7 @@ class GraphRunner(Runner):
             num_decode=size,
         )
         hidden = self.model.forward(inputs.token_ids, ctx)
-        logits = self.model.logits(hidden, exact=plan.has(~_DRAWS))
+        logits = self._logits(hidden, plan)
         sampled = self.sampling.sample_with_plan(logits, rows, inputs.drawn_at, plan)
         self.rows.last_token.index_copy_(0, rows, sampled.inputs())
         return sampled

@@ -21,7 +21,7 @@ from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.linear_weight import Fp8Weight
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -94,7 +94,7 @@ def _width(model: PagedModel) -> int:
 
 
 class PromptGraphs:
-    """Forward passes over chunks and the decoding rows behind them, captured on first use."""
+    """Forward passes over chunks and the decoding rows behind them, captured once each."""
 
     def __init__(
         self,
@@ -142,12 +142,15 @@ class PromptGraphs:
         Graphs share their memory, which the largest one lays out for all: captured from small to
         large, each would need more than the ones before it left behind.
         """
-        sizes = [(tokens, rows) for tokens in self._token_buckets for rows in self._row_buckets]
-        sizes = [(tokens, rows) for tokens, rows in sizes if tokens + rows <= self._limit]
-        sizes.sort(key=lambda size: (sum(size), size), reverse=True)
+        sizes = sorted(self._sizes(), key=lambda size: (sum(size), size), reverse=True)
         lone = [(tokens, 0) for tokens in self._token_buckets if tokens <= most]
-        shapes = (self.shape(tokens, 1, rows) for tokens, rows in [*sizes[:1], *lone])
-        return [shape for shape in shapes if shape is not None]
+        return self._shapes([*sizes[:1], *lone])
+
+    def other_shapes(self, most: int) -> list[PassShape]:
+        """Return all graphs that `shapes_to_prepare` leaves out, those of few rows first."""
+        prepared = self.shapes_to_prepare(most)
+        sizes = sorted(self._sizes(), key=lambda size: size[::-1])
+        return [shape for shape in self._shapes(sizes) if shape not in prepared]
 
     @torch.inference_mode()
     def prepare(self, shape: PassShape) -> None:
@@ -157,6 +160,10 @@ class PromptGraphs:
         """
         self._send(self._fill(shape, [], []), shape)
         self._compute(shape)
+        self._captured(shape)
+
+    def capture(self, shape: PassShape) -> None:
+        """Capture a pass whose kernels are loaded, without running it."""
         self._captured(shape)
 
     def run(self, chunks: list[PrefillChunk], seqs: list[Sequence]) -> tuple[Tensor, int] | None:
@@ -172,6 +179,15 @@ class PromptGraphs:
         self._send(self._fill(shape, chunks, seqs), shape)
         self._captured(shape)()
         return self._hidden[: shape.num_tokens + shape.num_rows], shape.num_tokens
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Return tokens and rows of every graph that pays."""
+        sizes = ((tokens, rows) for tokens in self._token_buckets for rows in self._row_buckets)
+        return [(tokens, rows) for tokens, rows in sizes if tokens + rows <= self._limit]
+
+    def _shapes(self, sizes: Iterable[tuple[int, int]]) -> list[PassShape]:
+        shapes = (self.shape(tokens, 1, rows) for tokens, rows in sizes)
+        return [shape for shape in shapes if shape is not None]
 
     def _captured(self, shape: PassShape) -> Callable[[], None]:
         has_runs = self._sharing is not None and self._sharing.has_runs

@@ -15,7 +15,7 @@ from tokenbus.engine.containment import Containment
 from tokenbus.engine.execution.batch import decode_batch, step_batch
 from tokenbus.engine.execution.device_faults import escapes
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.sampling.logprobs import RawLogprobs, raw_logprobs
+from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
 from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW
@@ -26,15 +26,13 @@ if TYPE_CHECKING:
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
+    from tokenbus.engine.sampling.logprobs import RawLogprobs
     from tokenbus.engine.sampling.plan import SamplingPlan
     from tokenbus.engine.sampling.sampler import SamplingState
     from tokenbus.engine.scheduling.plan import PrefillChunk, StepPlan
     from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
     from tokenbus.engine.scheduling.sequence import Sequence
     from tokenbus.engine.types import TokenLogprobs
-
-# Known tokens scored at once: bounds their logits to 256 rows of the vocabulary.
-_SCORED_ROWS = 256
 
 
 @dataclass(slots=True)
@@ -253,11 +251,11 @@ class Runner:
         self, seq: Sequence, start: int, end: int, hidden: Tensor, num_top: int
     ) -> Iterator[tuple[int, RawLogprobs]]:
         """Score the known tokens [start, end); `hidden` begins at the token before the first."""
-        for first in range(start, end, _SCORED_ROWS):
-            stop = min(first + _SCORED_ROWS, end)
+        for first in range(start, end, SCORED_ROWS):
+            stop = min(first + SCORED_ROWS, end)
             logits = self.model.logits(hidden[first - start : stop - start])
             targets = self.rows.to_device(list(seq.token_ids[first:stop]))
-            yield first, raw_logprobs(logits, targets, num_top)
+            yield first, self.sampling.score(logits, targets, num_top)
 
     def _sample(
         self,
@@ -284,7 +282,7 @@ class Runner:
         rows, drawn_at = self.rows.to_device([*row_list, *positions]).view(2, -1)
         plan = self.sampling.plan(row_list)
         sampled = self.sampling.sample(
-            self._logits(hidden, plan, masked=bool(masks)),
+            self._logits(hidden, plan),
             rows,
             drawn_at,
             plan=plan,
@@ -293,7 +291,7 @@ class Runner:
         self.rows.last_token.index_copy_(0, rows, sampled.inputs())
         return sampled
 
-    def _logits(self, hidden: Tensor, plan: SamplingPlan, *, masked: bool) -> Tensor:  # noqa: ARG002
+    def _logits(self, hidden: Tensor, plan: SamplingPlan) -> Tensor:  # noqa: ARG002
         """Return the logits that `plan` needs, [S, V]."""
         return self.model.logits(hidden)
 

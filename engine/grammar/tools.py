@@ -68,7 +68,10 @@ def arguments_schema(
         the schema, RequestRejected if it is not of an object.
     """
     schema = dict(tool.parameters) or {"properties": {}, "additionalProperties": False}
-    if schema.setdefault("type", "object") != "object":
+    kind = schema.setdefault("type", "object")
+    if isinstance(kind, list) and "object" in kind:
+        kind = schema["type"] = "object"
+    if kind != "object":
         raise RequestRejected(field, "must be of type object")
     try:
         enforceable: Any = enforceable_schema(schema, is_watched=is_watched)

@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.decoder_config import Activation
-from tokenbus.engine.models.linear_weight import Fp8Weight, Int4Weight, Int8Weight, PlainWeight
-from tokenbus.engine.models.ops import WIDENED_KINDS, widened
+from tokenbus.engine.models.linear_weight import (
+    Fp8BlockWeight,
+    Fp8Weight,
+    Int4GroupWeight,
+    Int4Weight,
+    Int8GroupWeight,
+    Int8Weight,
+    LinearWeight,
+    PlainWeight,
+)
 from tokenbus.kernels.cpu.native import INT4_GROUP_INPUTS, WeightFormat
 
 if TYPE_CHECKING:
@@ -57,14 +65,15 @@ def _int4_form(weight: Int4Weight) -> NativeForm:
     return NativeForm(weight.steps, groups=(weight.scales.contiguous(), weight.lows.contiguous()))
 
 
+def _widened_form(weight: LinearWeight) -> NativeForm:
+    return NativeForm(weight.dequantised().to(weight.dtype))
+
+
 # Kinds that the kernels have no format for. Bytes with a scale per output they have.
-WIDENED_HERE = tuple(kind for kind in WIDENED_KINDS if kind is not Int8Weight)
+WIDENED_HERE: tuple[type[Any], ...] = (Fp8BlockWeight, Int4GroupWeight, Int8GroupWeight)
 NATIVE_KINDS: Mapping[type[Any], NativeKind] = {
     PlainWeight: NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(weight.values)),
-    **dict.fromkeys(
-        WIDENED_HERE,
-        NativeKind(WeightFormat.PLAIN, lambda weight: NativeForm(widened(weight))),
-    ),
+    **dict.fromkeys(WIDENED_HERE, NativeKind(WeightFormat.PLAIN, _widened_form)),
     # Float8 is exact in bfloat16, and the scales come behind the sums: nothing is rounded.
     Fp8Weight: NativeKind(
         WeightFormat.PLAIN,

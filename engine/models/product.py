@@ -15,7 +15,6 @@ from tokenbus.engine.models.decoder_config import Activation
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.engine.models.layers import Mixture
     from tokenbus.engine.models.linear_weight import LinearWeight
 
 
@@ -72,10 +71,10 @@ ProductTable = Mapping[type[Any], Callable[[Any, "Tensor | None"], Product]]
 class MixtureBinder(NamedTuple):
     """What mixtures are bound to, and the kinds of weight that it keeps as plain numbers.
 
-    bind: takes a mixture whose shared expert has its products. is_native: not plain torch.
+    bind: takes a `Mixture` whose shared expert has its products. is_native: not plain torch.
     """
 
-    bind: Callable[[Mixture, Activation], MixtureProduct]
+    bind: Callable[[Any, Activation], MixtureProduct]
     widened: tuple[type[Any], ...]
     is_native: bool = False
 

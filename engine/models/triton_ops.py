@@ -23,7 +23,7 @@ from tokenbus.engine.models.triton_products import (
 )
 from tokenbus.kernels.embedding import embed
 from tokenbus.kernels.experts.combine import NextNorm
-from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv
+from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv_row
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
 from tokenbus.kernels.quantize import add_rms_norm_quantized, quantize_rows
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
     from tokenbus.engine.models.product import ProductTable
     from tokenbus.kernels.activation import ActivationKind
-    from tokenbus.kernels.quantize import QuantizedRows
 
 _Item = TypeVar("_Item")
 # The share of a device's memory that weights of four bits may take written out as well.
@@ -183,27 +182,28 @@ class TritonOps(TorchOps):
         )
         return self.attention.read(q, spec, ctx, fresh).view(-1, spec.num_heads * spec.head_dim)
 
-    def _attention_of(
-        self, x: Tensor | QuantizedRows, layer: DecoderLayer, eps: float, ctx: ForwardContext
+    def _row_attention(
+        self, x: Tensor, layer: DecoderLayer, eps: float, ctx: ForwardContext
     ) -> Tensor | None:
-        """Project a decode pass straight into its pages and attend; None where that is not fused.
+        """Project a lone row that decodes straight into its pages, and attend; None for others.
 
-        x: [T, H] before the layer's norm, or rounded behind it. Prompts need their keys and values
-        as rows too, and norms of heads need whole heads of queries.
+        x: [T, H] before the layer's norm. Norms of heads need whole heads of queries; with several
+        rows, tiles of whole heads cost more than the launch that they save.
         """
         spec, product, rope = layer.spec, layer.qkv.product, layer.rope
-        num_rows = len(ctx.query_lens)
-        if not ctx.is_decode or not isinstance(product, Fp8Product) or rope is None:
+        if x.shape[0] != 1 or not ctx.is_decode or not isinstance(product, Fp8Product):
             return None
-        if layer.q_norm is not None or not fits_qkv(num_rows, spec.head_dim, rope.cos.shape[1]):
+        if rope is None or layer.q_norm is not None:
+            return None
+        if not fits_qkv_row(spec.head_dim, rope.cos.shape[1]):
             return None
         k_scales, v_scales = ctx.kv.scales(spec.layer_idx)
         target = PageTarget(
             spec.num_heads, ctx.positions, ctx.slot_mapping, rope.cos, rope.sin,
             ctx.kv.k[spec.layer_idx], ctx.kv.v[spec.layer_idx], k_scales, v_scales,
         )  # fmt: skip
-        q = product.to_pages(x, target, layer.pre_attention_norm, eps)
-        return self.attention.read(q, spec, ctx).view(-1, spec.num_heads * spec.head_dim)
+        q = product.row_to_pages(x, target, layer.pre_attention_norm, eps)
+        return self.attention.read(q, spec, ctx).view(1, spec.num_heads * spec.head_dim)
 
     def run_layers(
         self, tensors: DecoderTensors, hidden: Tensor, ctx: ForwardContext
@@ -216,7 +216,7 @@ class TritonOps(TorchOps):
         eps = tensors.config.norm_eps
         residual, is_normed = hidden.float(), False
         for fused in self._fused:
-            x = None if is_normed else self._attention_of(hidden, fused.layer, eps, ctx)
+            x = None if is_normed else self._row_attention(hidden, fused.layer, eps, ctx)
             if x is None:
                 qkv = fused.plain_qkv(hidden) if is_normed else fused.qkv(hidden)
                 x = self.qkv_attention(qkv, fused.layer, eps, ctx)
@@ -237,15 +237,12 @@ class TritonOps(TorchOps):
             norm = item.layer.pre_attention_norm
             assert norm is not None
             rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)
-            x = self._attention_of(rows, item.layer, eps, ctx)
-            if x is None:
-                x = self.qkv_attention(item.qkv.of_rounded(rows), item.layer, eps, ctx)
+            x = self.qkv_attention(item.qkv.of_rounded(rows), item.layer, eps, ctx)
             branch = item.o.of_rounded(quantize_rows(x))
             norm = item.layer.pre_mlp_norm
             assert norm is not None
             if isinstance(item.mlp, TritonMixture):
-                normed, residual = add_rms_norm(branch, residual, norm, eps)
-                branch = item.mlp.mix(normed)
+                branch, residual = item.mlp.behind_norm(branch, residual, norm, eps)
                 continue
             gate_up, down = item.mlp
             rows, residual = add_rms_norm_quantized(branch, residual, norm, eps)

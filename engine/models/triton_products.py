@@ -27,7 +27,7 @@ from tokenbus.engine.models.ops import widened
 from tokenbus.engine.models.product import Product, ProductTable
 from tokenbus.kernels.launch import KernelInputError
 from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
-from tokenbus.kernels.linear.fp8_qkv import fp8_qkv, fp8_qkv_row
+from tokenbus.kernels.linear.fp8_qkv import fp8_qkv_row
 from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
 from tokenbus.kernels.linear.fp8_table import is_tall
 from tokenbus.kernels.linear.gated_linear import gated_linear
@@ -161,24 +161,13 @@ class Fp8Product(FusedProduct):
         fusion = Fusion(bias=self._bias, residual=residual)
         return self._multiply(x, fusion)
 
-    def to_pages(
-        self, x: Tensor | QuantizedRows, target: PageTarget, norm_weight: Tensor | None, eps: float
+    def row_to_pages(
+        self, x: Tensor, target: PageTarget, norm_weight: Tensor | None, eps: float
     ) -> Tensor:
-        """Project to heads that are rotated and written where `target` says; return the queries.
-
-        x: [T, in], normalised first, or rows that are rounded already, behind their norm.
-        """
-        if isinstance(x, QuantizedRows):
-            rows = x
-        elif x.shape[0] == 1:
-            return fp8_qkv_row(
-                x, *self._weight, target, bias=self._bias, norm_weight=norm_weight, eps=eps
-            )
-        elif norm_weight is None:
-            rows = quantize_rows(x)
-        else:
-            rows, _ = add_rms_norm_quantized(x, None, norm_weight, eps)
-        return fp8_qkv(rows, *self._weight, target, bias=self._bias, dtype=self._dtype)
+        """x: [1, in] -> queries [1, Hq, D] of rms_norm(x), rotated; keys and values go to pages."""
+        return fp8_qkv_row(
+            x, *self._weight, target, bias=self._bias, norm_weight=norm_weight, eps=eps
+        )
 
     def of_rounded(self, rows: QuantizedRows) -> Tensor:
         """rows: [T, in] -> [T, out], dtype of the activations."""

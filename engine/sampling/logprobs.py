@@ -13,6 +13,9 @@ from tokenbus.engine.types import TokenLogprobs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# Known tokens that are scored at once: bounds their logits to 256 rows of the vocabulary.
+SCORED_ROWS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class RawLogprobs:

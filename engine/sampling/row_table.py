@@ -10,6 +10,7 @@ import torch
 from tokenbus.engine.chat.requests.bounds import MAX_STOP_IDS
 from tokenbus.engine.sampling.plan import is_greedy
 from tokenbus.engine.sampling.random_draw import stream_key
+from tokenbus.kernels.sampling.columns import FLOATS, INTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     from tokenbus.engine.types import SamplingParams
 
 # Columns at which the floats, the integers and the stop ids of a row begin.
-_FLOATS, _INTS, _STOP_IDS = 1, 4, 9
+_FLOATS = 1
+_INTS = _FLOATS + len(FLOATS) // 2
+_STOP_IDS = _INTS + len(INTS)
 # Fills unused stop ids; no token has it.
 NO_STOP_ID = -1
 
 
 @dataclass(frozen=True, slots=True)
 class RowScalars:
-    """The scalars of M rows; floats are float32, all others int64, all [M]."""
+    """The scalars of M rows, in the order of `columns`; floats are float32, others int64: [M]."""
 
     temperature: Tensor
     top_p: Tensor
@@ -39,6 +42,8 @@ class RowScalars:
     top_k: Tensor
     min_tokens: Tensor
     is_random: Tensor
+    num_biases: Tensor
+    num_words: Tensor
 
 
 def write_row(table: Tensor, row: int, values: Tensor) -> None:
@@ -55,6 +60,8 @@ class RowTable:
     ids. So what is known of many new rows goes to the device in one copy. On a CPU the table is
     written in place. On an accelerator changed rows are collected and sent by `flush`; the buffers
     of a copy in flight are never written again.
+
+    Attributes: floats, ints and stop_ids are the columns of all rows, on the device.
     """
 
     def __init__(self, max_rows: int, eos_token_ids: Sequence[int], device: torch.device) -> None:
@@ -73,8 +80,8 @@ class RowTable:
         self._stop_rows = self._host[:, _STOP_IDS:].numpy()
         self._stop_ids_of: list[tuple[int, ...]] = [()] * num_rows
         self._table = self._host.to(device)
-        self._floats = self._table[:, _FLOATS:_INTS].view(torch.float32)
-        self._ints = self._table[:, _INTS:_STOP_IDS]
+        self.floats = self._table[:, _FLOATS:_INTS].view(torch.float32)
+        self.ints = self._table[:, _INTS:_STOP_IDS]
         self.stop_ids = self._table[:, _STOP_IDS:]
         self._changed: set[int] = set()
 
@@ -96,6 +103,8 @@ class RowTable:
             params.top_k,
             params.min_tokens,
             not greedy,
+            len(params.logit_bias),
+            len(params.bad_words),
         )
         # With `ignore_eos` the model's own ids do not end a choice, so min_tokens spares them too.
         eos_ids = () if params.ignore_eos else self._eos_token_ids
@@ -121,4 +130,4 @@ class RowTable:
 
     def gather(self, rows: Tensor) -> RowScalars:
         """Read the scalars of rows [M] int64."""
-        return RowScalars(*self._floats[rows].unbind(-1), *self._ints[rows].unbind(-1))
+        return RowScalars(*self.floats[rows].unbind(-1), *self.ints[rows].unbind(-1))

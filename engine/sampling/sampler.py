@@ -11,7 +11,6 @@ from torch import Tensor
 from tokenbus.engine.sampling.bitmask import unpack, unpack_table
 from tokenbus.engine.sampling.filters import filtered_weights
 from tokenbus.engine.sampling.logprobs import RawLogprobs, raw_logprobs
-from tokenbus.engine.sampling.penalties import PenaltyCounts
 from tokenbus.engine.sampling.plan import (
     LOGIT_RULES,
     Feature,
@@ -20,14 +19,14 @@ from tokenbus.engine.sampling.plan import (
 )
 from tokenbus.engine.sampling.random_draw import draw, uniforms
 from tokenbus.engine.sampling.row_table import RowTable
-from tokenbus.engine.sampling.token_rules import BadWords, LogitBias, apply_min_tokens_
+from tokenbus.engine.sampling.torch_rules import TorchRules
 from tokenbus.engine.types import SamplingParams
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from tokenbus.engine.sampling.fused_draw import FusedDraw
+    from tokenbus.engine.sampling.fused_sampler import FusedSampler
 
 _NEUTRAL = SamplingParams(temperature=0.0)
 # Rules that lie in tables of their own: a row keeps them there until others are written.
@@ -78,27 +77,29 @@ class SamplingState:
         vocab_size: int,
         device: torch.device | str,
         eos_token_ids: Sequence[int] = (),
+        *,
+        fused: bool | None = None,
     ) -> None:
-        """Allocate the scalars; the tables of penalties, biases and words come with first use."""
+        """Allocate the scalars; the tables of rules come with first use.
+
+        `fused`: by the kernels, as by default on a GPU alone.
+        """
         self.max_rows = max_rows
         self.vocab_size = vocab_size
         self.padding_row = max_rows
         self._device = torch.device(device)
-        self._fused_draw: FusedDraw | None = None
-        if self._device.type == "cuda":
-            # Imported on use: without a GPU, Triton may be missing.
-            from tokenbus.engine.sampling.fused_draw import FusedDraw
-
-            self._fused_draw = FusedDraw(max_rows, vocab_size, self._device)
-        self._num_rows = max_rows + 1
-        self._plans = [SamplingPlan()] * self._num_rows
+        self._plans = [SamplingPlan()] * (max_rows + 1)
         # Equal plans are few: rows have numbers of them, for a batch is looked through every step.
         self._known_plans = {SamplingPlan(): 0}
-        self._plan_numbers = [0] * self._num_rows
+        self._plan_numbers = [0] * (max_rows + 1)
         self._table = RowTable(max_rows, eos_token_ids, self._device)
-        self._penalties = PenaltyCounts(self._num_rows, vocab_size, self._device)
-        self._logit_bias: LogitBias | None = None
-        self._bad_words: BadWords | None = None
+        self._rules = TorchRules(self._table, max_rows + 1, vocab_size, self._device)
+        self._fused: FusedSampler | None = None
+        if self._device.type == "cuda" if fused is None else fused:
+            # Imported on use: without a GPU, Triton may be missing.
+            from tokenbus.engine.sampling.fused_sampler import FusedSampler
+
+            self._fused = FusedSampler(self._table, max_rows, vocab_size, self._device)
         self._unpack_table = unpack_table(self._device)
 
     def set_row(
@@ -117,25 +118,17 @@ class SamplingState:
         self._plans[row] = plan
         self._plan_numbers[row] = self._known_plans.setdefault(plan, len(self._known_plans))
         self._table.write(row, params, choice)
-        if plan.has(Feature.PENALTIES):
-            self._penalties.write(row, prompt_ids, output_ids)
-        if plan.has(Feature.BIAS):
-            self._logit_bias = self._logit_bias or LogitBias(self._num_rows, self._device)
-            self._logit_bias.write(row, params)
-        elif self._logit_bias is not None and previous.has(Feature.BIAS):
-            self._logit_bias.write(row, _NEUTRAL)
-        if plan.has(Feature.BAD_WORDS):
-            self._bad_words = self._bad_words or BadWords(self._num_rows, self._device)
-            self._bad_words.write(row, params, prompt_ids, output_ids)
-        elif self._bad_words is not None and previous.has(Feature.BAD_WORDS):
-            self._bad_words.write(row, _NEUTRAL, (), ())
+        if self._fused is not None:
+            self._fused.write(row, params, plan, prompt_ids, output_ids)
+        else:
+            self._rules.write(row, params, plan, previous, prompt_ids, output_ids)
 
     def clear_row(self, row: int) -> None:
         """Make a row neutral: what it held is asked for by no plan any more.
 
         Its scalars stay until the next owner's take their place; rows end as often as they begin.
         """
-        if self._plans[row].has(_TABLED):
+        if self._fused is None and self._plans[row].has(_TABLED):
             self._neutralise(row)
         else:
             self._plans[row] = SamplingPlan()
@@ -157,6 +150,8 @@ class SamplingState:
     def flush(self) -> None:
         """Send staged rows to the device; call before replaying a captured `sample_with_plan`."""
         self._table.flush()
+        if self._fused is not None:
+            self._fused.flush()
 
     def sample(
         self,
@@ -170,7 +165,7 @@ class SamplingState:
         """Draw one token per row and enter it into the row's state.
 
         Args:
-            logits: [M, V], not written; float32, or on a GPU any dtype if the plan only draws.
+            logits: [M, V], not written; float32, or on a GPU any dtype if nobody asks for logprobs.
             rows: [M] int64, distinct except for `padding_row`.
             positions: [M] int64, index of the token in its choice's output, from 0.
             plan: from `plan(rows)`; without it every row that is set counts, on a CPU those given.
@@ -191,35 +186,50 @@ class SamplingState:
         bitmask: Tensor | None = None,
     ) -> SampledTokens:
         """Run `sample` without touching the host, so that a CUDA graph can hold it."""
-        allowed = self.adjusted_logits(logits, rows, positions, plan, bitmask)
-        if self._fused_draw is not None and plan.has(Feature.RANDOM):
-            token_ids = self._fused_draw(allowed, self._table.gather(rows), positions, plan)
-        else:
-            token_ids = best = allowed.argmax(-1)
-            if plan.has(Feature.RANDOM):
-                scalars = self._table.gather(rows)
-                weights = filtered_weights(allowed, scalars, plan)
-                drawn = draw(weights, uniforms(scalars.key, scalars.increment, positions))
-                token_ids = torch.where(scalars.is_random.bool(), drawn, best)
-            token_ids = _with_outcomes(token_ids, allowed.gather(-1, best.unsqueeze(-1)))
+        token_ids = self._draw(logits, rows, positions, plan, bitmask)
         sampled = SampledTokens(token_ids, None)
         if plan.has(Feature.LOGPROBS):
-            scores = raw_logprobs(logits, sampled.inputs(), plan.num_top_logprobs)
+            scores = self.score(logits, sampled.inputs(), plan.num_top_logprobs)
             sampled = SampledTokens(token_ids, scores)
         # Last, so that a batch that fails before has changed no row.
         if plan.has(_HISTORY):
             self.record(rows, sampled.inputs(), plan)
         return sampled
 
+    def score(self, logits: Tensor, token_ids: Tensor, num_top: int) -> RawLogprobs:
+        """Score given tokens under the raw distribution, up to `SCORED_ROWS` of them.
+
+        Args:
+            logits: [M, V] float32; token_ids: [M] int64; num_top: alternatives per position.
+        """
+        if self._fused is not None:
+            return self._fused.score(logits, token_ids, num_top)
+        return raw_logprobs(logits, token_ids, num_top)
+
+    def prepare_rules(self) -> bool:
+        """Give the kernels' tables of rules their memory, if it is little of the device's.
+
+        Tell whether they have it, so that steps with rules may be captured.
+        """
+        return self._fused is not None and self._fused.prepare_rules()
+
+    def rehearse(self, logits_of: Callable[[bool], Tensor]) -> None:
+        """Launch every kernel once, so that no rule has to wait for one when it is first asked for.
+
+        `logits_of` returns the logits of one row, [1, V], exact or not.
+        """
+        if self._fused is not None:
+            self._fused.rehearse(logits_of, self.padding_row)
+
     def record(self, rows: Tensor, token_ids: Tensor, plan: SamplingPlan) -> None:
         """Enter one token per row that did not come from `sample`, such as a forced one.
 
         rows, token_ids: [M] int64, rows distinct; several tokens of a row are several calls.
         """
-        if plan.has(Feature.PENALTIES):
-            self._penalties.record(rows, token_ids)
-        if plan.has(Feature.BAD_WORDS) and self._bad_words is not None:
-            self._bad_words.record(rows, token_ids)
+        if self._fused is not None:
+            self._fused.record(rows, token_ids)
+        else:
+            self._rules.record(rows, token_ids, plan)
 
     def adjusted_logits(
         self,
@@ -233,23 +243,37 @@ class SamplingState:
 
         Arguments are those of `sample`.
         """
+        if self._fused is not None:
+            if not plan.has(LOGIT_RULES) and bitmask is None:
+                return logits
+            return self._fused.adjusted(logits, rows, positions, bitmask)
         allowed = logits
         if plan.has(LOGIT_RULES):
             allowed = logits.clone()
-            scalars = self._table.gather(rows)
-            if plan.has(Feature.PENALTIES):
-                self._penalties.apply_(allowed, rows, scalars)
-            if plan.has(Feature.BIAS) and self._logit_bias is not None:
-                self._logit_bias.apply_(allowed, rows)
-            if plan.has(Feature.BAD_WORDS) and self._bad_words is not None:
-                self._bad_words.apply_(allowed, rows)
-            if plan.has(Feature.MIN_TOKENS):
-                stop_ids = self._table.stop_ids[rows]
-                apply_min_tokens_(allowed, stop_ids, positions, scalars.min_tokens)
+            self._rules.apply_(allowed, rows, positions, plan)
         if bitmask is not None:
             mask = unpack(bitmask, self.vocab_size, self._unpack_table)
             allowed = torch.where(mask, allowed, float("-inf"))
         return allowed
+
+    def _draw(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        positions: Tensor,
+        plan: SamplingPlan,
+        bitmask: Tensor | None,
+    ) -> Tensor:
+        if self._fused is not None:
+            return self._fused.draw(logits, rows, positions, plan, bitmask)
+        allowed = self.adjusted_logits(logits, rows, positions, plan, bitmask)
+        token_ids = best = allowed.argmax(-1)
+        if plan.has(Feature.RANDOM):
+            scalars = self._table.gather(rows)
+            weights = filtered_weights(allowed, scalars, plan)
+            drawn = draw(weights, uniforms(scalars.key, scalars.increment, positions))
+            token_ids = torch.where(scalars.is_random.bool(), drawn, best)
+        return _with_outcomes(token_ids, allowed.gather(-1, best.unsqueeze(-1)))
 
 
 def _with_outcomes(token_ids: Tensor, top: Tensor) -> Tensor:

@@ -94,6 +94,8 @@ class ChatRenderer:
             self._with_tools = ChatTemplate(with_tools, names)
         except TemplateRefused as error:
             raise RequestRejected("chat_template", error.reason) from error
+        if self._plain.is_deaf:
+            raise RequestRejected("chat_template", "it renders no word of what a user says")
         self.traits = traits_of(self._with_tools)
         self.tokens = AddedTokens(tokenizer, eos_token_ids)
         chooser = FormatChooser(

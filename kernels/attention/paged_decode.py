@@ -54,6 +54,8 @@ class DecodeTuning:
 
 # Bytes of a K tile for which the depths below fill the shared memory of an H100.
 _TILE_BYTES = 64 * 128 * 2
+# Rows up to which a fourth program on a multiprocessor finds no item.
+_FEW_ROWS = 32
 
 
 def choose_tuning(
@@ -66,6 +68,10 @@ def choose_tuning(
     took 36 us of 5,591 longer than two that know runs.
     """
     if rounded and row_bytes <= _TILE_BYTES // 128:
+        if num_rows > _FEW_ROWS and not grouped:
+            # Steps of 64 and 256 rows take 7 and 4 % less than with two tiles in flight and three
+            # programs.
+            return DecodeTuning(1, 4, max_registers=128)
         return DecodeTuning(2, 2 if grouped else 3)
     if rounded:
         return DecodeTuning(1, 2, run_depth=1, run_block_n=32)

@@ -176,11 +176,10 @@ def fold_widened(q, q_low, q_scale, k, v, k_scale, v_scale, visible, m, total, a
     times what they stand for, for which half precision has room. visible: [R or 1, BLOCK_N], what
     `MASKED` rows see.
     """
+    WIDE: tl.constexpr = tl.float32 if q_low is None else tl.float16
     if q_low is None:
-        WIDE: tl.constexpr = tl.float32
         scores = tl.dot(q, tl.trans(k.to(tl.float32)), input_precision=PRECISION)
     else:
-        WIDE: tl.constexpr = tl.float16
         scores = tl.dot(q_low, tl.trans(k), tl.dot(q, tl.trans(k)))
     scores *= k_scale[None, :]
     rate = q_scale * scale * LOG2E

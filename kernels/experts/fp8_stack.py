@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenbus.kernels.launch import require
-from tokenbus.kernels.linear.fp8_shapes import check_fp8_weight
+import torch
+
+from tokenbus.kernels.launch import ceil_div, require, require_contiguous
+from tokenbus.kernels.quantize import FP8, GROUP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +28,20 @@ class Fp8Stack:
     block_outputs: int = 0
 
     def check(self) -> None:
-        """Raise KernelInputError for what the kernels cannot fetch."""
-        check_fp8_weight(self.values, self.scales, self.block_outputs)
+        """Raise KernelInputError for what the kernels cannot fetch.
+
+        Rows of a tensor descriptor begin at multiples of 16 bytes, those of the outputs too.
+        """
+        (rows, inputs), block = self.values.shape, self.block_outputs
+        size = (ceil_div(rows, block), ceil_div(inputs, GROUP)) if block else (rows,)
+        require(self.values.dtype == FP8, f"experts are {self.values.dtype}, not {FP8}")
+        require(self.scales.dtype == torch.float32, f"scales are {self.scales.dtype}")
+        require(self.scales.shape == size, f"scales are {tuple(self.scales.shape)}, not {size}")
+        require(
+            rows % 16 == 0 and inputs % 16 == 0,
+            f"{rows} outputs and {inputs} inputs: 16 does not divide both",
+        )
+        require_contiguous(values=self.values, scales=self.scales)
 
     def check_product(self, width_in: int, outputs: int) -> None:
         """Raise KernelInputError unless these are experts of so many inputs and outputs."""

@@ -12,7 +12,7 @@ import triton.language as tl
 from tokenbus.kernels.activation import KINDS, gate
 from tokenbus.kernels.experts.combine import NOTHING, Beside, add_shared
 from tokenbus.kernels.experts.fp8_stack import Fp8Stack
-from tokenbus.kernels.experts.table import RowTuning, down_row_tuning, up_row_tuning
+from tokenbus.kernels.experts.table import DOWN_ROW, RowTuning, up_row_tuning
 from tokenbus.kernels.launch import (
     ceil_div,
     dependent_launch,
@@ -251,7 +251,7 @@ def lone_row_down(
     values, scales, block_outputs = _plain_parts(down, width, inner, acted)
     require_contiguous(acted=acted)
     beside.check(1, width)
-    tuning = tuning or down_row_tuning(inner, rounded=scales is not None)
+    tuning = tuning or DOWN_ROW
     out = acted.new_empty(1, width)
     _down_kernel[(ceil_div(width, tuning.block_n),)](
         acted,

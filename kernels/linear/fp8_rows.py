@@ -28,7 +28,7 @@ class RowsTuning:
 
 
 @triton.jit
-def sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.constexpr, offs):
+def _sum_parts(acc, parts, tile, arrivals, SPLITS: tl.constexpr, SIZE: tl.constexpr, offs):
     """Leave the sums of this program, and return those of all and whether it was the last.
 
     In the order of the columns, whoever comes last, so that the result does not depend on timing.
@@ -110,7 +110,7 @@ def fp8_rows_kernel(
     is_last = True
     if SPLITS > 1:
         offs = tl.arange(0, ROWS)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-        acc, is_last = sum_parts(acc, parts, tile, arrivals, SPLITS, ROWS * BLOCK_N, offs)
+        acc, is_last = _sum_parts(acc, parts, tile, arrivals, SPLITS, ROWS * BLOCK_N, offs)
     if is_last:
         if BLOCK_OUT == 0:
             acc *= scale_out * by_row

@@ -57,6 +57,9 @@ def choose_rows_tuning(
     num_rows: int, width_in: int, width_out: int, role: LinearRole, *, blocks: bool = False
 ) -> RowsTuning:
     """Pick the layout for rows that are tall; with `blocks` of 128 columns a step has as many."""
+    if num_rows <= 16 and width_in >= 4096 and role is not LinearRole.GATED and not blocks:
+        # Long steps: 17.5 us for `down` of 8 rows, where two programs for a tile took 18.3.
+        return RowsTuning(64, 512, 4, 4)
     tuning = _choose_rows_tuning(num_rows, width_in, width_out, role)
     if not blocks or tuning.block_k == GROUP:
         return tuning
@@ -73,9 +76,6 @@ def _choose_rows_tuning(
         if height == 128:
             return RowsTuning(128, 128, 8, 4)
         return RowsTuning(64, 128, 4, 3) if height == 64 else RowsTuning(64, 128, 8, 4)
-    if height == 16 and width_in >= 4096:
-        # Long steps: 17.5 us for `down` of 8 rows, where two programs for a tile took 18.3.
-        return RowsTuning(64, 512, 4, 4)
     tiles = ceil_div(width_out, 64)
     # Programs for the whole chip, but each with columns enough to fill its queue.
     least = 4096 if 2 * tiles >= _PROCESSORS // 2 else 1024

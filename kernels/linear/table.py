@@ -81,6 +81,8 @@ def _for_one_row(width_in: int, width_out: int, role: LinearRole) -> LinearTunin
         return LinearTuning(4, 1024, 4) if width_in == 4096 else LinearTuning(2, 1024, 2)
     if role is LinearRole.RESIDUAL:
         return _for_one_row_before_sum(width_in, width_out)
+    if role is LinearRole.NORM and width_in == 2048 and width_out >= 4096:
+        return LinearTuning(8, 1024, 4)
     if width_in <= 2048:
         return LinearTuning(4, 1024, 4)
     # A whole row of x per step, as long as that is not too much.
@@ -92,6 +94,8 @@ def _for_one_row_before_sum(width_in: int, width_out: int) -> LinearTuning:
         return LinearTuning(4, 1024, 4)
     if width_in <= 2048:
         return LinearTuning(2, 2048, 4)
+    if width_in == 4096 and width_out == 2048:
+        return LinearTuning(4, 1024, 4)
     if width_out <= 1024 or width_in == 4096:
         return LinearTuning(4, 4096, 4)
     return LinearTuning(2, 1024, 2)
@@ -131,6 +135,8 @@ def _before_sum(width_in: int, width_out: int) -> LinearTuning:
     early = 2 * width_in * width_out < _EARLY_BYTES
     if width_in < 1024:
         return LinearTuning(16, 256, 2, stages=4, early=early)
+    if width_out <= 2048 <= width_in // 2:
+        return LinearTuning(16, 512, 4, stages=6, slices=4, early=early)
     if width_out <= 2048:
         return LinearTuning(16, 1024, 4, slices=4, early=early)
     if width_out >= 5120:

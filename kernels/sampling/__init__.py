@@ -1,1 +1,1 @@
-"""Filter and draw: from logits to one token a row."""
+"""Rules, filters, draw and scores: from logits to one token a row."""

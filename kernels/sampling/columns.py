@@ -12,7 +12,7 @@ FLOATS = (
     "frequency_penalty",
 )
 # Of int64. `key` and `increment` are those of the row's stream of uniforms; `num_biases` and
-# `num_bad_words` say how many entries of the row's lists count.
+# `num_words` say how many entries of the row's lists count.
 INTS = (
     "key",
     "increment",
@@ -20,5 +20,5 @@ INTS = (
     "min_tokens",
     "is_random",
     "num_biases",
-    "num_bad_words",
+    "num_words",
 )

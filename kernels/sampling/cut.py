@@ -23,6 +23,8 @@ CAPACITY = tl.constexpr(8192)
 LIST_BLOCK = tl.constexpr(512)
 LIST_PIVOTS = tl.constexpr(16)
 ROW_PIVOTS = tl.constexpr(4)
+# Groups of a block in a pass over the row: few rows need one, and large ones compile slowly.
+PASS_ROWS = tl.constexpr(16)
 # A nucleus is looked for among the groups of the largest maxima first: most are that small.
 GUESSED_GROUPS = tl.constexpr(256)
 # 16 pivots end a search over all of fp32 in 8 rounds, 4 over clustered values in some 20.
@@ -30,9 +32,9 @@ MAX_ROUNDS = tl.constexpr(64)
 
 
 @triton.jit
-def load_block(row, group_ids, block, num_groups, vocab_size):
-    """Load one block of listed groups: logits and token ids, both [ROWS, GROUP]; absent = -inf."""
-    place = block * ROWS + tl.arange(0, ROWS)
+def load_block(row, group_ids, block, num_groups, vocab_size, NUM: tl.constexpr = ROWS):
+    """Load one block of NUM listed groups: logits and token ids, [NUM, GROUP]; absent = -inf."""
+    place = block * NUM + tl.arange(0, NUM)
     group = tl.load(group_ids + place, mask=place < num_groups, other=1 << 24)
     token = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     x = tl.load(row + token, mask=token < vocab_size, other=float("-inf")).to(tl.float32)
@@ -106,11 +108,9 @@ def _gather(row, group_ids, num_groups, values, vocab_size, low, high):
 
 
 @triton.jit
-def _tally(x, above, least, most, pivots, low, high, top, rate, IS_MASS: tl.constexpr):
+def _tally(x, above, least, most, pivots, low, high, top, rate, is_mass):
     """Add logits x [E] to F at each pivot, [P, E], and to the extremes inside (low, high], [E]."""
-    weight = tl.full(x.shape, 1.0, tl.float32)
-    if IS_MASS:
-        weight = tl.exp2((x - top) * rate)
+    weight = tl.where(is_mass, tl.exp2((x - top) * rate), 1.0)
     above += tl.where(x[None, :] > pivots[:, None], weight[None, :], 0.0)
     inside = (x > low) & (x <= high)
     least = tl.minimum(least, tl.where(inside, x, float("inf")))
@@ -137,7 +137,7 @@ def _narrow(pivots, above, least, most, low, high, above_high, target):
 
 @triton.jit
 def _pass_list(values, count, low, high, above_high, list_above, top, rate, target,
-               IS_MASS: tl.constexpr):  # fmt: skip
+               is_mass):  # fmt: skip
     """Narrow the bracket by one pass over the list, above which F is `list_above`."""
     pivots = low + (high - low) * (tl.arange(0, LIST_PIVOTS) / LIST_PIVOTS)
     above = tl.zeros([LIST_PIVOTS, LIST_BLOCK], tl.float32)
@@ -146,29 +146,29 @@ def _pass_list(values, count, low, high, above_high, list_above, top, rate, targ
     for start in range(0, count, LIST_BLOCK):
         offs = start + tl.arange(0, LIST_BLOCK)
         x = tl.load(values + offs, mask=offs < count, other=float("-inf"))
-        above, least, most = _tally(x, above, least, most, pivots, low, high, top, rate, IS_MASS)
+        above, least, most = _tally(x, above, least, most, pivots, low, high, top, rate, is_mass)
     return _narrow(pivots, list_above + tl.sum(above, axis=1), least, most, low, high, above_high,
                    target)  # fmt: skip
 
 
 @triton.jit
 def _pass_row(row, group_ids, num_groups, vocab_size, low, high, above_high, top, rate, target,
-              IS_MASS: tl.constexpr):  # fmt: skip
+              is_mass):  # fmt: skip
     """Narrow the bracket by one pass over all listed groups."""
     pivots = low + (high - low) * (tl.arange(0, ROW_PIVOTS) / ROW_PIVOTS)
-    above = tl.zeros([ROW_PIVOTS, ROWS * GROUP], tl.float32)
-    least = tl.full([ROWS * GROUP], float("inf"), tl.float32)
-    most = tl.full([ROWS * GROUP], float("-inf"), tl.float32)
-    for block in range(0, (num_groups + ROWS - 1) // ROWS):
-        x, _ = load_block(row, group_ids, block, num_groups, vocab_size)
-        x = tl.reshape(x, [ROWS * GROUP])
-        above, least, most = _tally(x, above, least, most, pivots, low, high, top, rate, IS_MASS)
+    above = tl.zeros([ROW_PIVOTS, PASS_ROWS * GROUP], tl.float32)
+    least = tl.full([PASS_ROWS * GROUP], float("inf"), tl.float32)
+    most = tl.full([PASS_ROWS * GROUP], float("-inf"), tl.float32)
+    for block in range(0, (num_groups + PASS_ROWS - 1) // PASS_ROWS):
+        x, _ = load_block(row, group_ids, block, num_groups, vocab_size, PASS_ROWS)
+        x = tl.reshape(x, [PASS_ROWS * GROUP])
+        above, least, most = _tally(x, above, least, most, pivots, low, high, top, rate, is_mass)
     return _narrow(pivots, tl.sum(above, axis=1), least, most, low, high, above_high, target)
 
 
 @triton.jit
 def _find_cut(row, group_ids, num_groups, values, vocab_size, low, top, rate, target,
-              IS_MASS: tl.constexpr):  # fmt: skip
+              is_mass):  # fmt: skip
     """Return the smallest logit v in (low, top] with F(v) < target, `low` if F(low) is below it."""
     high = top
     above_high = tl.zeros([], tl.float32)
@@ -180,12 +180,12 @@ def _find_cut(row, group_ids, num_groups, values, vocab_size, low, top, rate, ta
     while (least < most) & (rounds < MAX_ROUNDS):
         if count <= CAPACITY:
             low, high, above_high, least, most = _pass_list(
-                values, count, low, high, above_high, list_above, top, rate, target, IS_MASS
+                values, count, low, high, above_high, list_above, top, rate, target, is_mass
             )
         else:
             low, high, above_high, least, most = _pass_row(
                 row, group_ids, num_groups, vocab_size, low, high, above_high, top, rate, target,
-                IS_MASS,
+                is_mass,
             )  # fmt: skip
             count = _gather(row, group_ids, num_groups, values, vocab_size, low, high)
             list_above = above_high
@@ -210,49 +210,43 @@ def _mass_of_top(row, group_ids, num_groups, vocab_size, cut, top, rate, k):
 
 @triton.jit
 def filter_row(row, group_max, group_ids, values, vocab_size, num_groups, top, total, rate, k,
-               top_p, min_p, USE_TOP_K: tl.constexpr, USE_TOP_P: tl.constexpr,
-               USE_MIN_P: tl.constexpr, BLOCK_G: tl.constexpr):  # fmt: skip
+               top_p, min_p, BLOCK_G: tl.constexpr):  # fmt: skip
     """Return the cut of all filters and how many groups reach it; `group_ids` lists these.
 
     `top` is the row's maximum, `total` the weight of all tokens, exp2((x - top) * rate) each.
-    k 0, top_p 1 and min_p 0 filter nothing.
+    k 0, top_p 1 and min_p 0 filter nothing. One search serves top-k and top-p, in up to three
+    stages: the k-th token, the nucleus among a few groups, the nucleus among all that can hold it.
+    A copy of the search for each would be compiled for three times as long.
     """
-    has_k = False
-    has_p = False
+    has_k = k > 0
+    has_p = top_p < 1.0
     cut = tl.full([], float("-inf"), tl.float32)
-    floor = cut
-    guess = cut
-    if USE_MIN_P:
-        cut = tl.where(min_p > 0.0, top + tl.log2(min_p) / rate, cut)
-    if USE_TOP_P:
-        has_p = top_p < 1.0
-    if USE_TOP_K:
-        has_k = k > 0
-        if has_k:
-            floor = _kth_bound(group_max, num_groups, k, top, BLOCK_G)
-            num_listed = keep_groups(group_max, group_ids, num_groups, floor, BLOCK_G)
-            if floor == float("-inf"):
-                floor = _lowest(row, group_ids, num_listed, vocab_size)
-            floor = _find_cut(row, group_ids, num_listed, values, vocab_size, _below(floor), top,
-                              rate, k.to(tl.float32), False)  # fmt: skip
-            cut = tl.maximum(cut, floor)
+    if min_p > 0.0:
+        cut = top + tl.log2(min_p) / rate
+    floor = tl.full([], float("-inf"), tl.float32)
+    if has_p & (has_k == 0):
+        # All tokens below the floor together weigh half of what top-p drops.
+        tail = tl.log2(tl.maximum(0.5 * (1.0 - top_p) * total / vocab_size, 1e-37))
+        floor = tl.maximum(cut, top + tail / rate)
+    stage = tl.where(has_k, 0, tl.where(has_p, 1, 3))
+    while stage < 3:
+        bound = floor
+        if (stage == 0) | ((stage == 1) & (has_k == 0)):
+            wanted = tl.where(has_k, k, GUESSED_GROUPS)
+            bound = tl.maximum(floor, _kth_bound(group_max, num_groups, wanted, top, BLOCK_G))
+        num_listed = keep_groups(group_max, group_ids, num_groups, bound, BLOCK_G)
+        low = bound
+        if low == float("-inf"):
+            low = _lowest(row, group_ids, num_listed, vocab_size)
+        low = _below(low)
+        target = tl.where(stage == 0, k.to(tl.float32), top_p * total)
+        found = _find_cut(row, group_ids, num_listed, values, vocab_size, low, top, rate, target,
+                          stage > 0)  # fmt: skip
+        is_short = (stage == 1) & (found <= low) & (bound > floor)
+        cut = tl.where(is_short, cut, tl.maximum(cut, found))
+        if stage == 0:
+            floor = found
             if has_p:
-                total = _mass_of_top(row, group_ids, num_listed, vocab_size, floor, top, rate, k)
-    if has_p:
-        if has_k == 0:
-            # All tokens below the floor together weigh half of what top-p drops.
-            tail = tl.log2(tl.maximum(0.5 * (1.0 - top_p) * total / vocab_size, 1e-37))
-            floor = tl.maximum(cut, top + tail / rate)
-            guess = _kth_bound(group_max, num_groups, GUESSED_GROUPS, top, BLOCK_G)
-        bound = tl.maximum(floor, guess)
-        nucleus = floor
-        is_short = True
-        while is_short:
-            num_listed = keep_groups(group_max, group_ids, num_groups, bound, BLOCK_G)
-            low = _below(bound)
-            nucleus = _find_cut(row, group_ids, num_listed, values, vocab_size, low, top, rate,
-                                top_p * total, True)  # fmt: skip
-            is_short = (nucleus <= low) & (bound > floor)
-            bound = floor
-        cut = tl.maximum(cut, nucleus)
+                total = _mass_of_top(row, group_ids, num_listed, vocab_size, found, top, rate, k)
+        stage = tl.where(is_short, 2, tl.where((stage == 0) & has_p, 1, 3))
     return cut, keep_groups(group_max, group_ids, num_groups, cut, BLOCK_G)

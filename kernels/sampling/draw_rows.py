@@ -3,22 +3,24 @@
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator"
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 import triton.language as tl
 
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
-from tokenbus.kernels.launch import ceil_div, next_power_of_2, require, require_contiguous
+from tokenbus.kernels.launch import next_power_of_2, require, require_contiguous
 from tokenbus.kernels.sampling.columns import FLOATS, INTS
+from tokenbus.kernels.sampling.cut import CAPACITY, GROUP, ROWS, filter_row, load_block
 from tokenbus.kernels.sampling.first_pass import LOG2E, TEMPERATURE, chunk_tokens, pass_kernel
-from tokenbus.kernels.sampling.threshold import CAPACITY, GROUP, ROWS, filter_row, load_block
+from tokenbus.kernels.sampling.workspace import GROUPS_PER_CHUNK
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.kernels.sampling.rule_tables import RuleTables
+    from tokenbus.kernels.sampling.workspace import RowColumns, SamplingWorkspace
 
 _BROKEN = tl.constexpr(BROKEN_ROW)
 _EMPTY = tl.constexpr(EMPTY_ROW)
@@ -28,49 +30,12 @@ _KEY = tl.constexpr(INTS.index("key"))
 _INCREMENT = tl.constexpr(INTS.index("increment"))
 _TOP_K = tl.constexpr(INTS.index("top_k"))
 _IS_RANDOM = tl.constexpr(INTS.index("is_random"))
-_GROUPS_PER_CHUNK = 64
-_CHUNK_TOKENS = 4096
+# Rules are rounded step by step, as torch rounds them; without the limit a thread takes a hundred
+# registers, and too few programs are under way to hide what they wait for.
+_PLAIN_PASS: dict[str, Any] = {"num_warps": 4}
+_RULED_PASS: dict[str, Any] = {"num_warps": 8, "maxnreg": 80, "enable_fp_fusion": False}
 # Of one row on an H200: 16 warps take 30 % longer, 4 take 30 % longer where lists are long.
 _DRAW_WARPS = 8
-
-
-class RowColumns(NamedTuple):
-    """The packed table of all rows, as far as a draw reads it.
-
-    floats: [R, F] float32, columns `columns.FLOATS`; ints: [R, I] int64, columns `columns.INTS`;
-    stop_ids: [R, S] int64, S a power of two, unused entries below 0. Rows may be strided.
-    """
-
-    floats: Tensor
-    ints: Tensor
-    stop_ids: Tensor
-
-
-class SamplingWorkspace:
-    """Static scratch of `draw_rows`; holds nothing between launches but what `score_rows` reads.
-
-    chunk_max, chunk_sum: [max_rows, C] fp32, of chunks of 4,096 tokens: maximum, and weight in
-    units of the maximum's. group_max: [max_rows, 64 C] fp32, of groups of 64 tokens; `raw_*` the
-    same of logits without rules and temperature. group_ids: the groups that a filtered row has to
-    read, int32. values: [max_rows, 8192] fp32, candidates for a cut. With 256 rows of 152k tokens,
-    17 MB.
-    """
-
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device) -> None:
-        require(0 < vocab_size <= 1 << 24, f"a vocabulary of {vocab_size} tokens")
-        self.max_rows = max_rows
-        self.vocab_size = vocab_size
-        self.num_chunks = ceil_div(vocab_size, _CHUNK_TOKENS)
-        num_groups = self.num_chunks * _GROUPS_PER_CHUNK
-        chunks, groups = (max_rows, self.num_chunks), (max_rows, num_groups)
-        self.chunk_max = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.chunk_sum = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.group_max = torch.empty(groups, dtype=torch.float32, device=device)
-        self.raw_max = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.raw_sum = torch.empty(chunks, dtype=torch.float32, device=device)
-        self.raw_group_max = torch.empty(groups, dtype=torch.float32, device=device)
-        self.group_ids = torch.empty(groups, dtype=torch.int32, device=device)
-        self.values = torch.empty(max_rows, CAPACITY.value, dtype=torch.float32, device=device)
 
 
 @triton.jit
@@ -228,7 +193,7 @@ def reduce_rows(
     *,
     rules: RuleTables | None = None,
     bitmask: Tensor | None = None,
-    has_scores: bool = False,
+    adjusted: Tensor | None = None,
 ) -> Tensor:
     """Pass over all logits once: reduce each row into the workspace, with its rules applied.
 
@@ -236,13 +201,18 @@ def reduce_rows(
     Returns: [M, V], the logits to draw from: those given, or with rules new ones in fp32.
     """
     num_rows, vocab_size = logits.shape
-    adjusted = logits
+    target = logits
     # Where there are no rules, any tensor that is always at an aligned address.
     marks = counts = bias_ids = biases = words = history = workspace.group_ids
     num_biases = num_words = word_length = 1
     if rules is not None:
         require(rules.vocab_size == vocab_size, f"rules for {rules.vocab_size} tokens")
-        adjusted = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        if adjusted is None:
+            adjusted = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
+        target = adjusted
+        require(target.dtype == torch.float32, f"adjusted logits are {target.dtype}")
+        require(len(target) >= num_rows and target.shape[1] == vocab_size, "adjusted: [>= M, V]")
+        require(target.stride(1) == 1, f"adjusted logits have strides {target.stride()}")
         marks, counts, words, history = rules.marks, rules.counts, rules.words, rules.history
         bias_ids, biases = rules.bias_ids, rules.biases
         num_biases, num_words = rules.max_biases, rules.max_words
@@ -254,16 +224,16 @@ def reduce_rows(
     if num_rows:
         pass_kernel[(workspace.num_chunks, num_rows)](
             logits, rows, positions, columns.floats, columns.ints, columns.stop_ids,
-            rows if bitmask is None else bitmask, marks, counts, bias_ids, biases, words, history,
-            adjusted, workspace.chunk_max, workspace.chunk_sum, workspace.group_max,
-            workspace.raw_max, workspace.raw_sum, workspace.raw_group_max, vocab_size,
-            0 if bitmask is None else bitmask.shape[1], logits.stride(0), adjusted.stride(0),
-            columns.floats.stride(0), columns.ints.stride(0), columns.stop_ids.stride(0),
-            HAS_RULES=rules is not None, HAS_SCORES=has_scores, B=num_biases, W=num_words,
-            L=word_length, S=columns.stop_ids.shape[1], num_warps=4 if rules is None else 8,
-            enable_fp_fusion=rules is None,
+            workspace.group_ids if bitmask is None else bitmask, marks, counts, bias_ids, biases,
+            words, history, target, workspace.chunk_max, workspace.chunk_sum, workspace.group_max,
+            vocab_size,
+            0 if bitmask is None else bitmask.shape[1], vocab_size if marks.numel() else 0,
+            logits.stride(0), target.stride(0), columns.floats.stride(0), columns.ints.stride(0),
+            columns.stop_ids.stride(0), HAS_RULES=rules is not None,
+            B=num_biases, W=num_words, L=word_length, S=columns.stop_ids.shape[1],
+            **(_PLAIN_PASS if rules is None else _RULED_PASS),
         )  # fmt: skip
-    return adjusted
+    return target
 
 
 def draw_rows(
@@ -275,8 +245,8 @@ def draw_rows(
     *,
     rules: RuleTables | None = None,
     bitmask: Tensor | None = None,
+    adjusted: Tensor | None = None,
     has_filters: bool = True,
-    has_scores: bool = False,
 ) -> Tensor:
     """Draw one token per row, greedy, free, ruled and filtered rows mixed, in two launches.
 
@@ -290,8 +260,8 @@ def draw_rows(
         rules: the tables of what rows have said and may not say; None where no row has a rule,
             min_tokens among them.
         bitmask: [M, W] int32, bit = token allowed, those past the last word are not.
+        adjusted: memory for logits with rules, [>= M, V] fp32; allocated where it is not given.
         has_filters: whether any row asks for top-k, top-p or min-p.
-        has_scores: whether `score_rows` follows, over the same logits.
     Returns: [M] int64. Rules come in the order penalties, biases, words, min_tokens, mask, all in
         fp32 and rounded as torch rounds them. Of equal maxima argmax takes the first. A draw takes
         the first token, in vocabulary order, whose running sum of kept probability exceeds the
@@ -301,12 +271,13 @@ def draw_rows(
         `draw_outcomes`.
     Raises: KernelInputError if shapes, dtypes or layouts do not fit.
     Source: pivot search as in FlashInfer's sampling (Ye et al. 2025), exact instead of by
-        rejection, since one uniform decides; twins: reference.apply_rules, reference.sample_rows.
+        rejection, since one uniform decides; twins: reference.draw_rows, and
+        engine.sampling.torch_rules of the rules.
     """
     _check(logits, columns, rows, positions, workspace)
     allowed = reduce_rows(
         logits, columns, rows, positions, workspace, rules=rules, bitmask=bitmask,
-        has_scores=has_scores,
+        adjusted=adjusted,
     )  # fmt: skip
     num_rows, vocab_size = logits.shape
     num_chunks = workspace.num_chunks
@@ -318,6 +289,6 @@ def draw_rows(
             vocab_size, num_chunks, allowed.stride(0), columns.floats.stride(0),
             columns.ints.stride(0), HAS_FILTERS=has_filters,
             BLOCK_C=max(16, next_power_of_2(num_chunks)),
-            BLOCK_G=next_power_of_2(num_chunks * _GROUPS_PER_CHUNK), num_warps=_DRAW_WARPS,
+            BLOCK_G=next_power_of_2(num_chunks * GROUPS_PER_CHUNK), num_warps=_DRAW_WARPS,
         )  # fmt: skip
     return token_ids

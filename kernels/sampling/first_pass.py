@@ -53,21 +53,31 @@ def reduce_chunk(x, rate):
 
 
 @triton.jit
-def _penalise(x, token, inside, floats, marks, counts):
-    """Return logits less the penalties of the tokens that the row has said."""
-    repetition = tl.load(floats + REPETITION)
-    presence = tl.load(floats + PRESENCE)
-    frequency = tl.load(floats + FREQUENCY)
-    if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):
-        mark = tl.load(marks + token, mask=inside, other=0).to(tl.int32)
-        if tl.max(tl.max(mark, axis=1)) > 0:
-            # As torch computes it, rounded at every step: the same numbers, bit for bit.
-            in_output = (mark & IN_OUTPUT) != 0
-            scaled = tl.where(x < 0.0, x * repetition, tl.div_rn(x, repetition))
-            x = tl.where(mark != 0, scaled, x) - tl.where(in_output, presence, 0.0)
-            if frequency != 0.0:
-                count = tl.load(counts + token, mask=in_output, other=0)
-                x -= count.to(tl.float32) * frequency
+def _divide(x, divisor):
+    """Return x / divisor, rounded as IEEE asks, by one reciprocal for all (Markstein 1990).
+
+    A quotient is corrected twice by its remainder, which a fused product tells exactly: the first
+    time comes within a unit of the last place, the second rounds. A division for each logit would
+    be three times as many instructions, with a branch.
+    """
+    inverse = tl.div_rn(1.0, divisor)
+    quotient = x * inverse
+    quotient = tl.fma(tl.fma(quotient, -divisor, x), inverse, quotient)
+    return tl.fma(tl.fma(quotient, -divisor, x), inverse, quotient)
+
+
+@triton.jit
+def _penalise(x, mark, token, counts, repetition, presence, frequency):
+    """Return logits less the penalties of the tokens that the row has said, by their marks.
+
+    As torch computes it, rounded at every step: the same numbers, bit for bit.
+    """
+    in_output = (mark & IN_OUTPUT) != 0
+    scaled = tl.where(x < 0.0, x * repetition, _divide(x, repetition))
+    x = tl.where(mark != 0, scaled, x) - tl.where(in_output, presence, 0.0)
+    if frequency != 0.0:
+        count = tl.load(counts + token, mask=in_output, other=0)
+        x -= count.to(tl.float32) * frequency
     return x
 
 
@@ -80,13 +90,12 @@ def _add_to_token(adjusted, token, value, first, vocab_size, is_meant):
 
 
 @triton.jit
-def _adjust_tokens(adjusted, first, vocab_size, position, ints, stop_ids, bias_ids, biases, words,
-                   history, S: tl.constexpr, L: tl.constexpr):  # fmt: skip
+def _adjust_tokens(adjusted, first, vocab_size, num_biases, num_words, is_early, stop_ids, bias_ids,
+                   biases, words, history, S: tl.constexpr, L: tl.constexpr):  # fmt: skip
     """Carry out the rules on single tokens over a written chunk: biases, words, stop ids.
 
     Of one rule a token is named by several entries only where all of them forbid it.
     """
-    num_biases = tl.load(ints + NUM_BIASES).to(tl.int32)
     entries = tl.arange(0, _BIASES)
     for start in range(0, num_biases, _BIASES):
         named = start + entries < num_biases
@@ -94,7 +103,6 @@ def _adjust_tokens(adjusted, first, vocab_size, position, ints, stop_ids, bias_i
         value = tl.load(biases + start + entries, mask=named, other=0.0)
         _add_to_token(adjusted, token, value, first, vocab_size, named)
     tl.debug_barrier()
-    num_words = tl.load(ints + NUM_WORDS).to(tl.int32)
     places = tl.arange(0, L)
     is_last = places == L - 1
     said = tl.load(history + places, mask=is_last == 0, other=0)
@@ -107,59 +115,64 @@ def _adjust_tokens(adjusted, first, vocab_size, position, ints, stop_ids, bias_i
         token = tl.sum(tl.where(is_last[None, :], word, 0), axis=1)
         _add_to_token(adjusted, token, float("-inf"), first, vocab_size, is_due)
     tl.debug_barrier()
-    if position < tl.load(ints + MIN_TOKENS):
+    if is_early:
         token = tl.load(stop_ids + tl.arange(0, S)).to(tl.int32)
         _add_to_token(adjusted, token, float("-inf"), first, vocab_size, token >= 0)
     tl.debug_barrier()
 
 
 @triton.jit(
-    do_not_specialize=["mask_width"],
+    do_not_specialize=["mask_width", "num_marked"],
     do_not_specialize_on_alignment=["rows", "positions", "bitmask"],
 )
 def pass_kernel(
     logits, rows, positions, floats, ints, stop_ids, bitmask, marks, counts, bias_ids, biases,
-    words, history, adjusted, chunk_max, chunk_sum, group_max, raw_max, raw_sum, raw_group_max,
-    vocab_size, mask_width, logits_stride, adjusted_stride, floats_stride, ints_stride,
-    stops_stride, HAS_RULES: tl.constexpr, HAS_SCORES: tl.constexpr, B: tl.constexpr,
-    W: tl.constexpr, L: tl.constexpr, S: tl.constexpr,
+    words, history, adjusted, chunk_max, chunk_sum, group_max, vocab_size, mask_width, num_marked,
+    logits_stride, adjusted_stride, floats_stride, ints_stride, stops_stride,
+    HAS_RULES: tl.constexpr, B: tl.constexpr, W: tl.constexpr, L: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
-    """Adjust one chunk of one row and reduce it; `raw_*` are of the logits as they came."""
+    """Adjust one chunk of one row and reduce it."""
     chunk = tl.program_id(0)
     num_chunks = tl.num_programs(0)
     index = tl.program_id(1).to(tl.int64)
     row = tl.load(rows + index).to(tl.int64)
     groups, token = chunk_tokens(chunk)
     inside = token < vocab_size
-    x = tl.load(logits + index * logits_stride + token, mask=inside,
-                other=float("-inf")).to(tl.float32)  # fmt: skip
+    loaded = tl.load(logits + index * logits_stride + token, mask=inside, other=float("-inf"))
+    # What is asked for is on its way before anything is waited for.
+    floats += row * floats_stride
+    ints += row * ints_stride
+    temperature = tl.load(floats + TEMPERATURE)
+    if HAS_RULES:
+        mark = tl.load(marks + row * vocab_size + token, mask=token < num_marked, other=0)
+        repetition = tl.load(floats + REPETITION)
+        presence = tl.load(floats + PRESENCE)
+        frequency = tl.load(floats + FREQUENCY)
+        num_biases = tl.load(ints + NUM_BIASES).to(tl.int32)
+        num_words = tl.load(ints + NUM_WORDS).to(tl.int32)
+        is_early = tl.load(positions + index) < tl.load(ints + MIN_TOKENS)
+    x = loaded.to(tl.float32)
     place = index * num_chunks + chunk
     group_place = index * num_chunks * ROWS + groups
-    if HAS_SCORES:
-        top, weight, tops = reduce_chunk(x, LOG2E)
-        tl.store(raw_max + place, top)
-        tl.store(raw_sum + place, weight)
-        tl.store(raw_group_max + group_place, tops)
-    floats += row * floats_stride
     if HAS_RULES:
-        ints += row * ints_stride
-        vocab_start = row * vocab_size
-        x = _penalise(x, token, inside, floats, marks + vocab_start, counts + vocab_start)
+        # The marks of a row without penalties are those of a row that was here before.
+        if (repetition != 1.0) | (presence != 0.0) | (frequency != 0.0):
+            x = _penalise(x, mark.to(tl.int32), token, counts + row * vocab_size, repetition,
+                          presence, frequency)  # fmt: skip
         if mask_width > 0:
             word = token // 32
             bits = tl.load(bitmask + index * mask_width + word, mask=word < mask_width, other=0)
             x = tl.where(((bits >> (token % 32)) & 1) != 0, x, float("-inf"))
         adjusted += index * adjusted_stride
         tl.store(adjusted + token, x, mask=inside)
-        position = tl.load(positions + index)
-        is_named = (tl.load(ints + NUM_BIASES) > 0) | (tl.load(ints + NUM_WORDS) > 0)
-        if is_named | (position < tl.load(ints + MIN_TOKENS)):
+        if (num_biases > 0) | (num_words > 0) | is_early:
             tl.debug_barrier()
-            _adjust_tokens(adjusted, chunk * (ROWS * GROUP), vocab_size, position, ints,
-                           stop_ids + row * stops_stride, bias_ids + row * B, biases + row * B,
-                           words + row * (W * L), history + row * L, S, L)  # fmt: skip
+            _adjust_tokens(adjusted, chunk * (ROWS * GROUP), vocab_size, num_biases, num_words,
+                           is_early, stop_ids + row * stops_stride, bias_ids + row * B,
+                           biases + row * B, words + row * (W * L), history + row * L,
+                           S, L)  # fmt: skip
             x = tl.load(adjusted + token, mask=inside, other=float("-inf"))
-    top, weight, tops = reduce_chunk(x, LOG2E / tl.load(floats + TEMPERATURE))
+    top, weight, tops = reduce_chunk(x, LOG2E / temperature)
     tl.store(chunk_max + place, top)
     tl.store(chunk_sum + place, weight)
     tl.store(group_max + group_place, tops)

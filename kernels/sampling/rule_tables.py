@@ -31,7 +31,7 @@ NO_TOKEN = -2
 REPETITION = tl.constexpr(FLOATS.index("repetition_penalty"))
 PRESENCE = tl.constexpr(FLOATS.index("presence_penalty"))
 FREQUENCY = tl.constexpr(FLOATS.index("frequency_penalty"))
-NUM_WORDS = tl.constexpr(INTS.index("num_bad_words"))
+NUM_WORDS = tl.constexpr(INTS.index("num_words"))
 
 # Bytes and ids that one program moves at a time.
 _CLEARED = tl.constexpr(4096)
@@ -93,6 +93,8 @@ def _write_kernel(header, token_ids, marks, counts, vocab_size):
     """Write one row anew: clear it, mark its prompt, count its output."""
     header += tl.program_id(0) * 4
     row = tl.load(header).to(tl.int64)
+    if row < 0:
+        return
     first = tl.load(header + 1)
     num_prompt = tl.load(header + 2)
     num_output = tl.load(header + 3)
@@ -125,7 +127,7 @@ def write_rows(tables: RuleTables, header: Tensor, token_ids: Tensor) -> None:
 
     Args:
         header: [N, 4] int32: row, where its tokens begin, how many the prompt has, and behind them
-            how many the output has; rows are distinct.
+            how many the output has; rows are distinct, below 0 stands for none.
         token_ids: [T] int32; those outside the vocabulary count for nothing.
     Raises: KernelInputError for other shapes or dtypes.
     """

@@ -16,7 +16,7 @@ from tokenbus.kernels.sampling.first_pass import LOG2E, chunk_tokens, reduce_chu
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tokenbus.kernels.sampling.draw_rows import SamplingWorkspace
+    from tokenbus.kernels.sampling.workspace import SamplingWorkspace
 
 _LN2 = tl.constexpr(0.6931471805599453)
 _NO_TOKEN = tl.constexpr(1 << 30)
@@ -36,7 +36,7 @@ class RowScores(NamedTuple):
 
 
 @triton.jit
-def _reduce_kernel(logits, raw_max, raw_sum, raw_group_max, vocab_size, logits_stride):
+def _reduce_kernel(logits, chunk_max, chunk_sum, group_max, vocab_size, logits_stride):
     """Reduce one chunk of one row of plain logits."""
     chunk = tl.program_id(0)
     num_chunks = tl.num_programs(0)
@@ -45,16 +45,16 @@ def _reduce_kernel(logits, raw_max, raw_sum, raw_group_max, vocab_size, logits_s
     x = tl.load(logits + index * logits_stride + token, mask=token < vocab_size,
                 other=float("-inf")).to(tl.float32)  # fmt: skip
     top, weight, tops = reduce_chunk(x, LOG2E)
-    tl.store(raw_max + index * num_chunks + chunk, top)
-    tl.store(raw_sum + index * num_chunks + chunk, weight)
-    tl.store(raw_group_max + index * num_chunks * ROWS + groups, tops)
+    tl.store(chunk_max + index * num_chunks + chunk, top)
+    tl.store(chunk_sum + index * num_chunks + chunk, weight)
+    tl.store(group_max + index * num_chunks * ROWS + groups, tops)
 
 
 @triton.jit(
     do_not_specialize=["num_top", "top_stride"], do_not_specialize_on_alignment=["token_ids"]
 )
 def _score_kernel(
-    logits, token_ids, logprobs, ranks, top_ids, top_logprobs, raw_max, raw_sum, raw_group_max,
+    logits, token_ids, logprobs, ranks, top_ids, top_logprobs, chunk_max, chunk_sum, group_max,
     vocab_size, num_chunks, logits_stride, num_top, top_stride, BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):  # fmt: skip
@@ -64,11 +64,11 @@ def _score_kernel(
     """
     index = tl.program_id(0).to(tl.int64)
     logits += index * logits_stride
-    group_max = raw_group_max + index * num_chunks * ROWS
+    group_max += index * num_chunks * ROWS
     offs = tl.arange(0, BLOCK_C)
     there = offs < num_chunks
-    tops = tl.load(raw_max + index * num_chunks + offs, mask=there, other=float("-inf"))
-    sums = tl.load(raw_sum + index * num_chunks + offs, mask=there, other=0.0)
+    tops = tl.load(chunk_max + index * num_chunks + offs, mask=there, other=float("-inf"))
+    sums = tl.load(chunk_sum + index * num_chunks + offs, mask=there, other=0.0)
     top = tl.max(tops)
     base = tl.where(top == float("-inf"), 0.0, top)
     normaliser = base + tl.log2(tl.sum(sums * tl.exp2((tops - base) * LOG2E))) * _LN2
@@ -111,15 +111,12 @@ def score_rows(
     token_ids: Tensor,
     num_top: int,
     workspace: SamplingWorkspace,
-    *,
-    is_reduced: bool = False,
 ) -> RowScores:
     """Score tokens under the distribution of the logits as they are.
 
     Args:
         logits: [M, V] fp32/bf16/fp16; token_ids: [M] int64, within the vocabulary.
         num_top: alternatives per row, at most V.
-        is_reduced: the workspace holds these logits' `raw_*` already, see `draw_rows`.
     Raises: KernelInputError if shapes, dtypes or layouts do not fit.
     Twin: engine.sampling.logprobs.raw_logprobs.
     """
@@ -139,13 +136,12 @@ def score_rows(
     )
     if not num_rows:
         return scores
-    if not is_reduced:
-        _reduce_kernel[(num_chunks, num_rows)](
-            logits, workspace.raw_max, workspace.raw_sum, workspace.raw_group_max, vocab_size,
-            logits.stride(0), num_warps=4,
-        )  # fmt: skip
+    _reduce_kernel[(num_chunks, num_rows)](
+        logits, workspace.chunk_max, workspace.chunk_sum, workspace.group_max, vocab_size,
+        logits.stride(0), num_warps=4,
+    )  # fmt: skip
     _score_kernel[(num_rows,)](
-        logits, token_ids, *scores, workspace.raw_max, workspace.raw_sum, workspace.raw_group_max,
+        logits, token_ids, *scores, workspace.chunk_max, workspace.chunk_sum, workspace.group_max,
         vocab_size, num_chunks, logits.stride(0), num_top, num_top,
         BLOCK_C=max(16, next_power_of_2(num_chunks)), BLOCK_G=next_power_of_2(num_chunks * 64),
         num_warps=8,

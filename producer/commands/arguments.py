@@ -146,7 +146,9 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
     add("--publishers", metavar="N",
         help="processes that write tokens to the server, 0 = the worker itself (default: auto)")
     add("--metrics-port", type=int, metavar="PORT",
-        help="serve Prometheus metrics on this port of the loopback (default: none)")
+        help="answer /metrics, /healthz and /readyz on this port (default: none)")
+    add("--metrics-host", metavar="HOST",
+        help="where that port is; who reaches it sees the metrics (default: 127.0.0.1)")
 
 
 # What `tokenbus serve` says to its parts itself; the server's URL not where everyone can read it.
@@ -286,7 +288,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Declare what `tokenbus config` takes."""
     add = parser.add_argument
-    add("action", choices=("show",), help="print settings, and where each comes from")
+    add("action", choices=("show",), help="print settings, and where each comes from (required)")
     add("process", nargs="?", default="worker", choices=("client", "worker", "gateway", "control"),
         help="whose settings: those of the named kind of process (default: worker)")
     add("--changed", action="store_true",
@@ -398,5 +400,7 @@ def add_control(parser: argparse.ArgumentParser) -> None:
     add("--log-format", choices=("auto", "json", "console"),
         help="form of the log lines (default: auto, json unless in a terminal)")
     add("--metrics-port", type=int, metavar="PORT",
-        help="serve Prometheus metrics on this port of the loopback (default: none)")
+        help="answer /metrics, /healthz and /readyz on this port (default: none)")
+    add("--metrics-host", metavar="HOST",
+        help="where that port is; who reaches it sees the metrics (default: 127.0.0.1)")
 # fmt: on

@@ -18,6 +18,8 @@ from tokenbus.producer.terminal import open_standard_streams, say, visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenbus.producer.settings import BusSettings
+
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
 
@@ -193,9 +195,9 @@ def _run_doctor(args: argparse.Namespace) -> int:
 
 
 def _run_config(args: argparse.Namespace) -> int:
-    from tokenbus.producer.commands.config import run_config
+    from tokenbus.worker.doctor.config_command import run_config
 
-    return run_config(args.process, as_json=args.json, changed=args.changed)
+    return run_config(args.process, settings_classes(), as_json=args.json, changed=args.changed)
 
 
 def _run_top(args: argparse.Namespace) -> int:
@@ -347,12 +349,28 @@ def _take_config(path: str | None) -> None:
     """
     if path is None and "TOKENBUS_CONFIG" not in os.environ:
         return
-    from tokenbus.producer.commands.config import check_config_file
     from tokenbus.producer.config_file import use_config_file
+    from tokenbus.worker.doctor.config_command import check_config_file
 
     if path is not None:
         use_config_file(path)
-    check_config_file()
+    check_config_file(settings_classes())
+
+
+def settings_classes() -> dict[str, type[BusSettings]]:
+    """Return the settings of each kind of process, by its section of the file."""
+    from tokenbus.producer.gateway.settings import GatewaySettings
+    from tokenbus.producer.settings import ClientSettings
+    from tokenbus.worker.control.settings import ControlSettings
+    from tokenbus.worker.settings import WorkerSettings
+
+    found: tuple[type[BusSettings], ...] = (
+        ClientSettings,
+        WorkerSettings,
+        GatewaySettings,
+        ControlSettings,
+    )
+    return {each.section: each for each in found}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

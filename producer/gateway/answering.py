@@ -343,8 +343,13 @@ def ignored_header(ignored: Sequence[str]) -> dict[str, str]:
     """Return the header that names the fields of a body that nothing was done with."""
     if not ignored:
         return {}
-    shown = [name if name.isascii() and name.isprintable() else "?" for name in ignored[:32]]
-    return {"X-Tokenbus-Ignored-Fields": ", ".join(name[:64] for name in shown)}
+    shown = [name if _is_plain(name) else "?" for name in (each[:64] for each in ignored[:32])]
+    return {"X-Tokenbus-Ignored-Fields": ", ".join(shown)}
+
+
+def _is_plain(name: str) -> bool:
+    """Tell whether a name can stand in a header, which has no blanks at its ends."""
+    return name.isascii() and name.isprintable() and name == name.strip() != ""
 
 
 def _num_cursors(jobs: Sequence[SubmittedJob]) -> int:

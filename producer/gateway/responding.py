@@ -23,6 +23,7 @@ from tokenbus.producer.gateway.jobs.attended import attended
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
 from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
 from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
+from tokenbus.producer.gateway.response_frames import ResponseFrames
 from tokenbus.producer.gateway.responses.input_items import invalid
 from tokenbus.producer.gateway.responses.job_steps import (
     live_steps,
@@ -31,7 +32,6 @@ from tokenbus.producer.gateway.responses.job_steps import (
     result_steps,
 )
 from tokenbus.producer.gateway.responses.response_events import ResponseEvents
-from tokenbus.producer.gateway.responses.response_frames import ResponseFrames
 from tokenbus.producer.gateway.responses.response_object import response_object
 from tokenbus.producer.gateway.responses.response_request import MAX_ANCESTORS, field_as_sent
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found

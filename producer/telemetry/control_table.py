@@ -16,6 +16,9 @@ BUILD_INFO = CONTROL.gauge(
     *("process", "version", "python"),
 )
 READY = CONTROL.gauge("tokenbus_ready", "1 or 0", "1 while the process does its work")
+SERVER_UP = CONTROL.gauge(
+    "tokenbus_server_up", "1 or 0", "1 while the server answers this process, looked at every 2 s"
+)
 IS_WATCHER = CONTROL.gauge(
     "tokenbus_pool_watcher", "1 or 0", "1 at the process that tells the metrics of the pool"
 )
@@ -78,6 +81,16 @@ PROMPT_RATE = POOL.gauge(
     "Prompt tokens that all workers together take in now, cached ones too",
 )
 WORKERS = POOL.gauge("tokenbus_pool_workers", "workers", "Living workers, by phase", "phase")
+WORKERS_LOST = POOL.counter(
+    "tokenbus_pool_workers_lost",
+    "workers",
+    "Workers whose lease ran out without a word of theirs, as this process saw it",
+)
+SUSPECTS = POOL.gauge(
+    "tokenbus_pool_suspects",
+    "jobs",
+    "Waiting jobs that may have killed an engine, and ride with few others",
+)
 WORKER_VERSIONS = POOL.gauge(
     "tokenbus_pool_worker_versions", "workers", "Living workers, by release", "version"
 )

@@ -158,6 +158,12 @@ def responses(client: OpenAI) -> None:
     assert streamed[0].type == "response.created"
     assert streamed[-1].type in ("response.completed", "response.incomplete")
     assert streamed[-1].response.output_text == first.output_text
+    likely = client.responses.create(
+        **asked, temperature=0, include=["message.output_text.logprobs"], top_logprobs=2
+    )
+    tokens = likely.output[0].content[0].logprobs
+    assert "".join(token.token for token in tokens) == likely.output_text
+    assert {len(token.top_logprobs) for token in tokens} == {2}
     later = client.responses.create(**asked, background=True)
     until = time.monotonic() + PATIENCE_S
     while later.status in ("queued", "in_progress"):

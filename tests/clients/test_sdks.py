@@ -169,7 +169,8 @@ for await (const event of bus.stream(job.id, { cursor: 12 })) {
 const whole = (await bus.get(job.id)).choices[0].text;
 const other = await bus.submit({ prompt: "sand", max_tokens: 2000 });
 await bus.cancel(other.id);
-const failed = await bus.content(other.id).next().catch((error) => error.reason);
+const read = async () => { for await (const _ of bus.content(other.id)); };
+const failed = await read().catch((error) => error.reason);
 console.log(JSON.stringify({ seen, ends: whole.endsWith(text), failed }));
 """
 

@@ -256,8 +256,11 @@ def test_rounded_rows_fill_tiles(rows: int, room: int) -> None:
 
 def test_layouts_suit_the_shape() -> None:
     """Narrow products are split over the chip, wide ones of many rows are left to torch."""
-    assert choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL).splits == 2
-    assert choose_rows_tuning(8, 4096, 6144, LinearRole.PLAIN).splits == 1
+    assert choose_rows_tuning(17, 14336, 4096, LinearRole.RESIDUAL).splits == 2
+    assert choose_rows_tuning(17, 4096, 6144, LinearRole.PLAIN).splits == 1
+    few = choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL)
+    assert (few.block_k, few.splits) == (512, 1)
+    assert choose_rows_tuning(8, 14336, 4096, LinearRole.RESIDUAL, blocks=True).splits == 2
     down, longer = (choose_matvec_tuning(k, 4096, LinearRole.RESIDUAL) for k in (14336, 28672))
     assert (down.by_warp, longer.by_warp) == (True, False)
     assert is_wide(28672)

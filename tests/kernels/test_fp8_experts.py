@@ -14,6 +14,7 @@ from tokenbus.kernels.experts.combine import Beside, combine
 from tokenbus.kernels.experts.fp8_grouped import fp8_experts_down, fp8_experts_up
 from tokenbus.kernels.experts.fp8_stack import Fp8Stack
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
+from tokenbus.kernels.experts.rounded_norm import add_rms_norm_both
 from tokenbus.kernels.experts.router import route_few
 from tokenbus.kernels.experts.routing import choose, route
 from tokenbus.kernels.experts.scores import RouterRule
@@ -96,11 +97,13 @@ def test_products_equal_their_twin(
     gates = exact_of(gate_up).view(experts, 2 * inner, width)[experts_of]
     wide = torch.einsum("poi,pi->po", gates, seen.repeat_interleave(top_k, 0))
     expected = twins.gated_act(wide, "silu")
-    # Pair by pair; a number may fall to either neighbour of e4m3.
+    # Pair by pair; a number may fall to either neighbour of e4m3, and a GPU's sums keep 13 binary
+    # places below their largest addend.
     got = exact_rows(acted)
     step = acted.scales.repeat_interleave(128, 1)[:, :inner]
     wanted = expected[order]
-    assert ((got - wanted).abs() <= wanted.abs() * 2**-3.9 + step * 2**-9).all()
+    slack = 1.0 if DEVICE.type == "cuda" else 2**-9
+    assert ((got - wanted).abs() <= wanted.abs() * 2**-3.9 + step * slack).all()
     pairs = fp8_experts_down(acted, down, width, work, HALF, tuning=tuning)
     behind = exact_of(down).view(experts, width, inner)[experts_of]
     by_pair = torch.empty_like(got)
@@ -152,6 +155,25 @@ def test_a_broken_row_breaks_no_other(rows: int) -> None:
     got = combine(pairs, work.chosen.weights)
     assert got.isnan().all(-1).nonzero().flatten().tolist() == [1, 4]
     assert int(got.isnan().any(-1).sum()) == 2
+
+
+@pytest.mark.parametrize("rows", [3, pytest.param(1, marks=MORE)])
+def test_rows_are_rounded_where_they_are_normed(rows: int) -> None:
+    """The router's launch, and the norm of many rows, round as a launch of its own would."""
+    x, norm = randn(rows, 144).to(HALF), randn(144, seed=5).to(HALF)
+    router = randn(6, 144, seed=3).to(HALF)
+    x[0, 5] = torch.nan
+    few = route_few(x, router, RouterRule(6, 2), norm_weight=norm, rounds=True)
+    residual = randn(rows, 144, seed=8)
+    normed, rounded, added = add_rms_norm_both(x, residual, norm, 1e-5)
+    assert_close(added[1:], (x + residual)[1:], torch.float32)
+    assert_close(normed[1:], twins.rms_norm(x + residual, norm, 1e-5)[1:], HALF)
+    for seen, got in ((few.rows, few.rounded), (normed, rounded)):
+        expected = quantize_rows(seen)
+        assert got is not None
+        assert torch.equal(got.values.view(torch.uint8), expected.values.view(torch.uint8))
+        assert torch.equal(got.scales[1:], expected.scales[1:])
+        assert got.scales.isnan().tolist() == [row == 0 for row in range(rows)]
 
 
 def test_wrong_inputs_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Projection, rotation and page write in one launch, against the launches that do each alone."""
+"""A lone row projected, rotated and written in one launch, against those that do each alone."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from models.paged_batch import DEVICE, HALF
 
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.linear.fp8_linear import fp8_linear, fp8_matvec
-from tokenbus.kernels.linear.fp8_qkv import PageTarget, QkvTuning, fits_qkv, fp8_qkv, fp8_qkv_row
+from tokenbus.kernels.linear.fp8_linear import fp8_matvec
+from tokenbus.kernels.linear.fp8_qkv import PageTarget, fits_qkv_row, fp8_qkv_row
 from tokenbus.kernels.linear.small_linear import Fusion
 from tokenbus.kernels.qkv_rope import qkv_rope
-from tokenbus.kernels.quantize import FP8, quantize_rows
+from tokenbus.kernels.quantize import FP8
 
 HEADS, KV_HEADS, PAGE_SIZE, PAGES = 2, 1, 16, 3
 ROUNDED = pytest.mark.parametrize("is_rounded", [True, False], ids=["fp8", "half"])
@@ -22,19 +22,18 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def target(num_rows: int, dim: int, *, is_rounded: bool) -> PageTarget:
-    """Return empty pages, with slots in no order, and rotations of rows."""
+def target(dim: int, *, is_rounded: bool) -> PageTarget:
+    """Return empty pages and a slot in the second of them."""
     dtype = torch.uint8 if is_rounded else HALF
     k = torch.zeros(PAGES, KV_HEADS, PAGE_SIZE, dim, dtype=dtype, device=DEVICE)
     v = k.transpose(2, 3).contiguous() if is_rounded else k.clone()
     scales = torch.zeros(PAGES, KV_HEADS, PAGE_SIZE, device=DEVICE)
-    slots = torch.randperm(PAGES * PAGE_SIZE, generator=torch.Generator().manual_seed(5))
     angles = draw(40, dim // 2, seed=6)
     cos, sin = (torch.cat((part, part), 1) for part in (angles.cos(), angles.sin()))
     return PageTarget(
         HEADS,
-        torch.arange(num_rows, device=DEVICE) % 40,
-        slots[:num_rows].to(DEVICE),
+        torch.tensor([7], device=DEVICE),
+        torch.tensor([PAGE_SIZE + 3], device=DEVICE),
         cos.contiguous(),
         sin.contiguous(),
         k.view(FP8) if is_rounded else k,
@@ -84,63 +83,57 @@ def assert_same(
 
 @ROUNDED
 @pytest.mark.parametrize(
-    ("num_rows", "dim", "tuning"),
-    [
-        (2, 64, None),
-        (17, 128, QkvTuning(64, 4, 2)),
-    ],
-    ids=["2-64-split", "17-128"],
+    ("dim", "has_norm", "has_bias", "block_k"),
+    [(64, True, False, 64), (64, False, True, 128), (16, True, True, 4096)],
+    ids=["norm", "bias", "small heads"],
 )
-def test_rows_come_to_their_pages(
-    num_rows: int, dim: int, tuning: QkvTuning | None, is_rounded: bool
+def test_a_lone_row_comes_to_its_pages(
+    dim: int, has_norm: bool, has_bias: bool, block_k: int, is_rounded: bool
 ) -> None:
-    """Every head of every row, with a bias, odd widths and rows that do not fill a tile."""
-    x, (values, scales) = quantize_rows(draw(num_rows, 96)), weight_of(dim, 96)
-    bias = draw(len(values), seed=3)
-    to, twin = (target(num_rows, dim, is_rounded=is_rounded) for _ in range(2))
-    got = fp8_qkv(x, values, scales, to, bias=bias, dtype=HALF, tuning=tuning)
-    expected = in_turn(fp8_linear(x, values, scales, Fusion(bias=bias), out_dtype=HALF), twin)
-    assert_same(got, expected, to, twin)
-
-
-@ROUNDED
-def test_more_rows_than_a_tile_come_to_their_pages(
-    is_rounded: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Row tiles beyond the first have rows, positions and slots of their own."""
-    monkeypatch.setattr("tokenbus.kernels.linear.fp8_qkv._MOST_HEIGHT", 16)
-    x, (values, scales) = quantize_rows(draw(21, 64)), weight_of(64, 64)
-    to, twin = (target(21, 64, is_rounded=is_rounded) for _ in range(2))
-    got = fp8_qkv(x, values, scales, to, dtype=HALF, tuning=QkvTuning(64, 4, 2, splits=2))
-    assert_same(got, in_turn(fp8_linear(x, values, scales, out_dtype=HALF), twin), to, twin)
-
-
-@ROUNDED
-@pytest.mark.parametrize("has_norm", [True, False], ids=["norm", "plain"])
-def test_a_lone_row_comes_to_its_pages(is_rounded: bool, has_norm: bool) -> None:
-    """The programs of a head count each other in, twice in a row."""
-    x, (values, scales) = draw(1, 96).to(HALF), weight_of(64, 96)
+    """The programs of a head count each other in, twice in a row; widths fill no step."""
+    x, (values, scales) = draw(1, 96).to(HALF), weight_of(dim, 96)
     norm = draw(96, seed=2) if has_norm else None
-    bias = draw(len(values), seed=3)
+    bias = draw(len(values), seed=3) if has_bias else None
     fusion = Fusion(norm_weight=norm, eps=1e-5, bias=bias)
     for _ in range(2):
-        to, twin = (target(1, 64, is_rounded=is_rounded) for _ in range(2))
-        got = fp8_qkv_row(x, values, scales, to, bias=bias, norm_weight=norm, eps=1e-5, block_k=128)
+        to, twin = (target(dim, is_rounded=is_rounded) for _ in range(2))
+        got = fp8_qkv_row(
+            x, values, scales, to, bias=bias, norm_weight=norm, eps=1e-5, block_k=block_k
+        )
         assert_same(got, in_turn(fp8_matvec(x, values, scales, fusion), twin), to, twin)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_breaks_a_lone_row_is_in_its_scales_alone(broken: float) -> None:
+    """No byte of a page is NaN, so that a tile may be read beyond the tokens of a sequence."""
+    x, (values, scales) = draw(1, 64).to(HALF), weight_of(16, 64)
+    x[0, 5] = broken
+    to = target(16, is_rounded=True)
+    fp8_qkv_row(x, values, scales, to)
+    assert not to.k_pages.float().isnan().any()
+    assert not to.v_pages.float().isnan().any()
+    for page_scales in (to.k_scales, to.v_scales):
+        assert page_scales is not None
+        assert page_scales.isnan().nonzero().tolist() == [[1, 0, 3]]
+
+
 @pytest.mark.parametrize(
-    ("num_rows", "dim", "rotary", "fits"),
-    [(1, 128, 128, True), (256, 64, 64, True), (257, 128, 128, False), (8, 96, 96, False),
-     (8, 128, 64, False), (8, 256, 256, False)],
-)  # fmt: skip
-def test_shapes_that_are_fused(num_rows: int, dim: int, rotary: int, fits: bool) -> None:
-    """Heads that fill a tile and are rotated whole; others take two launches."""
-    assert fits_qkv(num_rows, dim, rotary) is fits
+    ("dim", "rotary", "fits"),
+    [(128, 128, True), (16, 16, True), (96, 96, False), (128, 64, False), (64, 0, False)],
+)
+def test_heads_that_are_fused(dim: int, rotary: int, fits: bool) -> None:
+    """Heads that are rotated whole; others take two launches."""
+    assert fits_qkv_row(dim, rotary) is fits
 
 
 def test_a_weight_of_other_heads_is_refused() -> None:
     """A launch would write heads that the weight does not have."""
     values, scales = weight_of(64, 64)
     with pytest.raises(KernelInputError, match="heads of"):
-        fp8_qkv(quantize_rows(draw(2, 64)), values[64:], scales, target(2, 64, is_rounded=True))
+        fp8_qkv_row(draw(1, 64), values[64:], scales, target(64, is_rounded=True))
+
+
+def test_several_rows_are_refused() -> None:
+    """One position and one slot are all that is read."""
+    with pytest.raises(KernelInputError, match="this takes one"):
+        fp8_qkv_row(draw(2, 64), *weight_of(64, 64), target(64, is_rounded=True))

@@ -1,16 +1,20 @@
-"""The sampling kernel against its fp64 twin and against the engine's own sampler."""
+"""The sampling kernels against their fp64 twin and against the engine's own sampler."""
+
+from __future__ import annotations
 
 import pytest
 import torch
 from models.paged_batch import DEVICE, HALF
+from models.sampling_rows import columns_of, columns_with_uniforms
 
-from tokenbus.engine.sampling.random_draw import stream_key, uniforms
+from tokenbus.engine.sampling.random_draw import uniforms
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
 from tokenbus.kernels import reference
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW, EMPTY_ROW
 from tokenbus.kernels.launch import KernelInputError
-from tokenbus.kernels.sampling.sample_rows import SamplingWorkspace, sample_rows
+from tokenbus.kernels.sampling.draw_rows import draw_rows
+from tokenbus.kernels.sampling.workspace import SamplingWorkspace
 
 # Temperature, top-k, top-p, min-p: none alone, each alone, pairs, all; loose and tight.
 FILTERS = [
@@ -39,6 +43,15 @@ def make_logits(num_rows: int, vocab_size: int, spread: float, dtype: torch.dtyp
     return logits.to(DEVICE, dtype)
 
 
+def poisoned(num_rows: int, vocab_size: int) -> SamplingWorkspace:
+    """Return scratch in which whatever is read before it is written shows."""
+    workspace = SamplingWorkspace(num_rows, vocab_size, DEVICE)
+    for name, held in vars(workspace).items():
+        if isinstance(held, torch.Tensor):
+            held.fill_(1 << 30 if name == "group_ids" else float("nan"))
+    return workspace
+
+
 def draw(
     logits: torch.Tensor,
     filters: list[tuple[float, int, float, float]],
@@ -49,24 +62,21 @@ def draw(
     """Sample one row per entry of `filters`, by the kernel and by the twin."""
     num_rows, vocab_size = logits.shape
     assert len(filters) == num_rows
-    columns = list(zip(*filters, strict=True))
-    # Strided, as the columns of a table of rows are.
-    floats = torch.tensor([columns[0], columns[2], columns[3]], device=DEVICE).T.contiguous()
-    temperature, top_p, min_p = floats.unbind(-1)
-    top_k = torch.tensor(columns[1], device=DEVICE)
     if is_random is None:
         is_random = torch.ones(num_rows, dtype=torch.int64, device=DEVICE)
-    if workspace is None:
-        workspace = SamplingWorkspace(num_rows, vocab_size, DEVICE)
-        for name in ("chunk_max", "chunk_sum", "group_max", "values"):
-            getattr(workspace, name).fill_(float("nan"))
-        workspace.group_ids.fill_(1 << 30)
-    scalars = (temperature, top_k, top_p, min_p, u.to(DEVICE), is_random)
-    token_ids = sample_rows(
-        logits, *scalars, workspace, use_top_k=any(columns[1]),
-        use_top_p=min(columns[2]) < 1, use_min_p=max(columns[3]) > 0,
+    positions = torch.arange(num_rows, device=DEVICE) * 3
+    columns = columns_with_uniforms(filters, u.tolist(), is_random.tolist(), positions.tolist())
+    columns = type(columns)(*(held.to(DEVICE) for held in columns))
+    rows = torch.arange(num_rows, device=DEVICE)
+    token_ids = draw_rows(
+        logits, columns, rows, positions, workspace or poisoned(num_rows, vocab_size),
+        has_filters=any(each[1:] != (0, 1.0, 0.0) for each in filters),
     )  # fmt: skip
-    return token_ids, reference.sample_rows(logits, *scalars)
+    temperature, top_p, min_p = columns.floats[:num_rows, :3].unbind(-1)
+    top_k = columns.ints[:num_rows, 2]
+    drawn_at = uniforms(columns.ints[:num_rows, 0], columns.ints[:num_rows, 1], positions)
+    scalars = (temperature, top_k, top_p, min_p, drawn_at, is_random)
+    return token_ids, reference.draw_rows(logits, *scalars)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +110,7 @@ def test_draws_cover_the_kept_tokens_from_end_to_end(
 
 @pytest.mark.parametrize("filters", [(0.7, 20, 0.95, 0.0), (1.0, 0, 0.9, 0.05), (1.2, 0, 1.0, 0.0)])
 def test_draws_equal_those_of_the_engine(filters: tuple[float, int, float, float]) -> None:
-    """Given the engine's uniforms, the kernel draws what the engine's sampler draws."""
+    """At the engine's seed and positions the kernel draws what the engine's sampler draws."""
     temperature, top_k, top_p, min_p = filters
     params = SamplingParams(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=7, max_tokens=99
@@ -111,9 +121,11 @@ def test_draws_equal_those_of_the_engine(filters: tuple[float, int, float, float
         state.set_row(row, params, row, [1])
     rows = torch.arange(12)
     expected = state.sample(logits, rows, rows + 5).token_ids
-    keys = torch.tensor([stream_key(7, row) for row in range(12)])
-    u = uniforms(keys[:, 0], keys[:, 1], rows + 5)
-    token_ids, _ = draw(logits.to(DEVICE), [filters] * 12, u)
+    columns = columns_of([params] * 12, list(range(12)))
+    columns = type(columns)(*(held.to(DEVICE) for held in columns))
+    token_ids = draw_rows(
+        logits.to(DEVICE), columns, rows.to(DEVICE), rows.to(DEVICE) + 5, poisoned(12, 6000)
+    )
     assert token_ids.tolist() == expected.tolist()
 
 
@@ -178,7 +190,7 @@ def test_argmax_takes_the_first_of_equal_maxima() -> None:
 
 
 def test_row_does_not_depend_on_its_company() -> None:
-    """A row draws the same token alone and in a batch that compiles other filters in."""
+    """A row draws the same token alone and in a batch that compiles filters in."""
     logits = make_logits(len(FILTERS), 5000, 3.0, torch.float32)
     u = torch.rand(len(FILTERS), generator=torch.Generator().manual_seed(5))
     together, _ = draw(logits, FILTERS, u)

@@ -1,24 +1,11 @@
-"""What a decode step reads, gathered in one launch, and its uniforms: bit for bit as in torch."""
+"""What a decode step reads, gathered in one launch."""
 
 from __future__ import annotations
 
 import torch
 from models.paged_batch import DEVICE
 
-from tokenbus.engine.sampling.random_draw import uniforms
 from tokenbus.kernels.decode_inputs import decode_inputs
-from tokenbus.kernels.sampling.uniforms import row_uniforms
-
-
-def test_uniforms_are_those_of_the_stream() -> None:
-    """Keys and increments of any bits, read from a table's columns, at positions near and far."""
-    source = torch.Generator().manual_seed(1)
-    table = torch.randint(-(2**63), 2**63 - 1, (200, 5), generator=source).to(DEVICE)
-    positions = torch.randint(0, 10**6, (200,), generator=source).to(DEVICE)
-    keys, increments = table[:, 0], table[:, 1]
-    expected = uniforms(keys, increments, positions)
-    assert torch.equal(row_uniforms(keys, increments, positions), expected)
-    assert torch.equal(row_uniforms(keys[:1], increments[:1], positions[:1]), expected[:1])
 
 
 def test_a_step_reads_what_its_rows_hold() -> None:

@@ -35,7 +35,7 @@ from tokenbus.worker.control.crons import Crons, chores_of
 from tokenbus.worker.control.housekeeping import Housekeeping
 from tokenbus.worker.control.metrics import ControlMetrics
 from tokenbus.worker.control.telemetry.control_life import ControlLife
-from tokenbus.worker.control.telemetry.pool_watch import PoolWatch
+from tokenbus.worker.control.telemetry.pool_teller import PoolTeller
 from tokenbus.worker.control.timetable import Timetable
 from tokenbus.worker.control.webhooks.addresses import AddressPolicy
 from tokenbus.worker.control.webhooks.courier import Courier
@@ -87,7 +87,7 @@ async def serve(settings: ControlSettings) -> None:
         life, metrics = ControlLife(), ControlMetrics()
         exporter = await _telemetry(stack, settings, metrics, life)
         client = await stack.enter_async_context(await _connect(settings))
-        watch = PoolWatch(client.scripts, assumed_tokens_per_s=settings.assumed_tokens_per_s)
+        watch = PoolTeller(client.scripts, assumed_tokens_per_s=settings.assumed_tokens_per_s)
         if exporter is not None:
             exporter.watch = watch
         courier = await stack.enter_async_context(

@@ -1,1 +1,1 @@
-"""`tokenbus doctor`: what can be wrong around a pool, looked for in order, with what to do."""
+"""`tokenbus doctor` and `config`: what is wrong around a pool, and which settings hold."""

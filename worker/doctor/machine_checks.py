@@ -7,9 +7,9 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tokenbus.engine.cache_folder import cache_folder
+from tokenbus.engine.kernel_check import cpu_kernels, gpu_kernels_fault
 from tokenbus.producer.release import release
 from tokenbus.worker.doctor.finding import failed, guarded, ok, skipped, warning
 
@@ -22,9 +22,6 @@ MIN_PYTHON = (3, 11)
 _WORKER = "pip install 'tokenbus[worker]'"
 # What a worker cannot do without, and what it does less well without.
 _NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "llguidance", "structlog")
-_ROWS, _WIDTH = 4, 256
-# What the sums of a row may differ by in bfloat16.
-_TOLERANCE = 0.05
 
 
 def machine_checks() -> Iterator[Finding]:
@@ -123,52 +120,33 @@ def _kernels() -> Iterator[Finding]:
     import torch
 
     if torch.cuda.is_available():
-        yield from _gpu_kernels(torch)
+        yield from _gpu_kernels()
     yield from _cpu_kernels()
 
 
-def _gpu_kernels(torch: Any) -> Iterator[Finding]:
+def _gpu_kernels() -> Iterator[Finding]:
     if find_spec("triton") is None:
         yield failed("gpu kernels", "triton is missing", _WORKER)
         return
-    from tokenbus.kernels import reference
-    from tokenbus.kernels.norm import rms_norm
-
-    rows = torch.randn(_ROWS, _WIDTH, device="cuda", dtype=torch.bfloat16)
-    weight = torch.ones(_WIDTH, device="cuda", dtype=torch.bfloat16)
-    try:
-        given = rms_norm(rows, weight, 1e-6).float()
-    except Exception as error:
-        yield failed(
-            "gpu kernels",
-            f"triton compiles nothing here: {type(error).__name__}: {str(error)[:300]}",
-            "triton needs a C compiler (gcc) and the headers of this Python (python3-dev);"
-            " versions of torch and triton have to fit each other",
-        )
-        return
-    worst = (given - reference.rms_norm(rows, weight, 1e-6)).abs().max().item()
-    if worst > _TOLERANCE:
-        yield failed(
-            "gpu kernels",
-            f"a kernel computes something else than its reference, by {worst:.3g}",
-            "driver, torch and triton do not fit each other, or the device is faulty",
-        )
-    else:
+    fault = gpu_kernels_fault()
+    if fault is None:
         yield ok("gpu kernels", f"triton {_version('triton')} compiles and computes as it should")
+        return
+    yield failed(
+        "gpu kernels",
+        fault,
+        "triton needs a C compiler (gcc) and the headers of this Python (python3-dev); driver,"
+        " torch and triton have to fit each other",
+    )
 
 
 def _cpu_kernels() -> Iterator[Finding]:
-    from tokenbus.kernels.cpu.compile import CompilerMissing, compiled_library
-    from tokenbus.kernels.cpu.native import NativeLibrary
-
-    folder = cache_folder() / "kernels"
-    try:
-        NativeLibrary(compiled_library(folder))
-    except CompilerMissing as error:
-        yield warning(
-            "cpu kernels",
-            str(error),
-            "install g++ or clang++; without it a model on the CPU runs at about half the speed",
-        )
+    folder, why_not = cpu_kernels()
+    if folder is not None:
+        yield ok("cpu kernels", f"compiled for this processor, kept in {folder}")
         return
-    yield ok("cpu kernels", f"compiled for this processor, kept in {folder}")
+    yield warning(
+        "cpu kernels",
+        why_not,
+        "install g++ or clang++; without it a model on the CPU runs at about half the speed",
+    )

@@ -54,7 +54,7 @@ class ParameterRules:
         """
         cases: list[str] = []
         rules: list[str] = []
-        for case in argument_cases(schema):
+        for case in argument_cases(schema, writes_others=True):
             parts, more = self._case(case)
             cases.append(" ".join(parts) or '""')
             rules += more
@@ -91,7 +91,7 @@ class ParameterRules:
         Beside listed ones there are none, unless they are told by a pattern.
         """
         patterns = schema.get("patternProperties") or {}
-        listed = schema.get("properties") or ()
+        listed = schema.get("properties") or {}
         barred = [escaped(name) for name in listed]
         found: list[tuple[Any, str]] = []
         for pattern, inner in patterns.items():
@@ -100,7 +100,8 @@ class ParameterRules:
                 found.append((inner, _names(barred, whole)))
             barred.append(whole)
         rest = schema.get("additionalProperties", True)
-        if rest is not False and (patterns or not listed):
+        is_none_listed = all(inner is False for inner in listed.values())
+        if rest is not False and (patterns or is_none_listed):
             found.append((rest, _names(barred)))
         if len(found) > 1 and schema.get("maxProperties") is not None:
             reason = "the number of arguments that are not listed cannot be held to its bounds"
@@ -151,9 +152,11 @@ class ParameterRules:
             texts = " | ".join(quoted(text) for text in fixed if isinstance(text, str))
             return sequence((f"({texts})", self._closing())), []
         low, high = schema.get("minLength", 0), schema.get("maxLength")
-        held = [f"(?s:.){{{low},{'' if high is None else high}}}"] * bool(low or high is not None)
+        held = ""
         if "pattern" in schema:
-            held.append(whole_pattern(schema["pattern"]))
+            held = whole_pattern(schema["pattern"], low, high)
+        elif low or high is not None:
+            held = f"(?s:.){{{low},{'' if high is None else high}}}"
         if "format" in schema or schema.keys() & {"allOf", "not"}:
             reason = "this string cannot be held to its schema where the model writes strings bare"
             raise RequestRejected("tools", f"{reason}: {json.dumps(schema)[:200]}")
@@ -164,21 +167,19 @@ class ParameterRules:
         value, more = free.up_to(new, self._mark, f"{new}_end")
         return f"({value})", [*free.rules(new), *more]
 
-    def _held(self, patterns: Sequence[str], close: str) -> tuple[str, list[str]]:
-        """Spell a string that matches patterns as a whole, and the tag that closes it."""
+    def _held(self, pattern: str, close: str) -> tuple[str, list[str]]:
+        """Spell a string that matches a pattern as a whole, and the tag that closes it."""
         new, mark = self._new_name(), escaped(self._mark)
         terminal = f"{new.upper()}_TEXT"
         # White space behind the opening tag belongs to the tag.
         first = r" & ~/[ \t\n](?s:.*)/" if self._tags.name_close[-1].isspace() else ""
         if self._tokens.first_in(self._mark) == self._mark:
             lead = escaped(self._tags.close[: -len(self._tags.close.lstrip())])
-            held = " & ".join(f"/({pattern}){lead}/" for pattern in patterns)
-            rule = f"{terminal}: {held} & ~/(?s:.*){mark}(?s:.*)/{first}"
+            rule = f"{terminal}: /({pattern}){lead}/ & ~/(?s:.*){mark}(?s:.*)/{first}"
             return sequence((terminal, close)), [rule]
         # A pattern would swallow a tag that is text, so the two are one pattern, and a lazy one.
         ends = escaped(self._tags.close.rstrip())
-        held = " & ".join(f"/({pattern}){ends}/" for pattern in patterns)
-        rule = f"{terminal}: {held} & ~/(?s:.*){mark}(?s:.+)/{first}"
+        rule = f"{terminal}: /({pattern}){ends}/ & ~/(?s:.*){mark}(?s:.+)/{first}"
         return new, [f"{new}[lazy]: {terminal}", rule]
 
     def _new_name(self) -> str:

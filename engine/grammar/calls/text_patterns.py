@@ -8,7 +8,7 @@ from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.patterns.automaton import Automaton
 from tokenbus.engine.grammar.patterns.language import Languages
 from tokenbus.engine.grammar.patterns.pattern_languages import PatternLanguages
-from tokenbus.engine.grammar.patterns.pattern_tree import PatternRefused, read_pattern
+from tokenbus.engine.grammar.patterns.pattern_tree import LAST, PatternRefused, read_pattern
 
 # A pattern with anchors at its ends alone.
 _ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>\$?)", re.DOTALL)
@@ -16,17 +16,24 @@ _ANCHORED = re.compile(r"(?P<first>\^?)(?P<body>(?:[^\^$\\]|\\.|\[\^)*)(?P<last>
 _PIECE = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|.", re.DOTALL)
 
 
-def whole_pattern(pattern: str) -> str:
+def whole_pattern(pattern: str, least: int = 0, most: int | None = None) -> str:
     """Return what a string is, between slashes, in which a pattern of a schema is found.
 
+    least, most: of its characters. The library could join a pattern and a length by itself, but
+    fails where a text has come to its end and neither of the two knows it.
     Raises: RequestRejected for the field `tools` if nobody can tell.
     """
     found = _ANCHORED.fullmatch(pattern)
-    if found is None or _has_ways(found["body"]):
+    is_bounded = least > 0 or most is not None
+    if found is None or is_bounded or _has_ways(found["body"]):
         try:
             languages = Languages()
             tree = read_pattern(pattern.replace("(?s:.)", r"[\s\S]"))
-            whole = Automaton(languages, PatternLanguages(languages).of(tree)).pattern()
+            term = PatternLanguages(languages).of(tree)
+            if is_bounded:
+                length = languages.repeated(languages.chars(((0, LAST),)), least, most)
+                term = languages.both({term, length})
+            whole = Automaton(languages, term).pattern()
         except PatternRefused as error:
             raise RequestRejected("tools", f"pattern {pattern[:80]!r}: {error}") from error
         return _in_slashes(whole.removeprefix("^").removesuffix("$"))

@@ -61,10 +61,14 @@ def listed_arguments(schema: Schema) -> dict[str, Any]:
     return given
 
 
-def argument_cases(schema: Schema) -> list[Schema]:
+def argument_cases(schema: Schema, *, writes_others: bool = False) -> list[Schema]:
     """Return schemas of objects, of which arguments satisfy one, with the definitions of the whole.
 
-    What a schema says beyond its properties is written as such cases (`schema/writer.py`).
+    What a schema says beyond its properties is written as such cases (`schema/writer.py`). One that
+    only arguments could satisfy which are not listed is left out.
+
+    Args:
+        writes_others: arguments that are not listed are written where none is.
     Raises: GrammarRejected if there is none.
     """
     cases: list[Schema] = []
@@ -77,9 +81,11 @@ def argument_cases(schema: Schema) -> list[Schema]:
             cases += [_fixed_case(value) for value in fixed if isinstance(value, dict)]
         elif case.get("type", "object") == "object":
             cases.append(with_definitions(case, schema))
-    if not cases:
-        raise GrammarRejected("tools", "nothing can satisfy #")
-    return cases
+    written = [_counted(case) for case in cases if _is_written(case, writes_others=writes_others)]
+    if not written:
+        reason = "more arguments than are listed" if cases else "nothing"
+        raise GrammarRejected("tools", f"{reason} can satisfy #")
+    return written
 
 
 def checked_names(names: Iterable[str], pattern: re.Pattern[str]) -> None:
@@ -91,6 +97,21 @@ def checked_names(names: Iterable[str], pattern: re.Pattern[str]) -> None:
         if not pattern.fullmatch(name):
             reason = "the model writes names bare, and this one could not be read back"
             raise GrammarRejected("tools", f"#/properties/{name}: {reason}")
+
+
+def _is_written(case: Schema, *, writes_others: bool) -> bool:
+    """Tell whether listed arguments are enough of them, or others stand in their place."""
+    listed = [inner for inner in (case.get("properties") or {}).values() if inner is not False]
+    is_open = case.get("additionalProperties", True) is not False
+    has_others = writes_others and not listed and is_open
+    return has_others or case.get("minProperties", 0) <= len(case.get("required") or ())
+
+
+def _counted(case: Schema) -> Schema:
+    """Return a case without a bound that what it requires satisfies."""
+    if case.get("minProperties", 0) > len(case.get("required") or ()):
+        return case
+    return {key: each for key, each in case.items() if key != "minProperties"}
 
 
 def _fixed_case(value: dict[str, Any]) -> Schema:

@@ -52,7 +52,7 @@ class NativeMixture(RoutedMixture):
         half = -(-inner // width) * width
         gate_up = self._pack(mixture.gate_up, lambda rows: interleaved(rows, half, width))
         down = self._pack(mixture.down, lambda rows: rows)
-        self._stacks = gate_up, down
+        self._owned = gate_up.owned + down.owned  # What the structure below points to.
         self._experts = ExpertsArgs(
             gate_up.first, down.first, gate_up.expert_bytes, down.expert_bytes,
             mixture.shape.num_experts, inner, ACTIVATIONS[activation],

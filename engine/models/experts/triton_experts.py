@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from tokenbus.engine.models.experts.triton_stacks import PlainExperts, bound_experts
 from tokenbus.engine.models.product import MixtureProduct
 from tokenbus.kernels.experts.combine import Beside, combine
+from tokenbus.kernels.experts.rounded_norm import add_rms_norm_both
 from tokenbus.kernels.experts.router import MAX_FEW_ROWS, route_few
 from tokenbus.kernels.experts.routing import route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import tile_rows_for
+from tokenbus.kernels.norm import add_rms_norm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from tokenbus.kernels.activation import ActivationKind
     from tokenbus.kernels.experts.combine import NextNorm
     from tokenbus.kernels.experts.router import FewRows
+    from tokenbus.kernels.quantize import QuantizedRows
 
 
 class TritonMixture(MixtureProduct):
@@ -55,9 +58,19 @@ class TritonMixture(MixtureProduct):
     def mix(self, x: Tensor) -> Tensor:
         """x: [T, H] -> [T, H], dtype of x: the weighted sum of each token's experts."""
         if x.shape[0] > MAX_FEW_ROWS:
-            return self._of_many(x)
+            return self._of_many(x, None)
         few = route_few(x.contiguous(), self._mixture.router, self._rule, watch=self._watch)
         return self._of_few(few, None, None)
+
+    def behind_norm(
+        self, x: Tensor, residual: Tensor, norm_weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """x, residual: [T, H] -> the mixture of rms_norm(x + residual), and the sum in float32."""
+        if self._experts.rounds_rows and x.shape[0] > MAX_FEW_ROWS:
+            normed, rounded, residual = add_rms_norm_both(x, residual, norm_weight, eps)
+            return self._of_many(normed, rounded), residual
+        normed, residual = add_rms_norm(x, residual, norm_weight, eps)
+        return self.mix(normed), residual
 
     def added(
         self, x: Tensor, residual: Tensor, norm: NextNorm | None, behind: NextNorm | None
@@ -73,6 +86,7 @@ class TritonMixture(MixtureProduct):
             norm_weight=None if norm is None else norm.weight,
             eps=0.0 if norm is None else norm.eps,
             watch=self._watch,
+            rounds=self._experts.rounds_rows and x.shape[0] > 1,
         )
         return self._of_few(few, residual, behind)
 
@@ -80,15 +94,15 @@ class TritonMixture(MixtureProduct):
         beside = self._beside(few.rows, few.logits, residual)
         if few.rows.shape[0] == 1:
             return self._experts.of_lone_row(few.rows, few.chosen, beside)
-        pairs = self._experts.of_pairs(few.rows, few)
+        pairs = self._experts.of_pairs(few.rows, few, few.rounded)
         return combine(pairs, few.chosen.weights, beside, norm)
 
-    def _of_many(self, x: Tensor) -> Tensor:
+    def _of_many(self, x: Tensor, rounded: QuantizedRows | None) -> Tensor:
         rule = self._rule
         logits = F.linear(x, self._mixture.router)
         tile_rows = tile_rows_for(x.shape[0] * rule.top_k, rule.num_experts)
         routing = route(logits, rule, tile_rows, watch=self._watch)
-        pairs = self._experts.of_pairs(x, routing)
+        pairs = self._experts.of_pairs(x, routing, rounded)
         return combine(pairs, routing.chosen.weights, self._beside(x, logits, None))
 
     def _beside(self, x: Tensor, logits: Tensor, residual: Tensor | None) -> Beside:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tokenbus.kernels.experts.combine import Beside
     from tokenbus.kernels.experts.grouped import Work
     from tokenbus.kernels.experts.routing import Chosen
+    from tokenbus.kernels.quantize import QuantizedRows
 
 
 class Experts(Protocol):
@@ -31,13 +32,23 @@ class Experts(Protocol):
         """x: [1, H] -> [1, H], the weighted sum of its experts and what stands beside it."""
         ...
 
-    def of_pairs(self, x: Tensor, work: Work) -> Tensor:
-        """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted."""
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether several rows are rounded to FP8 with a scale each."""
+        ...
+
+    def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
+        """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted.
+
+        rounded: x in FP8, for experts that round rows, if someone has rounded them already.
+        """
         ...
 
 
 class PlainExperts:
     """Numbers of the model's dtype; other kinds are widened to them."""
+
+    rounds_rows = False
 
     def __init__(self, mixture: Mixture, act: ActivationKind) -> None:
         """Take a mixture's stacks; `act` is the activation of the gates."""
@@ -50,8 +61,9 @@ class PlainExperts:
         acted = lone_row_up(x, chosen, self._gate_up, self._inner, self._act)
         return lone_row_down(acted, chosen, self._down, self._width, beside)
 
-    def of_pairs(self, x: Tensor, work: Work) -> Tensor:
+    def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
         """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted."""
+        del rounded
         acted = experts_up(x, self._gate_up, self._inner, work, self._act)
         return experts_down(acted, self._down, self._width, work)
 
@@ -66,17 +78,20 @@ class Fp8Experts:
         self._gate_up, self._down = stacks
         self._width, self._inner = mixture.router.shape[1], mixture.shape.intermediate_size
         self._act = act
-        self._round = quantize_groups if self._gate_up.block_outputs else quantize_rows
+        self.rounds_rows = self._gate_up.block_outputs == 0
 
     def of_lone_row(self, x: Tensor, chosen: Chosen, beside: Beside) -> Tensor:
         """x: [1, H] -> [1, H], the weighted sum of its experts and what stands beside it."""
         acted = lone_row_up(x, chosen, self._gate_up, self._inner, self._act)
         return lone_row_down(acted, chosen, self._down, self._width, beside)
 
-    def of_pairs(self, x: Tensor, work: Work) -> Tensor:
+    def of_pairs(self, x: Tensor, work: Work, rounded: QuantizedRows | None = None) -> Tensor:
         """x: [T, H] -> [T * top_k, H]: each row's experts, one after the other, not weighted."""
-        rows = self._round(x.contiguous())
-        acted = fp8_experts_up(rows, self._gate_up, self._inner, work, self._act)
+        if not self.rounds_rows:
+            rounded = quantize_groups(x.contiguous())
+        elif rounded is None:
+            rounded = quantize_rows(x.contiguous())
+        acted = fp8_experts_up(rounded, self._gate_up, self._inner, work, self._act)
         return fp8_experts_down(acted, self._down, self._width, work, x.dtype)
 
 

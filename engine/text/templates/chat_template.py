@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
 _MAX_REASON_CHARACTERS = 300
+# What a made-up user says.
+_WORDS = "probe words"
 
 
 class TemplateRefused(RequestRejected):
@@ -56,6 +58,14 @@ class ChatTemplate:
             self._template = _compiled(source)
         except TemplateSyntaxError as error:
             raise TemplateRefused(f"line {error.lineno}: {error}") from error
+        told = self._asked(_WORDS)
+        self._takes_parts = _WORDS not in told and _WORDS in self._asked([_part(_WORDS)])
+        self._is_deaf = _WORDS not in told and not self._takes_parts and self._renders()
+
+    @property
+    def is_deaf(self) -> bool:
+        """True if it renders conversations without the words of their user."""
+        return self._is_deaf
 
     def render(
         self,
@@ -67,8 +77,20 @@ class ChatTemplate:
     ) -> str:
         """Return the conversation as text.
 
+        Contents are texts; a template that loops over parts gets each as a part of its own.
         Raises: TemplateRefused with the template's own words.
         """
+        if self._takes_parts:
+            messages = [_with_parts(message) for message in messages]
+        return self._rendered(messages, tools, add_generation_prompt, names)
+
+    def _rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        names: Mapping[str, Any] | None,
+    ) -> str:
         given = {**self._names, **(names or {})}
         try:
             own = {
@@ -82,6 +104,20 @@ class ChatTemplate:
         except Exception as error:
             lacks = not isinstance(error, SecurityError) and type(error) is not TemplateError
             raise TemplateRefused(str(error) or type(error).__name__, is_lacking=lacks) from error
+
+    def _asked(self, content: Any) -> str:
+        """Return a question as the template writes it, "" if it refuses."""
+        try:
+            return self._rendered([{"role": "user", "content": content}], None, True, None)
+        except TemplateRefused:
+            return ""
+
+    def _renders(self) -> bool:
+        try:
+            self._rendered([{"role": "user", "content": _WORDS}], None, True, None)
+        except TemplateRefused:
+            return False
+        return True
 
 
 class _PlainNamespace(Namespace):
@@ -137,6 +173,18 @@ def _copied(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_copied(each) for each in value]
     return str(value)
+
+
+def _part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _with_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a message whose content is a list of parts."""
+    content = message.get("content")
+    if isinstance(content, list) or "content" not in message:
+        return dict(message)
+    return {**message, "content": [_part(content)] if content else []}
 
 
 def _check_name(name: str) -> None:

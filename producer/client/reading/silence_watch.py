@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from tokenbus.producer.client.reading.lookup import Lookup
     from tokenbus.producer.contract.address import JobAddress
 
-# Jobs of one round trip.
-_NUM_TOGETHER = 256
+# Jobs of one round trip: to ask for more keeps the tokens of others waiting for milliseconds.
+_NUM_TOGETHER = 64
 # Of these states nothing has to be read: no worker has the job.
 _WAITING = (b"waiting", b"delayed")
 

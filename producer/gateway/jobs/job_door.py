@@ -138,6 +138,7 @@ class JobDoor:
 
 
 def _submitted(job: Job, served: ServedPool, request: JobRequest, asked_at: float) -> SubmittedJob:
+    """Return a job that the queue has accepted."""
     name = JobName.parse(job.job_id)
     return SubmittedJob(
         job_id=job.job_id,

@@ -42,6 +42,9 @@ _POSITION_S = 2.0
 # A reader counts for so long after it was written down last, and is written down again in time.
 _READER_TTL_S = 60.0
 _READER_RENEW_S = 20.0
+# Readers of one round trip: to write down more keeps the tokens of all streams waiting for
+# milliseconds.
+_NUM_TOGETHER = 64
 _log = logging.getLogger("tokenbus.gateway")
 
 
@@ -246,17 +249,17 @@ class OpenStreams:
             for stream in self._open
             if stream.jobs and not stream.is_kept and now - stream.renewed_at >= _READER_RENEW_S
         ]
-        if not due:
-            return
         until_ms = int((time.time() + _READER_TTL_S) * 1000)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for stream in due:
-                key = deployment_keys.readers(stream.jobs[0].job_id)
-                pipe.zadd(key, {stream.name: until_ms})
-                pipe.pexpire(key, int(_READER_TTL_S * 1000))
-            await pipe.execute()
-        for stream in due:
-            stream.renewed_at = now
+        for first in range(0, len(due), _NUM_TOGETHER):
+            part = due[first : first + _NUM_TOGETHER]
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for stream in part:
+                    key = deployment_keys.readers(stream.jobs[0].job_id)
+                    pipe.zadd(key, {stream.name: until_ms})
+                    pipe.pexpire(key, int(_READER_TTL_S * 1000))
+                await pipe.execute()
+            for stream in part:
+                stream.renewed_at = now
 
     async def locate(self, stream: OpenStream) -> None:
         """Tell how many jobs are ahead of one that waits, at most.

@@ -11,8 +11,8 @@ from tokenbus.producer.contract.events import Event, messages_of
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.gateway.responses.response_events import (
     ResponseEvents,
+    ResponseToken,
     Step,
-    TokenDelta,
     Wire,
 )
 from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
@@ -122,4 +122,4 @@ class ChoiceSteps:
             else:
                 delta = self._messages.read(0, piece, [end])
             if delta or entry is not None:
-                yield TokenDelta(delta, token_id, piece, entry)
+                yield ResponseToken(delta, token_id, piece, entry)

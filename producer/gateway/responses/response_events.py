@@ -24,7 +24,7 @@ Wire = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class TokenDelta:
+class ResponseToken:
     """What one token adds to the message.
 
     piece: text that it has released.
@@ -38,7 +38,7 @@ class TokenDelta:
 
 
 # What a token adds to the message, what was held back until the end, or the end.
-Step = TokenDelta | MessageDelta | Finish
+Step = ResponseToken | MessageDelta | Finish
 # OpenAI has no terminal event of its own for a response that was cancelled.
 _TERMINAL = {
     "completed": "response.completed",

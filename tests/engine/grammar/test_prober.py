@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +18,7 @@ from patience import PATIENCE_S
 from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.grammar.prober_link import ProberLink
 from tokenbus.engine.grammar.vocabulary import GrammarVocabulary
+from tokenbus.engine.grammar.watched_answer import WatchedAnswer
 from tokenbus.engine.types import GrammarKind, GrammarSpec
 
 if TYPE_CHECKING:
@@ -52,6 +54,19 @@ def test_good_grammar_passes(link: ProberLink) -> None:
     verdict = link.try_grammar(GOOD, 0)
     assert verdict.reason == ""
     assert "yes|no" in verdict.grammar
+
+
+def test_whole_of_a_constraint_is_tried(link: ProberLink) -> None:
+    """That its output is followed, so that a list may be marked; and what its author has given."""
+    unique = json.dumps({"type": "array", "items": {"type": "string"}, "uniqueItems": True})
+    watched = WatchedAnswer(is_json=True).dump()
+    spec = GrammarSpec(GrammarKind.JSON_SCHEMA, unique, 'before: "a"', watched)
+    assert link.try_grammar(spec, 0).reason == ""
+    assert "uniqueItems" in link.try_grammar(replace(spec, watched=""), 0).reason
+    padded = 'start: "x"\n' + "// made of what its author gave\n" * 10_000
+    made = GrammarSpec(GrammarKind.LARK, padded, given_bytes=10)
+    assert link.try_grammar(made, 0).reason == ""
+    assert "the limit is" in link.try_grammar(replace(made, given_bytes=None), 0).reason
 
 
 @pytest.mark.parametrize(

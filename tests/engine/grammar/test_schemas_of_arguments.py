@@ -77,6 +77,11 @@ CASES: dict[str, Case] = {
         [{"a": 1}, {"b": 2}, {"a": 1, "b": 2}],
         [{}],
     ),
+    "at least one, of any name": (
+        {"type": "object", "properties": {"a": NUMBER, "b": TEXT}, "minProperties": 1},
+        [{"a": 1}, {"b": "x"}, {"a": 1, "b": "x"}],
+        [{}],
+    ),
     "fixed as a whole": (
         {"type": "object", "enum": [{"a": 1}, {"a": 2, "b": "x"}]},
         [{"a": 1}, {"a": 2, "b": "x"}],

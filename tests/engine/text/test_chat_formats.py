@@ -269,15 +269,17 @@ def test_templates_reach_nothing_but_their_conversation() -> None:
         "{{ raise_exception.__globals__ }}",
         "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
     ):
-        chat = ChatRenderer(tokenizer_of("{% if false %}{% endif %}" + body))
+        chat = ChatRenderer(tokenizer_of("{{ messages[0].content }}" + body))
         try:
             assert "module" not in (text := chat.render([ASKED]).text)
             assert "object" not in text
         except RequestRejected:
             continue
     given = [dict(ASKED)]
-    growing = "{% set _ = messages.append({'role': 'x'}) %}{{ messages | length }}"
-    assert ChatRenderer(tokenizer_of(growing)).render(given).text == "2"
+    growing = (
+        "{% set _ = messages.append({'role': 'x'}) %}{{ messages[0].content, messages | length }}"
+    )
+    assert ChatRenderer(tokenizer_of(growing)).render(given).text.endswith(", 2)")
     assert given == [ASKED]
 
 

@@ -10,6 +10,7 @@ from models.made_chats import ASKED, WEATHER, prompt_of, tokenizer_of, two_turns
 
 from tokenbus.engine.chat.message_reader import MessageReader
 from tokenbus.engine.chat.written_message import WrittenCall
+from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.grammar.grammar import GrammarCompiler
 from tokenbus.engine.grammar.tools import tools_of
 from tokenbus.engine.text.chat_prompt import ChatRenderer
@@ -127,3 +128,29 @@ def test_results_have_the_name_of_their_call() -> None:
     assert "response:get_weather{value:<escape>It snows" in prompt_of(chat, turns)
     turns[2]["name"] = "get_clouds"
     assert "response:get_clouds{value:<escape>It snows" in prompt_of(chat, turns)
+
+
+# As templates of models that see images too write each part of a message.
+PARTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for p in m.content %}"
+    "{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_template_that_loops_over_parts_gets_them() -> None:
+    """A text would be lost on it, letter by letter; a message that is continued as well."""
+    chat = ChatRenderer(tokenizer_of(PARTS, "<|im_start|>", "<|im_end|>"))
+    turns = [{"role": "system", "content": "Be brief."}, *two_turns()]
+    prompt = prompt_of(chat, turns)
+    for words in ("Be brief.", "Oslo and Bonn?", "It snows", '"city": "Rome"', "Sunny in Rome"):
+        assert words in prompt
+    begun = [ASKED, {"role": "assistant", "content": "It is"}]
+    assert chat.render(begun, continue_final_message=True).text.endswith("assistant\nIt is")
+
+
+def test_template_without_the_words_of_the_user_is_none() -> None:
+    """Each question would have the same answer, and nobody would know why."""
+    for template in ("", "hello", "{% for m in messages %}<|{{ m.role }}|>{% endfor %}"):
+        with pytest.raises(RequestRejected, match="chat_template: it renders no word"):
+            ChatRenderer(tokenizer_of(template))

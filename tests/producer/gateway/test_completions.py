@@ -142,6 +142,9 @@ async def test_unknown_fields_are_ignored_and_named(null_door: Door) -> None:
     told = await null_door.post(PATH, body)
     assert told.status == 200
     assert told.headers["X-Tokenbus-Ignored-Fields"] == "frobnicate, tenant"
+    for name in (" ", "", "a ", "\n", "é"):
+        told = await null_door.post(PATH, {"prompt": "hi", "max_tokens": 1, name: 1})
+        assert (told.status, told.headers["X-Tokenbus-Ignored-Fields"]) == (200, "?")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from patience import PATIENCE_S
+from redis.exceptions import ConnectionError as RedisConnectionError
 from servers.fixtures import server_binary
 from servers.server_groups import free_port
 
@@ -161,6 +162,20 @@ async def test_server_of_another_kind_is_told_at_once(plain_port: int) -> None:
         with pytest.raises(ServerRefused, match="write redis://host:port") as caught:
             await open_server(f"redis+{kind}://127.0.0.1:{plain_port}{place}", retry_for_s=3600)
         assert caught.value.code == f"NO{kind.upper()}"
+
+
+async def test_call_on_a_connection_that_was_closed_is_a_lost_one(
+    own_server: EmbeddedServer,
+) -> None:
+    """Whoever closes a client under a call leaves it an error that all callers know."""
+    redis = make_redis(own_server.url)
+    connection = await redis.connection_pool.get_connection()
+    await connection.send_command("PING")
+    assert await connection.read_response() == b"PONG"
+    connection._writer.close()
+    with pytest.raises(RedisConnectionError, match="closed"):
+        await connection.send_packed_command([b"*1\r\n$4\r\n", b"PING\r\n"])
+    await redis.aclose()
 
 
 async def test_absent_server_is_tried_for_the_time_given() -> None:

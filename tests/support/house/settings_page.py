@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from tokenbus.engine.config import engine_settings
-from tokenbus.producer.commands.config import settings_classes
+from tokenbus.producer.commands.cli import settings_classes
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo

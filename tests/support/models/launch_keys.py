@@ -11,6 +11,7 @@ import json
 import random
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,19 @@ CONFIG = LlamaConfig(
 )
 NUM_PAGES, PAGE_SIZE, MAX_MODEL_LEN, BATCH_TOKENS = 600, 64, 4096, 4096
 NUM_STEPS = 60
+# Plain draws mostly, so that plain steps are among them, and every rule.
+DRAWS = (
+    *[SamplingParams(temperature=0.6)] * 9,
+    SamplingParams(temperature=0.0),
+    SamplingParams(top_k=5),
+    SamplingParams(top_p=0.9, min_p=0.01),
+    SamplingParams(repetition_penalty=1.2, frequency_penalty=0.1),
+    SamplingParams(logit_bias={3: 1.0, 4: -100.0}),
+    SamplingParams(bad_words=((5, 6), (7,)), min_p=0.1),
+    SamplingParams(min_tokens=1, top_k=9, presence_penalty=0.5),
+    SamplingParams(logprobs=3),
+    SamplingParams(logprobs=0, repetition_penalty=0.9, top_p=0.5, prompt_logprobs=2),
+)
 
 
 def specialised(param: Any, value: Any) -> Any:
@@ -106,7 +120,9 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
     model.logits = zero_logits
     kv = KVCache(model.attention_specs, NUM_PAGES, PAGE_SIZE, torch.bfloat16, device)
     rows = RowState(max_num_seqs, MAX_MODEL_LEN // PAGE_SIZE, device)
-    sampling = SamplingState(max_num_seqs, CONFIG.vocab_size, device, ())
+    sampling: Any = SamplingState(max_num_seqs, CONFIG.vocab_size, device, (), fused=True)
+    draw = sampling._fused.draw
+    sampling._fused.draw = lambda *given: draw(*given).zero_()
     torch.cuda.graph_pool_handle = lambda: None  # type: ignore[assignment,return-value]
     torch.cuda.synchronize = lambda: None  # type: ignore[assignment,misc]
     torch.cuda.Stream = lambda: None  # type: ignore[assignment,misc]
@@ -115,6 +131,8 @@ def build(max_num_seqs: int) -> tuple[graph_runner.GraphRunner, Engine]:
     )
     runner = PaddedRunner(model, kv, sampling, rows, sharing=attention)
     runner.turn = 2
+    dry: Any = runner
+    dry._logits = graphs._logits
     scheduler = Scheduler(
         PagePool(NUM_PAGES, PAGE_SIZE),
         ChunkSizer(BATCH_TOKENS, None),
@@ -144,7 +162,7 @@ def random_requests(source: random.Random) -> Iterator[list[Request]]:
         for _ in range(source.choice((0, 0, 1, 2, 5, 17))):
             own = [source.randrange(CONFIG.vocab_size) for _ in range(source.choice((1, 7, 90)))]
             prompt = own if source.random() < 0.5 else prefix + own
-            params = SamplingParams(max_tokens=source.randint(1, 12), temperature=0.6)
+            params = replace(source.choice(DRAWS), max_tokens=source.randint(1, 12))
             requests.append(Request(next(number), tuple(prompt), params))
         yield requests
 
@@ -159,7 +177,7 @@ def main(max_num_seqs: int) -> None:
     JITFunction.run = lambda kernel, *args, **named: prepared.note(kernel, *args, **named)
     dry: Any = graphs
     dry._compile_ahead = lambda _steps: None
-    dry._capture = dry._decode_step
+    dry._capture = dry._capture_amid = dry._decode_step
     dry._prompts._capture = lambda compute: compute
     progress: list[tuple[int, int]] = []
     graphs.warm_up(lambda done, total: progress.append((done, total)))

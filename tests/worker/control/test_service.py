@@ -95,9 +95,9 @@ async def test_metrics_tell_what_became_of_webhooks(
         await client.cancel(job.job_id)
         await service.until_logged("webhook.tried", 2)
         text = await asyncio.to_thread(_scrape, port)
-    assert 'tokenbus_webhook_tries_total{outcome="retried"} 1.0' in text
-    assert 'tokenbus_webhook_tries_total{outcome="delivered"} 1.0' in text
-    assert 'tokenbus_webhook_tries_total{outcome="expired"} 0.0' in text
+    for outcome, number in (("retried", 1), ("delivered", 1), ("expired", 0)):
+        labels = f'outcome="{outcome}",pool="{pool}"'
+        assert f"tokenbus_webhook_tries_total{{{labels}}} {number}.0" in text
     assert "tokenbus_cron_ticks" in text
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tokenbus.worker.control.metrics import ControlMetrics
     from tokenbus.worker.control.settings import ControlSettings
     from tokenbus.worker.control.telemetry.control_life import ControlLife
-    from tokenbus.worker.control.telemetry.pool_watch import PoolWatch, Watched
+    from tokenbus.worker.control.telemetry.pool_teller import PoolTeller, Watched
 
 _WEBHOOK_OUTCOMES = ("delivered", "retried", "gone", "refused", "expired")
 _JOB_OUTCOMES = ("finished", "failed", "cancelled", "retried")
@@ -38,7 +38,7 @@ class ControlExporter(Collector):
     def __init__(
         self, metrics: ControlMetrics, settings: ControlSettings, life: ControlLife
     ) -> None:
-        self.watch: PoolWatch | None = None
+        self.watch: PoolTeller | None = None
         self._metrics = metrics
         self._pool = settings.pool
         self._life = life
@@ -55,6 +55,8 @@ class ControlExporter(Collector):
         scrape, metrics = Scrape(told.CONTROL, self._pool), self._metrics
         scrape.one(told.BUILD_INFO, 1, "control", release(), platform.python_version())
         scrape.one(told.READY, int(self._life.is_ready))
+        if self.watch is not None:
+            scrape.one(told.SERVER_UP, int(self.watch.is_server_up))
         is_watcher = self.watch is not None and self.watch.seen is not None
         scrape.one(told.IS_WATCHER, int(is_watcher))
         for outcome in _WEBHOOK_OUTCOMES:
@@ -83,6 +85,8 @@ class ControlExporter(Collector):
         scrape.one(told.PAUSED, int(figures.status.paused_for_s is not None))
         scrape.one(told.KEPT_BYTES, figures.status.kept_bytes)
         scrape.one(told.DEAD_LETTERS, seen.dead_letters)
+        scrape.one(told.SUSPECTS, seen.suspects)
+        scrape.one(told.WORKERS_LOST, seen.num_lost)
         if seen.memory_bytes is not None:
             scrape.one(told.SERVER_MEMORY, seen.memory_bytes, "used")
             scrape.one(told.SERVER_MEMORY, seen.max_memory_bytes or 0, "bound")

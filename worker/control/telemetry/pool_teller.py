@@ -1,4 +1,4 @@
-"""The pool watch: the figures of the pool, told by one control process at a time.
+"""The teller of a pool: its figures, told by one control process at a time.
 
 Each process asks for the lease; the one that has it reads the figures every two seconds, for its
 metrics. So the sum over all processes is right, and there are figures while no worker lives.
@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.client.pool_figures import read_figures
+from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -29,15 +30,20 @@ LEASE_MS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What the watcher tells beside the figures; memory is in bytes, its bound 0 where none is."""
+    """What the watcher tells beside the figures; memory is in bytes, its bound 0 where none is.
+
+    `num_lost` counts the workers that were lost since it watches, `suspects` are jobs that wait.
+    """
 
     figures: PoolFigures
     dead_letters: int
+    suspects: int
+    num_lost: int
     memory_bytes: int | None
     max_memory_bytes: int | None
 
 
-class PoolWatch:
+class PoolTeller:
     """Reads the figures of one pool while it has the lease; `seen` is None otherwise."""
 
     def __init__(self, scripts: Scripts, *, assumed_tokens_per_s: float) -> None:
@@ -46,6 +52,9 @@ class PoolWatch:
         self._assumed_tokens_per_s = assumed_tokens_per_s
         self._name = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         self._known_model = ""
+        self._living: dict[str, WorkerPhase] = {}
+        self._num_lost = 0
+        self.is_server_up = False
         self._log = get_logger()
 
     async def run(self) -> NoReturn:
@@ -63,9 +72,10 @@ class PoolWatch:
         try:
             has_lease = await self._scripts.control.watch(self._name, LEASE_MS)
             self.seen = await self._read() if has_lease else None
+            self.is_server_up = True
         except (*SERVER_ERRORS, RedisError) as error:
             # Whoever cannot ask has no lease for long.
-            self.seen = None
+            self.seen, self.is_server_up = None, False
             self._log.warning("pool.not_watched", reason=answer_of(error).told)
 
     async def _read(self) -> Watched:
@@ -76,9 +86,30 @@ class PoolWatch:
             # For the time when no worker lives.
             await redis.hset(keys.of("drain"), "model", figures.model)
             self._known_model = figures.model
-        letters = await redis.xlen(keys.of("dead"))
+        async with redis.pipeline(transaction=False) as pipe:
+            pipe.xlen(keys.of("dead"))
+            pipe.xlen(keys.of("suspects"))
+            letters, suspects = await pipe.execute()
+        self._count_lost(figures)
         memory = await self._memory(redis)
-        return Watched(figures, letters, memory.get("used_memory"), memory.get("maxmemory"))
+        return Watched(
+            figures,
+            letters,
+            suspects,
+            self._num_lost,
+            memory.get("used_memory"),
+            memory.get("maxmemory"),
+        )
+
+    def _count_lost(self, figures: PoolFigures) -> None:
+        """Count the workers that were there at the last look and said nothing of leaving."""
+        living = {worker.name: worker.phase for worker in figures.status.details}
+        self._num_lost += sum(
+            phase is not WorkerPhase.DRAINING
+            for name, phase in self._living.items()
+            if name not in living
+        )
+        self._living = living
 
     async def _memory(self, redis: Any) -> dict[str, int]:
         """Read the server's memory; nothing where its user may not ask, or there are many."""

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
-from tokenbus.producer.gateway.responses.response_events import ResponseEvents, TokenDelta
+from tokenbus.producer.gateway.responses.response_events import ResponseEvents, ResponseToken
 from tokenbus.producer.gateway.wire import sse
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ResponseFrames:
         yield self._written(self._events.begin())
         async with aclosing(self._steps) as steps:
             async for step in steps:
-                if self._vocabulary is not None and isinstance(step, TokenDelta) and step.entry:
+                if self._vocabulary is not None and isinstance(step, ResponseToken) and step.entry:
                     ids = alternatives_of([step.entry])
                     self._events.texts = await self._vocabulary.texts(ids)
                 part = self._written(self._events.take(step))

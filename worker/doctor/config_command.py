@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -11,13 +12,14 @@ from pydantic import SecretStr
 from tokenbus.producer.config_file import SECTIONS, ConfigFile, ConfigFileInvalid, variable_of
 from tokenbus.producer.errors import ClientSettingsInvalid
 from tokenbus.producer.server.url import ServerUrl
+from tokenbus.producer.settings import BusSettings
 from tokenbus.producer.terminal import visible
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from tokenbus.producer.settings import BusSettings
-
+# By the name of their section in the file.
+SettingsClasses = Mapping[str, type[BusSettings]]
 HIDDEN = "(set, and not shown)"
 
 
@@ -30,29 +32,12 @@ class Effective:
     source: str
 
 
-def settings_classes() -> dict[str, type[BusSettings]]:
-    """Return the settings of each kind of process, by its section of the file."""
-    from tokenbus.producer.gateway.settings import GatewaySettings
-    from tokenbus.producer.settings import ClientSettings
-    from tokenbus.worker.control.settings import ControlSettings
-    from tokenbus.worker.settings import WorkerSettings
-
-    found: tuple[type[BusSettings], ...] = (
-        ClientSettings,
-        WorkerSettings,
-        GatewaySettings,
-        ControlSettings,
-    )
-    return {each.section: each for each in found}
-
-
-def check_config_file() -> None:
+def check_config_file(classes: SettingsClasses) -> None:
     """Refuse a file with a name that no process knows. Raises: ClientSettingsInvalid."""
     try:
         found = ConfigFile.find()
         if found is not None:
-            names = {name: each.model_fields for name, each in settings_classes().items()}
-            found.refuse_strangers(names)
+            found.refuse_strangers({name: each.model_fields for name, each in classes.items()})
     except ConfigFileInvalid as error:
         problem = str(error)
     else:
@@ -60,16 +45,14 @@ def check_config_file() -> None:
     raise ClientSettingsInvalid(problem)
 
 
-def run_config(process: str, *, as_json: bool, changed: bool) -> int:
+def run_config(process: str, classes: SettingsClasses, *, as_json: bool, changed: bool) -> int:
     """Print the settings of a kind of process, or with `changed` those that are no defaults.
 
     Raises: the error with which such a process would refuse them.
     """
-    check_config_file()
+    check_config_file(classes)
     shown = [
-        each
-        for each in effective(settings_classes()[process])
-        if not changed or each.source != "default"
+        each for each in effective(classes[process]) if not changed or each.source != "default"
     ]
     if as_json:
         print(visible(json.dumps([asdict(each) for each in shown], ensure_ascii=False)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 from patience import PATIENCE_S
 from prometheus_client.parser import text_string_to_metric_families
-from workers.stubs import a_job, raw, submit
+from workers.stubs import StubWorker, a_job, raw, submit
 
 from tokenbus.producer.telemetry.control_table import CONTROL, POOL
 from tokenbus.worker.control.metrics import ControlMetrics
@@ -17,7 +18,7 @@ from tokenbus.worker.control.service import serve
 from tokenbus.worker.control.settings import ControlSettings
 from tokenbus.worker.control.telemetry.control_life import ControlLife
 from tokenbus.worker.control.telemetry.exporter import ControlExporter
-from tokenbus.worker.control.telemetry.pool_watch import LEASE_MS, PoolWatch
+from tokenbus.worker.control.telemetry.pool_teller import LEASE_MS, PoolTeller
 
 if TYPE_CHECKING:
     from tokenbus.producer.scripts import Scripts
@@ -34,7 +35,7 @@ def _samples(exporter: ControlExporter) -> dict[str, float]:
     }
 
 
-def _exporter(watch: PoolWatch, pool: str) -> ControlExporter:
+def _exporter(watch: PoolTeller, pool: str) -> ControlExporter:
     settings = ControlSettings.load(pool=pool, metrics_tenants=1, metrics_tenant_names=["named"])
     exporter = ControlExporter(ControlMetrics(), settings, ControlLife())
     exporter.watch = watch
@@ -46,7 +47,7 @@ async def test_one_process_tells_of_the_pool_and_another_follows_it(
 ) -> None:
     """The sum over two processes is the pool's; when the first goes, the second tells of it."""
     await submit(scripts, a_job("one"), a_job("two"))
-    watches = [PoolWatch(scripts, assumed_tokens_per_s=24) for _ in range(2)]
+    watches = [PoolTeller(scripts, assumed_tokens_per_s=24) for _ in range(2)]
     exporters = [_exporter(watch, pool) for watch in watches]
 
     async def waiting() -> list[float | None]:
@@ -67,11 +68,68 @@ async def test_one_process_tells_of_the_pool_and_another_follows_it(
     assert _samples(exporters[1])[f"tokenbus_pool_backlog_seconds  {pool}"] == 4
 
 
+async def test_worker_that_says_nothing_of_leaving_is_counted_as_lost(
+    scripts: Scripts, pool: str
+) -> None:
+    """A lease that runs out is a loss; that of a worker which drained is none."""
+    redis, keys = raw(scripts), scripts.keys
+    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
+    for name, phase in (("killed", "ready"), ("stopped", "draining")):
+        await StubWorker(scripts, name).reconcile()
+        await redis.set(keys.of("status", name), json.dumps({"v": 1, "phase": phase}))
+    await watch.look()
+    assert _samples(_exporter(watch, pool))[f"tokenbus_pool_workers_lost_total  {pool}"] == 0
+    await redis.delete(keys.of("alive", "killed"), keys.of("alive", "stopped"))
+    await watch.look()
+    seen = _samples(_exporter(watch, pool))
+    assert seen[f"tokenbus_pool_workers_lost_total  {pool}"] == 1
+    assert seen[f"tokenbus_server_up {pool}"] == 1
+
+
+async def test_every_metric_of_a_pool_moves(scripts: Scripts, pool: str) -> None:
+    """Between an empty pool and one in which all that is told of has happened, nothing stays."""
+    redis, keys = raw(scripts), scripts.keys
+    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
+    exporter = _exporter(watch, pool)
+
+    def seen() -> dict[str, set[tuple[str, float]]]:
+        return {
+            family.name: {(str(sample.labels), sample.value) for sample in family.samples}
+            for family in exporter.collect()
+        }
+
+    await watch.look()
+    before = seen()
+    worker = StubWorker(scripts)
+    await worker.reconcile()
+    await submit(scripts, a_job("held"))
+    await worker.pull()
+    await submit(scripts, a_job("waits"), a_job("suspect"))
+    engine = {"free_pages": 3, "evictable_pages": 2, "shared_pages": 1, "num_running": 1}
+    told = {"v": 1, "model": "m", "version": "9", "total_pages": 10, "engine": engine}
+    told |= {"tokens_per_s": 5.0, "prompt_tokens_per_s": 6.0}
+    await redis.set(keys.of("status", worker.name), json.dumps(told))
+    await redis.hset(keys.of("drain"), mapping={"tokens": 1000, "busy": 10_000})
+    await redis.hset(keys.of("kept"), mapping={"bytes": 7})
+    await redis.xadd(keys.of("dead"), {"x": "y"})
+    await redis.xadd(keys.of("suspects"), {"x": "y"})
+    await scripts.control.pause(is_paused=True)
+    await asyncio.sleep(0.002)
+    await watch.look()
+    after = seen()
+    await redis.delete(keys.of("alive", worker.name))
+    await watch.look()
+    lost = seen()
+    names = {metric.name.removesuffix("_total") for metric in POOL.metrics}
+    moved = {name for name in names if after[name] != before[name] or lost[name] != after[name]}
+    assert moved == names
+
+
 async def test_tenants_without_a_label_are_added_up(scripts: Scripts, pool: str) -> None:
     """Named tenants have labels always, others as many as are allowed for; nothing is left out."""
     tenants = ("named", "a", "b", "c")
     await submit(scripts, *(a_job(f"j@{tenant}", tenant=tenant) for tenant in tenants))
-    watch = PoolWatch(scripts, assumed_tokens_per_s=1)
+    watch = PoolTeller(scripts, assumed_tokens_per_s=1)
     await watch.look()
     seen = _samples(_exporter(watch, pool))
     jobs = {
