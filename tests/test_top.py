@@ -95,7 +95,7 @@ async def test_lost_and_drained_workers_are_told(staged: StagedPool) -> None:
     await scripts.control.drain("gpu-01-1", is_drained=True)
     await scripts.control.pause(is_paused=True)
     text = await shown(staged)
-    assert "gpu-01-0 has lost its lease" in text
+    assert "gpu-01-0 was lost 0 s ago, and still holds 3 jobs" in text
     assert "drained" in text
     assert "PAUSED" in text
 

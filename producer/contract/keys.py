@@ -52,6 +52,7 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | home     | string | `home:<prefix>`, the worker whose cache holds the prefix; TTL             |
 | ctl      | channel| `ctl:<worker>`, cancel and expiry notices to the owner                    |
 | ended    | channel| jobs whose record became `done`; the result can be read by then           |
+| lost     | zset   | workers that vanished -> since when it is known; an hour                  |
 | recent   | list   | jobs that ended last, newest last, with their timelines; bounded, TTL of  |
 |          |        | a week                                                                    |
 | kept     | hash   | bytes of finished jobs, `of:<tenant>` those of a tenant, and their bounds;  |
@@ -144,6 +145,7 @@ POOL_KEYS = {
     "ctl": ":ctl:",
     "ended": ":ended",
     "recent": ":recent",
+    "lost": ":lost",
     "kept": ":kept",
     "kept_of": ":kept:",
     "kept_first": ":kept_first",

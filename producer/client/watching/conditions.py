@@ -46,12 +46,16 @@ def conditions_of(sight: PoolSight) -> list[Condition]:
 
 def _of_workers(sight: PoolSight) -> Iterator[Condition]:
     status = sight.figures.status
-    for name, num_held in sight.lost.items():
+    for name in sorted({*sight.lost, *sight.left}):
+        num_left = sight.left.get(name, 0)
+        since = sight.lost.get(name, sight.figures.at_ms)
+        ago_s = max(0, sight.figures.at_ms - since) / 1000
+        told = f"and still holds {_jobs(num_left)}" if num_left else "and its jobs went back"
         yield Condition(
-            Level.BAD,
+            Level.BAD if num_left else Level.WARNING,
             "worker_lost",
-            f"Worker {name} has lost its lease and held {_jobs(num_held)}.",
-            "Others take its jobs over within seconds; look why its process ended.",
+            f"Worker {name} was lost {ago_s:.0f} s ago, {told}.",
+            "Others go on with its jobs; look why its process ended.",
         )
     for worker in status.details:
         if worker.outage is not None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # The server's memory is asked for no more often than this.
 _MEMORY_S = 5.0
+# For so long a worker that vanished is told of.
+TOLD_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,9 @@ class PoolSight:
     """A pool at one moment.
 
     drained_ms: since when workers take nothing because an operator said so, by the server's time.
-    lost: workers without a lease that still hold jobs, with the number of these; a reaper of any
-        worker brings them back within seconds.
+    lost: workers that vanished in the last minutes, with since when it is known, in ms.
+    left: jobs that workers without a lease still hold, by worker; a reaper of any other brings them
+        back within seconds.
     num_letters: dead letters.
     num_suspects: jobs that wait to run with few others, because an engine has died with them.
     has_ended: false where the server's user may not read which jobs ended.
@@ -57,6 +60,7 @@ class PoolSight:
     ended: EndedFigures
     drained_ms: Mapping[str, int] = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
+    left: Mapping[str, int] = field(default_factory=dict)
     num_letters: int = 0
     num_suspects: int = 0
     memory: ServerMemory = field(default_factory=ServerMemory)
@@ -79,24 +83,31 @@ class PoolWatch:
         figures = await read_figures(self._redis, self._keys)
         await self.ended.read()
         await self._look_at_memory()
+        at_ms = figures.at_ms
         members = await self._redis.smembers(self._keys.of("workers"))
         living = set(figures.status.workers)
         missing = sorted({name.decode() for name in members} - living)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.xlen(self._keys.of("dead"))
             pipe.xlen(self._keys.of("suspects"))
+            pipe.zrange(self._keys.of("lost"), 0, -1, withscores=True)
             for name in figures.status.workers:
                 pipe.hget(self._keys.of("worker", name), "drained")
             for name in missing:
                 pipe.hlen(self._keys.of("held", name))
-            letters, suspects, *replies = await pipe.execute()
+            letters, suspects, lost, *replies = await pipe.execute()
         drained = zip(figures.status.workers, replies, strict=False)
         held = zip(missing, replies[len(figures.status.workers) :], strict=True)
         return PoolSight(
             figures,
             self.ended.figures(figures.at_ms),
             drained_ms={name: int(since) for name, since in drained if since is not None},
-            lost={name: int(number) for name, number in held if number},
+            lost={
+                name: int(since)
+                for raw, since in lost
+                if (name := raw.decode()) not in living and at_ms - since < 1000 * TOLD_S
+            },
+            left={name: int(number) for name, number in held if number},
             num_letters=int(letters),
             num_suspects=int(suspects),
             memory=self._memory,

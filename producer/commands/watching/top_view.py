@@ -128,8 +128,9 @@ def _fleet(sight: PoolSight, most: int, *, is_narrow: bool) -> Table:
     names = ("PAGES", "JOBS", "RUN", "TOK/S") + (() if is_narrow else ("VERSION", "UP"))
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
-    for lost, held in sight.lost.items():
-        table.add_row(visible(lost), Text("lost", "bold red"), "", "", str(held))
+    for lost in sorted({*sight.lost, *sight.left}):
+        left = str(sight.left.get(lost, 0))
+        table.add_row(visible(lost), Text("lost", "bold red"), "", "", left)
     shown = workers if len(workers) <= most else workers[: most - 1]
     for worker in shown:
         is_drained = worker.name in sight.drained_ms
@@ -137,7 +138,7 @@ def _fleet(sight: PoolSight, most: int, *, is_narrow: bool) -> Table:
         table.add_row(*cells[: len(table.columns)])
     if len(shown) < len(workers):
         table.add_row(Text(f"… {len(workers) - len(shown)} more", "dim"))
-    if not workers and not sight.lost:
+    if not workers and not sight.lost and not sight.left:
         table.add_row(Text("no worker lives", "bold red"))
     return table
 

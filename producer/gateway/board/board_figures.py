@@ -45,7 +45,14 @@ def figures_body(sight: PoolSight, samples: Sequence[PoolSample], since_ms: int)
         ],
         "lanes": _lanes(figures),
         "workers": [_worker(worker, sight) for worker in figures.workers],
-        "lost": [{"name": name, "held_jobs": held} for name, held in sight.lost.items()],
+        "lost": [
+            {
+                "name": name,
+                "held_jobs": sight.left.get(name, 0),
+                "lost_for_s": max(0, figures.at_ms - sight.lost.get(name, figures.at_ms)) / 1000,
+            }
+            for name in sorted({*sight.lost, *sight.left})
+        ],
         "ended": _ended(sight.ended) if sight.has_ended else None,
         "num_letters": sight.num_letters,
         "num_suspects": sight.num_suspects,

@@ -191,3 +191,25 @@ def test_stamps_of_later_releases_are_left_out() -> None:
         ("+", 0, "", 0),
         ("e", 16, "", 0),
     ]
+
+
+async def test_worker_that_vanished_is_remembered_and_one_that_left_is_not(
+    scripts: Scripts,
+) -> None:
+    """A scan notes since when a worker is gone, unless it held nothing and had said good-bye."""
+    names = {}
+    for name in ("idle", "held", "left"):
+        worker = names[name] = StubWorker(scripts)
+        await worker.reconcile()
+    await submit(scripts, a_job("job"))
+    await names["held"].pull()
+    await scripts.lease.leave(names["left"].name)
+    for worker in names.values():
+        await worker.die()
+    await scripts.lease.scan()
+    key = scripts.keys.of("lost")
+    first = dict(await raw(scripts).zrange(key, 0, -1, withscores=True))
+    assert {name.decode() for name in first} == {names["idle"].name, names["held"].name}
+    await scripts.lease.scan()
+    assert dict(await raw(scripts).zrange(key, 0, -1, withscores=True)) == first
+    assert await raw(scripts).pttl(key) > 0

@@ -7,6 +7,8 @@ const COLUMNS = 24;
 const ROWS = 3;
 const SEAT = 7;
 const STEP = 9;
+// A bus that was lost stands here for so long.
+const SHOWN_S = 120;
 const STATES = ["held", "shared", "cached", "free"];
 export const MEANINGS = {
   held: "held by one running job",
@@ -130,7 +132,10 @@ export class Fleet {
   }
 
   update(figures) {
-    const lost = figures.lost.map((each) => ({ ...each, phase: "lost", told: "Its lease has run out; others take its jobs over.", pages: null }));
+    const lost = figures.lost.filter((each) => each.held_jobs || each.lost_for_s < SHOWN_S).map((each) => ({
+      ...each, phase: "lost", pages: null,
+      told: each.held_jobs ? "Its lease has run out; others take its jobs over." : "Its jobs went back to the queue.",
+    }));
     const workers = [...lost, ...figures.workers];
     this.empty.hidden = workers.length > 0;
     const { pages } = figures;

@@ -48,6 +48,7 @@ class Tile {
     setText(this.value, parted ? parted[1] : value);
     setText(this.unit, parted ? parted[2] : unit ?? "");
     setText(this.sub, sub);
+    this.node.toggleAttribute("data-long", !parted && value.length > 7);
     if ((this.node.dataset.level ?? "") !== level) this.node.dataset.level = level;
   }
 }
