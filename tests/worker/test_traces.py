@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import time
+from base64 import b64encode
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from servers.fixtures import pool, redis_url, server
@@ -12,8 +15,12 @@ from workers.null_workers import follow, until, worker
 from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.contract.new_job import digest_of
 from tokenbus.producer.contract.schema import JobRequest
+from tokenbus.producer.scripts.control import ClaimedWebhook
 from tokenbus.producer.telemetry.trace_setup import make_provider
 from tokenbus.producer.telemetry.tracing import TraceContext, current_traceparent
+from tokenbus.worker.control.settings import ControlSettings
+from tokenbus.worker.control.webhooks.courier import PostReply
+from tokenbus.worker.control.webhooks.delivery import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,6 +93,30 @@ async def test_owner_that_goes_on_links_to_the_one_before(
     assert [span.attributes["tokenbus.outcome"] for span in (one, two)] == ["requeued", "finished"]
     assert [link.context.span_id for link in two.links] == [one.context.span_id]
     assert two.attributes["tokenbus.resumed_after"] > 5
+
+
+async def test_receiver_of_a_webhook_is_told_of_its_span(told: Callable[[int], list[Any]]) -> None:
+    """A try of a traced job's webhook is a span below the same parent, and goes along as header."""
+    context, sent = _drawn(), []
+
+    class Courier:
+        async def post(self, url: str, headers: dict[str, str], body: bytes) -> PostReply:
+            sent.append((url, headers, body))
+            return PostReply(503)
+
+    courier: Any = Courier()
+    keys = {"acme": ("whsec_" + b64encode(b"k" * 32).decode(),)}
+    hooks = Webhooks(Mock(), courier, keys=keys, settings=ControlSettings.load())
+    hook = ClaimedWebhook(
+        *("j", 1, "acme", "http://x/y", {}, "{}", 0, 2, b""), traceparent=context.traceparent
+    )
+    answer = await hooks._try(hook, b"{}", time.monotonic())
+    assert answer is not None
+    [span] = told(context.trace_id)
+    assert (span.name, span.parent.span_id) == ("tokenbus.webhook", context.span_id)
+    assert span.attributes["tokenbus.attempt"] == 3
+    header = TraceContext.parse(sent[0][1]["traceparent"])
+    assert header == TraceContext(context.trace_id, span.context.span_id)
 
 
 def test_client_submits_under_the_span_that_is_open(told: Callable[[int], list[Any]]) -> None:
