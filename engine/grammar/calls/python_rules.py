@@ -122,11 +122,10 @@ class PythonRules:
         target = schema.get("$ref") if isinstance(schema, Mapping) else None
         if target in self._followed:
             return self._json(with_definitions(schema, root))
-        if target is not None:
-            self._followed.append(target)
+        own = [target] if isinstance(target, str) else []
+        self._followed += own
         ways = [self._one(each, root, depth) for each in alternatives(schema, root)]
-        if target is not None:
-            self._followed.pop()
+        del self._followed[len(self._followed) - len(own) :]
         return ways[0] if len(ways) == 1 else f"({' | '.join(ways)})"
 
     def _one(self, schema: Any, root: Schema, depth: int) -> str:

@@ -64,7 +64,7 @@ def test_made_answers_are_read_back_in_pieces() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FORMATS)
 def test_made_answers_hold_through_thousands_of_cuts(family: str) -> None:
-    """Over 57 families 342,000 cuts, each character of some answers, and each end."""
+    """Over 56 families 336,000 cuts, each character of some answers, and each end."""
     random = Random(f"many {family}")
     for number in range(300):
         answer = made_answer(family, random)
