@@ -67,7 +67,7 @@ class FrameResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream to its end, or until its reader or the door ends it."""
         if self._on_writer is not None:
-            self._writer = ChunkWriter.of(scope, self._streams.tick, self._stream.note_sent)
+            self._writer = ChunkWriter.of(scope, self._streams.tick, self._note_write)
             if self._writer is not None:
                 self._on_writer(self._writer)
         is_left = True
@@ -86,6 +86,12 @@ class FrameResponse(Response):
                     await self._on_end()
             finally:
                 self._streams.close(self._stream, is_left=is_left)
+
+    def _note_write(self) -> None:
+        """Note that a piece was written, directly or not."""
+        stream = self._stream
+        stream.has_begun = True
+        stream.sent_at = time.monotonic()
 
     async def _send_all(self, receive: Receive, send: Send) -> bool:
         """Send frames and asides; tell whether the reader left before the end."""
@@ -106,8 +112,7 @@ class FrameResponse(Response):
                 if stream.stopped.done():
                     writing.cancel()
                     await asyncio.gather(writing, return_exceptions=True)
-                    last = self._error_frame(stream.stopped.result()) + self._last_frame
-                    await self._send(send, last)
+                    await self._fail(send, stream.stopped.result())
                     return False
                 await self._send(send, aside.result())
                 stream.sent_at = time.monotonic()
@@ -119,25 +124,27 @@ class FrameResponse(Response):
 
     async def _write_all(self, send: Send) -> None:
         """Send the frames as they come; an error becomes the last frame."""
-        stream = self._stream
         try:
             async with aclosing(self._frames) as frames:
                 async for part in frames:
                     await self._send(send, part)
-                    stream.note_sent()
+                    self._note_write()
         except ApiError as error:
-            await self._send(send, self._error_frame(error) + self._last_frame)
+            await self._fail(send, error)
         except ProducerError as error:
-            await self._send(send, self._error_frame(api_error(error)) + self._last_frame)
+            await self._fail(send, api_error(error))
         except SERVER_ERRORS as error:
             if isinstance(error, ConnectionResetError | BrokenPipeError):
                 raise
-            await self._send(send, self._error_frame(unreachable()) + self._last_frame)
+            await self._fail(send, unreachable())
         except Exception:
             # The boundary of a stream: what is wrong with one ends that one alone, in order.
             _log.exception("stream.failed")
-            failure = ApiError(500, "The gateway failed.", code="internal_error")
-            await self._send(send, self._error_frame(failure) + self._last_frame)
+            await self._fail(send, ApiError(500, "The gateway failed.", code="internal_error"))
+
+    async def _fail(self, send: Send, error: ApiError) -> None:
+        """End the stream with an error."""
+        await self._send(send, self._error_frame(error) + self._last_frame)
 
     async def _send(self, send: Send, part: bytes) -> None:
         """Send a piece behind what was written directly."""
