@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.engine.bench.workloads import WORKLOADS
 from tokenbus.engine.config import engine_settings
-from tokenbus.producer.server.shown_url import hide_in_text, hide_password
-from tokenbus.producer.terminal import visible
 from tokenbus.worker.bench.command import run_pool_bench
+from tokenbus.worker.bench.option_parser import OptionParser, shown_command
 from tokenbus.worker.bench.options import (
     ARRIVALS,
     RETAIL_PRIORITIES,
@@ -55,29 +53,12 @@ def run_bench(argv: Sequence[str]) -> int:
     Raises: SettingsInvalid, EngineError, WorkerError or ProducerError.
     """
     args = build_parser().parse_args(argv)
-    shown = (shlex.quote(_without_password(argument)) for argument in argv)
-    return run_pool_bench(options_of(args), ["tokenbus", "bench", "pool", *shown])
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without the passwords of URLs in it."""
-
-    def error(self, message: str) -> NoReturn:
-        """Leave with code 2."""
-        self.exit(2, f"{self.prog}: {visible(hide_in_text(message))} (see {self.prog} --help)\n")
-
-
-def _without_password(argument: str) -> str:
-    """Return an argument as reports may show it."""
-    if "://" not in argument:
-        return argument
-    option, mark, url = argument.partition("=") if argument.startswith("-") else ("", "", argument)
-    return f"{option}{mark}{hide_password(url)}"
+    return run_pool_bench(options_of(args), shown_command(argv, "tokenbus", "bench", "pool"))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe every option; those that are not given are left out of the namespace."""
-    parser = _Parser(
+    parser = OptionParser(
         prog="tokenbus bench pool",
         description="Send load through the real queue and measure it at the readers.",
         argument_default=argparse.SUPPRESS,

@@ -134,7 +134,7 @@ class EventStream(AsyncIterator[Event]):
         """Offer live events to `take` where they are heard, while a task waits for the next one.
 
         The task goes on with what `take` leaves, by returning false, and with the end; no event
-        wakes it that was taken. `take` must not raise.
+        wakes it that was taken. Where `take` raises, the event is left to the task too.
         """
         self._take = take
         if self._live is not None:
@@ -151,10 +151,15 @@ class EventStream(AsyncIterator[Event]):
         else:
             self._is_told = True
             self._messages = None
-        if not take(event):
+        try:
+            is_taken = take(event)
+        except Exception:
+            # The boundary of a stream: others are heard over the same connection, and the task that
+            # waits meets what is wrong with the event.
             return False
-        self._cursor = event.to
-        return True
+        if is_taken:
+            self._cursor = event.to
+        return is_taken
 
     async def __anext__(self) -> Event:
         """Return the next event. Raises: what `AsyncClient.stream` names; StopAsyncIteration."""

@@ -74,11 +74,6 @@ class OpenStream:
     name: str = field(default_factory=lambda: secrets.token_hex(8))
     renewed_at: float = float("-inf")
 
-    def note_sent(self) -> None:
-        """Note that a frame was written."""
-        self.has_begun = True
-        self.sent_at = time.monotonic()
-
     def stop(self, error: ApiError) -> None:
         """End the request with an error; the first one counts."""
         if not self.stopped.done():

@@ -101,7 +101,7 @@ async def test_dropped_stream_lets_its_channel_go(client: AsyncClient) -> None:
 async def test_handed_over_events_and_those_that_are_left_make_one_stream(
     client: AsyncClient,
 ) -> None:
-    """What takes events where they are heard may leave some: each index comes once, in order.
+    """What takes events where they are heard may leave some, or fail: each comes once, in order.
 
     The end comes to who waits, and nothing is handed over afterwards.
     """
@@ -114,6 +114,8 @@ async def test_handed_over_events_and_those_that_are_left_make_one_stream(
         nonlocal num_taken
         if event.start % 5 == 0:
             return False
+        if event.start % 7 == 0:
+            raise ValueError(event)
         seen.extend(range(event.start, event.to + 1))
         num_taken += 1
         return True

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from typing import TYPE_CHECKING
 
-from tokenbus.producer.server.shown_url import hide_password
 from tokenbus.worker.bench.gateway.command import run_gateway_bench
 from tokenbus.worker.bench.gateway.options import ROUTES, GatewayBenchOptions
+from tokenbus.worker.bench.option_parser import OptionParser, shown_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,15 +19,15 @@ def run_bench(argv: Sequence[str]) -> int:
     Raises: SettingsInvalid, EngineError, WorkerError or ProducerError.
     """
     given = vars(build_parser().parse_args(argv))
-    shown = (hide_password(word) if "://" in word else shlex.quote(word) for word in argv)
-    return run_gateway_bench(GatewayBenchOptions(**given), ["tokenbus", "bench", "gateway", *shown])
+    shown = shown_command(argv, "tokenbus", "bench", "gateway")
+    return run_gateway_bench(GatewayBenchOptions(**given), shown)
 
 
 # One option an entry, its help below its name.
 # fmt: off
 def build_parser() -> argparse.ArgumentParser:
     """Describe every option; those that are not given are left out of the namespace."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="tokenbus bench gateway",
         description="Send streams through one gateway process and measure what it adds.",
         argument_default=argparse.SUPPRESS,
