@@ -152,17 +152,20 @@ def split_tile(q):
     power of two, so that a row becomes the same beside other rows; NaN in a row makes it NaN.
     Queries of fp32 stay as they are.
     """
-    if q.dtype == tl.float32:
-        return q, None, 1.0
-    q = q.to(tl.float32)
-    top = tl.maximum(tl.max(tl.max(magnitude(q), axis=1), axis=0), _LEAST)
-    # The power of two below the largest number comes to stand at 128.
-    scale = ((top & 0x7F800000) - (7 << 23)).to(tl.float32, bitcast=True)
-    number = top.to(tl.float32, bitcast=True)
-    value = q * (1.0 / scale)
-    high = nearest_number(value, 1.0)
-    low = nearest_fp8(value - high)
-    return high.to(tl.float8e4nv), low, scale + (number - number)
+    high, low = q, q
+    scale = tl.full([], 1.0, tl.float32)
+    if q.dtype != tl.float32:
+        q = q.to(tl.float32)
+        top = tl.maximum(tl.max(tl.max(magnitude(q), axis=1), axis=0), _LEAST)
+        # The power of two below the largest number comes to stand at 128.
+        scale = ((top & 0x7F800000) - (7 << 23)).to(tl.float32, bitcast=True)
+        number = top.to(tl.float32, bitcast=True)
+        value = q * (1.0 / scale)
+        nearest = nearest_number(value, 1.0)
+        high = nearest.to(tl.float8e4nv)
+        low = nearest_fp8(value - nearest)
+        scale += number - number
+    return high, low, scale
 
 
 @triton.jit
@@ -176,8 +179,8 @@ def fold_widened(q, q_low, q_scale, k, v, k_scale, v_scale, visible, m, total, a
     times what they stand for, for which half precision has room. visible: [R or 1, BLOCK_N], what
     `MASKED` rows see.
     """
-    WIDE: tl.constexpr = tl.float32 if q_low is None else tl.float16
-    if q_low is None:
+    WIDE: tl.constexpr = tl.float32 if q.dtype == tl.float32 else tl.float16
+    if q.dtype == tl.float32:
         scores = tl.dot(q, tl.trans(k.to(tl.float32)), input_precision=PRECISION)
     else:
         scores = tl.dot(q_low, tl.trans(k), tl.dot(q, tl.trans(k)))
