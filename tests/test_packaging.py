@@ -120,7 +120,7 @@ def test_wheel_holds_one_top_level_name(wheel: Path) -> None:
 
 def test_wheel_holds_every_module_and_script(wheel: Path) -> None:
     """Every file of the packages is in the wheel: a sub-package that is not listed is a bug."""
-    kinds = {".py", ".lua", ".typed", ".c", ".cpp", ".h", ".tcss"}
+    kinds = {".py", ".lua", ".typed", ".c", ".cpp", ".h", ".tcss", ".html", ".css", ".js", ".svg"}
     expected = {
         f"tokenbus/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS

@@ -100,7 +100,9 @@ export class Chart {
     const { samples } = this;
     const chosen = samples[this.chosen ?? samples.length - 1];
     this.lines.forEach((line, number) => {
-      const value = chosen?.[line.name];
+      // Where nothing ended in the last step, the last that is known.
+      const at = this.chosen === null ? samples.findLast((each) => (each[line.name] ?? null) !== null) : chosen;
+      const value = at?.[line.name];
       setText(this.values[number], value === null || value === undefined ? "–" : this.format(value));
     });
     setText(this.when, this.chosen === null || !chosen ? "" : clock(chosen.at));
