@@ -31,7 +31,8 @@ from tokenbus.engine.build import engine_for, load_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelUnsupported, RequestRejected
 from tokenbus.engine.models.linear_weight import Int4Weight, Int8Weight, PlainWeight
-from tokenbus.engine.models.native_ops import NATIVE_KINDS, NativeForm, NativeKind, NativeOps
+from tokenbus.engine.models.native.native_forms import NATIVE_KINDS, NativeForm, NativeKind
+from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.triton_ops import TritonOps
 from tokenbus.engine.models.triton_products import TRITON_PRODUCTS
 from tokenbus.engine.native_library import native_library

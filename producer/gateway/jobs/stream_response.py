@@ -91,7 +91,6 @@ class FrameResponse(Response):
                 self._note_end(is_left=is_left)
                 self._streams.close(self._stream, is_left=is_left)
 
-<<<<<<< HEAD
     def _begin(self) -> None:
         """Count a stream of a job that was not submitted for it."""
         if self._stream.jobs and self._stream.jobs[0].place is None:
@@ -106,8 +105,8 @@ class FrameResponse(Response):
                 self._streams.metrics.went_on(job, now - self._written_at)
             elif job.place is not None:
                 self._streams.metrics.began(job, now - job.asked_at)
-        stream.note_sent()
-        self._written_at = now
+        stream.has_begun = True
+        stream.sent_at = self._written_at = now
 
     def _note_end(self, *, is_left: bool) -> None:
         if not self._stream.jobs:
@@ -117,13 +116,6 @@ class FrameResponse(Response):
         is_whole = outcome == "done" and job.place is not None
         seconds = time.monotonic() - job.asked_at if is_whole else None
         self._streams.metrics.ended(job, outcome, seconds)
-=======
-    def _note_write(self) -> None:
-        """Note that a piece was written, directly or not."""
-        stream = self._stream
-        stream.has_begun = True
-        stream.sent_at = time.monotonic()
->>>>>>> gate-load
 
     async def _send_all(self, receive: Receive, send: Send) -> bool:
         """Send frames and asides; tell whether the reader left before the end."""
@@ -175,11 +167,8 @@ class FrameResponse(Response):
             await self._fail(send, ApiError(500, "The gateway failed.", code="internal_error"))
 
     async def _fail(self, send: Send, error: ApiError) -> None:
-<<<<<<< HEAD
-        self._has_failed = True
-=======
-        """End the stream with an error."""
->>>>>>> gate-load
+                    await self._send(send, part)
+                    self._note_write()
         await self._send(send, self._error_frame(error) + self._last_frame)
 
     async def _send(self, send: Send, part: bytes) -> None:
