@@ -146,8 +146,10 @@ class Door:
         return await self.ask("GET", path, None, key, **headers)
 
 
-def _timeout() -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=PATIENCE_S)
+def _session() -> aiohttp.ClientSession:
+    # A frame is one line, and may tell again all that a body has said.
+    timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+    return aiohttp.ClientSession(timeout=timeout, read_bufsize=4 * 2**20)
 
 
 @asynccontextmanager
@@ -164,7 +166,7 @@ async def door(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door
         if serving.done():
             serving.result()
         url = f"http://127.0.0.1:{listening.result()}"
-        async with aiohttp.ClientSession(timeout=_timeout()) as http:
+        async with _session() as http:
             yield Door(url, http, app.state.gateway, server=server)
     finally:
         server.should_exit = True
@@ -183,7 +185,7 @@ async def door_process(redis_url: str, pool: str, **settings: Any) -> AsyncItera
         assert process.stdout is not None
         async with asyncio.timeout(PATIENCE_S):
             port = int(await process.stdout.readline())
-        async with aiohttp.ClientSession(timeout=_timeout()) as http:
+        async with _session() as http:
             yield Door(f"http://127.0.0.1:{port}", http, process=process)
     finally:
         if process.returncode is None:
