@@ -167,8 +167,8 @@ class FrameResponse(Response):
             await self._fail(send, ApiError(500, "The gateway failed.", code="internal_error"))
 
     async def _fail(self, send: Send, error: ApiError) -> None:
-                    await self._send(send, part)
-                    self._note_write()
+        """End the stream with an error."""
+        self._has_failed = True
         await self._send(send, self._error_frame(error) + self._last_frame)
 
     async def _send(self, send: Send, part: bytes) -> None:
