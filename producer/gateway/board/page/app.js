@@ -248,7 +248,9 @@ class Page {
     else if (event.key === "/") {
       event.preventDefault();
       this.go("#/jobs");
-      requestAnimationFrame(() => $("search")?.focus());
+      // The event of the changed place comes later, at a time of the browser's own.
+      this.show();
+      $("search")?.focus();
     }
   }
 }
