@@ -16,7 +16,6 @@ from redis.asyncio.connection import (
     SSLConnection,
     UnixDomainSocketConnection,
 )
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 if TYPE_CHECKING:
@@ -36,14 +35,7 @@ class _Limited(AbstractConnection):
         self._limit_s = socket_timeout
 
     async def send_packed_command(self, *args: Any, **options: Any) -> None:
-        """Write a command.
-
-        Raises: redis-py's TimeoutError, the connection closed; its ConnectionError where it was
-        closed before, of which Python 3.12's transports make a TypeError.
-        """
-        writer = getattr(self, "_writer", None)
-        if writer is not None and writer.transport.is_closing():
-            raise RedisConnectionError("Connection closed")
+        """Write a command. Raises: redis-py's TimeoutError, the connection closed."""
         try:
             async with asyncio.timeout(self._limit_s):
                 await super().send_packed_command(*args, **options)

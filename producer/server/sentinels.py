@@ -53,6 +53,16 @@ def leave_deposed(pool: ConnectionPool) -> None:
 class _Leaving(AbstractConnection):
     """Closes itself after such an answer: the next one looks up where the master is by now."""
 
+    async def send_packed_command(self, *args: Any, **options: Any) -> None:
+        """Write a command. Raises: redis.ConnectionError where the connection was closed before.
+
+        Python 3.12's transports make a TypeError of that.
+        """
+        writer = getattr(self, "_writer", None)
+        if writer is not None and writer.transport.is_closing():
+            raise RedisConnectionError("the connection was closed")
+        await super().send_packed_command(*args, **options)
+
     async def read_response(self, *args: Any, **options: Any) -> Any:
         """Read a reply. Raises: what the server answers."""
         try:

@@ -213,7 +213,7 @@ async def test_gateway_writes_directly(null_door: Door, monkeypatch: pytest.Monk
         write(self, body)
 
     monkeypatch.setattr(ChunkWriter, "write", counted)
-    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, "stream": True}
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 600, "stream": True}
     told = await null_door.post("/v1/chat/completions", body)
     assert b"".join(pieces).count(b"\ndata: ") > 30
     job_id = told.headers["X-Tokenbus-Job-Id"]
