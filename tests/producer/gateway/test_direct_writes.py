@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.engine.chat.usage import Usage
+from tokenbus.producer.client.async_client import AsyncClient
 from tokenbus.producer.contract.events import Event, Finish
 from tokenbus.producer.contract.messages.wire_delta import WireCall, WireDelta, WireFunction
 from tokenbus.producer.gateway.jobs.answer_frames import AnswerFrames
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from gateways.doors import Door
+    from starlette.types import Scope
+
+    from tokenbus.producer.server.embedded import EmbeddedServer
 
 JOB = "job-1"
 PIECES = ["Look", " é", "", "<to>", ' "it"', "\n\u2028", "\U0001f680", "."]
@@ -203,18 +208,36 @@ async def test_no_writer_where_bodies_are_no_plain_chunks() -> None:
 
 @pytest.mark.processes
 @pytest.mark.asyncio(loop_scope="module")
-async def test_gateway_writes_directly(null_door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_gateway_writes_directly(
+    null_door: Door,
+    private_server: EmbeddedServer,
+    module_pool: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Behind the server of `tokenbus gateway` nearly all tokens go that way, to the same frames."""
     pieces: list[bytes] = []
-    write = ChunkWriter.write
+    opened = asyncio.Event()
+    write, make = ChunkWriter.write, ChunkWriter.of
 
     def counted(self: ChunkWriter, body: bytes) -> None:
         pieces.append(body)
         write(self, body)
 
+    def made(scope: Scope, tick: Tick, on_write: Callable[[], None]) -> ChunkWriter | None:
+        opened.set()
+        return make(scope, tick, on_write)
+
     monkeypatch.setattr(ChunkWriter, "write", counted)
-    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 600, "stream": True}
-    told = await null_door.post("/v1/chat/completions", body)
+    monkeypatch.setattr(ChunkWriter, "of", made)
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 60, "stream": True}
+    # The first token comes when the stream is open, however slow this machine is.
+    async with await AsyncClient.connect(private_server.url, pool=module_pool) as client:
+        await client.pause()
+        asked = asyncio.create_task(null_door.post("/v1/chat/completions", body))
+        async with asyncio.timeout(PATIENCE_S):
+            await opened.wait()
+        await client.resume()
+    told = await asked
     assert b"".join(pieces).count(b"\ndata: ") > 30
     job_id = told.headers["X-Tokenbus-Job-Id"]
     again = await null_door.get(f"/v1/jobs/{job_id}/stream")
