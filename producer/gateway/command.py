@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import signal
 from typing import TYPE_CHECKING
@@ -93,7 +94,9 @@ def run_gateway(settings: GatewaySettings, on_started: Callable[[int], None] | N
             on_started(port)
 
     server = GatewayServer(create_app(settings), settings, started)
-    server.run()
+    # So it does Ctrl-C's.
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
     return 0 if server.started else 1
 
 

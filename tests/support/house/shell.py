@@ -28,7 +28,7 @@ _COMMAND = re.compile(
 # Of the tester's environment; pip's variables name its index.
 _KEPT = re.compile(r"PATH|LANG|LC_.*|PYTHONPATH|PYTHONSAFEPATH|PIP_.*|SSL_CERT.*|TMPDIR")
 _CHECK = re.compile(r"tokenbus (status|control check)\b|/(healthz|readyz)\b")
-_STARTED = re.compile(r"\b(worker|control|adapter)\.started\b|/v1 serves ")
+_STARTED = re.compile(r"\b(worker|control|adapter)\.started\b|/v1 serves |Uvicorn running on ")
 
 
 @dataclass(frozen=True, slots=True)

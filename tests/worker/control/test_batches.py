@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 from workers.batches import (
     BatchDesk,
@@ -241,6 +242,8 @@ async def test_sweep_outlives_whatever_a_place_raises(
         raise NotImplementedError("no times here")
 
     monkeypatch.setattr(desk.files.contents, "older_than", cannot)
+    # Whatever level this process was told to log, by an earlier test or by what `desk` runs.
+    structlog.reset_defaults()
     with capture_logs() as told:
         chore = asyncio.create_task(sweep_files(desk.files, desk.client.scripts))
         await until(lambda: bool(told) or chore.done())
