@@ -58,6 +58,7 @@ def test_commands_are_those_of_the_readme() -> None:
     assert set(PARSERS) == {
         "tokenbus", "tokenbus demo", "tokenbus worker", "tokenbus serve", "tokenbus chat",
         "tokenbus submit", "tokenbus status", "tokenbus doctor", "tokenbus config",
+        "tokenbus top", "tokenbus dashboard",
         "tokenbus list", "tokenbus show", "tokenbus result", "tokenbus follow", "tokenbus cancel",
         "tokenbus pause", "tokenbus resume",
         "tokenbus dead", "tokenbus dead list", "tokenbus dead show", "tokenbus dead retry",
@@ -65,6 +66,7 @@ def test_commands_are_those_of_the_readme() -> None:
         "tokenbus gateway", "tokenbus keys", "tokenbus keys create", "tokenbus keys list",
         "tokenbus keys revoke",
         "tokenbus bench", "tokenbus bench cpu", "tokenbus bench engine", "tokenbus bench pool",
+        "tokenbus bench gateway",
     }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ NOT_RUN = {
     "make chaos": "takes ten minutes, and runs tests",
     "PYTHONPATH=tests/support .venv/bin/python": "is a part of make chaos",
     "tokenbus bench pool --arrival at-once": "is for 16 cores",
+    "tokenbus bench gateway": "takes minutes; tests/worker/bench/test_gateway_bench.py runs it",
     "TOKENBUS_PUBLISHERS=4 tokenbus bench": "is for 16 cores",
     "TOKENBUS_PUBLISHERS=1 tokenbus bench": "is for 16 cores",
     "tokenbus bench pool --model smollm2-135m --trace": "needs a trace that is not ours to give",
