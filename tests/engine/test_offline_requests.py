@@ -217,7 +217,8 @@ def test_template_that_raises_refuses_its_conversation_alone(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a template raises is told by the field `messages`; the others of the call are served."""
-    template = "{% if messages[0].content == 'bad' %}{{ messages.x.y }}{% endif %}{{ messages[0].content }}"
+    template = "{% if messages[0].content == 'bad' %}{{ messages.x.y }}{% endif %}"
+    template += "{{ messages[0].content }}"
     renderer = ChatRenderer(llm.tokenizer, chat_template=template)
     monkeypatch.setattr(llm, "_chat", lambda: renderer)
     bad = [{"role": "user", "content": "bad"}]
