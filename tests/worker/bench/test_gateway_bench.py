@@ -126,4 +126,5 @@ def test_every_stream_comes_through_and_is_measured(mode: list[str], tmp_path: P
     is_idle = mode == ["--idle"]
     assert (figures.num_tokens == 0) is is_idle
     assert (figures.added_ms.count > 0) is not is_idle
-    assert figures.stream_lag_ms.count == figures.num_tokens
+    # Steps are logged once a while: of the last ones the engine's time may not be known.
+    assert 0 <= figures.num_tokens - figures.stream_lag_ms.count <= figures.num_streams
