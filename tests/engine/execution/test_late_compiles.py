@@ -21,18 +21,20 @@ from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.execution.graph_runner import warm_steps
 
-NUM_ROWS = (1, 4, 64, 300)
 PROGRAM = Path(__file__).parents[2] / "support" / "models" / "launch_keys.py"
 
 
-def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
+@pytest.mark.parametrize(
+    "num_rows", [(64,), pytest.param((1, 4, 300), marks=pytest.mark.slow)], ids=str
+)
+def test_steps_ask_for_kernels_of_the_warm_up_only(num_rows: tuple[int, ...]) -> None:
     """Whatever comes together in a step, or in what the start captures, is compiled ahead."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     env["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(PROGRAM.parents[1]), env.get("PYTHONPATH")))
     )
     done = subprocess.run(
-        [sys.executable, "-P", str(PROGRAM), *map(str, NUM_ROWS)],
+        [sys.executable, "-P", str(PROGRAM), *map(str, num_rows)],
         env=env,
         capture_output=True,
         text=True,
@@ -41,8 +43,8 @@ def test_steps_ask_for_kernels_of_the_warm_up_only() -> None:
     )
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["late"] for each in found] == [[]] * len(NUM_ROWS)
-    assert [each["one by one"] for each in found] == [[]] * len(NUM_ROWS)
+    assert [each["late"] for each in found] == [[]] * len(num_rows)
+    assert [each["one by one"] for each in found] == [[]] * len(num_rows)
     for each in found:
         total = len(each["progress"])
         assert each["progress"] == [[done, total] for done in range(1, total + 1)]
