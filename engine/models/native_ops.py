@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from tokenbus.engine.attention.native_attention import NativeAttention, shape_args
 from tokenbus.engine.errors import ModelUnsupported
 from tokenbus.engine.models.layers import GatedMLP
-from tokenbus.engine.models.linear_weight import without_storage
+from tokenbus.engine.models.linear_weight import Fp8Weight, without_storage
 from tokenbus.engine.models.native.native_forms import (
     ACTIVATIONS,
     NATIVE_KINDS,
@@ -82,7 +82,8 @@ class NativeOps(TorchOps):
         config, self._dtype = tensors.config, tensors.embedding.dtype
         if not self.supports(config, self._dtype):
             raise ModelUnsupported(f"the CPU's kernels cover no {self._dtype} like this")
-        tell_of_widened(tensors, WIDENED_HERE)
+        # FP8 weights keep their scales and take the room of bfloat16 all the same.
+        tell_of_widened(tensors, (Fp8Weight, *WIDENED_HERE))
         width = self._library.panel_width
         # Gate and up are filled up to whole panels each.
         inner = -(-config.intermediate_size // width) * width

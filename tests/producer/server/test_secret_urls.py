@@ -18,7 +18,8 @@ import pytest
 from patience import PATIENCE_S
 from servers.embedded_folder import guards_in, servers_in
 
-from tokenbus.producer.commands import cli, status
+from tokenbus.producer.commands import cli
+from tokenbus.producer.commands.watching import status
 from tokenbus.producer.errors import ServerUnreachable, UrlInvalid
 from tokenbus.producer.server.connection import Server, make_redis, open_server
 from tokenbus.producer.server.embedded import join_shared
