@@ -1,7 +1,7 @@
 """Drive one gateway with guidellm, a load tool of others, as its client.
 
-    python -m venv /tmp/guidellm && /tmp/guidellm/bin/pip install guidellm
-    python -P benchmarks/gateway_guidellm.py --guidellm /tmp/guidellm/bin/guidellm --streams 20
+    python -m venv .guidellm && .guidellm/bin/pip install guidellm
+    python -P benchmarks/gateway_guidellm.py --guidellm .guidellm/bin/guidellm --streams 20
 
 A null engine makes tokens up at `--tokens-per-s` a stream behind a real server; guidellm keeps
 `--streams` requests open for `--seconds`, each of `--output-tokens`. What it has found is printed

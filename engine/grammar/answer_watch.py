@@ -135,14 +135,7 @@ class AnswerWatch:
             candidates = self._ending_marks()
         elif self._phase in _NAMING and self._names:
             candidates = self._ending_names()
-        return cleared(mask, candidates, self._repeats)
-
-    def _repeats(self, token_id: int) -> bool:
-        try:
-            self.copy().accept(token_id)
-        except KeyRepeated:
-            return True
-        return False
+        return cleared(mask, candidates, self)
 
     def _ending_marks(self) -> Iterator[int]:
         """Yield the tokens that may bring a mark to its end."""

@@ -7,10 +7,10 @@ output is followed beside it: a token that would end a key for the second time i
 from __future__ import annotations
 
 import bisect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from llguidance import LLMatcher
     from torch import Tensor
@@ -49,10 +49,20 @@ class TokenTable:
             yield token_id
 
 
-def cleared(mask: Tensor, token_ids: Iterable[int], is_barred: Callable[[int], bool]) -> Tensor:
-    """Return a mask, [W] int32, without those of some tokens that are barred."""
-    barred = [token_id for token_id in token_ids if _is_set(mask, token_id)]
-    barred = [token_id for token_id in barred if is_barred(token_id)]
+class Watch(Protocol):
+    """What follows an output by tokens and refuses those that would repeat something in it."""
+
+    def copy(self) -> Watch:
+        """Return an independent watch at the same place."""
+
+    def accept(self, token_id: int) -> None:
+        """Follow one token. Raises: KeyRepeated."""
+
+
+def cleared(mask: Tensor, token_ids: Iterable[int], watch: Watch) -> Tensor:
+    """Return a mask, [W] int32, without those of some tokens that a watch refuses."""
+    allowed = (token_id for token_id in token_ids if _is_set(mask, token_id))
+    barred = [token_id for token_id in allowed if _is_refused(watch, token_id)]
     if not barred:
         return mask
     filtered = mask.clone()
@@ -61,6 +71,14 @@ def cleared(mask: Tensor, token_ids: Iterable[int], is_barred: Callable[[int], b
         # The 32nd bit is the sign of its word.
         filtered[word] = int(filtered[word]) & ~((1 << bit) - (1 << 32 if bit == 31 else 0))
     return filtered
+
+
+def _is_refused(watch: Watch, token_id: int) -> bool:
+    try:
+        watch.copy().accept(token_id)
+    except KeyRepeated:
+        return True
+    return False
 
 
 class KeyWatch:
@@ -106,7 +124,7 @@ class KeyWatch:
         """Return a mask, [W] int32, without tokens that would repeat a key."""
         if not any(self._open):
             return mask
-        return cleared(mask, self._candidates(), self._repeats)
+        return cleared(mask, self._candidates(), self)
 
     def _candidates(self) -> Iterator[int]:
         yield from self._table.of_whole_keys
@@ -116,13 +134,6 @@ class KeyWatch:
             for key in keys:
                 if key.startswith(begun):
                     yield from self._table.beginning(key[len(begun) :] + b'"')
-
-    def _repeats(self, token_id: int) -> bool:
-        try:
-            self.copy().accept(token_id)
-        except KeyRepeated:
-            return True
-        return False
 
     def follow(self, byte: int) -> None:
         """Follow one byte. Raises: KeyRepeated."""

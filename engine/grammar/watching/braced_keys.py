@@ -47,7 +47,12 @@ class BracedKeys:
 
     def filtered(self, mask: Tensor) -> Tensor:
         """Return a mask, [W] int32, without tokens that would repeat a key."""
-        return cleared(mask, self._candidates(), self._repeats)
+        return cleared(mask, self._candidates(), self)
+
+    def accept(self, token_id: int) -> None:
+        """Follow one token. Raises: KeyRepeated."""
+        for byte in self._table.tokens[token_id]:
+            self.follow(byte)
 
     def follow(self, byte: int) -> None:
         """Follow one byte. Raises: KeyRepeated."""
@@ -92,12 +97,3 @@ class BracedKeys:
             if self._key is None or key.startswith(begun):
                 for end in _KEY_ENDS:
                     yield from self._table.beginning(rest + bytes([end]))
-
-    def _repeats(self, token_id: int) -> bool:
-        twin = self.copy()
-        try:
-            for byte in self._table.tokens[token_id]:
-                twin.follow(byte)
-        except KeyRepeated:
-            return True
-        return False

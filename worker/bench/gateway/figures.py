@@ -66,16 +66,18 @@ class MeasuredStreams:
 
 
 class _Tokens:
-    """The tokens of one reader: by stream, index and time."""
+    """The tokens of one reader: by stream, index and time; the frames of an end are none."""
 
-    def __init__(self, reports: Sequence[StreamTimes], begin_s: float, end_s: float) -> None:
+    def __init__(
+        self, reports: Sequence[StreamTimes], begin_s: float, end_s: float, max_tokens: int
+    ) -> None:
         self._found: dict[int, tuple[Any, Times]] = {}
         self.firsts: list[float] = []
         self.num_tokens = 0
         for report in reports:
             cursors = np.frombuffer(report.cursors, np.uint32)
             times: Times = np.frombuffer(report.times, np.float64)
-            inside = (times >= begin_s) & (times < end_s)
+            inside = (times >= begin_s) & (times < end_s) & (cursors <= max_tokens)
             self._found[report.number] = (cursors[inside], times[inside])
             self.num_tokens += int(inside.sum())
             if len(times):
@@ -106,8 +108,8 @@ class _Tokens:
 def sum_up(measured: MeasuredStreams) -> GatewayFigures:
     """Return the figures of a run."""
     options, length_s = measured.options, measured.end_s - measured.begin_s
-    streams = _Tokens(measured.streams, measured.begin_s, measured.end_s)
-    natives = _Tokens(measured.natives, measured.begin_s, measured.end_s)
+    window = (measured.begin_s, measured.end_s, options.max_tokens)
+    streams, natives = _Tokens(measured.streams, *window), _Tokens(measured.natives, *window)
     faults = [
         f"{who} {report.number}: {fault}"
         for who, reports in (("stream", measured.streams), ("native", measured.natives))
