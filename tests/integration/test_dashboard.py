@@ -88,7 +88,7 @@ async def test_incident_is_found_on_the_page(
     async with (
         worker_process(pool, url, **sizes) as killed,
         worker(pool, url, **sizes),
-        door(url, pool, gateway_auth="off") as running,
+        door(url, pool) as running,
         await AsyncClient.connect(url, pool) as client,
         looking(browser, running) as page,
     ):
@@ -170,7 +170,7 @@ async def test_answer_of_the_playground_survives_a_reload(
     url = own_server.url
     async with (
         worker(pool, url, lease_ttl_s=60, null_tokens_per_s=25),
-        door(url, pool, gateway_auth="off") as running,
+        door(url, pool) as running,
         looking(browser, running, "#/playground") as page,
     ):
         await page.until("document.querySelector('select[aria-label=Model] option')")
@@ -259,7 +259,7 @@ async def test_page_is_used_without_a_mouse_and_read_without_eyes(
     url = own_server.url
     async with (
         worker(pool, url, lease_ttl_s=60) as running_worker,
-        door(url, pool, gateway_auth="off") as running,
+        door(url, pool) as running,
         await AsyncClient.connect(url, pool) as client,
         looking(browser, running) as page,
     ):
@@ -301,7 +301,7 @@ async def test_page_tells_that_the_gateway_is_away_and_comes_back(
 ) -> None:
     """What is shown says of when it is while nobody answers, and is live again afterwards."""
     async with (
-        door(own_server.url, pool, gateway_auth="off") as running,
+        door(own_server.url, pool) as running,
         looking(browser, running) as page,
     ):
         await page.until("document.getElementById('live').dataset.state === 'live'")

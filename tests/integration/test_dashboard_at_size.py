@@ -34,7 +34,7 @@ async def test_large_pool_is_painted_at_once_and_does_not_grow() -> None:
     try:
         async with (
             await AsyncClient.connect(server.url, "shop") as client,
-            door(server.url, "shop", gateway_auth="off") as running,
+            door(server.url, "shop") as running,
             chromium() as browser,
         ):
             staged = StagedPool(client.scripts)
@@ -95,7 +95,7 @@ async def test_picture_of_the_overview() -> None:
     try:
         async with (
             await AsyncClient.connect(server.url, "shop") as client,
-            door(server.url, "shop", gateway_auth="off") as running,
+            door(server.url, "shop") as running,
             chromium() as browser,
         ):
             staged = StagedPool(client.scripts)

@@ -111,7 +111,7 @@ async def test_pages_of_elsewhere_are_told_nothing_where_keys_are_off(
     redis_url: str, pool: str
 ) -> None:
     """A browser that a page of another origin or name leads here gets no figures."""
-    async with door(redis_url, pool, gateway_auth="off") as running:
+    async with door(redis_url, pool) as running:
         at = f"/ui/api/pools/{pool}"
         assert (await running.get(at)).status == 200
         host = running.url.removeprefix("http://")
@@ -135,7 +135,7 @@ async def test_figures_tell_what_needs_a_look(scripts: Scripts, redis_url: str, 
     lost = await held_job(scripts, "orphan")
     await lost.die()
     await submit(scripts, a_job("waiting@zen", tenant="zen", priority=0))
-    async with door(redis_url, pool, gateway_auth="off") as running:
+    async with door(redis_url, pool) as running:
         for name, target in (("pause", ""), ("drain", worker.name)):
             assert (await act(running, pool, name, target)).status == 200
         told = (await running.get(f"/ui/api/pools/{pool}")).json
@@ -161,7 +161,7 @@ async def test_search_finds_jobs_by_words(scripts: Scripts, redis_url: str, pool
         scripts,
         *(a_job(f"wait-{number}@zen", tenant="zen", priority=number % 3) for number in range(6)),
     )
-    async with door(redis_url, pool, gateway_auth="off") as running:
+    async with door(redis_url, pool) as running:
 
         async def found(query: str, **params: Any) -> tuple[list[str], bool]:
             asked = "&".join(f"{name}={value}" for name, value in {"q": query, **params}.items())
@@ -184,7 +184,7 @@ async def test_job_that_ended_has_its_whole_timeline(
 ) -> None:
     """Queued, taken, admitted, first token and end are there, in order."""
     url, pool = private_server.url, module_pool
-    async with worker(pool, url, lease_ttl_s=60), door(url, pool, gateway_auth="off") as running:
+    async with worker(pool, url, lease_ttl_s=60), door(url, pool) as running:
         async with await AsyncClient.connect(url, pool) as client:
             job = await client.submit("Where is my lamp?", max_tokens=5, tenant="acme")
             await client.result(job)
@@ -244,7 +244,7 @@ async def test_letters_are_retried_and_deleted(scripts: Scripts, redis_url: str,
 
 async def test_page_loads_nothing_from_elsewhere(redis_url: str, pool: str) -> None:
     """The files go out with a policy that lets them load and ask this server alone."""
-    async with door(redis_url, pool, gateway_auth="off") as running:
+    async with door(redis_url, pool) as running:
         told = await running.get("/ui/")
         assert told.status == 200
         policy = told.headers["Content-Security-Policy"]
@@ -266,7 +266,7 @@ async def test_page_loads_nothing_from_elsewhere(redis_url: str, pool: str) -> N
 
 async def test_dashboard_alone_has_no_api(redis_url: str, pool: str) -> None:
     """What `tokenbus dashboard` serves is the board and how it is, and no way to submit."""
-    async with door(redis_url, pool, gateway_auth="off", gateway_serves_api=False) as running:
+    async with door(redis_url, pool, gateway_serves_api=False) as running:
         assert (await running.get("/ui/")).status == 200
         assert (await running.get("/healthz")).status == 200
         assert (await running.get("/ui/api/session")).json["has_api"] is False

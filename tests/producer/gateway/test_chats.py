@@ -256,7 +256,9 @@ async def test_cached_prompts_are_told_and_used_within_a_key(
     long = [{"role": "user", "content": "Where is my order of yesterday morning? " * 12}]
     body = {"messages": long, "max_tokens": 1, "stream_options": {"include_usage": True}}
     pool = tiny_door.gateway.settings.pool
-    async with door(private_server.url, pool, gateway_api_keys=keys) as running:
+    async with door(
+        private_server.url, pool, gateway_auth="auto", gateway_api_keys=keys
+    ) as running:
 
         async def num_cached(key: str, **fields: Any) -> int:
             told = await running.post(PATH, body | {"stream": True} | fields, key)

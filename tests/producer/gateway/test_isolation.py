@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
-from gateways.doors import Door, Told, door
+from gateways.doors import Door, Told, door, forget_deployment
 from gateways.uploads import upload
 from redis.asyncio.client import Pipeline, Redis
 from workers.batches import completion_line
@@ -68,6 +68,7 @@ async def two(
         yield await made_two(running, mine, other, module_pool)
         task.cancel()
         await asyncio.wait([task])
+        await forget_deployment(running.gateway.redis)
 
 
 async def made_two(running: Door, mine: str, other: str, pool: str) -> Two:

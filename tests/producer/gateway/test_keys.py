@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gateways.doors import door, frames_of
+from gateways.doors import door, forget_deployment, frames_of
 from patience import PATIENCE_S, until_within
 from pydantic import SecretStr
 from workers.null_workers import worker
@@ -43,8 +43,7 @@ async def redis(private_server: EmbeddedServer) -> AsyncIterator[Redis]:
     """Give a connection of the test's own; keys of the deployment are deleted afterwards."""
     made = make_redis(private_server.url)
     yield made
-    async for key in made.scan_iter("{tokenbus}:*", count=1000):
-        await made.delete(key)
+    await forget_deployment(made)
     await made.aclose()
 
 
@@ -117,7 +116,10 @@ async def test_two_keys_know_nothing_of_each_other(
     keys, url = ApiKeys(redis), private_server.url
     mine, _ = await keys.create(tenant="shop")
     other, _ = await keys.create(tenant="shop")
-    async with worker(pool, url, lease_ttl_s=60), door(url, pool) as running:
+    async with (
+        worker(pool, url, lease_ttl_s=60),
+        door(url, pool, gateway_auth="auto") as running,
+    ):
         assert (await running.post("/v1/completions", BODY)).status == 401
         assert (await running.get("/v1/models")).status == 401
         assert (await running.get("/healthz")).status == 200
@@ -179,7 +181,7 @@ async def test_revoked_key_ends_its_streams_and_jobs(
     key, record = await keys.create(tenant="shop")
     async with (
         worker(pool, url, null_tokens_per_s=20.0, lease_ttl_s=60),
-        door(url, pool) as running,
+        door(url, pool, gateway_auth="keys") as running,
     ):
         assert running.gateway is not None
         streams = running.gateway.streams
@@ -230,7 +232,10 @@ async def test_limits_of_a_key_are_kept(
     few, _ = await keys.create(limits=KeyLimits(requests_per_month=1))
     short, _ = await keys.create(limits=KeyLimits(tokens_per_minute=20), priorities=(2,))
     closed, _ = await keys.create(pools=("another",))
-    async with worker(pool, url, lease_ttl_s=60), door(url, pool) as running:
+    async with (
+        worker(pool, url, lease_ttl_s=60),
+        door(url, pool, gateway_auth="keys") as running,
+    ):
         assert (await running.post("/v1/completions", BODY, few)).status == 200
         told = await running.post("/v1/completions", BODY, few)
         assert (told.status, told.error["code"]) == (429, "rate_limit_exceeded")

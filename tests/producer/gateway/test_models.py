@@ -34,7 +34,7 @@ async def test_names_lead_to_pools(
         "gateway_aliases": {"gpt-4o": module_pool, "nowhere": "no-such-model"},
         "gateway_fallbacks": {gone: ["nowhere", "gpt-4o"]},
     }
-    async with door(private_server.url, module_pool, gateway_auth="off", **settings) as running:
+    async with door(private_server.url, module_pool, **settings) as running:
         listed = [model["id"] for model in (await running.get("/v1/models")).json["data"]]
         assert {"shop-1", "shop-2", "gpt-4o", module_pool} <= set(listed)
         assert not {"nowhere", gone} & set(listed)
@@ -64,7 +64,7 @@ async def test_strict_door_refuses_unknown_fields_and_web_pages_may_call(
         "gateway_cors_origins": ("https://shop.example",),
         "gateway_max_header_bytes": 4096,
     }
-    async with door(private_server.url, module_pool, gateway_auth="off", **settings) as running:
+    async with door(private_server.url, module_pool, **settings) as running:
         told = await running.post("/v1/completions", {"prompt": "hi", "frobnicate": 1})
         assert (told.status, told.error["param"]) == (400, "frobnicate")
         for origin, allowed in (("https://shop.example", True), ("https://other.example", False)):

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from patience import PATIENCE_S
 
+from tokenbus.producer.contract import deployment_keys
 from tokenbus.producer.gateway.app import create_app
 from tokenbus.producer.gateway.command import GatewayServer
 from tokenbus.producer.gateway.settings import GatewaySettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from redis.asyncio import Redis
 
     from tokenbus.producer.gateway.gateway import Gateway
 
@@ -29,6 +32,10 @@ _COMMAND = (
     "sys.exit(run_gateway(GatewaySettings.load(),"
     "lambda port: print(port, flush=True)))"
 )
+
+
+# Where several tests share a server, the keys of one are no reason to ask the others for one.
+_QUIET = {"gateway_port": 0, "gateway_auth": "off", "log_level": "error"}
 
 
 @dataclass(slots=True)
@@ -64,6 +71,12 @@ class Told:
     def error(self) -> Any:
         """Return the error of the body."""
         return self.json["error"]
+
+    @property
+    def job_id(self) -> str:
+        """Return the id of the job that answers, of the first where there are several."""
+        assert self.status == 200, self.text
+        return self.headers["X-Tokenbus-Job-Id"]
 
     @property
     def data_frames(self) -> list[Frame]:
@@ -155,8 +168,7 @@ def _session() -> aiohttp.ClientSession:
 @asynccontextmanager
 async def door(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door]:
     """Run a gateway beside the test."""
-    given = {"redis_url": redis_url, "pool": pool, "gateway_port": 0, "log_level": "error"}
-    made = GatewaySettings.load(**(given | settings))
+    made = GatewaySettings.load(redis_url=redis_url, pool=pool, **(_QUIET | settings))
     app, listening = create_app(made), asyncio.get_running_loop().create_future()
     server = GatewayServer(app, made, listening.set_result)
     serving = asyncio.create_task(server._serve())
@@ -176,8 +188,8 @@ async def door(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door
 @asynccontextmanager
 async def door_process(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door]:
     """Run a gateway in a process of its own; it is killed at the end."""
-    given = {"redis_url": redis_url, "pool": pool, "gateway_port": 0, "log_level": "error"}
-    env = {f"TOKENBUS_{name.upper()}": str(value) for name, value in (given | settings).items()}
+    given = {"redis_url": redis_url, "pool": pool} | _QUIET | settings
+    env = {f"TOKENBUS_{name.upper()}": str(value) for name, value in given.items()}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-c", _COMMAND, env=os.environ | env, stdout=subprocess.PIPE
     )
@@ -191,3 +203,9 @@ async def door_process(redis_url: str, pool: str, **settings: Any) -> AsyncItera
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+async def forget_deployment(redis: Redis) -> None:
+    """Delete what gateways share on a server, API keys among it."""
+    async for name in redis.scan_iter(f"{deployment_keys.PREFIX}*", count=1000):
+        await redis.delete(name)
