@@ -60,21 +60,22 @@ class AsyncClient(Unsent, PoolCalls):
         self._server = server
         self._settings = settings
         self._scripts = Scripts(server.redis, pool, timeout_s=settings.call_timeout_s)
+        lookup = Lookup(self._scripts)
+        watch = SilenceWatch(lookup, settings.silence_s)
         self._hub = SubscriptionHub(
             server.redis,
             server.url,
+            watch,
             settings.max_buffered_tokens,
             settings.call_timeout_s,
             check=self._home.check_loop,
         )
-        lookup = Lookup(self._scripts)
         self._client_channel = ClientChannel(
-            self._hub,
-            self._scripts.keys,
-            SilenceWatch(lookup, settings.silence_s),
-            settings.max_buffered_tokens,
+            self._hub, self._scripts.keys, watch, settings.max_buffered_tokens
         )
-        self._reader = Reader(self._scripts, self._hub, server.url, settings, self._client_channel)
+        self._reader = Reader(
+            self._scripts, self._hub, server.url, settings, lookup, self._client_channel
+        )
         retention = Retention(int(settings.log_ttl_s * 1000), int(settings.result_ttl_s * 1000))
         self._completion = JobCompletion(self._scripts, retention)
         self._submission = Submission(server, self._scripts, settings, self._client_channel)

@@ -20,12 +20,12 @@ from tokenbus.producer.gateway.jobs.peeked_events import PeekedEvents
 from tokenbus.producer.gateway.jobs.stream_form import StreamForm, job_id_of, keep_form, kept_form
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
 from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
+from tokenbus.producer.gateway.request_headers import ticket_of, trace_of
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
 from tokenbus.producer.gateway.wire.chat_answer import chat_answer
 from tokenbus.producer.gateway.wire.completion_answer import completion_answer
 from tokenbus.producer.gateway.wire.logprob_forms import NO_TEXTS
 from tokenbus.producer.gateway.wire.refusals import api_error, of_finish, unreachable
-from tokenbus.producer.telemetry.tracing import current_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 # How long the first event is waited for before a stream begins: what fails at once has a status.
 FIRST_EVENT_S = 1.0
 LAST_EVENT_ID = "last-event-id"
-_MAX_TICKET_DIGITS = 16
 # What a template adds to a conversation, and the shortest answer that is asked for unasked.
 _TEMPLATE_TOKENS = 64
 _LEAST_TOKENS = 64
@@ -93,7 +92,7 @@ async def answer(
     try:
         await keep_form(gateway.redis, form, gateway.result_ttl_s)
         if asked.is_streamed:
-            after = _plain_cursor(request, len(jobs))
+            after = _plain_cursor(request, jobs)
             return await _streamed(gateway, form, jobs, stream, headers, reservations, after)
     except BaseException:
         gateway.streams.close(stream, is_left=True)
@@ -133,15 +132,19 @@ async def stream_of(
     jobs = [first, *others]
     after = parse_cursor(cursor or "0", _num_cursors(jobs)) if cursor else []
     if after is None:
-        raise ApiError(
-            400, f"{LAST_EVENT_ID}: is no cursor of it", code="invalid_cursor", param=LAST_EVENT_ID
-        )
+        raise no_cursor()
     stream = gateway.streams.open(caller, jobs)
     try:
         return await _streamed(gateway, form, jobs, stream, _headers((), jobs), (), after)
     except BaseException:
         gateway.streams.close(stream, is_left=True)
         raise
+
+
+def no_cursor() -> ApiError:
+    """Return the error of a cursor that is none of the stream that is asked for."""
+    told = f"{LAST_EVENT_ID}: is no cursor of it"
+    return ApiError(400, told, code="invalid_cursor", param=LAST_EVENT_ID)
 
 
 async def _form(gateway: Gateway, job_id: str) -> StreamForm | None:
@@ -169,10 +172,10 @@ async def submit_all(
             job, reservation = await gateway.door.submit(
                 caller,
                 served,
-                {**asked.fields, **prompt, **_length(asked, prompt, served), **_trace(request)},
+                {**asked.fields, **prompt, **_length(asked, prompt, served), **trace_of(request)},
                 cache_key=asked.cache_key,
                 idempotency_key=part,
-                ticket=_ticket(request),
+                ticket=ticket_of(request),
                 names=names[number],
             )
             accepted.append((job, reservation))
@@ -275,10 +278,12 @@ async def _at_once(
     timeout_s = gateway.settings.gateway_answer_timeout_s
     try:
         found = await attended(results(), request, stream, gateway.streams, timeout_s=timeout_s)
-    except ApiError:
+    except ApiError as error:
         if len(jobs) > 1:
             # What is left is no answer to anyone.
             await gateway.streams.cancel(jobs)
+        for reservation in reservations:
+            await gateway.door.settle_refused(reservation, error)
         raise
     for reservation, each in zip(reservations, found, strict=True):
         usage = each.finish.usage
@@ -356,18 +361,12 @@ def _num_cursors(jobs: Sequence[SubmittedJob]) -> int:
     return len(jobs) + (len(jobs) > 1)
 
 
-def _plain_cursor(request: Request, num_jobs: int) -> Sequence[int]:
-    """Return the cursor of a request that names its job by its idempotency key."""
+def _plain_cursor(request: Request, jobs: Sequence[SubmittedJob]) -> Sequence[int]:
+    """Return the cursor of a request that names its jobs by an idempotency key.
+
+    Of jobs that are new nobody has seen anything, whatever a client sends along.
+    """
+    if any(job.place is not None and job.place.created for job in jobs):
+        return ()
     given = request.headers.get(LAST_EVENT_ID, "")
-    return parse_cursor(given, num_jobs + (num_jobs > 1)) or ()
-
-
-def _ticket(request: Request) -> int:
-    given = request.headers.get("x-tokenbus-ticket", "")
-    is_number = given.isascii() and given.isdecimal() and len(given) <= _MAX_TICKET_DIGITS
-    return int(given) if is_number else 0
-
-
-def _trace(request: Request) -> dict[str, str]:
-    given = current_traceparent() or request.headers.get("traceparent")
-    return {"traceparent": given} if given and len(given) <= 128 and given.isprintable() else {}
+    return parse_cursor(given, _num_cursors(jobs)) or ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -55,8 +54,6 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.gateway.settings import GatewaySettings
 
-_log = logging.getLogger("tokenbus.gateway")
-
 # One module a group of routes.
 ROUTERS = (
     health.router,
@@ -99,7 +96,6 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         app.add_exception_handler(kind, _server_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _failure)
     app.add_middleware(
         DoorGuard, max_header_bytes=settings.gateway_max_header_bytes, metrics=metrics
     )
@@ -226,9 +222,3 @@ def _described(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)
         app.openapi_schema = made
     return app.openapi_schema
-
-
-async def _failure(request: Request, error: Exception) -> JSONResponse:
-    """Answer a bug, which the log has; the caller is told no more than that."""
-    _log.error("request.failed path=%s", request.url.path, exc_info=error)
-    return error_response(ApiError(500, "The gateway failed.", code="internal_error"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
 from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from tokenbus.producer.gateway.wire.api_error import ApiError
@@ -16,11 +18,15 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.telemetry.gateway_metrics import GatewayMetrics
 
+_log = logging.getLogger("tokenbus.gateway")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 
 
 class DoorGuard:
-    """Refuses headers that are too large, names each request in its answer, and counts it."""
+    """Refuses headers that are too large, names each request in its answer, and counts it.
+
+    It is the boundary of a request: a bug costs its caller an answer, which the log explains.
+    """
 
     def __init__(self, app: ASGIApp, max_header_bytes: int, metrics: GatewayMetrics) -> None:
         self._app = app
@@ -40,8 +46,11 @@ class DoorGuard:
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(12).encode()
 
         began_at = time.monotonic()
+        has_begun = False
 
         async def named(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
             if message["type"] == "http.response.start":
                 seconds = time.monotonic() - began_at
                 self._metrics.count(_route_of(scope), message["status"], seconds)
@@ -54,7 +63,17 @@ class DoorGuard:
             error = ApiError(431, told, code="headers_too_large")
             await JSONResponse(error.body(), error.status)(scope, receive, named)
             return
-        await self._app(scope, receive, named)
+        try:
+            await self._app(scope, receive, named)
+        except ClientDisconnect:
+            # Nobody is there any more whom an answer could reach.
+            return
+        except Exception:
+            if has_begun:
+                raise
+            _log.exception("request.failed path=%s", scope["path"])
+            error = ApiError(500, "The gateway failed.", code="internal_error")
+            await JSONResponse(error.body(), error.status)(scope, receive, named)
 
 
 def _route_of(scope: Scope) -> str:

@@ -23,6 +23,7 @@ from tokenbus.producer.gateway.jobs.attended import attended
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
 from tokenbus.producer.gateway.jobs.submitted_job import SubmittedJob
 from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
+from tokenbus.producer.gateway.request_headers import ticket_of, trace_of
 from tokenbus.producer.gateway.response_frames import ResponseFrames
 from tokenbus.producer.gateway.responses.input_items import invalid
 from tokenbus.producer.gateway.responses.job_steps import (
@@ -97,13 +98,14 @@ class Responding:
                 frames.all(), stream, self._gateway.streams, headers=headers, last_frame=b"",
                 error_frame=frames.error, on_end=end,
             )  # fmt: skip
-        result = await attended(
-            _answer(job),
-            request,
-            stream,
-            self._gateway.streams,
-            timeout_s=settings.gateway_answer_timeout_s,
-        )
+        timeout_s = settings.gateway_answer_timeout_s
+        try:
+            result = await attended(
+                _answer(job), request, stream, self._gateway.streams, timeout_s=timeout_s
+            )
+        except ApiError as error:
+            await self._gateway.door.settle_refused(reservation, error)
+            raise
         await self._keep_result(record, job)
         usage = result.finish.usage
         await self._settle(reservation, usage.prompt_tokens + usage.completion_tokens)
@@ -150,9 +152,10 @@ class Responding:
             job, reservation = await self._gateway.door.submit(
                 who,
                 served,
-                generation.fields,
+                generation.fields | trace_of(request),
                 cache_key=generation.cache_key,
                 idempotency_key=request.headers.get("idempotency-key"),
+                ticket=ticket_of(request),
             )
         except ApiError as error:
             raise _respelled(error, field_as_sent(error.param or "", messages)) from None

@@ -265,6 +265,10 @@ class LogScripts:
         """Return the command that reads the log's last entries up to `bound`, for `take_page`."""
         return ("XREVRANGE", self._keys.log(job_id), bound, "-", "COUNT", _PAGE)
 
+    def tail_command(self, job_id: str) -> tuple[str | int, ...]:
+        """Return the command that reads the log's last entry, for `last_index`."""
+        return ("XREVRANGE", self._keys.log(job_id), "+", "-", "COUNT", 1)
+
     async def _batch(
         self, name: str, items: Sequence[Any], pack: Callable[[Any], list[str | int | bool]]
     ) -> list[LogReply]:
@@ -380,6 +384,16 @@ def _event(job_id: str, entry_id: bytes, wire: dict[bytes, bytes]) -> Event | No
 def is_whole(page: Sequence[Any]) -> bool:
     """Tell whether a page of a log's last entries is all of the log."""
     return len(page) < _PAGE
+
+
+def last_index(tail: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> int | None:
+    """Return the index of the last token before the end of a log; None behind a terminal entry."""
+    if not tail:
+        return 0
+    [(entry_id, fields)] = tail
+    if b"finish" in fields:
+        return None
+    return int(fields[b"to"] if b"marker" in fields else entry_id.rpartition(b"-")[2])
 
 
 def chat_of(page: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> JobChat | None:

@@ -2,6 +2,7 @@
 
 `CHAOS_STREAMS` and `CHAOS_KILLS` say how many streams and kills of each part there are,
 `CHAOS_TOKENS` how long a stream is and `CHAOS_PACE` how many tokens of it come in a second.
+A long row of workers runs `CHAOS_WORKERS` of them: streams go on at another while one starts.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 NUM_STREAMS = number_of("STREAMS", 4, 100)
 NUM_KILLS = number_of("KILLS", 2, 50)
 NUM_TOKENS = number_of("TOKENS", 60, 2000)
+NUM_WORKERS = number_of("WORKERS", 1, 2)
 # Responses that nobody reads: the control service keeps their results.
 NUM_UNREAD = max(2, NUM_STREAMS // 10)
 # So slow that all kills, with the starts of what takes the place, are in mid-stream.
@@ -83,7 +85,8 @@ async def test_streams_outlive_every_part(
 ) -> None:
     """Whatever dies, each reader gets every frame once, equal to those of the unbroken stream."""
     pace = {"null_tokens_per_s": PACE_TOKENS_PER_S}
-    async with deployed(server_kind, pool, parts, **pace) as running:
+    num_workers = NUM_WORKERS if "worker" in parts else 1
+    async with deployed(server_kind, pool, parts, num_workers, **pace) as running:
         unread = await asked_unread(running)
         riders = made_riders()
         rides = [asyncio.create_task(rider.ride(running.next_door)) for rider in riders]

@@ -146,7 +146,9 @@ class ClientChannel:
         if job is None:
             return None
         name = self._shards[job.shard].name if job.shard in self._shards else b""
-        subscription = self._watch.subscription(name, self._max_tokens, address, self._let_go)
+        subscription = self._watch.subscription(
+            name, self._max_tokens, address, self._let_go, lambda: self.is_proven
+        )
         subscription.version = job.version
         for event in job.events:
             subscription.put(event)
@@ -181,7 +183,6 @@ class ClientChannel:
         return job if job.end is not None or self._is_live(job.shard) else None
 
     def _let_go(self, subscription: Subscription) -> None:
-        self._watch.release(subscription)
         key = subscription.address.text
         if self._read.get(key) is subscription:
             del self._read[key]
@@ -274,8 +275,6 @@ class ClientChannel:
         """Note that a shard is not heard any more; jobs that are submitted later try again."""
         self._hub.unlisten(channel.name)
         self._shards.pop(channel.shard, None)
-        if not self._shards:
-            self._watch.stop()
         self.break_off(channel)
         for reader in tuple(self._read.values()):
             if isinstance(reader, Subscription):

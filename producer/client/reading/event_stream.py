@@ -80,7 +80,6 @@ class EventStream(AsyncIterator[Event]):
         "_open_timeout_s",
         "_place",
         "_replay",
-        "_silence_s",
         "_subscribe",
         "_subscription",
         "_take",
@@ -95,7 +94,6 @@ class EventStream(AsyncIterator[Event]):
         cursor: int,
         *,
         open_timeout_s: float,
-        silence_s: float,
         kept_s: float,
         subscribe: Callable[[JobAddress], Subscription | None] | None = None,
         is_proven: Callable[[], bool] = lambda: False,
@@ -109,7 +107,6 @@ class EventStream(AsyncIterator[Event]):
         self._channel_of = channel_of
         self._cursor = self._given = cursor
         self._open_timeout_s = open_timeout_s
-        self._silence_s = silence_s
         # Asked once, and only by who begins at the beginning.
         self._subscribe = subscribe if cursor == 0 else None
         # Whether the client channel brings the events.
@@ -172,7 +169,7 @@ class EventStream(AsyncIterator[Event]):
             elif live.events:
                 event = live.take()
             else:
-                await live.wait(self._silence_s)
+                await live.wait()
                 if not live.events:
                     self._end_live(live)
                     continue
@@ -252,9 +249,10 @@ class EventStream(AsyncIterator[Event]):
         self._heard_at = monotonic()
         if self._logged:
             return self._logged.popleft()
-        self._live = live = self._subscription
-        if self._take is not None and live is not None:
-            live.hand_to = self._offer
+        self._live = subscription
+        subscription.last = self._cursor
+        if self._take is not None:
+            subscription.hand_to = self._offer
         return None
 
     def _shared(self) -> Subscription | None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.client.reading.job_channel import JobChannel
-from tokenbus.producer.client.reading.subscription import Subscription
 from tokenbus.producer.contract.keys import address_of
 from tokenbus.producer.errors import ClientClosed, ServerUnreachable
 from tokenbus.producer.server.connection import FIRST_PAUSE_S, MAX_PAUSE_S, typed
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from tokenbus.producer.answers import ServerAnswer
+    from tokenbus.producer.client.reading.silence_watch import SilenceWatch
+    from tokenbus.producer.client.reading.subscription import Subscription
     from tokenbus.producer.server.url import ServerUrl
 
 # Silence after which the connection is asked for a sign of life, and what it gets to give one.
@@ -62,19 +63,22 @@ class _Channel:
 class SubscriptionHub:
     """Opens and closes subscriptions over one connection, which it keeps alive.
 
-    `check` raises where a call is not the owner's to make.
+    `watch` looks after those that hear nothing; `check` raises where a call is not the owner's to
+    make.
     """
 
     def __init__(
         self,
         redis: Redis,
         url: ServerUrl,
+        watch: SilenceWatch,
         max_tokens: int,
         call_timeout_s: float,
         *,
         check: Callable[[], None],
     ) -> None:
         self._url = url
+        self._silence_watch = watch
         self._check = check
         self._make_connection: Callable[[], Any] = redis.connection_pool.make_connection
         self._max_tokens = max_tokens
@@ -102,7 +106,7 @@ class SubscriptionHub:
         streams = known.listener if known is not None else None
         if not isinstance(streams, JobChannel):
             streams = JobChannel()
-        subscription = Subscription(
+        subscription = self._silence_watch.subscription(
             name, self._max_tokens, address_of(name), lambda gone: self._leave(streams, gone)
         )
         self.listen(name, streams)
@@ -162,7 +166,6 @@ class SubscriptionHub:
 
     def release(self, subscription: Subscription) -> None:
         """End a subscription; the channel of a job is left with its last one. Safe to repeat."""
-        subscription.stop()
         subscription.let_go(subscription)
 
     def _leave(self, streams: JobChannel, subscription: Subscription) -> None:
@@ -191,6 +194,7 @@ class SubscriptionHub:
         for channel in list(self._channels.values()):
             channel.confirmed.set()
             channel.listener.fail(error)
+        self._silence_watch.stop()
 
     def _send(self, command: bytes, name: bytes) -> None:
         """Send a command soon, if there is a connection; a new one subscribes to everything."""

@@ -16,7 +16,7 @@ import msgspec
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.events import messages_of, told
 from tokenbus.producer.contract.keys import WIRE_VERSION
-from tokenbus.producer.scripts.log import chat_of, is_whole, take_page
+from tokenbus.producer.scripts.log import chat_of, is_whole, last_index, take_page
 from tokenbus.producer.scripts.queue import read_record
 from tokenbus.producer.server.cluster import ClusterRedis
 
@@ -98,18 +98,27 @@ class Lookup:
         queue = self._scripts.queue
         return await self._read_each([queue.state_command(job_id) for job_id in job_ids])
 
+    async def last_indices(self, job_ids: Sequence[str]) -> list[int | None]:
+        """Return how far logs are, by the texts of addresses: the index of the last token.
+
+        None of one that has ended. Raises: as `look`.
+        """
+        log = self._scripts.log
+        pages = await self._read_each([log.tail_command(job_id) for job_id in job_ids])
+        return [last_index(page) for page in pages]
+
     async def results(self, job_ids: Sequence[str]) -> list[bytes | None]:
         """Return the stored results at the texts of addresses. Raises: as `look`."""
         log = self._scripts.log
         return await self._read_each([log.result_command(job_id) for job_id in job_ids])
 
-    async def _read_each(self, commands: Sequence[tuple[str, ...]]) -> list[bytes | None]:
+    async def _read_each(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         """Make calls in one round trip. Raises: the error of the first that was refused."""
         pipeline: Any = self._scripts.redis.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         async with asyncio.timeout(self._scripts.timeout_s):
-            replies: list[bytes | None] = await pipeline.execute()
+            replies: list[Any] = await pipeline.execute()
         return replies
 
     async def _look_at(self, job_id: str, cursor: int) -> KnownJob:

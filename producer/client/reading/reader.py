@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tokenbus.producer.client.reading.event_stream import EventStream, Replayed
-from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.contract.address import DEFAULT_TENANT, JobAddress
 from tokenbus.producer.contract.keys import KNOWN_VERSIONS, versions_text
 from tokenbus.producer.contract.result import JobResult
@@ -35,6 +34,7 @@ from tokenbus.producer.server.sentinels import followed_master, named_master
 if TYPE_CHECKING:
     from tokenbus.producer.client.reading.client_channel import ClientChannel
     from tokenbus.producer.client.reading.hub import SubscriptionHub
+    from tokenbus.producer.client.reading.lookup import Lookup
     from tokenbus.producer.contract.events import Event
     from tokenbus.producer.scripts import Scripts
     from tokenbus.producer.server.url import ServerUrl
@@ -50,12 +50,13 @@ class Reader:
         hub: SubscriptionHub,
         url: ServerUrl,
         settings: ClientSettings,
+        lookup: Lookup,
         client_channel: ClientChannel | None = None,
     ) -> None:
         """Read what `client_channel` brings of the jobs that its client has submitted."""
         self._client_channel = client_channel
         self._scripts = scripts
-        self._lookup = Lookup(scripts)
+        self._lookup = lookup
         self._hub = hub
         self._url = url
         self._settings = settings
@@ -76,7 +77,6 @@ class Reader:
             self._scripts.keys.channel,
             cursor,
             open_timeout_s=self._settings.retry_for_s,
-            silence_s=self._settings.silence_s,
             kept_s=min(self._settings.result_ttl_s, self._settings.log_ttl_s),
             subscribe=None if ours is None else ours.subscribe,
             is_proven=lambda: ours is not None and ours.is_proven,

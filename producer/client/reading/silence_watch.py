@@ -1,8 +1,8 @@
-"""The silence watch: streams of one client that hear nothing, looked after together.
+"""The silence watch: the streams of one client that hear nothing, looked after together.
 
-Most of them wait for their turn in the queue, and a record says so in one word. A crowd of streams
-with a timer and a look at record, log and result each costs more than the answers that they wait
-for.
+Most of them wait for their turn in the queue, or for a worker that computes: the state of the
+record says so, and the end of the log that nothing was missed. A crowd of streams with a timer and
+a look at record, log and result each costs more than the answers that they wait for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.client.reading.subscription import Subscription
+from tokenbus.producer.scripts.replies import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenbus.producer.client.reading.lookup import Lookup
     from tokenbus.producer.contract.address import JobAddress
@@ -23,30 +24,12 @@ if TYPE_CHECKING:
 # Jobs of one round trip: to ask for more keeps the tokens of others waiting for milliseconds.
 _NUM_TOGETHER = 64
 # Of these states nothing has to be read: no worker has the job.
-_WAITING = (b"waiting", b"delayed")
+_WAITING = {state.value.encode() for state in (JobState.WAITING, JobState.DELAYED)}
+_HELD = JobState.HELD.value.encode()
 
 
-class WatchedSubscription(Subscription):
-    """A subscription without a timer of its own."""
-
-    __slots__ = ()
-
-    def wait(self, silence_s: float) -> Awaitable[None]:  # noqa: ARG002 -- the watch has its own
-        """Return what ends once there is an event, a hole, an error, or the watch says so."""
-        return self._begin_wait()
-
-    def is_silent(self, before: float) -> bool:
-        """Tell whether its stream has waited since before a moment of the monotonic clock."""
-        return self._wakeup.is_awaited and self._waiting_since < before
-
-    def wait_on(self) -> None:
-        """Begin the silence anew."""
-        self._waiting_since = monotonic()
-
-    def end_wait(self, before: float) -> None:
-        """Let the stream look for itself, if it has heard nothing meanwhile."""
-        if self.is_silent(before):
-            self._wakeup.ring_soon()
+def _always() -> bool:
+    return True
 
 
 class SilenceWatch:
@@ -55,7 +38,8 @@ class SilenceWatch:
     def __init__(self, lookup: Lookup, silence_s: float) -> None:
         self._lookup = lookup
         self._silence_s = silence_s
-        self._watched: set[WatchedSubscription] = set()
+        # Of each whether the workers are known to publish where it listens.
+        self._watched: dict[Subscription, Callable[[], bool]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -65,18 +49,22 @@ class SilenceWatch:
         max_tokens: int,
         address: JobAddress,
         let_go: Callable[[Subscription], None],
+        is_proven: Callable[[], bool] = _always,
     ) -> Subscription:
-        """Make a subscription that is watched until it is released."""
-        made = WatchedSubscription(channel, max_tokens, address, let_go)
-        self._watched.add(made)
+        """Make a subscription that is watched until it is released.
+
+        `is_proven` tells whether every worker publishes on the channel.
+        """
+
+        def released(gone: Subscription) -> None:
+            self._watched.pop(gone, None)
+            let_go(gone)
+
+        made = Subscription(channel, max_tokens, address, released)
+        self._watched[made] = is_proven
         if self._timer is None:
             self._start()
         return made
-
-    def release(self, subscription: Subscription) -> None:
-        """Watch a subscription no more. Safe to repeat."""
-        if isinstance(subscription, WatchedSubscription):
-            self._watched.discard(subscription)
 
     def stop(self) -> None:
         """Let timer and task go."""
@@ -106,18 +94,35 @@ class SilenceWatch:
     def _looked(self, _: asyncio.Task[None]) -> None:
         self._task = None
 
-    async def _look(self, silent: Sequence[WatchedSubscription], before: float) -> None:
-        """Ask for the states of jobs; those that do more than wait are for their streams."""
+    async def _look(self, silent: Sequence[Subscription], before: float) -> None:
+        """Ask for the jobs; of which there may be something to read is for its stream."""
         for first in range(0, len(silent), _NUM_TOGETHER):
             part = silent[first : first + _NUM_TOGETHER]
-            states: Sequence[bytes | None]
             try:
-                states = await self._lookup.states([each.address.text for each in part])
+                unchanged = await self._unchanged(part)
             except SERVER_ERRORS:
                 # Each stream tries for as long as it may, and says what is wrong.
-                states = [None] * len(part)
-            for subscription, state in zip(part, states, strict=True):
-                if state in _WAITING:
+                unchanged = set()
+            for subscription in part:
+                if subscription in unchanged:
                     subscription.wait_on()
                 else:
                     subscription.end_wait(before)
+
+    async def _unchanged(self, part: Sequence[Subscription]) -> set[Subscription]:
+        """Return those whose jobs wait, or are held and have logged nothing that was not told.
+
+        Raises: as `Lookup.states`.
+        """
+        states = await self._lookup.states([each.address.text for each in part])
+        stated = list(zip(part, states, strict=True))
+        found = {each for each, state in stated if state in _WAITING}
+        held = [each for each, state in stated if state == _HELD and self._is_proven(each)]
+        if held:
+            lasts = await self._lookup.last_indices([each.address.text for each in held])
+            found |= {each for each, last in zip(held, lasts, strict=True) if last == each.last}
+        return found
+
+    def _is_proven(self, subscription: Subscription) -> bool:
+        is_proven = self._watched.get(subscription)
+        return is_proven is not None and is_proven()

@@ -23,14 +23,13 @@ class Subscription:
     """Holds what was not taken yet, bounded in tokens.
 
     `has_hole` says that something is missing after what waits: the log has to be read. `error` is
-    what the connection failed with for good.
+    what the connection failed with for good. `last` is the index up to which its stream was told.
     """
 
     __slots__ = (
         "_loop",
         "_max_tokens",
         "_num_tokens",
-        "_timer",
         "_waiting_since",
         "_wakeup",
         "address",
@@ -39,6 +38,7 @@ class Subscription:
         "events",
         "hand_to",
         "has_hole",
+        "last",
         "let_go",
         "version",
     )
@@ -66,7 +66,7 @@ class Subscription:
         self._max_tokens = max_tokens
         self._num_tokens = 0
         self._waiting_since = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self.last = 0
 
     def belong_to(self, address: JobAddress) -> None:
         """Be of a job that lies at another's address; what came before is to be read in its log."""
@@ -88,9 +88,11 @@ class Subscription:
         hand_to = self.hand_to
         if hand_to is not None and self._wakeup.is_awaited and not self.events and hand_to(event):
             self._waiting_since = monotonic()
+            self.last = event.to
             return
         if self.has_hole:
             return
+        self.last = event.to
         self._num_tokens += len(event.ids)
         if self._num_tokens > self._max_tokens:
             self.break_off()
@@ -122,22 +124,11 @@ class Subscription:
         self.error = error
         self._wakeup.ring_soon()
 
-    def stop(self) -> None:
-        """Let go of the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def wait(self, silence_s: float) -> Awaitable[None]:
-        """Return what ends once there is an event, a hole, an error, or silence for so long.
+    def wait(self) -> Awaitable[None]:
+        """Return what ends once there is an event, a hole, an error, or `end_wait` says so.
 
         Raises: RuntimeError where another waits already.
         """
-        waiting = self._begin_wait()
-        if self._timer is None:
-            self._timer = self._loop.call_later(silence_s, self._look, silence_s)
-        return waiting
-
-    def _begin_wait(self) -> Awaitable[None]:
         wakeup = self._wakeup
         if wakeup.is_awaited:
             raise RuntimeError("the stream is being read by another task")
@@ -148,13 +139,15 @@ class Subscription:
         self._waiting_since = monotonic()
         return wakeup
 
-    def _look(self, silence_s: float) -> None:
-        """End a wait that was silent; one timer serves all waits of that time, which are many."""
-        self._timer = None
-        if not self._wakeup.is_awaited:
-            return
-        left_s = self._waiting_since + silence_s - monotonic()
-        if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._look, silence_s)
-        else:
-            self._wakeup.ring()
+    def is_silent(self, before: float) -> bool:
+        """Tell whether its stream has waited since before a moment of the monotonic clock."""
+        return self._wakeup.is_awaited and self._waiting_since < before
+
+    def wait_on(self) -> None:
+        """Begin the silence anew."""
+        self._waiting_since = monotonic()
+
+    def end_wait(self, before: float) -> None:
+        """Let the stream look for itself, if it has heard nothing meanwhile."""
+        if self.is_silent(before):
+            self._wakeup.ring_soon()

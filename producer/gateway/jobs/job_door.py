@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.answers import SERVER_ERRORS
@@ -102,6 +103,11 @@ class JobDoor:
             await self._key_use.settle(reservation, num_used)
         except SERVER_ERRORS:
             return
+
+    async def settle_refused(self, reservation: Reservation | None, error: ApiError) -> None:
+        """Give back all of what a job was to use that was refused for what it asks."""
+        if error.status == HTTPStatus.BAD_REQUEST:
+            await self.settle(reservation, 0)
 
     async def find(self, caller: Caller, given: str) -> SubmittedJob:
         """Return a job of the caller by its id, or by that of its answer.

@@ -12,14 +12,21 @@ from starlette.responses import Response
 from tokenbus.producer.contract.address import JobAddress
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.gateway.access.caller import Caller
-from tokenbus.producer.gateway.answering import LAST_EVENT_ID, ignored_header, stream_of
+from tokenbus.producer.gateway.answering import (
+    LAST_EVENT_ID,
+    ignored_header,
+    no_cursor,
+    stream_of,
+)
 from tokenbus.producer.gateway.body import read_object
 from tokenbus.producer.gateway.gateway import caller
 from tokenbus.producer.gateway.jobs.answer_frames import parse_cursor
 from tokenbus.producer.gateway.jobs.job_frames import job_frames, position_frame
 from tokenbus.producer.gateway.jobs.owned_jobs import owned_jobs
 from tokenbus.producer.gateway.jobs.peeked_events import PeekedEvents
+from tokenbus.producer.gateway.jobs.stream_form import job_id_of
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
+from tokenbus.producer.gateway.request_headers import ticket_of, trace_of
 from tokenbus.producer.gateway.wire import sse
 from tokenbus.producer.gateway.wire.api_description import ERROR_RESPONSES, JOB_BODY
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
@@ -93,9 +100,10 @@ async def _submit(gateway: Gateway, request: Request, who: Caller) -> Response:
     job, _ = await gateway.door.submit(
         who,
         served,
-        asked.fields,
+        asked.fields | trace_of(request),
         cache_key=asked.cache_key,
         idempotency_key=request.headers.get("idempotency-key") or asked.idempotency_key,
+        ticket=ticket_of(request),
     )
     assert job.place is not None
     told = {
@@ -189,15 +197,16 @@ async def _stream(
     gateway: Gateway, request: Request, who: Caller, job_id: str, after: str | None
 ) -> Response:
     given = request.headers.get(LAST_EVENT_ID) or after or ""
-    cursor = given.rpartition(":")[2]
+    named, _, cursor = given.rpartition(":")
+    if named and job_id_of(named) != job_id_of(job_id):
+        raise no_cursor()
     answer = await stream_of(gateway, who, job_id, cursor)
     if answer is not None:
         return answer
     job = await gateway.door.find(who, job_id)
     numbers = parse_cursor(cursor or "0", 1)
     if numbers is None:
-        told = f"{LAST_EVENT_ID}: is no cursor of it"
-        raise ApiError(400, told, code="invalid_cursor", param=LAST_EVENT_ID)
+        raise no_cursor()
     shown = await _shown(job)
     events = PeekedEvents(job, who, gateway.keys)
     stream = gateway.streams.open(who, [job], is_kept=True)

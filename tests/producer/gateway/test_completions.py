@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from workers.null_workers import expected_text
+from workers.null_workers import expected_text, until
+from yarl import URL
+
+from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.gateway.pools.served_models import ServedModels
 
 if TYPE_CHECKING:
     from gateways.doors import Door, Told
@@ -165,6 +170,75 @@ async def test_body_that_cannot_be_read_is_refused(null_door: Door, body: bytes,
     told = await null_door.post(PATH, body)
     assert told.status == (413 if code == "body_too_large" else 400)
     assert told.error["code"] == code
+
+
+async def test_cursor_of_a_new_answer_is_of_something_else(null_door: Door) -> None:
+    """A number that a client has left of another server's stream takes nothing from this one."""
+    body = {"prompt": "hi", "max_tokens": 4, "seed": 2, "stream": True}
+    told = await null_door.post(PATH, body, Last_Event_ID="2")
+    assert joined(told) == {0: expected_text(2, 4)}
+    again = [
+        await null_door.post(PATH, body, Idempotency_Key="once", Last_Event_ID="2")
+        for _ in range(2)
+    ]
+    assert len(again[0].data_frames) == len(again[1].data_frames) + 2
+
+
+async def test_ticket_and_trace_come_along_on_every_route(
+    null_door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused request keeps its place, and its trace, whatever it asks for."""
+    seen: list[tuple[int, str | None]] = []
+    submit = AsyncClient.submit
+
+    async def watched(self: AsyncClient, request: Any, **given: Any) -> Any:
+        seen.append((given["ticket"], request.traceparent))
+        return await submit(self, request, **given)
+
+    monkeypatch.setattr(AsyncClient, "submit", watched)
+    trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    for path, body in (
+        (PATH, {"prompt": "hi", "max_tokens": 1}),
+        ("/v1/jobs", {"prompt": "hi", "max_tokens": 1}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 1}),
+    ):
+        told = await null_door.post(path, body, X_Tokenbus_Ticket="7", Traceparent=trace)
+        assert told.status < 300, told.text
+    assert seen == [(7, trace)] * 3
+
+
+async def test_bug_costs_an_answer(
+    null_door: Door, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is named, counted and logged, and nothing of it is told."""
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr(ServedModels, "names", fail)
+    told = await null_door.get("/v1/models", X_Request_Id="mine-1")
+    assert (told.status, told.error["code"]) == (500, "internal_error")
+    assert told.headers["X-Request-Id"] == "mine-1"
+    assert "secret" not in told.text
+    assert "ZeroDivisionError" in caplog.text
+    metrics = (await null_door.get("/metrics")).text
+    assert 'tokenbus_gateway_requests_total{route="/v1/models",status="500"} 1' in metrics
+
+
+async def test_client_that_hangs_up_amid_its_body_is_no_failure(
+    null_door: Door, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is nobody's fault here, and the log says nothing of it."""
+    assert null_door.server is not None
+    requests = null_door.server.server_state.tasks
+    await until(lambda: not requests)
+    _, writer = await asyncio.open_connection("127.0.0.1", URL(null_door.url).port)
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
+    writer.write(head.encode() + b'{"prompt"')
+    await until(lambda: bool(requests))
+    writer.close()
+    await until(lambda: not requests)
+    assert caplog.text == ""
 
 
 async def test_unknown_model_and_path_are_not_found(null_door: Door) -> None:

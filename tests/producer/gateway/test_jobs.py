@@ -75,9 +75,10 @@ async def test_job_that_is_not_there_is_not_found(null_door: Door, path: str) ->
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_cursor_that_is_none_is_refused(null_door: Door) -> None:
-    """A cursor is a number of the stream."""
+    """A cursor is a number of the stream, and not of another one."""
     made = (await null_door.post("/v1/jobs", BODY)).json
-    for cursor in ("x", "-1", "1,2", "1" * 30):
+    other = (await null_door.post("/v1/jobs", BODY)).json
+    for cursor in ("x", "-1", "1,2", "1" * 30, f"{other['id']}:1"):
         told = await null_door.get(made["stream"], Last_Event_ID=cursor)
         assert (told.status, told.error["code"]) == (400, "invalid_cursor")
 

@@ -242,6 +242,11 @@ async def test_limits_of_a_key_are_kept(
         assert int(told.headers["Retry-After"]) > 0
         told = await running.post("/v1/completions", {**BODY, "max_tokens": 500}, short)
         assert told.status == 429
+        # What was refused for what it asks has used nothing: one alone may come to most of it.
+        unknown = {"prompt": [99_999], "max_tokens": 16}
+        for asked in ({"stream": True}, {}):
+            wrong = await running.post("/v1/completions", {**unknown, **asked}, short)
+            assert (wrong.status, wrong.error["param"]) == (400, "prompt")
         # What was not used is given back: five times 4 + 1 tokens were asked for, 4 + 1 used.
         for _ in range(3):
             body = {**BODY, "max_tokens": 4, "stream": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,11 +23,17 @@ class Deployment:
     """Runs the parts, and lets another take the place of each that is killed.
 
     The gateways that are never killed run beside the test, those that may be in processes of their
-    own. `settings` are those of the worker.
+    own. Of several workers the eldest is killed: what it held goes to the others. `settings` are
+    those of the workers.
     """
 
     def __init__(
-        self, server: MortalServer, pool: str, mortal: Collection[str], settings: dict[str, Any]
+        self,
+        server: MortalServer,
+        pool: str,
+        mortal: Collection[str],
+        num_workers: int,
+        settings: dict[str, Any],
     ) -> None:
         self.server = server
         self.pool = pool
@@ -34,13 +41,15 @@ class Deployment:
         self._mortal = mortal
         self._settings = settings
         self._stack = AsyncExitStack()
-        self._worker: WorkerProcess | None = None
+        self._num_workers = num_workers
+        self._workers: deque[WorkerProcess] = deque()
         self._control: ControlProcess | None = None
         self._turn = 0
 
     async def __aenter__(self) -> Self:
         """Start all."""
-        await self._start_worker()
+        for _ in range(self._num_workers):
+            await self._start_worker()
         await self._start_control()
         kinds = [door, door_process] if "gateway" in self._mortal else [door, door]
         for kind in kinds:
@@ -63,8 +72,7 @@ class Deployment:
                 self.server.kill()
                 await self.server.start()
             case "worker":
-                assert self._worker is not None
-                self._worker.process.kill()
+                self._workers.popleft().process.kill()
                 await self._start_worker()
             case "control":
                 assert self._control is not None
@@ -79,7 +87,7 @@ class Deployment:
 
     async def _start_worker(self) -> None:
         made = worker_process(self.pool, self.server.url, **(LEASE | self._settings))
-        self._worker = await self._stack.enter_async_context(made)
+        self._workers.append(await self._stack.enter_async_context(made))
 
     async def _start_control(self) -> None:
         made = control_process(self.pool, self.server.url, log_level="info")
@@ -89,13 +97,13 @@ class Deployment:
 
 @asynccontextmanager
 async def deployed(
-    kind: str, pool: str, mortal: Collection[str], **settings: Any
+    kind: str, pool: str, mortal: Collection[str], num_workers: int = 1, **settings: Any
 ) -> AsyncIterator[Deployment]:
     """Run a server that may die and the parts beside it."""
     server = MortalServer(server_binary(kind))
     try:
         await server.start()
-        async with Deployment(server, pool, mortal, settings) as running:
+        async with Deployment(server, pool, mortal, num_workers, settings) as running:
             yield running
     finally:
         server.close()

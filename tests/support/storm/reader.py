@@ -11,6 +11,7 @@ from storm.actor import Actor
 from storm.network import Call
 from workers.stubs import text_of
 
+from tokenbus.producer.client.reading.lookup import Lookup
 from tokenbus.producer.client.reading.reader import Reader
 from tokenbus.producer.client.reading.subscription import Subscription
 from tokenbus.producer.contract.address import JobAddress
@@ -58,7 +59,7 @@ class SocketReader(Subscription):
         if self._is_open and channel.encode() == self.channel:
             self._heard.append(event)
 
-    def wait(self, silence_s: float) -> asyncio.Future[None]:  # noqa: ARG002 -- the schedule decides
+    def wait(self) -> asyncio.Future[None]:
         """Return what is done when the schedule picks us."""
         loop = asyncio.get_running_loop()
         call = Call(self._actor, "listen", (), loop.create_future())
@@ -98,7 +99,9 @@ class StormReader:
         redis: Any = self.actor
         hub: Any = self.socket_reader
         scripts = Scripts(redis, self.pool)
-        self._reader = Reader(scripts, hub, ServerUrl.parse("unix:///storm"), SETTINGS)
+        self._reader = Reader(
+            scripts, hub, ServerUrl.parse("unix:///storm"), SETTINGS, Lookup(scripts)
+        )
         self.task = asyncio.create_task(self._read())
 
     def come_again(self) -> None:
