@@ -99,12 +99,11 @@ def _scale(model: Path) -> None:
 @pytest.mark.parametrize(
     ("reader", "kind"),
     [
-        (PlainReader(), PlainWeight),
-        (NegatingReader(), NegatedWeight),
-        (HalvingReader(), HalvedWeight),
-        (ScaledReader(), ScaledWeight),
+        pytest.param(PlainReader(), PlainWeight, id="plain", marks=pytest.mark.slow),
+        pytest.param(NegatingReader(), NegatedWeight, id="negated", marks=pytest.mark.slow),
+        pytest.param(HalvingReader(), HalvedWeight, id="halved", marks=pytest.mark.slow),
+        pytest.param(ScaledReader(), ScaledWeight, id="scaled"),
     ],
-    ids=["plain", "negated", "halved", "scaled"],
 )
 def test_a_made_up_kind_of_weight_runs_on_a_made_up_backend(
     model: Path,

@@ -106,7 +106,9 @@ def test_prefill_reads_rounded_pages(window: int | None, dtype: torch.dtype) -> 
 
 
 @DTYPES
-@pytest.mark.parametrize(("head_dim", "window"), [(32, None), (48, 20)])
+@pytest.mark.parametrize(
+    ("head_dim", "window"), [pytest.param(32, None, marks=pytest.mark.slow), (48, 20)]
+)
 def test_prompts_read_this_passes_tokens_from_their_rows(
     head_dim: int, window: int | None, dtype: torch.dtype
 ) -> None:

@@ -84,8 +84,11 @@ def assert_same(
 @ROUNDED
 @pytest.mark.parametrize(
     ("dim", "has_norm", "has_bias", "block_k"),
-    [(64, True, False, 64), (64, False, True, 128), (16, True, True, 4096)],
-    ids=["norm", "bias", "small heads"],
+    [
+        pytest.param(64, True, False, 64, id="norm", marks=pytest.mark.slow),
+        pytest.param(64, False, True, 128, id="bias", marks=pytest.mark.slow),
+        pytest.param(16, True, True, 4096, id="small heads"),
+    ],
 )
 def test_a_lone_row_comes_to_its_pages(
     dim: int, has_norm: bool, has_bias: bool, block_k: int, is_rounded: bool

@@ -152,7 +152,15 @@ def grouped_work(batch: PagedBatch, groups: list[PrefixGroup]) -> DecodeWork:
     return make_work(batch, groups=tables, policy=SplitPolicy(2 * batch.k_pages.shape[2], 32))
 
 
-@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 2), (3, 1), (8, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads"),
+    [
+        (3, 1),
+        pytest.param(4, 2, marks=pytest.mark.slow),
+        pytest.param(8, 1, marks=pytest.mark.slow),
+        pytest.param(2, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_grouped_decode_equals_twin_on_two_levels(num_heads: int, num_kv_heads: int) -> None:
     """Several groups, one under another, agree with reading every sequence on its own."""
     lens = [49, 33, 60, 100, 40, 81]

@@ -111,8 +111,10 @@ def _load(config: Any, weights: dict[str, Tensor], backend: Backend, *, fp8: boo
 
 @pytest.mark.parametrize(
     ("family", "fp8_weights", "fp8_pages"),
-    [(LlamaConfig, True, True), (Qwen2Config, True, False)],
-    ids=["llama: both", "qwen2, with biases: weights"],
+    [
+        pytest.param(LlamaConfig, True, True, id="llama: both", marks=pytest.mark.slow),
+        pytest.param(Qwen2Config, True, False, id="qwen2, with biases: weights"),
+    ],
 )
 def test_tokens_equal_those_of_the_same_rounding_in_torch(
     family: type[Any], fp8_weights: bool, fp8_pages: bool, monkeypatch: pytest.MonkeyPatch

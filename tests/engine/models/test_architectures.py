@@ -6,17 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from models.architectures import DECODER, MIXTURES
+from models.architectures import DECODER
 from models.backends import cpu_backend, stepwise_backend
 
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.weights.loader import build_model
 
+_QUICK = {"llama-mha-bias-tied", "qwen2-mixed-windows", "gemma3", "phi3-partial-rotary"}
+
 
 @pytest.mark.parametrize(
     "name",
-    # Whatever their family, mixtures differ in their experts alone.
-    [pytest.param(name, marks=pytest.mark.slow) if name in MIXTURES else name for name in DECODER],
+    # The others run through the whole engine in tests/engine/core/test_matrix.py.
+    [
+        name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in DECODER
+    ],
 )
 def test_greedy_tokens_equal_transformers(
     name: str, sizes: Any, draw_model: Any, prompts: Any, driver: Any, reference: Any

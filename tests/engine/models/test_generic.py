@@ -43,7 +43,16 @@ def _build(config: Any, weights: Any) -> Any:
     return build_model(config, weights, cpu_backend(), dtype=torch.float32, max_model_len=1024)
 
 
-@pytest.mark.parametrize("name", GENERIC)
+# The others run through the whole engine in tests/engine/core/test_matrix.py.
+_QUICK = {"gpt_neox", "deepseek_v3-mla"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in GENERIC
+    ],
+)
 def test_greedy_tokens_equal_transformers(
     name: str, sizes: Any, draw_model: Any, prompts: Any, driver: Any, reference: Any
 ) -> None:

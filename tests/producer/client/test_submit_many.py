@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def client(redis_url: str, scripts: Scripts) -> AsyncIterator[AsyncClient]:
     """Give a client of the pool."""
-    async with await AsyncClient.connect(redis_url, scripts.keys.pool) as made:
+    # Nothing is tried again: a test whose server leaves has its answer at once.
+    settings = ClientSettings(retry_for_s=0)
+    async with await AsyncClient.connect(redis_url, scripts.keys.pool, settings) as made:
         yield made
 
 
@@ -133,7 +135,6 @@ async def test_submit_many_whose_server_leaves_keeps_what_was_answered(
         return await submit_many(jobs, bounds)
 
     monkeypatch.setattr(client.scripts.queue, "submit_many", leaving)
-    monkeypatch.setattr(client, "_settings", ClientSettings(retry_for_s=0))
     requests = [{"prompt": "x"}] * (MAX_SUBMITS + 2) + [{"prompt": 7}]
     answers = await client.submit_many(requests)
     assert all(isinstance(answer, Job) for answer in answers[:MAX_SUBMITS])

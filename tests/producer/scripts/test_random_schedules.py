@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.server.embedded import EmbeddedServer
 
-NUM_SCHEDULES = 100
+NUM_SCHEDULES = 60
 # Every rule below is missed within the first five dozen schedules, see docs/failures.md.
 NUM_TRIES = 60
 # Seeds of schedules without restarts, ages and rollbacks, and with all of them.
