@@ -40,7 +40,13 @@ async def cluster_url(binary: str) -> AsyncIterator[str]:
         yield await start_cluster(group)
 
 
-@pytest.mark.parametrize("publishers", [0, 1], ids=["in-worker", "own-process"])
+@pytest.mark.parametrize(
+    "publishers",
+    [
+        pytest.param(0, id="in-worker"),
+        pytest.param(1, id="own-process", marks=pytest.mark.slow),
+    ],
+)
 async def test_jobs_survive_a_worker_on_three_masters(
     cluster_url: str, pool: str, publishers: int
 ) -> None:

@@ -296,6 +296,7 @@ async def test_page_is_used_without_a_mouse_and_read_without_eyes(
 _NAMED = {"link", "button", "combobox", "textbox", "searchbox", "image", "img", "table", "region"}
 
 
+@pytest.mark.slow
 async def test_page_tells_that_the_gateway_is_away_and_comes_back(
     browser: Browser, own_server: EmbeddedServer, pool: str
 ) -> None:

@@ -100,6 +100,7 @@ def test_batched_tokens_equal_transformers_without_and_with_cache_hits(
             assert outputs[0].num_cached_tokens >= 32
 
 
+@pytest.mark.slow
 def test_tokens_are_the_same_alone(
     llm: LLM, prompts: list[list[int]], references: list[list[int]]
 ) -> None:

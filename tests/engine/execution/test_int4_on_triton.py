@@ -63,10 +63,19 @@ def _answers(config: Any, weights: dict[str, Tensor], backend: Backend, reader: 
 @pytest.mark.parametrize(
     ("family", "reader", "dtype"),
     [
-        pytest.param(LlamaConfig, choose_reader("int4", grouped=True), torch.float16,
-                     id="llama: rounded while loading, rows split"),
-        pytest.param(Qwen2Config, _OrderedReader(), torch.float32, marks=pytest.mark.slow,
-                     id="qwen2, with biases: an order of inputs"),
+        pytest.param(
+            LlamaConfig,
+            choose_reader("int4", grouped=True),
+            torch.float16,
+            id="llama: rounded while loading, rows split",
+        ),
+        pytest.param(
+            Qwen2Config,
+            _OrderedReader(),
+            torch.float32,
+            marks=pytest.mark.slow,
+            id="qwen2, with biases: an order of inputs",
+        ),
     ],  # fmt: skip
 )
 def test_tokens_equal_those_of_the_dequantised_model(

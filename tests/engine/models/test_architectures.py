@@ -18,10 +18,7 @@ _QUICK = {"llama-mha-bias-tied", "qwen2-mixed-windows", "gemma3", "phi3-partial-
 @pytest.mark.parametrize(
     "name",
     # The others run through the whole engine in tests/engine/core/test_matrix.py.
-    [
-        name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow)
-        for name in DECODER
-    ],
+    [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DECODER],
 )
 def test_greedy_tokens_equal_transformers(
     name: str, sizes: Any, draw_model: Any, prompts: Any, driver: Any, reference: Any

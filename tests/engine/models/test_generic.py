@@ -49,9 +49,7 @@ _QUICK = {"gpt_neox", "deepseek_v3-mla"}
 
 @pytest.mark.parametrize(
     "name",
-    [
-        name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in GENERIC
-    ],
+    [name if name in _QUICK else pytest.param(name, marks=pytest.mark.slow) for name in GENERIC],
 )
 def test_greedy_tokens_equal_transformers(
     name: str, sizes: Any, draw_model: Any, prompts: Any, driver: Any, reference: Any

@@ -100,13 +100,8 @@ def test_tokens_behind_a_cached_prefix_equal_transformers(name: str) -> None:
     assert answers == Reference(reference).generate(prompts, 12)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "qwen2_moe",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in MIXTURES if name != "qwen2_moe"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MIXTURES)
 def test_triton_s_mixtures_equal_transformers(name: str) -> None:
     """A lone row, a few of them and a prompt's many take kernels of their own."""
     config = _config(name, num_attention_heads=4, num_hidden_layers=2)

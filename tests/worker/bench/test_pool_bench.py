@@ -73,6 +73,7 @@ async def test_burst_waits_in_the_queue_by_priority(deployment: Deployment) -> N
 
 
 @on_stage
+@pytest.mark.slow
 async def test_closed_loop_keeps_its_users_busy(deployment: Deployment) -> None:
     """Four users on four rows: never more jobs than users, and one after the other."""
     figures = await _run(deployment, arrival="closed", users=4, duration_s=1.5, ramp_s=0.2)
@@ -115,7 +116,13 @@ def _following(event: Event) -> Event:
 
 
 @on_stage
-@pytest.mark.parametrize("results", [False, True], ids=["streams", "results"])
+@pytest.mark.parametrize(
+    "results",
+    [
+        pytest.param(False, id="streams"),
+        pytest.param(True, id="results", marks=pytest.mark.slow),
+    ],
+)
 async def test_channels_of_jobs_carry_every_event(deployment: Deployment, results: bool) -> None:
     """Plain readers of half of the jobs see what their own clients do, however these read.
 
@@ -154,6 +161,7 @@ async def test_channel_that_says_something_else_is_found(deployment: Deployment)
 
 
 @on_stage
+@pytest.mark.slow
 async def test_job_that_does_not_end_in_time_counts_as_lost(deployment: Deployment) -> None:
     """What is under way at the limit is reported, cancelled, and gone from the pool."""
     figures = await _run(
