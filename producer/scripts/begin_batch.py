@@ -18,15 +18,16 @@ _LAST, _FINISH, _RESULT = 3, 6, 7
 class BeginBatch:
     """Builds the argument of the begin script: a job, its entries, perhaps its end; the next job.
 
-    Log entries and public messages come ready-made, as in appends. Jobs whose answers are messages
-    have a pair in a second array: their chat, and the fields that the terminal event tells of them.
+    Log entries and public messages come ready-made, as in appends. A second array tells of each job
+    its chat and the fields with which the terminal event ends messages, where answers are messages,
+    and behind them the tokens of the prompt.
     """
 
     __slots__ = ("_items", "_told", "num_entries")
 
     def __init__(self) -> None:
         self._items: list[list[Any]] = []
-        self._told: dict[int, list[str]] = {}
+        self._told: dict[int, list[str | int]] = {}
         self.num_entries = 0
 
     def __len__(self) -> int:
@@ -61,9 +62,13 @@ class BeginBatch:
         item += some_tokens(head, epoch, choice, start, text, ids, ends, logprobs, delta)
         self.num_entries += 1
 
-    def chat(self, chat: str) -> None:
-        """Say how the answers of the job are read: the JSON object of a chat, for its marker."""
-        self._told[len(self._items) - 1] = [chat, ""]
+    def tell(self, chat: str, prompt_tokens: int) -> None:
+        """Say how the answers are read, and how many tokens the prompt has, for the marker.
+
+        `chat` is the JSON object of a chat, empty where answers are none; 0 tokens are not told.
+        """
+        if chat or prompt_tokens:
+            self._told[len(self._items) - 1] = [chat, "", *filter(None, (prompt_tokens,))]
 
     def end(self, finish: str, result: str, told: str = "") -> None:
         """Add the end of the job: the terminal entry behind its tokens, and its result value.
@@ -76,7 +81,7 @@ class BeginBatch:
             self._told.setdefault(len(self._items) - 1, ["", ""])[1] = told
 
     def pack(self) -> list[bytes]:
-        """Return the arguments: the jobs, and what of them is messages where there is any."""
+        """Return the arguments: the jobs, and what is told of them where anything is."""
         if not self._told:
             return [pack(self._items)]
         told = [self._told.get(number, ["", ""]) for number in range(len(self._items))]

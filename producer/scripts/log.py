@@ -39,7 +39,8 @@ _NUM_FIRST = 16
 class Takeover:
     """A start: at `epoch`, by an owner (`create`, the pull's epoch) or a reaper (held + 1).
 
-    `chat` is the JSON object of a chat where answers are messages; it counts if nothing is logged.
+    `prompt_tokens` of an owner and `chat`, the JSON object of a chat where answers are messages,
+    count if nothing is logged.
     """
 
     job_id: str
@@ -47,6 +48,7 @@ class Takeover:
     worker: str
     create: bool = True
     chat: str = ""
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,7 @@ class Begin:
     version: int = WIRE_VERSION
     listen: str = field(default="", repr=False)
     chat: str = ""
+    prompt_tokens: int = 0
 
 
 class LogScripts:
@@ -141,7 +144,7 @@ class LogScripts:
             items,
             lambda item: [
                 *(item.job_id, item.epoch, item.worker, item.create),
-                *filter(None, (item.chat,)),
+                *_told(item.chat, item.prompt_tokens),
             ],
         )
 
@@ -253,12 +256,25 @@ class LogScripts:
 
     async def chat(self, job_id: str) -> JobChat | None:
         """Read how the answers of a job are read; None where they are no messages."""
-        key, found, after = self._keys.log(job_id), [], "-"
+        return chat_of(await self._beginning(job_id))
+
+    async def prompt_tokens(self, job_id: str) -> int | None:
+        """Read how many tokens the prompt of a job has, once it has a token; None without a log.
+
+        Of a log that a worker of an earlier release began it is 0.
+        """
+        page = await self._beginning(job_id)
+        return int(_first_marker(page).get(b"prompt", 0)) if page else None
+
+    async def _beginning(self, job_id: str) -> list[Any]:
+        """Read the entries of a log up to its first token at least, latest first."""
+        key, after = self._keys.log(job_id), "-"
+        found: list[Any] = []
         while True:
             page = await self._runner.command("XRANGE", key, after, "+", "COUNT", _NUM_FIRST)
             found += page
             if len(page) < _NUM_FIRST or b"marker" not in page[-1][1]:
-                return chat_of(found[::-1])
+                return found[::-1]
             after = f"({page[-1][0].decode()}"
 
     def page_command(self, job_id: str, bound: str = "+") -> tuple[str | int, ...]:
@@ -297,8 +313,7 @@ class LogScripts:
         batch = BeginBatch()
         for item in items:
             batch.add(item.job_id, item.epoch, item.start, item.listen, item.version)
-            if item.chat:
-                batch.chat(item.chat)
+            batch.tell(item.chat, item.prompt_tokens)
             for each in item.tokens:
                 columns = (each.choice, each.start, each.text, each.ids, each.ends)
                 batch.tokens(*columns, each.logprobs, each.delta)
@@ -354,6 +369,13 @@ class LogScripts:
         return [reply for reply in replies if reply is not None]
 
 
+def _told(chat: str, prompt_tokens: int) -> tuple[str | int, ...]:
+    """Return what a takeover's marker tells of a job; of old it told the chat alone."""
+    if prompt_tokens:
+        return chat, prompt_tokens
+    return (chat,) if chat else ()
+
+
 def _begun(item: Begin) -> LogReply:
     """Say what stands after a begin that was written."""
     last = item.tokens[-1].to if item.tokens else 0
@@ -397,16 +419,19 @@ def last_index(tail: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> int | None:
 
 
 def chat_of(page: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> JobChat | None:
-    """Return the chat of a job from the beginning of its log, latest entry first.
+    """Return the chat of a job from the beginning of its log, latest entry first."""
+    chat = _first_marker(page).get(b"chat")
+    return None if chat is None else JobChat.parse(chat)
 
-    It stands in the last marker before the first token: that of the owner who wrote this token.
-    """
-    chat: bytes | None = None
+
+def _first_marker(page: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> dict[bytes, bytes]:
+    """Return the last marker before the first token: that of the owner who wrote this token."""
+    marker: dict[bytes, bytes] = {}
     for _, fields in reversed(page):
         if b"marker" not in fields:
             break
-        chat = fields.get(b"chat")
-    return None if chat is None else JobChat.parse(chat)
+        marker = fields
+    return marker
 
 
 def take_page(

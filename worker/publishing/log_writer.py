@@ -189,7 +189,10 @@ class LogWriter:
 
     async def _take_over(self, jobs: list[JobLog]) -> None:
         worker = self._host.worker
-        items = [Takeover(job.job_id, job.epoch, worker, chat=job.chat) for job in jobs]
+        items = [
+            Takeover(job.job_id, job.epoch, worker, chat=job.chat, prompt_tokens=job.prompt_tokens)
+            for job in jobs
+        ]
         replies = await self._call(lambda: self._scripts.takeover(items))
         for job, reply in zip(jobs, replies, strict=True):
             self._heed(job, reply)

@@ -50,8 +50,7 @@ def add_beginning(job: JobLog, batch: BeginBatch) -> tuple[int, int, str]:
     )
     batch.add(job.job_id, job.epoch, str(job.key), job.listen, job.version)
     messages = job.messages
-    if messages is not None:
-        batch.chat(messages.chat)
+    batch.tell("" if messages is None else messages.chat, job.prompt_tokens)
     # A first token goes alone, unless all are there.
     limit, until = (None, job.last) if is_whole else (1, 1)
     to = num_entries = 0

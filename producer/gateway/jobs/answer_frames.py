@@ -162,16 +162,29 @@ class AnswerFrames:
         steps = TokenSteps(job.client, job.job_id, job.tenant)
         after = self._after[number]
         head = f"id: {self._form.jobs[0]}:"
-        if self._writer is not None:
-            self._events[number].hand_to(self._taker(self._writer, steps, head, after))
+        is_counted = not self._form.with_continuous_usage
+        if is_counted:
+            self._hand_over(number, steps, head, after)
         async for event in self._events[number]:
             if event.finish is not None:
+                if not is_counted:
+                    self._chunks.count_prompt(event.finish.usage.prompt_tokens)
                 yield self._job_end(number, event)
                 return
+            if not is_counted:
+                # Of the first chunk on; what comes later needs to ask for nothing.
+                self._chunks.count_prompt(await steps.prompt_tokens())
+                self._hand_over(number, steps, head, after)
+                is_counted = True
             texts = NO_TEXTS
             if self._vocabulary is not None:
                 texts = await self._vocabulary.texts(alternatives_of(event.logprobs))
             yield self._told(number, head, await steps.of(event), texts)
+
+    def _hand_over(self, number: int, steps: TokenSteps, head: str, after: int) -> None:
+        """Let tokens that are heard while they are waited for go to the writer, if there is one."""
+        if self._writer is not None:
+            self._events[number].hand_to(self._taker(self._writer, steps, head, after))
 
     def _told(
         self, number: int, head: str, steps: Sequence[TokenStep], texts: Mapping[int, str]

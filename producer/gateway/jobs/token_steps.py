@@ -98,6 +98,15 @@ class TokenSteps:
         self._messages = messages
         return _split(event, messages)
 
+    async def prompt_tokens(self) -> int:
+        """Ask how many tokens the prompt has, of which some is answered; 0 where nobody tells."""
+        log = self._client.scripts.log
+        logged = await log.prompt_tokens(self._address)
+        if logged is not None:
+            return logged
+        stored = await log.result(self._address)
+        return 0 if stored is None else JobResult.parse(stored).finish.usage.prompt_tokens
+
     async def _chat(self) -> JobChat | None:
         """Ask how the answers are written: the log, or the result that has replaced it."""
         log = self._client.scripts.log

@@ -81,6 +81,10 @@ class ChatChunks:
             f'{{"index":{choice},"delta":{told},"logprobs":null,{finish_part(ending)}}}', num_tokens
         )
 
+    def count_prompt(self, num_tokens: int) -> None:
+        """Count a prompt in the usage that is told with every chunk from now on."""
+        self._frame.prompt_tokens += num_tokens
+
     def usage(self, usage: Any) -> str:
         """Return the chunk of the usage."""
         return self._frame.usage(usage)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 class ChunkFrame:
     """The JSON of chunks around their choices.
 
-    Tokens are counted over all choices of the stream. Until its end `prompt_tokens` is 0 in the
-    usage that is told with every chunk: the workers alone tokenise.
+    Tokens are counted over all choices of the stream; `prompt_tokens`, in the usage that is told
+    with every chunk, over the prompts that have begun to be answered.
     """
 
-    __slots__ = ("_continuous", "_head", "_tail")
+    __slots__ = ("_continuous", "_head", "_tail", "prompt_tokens")
 
     def __init__(
         self,
@@ -38,13 +38,15 @@ class ChunkFrame:
             f'{{"id":{quoted(wire_id)},"object":"{kind}","created":{created},'
             f'"model":{quoted(model)},{tier_part}"choices":['
         )
+        self.prompt_tokens = 0
         self._continuous = with_continuous_usage
         self._tail = ',"usage":null}' if with_usage else "}"
 
     def chunk(self, choice: str, num_tokens: int) -> str:
         """Return a chunk with one choice, after so many tokens of the stream."""
         if self._continuous:
-            usage = to_json(usage_body(Usage(completion_tokens=num_tokens))).decode()
+            so_far = Usage(self.prompt_tokens, completion_tokens=num_tokens)
+            usage = to_json(usage_body(so_far)).decode()
             return f'{self._head}{choice}],"usage":{usage}}}'
         return f"{self._head}{choice}]{self._tail}"
 

@@ -4,7 +4,7 @@
 --@use beginning: begin
 -- Begin the logs of jobs that were started from nothing: with their first tokens, or whole. The batch
 -- is a msgpack array of items. Answers name only those that were not simply written, as in `append`.
--- Where answers are messages a second array has a pair for each job: chat, and fields of its end.
+-- Where there is more to tell of jobs, a second array has it for each, as `begin` takes it.
 local messages = ARGV[told] and cmsgpack.unpack(ARGV[told])
 local out = {}
 for number, item in ipairs(cmsgpack.unpack(batch)) do

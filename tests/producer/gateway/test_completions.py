@@ -89,12 +89,15 @@ async def test_usage_is_told_where_it_was_asked_for(null_door: Door) -> None:
 
 
 async def test_continuous_usage_grows_to_the_true_count(null_door: Door) -> None:
-    """With every token the count of completion tokens is one higher."""
+    """With every token the count of completion tokens is one higher; the prompt is told at once."""
     options = {"include_usage": True, "continuous_usage_stats": True}
     body = {"prompt": "hi", "max_tokens": 4, "stream": True, "stream_options": options}
     told = await null_door.post(PATH, body)
     counts = [chunk["usage"]["completion_tokens"] for chunk in told.chunks]
     assert counts == [1, 2, 3, 4, 4, 4]
+    assert [chunk["usage"]["prompt_tokens"] for chunk in told.chunks] == [2] * 6
+    later = await null_door.get(f"/v1/jobs/{told.job_id}/stream")
+    assert later.frames == told.frames
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,9 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "begin": lambda s: s.log.begin([FIRST], "w1"),
     "begin, whole": lambda s: s.log.begin([WHOLE, NOTHING], "w1"),
     "begin, messages": lambda s: s.log.begin([FIRST, TOLD], "w1"),
+    "begin, prompt": lambda s: s.log.begin(
+        [replace(FIRST, prompt_tokens=9), TOLD, replace(TOLD, prompt_tokens=8)], "w1"
+    ),
     "cancel": lambda s: s.queue.cancel("s1-job"),
     "cancel, tenant": lambda s: s.queue.cancel("s1-job@shop", "shop"),
     "complete_many": lambda s: s.completion.complete(COMPLETED, KEEP, 125_000),
@@ -179,6 +182,9 @@ CALLS: dict[str, Callable[[Scripts], Awaitable[Any]]] = {
     "submit, many": lambda s: s.queue.submit_many([PLAIN_JOB, JOB], Bounds(1000, 2000)),
     "takeover": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1")]),
     "takeover, fence": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1", create=False)]),
+    "takeover, prompt": lambda s: s.log.takeover(
+        [Takeover("s2-job", 3, "w1", chat=chat, prompt_tokens=9) for chat in ("", CHAT)]
+    ),
     "takeover, messages": lambda s: s.log.takeover([Takeover("s2-job", 3, "w1", chat=CHAT)]),
     "tick": lambda s: s.queue.tick(limit=11),
     "unpull": lambda s: s.lease.unpull("w1", "s1-job", 4, 222),

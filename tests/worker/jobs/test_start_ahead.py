@@ -93,7 +93,9 @@ async def test_whole_answer_is_one_call(bench: PublisherBench, calls: list[str])
     committed = await bench.first(Committed)
     assert calls == ["begin"]
     marker, tokens, end = await entries_of(bench)
-    assert marker == (b"1-0", {b"marker": b"w", b"to": b"0", b"start": b"%d" % KEY})
+    assert marker[1] == {
+        b"marker": b"w", b"to": b"0", b"start": b"%d" % KEY, b"prompt": b"%d" % AHEAD.prompt_tokens
+    }  # fmt: skip
     assert tokens[0] == b"1-3"
     assert Event.of_entry(JOB_ID, *tokens_of(tokens)).ids == (300, 301, 302)
     assert end == (
@@ -157,7 +159,7 @@ async def test_log_of_a_long_prefill_gets_its_marker(
 
     await until(has_marker)
     [(_, marker)] = await entries_of(bench)
-    assert marker == {b"marker": b"w", b"to": b"0"}
+    assert marker == {b"marker": b"w", b"to": b"0", b"prompt": b"%d" % AHEAD.prompt_tokens}
     bench.publisher.obey(step_of_job(300, end=FinishReason.LENGTH))
     await bench.first(Committed)
     assert calls == ["takeover", "append", "end"]

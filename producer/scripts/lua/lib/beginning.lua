@@ -1,14 +1,16 @@
 --@offers begin
 --@use tail: tail_of answer
 --@use commit: commit
+--@use telling: tell_beginning
 -- Create a log with what there is of a job that the engine has started from nothing: the marker of a
 -- takeover, which says beside the worker which of its starts this is, so that a call which is made
 -- again knows its own log; tokens; and the end, if the job is over. Where a log is, or the result of a
 -- completed job in its place, say what stands.
 --
 -- An item is address, epoch, start, last index, the client's channel, `head`, finish and result as
--- in `commit` (empty without an end), then id, entry and message of each entry. `told` is nothing,
--- or chat and last fields of a job whose answers are messages, each perhaps empty.
+-- in `commit` (empty without an end), then id, entry and message of each entry. `told` is nothing, or
+-- chat and last fields of a job whose answers are messages, each perhaps empty, and perhaps behind
+-- them the number of tokens of its prompt.
 local ENTRIES = 9
 
 local function what_stands(log, epoch, worker, start)
@@ -32,11 +34,9 @@ local function begin(publish, belt_ms, worker, item, told)
     return what_stands(log, epoch, worker, start)
   end
   local chat, last_fields = told and told[1] or '', told and told[2] or ''
-  if chat == '' then
-    redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', 0, 'start', start)
-  else
-    redis.call('XADD', log, epoch .. '-0', 'marker', worker, 'to', 0, 'start', start, 'chat', chat)
-  end
+  local marker = { 'marker', worker, 'to', 0, 'start', start }
+  tell_beginning(marker, chat, told and told[3])
+  redis.call('XADD', log, epoch .. '-0', unpack(marker))
   for at = ENTRIES, #item, 3 do
     local message = item[at + 2]
     redis.call('XADD', log, item[at], 'e', item[at + 1])
