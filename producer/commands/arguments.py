@@ -28,9 +28,9 @@ CHAT_TOKENS = 1024
 JOB_STATES = ("held", "waiting", "delayed", "ending")
 
 _POOL_HELP = "name of the pool, the workers that serve one model (default: default)"
-_MODEL_HELP = "alias, local folder or hub id (default: smollm2-135m)"
+_MODEL_HELP = "model: alias, local folder, GGUF file or hub id (default: smollm2-135m)"
 REDIS_HELP = (
-    "redis://, rediss://, unix:// or embedded:///path "
+    "URL of the server: redis://, rediss://, unix:// or embedded:///path "
     "(default: redis://127.0.0.1:6379/0, or TOKENBUS_REDIS_URL); "
     "everyone on this machine can read a password given here in ps, not one in TOKENBUS_REDIS_URL"
 )
@@ -109,7 +109,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
         help="number format of the weights, for both (default: bfloat16)")
     add("--num-pages", type=int, metavar="N",
-        help="KV pages of the bus (default: enough for every job at once)")
+        help="pages of the KV cache of the bus (default: enough for every job at once)")
     add("--redis", default="embedded://", metavar="URL",
         help="a server to use (default: embedded://, started for the demo)")
     add("--taxi-jobs", type=int, default=9, metavar="N",
@@ -228,13 +228,13 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(add: Callable[..., object]) -> None:
     """Declare how tokens are drawn and where an answer ends."""
     add("--temperature", type=float, metavar="T",
-        help="spread of the sampling, 0 = greedy"
+        help="spread of the sampling, 0 = always the likeliest token"
         f" (default: the model's, else {DEFAULTS['temperature']:g})")
     add("--top-k", type=int, metavar="K",
         help="draw from the K likeliest tokens, 0 = all"
         f" (default: the model's, else {DEFAULTS['top_k']:g})")
     add("--top-p", type=float, metavar="P",
-        help="draw from the likeliest tokens that make up this share"
+        help="draw from the likeliest tokens that make up this share of 1"
         f" (default: the model's, else {DEFAULTS['top_p']:g})")
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: drawn)")
     add("--stop", action="append", default=[], metavar="TEXT",
@@ -256,7 +256,7 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     add("--tenant", default="default", metavar="NAME",
         help="whose share of the pool the job uses (default: default)")
     add("--priority", type=int, default=DEFAULT_PRIORITY, metavar="N",
-        help=f"0 goes first, 2 last (default: {DEFAULT_PRIORITY})")
+        help=f"urgency: 0 goes first, 2 last (default: {DEFAULT_PRIORITY})")
     add("--deadline-s", type=float, metavar="S",
         help="seconds from now after which the answer is useless (default: none)")
     add("--idempotency-key", metavar="KEY",
@@ -285,7 +285,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", metavar="MODEL", help=_MODEL_HELP)
     add("--redis", metavar="URL", help=REDIS_HELP)
     add("--pool", type=pool_name, metavar="NAME", help=_POOL_HELP)
-    add("--device", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
+    add("--device", metavar="NAME", help="what computes: auto, cpu or cuda[:index] (default: auto)")
     add("--json", action="store_true", help="print one object of JSON (default: a line each)")
 
 
