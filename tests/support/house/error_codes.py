@@ -1,4 +1,4 @@
-"""The codes that errors carry, read off the sources: of failed jobs, and of the gateway's answers."""
+"""The codes of errors, read off the sources: of failed jobs, and of the gateway's answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a help owes to somebody who has never seen the command: purpose, example, units, defaults."""
+"""What a help owes to whoever has never seen the command: purpose, example, units, defaults."""
 
 from __future__ import annotations
 
