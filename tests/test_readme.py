@@ -172,6 +172,37 @@ def test_extras_are_those_of_the_package() -> None:
         assert re.search(rf"^{extra} = \[", project, re.MULTILINE)
 
 
+def test_readme_is_short() -> None:
+    """It is read to its end: under 150 lines, with a picture that says in words what it shows."""
+    assert len(README.splitlines()) < 150
+    [(told, picture)] = re.findall(r"!\[([^\]]+)\]\((\S+)\)", README)
+    assert len(told) > 40
+    drawing = (ROOT / picture).read_text()
+    assert "prefers-color-scheme: dark" in drawing
+    assert "<desc" in drawing
+
+
+def _section_of_results(anchor: str) -> str:
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    for section in re.split(r"(?m)^## ", results):
+        heading = re.sub(r"[^\w\- ]", "", section.partition("\n")[0].lower())
+        if heading.replace(" ", "-") == anchor:
+            return section
+    raise AssertionError(f"benchmarks/RESULTS.md has no section {anchor}")
+
+
+def test_figures_are_those_that_were_measured() -> None:
+    """Each row of numbers links to the section of the results in which its figures stand."""
+    table = README.partition("\n## Numbers\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"(?m)^\| .*benchmarks/RESULTS\.md#([\w-]+)\).* \| (.+) \|$", table)
+    assert len(rows) == 6
+    for anchor, figure in rows:
+        section = _section_of_results(anchor)
+        numbers = re.findall(r"\d[\d,.]*\d|\d", figure)
+        assert numbers
+        assert [number for number in numbers if number not in section] == [], figure
+
+
 # Pages whose Python is run, with something that each has to print.
 _PAGES_OF_PYTHON = {
     "docs/errors.md": "",
