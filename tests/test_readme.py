@@ -125,8 +125,6 @@ def test_quick_start_works_from_an_empty_home(newcomer: Newcomer) -> None:
     _worker, answer, status = map(newcomer.type, _block(QUICK_START).lines)
     assert len(answer.split()) > 10
     assert "jobs at 1 workers" in status
-    for line in _block(LATER).lines:
-        newcomer.type(line)
     newcomer.stop()
 
 
@@ -138,6 +136,8 @@ def test_quick_start_fetches_its_model(newcomer: Newcomer) -> None:
     assert "downloading" in started
     assert started.index("converting") < started.index("loading torch")
     assert "no worker" not in answer
+    for line in _block(LATER).lines:
+        newcomer.type(line)
     newcomer.stop()
 
 
