@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,8 @@ def _check(args: Namespace, machine: Machine) -> None:
         raise SettingsInvalid(str(error)) from None
     for name, value in vars(args).items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and (value < 0 or (value == 0 and name not in _MAY_BE_ZERO)):
+        least = 0 if name in _MAY_BE_ZERO else sys.float_info.min
+        if is_number and not least <= value < math.inf:
             raise _refused(name, f"{value:g} is not above 0")
     if args.shared_tokens > args.prompt_tokens:
         raise _refused("shared_tokens", "a prompt cannot share more tokens than it has")

@@ -10,6 +10,7 @@ from typing import Any
 from tokenbus.engine.errors import ModelBroken, ModelNotFound, ModelUnsupported
 from tokenbus.engine.models.families import is_covered
 
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _INSTEAD = "give --weights-gib, --layers, --kv-heads and --head-dim instead"
 
 
@@ -68,10 +69,12 @@ def _config_path(model: str) -> Path:
 
 def _counted(config: dict[str, Any], path: Path) -> ModelSize:
     """Count the parameters of a decoder with gated MLPs, or with experts in their place."""
-    kind = config["model_type"]
+    kind, dtype = config["model_type"], config.get("dtype") or config.get("torch_dtype")
     if not is_covered(kind) or "quantization_config" in config:
         told = "quantised" if is_covered(kind) else f"of the type {kind}"
         raise ModelUnsupported(f"{path} is {told}, whose parameters are not counted: {_INSTEAD}")
+    if dtype not in (None, *DTYPE_BYTES):
+        raise ModelUnsupported(f"{path} has the dtype {dtype!r}, which is not sized: {_INSTEAD}")
     hidden, num_layers = config["hidden_size"], config["num_hidden_layers"]
     num_heads = config["num_attention_heads"]
     num_kv_heads = config.get("num_key_value_heads") or num_heads
@@ -85,7 +88,7 @@ def _counted(config: dict[str, Any], path: Path) -> ModelSize:
         layer_parameters=num_layers * attention + _mlp_parameters(config, hidden, num_layers),
         other_parameters=num_matrices * config["vocab_size"] * hidden,
         max_model_len=config.get("max_position_embeddings"),
-        dtype=config.get("dtype") or config.get("torch_dtype") or "bfloat16",
+        dtype=dtype or "bfloat16",
     )
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tokenbus.worker.errors import SettingsInvalid
+from tokenbus.worker.sizing.model_size import DTYPE_BYTES
 
 if TYPE_CHECKING:
     from tokenbus.worker.sizing.model_size import ModelSize
 
 GIB = 2**30
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Bytes of a weight that was rounded for a GPU: of four bits, 128 share two bytes of scale and one
 # of zero point.
 _ROUNDED_BYTES = {"fp8": 1.0, "int4": 0.5 + 3 / 128}

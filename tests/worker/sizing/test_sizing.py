@@ -17,7 +17,7 @@ from workers.parts import page_budget_of
 from tokenbus.engine.backends import NativeBackend, TritonBackend
 from tokenbus.engine.build import build_engine
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.errors import ModelUnsupported
+from tokenbus.engine.errors import ModelBroken, ModelUnsupported
 from tokenbus.engine.kv_cache import FP8_PAGES, AttentionSpec, KVCache
 from tokenbus.producer.commands.cli import build_parser, main
 from tokenbus.worker.held.held_jobs import HeldJobs
@@ -92,6 +92,12 @@ def test_model_that_is_not_counted_is_refused(tmp_path: Path) -> None:
     config.quantization_config = {"quant_method": "awq"}
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelUnsupported, match="quantised"):
+        read_model_size(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "dtype": "float8_e4m3fn"}')
+    with pytest.raises(ModelUnsupported, match="float8"):
+        read_model_size(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ModelBroken, match="lacks hidden_size"):
         read_model_size(str(tmp_path))
 
 
@@ -169,6 +175,8 @@ def test_workers_do_a_burst_in_its_time_and_the_wait() -> None:
         ("--gpu-gib 8 --weights-gib 15", "are left for pages"),
         ("--prompt-tokens 10 --shared-tokens 11", "--shared-tokens"),
         ("--layers 0", "--layers"),
+        ("--rate nan --tokens-per-s 9", "--rate"),
+        ("--gap-ms inf", "--gap-ms"),
         ("--quantization fp8", "--gpu-gib"),
         ("--quantization int8 --gpu-gib 80", "int8"),
         ("--memory-fraction 2", "memory_fraction"),
