@@ -239,6 +239,7 @@ def test_figures_are_those_that_were_measured() -> None:
 
 # Pages whose Python is run, with something that each has to print.
 _PAGES_OF_PYTHON = {
+    "docs/client-api.md": "length 8",
     "docs/errors.md": "",
     "docs/getting-started.md": "completion_tokens=64",
     "docs/streaming.md": "length 10",
