@@ -177,8 +177,8 @@ print(asyncio.run(main()).finish.reason)
 
 def test_base_install_sizes_a_pool(base_python: Path) -> None:
     """Whoever has no GPU yet, and no torch, finds out what fits on one."""
-    words = ["--weights-gib", "15", "--layers", "32", "--kv-heads", "8", "--head-dim", "128", "--gpu-gib", "80"]
-    said = _run(base_python, "-P", "-m", "tokenbus.producer.commands.cli", "size", *words)
+    numbers = ["--weights-gib=15", "--layers=32", "--kv-heads=8", "--head-dim=128", "--gpu-gib=80"]
+    said = _run(base_python, "-P", "-m", "tokenbus.producer.commands.cli", "size", *numbers)
     assert "jobs at once" in said
 
 
