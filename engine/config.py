@@ -103,7 +103,9 @@ class EngineConfig:
     )
     device: str = field(
         default="auto",
-        metadata=_declared(option="--device", metavar="NAME", help="auto, cpu or cuda[:index]"),
+        metadata=_declared(
+            option="--device", metavar="NAME", help="what computes: auto, cpu or cuda[:index]"
+        ),
     )
     num_threads: int | None = field(
         default=None,
@@ -132,7 +134,7 @@ class EngineConfig:
             (2, 2**31 - 1),
             option="--num-pages",
             metavar="N",
-            help="KV pages",
+            help="pages of the KV cache, one of them scratch",
             unset="from free memory",
         ),
     )
@@ -160,7 +162,10 @@ class EngineConfig:
     max_num_seqs: int = field(
         default=256,
         metadata=_declared(
-            (1, 4096), option="--max-num-seqs", metavar="N", help="largest running batch"
+            (1, 4096),
+            option="--max-num-seqs",
+            metavar="N",
+            help="sequences that run at once, at most",
         ),
     )
     max_model_len: int | None = field(
@@ -218,7 +223,7 @@ class EngineConfig:
             (0.1, 60_000),
             option="--itl-target-ms",
             metavar="MS",
-            help="longest gap that a prefill may put between streamed tokens",
+            help="longest gap in milliseconds that a prefill may put between streamed tokens",
             unset="none",
         ),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from house.help_faults import faults_of
 from patience import PATIENCE_S
 
 from tokenbus.engine.config import EngineConfig
@@ -21,6 +22,8 @@ from tokenbus.producer.commands import cli
 from tokenbus.producer.errors import RequestInvalid, ServerUnreachable
 from tokenbus.producer.gateway.settings import GatewaySettings
 from tokenbus.producer.settings import ClientSettings
+from tokenbus.worker.bench import arguments as pool_bench
+from tokenbus.worker.bench.gateway import arguments as gateway_bench
 from tokenbus.worker.demo.command import DemoOptions
 from tokenbus.worker.settings import WorkerSettings
 
@@ -58,6 +61,7 @@ def test_commands_are_those_of_the_readme() -> None:
     assert set(PARSERS) == {
         "tokenbus", "tokenbus demo", "tokenbus worker", "tokenbus serve", "tokenbus chat",
         "tokenbus submit", "tokenbus status", "tokenbus doctor", "tokenbus config",
+        "tokenbus size",
         "tokenbus top", "tokenbus dashboard",
         "tokenbus list", "tokenbus show", "tokenbus result", "tokenbus follow", "tokenbus cancel",
         "tokenbus pause", "tokenbus resume",
@@ -81,7 +85,36 @@ def test_every_option_has_help_with_its_default(command: str) -> None:
         assert re.search(r"\((default|required)", action.help), action.dest
 
 
-@pytest.mark.parametrize("command", ["tokenbus demo", "tokenbus submit"])
+# The benches but those of the engine, which need torch and are in tests/engine/bench.
+HELPED = [parser for parser in PARSERS.values() if parser.add_help]
+HELPED += [pool_bench.build_parser(), gateway_bench.build_parser()]
+
+
+@pytest.mark.parametrize("parser", HELPED, ids=lambda parser: parser.prog)
+def test_help_is_enough_for_a_newcomer(parser: argparse.ArgumentParser) -> None:
+    """It says what the command is for, shows an example that parses, and units with numbers."""
+    assert faults_of(parser) == []
+    words = shlex.split(str(parser.epilog).rpartition("tokenbus ")[2])
+    args, rest = cli.build_parser().parse_known_args(words)
+    assert getattr(args, "takes_rest", False) or not rest
+    if args.run.__name__.startswith("_run_bench") and parser not in PARSERS.values():
+        parser.parse_args(rest)
+
+
+def test_faults_of_a_help_are_seen() -> None:
+    """No purpose, no example, a number of nobody knows what: each is told."""
+    parser = argparse.ArgumentParser(prog="tokenbus planted")
+    parser.add_argument("--wait-s", type=float, help="how long (default: 3)")
+    parser.add_argument("--gap-ms", type=int, metavar="MS", help="milliseconds between")
+    assert [fault.partition(":")[0] for fault in faults_of(parser)] == [
+        "purpose",
+        "example",
+        "--wait-s",
+        "--gap-ms",
+    ]
+
+
+@pytest.mark.parametrize("command", ["tokenbus demo", "tokenbus submit", "tokenbus size"])
 def test_help_names_the_default_that_is_used(command: str) -> None:
     """A default in the help is the parser's own."""
     for action in _options(command).values():

@@ -175,6 +175,13 @@ print(asyncio.run(main()).finish.reason)
     assert "cancelled" in _run(base_python, "-P", "-c", code)
 
 
+def test_base_install_sizes_a_pool(base_python: Path) -> None:
+    """Whoever has no GPU yet, and no torch, finds out what fits on one."""
+    numbers = ["--weights-gib=15", "--layers=32", "--kv-heads=8", "--head-dim=128", "--gpu-gib=80"]
+    said = _run(base_python, "-P", "-m", "tokenbus.producer.commands.cli", "size", *numbers)
+    assert "jobs at once" in said
+
+
 def test_base_install_says_what_the_worker_needs(base_python: Path) -> None:
     """Without the extra, `tokenbus worker` answers with the line that installs it."""
     run = subprocess.run(

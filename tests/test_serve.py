@@ -87,7 +87,11 @@ def _gone(processes: list[psutil.Process]) -> bool:
 
 def _lines() -> tuple[str, str]:
     """Return the two lines of the README: one that serves, and one that asks."""
-    [block] = [block for block in blocks() if block.lines[0].startswith("tokenbus serve")]
+    [block] = [
+        block
+        for block in blocks()
+        if block.page == "README.md" and block.lines[0].startswith("tokenbus serve")
+    ]
     serve, ask = block.lines
     return serve, f"{ask} --silent"
 

@@ -49,36 +49,68 @@ _SETTINGS: dict[str, int | None] = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+def build_parser() -> argparse.ArgumentParser:
+    """Describe every option."""
+    parser = argparse.ArgumentParser(
+        prog="tokenbus bench engine",
+        description="Run fixed workloads in the engine alone, without a queue, and print what they"
+        " cost. Stands alone too, as `python -P -m tokenbus.engine.bench.command`.",
+        epilog="example: tokenbus bench engine --model smollm2-135m --workload single",
+    )
     parser.add_argument(
         "--workload",
         action="append",
         choices=[*sorted(ENGINE_WORKLOADS), _FIRST_TOKEN],
         help="what to run; may be given several times (default: nano256)",
     )
-    parser.add_argument("--model", required=True, help="local folder, hub id or alias")
     parser.add_argument(
-        "--random-weights", action="store_true", help="draw weights, read only the config"
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="model: alias, local folder, GGUF file or hub id (required)",
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="draw the weights, read only the config (default: read them)",
     )
     parser.add_argument(
         "--uniform-routing",
         action="store_true",
-        help="mixtures of experts: choose every expert equally often, whatever routers say",
+        help="mixtures of experts: choose every expert equally often (default: as routers say)",
     )
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each workload (default: 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="runs of each workload (default: 3)"
+    )
     for setting in _settings():
         parser.add_argument(setting.option, **setting.option_arguments())
+    _add_switches(parser)
+    return parser
+
+
+def _add_switches(parser: argparse.ArgumentParser) -> None:
+    """Declare what is left out or printed besides."""
     parser.add_argument(
         "--no-prefix-grouping",
         action="store_true",
-        help="read what sequences share once per sequence",
+        help="read what sequences share once per sequence (default: once for all)",
     )
-    parser.add_argument("--no-graphs", action="store_true", help="launch decode steps one by one")
     parser.add_argument(
-        "--profile", action="store_true", help="print device time by kind of kernel"
+        "--no-graphs",
+        action="store_true",
+        help="launch decode steps one by one (default: as CUDA graphs)",
     )
-    parser.add_argument("--json", type=Path, help="write one report per workload into this folder")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="print device time by kind of kernel (default: do not)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FOLDER",
+        help="write one report per workload into this folder (default: none)",
+    )
 
 
 def _settings() -> list[EngineSetting]:
@@ -241,9 +273,7 @@ def run_bench(
 
     Raises: EngineError if the model or a setting is wrong or a run is not equal work.
     """
-    parser = argparse.ArgumentParser(prog="tokenbus bench engine", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(argv), backend, reader)
+    return run(build_parser().parse_args(argv), backend, reader)
 
 
 def main() -> int:

@@ -98,10 +98,17 @@ def _run_of(contestant: str, case: Case, record: dict[str, Any]) -> Run:
     return Run(contestant, case.name, record["seconds"], rate, record["token_ids"])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
+def build_parser() -> argparse.ArgumentParser:
+    """Describe every option."""
+    parser = argparse.ArgumentParser(
+        prog="tokenbus bench cpu",
+        description="Run engines side by side on this CPU, a process per run, and print tokens/s."
+        " Those that are not installed are left out; each ratio is to `transformers` in the same"
+        " call.",
+        epilog="example: tokenbus bench cpu --quick",
+    )
     parser.add_argument("--model", default="smollm2-135m", metavar="MODEL",
-        help="alias, local folder or hub id (default: smollm2-135m)")  # fmt: skip
+        help="model: alias, local folder or hub id (default: smollm2-135m)")  # fmt: skip
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16",
         help="number format of weights and pages (default: bfloat16)")  # fmt: skip
     parser.add_argument("--threads", type=int, default=_num_cores(), metavar="N",
@@ -113,12 +120,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--gguf", type=Path, metavar="FILE",
         help="the model for llama.cpp (default: the file that an alias comes from)")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="one repeat of two short cases")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of prompts (default: 0)")
+    parser.add_argument("--quick", action="store_true",
+        help="one repeat of two short cases (default: all of four)")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, metavar="N",
+        help="repeats the prompts (default: 0)")  # fmt: skip
     parser.add_argument("--timeout-s", type=float, default=600.0, metavar="S",
         help="seconds that one process may take (default: 600)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE",
         help="write all runs to a file (default: none)")  # fmt: skip
+    return parser
 
 
 def run_bench(argv: Sequence[str]) -> int:
@@ -126,9 +136,7 @@ def run_bench(argv: Sequence[str]) -> int:
 
     Raises: EngineError if the model, an engine's name or a run is wrong.
     """
-    parser = argparse.ArgumentParser(prog="tokenbus bench cpu", description=__doc__)
-    add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH

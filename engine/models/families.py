@@ -68,6 +68,11 @@ def decoder_config(config: Any) -> DecoderConfig | None:
     return shape
 
 
+def is_covered(model_type: str) -> bool:
+    """Tell whether the decoder has a function for a family, by its `model_type`."""
+    return model_type in _FAMILIES
+
+
 def _activation_name(config: Any) -> str:
     name = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
     return str(name)

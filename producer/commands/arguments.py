@@ -15,7 +15,7 @@ from tokenbus.producer.server.shown_url import hide_in_text
 from tokenbus.producer.terminal import say, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from _typeshed import SupportsWrite
 
@@ -28,9 +28,9 @@ CHAT_TOKENS = 1024
 JOB_STATES = ("held", "waiting", "delayed", "ending")
 
 _POOL_HELP = "name of the pool, the workers that serve one model (default: default)"
-_MODEL_HELP = "alias, local folder or hub id (default: smollm2-135m)"
+_MODEL_HELP = "model: alias, local folder, GGUF file or hub id (default: smollm2-135m)"
 REDIS_HELP = (
-    "redis://, rediss://, unix:// or embedded:///path "
+    "URL of the server: redis://, rediss://, unix:// or embedded:///path "
     "(default: redis://127.0.0.1:6379/0, or TOKENBUS_REDIS_URL); "
     "everyone on this machine can read a password given here in ps, not one in TOKENBUS_REDIS_URL"
 )
@@ -42,6 +42,10 @@ class DeclaredOption(Protocol):
     @property
     def option(self) -> str:
         """Return the option."""
+
+    @property
+    def default(self) -> Any:
+        """Return the default, None where the engine chooses."""
 
     def option_arguments(self) -> dict[str, Any]:
         """Return the arguments of `add_argument`."""
@@ -105,7 +109,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16",
         help="number format of the weights, for both (default: bfloat16)")
     add("--num-pages", type=int, metavar="N",
-        help="KV pages of the bus (default: enough for every job at once)")
+        help="pages of the KV cache of the bus (default: enough for every job at once)")
     add("--redis", default="embedded://", metavar="URL",
         help="a server to use (default: embedded://, started for the demo)")
     add("--taxi-jobs", type=int, default=9, metavar="N",
@@ -224,13 +228,13 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
 def _add_sampling(add: Callable[..., object]) -> None:
     """Declare how tokens are drawn and where an answer ends."""
     add("--temperature", type=float, metavar="T",
-        help="spread of the sampling, 0 = greedy"
+        help="spread of the sampling, 0 = always the likeliest token"
         f" (default: the model's, else {DEFAULTS['temperature']:g})")
     add("--top-k", type=int, metavar="K",
         help="draw from the K likeliest tokens, 0 = all"
         f" (default: the model's, else {DEFAULTS['top_k']:g})")
     add("--top-p", type=float, metavar="P",
-        help="draw from the likeliest tokens that make up this share"
+        help="draw from the likeliest tokens that make up this share of 1"
         f" (default: the model's, else {DEFAULTS['top_p']:g})")
     add("--seed", type=int, metavar="N", help="seed of the sampling (default: drawn)")
     add("--stop", action="append", default=[], metavar="TEXT",
@@ -252,7 +256,7 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     add("--tenant", default="default", metavar="NAME",
         help="whose share of the pool the job uses (default: default)")
     add("--priority", type=int, default=DEFAULT_PRIORITY, metavar="N",
-        help=f"0 goes first, 2 last (default: {DEFAULT_PRIORITY})")
+        help=f"urgency: 0 goes first, 2 last (default: {DEFAULT_PRIORITY})")
     add("--deadline-s", type=float, metavar="S",
         help="seconds from now after which the answer is useless (default: none)")
     add("--idempotency-key", metavar="KEY",
@@ -281,8 +285,52 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", metavar="MODEL", help=_MODEL_HELP)
     add("--redis", metavar="URL", help=REDIS_HELP)
     add("--pool", type=pool_name, metavar="NAME", help=_POOL_HELP)
-    add("--device", metavar="NAME", help="auto, cpu or cuda[:index] (default: auto)")
+    add("--device", metavar="NAME", help="what computes: auto, cpu or cuda[:index] (default: auto)")
     add("--json", action="store_true", help="print one object of JSON (default: a line each)")
+
+
+def add_size(parser: argparse.ArgumentParser, engine: Mapping[str, DeclaredOption]) -> None:
+    """Declare what `tokenbus size` takes; `engine` are the engine's settings by name."""
+    add = parser.add_argument
+    add("model", nargs="?", metavar="MODEL",
+        help="folder with a config.json, that file, or an alias that was fetched"
+        " (default: the four numbers below)")
+    add("--weights-gib", type=float, metavar="GIB",
+        help="weights in GiB, where no config tells (default: counted from the config)")
+    add("--layers", type=int, metavar="N", help="layers of the model (default: the config's)")
+    add("--kv-heads", type=int, metavar="N",
+        help="heads of keys and values in a layer (default: the config's)")
+    add("--head-dim", type=int, metavar="N",
+        help="numbers in a head of keys or values (default: the config's)")
+    add("--gpu-gib", type=float, metavar="GIB",
+        help="memory of the GPU in GiB, as nvidia-smi has it in MiB / 1024"
+        " (default: none, a CPU)")
+    add("--other-gib", type=float, default=1.0, metavar="GIB",
+        help="GiB of the GPU that CUDA and the kernels' work space take (default: 1)")
+    for name in ("memory_fraction", "kv_cache_gib", "page_size", "max_num_seqs", "dtype",
+                 "quantization", "kv_cache_dtype"):
+        setting = engine[name]
+        add(setting.option, default=setting.default, **setting.option_arguments())
+    add("--prompt-tokens", type=int, default=600, metavar="TOKENS",
+        help="tokens of a prompt (default: 600)")
+    add("--shared-tokens", type=int, default=0, metavar="TOKENS",
+        help="tokens of them with which all prompts begin alike (default: 0)")
+    add("--output-tokens", type=int, default=200, metavar="TOKENS",
+        help="tokens of an answer (default: 200)")
+    add("--gap-ms", type=float, default=50.0, metavar="MS",
+        help="milliseconds between the tokens of a stream (default: 50)")
+    add("--tokens-per-s", type=float, metavar="RATE",
+        help="tokens a second that one worker generates with such jobs, as `tokenbus bench`"
+        " measures (default: unknown, and workers are not counted)")
+    add("--think-s", type=float, default=30.0, metavar="S",
+        help="seconds between an answer and its user's next question (default: 30)")
+    add("--rate", type=float, metavar="RATE",
+        help="jobs a second that come (default: unknown, and workers are not counted)")
+    add("--burst-s", type=float, metavar="S",
+        help="seconds for which they come (default: for ever)")
+    add("--wait-s", type=float, default=0.0, metavar="S",
+        help="seconds after a burst until the last of its jobs is done (default: 0)")
+    add("--json", action="store_true", help="print a list as JSON (default: a line each)")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

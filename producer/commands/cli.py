@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.commands import arguments, gateway_arguments
 from tokenbus.producer.commands.arguments import EXIT_WRONG_INPUT, Parser
+from tokenbus.producer.commands.help_texts import describe
 from tokenbus.producer.terminal import open_standard_streams, say, visible
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe every sub-command; no client and no tensors are imported."""
     from tokenbus.engine.config import engine_settings
 
-    parser = Parser(prog="tokenbus", description="LLM jobs through a Redis queue, by the busload.")
+    parser = Parser(prog="tokenbus")
     parser.add_argument("--version", nargs=0, action=_Version, default=argparse.SUPPRESS,
         help="print the version and exit")  # fmt: skip
     parser.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS,
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     pull.add_argument("alias", help="name of the model (required): smollm2-135m")
     pull.set_defaults(run=_run_pull)
     _add_benches(commands)
+    describe(parser)
     return parser
 
 
@@ -100,13 +102,18 @@ def _add_watching(commands: Any) -> None:
 
 
 def _add_checks(commands: Any) -> None:
-    """Describe the commands that look at this machine and its settings."""
+    """Describe the commands that look at this machine, its settings, and what would fit."""
     doctor = commands.add_parser("doctor", help="look for what is wrong here, and what to do")
     arguments.add_doctor(doctor)
     doctor.set_defaults(run=_run_doctor)
     config = commands.add_parser("config", help="show the settings of a process")
     arguments.add_config(config)
     config.set_defaults(run=_run_config)
+    from tokenbus.engine.config import engine_settings
+
+    size = commands.add_parser("size", help="compute pages, jobs at once and workers of a load")
+    arguments.add_size(size, engine_settings())
+    size.set_defaults(run=_run_size)
 
 
 def _add_door(commands: Any) -> None:
@@ -192,6 +199,12 @@ def _run_doctor(args: argparse.Namespace) -> int:
     from tokenbus.worker.doctor.command import run_doctor
 
     return run_doctor(args.redis, args.pool, args.model, args.device, as_json=args.json)
+
+
+def _run_size(args: argparse.Namespace) -> int:
+    from tokenbus.worker.sizing.command import run_size
+
+    return run_size(args)
 
 
 def _run_config(args: argparse.Namespace) -> int:

@@ -74,7 +74,7 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
         help="whose share of the pools the key uses (default: one of its own)")
     add("--name", metavar="TEXT", help="what the list calls it (default: nothing)")
     add("--weight", type=float, default=1.0, metavar="W",
-        help="share of the tenant beside others (default: 1)")
+        help="share of the tenant beside others, who have 1 (default: 1)")
     add("--priority", type=int, action="append", choices=(0, 1, 2), metavar="N",
         help="priority that requests may ask for, the first one being the default; may be given"
         " several times (default: 1, 0 and 2)")

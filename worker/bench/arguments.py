@@ -61,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OptionParser(
         prog="tokenbus bench pool",
         description="Send load through the real queue and measure it at the readers.",
+        epilog="example: tokenbus bench pool --users 64 --tokens-per-s 50 --duration-s 30",
         argument_default=argparse.SUPPRESS,
     )
     _add_load(parser.add_argument_group("load"))
@@ -147,20 +148,20 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         help="how jobs come (default: poisson; closed with --users, trace with --trace,"
         " at-once for an offline workload, burst for retail)")
     add("--rate", type=float, metavar="JOBS_PER_S",
-        help="mean arrival rate of poisson, of burst in its calm (default: 10)")
+        help="jobs a second on average, of poisson and of burst in its calm (default: 10)")
     add("--load", type=float, metavar="FACTOR",
         help="measure the capacity first and scale the arrivals to this share (default: do not)")
     add("--jobs", type=int, metavar="N", help="jobs at most (default: no limit)")
     add("--duration-s", type=float, metavar="S",
-        help="how long jobs come; those of at-once and trace have their own (default: 30)")
+        help="seconds for which jobs come; at-once and trace have their own (default: 30)")
     add("--burst-factor", type=float, metavar="X",
-        help="rate of a burst over the calm one (default: 10)")
-    add("--burst-s", type=float, metavar="S", help="length of a burst (default: 60)")
-    add("--calm-s", type=float, metavar="S", help="time before each burst (default: 60)")
+        help="how many times as many jobs come in a burst (default: 10)")
+    add("--burst-s", type=float, metavar="S", help="seconds of a burst (default: 60)")
+    add("--calm-s", type=float, metavar="S", help="seconds before each burst (default: 60)")
     add("--users", type=int, metavar="N",
         help="users who send one job after the other (default: 16)")
     add("--ramp-s", type=float, metavar="S",
-        help="time over which the users begin (default: 0)")
+        help="seconds over which the users begin (default: 0)")
     add("--trace", metavar="FILE",
         help="JSON lines with timestamp_ms, input_length, output_length (default: none)")
     add("--trace-s", type=float, metavar="S", help="seconds of the trace to use (default: 3600)")
@@ -169,15 +170,15 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
     add("--length-scale", type=float, metavar="X",
         help="what the trace's lengths are divided by (default: 1)")
     add("--cap", type=int, metavar="TOKENS",
-        help="longest prompt and output of the trace (default: 1000000)")
+        help="longest prompt and output of the trace in tokens (default: 1000000)")
     add("--peak-factor", type=float, metavar="X",
         help="how much faster the trace runs in its peak (default: 1)")
-    add("--peak-at-s", type=float, metavar="S", help="when the peak begins (default: 0)")
-    add("--peak-s", type=float, metavar="S", help="how long the peak lasts (default: 0)")
+    add("--peak-at-s", type=float, metavar="S", help="seconds until the peak begins (default: 0)")
+    add("--peak-s", type=float, metavar="S", help="seconds that the peak lasts (default: 0)")
     add("--retries", type=int, metavar="N",
         help="how often a refused client comes back after the time it was told (default: 0)")
     add("--patience-s", type=float, metavar="S",
-        help="a client that is told to wait longer gives up (default: 600)")
+        help="a client that is told to wait for more seconds gives up (default: 600)")
 
 
 def _add_prompts(group: argparse._ArgumentGroup) -> None:
@@ -214,9 +215,9 @@ def _add_engine(group: argparse._ArgumentGroup) -> None:
     add("--engine", choices=("null", "paged"),
         help="null makes tokens up at a set rate (default: null, paged with --model)")
     add("--tokens-per-s", dest="null_tokens_per_s", type=float, metavar="RATE",
-        help="rate of each stream of the null engine (default: as fast as it goes)")
+        help="tokens a second of each stream of the null engine (default: as fast as it goes)")
     add("--total-tokens-per-s", dest="null_total_tokens_per_s", type=float, metavar="RATE",
-        help="rate of all its streams together (default: as fast as it goes)")
+        help="tokens a second of all its streams together (default: as fast as it goes)")
     add("--model", metavar="MODEL", help="alias, local folder or hub id (default: none)")
     add("--random-weights", action="store_true",
         help="draw the weights, read only the config (default: read them)")
@@ -242,19 +243,19 @@ def _add_measure(group: argparse._ArgumentGroup) -> None:
     add("--results", action="store_true",
         help="take answers whole, many a call, instead of a stream each (default: streams)")
     add("--plain-readers", type=float, metavar="PERCENT",
-        help="share of the jobs whose own channel a plain SUBSCRIBE reads too (default: 0)")
+        help="percent of the jobs whose own channel a plain SUBSCRIBE reads too (default: 0)")
     add("--check", action=argparse.BooleanOptionalAction,
         help="compare every token with the result (default: check)")
     add("--lag", action=argparse.BooleanOptionalAction,
         help="note in the engine when tokens leave it (default: note)")
     add("--ttft-target-ms", type=float, metavar="MS",
-        help="first token of a good job (default: 1000)")
+        help="milliseconds to the first token of a good job (default: 1000)")
     add("--itl-target-ms", type=float, metavar="MS",
-        help="mean gap between tokens of a good job (default: 50)")
+        help="mean gap in milliseconds between tokens of a good job (default: 50)")
     add("--warm-up-s", type=float, metavar="S",
-        help="jobs of the first seconds that latencies leave out (default: 0)")
+        help="seconds whose jobs latencies leave out (default: 0)")
     add("--drain-s", type=float, metavar="S",
-        help="after the last arrival, until what is left counts as lost (default: 60)")
+        help="seconds after the last arrival until what is left counts as lost (default: 60)")
     add("--repeats", type=int, metavar="N",
         help="runs; the report shows the fastest (default: 1, 3 with --offline-compare)")
     add("--offline-compare", action="store_true",
@@ -262,7 +263,7 @@ def _add_measure(group: argparse._ArgumentGroup) -> None:
     add("--slo", action="store_true",
         help="find the most users whose p95 is within the targets (default: do not)")
     add("--slo-users", type=_counts, metavar="N,N,…",
-        help="counts to try, rising (default: 16,32,…,1024)")
+        help="counts of users to try, rising (default: 16,32,…,1024)")
     add("--json", metavar="FILE", help="write all figures (default: none)")
     add("--html", metavar="FILE", help="write a page with plots (default: none)")
     add("--plain", action="store_true",

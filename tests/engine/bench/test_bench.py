@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
+from house.help_faults import faults_of
 from transformers import LlamaConfig
 
+from tokenbus.engine.bench import command, cpu_command
 from tokenbus.engine.bench.heartbeat import Heartbeat
 from tokenbus.engine.bench.measure import first_token_ms, run_workload
 from tokenbus.engine.bench.workloads import (
@@ -24,6 +27,7 @@ from tokenbus.engine.types import SamplingParams
 from tokenbus.producer.commands.cli import main
 
 if TYPE_CHECKING:
+    import argparse
     from pathlib import Path
 
     from tokenbus.engine.types import Request
@@ -172,3 +176,11 @@ def test_heartbeat_tells_each_thing_at_once_and_how_long_it_takes(
             assert not printed.out
             told += printed.err
     assert told.startswith("bench: reading weights 50%\nbench: nano256, run 1 of 3\n")
+
+
+@pytest.mark.parametrize("parser", [command.build_parser(), cpu_command.build_parser()])
+def test_help_of_the_benches_is_enough_for_a_newcomer(parser: argparse.ArgumentParser) -> None:
+    """It says what the bench is for, with an example that parses, and units with numbers."""
+    assert faults_of(parser) == []
+    words = shlex.split(str(parser.epilog).partition(f"{parser.prog} ")[2])
+    parser.parse_args(words)

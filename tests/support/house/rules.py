@@ -109,6 +109,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "worker/control (faces)",
             "worker/demo",
             "worker/doctor",
+            "worker/sizing",
         ),
         (
             "worker/bench/measure",

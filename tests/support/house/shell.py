@@ -44,12 +44,34 @@ class Block:
         return f"{self.page}: {self.lines[0]}"
 
 
+@dataclass(frozen=True, slots=True)
+class CodeBlock:
+    """Code of a page, in one language."""
+
+    page: str
+    text: str
+
+
 def blocks() -> list[Block]:
     """Return every shell block of the README and the docs."""
+    return [block for file in _files() for block in blocks_of(file)]
+
+
+def code_blocks(language: str) -> list[CodeBlock]:
+    """Return every block of a language on the README and the docs, in their order."""
+    return [
+        CodeBlock(str(file.relative_to(ROOT)), "\n".join(body) + "\n")
+        for file in _files()
+        for kind, body in _bodies(file.read_text().splitlines())
+        if kind == language
+    ]
+
+
+def _files() -> list[Path]:
     files: list[Path] = []
     for name in PAGES:
         files += sorted((ROOT / name).glob("*.md")) if (ROOT / name).is_dir() else [ROOT / name]
-    return [block for file in files for block in blocks_of(file)]
+    return files
 
 
 def blocks_of(file: Path) -> list[Block]:

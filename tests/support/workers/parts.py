@@ -110,7 +110,9 @@ def job_parts(member: PoolMember, page_budget: PageBudget, starter: Any) -> JobP
     )
 
 
-def page_budget_of(held_jobs: HeldJobs, num_pages: int, num_rows: int = 8) -> PageBudget:
-    """Make the accounts of an idle engine of so many pages, none of them in reserve."""
+def page_budget_of(
+    held_jobs: HeldJobs, num_pages: int, num_rows: int = 8, reserve_fraction: float = 0.0
+) -> PageBudget:
+    """Make the accounts of an idle engine of so many pages."""
     limits = EngineLimits("m", num_pages, PAGE_SIZE, 4096, num_rows, (), 512)
-    return PageBudget(held_jobs, limits, total_pages=num_pages, reserve_fraction=0.0)
+    return PageBudget(held_jobs, limits, total_pages=num_pages, reserve_fraction=reserve_fraction)

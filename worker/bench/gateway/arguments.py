@@ -30,17 +30,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser = OptionParser(
         prog="tokenbus bench gateway",
         description="Send streams through one gateway process and measure what it adds.",
+        epilog="example: tokenbus bench gateway --streams 250 --tokens-per-s 20",
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
     add("--streams", type=int, metavar="N", help="streams open at once (default: 250)")
-    add("--tokens-per-s", type=float, metavar="RATE", help="rate of each stream (default: 20)")
-    add("--duration-s", type=float, metavar="S", help="length of what is measured (default: 20)")
+    add("--tokens-per-s", type=float, metavar="RATE",
+        help="tokens a second of each stream (default: 20)")
+    add("--duration-s", type=float, metavar="S", help="seconds that are measured (default: 20)")
     add("--ramp-s", type=float, metavar="S",
-        help="time over which the streams are opened (default: a second for each hundred)")
-    add("--warm-up-s", type=float, metavar="S", help="time between both (default: 3)")
+        help="seconds over which the streams are opened (default: one for each hundred)")
+    add("--warm-up-s", type=float, metavar="S", help="seconds between both (default: 3)")
     add("--drain-s", type=float, metavar="S",
-        help="time after which a stream without an end is a fault (default: 60)")
+        help="seconds after which a stream without an end is a fault (default: 60)")
     add("--route", choices=ROUTES, help="what is asked for (default: chat)")
     add("--idle", action="store_true",
         help="let all jobs wait in a paused queue for the duration, and run then (default: run)")
@@ -50,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--native-readers", type=int, metavar="N",
         help="processes that read the same jobs with the native client (default: 1)")
     add("--native-share", type=float, metavar="PERCENT",
-        help="part of the jobs that they read (default: 100)")
+        help="percent of the jobs that they read (default: 100)")
     add("--own-core", action="store_true",
         help="give the gateway a core of its own, and all else the others (default: share)")
     add("--redis", metavar="URL", help="a server to use (default: embedded://, a private one)")
