@@ -138,6 +138,7 @@ def _limits(
         eos_token_ids=loaded.eos_token_ids,
         vocab_size=loaded.model.vocab_size,
         sampling_defaults=_sampling_defaults(loaded, config),
+        checkpoint=loaded.checkpoint,
     )
 
 

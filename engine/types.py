@@ -273,7 +273,10 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """What a caller has to know to pull work: sizes in tokens and pages."""
+    """What a caller has to know to pull work: sizes in tokens and pages.
+
+    `checkpoint` is the digest of the weights, empty where there are none.
+    """
 
     model: str
     num_pages: int
@@ -283,3 +286,4 @@ class EngineLimits:
     eos_token_ids: tuple[int, ...]
     vocab_size: int
     sampling_defaults: SamplingDefaults = NO_DEFAULTS
+    checkpoint: str = ""

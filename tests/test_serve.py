@@ -201,7 +201,7 @@ def test_options_reach_the_parts_that_have_them(monkeypatch: pytest.MonkeyPatch)
     given = (
         "serve m --port 1 --host 127.0.0.2 --served-model-name a --served-model-name b"
         " --dtype bfloat16 --max-num-seqs 7 --log-level debug --strict --alias x=a"
-        " --fallback a=b,c --api-key k1 k2 --redis redis://:secret@127.0.0.1:1/0"
+        " --fallback a=b,c --api-key k1 k2 --api-key-role viewer --redis redis://:secret@127.0.0.1:1/0"
     )
     assert cli.main(given.split()) == 0
     worker, gateway = seen["worker"], seen["gateway"]
@@ -210,6 +210,7 @@ def test_options_reach_the_parts_that_have_them(monkeypatch: pytest.MonkeyPatch)
     assert not {"--port=1", "--model=m"} & set(worker)
     assert {"--port=1", "--host=127.0.0.2", "--strict", "--alias=x=a"} < set(gateway)
     assert {"--fallback=a=b,c", "--log-level=debug"} < set(gateway)
+    assert "--api-key-role viewer" in " ".join(gateway)
     assert "secret" not in " ".join([*worker, *gateway])
     assert " ".join(gateway).count("--served-model-name a b") == 1
 

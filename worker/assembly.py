@@ -170,8 +170,7 @@ def _status_writer(
         costs=jobs.page_budget.costs,
         engine=engine,
         life=life,
-        model=limits.model,
-        max_model_len=limits.max_model_len,
+        limits=limits,
     )
 
 

@@ -22,6 +22,7 @@ from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import holds_tokenizer, open_tokenizer
 from tokenbus.engine.types import NO_DEFAULTS, SamplingDefaults
 from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
+from tokenbus.engine.weights.checkpoint_digest import checkpoint_digest
 from tokenbus.engine.weights.config_check import (
     refuse_counts,
     refuse_parts,
@@ -58,7 +59,8 @@ class LoadedModel:
 
     config: the transformers config; tokenizer: a transformers tokenizer, None if the model has
     none; max_model_len: the longest text in tokens whose positions are sound; backend: what runs
-    the model; sampling_defaults: what its generation config says of sampling.
+    the model; sampling_defaults: what its generation config says of sampling; checkpoint: the
+    digest of its weights, empty where they were drawn.
     """
 
     model: PagedModel
@@ -70,6 +72,7 @@ class LoadedModel:
     dtype: torch.dtype
     backend: Backend
     sampling_defaults: SamplingDefaults = NO_DEFAULTS
+    checkpoint: str = ""
 
 
 def load_model(
@@ -120,6 +123,7 @@ def load_model(
         dtype=chosen,
         backend=backend,
         sampling_defaults=sampling_defaults(read_json(folder, "generation_config.json")),
+        checkpoint="" if random_weights else checkpoint_digest(folder),
     )
 
 

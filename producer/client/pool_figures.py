@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
 from tokenbus.producer.contract.keys import NUM_PRIORITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from redis.asyncio import Redis
 
@@ -59,9 +59,10 @@ class PoolFigures:
 
     `priorities` are all three, in order, and add up to the pool. `lanes` are those of at most 32
     tenants a priority, the ones with most jobs first; `tenant_waiting_tokens` are of the same
-    tenants over all priorities. `drain_tokens_per_s` is how fast the backlog went when there was
-    one last, None before any; `seconds_of_backlog` is what the waiting tokens take at that rate, or
-    at the assumed one before. `model` is that of most workers, or of the last that lived.
+    tenants over all priorities. `drain_tokens_per_s` is how fast the workers take jobs from a
+    backlog, as of the last one, None before any; `seconds_of_backlog` is what the waiting jobs take
+    at that rate, or at the assumed one before. `model` is that of most workers, or of the last that
+    lived.
     """
 
     pool: str
@@ -111,18 +112,18 @@ async def read_figures(
     priorities = range(NUM_PRIORITIES)
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(keys.of("load"), [f"{unit}:{p}" for p in priorities for unit in _UNITS])
-        pipe.hmget(keys.of("drain"), ["tokens", "busy", "model"])
+        pipe.hmget(keys.of("drain"), ["model", "tokens", "jobs", "busy", "workers"])
         for priority in priorities:
             pipe.hgetall(keys.of("holding", str(priority)))
             pipe.zrange(keys.of("backlog", str(priority)), 0, MAX_TENANTS - 1)
-        load, (drained, busy, model), *replies = await pipe.execute()
+        load, (model, *drain), *replies = await pipe.execute()
     held = [{name.decode(): int(n) for name, n in reply.items()} for reply in replies[::2]]
     lanes = await _lanes(redis, keys, status, held, replies[1::2])
     tenants = sorted({lane.tenant for lane in lanes})
     tokens = (
         await untyped.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
     )
-    rate = _drain_rate(drained, busy)
+    drained = _Drain.read(drain, len(status.workers))
     return PoolFigures(
         pool=keys.pool,
         at_ms=status.at_ms,
@@ -142,8 +143,12 @@ async def read_figures(
         tenant_waiting_tokens={
             tenant: int(found or 0) for tenant, found in zip(tenants, tokens, strict=True)
         },
-        drain_tokens_per_s=rate,
-        seconds_of_backlog=status.waiting_tokens / (rate or assumed_tokens_per_s),
+        drain_tokens_per_s=drained and drained.tokens_per_s,
+        seconds_of_backlog=(
+            drained.seconds_for(status.waiting_jobs, status.waiting_tokens)
+            if drained
+            else status.waiting_tokens / assumed_tokens_per_s
+        ),
     )
 
 
@@ -193,10 +198,31 @@ def _oldest(status: PoolStatus, priority: int) -> float | None:
     return max(ages, default=None)
 
 
-def _drain_rate(tokens: Any, busy_ms: Any) -> float | None:
-    """Return the tokens per second of backlog, as `lib/drain_rate.lua` does per millisecond."""
-    drained, busy = float(tokens or 0), float(busy_ms or 0)
-    return 1000 * drained / busy if busy >= _MIN_BUSY_MS and drained > 0 else None
+@dataclass(frozen=True, slots=True)
+class _Drain:
+    """How fast all workers together take waiting jobs, as `lib/drain_rate.lua` keeps it for one."""
+
+    tokens_per_s: float
+    jobs_per_s: float
+
+    @classmethod
+    def read(cls, stored: Sequence[Any], num_workers: int) -> Self | None:
+        """Read what is stored; None where too little was seen."""
+        tokens, jobs, busy_ms, workers = (float(each or 0) for each in stored)
+        if busy_ms < _MIN_BUSY_MS or tokens <= 0:
+            return None
+        per_s = 1000 * (num_workers or workers or 1) / busy_ms
+        return cls(tokens * per_s, jobs * per_s)
+
+    def seconds_for(self, jobs: int, tokens: int) -> float:
+        """Return how long what waits takes: halfway between what its jobs and its tokens say.
+
+        A prompt's token takes less than a generated one, and how many are generated is a bound:
+        tokens alone overrate jobs with much of either, and jobs alone underrate them.
+        """
+        by_tokens = tokens / self.tokens_per_s
+        # Earlier releases count no jobs.
+        return (by_tokens + jobs / self.jobs_per_s) / 2 if self.jobs_per_s else by_tokens
 
 
 def _model(status: PoolStatus) -> str:

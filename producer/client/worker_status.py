@@ -71,7 +71,8 @@ class WorkerStatus:
     `prompt_tokens_per_s` taken in, those found in the cache among them. `outage` says why it has no
     engine now; it starts another by itself. `names` are those under which requests may ask for its
     model, `max_model_len` how many tokens a text of it may have, prompt and output. `latencies` are
-    by name: `queue`, `ttft`, `itl`, `e2e`, `step`, `publish`.
+    by name: `queue`, `ttft`, `itl`, `e2e`, `step`, `publish`. `checkpoint` is a digest of its
+    weights, empty where it has none.
     """
 
     name: str
@@ -94,6 +95,7 @@ class WorkerStatus:
     pages: PageFigures | None = None
     prompt_tokens_per_s: float | None = None
     latencies: Mapping[str, LatencyFigures] = field(default_factory=dict)
+    checkpoint: str = ""
 
 
 def worker_status(name: str, held_jobs: int, gauges: bytes | None) -> WorkerStatus:
@@ -125,6 +127,7 @@ def worker_status(name: str, held_jobs: int, gauges: bytes | None) -> WorkerStat
         latencies={
             each: LatencyFigures(*figures) for each, figures in told.get("latencies", {}).items()
         },
+        checkpoint=str(told.get("checkpoint") or ""),
     )
 
 

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+BOARD_ROLES = ("viewer", "reader", "operator")
+_ROLES_HELP = (
+    "viewer looks at it, reader sees prompts and answers too, operator cancels, retries, pauses and"
+    " drains"
+)
+
+
 # One option an entry, its help below its name.
 # fmt: off
 def add_gateway(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +40,9 @@ def add_gateway(parser: argparse.ArgumentParser) -> None:
     add("--api-key", dest="gateway_api_keys", nargs="+", metavar="KEY",
         help="keys that requests may use, beside those of `tokenbus keys`; everyone on this machine"
         " can read them in ps, not those in TOKENBUS_GATEWAY_API_KEYS (default: none)")
+    add("--api-key-role", dest="gateway_api_key_roles", nargs="+", choices=BOARD_ROLES,
+        metavar="ROLE", help=f"what these keys may do at the dashboard: {_ROLES_HELP} (default:"
+        " none, the dashboard is closed to them)")
     add("--auth", dest="gateway_auth", choices=("auto", "keys", "off"),
         help="whether requests need a key; auto: they do unless the address is on the loopback and"
         " there is no key (default: auto)")
@@ -80,10 +90,8 @@ def add_keys(parser: argparse.ArgumentParser) -> None:
         " several times (default: 1, 0 and 2)")
     add("--allow-pool", dest="key_pools", type=arguments.pool_name, action="append", metavar="NAME",
         help="pool that the key may use; may be given several times (default: all)")
-    add("--role", dest="key_roles", action="append", choices=("viewer", "reader", "operator"),
-        metavar="ROLE",
-        help="what the key may do at the dashboard: viewer looks at it, reader sees prompts and"
-        " answers too, operator cancels, retries, pauses and drains; may be given several times"
+    add("--role", dest="key_roles", action="append", choices=BOARD_ROLES, metavar="ROLE",
+        help=f"what the key may do at the dashboard: {_ROLES_HELP}; may be given several times"
         " (default: none, the dashboard is closed to it)")
     for kind in ("requests", "tokens"):
         for period in ("minute", "month"):

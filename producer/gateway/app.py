@@ -126,7 +126,10 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
         )
         redis = client.scripts.redis
         keys = KeyRing(
-            redis, settings.gateway_api_keys, is_on=await _asks_for_keys(settings, redis)
+            redis,
+            settings.gateway_api_keys,
+            given_roles=settings.gateway_api_key_roles,
+            is_on=await _asks_for_keys(settings, redis),
         )
         streams = OpenStreams(
             redis,

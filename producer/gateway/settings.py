@@ -47,6 +47,9 @@ class GatewaySettings(BusSettings):
     here and none is stored."""
     gateway_api_keys: tuple[SecretStr, ...] = Field(default=(), repr=False)
     """Keys beside those that are stored."""
+    gateway_api_key_roles: tuple[Literal["viewer", "reader", "operator"], ...] = ()
+    """What these keys may do at the dashboard; nothing by default, because they may be those of
+    clients."""
     gateway_cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call."""
 

@@ -16,6 +16,7 @@ from tokenbus.worker.logs import get_logger
 from tokenbus.worker.pool.recent_times import RecentTimes
 
 if TYPE_CHECKING:
+    from tokenbus.engine.types import EngineLimits
     from tokenbus.worker.engine.current_engine import CurrentEngine
     from tokenbus.worker.held.pool_member import PoolMember
     from tokenbus.worker.jobs.page_costs import PageCosts
@@ -34,8 +35,7 @@ class StatusWriter:
         costs: PageCosts,
         engine: CurrentEngine,
         life: WorkerLife,
-        model: str,
-        max_model_len: int,
+        limits: EngineLimits,
     ) -> None:
         self._session = member.session
         self._scripts = member.scripts
@@ -47,9 +47,8 @@ class StatusWriter:
         self._engine = engine
         self._life = life
         self._recent_times = RecentTimes(member.metrics)
-        self._model = model
+        self._limits = limits
         self._names = member.settings.model_names
-        self._max_model_len = max_model_len
         # When the engine's tokens were counted last, and how many there were: generated ones, and
         # those of prompts.
         self._counted = (time.monotonic(), 0, 0)
@@ -106,10 +105,11 @@ class StatusWriter:
             "version": release(),
             "phase": self._life.phase.value,
             "uptime_s": round(self._life.uptime_s, 1),
-            "model": self._model,
+            "model": self._limits.model,
+            "checkpoint": self._limits.checkpoint,
             # Under which names requests may ask for it, and how long a text of it may be.
             "names": self._names,
-            "max_model_len": self._max_model_len,
+            "max_model_len": self._limits.max_model_len,
             "page_size": self._costs.page_size,
             "total_pages": self._costs.total_pages,
             "jobs": {phase.value: len(self._held_jobs.in_phase(phase)) for phase in Phase},

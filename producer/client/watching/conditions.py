@@ -1,13 +1,17 @@
-"""What of a pool needs a look: conditions with a sentence each, the worst first."""
+"""What of a pool needs a look: conditions with a sentence each, the worst first.
+
+docs/incidents.md has a section for each, by its code.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tokenbus.producer.client.watching.pool_watch import PoolSight
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
 BACKLOG_S = 30.0
 # Where the server refuses to store anything is near.
 MEMORY_SHARE = 0.9
+# Half of what a server lets wait for a minute, by its own default, before it cuts a reader off.
+UNREAD_BYTES = 4 * 2**20
 # Of the jobs of the last minute.
 FAILED_SHARE, MIN_FAILED = 0.05, 2
 
@@ -46,17 +52,8 @@ def conditions_of(sight: PoolSight) -> list[Condition]:
 
 def _of_workers(sight: PoolSight) -> Iterator[Condition]:
     status = sight.figures.status
-    for name in sorted({*sight.lost, *sight.left}):
-        num_left = sight.left.get(name, 0)
-        since = sight.lost.get(name, sight.figures.at_ms)
-        ago_s = max(0, sight.figures.at_ms - since) / 1000
-        told = f"and still holds {_jobs(num_left)}" if num_left else "and its jobs went back"
-        yield Condition(
-            Level.BAD if num_left else Level.WARNING,
-            "worker_lost",
-            f"Worker {name} was lost {ago_s:.0f} s ago, {told}.",
-            "Others go on with its jobs; look why its process ended.",
-        )
+    yield from _of_lost_workers(sight)
+    yield from _of_checkpoints(sight)
     for worker in status.details:
         if worker.outage is not None:
             yield Condition(
@@ -83,6 +80,60 @@ def _of_workers(sight: PoolSight) -> Iterator[Condition]:
             f"Worker {name} takes no more jobs {told}.",
             "Let it take jobs again.",
         )
+
+
+def _of_lost_workers(sight: PoolSight) -> Iterator[Condition]:
+    """Tell of each worker that vanished; it matters less once another has its place."""
+    at_ms = sight.figures.at_ms
+    since = {name: sight.lost.get(name, at_ms) for name in {*sight.lost, *sight.left}}
+    started = sorted(
+        at_ms - 1000 * worker.uptime_s
+        for worker in sight.figures.status.details
+        if worker.uptime_s is not None and worker.outage is None
+    )
+    for name in sorted(since, key=lambda name: (since[name], name)):
+        num_left = sight.left.get(name, 0)
+        new = next((at for at in started if at > since[name]), None)
+        if new is not None:
+            started.remove(new)
+        if num_left:
+            level, told = Level.BAD, f"and still holds {_jobs(num_left)}"
+        elif new is None:
+            level, told = Level.WARNING, "and its jobs went back"
+        else:
+            level, told = Level.NOTE, "its jobs went back, and a new worker has its place"
+        yield Condition(
+            level,
+            "worker_lost",
+            f"Worker {name} was lost {max(0, at_ms - since[name]) / 1000:.0f} s ago, {told}.",
+            "Others go on with its jobs; look why its process ended, and start another.",
+        )
+
+
+def _of_checkpoints(sight: PoolSight) -> Iterator[Condition]:
+    """Tell of workers that serve other weights than most do; a start has told of none yet."""
+    workers = [each for each in sight.figures.status.details if each.model]
+    # One that tells no digest serves what another has under the same name.
+    known = {each.model: each.checkpoint for each in workers if each.checkpoint}
+    serving = defaultdict[str, list[str]](list)
+    for each in workers:
+        serving[each.checkpoint or known.get(each.model) or str(each.model)].append(each.name)
+    most = max(serving, key=lambda weights: len(serving[weights]), default="")
+    for weights, names in serving.items():
+        if weights != most:
+            yield Condition(
+                Level.BAD,
+                "wrong_checkpoint",
+                f"{_several(names)} another checkpoint ({weights}) than the other workers of the"
+                f" pool ({most}).",
+                "Stop what should not serve it; what it has written stays.",
+            )
+
+
+def _several(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"Worker {names[0]} serves"
+    return f"Workers {', '.join(names[:3])}{' and more' if len(names) > 3 else ''} serve"
 
 
 def _of_queue(sight: PoolSight) -> Iterator[Condition]:
@@ -130,6 +181,14 @@ def _of_server(sight: PoolSight) -> Iterator[Condition]:
             "server_full",
             f"The server uses {memory.share:.0%} of its memory; at 100 % it refuses new jobs.",
             "Raise maxmemory, or lower TOKENBUS_RESULT_BYTES.",
+        )
+    if memory.unread_bytes >= UNREAD_BYTES:
+        yield Condition(
+            Level.WARNING,
+            "slow_client",
+            f"A client reads too slowly: {memory.unread_bytes / 2**20:.0f} MiB wait for it at the"
+            " server, which cuts it off where they become more.",
+            "It goes on from its cursor then; let it read faster, or take whole results.",
         )
 
 

@@ -32,10 +32,14 @@ TOLD_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class ServerMemory:
-    """What a server has of its memory; `max_bytes` is 0 where nothing bounds it."""
+    """What a server has of its memory; `max_bytes` is 0 where nothing bounds it.
+
+    `unread_bytes` is what waited in it for the client that read most slowly in the last seconds.
+    """
 
     used_bytes: int = 0
     max_bytes: int = 0
+    unread_bytes: int = 0
 
     @property
     def share(self) -> float:
@@ -120,7 +124,12 @@ class PoolWatch:
             return
         self._memory_at = time.monotonic()
         try:
-            told = await self._redis.info("memory")
+            told = await self._redis.info("memory", "clients")
         except ResponseError:
             return
-        self._memory = ServerMemory(int(told.get("used_memory", 0)), int(told.get("maxmemory", 0)))
+        self._memory = ServerMemory(
+            *(
+                int(told.get(name, 0))
+                for name in ("used_memory", "maxmemory", "client_recent_max_output_buffer")
+            )
+        )

@@ -30,9 +30,17 @@ _NO_DIGEST = "0" * 64
 class KeyRing:
     """Knows the keys that are given to the process and those that are stored."""
 
-    def __init__(self, redis: Redis, given: Sequence[SecretStr], *, is_on: bool) -> None:
+    def __init__(
+        self,
+        redis: Redis,
+        given: Sequence[SecretStr],
+        *,
+        given_roles: Sequence[str] = (),
+        is_on: bool,
+    ) -> None:
         self._stored = ApiKeys(redis)
         self._given = [digest_of(key.get_secret_value()) for key in given]
+        self._given_roles = frozenset(given_roles)
         self.is_on = is_on
         self._believed: dict[str, tuple[float, ApiKey | None]] = {}
 
@@ -63,6 +71,7 @@ class KeyRing:
             cache_group=owner,
             cache_secret=_cache_secret(digest),
             id_prefix=owner,
+            roles=self._given_roles,
         )
 
     async def revoked(self, key_ids: Iterable[str]) -> set[str]:

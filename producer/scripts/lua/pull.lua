@@ -311,7 +311,7 @@ if left and not only_spared then
   ring()
 end
 if tokens_pulled > 0 or left then
-  drained(tokens_pulled, now, left)
+  drained(#jobs, tokens_pulled, now, left)
 end
 if affinity.ms > 0 then
   redis.call('HSET', K.worker .. worker, 'room', #jobs < max_jobs and is_room_left() and 1 or 0)

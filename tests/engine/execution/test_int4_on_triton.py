@@ -76,7 +76,7 @@ def _answers(config: Any, weights: dict[str, Tensor], backend: Backend, reader: 
             marks=pytest.mark.slow,
             id="qwen2, with biases: an order of inputs",
         ),
-    ],  # fmt: skip
+    ],
 )
 def test_tokens_equal_those_of_the_dequantised_model(
     family: type[Any], reader: WeightReader, dtype: torch.dtype

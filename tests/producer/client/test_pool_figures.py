@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from workers.staged_pool import StagedPool
 from workers.stubs import StubWorker, a_job, raw, submit
 
 from tokenbus.producer.client.pool_figures import read_figures
@@ -55,6 +56,21 @@ async def test_backlog_is_counted_by_the_last_rate_and_before_it_by_the_assumed_
     assert after.drain_tokens_per_s == pytest.approx(100)
     assert after.seconds_of_backlog == pytest.approx(0.48)
     assert after.model == "m"
+
+
+async def test_rate_is_that_of_the_workers_there_are(scripts: Scripts) -> None:
+    """A second worker halves the seconds at once; without any they are those of the last two."""
+    drain = {"tokens": 1000, "jobs": 50, "busy": 10_000, "workers": 2}
+    await raw(scripts).hset(scripts.keys.of("drain"), mapping=drain)
+    await submit(scripts, a_job("one"))
+    # Half of 48 tokens at 100 a second and of one job at five.
+    alone_s = (0.48 + 0.2) / 2
+    expected = {0: alone_s / 2, 1: alone_s, 2: alone_s / 2}
+    for number, seconds in expected.items():
+        await StagedPool(scripts).add_workers(number)
+        figures = await read_figures(scripts.redis, scripts.keys)
+        assert figures.seconds_of_backlog == pytest.approx(seconds), number
+    assert figures.drain_tokens_per_s == pytest.approx(200)
 
 
 async def test_workers_tell_their_phase_and_their_pages(scripts: Scripts) -> None:

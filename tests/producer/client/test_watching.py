@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,72 @@ async def test_conditions_come_with_what_they_say_and_go_with_it(
     monkeypatch.setattr(watch, "_memory_at", float("inf"))
     found = conditions_of(await watch.look())
     assert [each.code for each in found] == ["server_full", "suspects", "failures"]
+
+
+async def test_lost_worker_matters_less_once_another_has_its_place(scripts: Scripts) -> None:
+    """One that started after the loss stands for one that was lost, whoever lived before it."""
+    staged = StagedPool(scripts)
+    await staged.add_workers(2)
+    watch = PoolWatch(scripts.redis, scripts.keys)
+    now_ms = (await watch.look()).figures.at_ms
+    # Staged workers have lived for half a day.
+    lost = {"early": now_ms - 400_000, "late": now_ms - 300_000}
+    await raw(scripts).zadd(scripts.keys.of("lost"), lost)
+    found = conditions_of(await watch.look())
+    assert [(each.code, each.level) for each in found] == [("worker_lost", Level.WARNING)] * 2
+    status = json.loads(await raw(scripts).get(scripts.keys.of("status", staged.workers[0])))
+    status["uptime_s"] = 350
+    await raw(scripts).set(scripts.keys.of("status", staged.workers[0]), json.dumps(status))
+    warning, note = conditions_of(await watch.look())
+    assert (warning.level, note.level) == (Level.WARNING, Level.NOTE)
+    assert "late" in warning.told
+    assert "early" in note.told
+
+
+async def test_worker_with_other_weights_is_told_and_one_that_tells_none_is_not(
+    scripts: Scripts,
+) -> None:
+    """Most decide which are right; a name tells those apart that have no digest, and only them."""
+    staged = StagedPool(scripts)
+    await staged.add_workers(4)
+    watch = PoolWatch(scripts.redis, scripts.keys)
+    redis, keys = raw(scripts), scripts.keys
+
+    async def tell(number: int, **told: str) -> None:
+        key = keys.of("status", staged.workers[number])
+        await redis.set(key, json.dumps(json.loads(await redis.get(key)) | told))
+
+    await tell(0, checkpoint="aaaa")
+    await tell(1, checkpoint="aaaa", model="another name of it")
+    assert conditions_of(await watch.look()) == []
+    await tell(2, checkpoint="bbbb")
+    [found] = conditions_of(await watch.look())
+    assert (found.code, found.level) == ("wrong_checkpoint", Level.BAD)
+    assert staged.workers[2] in found.told
+    assert staged.workers[0] not in found.told
+    await tell(2, checkpoint="aaaa")
+    await tell(3, model="another one")
+    [found] = conditions_of(await watch.look())
+    assert staged.workers[3] in found.told
+
+
+async def test_client_that_does_not_read_is_told_by_what_waits_for_it(
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server counts what it holds for its slowest client; a little is nothing to tell of."""
+    await StagedPool(scripts).add_workers(1)
+    watch = PoolWatch(scripts.redis, scripts.keys)
+    monkeypatch.setattr("tokenbus.producer.client.watching.pool_watch._MEMORY_S", 0.0)
+    real = scripts.redis.info
+    assert "client_recent_max_output_buffer" in await real("clients")
+
+    for waiting, codes in ((2**20, []), (5 * 2**20, ["slow_client"])):
+
+        async def info(*sections: str, waiting: int = waiting) -> Any:
+            return await real(*sections) | {"client_recent_max_output_buffer": waiting}
+
+        monkeypatch.setattr(scripts.redis, "info", info)
+        assert [each.code for each in conditions_of(await watch.look())] == codes
 
 
 async def test_past_is_told_by_what_ended_and_goes_on_with_what_is_seen(

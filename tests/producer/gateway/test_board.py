@@ -92,6 +92,19 @@ async def test_role_decides_what_a_key_sees_and_does(
         assert session["roles"] == ["viewer", "reader"]
 
 
+async def test_keys_of_the_process_have_the_roles_that_it_is_given(
+    redis_url: str, pool: str
+) -> None:
+    """A key beside which no role stands is told nothing; one with a role sees what that may."""
+    key = "key-of-the-process"
+    async with door(redis_url, pool, gateway_api_keys=(key,)) as running:
+        assert (await running.get("/ui/api/session", key)).error["code"] == "role_needed"
+    given = {"gateway_api_keys": (key,), "gateway_api_key_roles": ("viewer",)}
+    async with door(redis_url, pool, **given) as running:
+        assert (await running.get("/ui/api/session", key)).json["roles"] == ["viewer"]
+        assert (await act(running, pool, "pause", key=key)).status == 403
+
+
 async def test_pools_of_another_key_are_not_there(
     scripts: Scripts, redis_url: str, pool: str
 ) -> None:

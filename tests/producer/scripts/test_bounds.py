@@ -211,6 +211,12 @@ async def test_measured_rate_gives_an_eta_and_refuses_what_is_late(scripts: Scri
     [reply] = await submit(scripts, a_job())
     assert isinstance(reply, Submitted)
     assert reply.place.eta_ms == 10 * COST * 10
+    # Of two workers the time counts twice, and each has the rate.
+    await raw(scripts).sadd(scripts.keys.of("workers"), "one", "two")
+    [reply] = await submit(scripts, a_job("again"))
+    assert isinstance(reply, Submitted)
+    assert reply.place.eta_ms == 11 * COST * 10 / 2
+    await raw(scripts).srem(scripts.keys.of("workers"), "one", "two")
     late = await submit_within(scripts, Bounds(10**9, 10**9, refuse_late=True), deadline_ms=2000)
     assert isinstance(late, Refused)
-    assert (late.status, late.eta_ms) == ("late", 11 * COST * 10)
+    assert (late.status, late.eta_ms) == ("late", 12 * COST * 10)

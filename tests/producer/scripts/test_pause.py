@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import pytest
 from workers.stubs import StubWorker, a_job, raw, submit
 
 from tokenbus.producer.scripts.replies import LogStatus, PullStatus, Submitted
@@ -44,6 +46,27 @@ async def test_pause_outlives_everyone_and_resume_wakes_those_who_wait(scripts: 
     await scripts.control.pause(is_paused=False)
     assert await redis.llen(keys.of("bell")) == 1
     assert (await worker.pull()).status is not PullStatus.PAUSED
+
+
+async def test_time_of_a_backlog_counts_once_for_each_worker(scripts: Scripts) -> None:
+    """What is pulled from a backlog is kept as the rate of one worker, however many there are."""
+    worker, other = StubWorker(scripts), StubWorker(scripts)
+    await submit(scripts, *(a_job(f"j-{number}") for number in range(4)))
+    redis, key = raw(scripts), scripts.keys.of("drain")
+    told = []
+    for pulling in (worker, other):
+        await pulling.reconcile()
+        await pulling.pull(max_jobs=1)
+        # As if the pull had come half a minute after the one before.
+        await redis.hset(key, "at", int(await redis.hget(key, "at")) - 30_000)
+        await pulling.pull(max_jobs=1)
+        told.append(await redis.hgetall(key))
+    alone, both = (float(each[b"busy"]) for each in told)
+    decay = math.exp(-1.5)
+    assert alone == pytest.approx(20_000 * (1 - decay), rel=0.02)
+    assert both == pytest.approx(alone * decay + 2 * alone, rel=0.02)
+    assert [int(each[b"workers"]) for each in told] == [1, 2]
+    assert float(told[0][b"jobs"]) == 1
 
 
 async def test_time_of_a_pause_is_no_backlog(scripts: Scripts) -> None:

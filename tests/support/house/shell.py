@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Self
 
 from patience import PATIENCE_S
@@ -28,7 +30,9 @@ _COMMAND = re.compile(
 # Of the tester's environment; pip's variables name its index.
 _KEPT = re.compile(r"PATH|LANG|LC_.*|PYTHONPATH|PYTHONSAFEPATH|PIP_.*|SSL_CERT.*|TMPDIR")
 _CHECK = re.compile(r"tokenbus (status|control check)\b|/(healthz|readyz)\b")
-_STARTED = re.compile(r"\b(worker|control|adapter)\.started\b|/v1 serves |Uvicorn running on ")
+_STARTED = re.compile(
+    r"\b(worker|control|adapter)\.started\b|/v1 serves |Uvicorn running on |Ready to accept conn"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ def _files() -> list[Path]:
 def blocks_of(file: Path) -> list[Block]:
     """Return the shell blocks of a page, in its order."""
     page, made = str(file.relative_to(ROOT)), []
-    for kind, body in _bodies(file.read_text().splitlines()):
+    for kind, body in bodies_of(file.read_text().splitlines()):
         joined = "\n".join(body).replace("\\\n", " ").splitlines()
         lines = tuple(filter(None, (_COMMENT.sub("", line).strip() for line in joined)))
         if kind in _SHELLS and lines and _COMMAND.match(lines[0]):
@@ -85,8 +89,8 @@ def blocks_of(file: Path) -> list[Block]:
     return made
 
 
-def _bodies(lines: list[str]) -> list[tuple[str, list[str]]]:
-    """Return the language and the lines of every block of a page; an indented one has none."""
+def bodies_of(lines: list[str]) -> list[tuple[str, list[str]]]:
+    """Return the language and the lines of every block in a page's; an indented one has none."""
     found: list[tuple[str, list[str]]] = []
     is_fenced, before = False, ""
     for line in lines:
@@ -139,20 +143,23 @@ class Newcomer:
         path = f"{self.home / 'tools'}:{Path(sys.executable).parent}:{kept.get('PATH', '')}"
         return kept | {"PATH": path, "HOME": str(self.home)} | self.variables
 
-    def type(self, line: str) -> str:
-        """Run a line and return what it printed; of a service until it has started."""
+    def type(self, line: str, *, waits: bool = True) -> str:
+        """Run a line and return what it printed; of a service until it has started.
+
+        A line that is not waited for goes on in a terminal of its own.
+        """
         for written, here in self.given.items():
             line = line.replace(written, here)
         deadline = time.monotonic() + PATIENCE_S
         while True:
-            code, said = self._run(line)
+            code, said = self._run(line, waits=waits)
             if code in (None, 0):
                 return said
             # Who checks a service that has just started asks again, as compose does.
             assert _CHECK.search(line), f"{line} ended with {code}:\n{said}"
             assert time.monotonic() < deadline, f"{line} ends with {code}:\n{said}"
 
-    def _run(self, line: str) -> tuple[int | None, str]:
+    def _run(self, line: str, *, waits: bool) -> tuple[int | None, str]:
         process = subprocess.Popen(
             ["/bin/sh", "-c", f"exec env {line}"],
             cwd=self.home, env=self.environment, stdin=subprocess.DEVNULL,
@@ -161,11 +168,18 @@ class Newcomer:
         self._services.append(process)
         assert process.stdout
         said = []
-        for text in process.stdout:
+        for text in process.stdout if waits else ():
             said.append(text)
             if _STARTED.search(text):
                 return None, "".join(said)
-        return process.wait(timeout=PATIENCE_S), "".join(said)
+        return process.wait(timeout=PATIENCE_S) if waits else None, "".join(said)
+
+    def leave(self) -> None:
+        """Go to another terminal: nobody reads what the last service says from here on.
+
+        It would stand still otherwise once the pipe is full.
+        """
+        Thread(target=deque, args=(self.last.stdout, 0), daemon=True).start()
 
     @property
     def last(self) -> subprocess.Popen[str]:

@@ -46,8 +46,7 @@ def test_a_pull_takes_almost_twice_the_jobs_over_fp8_pages(monkeypatch: pytest.M
             costs=budget.costs,
             engine=current,
             life=WorkerLife(lambda *_: None),
-            model="tiny",
-            max_model_len=4096,
+            limits=engine.limits,
         )
         shown[pages] = status.gauges()["total_pages"]
         taken[pages] = 0

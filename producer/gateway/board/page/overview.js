@@ -1,7 +1,7 @@
 // The first view: what needs a look, the figures, their past, the fleet and the queue.
 
 import { Chart } from "./charts.js";
-import { h, reconcile, setText } from "./dom.js";
+import { h, reconcile, setAttribute, setText } from "./dom.js";
 import { Fleet } from "./fleet.js";
 import { count, duration, plural, rate, seconds } from "./format.js";
 import { Queue } from "./queue.js";
@@ -11,17 +11,18 @@ const LEVELS = { bad: "Act now", warning: "Warning", note: "Note" };
 class Conditions {
   constructor() {
     this.list = h("ul", { class: "conditions" });
-    this.well = h("p", { class: "all-well", hidden: true }, "Nothing needs a look.");
+    this.well = h("p", { class: "all-well", hidden: true }, "Nothing has to be done now.");
     this.node = h("section", { "aria-label": "What needs a look" }, this.well, this.list);
   }
 
   update(conditions) {
-    this.well.hidden = conditions.length > 0;
+    this.well.hidden = conditions.some((each) => each.level !== "note");
     reconcile(this.list, conditions, (each) => `${each.code}:${each.told.replace(/[\d.,]+/g, "")}`, () => {
       const level = h("b");
       const told = h("span");
       const cure = h("span", { class: "cure" });
-      const node = h("li", {}, level, h("span", {}, told, " ", cure));
+      const link = h("a", {}, "What to do");
+      const node = h("li", {}, level, h("span", {}, told, " ", cure, " ", link));
       return {
         node,
         update: (each) => {
@@ -29,6 +30,8 @@ class Conditions {
           setText(level, LEVELS[each.level] ?? each.level);
           setText(told, each.told);
           setText(cure, each.cure);
+          if (node.dataset.code !== each.code) node.dataset.code = each.code;
+          setAttribute(link, "href", `incidents.html#${each.code}`);
         },
       };
     });

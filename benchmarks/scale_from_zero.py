@@ -1,0 +1,101 @@
+"""An autoscaler from zero on a trace: workers by the seconds of backlog, and what that was worth.
+
+    python -P benchmarks/scale_from_zero.py --trace FILE
+
+The trace is JSON lines with `timestamp_ms`, `input_length` and `output_length`; its first half
+hour passes at ten times its speed, lengths divided by eight. A stand-in for KEDA and Kubernetes
+reads the ScaledObject of deploy/kubernetes and asks a real Prometheus what they would ask; workers
+have the null engine. Printed are the replicas over time, cold starts, refusals, and at each minute
+the gauge beside the time after which the last job that waited then was started, both in seconds of
+the trace. A minute fits where they differ by 20 % at most, or by less than `--least-s`. The gauge
+knows the workers of its moment: minutes whose backlog outlasted them are told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from scaling.scaled_object import ScaledObject  # noqa: E402
+from scaling.scaled_run import scaled_pool  # noqa: E402
+
+from tokenbus.producer.server.embedded import start_private  # noqa: E402
+from tokenbus.worker.bench.load.arrivals import read_trace  # noqa: E402
+from tokenbus.worker.bench.options import BenchOptions  # noqa: E402
+
+if TYPE_CHECKING:
+    from scaling.scaled_run import ScaledRun
+
+MANIFEST = ROOT / "deploy/kubernetes/components/autoscaling/scaled-object.yaml"
+
+
+def _print(run: ScaledRun, speed: float, least_s: float) -> int:
+    print("replicas   " + ", ".join(f"{number} at {at:.0f} s" for at, number in run.replicas))
+    starts = ", ".join(f"{each * speed:.0f}" for each in run.starts_s)
+    print(f"starts     {run.num_cold_starts} cold; s until ready, as the trace's: {starts}")
+    reasons = {job.reason for job in run.ended}
+    print(f"jobs       {run.num_accepted} accepted, {len(run.refusals)} refused, ended {reasons}")
+    print("minute  ready  waiting  gauge s  waited s  off")
+    kinds = Counter[str]()
+    for minute, sample in enumerate(run.samples):
+        gauge, waited = sample.backlog_s * speed, run.waited_s(sample.at_ms) * speed
+        off = abs(gauge - waited)
+        kind = "fits" if off <= max(least_s, 0.2 * waited) else "does not fit"
+        if kind != "fits" and run.has_changed(sample, waited):
+            kind = "workers came or went"
+        kinds[kind] += 1
+        print(
+            f"{minute:6d}  {sample.num_ready:5d}  {sample.waiting_jobs:7,d}  {gauge:7.1f}"
+            f"  {waited:8.1f}  {off / waited if waited else 0:4.0%}  {kind}"
+        )
+    print("minutes    " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()))
+    return 0
+
+
+def main() -> int:
+    """Run it and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trace", required=True, help="file of the trace")
+    parser.add_argument("--trace-s", type=float, default=1800.0, help="seconds of it")
+    parser.add_argument("--speed", type=float, default=10.0)
+    parser.add_argument("--length-scale", type=float, default=8.0)
+    parser.add_argument("--seats", type=int, default=32, help="sequences of a worker at a time")
+    parser.add_argument("--tokens-per-s", type=float, default=25.0, help="of a sequence")
+    parser.add_argument("--assumed-tokens-per-s", type=float, default=5000.0)
+    parser.add_argument("--least-s", type=float, default=5.0)
+    args = parser.parse_args()
+    options = BenchOptions(
+        trace=args.trace, trace_s=args.trace_s, length_scale=args.length_scale, arrival="trace"
+    )
+    worker = {
+        "max_num_seqs": args.seats,
+        "null_tokens_per_s": args.tokens_per_s,
+        "max_model_len": 16_384,
+        "publishers": 0,
+        "drain_deadline_s": 30 / args.speed,
+    }
+    server = start_private()
+    try:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            scaled_pool(
+                server.url, Path(folder), ScaledObject.read(MANIFEST), speed=args.speed,
+                worker=worker, assumed_tokens_per_s=args.assumed_tokens_per_s,
+            ) as pool,
+        ):  # fmt: skip
+            run = asyncio.run(pool.serve(read_trace(options)))
+    finally:
+        server.close()
+    return _print(run, args.speed, args.least_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

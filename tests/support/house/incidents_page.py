@@ -1,0 +1,48 @@
+"""`incidents.html` of the dashboard: docs/incidents.md, as a gateway serves it without a way out.
+
+    PYTHONPATH=build/typing:tests/support python -m house.incidents_page
+
+writes it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import markdown
+
+ROOT = Path(__file__).resolve().parents[3]
+SOURCE = ROOT / "docs" / "incidents.md"
+PAGE = ROOT / "producer" / "gateway" / "board" / "page" / "incidents.html"
+_FRAME = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>Incidents · tokenbus</title>
+<link rel="icon" href="icon.svg">
+<link rel="stylesheet" href="board.css">
+</head>
+<body>
+<main class="page">
+<p><a href="./">The dashboard</a></p>
+{body}
+</main>
+</body>
+</html>
+"""
+# Other pages of docs/ are not served.
+_LINK = re.compile(r'<a href="[\w./-]+\.md(?:#[\w-]+)?">([\w.]+)</a>')
+
+
+def written() -> str:
+    """Return the page."""
+    body = markdown.markdown(SOURCE.read_text(encoding="utf-8"), extensions=["fenced_code", "toc"])
+    return _FRAME.format(body=_LINK.sub(r"<code>docs/\1</code>", body))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(), encoding="utf-8")
