@@ -1,0 +1,94 @@
+"""What drafts tokens, and what the engine asks of it.
+
+A draft is right exactly if it equals what the engine draws, so nothing here can change a text: it
+only decides how many tokens a step brings. All of it is called from the engine's thread, between
+two steps, and has to be short: a few microseconds a sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+
+class GrammarWalk(Protocol):
+    """A copy of a sequence's place in its grammar; to walk it does not move the sequence."""
+
+    def forced(self) -> list[int]:
+        """Return the tokens that have no alternative from here on; they are not walked yet."""
+        ...
+
+    def allowed(self, most: int) -> list[int] | None:
+        """Return the tokens that may come next, None if they are more than `most`."""
+        ...
+
+    def accept(self, token_id: int) -> bool:
+        """Walk on by one token; False, and nothing moved, if it is not allowed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftView:
+    """A sequence as drafters see it.
+
+    key: its own, never used again.
+    group: whose texts it may be drafted from and may be kept for; "" = its own alone.
+    token_ids: prompt and output that the host knows, live and not to be written.
+    num_prompt: how many of them are the prompt.
+    walk_grammar: starts a walk at the place behind these tokens; None where there is no grammar.
+    """
+
+    key: int
+    group: str
+    token_ids: Sequence[int]
+    num_prompt: int
+    walk_grammar: Callable[[], GrammarWalk] | None = None
+
+
+class Drafter(Protocol):
+    """One way to guess what comes next.
+
+    name: as metrics tell it.
+    """
+
+    name: str
+
+    def propose(self, seq: DraftView, limit: int) -> list[int]:
+        """Return token ids that may follow, at most `limit`, in order; none where it knows none."""
+        ...
+
+    def observe(self, key: int, token_ids: Sequence[int]) -> None:
+        """Hear of tokens that a sequence got, drafted or not."""
+        ...
+
+    def drop(self, key: int) -> None:
+        """Hear that a sequence has ended."""
+        ...
+
+
+class Speculation(Protocol):
+    """What the engine asks for drafts: drafters, and a budget for them."""
+
+    def plan(self, seqs: Sequence[DraftView]) -> Mapping[int, Sequence[int]]:
+        """Return the drafts of the next step by key; sequences that are not in it get none.
+
+        `seqs` are those that decode in it. Where the newest token is still on the device, a draft
+        (for the tokens known so far) only makes the sequence sit the step out, so that one for all
+        its tokens can be asked for in the step behind it.
+        """
+        ...
+
+    def report(self, key: int, draft: Sequence[int], num_right: int) -> None:
+        """Hear how many tokens of a draft, from its first, were right."""
+        ...
+
+    def observe(self, key: int, token_ids: Sequence[int]) -> None:
+        """Hear of tokens that a sequence got, drafted or not."""
+        ...
+
+    def drop(self, key: int) -> None:
+        """Hear that a sequence has ended."""
+        ...
