@@ -18,6 +18,7 @@ from tokenbus.engine.config import EngineConfig  # noqa: TC001 - msgspec reads t
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.types import (
     Admission,
+    DraftCount,
     EngineLimits,
     EngineStats,
     Fault,
@@ -147,6 +148,7 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True, kw_only=True, dict
     ends: list[tuple[int, FinishReason, int | None, Fault | None]]
     logprobs: list[tuple[int, tuple[TokenLogprobs, ...]]]
     prompt_logprobs: list[tuple[int, tuple[TokenLogprobs | None, ...]]]
+    drafts: list[tuple[int, DraftCount]] = []
     admitted: list[Admission]
     preempted: list[int]
     stats: EngineStats
@@ -189,6 +191,7 @@ def pack_step(output: StepOutput, sent_at: float, step_s: float = 0.0) -> StepRe
         prompt_logprobs=[
             (row, d.prompt_logprobs) for row, d in rare if d.prompt_logprobs is not None
         ],
+        drafts=[(row, d.drafts) for row, d in rare if d.drafts.drafted],
         admitted=list(output.admitted),
         preempted=list(output.preempted),
         stats=output.stats,
