@@ -91,7 +91,24 @@ class Credit(msgspec.Struct, tag="credit", array_like=True):
     num_tokens: int
 
 
-Command = StartEngine | AddRequest | AbortRequest | Credit
+class LearnAnswer(msgspec.Struct, tag="learn", array_like=True):
+    """Let drafts for a group come from an answer; `token_ids` are native int32.
+
+    `name` is the number by which it is forgotten: that of a request, or one below zero.
+    """
+
+    name: int
+    group: str
+    token_ids: bytes
+
+
+class ForgetAnswers(msgspec.Struct, tag="forget", array_like=True):
+    """Let no more drafts come from the answers of these names."""
+
+    names: list[int]
+
+
+Command = StartEngine | AddRequest | AbortRequest | Credit | LearnAnswer | ForgetAnswers
 
 
 class EngineStarting(msgspec.Struct, tag="starting", array_like=True):
