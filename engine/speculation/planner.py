@@ -41,10 +41,19 @@ class _Piece(NamedTuple):
 class _Draft:
     """What may follow `num_known` tokens of a sequence: pieces of it, and rivals of the first.
 
-    `sources` says of each token of the draft who drafted it, `chances` that it is kept.
+    `sources` says of each token of the draft who drafted it, `chances` that it is kept; the first
+    `num_chosen` are to be verified.
     """
 
-    __slots__ = ("chances", "num_known", "pieces", "rivals", "sources", "token_ids")
+    __slots__ = (
+        "chances",
+        "num_chosen",
+        "num_known",
+        "pieces",
+        "rivals",
+        "sources",
+        "token_ids",
+    )
 
     def __init__(self, num_known: int, pieces: list[_Piece], rivals: list[_Piece]) -> None:
         self.num_known = num_known
@@ -53,6 +62,7 @@ class _Draft:
         self.token_ids = [each for piece in pieces for each in piece.guess.token_ids]
         self.sources = [piece.source for piece in pieces for _ in piece.guess.token_ids]
         self.chances: list[float] = []
+        self.num_chosen = 0
 
     def weigh(self, shares: list[list[float]]) -> None:
         """Set the chances, given the shares of right tokens of its lane."""
@@ -92,19 +102,23 @@ class DraftPlanner:
             reverse=True,
         )
         num_chosen = self.costs.best(len(seqs), [chance for chance, _ in chances])
-        lengths = Counter(-number for _, number in chances[:num_chosen])
+        for _, number in chances[:num_chosen]:
+            drafts[-number][1].num_chosen += 1
         return {
-            drafts[number][0]: drafts[number][1].token_ids[:length]
-            for number, length in lengths.items()
+            key: draft.token_ids[: draft.num_chosen] for key, draft in drafts if draft.num_chosen
         }
 
     def report(self, key: int, draft: Sequence[int], num_right: int) -> None:
-        """Count a draft that was verified, and how many of its tokens were right."""
+        """Count a draft that was verified, and how many of its tokens were right.
+
+        What it has beyond the plan was added by the sequence's grammar.
+        """
         planned = self._drafts.get(key)
-        if planned is not None:
-            for number, source in enumerate(planned.sources[: len(draft)]):
-                self.drafted_total[self.names[source]] += 1
-                self.accepted_total[self.names[source]] += number < num_right
+        known = [] if planned is None else planned.sources[: planned.num_chosen]
+        sources = [*known, *[len(self._drafters)] * len(draft)]
+        for number, source in enumerate(sources[: len(draft)]):
+            self.drafted_total[self.names[source]] += 1
+            self.accepted_total[self.names[source]] += number < num_right
 
     def measured(self, num_rows: int, seconds: float) -> None:
         """Hear what a step of so many decode rows and nothing else took."""
