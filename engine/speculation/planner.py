@@ -11,6 +11,8 @@ right lately is asked again after a time in which it was not.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import accumulate, islice
+from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenbus.engine.speculation.acceptance import Acceptance
@@ -21,7 +23,7 @@ from tokenbus.engine.speculation.pool_text import PoolText
 from tokenbus.engine.speculation.step_costs import StepCosts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tokenbus.engine.speculation.drafter import Drafter, DraftView, Guess
 
@@ -66,11 +68,10 @@ class _Draft:
 
     def weigh(self, shares: list[list[float]]) -> None:
         """Set the chances, given the shares of right tokens of its lane."""
-        chance = 1.0
+        chances = [1.0]
         for piece in self.pieces:
-            for share in _shares(piece, shares):
-                chance *= share
-                self.chances.append(chance)
+            chances += islice(accumulate(_shares(piece, shares), mul, initial=chances[-1]), 1, None)
+        self.chances = chances[1:]
 
 
 class DraftPlanner:
@@ -142,7 +143,7 @@ class DraftPlanner:
         if not rivals:
             return None
         if seq.walk_grammar is None:
-            pieces = [max(rivals, key=lambda piece: _promise(piece, shares))]
+            pieces = [_best(rivals, shares)]
         else:
             # What the grammar forbids of the others is no fault of theirs.
             pieces, rivals = self._fitting(seq, context, shares), []
@@ -166,7 +167,7 @@ class DraftPlanner:
             guesses = self._guesses(seq, context, limit)
             if not guesses:
                 return None
-            best = max(guesses, key=lambda piece: _promise(piece, shares))
+            best = _best(guesses, shares)
             return best.source, best.guess
 
         assert seq.walk_grammar is not None
@@ -198,17 +199,20 @@ class DraftPlanner:
                 break
 
 
-def _shares(piece: _Piece, shares: list[list[float]]) -> Iterator[float]:
+def _shares(piece: _Piece, shares: list[list[float]]) -> list[float]:
     """Return the share of right tokens for each of a piece's."""
-    own, strength = shares[piece.source], piece.guess.strength
-    for number in range(len(piece.guess.token_ids)):
-        yield own[min(MAX_STRENGTH, strength + number)]
+    num_tokens, strength = len(piece.guess.token_ids), piece.guess.strength
+    own = shares[piece.source][strength : strength + num_tokens]
+    return own + [shares[piece.source][MAX_STRENGTH]] * (num_tokens - len(own))
+
+
+def _best(pieces: list[_Piece], shares: list[list[float]]) -> _Piece:
+    """Return the guess that promises the most tokens."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return max(pieces, key=lambda piece: _promise(piece, shares))
 
 
 def _promise(piece: _Piece, shares: list[list[float]]) -> float:
     """Return how many of a guess's tokens are expected to be right."""
-    promise, chance = 0.0, 1.0
-    for share in _shares(piece, shares):
-        chance *= share
-        promise += chance
-    return promise
+    return sum(accumulate(_shares(piece, shares), mul))
