@@ -8,10 +8,13 @@ two steps, and has to be short: a few microseconds a sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+# Of a guess: so many tokens alike and more count the same.
+MAX_STRENGTH = 16
 
 
 class GrammarWalk(Protocol):
@@ -39,6 +42,8 @@ class DraftView:
     token_ids: prompt and output that the host knows, live and not to be written.
     num_prompt: how many of them are the prompt.
     walk_grammar: starts a walk at the place behind these tokens; None where there is no grammar.
+    lane: under which acceptance is learned, a label of jobs that resemble each other.
+    request_id: the request that it is a choice of; its answers are forgotten by that.
     """
 
     key: int
@@ -46,25 +51,37 @@ class DraftView:
     token_ids: Sequence[int]
     num_prompt: int
     walk_grammar: Callable[[], GrammarWalk] | None = None
+    lane: str = ""
+    request_id: int = 0
+
+
+class Guess(NamedTuple):
+    """Tokens that may follow, and how much speaks for the first of them.
+
+    strength: tokens that were alike before it, 0 to `MAX_STRENGTH`. Each later token has one more,
+        for it is reached only if the ones before it were right.
+    """
+
+    token_ids: list[int]
+    strength: int
 
 
 class Drafter(Protocol):
-    """One way to guess what comes next.
+    """One way to guess what comes next; a draft model is another one, behind the same methods.
 
     name: as metrics tell it.
     """
 
     name: str
 
-    def propose(self, seq: DraftView, limit: int) -> list[int]:
-        """Return token ids that may follow, at most `limit`, in order; none where it knows none."""
+    def propose(self, seq: DraftView, context: Sequence[int], limit: int) -> Guess | None:
+        """Return tokens that may follow, at most `limit`; None where it knows none.
+
+        `context` has the newest tokens of the sequence, and behind these what is drafted already.
+        """
         ...
 
-    def observe(self, key: int, token_ids: Sequence[int]) -> None:
-        """Hear of tokens that a sequence got, drafted or not."""
-        ...
-
-    def drop(self, key: int) -> None:
+    def drop(self, seq: DraftView) -> None:
         """Hear that a sequence has ended."""
         ...
 
