@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import DeviceFault, EngineError, ModelUnsound, RequestRejected
 from tokenbus.engine.execution.device_faults import escapes, is_device_fault
+from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.execution.request_check import check_request
 from tokenbus.engine.sampling.plan import LOGIT_RULES, plan_of
 from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
@@ -44,9 +45,11 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.containment import Guard
     from tokenbus.engine.execution.constrained import ConstrainedRows
-    from tokenbus.engine.execution.runner import PendingStep, Runner
+    from tokenbus.engine.execution.pending_step import DrawnTokens, PendingStep
+    from tokenbus.engine.execution.runner import Runner
     from tokenbus.engine.scheduling.scheduler import Scheduler
     from tokenbus.engine.scheduling.sequence import SequenceEnd
+    from tokenbus.engine.speculation.drafter import Speculation
 
     _Row = tuple[Sequence, int, TokenLogprobs | None]
 
@@ -65,6 +68,7 @@ class Engine:
         limits: EngineLimits,
         *,
         one_step_ahead: bool,
+        speculation: Speculation | None = None,
     ) -> None:
         self.limits = limits
         self._runner = runner
@@ -72,6 +76,9 @@ class Engine:
         self._constrained = constrained
         self._containment = runner.containment
         self._one_step_ahead = one_step_ahead
+        self._drafting = None
+        if speculation is not None:
+            self._drafting = Drafting(speculation, constrained, runner.containment)
         self._sound_until = 0.0
         self._requests: dict[int, list[Sequence]] = {}
         self._arrivals = 0
@@ -139,7 +146,9 @@ class Engine:
 
     def _step(self) -> StepOutput:
         self._settle_grammars()
-        plan = self._scheduler.schedule()
+        drafting = self._drafting
+        drafts = None if drafting is None else drafting.drafts(self._scheduler.running)
+        plan = self._scheduler.schedule(drafts)
         launched = None
         started_at = time.monotonic()
         if not plan.is_empty:
@@ -232,6 +241,9 @@ class Engine:
             with guard:
                 self._deliver(rows, guard, undrawn)
                 is_done = True
+        for drawn in result.drawn:
+            with self._containment.guard(drawn.seq, "its drafted tokens were delivered"):
+                self._deliver_drawn(drawn, undrawn)
         self._fail_undrawn(undrawn)
 
     def _deliver(
@@ -247,7 +259,7 @@ class Engine:
             if token_id < 0:
                 undrawn.append((seq, token_id))
             elif seq.grammar is not None:
-                self._deliver_constrained(seq, token_id, logprob)
+                self._deliver_constrained(seq, [token_id], [] if logprob is None else [logprob])
             else:
                 token_ids = (token_id,)
                 end = complete(seq, token_ids)
@@ -277,20 +289,36 @@ class Engine:
             raise ModelUnsound("the model gives no finite logits for any token")
         self._sound_until = now + _SOUND_S
 
+    def _deliver_drawn(self, drawn: DrawnTokens, undrawn: list[tuple[Sequence, int]]) -> None:
+        """Deliver what was right of a draft, and the token drawn behind it."""
+        seq, token_ids = drawn.seq, drawn.token_ids
+        if self._drafting is not None:
+            self._drafting.report(drawn)
+        if seq.state is SequenceState.FINISHED:
+            return
+        if token_ids[-1] < 0:
+            undrawn.append((seq, token_ids.pop()))
+        logprobs = [entry for entry in drawn.logprobs[: len(token_ids)] if entry is not None]
+        if not token_ids:
+            return
+        if seq.grammar is not None:
+            self._deliver_constrained(seq, token_ids, logprobs)
+        else:
+            kept, reason = _kept(tuple(token_ids), self._scheduler.complete(seq, token_ids))
+            self._emit(seq, kept, reason, tuple(logprobs[: len(kept)]))
+
     def _deliver_constrained(
-        self, seq: Sequence, token_id: int, logprob: TokenLogprobs | None
+        self, seq: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs]
     ) -> None:
-        kept, reason = _kept((token_id,), self._scheduler.complete(seq, (token_id,)))
-        scored = () if logprob is None else (replace(logprob, forced=seq.draws_forced),)
-        logprobs = scored[: len(kept)]
-        if reason is None:
-            forced = None
-            with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):
-                forced = self._constrained.accept(seq, token_id)
-            if forced is None:
-                return
+        """Deliver drawn tokens, each after the grammar took the one before, and forced ones."""
+        kept, reason, forced = self._advance(seq, token_ids)
+        scored = tuple(
+            replace(entry, forced=is_forced)
+            for entry, is_forced in zip(logprobs[: len(kept)], seq.draws_forced, strict=False)
+        )
+        if reason is None and forced is not None:
             is_over = seq.matcher is not None and seq.matcher.is_finished
-            if forced and logprobs:
+            if forced and scored:
                 self._scheduler.hold_forced(seq, forced, is_last=is_over)
                 is_over = False
             elif forced:
@@ -301,7 +329,40 @@ class Engine:
                 self._scheduler.remove(seq, reason)
             elif reason is None and seq.held_end is None:
                 self._constrained.await_next(seq)
-        self._emit(seq, kept, reason, logprobs)
+        if kept or reason is not None:
+            self._emit(seq, kept, reason, scored)
+
+    def _advance(
+        self, seq: Sequence, token_ids: list[int]
+    ) -> tuple[tuple[int, ...], FinishReason | None, list[int] | None]:
+        """Take drawn tokens one by one, as far as the grammar goes along.
+
+        Returns: the tokens taken; why the sequence ended with the last, if it did; and the tokens
+            that are forced behind it, None if the grammar gave up.
+        """
+        kept: tuple[int, ...] = ()
+        forced: list[int] = []
+        for token_id in token_ids:
+            if forced and token_id != forced[0]:
+                break
+            if kept:
+                end = self._scheduler.complete_right(seq, token_id)
+            else:
+                end = self._scheduler.complete(seq, (token_id,))
+            if end is not None:
+                return kept + (token_id,)[: end.num_kept], end.reason, []
+            if forced:
+                kept, forced = (*kept, token_id), forced[1:]
+                continue
+            found = None
+            with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):
+                found = self._constrained.accept(seq, token_id)
+            if found is None:
+                return kept, None, None
+            kept, forced = (*kept, token_id), found
+            if seq.matcher is None or seq.matcher.is_finished:
+                break
+        return kept, None, forced
 
     def _end_failed(self) -> None:
         """End the sequences whose own work failed; a token of theirs in flight is dropped."""
@@ -350,6 +411,8 @@ class Engine:
             )
         )
         if reason is not None:
+            if self._drafting is not None:
+                self._drafting.drop(seq)
             seqs = self._requests.get(request_id, [])
             if seq in seqs:
                 seqs.remove(seq)
