@@ -21,6 +21,7 @@ from tokenbus.engine.speculation.grammar_guide import fitting
 from tokenbus.engine.speculation.own_text import OwnText
 from tokenbus.engine.speculation.pool_text import PoolText
 from tokenbus.engine.speculation.step_costs import StepCosts
+from tokenbus.engine.types import DraftCount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,10 +90,12 @@ class DraftPlanner:
         self.drafted_total: Counter[str] = Counter()
         self.accepted_total: Counter[str] = Counter()
 
+    def pays(self, num_seqs: int) -> bool:
+        """Tell whether drafts may pay in a step of so many sequences; else nobody is asked."""
+        return self.costs.most_drafts(num_seqs, MAX_DRAFT) > 0
+
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
-        if not seqs or not self.costs.most_drafts(len(seqs), MAX_DRAFT):
-            return {}
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
         chances = sorted(
             (
@@ -130,6 +133,19 @@ class DraftPlanner:
         self._drafts.pop(seq.key, None)
         for drafter in self._drafters:
             drafter.drop(seq)
+
+    def learn_answer(self, name: int, group: str, token_ids: Sequence[int]) -> None:
+        """Let drafts for a group come from an answer that the engine did not give itself."""
+        self.pool.add(name, group, token_ids)
+
+    def forget_answers(self, names: Sequence[int]) -> None:
+        """Let no more drafts come from answers, by the names they came under."""
+        self.pool.forget(names)
+
+    def totals(self) -> tuple[tuple[str, DraftCount], ...]:
+        """Return what was verified of each drafter's tokens."""
+        drafted, accepted = self.drafted_total, self.accepted_total
+        return tuple((name, DraftCount(drafted[name], accepted[name])) for name in self.names)
 
     def _draft(self, seq: DraftView) -> _Draft | None:
         """Draft anew, if tokens have come since the last time, and learn from these."""
