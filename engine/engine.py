@@ -28,6 +28,7 @@ from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
 from tokenbus.engine.text.prompt_ids import packed
 from tokenbus.engine.types import (
     Admission,
+    DraftCount,
     EngineLimits,
     EngineStats,
     Fault,
@@ -42,6 +43,7 @@ from tokenbus.kernels.draw_outcomes import EMPTY_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Sequence as TokenIds
 
     from tokenbus.engine.containment import Guard
     from tokenbus.engine.execution.constrained import ConstrainedRows
@@ -146,7 +148,7 @@ class Engine:
 
     def _step(self) -> StepOutput:
         self._settle_grammars()
-        drafting = self._drafting
+        drafting, began_at = self._drafting, time.monotonic()
         drafts = None if drafting is None else drafting.drafts(self._scheduler.running)
         plan = self._scheduler.schedule(drafts)
         launched = None
@@ -166,6 +168,11 @@ class Engine:
                 len(done.plan.decode),
                 now - max(self._launched_at, started_at if done is launched else 0.0),
             )
+            if drafting is not None:
+                # With the time that drafts took: they have to be worth it.
+                drafting.measured(
+                    done.plan, now - max(self._launched_at, began_at if done is launched else 0.0)
+                )
             self._launched_at = now
             self._end_failed()
         deltas, self._deltas = self._deltas, []
@@ -178,7 +185,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return counters and gauges."""
-        sched = self._scheduler
+        sched, drafting = self._scheduler, self._drafting
         return EngineStats(
             num_pages=self.limits.num_pages,
             free_pages=sched.pool.num_free,
@@ -192,11 +199,26 @@ class Engine:
             preempted_tokens_total=sched.preempted_tokens_total,
             preemptions_total=sched.preemptions_total,
             shared_pages=sched.pool.num_shared,
+            decode_turns_total=0 if drafting is None else drafting.decode_turns_total,
+            drafts_total=() if drafting is None else drafting.speculation.totals(),
         )
 
     def reset_prefix_cache(self) -> bool:
         """Forget all prefixes; refused (False) while any sequence holds pages."""
         return self._scheduler.pool.reset_prefixes()
+
+    def learn_answer(self, name: int, group: str, token_ids: TokenIds) -> None:
+        """Let drafts for a group of requests, those of one cache salt, come from an answer.
+
+        Nothing is done without speculation, here and in `forget_answers`.
+        """
+        if self._drafting is not None:
+            self._drafting.speculation.learn_answer(name, group, token_ids)
+
+    def forget_answers(self, names: TokenIds) -> None:
+        """Let no more drafts come from the answers of these names or requests."""
+        if self._drafting is not None:
+            self._drafting.speculation.forget_answers(names)
 
     def check_integrity(self) -> None:
         """Check that pages add up (raises IntegrityError with the numbers)."""
@@ -405,14 +427,12 @@ class Engine:
         stop_id = None
         if reason is FinishReason.STOP and token_ids and token_ids[-1] in seq.stop_token_ids:
             stop_id = token_ids[-1]
-        self._deltas.append(
-            TokenDelta(
-                request_id, seq.choice, token_ids, reason, stop_id, error, logprobs, prompt_logprobs
-            )
-        )
+        drafts = DraftCount()
+        if reason is not None and self._drafting is not None:
+            drafts = self._drafting.drop(seq)
+        told = (reason, stop_id, error, logprobs, prompt_logprobs, drafts)
+        self._deltas.append(TokenDelta(request_id, seq.choice, token_ids, *told))
         if reason is not None:
-            if self._drafting is not None:
-                self._drafting.drop(seq)
             seqs = self._requests.get(request_id, [])
             if seq in seqs:
                 seqs.remove(seq)

@@ -8,28 +8,24 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.scheduling.sequence import SequenceState
 from tokenbus.engine.speculation.drafter import DraftView
-from tokenbus.engine.types import FaultCode
+from tokenbus.engine.types import DraftCount, FaultCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from tokenbus.engine.containment import Containment
     from tokenbus.engine.execution.constrained import ConstrainedRows
     from tokenbus.engine.execution.pending_step import DrawnTokens
+    from tokenbus.engine.scheduling.plan import StepPlan
     from tokenbus.engine.scheduling.sequence import Sequence
     from tokenbus.engine.speculation.drafter import Speculation
 
 
-class _Drafted:
-    """A sequence that drafters know, and how many of its tokens they have heard of."""
-
-    def __init__(self, view: DraftView, num_heard: int) -> None:
-        self.view = view
-        self.num_heard = num_heard
-
-
 class Drafting:
-    """Asks for the drafts of running sequences, and tells what was right."""
+    """Asks for the drafts of running sequences, and tells what was right.
+
+    `decode_turns_total` counts the sequences of all decode steps.
+    """
 
     def __init__(
         self,
@@ -37,20 +33,23 @@ class Drafting:
         constrained: ConstrainedRows,
         containment: Containment[Sequence],
     ) -> None:
-        self.drafted_tokens_total = 0
-        self.right_tokens_total = 0
-        self._speculation = speculation
+        self.speculation = speculation
+        self.decode_turns_total = 0
         self._constrained = constrained
         self._containment = containment
         self._keys = count()
-        self._known: dict[Sequence, _Drafted] = {}
+        self._views: dict[Sequence, DraftView] = {}
+        self._counts: dict[Sequence, DraftCount] = {}
 
-    def drafts(self, running: Iterable[Sequence]) -> dict[Sequence, list[int]]:
+    def drafts(self, running: Collection[Sequence]) -> dict[Sequence, list[int]]:
         """Return the drafts of the next step for those of these sequences that have any."""
-        asked = {self._hear(seq).key: seq for seq in running if _can_ask(seq)}
-        views = [self._known[seq].view for seq in asked.values()]
+        if not running or not self.speculation.pays(len(running)):
+            return {}
+        seqs = [seq for seq in running if _can_ask(seq)]
+        views = [self._view(seq) for seq in seqs]
+        asked = {view.key: seq for view, seq in zip(views, seqs, strict=True)}
         drafts: dict[Sequence, list[int]] = {}
-        for key, draft in self._speculation.plan(views).items() if views else ():
+        for key, draft in self.speculation.plan(views).items() if views else ():
             seq = asked[key]
             if seq.grammar is None:
                 drafts[seq] = list(draft)
@@ -62,37 +61,38 @@ class Drafting:
     def report(self, drawn: DrawnTokens) -> None:
         """Tell how much of a draft was right."""
         num_right = len(drawn.token_ids) - 1
-        self.drafted_tokens_total += len(drawn.draft)
-        self.right_tokens_total += num_right
-        if (known := self._known.get(drawn.seq)) is not None:
-            self._speculation.report(known.view.key, drawn.draft, num_right)
+        drafted, accepted = self._counts.get(drawn.seq, DraftCount())
+        self._counts[drawn.seq] = DraftCount(drafted + len(drawn.draft), accepted + num_right)
+        self.speculation.report(self._view(drawn.seq).key, drawn.draft, num_right)
 
-    def drop(self, seq: Sequence) -> None:
-        """Tell the last tokens of a sequence, and that it has ended."""
-        if seq in self._known:
-            key = self._hear(seq).key
-            del self._known[seq]
-            self._speculation.drop(key)
+    def measured(self, plan: StepPlan, seconds: float) -> None:
+        """Count the turns of a step, and tell what it took if it was for these alone."""
+        drafted = plan.drafted()
+        self.decode_turns_total += len(plan.decode) + len(drafted)
+        if not plan.num_prefill_tokens:
+            num_rows = len(plan.decode) + sum(chunk.num_tokens for chunk in drafted)
+            self.speculation.measured(num_rows, seconds)
 
-    def _hear(self, seq: Sequence) -> DraftView:
-        """Tell the tokens that a sequence has got since it was told of last."""
-        known = self._known.get(seq)
-        if known is None:
-            known = self._known[seq] = _Drafted(self._view(seq), seq.num_prompt)
-        fresh = seq.token_ids[known.num_heard :]
-        if fresh:
-            known.num_heard += len(fresh)
-            self._speculation.observe(known.view.key, fresh)
-        return known.view
+    def drop(self, seq: Sequence) -> DraftCount:
+        """Tell that a sequence has ended; return what was drafted for it."""
+        self.speculation.drop(self._view(seq))
+        del self._views[seq]
+        return self._counts.pop(seq, DraftCount())
 
     def _view(self, seq: Sequence) -> DraftView:
-        return DraftView(
-            key=next(self._keys),
-            group=seq.request.cache_salt,
-            token_ids=seq.token_ids,
-            num_prompt=seq.num_prompt,
-            walk_grammar=None if seq.grammar is None else partial(self._constrained.walk, seq),
-        )
+        view = self._views.get(seq)
+        if view is None:
+            request = seq.request
+            view = self._views[seq] = DraftView(
+                key=next(self._keys),
+                group=request.cache_salt,
+                token_ids=seq.token_ids,
+                num_prompt=seq.num_prompt,
+                walk_grammar=None if seq.grammar is None else partial(self._constrained.walk, seq),
+                lane=request.lane,
+                request_id=request.request_id,
+            )
+        return view
 
 
 def _can_ask(seq: Sequence) -> bool:

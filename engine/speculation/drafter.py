@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tokenbus.engine.types import DraftCount
+
 # Of a guess: so many tokens alike and more count the same.
 MAX_STRENGTH = 16
 
@@ -89,6 +91,10 @@ class Drafter(Protocol):
 class Speculation(Protocol):
     """What the engine asks for drafts: drafters, and a budget for them."""
 
+    def pays(self, num_seqs: int) -> bool:
+        """Tell whether drafts may pay in a step of so many sequences; else nobody is asked."""
+        ...
+
     def plan(self, seqs: Sequence[DraftView]) -> Mapping[int, Sequence[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none.
 
@@ -102,10 +108,25 @@ class Speculation(Protocol):
         """Hear how many tokens of a draft, from its first, were right."""
         ...
 
-    def observe(self, key: int, token_ids: Sequence[int]) -> None:
-        """Hear of tokens that a sequence got, drafted or not."""
+    def measured(self, num_rows: int, seconds: float) -> None:
+        """Hear what a step took that computed nothing but so many rows of decoding sequences."""
         ...
 
-    def drop(self, key: int) -> None:
-        """Hear that a sequence has ended."""
+    def drop(self, seq: DraftView) -> None:
+        """Hear that a sequence has ended, with all the tokens that it got."""
+        ...
+
+    def learn_answer(self, name: int, group: str, token_ids: Sequence[int]) -> None:
+        """Let drafts for a group come from an answer that the engine did not give itself."""
+        ...
+
+    def forget_answers(self, names: Sequence[int]) -> None:
+        """Let no more drafts come from answers, by the names they came under.
+
+        Those that the engine gave itself have the numbers of their requests.
+        """
+        ...
+
+    def totals(self) -> tuple[tuple[str, DraftCount], ...]:
+        """Return what was verified of each drafter's tokens."""
         ...

@@ -90,7 +90,8 @@ class MatchFinder:
         if len(context) < MIN_MATCH:
             return None
         ids, earlier, mask = self._ids, self._earlier, self.capacity - 1
-        start, last = self.start, self.end - 1
+        last = self.end - 1
+        start = max(0, self.end - self.capacity)
         newest_first = context[: -MAX_MATCH - 1 : -1]
         third, second, first = newest_first[:MIN_MATCH]
         place = self._latest[_slot(first, second, third, 2 * self.capacity)]

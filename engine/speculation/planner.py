@@ -11,6 +11,8 @@ right lately is asked again after a time in which it was not.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import accumulate, islice
+from operator import mul
 from typing import TYPE_CHECKING, NamedTuple
 
 from tokenbus.engine.speculation.acceptance import Acceptance
@@ -19,9 +21,10 @@ from tokenbus.engine.speculation.grammar_guide import fitting
 from tokenbus.engine.speculation.own_text import OwnText
 from tokenbus.engine.speculation.pool_text import PoolText
 from tokenbus.engine.speculation.step_costs import StepCosts
+from tokenbus.engine.types import DraftCount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tokenbus.engine.speculation.drafter import Drafter, DraftView, Guess
 
@@ -66,11 +69,10 @@ class _Draft:
 
     def weigh(self, shares: list[list[float]]) -> None:
         """Set the chances, given the shares of right tokens of its lane."""
-        chance = 1.0
+        chances = [1.0]
         for piece in self.pieces:
-            for share in _shares(piece, shares):
-                chance *= share
-                self.chances.append(chance)
+            chances += islice(accumulate(_shares(piece, shares), mul, initial=chances[-1]), 1, None)
+        self.chances = chances[1:]
 
 
 class DraftPlanner:
@@ -88,10 +90,12 @@ class DraftPlanner:
         self.drafted_total: Counter[str] = Counter()
         self.accepted_total: Counter[str] = Counter()
 
+    def pays(self, num_seqs: int) -> bool:
+        """Tell whether drafts may pay in a step of so many sequences; else nobody is asked."""
+        return self.costs.most_drafts(num_seqs, MAX_DRAFT) > 0
+
     def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
         """Return the drafts of the next step by key; sequences that are not in it get none."""
-        if not seqs or not self.costs.most_drafts(len(seqs), MAX_DRAFT):
-            return {}
         drafts = [(seq.key, draft) for seq in seqs if (draft := self._draft(seq)) is not None]
         chances = sorted(
             (
@@ -130,6 +134,19 @@ class DraftPlanner:
         for drafter in self._drafters:
             drafter.drop(seq)
 
+    def learn_answer(self, name: int, group: str, token_ids: Sequence[int]) -> None:
+        """Let drafts for a group come from an answer that the engine did not give itself."""
+        self.pool.add(name, group, token_ids)
+
+    def forget_answers(self, names: Sequence[int]) -> None:
+        """Let no more drafts come from answers, by the names they came under."""
+        self.pool.forget(names)
+
+    def totals(self) -> tuple[tuple[str, DraftCount], ...]:
+        """Return what was verified of each drafter's tokens."""
+        drafted, accepted = self.drafted_total, self.accepted_total
+        return tuple((name, DraftCount(drafted[name], accepted[name])) for name in self.names)
+
     def _draft(self, seq: DraftView) -> _Draft | None:
         """Draft anew, if tokens have come since the last time, and learn from these."""
         before = self._drafts.pop(seq.key, None)
@@ -142,7 +159,7 @@ class DraftPlanner:
         if not rivals:
             return None
         if seq.walk_grammar is None:
-            pieces = [max(rivals, key=lambda piece: _promise(piece, shares))]
+            pieces = [_best(rivals, shares)]
         else:
             # What the grammar forbids of the others is no fault of theirs.
             pieces, rivals = self._fitting(seq, context, shares), []
@@ -166,7 +183,7 @@ class DraftPlanner:
             guesses = self._guesses(seq, context, limit)
             if not guesses:
                 return None
-            best = max(guesses, key=lambda piece: _promise(piece, shares))
+            best = _best(guesses, shares)
             return best.source, best.guess
 
         assert seq.walk_grammar is not None
@@ -198,17 +215,20 @@ class DraftPlanner:
                 break
 
 
-def _shares(piece: _Piece, shares: list[list[float]]) -> Iterator[float]:
+def _shares(piece: _Piece, shares: list[list[float]]) -> list[float]:
     """Return the share of right tokens for each of a piece's."""
-    own, strength = shares[piece.source], piece.guess.strength
-    for number in range(len(piece.guess.token_ids)):
-        yield own[min(MAX_STRENGTH, strength + number)]
+    num_tokens, strength = len(piece.guess.token_ids), piece.guess.strength
+    own = shares[piece.source][strength : strength + num_tokens]
+    return own + [shares[piece.source][MAX_STRENGTH]] * (num_tokens - len(own))
+
+
+def _best(pieces: list[_Piece], shares: list[list[float]]) -> _Piece:
+    """Return the guess that promises the most tokens."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return max(pieces, key=lambda piece: _promise(piece, shares))
 
 
 def _promise(piece: _Piece, shares: list[list[float]]) -> float:
     """Return how many of a guess's tokens are expected to be right."""
-    promise, chance = 0.0, 1.0
-    for share in _shares(piece, shares):
-        chance *= share
-        promise += chance
-    return promise
+    return sum(accumulate(_shares(piece, shares), mul))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from random import Random
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.types import DraftCount
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -15,8 +17,8 @@ class ScriptedSpeculation:
     """Drafts what sequences are known to say, found by what they have said so far.
 
     One in `wrong_in` drafts has a wrong token at a random place, and as many sequences get none.
-    Every call is held against the contract: a key is asked for until it is dropped, and hears of
-    each of its tokens once.
+    Every call is held against the contract: a key is asked for until it is dropped, and that tells
+    all its tokens.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class ScriptedSpeculation:
     def plan(self, seqs: Sequence[DraftView]) -> Mapping[int, Sequence[int]]:
         """Return the drafts of a step."""
         for seq in seqs:
-            assert self.heard[seq.key] == list(seq.token_ids[seq.num_prompt :])
+            self.heard[seq.key] = list(seq.token_ids[seq.num_prompt :])
             assert seq.key not in self.dropped
         return {seq.key: self._draft(list(seq.token_ids)) for seq in seqs}
 
@@ -48,14 +50,32 @@ class ScriptedSpeculation:
         self.num_right += num_right
         self.num_wrong_drafts += num_right < len(draft)
 
-    def observe(self, key: int, token_ids: Sequence[int]) -> None:
-        """Note tokens of a sequence."""
-        self.heard.setdefault(key, []).extend(token_ids)
+    def pays(self, num_seqs: int) -> bool:
+        """Let everyone be asked."""
+        return num_seqs > 0
 
-    def drop(self, key: int) -> None:
+    def measured(self, num_rows: int, seconds: float) -> None:
+        """Take no notice of what steps cost, but that they are some."""
+        assert num_rows > 0
+        assert seconds > 0
+
+    def drop(self, seq: DraftView) -> None:
         """Note the end of a sequence."""
-        assert key not in self.dropped
-        self.dropped.add(key)
+        assert seq.key not in self.dropped
+        heard, told = self.heard.get(seq.key, []), list(seq.token_ids[seq.num_prompt :])
+        assert told[: len(heard)] == heard
+        self.heard[seq.key] = told
+        self.dropped.add(seq.key)
+
+    def learn_answer(self, *_: object) -> None:
+        """Learn nothing: the texts are given."""
+
+    def forget_answers(self, *_: object) -> None:
+        """Forget nothing."""
+
+    def totals(self) -> tuple[tuple[str, DraftCount], ...]:
+        """Return what was counted."""
+        return (("script", DraftCount(self.num_drafted, self.num_right)),)
 
     def _draft(self, known: list[int]) -> list[int]:
         if self._chance.randrange(self._wrong_in) == 0:
