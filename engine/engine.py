@@ -314,10 +314,10 @@ class Engine:
     def _deliver_drawn(self, drawn: DrawnTokens, undrawn: list[tuple[Sequence, int]]) -> None:
         """Deliver what was right of a draft, and the token drawn behind it."""
         seq, token_ids = drawn.seq, drawn.token_ids
-        if self._drafting is not None:
-            self._drafting.report(drawn)
         if seq.state is SequenceState.FINISHED:
             return
+        if self._drafting is not None:
+            self._drafting.report(drawn)
         if token_ids[-1] < 0:
             undrawn.append((seq, token_ids.pop()))
         logprobs = [entry for entry in drawn.logprobs[: len(token_ids)] if entry is not None]
