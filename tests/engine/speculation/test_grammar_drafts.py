@@ -106,9 +106,7 @@ def requests_of(llm: LLM) -> list[Request]:
 
 def texts_of(requests: list[Request], answers: Answers) -> list[list[int]]:
     """Return prompt and output of each choice."""
-    return [
-        [*requests[idx].prompt_ids, *told(deltas)[0]] for (idx, _), deltas in answers.items()
-    ]
+    return [[*requests[idx].prompt_ids, *told(deltas)[0]] for (idx, _), deltas in answers.items()]
 
 
 def speculate(llm: LLM, texts: list[list[int]]) -> ScriptedSpeculation:
