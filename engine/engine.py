@@ -148,8 +148,10 @@ class Engine:
 
     def _step(self) -> StepOutput:
         self._settle_grammars()
-        drafting, began_at = self._drafting, time.monotonic()
-        drafts = None if drafting is None else drafting.drafts(self._scheduler.running)
+        drafting, drafts, began_at = self._drafting, None, 0.0
+        if drafting is not None:
+            began_at = time.monotonic()
+            drafts = drafting.drafts(self._scheduler.running)
         plan = self._scheduler.schedule(drafts)
         launched = None
         started_at = time.monotonic()

@@ -42,7 +42,7 @@ class DrawnRows(NamedTuple):
     newest: Tensor
 
 
-class _Places:
+class _DrawPlaces:
     """The T places of drafted rows, in the order in which they are drawn.
 
     turns: how many are drawn at once. order: [T], which place of the logits each is. owners,
@@ -106,7 +106,7 @@ def draw_drafted(
         bitmask: [T, W] int32 as in `SamplingState.sample`.
     """
     in_turn = plan.has(HISTORY)
-    places = _Places(drafted, to_device, in_turn=in_turn)
+    places = _DrawPlaces(drafted, to_device, in_turn=in_turn)
     draws = SamplingPlan(plan.features & ~Feature.LOGPROBS)
     rows = places.rows.clone()
     token_ids = torch.empty_like(places.order)
