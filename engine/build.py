@@ -19,6 +19,7 @@ from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
 from tokenbus.engine.scheduling.page_pool import PagePool
 from tokenbus.engine.scheduling.scheduler import Scheduler
+from tokenbus.engine.speculation.planner import DraftPlanner
 from tokenbus.engine.text.templates.chat_settings import read_chat_template
 from tokenbus.engine.types import NO_DEFAULTS, EngineLimits
 from tokenbus.engine.weights.loader import load_model
@@ -123,7 +124,15 @@ def engine_for(
     )
     limits = _limits(loaded, config, num_pages, page_size, max_model_len)
     constrained = ConstrainedRows(loaded.tokenizer, limits, runner.containment, config)
-    return Engine(runner, scheduler, constrained, limits, one_step_ahead=backend.runs_ahead)
+    planner = DraftPlanner(config.speculation_group_bytes)
+    return Engine(
+        runner,
+        scheduler,
+        constrained,
+        limits,
+        one_step_ahead=backend.runs_ahead,
+        speculation=planner if config.speculation == "auto" else None,
+    )
 
 
 def _limits(

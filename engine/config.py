@@ -216,6 +216,16 @@ class EngineConfig:
             unset="by the chat template",
         ),
     )
+    # auto lets a step bring several tokens of a sequence where that pays; the text is the same.
+    speculation: str = field(
+        default="off",
+        metadata=_declared(
+            choices=("auto", "off"),
+            option="--speculation",
+            help="draft tokens from texts and grammars and verify several in a step; auto drafts"
+            " as many as pay",
+        ),
+    )
     # The longest step while somebody is streaming.
     itl_target_ms: float | None = field(
         default=None,
@@ -238,6 +248,13 @@ class EngineConfig:
     prefix_grouping: bool = field(
         default=True,
         metadata=_declared(help="let sequences with the same pages read these once for all"),
+    )
+    speculation_group_bytes: int = field(
+        default=4 * 2**20,
+        metadata=_declared(
+            (2**16, 2**30),
+            help="what the answers of one tenant or cache group may take that drafts come from",
+        ),
     )
     random_weights: bool = field(
         default=False,

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import DeviceFault, EngineError, ModelUnsound, RequestRejected
 from tokenbus.engine.execution.device_faults import escapes, is_device_fault
+from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.execution.request_check import check_request
 from tokenbus.engine.sampling.plan import LOGIT_RULES, plan_of
 from tokenbus.engine.scheduling.sequence import Sequence, SequenceState
 from tokenbus.engine.text.prompt_ids import packed
 from tokenbus.engine.types import (
     Admission,
+    DraftCount,
     EngineLimits,
     EngineStats,
     Fault,
@@ -41,12 +43,15 @@ from tokenbus.kernels.draw_outcomes import EMPTY_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from collections.abc import Sequence as TokenIds
 
     from tokenbus.engine.containment import Guard
     from tokenbus.engine.execution.constrained import ConstrainedRows
-    from tokenbus.engine.execution.runner import PendingStep, Runner
+    from tokenbus.engine.execution.pending_step import DrawnTokens, PendingStep
+    from tokenbus.engine.execution.runner import Runner
     from tokenbus.engine.scheduling.scheduler import Scheduler
     from tokenbus.engine.scheduling.sequence import SequenceEnd
+    from tokenbus.engine.speculation.drafter import Speculation
 
     _Row = tuple[Sequence, int, TokenLogprobs | None]
 
@@ -65,6 +70,7 @@ class Engine:
         limits: EngineLimits,
         *,
         one_step_ahead: bool,
+        speculation: Speculation | None = None,
     ) -> None:
         self.limits = limits
         self._runner = runner
@@ -72,6 +78,9 @@ class Engine:
         self._constrained = constrained
         self._containment = runner.containment
         self._one_step_ahead = one_step_ahead
+        self._drafting = None
+        if speculation is not None:
+            self._drafting = Drafting(speculation, constrained, runner.containment)
         self._sound_until = 0.0
         self._requests: dict[int, list[Sequence]] = {}
         self._arrivals = 0
@@ -139,7 +148,11 @@ class Engine:
 
     def _step(self) -> StepOutput:
         self._settle_grammars()
-        plan = self._scheduler.schedule()
+        drafting, drafts, began_at = self._drafting, None, 0.0
+        if drafting is not None:
+            began_at = time.monotonic()
+            drafts = drafting.drafts(self._scheduler.running)
+        plan = self._scheduler.schedule(drafts)
         launched = None
         started_at = time.monotonic()
         if not plan.is_empty:
@@ -157,6 +170,11 @@ class Engine:
                 len(done.plan.decode),
                 now - max(self._launched_at, started_at if done is launched else 0.0),
             )
+            if drafting is not None:
+                # With the time that drafts took: they have to be worth it.
+                drafting.measured(
+                    done.plan, now - max(self._launched_at, began_at if done is launched else 0.0)
+                )
             self._launched_at = now
             self._end_failed()
         deltas, self._deltas = self._deltas, []
@@ -169,7 +187,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return counters and gauges."""
-        sched = self._scheduler
+        sched, drafting = self._scheduler, self._drafting
         return EngineStats(
             num_pages=self.limits.num_pages,
             free_pages=sched.pool.num_free,
@@ -183,11 +201,26 @@ class Engine:
             preempted_tokens_total=sched.preempted_tokens_total,
             preemptions_total=sched.preemptions_total,
             shared_pages=sched.pool.num_shared,
+            decode_turns_total=0 if drafting is None else drafting.decode_turns_total,
+            drafts_total=() if drafting is None else drafting.speculation.totals(),
         )
 
     def reset_prefix_cache(self) -> bool:
         """Forget all prefixes; refused (False) while any sequence holds pages."""
         return self._scheduler.pool.reset_prefixes()
+
+    def learn_answer(self, name: int, group: str, token_ids: TokenIds) -> None:
+        """Let drafts for a group of requests, those of one cache salt, come from an answer.
+
+        Nothing is done without speculation, here and in `forget_answers`.
+        """
+        if self._drafting is not None:
+            self._drafting.speculation.learn_answer(name, group, token_ids)
+
+    def forget_answers(self, names: TokenIds) -> None:
+        """Let no more drafts come from the answers of these names or requests."""
+        if self._drafting is not None:
+            self._drafting.speculation.forget_answers(names)
 
     def check_integrity(self) -> None:
         """Check that pages add up (raises IntegrityError with the numbers)."""
@@ -232,6 +265,9 @@ class Engine:
             with guard:
                 self._deliver(rows, guard, undrawn)
                 is_done = True
+        for drawn in result.drawn:
+            with self._containment.guard(drawn.seq, "its drafted tokens were delivered"):
+                self._deliver_drawn(drawn, undrawn)
         self._fail_undrawn(undrawn)
 
     def _deliver(
@@ -247,7 +283,7 @@ class Engine:
             if token_id < 0:
                 undrawn.append((seq, token_id))
             elif seq.grammar is not None:
-                self._deliver_constrained(seq, token_id, logprob)
+                self._deliver_constrained(seq, [token_id], [] if logprob is None else [logprob])
             else:
                 token_ids = (token_id,)
                 end = complete(seq, token_ids)
@@ -277,20 +313,36 @@ class Engine:
             raise ModelUnsound("the model gives no finite logits for any token")
         self._sound_until = now + _SOUND_S
 
+    def _deliver_drawn(self, drawn: DrawnTokens, undrawn: list[tuple[Sequence, int]]) -> None:
+        """Deliver what was right of a draft, and the token drawn behind it."""
+        seq, token_ids = drawn.seq, drawn.token_ids
+        if seq.state is SequenceState.FINISHED:
+            return
+        if self._drafting is not None:
+            self._drafting.report(drawn)
+        if token_ids[-1] < 0:
+            undrawn.append((seq, token_ids.pop()))
+        logprobs = [entry for entry in drawn.logprobs[: len(token_ids)] if entry is not None]
+        if not token_ids:
+            return
+        if seq.grammar is not None:
+            self._deliver_constrained(seq, token_ids, logprobs)
+        else:
+            kept, reason = _kept(tuple(token_ids), self._scheduler.complete(seq, token_ids))
+            self._emit(seq, kept, reason, tuple(logprobs[: len(kept)]))
+
     def _deliver_constrained(
-        self, seq: Sequence, token_id: int, logprob: TokenLogprobs | None
+        self, seq: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs]
     ) -> None:
-        kept, reason = _kept((token_id,), self._scheduler.complete(seq, (token_id,)))
-        scored = () if logprob is None else (replace(logprob, forced=seq.draws_forced),)
-        logprobs = scored[: len(kept)]
-        if reason is None:
-            forced = None
-            with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):
-                forced = self._constrained.accept(seq, token_id)
-            if forced is None:
-                return
+        """Deliver drawn tokens, each after the grammar took the one before, and forced ones."""
+        kept, reason, forced = self._advance(seq, token_ids)
+        scored = tuple(
+            replace(entry, forced=is_forced)
+            for entry, is_forced in zip(logprobs[: len(kept)], seq.draws_forced, strict=False)
+        )
+        if reason is None and forced is not None:
             is_over = seq.matcher is not None and seq.matcher.is_finished
-            if forced and logprobs:
+            if forced and scored:
                 self._scheduler.hold_forced(seq, forced, is_last=is_over)
                 is_over = False
             elif forced:
@@ -301,7 +353,40 @@ class Engine:
                 self._scheduler.remove(seq, reason)
             elif reason is None and seq.held_end is None:
                 self._constrained.await_next(seq)
-        self._emit(seq, kept, reason, logprobs)
+        if kept or reason is not None:
+            self._emit(seq, kept, reason, scored)
+
+    def _advance(
+        self, seq: Sequence, token_ids: list[int]
+    ) -> tuple[tuple[int, ...], FinishReason | None, list[int] | None]:
+        """Take drawn tokens one by one, as far as the grammar goes along.
+
+        Returns: the tokens taken; why the sequence ended with the last, if it did; and the tokens
+            that are forced behind it, None if the grammar gave up.
+        """
+        kept: tuple[int, ...] = ()
+        forced: list[int] = []
+        for token_id in token_ids:
+            if forced and token_id != forced[0]:
+                break
+            if kept:
+                end = self._scheduler.complete_right(seq, token_id)
+            else:
+                end = self._scheduler.complete(seq, (token_id,))
+            if end is not None:
+                return kept + (token_id,)[: end.num_kept], end.reason, []
+            if forced:
+                kept, forced = (*kept, token_id), forced[1:]
+                continue
+            found = None
+            with self._containment.guard(seq, "its grammar advanced", FaultCode.GRAMMAR):
+                found = self._constrained.accept(seq, token_id)
+            if found is None:
+                return kept, None, None
+            kept, forced = (*kept, token_id), found
+            if seq.matcher is None or seq.matcher.is_finished:
+                break
+        return kept, None, forced
 
     def _end_failed(self) -> None:
         """End the sequences whose own work failed; a token of theirs in flight is dropped."""
@@ -344,11 +429,11 @@ class Engine:
         stop_id = None
         if reason is FinishReason.STOP and token_ids and token_ids[-1] in seq.stop_token_ids:
             stop_id = token_ids[-1]
-        self._deltas.append(
-            TokenDelta(
-                request_id, seq.choice, token_ids, reason, stop_id, error, logprobs, prompt_logprobs
-            )
-        )
+        drafts = DraftCount()
+        if reason is not None and self._drafting is not None:
+            drafts = self._drafting.drop(seq)
+        told = (reason, stop_id, error, logprobs, prompt_logprobs, drafts)
+        self._deltas.append(TokenDelta(request_id, seq.choice, token_ids, *told))
         if reason is not None:
             seqs = self._requests.get(request_id, [])
             if seq in seqs:

@@ -215,11 +215,19 @@ class TokenLogprobs:
     forced: bool = False
 
 
+class DraftCount(NamedTuple):
+    """Tokens that were drafted and verified, and those of them that were right."""
+
+    drafted: int = 0
+    accepted: int = 0
+
+
 class TokenDelta(NamedTuple):
     """New tokens of one choice, in order; the last delta of a choice has a `finish_reason`.
 
     `logprobs` has an entry per token if they were asked for, and is empty otherwise.
     `stop_token_id` is the id that ended the choice (already the last of `token_ids`), if one did.
+    `drafts` comes with the last delta.
     A tuple, because a step makes one for each of its rows.
     """
 
@@ -231,6 +239,7 @@ class TokenDelta(NamedTuple):
     error: Fault | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    drafts: DraftCount = DraftCount()
 
 
 class Admission(NamedTuple):
@@ -244,7 +253,9 @@ class Admission(NamedTuple):
 class EngineStats(NamedTuple):
     """Counters and gauges; `*_total` only grow. A tuple, because every step makes one.
 
-    `shared_pages` are held by more than one sequence.
+    `shared_pages` are held by more than one sequence. `decode_turns_total` counts the sequences of
+    all decode steps: in each a sequence got one token, and those of its draft that were right.
+    `drafts_total` is by the name of the drafter.
     """
 
     num_pages: int
@@ -259,6 +270,8 @@ class EngineStats(NamedTuple):
     preempted_tokens_total: int = 0
     preemptions_total: int = 0
     shared_pages: int = 0
+    decode_turns_total: int = 0
+    drafts_total: tuple[tuple[str, DraftCount], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from tokenbus.worker.jobs.suspects import Suspects
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.pool.arrivals import Arrivals
 from tokenbus.worker.pool.cancel_listener import CancelListener
+from tokenbus.worker.pool.corpus import Corpus
 from tokenbus.worker.pool.doorbell import Doorbell
 from tokenbus.worker.pool.inbox import Inbox
 from tokenbus.worker.pool.lease import Lease
@@ -74,6 +75,7 @@ class Parts:
     questions: Questions
     reaper: Reaper
     cancel_listener: CancelListener
+    corpus: Corpus
     status_writer: StatusWriter
 
 
@@ -153,6 +155,7 @@ async def assemble(
         questions=Questions(member, preparer, tokenizer, limits.max_model_len),
         reaper=Reaper(member),
         cancel_listener=CancelListener(member, blocking, jobs.settlement),
+        corpus=Corpus(member, engine),
         status_writer=_status_writer(member, engine, life, jobs, limits),
     )
 

@@ -285,6 +285,7 @@ class Worker:
                     parts.questions,
                     parts.reaper,
                     parts.cancel_listener,
+                    parts.corpus,
                     parts.status_writer,
                 ):
                     tasks.create_task(part.run())

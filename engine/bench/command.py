@@ -38,6 +38,7 @@ _FIRST_TOKEN = "ttft"  # noqa: S105 # the name of a measurement
 # workloads fill, and tables for sequences of this many tokens, more if a workload has longer ones.
 _SETTINGS: dict[str, int | None] = {
     "dtype": None,
+    "speculation": None,
     "quantization": None,
     "kv_cache_dtype": None,
     "device": None,

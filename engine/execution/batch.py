@@ -27,8 +27,8 @@ def step_batch(
     chunks: list[PrefillChunk], seqs: list[Sequence], rows: RowState, kv: KVCache
 ) -> tuple[Tensor, ForwardContext]:
     """Return token ids [T] and the context of chunks, then of one token per decoding sequence."""
-    query_lens = [*(chunk.end - chunk.start for chunk in chunks), *[1] * len(seqs)]
-    context_lens = [*(chunk.end for chunk in chunks), *(seq.num_computed for seq in seqs)]
+    query_lens = [*(chunk.num_tokens for chunk in chunks), *[1] * len(seqs)]
+    context_lens = [*(chunk.length for chunk in chunks), *(seq.num_computed for seq in seqs)]
     num_tokens = sum(query_lens)
     num_known = num_tokens - len(seqs)
     decode_rows = _rows_of(seqs)
@@ -36,9 +36,9 @@ def step_batch(
     ids_host, positions, owners = np.split(host, [num_known, num_known + num_tokens])
     first = 0
     for chunk in chunks:
-        end = first + chunk.end - chunk.start
-        ids_host[first:end] = chunk.seq.token_ids[chunk.start : chunk.end]
-        positions[first:end] = np.arange(chunk.start, chunk.end)
+        end = first + chunk.num_tokens
+        ids_host[first:end] = chunk.token_ids()
+        positions[first:end] = np.arange(chunk.start, chunk.length)
         owners[first:end] = chunk.seq.row or 0
         first = end
     positions[num_known:] = context_lens[len(chunks) :]

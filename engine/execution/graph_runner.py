@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.engine.execution.pending_step import PendingStep
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
-from tokenbus.engine.execution.runner import PendingStep, Runner
+from tokenbus.engine.execution.runner import Runner
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.execution.prompt_graphs import PassShape
     from tokenbus.engine.execution.rows import RowState
+    from tokenbus.engine.execution.runner import Masks
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.sampling.sampler import SampledTokens, SamplingState
@@ -176,12 +178,12 @@ class GraphRunner(Runner):
         self._is_warm = True
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
+    def launch(self, plan: StepPlan, masks: Masks | None = None) -> PendingStep:
         """Start a step, by replay where a graph can hold it."""
         if plan.prefill or masks:
             return super().launch(plan, masks)
         self._regroup(plan.decode)
-        pending = PendingStep(plan, plan.sampled())
+        pending = PendingStep.of(plan)
         self._set_up(plan)
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
         sampling_plan = _captured_plan(self.sampling.plan(row_list))

@@ -172,7 +172,7 @@ class PromptGraphs:
         Returns: hidden states [T, H] and where the rows of `seqs` begin in them, which are valid
             until the next pass; None if no graph pays for so many.
         """
-        num_tokens = sum(chunk.end - chunk.start for chunk in chunks)
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
         shape = self.shape(num_tokens, len(chunks), len(seqs))
         if shape is None:
             return None
@@ -213,11 +213,11 @@ class PromptGraphs:
         owners[:] = table_rows[:] = self._rows.padding_row
         first = 0
         for idx, chunk in enumerate(chunks):
-            end = first + chunk.end - chunk.start
-            ids[first:end] = chunk.seq.token_ids[chunk.start : chunk.end]
-            positions[first:end] = np.arange(chunk.start, chunk.end)
+            end = first + chunk.num_tokens
+            ids[first:end] = chunk.token_ids()
+            positions[first:end] = np.arange(chunk.start, chunk.length)
             owners[first:end] = table_rows[idx] = chunk.seq.row or 0
-            lens[idx] = chunk.end
+            lens[idx] = chunk.length
             borders[idx + 1] = first = end
         borders[len(chunks) + 1 : shape.num_seqs + 1] = first
         borders[shape.num_seqs + 1 :] = np.arange(1, shape.num_rows + 1) + shape.num_tokens

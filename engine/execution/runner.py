@@ -5,7 +5,7 @@ The file is one noun, past three hundred lines: what a launch leaves is read bac
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,15 +14,18 @@ from torch import Tensor
 from tokenbus.engine.containment import Containment
 from tokenbus.engine.execution.batch import decode_batch, step_batch
 from tokenbus.engine.execution.device_faults import escapes
+from tokenbus.engine.execution.pending_step import PendingStep, read_step
 from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.sampling.drafted_draws import DraftedRow, draw_drafted
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
 from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
 from tokenbus.kernels.draw_outcomes import BROKEN_ROW
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from tokenbus.engine.execution.pending_step import StepResult
     from tokenbus.engine.execution.rows import RowState
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
@@ -32,37 +35,9 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.plan import PrefillChunk, StepPlan
     from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
     from tokenbus.engine.scheduling.sequence import Sequence
-    from tokenbus.engine.types import TokenLogprobs
 
-
-@dataclass(slots=True)
-class PendingStep:
-    """A launched step whose tokens have not been read back.
-
-    `draws` follow the order of `seqs`; each holds the tokens of a part of them. `forced_scores`
-    holds sequence, index of the first token, and the scores from there on.
-    """
-
-    plan: StepPlan
-    seqs: list[Sequence]
-    draws: list[SampledTokens] = field(default_factory=list)
-    prompt_scores: list[tuple[Sequence, int, RawLogprobs]] = field(default_factory=list)
-    forced_scores: list[tuple[Sequence, int, RawLogprobs]] = field(default_factory=list)
-    ready: torch.cuda.Event | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a step sampled, on the host, one entry per sequence of `PendingStep.seqs`.
-
-    A token below 0 is none: see `kernels/draw_outcomes.py`. `forced_logprobs` has the sequence, the
-    index of the first token, and their entries.
-    """
-
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs | None]
-    prompt_logprobs: list[tuple[Sequence, int, list[TokenLogprobs | None]]]
-    forced_logprobs: list[tuple[Sequence, int, list[TokenLogprobs | None]]]
+    # The packed grammar masks of constrained rows, one for each of their draws.
+    Masks = Mapping[int, list[Tensor]]
 
 
 class Runner:
@@ -96,43 +71,22 @@ class Runner:
         self.sampling.clear_row(row)
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
-        """Start a step; `masks` holds the packed grammar mask of each constrained row."""
-        pending = PendingStep(plan, plan.sampled())
+    def launch(self, plan: StepPlan, masks: Masks | None = None) -> PendingStep:
+        """Start a step, under the `masks` of its constrained rows."""
+        pending = PendingStep.of(plan)
         self._set_up(plan)
         self._regroup(plan.decode)
         hidden = self._hidden(plan, pending)
         if pending.seqs:
-            self._sample(hidden, pending.seqs, pending, masks)
+            self._sample(hidden[: len(pending.seqs)], pending.seqs, pending, masks)
+        if pending.drafted:
+            self._sample_drafted(hidden[len(pending.seqs) :], pending, masks)
         self._read_back(pending)
         return pending
 
     def collect(self, pending: PendingStep) -> StepResult:
         """Wait for a step and bring its tokens to the host."""
-        if pending.ready is not None:
-            pending.ready.synchronize()
-        token_ids: list[int] = []
-        logprobs: list[TokenLogprobs | None] = []
-        for drawn in pending.draws:
-            ids = drawn.token_ids.tolist()
-            seqs = pending.seqs[len(token_ids) : len(token_ids) + len(ids)]
-            token_ids.extend(ids)
-            if drawn.logprobs is None:
-                logprobs.extend([None] * len(ids))
-            else:
-                wanted = [seq.request.params.logprobs for seq in seqs]
-                logprobs.extend(drawn.logprobs.to_host(wanted))
-        prompt_logprobs = []
-        for seq, first, scores in pending.prompt_scores:
-            with self.containment.guard(seq, "its prompt's logprobs were read"):
-                wanted = [seq.request.params.prompt_logprobs] * len(scores.token_ids)
-                prompt_logprobs.append((seq, first, scores.to_host(wanted)))
-        forced_logprobs = []
-        for seq, first, scores in pending.forced_scores:
-            with self.containment.guard(seq, "its forced tokens' logprobs were read"):
-                wanted = [seq.request.params.logprobs] * len(scores.token_ids)
-                forced_logprobs.append((seq, first, scores.to_host(wanted)))
-        return StepResult(token_ids, logprobs, prompt_logprobs, forced_logprobs)
+        return read_step(pending, self.containment)
 
     @torch.inference_mode()
     def model_is_sound(self) -> bool:
@@ -187,23 +141,28 @@ class Runner:
             self._sharing.assign_runs(runs)
 
     def _hidden(self, plan: StepPlan, pending: PendingStep) -> Tensor:
-        """Return the last hidden states of the sequences that sample, [S, H]."""
-        if plan.prefill and self._sharing is not None:
+        """Return the hidden states that draws are made from, [S, H]: those of drafts come last."""
+        if not plan.prefill:
+            return self._decode(plan.decode)
+        if self._sharing is not None:
             return self._prefill(plan.prefill, plan.decode, pending)
-        parts = []
-        if plan.prefill:
-            parts.append(self._prefill(plan.prefill, [], pending))
-        if plan.decode:
-            parts.append(self._decode(plan.decode))
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        hidden = self._prefill(plan.prefill, [], pending)
+        if not plan.decode:
+            return hidden
+        place = len(pending.seqs) - len(plan.decode)
+        return torch.cat((hidden[:place], self._decode(plan.decode), hidden[place:]))
 
     def _prefill(
         self, chunks: list[PrefillChunk], seqs: list[Sequence], pending: PendingStep
     ) -> Tensor:
-        """Return the last hidden states of the chunks that sample, then those of `seqs`."""
+        """Return the last hidden states of the chunks that sample, those of `seqs`, then of drafts.
+
+        A chunk with a draft has one behind its last known token, and one behind each of the draft.
+        """
         hidden, first_row = self._pass(chunks, seqs)
         offset = 0
         last: list[int] = []
+        drafted: list[int] = []
         for chunk in chunks:
             if chunk.seq.num_prompt_scored < chunk.seq.num_prompt:
                 with self.containment.guard(chunk.seq, "its prompt was scored"):
@@ -211,11 +170,13 @@ class Runner:
             if chunk.seq.num_unscored:
                 with self.containment.guard(chunk.seq, "its forced tokens were scored"):
                     self._score_forced(chunk, hidden[offset:], pending)
-            offset += chunk.end - chunk.start
-            if chunk.samples:
+            offset += chunk.num_tokens
+            if chunk.draft:
+                drafted.extend(range(offset - len(chunk.draft) - 1, offset))
+            elif chunk.samples:
                 last.append(offset - 1)
         last.extend(range(first_row, first_row + len(seqs)))
-        return hidden[self.rows.to_device(last)]
+        return hidden[self.rows.to_device([*last, *drafted])]
 
     def _pass(self, chunks: list[PrefillChunk], seqs: list[Sequence]) -> tuple[Tensor, int]:
         """Take chunks, and one token each of `seqs` behind them, through the model.
@@ -262,7 +223,7 @@ class Runner:
         hidden: Tensor,
         seqs: list[Sequence],
         pending: PendingStep,
-        masks: dict[int, Tensor] | None,
+        masks: Masks | None,
     ) -> None:
         def draw(part: slice) -> SampledTokens:
             return self._draw(hidden[part], seqs[part], masks)
@@ -274,9 +235,45 @@ class Runner:
                 no_token = self.rows.to_device([BROKEN_ROW] * len(seqs[part]))
                 pending.draws.append(SampledTokens(no_token, None))
 
-    def _draw(
-        self, hidden: Tensor, seqs: list[Sequence], masks: dict[int, Tensor] | None
+    def _sample_drafted(self, hidden: Tensor, pending: PendingStep, masks: Masks | None) -> None:
+        chunks = pending.drafted
+        borders = [0, *accumulate(1 + len(chunk.draft) for chunk in chunks)]
+
+        def draw(part: slice) -> SampledTokens:
+            places = slice(borders[part.start], borders[part.stop])
+            return self._draw_drafted(hidden[places], chunks[part], masks)
+
+        seqs = [chunk.seq for chunk in chunks]
+        for part, sampled in self.containment.split(seqs, draw, "its draft was checked"):
+            if sampled is not None:
+                pending.drafted_draws.append(sampled)
+            else:
+                num = borders[part.stop] - borders[part.start]
+                no_token = self.rows.to_device([BROKEN_ROW] * num)
+                pending.drafted_draws.append(SampledTokens(no_token, None))
+
+    def _draw_drafted(
+        self, hidden: Tensor, chunks: list[PrefillChunk], masks: Masks | None
     ) -> SampledTokens:
+        drafted = [
+            DraftedRow(chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, chunk.draft)
+            for chunk in chunks
+        ]
+        row_list = [item.row for item in drafted]
+        plan = self.sampling.plan(row_list)
+        counts = [1 + len(item.draft) for item in drafted]
+        drawn = draw_drafted(
+            self.sampling,
+            self._logits(hidden, plan),
+            drafted,
+            plan,
+            self.rows.to_device,
+            self._bitmask(row_list, counts, masks),
+        )
+        self.rows.last_token.index_copy_(0, self.rows.to_device(row_list), drawn.newest)
+        return drawn.sampled
+
+    def _draw(self, hidden: Tensor, seqs: list[Sequence], masks: Masks | None) -> SampledTokens:
         row_list = [seq.row for seq in seqs if seq.row is not None]
         positions = [seq.num_computed - seq.num_prompt for seq in seqs]
         rows, drawn_at = self.rows.to_device([*row_list, *positions]).view(2, -1)
@@ -286,7 +283,7 @@ class Runner:
             rows,
             drawn_at,
             plan=plan,
-            bitmask=self._bitmask(row_list, masks),
+            bitmask=self._bitmask(row_list, [1] * len(row_list), masks),
         )
         self.rows.last_token.index_copy_(0, rows, sampled.inputs())
         return sampled
@@ -297,32 +294,26 @@ class Runner:
 
     def _read_back(self, pending: PendingStep) -> None:
         """Start the copy of what was drawn or forced to the host; `collect` waits for it."""
-        if self.rows.device.type != "cuda" or not (pending.draws or pending.forced_scores):
-            return
-        # The next replay of a graph writes over what this one left.
-        pending.draws = [drawn.leave() for drawn in pending.draws]
-        pending.forced_scores = [
-            (seq, first, scores.leave(len(scores.token_ids)))
-            for seq, first, scores in pending.forced_scores
-        ]
-        pending.ready = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no type here
-        pending.ready.record()
+        if self.rows.device.type == "cuda":
+            pending.leave()
 
-    def _bitmask(self, row_list: list[int], masks: dict[int, Tensor] | None) -> Tensor | None:
-        """Return the masks of rows, [M, W] int32; free rows have all ones.
+    def _bitmask(
+        self, row_list: list[int], counts: list[int], masks: Masks | None
+    ) -> Tensor | None:
+        """Return the masks of the draws of rows, [M, W] int32; those of free rows have all ones.
 
         Rows at one place of a grammar share a mask, which is sent once: 19 KB each, for a
         vocabulary of 152k, are more than all else that a step sends.
         """
         if not masks:
             return None
-        all_ones = torch.full_like(next(iter(masks.values())), -1)
+        all_ones = torch.full_like(next(iter(masks.values()))[0], -1)
         distinct: dict[int, tuple[int, Tensor]] = {}
         places = []
-        for row in row_list:
-            mask = masks.get(row, all_ones)
-            place, _ = distinct.setdefault(id(mask), (len(distinct), mask))
-            places.append(place)
+        for row, count in zip(row_list, counts, strict=True):
+            for mask in masks.get(row) or [all_ones] * count:
+                place, _ = distinct.setdefault(id(mask), (len(distinct), mask))
+                places.append(place)
         sent = self.rows.to_device(
             torch.stack([mask for _, mask in distinct.values()]), torch.int32
         )

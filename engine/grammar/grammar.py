@@ -122,6 +122,10 @@ class GrammarMatcher:
             self.source.keep(self._path, mask)
         return mask
 
+    def allows(self, token_id: int) -> bool:
+        """Tell whether a token may come next, as far as the library knows: see `accept`."""
+        return bool(self._matcher.validate_tokens([token_id]))
+
     def accept(self, token_id: int) -> None:
         """Advance by one token.
 

@@ -172,6 +172,12 @@ class NullEngine:
             preemptions_total=self._preemptions,
         )
 
+    def learn_answer(self, *_: object) -> None:
+        """Take no notice: made-up tokens are not drafted."""
+
+    def forget_answers(self, *_: object) -> None:
+        """Take no notice, for the same reason."""
+
     def check_integrity(self) -> None:
         """Raise IntegrityError unless free and held pages are exactly the pool."""
         self._pages.check(page for seq in self._sequences.values() for page in seq.pages)

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from tokenbus.engine.chat.requests.bounds import MAX_BAD_WORD_LENGTH, MAX_BAD_WORDS, MAX_LOGIT_BIAS
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS, RawLogprobs
-from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
+from tokenbus.engine.sampling.plan import (
+    FILTERS,
+    LOGIT_RULES,
+    MAX_DRAFTED_ROWS,
+    Feature,
+    SamplingPlan,
+)
 from tokenbus.engine.sampling.row_table import write_row
 from tokenbus.kernels.sampling.draw_rows import draw_rows, reduce_rows
 from tokenbus.kernels.sampling.rule_tables import (
@@ -60,9 +66,9 @@ class FusedSampler:
     ) -> None:
         self._table = table
         self._columns = RowColumns(table.floats, table.ints, table.stop_ids)
-        self._max_rows = max_rows
+        self._max_draws = max(max_rows, SCORED_ROWS, MAX_DRAFTED_ROWS)
         self._device = device
-        self._workspace = SamplingWorkspace(max(max_rows, SCORED_ROWS), vocab_size, device)
+        self._workspace = SamplingWorkspace(self._max_draws, vocab_size, device)
         self._rules = RuleTables(
             max_rows + 1,
             vocab_size,
@@ -102,7 +108,7 @@ class FusedSampler:
 
     def prepare_rules(self) -> bool:
         """Give the tables their memory if it is little; tell whether they have it."""
-        num_bytes = self._max_rows * self._rules.vocab_size * 9
+        num_bytes = self._max_draws * self._rules.vocab_size * 9
         is_little = True
         if self._device.type == "cuda":
             _, total_bytes = torch.cuda.mem_get_info(self._device)
@@ -214,5 +220,5 @@ class FusedSampler:
         """Give tables and adjusted logits their memory, before a graph is captured over them."""
         if self._adjusted is None:
             self._rules.allocate()
-            shape = (self._max_rows, self._rules.vocab_size)
+            shape = (self._max_draws, self._rules.vocab_size)
             self._adjusted = torch.empty(shape, dtype=torch.float32, device=self._device)

@@ -33,17 +33,24 @@ class RawLogprobs:
 
     def leave(self, num_rows: int) -> RawLogprobs:
         """Start to copy the first rows to the host."""
-        copies = (
-            item[:num_rows].to("cpu", non_blocking=True)
-            for item in (
-                self.token_ids,
-                self.logprobs,
-                self.ranks,
-                self.top_ids,
-                self.top_logprobs,
-            )
+        rows = self.part(slice(num_rows))
+        return RawLogprobs(
+            rows.token_ids.to("cpu", non_blocking=True),
+            rows.logprobs.to("cpu", non_blocking=True),
+            rows.ranks.to("cpu", non_blocking=True),
+            rows.top_ids.to("cpu", non_blocking=True),
+            rows.top_logprobs.to("cpu", non_blocking=True),
         )
-        return RawLogprobs(*copies)
+
+    def part(self, rows: slice) -> RawLogprobs:
+        """Return those of some rows."""
+        return RawLogprobs(
+            self.token_ids[rows],
+            self.logprobs[rows],
+            self.ranks[rows],
+            self.top_ids[rows],
+            self.top_logprobs[rows],
+        )
 
     def to_host(self, num_top: Sequence[int | None]) -> list[TokenLogprobs | None]:
         """Return one entry per position with its own number of alternatives; None stays None."""

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 # Below this a difference of 1e-4 in logits is already e^10: the draw is the argmax, and dividing by
 # the temperature would come near the range of float32.
 GREEDY_TEMPERATURE = 1e-5
+# Draws of a step behind drafted tokens, and before the first of each draft: no more than there is
+# scratch memory for in the smallest batch.
+MAX_DRAFTED_ROWS = 256
 
 
 class Feature(IntFlag):
@@ -32,6 +35,8 @@ class Feature(IntFlag):
 
 LOGIT_RULES = Feature.PENALTIES | Feature.BIAS | Feature.BAD_WORDS | Feature.MIN_TOKENS
 FILTERS = Feature.TOP_K | Feature.TOP_P | Feature.MIN_P
+# What reads the tokens that a row has drawn.
+HISTORY = Feature.PENALTIES | Feature.BAD_WORDS
 
 
 @dataclass(frozen=True, slots=True)

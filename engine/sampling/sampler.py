@@ -12,6 +12,7 @@ from tokenbus.engine.sampling.bitmask import unpack, unpack_table
 from tokenbus.engine.sampling.filters import filtered_weights
 from tokenbus.engine.sampling.logprobs import RawLogprobs, raw_logprobs
 from tokenbus.engine.sampling.plan import (
+    HISTORY,
     LOGIT_RULES,
     Feature,
     SamplingPlan,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 _NEUTRAL = SamplingParams(temperature=0.0)
 # Rules that lie in tables of their own: a row keeps them there until others are written.
 _TABLED = Feature.BIAS | Feature.BAD_WORDS
-# What reads the tokens that a row has drawn.
-_HISTORY = Feature.PENALTIES | Feature.BAD_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +191,7 @@ class SamplingState:
             scores = self.score(logits, sampled.inputs(), plan.num_top_logprobs)
             sampled = SampledTokens(token_ids, scores)
         # Last, so that a batch that fails before has changed no row.
-        if plan.has(_HISTORY):
+        if plan.has(HISTORY):
             self.record(rows, sampled.inputs(), plan)
         return sampled
 

@@ -16,11 +16,9 @@ if TYPE_CHECKING:
 class PageDemand:
     """Counts pages of one pool, and none that the prefix cache or a leader brings."""
 
-    def __init__(self, pool: PagePool, prefill: PrefillPlanner, step_tokens: int) -> None:
-        """Count for steps that bring at most `step_tokens` tokens of a sequence."""
+    def __init__(self, pool: PagePool, prefill: PrefillPlanner) -> None:
         self._pool = pool
         self._prefill = prefill
-        self._step_tokens = step_tokens
 
     def of_new(self, group: list[Sequence], estimator: OutputEstimator) -> tuple[int, int]:
         """Return the pages a group still has to take for its prompts and for its outputs."""
@@ -42,13 +40,13 @@ class PageDemand:
         decode; of hundreds of them this is a good part of what a step costs the host, so that
         nothing is called for each of these.
         """
-        page_size, step_tokens = self._pool.page_size, self._step_tokens
+        page_size = self._pool.page_size
         expected_of = estimator.expected
         expected: dict[tuple[str, int], int] = {}
         total = 0
         for seq in running:
             found = len(seq.pages)
-            length = len(seq.token_ids) + seq.num_inflight + step_tokens
+            length = len(seq.token_ids) + seq.num_inflight + 1
             if seq.leader is not None:
                 # Those that its leader has filled are taken with the next chunk of its own.
                 held, _, claimed = self._prefill.count_hits(seq)
@@ -58,12 +56,10 @@ class PageDemand:
             output = expected.get(key)
             if output is None:
                 output = expected[key] = expected_of(*key)
-            longest = min(seq.num_prompt + output, seq.max_length)
-            needed = -(-length // page_size)
-            if needed > found:
-                total += needed - found
-            if longest > length:
-                total += -(-longest // page_size) - needed
+            longest = max(min(seq.num_prompt + output, seq.max_length), length)
+            missing = -(-longest // page_size) - found
+            if missing > 0:
+                total += missing
         return total
 
     def _to_come(self, seq: Sequence, estimator: OutputEstimator) -> int:
@@ -75,4 +71,4 @@ class PageDemand:
 
     def _next_length(self, seq: Sequence) -> int:
         """Count the tokens of a sequence after the steps in flight and one more."""
-        return len(seq.token_ids) + seq.num_inflight + self._step_tokens
+        return len(seq.token_ids) + seq.num_inflight + 1

@@ -6,21 +6,47 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from array import array
+
     from tokenbus.engine.scheduling.sequence import Sequence
 
 
 class PrefillChunk(NamedTuple):
-    """Known tokens [start, end) of a sequence; `samples` if the next token is drawn after it."""
+    """Known tokens [start, end) of a sequence; `samples` if the next token is drawn after it.
+
+    A `draft` behind them is computed as if it were known. A token is drawn after each of its own
+    too, which counts if it was right up to there.
+    """
 
     seq: Sequence
     start: int
     end: int
     samples: bool
+    draft: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the step computes."""
+        return self.end - self.start + len(self.draft)
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence up to the last that the step computes."""
+        return self.end + len(self.draft)
+
+    def token_ids(self) -> array[int]:
+        """Return the ids that the step computes."""
+        ids = self.seq.token_ids[self.start : self.end]
+        ids.extend(self.draft)
+        return ids
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """Chunks to prefill, sequences to decode by one token, and who came and went."""
+    """Chunks to prefill, sequences to decode by one token, and who came and went.
+
+    A decoding sequence that has a draft is a chunk of its last token.
+    """
 
     prefill: list[PrefillChunk] = field(default_factory=list)
     decode: list[Sequence] = field(default_factory=list)
@@ -34,9 +60,14 @@ class StepPlan:
 
     @property
     def num_prefill_tokens(self) -> int:
-        """Prompt tokens of this step."""
-        return sum(chunk.end - chunk.start for chunk in self.prefill)
+        """Tokens of this step that were known before and are no decode."""
+        return sum(chunk.end - chunk.start for chunk in self.prefill if not chunk.draft)
 
     def sampled(self) -> list[Sequence]:
-        """Return the sequences that draw a token, in the order of the result's rows."""
-        return [*(chunk.seq for chunk in self.prefill if chunk.samples), *self.decode]
+        """Return the sequences that draw one token, in the order of the result's rows."""
+        drawing = (chunk.seq for chunk in self.prefill if chunk.samples and not chunk.draft)
+        return [*drawing, *self.decode]
+
+    def drafted(self) -> list[PrefillChunk]:
+        """Return the chunks that draw more than one."""
+        return [chunk for chunk in self.prefill if chunk.draft]

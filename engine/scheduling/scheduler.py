@@ -4,8 +4,9 @@ The scheduler knows tokens and pages only: no tensors, no clock, no queue. `sche
 step and takes its pages at once; `complete` is told, sequence by sequence, what that step brought,
 possibly after the next one was planned (one step in flight).
 
-A decode step brings between one and `step_tokens` tokens of a sequence. Until it is read back the
-most it may bring is counted, for pages as for positions; `complete` puts that right.
+A step brings one token of a sequence, and of one with a draft as many as were right and one more.
+Until it is read back the most it may bring is counted, for pages as for positions; `complete` puts
+that right.
 
 It is one file because all of it moves sequences between the same two lists, waiting and running.
 """
@@ -16,20 +17,22 @@ from bisect import insort
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.sampling.plan import MAX_DRAFTED_ROWS
 from tokenbus.engine.scheduling.output_estimator import OutputEstimator
 from tokenbus.engine.scheduling.page_demand import PageDemand
-from tokenbus.engine.scheduling.plan import StepPlan
+from tokenbus.engine.scheduling.plan import PrefillChunk, StepPlan
 from tokenbus.engine.scheduling.prefill import PrefillPlanner
 from tokenbus.engine.scheduling.sequence import Sequence, SequenceEnd, SequenceState
 from tokenbus.engine.types import FinishReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
     from tokenbus.engine.scheduling.page_pool import PagePool
 
     TokenIds = list[int] | tuple[int, ...]
+    Drafts = Mapping[Sequence, TokenIds]
 
 
 _by_order = attrgetter("order")
@@ -47,7 +50,7 @@ class Scheduler:
     """Waiting and running sequences over one page pool.
 
     `running` and `waiting` are sorted best first: priority, then arrival. `on_release` is told each
-    row that became free. `step_tokens` is the most tokens of a sequence that one step brings.
+    row that became free.
     """
 
     def __init__(
@@ -57,21 +60,19 @@ class Scheduler:
         *,
         max_num_seqs: int,
         prefix_cache: bool = True,
-        step_tokens: int = 1,
         on_release: Callable[[int], None] | None = None,
     ) -> None:
         self.pool = pool
         self.sizer = sizer
         self.estimator = OutputEstimator()
         self.prefill = PrefillPlanner(pool, prefix_cache=prefix_cache)
-        self._demand = PageDemand(pool, self.prefill, step_tokens)
+        self._demand = PageDemand(pool, self.prefill)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.preemptions_total = 0
         self.preempted_tokens_total = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._max_num_seqs = max_num_seqs
-        self._step_tokens = step_tokens
         self._page_size = pool.page_size
         self._on_release = on_release
 
@@ -90,12 +91,20 @@ class Scheduler:
         if is_whole and seq.request.params.max_tokens:
             self.estimator.observe(seq.request.lane, seq.num_output)
 
-    def schedule(self) -> StepPlan:
-        """Plan the next step and allocate its pages."""
+    def schedule(self, drafts: Drafts | None = None) -> StepPlan:
+        """Plan the next step and allocate its pages.
+
+        Of sequences with a draft, those in flight sit the step out: behind a token that the host
+        does not know, nobody can tell which of a draft's tokens were right.
+        """
         plan = StepPlan()
+        for seq in drafts or ():
+            seq.needs_tokens = True
         self._plan_decode(plan)
         self._admit(plan)
         self._plan_prefill(plan)
+        if drafts:
+            self._plan_drafts(plan, drafts)
         return plan
 
     def complete(self, seq: Sequence, token_ids: TokenIds) -> SequenceEnd | None:
@@ -104,14 +113,12 @@ class Scheduler:
         Returns: None if the sequence goes on, which keeps them all; else why it ended and how many
             tokens it kept. Those behind its end are dropped.
         """
-        known, step_tokens = seq.token_ids, self._step_tokens
+        known = seq.token_ids
         before = len(known)
         if seq.num_inflight:
-            seq.num_inflight -= step_tokens
-            if step_tokens > 1 and seq.state is SequenceState.RUNNING:
-                # What the step computed for tokens that it did not bring counts no more.
-                length = before + len(token_ids) + seq.num_inflight
-                seq.num_computed = min(length, seq.max_length) - 1
+            seq.num_inflight -= 1
+            if seq.needs_tokens:
+                self._land(seq, len(token_ids))
         for token_id in token_ids:
             known.append(token_id)
             if token_id in seq.stop_token_ids or len(known) >= seq.max_length:
@@ -128,6 +135,11 @@ class Scheduler:
             if fills_page and seq.state is SequenceState.RUNNING:
                 self.prefill.register_full_pages(seq)
         return None
+
+    def complete_right(self, seq: Sequence, token_id: int) -> SequenceEnd | None:
+        """Take a further token of a step, as `complete` does, where the one before was drafted."""
+        seq.num_computed += 1
+        return self.complete(seq, (token_id,))
 
     def append_forced(self, seq: Sequence, token_ids: TokenIds) -> SequenceEnd | None:
         """Extend a sequence by tokens that its grammar leaves no choice about, as `complete` does.
@@ -172,25 +184,23 @@ class Scheduler:
         return None
 
     def _plan_decode(self, plan: StepPlan) -> None:
-        page_size, surplus = self._page_size, self._step_tokens - 1
+        page_size = self._page_size
         running = SequenceState.RUNNING  # 50 ns to look up, for each of hundreds of rows
         # Running is sorted best first and victims come from its end, so that a sequence which
         # was planned is never preempted by a later one of the same step.
         for seq in list(self.running):
             if not seq.decoding or seq.state is not running:
                 continue
-            if seq.grammar is not None and (seq.num_inflight or seq.awaits_grammar):
+            if seq.needs_tokens and (seq.num_inflight or seq.awaits_grammar):
                 continue
-            # Where the step ends at most; the last token that it brings is not computed in it.
-            end = len(seq.token_ids) + seq.num_inflight + surplus
+            # Where the step ends; the token that it brings is not computed in it.
+            end = len(seq.token_ids) + seq.num_inflight
             if end >= seq.max_length:
-                if end - surplus >= seq.max_length:
-                    continue
-                end = seq.max_length - 1
+                continue
             if end > len(seq.pages) * page_size and not self._grow(seq, end, plan):
                 continue
             seq.num_computed = end
-            seq.num_inflight += surplus + 1
+            seq.num_inflight += 1
             plan.decode.append(seq)
 
     def _grow(self, seq: Sequence, num_tokens: int, plan: StepPlan) -> bool:
@@ -297,7 +307,7 @@ class Scheduler:
                 if chunk.end == chunk.seq.prefill_end:
                     chunk.seq.decoding = True
                     chunk.seq.is_refilling = False
-                    chunk.seq.num_inflight += self._step_tokens
+                    chunk.seq.num_inflight += 1
             if not plan.is_empty or any(seq.num_inflight for seq in self.running):
                 return
             # Nothing can move: the newest gives its pages to the rest.
@@ -305,3 +315,49 @@ class Scheduler:
             if victim is None or len(self.running) == 1:
                 return
             self._preempt(victim, plan)
+
+    def _plan_drafts(self, plan: StepPlan, drafts: Drafts) -> None:
+        """Put drafts behind what the plan computes of their sequences anyway.
+
+        They get pages that nobody else wants in this step, and are cut to fit.
+        """
+        room = MAX_DRAFTED_ROWS
+        chunks = [chunk for chunk in plan.prefill if chunk.samples]
+        chunks += (
+            PrefillChunk(seq, len(seq.token_ids) - 1, len(seq.token_ids), samples=True)
+            for seq in plan.decode
+        )
+        drafted: dict[Sequence, PrefillChunk] = {}
+        for chunk in chunks:
+            draft = self._take_draft(chunk.seq, drafts.get(chunk.seq, ()), room)
+            if draft:
+                drafted[chunk.seq] = chunk._replace(draft=draft)
+                room -= 1 + len(draft)
+        plan.decode = [seq for seq in plan.decode if seq not in drafted]
+        plan.prefill = [chunk for chunk in plan.prefill if chunk.seq not in drafted]
+        plan.prefill += drafted.values()
+
+    def _take_draft(self, seq: Sequence, draft: TokenIds, room: int) -> tuple[int, ...]:
+        """Give a sequence of the plan a draft, of as many tokens as have pages, and return it."""
+        known = len(seq.token_ids)
+        in_pages = (len(seq.pages) + self.pool.num_available) * self._page_size
+        most = min(seq.max_length - 1, in_pages, known + room - 1) - known
+        taken = tuple(draft[: max(0, most)])
+        if taken:
+            missing = self.pool.pages_for(known + len(taken)) - len(seq.pages)
+            seq.pages.extend(self.pool.allocate(max(0, missing)))
+            seq.num_computed = known + len(taken)
+            seq.num_inflight += len(taken)
+            seq.draft = taken
+        return taken
+
+    def _land(self, seq: Sequence, num_new: int) -> None:
+        """Count what a step computed of a sequence whose tokens are all known now.
+
+        What it computed for tokens that it did not bring counts no more.
+        """
+        seq.num_inflight = 0
+        if seq.draft and seq.state is SequenceState.RUNNING:
+            seq.num_computed = len(seq.token_ids) + num_new - 1
+        seq.draft = ()
+        seq.needs_tokens = seq.grammar is not None

@@ -49,11 +49,14 @@ class Sequence:
     While it `awaits_grammar`, the mask of its next token is not there and it takes part in no step.
 
     `num_inflight` tokens at most, sampled on the device and not read back yet, come behind these;
-    `num_computed` counts as if all of them did.
+    `num_computed` counts as if all of them did. They are one a step, but for a step with a `draft`,
+    which may bring one more than that has. A sequence that `needs_tokens`, for its grammar or for a
+    draft, takes part in no step while any is in flight.
 
     Where logprobs are asked for, the last `num_unscored` known ids are forced by the grammar and
     not delivered: the chunks that compute them bring their log-probabilities. An end that lies
-    behind them waits in `held_end`. `draws_forced`: the token in flight has no alternative.
+    behind them waits in `held_end`. `draws_forced`: which of the draws in flight have no
+    alternative.
 
     `prompt_logprobs` are those of the first `num_prompt_scored` ids until they are all there and
     delivered; a sequence that brings none counts as scored.
@@ -66,6 +69,7 @@ class Sequence:
         "awaits_grammar",
         "choice",
         "decoding",
+        "draft",
         "draws_forced",
         "finish_reason",
         "grammar",
@@ -74,6 +78,7 @@ class Sequence:
         "leader",
         "matcher",
         "max_length",
+        "needs_tokens",
         "num_cached",
         "num_computed",
         "num_inflight",
@@ -121,8 +126,10 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
         self.grammar: GrammarSpec | None = None
         self.awaits_grammar = False
+        self.needs_tokens = False
+        self.draft: tuple[int, ...] = ()
         self.matcher: GrammarMatcher | None = None
-        self.draws_forced = False
+        self.draws_forced: tuple[bool, ...] = (False,)
         self.num_unscored = 0
         self.held_end: FinishReason | None = None
         scores_prompt = self._scores_prompt()

@@ -59,6 +59,8 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 |          |        | TTL, as the next three, of a record                                       |
 | kept_of  | list   | `kept:<tenant>`, a tenant's finished jobs, oldest first, with their bytes |
 | kept_first | zset | tenant -> when the first job of its list ended                            |
+| said     | zset   | `said:<digest of a cache scope>`, jobs whose answers drafts may come from |
+|          |        | -> when they ended; bounded, TTL of a result                              |
 | dropped  | list   | jobs whose results were dropped for room, oldest first                    |
 | hooks    | zset   | `hooks2`, jobs whose webhook is due, by the time of the next try          |
 | hook     | hash   | a job's webhook and its tries; a belt TTL of a week, less once settled    |
@@ -149,6 +151,7 @@ POOL_KEYS = {
     "kept": ":kept",
     "kept_of": ":kept:",
     "kept_first": ":kept_first",
+    "said": ":said:",
     "dropped": ":dropped",
     "hooks": ":hooks2",
     "hook": ":hook:",

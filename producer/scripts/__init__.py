@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.scripts.completing import CompletionScripts
 from tokenbus.producer.scripts.control import ControlScripts
+from tokenbus.producer.scripts.corpus import CorpusCalls
 from tokenbus.producer.scripts.lease import Budget, LeaseScripts
 from tokenbus.producer.scripts.log import Append, Begin, End, LogScripts, Takeover
 from tokenbus.producer.scripts.questions import QuestionScripts
@@ -33,7 +34,7 @@ class Scripts:
 
     `queue` is for what enters and ends without an owner, `lease` for workers, `log` for tokens,
     `completion` for what has ended, `control` for the control service, `questions` for who asks a
-    worker's tokenizer.
+    worker's tokenizer, `corpus` for the answers that drafts come from.
     The client must not decode replies, and must not retry a command by itself: what a lost call
     did is settled by the rules of reconciling, never by sending it again.
     """
@@ -57,3 +58,4 @@ class Scripts:
         self.completion = CompletionScripts(runner, self.keys, redis)
         self.control = ControlScripts(runner, self.keys)
         self.questions = QuestionScripts(runner, self.keys, redis)
+        self.corpus = CorpusCalls(self.keys, redis)

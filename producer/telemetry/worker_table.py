@@ -66,6 +66,17 @@ PREEMPTED_RATIO = _gauge(
 PREEMPTIONS = _count(
     "tokenbus_preemptions", "times", "Times that the engine took the pages of a running sequence"
 )
+DRAFT_TOKENS = _count(
+    "tokenbus_draft_tokens",
+    "tokens",
+    "Drafted tokens that steps verified: those that were right were accepted",
+    *("drafter", "outcome"),
+)
+TOKENS_PER_STEP = _gauge(
+    "tokenbus_tokens_per_step",
+    "tokens",
+    "What a decode step brought of a sequence: one token, and the drafted ones that were right",
+)
 PAGES = _gauge(
     "tokenbus_pages",
     "pages",

@@ -87,29 +87,30 @@ class CurrentEngine:
 
     def add(self, request: AddRequest) -> None:
         """Give a job to the engine."""
-        self._send(request)
+        self.send(request)
 
     def stop(self, job: HeldJob) -> None:
         """Take a job out of the engine, if it is in it."""
         if job.phase is Phase.RUNNING:
-            self._send(AbortRequest(job.request_id))
+            self.send(AbortRequest(job.request_id))
 
     def stop_choice(self, job: HeldJob, choice: int) -> None:
         """Take one choice of a job out of the engine, if the job is in it."""
         if job.phase is Phase.RUNNING:
-            self._send(AbortRequest(job.request_id, choice))
+            self.send(AbortRequest(job.request_id, choice))
+
+    def send(self, command: Command) -> None:
+        """Give a command to the process."""
+        self.link.send(command)
 
     def credit(self, num_tokens: int, *, flush: bool = False) -> None:
         """Return room for tokens that were logged or dropped."""
         self._uncredited += num_tokens
         if self._uncredited >= (1 if flush else CREDIT_LUMP_TOKENS):
-            self._send(Credit(self._uncredited))
+            self.send(Credit(self._uncredited))
             self._uncredited = 0
 
     async def kill(self) -> None:
         """End the process, if one was started, and wait for it."""
         if self._link is not None:
             await self._link.kill()
-
-    def _send(self, command: Command) -> None:
-        self.link.send(command)

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from array import array
 from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
@@ -35,6 +36,8 @@ from tokenbus.worker.messages.engine import (
     Credit,
     EngineReady,
     EngineRefused,
+    ForgetAnswers,
+    LearnAnswer,
     Report,
     RequestRefused,
     StartEngine,
@@ -49,7 +52,7 @@ from tokenbus.worker.process.child import (
 from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
     from tokenbus.worker.engine.step_log import StepLog
@@ -93,6 +96,14 @@ class EngineLike(Protocol):
 
     def stats(self) -> EngineStats:
         """Count pages, requests and tokens."""
+        ...
+
+    def learn_answer(self, name: int, group: str, token_ids: Sequence[int], /) -> None:
+        """Let drafts for a group come from an answer."""
+        ...
+
+    def forget_answers(self, names: Sequence[int], /) -> None:
+        """Let no more drafts come from the answers of these names."""
         ...
 
 
@@ -162,6 +173,10 @@ class EngineLoop:
                     self._engine.abort(request_id, choice)
             case Credit(num_tokens):
                 self._backlog_tokens = max(0, self._backlog_tokens - num_tokens)
+            case LearnAnswer(name, group, token_ids):
+                self._engine.learn_answer(name, group, array("i", token_ids))
+            case ForgetAnswers(names):
+                self._engine.forget_answers(names)
             case StartEngine():
                 raise ValueError("the engine is already running")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.types import DraftCount
 from tokenbus.producer.scripts.timeline import lived_text
 from tokenbus.worker.errors import WorkerError
 from tokenbus.worker.held.job_book import JobBook
@@ -127,6 +128,7 @@ class HeldJob:
         self.cached_tokens = 0
         self.prompt_tokens = 0
         self.num_preemptions = 0
+        self.drafts = DraftCount()
         self._is_preempted = False
         self.timings = Timings()
         self.timings.submitted_at = self.timings.pulled_at - pulled.age_ms / 1e3
@@ -239,6 +241,11 @@ class HeldJob:
             self._is_preempted = False
             self.book.changed.add(self)
         return is_first
+
+    def see_drafts(self, count: DraftCount) -> None:
+        """Note what was drafted for a choice that the engine has ended."""
+        drafted, accepted = self.drafts
+        self.drafts = DraftCount(drafted + count.drafted, accepted + count.accepted)
 
     def move_to(self, phase: Phase) -> None:
         """Change the phase.

@@ -46,6 +46,8 @@ def log_finished(log: Logger, job: HeldJob, metrics: Metrics) -> str:
         itl_p50_ms=_quantile(gaps, 0.5),
         itl_p99_ms=_quantile(gaps, 0.99),
         preemptions=job.num_preemptions,
+        drafted_tokens=job.drafts.drafted,
+        accepted_tokens=job.drafts.accepted,
         finish_reason=TOOL_CALLS if reason == "stop" and TOOL_CALLS in ended else reason,
         error=error.code if error is not None else None,
         error_field=error.field if error is not None else None,

@@ -18,6 +18,7 @@ from tokenbus.engine.config import EngineConfig  # noqa: TC001 - msgspec reads t
 from tokenbus.engine.null.null_config import NullConfig
 from tokenbus.engine.types import (
     Admission,
+    DraftCount,
     EngineLimits,
     EngineStats,
     Fault,
@@ -90,7 +91,24 @@ class Credit(msgspec.Struct, tag="credit", array_like=True):
     num_tokens: int
 
 
-Command = StartEngine | AddRequest | AbortRequest | Credit
+class LearnAnswer(msgspec.Struct, tag="learn", array_like=True):
+    """Let drafts for a group come from an answer; `token_ids` are native int32.
+
+    `name` is the number by which it is forgotten: that of a request, or one below zero.
+    """
+
+    name: int
+    group: str
+    token_ids: bytes
+
+
+class ForgetAnswers(msgspec.Struct, tag="forget", array_like=True):
+    """Let no more drafts come from the answers of these names."""
+
+    names: list[int]
+
+
+Command = StartEngine | AddRequest | AbortRequest | Credit | LearnAnswer | ForgetAnswers
 
 
 class EngineStarting(msgspec.Struct, tag="starting", array_like=True):
@@ -147,6 +165,7 @@ class StepRecord(msgspec.Struct, tag="step", array_like=True, kw_only=True, dict
     ends: list[tuple[int, FinishReason, int | None, Fault | None]]
     logprobs: list[tuple[int, tuple[TokenLogprobs, ...]]]
     prompt_logprobs: list[tuple[int, tuple[TokenLogprobs | None, ...]]]
+    drafts: list[tuple[int, DraftCount]] = []
     admitted: list[Admission]
     preempted: list[int]
     stats: EngineStats
@@ -189,6 +208,7 @@ def pack_step(output: StepOutput, sent_at: float, step_s: float = 0.0) -> StepRe
         prompt_logprobs=[
             (row, d.prompt_logprobs) for row, d in rare if d.prompt_logprobs is not None
         ],
+        drafts=[(row, d.drafts) for row, d in rare if d.drafts.drafted],
         admitted=list(output.admitted),
         preempted=list(output.preempted),
         stats=output.stats,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric as Family
 
+    from tokenbus.engine.types import EngineStats
     from tokenbus.producer.telemetry.histogram import Histogram
     from tokenbus.producer.telemetry.metric import Metric
     from tokenbus.worker.engine.current_engine import CurrentEngine
@@ -138,12 +139,21 @@ def _tokens(scrape: Scrape, member: PoolMember, engine: CurrentEngine, total_pag
     scrape.one(told.PREFIX_HIT_RATIO, stats.cached_tokens_total / max(1, asked))
     generated = max(1, stats.generated_tokens_total)
     scrape.one(told.PREEMPTED_RATIO, stats.preempted_tokens_total / generated)
+    _drafts(scrape, stats)
     scrape.one(told.SEQUENCES, stats.num_running, "running")
     scrape.one(told.SEQUENCES, stats.num_waiting, "waiting")
     free, cached, shared = stats.free_pages, stats.evictable_pages, stats.shared_pages
     held = total_pages - free - cached - shared
     pages = {"free": free, "cached": cached, "shared": shared, "held": held}
     scrape.many(told.PAGES, {(state,): count for state, count in pages.items()})
+
+
+def _drafts(scrape: Scrape, stats: EngineStats) -> None:
+    for drafter, (drafted, accepted) in stats.drafts_total:
+        scrape.one(told.DRAFT_TOKENS, accepted, drafter, "accepted")
+        scrape.one(told.DRAFT_TOKENS, drafted - accepted, drafter, "rejected")
+    accepted = sum(count.accepted for _, count in stats.drafts_total)
+    scrape.one(told.TOKENS_PER_STEP, 1 + accepted / max(1, stats.decode_turns_total))
 
 
 def _publishing(scrape: Scrape, member: PoolMember) -> None:

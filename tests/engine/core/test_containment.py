@@ -249,11 +249,11 @@ def test_sequence_whose_grammar_raises_ends_alone(
     engine._constrained.prepare = prepare  # type: ignore[method-assign]
     schedule = engine._scheduler.schedule
 
-    def fail_late() -> Any:
+    def fail_late(drafts: Any) -> Any:
         # The compile ends with an error between the look at it and the plan.
         while late:
             late.pop().set_exception(RuntimeError("planted"))
-        return schedule()
+        return schedule(drafts)
 
     engine._scheduler.schedule = fail_late  # type: ignore[method-assign]
     grammar = GrammarSpec(GrammarKind.REGEX, "a")

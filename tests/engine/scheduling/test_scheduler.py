@@ -5,6 +5,7 @@ from __future__ import annotations
 from models.scheduler_bench import EOS, Bench, Optimist
 
 from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
+from tokenbus.engine.scheduling.plan import PrefillChunk
 from tokenbus.engine.scheduling.sequence import SequenceEnd, SequenceState
 from tokenbus.engine.types import FinishReason
 
@@ -66,71 +67,123 @@ def test_ignore_eos_goes_on() -> None:
 
 def test_tokens_after_a_stop_token_are_dropped() -> None:
     """Of a step's [10, 42, 12] with stop id 42, two tokens are kept."""
-    bench = Bench(step_tokens=3)
+    bench = Bench()
     seq = bench.add(5, stop_token_ids=(42,))
     bench.step()
-    bench.scheduler.schedule()
+    bench.scheduler.schedule({seq: (10, 42)})
     assert bench.scheduler.complete(seq, (10, 42, 12)) == SequenceEnd(FinishReason.STOP, 2)
     assert list(seq.token_ids[5:]) == [7, 10, 42]
     assert bench.pool.num_available == bench.pool.num_usable
 
 
-def test_tokens_after_max_tokens_are_dropped() -> None:
-    """Of a step's three tokens with max_tokens 3 and one before, two are kept: length."""
-    bench = Bench(step_tokens=3)
-    seq = bench.add(5, max_tokens=3)
+def test_draft_is_a_chunk_of_the_last_token_and_waits_for_nobody() -> None:
+    """A drafted sequence is computed from its last token on; the others decode as before."""
+    bench = Bench()
+    one, two = bench.add(5), bench.add(5)
     bench.step()
-    bench.scheduler.schedule()
-    assert bench.scheduler.complete(seq, (10, 11, 12)) == SequenceEnd(FinishReason.LENGTH, 2)
-    assert list(seq.token_ids[5:]) == [7, 10, 11]
+    plan = bench.scheduler.schedule({one: (10, 11)})
+    assert plan.prefill == [PrefillChunk(one, 5, 6, samples=True, draft=(10, 11))]
+    assert (plan.decode, plan.sampled(), plan.num_prefill_tokens) == ([two], [two], 0)
+    assert list(plan.prefill[0].token_ids()) == [7, 10, 11]
+    assert (plan.prefill[0].num_tokens, plan.prefill[0].length) == (3, 8)
+    assert (one.num_computed, one.num_inflight) == (8, 3)
+
+
+def test_draft_is_cut_to_max_tokens() -> None:
+    """Of a draft that goes on past the end, no more is computed than can be brought."""
+    bench = Bench()
+    seq = bench.add(5, max_tokens=4)
+    bench.step()
+    plan = bench.scheduler.schedule({seq: (10, 11, 12, 13)})
+    assert plan.prefill[0].draft == (10, 11)
+    assert bench.scheduler.complete(seq, (10, 11, 12)) == SequenceEnd(FinishReason.LENGTH, 3)
+    bench.scheduler.check_integrity()
 
 
 def test_several_tokens_of_a_step_count_what_was_computed_for_them() -> None:
     """Of five tokens that a step may bring it brings two: the inputs of two count as computed."""
-    bench = Bench(page_size=4, step_tokens=5)
+    bench = Bench(page_size=4)
     seq = bench.add(5)
     bench.step()
-    bench.scheduler.schedule()
+    bench.scheduler.schedule({seq: (8, 1, 1, 1)})
     assert seq.num_computed == 10
     assert bench.scheduler.complete(seq, (8, 9)) is None
     assert (len(seq.token_ids), seq.num_computed, seq.num_inflight) == (8, 7, 0)
     assert len(seq.pages) == 3
+    assert bench.scheduler.schedule().decode == [seq]
+    assert (len(seq.pages), seq.num_computed) == (3, 8)
 
 
-def test_step_ahead_of_several_tokens_counts_the_most_until_it_is_read_back() -> None:
-    """Two steps of at most three tokens are in flight; each that is read back is put right."""
-    bench = Bench(page_size=4, step_tokens=3)
+def test_sequence_with_a_draft_sits_out_until_its_token_is_read_back() -> None:
+    """With a token in flight a draft holds it back; with a draft in flight it waits as well."""
+    bench = Bench()
+    seq, other = bench.add(5), bench.add(5)
+    bench.step()
+    assert bench.scheduler.schedule().decode == [seq, other]
+    held = bench.scheduler.schedule({seq: (10,)})
+    assert (held.decode, held.prefill) == ([other], [])
+    for each in (seq, other):
+        bench.scheduler.complete(each, (8,))
+    drafted = bench.scheduler.schedule({seq: (10,)})
+    assert [chunk.seq for chunk in drafted.prefill] == [seq]
+    bench.scheduler.complete(other, (8,))
+    assert bench.scheduler.schedule().decode == [other]
+    bench.scheduler.complete(seq, (10, 11))
+    bench.scheduler.complete(other, (8,))
+    # Without a draft it goes ahead again.
+    assert bench.scheduler.schedule().decode == [seq, other]
+    assert bench.scheduler.schedule().decode == [seq, other]
+    assert seq.num_inflight == 2
+
+
+def test_draft_takes_only_pages_that_nobody_wants() -> None:
+    """The last page goes to who needs it for its next token; drafts are cut, nobody preempted."""
+    bench = Bench(num_pages=5, page_size=4)
+    bench.scheduler.estimator = Optimist()
+    one, two = bench.add(5), bench.add(7)
+    bench.step()
+    plan = bench.scheduler.schedule({one: (1, 1, 1, 1, 1), two: (1, 1, 1)})
+    assert [chunk.draft for chunk in plan.prefill] == [(1, 1)]
+    assert plan.prefill[0].seq is one
+    assert plan.decode == [two]
+    assert not plan.preempted
+    bench.scheduler.check_integrity()
+
+
+def test_draft_goes_behind_forced_tokens_in_their_chunk() -> None:
+    """What a grammar has forced is computed with the draft behind it, in one chunk."""
+    bench = Bench()
     seq = bench.add(5)
     bench.step()
-    for _ in range(2):
-        bench.scheduler.schedule()
-    assert (seq.num_inflight, seq.num_computed) == (6, 11)
-    bench.scheduler.complete(seq, (8,))
-    assert (seq.num_inflight, seq.num_computed) == (3, 9)
-    bench.scheduler.complete(seq, (9, 10))
-    assert (seq.num_inflight, seq.num_computed, len(seq.token_ids)) == (0, 8, 9)
+    bench.scheduler.append_forced(seq, (20, 21))
+    plan = bench.scheduler.schedule({seq: (10, 11)})
+    assert plan.prefill == [PrefillChunk(seq, 5, 8, samples=True, draft=(10, 11))]
+    assert bench.scheduler.complete(seq, (10, 12)) is None
+    assert (len(seq.token_ids), seq.num_computed, seq.decoding) == (10, 9, True)
+
+
+def test_tokens_of_a_step_that_are_taken_one_by_one_count_alike() -> None:
+    """Each further one says that the token before it was computed with the draft."""
+    bench = Bench(page_size=4)
+    seq = bench.add(5)
+    bench.step()
+    bench.scheduler.schedule({seq: (8, 9, 10)})
+    assert bench.scheduler.complete(seq, (8,)) is None
+    assert (seq.num_computed, len(seq.token_ids)) == (6, 7)
+    assert bench.scheduler.complete_right(seq, 9) is None
+    assert bench.scheduler.complete_right(seq, 4) is None
+    assert (seq.num_computed, len(seq.token_ids), seq.num_registered) == (8, 9, 2)
 
 
 def test_page_that_is_filled_in_the_middle_of_a_step_is_found_by_the_next_turn() -> None:
     """A page is full before the stop among a step's tokens: it has its hash when they end."""
-    bench = Bench(page_size=4, step_tokens=5)
+    bench = Bench(page_size=4)
     seq = bench.add(5, stop_token_ids=(42,))
     bench.step()
-    bench.scheduler.schedule()
+    bench.scheduler.schedule({seq: (10, 11, 12, 42)})
     bench.scheduler.complete(seq, (10, 11, 12, 42, 13))
     again = bench.add(0, prompt=list(seq.token_ids))
     assert bench.step() == {again: 10 - 8}
-
-
-def test_step_of_several_tokens_takes_no_page_past_max_tokens() -> None:
-    """Near its end a sequence reserves no more positions than it has tokens left."""
-    bench = Bench(num_pages=3, page_size=4, step_tokens=5)
-    seq = bench.add(5, max_tokens=4)
-    bench.step()
-    bench.scheduler.schedule()
-    assert (len(seq.pages), seq.num_computed) == (2, 8)
-    assert bench.scheduler.complete(seq, (7, 7, 7, 7)) == SequenceEnd(FinishReason.LENGTH, 3)
-    bench.scheduler.check_integrity()
 
 
 def test_max_tokens_wins_over_min_tokens() -> None:
@@ -165,13 +218,12 @@ def test_preempted_sequence_keeps_its_token_in_flight() -> None:
 
 def test_preempted_sequence_keeps_all_tokens_of_the_step_in_flight() -> None:
     """The tokens of a step come back after the preemption: all are kept, none is computed."""
-    bench = Bench(num_pages=11, step_tokens=3)
+    bench = Bench(num_pages=11)
     bench.scheduler.estimator = Optimist()
-    one, two = bench.add(76), bench.add(76)
+    one, two = bench.add(79), bench.add(76)
     bench.step()
-    flying = bench.scheduler.schedule()
-    assert flying.decode == [one, two]
-    third = bench.scheduler.schedule()  # one may need a sixth page
+    bench.scheduler.schedule({two: (41, 43)})
+    third = bench.scheduler.schedule()  # one needs a sixth page
     assert third.preempted == [two]
     bench.scheduler.complete(two, (41, 42))
     assert (two.state, two.num_computed, two.num_inflight) == (SequenceState.WAITING, 0, 0)

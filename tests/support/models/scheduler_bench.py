@@ -31,7 +31,6 @@ class Bench:
         max_num_seqs: int = 64,
         *,
         prefix_cache: bool = True,
-        step_tokens: int = 1,
     ) -> None:
         self.pool = PagePool(num_pages, page_size)
         self.scheduler = Scheduler(
@@ -39,7 +38,6 @@ class Bench:
             ChunkSizer(budget, None),
             max_num_seqs=max_num_seqs,
             prefix_cache=prefix_cache,
-            step_tokens=step_tokens,
         )
         self.count = 0
 

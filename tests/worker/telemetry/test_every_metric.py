@@ -14,7 +14,7 @@ from workers.null_workers import follow, null_settings, until, worker
 from workers.parts import a_member, an_engine
 from workers.stubs import StubWorker, raw
 
-from tokenbus.engine.types import EngineStats
+from tokenbus.engine.types import DraftCount, EngineStats
 from tokenbus.producer.scripts.log import Takeover
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.producer.telemetry import worker_table as told
@@ -87,7 +87,8 @@ def test_every_metric_is_fed() -> None:
     assert _moved(before, _samples(exporter)) == set()
     _happen(member.metrics)
     by_counts = _moved(before, _samples(exporter))
-    link.stats = EngineStats(100, 50, 10, 3, 2, 9, 70, 30, 40, 4, 1, 5)
+    drafts = (("own_text", DraftCount(8, 6)), ("grammar", DraftCount(2, 2)))
+    link.stats = EngineStats(100, 50, 10, 3, 2, 9, 70, 30, 40, 4, 1, 5, 16, drafts)
     pulled = PulledJob("j", 1, 0, 1, "acme", 1, False, 0, None, b"")
     job = member.held_jobs.take(pulled)
     job.prompt_tokens = 12
@@ -103,6 +104,10 @@ def test_every_metric_is_fed() -> None:
     assert pages == {"free": 50, "cached": 10, "shared": 5, "held": 35}
     [(_, hits)] = after[told.PREFIX_HIT_RATIO.name].items()
     assert hits == pytest.approx(0.3)
+    drafted = sorted(after[told.DRAFT_TOKENS.name].values())
+    assert drafted == [0, 2, 2, 6]
+    [(_, per_step)] = after[told.TOKENS_PER_STEP.name].items()
+    assert per_step == pytest.approx(1.5)
 
 
 class _Session:
@@ -114,6 +119,7 @@ class _Session:
 NOT_SHOWN = {
     *(told.PREFIX_HIT_RATIO.name, told.PULLS_SPARED.name, told.UNDONE.name),
     *(told.COALESCING.name, told.PREEMPTIONS.name, told.PREEMPTED_RATIO.name),
+    *(told.DRAFT_TOKENS.name, told.TOKENS_PER_STEP.name),
     *(told.SUSPECTS_CLEARED.name, told.SESSIONS_LOST.name, told.BUILD_INFO.name),
 }
 FAILS = 300

@@ -1,0 +1,104 @@
+"""Drafting: who is asked for drafts between two steps, and what comes of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.scheduling.sequence import SequenceState
+from tokenbus.engine.speculation.drafter import DraftView
+from tokenbus.engine.types import DraftCount, FaultCode
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from tokenbus.engine.containment import Containment
+    from tokenbus.engine.execution.constrained import ConstrainedRows
+    from tokenbus.engine.execution.pending_step import DrawnTokens
+    from tokenbus.engine.scheduling.plan import StepPlan
+    from tokenbus.engine.scheduling.sequence import Sequence
+    from tokenbus.engine.speculation.drafter import Speculation
+
+
+class Drafting:
+    """Asks for the drafts of running sequences, and tells what was right.
+
+    `decode_turns_total` counts the sequences of all decode steps.
+    """
+
+    def __init__(
+        self,
+        speculation: Speculation,
+        constrained: ConstrainedRows,
+        containment: Containment[Sequence],
+    ) -> None:
+        self.speculation = speculation
+        self.decode_turns_total = 0
+        self._constrained = constrained
+        self._containment = containment
+        self._keys = count()
+        self._views: dict[Sequence, DraftView] = {}
+        self._counts: dict[Sequence, DraftCount] = {}
+
+    def drafts(self, running: Collection[Sequence]) -> dict[Sequence, list[int]]:
+        """Return the drafts of the next step for those of these sequences that have any."""
+        if not running or not self.speculation.pays(len(running)):
+            return {}
+        seqs = [seq for seq in running if _can_ask(seq)]
+        views = [self._view(seq) for seq in seqs]
+        asked = {view.key: seq for view, seq in zip(views, seqs, strict=True)}
+        drafts: dict[Sequence, list[int]] = {}
+        for key, draft in self.speculation.plan(views).items() if views else ():
+            seq = asked[key]
+            if seq.grammar is None:
+                drafts[seq] = list(draft)
+            else:
+                with self._containment.guard(seq, "its draft was read", FaultCode.GRAMMAR):
+                    drafts[seq] = self._constrained.admit_draft(seq, draft)
+        return {seq: draft for seq, draft in drafts.items() if draft}
+
+    def report(self, drawn: DrawnTokens) -> None:
+        """Tell how much of a draft was right."""
+        num_right = len(drawn.token_ids) - 1
+        drafted, accepted = self._counts.get(drawn.seq, DraftCount())
+        self._counts[drawn.seq] = DraftCount(drafted + len(drawn.draft), accepted + num_right)
+        self.speculation.report(self._view(drawn.seq).key, drawn.draft, num_right)
+
+    def measured(self, plan: StepPlan, seconds: float) -> None:
+        """Count the turns of a step, and tell what it took if it was for these alone."""
+        drafted = plan.drafted()
+        self.decode_turns_total += len(plan.decode) + len(drafted)
+        if not plan.num_prefill_tokens:
+            num_rows = len(plan.decode) + sum(chunk.num_tokens for chunk in drafted)
+            self.speculation.measured(num_rows, seconds)
+
+    def drop(self, seq: Sequence) -> DraftCount:
+        """Tell that a sequence has ended; return what was drafted for it."""
+        self.speculation.drop(self._view(seq))
+        del self._views[seq]
+        return self._counts.pop(seq, DraftCount())
+
+    def _view(self, seq: Sequence) -> DraftView:
+        view = self._views.get(seq)
+        if view is None:
+            request = seq.request
+            view = self._views[seq] = DraftView(
+                key=next(self._keys),
+                group=request.cache_salt,
+                token_ids=seq.token_ids,
+                num_prompt=seq.num_prompt,
+                walk_grammar=None if seq.grammar is None else partial(self._constrained.walk, seq),
+                lane=request.lane,
+                request_id=request.request_id,
+            )
+        return view
+
+
+def _can_ask(seq: Sequence) -> bool:
+    """Tell whether the next step may hold a draft of a sequence, or hold it back for one."""
+    if seq.state is not SequenceState.RUNNING or not seq.num_output or seq.is_refilling:
+        return False
+    if seq.grammar is not None and (seq.num_inflight or seq.awaits_grammar):
+        return False
+    return not seq.draft and seq.held_end is None

@@ -1,0 +1,1 @@
+"""Speculation: which tokens a sequence is likely to get next, drafted without a model. No torch."""

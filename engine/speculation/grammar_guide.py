@@ -1,0 +1,63 @@
+"""Grammars as a source of drafts: what a schema leaves no choice about, and what fits into it.
+
+The engine takes forced tokens by itself once it stands before them. Here they are drafted beyond
+the tokens that a text proposes: the value of a key, then what must follow it, then the next value.
+A proposal that the grammar forbids is cut, so that no row is spent on it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.speculation.drafter import MAX_STRENGTH, Guess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tokenbus.engine.speculation.drafter import GrammarWalk
+
+    # Behind the newest tokens: a source by its number with what it proposes, or nothing.
+    Propose = Callable[[Sequence[int], int], tuple[int, Guess] | None]
+
+# Texts that one draft is put together from.
+_MAX_TEXTS = 4
+
+
+def fitting(
+    walk: GrammarWalk, context: Sequence[int], propose: Propose, limit: int, source: int
+) -> list[tuple[int, Guess]]:
+    """Return the pieces of a draft inside a grammar, in order.
+
+    Args:
+        walk: a copy of the sequence's place, which is moved.
+        context: the newest tokens of the sequence.
+        propose: asks the texts behind a context.
+        limit: tokens at most.
+        source: the number under which forced tokens are told.
+    """
+    pieces: list[tuple[int, Guess]] = []
+    drafted: list[int] = []
+    for _ in range(_MAX_TEXTS):
+        before = len(drafted)
+        found = propose([*context, *drafted], limit - before)
+        if found is not None:
+            number, guess = found
+            pieces.append((number, Guess(_allowed(walk, guess.token_ids), guess.strength)))
+            drafted += pieces[-1][1].token_ids
+        if len(drafted) < limit:
+            forced = _allowed(walk, walk.forced()[: limit - len(drafted)])
+            pieces.append((source, Guess(forced, MAX_STRENGTH)))
+            drafted += forced
+        if len(drafted) in (before, limit):
+            break
+    return [piece for piece in pieces if piece[1].token_ids]
+
+
+def _allowed(walk: GrammarWalk, token_ids: Sequence[int]) -> list[int]:
+    """Walk as far as a grammar lets tokens follow; return these."""
+    kept: list[int] = []
+    for token_id in token_ids:
+        if not walk.accept(token_id):
+            break
+        kept.append(token_id)
+    return kept

@@ -1,0 +1,184 @@
+"""A text that is searched for what its newest tokens, or those of another text, have met before.
+
+The hash chains of a compressor: the last token of each run of `MIN_MATCH` tokens is filed under a
+hash of the run, the latest first, and each place knows the one before it. Everything has a fixed
+size, so a text that outgrows it forgets its oldest tokens.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from tokenbus.engine.speculation.drafter import MAX_STRENGTH, Guess
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Tokens that have to be alike: pairs are alike by chance too often to be worth a row.
+MIN_MATCH = 3
+# Tokens that are compared.
+MAX_MATCH = MAX_STRENGTH
+# Places that one search looks at, the latest first.
+_MAX_PLACES = 8
+# Stands between two texts and in place of forgotten ones: no token, so nothing matches it.
+GAP = -1
+# Bytes for a token: its id, the place before it, and two slots of the table of latest places.
+TOKEN_BYTES = 4 + 8 + 16
+# From so many tokens on numpy files them sooner than a loop does.
+_MANY = 64
+_NOWHERE = -1
+# Odd, so that every bit of an id counts.
+_FACTORS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
+
+
+class Match(NamedTuple):
+    """The place behind an earlier occurrence of `length` tokens.
+
+    `is_disputed`: another occurrence as long goes on with another token.
+    """
+
+    place: int
+    length: int
+    is_disputed: bool
+
+
+class MatchFinder:
+    """The newest `capacity` tokens of a text, and where runs of them stand.
+
+    Places count from the first token that was ever taken.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Make an empty text; `capacity` is a power of two."""
+        self.capacity = capacity
+        self.end = 0
+        self._ids = array("i", [GAP]) * capacity
+        self._earlier = array("q", [_NOWHERE]) * capacity
+        self._latest = array("q", [_NOWHERE]) * (2 * capacity)
+
+    @property
+    def start(self) -> int:
+        """Return the place of the oldest token that is kept."""
+        return max(0, self.end - self.capacity)
+
+    def take(self, token_ids: Sequence[int]) -> None:
+        """Add tokens to the end of the text."""
+        if len(token_ids) >= _MANY:
+            newest = token_ids[-self.capacity :]
+            # What would be overwritten at once is skipped.
+            self.end += len(token_ids) - len(newest)
+            self._take_many(newest)
+        else:
+            self._take_few(token_ids)
+
+    def erase(self, start: int, end: int) -> None:
+        """Forget the tokens at places [start, end)."""
+        mask = self.capacity - 1
+        for place in range(max(start, self.start), end):
+            self._ids[place & mask] = GAP
+
+    def find(self, context: Sequence[int]) -> Match | None:
+        """Return the best place to go on from behind `context`: the longest match, else the latest.
+
+        Args:
+            context: the newest tokens of any text, `MAX_MATCH` are enough.
+        Returns: None if its last `MIN_MATCH` tokens stand nowhere.
+        """
+        if len(context) < MIN_MATCH:
+            return None
+        ids, earlier, mask = self._ids, self._earlier, self.capacity - 1
+        last = self.end - 1
+        start = max(0, self.end - self.capacity)
+        newest_first = context[: -MAX_MATCH - 1 : -1]
+        third, second, first = newest_first[:MIN_MATCH]
+        place = self._latest[_slot(first, second, third, 2 * self.capacity)]
+        found, longest, is_disputed = _NOWHERE, MIN_MATCH - 1, False
+        for _ in range(_MAX_PLACES):
+            if place < start:
+                break
+            if place < last:
+                length = 0
+                for token_id in newest_first:
+                    at = place - length
+                    if at < start or ids[at & mask] != token_id:
+                        break
+                    length += 1
+                if length > longest:
+                    found, longest, is_disputed = place + 1, length, False
+                elif length == longest and found != _NOWHERE:
+                    is_disputed = is_disputed or ids[place + 1 & mask] != ids[found & mask]
+            place = earlier[place & mask]
+        return None if found == _NOWHERE else Match(found, longest, is_disputed)
+
+    def guess(self, context: Sequence[int], limit: int) -> Guess | None:
+        """Return what follows the best match; where another contradicts it, it counts for half."""
+        match = self.find(context)
+        if match is None:
+            return None
+        token_ids = self.read(match.place, limit)
+        if not token_ids:
+            return None
+        return Guess(token_ids, match.length // 2 if match.is_disputed else match.length)
+
+    def kept(self) -> list[int]:
+        """Return the tokens that are kept, the oldest first."""
+        mask = self.capacity - 1
+        return [self._ids[place & mask] for place in range(self.start, self.end)]
+
+    def read(self, place: int, limit: int) -> list[int]:
+        """Return at most `limit` tokens from a place on, up to the end of their text.
+
+        What runs into the end of everything goes on with what was read: it has a period.
+        """
+        ids, mask = self._ids, self.capacity - 1
+        tokens: list[int] = []
+        for at in range(place, place + limit):
+            token_id = ids[at & mask] if at < self.end else tokens[at - self.end]
+            if token_id == GAP:
+                break
+            tokens.append(token_id)
+        return tokens
+
+    def _take_few(self, token_ids: Sequence[int]) -> None:
+        ids, mask, size = self._ids, self.capacity - 1, 2 * self.capacity
+        for place, token_id in enumerate(token_ids, self.end):
+            ids[place & mask] = token_id
+            before = place - 2
+            if before >= 0:
+                slot = _slot(ids[before & mask], ids[place - 1 & mask], token_id, size)
+                self._earlier[place & mask] = self._latest[slot]
+                self._latest[slot] = place
+        self.end += len(token_ids)
+
+    def _take_many(self, token_ids: Sequence[int]) -> None:
+        """File a run with a sort in place of a loop; it is no longer than the text may be."""
+        mask = self.capacity - 1
+        before = [self._ids[place & mask] for place in range(max(0, self.end - 2), self.end)]
+        run = np.array([*before, *token_ids], np.int64)
+        places = np.arange(self.end - len(before), self.end + len(token_ids))
+        ids = np.frombuffer(self._ids, np.int32)
+        earlier = np.frombuffer(self._earlier, np.int64)
+        latest = np.frombuffer(self._latest, np.int64)
+        ids[places & mask] = run
+        self.end += len(token_ids)
+        places = places[2:]
+        slots = _slot(run[:-2], run[1:-1], run[2:], 2 * self.capacity)
+        order = np.argsort(slots, kind="stable")
+        slots, places = slots[order], places[order]
+        is_first = np.ones(len(slots), bool)
+        is_first[1:] = slots[1:] != slots[:-1]
+        previous = np.empty_like(places)
+        previous[1:] = places[:-1]
+        previous[is_first] = latest[slots[is_first]]
+        earlier[places & mask] = previous
+        is_last = np.roll(is_first, -1)
+        latest[slots[is_last]] = places[is_last]
+
+
+def _slot(first: Any, second: Any, third: Any, size: int) -> Any:
+    """Return where a run of three ids is filed, numbers or arrays; `size` is a power of two."""
+    one, two, three = _FACTORS
+    return ((first * one ^ second * two ^ third * three) >> 12) & (size - 1)

@@ -1,0 +1,102 @@
+"""What a step costs by its rows, measured while the engine runs, and how many drafts pay.
+
+A sequence has a row in a step for its next token and one for each drafted token. Times are medians
+of the last few steps, made monotone. Up to twice the largest size that was seen lately, steps count
+as hardly dearer than that one, so they are tried and measured.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from itertools import accumulate, pairwise
+from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Numbers of rows with a time of their own: each up to 8, then in steps of a quarter at most.
+_SIZES = (
+    *range(1, 9),
+    *(10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256),
+    *(320, 384, 448, 512, 640, 768, 896, 1024),
+)
+_MEDIAN_OF = 5
+# Steps after which the curve is drawn anew, and after which a size counts as not seen.
+_REDRAW, _STALE = 16, 2048
+# What a row more costs where nothing was measured, as a share of the step, and how far that is
+# hoped for: to so many times the largest size that was.
+_HOPED, _HOPED_UP_TO = 0.01, 2
+# Drafts have to promise so much more tokens a second: what they cost the host, and errors.
+MARGIN = 1.05
+
+
+class StepCosts:
+    """Seconds of a decode step by its number of rows."""
+
+    def __init__(self) -> None:
+        self._times: dict[int, deque[float]] = {}
+        self._seen_at: dict[int, int] = {}
+        self._num_steps = 0
+        self._curve: list[float] = []
+        self._most: dict[int, int] = {}
+
+    def measured(self, num_rows: int, seconds: float) -> None:
+        """Take the time of a step that did nothing but decode `num_rows` rows."""
+        if not 0 < num_rows <= _SIZES[-1]:
+            return
+        size = _SIZES[bisect_left(_SIZES, num_rows)]
+        is_new = size not in self._times
+        self._times.setdefault(size, deque(maxlen=_MEDIAN_OF)).append(seconds)
+        self._num_steps += 1
+        self._seen_at[size] = self._num_steps
+        if is_new or self._num_steps % _REDRAW == 0:
+            self._redraw()
+
+    def of(self, num_rows: int) -> float:
+        """Return the seconds of a step, relative ones before any was measured."""
+        return self._curve[num_rows] if self._curve else 1.0 + _HOPED * num_rows
+
+    def most_drafts(self, num_seqs: int, limit: int) -> int:
+        """Return how many drafted tokens may pay beside so many sequences, if all were right."""
+        most = self._most.get(num_seqs)
+        if most is None:
+            most = self._most[num_seqs] = self.best(num_seqs, [1.0] * (num_seqs * limit))
+        return most
+
+    def best(self, num_seqs: int, chances: Sequence[float]) -> int:
+        """Return how many of the drafted tokens make the most tokens a second; 0 if none pays.
+
+        Args:
+            chances: that each is kept, the best first.
+        """
+        least = num_seqs / self.of(num_seqs) * MARGIN
+        found = 0
+        room = _SIZES[-1] - num_seqs
+        for number, gain in enumerate(accumulate(chances[:room] if room > 0 else ()), 1):
+            rate = (num_seqs + gain) / self.of(num_seqs + number)
+            if rate > least:
+                least, found = rate, number
+        return found
+
+    def _redraw(self) -> None:
+        """Draw the curve through what was measured lately."""
+        self._most.clear()
+        lately = self._num_steps - _STALE
+        for size in [size for size, at in self._seen_at.items() if at < lately]:
+            del self._times[size], self._seen_at[size]
+        known = [(size, median(times)) for size, times in sorted(self._times.items())]
+        curve = [known[0][1]] * (known[0][0] + 1)
+        for (low, _), (high, seconds) in pairwise(known):
+            begin = curve[-1]
+            step = max(0.0, seconds - begin) / (high - low)
+            curve.extend(begin + step * number for number in range(1, high - low + 1))
+        largest, seconds = len(curve) - 1, curve[-1]
+        for num_rows in range(largest + 1, _SIZES[-1] + 1):
+            if num_rows <= largest * _HOPED_UP_TO:
+                curve.append(seconds * (1 + _HOPED * (num_rows - largest)))
+            else:
+                # As dear as steps of their own.
+                curve.append(seconds * num_rows / largest)
+        self._curve = curve

@@ -1,0 +1,167 @@
+"""The planner: the most promising source, as many tokens as pay, and what it learns from."""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING
+
+from tokenbus.engine.speculation.drafter import DraftView
+from tokenbus.engine.speculation.planner import MAX_DRAFT, DraftPlanner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PHRASE = list(range(100, 120))
+
+
+def planner(*times: tuple[int, float]) -> DraftPlanner:
+    """Return a planner that knows what steps cost; rows are free unless something is given."""
+    made = DraftPlanner(1 << 20)
+    for num_rows, seconds in times or ((1, 0.010), (512, 0.010)):
+        for _ in range(5):
+            made.measured(num_rows, seconds)
+    return made
+
+
+class Text:
+    """A sequence that a test lets grow."""
+
+    def __init__(self, key: int, token_ids: Sequence[int], group: str = "shop") -> None:
+        self.ids = array("i", token_ids)
+        self.view = DraftView(key, group, self.ids, len(self.ids), lane="1:acme", request_id=key)
+
+
+class Walk:
+    """A grammar of one text, a list of the tokens that each place allows."""
+
+    def __init__(self, places: list[set[int]]) -> None:
+        self.places = places
+        self.at = 0
+
+    def forced(self) -> list[int]:
+        """Return what has no alternative."""
+        found = []
+        for allowed in self.places[self.at :]:
+            if len(allowed) != 1:
+                break
+            found += allowed
+        return found
+
+    def allowed(self, most: int) -> list[int] | None:
+        """Return what may come next."""
+        here = self.places[self.at] if self.at < len(self.places) else set()
+        return sorted(here) if len(here) <= most else None
+
+    def accept(self, token_id: int) -> bool:
+        """Walk on."""
+        if self.at >= len(self.places) or token_id not in self.places[self.at]:
+            return False
+        self.at += 1
+        return True
+
+
+def drafts_of(made: DraftPlanner, *texts: Text) -> dict[int, list[int]]:
+    """Return what a planner drafts for texts."""
+    return made.plan([text.view for text in texts])
+
+
+def constrained(text: Text, walk: Callable[[], Walk]) -> DraftView:
+    """Return the view of a text inside a grammar."""
+    view = text.view
+    return DraftView(
+        view.key, view.group, view.token_ids, view.num_prompt, walk, view.lane, view.request_id
+    )
+
+
+def test_draft_goes_on_as_the_text_did_before() -> None:
+    """A phrase of the prompt is drafted as far as the longest draft goes."""
+    text = Text(1, [*PHRASE, 7, *PHRASE[:4]])
+    assert drafts_of(planner(), text) == {1: [*PHRASE[4:], 7, *PHRASE[:4]][:MAX_DRAFT]}
+
+
+def test_sequence_that_says_something_new_gets_no_draft() -> None:
+    """Nothing is drafted where nothing was found."""
+    assert drafts_of(planner(), Text(1, range(50))) == {}
+
+
+def test_longer_match_wins_whichever_source_has_it() -> None:
+    """The pool's answer goes on from six tokens alike, the prompt from three."""
+    made = planner()
+    made.pool.add(9, "shop", [*PHRASE[:8], 1, 2, 3])
+    text = Text(1, [*PHRASE[5:8], 4, 5, 6, *PHRASE[2:8]])
+    assert drafts_of(made, text)[1][:3] == [1, 2, 3]
+    assert drafts_of(made, Text(2, text.ids, group="other"))[2][:3] == [4, 5, 6]
+
+
+def test_costly_rows_shorten_drafts_and_dear_ones_end_them() -> None:
+    """As rows get dearer, drafts get shorter, until there are none."""
+    lengths = []
+    for row_ms in (0.0, 1.0, 2.0, 8.0):
+        made = planner(*((rows, 0.010 + row_ms / 1000 * (rows - 1)) for rows in (1, 2, 4, 8, 16)))
+        drafts = drafts_of(made, Text(1, [*PHRASE, 7, *PHRASE[:4]]))
+        lengths.append(len(drafts.get(1, ())))
+    assert lengths[0] == MAX_DRAFT
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] == 0
+    assert len(set(lengths)) > 2, lengths
+
+
+def test_rows_go_to_the_likelier_draft() -> None:
+    """Of two sequences the one with the longer match gets more rows."""
+    made = planner(*((rows, 0.010 + 0.001 * (rows - 2)) for rows in (2, 3, 4, 6, 8, 16, 32)))
+    sure, unsure = Text(1, [*PHRASE, 7, *PHRASE[:16]]), Text(2, [*PHRASE, 7, *PHRASE[:3]])
+    drafts = drafts_of(made, sure, unsure)
+    assert len(drafts[1]) > len(drafts.get(2, ()))
+
+
+def test_source_that_is_wrong_again_and_again_is_not_believed() -> None:
+    """Drafts that never come true end, verified or not; when they come true, they return."""
+    made = planner((1, 0.010), (2, 0.0125), (4, 0.016), (16, 0.040))
+    made.pool.add(0, "shop", PHRASE)
+
+    def is_drafted(key: int, follows: int) -> bool:
+        text = Text(key, [500 + key, *PHRASE[4:7]])
+        drafts = drafts_of(made, text)
+        text.ids.append(follows)
+        drafts_of(made, text)
+        return bool(drafts)
+
+    num_rounds = 1
+    while is_drafted(num_rounds, 900):
+        num_rounds += 1
+        assert num_rounds < 100
+    assert num_rounds > 3
+    assert not is_drafted(100, 900)
+    assert any(is_drafted(key, PHRASE[7]) for key in range(101, 200))
+
+
+def test_grammar_cuts_what_it_forbids_and_adds_what_it_forces() -> None:
+    """The text's value, then the forced key, then the text goes on where the key led to."""
+    text = Text(1, [*PHRASE, 30, 31, 32, 60, 61, 62, 7, *PHRASE[:4]])
+    places = [{104, 1}, {105, 2}, {30}, {31}, {32}, {60, 3}, {61, 4}, {5, 6}]
+    made = planner()
+    drafts = made.plan([constrained(text, lambda: Walk(places))])
+    assert drafts == {1: [104, 105, 30, 31, 32, 60, 61]}
+    made.report(1, drafts[1], 7)
+    assert made.drafted_total == {"own_text": 4, "grammar": 3}
+
+
+def test_report_counts_by_who_drafted_each_token() -> None:
+    """Those up to the first wrong one are accepted; what the engine added is the grammar's."""
+    made = planner()
+    text = Text(1, [*PHRASE, 7, *PHRASE[:4]])
+    draft = drafts_of(made, text)[1]
+    made.report(1, [*draft, 900, 901], len(draft) + 1)
+    made.report(1, draft[:4], 1)
+    assert made.drafted_total == {"own_text": len(draft) + 4, "grammar": 2}
+    assert made.accepted_total == {"own_text": len(draft) + 1, "grammar": 1}
+
+
+def test_ended_sequence_leaves_its_answer_to_its_group() -> None:
+    """The next sequence of the group is drafted from it."""
+    made = planner()
+    first = Text(1, [1, 2, 3])
+    first.ids.extend(PHRASE)
+    made.drop(first.view)
+    assert drafts_of(made, Text(2, PHRASE[:5]))[2] == PHRASE[5:]
+    assert made._drafts.keys() == {2}

@@ -1,0 +1,113 @@
+"""Drafted tokens change nothing but how many tokens a step brings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from models.scheduler_bench import Optimist
+from models.scripted_drafts import ScriptedSpeculation
+
+from tokenbus.engine.execution.drafting import Drafting
+from tokenbus.engine.types import FinishReason, Request, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tokenbus.engine.engine import Engine
+
+    Run = Callable[..., dict[tuple[int, int], Any]]
+
+VOCAB_SIZE = 320
+DRAWN = SamplingParams(max_tokens=30, temperature=1.0, seed=3)
+ASKED = {
+    "greedy": replace(DRAWN, temperature=0.0),
+    "drawn": DRAWN,
+    "filtered": replace(DRAWN, top_p=0.9, top_k=40, min_p=0.02),
+    "penalised": replace(
+        DRAWN, repetition_penalty=1.3, presence_penalty=0.7, frequency_penalty=0.4
+    ),
+    "greedy-penalised": replace(DRAWN, temperature=0.0, frequency_penalty=1.5),
+    "biased": replace(DRAWN, logit_bias={5: 4.0, 9: -3.0}, top_p=0.95),
+    "bad-words": replace(DRAWN, bad_words=((7,), (11, 12), (200, 5, 6))),
+    "late-end": replace(DRAWN, min_tokens=9, stop_token_ids=tuple(range(0, 320, 9))),
+    "stopped": replace(DRAWN, stop_token_ids=tuple(range(0, 320, 7))),
+    "choices": replace(DRAWN, n=3, presence_penalty=0.5),
+    "scored": replace(DRAWN, n=2, logprobs=4, top_p=0.9),
+    "prompt-scored": replace(DRAWN, prompt_logprobs=2, logprobs=0),
+    "one": replace(DRAWN, max_tokens=1),
+    "two": replace(DRAWN, max_tokens=2),
+    "none": replace(DRAWN, max_tokens=0),
+}
+
+
+def requests_of(prompts: list[tuple[int, ...]]) -> list[Request]:
+    """Ask for everything once, of prompts that differ and one that many share."""
+    return [
+        Request(idx, prompts[idx % len(prompts)], replace(params, seed=idx))
+        for idx, params in enumerate(ASKED.values())
+    ]
+
+
+def texts_of(requests: list[Request], answers: dict[tuple[int, int], Any]) -> list[list[int]]:
+    """Return prompt and output of each choice."""
+    by_id = {request.request_id: request for request in requests}
+    return [
+        [*by_id[request_id].prompt_ids, *answer.token_ids]
+        for (request_id, _), answer in answers.items()
+    ]
+
+
+def speculate(engine: Engine, texts: list[list[int]], most: int = 8) -> ScriptedSpeculation:
+    """Let an engine draft from known texts."""
+    speculation = ScriptedSpeculation(texts, most=most, vocab_size=VOCAB_SIZE)
+    engine._drafting = Drafting(speculation, engine._constrained, engine._containment)
+    return speculation
+
+
+def check_same(wanted: dict[tuple[int, int], Any], found: dict[tuple[int, int], Any]) -> None:
+    """Compare all answers: tokens, ends and log-probabilities."""
+    for key, answer in wanted.items():
+        again = found[key]
+        assert again.token_ids == answer.token_ids, key
+        assert again.reason == answer.reason, key
+        assert again.deltas[-1].stop_token_id == answer.deltas[-1].stop_token_id
+        entries = [entry for delta in answer.deltas for entry in delta.logprobs]
+        others = [entry for delta in again.deltas for entry in delta.logprobs]
+        assert len(entries) == len(others)
+        for entry, other in zip(entries, others, strict=True):
+            assert (entry.token_id, entry.rank, entry.forced) == (
+                other.token_id, other.rank, other.forced,
+            )  # fmt: skip
+            assert entry.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert [t for t, _ in entry.top] == [t for t, _ in other.top]
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["in-step", "one-ahead"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"max_batch_tokens": 7, "page_size": 4, "num_pages": 800},
+        {"num_pages": 60, "page_size": 4},
+    ],
+    ids=["plain", "chunk7-page4", "tiny-pool"],
+)
+def test_tokens_are_those_of_the_run_without_drafts(
+    tiny: Any, prompts: list[tuple[int, ...]], run: Run, settings: dict[str, Any], ahead: bool
+) -> None:
+    """Whatever is asked for, with wrong drafts among the right ones, in steps of all lengths."""
+    requests = requests_of(prompts)
+    wanted = run(tiny.engine(), requests)
+    engine = tiny.engine(**settings)
+    engine._one_step_ahead = ahead
+    if settings.get("num_pages") == 60:
+        engine._scheduler.estimator = Optimist()
+    speculation = speculate(engine, texts_of(requests, wanted))
+    check_same(wanted, run(engine, requests))
+    assert speculation.num_right > 100
+    assert speculation.num_wrong_drafts > 10
+    assert set(speculation.heard) == speculation.dropped
+    if settings.get("num_pages") == 60:
+        assert engine.stats().preemptions_total > 0
