@@ -32,7 +32,7 @@ def _value(told: dict[str, Any]) -> str:
         return ", ".join(f"`{each}`" for each in told["enum"])
     if kind in ("integer", "number"):
         over = "over " if "exclusiveMinimum" in told else ""
-        low, high = told.get("minimum", told.get("exclusiveMinimum")), told["maximum"]
+        low, high = told["exclusiveMinimum" if over else "minimum"], told["maximum"]
         return (
             f"{'whole ' if kind == 'integer' else ''}number, {over}{_shown(low)} to {_shown(high)}"
         )
