@@ -32,8 +32,8 @@ HEAP_SHARE, HEAP_BYTES = 0.1, 2**20
 async def test_large_pool_is_painted_at_once_and_does_not_grow() -> None:
     """10,000 jobs and 100 workers: first paint within a second, 60 s live without growth.
 
-    What a busy machine does not change is counted: the processor time of page and gateway, until the
-    figures are there too, which is later than the first paint.
+    What a busy machine does not change is counted: the processor time of page and gateway, until
+    the figures are there too, which is later than the first paint.
     """
     server = start_private()
     try:
