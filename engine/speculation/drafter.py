@@ -120,7 +120,7 @@ class Speculation(Protocol):
         """Let drafts for a group come from an answer that the engine did not give itself."""
         ...
 
-    def forget_answers(self, names: Sequence[int]) -> None:
+    def drop_answers(self, names: Sequence[int]) -> None:
         """Let no more drafts come from answers, by the names they came under.
 
         Those that the engine gave itself have the numbers of their requests.

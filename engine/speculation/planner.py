@@ -138,9 +138,9 @@ class DraftPlanner:
         """Let drafts for a group come from an answer that the engine did not give itself."""
         self.pool.add(name, group, token_ids)
 
-    def forget_answers(self, names: Sequence[int]) -> None:
+    def drop_answers(self, names: Sequence[int]) -> None:
         """Let no more drafts come from answers, by the names they came under."""
-        self.pool.forget(names)
+        self.pool.erase(names)
 
     def totals(self) -> tuple[tuple[str, DraftCount], ...]:
         """Return what was verified of each drafter's tokens."""

@@ -10,7 +10,7 @@ from models.scheduler_bench import Optimist
 from models.scripted_drafts import ScriptedSpeculation
 
 from tokenbus.engine.execution.drafting import Drafting
-from tokenbus.engine.types import FinishReason, Request, SamplingParams
+from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
