@@ -106,16 +106,14 @@ def requests_of(llm: LLM) -> list[Request]:
 
 def texts_of(requests: list[Request], answers: Answers) -> list[list[int]]:
     """Return prompt and output of each choice."""
-    return [
-        [*requests[idx].prompt_ids, *told(deltas)[0]] for (idx, _), deltas in answers.items()
-    ]
+    return [[*requests[idx].prompt_ids, *told(deltas)[0]] for (idx, _), deltas in answers.items()]
 
 
 def speculate(llm: LLM, texts: list[list[int]]) -> ScriptedSpeculation:
     """Let an engine draft from known texts."""
     engine = llm.engine
     speculation = ScriptedSpeculation(texts, most=8, vocab_size=300, wrong_in=2)
-    engine._drafting = Drafting(speculation, engine._constrained, engine._containment)
+    engine._drafting = Drafting(speculation, engine._constrained)
     return speculation
 
 
