@@ -231,4 +231,5 @@ def _best(pieces: list[_Piece], shares: list[list[float]]) -> _Piece:
 
 def _promise(piece: _Piece, shares: list[list[float]]) -> float:
     """Return how many of a guess's tokens are expected to be right."""
-    return sum(accumulate(_shares(piece, shares), mul))
+    promise: float = sum(accumulate(_shares(piece, shares), mul))
+    return promise
