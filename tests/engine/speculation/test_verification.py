@@ -62,7 +62,7 @@ def texts_of(requests: list[Request], answers: dict[tuple[int, int], Any]) -> li
 def speculate(engine: Engine, texts: list[list[int]], most: int = 8) -> ScriptedSpeculation:
     """Let an engine draft from known texts."""
     speculation = ScriptedSpeculation(texts, most=most, vocab_size=VOCAB_SIZE)
-    engine._drafting = Drafting(speculation, engine._constrained, engine._containment)
+    engine._drafting = Drafting(speculation, engine._constrained)
     return speculation
 
 
