@@ -26,8 +26,11 @@ class GrammarWalk(Protocol):
         """Return the tokens that have no alternative from here on; they are not walked yet."""
         ...
 
-    def allowed(self, most: int) -> list[int] | None:
-        """Return the tokens that may come next, None if they are more than `most`."""
+    def likely(self) -> list[int]:
+        """Return the tokens that begin keys and values a schema names, in its order.
+
+        Only those that may come next, and none where a text is free.
+        """
         ...
 
     def accept(self, token_id: int) -> bool:

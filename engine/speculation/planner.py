@@ -155,14 +155,14 @@ class DraftPlanner:
             self._learn(seq, before)
         shares = self._acceptance.of(seq.lane)
         context = list(seq.token_ids[-MAX_STRENGTH:])
-        rivals = self._guesses(seq, context, MAX_DRAFT)
-        if not rivals:
-            return None
         if seq.walk_grammar is None:
-            pieces = [_best(rivals, shares)]
+            rivals = self._guesses(seq, context, MAX_DRAFT)
+            pieces = [_best(rivals, shares)] if rivals else []
         else:
             # What the grammar forbids of the others is no fault of theirs.
             pieces, rivals = self._fitting(seq, context, shares), []
+        if not pieces:
+            return None
         draft = self._drafts[seq.key] = _Draft(num_known, pieces, rivals)
         draft.weigh(shares)
         return draft
