@@ -16,6 +16,7 @@ from tokenbus.engine.execution.batch import decode_batch, step_batch
 from tokenbus.engine.execution.device_faults import escapes
 from tokenbus.engine.execution.pending_step import PendingStep, read_step
 from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.sampling.bitmask import leaves_one
 from tokenbus.engine.sampling.drafted_draws import DraftedRow, draw_drafted
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
@@ -24,6 +25,7 @@ from tokenbus.kernels.draw_outcomes import BROKEN_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from concurrent.futures import Future
 
     from tokenbus.engine.execution.pending_step import StepResult
     from tokenbus.engine.execution.rows import RowState
@@ -36,8 +38,9 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
     from tokenbus.engine.scheduling.sequence import Sequence
 
-    # The packed grammar masks of constrained rows, one for each of their draws.
-    Masks = Mapping[int, list[Tensor]]
+    # The packed grammar mask of each constrained row; of one with a draft, those of its draws.
+    Masks = Mapping[int, Tensor]
+    DraftMasks = Mapping[int, Future[list[Tensor]]]
 
 
 class Runner:
@@ -71,8 +74,13 @@ class Runner:
         self.sampling.clear_row(row)
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, masks: Masks | None = None) -> PendingStep:
-        """Start a step, under the `masks` of its constrained rows."""
+    def launch(
+        self,
+        plan: StepPlan,
+        masks: Masks | None = None,
+        draft_masks: DraftMasks | None = None,
+    ) -> PendingStep:
+        """Start a step, under the masks of its constrained rows."""
         pending = PendingStep.of(plan)
         self._set_up(plan)
         self._regroup(plan.decode)
@@ -80,7 +88,7 @@ class Runner:
         if pending.seqs:
             self._sample(hidden[: len(pending.seqs)], pending.seqs, pending, masks)
         if pending.drafted:
-            self._sample_drafted(hidden[len(pending.seqs) :], pending, masks)
+            self._sample_drafted(hidden[len(pending.seqs) :], pending, draft_masks or {})
         self._read_back(pending)
         return pending
 
@@ -235,7 +243,7 @@ class Runner:
                 no_token = self.rows.to_device([BROKEN_ROW] * len(seqs[part]))
                 pending.draws.append(SampledTokens(no_token, None))
 
-    def _sample_drafted(self, hidden: Tensor, pending: PendingStep, masks: Masks | None) -> None:
+    def _sample_drafted(self, hidden: Tensor, pending: PendingStep, masks: DraftMasks) -> None:
         chunks = pending.drafted
         borders = [0, *accumulate(1 + len(chunk.draft) for chunk in chunks)]
 
@@ -253,7 +261,7 @@ class Runner:
                 pending.drafted_draws.append(SampledTokens(no_token, None))
 
     def _draw_drafted(
-        self, hidden: Tensor, chunks: list[PrefillChunk], masks: Masks | None
+        self, hidden: Tensor, chunks: list[PrefillChunk], masks: DraftMasks
     ) -> SampledTokens:
         drafted = [
             DraftedRow(chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, chunk.draft)
@@ -261,14 +269,13 @@ class Runner:
         ]
         row_list = [item.row for item in drafted]
         plan = self.sampling.plan(row_list)
-        counts = [1 + len(item.draft) for item in drafted]
         drawn = draw_drafted(
             self.sampling,
             self._logits(hidden, plan),
             drafted,
             plan,
             self.rows.to_device,
-            self._bitmask(row_list, counts, masks),
+            self._bitmask([mask for chunk in chunks for mask in _masks_of(chunk, masks)]),
         )
         self.rows.last_token.index_copy_(0, self.rows.to_device(row_list), drawn.newest)
         return drawn.sampled
@@ -283,7 +290,7 @@ class Runner:
             rows,
             drawn_at,
             plan=plan,
-            bitmask=self._bitmask(row_list, [1] * len(row_list), masks),
+            bitmask=self._bitmask([masks.get(row) for row in row_list]) if masks else None,
         )
         self.rows.last_token.index_copy_(0, rows, sampled.inputs())
         return sampled
@@ -297,24 +304,36 @@ class Runner:
         if self.rows.device.type == "cuda":
             pending.leave()
 
-    def _bitmask(
-        self, row_list: list[int], counts: list[int], masks: Masks | None
-    ) -> Tensor | None:
-        """Return the masks of the draws of rows, [M, W] int32; those of free rows have all ones.
+    def _bitmask(self, masks: list[Tensor | None]) -> Tensor | None:
+        """Return the masks of draws, [M, W] int32; those of free ones have all ones.
 
         Rows at one place of a grammar share a mask, which is sent once: 19 KB each, for a
         vocabulary of 152k, are more than all else that a step sends.
         """
-        if not masks:
+        like = next((mask for mask in masks if mask is not None), None)
+        if like is None:
             return None
-        all_ones = torch.full_like(next(iter(masks.values()))[0], -1)
+        all_ones = torch.full_like(like, -1)
         distinct: dict[int, tuple[int, Tensor]] = {}
         places = []
-        for row, count in zip(row_list, counts, strict=True):
-            for mask in masks.get(row) or [all_ones] * count:
-                place, _ = distinct.setdefault(id(mask), (len(distinct), mask))
-                places.append(place)
+        for given in masks:
+            mask = all_ones if given is None else given
+            place, _ = distinct.setdefault(id(mask), (len(distinct), mask))
+            places.append(place)
         sent = self.rows.to_device(
             torch.stack([mask for _, mask in distinct.values()]), torch.int32
         )
         return sent if len(distinct) == len(places) else sent[self.rows.to_device(places)]
+
+
+def _masks_of(chunk: PrefillChunk, masks: DraftMasks) -> list[Tensor | None]:
+    """Return the masks of a draft's draws, and note how many of these count."""
+    num_draws = 1 + len(chunk.draft)
+    seq = chunk.seq
+    future = masks.get(-1 if seq.row is None else seq.row)
+    if future is None:
+        return [None] * num_draws
+    found = future.result()
+    seq.draws_forced = tuple(map(leaves_one, found))
+    # What is drawn behind the last that counts is dropped, whatever it is.
+    return [*found, *found[-1:] * (num_draws - len(found))]
