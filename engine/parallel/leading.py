@@ -86,9 +86,7 @@ class LeadingGroup(Group):
         self._book.forget(row)
 
     @contextmanager
-    def step(
-        self, plan: StepPlan, sampling: SamplingState, *, is_masked: bool
-    ) -> Iterator[None]:
+    def step(self, plan: StepPlan, sampling: SamplingState, *, is_masked: bool) -> Iterator[None]:
         """Tell the followers of a step, and launch it inside."""
         rows = [seq.row for seq in plan.sampled() if seq.row is not None]
         order = self._book.order(plan, sampling.plan(rows), is_masked=is_masked)

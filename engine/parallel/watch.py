@@ -1,4 +1,4 @@
-"""The watch of rank 0 over its followers: who ended, who hangs, and whether all wait for each other.
+"""The watch of rank 0 over its followers: who ended, who hangs, and whether all wait for all.
 
 A rank that computes, compiles or captures is slow, not lost: its beat goes on, and it has not come
 to the collective that the others wait in. A rank whose beat stops is lost, and so is the group if

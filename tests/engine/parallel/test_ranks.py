@@ -1,4 +1,4 @@
-"""Ranks answer as one: the same tokens, the same bits on all of them, with all that requests ask."""
+"""Ranks answer as one: the same tokens, the same bits on all, whatever requests ask for."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ FAMILIES = (
     "qwen2_moe",
     "granitemoeshared",
 )
+
 
 @pytest.fixture
 def logits(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
