@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tokenbus.engine.config import EngineConfig
-    from tokenbus.engine.sampling.sampler import SamplingState
+    from tokenbus.engine.sampling.plan import SamplingPlan
     from tokenbus.engine.scheduling.plan import StepPlan
 
 _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.parallel.follower")
@@ -86,10 +86,9 @@ class LeadingGroup(Group):
         self._book.forget(row)
 
     @contextmanager
-    def step(self, plan: StepPlan, sampling: SamplingState, *, is_masked: bool) -> Iterator[None]:
+    def step(self, plan: StepPlan, sampling: SamplingPlan, *, is_masked: bool) -> Iterator[None]:
         """Tell the followers of a step, and launch it inside."""
-        rows = [seq.row for seq in plan.sampled() if seq.row is not None]
-        order = self._book.order(plan, sampling.plan(rows), is_masked=is_masked)
+        order = self._book.order(plan, sampling, is_masked=is_masked)
         self._longest_s = SILENT_S + plan.num_prefill_tokens * _TOKEN_S
         with self._telling(order):
             yield
@@ -169,7 +168,8 @@ def lead(config: EngineConfig, progress: Callable[[str, float], None] | None) ->
         torch.set_num_threads(share)
     if progress is not None:
         progress("starting ranks", 0.0)
-    os.environ.update(NCCL_SETTINGS)
+    if device.type == "cuda":
+        os.environ.update(NCCL_SETTINGS)
     settle(device)
     group = LeadingGroup(config)
     try:
