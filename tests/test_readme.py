@@ -48,6 +48,7 @@ NOT_RUN = {
     "TOKENBUS_NULL_TOKENS_PER_S=20": "tests/deploy/test_newcomer.py types all of docs/incidents.md",
     "tokenbus worker --engine null --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus dead list --redis redis://127.0.0.1:6390/0": "as the line before",
+    "tokenbus worker --model smollm2-135m --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus keys create": "tests/producer/gateway/test_keys.py makes, lists and revokes keys",
     "pip install .": "installs into an environment; tests/test_packaging.py installs the wheel",
     "docker compose": "needs containers; tests/deploy/test_compose.py runs what is in them",

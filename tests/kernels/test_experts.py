@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from models.paged_batch import DEVICE, HALF, assert_close
+from models.paged_batch import DEVICE, DTYPES, HALF, assert_close
 
 from tokenbus.kernels import reference as twins
 from tokenbus.kernels.experts import reference
@@ -19,11 +19,6 @@ from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning, tile_rows_for
 from tokenbus.kernels.launch import KernelInputError
 
-DTYPES = pytest.mark.parametrize(
-    "dtype",
-    [pytest.param(torch.float32, marks=pytest.mark.slow), HALF],
-    ids=["fp32", "half"],
-)
 # Rows, experts, experts per row, hidden size, inner size: one block of rows and several, sizes
 # that fill no tile, and rows of odd bytes, which no descriptor fetches.
 SHAPES = [(2, 5, 1, 40, 24), (16, 8, 3, 64, 48), (37, 12, 4, 72, 33), (3, 4, 4, 51, 20)]

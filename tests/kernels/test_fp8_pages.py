@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from models.paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
+from models.paged_batch import DEVICE, DTYPES, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.attention.paged_decode import paged_decode
@@ -18,7 +18,6 @@ from tokenbus.kernels.qkv_rope import qkv_rope
 from tokenbus.kernels.quantize import FP8
 
 HEADS, KV_HEADS, PAGE_SIZE = 6, 2, 16
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "half"])
 
 
 def rounded_pages(pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models.paged_batch import DEVICE, HALF, assert_close
+from models.paged_batch import DEVICE, DTYPES, HALF, assert_close
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.activation import ActivationKind, gated_act
@@ -13,8 +13,6 @@ from tokenbus.kernels.linear.small_linear import Fusion, small_linear
 from tokenbus.kernels.linear.table import LinearTuning, choose_tuning
 from tokenbus.kernels.norm import add_rms_norm, rms_norm
 from tokenbus.kernels.qkv_rope import qkv_rope
-
-DTYPES = pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "half"])
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from models.paged_batch import DEVICE, HALF
+from models.paged_batch import DEVICE, DTYPES, HALF
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.launch import KernelInputError
@@ -128,7 +128,7 @@ def test_products_equal_those_of_the_numbers(
         assert (parts["residual"] - expected).norm() < tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+@DTYPES
 @pytest.mark.parametrize("sizes", [(40, 200, 32), (56, 300, 300)])
 def test_widened_weights_are_the_numbers(sizes: tuple[int, int, int], dtype: torch.dtype) -> None:
     """Every number is written, rounded once from what it stands for."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models.paged_batch import DEVICE, HALF, PagedBatch, assert_close, make_batch
+from models.paged_batch import DEVICE, DTYPES, HALF, PagedBatch, assert_close, make_batch
 
 from tokenbus.kernels import reference
 from tokenbus.kernels.attention.paged_decode import paged_decode
@@ -48,7 +48,7 @@ def expect(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "half"])
+@DTYPES
 @pytest.mark.parametrize(
     ("num_heads", "num_kv_heads", "head_dim", "page_size"),
     [(4, 2, 64, 16), (3, 1, 64, 64), (2, 2, 128, 64), (8, 1, 64, 32), (2, 1, 80, 128)],

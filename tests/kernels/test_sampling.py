@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models.paged_batch import DEVICE, HALF
+from models.paged_batch import DEVICE, DTYPES, HALF
 from models.sampling_rows import columns_of, columns_with_uniforms
 
 from tokenbus.engine.sampling.random_draw import uniforms
@@ -177,7 +177,7 @@ def test_forbidden_tokens_are_never_drawn() -> None:
         assert token_ids.tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=str)
+@DTYPES
 def test_rows_without_a_distribution_are_told(dtype: torch.dtype) -> None:
     """Rows with NaN or plus infinity, in one place or all, are broken; all -inf is an empty one."""
     logits = make_logits(9, 5000, 1.0, dtype)

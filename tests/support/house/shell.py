@@ -66,7 +66,7 @@ def code_blocks(language: str) -> list[CodeBlock]:
     return [
         CodeBlock(str(file.relative_to(ROOT)), "\n".join(body) + "\n")
         for file in _files()
-        for kind, body in _bodies(file.read_text().splitlines())
+        for kind, body in bodies_of(file.read_text().splitlines())
         if kind == language
     ]
 

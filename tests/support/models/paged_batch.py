@@ -2,12 +2,19 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter has no bf16 arithmetic; on the GPU bf16 is what runs.
 HALF = torch.bfloat16 if DEVICE.type == "cuda" else torch.float16
+# The interpreter takes as long for either; the quick run has the one that GPUs run.
+DTYPES = pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(torch.float32, marks=pytest.mark.slow), HALF],
+    ids=["fp32", "half"],
+)
 
 
 @dataclass(slots=True)
