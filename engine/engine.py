@@ -80,7 +80,7 @@ class Engine:
         self._one_step_ahead = one_step_ahead
         self._drafting = None
         if speculation is not None:
-            self._drafting = Drafting(speculation, constrained, runner.containment)
+            self._drafting = Drafting(speculation, constrained)
         self._sound_until = 0.0
         self._requests: dict[int, list[Sequence]] = {}
         self._arrivals = 0
@@ -156,7 +156,10 @@ class Engine:
         launched = None
         started_at = time.monotonic()
         if not plan.is_empty:
-            launched = self._runner.launch(plan, self._constrained.masks(plan))
+            constrained = self._constrained
+            launched = self._runner.launch(
+                plan, constrained.masks(plan), constrained.draft_masks(plan)
+            )
             self._steps_total += 1
         self._end_failed()
         done = launched
@@ -209,7 +212,7 @@ class Engine:
         """Forget all prefixes; refused (False) while any sequence holds pages."""
         return self._scheduler.pool.reset_prefixes()
 
-    def learn_answer(self, name: int, group: str, token_ids: TokenIds) -> None:
+    def learn_answer(self, name: int, group: str, token_ids: TokenIds[int]) -> None:
         """Let drafts for a group of requests, those of one cache salt, come from an answer.
 
         Nothing is done without speculation, here and in `forget_answers`.
@@ -217,7 +220,7 @@ class Engine:
         if self._drafting is not None:
             self._drafting.speculation.learn_answer(name, group, token_ids)
 
-    def forget_answers(self, names: TokenIds) -> None:
+    def forget_answers(self, names: TokenIds[int]) -> None:
         """Let no more drafts come from the answers of these names or requests."""
         if self._drafting is not None:
             self._drafting.speculation.forget_answers(names)
@@ -321,6 +324,9 @@ class Engine:
     def _deliver_drawn(self, drawn: DrawnTokens, undrawn: list[tuple[Sequence, int]]) -> None:
         """Deliver what was right of a draft, and the token drawn behind it."""
         seq, token_ids = drawn.seq, drawn.token_ids
+        if seq.grammar is not None:
+            # Behind the last place that has a mask nothing was drawn under the grammar.
+            token_ids = token_ids[: len(seq.draws_forced)]
         if seq.state is SequenceState.FINISHED:
             return
         if self._drafting is not None:

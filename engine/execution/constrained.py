@@ -7,20 +7,18 @@ for them as long as waiting is cheaper than going without, and no longer.
 
 from __future__ import annotations
 
-from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import suppress
-from itertools import chain
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import GrammarRejected
-from tokenbus.engine.execution.draft_walk import DraftWalk, only
+from tokenbus.engine.execution.draft_walk import DraftWalk, masks_along
 from tokenbus.engine.sampling.bitmask import leaves_one
 from tokenbus.engine.scheduling.sequence import SequenceState
 from tokenbus.engine.types import Fault, FaultCode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +52,6 @@ class ConstrainedRows:
         self._preparer: GrammarPreparer | None = None
         self._under_way: dict[Sequence, Future[GrammarOutcome]] = {}
         self._masks: dict[Sequence, Tensor] = {}
-        self._draft_masks: dict[Sequence, list[Tensor]] = {}
         self._prepared_anew: set[Sequence] = set()
 
     def prepare(self, seq: Sequence, spec: GrammarSpec) -> None:
@@ -100,55 +97,44 @@ class ConstrainedRows:
         if self._under_way:
             wait(self._under_way.values(), timeout=_MASK_WAIT_S, return_when=FIRST_COMPLETED)
 
-    def masks(self, plan: StepPlan) -> dict[int, list[Tensor]]:
-        """Return the packed masks of each constrained row that samples in this step, one a draw.
+    def masks(self, plan: StepPlan) -> dict[int, Tensor]:
+        """Return the packed mask of each constrained row that draws one token in this step.
 
         A row whose mask cannot be had has failed and is not among them.
         """
         masks = {}
-        for seq in chain(plan.sampled(), (chunk.seq for chunk in plan.drafted())):
+        for seq in plan.sampled():
             if seq.grammar is not None and seq.row is not None:
                 with self._containment.guard(seq, "its grammar was applied", FaultCode.GRAMMAR):
-                    mask = self._masks.pop(seq)
-                    along = self._draft_masks.pop(seq, [])[: len(seq.draft)]
-                    masks[seq.row] = [mask, *along]
+                    mask = masks[seq.row] = self._masks.pop(seq)
                     if seq.request.params.logprobs is not None:
-                        seq.draws_forced = tuple(map(leaves_one, masks[seq.row]))
+                        seq.draws_forced = (leaves_one(mask),)
+        return masks
+
+    def draft_masks(self, plan: StepPlan) -> dict[int, Future[list[Tensor]]]:
+        """Begin to compute the masks of constrained rows with a draft, see `masks_along`."""
+        masks = {}
+        for chunk in plan.drafted():
+            seq = chunk.seq
+            if seq.matcher is not None and seq.row is not None:
+                with self._containment.guard(seq, "its grammar was applied", FaultCode.GRAMMAR):
+                    params = seq.request.params
+                    first = None if params.bad_words else params.min_tokens - seq.num_output
+                    masks[seq.row] = self._ready_preparer().begin(
+                        partial(
+                            masks_along,
+                            seq.matcher.fork(),
+                            self._masks.pop(seq),
+                            chunk.draft,
+                            first,
+                        )
+                    )
         return masks
 
     def walk(self, seq: Sequence) -> DraftWalk:
-        """Return a walk from where the grammar of a sequence stands; its mask is there."""
+        """Return a walk from where the grammar of a sequence stands; no mask is under way."""
         assert seq.matcher is not None
-        return DraftWalk(seq.matcher.fork(), self._masks[seq])
-
-    def admit_draft(self, seq: Sequence, draft: Iterable[int]) -> list[int]:
-        """Return what the grammar of a sequence makes of a draft for the next step.
-
-        It ends before the first token that is not allowed, or that leaves nothing to be drawn
-        behind it. Tokens that a drawn one leaves no choice about come behind it here as well, and a
-        draft that holds others there ends with them.
-        """
-        walk = self.walk(seq)
-        admitted: list[int] = []
-        masks: list[Tensor] = []
-        ahead: deque[int] = deque()
-        with suppress(GrammarRejected):
-            for token_id in draft:
-                if ahead:
-                    if ahead.popleft() != token_id:
-                        break
-                    continue
-                if token_id in seq.stop_token_ids or not walk.accept(token_id):
-                    break
-                if _may_force(seq, seq.num_output + len(admitted) + 1):
-                    ahead.extend(walk.forced())
-                if not all(map(walk.accept, ahead)) or walk.is_finished:
-                    break
-                like = walk.mask()
-                masks += [*(only(forced_id, like) for forced_id in ahead), like]
-                admitted += [token_id, *ahead]
-        self._draft_masks[seq] = masks
-        return admitted
+        return DraftWalk(seq.matcher.fork())
 
     def accept(self, seq: Sequence, token_id: int) -> list[int]:
         """Advance by a sampled token; return the tokens that are then left without a choice.
@@ -160,7 +146,8 @@ class ConstrainedRows:
         assert seq.matcher is not None
         try:
             seq.matcher.accept(token_id)
-            if not _may_force(seq, seq.num_output):
+            params = seq.request.params
+            if params.bad_words or seq.num_output < params.min_tokens:
                 return []
             forced = seq.matcher.forced_tokens()
             for forced_id in forced:
@@ -188,7 +175,6 @@ class ConstrainedRows:
         if future is not None:
             future.cancel()
         self._masks.pop(seq, None)
-        self._draft_masks.pop(seq, None)
         self._prepared_anew.discard(seq)
 
     def close(self) -> None:
@@ -251,12 +237,6 @@ class ConstrainedRows:
                 self._tokenizer, self._limits.vocab_size, self._limits.eos_token_ids, limits
             )
         return self._preparer
-
-
-def _may_force(seq: Sequence, num_output: int) -> bool:
-    """Tell whether tokens behind the first of an output need not be drawn: no rule forbids them."""
-    params = seq.request.params
-    return not params.bad_words and num_output >= params.min_tokens
 
 
 def _output_ids(seq: Sequence) -> list[int]:

@@ -1,4 +1,4 @@
-"""A walk through a grammar ahead of its sequence: what a draft may hold, and the masks along it."""
+"""Walks through a grammar ahead of its sequence: what a draft may hold, and the masks along it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from tokenbus.engine.errors import GrammarRejected
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from tokenbus.engine.grammar.grammar import GrammarMatcher
@@ -21,25 +23,10 @@ class DraftWalk:
     Past a limit of the grammar the walk is over: nothing is forced or allowed any more.
     """
 
-    def __init__(self, matcher: GrammarMatcher, mask: Tensor) -> None:
-        """Begin where `matcher`, a copy, stands; `mask` is that of the next token."""
+    def __init__(self, matcher: GrammarMatcher) -> None:
+        """Begin where `matcher`, a copy, stands."""
         self._matcher = matcher
-        self._mask: Tensor | None = mask
         self._is_over = False
-
-    @property
-    def is_finished(self) -> bool:
-        """True if nothing but the end of the sequence may follow."""
-        return self._is_over or self._matcher.is_finished
-
-    def mask(self) -> Tensor:
-        """Return the tokens that may come next, [W] int32.
-
-        Raises: GrammarRejected if the grammar exceeds its limits here.
-        """
-        if self._mask is None:
-            self._mask = self._matcher.mask()
-        return self._mask
 
     def forced(self) -> list[int]:
         """Return the tokens that have no alternative from here on; they are not walked yet."""
@@ -56,7 +43,7 @@ class DraftWalk:
         if self._is_over:
             return []
         try:
-            words = self.mask().numpy()
+            words = self._matcher.mask().numpy()
         except GrammarRejected:
             self._is_over = True
             return []
@@ -75,14 +62,54 @@ class DraftWalk:
         except GrammarRejected:
             self._is_over = True
             return False
-        self._mask = None
         return True
 
 
-def only(token_id: int, like: Tensor) -> Tensor:
+def masks_along(
+    matcher: GrammarMatcher, mask: Tensor, draft: Sequence[int], forces_from: int | None
+) -> list[Tensor]:
+    """Return the masks of the draws behind a draft's tokens, as many as may count.
+
+    None follows a token that is not allowed, nor one that ends the output, nor where the grammar
+    gives no mask. Where a drawn token leaves no choice about the next ones, each of these is alone
+    in its mask.
+
+    Args:
+        matcher: a copy that stands before the draft, for this alone.
+        mask: that of the first draw, [W] int32.
+        forces_from: behind how many tokens of the draft tokens may be forced; None: never.
+    """
+    masks, forced = [mask], list[int]()
+    try:
+        for number, token_id in enumerate(draft, 1):
+            if not _allows(masks[-1], token_id):
+                break
+            matcher.accept(token_id)
+            if forced:
+                forced = forced[1:]
+            elif forces_from is not None and number >= forces_from:
+                forced = matcher.forced_tokens()
+            if forced:
+                masks.append(_only(forced[0], mask))
+            elif matcher.is_finished:
+                break
+            else:
+                masks.append(matcher.mask())
+    except BaseException:
+        # The sequence comes to this place by itself, and finds out what is wrong there.
+        return masks
+    return masks
+
+
+def _allows(mask: Tensor, token_id: int) -> bool:
+    word, bit = divmod(token_id, 32)
+    return word < len(mask) and bool(int(mask[word]) >> bit & 1)
+
+
+def _only(token_id: int, like: Tensor) -> Tensor:
     """Return the mask that allows one token alone, of the width of another."""
     mask = torch.zeros_like(like)
-    # The highest bit of a word is the sign.
-    bit = 1 << token_id % 32
-    mask[token_id // 32] = bit - (1 << 32) if bit >> 31 else bit
+    word, bit = divmod(token_id, 32)
+    # The highest bit of a word is its sign.
+    mask[word] = 1 << bit if bit < 31 else -(1 << 31)
     return mask

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 from tokenbus.engine.scheduling.sequence import SequenceState
 from tokenbus.engine.speculation.drafter import DraftView
-from tokenbus.engine.types import DraftCount, FaultCode
+from tokenbus.engine.types import DraftCount
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from tokenbus.engine.containment import Containment
     from tokenbus.engine.execution.constrained import ConstrainedRows
     from tokenbus.engine.execution.pending_step import DrawnTokens
     from tokenbus.engine.scheduling.plan import StepPlan
+    from tokenbus.engine.scheduling.scheduler import Drafts
     from tokenbus.engine.scheduling.sequence import Sequence
     from tokenbus.engine.speculation.drafter import Speculation
 
@@ -27,36 +27,23 @@ class Drafting:
     `decode_turns_total` counts the sequences of all decode steps.
     """
 
-    def __init__(
-        self,
-        speculation: Speculation,
-        constrained: ConstrainedRows,
-        containment: Containment[Sequence],
-    ) -> None:
+    def __init__(self, speculation: Speculation, constrained: ConstrainedRows) -> None:
         self.speculation = speculation
         self.decode_turns_total = 0
         self._constrained = constrained
-        self._containment = containment
         self._keys = count()
         self._views: dict[Sequence, DraftView] = {}
         self._counts: dict[Sequence, DraftCount] = {}
 
-    def drafts(self, running: Collection[Sequence]) -> dict[Sequence, list[int]]:
+    def drafts(self, running: Collection[Sequence]) -> Drafts:
         """Return the drafts of the next step for those of these sequences that have any."""
         if not running or not self.speculation.pays(len(running)):
             return {}
         seqs = [seq for seq in running if _can_ask(seq)]
         views = [self._view(seq) for seq in seqs]
         asked = {view.key: seq for view, seq in zip(views, seqs, strict=True)}
-        drafts: dict[Sequence, list[int]] = {}
-        for key, draft in self.speculation.plan(views).items() if views else ():
-            seq = asked[key]
-            if seq.grammar is None:
-                drafts[seq] = list(draft)
-            else:
-                with self._containment.guard(seq, "its draft was read", FaultCode.GRAMMAR):
-                    drafts[seq] = self._constrained.admit_draft(seq, draft)
-        return {seq: draft for seq, draft in drafts.items() if draft}
+        drafts = self.speculation.plan(views) if views else {}
+        return {asked[key]: draft for key, draft in drafts.items() if draft}
 
     def report(self, drawn: DrawnTokens) -> None:
         """Tell how much of a draft was right."""

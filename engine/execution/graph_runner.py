@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.execution.prompt_graphs import PassShape
     from tokenbus.engine.execution.rows import RowState
-    from tokenbus.engine.execution.runner import Masks
+    from tokenbus.engine.execution.runner import DraftMasks, Masks
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.kv_cache import KVCache
     from tokenbus.engine.sampling.sampler import SampledTokens, SamplingState
@@ -180,10 +180,15 @@ class GraphRunner(Runner):
         self._is_warm = True
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, masks: Masks | None = None) -> PendingStep:
+    def launch(
+        self,
+        plan: StepPlan,
+        masks: Masks | None = None,
+        draft_masks: DraftMasks | None = None,
+    ) -> PendingStep:
         """Start a step, by replay where a graph can hold it."""
         if plan.prefill or masks:
-            return super().launch(plan, masks)
+            return super().launch(plan, masks, draft_masks)
         pending = PendingStep.of(plan)
         self._set_up(plan)
         row_list = [seq.row for seq in plan.decode if seq.row is not None]

@@ -17,6 +17,7 @@ from tokenbus.engine.execution.device_faults import escapes
 from tokenbus.engine.execution.pending_step import PendingStep, read_step
 from tokenbus.engine.interfaces import ForwardContext
 from tokenbus.engine.parallel.group import ALONE, Group
+from tokenbus.engine.sampling.bitmask import leaves_one
 from tokenbus.engine.sampling.drafted_draws import DraftedRow, DrawnRows, draw_drafted
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
@@ -25,6 +26,7 @@ from tokenbus.kernels.draw_outcomes import BROKEN_ROW
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from concurrent.futures import Future
 
     from tokenbus.engine.execution.pending_step import StepResult
     from tokenbus.engine.execution.rows import RowState
@@ -37,8 +39,9 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.prefix_grouping import PrefixSharing
     from tokenbus.engine.scheduling.sequence import Sequence
 
-    # The packed grammar masks of constrained rows, one for each of their draws.
-    Masks = Mapping[int, list[Tensor]]
+    # The packed grammar mask of each constrained row; of one with a draft, those of its draws.
+    Masks = Mapping[int, Tensor]
+    DraftMasks = Mapping[int, Future[list[Tensor]]]
 
 
 class Runner:
@@ -75,8 +78,13 @@ class Runner:
         self.group.release(row)
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, masks: Masks | None = None) -> PendingStep:
-        """Start a step, under the `masks` of its constrained rows."""
+    def launch(
+        self,
+        plan: StepPlan,
+        masks: Masks | None = None,
+        draft_masks: DraftMasks | None = None,
+    ) -> PendingStep:
+        """Start a step, under the masks of its constrained rows."""
         pending = PendingStep.of(plan)
         self._set_up(plan)
         asked = self.sampling.plan(_rows_of([*pending.seqs, *_owners(pending.drafted)]))
@@ -88,7 +96,8 @@ class Runner:
             if pending.seqs:
                 self._sample(self._logits(hidden[:first], asked), pending, masks)
             if pending.drafted:
-                self._sample_drafted(self._logits(hidden[first:], asked), pending, masks)
+                logits = self._logits(hidden[first:], asked)
+                self._sample_drafted(logits, pending, draft_masks or {})
         self._read_back(pending)
         return pending
 
@@ -244,7 +253,9 @@ class Runner:
                 rows[part],
                 drawn_at[part],
                 plan=self.sampling.plan(row_list[part]),
-                bitmask=self._bitmask(row_list[part], [1] * len(row_list[part]), masks),
+                bitmask=self._bitmask([masks.get(row) for row in row_list[part]])
+                if masks
+                else None,
             )
 
         for part, sampled in self.containment.split(seqs, draw, "its token was drawn"):
@@ -254,10 +265,11 @@ class Runner:
                 pending.draws.append(self._no_tokens(len(seqs[part])))
         self._enter(rows, [drawn.inputs() for drawn in pending.draws])
 
-    def _sample_drafted(self, logits: Tensor, pending: PendingStep, masks: Masks | None) -> None:
+    def _sample_drafted(self, logits: Tensor, pending: PendingStep, masks: DraftMasks) -> None:
+        chunks = pending.drafted
         drafted = [
             DraftedRow(chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, chunk.draft)
-            for chunk in pending.drafted
+            for chunk in chunks
         ]
         counts = [1 + len(item.draft) for item in drafted]
         borders = [0, *accumulate(counts)]
@@ -271,10 +283,10 @@ class Runner:
                 drafted[part],
                 self.sampling.plan(row_list[part]),
                 self.rows.to_device,
-                self._bitmask(row_list[part], counts[part], masks),
+                self._bitmask([mask for chunk in chunks[part] for mask in _masks_of(chunk, masks)]),
             )
 
-        owners = _owners(pending.drafted)
+        owners = _owners(chunks)
         for part, drawn in self.containment.split(owners, draw, "its draft was checked"):
             if drawn is not None:
                 pending.drafted_draws.append(drawn.sampled)
@@ -302,27 +314,39 @@ class Runner:
         if self.rows.device.type == "cuda":
             pending.leave()
 
-    def _bitmask(
-        self, row_list: list[int], counts: list[int], masks: Masks | None
-    ) -> Tensor | None:
-        """Return the masks of the draws of rows, [M, W] int32; those of free rows have all ones.
+    def _bitmask(self, masks: list[Tensor | None]) -> Tensor | None:
+        """Return the masks of draws, [M, W] int32; those of free ones have all ones.
 
         Rows at one place of a grammar share a mask, which is sent once: 19 KB each, for a
         vocabulary of 152k, are more than all else that a step sends.
         """
-        if not masks:
+        like = next((mask for mask in masks if mask is not None), None)
+        if like is None:
             return None
-        all_ones = torch.full_like(next(iter(masks.values()))[0], -1)
+        all_ones = torch.full_like(like, -1)
         distinct: dict[int, tuple[int, Tensor]] = {}
         places = []
-        for row, count in zip(row_list, counts, strict=True):
-            for mask in masks.get(row) or [all_ones] * count:
-                place, _ = distinct.setdefault(id(mask), (len(distinct), mask))
-                places.append(place)
+        for given in masks:
+            mask = all_ones if given is None else given
+            place, _ = distinct.setdefault(id(mask), (len(distinct), mask))
+            places.append(place)
         sent = self.rows.to_device(
             torch.stack([mask for _, mask in distinct.values()]), torch.int32
         )
         return sent if len(distinct) == len(places) else sent[self.rows.to_device(places)]
+
+
+def _masks_of(chunk: PrefillChunk, masks: DraftMasks) -> list[Tensor | None]:
+    """Return the masks of a draft's draws, and note how many of these count."""
+    num_draws = 1 + len(chunk.draft)
+    seq = chunk.seq
+    future = masks.get(-1 if seq.row is None else seq.row)
+    if future is None:
+        return [None] * num_draws
+    found = future.result()
+    seq.draws_forced = tuple(map(leaves_one, found))
+    # What is drawn behind the last that counts is dropped, whatever it is.
+    return [*found, *found[-1:] * (num_draws - len(found))]
 
 
 def _owners(chunks: list[PrefillChunk]) -> list[Sequence]:

@@ -127,6 +127,10 @@ class GrammarPreparer:
         """Begin to compute the mask of the next token."""
         return self._mask_threads.submit(_outcome, lambda: ReadyGrammar(matcher, matcher.mask()))
 
+    def begin(self, work: Callable[[], list[Tensor]]) -> Future[list[Tensor]]:
+        """Begin to compute several masks."""
+        return self._mask_threads.submit(work)
+
     def close(self) -> None:
         """Stop threads and process; what is under way comes to nothing."""
         self._queue.close()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # a rank that computes.
 _SPIN_S = {"cuda": 5e-3, "cpu": 0.0}
 # Of no row and no width: that there are masks decides how a step is launched.
-_NO_MASKS: Masks = {-1: [torch.empty(0)]}
+_NO_MASKS: Masks = {-1: torch.empty(0)}
 
 
 class Launcher(Protocol):

@@ -27,12 +27,13 @@ from tokenbus.engine.types import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Sequence as Ids
 
     from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
     from tokenbus.engine.scheduling.page_pool import PagePool
 
     TokenIds = list[int] | tuple[int, ...]
-    Drafts = Mapping[Sequence, TokenIds]
+    Drafts = Mapping[Sequence, Ids[int]]
 
 
 _by_order = attrgetter("order")
@@ -337,7 +338,7 @@ class Scheduler:
         plan.prefill = [chunk for chunk in plan.prefill if chunk.seq not in drafted]
         plan.prefill += drafted.values()
 
-    def _take_draft(self, seq: Sequence, draft: TokenIds, room: int) -> tuple[int, ...]:
+    def _take_draft(self, seq: Sequence, draft: Ids[int], room: int) -> tuple[int, ...]:
         """Give a sequence of the plan a draft, of as many tokens as have pages, and return it."""
         known = len(seq.token_ids)
         in_pages = (len(seq.pages) + self.pool.num_available) * self._page_size

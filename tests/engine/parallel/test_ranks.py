@@ -151,7 +151,7 @@ def test_drafts_are_verified_on_all_ranks(
     built = engine(str(tmp_path), 2)
     built._one_step_ahead = is_ahead
     script = ScriptedSpeculation(texts, most=5, vocab_size=300)
-    built._drafting = Drafting(script, built._constrained, built._containment)
+    built._drafting = Drafting(script, built._constrained)
     assert answers(built, requests) == expected
     assert script.num_right > 40
     assert script.num_wrong_drafts > 3

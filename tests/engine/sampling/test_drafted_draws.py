@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 import torch
 from models.paged_batch import DEVICE
@@ -15,6 +15,12 @@ from tokenbus.engine.sampling.drafted_draws import DraftedRow, draw_drafted
 from tokenbus.engine.sampling.logprobs import raw_logprobs
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tokenbus.engine.sampling.sampler import SampledTokens
 
 VOCAB_SIZE = 333
 PROMPT = [5, 9, 9, 11]
@@ -101,16 +107,15 @@ def test_draws_behind_drafts_are_those_of_one_by_one(
         _check_state(state, asked, kept, fused=fused)
 
 
-def _sent(indices: np.ndarray) -> torch.Tensor:
+def _sent(indices: NDArray[np.int64]) -> torch.Tensor:
     return torch.from_numpy(indices).to(DEVICE)
 
 
-def _check_scores(sampled: object, logits: torch.Tensor) -> None:
+def _check_scores(sampled: SampledTokens, logits: torch.Tensor) -> None:
     """Compare log-probabilities, where they were asked for, with those of the raw distribution."""
-    scores = sampled.logprobs  # type: ignore[attr-defined]
+    scores = sampled.logprobs
     if scores is not None:
-        ids = sampled.token_ids  # type: ignore[attr-defined]
-        wanted = raw_logprobs(logits, ids, 2)
+        wanted = raw_logprobs(logits, sampled.token_ids, 2)
         torch.testing.assert_close(scores.logprobs, wanted.logprobs)
         assert scores.ranks.tolist() == wanted.ranks.tolist()
 

@@ -220,10 +220,11 @@ def test_preempted_sequence_keeps_all_tokens_of_the_step_in_flight() -> None:
     """The tokens of a step come back after the preemption: all are kept, none is computed."""
     bench = Bench(num_pages=11)
     bench.scheduler.estimator = Optimist()
-    one, two = bench.add(79), bench.add(76)
+    bench.add(79)
+    two = bench.add(76)
     bench.step()
     bench.scheduler.schedule({two: (41, 43)})
-    third = bench.scheduler.schedule()  # one needs a sixth page
+    third = bench.scheduler.schedule()  # the other needs a sixth page
     assert third.preempted == [two]
     bench.scheduler.complete(two, (41, 42))
     assert (two.state, two.num_computed, two.num_inflight) == (SequenceState.WAITING, 0, 0)

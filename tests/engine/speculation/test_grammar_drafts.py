@@ -113,7 +113,7 @@ def speculate(llm: LLM, texts: list[list[int]]) -> ScriptedSpeculation:
     """Let an engine draft from known texts."""
     engine = llm.engine
     speculation = ScriptedSpeculation(texts, most=8, vocab_size=300, wrong_in=2)
-    engine._drafting = Drafting(speculation, engine._constrained, engine._containment)
+    engine._drafting = Drafting(speculation, engine._constrained)
     return speculation
 
 

@@ -62,7 +62,7 @@ def texts_of(requests: list[Request], answers: dict[tuple[int, int], Any]) -> li
 def speculate(engine: Engine, texts: list[list[int]], most: int = 8) -> ScriptedSpeculation:
     """Let an engine draft from known texts."""
     speculation = ScriptedSpeculation(texts, most=most, vocab_size=VOCAB_SIZE)
-    engine._drafting = Drafting(speculation, engine._constrained, engine._containment)
+    engine._drafting = Drafting(speculation, engine._constrained)
     return speculation
 
 
@@ -111,3 +111,49 @@ def test_tokens_are_those_of_the_run_without_drafts(
     assert set(speculation.heard) == speculation.dropped
     if settings.get("num_pages") == 60:
         assert engine.stats().preemptions_total > 0
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["in-step", "one-ahead"])
+def test_run_that_goes_on_from_its_first_tokens_says_the_rest(
+    tiny: Any, prompts: list[tuple[int, ...]], run: Run, ahead: bool
+) -> None:
+    """A later owner drafts too: positions, penalties and entries count from what is logged."""
+    params = replace(ASKED["penalised"], n=2, logprobs=1)
+    whole = run(tiny.engine(), [Request(0, prompts[3], params)])
+    texts = [[*prompts[3], *answer.token_ids] for answer in whole.values()]
+    for cut in (1, 7, 29):
+        logged = tuple(tuple(answer.token_ids[:cut]) for answer in whole.values())
+        engine = tiny.engine()
+        engine._one_step_ahead = ahead
+        speculation = speculate(engine, texts)
+        rest = run(engine, [Request(0, prompts[3], params, resumed_ids=logged)])
+        for key, answer in whole.items():
+            assert rest[key].token_ids == answer.token_ids[cut:]
+        assert speculation.num_right or cut == 29
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["in-step", "one-ahead"])
+def test_aborted_sequence_leaves_nothing_of_its_draft(
+    tiny: Any, prompts: list[tuple[int, ...]], ahead: bool
+) -> None:
+    """Ended from outside with a draft in flight: no token comes, its pages are free at once."""
+    params = replace(DRAWN, n=2)
+    engine = tiny.engine()
+    engine._one_step_ahead = ahead
+    # Whatever follows: nothing that is drafted has to be right.
+    speculation = ScriptedSpeculation([], most=8, vocab_size=VOCAB_SIZE)
+    speculation.plan = lambda seqs: {seq.key: [1, 2, 3, 4] for seq in seqs}  # type: ignore[method-assign]
+    engine._drafting = Drafting(speculation, engine._constrained)
+    engine.add(Request(0, prompts[4], params))
+    while not any(seq.draft for seq in engine._requests[0]) and not speculation.num_drafted:
+        engine.step()
+    engine.abort(0)
+    told = [delta for _ in range(3) for delta in engine.step().deltas]
+    assert [(delta.token_ids, delta.finish_reason) for delta in told] == [
+        ((), FinishReason.ABORTED)
+    ] * 2
+    assert not engine.has_work
+    assert engine._drafting._views == {}
+    engine.check_integrity()
+    stats = engine.stats()
+    assert stats.free_pages + stats.evictable_pages == stats.num_pages - 1

@@ -1,0 +1,147 @@
+"""What a step costs that checks drafted tokens, beside a plain one; the engine alone.
+
+Drafts are random, so nearly every one is wrong from its first token on: a turn brings one token of
+each sequence, as a plain one does, and the texts grow alike. Turns of all sizes are taken in turn.
+Rows are those of one sequence: its last token and the tokens of its draft.
+
+    python -P benchmarks/verify_cost.py --model smollm2-135m --rows 4 8 16 --batch 1 8
+    python -P benchmarks/verify_cost.py --model DIR --random-weights --context 4000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+from tokenbus.engine import EngineConfig, Request, SamplingParams, build_engine
+from tokenbus.engine.execution.drafting import Drafting
+from tokenbus.engine.speculation.planner import DraftPlanner
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenbus.engine.engine import Engine
+    from tokenbus.engine.speculation.drafter import DraftView
+
+# A change of size leaves a token in flight, and a first graph or allocation behind.
+_UNTIMED_TURNS = 3
+
+
+class RandomDrafts(DraftPlanner):
+    """Drafts `size` random tokens for everybody."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__(2**16)
+        self.size = 0
+        self._vocab_size = vocab_size
+        self._source = random.Random(1)
+
+    def pays(self, num_seqs: int) -> bool:
+        """Tell whether there are drafts."""
+        return num_seqs > 0 and self.size > 0
+
+    def plan(self, seqs: Sequence[DraftView]) -> dict[int, list[int]]:
+        """Return tokens that are hardly ever right."""
+        draw = self._source.randrange
+        return {seq.key: [draw(self._vocab_size) for _ in range(self.size)] for seq in seqs}
+
+
+class Turns:
+    """Sequences of one length in an engine that drafts for them."""
+
+    def __init__(self, engine: Engine, drafts: RandomDrafts) -> None:
+        self._engine, self._drafts = engine, drafts
+
+    def begin(self, num_seqs: int, context: int, max_tokens: int) -> None:
+        """Add sequences with prompts of random ids, and compute these."""
+        source, vocab_size = random.Random(2), self._engine.limits.vocab_size
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.7, ignore_eos=True)
+        for request_id in range(num_seqs):
+            prompt = tuple(source.randrange(vocab_size) for _ in range(context))
+            self._engine.add(Request(request_id, prompt, params))
+        self._drafts.size = 0
+        self._turn(num_seqs)
+
+    def end(self) -> None:
+        """Abort them."""
+        for request_id in range(self._engine.limits.max_num_seqs):
+            self._engine.abort(request_id)
+        while self._engine.has_work:
+            self._engine.step()
+
+    def timed(self, num_seqs: int, num_rows: int, count: int) -> list[float]:
+        """Return the milliseconds of `count` turns of so many rows a sequence."""
+        self._drafts.size = num_rows - 1
+        for _ in range(_UNTIMED_TURNS):
+            self._turn(num_seqs)
+        times = []
+        for _ in range(count):
+            started_at = time.perf_counter()
+            self._turn(num_seqs)
+            times.append((time.perf_counter() - started_at) * 1e3)
+        return times
+
+    def _turn(self, num_seqs: int) -> None:
+        """Step until every sequence has brought something."""
+        missing = num_seqs
+        while missing > 0:
+            missing -= sum(bool(delta.token_ids) for delta in self._engine.step().deltas)
+
+
+def main() -> None:
+    """Print a line per batch and number of rows, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--random-weights", action="store_true")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--rows", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    sizes = [1, *args.rows]
+    max_tokens = 2 * args.rounds * len(sizes) * (args.turns + _UNTIMED_TURNS)
+    engine = build_engine(
+        EngineConfig(
+            model=args.model,
+            random_weights=args.random_weights,
+            dtype=args.dtype,
+            device=args.device,
+            max_num_seqs=max(args.batch),
+            max_model_len=args.context + max_tokens,
+        )
+    )
+    drafts = RandomDrafts(engine.limits.vocab_size)
+    engine._drafting = Drafting(drafts, engine._constrained)
+    turns = Turns(engine, drafts)
+    for num_seqs in args.batch:
+        turns.begin(num_seqs, args.context, max_tokens)
+        times: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(args.rounds):
+            for size in sizes:
+                times[size] += turns.timed(num_seqs, size, args.turns)
+        turns.end()
+        plain = statistics.median(times[1])
+        for size, found in times.items():
+            p50, least = statistics.median(found), min(found)
+            row = {"batch": num_seqs, "rows": size, "p50_ms": round(p50, 2),
+                   "least_ms": round(least, 2), "of_plain": round(p50 / plain, 3),
+                   "least_of_plain": round(least / min(times[1]), 3),
+                   "load": round(os.getloadavg()[0], 1)}  # fmt: skip
+            line = (
+                "batch {batch}, {rows} rows each: {p50_ms} ms, {of_plain} of a plain turn;"
+                " quickest {least_ms} ms, {least_of_plain}; load {load}"
+            )
+            print(json.dumps(row) if args.json else line.format(**row))
+
+
+if __name__ == "__main__":
+    main()
