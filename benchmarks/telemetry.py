@@ -1,37 +1,108 @@
 """What metrics and traces cost: processor time of a worker per token, of a scrape, of a traced job.
 
-    python benchmarks/telemetry.py --rounds 5 --baseline FOLDER
+    python benchmarks/telemetry.py --rounds 15
 
-Each round runs one worker with the null engine in a process of its own, and beside it the same of
-another checkout, the baseline, whose build/typing is what Python imports; the order changes from
-round to round. It publishes in the worker's process, whose processor time is counted, with that of
-the client that reads beside it. A scrape and the spans of a job are taken by themselves: what they
-cost a token follows from how often Prometheus asks, and from how long answers are.
+One worker with the null engine runs the same load again and again: with nothing counted or traced,
+with metrics, and with metrics and a trace for every job, the order turning from round to round. It
+publishes in its own process, whose processor time is counted; results are taken whole by a client
+beside it. Rounds are compared one by one, so that what a busy machine does to all of them is in no
+difference; and in a fourth load of each round what counts and traces is timed where it happens,
+which a busy machine changes least. What a moment of each token costs, of which the gaps in
+`job.finished` are made, is counted by itself, as are a scrape, which comes as often as Prometheus
+asks, and the spans of a job.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
+import timeit
+from array import array
+from collections import defaultdict
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 NUM_JOBS, NUM_TOKENS, BATCH = 64, 512, 64
 SCRAPES, JOBS = 50, 500
+WAYS = ("nothing", "metrics", "metrics and traces")
+_TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-async def _follow(client: Any, job: Any) -> None:
-    async for _ in client.stream(job):
-        pass
+def _places() -> list[tuple[type, str]]:
+    """Return all that counts or tells while jobs run, as class and name; traces are the last."""
+    from tokenbus.producer.telemetry.histogram import Histogram
+    from tokenbus.worker.held.job_traces import JobTraces
+    from tokenbus.worker.metrics import Metrics
+    from tokenbus.worker.pool.recent_times import RecentTimes
+
+    return [
+        *((Histogram, name) for name in ("add", "add_sorted")),
+        *((Metrics, name) for name in ("stepped", "left", "spent")),
+        (RecentTimes, "look"),
+        (JobTraces, "left"),
+    ]
 
 
-async def _run() -> dict[str, float]:
+@contextmanager
+def _replaced(make: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Let each of the places do what is made of it."""
+    real = [(owner, name, getattr(owner, name)) for owner, name in _places()]
+    for owner, name, does in real:
+        setattr(owner, name, make(owner.__name__, does))
+    try:
+        yield
+    finally:
+        for owner, name, does in real:
+            setattr(owner, name, does)
+
+
+def _nothing(_: str, __: object) -> Callable[..., Any]:
+    return lambda *_, **__: {}
+
+
+class _Stopwatch:
+    """Adds up the processor time in the places, outer calls alone; reading the clock included."""
+
+    def __init__(self) -> None:
+        self.ns: dict[str, int] = defaultdict(int)
+        self._is_running = False
+
+    def made(self, owner: str, does: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that does the same and is timed."""
+
+        def timed(*args: Any, **words: Any) -> Any:
+            if self._is_running:
+                return does(*args, **words)
+            self._is_running, began_at = True, time.thread_time_ns()
+            try:
+                return does(*args, **words)
+            finally:
+                self.ns[owner] += time.thread_time_ns() - began_at
+                self._is_running = False
+
+        return timed
+
+
+async def _load(client: Any, way: str) -> float:
+    """Run one load and return the processor time of this process, in us a token."""
+    request: dict[str, Any] = {"prompt": "x", "max_tokens": NUM_TOKENS, "ignore_eos": True}
+    if way == "metrics and traces":
+        request["traceparent"] = _TRACEPARENT
+    cpu_at = time.process_time()
+    jobs = await client.submit_many([request for _ in range(NUM_JOBS)])
+    await client.results(jobs)
+    return 1e6 * (time.process_time() - cpu_at) / (NUM_JOBS * NUM_TOKENS)
+
+
+async def _rounds(number: int) -> dict[str, list[float]]:
+    """Return the processor time a token of each way, round by round."""
     from tokenbus.producer.client.async_client import AsyncClient
     from tokenbus.producer.server.embedded import start_private
     from tokenbus.worker.settings import WorkerSettings
@@ -42,23 +113,48 @@ async def _run() -> dict[str, float]:
         redis_url=server.url, engine="null", publishers=0, log_level="error", num_pages=20_000,
         max_num_seqs=BATCH,
     )  # fmt: skip
-    request = {"prompt": "x", "max_tokens": NUM_TOKENS, "ignore_eos": True}
+    found: dict[str, list[float]] = {way: [] for way in WAYS}
     try:
-        async with Worker(settings) as running, await AsyncClient.connect(server.url) as client:
-            seconds = []
-            for _ in range(3):
-                began_at, cpu_at = time.perf_counter(), time.process_time()
-                jobs = await client.submit_many([request for _ in range(NUM_JOBS)])
-                await asyncio.gather(*(_follow(client, job) for job in jobs))
-                while running.num_held:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-                seconds.append((time.process_time() - cpu_at, time.perf_counter() - began_at))
+        async with Worker(settings), await AsyncClient.connect(server.url) as client:
+            # What comes lazily comes first.
+            await _load(client, WAYS[-1])
+            for at in range(number):
+                for way in (*WAYS[at % 3 :], *WAYS[: at % 3]):
+                    with _replaced(_nothing) if way == "nothing" else nullcontext():
+                        found[way].append(await _load(client, way))
+                watch = _Stopwatch()
+                with _replaced(watch.made):
+                    await _load(client, WAYS[-1])
+                traces = watch.ns.pop("JobTraces", 0)
+                for place, ns in (("metrics", sum(watch.ns.values())), ("traces", traces)):
+                    found.setdefault(f"in {place}", []).append(ns / 1e3 / NUM_JOBS / NUM_TOKENS)
     finally:
         server.close()
-    # The first load warms up what comes lazily.
-    cpu_s, wall_s = (sum(each) for each in zip(*seconds[1:], strict=True))
-    num_tokens = (len(seconds) - 1) * NUM_JOBS * NUM_TOKENS
-    return {"cpu_us": 1e6 * cpu_s / num_tokens, "tokens_per_s": num_tokens / wall_s}
+    return found
+
+
+def _moment_us() -> float:
+    """Return what it costs to note the gap before a token, in us of processor time."""
+    gaps = array("f")
+    timer = timeit.Timer(lambda: gaps.append(1.5 * 1e3), timer=time.process_time)
+    return min(timer.repeat(5, 100_000)) / 0.1
+
+
+def _provide_traces() -> Any:
+    """Set up OpenTelemetry's own SDK, with an exporter that forgets what it is told."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+    from tokenbus.producer.telemetry.trace_setup import make_provider
+
+    class Forgetful(SpanExporter):
+        def export(self, _: object) -> SpanExportResult:
+            return SpanExportResult.SUCCESS
+
+    provider = make_provider("worker", "default")
+    provider.add_span_processor(BatchSpanProcessor(Forgetful()))
+    trace.set_tracer_provider(provider)
+    return provider
 
 
 def _scrape_ms() -> float:
@@ -91,16 +187,8 @@ def _scrape_ms() -> float:
 
 def _job_us() -> float:
     """Return the processor time of the spans of a job, with OpenTelemetry's own SDK."""
-    from opentelemetry import trace
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
-    from tokenbus.producer.telemetry.trace_setup import make_provider
     from tokenbus.producer.telemetry.tracing import EndedSpan, TraceContext, Tracer
 
-    provider = make_provider("worker", "default")
-    provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
-    trace.set_tracer_provider(provider)
     tracer = Tracer()
     cpu_at = time.process_time()
     for number in range(JOBS):
@@ -113,36 +201,32 @@ def _job_us() -> float:
     return 1e6 * (time.process_time() - cpu_at) / JOBS
 
 
+def _quartiles(values: Sequence[float]) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:6.2f} us ({low:.2f} to {high:.2f})"
+
+
 def main() -> int:
-    """Run the rounds and print medians, or run one alone and print that as JSON."""
+    """Run the rounds and print medians, with the quartiles on both sides."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--baseline", type=Path)
-    parser.add_argument("--one", action="store_true", help="run one round here (default: several)")
+    parser.add_argument("--rounds", type=int, default=15)
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(asyncio.run(_run())))
-        return 0
-    ways = ["here", *(["baseline"] if args.baseline else [])]
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    for number in range(args.rounds):
-        for way in ways[number % len(ways) :] + ways[: number % len(ways)]:
-            env = dict(os.environ)
-            if way == "baseline":
-                env["PYTHONPATH"] = str(args.baseline / "build" / "typing")
-            command = [sys.executable, "-P", __file__, "--one"]
-            out = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-            found[way].append(json.loads(out.stdout.splitlines()[-1]))
-    for way, rounds in found.items():
-        cpu_us = [each["cpu_us"] for each in rounds]
-        rate = statistics.median(each["tokens_per_s"] for each in rounds)
-        print(
-            f"{way:9} {statistics.median(cpu_us):6.2f} us of CPU a token,"
-            f" {min(cpu_us):.2f} to {max(cpu_us):.2f}, {rate:,.0f} tokens/s"
-        )
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
-    print(f"a scrape  {_scrape_ms():6.2f} ms of CPU")
-    print(f"a traced job {_job_us():6.0f} us of CPU")
+    provider = _provide_traces()
+    found = asyncio.run(_rounds(args.rounds))
+    base = found["nothing"]
+    for place in ("metrics", "traces"):
+        values = found.pop(f"in {place}")
+        share = statistics.median(values) / statistics.median(base)
+        print(f"in {place:17} {_quartiles(values)} a token, {share:.1%} of all")
+    for way, values in found.items():
+        more = [value - other for value, other in zip(values, base, strict=True)]
+        share = statistics.median(more) / statistics.median(base)
+        print(f"{way:20} {_quartiles(values)} a token; more {_quartiles(more)}, {share:+.1%}")
+    print(f"a token's moment     {_moment_us():6.2f} us of CPU")
+    print(f"a scrape             {_scrape_ms():6.2f} ms of CPU")
+    print(f"a traced job         {_job_us():6.0f} us of CPU")
+    provider.shutdown()
     return 0
 
 

@@ -215,15 +215,15 @@ class Engine:
     def learn_answer(self, name: int, group: str, token_ids: TokenIds[int]) -> None:
         """Let drafts for a group of requests, those of one cache salt, come from an answer.
 
-        Nothing is done without speculation, here and in `forget_answers`.
+        Nothing is done without speculation, here and in `drop_answers`.
         """
         if self._drafting is not None:
             self._drafting.speculation.learn_answer(name, group, token_ids)
 
-    def forget_answers(self, names: TokenIds[int]) -> None:
+    def drop_answers(self, names: TokenIds[int]) -> None:
         """Let no more drafts come from the answers of these names or requests."""
         if self._drafting is not None:
-            self._drafting.speculation.forget_answers(names)
+            self._drafting.speculation.drop_answers(names)
 
     def check_ranks(self) -> None:
         """Raise RankLost if a rank was lost, which a step would raise too."""

@@ -221,6 +221,10 @@ class DraftCount(NamedTuple):
     drafted: int = 0
     accepted: int = 0
 
+    def plus(self, other: DraftCount) -> DraftCount:
+        """Return both together."""
+        return DraftCount(self.drafted + other.drafted, self.accepted + other.accepted)
+
 
 class TokenDelta(NamedTuple):
     """New tokens of one choice, in order; the last delta of a choice has a `finish_reason`.

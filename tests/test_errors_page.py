@@ -8,8 +8,10 @@ import re
 from house.error_codes import api_codes, is_written, job_codes
 from house.modules import ROOT
 
+from tokenbus.engine import errors as engine_errors
 from tokenbus.producer import errors
 from tokenbus.producer.contract import result
+from tokenbus.worker import errors as worker_errors
 
 PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
 # Bases, which nobody raises.
@@ -46,6 +48,18 @@ def test_every_error_of_a_client_has_a_cure() -> None:
         if issubclass(each, result.JobEndedEarly) and each not in BASES
     }
     assert ends == set(re.findall(r"`(Job\w+)`", str(_rows("How a job ends"))))
+
+
+def test_every_error_of_worker_and_engine_has_a_row() -> None:
+    """Each class of their errors but the two bases."""
+    found = {
+        name
+        for module in (engine_errors, worker_errors)
+        for name, each in inspect.getmembers(module, inspect.isclass)
+        if issubclass(each, Exception) and each.__base__ is not Exception
+    }
+    rows = _rows("Errors of workers and of the engine")
+    assert set(re.findall(r"`(\w+)`", " ".join(row[0] for row in rows))) == found
 
 
 def test_every_error_over_http_has_a_row() -> None:

@@ -298,8 +298,10 @@ class Worker:
                 await self._stop.made()
                 pull_loop.cancel()
                 self._life.drains()
-                tasks.create_task(parts.lease.leave())
+                leaving = tasks.create_task(parts.lease.leave())
                 await self._drain(parts)
+                # A worker that holds nothing is drained before it has said that it leaves.
+                await asyncio.wait([leaving], timeout=HAND_BACK_S)
                 raise _Drained
         except* _Drained:
             self._log.info("worker.drained", jobs_left=len(self._held_jobs))

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from tokenbus.engine.grammar.grammar import GrammarMatcher
 
 
+# Where so many tokens may come next at most, it is a key or a value of a list.
+_FEW = 64
+
+
 class DraftWalk:
     """A copy of a sequence's place in its grammar, see `GrammarWalk`.
 
@@ -52,6 +56,15 @@ class DraftWalk:
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         ids: list[int] = bits.nonzero()[0].tolist()
         return ids if len(ids) <= most else None
+
+    def likely(self) -> list[int]:
+        """Return those that begin words of the grammar's source, in its order.
+
+        There are none where many tokens may come next: a text is free there.
+        """
+        places = self._matcher.source.words
+        known = [token_id for token_id in self.allowed(_FEW) or () if token_id in places]
+        return sorted(known, key=places.__getitem__)
 
     def accept(self, token_id: int) -> bool:
         """Walk on by one token; False if it is not allowed."""

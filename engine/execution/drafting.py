@@ -48,8 +48,8 @@ class Drafting:
     def report(self, drawn: DrawnTokens) -> None:
         """Tell how much of a draft was right."""
         num_right = len(drawn.token_ids) - 1
-        drafted, accepted = self._counts.get(drawn.seq, DraftCount())
-        self._counts[drawn.seq] = DraftCount(drafted + len(drawn.draft), accepted + num_right)
+        count = self._counts.get(drawn.seq, DraftCount())
+        self._counts[drawn.seq] = count.plus(DraftCount(len(drawn.draft), num_right))
         self.speculation.report(self._view(drawn.seq).key, drawn.draft, num_right)
 
     def measured(self, plan: StepPlan, seconds: float) -> None:

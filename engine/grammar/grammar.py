@@ -17,6 +17,7 @@ from tokenbus.engine.grammar.answer_watch import AnswerWatch
 from tokenbus.engine.grammar.json_schema import failing_place
 from tokenbus.engine.grammar.limits import GrammarLimits, too_slow
 from tokenbus.engine.grammar.schema.key_watch import KeyRepeated, KeyWatch
+from tokenbus.engine.grammar.schema.source_words import first_tokens
 from tokenbus.engine.grammar.translation import (
     lets_keys_repeat,
     library_grammar,
@@ -32,7 +33,7 @@ from tokenbus.engine.sampling.bitmask import bitmask_width
 from tokenbus.engine.types import GrammarKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from llguidance import LLTokenizer
     from torch import Tensor
@@ -191,11 +192,14 @@ class CompiledGrammar:
         width: int,
         limits: GrammarLimits,
         watch: KeyWatch | AnswerWatch | None = None,
+        words: Mapping[int, int] | None = None,
     ) -> None:
         """Keep a matcher at the start, of which sequences get copies, and a watch beside it.
 
         `width` is that of a mask in int32 words. `watch` is there if something may come twice.
+        `words` are the first tokens of words that the source names, with their places in it.
         """
+        self.words = words or {}
         self._watch = watch
         self.prototype = prototype
         self.width = width
@@ -299,7 +303,8 @@ class GrammarCompiler:
         if prototype.is_error():
             raise NotCompiled("grammar", f"does not compile: {reason_of(prototype.get_error())}")
         watch = self._watch(grammar, watched)
-        return CompiledGrammar(prototype, self._width, self.limits, watch)
+        words = first_tokens(grammar, self._tokenizer.tokenize_str)
+        return CompiledGrammar(prototype, self._width, self.limits, watch, words)
 
     def _watch(self, grammar: str, watched: str) -> KeyWatch | AnswerWatch | None:
         places = list_places(grammar)

@@ -175,7 +175,7 @@ class NullEngine:
     def learn_answer(self, *_: object) -> None:
         """Take no notice: made-up tokens are not drafted."""
 
-    def forget_answers(self, *_: object) -> None:
+    def drop_answers(self, *_: object) -> None:
         """Take no notice, for the same reason."""
 
     def check_integrity(self) -> None:

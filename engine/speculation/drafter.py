@@ -26,8 +26,11 @@ class GrammarWalk(Protocol):
         """Return the tokens that have no alternative from here on; they are not walked yet."""
         ...
 
-    def allowed(self, most: int) -> list[int] | None:
-        """Return the tokens that may come next, None if they are more than `most`."""
+    def likely(self) -> list[int]:
+        """Return the tokens that begin keys and values a schema names, in its order.
+
+        Only those that may come next, and none where a text is free.
+        """
         ...
 
     def accept(self, token_id: int) -> bool:
@@ -120,7 +123,7 @@ class Speculation(Protocol):
         """Let drafts for a group come from an answer that the engine did not give itself."""
         ...
 
-    def forget_answers(self, names: Sequence[int]) -> None:
+    def drop_answers(self, names: Sequence[int]) -> None:
         """Let no more drafts come from answers, by the names they came under.
 
         Those that the engine gave itself have the numbers of their requests.

@@ -2,6 +2,7 @@
 
 The engine takes forced tokens by itself once it stands before them. Here they are drafted beyond
 the tokens that a text proposes: the value of a key, then what must follow it, then the next value.
+Where no text knows how to go on, the next key or the first value that the schema names is tried.
 A proposal that the grammar forbids is cut, so that no row is spent on it.
 """
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Texts that one draft is put together from.
 _MAX_TEXTS = 4
+# What speaks for the first of two keys or values; of more it is the less.
+_ONE_OF_TWO = 6
 
 
 def fitting(
@@ -33,21 +36,25 @@ def fitting(
         context: the newest tokens of the sequence.
         propose: asks the texts behind a context.
         limit: tokens at most.
-        source: the number under which forced tokens are told.
+        source: the number under which the grammar's own tokens are told.
     """
     pieces: list[tuple[int, Guess]] = []
     drafted: list[int] = []
+
+    def add(number: int, guess: Guess) -> None:
+        kept = _allowed(walk, guess.token_ids[: limit - len(drafted)])
+        pieces.append((number, guess._replace(token_ids=kept)))
+        drafted.extend(kept)
+
     for _ in range(_MAX_TEXTS):
         before = len(drafted)
         found = propose([*context, *drafted], limit - before)
         if found is not None:
-            number, guess = found
-            pieces.append((number, Guess(_allowed(walk, guess.token_ids), guess.strength)))
-            drafted += pieces[-1][1].token_ids
+            add(*found)
+        if len(drafted) == before and (choices := walk.likely()):
+            add(source, Guess(choices[:1], max(0, _ONE_OF_TWO + 2 - len(choices))))
         if len(drafted) < limit:
-            forced = _allowed(walk, walk.forced()[: limit - len(drafted)])
-            pieces.append((source, Guess(forced, MAX_STRENGTH)))
-            drafted += forced
+            add(source, Guess(walk.forced(), MAX_STRENGTH))
         if len(drafted) in (before, limit):
             break
     return [piece for piece in pieces if piece[1].token_ids]

@@ -138,9 +138,9 @@ class DraftPlanner:
         """Let drafts for a group come from an answer that the engine did not give itself."""
         self.pool.add(name, group, token_ids)
 
-    def forget_answers(self, names: Sequence[int]) -> None:
+    def drop_answers(self, names: Sequence[int]) -> None:
         """Let no more drafts come from answers, by the names they came under."""
-        self.pool.forget(names)
+        self.pool.erase(names)
 
     def totals(self) -> tuple[tuple[str, DraftCount], ...]:
         """Return what was verified of each drafter's tokens."""
@@ -155,14 +155,14 @@ class DraftPlanner:
             self._learn(seq, before)
         shares = self._acceptance.of(seq.lane)
         context = list(seq.token_ids[-MAX_STRENGTH:])
-        rivals = self._guesses(seq, context, MAX_DRAFT)
-        if not rivals:
-            return None
         if seq.walk_grammar is None:
-            pieces = [_best(rivals, shares)]
+            rivals = self._guesses(seq, context, MAX_DRAFT)
+            pieces = [_best(rivals, shares)] if rivals else []
         else:
             # What the grammar forbids of the others is no fault of theirs.
             pieces, rivals = self._fitting(seq, context, shares), []
+        if not pieces:
+            return None
         draft = self._drafts[seq.key] = _Draft(num_known, pieces, rivals)
         draft.weigh(shares)
         return draft

@@ -50,7 +50,7 @@ class _Answers:
             else:
                 self.places.pop(gone, None)
 
-    def forget(self, name: int) -> None:
+    def erase(self, name: int) -> None:
         """Take the texts of a name out of the finder."""
         for place in self.places.pop(name, ()):
             self.finder.erase(*place)
@@ -88,11 +88,11 @@ class PoolText:
         if len(self._groups) > _MAX_GROUPS:
             del self._groups[next(iter(self._groups))]
 
-    def forget(self, names: Sequence[int]) -> None:
+    def erase(self, names: Sequence[int]) -> None:
         """Forget answers by their numbers; those that are not there are passed over."""
         for answers in self._groups.values():
             for name in names:
-                answers.forget(name)
+                answers.erase(name)
 
     @property
     def num_bytes(self) -> int:

@@ -21,8 +21,12 @@ from tokenbus.engine.sampling.checkpoint_defaults import sampling_defaults
 from tokenbus.engine.text.context_length import context_length
 from tokenbus.engine.text.tokenizer_folder import holds_tokenizer, open_tokenizer
 from tokenbus.engine.types import NO_DEFAULTS, SamplingDefaults
-from tokenbus.engine.weights.checkpoint import read_tensors, tensor_dtypes, verify_checksums
-from tokenbus.engine.weights.checkpoint_digest import checkpoint_digest
+from tokenbus.engine.weights.checkpoint import (
+    checkpoint_digest,
+    read_tensors,
+    tensor_dtypes,
+    verify_checksums,
+)
 from tokenbus.engine.weights.config_check import (
     refuse_counts,
     refuse_parts,

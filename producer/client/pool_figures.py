@@ -112,7 +112,7 @@ async def read_figures(
     priorities = range(NUM_PRIORITIES)
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(keys.of("load"), [f"{unit}:{p}" for p in priorities for unit in _UNITS])
-        pipe.hmget(keys.of("drain"), ["model", "tokens", "jobs", "busy", "workers"])
+        pipe.hmget(keys.of("drain"), ["model", "tokens", "pulled", "jobs", "busy", "workers"])
         for priority in priorities:
             pipe.hgetall(keys.of("holding", str(priority)))
             pipe.zrange(keys.of("backlog", str(priority)), 0, MAX_TENANTS - 1)
@@ -143,7 +143,7 @@ async def read_figures(
         tenant_waiting_tokens={
             tenant: int(found or 0) for tenant, found in zip(tenants, tokens, strict=True)
         },
-        drain_tokens_per_s=drained and drained.tokens_per_s,
+        drain_tokens_per_s=drained.tokens_per_s if drained else None,
         seconds_of_backlog=(
             drained.seconds_for(status.waiting_jobs, status.waiting_tokens)
             if drained
@@ -208,7 +208,9 @@ class _Drain:
     @classmethod
     def read(cls, stored: Sequence[Any], num_workers: int) -> Self | None:
         """Read what is stored; None where too little was seen."""
-        tokens, jobs, busy_ms, workers = (float(each or 0) for each in stored)
+        tokens, pulled, jobs, busy_ms, workers = (float(each or 0) for each in stored)
+        # Earlier releases count no jobs.
+        tokens = tokens / pulled * jobs if pulled else tokens
         if busy_ms < _MIN_BUSY_MS or tokens <= 0:
             return None
         per_s = 1000 * (num_workers or workers or 1) / busy_ms
@@ -221,7 +223,6 @@ class _Drain:
         tokens alone overrate jobs with much of either, and jobs alone underrate them.
         """
         by_tokens = tokens / self.tokens_per_s
-        # Earlier releases count no jobs.
         return (by_tokens + jobs / self.jobs_per_s) / 2 if self.jobs_per_s else by_tokens
 
 

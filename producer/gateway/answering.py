@@ -14,10 +14,16 @@ from fastapi.responses import JSONResponse
 from tokenbus.producer.answers import SERVER_ERRORS
 from tokenbus.producer.contract.fast_json import to_json
 from tokenbus.producer.errors import ProducerError
-from tokenbus.producer.gateway.jobs.answer_frames import AnswerFrames, parse_cursor
+from tokenbus.producer.gateway.jobs.answer_frames import AnswerFrames
 from tokenbus.producer.gateway.jobs.attended import attended
 from tokenbus.producer.gateway.jobs.peeked_events import PeekedEvents
-from tokenbus.producer.gateway.jobs.stream_form import StreamForm, job_id_of, keep_form, kept_form
+from tokenbus.producer.gateway.jobs.stream_form import (
+    StreamForm,
+    job_id_of,
+    keep_form,
+    kept_form,
+    parse_cursor,
+)
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
 from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
 from tokenbus.producer.gateway.request_headers import ticket_of, trace_of

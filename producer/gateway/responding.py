@@ -144,10 +144,7 @@ class Responding:
         who = caller.for_user(generation.user)
         served = await self._gateway.models.resolve(asked.model, who)
         if "callback_url" in asked.given:
-            generation.fields["callback_url"] = _callback_url(asked)
-            metadata = generation.fields.get("metadata", {})
-            if isinstance(metadata, dict):
-                generation.fields["metadata"] = metadata | {RESPONSE_FIELD: "true"}
+            _tell_end(generation.fields, asked)
         try:
             job, reservation = await self._gateway.door.submit(
                 who,
@@ -334,14 +331,20 @@ def _by_id(items: Sequence[dict[str, Any]]) -> Mapping[str, dict[str, Any]]:
     return {str(item.get("id")): item for item in items}
 
 
-def _callback_url(asked: ResponseRequest) -> str:
-    """Return where the end of a response is told. Raises: ApiError 400."""
+def _tell_end(fields: dict[str, Any], asked: ResponseRequest) -> None:
+    """Say in the fields of a job where its end is told, as that of a response.
+
+    Raises: ApiError 400.
+    """
     if not asked.is_stored:
         raise invalid("callback_url", "only of a response that is stored")
     try:
-        return check_callback_url(asked.given["callback_url"])
+        fields["callback_url"] = check_callback_url(asked.given["callback_url"])
     except (TypeError, ValueError) as error:
         raise invalid("callback_url", str(error)) from None
+    metadata = fields.get("metadata", {})
+    if isinstance(metadata, dict):
+        fields["metadata"] = metadata | {RESPONSE_FIELD: "true"}
 
 
 def _respelled(error: ApiError, param: str) -> ApiError:

@@ -62,8 +62,8 @@ OLDEST_AGE = POOL.gauge(
 BACKLOG_SECONDS = POOL.gauge(
     "tokenbus_pool_backlog_seconds",
     "seconds",
-    "What the waiting tokens take at the rate at which the pool took such from its backlog last, or"
-    " at the setting assumed_tokens_per_s before it ever had one",
+    "What the waiting jobs take at the rate at which workers took such from a backlog last, times"
+    " the workers there are, or at the setting assumed_tokens_per_s before any",
 )
 DRAIN_RATE = POOL.gauge(
     "tokenbus_pool_drain_tokens_per_second",

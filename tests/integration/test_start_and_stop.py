@@ -118,6 +118,17 @@ async def test_stop_during_the_start_ends_at_once(pool: str) -> None:
         await main
 
 
+async def test_idle_worker_that_is_stopped_has_left_and_is_not_lost(
+    scripts: Scripts, redis_url: str, pool: str
+) -> None:
+    """It has nothing to drain, and says that it leaves before it does; no scan misses it."""
+    async with worker(pool, redis_url):
+        pass
+    await scripts.lease.scan()
+    assert await command(scripts, "ZCARD", scripts.keys.of("lost")) == 0
+    assert await command(scripts, "SCARD", scripts.keys.of("workers")) == 0
+
+
 async def test_status_shows_the_gauges_of_a_live_worker(
     client: AsyncClient, scripts: Scripts, redis_url: str, pool: str
 ) -> None:

@@ -6,6 +6,8 @@ it reports.
 Flow control is by credit: every delivered token takes room, every token the log confirmed returns
 it. Past the soft bound no request is admitted while decode goes on; past the hard one the engine
 pauses.
+
+It is one file because it is one process: what it is told, what it reports, and how it starts.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ from tokenbus.worker.messages.engine import (
     Beat,
     Command,
     Credit,
+    DropAnswers,
     EngineReady,
     EngineRefused,
-    ForgetAnswers,
     LearnAnswer,
     Report,
     RequestRefused,
@@ -102,7 +104,7 @@ class EngineLike(Protocol):
         """Let drafts for a group come from an answer."""
         ...
 
-    def forget_answers(self, names: Sequence[int], /) -> None:
+    def drop_answers(self, names: Sequence[int], /) -> None:
         """Let no more drafts come from the answers of these names."""
         ...
 
@@ -175,8 +177,8 @@ class EngineLoop:
                 self._backlog_tokens = max(0, self._backlog_tokens - num_tokens)
             case LearnAnswer(name, group, token_ids):
                 self._engine.learn_answer(name, group, array("i", token_ids))
-            case ForgetAnswers(names):
-                self._engine.forget_answers(names)
+            case DropAnswers(names):
+                self._engine.drop_answers(names)
             case StartEngine():
                 raise ValueError("the engine is already running")
 

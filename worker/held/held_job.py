@@ -242,11 +242,6 @@ class HeldJob:
             self.book.changed.add(self)
         return is_first
 
-    def see_drafts(self, count: DraftCount) -> None:
-        """Note what was drafted for a choice that the engine has ended."""
-        drafted, accepted = self.drafts
-        self.drafts = DraftCount(drafted + count.drafted, accepted + count.accepted)
-
     def move_to(self, phase: Phase) -> None:
         """Change the phase.
 

@@ -142,7 +142,7 @@ class EngineReports:
                 num_begun += job.see_tokens(choice, count, now)
         for row, count in step.drafts:
             if (drafted := jobs[row]) is not None:
-                drafted.see_drafts(count)
+                drafted.drafts = drafted.drafts.plus(count)
         for row, reason, *_ in step.ends:
             self._take_end(jobs[row], reason)
         return num_homeless, num_begun

@@ -102,13 +102,13 @@ class LearnAnswer(msgspec.Struct, tag="learn", array_like=True):
     token_ids: bytes
 
 
-class ForgetAnswers(msgspec.Struct, tag="forget", array_like=True):
+class DropAnswers(msgspec.Struct, tag="drop", array_like=True):
     """Let no more drafts come from the answers of these names."""
 
     names: list[int]
 
 
-Command = StartEngine | AddRequest | AbortRequest | Credit | LearnAnswer | ForgetAnswers
+Command = StartEngine | AddRequest | AbortRequest | Credit | LearnAnswer | DropAnswers
 
 
 class EngineStarting(msgspec.Struct, tag="starting", array_like=True):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tokenbus.producer.answers import answer_of
 from tokenbus.worker.logs import get_logger
-from tokenbus.worker.messages.engine import ForgetAnswers, LearnAnswer
+from tokenbus.worker.messages.engine import DropAnswers, LearnAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,7 +68,7 @@ class Corpus:
             return
         self._see_engine()
         if job.finish is None:
-            self._engine.send(ForgetAnswers([job.request_id]))
+            self._engine.send(DropAnswers([job.request_id]))
         else:
             self._take(job.job_id, job.request_id)
             self._ended.append((job.prepared.cache_salt, job.job_id))
@@ -125,7 +125,7 @@ class Corpus:
             return
         have_results = await self._session.call(lambda: self._calls.have_results(jobs))
         gone = [job for job, is_there in zip(jobs, have_results, strict=True) if not is_there]
-        self._forget(gone)
+        self._drop(gone)
         for job in jobs:
             if job in self._known:
                 self._known[job] = self._known.pop(job)
@@ -133,12 +133,12 @@ class Corpus:
     def _take(self, job: str, number: int) -> None:
         self._known[job] = number
         if len(self._known) > MAX_KNOWN:
-            self._forget([next(iter(self._known))])
+            self._drop([next(iter(self._known))])
 
-    def _forget(self, jobs: Iterable[str]) -> None:
+    def _drop(self, jobs: Iterable[str]) -> None:
         numbers = [self._known.pop(job) for job in jobs]
         if numbers:
-            self._engine.send(ForgetAnswers(numbers))
+            self._engine.send(DropAnswers(numbers))
 
     def _note_refused(self, error: RedisError) -> None:
         self._log.warning("corpus.refused", reason=answer_of(error).told)

@@ -295,12 +295,3 @@ class AnswerFrames:
 
     def _cursor(self) -> str:
         return ",".join(map(str, self._at))
-
-
-def parse_cursor(text: str, num_cursors: int) -> list[int] | None:
-    """Return the numbers of a cursor; None for what is none of so many."""
-    parts = text.split(",")
-    if len(parts) != num_cursors or not all(part.isascii() and part.isdecimal() for part in parts):
-        return None
-    numbers = [int(part) for part in parts if len(part) <= 12]
-    return numbers if len(numbers) == num_cursors else None

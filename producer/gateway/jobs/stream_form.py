@@ -56,6 +56,15 @@ def job_id_of(given: str) -> str:
     return given
 
 
+def parse_cursor(text: str, num_cursors: int) -> list[int] | None:
+    """Return the numbers of a cursor; None for what is none of so many."""
+    parts = text.split(",")
+    if len(parts) != num_cursors or not all(part.isascii() and part.isdecimal() for part in parts):
+        return None
+    numbers = [int(part) for part in parts if len(part) <= 12]
+    return numbers if len(numbers) == num_cursors else None
+
+
 async def keep_form(redis: Redis, form: StreamForm, ttl_s: float) -> None:
     """Keep a form for as long as the result. Raises: what a call on the server raises."""
     await redis.set(deployment_keys.stream_form(form.jobs[0]), _encode(form), px=int(ttl_s * 1000))

@@ -20,11 +20,10 @@ from tokenbus.producer.gateway.answering import (
 )
 from tokenbus.producer.gateway.body import read_object
 from tokenbus.producer.gateway.gateway import caller
-from tokenbus.producer.gateway.jobs.answer_frames import parse_cursor
 from tokenbus.producer.gateway.jobs.job_frames import job_frames, position_frame
 from tokenbus.producer.gateway.jobs.owned_jobs import owned_jobs
 from tokenbus.producer.gateway.jobs.peeked_events import PeekedEvents
-from tokenbus.producer.gateway.jobs.stream_form import job_id_of
+from tokenbus.producer.gateway.jobs.stream_form import job_id_of, parse_cursor
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
 from tokenbus.producer.gateway.request_headers import ticket_of, trace_of
 from tokenbus.producer.gateway.wire import sse

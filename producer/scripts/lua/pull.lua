@@ -23,7 +23,8 @@ local MAX_TENANTS, MAX_ENTRIES = 16, 64
 -- of service others may get ahead of their tenant through that.
 local MAX_SPARED, MAX_LEAD = 4, 4
 
-local standing = redis.call('HMGET', K.worker .. worker, 'serial', 'suspect', 'leaving', 'drained')
+local standing = redis.call('HMGET', K.worker .. worker, 'serial', 'suspect', 'leaving', 'drained',
+  'held_then')
 if standing[1] ~= serial then
   return { 'reconcile', {}, {} }
 end
@@ -311,7 +312,7 @@ if left and not only_spared then
   ring()
 end
 if tokens_pulled > 0 or left then
-  drained(#jobs, tokens_pulled, now, left)
+  drained(worker, #jobs, tokens_pulled, num_held, standing[5], now, left)
 end
 if affinity.ms > 0 then
   redis.call('HSET', K.worker .. worker, 'room', #jobs < max_jobs and is_room_left() and 1 or 0)

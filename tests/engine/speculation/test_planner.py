@@ -47,10 +47,10 @@ class Walk:
             found += allowed
         return found
 
-    def allowed(self, most: int) -> list[int] | None:
-        """Return what may come next."""
+    def likely(self) -> list[int]:
+        """Return what may come next, where that is a word of the schema: from 1000 on."""
         here = self.places[self.at] if self.at < len(self.places) else set()
-        return sorted(here) if len(here) <= most else None
+        return sorted(token_id for token_id in here if token_id >= 1000)
 
     def accept(self, token_id: int) -> bool:
         """Walk on."""
@@ -144,6 +144,14 @@ def test_grammar_cuts_what_it_forbids_and_adds_what_it_forces() -> None:
     assert drafts == {1: [104, 105, 30, 31, 32, 60, 61]}
     made.report(1, drafts[1], 7)
     assert made.drafted_total == {"own_text": 4, "grammar": 3}
+
+
+def test_next_word_of_a_schema_is_drafted_where_no_text_knows_more() -> None:
+    """The first key that may come, what it forces, and no word where a text is free."""
+    text = Text(1, range(50))
+    places = [{1001, 1002}, {30}, {31}, {5, 6}]
+    assert planner().plan([constrained(text, lambda: Walk(places))]) == {1: [1001, 30, 31]}
+    assert planner().plan([constrained(text, lambda: Walk(places[3:]))]) == {}
 
 
 def test_report_counts_by_who_drafted_each_token() -> None:

@@ -122,7 +122,7 @@ def test_engine_learns_answers_and_forgets_them(
         let_rows_be_free(engine)
         engine.learn_answer(-1, "shop", wanted)
         if is_forgotten:
-            engine.forget_answers([-1])
+            engine.drop_answers([-1])
         assert texts(run(engine, [request])) == [wanted]
         accepted = dict(engine.stats().drafts_total)["pool_text"].accepted
         assert (accepted > 20) is not is_forgotten
@@ -134,7 +134,7 @@ def test_engine_without_speculation_counts_and_keeps_nothing(
     """No drafter is asked, and answers that come from elsewhere are let go."""
     engine = tiny.engine()
     engine.learn_answer(-1, "shop", [1, 2, 3])
-    engine.forget_answers([-1])
+    engine.drop_answers([-1])
     run(engine, requests(prompts, 0, "shop"))
     assert engine.stats().drafts_total == ()
     assert engine.stats().decode_turns_total == 0

@@ -81,7 +81,7 @@ def test_all_choices_of_a_forgotten_request_are_gone() -> None:
     pool.drop(view(1, [*PROMPT, 30, 31, 32]))
     pool.drop(view(1, [*PROMPT, 40, 41, 42]))
     pool.drop(view(2, [*PROMPT, 50, 51, 52]))
-    pool.forget([1, 99])
+    pool.erase([1, 99])
     for token_id, proposed in ((30, []), (40, []), (50, [51, 52])):
         assert guessed(pool, view(3, [*PROMPT, token_id])) == proposed
 
@@ -110,7 +110,7 @@ def test_answers_stay_where_they_are_while_a_group_grows() -> None:
         pool.add(number, "shop", list(range(first, first + 100)))
     seq = view(9, [3000, 3001, 3002])
     assert guessed(pool, seq, 2) == [3003, 3004]
-    pool.forget([3])
+    pool.erase([3])
     assert guessed(pool, seq, 2) == []
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import save_file
 
-from tokenbus.engine.weights.checkpoint_digest import checkpoint_digest
+from tokenbus.engine.weights.checkpoint import checkpoint_digest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -60,7 +60,8 @@ async def test_backlog_is_counted_by_the_last_rate_and_before_it_by_the_assumed_
 
 async def test_rate_is_that_of_the_workers_there_are(scripts: Scripts) -> None:
     """A second worker halves the seconds at once; without any they are those of the last two."""
-    drain = {"tokens": 1000, "jobs": 50, "busy": 10_000, "workers": 2}
+    # A hundred jobs of ten tokens were pulled, and fifty have left.
+    drain = {"tokens": 2000, "pulled": 100, "jobs": 50, "busy": 10_000, "workers": 2}
     await raw(scripts).hset(scripts.keys.of("drain"), mapping=drain)
     await submit(scripts, a_job("one"))
     # Half of 48 tokens at 100 a second and of one job at five.

@@ -92,6 +92,8 @@ class Browser:
         self._pages[attached["sessionId"]] = made
         for domain in ("Page", "Runtime", "Network", "Log", "DOM", "Accessibility"):
             await made.call(f"{domain}.enable")
+        # Of metrics, durations are processor time of the page's main thread.
+        await made.call("Performance.enable", timeDomain="threadTicks")
         await made.resize(width, height)
         await made.paint(dark=dark)
         return made
@@ -223,6 +225,11 @@ class Page:
         """Return what the page's objects take once all that nobody needs is gone."""
         await self.call("HeapProfiler.collectGarbage")
         return int((await self.call("Runtime.getHeapUsage"))["usedSize"])
+
+    async def cpu_ms(self) -> float:
+        """Return what its main thread has worked since the page was opened, in ms."""
+        metrics = (await self.call("Performance.getMetrics"))["metrics"]
+        return 1000 * next(each["value"] for each in metrics if each["name"] == "TaskDuration")
 
     async def spoken(self) -> list[tuple[str, str]]:
         """Return role and name of everything that a screen reader meets."""

@@ -70,7 +70,7 @@ class ScriptedSpeculation:
     def learn_answer(self, *_: object) -> None:
         """Learn nothing: the texts are given."""
 
-    def forget_answers(self, *_: object) -> None:
+    def drop_answers(self, *_: object) -> None:
         """Forget nothing."""
 
     def totals(self) -> tuple[tuple[str, DraftCount], ...]:

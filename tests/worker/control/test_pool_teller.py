@@ -71,15 +71,21 @@ async def test_one_process_tells_of_the_pool_and_another_follows_it(
 async def test_worker_that_says_nothing_of_leaving_is_counted_as_lost(
     scripts: Scripts, pool: str
 ) -> None:
-    """A lease that runs out is a loss; that of a worker which drained is none."""
+    """A lease that runs out is a loss, once; that of a worker which said good-bye is none."""
     redis, keys = raw(scripts), scripts.keys
     watch = PoolTeller(scripts, assumed_tokens_per_s=1)
-    for name, phase in (("killed", "ready"), ("stopped", "draining")):
+    for name in ("before", "killed", "stopped"):
         await StubWorker(scripts, name).reconcile()
-        await redis.set(keys.of("status", name), json.dumps({"v": 1, "phase": phase}))
+    await redis.delete(keys.of("alive", "before"))
+    await scripts.lease.scan()
     await watch.look()
     assert _samples(_exporter(watch, pool))[f"tokenbus_pool_workers_lost_total  {pool}"] == 0
+    await scripts.lease.leave("stopped")
     await redis.delete(keys.of("alive", "killed"), keys.of("alive", "stopped"))
+    # Later than the look before, by the server's clock.
+    await asyncio.sleep(0.002)
+    await scripts.lease.scan()
+    await watch.look()
     await watch.look()
     seen = _samples(_exporter(watch, pool))
     assert seen[f"tokenbus_pool_workers_lost_total  {pool}"] == 1
@@ -118,6 +124,7 @@ async def test_every_metric_of_a_pool_moves(scripts: Scripts, pool: str) -> None
     await watch.look()
     after = seen()
     await redis.delete(keys.of("alive", worker.name))
+    await scripts.lease.scan()
     await watch.look()
     lost = seen()
     names = {metric.name.removesuffix("_total") for metric in POOL.metrics}

@@ -18,7 +18,7 @@ from tokenbus.producer.scripts.corpus import MAX_NAMES
 from tokenbus.producer.scripts.replies import PulledJob
 from tokenbus.producer.server.connection import make_redis
 from tokenbus.worker.held.held_job import Phase
-from tokenbus.worker.messages.engine import ForgetAnswers, LearnAnswer
+from tokenbus.worker.messages.engine import DropAnswers, LearnAnswer
 from tokenbus.worker.pool.corpus import Corpus
 from tokenbus.worker.session import Session
 from tokenbus.worker.settings import WorkerSettings
@@ -79,9 +79,7 @@ class AWorker:
 
 def forgotten(sent: list[Command]) -> list[int]:
     """Return the names that an engine was told to forget."""
-    return [
-        name for command in sent if isinstance(command, ForgetAnswers) for name in command.names
-    ]
+    return [name for command in sent if isinstance(command, DropAnswers) for name in command.names]
 
 
 async def write_result(scripts: Scripts, job_id: str, ids: list[int], reason: str = "stop") -> None:

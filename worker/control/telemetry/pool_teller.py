@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
 from tokenbus.producer.client.pool_figures import read_figures
-from tokenbus.producer.client.worker_status import WorkerPhase
 from tokenbus.worker.logs import get_logger
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ LEASE_MS = 10_000
 class Watched:
     """What the watcher tells beside the figures; memory is in bytes, its bound 0 where none is.
 
-    `num_lost` counts the workers that were lost since it watches, `suspects` are jobs that wait.
+    `num_lost` counts the workers that were lost while it watched, `suspects` are jobs that wait.
     """
 
     figures: PoolFigures
@@ -52,7 +51,7 @@ class PoolTeller:
         self._assumed_tokens_per_s = assumed_tokens_per_s
         self._name = f"{socket.gethostname()}-{secrets.token_hex(6)}"
         self._known_model = ""
-        self._living: dict[str, WorkerPhase] = {}
+        self._looked_ms: int | None = None
         self._num_lost = 0
         self.is_server_up = False
         self._log = get_logger()
@@ -72,6 +71,9 @@ class PoolTeller:
         try:
             has_lease = await self._scripts.control.watch(self._name, LEASE_MS)
             self.seen = await self._read() if has_lease else None
+            if not has_lease:
+                # What is lost meanwhile is counted by the one that watches.
+                self._looked_ms = None
             self.is_server_up = True
         except (*SERVER_ERRORS, RedisError) as error:
             # Whoever cannot ask has no lease for long.
@@ -90,7 +92,7 @@ class PoolTeller:
             pipe.xlen(keys.of("dead"))
             pipe.xlen(keys.of("suspects"))
             letters, suspects = await pipe.execute()
-        self._count_lost(figures)
+        await self._count_lost(figures.at_ms)
         memory = await self._memory(redis)
         return Watched(
             figures,
@@ -101,15 +103,13 @@ class PoolTeller:
             memory.get("maxmemory"),
         )
 
-    def _count_lost(self, figures: PoolFigures) -> None:
-        """Count the workers that were there at the last look and said nothing of leaving."""
-        living = {worker.name: worker.phase for worker in figures.status.details}
-        self._num_lost += sum(
-            phase is not WorkerPhase.DRAINING
-            for name, phase in self._living.items()
-            if name not in living
-        )
-        self._living = living
+    async def _count_lost(self, at_ms: int) -> None:
+        """Count the workers that a scan has noted as lost since the last look."""
+        if self._looked_ms is not None:
+            redis: Any = self._scripts.redis
+            key = self._scripts.keys.of("lost")
+            self._num_lost += await redis.zcount(key, f"({self._looked_ms}", at_ms)
+        self._looked_ms = at_ms
 
     async def _memory(self, redis: Any) -> dict[str, int]:
         """Read the server's memory; nothing where its user may not ask, or there are many."""
