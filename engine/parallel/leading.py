@@ -105,7 +105,7 @@ class LeadingGroup(Group):
         A rank that still launches, compiles or captures is not asleep: its collectives may be late.
         """
         began_at = time.monotonic()
-        while not event.query():
+        while not event.query():  # type: ignore[no-untyped-call] # torch has no type here
             self._watch.check()
             if time.monotonic() - began_at > self._longest_s and self._board.all_asleep:
                 self._watch.lose(0, f"waits for its device, for {self._longest_s:g} s")
