@@ -52,6 +52,7 @@ def assert_bit_equal(logits: dict[int, list[Tensor]], size: int) -> None:
         assert all(own.equal(first) for own, first in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ranks_answer_like_one(
@@ -78,6 +79,7 @@ def told(built: Engine, requests: list[Request]) -> dict[int, list[TokenDelta]]:
     return found
 
 
+@pytest.mark.slow
 def test_all_that_requests_ask_for_works_on_ranks(
     tmp_path: Path, logits: dict[int, list[Tensor]]
 ) -> None:
@@ -107,6 +109,7 @@ def test_all_that_requests_ask_for_works_on_ranks(
                 assert (a is None and b is None) or abs(a.logprob - b.logprob) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_ahead", [False, True])
 def test_preempted_rows_are_followed(
     is_ahead: bool, tmp_path: Path, logits: dict[int, list[Tensor]]
