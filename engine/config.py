@@ -3,6 +3,8 @@
 A field of `EngineConfig` carries its bounds, and its option of the command line with the help. The
 worker's setting of that name, its `TOKENBUS_*` variable and `tokenbus worker --help` come from
 there. This module imports nothing heavy, because the command line reads it at every start.
+
+It is one file because settings are read side by side, in the order of the options.
 """
 
 from __future__ import annotations
