@@ -109,6 +109,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "worker/control (faces)",
             "worker/demo",
             "worker/doctor",
+            "worker/replicas",
         ),
         (
             "worker/bench/measure",
@@ -175,6 +176,7 @@ SEALED: dict[str, frozenset[str]] = {
     "worker/bench": frozenset(),
     "worker/control": frozenset(),
     "worker/demo": frozenset(),
+    "worker/replicas": frozenset(),
 }
 
 
