@@ -15,6 +15,7 @@ from tokenbus.engine.containment import Containment
 from tokenbus.engine.execution.batch import decode_batch, step_batch
 from tokenbus.engine.execution.device_faults import escapes
 from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.parallel.group import ALONE, Group
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
 from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
@@ -81,11 +82,13 @@ class Runner:
         rows: RowState,
         *,
         sharing: PrefixSharing | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.model = model
         self.kv = kv
         self.sampling = sampling
         self.rows = rows
+        self.group = group
         self.containment: Containment[Sequence] = Containment(escapes)
         self._sharing = sharing
         self._grouping = None if sharing is None else BatchGrouping(kv.page_size, sharing.pays)
@@ -94,23 +97,25 @@ class Runner:
         """Take a row back from a sequence that ended or was preempted."""
         self.rows.release(row)
         self.sampling.clear_row(row)
+        self.group.release(row)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, masks: dict[int, Tensor] | None = None) -> PendingStep:
         """Start a step; `masks` holds the packed grammar mask of each constrained row."""
         pending = PendingStep(plan, plan.sampled())
         self._set_up(plan)
-        self._regroup(plan.decode)
-        hidden = self._hidden(plan, pending)
-        if pending.seqs:
-            self._sample(hidden, pending.seqs, pending, masks)
+        with self.group.step(plan, self.sampling, is_masked=bool(masks)):
+            self._regroup(plan.decode)
+            hidden = self._hidden(plan, pending)
+            if pending.seqs:
+                self._sample(hidden, pending.seqs, pending, masks)
         self._read_back(pending)
         return pending
 
     def collect(self, pending: PendingStep) -> StepResult:
         """Wait for a step and bring its tokens to the host."""
         if pending.ready is not None:
-            pending.ready.synchronize()
+            self.group.wait(pending.ready)
         token_ids: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
         for drawn in pending.draws:
@@ -137,6 +142,10 @@ class Runner:
     @torch.inference_mode()
     def model_is_sound(self) -> bool:
         """Tell whether one token, on scratch, still gets finite logits from the model."""
+        with self.group.probe():
+            return self._is_sound()
+
+    def _is_sound(self) -> bool:
         scratch = self.rows.to_device([0])
         one = self.rows.to_device([1], torch.int32)
         hidden = self.model.forward(
@@ -206,11 +215,9 @@ class Runner:
         last: list[int] = []
         for chunk in chunks:
             if chunk.seq.num_prompt_scored < chunk.seq.num_prompt:
-                with self.containment.guard(chunk.seq, "its prompt was scored"):
-                    self._score_prompt(chunk, hidden[offset:], pending)
+                self._score_prompt(chunk, hidden[offset:], pending)
             if chunk.seq.num_unscored:
-                with self.containment.guard(chunk.seq, "its forced tokens were scored"):
-                    self._score_forced(chunk, hidden[offset:], pending)
+                self._score_forced(chunk, hidden[offset:], pending)
             offset += chunk.end - chunk.start
             if chunk.samples:
                 last.append(offset - 1)
@@ -253,9 +260,11 @@ class Runner:
         """Score the known tokens [start, end); `hidden` begins at the token before the first."""
         for first in range(start, end, SCORED_ROWS):
             stop = min(first + SCORED_ROWS, end)
-            logits = self.model.logits(hidden[first - start : stop - start])
-            targets = self.rows.to_device(list(seq.token_ids[first:stop]))
-            yield first, self.sampling.score(logits, targets, num_top)
+            # Each part by itself: the model is asked as often on every rank.
+            with self.containment.guard(seq, "its tokens were scored"):
+                logits = self.model.logits(hidden[first - start : stop - start])
+                targets = self.rows.to_device(list(seq.token_ids[first:stop]))
+                yield first, self.sampling.score(logits, targets, num_top)
 
     def _sample(
         self,
@@ -264,8 +273,19 @@ class Runner:
         pending: PendingStep,
         masks: dict[int, Tensor] | None,
     ) -> None:
+        row_list = [seq.row for seq in seqs if seq.row is not None]
+        positions = [seq.num_computed - seq.num_prompt for seq in seqs]
+        rows, drawn_at = self.rows.to_device([*row_list, *positions]).view(2, -1)
+        logits = self._logits(hidden, self.sampling.plan(row_list))
+
         def draw(part: slice) -> SampledTokens:
-            return self._draw(hidden[part], seqs[part], masks)
+            return self.sampling.sample(
+                logits[part],
+                rows[part],
+                drawn_at[part],
+                plan=self.sampling.plan(row_list[part]),
+                bitmask=self._bitmask(row_list[part], masks),
+            )
 
         for part, sampled in self.containment.split(seqs, draw, "its token was drawn"):
             if sampled is not None:
@@ -273,23 +293,13 @@ class Runner:
             else:
                 no_token = self.rows.to_device([BROKEN_ROW] * len(seqs[part]))
                 pending.draws.append(SampledTokens(no_token, None))
+        self._enter(rows, pending.draws)
 
-    def _draw(
-        self, hidden: Tensor, seqs: list[Sequence], masks: dict[int, Tensor] | None
-    ) -> SampledTokens:
-        row_list = [seq.row for seq in seqs if seq.row is not None]
-        positions = [seq.num_computed - seq.num_prompt for seq in seqs]
-        rows, drawn_at = self.rows.to_device([*row_list, *positions]).view(2, -1)
-        plan = self.sampling.plan(row_list)
-        sampled = self.sampling.sample(
-            self._logits(hidden, plan),
-            rows,
-            drawn_at,
-            plan=plan,
-            bitmask=self._bitmask(row_list, masks),
-        )
-        self.rows.last_token.index_copy_(0, rows, sampled.inputs())
-        return sampled
+    def _enter(self, rows: Tensor, draws: list[SampledTokens]) -> None:
+        """Make what was drawn for rows, on rank 0, the input of their next step on all ranks."""
+        parts = [drawn.inputs() for drawn in draws]
+        drawn = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self.rows.last_token.index_copy_(0, rows, self.group.collective.broadcast(drawn))
 
     def _logits(self, hidden: Tensor, plan: SamplingPlan) -> Tensor:  # noqa: ARG002
         """Return the logits that `plan` needs, [S, V]."""

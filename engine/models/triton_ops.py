@@ -84,10 +84,18 @@ class TritonOps(TorchOps):
     attention: TritonAttention
 
     def __init__(
-        self, attention: TritonAttention, products: ProductTable = TRITON_PRODUCTS
+        self,
+        attention: TritonAttention,
+        products: ProductTable = TRITON_PRODUCTS,
+        *,
+        fuses: bool = True,
     ) -> None:
-        """Attend through `attention`, multiply by the kinds of weight in `products`."""
+        """Attend through `attention`, multiply by the kinds of weight in `products`.
+
+        fuses: layers may be fused, as where no other rank has a part of their sums.
+        """
         super().__init__(attention, products)
+        self._fuses = fuses
         self._fused: list[_FusedLayer] | None = None
         self._rounded: list[_RoundedLayer] | None = None
 
@@ -102,7 +110,7 @@ class TritonOps(TorchOps):
                 linear.weight = without_storage(linear.weight)
         _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
         self._bind_mixtures(tensors)
-        plain = config.norm_names == NormNames() and config.residual_scale == 1.0
+        plain = config.norm_names == NormNames() and config.residual_scale == 1.0 and self._fuses
         if not plain or config.activation not in GATES:
             return
         act = GATES[config.activation]
