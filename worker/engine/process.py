@@ -95,6 +95,15 @@ class EngineLike(Protocol):
         """Count pages, requests and tokens."""
         ...
 
+    @property
+    def follower_pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks that run the model together with this one."""
+        ...
+
+    def check_ranks(self) -> None:
+        """Raise RankLost if a rank was lost; a step does so itself."""
+        ...
+
 
 class EngineLoop:
     """Feeds commands to the engine between steps and sends one record per step."""
@@ -184,6 +193,7 @@ class EngineLoop:
         now = time.monotonic()
         if now - self._beat_at >= BEAT_INTERVAL_S / 2:
             self._beat_at = now
+            self._engine.check_ranks()
             self._send(Beat(paused, self._engine.stats()))
             if self._step_log is not None:
                 self._step_log.flush()
@@ -238,7 +248,8 @@ def serve(sock: socket.socket) -> int:
         engine, folder = build(start, PhaseTeller(sock))
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
-        sock.sendall(REPORTS.encode(EngineReady(engine.limits, num_pages, folder)))
+        ready = EngineReady(engine.limits, num_pages, folder, engine.follower_pids)
+        sock.sendall(REPORTS.encode(ready))
         gc.freeze_startup_objects()
         step_log = _open_step_log(start.step_log)
         EngineLoop(

@@ -29,8 +29,8 @@ _MAX_PORT = 65_535
 def replica_commands(settings: WorkerSettings, words: Sequence[str]) -> dict[str, ChildCommand]:
     """Return the commands of a host's workers by name: `words`, and what each has of the host.
 
-    A single worker has all of it. Several have an equal share of the cores, and of the metrics
-    ports the one that its number is added to.
+    A single worker has all of it. Several have a GPU each, or as many as their ranks, an equal
+    share of the cores, and the metrics ports from the one that is set on.
     Raises: SettingsInvalid where there are too few GPUs or ports.
     """
     replicas, port = settings.replicas, settings.metrics_port
@@ -65,12 +65,13 @@ def _gpus(settings: WorkerSettings) -> list[str]:
     visible = visible_gpus()
     if not visible and device == "auto":
         return []
-    if len(visible) < replicas:
+    needed = replicas * (settings.tensor_parallel or 1)
+    if len(visible) < needed:
         raise SettingsInvalid(
-            f"replicas: {replicas} need a GPU each, and {len(visible)} can be seen;"
+            f"replicas: {replicas} need {needed} GPUs, and {len(visible)} can be seen;"
             " CUDA_VISIBLE_DEVICES names those that may be used"
         )
-    return list(visible[:replicas])
+    return list(visible[:needed])
 
 
 def ordered_cores(cpus: Path = _CPUS) -> list[int]:

@@ -66,6 +66,15 @@ def test_replicas_on_cpus_share_the_cores_alone(
     assert [each.cores for each in placed.values()] == [(0, 1), (2, 3)]
 
 
+def test_groups_of_ranks_have_neighbouring_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each replica has as many GPUs as ranks; what is left over nobody gets."""
+    placed = _placed(monkeypatch, 5, 8, replicas=2, tensor_parallel=2)
+    assert [each.environment for each in placed.values()] == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+        {"CUDA_VISIBLE_DEVICES": "2,3"},
+    ]
+
+
 def test_more_replicas_than_cores_share_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose share of the cores is none is bound to none."""
     placed = _placed(monkeypatch, 0, 1, replicas=2)
@@ -75,7 +84,8 @@ def test_more_replicas_than_cores_share_them_all(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("gpus", "values", "told"),
     [
-        (1, {"replicas": 2}, "replicas: 2 need a GPU each, and 1 can be seen"),
+        (1, {"replicas": 2}, "replicas: 2 need 2 GPUs, and 1 can be seen"),
+        (3, {"replicas": 2, "tensor_parallel": 2}, "replicas: 2 need 4 GPUs, and 3 can be seen"),
         (0, {"replicas": 2, "device": "cuda"}, "and 0 can be seen"),
         (4, {"replicas": 2, "device": "cuda:1"}, "device: cuda:1 is one"),
         (0, {"replicas": 2, "metrics_port": 65_535}, "metrics_port"),
