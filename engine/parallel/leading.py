@@ -28,12 +28,11 @@ from tokenbus.engine.parallel.topology import device_of_rank, settle, tell
 from tokenbus.engine.parallel.watch import SILENT_S, Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from tokenbus.engine.config import EngineConfig
     from tokenbus.engine.sampling.sampler import SamplingState
     from tokenbus.engine.scheduling.plan import StepPlan
-    from tokenbus.engine.weights.model_store import Progress
 
 _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.parallel.follower")
 # Multicast over NVLink is off, and no handshake is left to the capture of a graph.
@@ -165,7 +164,7 @@ class LeadingGroup(Group):
                 raise _error_of(rank, *said[1:])
 
 
-def lead(config: EngineConfig, progress: Progress | None) -> LeadingGroup:
+def lead(config: EngineConfig, progress: Callable[[str, float], None] | None) -> LeadingGroup:
     """Start the group of a configuration, and return it once all ranks are there.
 
     Raises: RequestRejected if the device has no place for so many ranks; what a follower raised.

@@ -53,7 +53,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("kernels",),
     ),
     "engine": (
-        ("engine/bench",),
+        ("engine/bench", "engine/parallel (faces)"),
         ("engine (faces)",),
         ("engine/offline",),
         ("engine/execution", "engine/null", "engine/weights (faces)"),
@@ -63,6 +63,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/models/native",),
         ("engine/models/experts",),
         ("engine/models",),
+        ("engine/parallel",),
         ("engine/attention",),
         ("engine/scheduling", "engine/text"),
         ("engine/text/templates",),
@@ -158,6 +159,7 @@ FACES = {
             "triton_products",
         }
     ),
+    "engine/parallel": frozenset({"follower"}),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "producer/gateway": frozenset({"app", "command"}),
