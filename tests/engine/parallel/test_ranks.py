@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from models.engine_of_ranks import GREEDY, answers, asked, engine, saved
+from models.engine_of_ranks import GREEDY, answers, asked, engine, prompts, saved
 from models.rank_threads import follow_in_threads
+from models.scheduler_bench import Optimist
+from models.tiny_model import TinyModel
 
-from tokenbus.engine.build import build_engine
-from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import RequestRejected
-from tokenbus.engine.types import Request, SamplingParams
+from tokenbus.engine.sampling.sampler import SamplingState
+from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, TokenDelta
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,3 +62,108 @@ def test_ranks_answer_like_one(
     logits.clear()
     assert answers(engine(model, size), asked()) == expected
     assert_bit_equal(logits, size)
+
+
+def told(built: Engine, requests: list[Request]) -> dict[int, list[TokenDelta]]:
+    """Answer requests and close the engine; return all that was told of each."""
+    found: dict[int, list[TokenDelta]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        built.add(request)
+    while built.has_work:
+        for delta in built.step().deltas:
+            assert delta.error is None, delta.error
+            found[delta.request_id].append(delta)
+    built.close()
+    return found
+
+
+def test_all_that_requests_ask_for_works_on_ranks(
+    tmp_path: Path, logits: dict[int, list[Tensor]]
+) -> None:
+    """Log-probabilities, choices, rules, grammars and draws by chance are those of one rank."""
+    TinyModel(tmp_path)
+    wanted = [
+        replace(GREEDY, logprobs=3, prompt_logprobs=2),
+        replace(GREEDY, n=3, temperature=0.8, top_p=0.9, seed=7),
+        replace(GREEDY, presence_penalty=0.5, bad_words=((5,),), min_tokens=3, logit_bias={9: 2.0}),
+        replace(GREEDY, grammar=GrammarSpec(GrammarKind.REGEX, "(ab|c[0-9]+d)+"), logprobs=0),
+    ]
+    requests = [
+        Request(number, ids, params)
+        for number, (ids, params) in enumerate(zip(prompts(), wanted, strict=True))
+    ]
+    expected = told(engine(str(tmp_path)), requests)
+    logits.clear()
+    found = told(engine(str(tmp_path), 2), requests)
+    assert_bit_equal(logits, 2)
+    for request in requests:
+        pairs = zip(found[request.request_id], expected[request.request_id], strict=True)
+        for own, one in pairs:
+            assert (own.choice, own.token_ids) == (one.choice, one.token_ids)
+            scored = zip(own.logprobs, one.logprobs, strict=True)
+            assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in scored)
+            for a, b in zip(own.prompt_logprobs or (), one.prompt_logprobs or (), strict=True):
+                assert (a is None and b is None) or abs(a.logprob - b.logprob) < 1e-3
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_preempted_rows_are_followed(
+    is_ahead: bool, tmp_path: Path, logits: dict[int, list[Tensor]]
+) -> None:
+    """Sequences that lose their pages and come back, on other rows, answer as on one rank."""
+    model = saved(tmp_path, "qwen3")
+    params = replace(GREEDY, max_tokens=60)
+    requests = [Request(number, tuple(range(3 + number, 40)), params) for number in range(6)]
+    expected = answers(engine(model), requests)
+    logits.clear()
+    built = engine(model, 2, num_pages=14)
+    # Expecting one token per output over-admits, so that pages run out.
+    built._scheduler.estimator = Optimist()
+    built._one_step_ahead = is_ahead
+    assert answers(built, requests) == expected
+    assert built.stats().preemptions_total > 0
+    assert_bit_equal(logits, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "refusal"),
+    [
+        ("qwen3", 3, "3 ranks cannot share 2 heads of keys and values"),
+        ("llama-mha-bias-tied", 5, "5 ranks cannot share 8 heads of keys and values"),
+        ("olmo2", 2, "2 ranks cannot run a model that normalises queries over all heads"),
+    ],
+)
+def test_ranks_that_cannot_share_are_refused(
+    name: str, size: int, refusal: str, tmp_path: Path, logits: dict[int, list[Tensor]]
+) -> None:
+    """A number of ranks that does not divide the model is refused by the setting's name."""
+    with pytest.raises(RequestRejected, match=f"^tensor_parallel: {refusal}"):
+        engine(saved(tmp_path, name), size)
+    assert not logits
+
+
+def test_fault_of_one_sequence_leaves_ranks_in_step(
+    tmp_path: Path, logits: dict[int, list[Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What scoring or drawing for one sequence raises on rank 0 ends that one alone."""
+    model = saved(tmp_path, "qwen3")
+    params = replace(GREEDY, prompt_logprobs=0)
+    built = engine(model, 2)
+    plain = SamplingState.score
+
+    def failing(state: Any, logits: Tensor, token_ids: Tensor, num_top: int) -> Any:
+        if type(state) is SamplingState and token_ids[0] == 99:
+            raise ValueError("planted")
+        return plain(state, logits, token_ids, num_top)
+
+    monkeypatch.setattr(SamplingState, "score", failing)
+    good, bad = Request(0, (3, 4, 5), params), Request(1, (7, 99, 8), params)
+    for request in (good, bad):
+        built.add(request)
+    deltas = []
+    while built.has_work:
+        deltas += built.step().deltas
+    built.close()
+    errors = {delta.request_id for delta in deltas if delta.error is not None}
+    assert errors == {1}
+    assert_bit_equal(logits, 2)
