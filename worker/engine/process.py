@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.engine.types import travelling
@@ -51,7 +51,8 @@ from tokenbus.worker.process.frames import FrameReader
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
+    from tokenbus.engine.types import Request
+    from tokenbus.worker.engine.engine_like import EngineLike
     from tokenbus.worker.engine.step_log import StepLog
 
 # A tenth of the shortest lease, so that an idle engine is never taken for a hung one.
@@ -59,50 +60,6 @@ BEAT_INTERVAL_S = 0.5
 
 # While every request left waits for its grammar to compile.
 STALL_POLL_S = 0.005
-
-
-class EngineLike(Protocol):
-    """What the process needs of an engine."""
-
-    @property
-    def limits(self) -> EngineLimits:
-        """Sizes in tokens and pages."""
-        ...
-
-    @property
-    def has_work(self) -> bool:
-        """True while any request is unfinished."""
-        ...
-
-    def add(self, request: Request) -> None:
-        """Queue a request."""
-        ...
-
-    @property
-    def is_stalled(self) -> bool:
-        """True while everything left waits for something outside the steps."""
-        ...
-
-    def abort(self, request_id: int, choice: int | None = None) -> None:
-        """End a request, or one choice of it."""
-        ...
-
-    def step(self) -> StepOutput:
-        """Run one step."""
-        ...
-
-    def stats(self) -> EngineStats:
-        """Count pages, requests and tokens."""
-        ...
-
-    @property
-    def follower_pids(self) -> tuple[int, ...]:
-        """Process ids of the ranks that run the model together with this one."""
-        ...
-
-    def check_ranks(self) -> None:
-        """Raise RankLost if a rank was lost; a step does so itself."""
-        ...
 
 
 class EngineLoop:
