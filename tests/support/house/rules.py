@@ -110,7 +110,6 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
             "worker/control (faces)",
             "worker/demo",
             "worker/doctor",
-            "worker/replicas",
         ),
         (
             "worker/bench/measure",
@@ -121,7 +120,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("worker/bench/load",),
         ("worker/bench", "worker/control"),
         ("worker (faces)",),
-        ("worker/pool", "worker/telemetry"),
+        ("worker/pool", "worker/replicas", "worker/telemetry"),
         ("worker/jobs",),
         ("worker/publishing",),
         ("worker/publishing/text",),
@@ -178,7 +177,6 @@ SEALED: dict[str, frozenset[str]] = {
     "worker/bench": frozenset(),
     "worker/control": frozenset(),
     "worker/demo": frozenset(),
-    "worker/replicas": frozenset(),
 }
 
 
