@@ -184,10 +184,10 @@ class GraphRunner(Runner):
             return super().launch(plan, masks)
         pending = PendingStep(plan, plan.sampled())
         self._set_up(plan)
-        with self.group.step(plan, self.sampling, is_masked=False):
+        row_list = [seq.row for seq in plan.decode if seq.row is not None]
+        sampling_plan = _captured_plan(self.sampling.plan(row_list))
+        with self.group.step(plan, sampling_plan, is_masked=False):
             self._regroup(plan.decode)
-            row_list = [seq.row for seq in plan.decode if seq.row is not None]
-            sampling_plan = _captured_plan(self.sampling.plan(row_list))
             pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
         self._read_back(pending)
         return pending

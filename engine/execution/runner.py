@@ -104,11 +104,12 @@ class Runner:
         """Start a step; `masks` holds the packed grammar mask of each constrained row."""
         pending = PendingStep(plan, plan.sampled())
         self._set_up(plan)
-        with self.group.step(plan, self.sampling, is_masked=bool(masks)):
+        asked = self.sampling.plan(_rows_of(pending.seqs))
+        with self.group.step(plan, asked, is_masked=bool(masks)):
             self._regroup(plan.decode)
             hidden = self._hidden(plan, pending)
             if pending.seqs:
-                self._sample(hidden, pending.seqs, pending, masks)
+                self._sample(self._logits(hidden, asked), pending, masks)
         self._read_back(pending)
         return pending
 
@@ -267,16 +268,12 @@ class Runner:
                 yield first, self.sampling.score(logits, targets, num_top)
 
     def _sample(
-        self,
-        hidden: Tensor,
-        seqs: list[Sequence],
-        pending: PendingStep,
-        masks: dict[int, Tensor] | None,
+        self, logits: Tensor, pending: PendingStep, masks: dict[int, Tensor] | None
     ) -> None:
-        row_list = [seq.row for seq in seqs if seq.row is not None]
+        seqs = pending.seqs
+        row_list = _rows_of(seqs)
         positions = [seq.num_computed - seq.num_prompt for seq in seqs]
         rows, drawn_at = self.rows.to_device([*row_list, *positions]).view(2, -1)
-        logits = self._logits(hidden, self.sampling.plan(row_list))
 
         def draw(part: slice) -> SampledTokens:
             return self.sampling.sample(
@@ -337,3 +334,7 @@ class Runner:
             torch.stack([mask for _, mask in distinct.values()]), torch.int32
         )
         return sent if len(distinct) == len(places) else sent[self.rows.to_device(places)]
+
+
+def _rows_of(seqs: list[Sequence]) -> list[int]:
+    return [seq.row for seq in seqs if seq.row is not None]

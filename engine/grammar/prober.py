@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenbus.engine.child_process import (
     begin_as_child,

@@ -7,7 +7,6 @@ from enum import StrEnum
 
 from tokenbus.engine.errors import RequestRejected
 
-
 _FIELD = "tensor_parallel"
 
 
@@ -175,11 +174,6 @@ class DecoderConfig:
             intermediate_size=_share("features of an MLP", self.intermediate_size, size),
             mixture=mixture,
         )
-
-    @property
-    def qkv_size(self) -> int:
-        """Rows of the fused query, key and value projection."""
-        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
 
 def _share(what: str, count: int, size: int) -> int:

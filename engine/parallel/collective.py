@@ -146,16 +146,18 @@ def join(
     """
     if not dist.is_available():
         raise EngineError("this torch was built without torch.distributed, which ranks need")
-    store = dist.FileStore(f"{folder}/store", board.size)
+    # torch types these in part, and not their options.
+    torch_dist: Any = dist
+    store = torch_dist.FileStore(f"{folder}/store", board.size)
     if device.type == "cuda":
         if not dist.is_nccl_available():
             raise EngineError("this torch was built without NCCL, which ranks on GPUs need")
-        options = dist.ProcessGroupNCCL.Options()
+        options = torch_dist.ProcessGroupNCCL.Options()
         options._timeout = _TIMEOUT
-        group = dist.ProcessGroupNCCL(store, board.rank, board.size, options)
-        return NcclGroup(group, board, cause)
-    options = dist.ProcessGroupGloo._Options()
+        nccl = torch_dist.ProcessGroupNCCL(store, board.rank, board.size, options)
+        return NcclGroup(nccl, board, cause)
+    options = torch_dist.ProcessGroupGloo._Options()
     options._timeout = _TIMEOUT
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
-    group = dist.ProcessGroupGloo(store, board.rank, board.size, options)
-    return GlooGroup(group, board, cause)
+    options._devices = [torch_dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+    gloo = torch_dist.ProcessGroupGloo(store, board.rank, board.size, options)
+    return GlooGroup(gloo, board, cause)

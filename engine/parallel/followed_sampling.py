@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.engine.sampling.logprobs import RawLogprobs
 from tokenbus.engine.sampling.plan import SamplingPlan
 from tokenbus.engine.sampling.sampler import SampledTokens, SamplingState
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.sampling.logprobs import RawLogprobs
     from tokenbus.engine.types import SamplingParams
 
 

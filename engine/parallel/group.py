@@ -10,7 +10,7 @@ from tokenbus.engine.parallel.collective import Alone, Collective
 if TYPE_CHECKING:
     import torch
 
-    from tokenbus.engine.sampling.sampler import SamplingState
+    from tokenbus.engine.sampling.plan import SamplingPlan
     from tokenbus.engine.scheduling.plan import StepPlan
 
 
@@ -40,13 +40,13 @@ class Group:
     def step(
         self,
         plan: StepPlan,  # noqa: ARG002
-        sampling: SamplingState,  # noqa: ARG002
+        sampling: SamplingPlan,  # noqa: ARG002
         *,
         is_masked: bool,  # noqa: ARG002
     ) -> AbstractContextManager[None]:
         """Launch a step inside, together with all ranks; its rows are set up already.
 
-        is_masked: whether grammars mask what it draws.
+        sampling: what all its draws need; is_masked: whether grammars mask any of them.
         Raises: RankLost.
         """
         return nullcontext()

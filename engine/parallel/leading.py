@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tokenbus.engine.config import EngineConfig
-    from tokenbus.engine.sampling.sampler import SamplingState
+    from tokenbus.engine.sampling.plan import SamplingPlan
     from tokenbus.engine.scheduling.plan import StepPlan
 
 _COMMAND = (sys.executable, "-P", "-m", "tokenbus.engine.parallel.follower")
@@ -91,12 +91,9 @@ class LeadingGroup(Group):
         self._book.forget(row)
 
     @contextmanager
-    def step(
-        self, plan: StepPlan, sampling: SamplingState, *, is_masked: bool
-    ) -> Iterator[None]:
+    def step(self, plan: StepPlan, sampling: SamplingPlan, *, is_masked: bool) -> Iterator[None]:
         """Tell the followers of a step, and launch it inside."""
-        rows = [seq.row for seq in plan.sampled() if seq.row is not None]
-        order = self._book.order(plan, sampling.plan(rows), is_masked=is_masked)
+        order = self._book.order(plan, sampling, is_masked=is_masked)
         self._longest_s = SILENT_S + plan.num_prefill_tokens * _TOKEN_S
         with self._telling(order):
             yield
@@ -113,7 +110,7 @@ class LeadingGroup(Group):
         A rank that still launches, compiles or captures is not asleep: its collectives may be late.
         """
         began_at = time.monotonic()
-        while not event.query():
+        while not event.query():  # type: ignore[no-untyped-call] # torch has no type here
             self._watch.check()
             if time.monotonic() - began_at > self._longest_s and self._board.all_asleep:
                 self._watch.lose(0, f"waits for its device, for {self._longest_s:g} s")
@@ -176,7 +173,8 @@ def lead(config: EngineConfig, progress: Callable[[str, float], None] | None) ->
         torch.set_num_threads(share)
     if progress is not None:
         progress("starting ranks", 0.0)
-    os.environ.update(NCCL_SETTINGS)
+    if device.type == "cuda":
+        os.environ.update(NCCL_SETTINGS)
     settle(device)
     group = LeadingGroup(config)
     try:

@@ -133,7 +133,7 @@ class Followed:
             del pages[:count]
         chunks = numbers.take(head.num_chunks, _CHUNK_NUMBERS).tolist()
         decoding = numbers.take(head.num_decoding, 2).tolist()
-        plan = StepPlan(prefill=[self._chunk(*told, numbers) for told in chunks])
+        plan = StepPlan(prefill=[self._chunk(told, numbers) for told in chunks])
         for row, num_computed in decoding:
             seq: Any = self._sequences[row]
             seq.num_computed = num_computed
@@ -141,17 +141,8 @@ class Followed:
         sampling = SamplingPlan(Feature(head.features), head.num_top_logprobs)
         return StepOrder(plan, sampling, bool(head.is_masked))
 
-    def _chunk(
-        self,
-        row: int,
-        start: int,
-        end: int,
-        samples: int,
-        length: int,
-        num_prompt_scored: int,
-        num_unscored: int,
-        numbers: _Numbers,
-    ) -> PrefillChunk:
+    def _chunk(self, told: list[int], numbers: _Numbers) -> PrefillChunk:
+        row, start, end, samples, length, num_prompt_scored, num_unscored = told
         seq: Any = self._sequences[row]
         seq.token_ids.extend([0] * (length - len(seq.token_ids)))
         seq.token_ids[start:end] = array("i", numbers.take(end - start).tobytes())

@@ -38,7 +38,9 @@ def device_of_rank(config: EngineConfig, rank: int) -> torch.device:
         )
     count = torch.cuda.device_count()
     if count < size:
-        raise RequestRejected("tensor_parallel", f"{size} ranks need as many GPUs, {count} are seen")
+        raise RequestRejected(
+            "tensor_parallel", f"{size} ranks need as many GPUs, {count} are seen"
+        )
     return torch.device("cuda", rank)
 
 
@@ -93,7 +95,7 @@ def _node_of(device: torch.device) -> int | None:
 
 
 def _cores_near(device: torch.device) -> set[int] | None:
-    """Return those of this process's cores that are on the node of a GPU; None if there are none."""
+    """Return those of this process's cores that are on the node of a GPU, None for none."""
     node = _node_of(device)
     if node is None or not hasattr(os, "sched_getaffinity"):
         return None

@@ -1,4 +1,4 @@
-"""The watch of rank 0 over its followers: who ended, who hangs, and whether all wait for each other.
+"""The watch of rank 0 over its followers: who ended, who hangs, and whether all wait for all.
 
 A rank that computes, compiles or captures is slow, not lost: its beat goes on, and it has not come
 to the collective that the others wait in. A rank whose beat stops is lost, and so is the group if
@@ -110,7 +110,12 @@ class Watch:
 
     def _listen(self) -> None:
         """Wait a moment for followers that end, and take what they say."""
-        ready, _, _ = select.select(self._sockets, [], [], _LOOK_S)
+        try:
+            ready, _, _ = select.select(self._sockets, [], [], _LOOK_S)
+        except (OSError, ValueError):
+            # The group was let go of, and its sockets are closed.
+            self._is_over.set()
+            return
         for sock in ready:
             rank = self._sockets.index(sock) + 1
             why = "ended"

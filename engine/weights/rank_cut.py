@@ -65,7 +65,12 @@ class RankCut:
         return Piece(first, first + own)
 
     def cut(
-        self, part: str, name: str, tensor: Tensor, own: LinearPart, shapes: tuple[tuple[int, ...], ...]
+        self,
+        part: str,
+        name: str,
+        tensor: Tensor,
+        own: LinearPart,
+        shapes: tuple[tuple[int, ...], ...],
     ) -> Tensor:
         """Return the rank's slice of a tensor of a linear, `name` in the checkpoint.
 

@@ -56,6 +56,13 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def drain(built: Any) -> None:
+    """Step an engine until it raises."""
+    while True:
+        built.step()
+        built.check_ranks()
+
+
 def followers_of(built: Any) -> list[int]:
     """Return the pids of an engine's followers."""
     return [process.pid for process in built._runner.group._processes]
@@ -82,9 +89,7 @@ def test_lost_follower_is_told_with_its_rank(sent: signal.Signals, tmp_path: Pat
     os.kill(pid, sent)
     began_at = time.monotonic()
     with pytest.raises(RankLost, match="rank 1") as lost:
-        while True:
-            built.step()
-            built.check_ranks()
+        drain(built)
     assert lost.value.rank == 1
     assert time.monotonic() - began_at < watch.SILENT_S + PATIENCE_S
     with pytest.raises(RankLost):
@@ -132,7 +137,7 @@ def test_rank_that_cannot_load_tells_why(tmp_path: Path, monkeypatch: pytest.Mon
             "model": str(half),
         },
     )
-    with pytest.raises(ModelBroken, match="rank 1: .*cannot be read"):
+    with pytest.raises(ModelBroken, match=r"rank 1: .*cannot be read"):
         build_engine(EngineConfig(str(model), device="cpu", num_pages=80, tensor_parallel=2))
     assert spawned
     assert not any(map(is_alive, spawned))

@@ -1,4 +1,4 @@
-"""Ranks answer as one: the same tokens, the same bits on all of them, with all that requests ask."""
+"""Ranks answer as one: the same tokens, the same bits on all, whatever requests ask for."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ FAMILIES = (
     "granitemoeshared",
 )
 
+
 @pytest.fixture
 def logits(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
     """Start followers as threads; the logits that each rank computed."""
@@ -51,6 +52,7 @@ def assert_bit_equal(logits: dict[int, list[Tensor]], size: int) -> None:
         assert all(own.equal(first) for own, first in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ranks_answer_like_one(
@@ -77,6 +79,7 @@ def told(built: Engine, requests: list[Request]) -> dict[int, list[TokenDelta]]:
     return found
 
 
+@pytest.mark.slow
 def test_all_that_requests_ask_for_works_on_ranks(
     tmp_path: Path, logits: dict[int, list[Tensor]]
 ) -> None:
@@ -106,6 +109,7 @@ def test_all_that_requests_ask_for_works_on_ranks(
                 assert (a is None and b is None) or abs(a.logprob - b.logprob) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_ahead", [False, True])
 def test_preempted_rows_are_followed(
     is_ahead: bool, tmp_path: Path, logits: dict[int, list[Tensor]]

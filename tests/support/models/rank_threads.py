@@ -40,7 +40,7 @@ class ThreadFollower:
 
 
 def follow_in_threads(patch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
-    """Start followers as threads from now on; return the logits of each rank, filled as they run."""
+    """Start followers as threads from now on; return the logits of each rank, as they run."""
     logits: dict[int, list[Tensor]] = {}
 
     def spawn(group: Any, memory: int) -> None:
