@@ -189,6 +189,11 @@ class Engine:
         """Forget all prefixes; refused (False) while any sequence holds pages."""
         return self._scheduler.pool.reset_prefixes()
 
+    @property
+    def follower_pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks that run the model together with this one, in their order."""
+        return self._runner.group.follower_pids
+
     def check_ranks(self) -> None:
         """Raise RankLost if a rank was lost, which a step would raise too."""
         self._runner.group.check()

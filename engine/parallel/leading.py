@@ -69,6 +69,11 @@ class LeadingGroup(Group):
         for rank, sock in enumerate(self._sockets, 1):
             send_message(sock, [rank, self._folder, torch.initial_seed(), asdict(config)])
 
+    @property
+    def follower_pids(self) -> tuple[int, ...]:
+        """Process ids of the other ranks, in their order."""
+        return tuple(process.pid for process in self._processes)
+
     def meet(self, device: torch.device) -> None:
         """Wait until all followers are there, and join them. Raises: what one of them failed of."""
         self._hear("here")

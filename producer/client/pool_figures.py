@@ -61,7 +61,8 @@ class PoolFigures:
     tenants a priority, the ones with most jobs first; `tenant_waiting_tokens` are of the same
     tenants over all priorities. `drain_tokens_per_s` is how fast the backlog went when there was
     one last, None before any; `seconds_of_backlog` is what the waiting tokens take at that rate, or
-    at the assumed one before. `model` is that of most workers, or of the last that lived.
+    at the assumed one before, those of delayed jobs from the minute of their time on. `model` is
+    that of most workers, or of the last that lived.
     """
 
     pool: str
@@ -112,10 +113,11 @@ async def read_figures(
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(keys.of("load"), [f"{unit}:{p}" for p in priorities for unit in _UNITS])
         pipe.hmget(keys.of("drain"), ["tokens", "busy", "model"])
+        pipe.hgetall(keys.of("later"))
         for priority in priorities:
             pipe.hgetall(keys.of("holding", str(priority)))
             pipe.zrange(keys.of("backlog", str(priority)), 0, MAX_TENANTS - 1)
-        load, (drained, busy, model), *replies = await pipe.execute()
+        load, (drained, busy, model), later, *replies = await pipe.execute()
     held = [{name.decode(): int(n) for name, n in reply.items()} for reply in replies[::2]]
     lanes = await _lanes(redis, keys, status, held, replies[1::2])
     tenants = sorted({lane.tenant for lane in lanes})
@@ -123,6 +125,7 @@ async def read_figures(
         await untyped.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
     )
     rate = _drain_rate(drained, busy)
+    due_tokens = max(0, status.waiting_tokens - _later_tokens(later, status.at_ms))
     return PoolFigures(
         pool=keys.pool,
         at_ms=status.at_ms,
@@ -143,7 +146,7 @@ async def read_figures(
             tenant: int(found or 0) for tenant, found in zip(tenants, tokens, strict=True)
         },
         drain_tokens_per_s=rate,
-        seconds_of_backlog=status.waiting_tokens / (rate or assumed_tokens_per_s),
+        seconds_of_backlog=due_tokens / (rate or assumed_tokens_per_s),
     )
 
 
@@ -186,6 +189,11 @@ async def _lanes(
         found.sort(key=lambda lane: (-lane.waiting_jobs, -lane.held_jobs, lane.tenant))
         lanes += found[:MAX_TENANTS]
     return tuple(lanes)
+
+
+def _later_tokens(later: Mapping[bytes, bytes], now_ms: int) -> int:
+    """Sum up the tokens of delayed jobs that are due in none of the minutes up to this one."""
+    return sum(int(n) for minute, n in later.items() if int(minute) > now_ms // 60_000)
 
 
 def _oldest(status: PoolStatus, priority: int) -> float | None:

@@ -63,7 +63,8 @@ BACKLOG_SECONDS = POOL.gauge(
     "tokenbus_pool_backlog_seconds",
     "seconds",
     "What the waiting tokens take at the rate at which the pool took such from its backlog last, or"
-    " at the setting assumed_tokens_per_s before it ever had one",
+    " at the setting assumed_tokens_per_s before it ever had one. A delayed job counts from the"
+    " minute of its time on",
 )
 DRAIN_RATE = POOL.gauge(
     "tokenbus_pool_drain_tokens_per_second",
