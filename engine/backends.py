@@ -60,7 +60,9 @@ class TritonBackend(Backend):
         """Return the fused steps."""
         from tokenbus.engine.models.triton_ops import TritonOps
 
-        return TritonOps(self.attention, fuses=self.group.collective.size == 1)
+        ops = TritonOps(self.attention)
+        ops.ranks = self.group.collective
+        return ops
 
     def weights_dtype(self, stored: torch.dtype | None) -> torch.dtype:
         """Return the checkpoint's own dtype."""
@@ -110,7 +112,9 @@ class TorchBackend(Backend):
         """Return steps over packed weights where torch can pack them."""
         del shape
         packs = PackedOps.supports(dtype, self.device)
-        return (PackedOps if packs else TorchOps)(self.attention)
+        ops = (PackedOps if packs else TorchOps)(self.attention)
+        ops.ranks = self.group.collective
+        return ops
 
     def weights_dtype(self, stored: torch.dtype | None) -> torch.dtype:
         """Return bfloat16 or float32 on a CPU, elsewhere the checkpoint's own dtype."""

@@ -225,6 +225,11 @@ class Engine:
         if self._drafting is not None:
             self._drafting.speculation.drop_answers(names)
 
+    @property
+    def follower_pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks that run the model together with this one, in their order."""
+        return self._runner.group.follower_pids
+
     def check_ranks(self) -> None:
         """Raise RankLost if a rank was lost, which a step would raise too."""
         self._runner.group.check()

@@ -60,6 +60,8 @@ class WorkerSettings(ServiceSettings):
     """Alias, local folder, GGUF file or hub id of the model."""
     served_model_name: list[str] = Field(default_factory=list)
     """Other names under which requests may ask for the model."""
+    replicas: int = Field(default=1, ge=1, le=64)
+    """Workers that the command starts on this host, each with a GPU or a share of the cores."""
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
     """Pace of the null engine per sequence; 0 is as fast as it goes."""
     null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)

@@ -188,9 +188,11 @@ class Runner:
         drafted: list[int] = []
         for chunk in chunks:
             if chunk.seq.num_prompt_scored < chunk.seq.num_prompt:
-                self._score_prompt(chunk, hidden[offset:], pending)
+                with self.containment.guard(chunk.seq, "its prompt was scored"):
+                    self._score_prompt(chunk, hidden[offset:], pending)
             if chunk.seq.num_unscored:
-                self._score_forced(chunk, hidden[offset:], pending)
+                with self.containment.guard(chunk.seq, "its forced tokens were scored"):
+                    self._score_forced(chunk, hidden[offset:], pending)
             offset += chunk.num_tokens
             if chunk.draft:
                 drafted.extend(range(offset - len(chunk.draft) - 1, offset))
@@ -235,7 +237,7 @@ class Runner:
         """Score the known tokens [start, end); `hidden` begins at the token before the first."""
         for first in range(start, end, SCORED_ROWS):
             stop = min(first + SCORED_ROWS, end)
-            # Each part by itself: the model is asked as often on every rank.
+            # Guarded by itself, so that the model is asked as often on every rank.
             with self.containment.guard(seq, "its tokens were scored"):
                 logits = self.model.logits(hidden[first - start : stop - start])
                 targets = self.rows.to_device(list(seq.token_ids[first:stop]))

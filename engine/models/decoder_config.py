@@ -151,10 +151,6 @@ class DecoderConfig:
         """
         if size == 1:
             return self
-        if self.qk_norm is QKNorm.FULL_WIDTH:
-            raise RequestRejected(
-                _FIELD, f"{size} ranks cannot run a model that normalises queries over all heads"
-            )
         if size % self.num_kv_heads and self.num_kv_heads % size:
             raise RequestRejected(
                 _FIELD,

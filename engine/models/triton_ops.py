@@ -87,15 +87,9 @@ class TritonOps(TorchOps):
         self,
         attention: TritonAttention,
         products: ProductTable = TRITON_PRODUCTS,
-        *,
-        fuses: bool = True,
     ) -> None:
-        """Attend through `attention`, multiply by the kinds of weight in `products`.
-
-        fuses: layers may be fused, as where no other rank has a part of their sums.
-        """
+        """Attend through `attention`, multiply by the kinds of weight in `products`."""
         super().__init__(attention, products)
-        self._fuses = fuses
         self._fused: list[_FusedLayer] | None = None
         self._rounded: list[_RoundedLayer] | None = None
 
@@ -110,8 +104,9 @@ class TritonOps(TorchOps):
                 linear.weight = without_storage(linear.weight)
         _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
         self._bind_mixtures(tensors)
-        plain = config.norm_names == NormNames() and config.residual_scale == 1.0 and self._fuses
-        if not plain or config.activation not in GATES:
+        plain = config.norm_names == NormNames() and config.residual_scale == 1.0
+        # Fused layers have no place at which ranks could sum.
+        if not plain or self.ranks.size > 1 or config.activation not in GATES:
             return
         act = GATES[config.activation]
         following = [*tensors.layers[1:], None]

@@ -23,6 +23,11 @@ class Group:
 
     collective: Collective = Alone()
 
+    @property
+    def follower_pids(self) -> tuple[int, ...]:
+        """Process ids of the other ranks, in their order."""
+        return ()
+
     def loaded(self) -> None:
         """Wait until all ranks have their weights.
 

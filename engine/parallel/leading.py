@@ -69,6 +69,11 @@ class LeadingGroup(Group):
         for rank, sock in enumerate(self._sockets, 1):
             send_message(sock, [rank, self._folder, torch.initial_seed(), asdict(config)])
 
+    @property
+    def follower_pids(self) -> tuple[int, ...]:
+        """Process ids of the other ranks, in their order."""
+        return tuple(process.pid for process in self._processes)
+
     def meet(self, device: torch.device) -> None:
         """Wait until all followers are there, and join them. Raises: what one of them failed of."""
         self._hear("here")
@@ -104,7 +109,7 @@ class LeadingGroup(Group):
         A rank that still launches, compiles or captures is not asleep: its collectives may be late.
         """
         began_at = time.monotonic()
-        while not event.query():
+        while not event.query():  # type: ignore[no-untyped-call] # torch has no type here
             self._watch.check()
             if time.monotonic() - began_at > self._longest_s and self._board.all_asleep:
                 self._watch.lose(0, f"waits for its device, for {self._longest_s:g} s")

@@ -110,7 +110,12 @@ class Watch:
 
     def _listen(self) -> None:
         """Wait a moment for followers that end, and take what they say."""
-        ready, _, _ = select.select(self._sockets, [], [], _LOOK_S)
+        try:
+            ready, _, _ = select.select(self._sockets, [], [], _LOOK_S)
+        except (OSError, ValueError):
+            # The group was let go of, and its sockets are closed.
+            self._is_over.set()
+            return
         for sock in ready:
             rank = self._sockets.index(sock) + 1
             why = "ended"

@@ -16,11 +16,11 @@ from tokenbus.engine.kv_cache import AttentionSpec
 from tokenbus.engine.models.decoder_config import DecoderConfig, QKNorm
 from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
 from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.parallel.rank_cut import LinearPart, RankCut
 from tokenbus.engine.weights.leftovers import Leftovers
 from tokenbus.engine.weights.open_layer import OpenLayer, OpenLinear, OpenMixture, OpenMLP
-from tokenbus.engine.weights.rank_cut import LinearPart, RankCut
 from tokenbus.engine.weights.readers import Cut, LinearShape
-from tokenbus.engine.weights.slots import MemorySlot, refuse_second
+from tokenbus.engine.weights.slots import MemorySlot, refuse_second, refuse_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -101,7 +101,8 @@ class DecoderWeights:
 
     def cut_for(self, rank: int, size: int) -> RankCut:
         """Return what cuts tensors of this whole model for one of `size` ranks."""
-        return RankCut(rank, size, self._slots, self._linears)
+        shapes = {name: slot.shapes for name, slot in self._slots.items()}
+        return RankCut(rank, size, shapes, self._linears)
 
     def fill(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copy checkpoint tensors into place, one at a time; a linear is made once it is whole.
@@ -200,6 +201,7 @@ class DecoderWeights:
         own = self._linears.get(part.rpartition(".")[0])
         if self._cut is None or own is None:
             return tensor
+        refuse_shape(name, tensor, self._cut.shapes[part])
         return self._cut.cut(part, name, tensor, own, self._slots[part].shapes)
 
     def _make_if_whole(self, part: str) -> None:
@@ -282,6 +284,10 @@ class DecoderWeights:
             per_head = config.qk_norm is QKNorm.PER_HEAD
             q_norm = self._norm(f"{attention}q_norm.weight", dim if per_head else q_size)
             k_norm = self._norm(f"{attention}k_norm.weight", dim if per_head else kv_size)
+            if not per_head:
+                # They are divided as what they scale.
+                self._linears[f"{attention}q_norm"] = LinearPart((q_size,), hidden)
+                self._linears[f"{attention}k_norm"] = LinearPart((kv_size,), hidden)
         return OpenLayer(
             spec=self._spec(idx),
             qkv=self._linear(attention, qkv_parts, hidden, Cut.OUTPUTS, bias=config.qkv_bias),

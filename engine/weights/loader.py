@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.models.backend import Backend
     from tokenbus.engine.models.decoder_config import DecoderConfig
+    from tokenbus.engine.models.layers import DecoderTensors
     from tokenbus.engine.weights.model_store import Progress
     from tokenbus.engine.weights.readers import WeightReader
 
@@ -178,7 +179,11 @@ def build_model(
         name: rope_table(text, layer_type, max_model_len, device, is_partial=shape.partial_rotary)
         for name, layer_type in shape.rope_layer_types.items()
     }
-    tensors = decoder.finish(ropes)
+    return _checked(decoder.finish(ropes), dtype, backend)
+
+
+def _checked(tensors: DecoderTensors, dtype: torch.dtype, backend: Backend) -> Decoder:
+    """Make a model of its tensors, and compare a few of its products."""
     check = LoadCheck(tensors)
     model = Decoder(tensors, backend.ops(tensors.config, dtype), backend.group.collective)
     check.run()

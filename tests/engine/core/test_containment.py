@@ -101,7 +101,7 @@ def break_at(engine: Engine, place: str) -> None:
             lambda seq, ids, reason, *_: is_bad(seq) and bool(ids) and reason is not None,
         )
     elif place == "prompt-scores":
-        plant(runner.sampling, "score", lambda *_: True)
+        plant(runner, "_score_prompt", lambda *_: True)
 
 
 @pytest.mark.parametrize("place", ["set-up", "draw", "delivery", "end", "prompt-scores"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from models.architectures import DECODER, tiny_sizes
 from models.engine_of_ranks import GREEDY, answers, asked, engine, prompts, saved
 from models.rank_threads import follow_in_threads
 from models.scheduler_bench import Optimist
@@ -14,6 +15,7 @@ from models.tiny_model import TinyModel
 
 from tokenbus.engine.errors import RequestRejected
 from tokenbus.engine.execution.drafting import Drafting
+from tokenbus.engine.models.families import decoder_config
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.types import GrammarKind, GrammarSpec, Request, TokenDelta
 
@@ -36,6 +38,8 @@ FAMILIES = (
     "qwen3_moe",
     "qwen2_moe",
     "granitemoeshared",
+    "olmo2",
+    "olmoe",
 )
 
 
@@ -54,6 +58,7 @@ def assert_bit_equal(logits: dict[int, list[Tensor]], size: int) -> None:
         assert all(own.equal(first) for own, first in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_ranks_answer_like_one(
@@ -80,6 +85,7 @@ def told(built: Engine, requests: list[Request]) -> dict[int, list[TokenDelta]]:
     return found
 
 
+@pytest.mark.slow
 def test_all_that_requests_ask_for_works_on_ranks(
     tmp_path: Path, logits: dict[int, list[Tensor]]
 ) -> None:
@@ -109,6 +115,7 @@ def test_all_that_requests_ask_for_works_on_ranks(
                 assert (a is None and b is None) or abs(a.logprob - b.logprob) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_ahead", [False, True])
 def test_preempted_rows_are_followed(
     is_ahead: bool, tmp_path: Path, logits: dict[int, list[Tensor]]
@@ -163,15 +170,23 @@ def test_drafts_are_verified_on_all_ranks(
     [
         ("qwen3", 3, "3 ranks cannot share 2 heads of keys and values"),
         ("llama-mha-bias-tied", 5, "5 ranks cannot share 8 heads of keys and values"),
-        ("olmo2", 2, "2 ranks cannot run a model that normalises queries over all heads"),
+        ("qwen3", 16, "16 ranks cannot share 8 query heads"),
+        ("qwen2_moe", 8, "8 ranks cannot share 36 features of an expert"),
     ],
 )
-def test_ranks_that_cannot_share_are_refused(
-    name: str, size: int, refusal: str, tmp_path: Path, logits: dict[int, list[Tensor]]
-) -> None:
+def test_numbers_that_do_not_divide_are_refused(name: str, size: int, refusal: str) -> None:
     """A number of ranks that does not divide the model is refused by the setting's name."""
+    family, fields = DECODER[name]
+    shape = decoder_config(family(**(tiny_sizes() | fields | {"moe_intermediate_size": 36})))
+    assert shape is not None
     with pytest.raises(RequestRejected, match=f"^tensor_parallel: {refusal}"):
-        engine(saved(tmp_path, name), size)
+        shape.of_rank(size)
+
+
+def test_start_ends_with_a_refusal(tmp_path: Path, logits: dict[int, list[Tensor]]) -> None:
+    """What the model cannot be divided by ends the start of all ranks."""
+    with pytest.raises(RequestRejected, match=r"^tensor_parallel: 3 ranks"):
+        engine(saved(tmp_path, "qwen3"), 3)
     assert not logits
 
 

@@ -122,7 +122,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("worker/bench/load",),
         ("worker/bench", "worker/control"),
         ("worker (faces)",),
-        ("worker/pool", "worker/telemetry"),
+        ("worker/pool", "worker/replicas", "worker/telemetry"),
         ("worker/jobs",),
         ("worker/publishing",),
         ("worker/publishing/text",),

@@ -1,9 +1,9 @@
 """A rank's part of a checkpoint: which slice of each tensor it reads.
 
 Tensors come mapped from disk, so that a slice of one reads its own bytes alone. Which axis of a
-tensor is cut shows in the slots of the whole model and of the rank's part, whatever format they are
-of: where the shapes differ. Where along it the slices lie, the linear's sections tell: a fused
-matrix of queries, keys and values is cut in each of the three.
+tensor is cut shows in its shape in the whole model and in the rank's part, whatever format it is
+of: where they differ. Where along it the slices lie, the linear's sections tell: a fused matrix of
+queries, keys and values is cut in each of the three.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from tokenbus.engine.errors import ModelBroken, ModelUnsupported
-from tokenbus.engine.weights.slots import refuse_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from tokenbus.engine.weights.slots import Slot
+    Shapes = tuple[tuple[int, ...], ...]
 
 # Tensors that speak of the matrix, beside those that hold its numbers.
 _SHAPE = "weight_shape"
@@ -50,11 +49,11 @@ class RankCut:
     """Cuts tensors of the whole model for one rank."""
 
     def __init__(
-        self, rank: int, size: int, slots: Mapping[str, Slot], linears: Mapping[str, LinearPart]
+        self, rank: int, size: int, shapes: Mapping[str, Shapes], linears: Mapping[str, LinearPart]
     ) -> None:
-        """`slots` and `linears` are those of the whole model."""
+        """`shapes` of which each tensor has one, and `linears`, are those of the whole model."""
         self.rank, self.size = rank, size
-        self._slots, self._linears = slots, linears
+        self.shapes, self._linears = shapes, linears
 
     def piece(self, whole: int, own: int) -> Piece:
         """Return which part of `whole` numbers the rank has; several may have the same one.
@@ -70,18 +69,17 @@ class RankCut:
         name: str,
         tensor: Tensor,
         own: LinearPart,
-        shapes: tuple[tuple[int, ...], ...],
+        shapes: Shapes,
     ) -> Tensor:
         """Return the rank's slice of a tensor of a linear, `name` in the checkpoint.
 
-        `own` and `shapes` are the rank's linear and slot, `part` their name in the model.
-        Raises: ModelBroken for a tensor of another shape than the whole model's; ModelUnsupported
-            for one that cannot be cut where the rank's part begins.
+        It has one of the whole model's shapes; `own` and `shapes` are the rank's linear and its
+        shapes in the same order, `part` their name in the model.
+        Raises: ModelUnsupported for a tensor that cannot be cut where the rank's part begins.
         """
         linear, _, last = part.rpartition(".")
         whole = self._linears[linear]
-        whole_shapes = self._slots[part].shapes
-        refuse_shape(name, tensor, whole_shapes)
+        whole_shapes = self.shapes[part]
         if last == _SHAPE:
             return _own_shape(name, tensor, whole, own)
         cuts_inputs = own.num_inputs < whole.num_inputs
