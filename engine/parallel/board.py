@@ -65,7 +65,11 @@ class Board:
     @property
     def all_asleep(self) -> bool:
         """Whether every follower has launched all that it was told and waits for more."""
-        return all(self._words[self._at(rank, _ASLEEP)] for rank in range(1, self.size))
+        return all(self.is_asleep(rank) for rank in range(1, self.size))
+
+    def is_asleep(self, rank: int) -> bool:
+        """Tell whether a follower has launched all that it was told and waits for more."""
+        return bool(self._words[self._at(rank, _ASLEEP)])
 
     def beat(self) -> None:
         """Tell that this rank lives."""

@@ -2,14 +2,16 @@
 
 A rank that computes, compiles or captures is slow, not lost: its beat goes on, and it has not come
 to the collective that the others wait in. A rank whose beat stops is lost, and so is the group if
-every rank waits in a collective and none of them gets on.
+every rank waits in a collective or, because it has left one out, for another order.
 """
 
 from __future__ import annotations
 
 import contextlib
 import select
+import subprocess
 import time
+from signal import Signals
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,6 @@ from tokenbus.engine.errors import RankLost
 
 if TYPE_CHECKING:
     import socket
-    import subprocess
     from collections.abc import Sequence
 
     from tokenbus.engine.parallel.board import Board
@@ -82,7 +83,7 @@ class Watch:
     def _run(self) -> None:
         started_at = time.monotonic()
         moved_at = [started_at] * self._board.size
-        seen: list[tuple[int, ...]] = [()] * self._board.size
+        seen, waits = [-1] * self._board.size, [(0, 0)]
         looked_at = started_at
         while not self._is_over.is_set() and self._loss is None:
             self._listen()
@@ -91,22 +92,23 @@ class Watch:
                 moved_at = [now] * self._board.size
             looked_at = now
             for rank in range(1, self._board.size):
-                beats = (self._board.beats(rank),)
+                beats = self._board.beats(rank)
                 if beats != seen[rank]:
                     seen[rank], moved_at[rank] = beats, now
                 elif now - moved_at[rank] > SILENT_S:
                     self.lose(rank, f"has not answered for {SILENT_S:g} s")
-            counts = tuple(n for rank in range(self._board.size) for n in self._waits(rank))
-            if counts != seen[0] or not self._all_wait(counts):
-                seen[0], moved_at[0] = counts, now
+            counts = [self._board.collectives(rank) for rank in range(self._board.size)]
+            if counts != waits or not self._all_wait(counts):
+                waits, moved_at[0] = counts, now
             elif now - moved_at[0] > SILENT_S:
                 self.lose(0, f"waits for ranks that wait for it, for {SILENT_S:g} s")
 
-    def _waits(self, rank: int) -> tuple[int, int]:
-        return self._board.collectives(rank)
-
-    def _all_wait(self, counts: tuple[int, ...]) -> bool:
-        return all(entered > left for entered, left in zip(counts[::2], counts[1::2], strict=True))
+    def _all_wait(self, counts: list[tuple[int, int]]) -> bool:
+        """Tell whether rank 0 waits in a collective and no other rank is on its way there."""
+        leading, *following = (entered > left for entered, left in counts)
+        return leading and all(
+            waits or self._board.is_asleep(rank) for rank, waits in enumerate(following, 1)
+        )
 
     def _listen(self) -> None:
         """Wait a moment for followers that end, and take what they say."""
@@ -118,9 +120,17 @@ class Watch:
             return
         for sock in ready:
             rank = self._sockets.index(sock) + 1
-            why = "ended"
+            why = ""
             with contextlib.suppress(OSError, ValueError):
                 _, kind, message = receive_message(sock)
                 why = f"failed: {kind}: {message}"
             if not self._is_over.is_set():
-                self.lose(rank, why)
+                self.lose(rank, why or self._end_of(rank))
+
+    def _end_of(self, rank: int) -> str:
+        """Return how a follower ended that has hung up."""
+        try:
+            code = self._processes[rank - 1].wait(_FIRST_SIGN_S)
+        except subprocess.TimeoutExpired:
+            return "hung up"
+        return f"was killed by {Signals(-code).name}" if code < 0 else f"ended with status {code}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -109,6 +110,42 @@ def test_ranks_that_all_wait_are_lost(
     with pytest.raises(RankLost, match="waits for ranks that wait for it"):
         found.check()
     beats.join()
+
+
+def test_rank_that_has_left_a_collective_out_is_lost(
+    boards: list[Board],
+    bells: list[tuple[socket.socket, socket.socket]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rank 0 waits in it, and the others for an order: beats alone do not make up for that."""
+    monkeypatch.setattr(watch, "SILENT_S", 0.3)
+    found = Watch(boards[0], [], [ours for ours, _ in bells])
+    boards[1].enter()
+
+    def follow() -> None:
+        with contextlib.suppress(ConnectionError):
+            boards[2].receive(bells[1][1], 0.0)
+
+    follower = Thread(target=follow, daemon=True)
+    follower.start()
+
+    def beat() -> None:
+        while found._loss is None:
+            boards[1].beat()
+            boards[2].beat()
+
+    beats = Thread(target=beat, daemon=True)
+    beats.start()
+    found.start()
+    # Rank 0 computes.
+    assert not found._has_lost.wait(1.0)
+    boards[0].enter()
+    assert found._has_lost.wait(PATIENCE_S)
+    with pytest.raises(RankLost, match="waits for ranks that wait for it"):
+        found.check()
+    beats.join()
+    bells[1][0].close()
+    follower.join()
 
 
 def test_lists_of_cores_are_read() -> None:

@@ -76,7 +76,8 @@ async def test_group_ends_with_its_follower(tmp_path: Path, number: signal.Signa
         await until_within(lambda: not engine.link.is_alive, LIMIT_S)
         died = await engine.link.wait_died()
         assert died.cause is DeathCause.RANK
-        assert "rank 1" in str(died)
+        told = {signal.SIGKILL: "was killed by SIGKILL", signal.SIGSTOP: "has not answered"}
+        assert f"rank 1 {told[number]}" in str(died)
     finally:
         await engine.link.kill()
     assert _has_ended(follower)
