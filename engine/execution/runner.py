@@ -16,7 +16,7 @@ from tokenbus.engine.execution.batch import decode_batch, step_batch
 from tokenbus.engine.execution.device_faults import escapes
 from tokenbus.engine.execution.pending_step import PendingStep, read_step
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.parallel.group import ALONE, Group
+from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.bitmask import leaves_one
 from tokenbus.engine.sampling.drafted_draws import DraftedRow, DrawnRows, draw_drafted
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
@@ -60,7 +60,7 @@ class Runner:
         rows: RowState,
         *,
         sharing: PrefixSharing | None = None,
-        group: Group = ALONE,
+        group: RankGroup = ALONE,
     ) -> None:
         self.model = model
         self.kv = kv

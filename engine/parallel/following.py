@@ -10,31 +10,33 @@ import torch
 
 from tokenbus.engine.child_process import receive_message, send_message
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.parallel.board import Board
+from tokenbus.engine.parallel.board import RankBoard
 from tokenbus.engine.parallel.collective import join
 from tokenbus.engine.parallel.followed_sampling import FollowedSampling
-from tokenbus.engine.parallel.group import Group
+from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.parallel.orders import PROBE, Followed
 from tokenbus.engine.parallel.topology import device_of_rank, settle
 from tokenbus.engine.parallel.watch import BEAT_S
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
-    from tokenbus.engine.execution.runner import Masks
+    from torch import Tensor
+
     from tokenbus.engine.scheduling.plan import StepPlan
 
 # On a GPU the next order comes while the last one is computed; on a CPU spinning takes a core from
 # a rank that computes.
 _SPIN_S = {"cuda": 5e-3, "cpu": 0.0}
 # Of no row and no width: that there are masks decides how a step is launched.
-_NO_MASKS: Masks = {-1: torch.empty(0)}
+_NO_MASKS = {-1: torch.empty(0)}
 
 
 class Launcher(Protocol):
     """What a follower asks of its runner."""
 
-    def launch(self, plan: StepPlan, masks: Masks | None = None) -> object:
+    def launch(self, plan: StepPlan, masks: Mapping[int, Tensor] | None = None) -> object:
         """Launch a step."""
         ...
 
@@ -43,7 +45,7 @@ class Launcher(Protocol):
         ...
 
 
-class FollowingGroup(Group):
+class FollowingGroup(RankGroup):
     """The group as a follower has it."""
 
     def __init__(self, memory: int, sock: socket.socket) -> None:
@@ -51,7 +53,7 @@ class FollowingGroup(Group):
         rank, self._folder, seed, told = receive_message(sock)
         self.config = EngineConfig(**told)
         self._sock = sock
-        self._board = Board(memory, rank, self.config.tensor_parallel)
+        self._board = RankBoard(memory, rank, self.config.tensor_parallel)
         self.device = device_of_rank(self.config, rank)
         self.sampling = FollowedSampling()
         # Random weights that all ranks hold are drawn alike.

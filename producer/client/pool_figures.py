@@ -125,8 +125,7 @@ async def read_figures(
         await untyped.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
     )
     drained = _Drain.read(drain, len(status.workers))
-    due_jobs = max(0, status.waiting_jobs - _later("jobs", later, status.at_ms))
-    due_tokens = max(0, status.waiting_tokens - _later("tokens", later, status.at_ms))
+    due_jobs, due_tokens = _due(status, later)
     return PoolFigures(
         pool=keys.pool,
         at_ms=status.at_ms,
@@ -196,14 +195,14 @@ async def _lanes(
     return tuple(lanes)
 
 
-def _later(unit: str, later: Mapping[bytes, bytes], now_ms: int) -> int:
-    """Count what is delayed, "jobs" or "tokens", and due in none of the minutes up to this one."""
-    total = 0
+def _due(status: PoolStatus, later: Mapping[bytes, bytes]) -> tuple[int, int]:
+    """Return the waiting jobs and tokens without those delayed past the minute that it is."""
+    counts = Counter(jobs=status.waiting_jobs, tokens=status.waiting_tokens)
     for field, count in later.items():
-        counted, _, minute = field.decode().partition(":")
-        if counted == unit and int(minute) > now_ms // 60_000:
-            total += int(count)
-    return total
+        unit, _, minute = field.decode().partition(":")
+        if int(minute) > status.at_ms // 60_000:
+            counts[unit] -= int(count)
+    return max(0, counts["jobs"]), max(0, counts["tokens"])
 
 
 def _oldest(status: PoolStatus, priority: int) -> float | None:

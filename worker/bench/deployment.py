@@ -141,7 +141,10 @@ class Deployment:
         values |= options.worker
         settings = WorkerSettings.load(**values, replicas=options.workers)
         place = list(replica_commands(settings, ()).values())[number].environment
-        return {f"TOKENBUS_{name.upper()}": str(value) for name, value in values.items()} | place
+        return {
+            **{f"TOKENBUS_{name.upper()}": str(value) for name, value in values.items()},
+            **place,
+        }
 
     async def _wait_started(self) -> None:
         deadline = time.monotonic() + self._start_timeout_s

@@ -229,9 +229,9 @@ def _lacks_memory(refusal: EngineRefused) -> bool:
 def _start_error(refusal: EngineRefused) -> Exception:
     """Return the error that the engine process raised on purpose, else EngineStartFailed."""
     kind = getattr(engine_errors, refusal.kind, None)
-    is_own = isinstance(kind, type) and issubclass(kind, engine_errors.EngineError)
-    if not is_own or kind is engine_errors.RankLost:
-        return EngineStartFailed(refusal.kind, refusal.message)
-    if issubclass(kind, engine_errors.RequestRejected):
-        return SettingsInvalid(refusal.message)
-    return kind(refusal.message)
+    if isinstance(kind, type) and kind is not engine_errors.RankLost:
+        if issubclass(kind, engine_errors.RequestRejected):
+            return SettingsInvalid(refusal.message)
+        if issubclass(kind, engine_errors.EngineError):
+            return kind(refusal.message)
+    return EngineStartFailed(refusal.kind, refusal.message)

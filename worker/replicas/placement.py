@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.start_check import visible_gpus
 from tokenbus.producer.serving.served_child import ChildCommand
 from tokenbus.worker.errors import SettingsInvalid
@@ -57,15 +58,16 @@ def _gpus(settings: WorkerSettings) -> list[str]:
 
     Raises: SettingsInvalid.
     """
-    device, replicas = settings.device, settings.replicas
-    if settings.engine == "null" or device == "cpu":
+    config, replicas = settings.engine_config(), settings.replicas
+    if not isinstance(config, EngineConfig) or config.device == "cpu":
         return []
+    device = config.device
     if device not in ("auto", "cuda"):
         raise SettingsInvalid(f"device: {device} is one, and {replicas} replicas need one each")
     visible = visible_gpus()
     if not visible and device == "auto":
         return []
-    needed = replicas * (settings.tensor_parallel or 1)
+    needed = replicas * config.tensor_parallel
     if len(visible) < needed:
         raise SettingsInvalid(
             f"replicas: {replicas} need {needed} GPUs, and {len(visible)} can be seen;"
