@@ -141,10 +141,8 @@ class Deployment:
         values |= options.worker
         settings = WorkerSettings.load(**values, replicas=options.workers)
         place = list(replica_commands(settings, ()).values())[number].environment
-        return {
-            **{f"TOKENBUS_{name.upper()}": str(value) for name, value in values.items()},
-            **place,
-        }
+        given = {f"TOKENBUS_{name.upper()}": str(value) for name, value in values.items()}
+        return {**given, **place}
 
     async def _wait_started(self) -> None:
         deadline = time.monotonic() + self._start_timeout_s
