@@ -141,7 +141,7 @@ def test_drafts_are_verified_on_all_ranks(
 ) -> None:
     """Right and wrong drafts change no token of any request, and all ranks compute them."""
     TinyModel(tmp_path)
-    long = replace(GREEDY, max_tokens=30)
+    long = replace(GREEDY, max_tokens=20)
     wanted = [
         long,
         replace(long, n=2, temperature=0.8, top_p=0.9, seed=7, logprobs=2),
@@ -160,7 +160,7 @@ def test_drafts_are_verified_on_all_ranks(
     script = ScriptedSpeculation(texts, most=5, vocab_size=300)
     built._drafting = Drafting(script, built._constrained)
     assert answers(built, requests) == expected
-    assert script.num_right > 40
+    assert script.num_right > 25
     assert script.num_wrong_drafts > 3
     assert_bit_equal(logits, 2)
 
