@@ -113,6 +113,7 @@ class LeadingGroup(RankGroup):
             self._watch.check()
             if time.monotonic() - began_at > self._longest_s and self._board.all_asleep:
                 self._watch.lose(0, f"waits for its device, for {self._longest_s:g} s")
+            time.sleep(0)  # Other threads have the interpreter meanwhile.
 
     def check(self) -> None:
         """Raise RankLost if a rank was lost."""
@@ -126,10 +127,10 @@ class LeadingGroup(RankGroup):
     @contextmanager
     def _telling(self, order: bytes) -> Iterator[None]:
         self._watch.check()
-        self._board.publish(order, self._sockets, self._watch.check)
         try:
+            self._board.publish(order, self._sockets, self._watch.check)
             yield
-        except Exception:
+        except BaseException:
             # The others are in the middle of what this rank has left.
             self._watch.lose(0, "failed amid a step")
             raise
