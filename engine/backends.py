@@ -18,7 +18,7 @@ from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.models.packed_ops import PackedOps
 from tokenbus.engine.native_library import native_library
-from tokenbus.engine.parallel.group import ALONE, Group
+from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.parallel.topology import device_of_rank
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class NativeBackend(TorchBackend):
         return ops
 
 
-def choose_backend(config: EngineConfig, group: Group = ALONE) -> Backend:
+def choose_backend(config: EngineConfig, group: RankGroup = ALONE) -> Backend:
     """Return the fastest backend of the device that a configuration names, for a rank of a group.
 
     Raises: RequestRejected if the configuration has no device for the rank.

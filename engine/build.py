@@ -15,7 +15,7 @@ from tokenbus.engine.execution.graph_runner import GraphRunner
 from tokenbus.engine.execution.rows import RowState
 from tokenbus.engine.execution.runner import Runner
 from tokenbus.engine.kv_cache import KVCache
-from tokenbus.engine.parallel.group import ALONE, Group
+from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.parallel.leading import lead
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
@@ -56,7 +56,7 @@ def load_for(
     backend: Backend | None = None,
     reader: WeightReader | None = None,
     progress: Progress | None = None,
-    group: Group | None = None,
+    group: RankGroup | None = None,
 ) -> LoadedModel:
     """Load the model of a configuration, or one rank's part of it.
 

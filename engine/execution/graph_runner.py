@@ -22,7 +22,7 @@ import torch
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import PendingStep, Runner
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.parallel.group import ALONE, Group
+from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
 from tokenbus.kernels.decode_inputs import decode_inputs
@@ -118,7 +118,7 @@ class GraphRunner(Runner):
         rows: RowState,
         *,
         sharing: PrefixSharing | None = None,
-        group: Group = ALONE,
+        group: RankGroup = ALONE,
         max_batch_tokens: int,
     ) -> None:
         super().__init__(model, kv, sampling, rows, sharing=sharing, group=group)

@@ -15,7 +15,7 @@ from tokenbus.engine.containment import Containment
 from tokenbus.engine.execution.batch import decode_batch, step_batch
 from tokenbus.engine.execution.device_faults import escapes
 from tokenbus.engine.interfaces import ForwardContext
-from tokenbus.engine.parallel.group import ALONE, Group
+from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
 from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
@@ -82,7 +82,7 @@ class Runner:
         rows: RowState,
         *,
         sharing: PrefixSharing | None = None,
-        group: Group = ALONE,
+        group: RankGroup = ALONE,
     ) -> None:
         self.model = model
         self.kv = kv

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tokenbus.engine.parallel.group import ALONE, Group
+from tokenbus.engine.parallel.group import ALONE, RankGroup
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ class Backend(ABC):
     narrow_tables: bool = True
     has_device_clock: bool = False
     groups_int4: bool = False
-    group: Group = ALONE
+    group: RankGroup = ALONE
 
     @property
     @abstractmethod

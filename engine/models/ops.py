@@ -215,7 +215,7 @@ class TorchOps:
         squares = torch.stack([x.float().square().mean(-1) for x in (q, k)], -1)
         means = self.ranks.all_reduce(squares) / self.ranks.size
         factors = (means + eps).rsqrt()
-        pairs = zip((q, k), (q_norm, k_norm), factors.split(1, -1), strict=True)
+        pairs = zip((q, k), (q_norm, k_norm), torch.split(factors, 1, -1), strict=True)
         q, k = ((x.float() * factor * norm.float()).to(x.dtype) for x, norm, factor in pairs)
         return q, k
 

@@ -47,7 +47,7 @@ def open_memory() -> int:
     return fd
 
 
-class Board:
+class RankBoard:
     """The memory behind a descriptor, as one rank sees it."""
 
     def __init__(self, fd: int, rank: int, size: int) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tokenbus.engine.parallel.board import Board
+    from tokenbus.engine.parallel.board import RankBoard
 
 # The watch of rank 0 tells a rank that hangs within seconds; this is for what it cannot see.
 _TIMEOUT = timedelta(minutes=30)
@@ -81,7 +81,9 @@ class ProcessGroup(Collective):
     What torch raises becomes what `cause` makes of it, on rank 0 the loss of the rank behind it.
     """
 
-    def __init__(self, group: Any, board: Board, cause: Callable[[Exception], Exception]) -> None:
+    def __init__(
+        self, group: Any, board: RankBoard, cause: Callable[[Exception], Exception]
+    ) -> None:
         self.rank, self.size = board.rank, board.size
         self._group, self._board, self._cause = group, board, cause
 
@@ -138,7 +140,7 @@ class NcclGroup(ProcessGroup):
 
 
 def join(
-    device: torch.device, folder: str, board: Board, cause: Callable[[Exception], Exception]
+    device: torch.device, folder: str, board: RankBoard, cause: Callable[[Exception], Exception]
 ) -> Collective:
     """Join the group that meets in `folder`; returns once all ranks have.
 

@@ -10,10 +10,10 @@ import torch
 
 from tokenbus.engine.child_process import receive_message, send_message
 from tokenbus.engine.config import EngineConfig
-from tokenbus.engine.parallel.board import Board
+from tokenbus.engine.parallel.board import RankBoard
 from tokenbus.engine.parallel.collective import join
 from tokenbus.engine.parallel.followed_sampling import FollowedSampling
-from tokenbus.engine.parallel.group import Group
+from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.parallel.orders import PROBE, Followed
 from tokenbus.engine.parallel.topology import device_of_rank, settle
 from tokenbus.engine.parallel.watch import BEAT_S
@@ -42,7 +42,7 @@ class Launcher(Protocol):
         ...
 
 
-class FollowingGroup(Group):
+class FollowingGroup(RankGroup):
     """The group as a follower has it."""
 
     def __init__(self, memory: int, sock: socket.socket) -> None:
@@ -50,7 +50,7 @@ class FollowingGroup(Group):
         rank, self._folder, seed, told = receive_message(sock)
         self.config = EngineConfig(**told)
         self._sock = sock
-        self._board = Board(memory, rank, self.config.tensor_parallel)
+        self._board = RankBoard(memory, rank, self.config.tensor_parallel)
         self.device = device_of_rank(self.config, rank)
         self.sampling = FollowedSampling()
         # Random weights that all ranks hold are drawn alike.

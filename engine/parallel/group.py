@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.scheduling.plan import StepPlan
 
 
-class Group:
+class RankGroup:
     """The group of a rank that runs alone; those of several ranks say more.
 
     Every rank launches the same steps: rank 0 those that its scheduler plans, the others those that
@@ -66,4 +66,4 @@ class Group:
         """End the other ranks."""
 
 
-ALONE = Group()
+ALONE = RankGroup()

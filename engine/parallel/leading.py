@@ -20,12 +20,12 @@ import torch
 from tokenbus.engine import errors
 from tokenbus.engine.child_process import receive_message, send_message
 from tokenbus.engine.errors import EngineError, RequestRejected
-from tokenbus.engine.parallel.board import Board, open_memory
+from tokenbus.engine.parallel.board import RankBoard, open_memory
 from tokenbus.engine.parallel.collective import join
-from tokenbus.engine.parallel.group import Group
+from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.parallel.orders import PROBE, OrderBook
 from tokenbus.engine.parallel.topology import device_of_rank, settle, tell
-from tokenbus.engine.parallel.watch import SILENT_S, Watch
+from tokenbus.engine.parallel.watch import SILENT_S, RankWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ _TOKEN_S = 1e-3
 _END_S = 2.0
 
 
-class LeadingGroup(Group):
+class LeadingGroup(RankGroup):
     """The group as rank 0 has it: its steps are what the followers launch."""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -57,12 +57,12 @@ class LeadingGroup(Group):
         self._sockets: list[socket.socket] = []
         memory = open_memory()
         try:
-            self._board = Board(memory, 0, self._size)
+            self._board = RankBoard(memory, 0, self._size)
             for _ in range(1, self._size):
                 self._spawn(memory)
         finally:
             os.close(memory)
-        self._watch = Watch(self._board, self._processes, self._sockets)
+        self._watch = RankWatch(self._board, self._processes, self._sockets)
         self._book = OrderBook()
         self._longest_s = SILENT_S
         self._end = weakref.finalize(self, _end, self._processes, self._sockets, self._folder)
@@ -78,7 +78,6 @@ class LeadingGroup(Group):
         """Wait until all followers are there, and join them. Raises: what one of them failed of."""
         self._hear("here")
         self.collective = join(device, self._folder, self._board, self._watch.cause)
-        shutil.rmtree(self._folder, ignore_errors=True)
         tell(self._size, device)
 
     def loaded(self) -> None:
@@ -88,7 +87,7 @@ class LeadingGroup(Group):
 
     def release(self, row: int) -> None:
         """Forget whose a row is."""
-        self._book.forget(row)
+        self._book.release(row)
 
     @contextmanager
     def step(self, plan: StepPlan, sampling: SamplingPlan, *, is_masked: bool) -> Iterator[None]:
@@ -114,6 +113,7 @@ class LeadingGroup(Group):
             self._watch.check()
             if time.monotonic() - began_at > self._longest_s and self._board.all_asleep:
                 self._watch.lose(0, f"waits for its device, for {self._longest_s:g} s")
+            time.sleep(0)  # Other threads have the interpreter meanwhile.
 
     def check(self) -> None:
         """Raise RankLost if a rank was lost."""
@@ -127,10 +127,10 @@ class LeadingGroup(Group):
     @contextmanager
     def _telling(self, order: bytes) -> Iterator[None]:
         self._watch.check()
-        self._board.publish(order, self._sockets, self._watch.check)
         try:
+            self._board.publish(order, self._sockets, self._watch.check)
             yield
-        except Exception:
+        except BaseException:
             # The others are in the middle of what this rank has left.
             self._watch.lose(0, "failed amid a step")
             raise

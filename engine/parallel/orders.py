@@ -84,7 +84,7 @@ class OrderBook:
     def __init__(self) -> None:
         self._told: dict[int, tuple[Sequence, int]] = {}
 
-    def forget(self, row: int) -> None:
+    def release(self, row: int) -> None:
         """Take a row from its owner, which begins anew if it ever comes back."""
         self._told.pop(row, None)
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Sequence
 
-    from tokenbus.engine.parallel.board import Board
+    from tokenbus.engine.parallel.board import RankBoard
 
 # A follower beats twenty times in that, whatever its thread computes.
 SILENT_S = 4.0
@@ -34,12 +34,12 @@ _HELD_UP_S = 1.0
 _FIRST_SIGN_S = 2.0
 
 
-class Watch:
+class RankWatch:
     """Looks after the followers in a thread of its own; the first loss is the one that counts."""
 
     def __init__(
         self,
-        board: Board,
+        board: RankBoard,
         processes: Sequence[subprocess.Popen[bytes]],
         sockets: Sequence[socket.socket],
     ) -> None:

@@ -14,19 +14,19 @@ from patience import PATIENCE_S
 
 from tokenbus.engine.errors import RankLost
 from tokenbus.engine.parallel import watch
-from tokenbus.engine.parallel.board import Board, open_memory
+from tokenbus.engine.parallel.board import RankBoard, open_memory
 from tokenbus.engine.parallel.topology import cores_of
-from tokenbus.engine.parallel.watch import Watch
+from tokenbus.engine.parallel.watch import RankWatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @pytest.fixture
-def boards() -> Iterator[list[Board]]:
+def boards() -> Iterator[list[RankBoard]]:
     """Return the board of three ranks as each of them sees it."""
     memory = open_memory()
-    yield [Board(memory, rank, 3) for rank in range(3)]
+    yield [RankBoard(memory, rank, 3) for rank in range(3)]
     os.close(memory)
 
 
@@ -41,7 +41,7 @@ def bells() -> Iterator[list[tuple[socket.socket, socket.socket]]]:
 
 
 def test_orders_arrive_whole_and_in_order(
-    boards: list[Board], bells: list[tuple[socket.socket, socket.socket]]
+    boards: list[RankBoard], bells: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     """Orders that wrap around the ring, fill it and outgrow it reach readers that sleep."""
     rng = random.Random(1)
@@ -64,7 +64,7 @@ def test_orders_arrive_whole_and_in_order(
 
 
 def test_reader_learns_that_rank_zero_hung_up(
-    boards: list[Board], bells: list[tuple[socket.socket, socket.socket]]
+    boards: list[RankBoard], bells: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     """A follower that waits for an order ends with rank 0."""
     bells[0][0].close()
@@ -73,7 +73,7 @@ def test_reader_learns_that_rank_zero_hung_up(
 
 
 def test_full_ring_asks_whether_a_rank_was_lost(
-    boards: list[Board], bells: list[tuple[socket.socket, socket.socket]]
+    boards: list[RankBoard], bells: list[tuple[socket.socket, socket.socket]]
 ) -> None:
     """A writer does not wait for a reader that is dead."""
 
@@ -85,13 +85,13 @@ def test_full_ring_asks_whether_a_rank_was_lost(
 
 
 def test_ranks_that_all_wait_are_lost(
-    boards: list[Board],
+    boards: list[RankBoard],
     bells: list[tuple[socket.socket, socket.socket]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Beats that go on do not hide a deadlock; a rank that computes is waited for."""
     monkeypatch.setattr(watch, "SILENT_S", 0.3)
-    found = Watch(boards[0], [], [ours for ours, _ in bells])
+    found = RankWatch(boards[0], [], [ours for ours, _ in bells])
 
     def beat() -> None:
         while found._loss is None:

@@ -39,7 +39,7 @@ from tokenbus.engine.models.linear_weight import (
 from tokenbus.engine.models.ops import TORCH_PRODUCTS, TorchOps
 from tokenbus.engine.models.product import ProductTable, TorchProduct
 from tokenbus.engine.parallel.collective import Alone
-from tokenbus.engine.parallel.group import Group
+from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.weights.loader import load_model
 
 if TYPE_CHECKING:
@@ -364,7 +364,7 @@ def test_ranks_read_their_parts_number_by_number(name: str, tmp_path: Path) -> N
     sizes = tiny_sizes(vocab_size=200, num_hidden_layers=3, hidden_size=128, intermediate_size=128)
     numbers = save_as(draw_model(LlamaConfig(**sizes)), tmp_path, stored)
     for rank in (0, 1):
-        group = Group()
+        group = RankGroup()
         group.collective = _Place(rank, 2)
         backend = replace(stepwise_backend(), group=group)
         if name in _UNCUT:
