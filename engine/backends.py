@@ -18,6 +18,8 @@ from tokenbus.engine.models.native_ops import NativeOps
 from tokenbus.engine.models.ops import TorchOps
 from tokenbus.engine.models.packed_ops import PackedOps
 from tokenbus.engine.native_library import native_library
+from tokenbus.engine.parallel.group import ALONE, RankGroup
+from tokenbus.engine.parallel.topology import device_of_rank
 
 if TYPE_CHECKING:
     from tokenbus.engine.attention.triton_attention import TritonAttention
@@ -58,7 +60,9 @@ class TritonBackend(Backend):
         """Return the fused steps."""
         from tokenbus.engine.models.triton_ops import TritonOps
 
-        return TritonOps(self.attention)
+        ops = TritonOps(self.attention)
+        ops.ranks = self.group.collective
+        return ops
 
     def weights_dtype(self, stored: torch.dtype | None) -> torch.dtype:
         """Return the checkpoint's own dtype."""
@@ -108,7 +112,9 @@ class TorchBackend(Backend):
         """Return steps over packed weights where torch can pack them."""
         del shape
         packs = PackedOps.supports(dtype, self.device)
-        return (PackedOps if packs else TorchOps)(self.attention)
+        ops = (PackedOps if packs else TorchOps)(self.attention)
+        ops.ranks = self.group.collective
+        return ops
 
     def weights_dtype(self, stored: torch.dtype | None) -> torch.dtype:
         """Return bfloat16 or float32 on a CPU, elsewhere the checkpoint's own dtype."""
@@ -144,7 +150,8 @@ class NativeBackend(TorchBackend):
 
     def ops(self, shape: DecoderConfig, dtype: torch.dtype) -> Ops:
         """Return the compiled layers; steps in torch for a shape that they do not cover."""
-        if NativeOps.supports(shape, dtype):
+        # Compiled layers have no place at which ranks could sum.
+        if self.group.collective.size == 1 and NativeOps.supports(shape, dtype):
             return NativeOps(self.attention)
         ops = TorchBackend.ops(self, shape, dtype)
         if isinstance(ops, TorchOps) and NativeMixture.supports(shape, dtype):
@@ -152,30 +159,29 @@ class NativeBackend(TorchBackend):
         return ops
 
 
-def choose_backend(config: EngineConfig) -> Backend:
-    """Return the fastest backend of the device that a configuration names."""
-    device = choose_device(config.device)
+def choose_backend(config: EngineConfig, group: RankGroup = ALONE) -> Backend:
+    """Return the fastest backend of the device that a configuration names, for a rank of a group.
+
+    Raises: RequestRejected if the configuration has no device for the rank.
+    """
+    device = device_of_rank(config, group.collective.rank)
     if device.type == "cuda":
         # Imported on use: without a GPU, Triton may be missing or have no driver.
         from tokenbus.engine.attention.triton_attention import TritonAttention
 
         attention = TritonAttention(config.max_num_seqs, grouping=config.prefix_grouping)
         return TritonBackend(
-            device=device, attention=attention, kv_cache_dtype=config.kv_cache_dtype
+            device=device,
+            attention=attention,
+            kv_cache_dtype=config.kv_cache_dtype,
+            group=group,
         )
     # The compiled kernels know no half precision, and torch rounds no weights.
     if device.type == "cpu" and (config.dtype != "float16" or config.quantization is not None):
         library = native_library()
         if library is not None:
-            return NativeBackend(device=device, attention=NativeAttention(library))
-    return TorchBackend(device=device, attention=TorchAttention())
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device of a name; auto is the GPU if there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+            return NativeBackend(device=device, attention=NativeAttention(library), group=group)
+    return TorchBackend(device=device, attention=TorchAttention(), group=group)
 
 
 def _refuse_quantization(config: EngineConfig, reason: str) -> None:

@@ -15,6 +15,8 @@ from tokenbus.engine.execution.graph_runner import GraphRunner
 from tokenbus.engine.execution.rows import RowState
 from tokenbus.engine.execution.runner import Runner
 from tokenbus.engine.kv_cache import KVCache
+from tokenbus.engine.parallel.group import ALONE, RankGroup
+from tokenbus.engine.parallel.leading import lead
 from tokenbus.engine.sampling.sampler import SamplingState
 from tokenbus.engine.scheduling.chunk_sizer import ChunkSizer
 from tokenbus.engine.scheduling.page_pool import PagePool
@@ -55,20 +57,41 @@ def load_for(
     backend: Backend | None = None,
     reader: WeightReader | None = None,
     progress: Progress | None = None,
+    group: RankGroup | None = None,
 ) -> LoadedModel:
-    """Load the model of a configuration.
+    """Load the model of a configuration, or one rank's part of it.
 
     `backend` runs it, by default the fastest of its device; `reader` makes its weights, by default
-    as `quantization` asks.
+    as `quantization` asks; `group` is that of the rank, by default one that is started for as many
+    ranks as `tensor_parallel` asks for, of which this one is rank 0.
     Raises: ModelNotFound, ModelBroken or ModelUnsupported; RequestRejected for a setting that the
         backend cannot carry out.
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    if backend is None:
-        if progress is not None:
-            progress("preparing the device", 0.0)
-        backend = choose_backend(config)
+    if backend is not None:
+        group = backend.group
+    elif group is None:
+        group = lead(config, progress) if config.tensor_parallel > 1 else ALONE
+    try:
+        if backend is None:
+            if progress is not None:
+                progress("preparing the device", 0.0)
+            backend = choose_backend(config, group)
+        loaded = _load(config, backend, reader, progress)
+        group.loaded()
+    except BaseException:
+        group.close()
+        raise
+    return loaded
+
+
+def _load(
+    config: EngineConfig,
+    backend: Backend,
+    reader: WeightReader | None,
+    progress: Progress | None,
+) -> LoadedModel:
     backend.check(config)
     template = config.chat_template
     return load_model(
@@ -87,32 +110,49 @@ def engine_for(
     loaded: LoadedModel, config: EngineConfig, progress: Progress | None = None
 ) -> Engine:
     """Build an engine around a model that is in memory already; see `build_engine`."""
+    try:
+        return _engine_for(loaded, config, progress)
+    except BaseException:
+        loaded.backend.group.close()
+        raise
+
+
+def runner_for(
+    loaded: LoadedModel,
+    config: EngineConfig,
+    sampling: SamplingState,
+    progress: Progress | None = None,
+) -> Runner:
+    """Build the pages, rows and runner of one rank; all ranks of a group do so together.
+
+    `sampling` is what it draws by, rank 0's own on that rank alone.
+    """
     backend, specs = loaded.backend, loaded.model.attention_specs
     device = backend.device
     page_size = config.page_size or backend.page_size
-    max_model_len = _max_model_len(loaded, config)
     kv_dtype = backend.kv_dtype(loaded.dtype)
     page_bytes = KVCache.page_bytes(specs, page_size, kv_dtype)
     num_pages = config.num_pages or _pages_in_memory(backend, config, page_bytes)
     kv = KVCache(specs, num_pages, page_size, kv_dtype, device)
-    max_pages = min(num_pages, -(-max_model_len // page_size))
+    max_pages = min(num_pages, -(-_max_model_len(loaded, config) // page_size))
     rows = RowState(config.max_num_seqs, max_pages, device, narrow_tables=backend.narrow_tables)
-    sampling = SamplingState(
-        config.max_num_seqs, loaded.model.vocab_size, device, loaded.eos_token_ids
-    )
     sharing = backend.sharing if config.prefix_grouping else None
-    runner = Runner(loaded.model, kv, sampling, rows, sharing=sharing)
-    if backend.captures_steps and config.cuda_graphs:
-        graphs = GraphRunner(
-            loaded.model,
-            kv,
-            sampling,
-            rows,
-            sharing=sharing,
-            max_batch_tokens=config.max_batch_tokens,
-        )
-        graphs.warm_up(progress and _capturing(progress))
-        runner = graphs
+    parts = loaded.model, kv, sampling, rows
+    if not (backend.captures_steps and config.cuda_graphs):
+        return Runner(*parts, sharing=sharing, group=backend.group)
+    most = config.max_batch_tokens
+    graphs = GraphRunner(*parts, sharing=sharing, group=backend.group, max_batch_tokens=most)
+    graphs.warm_up(progress and _capturing(progress))
+    return graphs
+
+
+def _engine_for(loaded: LoadedModel, config: EngineConfig, progress: Progress | None) -> Engine:
+    backend = loaded.backend
+    sampling = SamplingState(
+        config.max_num_seqs, loaded.model.vocab_size, backend.device, loaded.eos_token_ids
+    )
+    runner = runner_for(loaded, config, sampling, progress)
+    num_pages, page_size = runner.kv.num_pages, runner.kv.page_size
     pool = PagePool(num_pages, page_size)
     target_s = None if config.itl_target_ms is None else config.itl_target_ms / 1000
     scheduler = Scheduler(
@@ -122,7 +162,7 @@ def engine_for(
         prefix_cache=config.prefix_cache,
         on_release=runner.release,
     )
-    limits = _limits(loaded, config, num_pages, page_size, max_model_len)
+    limits = _limits(loaded, config, num_pages, page_size, _max_model_len(loaded, config))
     constrained = ConstrainedRows(loaded.tokenizer, limits, runner.containment, config)
     planner = DraftPlanner(config.speculation_group_bytes)
     return Engine(
@@ -179,7 +219,8 @@ def _max_model_len(loaded: LoadedModel, config: EngineConfig) -> int:
 
 def _pages_in_memory(backend: Backend, config: EngineConfig, page_bytes: int) -> int:
     budget_bytes = backend.page_memory_bytes(config)
-    num_pages = int(budget_bytes // page_bytes)
+    # A page is a page on every rank: the one with the least room counts.
+    num_pages = backend.group.collective.smallest(int(budget_bytes // page_bytes), backend.device)
     if num_pages < 2:
         raise RequestRejected(
             "num_pages",

@@ -109,14 +109,24 @@ class EngineConfig:
             option="--device", metavar="NAME", help="what computes: auto, cpu or cuda[:index]"
         ),
     )
+    # Ranks, each with a slice of every layer: a process and a GPU each, or a share of the cores.
+    tensor_parallel: int = field(
+        default=1,
+        metadata=_declared(
+            (1, 32),
+            option="--tensor-parallel",
+            metavar="N",
+            help="GPUs that run the model together, a slice of each layer on each",
+        ),
+    )
     num_threads: int | None = field(
         default=None,
         metadata=_declared(
             (1, 1024),
             option="--threads",
             metavar="N",
-            help="compute threads on a CPU",
-            unset="one per core",
+            help="compute threads on a CPU, of each rank",
+            unset="one per core, shared by all ranks",
         ),
     )
     page_size: int | None = field(

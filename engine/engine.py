@@ -136,7 +136,7 @@ class Engine:
         """Launch the next step and deliver what the last one sampled.
 
         Whatever one sequence's work raises ends that sequence: see `containment`.
-        Raises: DeviceFault; ModelUnsound; what is a bug of the engine's own.
+        Raises: DeviceFault; RankLost; ModelUnsound; what is a bug of the engine's own.
         """
         try:
             return self._step()
@@ -225,13 +225,23 @@ class Engine:
         if self._drafting is not None:
             self._drafting.speculation.drop_answers(names)
 
+    @property
+    def follower_pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks that run the model together with this one, in their order."""
+        return self._runner.group.follower_pids
+
+    def check_ranks(self) -> None:
+        """Raise RankLost if a rank was lost, which a step would raise too."""
+        self._runner.group.check()
+
     def check_integrity(self) -> None:
         """Check that pages add up (raises IntegrityError with the numbers)."""
         self._scheduler.check_integrity()
 
     def close(self) -> None:
-        """Stop helper threads."""
+        """Stop helper threads, and end the other ranks."""
         self._constrained.close()
+        self._runner.group.close()
 
     def _prepare(self, request: Request, seqs: list[Sequence]) -> None:
         """Check a request and add its sequences to `seqs`, their grammars compiling."""

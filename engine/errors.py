@@ -47,6 +47,20 @@ class DeviceFault(EngineError):
     """The device failed under a step; no sequence is to blame."""
 
 
+class RankLost(EngineError):
+    """A rank of a tensor-parallel group ended, hangs or fell out of step; no sequence is to blame.
+
+    `Engine.step` and `Engine.check_ranks` raise it, on rank 0, which alone has an engine; the first
+    is asked with work, the second without. All followers are dead by then, and nothing of the group
+    can be used any more: its owner builds another engine, as after a DeviceFault.
+    """
+
+    def __init__(self, rank: int, why: str) -> None:
+        super().__init__(f"rank {rank} {why}")
+        self.rank = rank
+        self.why = why
+
+
 class ModelUnsound(EngineError):
     """The model gives no finite numbers for anything; no sequence is to blame."""
 

@@ -77,6 +77,16 @@ def _check_device(device: str) -> None:
         raise RequestRejected("device", f"{device}: {reason}")
 
 
+def visible_gpus() -> tuple[str, ...]:
+    """Name the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` does; none in doubt."""
+    if _why_no_gpu(0) is not None:
+        return ()
+    visible = os.environ.get(_VISIBLE)
+    if visible is None:
+        return tuple(map(str, range(_num_gpus() or 0)))
+    return tuple(name.strip() for name in visible.split(",") if name.strip())
+
+
 def _why_no_gpu(index: int) -> str | None:
     """Say why a GPU cannot be there; None where it may be, which torch then finds out."""
     if not _torch_speaks_to_gpus():

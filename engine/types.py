@@ -1,4 +1,7 @@
-"""The vocabulary of the engine: what goes in, what comes out."""
+"""The vocabulary of the engine: what goes in, what comes out.
+
+The file is one noun, past three hundred lines: all that a caller and an engine tell each other.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from importlib import util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -25,6 +25,8 @@ from tokenbus.producer.serving.endpoint import Endpoint
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tokenbus.producer.serving.served_child import ChildCommand
 
 COMMAND = [sys.executable, "-P", "-m", "tokenbus.producer.commands.cli"]
 
@@ -193,8 +195,8 @@ def test_options_reach_the_parts_that_have_them(monkeypatch: pytest.MonkeyPatch)
     """Options of worker and gateway go to them as they were given, keys by the environment."""
     seen: dict[str, list[str]] = {}
 
-    def note(_: object, **words: list[str]) -> int:
-        seen.update(words)
+    def note(_: object, *, workers: dict[str, ChildCommand], gateway: list[str], **__: Any) -> int:
+        seen.update(gateway=gateway, worker=[*workers["worker"].words])
         return 0
 
     monkeypatch.setattr("tokenbus.producer.commands.serve.run_serve", note)

@@ -25,8 +25,9 @@ class DeathCause(StrEnum):
     """What an engine died of; each is counted apart.
 
     `signal`: it was killed, or crashed in native code. `exit`: it ended by itself. `error`: it
-    raised. `memory`: it found no memory on its device or host. `hang`: it moved no more. `start`:
-    another in its place did not come up.
+    raised. `memory`: it found no memory on its device or host. `hang`: it moved no more. `rank`:
+    another rank of its group ended, hung or fell out of step. `start`: another in its place did not
+    come up.
     """
 
     SIGNAL = "signal"
@@ -34,6 +35,7 @@ class DeathCause(StrEnum):
     ERROR = "error"
     MEMORY = "memory"
     HANG = "hang"
+    RANK = "rank"
     START = "start"
 
 

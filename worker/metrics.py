@@ -51,6 +51,7 @@ class Metrics:
     sessions_lost: int = 0
     suspects_cleared: int = 0
     engine_deaths: int = 0
+    engine_restarts: int = 0
     preemptions: int = 0
     peak_running: int = 0
     peak_waiting: int = 0

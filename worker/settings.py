@@ -60,6 +60,8 @@ class WorkerSettings(ServiceSettings):
     """Alias, local folder, GGUF file or hub id of the model."""
     served_model_name: list[str] = Field(default_factory=list)
     """Other names under which requests may ask for the model."""
+    replicas: int = Field(default=1, ge=1, le=64)
+    """Workers that the command starts on this host, each with a GPU or a share of the cores."""
     null_tokens_per_s: float = Field(default=0.0, ge=0, le=1e6)
     """Pace of the null engine per sequence; 0 is as fast as it goes."""
     null_total_tokens_per_s: float = Field(default=0.0, ge=0, le=1e9)
@@ -142,6 +144,11 @@ class WorkerSettings(ServiceSettings):
     def holds_prefixes(self) -> bool:
         """Tell whether the engine keeps the pages of prompts for others that begin alike."""
         return self.engine == "paged" and self._engine_values().get("prefix_cache") is not False
+
+    @property
+    def drafts_tokens(self) -> bool:
+        """Tell whether the engine drafts tokens, from answers among other things."""
+        return self.engine == "paged" and self._engine_values()["speculation"] == "auto"
 
     @property
     def affinity_ms(self) -> int:

@@ -42,6 +42,7 @@ _SETTINGS: dict[str, int | None] = {
     "quantization": None,
     "kv_cache_dtype": None,
     "device": None,
+    "tensor_parallel": None,
     "num_threads": None,
     "kv_cache_gib": None,
     "memory_fraction": None,
@@ -159,6 +160,8 @@ def _run(
         prefix_grouping=not args.no_prefix_grouping,
         **_given(args),
     )
+    if args.uniform_routing and config.tensor_parallel > 1:
+        raise EngineError("--uniform-routing goes with one rank: the others route by their logits")
     loaded = load_for(config, backend, reader, beat.note)
     loaded_at = time.perf_counter()
     beat.note("measuring the machine's ceilings")

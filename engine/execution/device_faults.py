@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tokenbus.engine.containment import breaks_arithmetic
+from tokenbus.engine.errors import RankLost
 
 # What drivers and libraries say through a plain RuntimeError.
 _WORDS = ("CUDA error", "CUDA driver error", "Triton Error", "CUBLAS_STATUS", "CUDNN_STATUS")
@@ -24,4 +25,4 @@ def escapes(error: Exception) -> bool:
     """
     if isinstance(error, torch.OutOfMemoryError):
         return False
-    return breaks_arithmetic(error) or is_device_fault(error)
+    return isinstance(error, RankLost) or breaks_arithmetic(error) or is_device_fault(error)

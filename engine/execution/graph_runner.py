@@ -23,6 +23,7 @@ from tokenbus.engine.execution.pending_step import PendingStep
 from tokenbus.engine.execution.prompt_graphs import PromptGraphs
 from tokenbus.engine.execution.runner import Runner
 from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.plan import FILTERS, LOGIT_RULES, Feature, SamplingPlan
 from tokenbus.kernels.compile_ahead import compiling_ahead
 from tokenbus.kernels.decode_inputs import decode_inputs
@@ -119,9 +120,10 @@ class GraphRunner(Runner):
         rows: RowState,
         *,
         sharing: PrefixSharing | None = None,
+        group: RankGroup = ALONE,
         max_batch_tokens: int,
     ) -> None:
-        super().__init__(model, kv, sampling, rows, sharing=sharing)
+        super().__init__(model, kv, sampling, rows, sharing=sharing, group=group)
         self._max_tokens = rows.block_table.shape[1] * kv.page_size
         self._buckets = buckets(rows.padding_row)
         self._graphs: dict[tuple[int, SamplingPlan, bool], _CapturedStep] = {}
@@ -187,12 +189,13 @@ class GraphRunner(Runner):
         """Start a step, by replay where a graph can hold it."""
         if plan.prefill or masks:
             return super().launch(plan, masks, draft_masks)
-        self._regroup(plan.decode)
         pending = PendingStep.of(plan)
         self._set_up(plan)
         row_list = [seq.row for seq in plan.decode if seq.row is not None]
         sampling_plan = _captured_plan(self.sampling.plan(row_list))
-        pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
+        with self.group.step(plan, sampling_plan, is_masked=False):
+            self._regroup(plan.decode)
+            pending.draws.append(self._replay(plan.decode, row_list, sampling_plan))
         self._read_back(pending)
         return pending
 
@@ -366,5 +369,5 @@ class GraphRunner(Runner):
         hidden = self.model.forward(inputs.token_ids, ctx)
         logits = self._logits(hidden, plan)
         sampled = self.sampling.sample_with_plan(logits, rows, inputs.drawn_at, plan)
-        self.rows.last_token.index_copy_(0, rows, sampled.inputs())
+        self._enter(rows, [sampled.inputs()])
         return sampled

@@ -85,9 +85,7 @@ class StepResult:
 
 
 def read_step(pending: PendingStep, containment: Containment[Sequence]) -> StepResult:
-    """Wait for a step and bring its tokens to the host."""
-    if pending.ready is not None:
-        pending.ready.synchronize()
+    """Bring the tokens of a step that is done to the host."""
     token_ids: list[int] = []
     logprobs: list[TokenLogprobs | None] = []
     for drawn in pending.draws:

@@ -16,8 +16,9 @@ from tokenbus.engine.execution.batch import decode_batch, step_batch
 from tokenbus.engine.execution.device_faults import escapes
 from tokenbus.engine.execution.pending_step import PendingStep, read_step
 from tokenbus.engine.interfaces import ForwardContext
+from tokenbus.engine.parallel.group import ALONE, RankGroup
 from tokenbus.engine.sampling.bitmask import leaves_one
-from tokenbus.engine.sampling.drafted_draws import DraftedRow, draw_drafted
+from tokenbus.engine.sampling.drafted_draws import DraftedRow, DrawnRows, draw_drafted
 from tokenbus.engine.sampling.logprobs import SCORED_ROWS
 from tokenbus.engine.sampling.sampler import SampledTokens
 from tokenbus.engine.scheduling.prefix_grouping import BatchGrouping
@@ -59,11 +60,13 @@ class Runner:
         rows: RowState,
         *,
         sharing: PrefixSharing | None = None,
+        group: RankGroup = ALONE,
     ) -> None:
         self.model = model
         self.kv = kv
         self.sampling = sampling
         self.rows = rows
+        self.group = group
         self.containment: Containment[Sequence] = Containment(escapes)
         self._sharing = sharing
         self._grouping = None if sharing is None else BatchGrouping(kv.page_size, sharing.pays)
@@ -72,6 +75,7 @@ class Runner:
         """Take a row back from a sequence that ended or was preempted."""
         self.rows.release(row)
         self.sampling.clear_row(row)
+        self.group.release(row)
 
     @torch.inference_mode()
     def launch(
@@ -83,22 +87,33 @@ class Runner:
         """Start a step, under the masks of its constrained rows."""
         pending = PendingStep.of(plan)
         self._set_up(plan)
-        self._regroup(plan.decode)
-        hidden = self._hidden(plan, pending)
-        if pending.seqs:
-            self._sample(hidden[: len(pending.seqs)], pending.seqs, pending, masks)
-        if pending.drafted:
-            self._sample_drafted(hidden[len(pending.seqs) :], pending, draft_masks or {})
+        asked = self.sampling.plan(_rows_of([*pending.seqs, *_owners(pending.drafted)]))
+        with self.group.step(plan, asked, is_masked=bool(masks)):
+            self._regroup(plan.decode)
+            hidden = self._hidden(plan, pending)
+            # Outside of guards: the model is asked as often on every rank.
+            first = len(pending.seqs)
+            if pending.seqs:
+                self._sample(self._logits(hidden[:first], asked), pending, masks)
+            if pending.drafted:
+                logits = self._logits(hidden[first:], asked)
+                self._sample_drafted(logits, pending, draft_masks or {})
         self._read_back(pending)
         return pending
 
     def collect(self, pending: PendingStep) -> StepResult:
         """Wait for a step and bring its tokens to the host."""
+        if pending.ready is not None:
+            self.group.wait(pending.ready)
         return read_step(pending, self.containment)
 
     @torch.inference_mode()
     def model_is_sound(self) -> bool:
         """Tell whether one token, on scratch, still gets finite logits from the model."""
+        with self.group.probe():
+            return self._is_sound()
+
+    def _is_sound(self) -> bool:
         scratch = self.rows.to_device([0])
         one = self.rows.to_device([1], torch.int32)
         hidden = self.model.forward(
@@ -222,78 +237,75 @@ class Runner:
         """Score the known tokens [start, end); `hidden` begins at the token before the first."""
         for first in range(start, end, SCORED_ROWS):
             stop = min(first + SCORED_ROWS, end)
-            logits = self.model.logits(hidden[first - start : stop - start])
-            targets = self.rows.to_device(list(seq.token_ids[first:stop]))
-            yield first, self.sampling.score(logits, targets, num_top)
+            # Guarded by itself, so that the model is asked as often on every rank.
+            with self.containment.guard(seq, "its tokens were scored"):
+                logits = self.model.logits(hidden[first - start : stop - start])
+                targets = self.rows.to_device(list(seq.token_ids[first:stop]))
+                yield first, self.sampling.score(logits, targets, num_top)
 
-    def _sample(
-        self,
-        hidden: Tensor,
-        seqs: list[Sequence],
-        pending: PendingStep,
-        masks: Masks | None,
-    ) -> None:
+    def _sample(self, logits: Tensor, pending: PendingStep, masks: Masks | None) -> None:
+        seqs = pending.seqs
+        row_list = _rows_of(seqs)
+        positions = [seq.num_computed - seq.num_prompt for seq in seqs]
+        rows, drawn_at = self.rows.to_device([*row_list, *positions]).view(2, -1)
+
         def draw(part: slice) -> SampledTokens:
-            return self._draw(hidden[part], seqs[part], masks)
+            return self.sampling.sample(
+                logits[part],
+                rows[part],
+                drawn_at[part],
+                plan=self.sampling.plan(row_list[part]),
+                bitmask=self._bitmask([masks.get(row) for row in row_list[part]])
+                if masks
+                else None,
+            )
 
         for part, sampled in self.containment.split(seqs, draw, "its token was drawn"):
             if sampled is not None:
                 pending.draws.append(sampled)
             else:
-                no_token = self.rows.to_device([BROKEN_ROW] * len(seqs[part]))
-                pending.draws.append(SampledTokens(no_token, None))
+                pending.draws.append(self._no_tokens(len(seqs[part])))
+        self._enter(rows, [drawn.inputs() for drawn in pending.draws])
 
-    def _sample_drafted(self, hidden: Tensor, pending: PendingStep, masks: DraftMasks) -> None:
+    def _sample_drafted(self, logits: Tensor, pending: PendingStep, masks: DraftMasks) -> None:
         chunks = pending.drafted
-        borders = [0, *accumulate(1 + len(chunk.draft) for chunk in chunks)]
-
-        def draw(part: slice) -> SampledTokens:
-            places = slice(borders[part.start], borders[part.stop])
-            return self._draw_drafted(hidden[places], chunks[part], masks)
-
-        seqs = [chunk.seq for chunk in chunks]
-        for part, sampled in self.containment.split(seqs, draw, "its draft was checked"):
-            if sampled is not None:
-                pending.drafted_draws.append(sampled)
-            else:
-                num = borders[part.stop] - borders[part.start]
-                no_token = self.rows.to_device([BROKEN_ROW] * num)
-                pending.drafted_draws.append(SampledTokens(no_token, None))
-
-    def _draw_drafted(
-        self, hidden: Tensor, chunks: list[PrefillChunk], masks: DraftMasks
-    ) -> SampledTokens:
         drafted = [
             DraftedRow(chunk.seq.row or 0, chunk.end - chunk.seq.num_prompt, chunk.draft)
             for chunk in chunks
         ]
+        counts = [1 + len(item.draft) for item in drafted]
+        borders = [0, *accumulate(counts)]
         row_list = [item.row for item in drafted]
-        plan = self.sampling.plan(row_list)
-        drawn = draw_drafted(
-            self.sampling,
-            self._logits(hidden, plan),
-            drafted,
-            plan,
-            self.rows.to_device,
-            self._bitmask([mask for chunk in chunks for mask in _masks_of(chunk, masks)]),
-        )
-        self.rows.last_token.index_copy_(0, self.rows.to_device(row_list), drawn.newest)
-        return drawn.sampled
+        newest: list[Tensor] = []
 
-    def _draw(self, hidden: Tensor, seqs: list[Sequence], masks: Masks | None) -> SampledTokens:
-        row_list = [seq.row for seq in seqs if seq.row is not None]
-        positions = [seq.num_computed - seq.num_prompt for seq in seqs]
-        rows, drawn_at = self.rows.to_device([*row_list, *positions]).view(2, -1)
-        plan = self.sampling.plan(row_list)
-        sampled = self.sampling.sample(
-            self._logits(hidden, plan),
-            rows,
-            drawn_at,
-            plan=plan,
-            bitmask=self._bitmask([masks.get(row) for row in row_list]) if masks else None,
-        )
-        self.rows.last_token.index_copy_(0, rows, sampled.inputs())
-        return sampled
+        def draw(part: slice) -> DrawnRows:
+            return draw_drafted(
+                self.sampling,
+                logits[borders[part.start] : borders[part.stop]],
+                drafted[part],
+                self.sampling.plan(row_list[part]),
+                self.rows.to_device,
+                self._bitmask([mask for chunk in chunks[part] for mask in _masks_of(chunk, masks)]),
+            )
+
+        owners = _owners(chunks)
+        for part, drawn in self.containment.split(owners, draw, "its draft was checked"):
+            if drawn is not None:
+                pending.drafted_draws.append(drawn.sampled)
+                newest.append(drawn.newest)
+            else:
+                pending.drafted_draws.append(self._no_tokens(sum(counts[part])))
+                newest.append(self._no_tokens(len(owners[part])).inputs())
+        self._enter(self.rows.to_device(row_list), newest)
+
+    def _no_tokens(self, num: int) -> SampledTokens:
+        """Return what stands in the place of tokens that could not be drawn."""
+        return SampledTokens(self.rows.to_device([BROKEN_ROW] * num), None)
+
+    def _enter(self, rows: Tensor, parts: list[Tensor]) -> None:
+        """Make what was drawn for rows, on rank 0, the input of their next step on all ranks."""
+        drawn = torch.cat(parts) if len(parts) > 1 else parts[0]
+        self.rows.last_token.index_copy_(0, rows, self.group.collective.broadcast(drawn))
 
     def _logits(self, hidden: Tensor, plan: SamplingPlan) -> Tensor:  # noqa: ARG002
         """Return the logits that `plan` needs, [S, V]."""
@@ -337,3 +349,11 @@ def _masks_of(chunk: PrefillChunk, masks: DraftMasks) -> list[Tensor | None]:
     seq.draws_forced = tuple(map(leaves_one, found))
     # What is drawn behind the last that counts is dropped, whatever it is.
     return [*found, *found[-1:] * (num_draws - len(found))]
+
+
+def _owners(chunks: list[PrefillChunk]) -> list[Sequence]:
+    return [chunk.seq for chunk in chunks]
+
+
+def _rows_of(seqs: list[Sequence]) -> list[int]:
+    return [seq.row for seq in seqs if seq.row is not None]

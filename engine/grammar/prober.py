@@ -9,18 +9,22 @@ parent does; its children end with it.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tokenbus.engine.child_process import (
+    begin_as_child,
+    die_with,
+    receive_message,
+    send_message,
+)
 from tokenbus.engine.grammar.limits import GrammarLimits
 from tokenbus.engine.grammar.trial import (
     GrammarTrial,
@@ -34,34 +38,7 @@ from tokenbus.engine.types import GrammarKind, GrammarSpec
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-_PR_SET_PDEATHSIG = 1
-_LENGTH = struct.Struct("<Q")
 _READ_BYTES = 1 << 16
-
-
-def send_message(sock: socket.socket, message: Any) -> None:
-    """Send a value of JSON, framed by its length."""
-    body = json.dumps(message).encode()
-    sock.sendall(_LENGTH.pack(len(body)) + body)
-
-
-def receive_message(sock: socket.socket) -> Any:
-    """Receive a value of JSON.
-
-    Raises: ConnectionError at the end of the stream; TimeoutError as the socket is set.
-    """
-    (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size))
-    return json.loads(_exactly(sock, length))
-
-
-def _exactly(sock: socket.socket, num_bytes: int) -> bytes:
-    received = bytearray()
-    while len(received) < num_bytes:
-        chunk = sock.recv(min(num_bytes - len(received), 1 << 20))
-        if not chunk:
-            raise ConnectionError("the peer hung up")
-        received += chunk
-    return bytes(received)
 
 
 @dataclass(slots=True)
@@ -187,7 +164,7 @@ def _try_in_child(
 ) -> None:
     """Try a grammar, write the verdict and end the process, whatever happens."""
     try:
-        _die_with(parent_pid)
+        die_with(parent_pid)
         # Panics of the library are verdicts; nobody has to read them in a log.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         bound_this_process(limits)
@@ -206,19 +183,9 @@ def _try_in_child(
         os._exit(1)
 
 
-def _die_with(parent_pid: int) -> None:
-    """Have the kernel end this process when its parent ends."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:
-        os._exit(1)
-
-
 def main(argv: list[str]) -> int:
     """Read vocabulary and limits from the file, then serve the sockets."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    _die_with(int(argv[0]))
+    begin_as_child(int(argv[0]))
     askers = [socket.socket(fileno=int(fd)) for fd in argv[2:]]
     with os.fdopen(int(argv[1]), encoding="utf-8") as file:
         file.seek(0)

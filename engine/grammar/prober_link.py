@@ -12,8 +12,8 @@ from dataclasses import asdict, astuple
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.child_process import receive_message, send_message
 from tokenbus.engine.errors import EngineError
-from tokenbus.engine.grammar.prober import receive_message, send_message
 from tokenbus.engine.grammar.trial import TrialVerdict
 
 if TYPE_CHECKING:

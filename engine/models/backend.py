@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.parallel.group import ALONE, RankGroup
+
 if TYPE_CHECKING:
     import torch
 
@@ -32,6 +34,7 @@ class Backend(ABC):
         narrow_tables: block tables are cut to the longest sequence of a pass, which gathers faster;
             where kernels are compiled apart for their width, they keep one width.
         has_device_clock: kernels run beside the host, and events of the device tell their time.
+        group: the ranks that run the model together, each by a backend of its own.
         groups_int4: weights that are rounded to four bits get whole zero points per 128 inputs.
     """
 
@@ -43,6 +46,7 @@ class Backend(ABC):
     narrow_tables: bool = True
     has_device_clock: bool = False
     groups_int4: bool = False
+    group: RankGroup = ALONE
 
     @property
     @abstractmethod

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tokenbus.engine.parallel.collective import Alone, Collective
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -20,10 +22,18 @@ class Decoder:
 
     The pass makes no host decision that depends on tensor values, so it can be captured in a
     CUDA graph wherever its Ops can.
+
+    Of several ranks each has a part of the heads, of the MLPs' inner features and of the
+    vocabulary. What leaves attention or MLP is a part of a sum, which all ranks get whole; so what
+    lies between, the norms and the residual, is the same on all of them.
     """
 
-    def __init__(self, tensors: DecoderTensors, ops: Ops) -> None:
+    def __init__(
+        self, tensors: DecoderTensors, ops: Ops, collective: Collective | None = None
+    ) -> None:
+        """Run `tensors` by `ops`; with a collective they are one rank's part of the model's."""
         config = tensors.config
+        self._ranks = collective or Alone()
         self.config = config
         self.tensors = tensors
         self.ops = ops
@@ -58,6 +68,8 @@ class Decoder:
         logits = self.ops.logits(
             hidden, tensors.final_norm, config.norm_eps, tensors.lm_head, exact=exact or scaled
         )
+        if logits.shape[1] < self.vocab_size:
+            logits = self._ranks.all_gather(logits)
         if not exact and not scaled:
             return logits
         logits = logits.float()
@@ -74,9 +86,10 @@ class Decoder:
         ops, config = self.ops, self.config
         x, residual = self._enter(branch, residual, layer.pre_attention_norm)
         x = ops.qkv_attention(layer.qkv.product.multiply(x), layer, config.norm_eps, ctx)
-        x = self._leave(layer.o.product.multiply(x), layer.post_attention_norm)
+        x = self._ranks.all_reduce(layer.o.product.multiply(x))
+        x = self._leave(x, layer.post_attention_norm)
         x, residual = self._enter(x, residual, layer.pre_mlp_norm)
-        x = layer.mlp.run(x, config.activation)
+        x = self._ranks.all_reduce(layer.mlp.run(x, config.activation))
         return self._leave(x, layer.post_mlp_norm), residual
 
     def _enter(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from tokenbus.engine.errors import RequestRejected
+
+_FIELD = "tensor_parallel"
 
 
 class Activation(StrEnum):
@@ -139,7 +143,37 @@ class DecoderConfig:
     initializer_range: float = 0.02
     mixture: MixtureShape | None = None
 
-    @property
-    def qkv_size(self) -> int:
-        """Rows of the fused query, key and value projection."""
-        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+    def of_rank(self, size: int) -> DecoderConfig:
+        """Return what one of `size` ranks has of the model; each has as much.
+
+        Heads of keys and values that there are too few of stand on several ranks.
+        Raises: RequestRejected with what cannot be divided.
+        """
+        if size == 1:
+            return self
+        if size % self.num_kv_heads and self.num_kv_heads % size:
+            raise RequestRejected(
+                _FIELD,
+                f"{size} ranks cannot share {self.num_kv_heads} heads of keys and values evenly",
+            )
+        mixture = self.mixture
+        if mixture is not None:
+            mixture = replace(
+                mixture,
+                intermediate_size=_share("features of an expert", mixture.intermediate_size, size),
+                shared_size=_share("features of the shared expert", mixture.shared_size, size),
+            )
+        return replace(
+            self,
+            num_heads=_share("query heads", self.num_heads, size),
+            num_kv_heads=max(1, self.num_kv_heads // size),
+            intermediate_size=_share("features of an MLP", self.intermediate_size, size),
+            mixture=mixture,
+        )
+
+
+def _share(what: str, count: int, size: int) -> int:
+    """Return a rank's part of so many. Raises: RequestRejected if it is no whole number."""
+    if count % size:
+        raise RequestRejected(_FIELD, f"{size} ranks cannot share {count} {what} evenly")
+    return count // size

@@ -18,6 +18,7 @@ from tokenbus.engine.models.linear_weight import (
     PlainWeight,
 )
 from tokenbus.engine.models.product import MixtureBinder, ProductTable, TorchProduct, entry_of
+from tokenbus.engine.parallel.collective import Alone, Collective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +110,12 @@ class Ops(Protocol):
 
 
 class TorchOps:
-    """The steps in plain torch, on any device; the reference for faster ones."""
+    """The steps in plain torch, on any device; the reference for faster ones.
+
+    ranks: those that have the model's other heads, where there are several.
+    """
+
+    ranks: Collective = Alone()
 
     def __init__(self, attention: PagedAttention, products: ProductTable = TORCH_PRODUCTS) -> None:
         """Attend through `attention`, multiply by the kinds of weight in `products`."""
@@ -196,9 +202,22 @@ class TorchOps:
         eps: float,
     ) -> Tensor:
         q, k, v = torch.split(qkv, [num_q * dim, num_kv * dim, num_kv * dim], -1)
+        if q_norm.shape[0] != dim and self.ranks.size > 1:
+            return torch.cat((*self._norm_over_ranks(q, k, q_norm, k_norm, eps), v), -1)
         q = self.rms_norm(q.view(q.shape[0], -1, q_norm.shape[0]), q_norm, eps).flatten(-2)
         k = self.rms_norm(k.view(k.shape[0], -1, k_norm.shape[0]), k_norm, eps).flatten(-2)
         return torch.cat((q, k, v), -1)
+
+    def _norm_over_ranks(
+        self, q: Tensor, k: Tensor, q_norm: Tensor, k_norm: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Normalise q and k over the heads of all ranks, of which each has as many."""
+        squares = torch.stack([x.float().square().mean(-1) for x in (q, k)], -1)
+        means = self.ranks.all_reduce(squares) / self.ranks.size
+        factors = (means + eps).rsqrt()
+        pairs = zip((q, k), (q_norm, k_norm), torch.split(factors, 1, -1), strict=True)
+        q, k = ((x.float() * factor * norm.float()).to(x.dtype) for x, norm, factor in pairs)
+        return q, k
 
 
 def tell_of_widened(tensors: DecoderTensors, kinds: tuple[type[Any], ...] = WIDENED_KINDS) -> None:

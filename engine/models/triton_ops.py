@@ -84,7 +84,9 @@ class TritonOps(TorchOps):
     attention: TritonAttention
 
     def __init__(
-        self, attention: TritonAttention, products: ProductTable = TRITON_PRODUCTS
+        self,
+        attention: TritonAttention,
+        products: ProductTable = TRITON_PRODUCTS,
     ) -> None:
         """Attend through `attention`, multiply by the kinds of weight in `products`."""
         super().__init__(attention, products)
@@ -103,7 +105,8 @@ class TritonOps(TorchOps):
         _keep_wide([item.product for item in linears if isinstance(item.product, Int4Product)])
         self._bind_mixtures(tensors)
         plain = config.norm_names == NormNames() and config.residual_scale == 1.0
-        if not plain or config.activation not in GATES:
+        # Fused layers have no place at which ranks could sum.
+        if not plain or self.ranks.size > 1 or config.activation not in GATES:
             return
         act = GATES[config.activation]
         following = [*tensors.layers[1:], None]

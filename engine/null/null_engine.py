@@ -64,6 +64,14 @@ class NullEngine:
         self._preemptions = self._preempted_tokens = 0
 
     @property
+    def follower_pids(self) -> tuple[int, ...]:
+        """Process ids of other ranks: there are none."""
+        return ()
+
+    def check_ranks(self) -> None:
+        """Raise if a rank was lost: there is one."""
+
+    @property
     def limits(self) -> EngineLimits:
         """Sizes a caller pulls by; `num_pages` counts the scratch page."""
         c = self.config

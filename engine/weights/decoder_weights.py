@@ -16,10 +16,11 @@ from tokenbus.engine.kv_cache import AttentionSpec
 from tokenbus.engine.models.decoder_config import DecoderConfig, QKNorm
 from tokenbus.engine.models.layers import DecoderLayer, DecoderTensors, Linear
 from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.parallel.rank_cut import LinearPart, RankCut
 from tokenbus.engine.weights.leftovers import Leftovers
 from tokenbus.engine.weights.open_layer import OpenLayer, OpenLinear, OpenMixture, OpenMLP
-from tokenbus.engine.weights.readers import LinearShape
-from tokenbus.engine.weights.slots import MemorySlot, refuse_second
+from tokenbus.engine.weights.readers import Cut, LinearShape
+from tokenbus.engine.weights.slots import MemorySlot, refuse_second, refuse_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,15 +47,18 @@ _PREFIXES = (
 _HEAD_PREFIXES = ("language_model.", "text_model.")
 _HEAD = "lm_head"
 _EMBEDDING = "embed_tokens.weight"
+_QKV = ("q_proj", "k_proj", "v_proj")
 
-_Parts = tuple[tuple[str, int], ...]
+# Names of linears in the checkpoint, with the outputs of each section of their matrices.
+_Parts = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class DecoderWeights:
     """Every tensor of a decoder, and which part of it each checkpoint tensor fills.
 
     `reader` says which tensors make up a linear, and what kind of weight they make. `has_towers` is
-    true if the checkpoint may hold models for other inputs than text beside the decoder.
+    true if the checkpoint may hold models for other inputs than text beside the decoder. `cut` is
+    there if `config` is one rank's part of the model: it takes its part of each tensor.
     """
 
     def __init__(
@@ -65,29 +69,40 @@ class DecoderWeights:
         reader: WeightReader,
         *,
         has_towers: bool = False,
+        cut: RankCut | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.device = device
         self._reader = reader
         self._has_towers = has_towers
+        self._cut = cut
         self._slots: dict[str, Slot] = {}
         # Of the slots that belong to linears; and names whose slots were read and let go.
         self._owners: dict[str, OpenLinear] = {}
         self._done: set[str] = set()
-        self._linear_names: set[str] = set()
+        self._linears: dict[str, LinearPart] = {}
         self._norms: list[Tensor] = []
         self._routers: list[Tensor] = []
         self._embedding = self._empty(config.vocab_size, config.hidden_size)
         self._give(_EMBEDDING, self._embedding)
+        # Of a vocabulary that cannot be shared evenly, every rank has the whole head.
+        parts = 1 if cut is None or config.vocab_size % cut.size else cut.size
         self._head_shape = LinearShape(
-            ((_HEAD, config.vocab_size),), config.hidden_size, dtype, device, is_head=True
-        )
+            ((_HEAD, config.vocab_size // parts),), config.hidden_size, dtype, device,
+            is_head=True, cut=Cut.NONE if parts == 1 else Cut.OUTPUTS,
+        )  # fmt: skip
         # A checkpoint may have a head of its own even where the config ties it to the embedding.
+        self._linears[_HEAD] = LinearPart((self._head_shape.num_outputs,), config.hidden_size)
         self._head = self._open(self._head_shape, bias=False)
         self._head_names = frozenset(self._head.slots)
         self._final_norm = self._norm("norm.weight", config.hidden_size)
         self._layers = [self._layer(idx) for idx in range(len(config.layers))]
+
+    def cut_for(self, rank: int, size: int) -> RankCut:
+        """Return what cuts tensors of this whole model for one of `size` ranks."""
+        shapes = {name: slot.shapes for name, slot in self._slots.items()}
+        return RankCut(rank, size, shapes, self._linears)
 
     def fill(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copy checkpoint tensors into place, one at a time; a linear is made once it is whole.
@@ -96,14 +111,14 @@ class DecoderWeights:
             ModelUnsupported for one of a dtype that cannot be read, or that nothing takes.
         """
         leftovers = Leftovers(
-            frozenset(self._linear_names), len(self.config.layers), has_towers=self._has_towers
+            frozenset(self._linears), len(self.config.layers), has_towers=self._has_towers
         )
         for name, tensor in tensors:
             part = self._part_name(name)
             if part in self._done:
                 refuse_second(name, is_filled=True)
             if part in self._slots:
-                self._slots[part].fill(name, tensor)
+                self._slots[part].fill(name, self._own_part(part, name, tensor))
                 self._make_if_whole(part)
             else:
                 leftovers.check(name, part, tensor)
@@ -144,7 +159,10 @@ class DecoderWeights:
         """Return the checkpoint's head; the embedding if there is none, or no other one."""
         if not self.config.tie_embeddings:
             return self._head.finish()
-        tied = self._reader.tied(self._embedding, self._head_shape)
+        own = slice(None)
+        if self._head_shape.cut is not Cut.NONE and self._cut is not None:
+            own = slice(*self._cut.piece(self.config.vocab_size, self._head_shape.num_outputs))
+        tied = self._reader.tied(self._embedding[own], self._head_shape)
         if not self._head_came():
             return Linear(tied)
         head = self._head.finish()
@@ -166,7 +184,7 @@ class DecoderWeights:
         }
         if self.config.tie_embeddings and not self._head_came():
             missing -= self._head_names
-        elif self.config.tie_embeddings and missing == {_EMBEDDING}:
+        elif self.config.tie_embeddings and missing == {_EMBEDDING} and self._cut is None:
             # Saved under its other name.
             head = self._head.make()
             if isinstance(head, PlainWeight):
@@ -177,6 +195,14 @@ class DecoderWeights:
                 f"{len(missing)} weights are missing from the checkpoint, "
                 f"first of them {min(missing)}"
             )
+
+    def _own_part(self, part: str, name: str, tensor: Tensor) -> Tensor:
+        """Return what of a tensor belongs here: all of it, unless other ranks have parts."""
+        own = self._linears.get(part.rpartition(".")[0])
+        if self._cut is None or own is None:
+            return tensor
+        refuse_shape(name, tensor, self._cut.shapes[part])
+        return self._cut.cut(part, name, tensor, own, self._slots[part].shapes)
 
     def _make_if_whole(self, part: str) -> None:
         """Make the weight that a slot belongs to once nothing of it is left to come."""
@@ -224,17 +250,25 @@ class DecoderWeights:
         linear = OpenLinear(reading, values)
         self._slots |= reading.parts
         self._owners |= dict.fromkeys(reading.parts, linear)
-        self._linear_names.update(name for name, _ in shape.parts)
         if values is not None:
             sizes = [size for _, size in shape.parts]
             for (name, _), part in zip(shape.parts, torch.split(values, sizes), strict=True):
                 self._give(f"{name}.bias", part)
         return linear
 
-    def _linear(self, prefix: str, parts: _Parts, num_inputs: int, *, bias: bool) -> OpenLinear:
-        """Open one fused linear out of checkpoint linears stacked on the output axis."""
-        named = tuple((f"{prefix}{name}", size) for name, size in parts)
-        return self._open(LinearShape(named, num_inputs, self.dtype, self.device), bias=bias)
+    def _linear(
+        self, prefix: str, parts: _Parts, num_inputs: int, cut: Cut, *, bias: bool = False
+    ) -> OpenLinear:
+        """Open one fused linear out of checkpoint linears stacked on the output axis.
+
+        `cut` says between which numbers ranks divide it.
+        """
+        for name, sections in parts:
+            self._linears[f"{prefix}{name}"] = LinearPart(sections, num_inputs)
+        named = tuple((f"{prefix}{name}", sum(sections)) for name, sections in parts)
+        cut = Cut.NONE if self._cut is None else cut
+        shape = LinearShape(named, num_inputs, self.dtype, self.device, cut=cut)
+        return self._open(shape, bias=bias)
 
     def _layer(self, idx: int) -> OpenLayer:
         config = self.config
@@ -242,18 +276,24 @@ class DecoderWeights:
         q_size, kv_size = config.num_heads * dim, config.num_kv_heads * dim
         names, prefix = config.norm_names, f"layers.{idx}."
         attention = f"{prefix}self_attn."
-        qkv_parts: _Parts = (("q_proj", q_size), ("k_proj", kv_size), ("v_proj", kv_size))
+        qkv_parts: _Parts = tuple(zip(_QKV, ((q_size,), (kv_size,), (kv_size,)), strict=True))
         if config.fused_checkpoint:
-            qkv_parts = (("qkv_proj", config.qkv_size),)
+            qkv_parts = (("qkv_proj", (q_size, kv_size, kv_size)),)
         q_norm = k_norm = None
         if config.qk_norm is not QKNorm.NONE:
             per_head = config.qk_norm is QKNorm.PER_HEAD
             q_norm = self._norm(f"{attention}q_norm.weight", dim if per_head else q_size)
             k_norm = self._norm(f"{attention}k_norm.weight", dim if per_head else kv_size)
+            if not per_head:
+                # They are divided as what they scale.
+                self._linears[f"{attention}q_norm"] = LinearPart((q_size,), hidden)
+                self._linears[f"{attention}k_norm"] = LinearPart((kv_size,), hidden)
         return OpenLayer(
             spec=self._spec(idx),
-            qkv=self._linear(attention, qkv_parts, hidden, bias=config.qkv_bias),
-            o=self._linear(attention, (("o_proj", hidden),), q_size, bias=config.o_bias),
+            qkv=self._linear(attention, qkv_parts, hidden, Cut.OUTPUTS, bias=config.qkv_bias),
+            o=self._linear(
+                attention, (("o_proj", (hidden,)),), q_size, Cut.INPUTS, bias=config.o_bias
+            ),
             mlp=self._mixture(prefix) if config.layers[idx].is_mixture else self._mlp(prefix),
             norms={
                 "pre_attention_norm": self._optional_norm(prefix, names.pre_attention, hidden),
@@ -267,13 +307,13 @@ class DecoderWeights:
 
     def _mlp(self, prefix: str) -> OpenMLP:
         config, inner = self.config, self.config.intermediate_size
-        parts: _Parts = (("mlp.gate_proj", inner), ("mlp.up_proj", inner))
+        parts: _Parts = (("mlp.gate_proj", (inner,)), ("mlp.up_proj", (inner,)))
         if config.fused_checkpoint:
-            parts = (("mlp.gate_up_proj", 2 * inner),)
-        down: _Parts = (("mlp.down_proj", config.hidden_size),)
+            parts = (("mlp.gate_up_proj", (inner, inner)),)
+        down: _Parts = (("mlp.down_proj", (config.hidden_size,)),)
         return OpenMLP(
-            self._linear(prefix, parts, config.hidden_size, bias=config.mlp_bias),
-            self._linear(prefix, down, inner, bias=config.mlp_bias),
+            self._linear(prefix, parts, config.hidden_size, Cut.OUTPUTS, bias=config.mlp_bias),
+            self._linear(prefix, down, inner, Cut.INPUTS, bias=config.mlp_bias),
         )
 
     def _mixture(self, prefix: str) -> OpenMixture:
@@ -289,21 +329,21 @@ class DecoderWeights:
         shared = None
         if size:
             *gate_up, down = names.shared
-            parts = tuple((name, 2 * size // len(gate_up)) for name in gate_up)
+            parts = tuple((name, (size,) * (2 // len(gate_up))) for name in gate_up)
             shared = OpenMLP(
-                self._linear(prefix, parts, hidden, bias=False),
-                self._linear(prefix, ((down, hidden),), size, bias=False),
+                self._linear(prefix, parts, hidden, Cut.OUTPUTS),
+                self._linear(prefix, ((down, (hidden,)),), size, Cut.INPUTS),
             )
         experts = [f"{names.experts}.{number}." for number in range(shape.num_experts)]
         gates = tuple(
-            (f"{expert}{name}", inner) for expert in experts for name in (names.gate, names.up)
+            (f"{expert}{name}", (inner,)) for expert in experts for name in (names.gate, names.up)
         )
-        downs = tuple((f"{expert}{names.down}", hidden) for expert in experts)
+        downs = tuple((f"{expert}{names.down}", (hidden,)) for expert in experts)
         return OpenMixture(
             shape,
             router,
-            self._linear(prefix, gates, hidden, bias=False),
-            self._linear(prefix, downs, inner, bias=False),
+            self._linear(prefix, gates, hidden, Cut.OUTPUTS),
+            self._linear(prefix, downs, inner, Cut.INPUTS),
             shared,
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig
 
-from tokenbus.engine.errors import ModelBroken, ModelUnsupported
+from tokenbus.engine.errors import ModelBroken, ModelUnsupported, RequestRejected
 from tokenbus.engine.model_folder import broken_if, refuse_outside
 from tokenbus.engine.models.decoder import Decoder
 from tokenbus.engine.models.families import decoder_config
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tokenbus.engine.interfaces import PagedModel
     from tokenbus.engine.models.backend import Backend
     from tokenbus.engine.models.decoder_config import DecoderConfig
+    from tokenbus.engine.models.layers import DecoderTensors
     from tokenbus.engine.weights.model_store import Progress
     from tokenbus.engine.weights.readers import WeightReader
 
@@ -159,9 +160,14 @@ def build_model(
         if not reader.is_plain:
             name = getattr(config, "name_or_path", "") or config.model_type
             raise ModelUnsupported(f"{name} runs in transformers' code, which has no {reader.name}")
+        if backend.group.collective.size > 1:
+            raise RequestRejected(
+                "tensor_parallel",
+                f"{config.model_type} runs in transformers' code, of which ranks have no parts",
+            )
         return GenericModel.build(config, weights, backend.attention, dtype=dtype, device=device)
     refuse_sizes(shape, max_model_len)
-    decoder = DecoderWeights(shape, dtype, device, reader, has_towers=text is not config)
+    decoder = _open_weights(shape, dtype, backend, reader, has_towers=text is not config)
     if weights is None:
         decoder.draw()
     else:
@@ -173,11 +179,32 @@ def build_model(
         name: rope_table(text, layer_type, max_model_len, device, is_partial=shape.partial_rotary)
         for name, layer_type in shape.rope_layer_types.items()
     }
-    tensors = decoder.finish(ropes)
+    return _checked(decoder.finish(ropes), dtype, backend)
+
+
+def _checked(tensors: DecoderTensors, dtype: torch.dtype, backend: Backend) -> Decoder:
+    """Make a model of its tensors, and compare a few of its products."""
     check = LoadCheck(tensors)
-    model = Decoder(tensors, backend.ops(shape, dtype))
+    model = Decoder(tensors, backend.ops(tensors.config, dtype), backend.group.collective)
     check.run()
     return model
+
+
+def _open_weights(
+    shape: DecoderConfig,
+    dtype: torch.dtype,
+    backend: Backend,
+    reader: WeightReader,
+    *,
+    has_towers: bool,
+) -> DecoderWeights:
+    """Open the weights of a model, or of the part of it that is this rank's."""
+    ranks, cut = backend.group.collective, None
+    if ranks.size > 1:
+        whole = DecoderWeights(shape, dtype, torch.device("meta"), reader)
+        cut = whole.cut_for(ranks.rank, ranks.size)
+    own = shape.of_rank(ranks.size)
+    return DecoderWeights(own, dtype, backend.device, reader, has_towers=has_towers, cut=cut)
 
 
 def _shape_of(config: Any) -> DecoderConfig | None:

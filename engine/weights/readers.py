@@ -9,6 +9,7 @@ own and nothing else here.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,12 +34,21 @@ if TYPE_CHECKING:
     from tokenbus.engine.weights.slots import Slot
 
 
+class Cut(Enum):
+    """Between which of its numbers a matrix is cut where each rank has a part of it."""
+
+    NONE = "none"
+    OUTPUTS = "outputs"
+    INPUTS = "inputs"
+
+
 @dataclass(frozen=True, slots=True)
 class LinearShape:
     """A linear of the decoder: linears of the checkpoint, stacked on the output axis.
 
     parts: name in the checkpoint and number of outputs of each, as in
     ("layers.0.self_attn.q_proj", 2048). The head is the linear from which tokens are chosen.
+    cut: where the checkpoint's matrices are larger, and these are a rank's part of them.
     """
 
     parts: tuple[tuple[str, int], ...]
@@ -46,6 +56,7 @@ class LinearShape:
     dtype: torch.dtype
     device: torch.device
     is_head: bool = False
+    cut: Cut = Cut.NONE
 
     @property
     def num_outputs(self) -> int:

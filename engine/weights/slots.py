@@ -27,6 +27,11 @@ class Slot(Protocol):
     """A place for one tensor of a checkpoint."""
 
     @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Shapes of which the tensor has to have one."""
+        ...
+
+    @property
     def is_required(self) -> bool:
         """False if a checkpoint may do without the tensor."""
         ...
@@ -53,13 +58,13 @@ class MemorySlot:
     def __init__(self, shape: Shape, memory: Callable[[], Tensor]) -> None:
         """`memory` returns the place, of `shape`; it is asked when the tensor comes."""
         self.is_filled = False
-        self._shape, self._memory = shape, memory
+        self.shapes, self._memory = (shape,), memory
 
     def fill(self, name: str, tensor: Tensor) -> None:
         """Copy the tensor."""
         refuse_second(name, is_filled=self.is_filled)
         refuse_dtype(name, tensor, FLOATS)
-        refuse_shape(name, tensor, (self._shape,))
+        refuse_shape(name, tensor, self.shapes)
         self._memory().copy_(tensor)
         self.is_filled = True
 
@@ -77,7 +82,8 @@ class KeptSlot:
     ) -> None:
         """Take a tensor of one of `dtypes` and one of `shapes`."""
         self.is_required = is_required
-        self._dtypes, self._shapes, self._device = frozenset(dtypes), tuple(shapes), device
+        self.shapes = tuple(shapes)
+        self._dtypes, self._device = frozenset(dtypes), device
         self._tensor: Tensor | None = None
         self._name = ""
 
@@ -105,7 +111,7 @@ class KeptSlot:
         """Copy the tensor to the device: what a file is mapped to may change."""
         refuse_second(name, is_filled=self.is_filled)
         refuse_dtype(name, tensor, self._dtypes)
-        refuse_shape(name, tensor, self._shapes)
+        refuse_shape(name, tensor, self.shapes)
         self._name = name
         self._tensor = tensor.to(self._device, copy=True)
 

@@ -61,8 +61,8 @@ class PoolFigures:
     tenants a priority, the ones with most jobs first; `tenant_waiting_tokens` are of the same
     tenants over all priorities. `drain_tokens_per_s` is how fast the workers take jobs from a
     backlog, as of the last one, None before any; `seconds_of_backlog` is what the waiting jobs take
-    at that rate, or at the assumed one before. `model` is that of most workers, or of the last that
-    lived.
+    at that rate, or at the assumed one before, delayed ones from the minute of their time on.
+    `model` is that of most workers, or of the last that lived.
     """
 
     pool: str
@@ -113,10 +113,11 @@ async def read_figures(
     async with redis.pipeline(transaction=False) as pipe:
         pipe.hmget(keys.of("load"), [f"{unit}:{p}" for p in priorities for unit in _UNITS])
         pipe.hmget(keys.of("drain"), ["model", "tokens", "pulled", "jobs", "busy", "workers"])
+        pipe.hgetall(keys.of("later"))
         for priority in priorities:
             pipe.hgetall(keys.of("holding", str(priority)))
             pipe.zrange(keys.of("backlog", str(priority)), 0, MAX_TENANTS - 1)
-        load, (model, *drain), *replies = await pipe.execute()
+        load, (model, *drain), later, *replies = await pipe.execute()
     held = [{name.decode(): int(n) for name, n in reply.items()} for reply in replies[::2]]
     lanes = await _lanes(redis, keys, status, held, replies[1::2])
     tenants = sorted({lane.tenant for lane in lanes})
@@ -124,6 +125,7 @@ async def read_figures(
         await untyped.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
     )
     drained = _Drain.read(drain, len(status.workers))
+    due_jobs, due_tokens = _due(status, later)
     return PoolFigures(
         pool=keys.pool,
         at_ms=status.at_ms,
@@ -145,9 +147,9 @@ async def read_figures(
         },
         drain_tokens_per_s=drained.tokens_per_s if drained else None,
         seconds_of_backlog=(
-            drained.seconds_for(status.waiting_jobs, status.waiting_tokens)
+            drained.seconds_for(due_jobs, due_tokens)
             if drained
-            else status.waiting_tokens / assumed_tokens_per_s
+            else due_tokens / assumed_tokens_per_s
         ),
     )
 
@@ -191,6 +193,16 @@ async def _lanes(
         found.sort(key=lambda lane: (-lane.waiting_jobs, -lane.held_jobs, lane.tenant))
         lanes += found[:MAX_TENANTS]
     return tuple(lanes)
+
+
+def _due(status: PoolStatus, later: Mapping[bytes, bytes]) -> tuple[int, int]:
+    """Return the waiting jobs and tokens without those delayed past the minute that it is."""
+    counts = Counter(jobs=status.waiting_jobs, tokens=status.waiting_tokens)
+    for field, count in later.items():
+        unit, _, minute = field.decode().partition(":")
+        if int(minute) > status.at_ms // 60_000:
+            counts[unit] -= int(count)
+    return max(0, counts["jobs"]), max(0, counts["tokens"])
 
 
 def _oldest(status: PoolStatus, priority: int) -> float | None:

@@ -139,6 +139,8 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
     for setting in engine:
         if setting.option:
             add(setting.option, **setting.option_arguments())
+    add("--replicas", type=int, metavar="N",
+        help="workers to run on this host, each with a GPU or a share of the cores (default: 1)")
     add("--drain-deadline-s", type=float, metavar="S",
         help="seconds that running jobs get to end after Ctrl-C (default: 30)")
     add("--lease-ttl-s", type=float, metavar="S",
@@ -150,13 +152,16 @@ def add_worker(parser: argparse.ArgumentParser, engine: Iterable[DeclaredOption]
     add("--publishers", metavar="N",
         help="processes that write tokens to the server, 0 = the worker itself (default: auto)")
     add("--metrics-port", type=int, metavar="PORT",
-        help="answer /metrics, /healthz and /readyz on this port (default: none)")
+        help="answer /metrics, /healthz and /readyz on this port, replicas on it and those after it"
+        " (default: none)")
     add("--metrics-host", metavar="HOST",
         help="where that port is; who reaches it sees the metrics (default: 127.0.0.1)")
 
 
-# What `tokenbus serve` says to its parts itself; the server's URL not where everyone can read it.
+# What `tokenbus serve` says to its parts itself, and `tokenbus worker` to its replicas; the URL of
+# the server not where everyone can read it.
 _DECIDED = frozenset({"--redis", "--model", "--pool", "--log-format"})
+DECIDED_OF_REPLICAS = frozenset({"--redis", "--log-format"})
 
 
 def add_serve(parser: argparse.ArgumentParser, parts: Iterable[argparse.ArgumentParser]) -> None:
@@ -178,17 +183,21 @@ def add_serve(parser: argparse.ArgumentParser, parts: Iterable[argparse.Argument
 
 
 def words_of(
-    part: argparse.ArgumentParser, whole: argparse.ArgumentParser, given: argparse.Namespace
+    part: argparse.ArgumentParser,
+    whole: argparse.ArgumentParser,
+    given: argparse.Namespace,
+    decided: frozenset[str] = _DECIDED,
 ) -> list[str]:
     """Return the options of one part of a command, as far as they were given to the whole of it.
 
-    They are words of a command line; an option of several parts is under the name of the first.
+    They are words of a command line, without those that are `decided` otherwise; an option of
+    several parts is under the name of the first.
     """
     names = {option: action.dest for action in whole._actions for option in action.option_strings}
     words: list[str] = []
     for action in part._actions:
         option = next(iter(action.option_strings), "")
-        if option in _DECIDED:
+        if option in decided:
             continue
         value = getattr(given, names.get(option, ""), None)
         if value in (None, [], {}):

@@ -13,6 +13,8 @@ from tokenbus.producer.commands.hints import server_url, tell
 from tokenbus.producer.commands.talk import HELP, Talk
 from tokenbus.producer.server.embedded import start_private
 from tokenbus.producer.serving.child_supervisor import ChildSupervisor
+from tokenbus.producer.serving.served_child import ChildCommand
+from tokenbus.producer.serving.told_lines import LineTeller
 from tokenbus.producer.terminal import is_terminal, say
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def _own_worker(model: str) -> Iterator[str]:
     server = start_private()
     environment = os.environ | {"TOKENBUS_REDIS_URL": server.url}
     words = ("worker", "--model", model, "--log-format", "json", "--drain-deadline-s", "0")
-    supervisor = ChildSupervisor({"worker": words}, environment, tell)
+    commands = {"worker": ChildCommand(words, "worker")}
+    supervisor = ChildSupervisor(commands, environment, LineTeller(tell))
     running = threading.Thread(target=_run_quietly, args=(supervisor,), name="worker", daemon=True)
     try:
         running.start()

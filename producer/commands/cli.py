@@ -153,7 +153,14 @@ def _run_worker(args: argparse.Namespace) -> int:
     from tokenbus.worker.supervisor import run_worker
 
     given = {name: value for name, value in vars(args).items() if name != "run"}
-    return run_worker(WorkerSettings.load(**given))
+    settings = WorkerSettings.load(**given)
+    if settings.replicas == 1:
+        return run_worker(settings)
+    from tokenbus.worker.replicas.launcher import run_replicas
+
+    part = _parts()["worker"]
+    words = arguments.words_of(part, part, args, arguments.DECIDED_OF_REPLICAS)
+    return run_replicas(settings, ("worker", *words))
 
 
 def _parts() -> dict[str, Parser]:
@@ -169,12 +176,20 @@ def _parts() -> dict[str, Parser]:
 def _run_serve(args: argparse.Namespace) -> int:
     from tokenbus.engine.cache_folder import cache_folder
     from tokenbus.producer.commands.serve import run_serve
+    from tokenbus.producer.serving.told_lines import heard_level
+    from tokenbus.worker.replicas.placement import replica_commands
+    from tokenbus.worker.settings import WorkerSettings
 
     whole = Parser(add_help=False)
     arguments.add_serve(whole, _parts().values())
     words = {name: arguments.words_of(part, whole, args) for name, part in _parts().items()}
+    known = WorkerSettings.model_fields
+    settings = WorkerSettings.load(**{n: value for n, value in vars(args).items() if n in known})
+    level = f"--log-level={heard_level(settings.log_level)}"
+    command = ("worker", "--model", args.model, "--log-format=json", *words["worker"], level)
+    workers = replica_commands(settings, command)
     folder = cache_folder() / "serve"
-    return run_serve(args, worker=words["worker"], gateway=words["gateway"], folder=folder)
+    return run_serve(args, workers=workers, gateway=[*words["gateway"], level], folder=folder)
 
 
 def _run_chat(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`tokenbus serve`: from nothing to an endpoint, by a server, a worker and a gateway of its own.
+"""`tokenbus serve`: from nothing to an endpoint, by a server, workers and a gateway of its own.
 
 Where its extra is installed the control service runs beside them, for batches.
 """
@@ -22,10 +22,12 @@ from tokenbus.producer.server.embedded import join_shared
 from tokenbus.producer.server.url import ServerUrl
 from tokenbus.producer.serving.child_supervisor import ChildSupervisor
 from tokenbus.producer.serving.endpoint import Endpoint
+from tokenbus.producer.serving.served_child import ChildCommand
+from tokenbus.producer.serving.told_lines import LineTeller
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 # What the children cannot begin without; they say themselves what else is missing.
@@ -39,14 +41,15 @@ _OF_GATEWAY = ("gateway_host", "gateway_port", "gateway_auth")
 def run_serve(
     args: argparse.Namespace,
     *,
-    worker: Sequence[str],
+    workers: Mapping[str, ChildCommand],
     gateway: Sequence[str],
     folder: Path,
 ) -> int:
     """Serve a model until told to stop; return 0 after an orderly end.
 
-    `worker` and `gateway` are the options of the two, as words. The embedded server lives in a
-    folder below `folder`, one for each port, and keeps what was accepted for the next start.
+    `workers` are the commands of the workers by name, `gateway` the options of the gateway, as
+    words. The embedded server lives in a folder below `folder`, one for each port, and keeps what
+    was accepted for the next start.
     Raises: ModuleNotFoundError for a library that is missing; RequestInvalid for a port that is
         taken; ChildFailed with the reason of a part that does not run; ServerError.
     """
@@ -55,10 +58,8 @@ def run_serve(
     settings = _gateway_settings(args)
     names = model_names(args.model, args.served_model_name or ())
     endpoint = _endpoint(args, settings)
-    commands = _control() | {
-        "worker": ("worker", "--model", args.model, "--log-format", "json", *worker),
-        "gateway": ("gateway", *gateway, f"--port={endpoint.port}", "--served-model-name", *names),
-    }
+    door = ("gateway", *gateway, f"--port={endpoint.port}", "--served-model-name", *names)
+    commands = _control() | dict(workers) | {"gateway": ChildCommand(door, "gateway")}
     with _server(args.redis, folder / str(endpoint.port)) as url:
         files = {"TOKENBUS_FILES_URL": str(folder / f"{endpoint.port}-files")}
         environment = files | os.environ | {"TOKENBUS_REDIS_URL": url}
@@ -66,9 +67,8 @@ def run_serve(
             # Arguments can be read by everyone on the machine.
             keys = [key.get_secret_value() for key in settings.gateway_api_keys]
             environment["TOKENBUS_GATEWAY_API_KEYS"] = json.dumps(keys)
-        supervisor = ChildSupervisor(
-            commands, environment, tell, is_verbose=args.log_level is not None
-        )
+        teller = LineTeller(tell, is_verbose=args.log_level in ("debug", "info"))
+        supervisor = ChildSupervisor(commands, environment, teller)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, supervisor.request_stop)
         supervisor.run(lambda: _tell_ready(endpoint, began_at))
@@ -85,11 +85,11 @@ def _check_libraries(args: argparse.Namespace) -> None:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def _control() -> dict[str, tuple[str, ...]]:
+def _control() -> dict[str, ChildCommand]:
     """Return the command of the service that runs batches, where its libraries are installed."""
     if any(find_spec(name) is None for name in _OF_CONTROL):
         return {}
-    return {"control": ("control", "--log-format", "json")}
+    return {"control": ChildCommand(("control", "--log-format", "json"), "control")}
 
 
 def _gateway_settings(args: argparse.Namespace) -> GatewaySettings:

@@ -40,6 +40,8 @@ cannot read. A worker of version 2 takes over what lies there (docs/protocol.md,
 | holding  | hash   | `holding:<priority>`, tenant -> number of held jobs                       |
 | floor    | hash   | priority -> smallest virtual time a returning tenant gets; bounded        |
 | load     | hash   | waiting tokens and jobs: of the pool, per priority, per tenant            |
+| later    | hash   | tokens and number of delayed jobs by the minute since 1970 in which they  |
+|          |        | are due; TTL of a day from the last of them on                            |
 | line     | hash   | when the next refused submit may come back, per pool and tenant           |
 | drain    | hash   | measured drain rate of the backlog, model of the last workers; bounded    |
 | due      | zset   | `due2`, deadlines and delays by server time                               |
@@ -134,6 +136,7 @@ POOL_KEYS = {
     "holding": ":holding:",
     "floor": ":floor",
     "load": ":load",
+    "later": ":later",
     "line": ":line",
     "drain": ":drain",
     "due": ":due2",

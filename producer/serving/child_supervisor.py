@@ -1,9 +1,10 @@
 """The life of the child processes of one command: started, watched, restarted, drained.
 
 starting   a child that ends before all are ready ends the whole, with its reason
-ready      a child that ends is started again, after a pause that doubles while it keeps failing
-draining   the first stop asks the children in their order, each once the one before has ended;
-           the second asks all at once; the third kills
+ready      a child that ends is started again, after a pause that doubles while it keeps failing;
+           a part of which no child can be kept running ends the whole
+draining   the first stop asks the parts in their order, each once the one before has ended; the
+           second asks all at once; the third kills
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import queue
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tokenbus.producer.errors import ChildFailed
 from tokenbus.producer.serving import told_lines
 from tokenbus.producer.serving.served_child import ChildEnded, ChildSaid, ServedChild
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
+
+    from tokenbus.producer.serving.served_child import ChildCommand
 
 # Wrong input, the code of the command line: starting again would end the same way.
 _WRONG_INPUT = 2
@@ -29,6 +32,20 @@ _STEADY_S = 60.0
 # In a row; at that pause it has failed for three minutes.
 MAX_FAILURES = 10
 _MAX_LINES = 50
+# What a child ends with that was asked to: by itself, or before it could hear the signal.
+_IN_ORDER = (0, -signal.SIGTERM)
+
+
+class ChildTeller(Protocol):
+    """Hears of the children, on the thread that runs them."""
+
+    def said(self, name: str, line: str) -> None:
+        """Take a line that a child printed."""
+        ...
+
+    def restarts(self, name: str, reason: str, pause_s: float) -> None:
+        """Take why a child ended, and after how many seconds it starts again."""
+        ...
 
 
 class _Stop:
@@ -38,28 +55,28 @@ class _Stop:
 class ChildSupervisor:
     """Keeps several commands running in child processes until it is asked to stop.
 
-    `tell` hears lines for a person. A child is ready once its log says that it has started.
-    `is_verbose` passes its whole log on.
+    A child is ready once its log, which has to be JSON, says that it has started.
     """
 
     def __init__(
         self,
-        commands: Mapping[str, Sequence[str]],
+        commands: Mapping[str, ChildCommand],
         environment: Mapping[str, str],
-        tell: Callable[[str], None],
-        *,
-        is_verbose: bool = False,
+        teller: ChildTeller,
     ) -> None:
         self._events: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._children = {
-            name: ServedChild(name, words, environment, self._events)
-            for name, words in commands.items()
+            name: ServedChild(name, command, environment, self._events)
+            for name, command in commands.items()
         }
-        self._tell = tell
-        self._is_verbose = is_verbose
+        self._teller = teller
         self._unready = set(commands)
         self._settled = threading.Event()
         self._failures = dict.fromkeys(commands, 0)
+        # Children that cannot be kept running.
+        self._lost: set[str] = set()
+        # Children of whose end nothing was heard yet, and those that start again, with when.
+        self._running: set[str] = set()
         self._restarts: dict[str, float] = {}
         self._last_lines: dict[str, list[str]] = {name: [] for name in commands}
         self._num_stops = 0
@@ -89,12 +106,13 @@ class ChildSupervisor:
         """Run until asked to stop, and leave no child behind.
 
         `on_ready` is called once, when all are ready for the first time.
-        Raises: ChildFailed with the reason of a child that cannot be kept running.
+        Raises: ChildFailed with the reason of a child that cannot be kept running, or that did not
+            end in order when it was asked to.
         """
         try:
-            for child in self._children.values():
-                child.start()
-            while self._is_needed():
+            for name in self._children:
+                self._start(name)
+            while self._running or not self._num_stops:
                 self._take(self._next_event())
                 if not self._unready and not self._settled.is_set():
                     on_ready()
@@ -105,10 +123,10 @@ class ChildSupervisor:
             self._end_all()
             self._settled.set()
 
-    def _is_needed(self) -> bool:
-        if self._num_stops == 0:
-            return True
-        return any(child.is_running for child in self._children.values())
+    def _start(self, name: str) -> None:
+        self._last_lines[name] = []
+        self._children[name].start()
+        self._running.add(name)
 
     def _next_event(self) -> object:
         """Return the next event, None when a child is due to be started again."""
@@ -136,26 +154,35 @@ class ChildSupervisor:
             self._unready.discard(name)
         if told_lines.is_loud(line):
             self._last_lines[name] = [*self._last_lines[name], line][-_MAX_LINES:]
-        told = line if self._is_verbose else told_lines.told(line)
-        if told is not None:
-            self._tell(f"{name}: {told}")
+        self._teller.said(name, line)
 
     def _ended(self, event: ChildEnded) -> None:
         name = event.name
+        self._running.discard(name)
+        reason = f"ended with {_shown(event.code)}{self._reason(name)}"
         if self._num_stops:
+            if event.code not in _IN_ORDER and self._failure is None:
+                self._failure = ChildFailed(f"{name} {reason}")
             self._pass_stop_on()
             return
-        reason = f"{name} ended with {_shown(event.code)}{self._reason(name)}"
         self._failures[name] = 1 if event.ran_s > _STEADY_S else self._failures[name] + 1
         is_wrong = event.code == _WRONG_INPUT
-        if not self._settled.is_set() or is_wrong or self._failures[name] > MAX_FAILURES:
-            self._failure = ChildFailed(reason, is_wrong_input=is_wrong)
+        is_lost = is_wrong or self._failures[name] > MAX_FAILURES
+        (self._lost.add if is_lost else self._lost.discard)(name)
+        if not self._settled.is_set() or self._has_lost_part(name):
+            self._failure = ChildFailed(f"{name} {reason}", is_wrong_input=is_wrong)
             self._num_stops += 1
             self._pass_stop_on()
             return
-        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2 ** (self._failures[name] - 1))
-        self._tell(f"{reason}; it starts again in {pause_s:g} s")
+        doublings = min(self._failures[name] - 1, MAX_FAILURES)
+        pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**doublings)
+        self._teller.restarts(name, reason, pause_s)
         self._restarts[name] = time.monotonic() + pause_s
+
+    def _has_lost_part(self, name: str) -> bool:
+        """Tell whether no child of this one's part can be kept running."""
+        part = self._children[name].part
+        return self._lost.issuperset(n for n, child in self._children.items() if child.part == part)
 
     def _reason(self, name: str) -> str:
         """Return the last that a child said of itself, the sentence of a command before its log."""
@@ -168,15 +195,14 @@ class ChildSupervisor:
         now = time.monotonic()
         for name in [name for name, due in self._restarts.items() if due <= now]:
             del self._restarts[name]
-            self._last_lines[name] = []
-            self._children[name].start()
+            self._start(name)
 
     def _pass_stop_on(self, *, is_asked_again: bool = False) -> None:
-        """Signal the first child that still runs, or all of them where the stop is urgent."""
+        """Signal the first part that still runs, or all of them where the stop is urgent."""
         self._restarts.clear()
-        running = [child for child in self._children.values() if child.is_running]
+        running = [child for name, child in self._children.items() if name in self._running]
         if self._num_stops == 1:
-            running = running[:1]
+            running = [child for child in running if child.part == running[0].part]
         for child in running:
             if is_asked_again or child.name not in self._asked:
                 self._asked.add(child.name)

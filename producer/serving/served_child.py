@@ -8,16 +8,30 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from queue import SimpleQueue
 
 _MODULE = "tokenbus.producer.commands.leashed"
 # What a child has printed is read by then, unless a process of its own keeps its output open.
 _LAST_LINES_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCommand:
+    """What a child runs: the words of a command of tokenbus.
+
+    `environment` goes before that of the supervisor. `cores` are those that it may run on, all
+    where none are named. Children of one `part` do the same work, each beside the others.
+    """
+
+    words: tuple[str, ...]
+    part: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cores: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +61,14 @@ class ServedChild:
     def __init__(
         self,
         name: str,
-        words: Sequence[str],
+        command: ChildCommand,
         environment: Mapping[str, str],
         events: SimpleQueue[object],
     ) -> None:
         self.name = name
-        self._words = tuple(words)
-        self._environment = dict(environment)
+        self.part = command.part
+        self._command = command
+        self._environment = {**environment, **command.environment}
         self._events = events
         self._process: subprocess.Popen[str] | None = None
         self._leash: int | None = None
@@ -66,10 +81,11 @@ class ServedChild:
     def start(self) -> None:
         """Start the command. Raises: OSError."""
         self.let_go()
+        cores = ",".join(map(str, self._command.cores))
         ours, self._leash = os.pipe()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", _MODULE, str(ours), *self._words],
+                [sys.executable, "-P", "-m", _MODULE, str(ours), cores, *self._command.words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.terminal import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Events that say that a part is there, and what the library under the gateway says instead.
 _STARTED = frozenset({"worker.started", "gateway.started", "control.started"})
@@ -14,6 +17,29 @@ _LISTENS = "Uvicorn running on "
 _CHATTER = ("INFO:", "DEBUG:", "TRACE:")
 _LOUD = frozenset({"warning", "error", "critical"})
 _BESIDE = frozenset({"event", "level", "timestamp", "worker_id"})
+
+
+class LineTeller:
+    """Tells a person of children: what their logs have for one, all of these where `is_verbose`."""
+
+    def __init__(self, tell: Callable[[str], None], *, is_verbose: bool = False) -> None:
+        self._tell = tell
+        self._is_verbose = is_verbose
+
+    def said(self, name: str, line: str) -> None:
+        """Tell a line of a child's log."""
+        shown = line if self._is_verbose else told(line)
+        if shown is not None:
+            self._tell(f"{name}: {shown}")
+
+    def restarts(self, name: str, reason: str, pause_s: float) -> None:
+        """Tell why a child has ended, and when it starts again."""
+        self._tell(f"{name} {reason}; it starts again in {pause_s:g} s")
+
+
+def heard_level(level: str) -> str:
+    """Return the level at which children have to log, so that their starts are heard."""
+    return "debug" if level == "debug" else "info"
 
 
 def is_start(line: str) -> bool:

@@ -63,7 +63,8 @@ BACKLOG_SECONDS = POOL.gauge(
     "tokenbus_pool_backlog_seconds",
     "seconds",
     "What the waiting jobs take at the rate at which workers took such from a backlog last, times"
-    " the workers there are, or at the setting assumed_tokens_per_s before any",
+    " the workers there are, or at the setting assumed_tokens_per_s before any. A delayed job"
+    " counts from the minute of its time on",
 )
 DRAIN_RATE = POOL.gauge(
     "tokenbus_pool_drain_tokens_per_second",

@@ -137,6 +137,14 @@ SESSIONS_LOST = _count("tokenbus_sessions_lost", "times", "Times that the server
 ENGINE_ENDS = _count(
     "tokenbus_engine_ends", "engines", "Engines that died or did not start, by cause", "cause"
 )
+ENGINE_RESTARTS = _count(
+    "tokenbus_engine_restarts", "engines", "Engines that came up in the place of one that had ended"
+)
+ENGINE_RANKS = _gauge(
+    "tokenbus_engine_ranks",
+    "ranks",
+    "Ranks that run the model together, 1 without tensor parallelism; 0 while there is no engine",
+)
 ENGINE_ENDS_IN_A_ROW = _gauge(
     "tokenbus_engine_ends_in_a_row",
     "engines",

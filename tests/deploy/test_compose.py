@@ -172,11 +172,13 @@ def test_worker_waits_for_the_queue_and_gets_time_to_drain(name: str) -> None:
 
 
 def test_gpu_is_reserved_by_its_profile_alone() -> None:
-    """The GPU worker asks for one NVIDIA device, the CPU worker for none."""
+    """The GPU worker asks for as many NVIDIA devices as it is told, the CPU worker for none."""
     devices = SERVICES["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert [(d["driver"], d["count"], d["capabilities"]) for d in devices] == [
-        ("nvidia", 1, ["gpu"])
+        ("nvidia", "1", ["gpu"])
     ]
+    more = _filled_in(TEXT, TOKENBUS_GPUS="4")["services"]["worker"]
+    assert more["deploy"]["resources"]["reservations"]["devices"][0]["count"] == "4"
     assert "deploy" not in SERVICES["worker-cpu"]
 
 

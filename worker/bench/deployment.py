@@ -17,6 +17,8 @@ from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.server.connection import open_server
 from tokenbus.producer.server.secret_env import without_secrets
 from tokenbus.worker.errors import EngineDied, EngineStartFailed
+from tokenbus.worker.replicas.placement import replica_commands
+from tokenbus.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,7 +37,7 @@ class Deployment:
     """Server and workers of a run; as a context manager it starts and ends them.
 
     The server is the one of `--redis`, else an embedded one. Workers are `tokenbus worker`
-    processes on it.
+    processes on it, each with a GPU of its own where there are several of them and GPUs at all.
     """
 
     def __init__(self, options: BenchOptions, *, start_timeout_s: float = 1800.0) -> None:
@@ -117,7 +119,7 @@ class Deployment:
             stdin=asyncio.subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=without_secrets(os.environ) | self._worker_environment(),
+            env=without_secrets(os.environ) | self._worker_environment(number),
             start_new_session=True,
         )
         self._workers.append(process)
@@ -125,7 +127,8 @@ class Deployment:
         process.stdin.write(f"{self.url}\n".encode())
         process.stdin.close()
 
-    def _worker_environment(self) -> dict[str, str]:
+    def _worker_environment(self, number: int) -> dict[str, str]:
+        """Return settings of a worker, and which GPUs it has where there are several."""
         options = self._options
         values: dict[str, object] = {
             "pool": self.keys.pool,
@@ -134,9 +137,12 @@ class Deployment:
             "log_format": "console",
         }
         if options.lag:
-            values["step_log"] = self.step_logs
+            values["step_log"] = str(self.step_logs)
         values |= options.worker
-        return {f"TOKENBUS_{name.upper()}": str(value) for name, value in values.items()}
+        settings = WorkerSettings.load(**values, replicas=options.workers)
+        place = list(replica_commands(settings, ()).values())[number].environment
+        given = {f"TOKENBUS_{name.upper()}": str(value) for name, value in values.items()}
+        return {**given, **place}
 
     async def _wait_started(self) -> None:
         deadline = time.monotonic() + self._start_timeout_s

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tokenbus.worker.bench.load.workload import PlannedJob
-    from tokenbus.worker.engine.process import EngineLike
+    from tokenbus.worker.engine.engine_like import EngineLike
 
 
 async def measure_offline(options: BenchOptions, on_run: Callable[[int, float], None]) -> Offline:

@@ -77,6 +77,12 @@ class CurrentEngine:
         return not self.is_up or not self.is_hung
 
     @property
+    def num_ranks(self) -> int:
+        """Count the processes that run the model together, 0 while there is no engine."""
+        link = self._link
+        return 0 if link is None or not link.is_alive else 1 + len(link.ready.follower_pids)
+
+    @property
     def pid(self) -> int | None:
         """Process id, None before the start."""
         return self._link.pid if self._link is not None else None

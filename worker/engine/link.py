@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tokenbus.engine import errors as engine_errors
+from tokenbus.worker.engine.followers import Followers
 from tokenbus.worker.errors import (
     DeathCause,
     EngineDied,
@@ -26,7 +27,7 @@ from tokenbus.worker.messages.engine import (
     EngineStarting,
     StepRecord,
 )
-from tokenbus.worker.process.child import kill, spawn
+from tokenbus.worker.process.child import is_stopped, kill, spawn
 from tokenbus.worker.process.child_output import ChildOutput
 from tokenbus.worker.process.frame_receiver import FrameReceiver
 from tokenbus.worker.process.frame_writer import FrameWriter
@@ -65,6 +66,7 @@ class EngineLink:
         self._refusal: EngineRefused | None = None
         self._ready_report: EngineReady | None = None
         self._output: ChildOutput | None = None
+        self._followers = Followers()
         self._log = get_logger()
         self.stats: EngineStats | None = None
         self.paused = False
@@ -123,6 +125,11 @@ class EngineLink:
         """Process id, None before the start."""
         return self._process.pid if self._process else None
 
+    @property
+    def is_stopped(self) -> bool:
+        """Tell whether a signal has stopped the process."""
+        return self._process is not None and is_stopped(self._process.pid)
+
     def stalled_s(self) -> float:
         """Return the seconds since the engine last reported a step or an idle beat."""
         return time.monotonic() - self.moved_at
@@ -141,20 +148,22 @@ class EngineLink:
         await self._died.wait()
         status = await self._reap()
         if self._refusal is not None:
-            cause = DeathCause.MEMORY if _lacks_memory(self._refusal) else DeathCause.ERROR
-            return EngineDied(f"{self._refusal.kind}: {self._refusal.message}", cause)
+            return EngineDied(
+                f"{self._refusal.kind}: {self._refusal.message}", _cause(self._refusal)
+            )
         if status is not None and status < 0:
             name = signal.Signals(-status).name
             return EngineDied(f"killed by {name}", DeathCause.SIGNAL)
         return EngineDied(f"ended with status {status}", DeathCause.EXIT)
 
     async def kill(self) -> None:
-        """End the process at once and wait for it."""
+        """End the process at once, with all ranks of its group, and wait for them."""
         if self._process is not None:
             kill(self._process)
         if self._writer is not None:
             self._writer.close()
         await self._reap()
+        await self._followers.end(_REAP_TIMEOUT_S)
         if self._output is not None:
             self._output.close()
 
@@ -171,6 +180,7 @@ class EngineLink:
         match report:
             case EngineReady():
                 self.moved_at = time.monotonic()
+                self._followers.watch(report.follower_pids)
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(report)
                 return
@@ -201,6 +211,13 @@ class EngineLink:
         self._ready.set_exception(_start_error(refusal))
 
 
+def _cause(refusal: EngineRefused) -> DeathCause:
+    """Return what an engine died of by its last word."""
+    if refusal.kind == engine_errors.RankLost.__name__:
+        return DeathCause.RANK
+    return DeathCause.MEMORY if _lacks_memory(refusal) else DeathCause.ERROR
+
+
 def _lacks_memory(refusal: EngineRefused) -> bool:
     """Tell an engine that found no memory, by what torch, CUDA and Python call that."""
     return (
@@ -212,8 +229,9 @@ def _lacks_memory(refusal: EngineRefused) -> bool:
 def _start_error(refusal: EngineRefused) -> Exception:
     """Return the error that the engine process raised on purpose, else EngineStartFailed."""
     kind = getattr(engine_errors, refusal.kind, None)
-    if not isinstance(kind, type) or not issubclass(kind, engine_errors.EngineError):
-        return EngineStartFailed(refusal.kind, refusal.message)
-    if issubclass(kind, engine_errors.RequestRejected):
-        return SettingsInvalid(refusal.message)
-    return kind(refusal.message)
+    if isinstance(kind, type) and kind is not engine_errors.RankLost:
+        if issubclass(kind, engine_errors.RequestRejected):
+            return SettingsInvalid(refusal.message)
+        if issubclass(kind, engine_errors.EngineError):
+            return kind(refusal.message)
+    return EngineStartFailed(refusal.kind, refusal.message)

@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 from array import array
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from tokenbus.engine.errors import EngineError, RequestRejected, SequenceTooLong
 from tokenbus.engine.types import travelling
@@ -54,9 +54,10 @@ from tokenbus.worker.process.child import (
 from tokenbus.worker.process.frames import FrameReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from tokenbus.engine.types import EngineLimits, EngineStats, Request, StepOutput
+    from tokenbus.engine.types import Request
+    from tokenbus.worker.engine.engine_like import EngineLike
     from tokenbus.worker.engine.step_log import StepLog
 
 # A tenth of the shortest lease, so that an idle engine is never taken for a hung one.
@@ -64,49 +65,6 @@ BEAT_INTERVAL_S = 0.5
 
 # While every request left waits for its grammar to compile.
 STALL_POLL_S = 0.005
-
-
-class EngineLike(Protocol):
-    """What the process needs of an engine."""
-
-    @property
-    def limits(self) -> EngineLimits:
-        """Sizes in tokens and pages."""
-        ...
-
-    @property
-    def has_work(self) -> bool:
-        """True while any request is unfinished."""
-        ...
-
-    def add(self, request: Request) -> None:
-        """Queue a request."""
-        ...
-
-    @property
-    def is_stalled(self) -> bool:
-        """True while everything left waits for something outside the steps."""
-        ...
-
-    def abort(self, request_id: int, choice: int | None = None) -> None:
-        """End a request, or one choice of it."""
-        ...
-
-    def step(self) -> StepOutput:
-        """Run one step."""
-        ...
-
-    def stats(self) -> EngineStats:
-        """Count pages, requests and tokens."""
-        ...
-
-    def learn_answer(self, name: int, group: str, token_ids: Sequence[int], /) -> None:
-        """Let drafts for a group come from an answer."""
-        ...
-
-    def drop_answers(self, names: Sequence[int], /) -> None:
-        """Let no more drafts come from the answers of these names."""
-        ...
 
 
 class EngineLoop:
@@ -201,6 +159,7 @@ class EngineLoop:
         now = time.monotonic()
         if now - self._beat_at >= BEAT_INTERVAL_S / 2:
             self._beat_at = now
+            self._engine.check_ranks()
             self._send(Beat(paused, self._engine.stats()))
             if self._step_log is not None:
                 self._step_log.flush()
@@ -255,7 +214,8 @@ def serve(sock: socket.socket) -> int:
         engine, folder = build(start, PhaseTeller(sock))
         stats = engine.stats()
         num_pages = stats.free_pages + stats.evictable_pages
-        sock.sendall(REPORTS.encode(EngineReady(engine.limits, num_pages, folder)))
+        ready = EngineReady(engine.limits, num_pages, folder, engine.follower_pids)
+        sock.sendall(REPORTS.encode(ready))
         gc.freeze_startup_objects()
         step_log = _open_step_log(start.step_log)
         EngineLoop(

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 
 # Between two looks for a hang; a death is told at once.
 _LOOK_INTERVAL_S = 0.5
+# A process that a signal has stopped for so long is not meant to go on.
+_STOPPED_S = 3.0
 # An engine that ran this long was healthy: its death begins a new row.
 _HEALTHY_S = 60.0
 # The pause doubles with every engine of a row: after the sixth it is as long as it gets, so that a
 # device that comes back is used again within half a minute.
-_FIRST_PAUSE_S, _MAX_PAUSE_S = 0.5, 30.0
+_FIRST_PAUSE_S, _MAX_PAUSE_S, _MAX_DOUBLINGS = 0.5, 30.0, 6
 
 
 class EngineEvents(Protocol):
@@ -118,11 +120,13 @@ class EngineSupervisor:
         """Wait as long as the row asks for and start an engine; None where none came up."""
         await asyncio.sleep(_pause_s(num_in_a_row))
         try:
-            return await self.start()
+            ready = await self.start()
         except (WorkerError, EngineError, OSError) as error:
             failed = EngineDied(str(error), DeathCause.START)
             self._note("engine.start_failed", failed, num_in_a_row + 1)
             return None
+        self._metrics.engine_restarts += 1
+        return ready
 
     def _note(self, event: str, died: EngineDied, num_in_a_row: int) -> None:
         """Say what an engine died of where people and metrics look, and when the next comes."""
@@ -140,14 +144,19 @@ class EngineSupervisor:
         )
 
     async def _watch(self, link: EngineLink) -> EngineDied:
-        """Wait until the engine process ended or hangs."""
+        """Wait until the engine process ended, hangs or was stopped."""
+        stopped_at: float | None = None
         while True:
             try:
                 async with asyncio.timeout(_LOOK_INTERVAL_S):
                     return await link.wait_died()
             except TimeoutError:
+                now = time.monotonic()
                 if self._engine.is_hung:
                     return EngineDied(f"no step for {link.stalled_s():.0f} s", DeathCause.HANG)
+                stopped_at = (stopped_at or now) if link.is_stopped else None
+                if stopped_at is not None and now - stopped_at > _STOPPED_S:
+                    return EngineDied(f"stopped for {now - stopped_at:.0f} s", DeathCause.HANG)
 
     def _take(self, report: Report) -> None:
         """Pass a report on; before `run` the engine has no job and only beats."""
@@ -159,4 +168,5 @@ class EngineSupervisor:
 
 def _pause_s(num_in_a_row: int) -> float:
     """Return the pause before the next engine, in seconds."""
-    return min(_FIRST_PAUSE_S * 2.0 ** (num_in_a_row - 1), _MAX_PAUSE_S) if num_in_a_row else 0.0
+    doublings = min(num_in_a_row - 1, _MAX_DOUBLINGS)
+    return min(_FIRST_PAUSE_S * 2.0**doublings, _MAX_PAUSE_S) if num_in_a_row else 0.0

@@ -41,7 +41,7 @@ class Corpus:
 
     def __init__(self, member: PoolMember, engine: CurrentEngine) -> None:
         settings = member.settings
-        self._is_on = settings.speculation == "auto" and settings.engine == "paged"
+        self._is_on = settings.drafts_tokens
         self._session = member.session
         self._calls = member.scripts.corpus
         self._ttl_ms = int(settings.result_ttl_s * 1000)

@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from tokenbus.worker.process.env import compute_env
@@ -67,6 +68,16 @@ def kill(child: asyncio.subprocess.Process | subprocess.Popen[bytes]) -> None:
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a signal has stopped a process, which then runs no thread; false in doubt."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return False
+    # The state follows the name, which may hold anything.
+    return told.rpartition(")")[2].split()[:1] == ["T"]
 
 
 def ignore_signals() -> None:

@@ -123,6 +123,8 @@ def _engine(scrape: Scrape, member: PoolMember, engine: CurrentEngine) -> None:
     scrape.one(told.ENGINE_ENDS_IN_A_ROW, outage.num_in_a_row if outage else 0)
     ends = member.metrics.engine_ends
     scrape.many(told.ENGINE_ENDS, {(cause.value,): ends[cause] for cause in DeathCause})
+    scrape.one(told.ENGINE_RANKS, engine.num_ranks)
+    scrape.one(told.ENGINE_RESTARTS, member.metrics.engine_restarts)
 
 
 def _tokens(scrape: Scrape, member: PoolMember, engine: CurrentEngine, total_pages: int) -> None:

@@ -103,6 +103,7 @@ class _Fp8BlockPart(QuantisedPart):
     ) -> None:
         super().__init__(name, num_outputs, shape)
         self._form = form
+        self.refuse_cut(outputs=form.block_outputs, inputs=form.block_inputs)
         rows = -(-num_outputs // form.block_outputs)
         columns = -(-shape.num_inputs // form.block_inputs)
         self._size = (rows, columns)
@@ -147,6 +148,7 @@ class _Int8Part(QuantisedPart):
         super().__init__(name, num_outputs, shape)
         self._form = form
         self._group = form.group_inputs or shape.num_inputs
+        self.refuse_cut(inputs=form.group_inputs or 1)
         if form.group_inputs is None:
             sizes = whole_scale_shapes(num_outputs)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,8 @@ class _PackedPart(QuantisedPart):
         self._bits = bits
         self._group = group_inputs or shape.num_inputs
         self._num_groups = -(-shape.num_inputs // self._group)
+        per_word = 32 // bits
+        self.refuse_cut(outputs=per_word, inputs=lcm(per_word, group_inputs or 1))
 
     def random(self, values: Tensor) -> LinearWeight:
         """Round the values, all by one scale, around the middle of the steps."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from tokenbus.engine.errors import ModelBroken
+from tokenbus.engine.errors import ModelBroken, ModelUnsupported
 from tokenbus.engine.models.linear_weight import PlainWeight
+from tokenbus.engine.weights.readers import Cut
 from tokenbus.engine.weights.slots import FLOATS, KeptSlot, MemorySlot, Shape, refuse_infinite
 
 if TYPE_CHECKING:
@@ -42,7 +43,22 @@ class QuantisedPart(ABC):
         self.num_outputs, self.num_inputs = num_outputs, shape.num_inputs
         self.dtype, self.device = shape.dtype, shape.device
         self.slots: dict[str, Slot] = {}
+        self._cut = shape.cut
         self._drawn: LinearWeight | None = None
+
+    def refuse_cut(self, *, outputs: int = 1, inputs: int = 1) -> None:
+        """Refuse a rank's part that is no whole number of groups of so many outputs or inputs.
+
+        Raises: ModelUnsupported.
+        """
+        count, group = self.num_outputs, outputs
+        if self._cut is Cut.INPUTS:
+            count, group = self.num_inputs, inputs
+        if self._cut is not Cut.NONE and count % group:
+            raise ModelUnsupported(
+                f"{self.name} cannot be cut for ranks: a part of {count} {self._cut.value} is not"
+                f" made of groups of {group}"
+            )
 
     @abstractmethod
     def weight(self) -> LinearWeight:

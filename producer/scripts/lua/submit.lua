@@ -7,6 +7,7 @@
 --@use raw: raw_place
 --@use drain_rate: drain_rate drain_opens
 --@use waiting: add_entry
+--@use later: add_later
 -- Accept a job, or say why not. No allow-oom: this is the script to refuse when memory is full.
 local cost = prompt + n * output
 local inbox, raw = raw_place(entry)
@@ -111,6 +112,7 @@ end
 local state, stream, at = 'delayed', '', ''
 if delay_ms > 0 then
   redis.call('ZADD', K.due, now + delay_ms, 'n:' .. job)
+  add_later(now + delay_ms, cost, now)
 else
   state = 'waiting'
   stream, at = add_entry(job, tenant, priority, false,

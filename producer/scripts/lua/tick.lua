@@ -2,6 +2,7 @@
 --@args limit:number stale_ms:number
 --@use base: now_ms
 --@use waiting: stop_waiting wait_in
+--@use later: forget_later
 --@use ending: to_ending ending_of
 --@use adopt: adopt_due adopt_endings
 --@use stamps: stamped
@@ -24,8 +25,9 @@ end
 
 adopt_due()
 adopt_endings(now - stale_ms)
-local due = redis.call('ZRANGEBYSCORE', K.due, '-inf', now, 'LIMIT', 0, limit)
-for _, member in ipairs(due) do
+local due = redis.call('ZRANGEBYSCORE', K.due, '-inf', now, 'WITHSCORES', 'LIMIT', 0, limit)
+for i = 1, #due, 2 do
+  local member, due_ms = due[i], due[i + 1]
   local kind, job = string.sub(member, 1, 1), string.sub(member, 3)
   local record = redis.call('HMGET', K.job .. job, 'state', 'epoch', 'owner', 'tenant', 'priority',
     'stamps')
@@ -34,6 +36,7 @@ for _, member in ipairs(due) do
     expire(job, record)
   elseif record[1] == 'delayed' then
     wait_in(job, record[4], record[5], false)
+    forget_later(due_ms)
     redis.call('HSET', K.job .. job, 'stamps', stamped(record[6], nil, 'r', now))
   end
 end
@@ -47,4 +50,4 @@ for _, job in ipairs(lying) do
     redis.call('ZREM', K.ending, job)
   end
 end
-return { endings, (#due == limit or #lying == limit) and 1 or 0 }
+return { endings, (#due == 2 * limit or #lying == limit) and 1 or 0 }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tokenbus.engine.engine import Engine
+    from tokenbus.engine.execution.pending_step import PendingStep
     from tokenbus.engine.scheduling.sequence import Sequence
 
 Run = Callable[..., dict[tuple[int, int], Any]]
@@ -123,20 +124,18 @@ def test_sequence_whose_work_raises_ends_alone(
 def broken_logits(engine: Engine, value: float, *, whole: bool, from_step: int) -> None:
     """Let the model's logits of the bad sequence hold `value`, in one place or in all."""
     runner = engine._runner
-    draw = runner._draw
+    sample = runner._sample
     steps = 0
 
-    def spoiled(hidden: Tensor, seqs: list[Sequence], masks: Any) -> Any:
+    def spoiled(logits: Tensor, pending: PendingStep, masks: Any) -> None:
         nonlocal steps
         steps += 1
-        logits = runner.model.logits(hidden)
-        for idx, seq in enumerate(seqs):
+        for idx, seq in enumerate(pending.seqs):
             if is_bad(seq) and steps > from_step:
                 logits[idx, slice(None) if whole else 7] = value
-        runner._logits = lambda *_, **__: logits  # type: ignore[method-assign]
-        return draw(hidden, seqs, masks)
+        sample(logits, pending, masks)
 
-    runner._draw = spoiled  # type: ignore[method-assign]
+    runner._sample = spoiled  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8], ids=["greedy", "sampled"])

@@ -64,7 +64,7 @@ def test_rows_at_one_place_of_a_grammar_share_a_mask(
     row_list = [7, 1, 4, 3, 8, 2]
     free = torch.full_like(first, -1)
     expected = torch.stack([masks.get(row, free) for row in row_list])
-    assert torch.equal(runner._bitmask(row_list, masks), expected)
+    assert torch.equal(runner._bitmask([masks.get(row) for row in row_list]), expected)
     assert sizes == [(3, 2), (6,)]
-    assert torch.equal(runner._bitmask([4, 3], masks), torch.stack([second, first]))
-    assert runner._bitmask(row_list, {}) is None
+    assert torch.equal(runner._bitmask([masks[4], masks[3]]), torch.stack([second, first]))
+    assert runner._bitmask([None] * len(row_list)) is None

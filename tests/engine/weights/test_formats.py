@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ from tokenbus.engine.models.linear_weight import (
 )
 from tokenbus.engine.models.ops import TORCH_PRODUCTS, TorchOps
 from tokenbus.engine.models.product import ProductTable, TorchProduct
+from tokenbus.engine.parallel.collective import Alone
+from tokenbus.engine.parallel.group import RankGroup
 from tokenbus.engine.weights.loader import load_model
 
 if TYPE_CHECKING:
@@ -324,6 +326,66 @@ def test_random_weights_are_of_the_kinds_of_the_config(
 def model() -> Any:
     """Return a tiny Llama with an even vocabulary."""
     return draw_model(LlamaConfig(**tiny_sizes(vocab_size=200, num_hidden_layers=3)))
+
+
+# Formats whose groups end where no part of two ranks does, and what refuses them.
+_UNCUT = {
+    "ct-fp8-block": "is not made of groups of 40",
+    "fp8-block": "is not made of groups of 128",
+    "fp8-block-cut-off": "is not made of groups of 24",
+    "ct-w4a16-ordered": "orders the inputs by groups",
+    "gptq-ordered": "orders the inputs by groups",
+    "gptq-8-ordered-head": "orders the inputs by groups",
+}
+
+
+# One with a scale per output, one packed along outputs, one that is refused.
+_CUT_SOON = ("ct-fp8-dynamic", "awq", "fp8-block")
+
+
+@dataclass(slots=True)
+class _Place(Alone):
+    """A place among ranks that compute nothing together."""
+
+    rank: int
+    size: int
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in _CUT_SOON else pytest.param(name, marks=pytest.mark.slow)
+        for name in _FORMATS
+    ],
+)
+def test_ranks_read_their_parts_number_by_number(name: str, tmp_path: Path) -> None:
+    """Each of two ranks has its outputs or inputs of every matrix, or is refused by its name."""
+    stored, kind = _FORMATS[name]
+    sizes = tiny_sizes(vocab_size=200, num_hidden_layers=3, hidden_size=128, intermediate_size=128)
+    numbers = save_as(draw_model(LlamaConfig(**sizes)), tmp_path, stored)
+    for rank in (0, 1):
+        group = RankGroup()
+        group.collective = _Place(rank, 2)
+        backend = replace(stepwise_backend(), group=group)
+        if name in _UNCUT:
+            with pytest.raises(ModelUnsupported, match=f"_proj.*{_UNCUT[name]}"):
+                load_model(tmp_path, backend, dtype="float32")
+            continue
+        loaded: Any = load_model(tmp_path, backend, dtype="float32").model
+        for idx, layer in enumerate(loaded.tensors.layers):
+            prefix = f"model.layers.{idx}"
+            outputs = [numbers[f"{prefix}.self_attn.{part}.weight"] for part in _FUSED["qkv"]]
+            expected = torch.cat([values.chunk(2)[rank] for values in outputs])
+            assert layer.qkv.weight.dequantised().equal(expected)
+            outputs = [numbers[f"{prefix}.mlp.{part}.weight"] for part in _FUSED["gate_up"]]
+            expected = torch.cat([values.chunk(2)[rank] for values in outputs])
+            assert layer.mlp.gate_up.weight.dequantised().equal(expected)
+            for linear, last in ((layer.o, "self_attn.o_proj"), (layer.mlp.down, "mlp.down_proj")):
+                inputs = numbers[f"{prefix}.{last}.weight"].chunk(2, 1)
+                assert linear.weight.dequantised().equal(inputs[rank])
+        head = loaded.tensors.lm_head.weight.dequantised()
+        assert head.equal(numbers["lm_head.weight"].chunk(2)[rank])
+        assert kind in {type(linear.weight) for linear in loaded.tensors.linears()}
 
 
 @pytest.mark.parametrize("name", _FORMATS)

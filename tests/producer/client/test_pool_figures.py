@@ -10,7 +10,7 @@ from workers.staged_pool import StagedPool
 from workers.stubs import StubWorker, a_job, raw, submit
 
 from tokenbus.producer.client.pool_figures import read_figures
-from tokenbus.producer.client.pool_status import MAX_TENANTS
+from tokenbus.producer.client.pool_status import MAX_TENANTS, read_status
 from tokenbus.producer.client.worker_status import LatencyFigures, PageFigures, WorkerPhase
 
 if TYPE_CHECKING:
@@ -72,6 +72,39 @@ async def test_rate_is_that_of_the_workers_there_are(scripts: Scripts) -> None:
         figures = await read_figures(scripts.redis, scripts.keys)
         assert figures.seconds_of_backlog == pytest.approx(seconds), number
     assert figures.drain_tokens_per_s == pytest.approx(200)
+
+
+async def test_delayed_jobs_are_backlog_from_the_minute_on_in_which_they_are_due(
+    scripts: Scripts,
+) -> None:
+    """Before it they wait, and nobody is called for them; one that is cancelled leaves nothing."""
+
+    async def seconds() -> float:
+        return (await read_figures(scripts.redis, scripts.keys, assumed_tokens_per_s=48)
+            ).seconds_of_backlog  # fmt: skip
+
+    later = scripts.keys.of("later")
+    await submit(scripts, a_job("now"), *(a_job(f"d{n}", not_before_ms=120_000) for n in range(2)))
+    assert await seconds() == 1
+    assert await raw(scripts).pttl(later) > 120_000
+    await scripts.queue.cancel("d0")
+    counts = await raw(scripts).hgetall(later)
+    assert {field.split(b":")[0]: int(count) for field, count in counts.items()} == {
+        b"tokens": 48,
+        b"jobs": 1,
+    }
+    assert await seconds() == 1
+    # As if it were later: the minute has come, then a worker has released the job.
+    now_ms = (await read_status(scripts.redis, scripts.keys)).at_ms
+    await raw(scripts).delete(later)
+    minute = now_ms // 60_000
+    await raw(scripts).hset(later, mapping={f"tokens:{minute}": 48, f"jobs:{minute}": 1})
+    assert await seconds() == 2
+    due = scripts.keys.of("due")
+    await raw(scripts).zadd(due, {"n:d1": now_ms})
+    await scripts.queue.tick()
+    assert await raw(scripts).hgetall(later) == {}
+    assert await seconds() == 2
 
 
 async def test_workers_tell_their_phase_and_their_pages(scripts: Scripts) -> None:

@@ -13,6 +13,8 @@ from patience import PATIENCE_S
 from tokenbus.producer.errors import ChildFailed
 from tokenbus.producer.serving import child_supervisor, served_child
 from tokenbus.producer.serving.child_supervisor import ChildSupervisor
+from tokenbus.producer.serving.served_child import ChildCommand
+from tokenbus.producer.serving.told_lines import LineTeller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,14 +51,30 @@ class Listener:
 
 
 def _supervisor(tell: Listener, **roles: tuple[str, ...]) -> ChildSupervisor:
+    """Make one of stand-ins; their parts are their names up to a line below."""
     paths = os.pathsep.join(filter(None, (SUPPORT, os.environ.get("PYTHONPATH"))))
-    return ChildSupervisor(roles, os.environ | {"PYTHONPATH": paths}, tell)
+    commands = {name: ChildCommand(words, name.split("_")[0]) for name, words in roles.items()}
+    return ChildSupervisor(commands, os.environ | {"PYTHONPATH": paths}, LineTeller(tell))
 
 
 def _run(supervisor: ChildSupervisor) -> threading.Thread:
     thread = threading.Thread(target=supervisor.run, daemon=True)
     thread.start()
     supervisor.wait_ready()
+    return thread
+
+
+def _started(supervisor: ChildSupervisor, errors: list[ChildFailed]) -> threading.Thread:
+    """Run in a thread that notes how the run fails."""
+
+    def run() -> None:
+        try:
+            supervisor.run()
+        except ChildFailed as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     return thread
 
 
@@ -124,3 +142,48 @@ def test_second_stop_is_urgent() -> None:
     assert not thread.is_alive()
     assert tell.lines.count("worker: was asked") == 2
     assert tell.lines.count("gateway: was asked") == 1
+
+
+def test_children_of_one_part_are_asked_together(tmp_path: Path) -> None:
+    """Workers drain at the same time; the gateway is asked once the last of them has ended."""
+    tell = Listener()
+    first, second = (("pair", str(tmp_path / name), str(tmp_path / other)) for name, other in
+        (("a", "b"), ("b", "a")))  # fmt: skip
+    supervisor = _supervisor(tell, worker_0=first, worker_1=second, gateway=("steady",))
+    thread = _run(supervisor)
+    supervisor.request_stop()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    asked = [line for line in tell.lines if "asked" in line]
+    assert sorted(asked[:2]) == ["worker_0: was asked", "worker_1: was asked"]
+    assert asked[2:] == ["gateway: was asked"]
+
+
+def test_child_beside_others_is_tried_again_as_long_as_they_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that cannot be kept running ends nobody, until no other of its part can either."""
+    monkeypatch.setattr(child_supervisor, "MAX_FAILURES", 2)
+    tell = Listener()
+    failing = ("failing", str(tmp_path / "mark"))
+    supervisor = _supervisor(tell, worker_0=failing, worker_1=("held", str(tmp_path / "go")))
+    errors: list[ChildFailed] = []
+    thread = _started(supervisor, errors)
+    tell.wait_for(lambda lines: sum("starts again" in line for line in lines) > 4)
+    assert not errors
+    (tmp_path / "go").touch()
+    thread.join(PATIENCE_S)
+    assert str(errors[0]) == "worker_1 ended with code 1"
+
+
+def test_child_that_does_not_end_in_order_is_told() -> None:
+    """A drain that ends in an error, or is cut short, is no orderly end of the whole."""
+    tell = Listener()
+    supervisor = _supervisor(tell, worker=("sour",), gateway=("steady",))
+    errors: list[ChildFailed] = []
+    thread = _started(supervisor, errors)
+    supervisor.wait_ready()
+    supervisor.request_stop()
+    thread.join(PATIENCE_S)
+    assert str(errors[0]) == "worker ended with code 1: out of luck"
+    assert tell.lines[-1] == "gateway: was asked"

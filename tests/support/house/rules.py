@@ -54,7 +54,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("kernels",),
     ),
     "engine": (
-        ("engine/bench",),
+        ("engine/bench", "engine/parallel (faces)"),
         ("engine (faces)",),
         ("engine/offline",),
         ("engine/execution", "engine/null", "engine/weights (faces)"),
@@ -64,6 +64,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("engine/models/native",),
         ("engine/models/experts",),
         ("engine/models",),
+        ("engine/parallel",),
         ("engine/attention",),
         ("engine/scheduling", "engine/speculation", "engine/text"),
         ("engine/text/templates",),
@@ -121,7 +122,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("worker/bench/load",),
         ("worker/bench", "worker/control"),
         ("worker (faces)",),
-        ("worker/pool", "worker/telemetry"),
+        ("worker/pool", "worker/replicas", "worker/telemetry"),
         ("worker/jobs",),
         ("worker/publishing",),
         ("worker/publishing/text",),
@@ -159,6 +160,7 @@ FACES = {
             "triton_products",
         }
     ),
+    "engine/parallel": frozenset({"follower"}),
     "engine/weights": frozenset({"loader"}),
     "producer": frozenset({"__init__"}),
     "producer/gateway": frozenset({"app", "command"}),

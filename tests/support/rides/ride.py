@@ -157,6 +157,11 @@ class Ride:
         [job_id] = self.wanted.keys() - before
         await self._until(lambda: self.seen[job_id] >= NUM_BEGUN)
 
+    def went_on(self, epochs: dict[str, int]) -> bool:
+        """Tell whether readers have seen of each job a token of a later epoch, or its end."""
+        stories = [(self._stories[job_id], epoch) for job_id, epoch in epochs.items()]
+        return all(story.finish or max(story.epochs, default=0) > at for story, at in stories)
+
     async def until_seen(self, num_tokens: int, num_jobs: int = 1) -> None:
         """Wait until that many readers have seen that many tokens."""
         await self._until(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -93,18 +94,30 @@ class ForkedWorker:
         [child] = self._children("engine.process")
         return child
 
+    def rank_pids(self) -> list[int]:
+        """Return the process ids of all ranks of its engine, rank 0 first; none without one."""
+        leaders = self._children("engine.process")
+        followers = [pid for leader in leaders for pid in _children(leader, "parallel.follower")]
+        return [*leaders, *sorted(followers)]
+
     def publisher_pids(self) -> list[int]:
         """Return the process ids of its publishers."""
         return self._children("publisher_process")
 
     def _children(self, module: str) -> list[int]:
-        listed = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        names = {
-            int(pid): Path(f"/proc/{pid}/cmdline").read_bytes()
-            + Path(f"/proc/{pid}/comm").read_bytes()
-            for pid in listed
-        }
-        return [pid for pid, name in names.items() if module.encode() in name]
+        return _children(self.pid, module)
+
+
+def _children(parent: int, module: str) -> list[int]:
+    """Return the children of a process that run a module; those that end meanwhile are none."""
+    found = []
+    with contextlib.suppress(OSError):
+        for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            with contextlib.suppress(OSError):
+                told = [Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "comm")]
+                if module.encode() in b"".join(told):
+                    found.append(int(pid))
+    return found
 
 
 @asynccontextmanager

@@ -41,6 +41,7 @@ def an_engine() -> tuple[CurrentEngine, list[Command]]:
     sent: list[Command] = []
     link: Any = Mock(is_alive=True, send=sent.append)
     link.stalled_s.return_value = 0.0
+    link.ready.follower_pids = ()
     engine = CurrentEngine(stall_s=60.0)
     engine.replace(link)
     return engine, sent

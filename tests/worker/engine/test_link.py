@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
 from patience import PATIENCE_S, until_within
+from workers.linked_engine import Engine
 
 from tokenbus.engine.config import EngineConfig
 from tokenbus.engine.errors import ModelNotFound
@@ -36,52 +36,9 @@ from tokenbus.worker.process.frames import FrameReader
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from tokenbus.worker.messages.engine import Report
-
-    Starter = Callable[..., Awaitable["Engine"]]
+    Starter = Callable[..., Awaitable[Engine]]
 
 pytestmark = pytest.mark.processes
-
-
-class Engine:
-    """A started link and everything it reported."""
-
-    def __init__(self, start: StartEngine) -> None:
-        self.reports: list[Report] = []
-        self._arrived = asyncio.Event()
-        self.link = EngineLink(start, self._take)
-
-    def _take(self, report: Report) -> None:
-        self.reports.append(report)
-        self._arrived.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the reports fulfil a condition."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not condition():
-                self._arrived.clear()
-                await self._arrived.wait()
-
-    def tokens(self, request_id: int) -> list[int]:
-        """Return the tokens delivered for a request so far."""
-        tokens: list[int] = []
-        for report in self.reports:
-            if not isinstance(report, StepRecord):
-                continue
-            left = iter(report.token_ids)
-            for owner, count in zip(report.request_ids, report.counts, strict=True):
-                ids = list(islice(left, count))
-                tokens += ids if owner == request_id else []
-        return tokens
-
-    def ended(self, request_id: int) -> FinishReason | None:
-        """Return why a request ended, None while it runs."""
-        for report in self.reports:
-            if isinstance(report, StepRecord):
-                for row, reason, _, _ in report.ends:
-                    if report.request_ids[row] == request_id:
-                        return reason
-        return None
 
 
 @pytest.fixture

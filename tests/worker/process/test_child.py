@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 
-from tokenbus.worker.process.child import kill
+import pytest
+
+from tokenbus.worker.process.child import is_stopped, kill
 
 
 def test_kill_leaves_the_status_of_a_child_that_has_ended_to_who_waits() -> None:
@@ -24,3 +26,16 @@ def test_kill_ends_a_child_at_once() -> None:
     child = subprocess.Popen([sys.executable, "-S", "-E", "-c", "import time; time.sleep(3600)"])
     kill(child)
     assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of it")
+def test_stopped_child_is_told_from_one_that_sleeps() -> None:
+    """A signal has stopped it; one that waits, or is gone, is not stopped."""
+    child = subprocess.Popen([sys.executable, "-S", "-E", "-c", "import time; time.sleep(3600)"])
+    assert not is_stopped(child.pid)
+    child.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOWAIT)
+    assert is_stopped(child.pid)
+    child.kill()
+    child.wait()
+    assert not is_stopped(child.pid)

@@ -1,6 +1,7 @@
 --@offers add_load add_entry wait_in load_job drop_entries drop_entry stop_waiting
 --@use base: ring is_woken wake
 --@use fairness: enter_backlog leave_backlog
+--@use later: forget_later
 -- Jobs that wait: their entry in a lane or front list, and the load they add to the queue's bounds.
 -- `queued` of a record is what its job adds; empty once it adds nothing.
 local function add_load(tenant, priority, tokens, jobs)
@@ -71,6 +72,10 @@ local function unload(job, tenant, priority)
   if queued and queued ~= '' then
     redis.call('HSET', K.job .. job, 'queued', '')
     add_load(tenant, priority, -queued, -1)
+    local due = redis.call('ZSCORE', K.due, 'n:' .. job)
+    if due then
+      forget_later(due, queued)
+    end
   end
 end
 

@@ -1,0 +1,165 @@
+"""Collectives: what the ranks of a group compute together, behind one small interface.
+
+Every rank calls the same collectives in the same order. Sums have one order whatever the number of
+rows, and all ranks hold the same bits of them, so that all of them would draw the same tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from tokenbus.engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from tokenbus.engine.parallel.board import RankBoard
+
+# The watch of rank 0 tells a rank that hangs within seconds; this is for what it cannot see.
+_TIMEOUT = timedelta(minutes=30)
+# Ranks are on one host.
+LOOPBACK = "127.0.0.1"
+
+
+class Collective(ABC):
+    """A rank's side of its group.
+
+    Attributes:
+        rank: of this process, 0 is the one with scheduler and sampler; size: ranks of the group.
+    """
+
+    rank: int
+    size: int
+
+    @abstractmethod
+    def all_reduce(self, part: Tensor) -> Tensor:
+        """Return the sum of all ranks' parts, any shape, the dtype of `part`, which may be it."""
+
+    @abstractmethod
+    def all_gather(self, part: Tensor) -> Tensor:
+        """part: [M, n] of each rank -> [M, size * n], in the order of the ranks."""
+
+    @abstractmethod
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Return the values of rank 0, which other ranks give room of their shape for."""
+
+    def smallest(self, value: int, device: torch.device) -> int:
+        """Return the least of all ranks' numbers."""
+        own = torch.tensor([[value]], dtype=torch.int64, device=device)
+        return int(self.all_gather(own).min())
+
+
+class Alone(Collective):
+    """The group of one rank: everything is there already."""
+
+    rank, size = 0, 1
+
+    def all_reduce(self, part: Tensor) -> Tensor:
+        """Return the part."""
+        return part
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        """Return the part."""
+        return part
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Return the values."""
+        return values
+
+
+class ProcessGroup(Collective):
+    """A group over torch.distributed, without the process-wide default group of that.
+
+    What torch raises becomes what `cause` makes of it, on rank 0 the loss of the rank behind it.
+    """
+
+    def __init__(
+        self, group: Any, board: RankBoard, cause: Callable[[Exception], Exception]
+    ) -> None:
+        self.rank, self.size = board.rank, board.size
+        self._group, self._board, self._cause = group, board, cause
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        """part: [M, n] of each rank -> [M, size * n], in the order of the ranks."""
+        return torch.cat(self._gathered(part), -1)
+
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Return the values of rank 0, which other ranks give room of their shape for."""
+        values = values.contiguous()
+        with self._together():
+            self._group.broadcast(values, 0).wait()
+        return values
+
+    def _gathered(self, part: Tensor) -> list[Tensor]:
+        part = part.contiguous()
+        parts = [torch.empty_like(part) for _ in range(self.size)]
+        with self._together():
+            self._group.allgather([parts], [part]).wait()
+        return parts
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        self._board.enter()
+        try:
+            yield
+        except RuntimeError as error:
+            raise self._cause(error) from error
+        finally:
+            self._board.leave()
+
+
+class GlooGroup(ProcessGroup):
+    """Ranks on a CPU; Gloo's own sums depend on the number of rows, so parts are added here."""
+
+    def all_reduce(self, part: Tensor) -> Tensor:
+        """Return the sum of all ranks' parts, added in float32 in the order of the ranks."""
+        first, *others = self._gathered(part)
+        total = first.float()
+        for other in others:
+            total = total + other
+        return total.to(part.dtype)
+
+
+class NcclGroup(ProcessGroup):
+    """A GPU per rank; each element is summed once and handed to all, so that all hold its bits."""
+
+    def all_reduce(self, part: Tensor) -> Tensor:
+        """Return the sum of all ranks' parts, in place."""
+        part = part.contiguous()
+        with self._together():
+            self._group.allreduce([part]).wait()
+        return part
+
+
+def join(
+    device: torch.device, folder: str, board: RankBoard, cause: Callable[[Exception], Exception]
+) -> Collective:
+    """Join the group that meets in `folder`; returns once all ranks have.
+
+    Raises: EngineError where torch has no collectives for the device.
+    """
+    if not dist.is_available():
+        raise EngineError("this torch was built without torch.distributed, which ranks need")
+    # torch types these in part, and not their options.
+    torch_dist: Any = dist
+    store = torch_dist.FileStore(f"{folder}/store", board.size)
+    if device.type == "cuda":
+        if not dist.is_nccl_available():
+            raise EngineError("this torch was built without NCCL, which ranks on GPUs need")
+        options = torch_dist.ProcessGroupNCCL.Options()
+        options._timeout = _TIMEOUT
+        nccl = torch_dist.ProcessGroupNCCL(store, board.rank, board.size, options)
+        return NcclGroup(nccl, board, cause)
+    options = torch_dist.ProcessGroupGloo._Options()
+    options._timeout = _TIMEOUT
+    options._devices = [torch_dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
+    gloo = torch_dist.ProcessGroupGloo(store, board.rank, board.size, options)
+    return GlooGroup(gloo, board, cause)

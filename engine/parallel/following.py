@@ -1,0 +1,89 @@
+"""A follower's side of its group: it joins, and launches the steps that rank 0 tells it of."""
+
+from __future__ import annotations
+
+import time
+from threading import Thread
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import torch
+
+from tokenbus.engine.child_process import receive_message, send_message
+from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.parallel.board import RankBoard
+from tokenbus.engine.parallel.collective import join
+from tokenbus.engine.parallel.followed_sampling import FollowedSampling
+from tokenbus.engine.parallel.group import RankGroup
+from tokenbus.engine.parallel.orders import PROBE, Followed
+from tokenbus.engine.parallel.topology import device_of_rank, settle
+from tokenbus.engine.parallel.watch import BEAT_S
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from tokenbus.engine.scheduling.plan import StepPlan
+
+# On a GPU the next order comes while the last one is computed; on a CPU spinning takes a core from
+# a rank that computes.
+_SPIN_S = {"cuda": 5e-3, "cpu": 0.0}
+# Of no row and no width: that there are masks decides how a step is launched.
+_NO_MASKS = {-1: torch.empty(0)}
+
+
+class Launcher(Protocol):
+    """What a follower asks of its runner."""
+
+    def launch(self, plan: StepPlan, masks: Mapping[int, Tensor] | None = None) -> object:
+        """Launch a step."""
+        ...
+
+    def model_is_sound(self) -> bool:
+        """Compute what the question takes."""
+        ...
+
+
+class FollowingGroup(RankGroup):
+    """The group as a follower has it."""
+
+    def __init__(self, memory: int, sock: socket.socket) -> None:
+        """Hear from rank 0 what is to be run; `meet` joins."""
+        rank, self._folder, seed, told = receive_message(sock)
+        self.config = EngineConfig(**told)
+        self._sock = sock
+        self._board = RankBoard(memory, rank, self.config.tensor_parallel)
+        self.device = device_of_rank(self.config, rank)
+        self.sampling = FollowedSampling()
+        # Random weights that all ranks hold are drawn alike.
+        torch.manual_seed(seed)
+
+    def meet(self) -> None:
+        """Join the other ranks."""
+        settle(self.device)
+        Thread(target=self._beat, name="beat", daemon=True).start()
+        send_message(self._sock, ["here"])
+        self.collective = join(self.device, self._folder, self._board, lambda error: error)
+
+    def loaded(self) -> None:
+        """Tell that this rank has its weights."""
+        send_message(self._sock, ["loaded"])
+
+    def follow(self, runner: Launcher) -> NoReturn:
+        """Launch what rank 0 tells. Raises: ConnectionError once rank 0 has hung up."""
+        followed = Followed()
+        spin_s = _SPIN_S[self.device.type]
+        while True:
+            order = self._board.receive(self._sock, spin_s)
+            if order == PROBE:
+                runner.model_is_sound()
+                continue
+            step = followed.step(order)
+            self.sampling.told = step.sampling
+            runner.launch(step.plan, _NO_MASKS if step.is_masked else None)
+
+    def _beat(self) -> None:
+        while True:
+            self._board.beat()
+            time.sleep(BEAT_S)
