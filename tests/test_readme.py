@@ -53,6 +53,10 @@ NOT_RUN = {
     "tokenbus bench gateway": "takes minutes; tests/worker/bench/test_gateway_bench.py runs it",
     "TOKENBUS_PUBLISHERS=4 tokenbus bench": "is for 16 cores",
     "TOKENBUS_PUBLISHERS=1 tokenbus bench": "is for 16 cores",
+    "tokenbus worker --model MODEL --replicas": "needs several GPUs; tests/integration/test_replicas.py"
+    " starts some",
+    "tokenbus worker --model /models/qwen3-32b --tensor-parallel": "needs two GPUs;"
+    " tests/engine/parallel/ has ranks on a CPU",
     "tokenbus bench pool --model smollm2-135m --trace": "needs a trace that is not ours to give",
 }
 PYTHON = code_blocks("python")
