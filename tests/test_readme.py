@@ -43,6 +43,8 @@ NOT_RUN = {
     " which tests/deploy/test_newcomer.py types all",
     "tokenbus dead list --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus worker --model smollm2-135m --redis redis://127.0.0.1:6390/0": "as the line before",
+    "tokenbus worker --model MODEL --replicas": "tests/integration/test_replicas.py runs replicas",
+    "tokenbus worker --model /models/qwen3-32b": "needs two GPUs",
     "tokenbus keys create": "tests/producer/gateway/test_keys.py makes, lists and revokes keys",
     "pip install .": "installs into an environment; tests/test_packaging.py installs the wheel",
     "docker compose": "needs containers; tests/deploy/test_compose.py runs what is in them",
@@ -67,6 +69,7 @@ PYTHON_ELSEWHERE = {
     "docs/control.md": "tests/worker/control/test_webhooks.py runs the check, and"
     " tests/test_examples.py a backend on arq",
     "docs/gateway.md": "tests/clients drives OpenAI's client",
+    "docs/tensor-parallel.md": "needs two GPUs; tests/engine/parallel runs ranks on a CPU",
 }
 INSTALLED = "".join((ROOT / page).read_text() for page in ("README.md", "docs/getting-started.md"))
 TARGETS = sorted(set(re.findall(r"\bmake ([a-z-]+)\b", README)))
