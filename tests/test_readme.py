@@ -32,8 +32,9 @@ COMMANDS = sorted({line for block in BLOCKS for line in block.lines if "tokenbus
 NOT_RUN = {
     "make demo": "sets up an environment of 1 GB; tests/worker/demo/test_demo.py drives the demo",
     'pip install "tokenbus[gateway]"': "installs; tests/producer/gateway/ runs the command",
-    "TOKENBUS_NULL_TOKENS_PER_S=20": "tests/deploy/test_newcomer.py types all of docs/incidents.md",
-    "tokenbus worker --engine null --redis redis://127.0.0.1:6390/0": "as the line before",
+    "tokenbus worker --engine null --redis redis://127.0.0.1:6390/0": (
+        "tests/deploy/test_newcomer.py types all of docs/incidents.md"
+    ),
     "tokenbus dead list --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus keys create": "tests/producer/gateway/test_keys.py makes, lists and revokes keys",
     "pip install .": "installs into an environment; tests/test_packaging.py installs the wheel",
