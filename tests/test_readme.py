@@ -39,12 +39,13 @@ RUN = (QUICK_START, LATER, WORKER, CONTROLS, BENCH, SERVE)
 NOT_RUN = {
     'pip install "tokenbus[gateway]"': "installs; tests/producer/gateway/ runs the command",
     'pip install ".[worker,gateway]"': "installs; tests/test_packaging.py installs the wheel",
-    "tokenbus worker --engine null --redis redis://127.0.0.1:6390/0": "is of docs/incidents.md, of"
-    " which tests/deploy/test_newcomer.py types all",
+    "tokenbus worker --engine null --redis redis://127.0.0.1:6390/0": (
+        "tests/deploy/test_newcomer.py types all of docs/incidents.md"
+    ),
     "tokenbus dead list --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus worker --model smollm2-135m --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus worker --model MODEL --replicas": "tests/integration/test_replicas.py runs replicas",
-    "tokenbus worker --model /models/qwen3-32b": "needs two GPUs",
+    "tokenbus worker --model /models/qwen3-32b": "needs two GPUs; tests/engine/parallel/ has ranks on a CPU",
     "tokenbus keys create": "tests/producer/gateway/test_keys.py makes, lists and revokes keys",
     "pip install .": "installs into an environment; tests/test_packaging.py installs the wheel",
     "docker compose": "needs containers; tests/deploy/test_compose.py runs what is in them",
@@ -55,10 +56,6 @@ NOT_RUN = {
     "tokenbus bench gateway": "takes minutes; tests/worker/bench/test_gateway_bench.py runs it",
     "TOKENBUS_PUBLISHERS=4 tokenbus bench": "is for 16 cores",
     "TOKENBUS_PUBLISHERS=1 tokenbus bench": "is for 16 cores",
-    "tokenbus worker --model MODEL --replicas": "needs several GPUs; tests/integration/test_replicas.py"
-    " starts some",
-    "tokenbus worker --model /models/qwen3-32b --tensor-parallel": "needs two GPUs;"
-    " tests/engine/parallel/ has ranks on a CPU",
     "tokenbus bench pool --model smollm2-135m --trace": "needs a trace that is not ours to give",
 }
 PYTHON = code_blocks("python")
