@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +10,8 @@ from tokenbus.producer.errors import RequestInvalid
 
 DEFAULT_TENANT = "default"
 _MARK = "@"
+# A share of a tenant, as a gateway names it: two hexadecimal digits behind the tenant.
+_SHARE = re.compile(r"(.+)/[0-9a-f]{2}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,17 @@ class JobAddress:
     def parse(cls, text: str) -> JobAddress:
         """Split an address."""
         return _parsed(text)
+
+
+def share_name(tenant: str, share: str) -> str:
+    """Return the tenant of the queue that a share of a tenant is; without a share, the tenant."""
+    return f"{tenant}/{share}" if share else tenant
+
+
+def whole_tenant(tenant: str) -> str:
+    """Return the tenant whose share one of the queue is; what is none is whole."""
+    found = _SHARE.fullmatch(tenant)
+    return tenant if found is None else found[1]
 
 
 def check_name(field: str, text: object) -> None:

@@ -111,6 +111,7 @@ async def resumed_stream(
 ) -> Response | None:
     """Return the rest of the stream that the header Last-Event-ID names; None where it names none.
 
+    What was asked for is never asked for anew.
     Raises: ApiError 404 for a stream that is not the caller's or not kept, 400 for a cursor that is
         none of it.
     """
@@ -118,7 +119,10 @@ async def resumed_stream(
     job_id, colon, cursor = given.rpartition(":")
     if not colon:
         return None
-    return await stream_of(gateway, caller, job_id, cursor, kind)
+    resumed = await stream_of(gateway, caller, job_id, cursor, kind)
+    if resumed is None:
+        raise not_found("stream", job_id)
+    return resumed
 
 
 async def stream_of(

@@ -138,6 +138,7 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
             grace_s=settings.gateway_grace_s,
             keepalive_s=settings.gateway_keepalive_s,
             drain_s=settings.gateway_drain_s,
+            form_ttl_s=client_settings.result_ttl_s,
         )
         looking = asyncio.create_task(streams.run())
         try:

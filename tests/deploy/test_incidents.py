@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
-import subprocess
 import time
-import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +15,7 @@ import yaml
 from house.shell import Newcomer
 from patience import PATIENCE_S
 from redis import Redis
+from scaling.prometheus import Prometheus, prometheus
 from servers.server_groups import free_port
 
 from tokenbus.producer import Client
@@ -26,6 +23,7 @@ from tokenbus.producer.contract.keys import Keys
 from tokenbus.producer.server.embedded import start_private
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
     from tokenbus.producer.server.embedded import EmbeddedServer
@@ -48,24 +46,18 @@ class Watched:
     server: EmbeddedServer
     shell: Newcomer
     workers: list[subprocess.Popen[str]]
-    port: int
-
-    def ask(self, path: str, **query: str) -> Any:
-        """Ask Prometheus; return its data."""
-        url = f"http://127.0.0.1:{self.port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
-            return json.load(answer)["data"]
+    prometheus: Prometheus
 
     def firing(self) -> set[str]:
         """Return the alerts that fire."""
-        alerts = self.ask("alerts")["alerts"]
+        alerts = self.prometheus.ask("alerts")["alerts"]
         return {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait for an event; fails after far more than it takes."""
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
-            assert time.monotonic() < deadline, self.ask("alerts")
+            assert time.monotonic() < deadline, self.prometheus.ask("alerts")
             time.sleep(0.2)
 
 
@@ -82,44 +74,26 @@ def _rules(folder: Path) -> Path:
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Watched]:
     """Start the pool and what watches it."""
-    prometheus = shutil.which("prometheus")
-    if prometheus is None:
-        pytest.skip("there is no prometheus that could watch")
     server = start_private()
     ports = [free_port() for _ in range(3)]
     variables = {"TOKENBUS_REDIS_URL": server.url, "TOKENBUS_NULL_TOKENS_PER_S": "20"}
-    config = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(_rules(tmp_path))],
-        "scrape_configs": [
-            {"job_name": "pool", "static_configs": [{"targets": [f"127.0.0.1:{p}" for p in ports]}]}
-        ],
-    }
-    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
-    own = free_port()
-    with Newcomer(tmp_path / "home", variables=variables) as shell:
+    with (
+        prometheus(tmp_path, ports, rules=_rules(tmp_path)) as watcher,
+        Newcomer(tmp_path / "home", variables=variables) as shell,
+    ):
         shell.type(f"tokenbus control --metrics-port {ports[2]}")
         workers = []
         for port in ports[:2]:
             # Two jobs at a time: what comes more waits.
             shell.type(f"tokenbus worker --engine null --max-num-seqs 2 --metrics-port {port}")
             workers.append(shell.last)
-        command = [prometheus, f"--config.file={tmp_path / 'prometheus.yml'}"]
-        command += [
-            f"--storage.tsdb.path={tmp_path / 'data'}",
-            f"--web.listen-address=127.0.0.1:{own}",
-        ]
-        with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stderr=log) as watcher:
-            try:
-                yield Watched(server, shell, workers, own)
-            finally:
-                watcher.kill()
+        yield Watched(server, shell, workers, watcher)
     server.close()
 
 
 def _answers(watched: Watched, query: str) -> bool:
     try:
-        return bool(watched.ask("query", query=query)["result"])
+        return bool(watched.prometheus.ask("query", query=query)["result"])
     except OSError:
         return False
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from tokenbus.producer.contract.address import DEFAULT_TENANT
+from tokenbus.producer.contract.address import DEFAULT_TENANT, share_name
 from tokenbus.producer.contract.bounds import DEFAULT_PRIORITY
 from tokenbus.producer.gateway.access.api_keys import NO_LIMITS, KeyLimits
 
@@ -72,7 +72,7 @@ class Caller:
     @property
     def job_tenant(self) -> str:
         """Return the tenant as the queue knows it."""
-        return f"{self.tenant}/{self.share}" if self.share else self.tenant
+        return share_name(self.tenant, self.share)
 
     def cache_fields(self, cache_key: str | None) -> dict[str, Any]:
         """Return whose cached prompts a job shares: the key's, or those of a part of it."""

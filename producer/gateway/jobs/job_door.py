@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.answers import SERVER_ERRORS
-from tokenbus.producer.contract.address import DEFAULT_TENANT
+from tokenbus.producer.contract.address import DEFAULT_TENANT, share_name
 from tokenbus.producer.contract.schema import JobRequest
 from tokenbus.producer.errors import ProducerError
 from tokenbus.producer.gateway.jobs.stream_form import job_id_of
@@ -163,7 +163,7 @@ def tenant_of(caller: Caller, name: JobName) -> str:
     """Return the tenant, as the queue knows it, of a job that is the caller's."""
     if caller.key_id is None:
         return name.tenant or DEFAULT_TENANT
-    return f"{caller.tenant}/{name.share}" if name.share else caller.tenant
+    return share_name(caller.tenant, name.share)
 
 
 def _idempotency(caller: Caller, key: str | None) -> str | None:

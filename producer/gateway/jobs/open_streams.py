@@ -103,6 +103,7 @@ class OpenStreams:
         grace_s: float,
         keepalive_s: float,
         drain_s: float,
+        form_ttl_s: float,
     ) -> None:
         self.metrics = metrics
         # Untyped: redis-py states some of its types wrongly.
@@ -111,6 +112,7 @@ class OpenStreams:
         self._grace_s = grace_s
         self._keepalive_s = keepalive_s
         self._drain_s = drain_s
+        self._form_ttl_ms = int(form_ttl_s * 1000)
         self._open: set[OpenStream] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_at = float("-inf")
@@ -249,9 +251,12 @@ class OpenStreams:
             part = due[first : first + _NUM_TOGETHER]
             async with self._redis.pipeline(transaction=False) as pipe:
                 for stream in part:
-                    key = deployment_keys.readers(stream.jobs[0].job_id)
+                    job_id = stream.jobs[0].job_id
+                    key = deployment_keys.readers(job_id)
                     pipe.zadd(key, {stream.name: until_ms})
                     pipe.pexpire(key, int(_READER_TTL_S * 1000))
+                    # A job may wait or stream for longer than what is said of it is kept.
+                    pipe.pexpire(deployment_keys.stream_form(job_id), self._form_ttl_ms)
                 await pipe.execute()
             for stream in part:
                 stream.renewed_at = now

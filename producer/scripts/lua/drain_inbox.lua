@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 --@args worker count:number lease_ms max_bytes:number nonce
 --@use base: now_ms failure
---@use letters: dead_letter
+--@use letters: dead_letter MAX_LETTER_BYTES
 --@use ending: tombstone
 --@use raw: raw_name
 -- Read the oldest raw entries. One worker drains at a time: the others would validate the same. A
@@ -33,10 +33,12 @@ local function take(stream, id, fields)
   local finish = failure('invalid_request', 'job',
     'the request has ' .. #body .. ' bytes, the most is ' .. max_bytes)
   redis.call('XDEL', stream, id)
-  -- The field in any spelling, or letters that JSON escapes, which may spell it.
-  local is_secret = string.find(string.lower(body), 'cache.?secret')
-    or string.find(body, '\\u00[4-7]')
-  dead_letter(job, '', finish, is_secret and '(left out: it holds a secret)' or body, now)
+  -- The field in any spelling, or letters that JSON escapes, which may spell it. Of a body of any
+  -- size no more is looked at than a letter keeps: meanwhile the server answers nobody.
+  local kept = string.sub(body, 1, MAX_LETTER_BYTES)
+  local is_secret = string.find(string.lower(kept), 'cache.?secret')
+    or string.find(kept, '\\u00[4-7]')
+  dead_letter(job, '', finish, is_secret and '(left out: it holds a secret)' or kept, now)
   out[#out + 1] = { name, '', reply, tombstone(job, finish, now) }
 end
 

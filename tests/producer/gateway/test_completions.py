@@ -6,10 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from workers import stubs
 from workers.null_workers import expected_text, until
 from yarl import URL
 
 from tokenbus.producer.client.async_client import AsyncClient
+from tokenbus.producer.contract import deployment_keys
+from tokenbus.producer.gateway.jobs import open_streams
 from tokenbus.producer.gateway.pools.served_models import ServedModels
 
 if TYPE_CHECKING:
@@ -185,6 +188,35 @@ async def test_cursor_of_a_new_answer_is_of_something_else(null_door: Door) -> N
         for _ in range(2)
     ]
     assert len(again[0].data_frames) == len(again[1].data_frames) + 2
+
+
+async def test_stream_that_is_not_kept_is_not_begun_anew(null_door: Door) -> None:
+    """Who goes on after a frame wants the rest, and pays for no second answer."""
+    assert null_door.gateway is not None
+    body = {"prompt": "hi", "max_tokens": 4, "stream": True}
+    told = await null_door.post(PATH, body)
+    last = {"Last_Event_ID": str(told.frames[1].id)}
+    await null_door.gateway.redis.delete(deployment_keys.stream_form(told.job_id))
+    again = await null_door.post(PATH, body, **last)
+    assert (again.status, again.error["code"]) == (404, "not_found")
+
+
+async def test_form_is_kept_while_its_stream_is_read(
+    null_door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that waits or streams for longer than a result is kept is resumed all the same."""
+    assert null_door.gateway is not None
+    redis: Any = null_door.gateway.redis
+    monkeypatch.setattr(open_streams, "_READER_RENEW_S", 0.0)
+    body = {"prompt": "hi", "max_tokens": 4, "stream": True, "not_before_s": 3000}
+    async with null_door.open("POST", PATH, body) as response:
+        form = deployment_keys.stream_form(response.headers["X-Tokenbus-Job-Id"])
+        await redis.pexpire(form, 60_000)
+
+        async def is_renewed() -> bool:
+            return int(await redis.pttl(form)) > 60_000
+
+        await stubs.until(is_renewed)
 
 
 async def test_ticket_and_trace_come_along_on_every_route(

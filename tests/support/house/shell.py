@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -133,7 +134,9 @@ class Newcomer:
 
     def __exit__(self, *_: object) -> None:
         for service in self._services:
-            service.kill()
+            # With all that a line has started.
+            with suppress(ProcessLookupError):
+                os.killpg(service.pid, signal.SIGKILL)
             service.wait()
 
     @property
@@ -163,7 +166,7 @@ class Newcomer:
         process = subprocess.Popen(
             ["/bin/sh", "-c", f"exec env {line}"],
             cwd=self.home, env=self.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         self._services.append(process)
         assert process.stdout

@@ -145,6 +145,17 @@ async def test_receiver_that_fails_and_hangs_is_told_once(scripts: Scripts) -> N
     assert message["choices"] == [{"index": 0, "text": "001 002 ", "reason": "stop"}]
 
 
+async def test_job_of_a_user_is_told_in_the_name_of_its_tenant(scripts: Scripts) -> None:
+    """A share of a tenant has no keys of its own; a tenant whose name looks like one may have."""
+    own = {"acme": KEY, "team/ab": OTHER_KEY}
+    async with receiver() as shop, delivering(scripts, webhook_keys=own):
+        for tenant, told in (("acme/1f", "acme"), ("team/ab", "team/ab")):
+            await ended(scripts, "a", shop.url(), tenant=tenant)
+            assert (await settled(scripts, f"a@{tenant}")).state is WebhookState.DELIVERED
+            assert shop.calls[-1].headers["tokenbus-tenant"] == told
+            assert shop.calls[-1].message["tenant"] == told
+
+
 async def test_signature_is_what_the_docs_check(scripts: Scripts) -> None:
     """The check in the docs accepts the call, and no other body, id, key or hour."""
     [check] = re.findall(r"```python\n(import base64.*?)```", DOCS.read_text(), re.DOTALL)

@@ -121,6 +121,7 @@ def test_page_sizes_are_those_of_the_backends() -> None:
     assert defaults == [CPU_PAGE_TOKENS, GPU_PAGE_TOKENS]
 
 
+@pytest.mark.processes
 def test_pages_on_a_cpu_are_those_that_an_engine_gets(tmp_path: Path) -> None:
     """What is computed of a folder is what an engine allocates that opens it."""
     TinyModel(tmp_path)

@@ -14,11 +14,12 @@ import asyncio
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tokenbus.producer.answers import SERVER_ERRORS, answer_of
-from tokenbus.producer.contract.address import JobAddress
+from tokenbus.producer.contract.address import JobAddress, whole_tenant
 from tokenbus.producer.contract.result import JobResult
 from tokenbus.producer.errors import JobDropped
 from tokenbus.producer.scripts.control import WebhookOutcome, WebhookState, WebhookTry
@@ -90,11 +91,17 @@ class Webhooks:
 
     async def _claim(self, room: int) -> list[ClaimedWebhook]:
         try:
-            return await self._scripts.control.claim_webhooks(room, int(self._lease_s * 1000))
+            claimed = await self._scripts.control.claim_webhooks(room, int(self._lease_s * 1000))
         except SERVER_ERRORS as error:
             self._log.warning("webhook.claim_failed", reason=answer_of(error).told)
             await asyncio.sleep(_OUTAGE_PAUSE_S)
             return []
+        return [self._of_tenant(hook) for hook in claimed]
+
+    def _of_tenant(self, hook: ClaimedWebhook) -> ClaimedWebhook:
+        """Return a hook in the name of the tenant that has the keys; a share's is not its own."""
+        has_keys = hook.tenant in self._keys
+        return hook if has_keys else replace(hook, tenant=whole_tenant(hook.tenant))
 
     async def _deliver(self, hook: ClaimedWebhook, claimed_at: float) -> None:
         """Try one hook; what cannot be recorded is tried again when the lease is over."""

@@ -1,9 +1,9 @@
---@offers dead_letter
+--@offers dead_letter MAX_LETTER_BYTES
 -- Dead letters are for people: the newest, bounded in number and in bytes; bodies are cut at 64 kB.
 -- `letters` holds how many bytes they may have (`limit`) and, exactly, how many letters and bytes
 -- there are. Where the stream's length is another, somebody else has added or deleted letters, or
 -- a release that did not count: then they are counted anew.
-local MAX_LETTERS, LIMIT_BYTES, MAX_BODY_BYTES, PAGE = 10000, 33554432, 65536, 16
+local MAX_LETTERS, LIMIT_BYTES, MAX_LETTER_BYTES, PAGE = 10000, 33554432, 65536, 16
 
 local function size_of(fields)
   local size = 0
@@ -34,7 +34,7 @@ end
 
 local function dead_letter(job, tenant, finish, body, at, named)
   local fields = { 'job', job, 'tenant', tenant, 'finish', finish, 'body',
-    string.sub(body, 1, MAX_BODY_BYTES), 'at', string.format('%.0f', at) }
+    string.sub(body, 1, MAX_LETTER_BYTES), 'at', string.format('%.0f', at) }
   if named and named ~= '' then
     fields[#fields + 1], fields[#fields + 2] = 'named', named
   end
