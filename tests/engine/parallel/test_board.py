@@ -113,13 +113,13 @@ def test_ranks_that_all_wait_are_lost(
 
 
 def test_rank_that_has_left_a_collective_out_is_lost(
-    boards: list[Board],
+    boards: list[RankBoard],
     bells: list[tuple[socket.socket, socket.socket]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rank 0 waits in it, and the others for an order: beats alone do not make up for that."""
     monkeypatch.setattr(watch, "SILENT_S", 0.3)
-    found = Watch(boards[0], [], [ours for ours, _ in bells])
+    found = RankWatch(boards[0], [], [ours for ours, _ in bells])
     boards[1].enter()
 
     def follow() -> None:
