@@ -2,7 +2,8 @@
 
 Drafts are random, so nearly every one is wrong from its first token on: a turn brings one token of
 each sequence, as a plain one does, and the texts grow alike. Turns of all sizes are taken in turn.
-Rows are those of one sequence: its last token and the tokens of its draft.
+Rows are those of one sequence: its last token and the tokens of its draft. On a busy CPU the
+processor's time of one thread says more than the clock: `--threads 1 --processor-time`.
 
     python -P benchmarks/verify_cost.py --model smollm2-135m --rows 4 8 16 --batch 1 8
     python -P benchmarks/verify_cost.py --model DIR --random-weights --context 4000
@@ -23,7 +24,7 @@ from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.speculation.planner import DraftPlanner
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tokenbus.engine.engine import Engine
     from tokenbus.engine.speculation.drafter import DraftView
@@ -54,8 +55,8 @@ class RandomDrafts(DraftPlanner):
 class Turns:
     """Sequences of one length in an engine that drafts for them."""
 
-    def __init__(self, engine: Engine, drafts: RandomDrafts) -> None:
-        self._engine, self._drafts = engine, drafts
+    def __init__(self, engine: Engine, drafts: RandomDrafts, clock: Callable[[], float]) -> None:
+        self._engine, self._drafts, self._clock = engine, drafts, clock
 
     def begin(self, num_seqs: int, context: int, max_tokens: int) -> None:
         """Add sequences with prompts of random ids, and compute these."""
@@ -81,9 +82,9 @@ class Turns:
             self._turn(num_seqs)
         times = []
         for _ in range(count):
-            started_at = time.perf_counter()
+            started_at = self._clock()
             self._turn(num_seqs)
-            times.append((time.perf_counter() - started_at) * 1e3)
+            times.append((self._clock() - started_at) * 1e3)
         return times
 
     def _turn(self, num_seqs: int) -> None:
@@ -105,6 +106,8 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     sizes = [1, *args.rows]
@@ -115,13 +118,15 @@ def main() -> None:
             random_weights=args.random_weights,
             dtype=args.dtype,
             device=args.device,
+            num_threads=args.threads,
             max_num_seqs=max(args.batch),
             max_model_len=args.context + max_tokens,
         )
     )
     drafts = RandomDrafts(engine.limits.vocab_size)
     engine._drafting = Drafting(drafts, engine._constrained)
-    turns = Turns(engine, drafts)
+    clock = time.process_time if args.processor_time else time.perf_counter
+    turns = Turns(engine, drafts, clock)
     for num_seqs in args.batch:
         turns.begin(num_seqs, args.context, max_tokens)
         times: dict[int, list[float]] = {size: [] for size in sizes}

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from models.padded_runner import PaddedRunner
+from models.scripted_drafts import ScriptedSpeculation
 from models.triton_model import DEVICE, ON_GPU, TINY_SIZES, load_on_triton
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tokenbus.engine import build
 from tokenbus.engine.build import engine_for
 from tokenbus.engine.config import EngineConfig
+from tokenbus.engine.execution.drafting import Drafting
 from tokenbus.engine.execution.prompt_graphs import (
     PromptGraphs,
     replayed_tokens,
@@ -26,6 +28,7 @@ from tokenbus.engine.models.linear_weight import PlainWeight
 from tokenbus.engine.types import Request, SamplingParams
 
 if TYPE_CHECKING:
+    from tokenbus.engine.engine import Engine
     from tokenbus.engine.weights.loader import LoadedModel
 
 # The interpreter takes about 0.1 s per launch.
@@ -85,6 +88,37 @@ def test_padded_passes_change_no_token(loaded: LoadedModel, monkeypatch: Any) ->
     shapes = [shape for shape, _ in runners[0].prompts._passes]
     assert len(shapes) > 1
     assert {shape.num_rows > 0 for shape in shapes} == {True, False}
+
+
+# Passes of the interpreter take a second each.
+@pytest.mark.slow
+def test_drafts_in_padded_passes_bring_the_tokens_of_plain_steps(monkeypatch: Any) -> None:
+    """Rows of one sequence beside one that decodes, right up to the last: all in one step."""
+    shape = LlamaConfig(**(TINY_SIZES | {"num_hidden_layers": 1}))
+    torch.manual_seed(0)
+    loaded = load_on_triton(shape, LlamaForCausalLM(shape).state_dict(), max_rows=4)
+    config = EngineConfig("tiny", num_pages=80, page_size=16, max_num_seqs=4, cuda_graphs=False)
+    prompts = [tuple(range(3, 20)), (7, 9)]
+    params = SamplingParams(max_tokens=4, temperature=0.0)
+
+    def tokens_of(engine: Engine) -> list[list[int]]:
+        for idx, prompt in enumerate(prompts):
+            engine.add(Request(idx, prompt, params))
+        tokens: list[list[int]] = [[], []]
+        while engine.has_work:
+            for delta in engine.step().deltas:
+                tokens[delta.request_id].extend(delta.token_ids)
+            engine.check_integrity()
+        return tokens
+
+    expected = tokens_of(engine_for(loaded, config))
+    monkeypatch.setattr(build, "Runner", PaddedRunner)
+    engine = engine_for(loaded, config)
+    text = [*prompts[0], *expected[0][:2], 319]
+    drafts = ScriptedSpeculation([text], most=8, vocab_size=320, wrong_in=10**9)
+    engine._drafting = Drafting(drafts, engine._constrained)
+    assert tokens_of(engine) == expected
+    assert drafts.num_right == 1
 
 
 @pytest.mark.gpu
