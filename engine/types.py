@@ -234,8 +234,7 @@ class TokenDelta(NamedTuple):
 
     `logprobs` has an entry per token if they were asked for, and is empty otherwise.
     `stop_token_id` is the id that ended the choice (already the last of `token_ids`), if one did.
-    `drafts` comes with the last delta.
-    A tuple, because a step makes one for each of its rows.
+    `drafts` comes with the last delta. A tuple, because a step makes one for each of its rows.
     """
 
     request_id: int
@@ -261,8 +260,7 @@ class EngineStats(NamedTuple):
     """Counters and gauges; `*_total` only grow. A tuple, because every step makes one.
 
     `shared_pages` are held by more than one sequence. `decode_turns_total` counts the sequences of
-    all decode steps: in each a sequence got one token, and those of its draft that were right.
-    `drafts_total` is by the name of the drafter.
+    all decode steps, `drafts_total` is by drafter.
     """
 
     num_pages: int

@@ -146,11 +146,6 @@ class WorkerSettings(ServiceSettings):
         return self.engine == "paged" and self._engine_values().get("prefix_cache") is not False
 
     @property
-    def drafts_tokens(self) -> bool:
-        """Tell whether the engine drafts tokens, from answers among other things."""
-        return self.engine == "paged" and self._engine_values()["speculation"] == "auto"
-
-    @property
     def affinity_ms(self) -> int:
         """Return `affinity_wait_ms`, 0 for an engine that holds no prefixes."""
         return self.affinity_wait_ms if self.holds_prefixes else 0

@@ -46,11 +46,14 @@ class Drafting:
         return {asked[key]: draft for key, draft in drafts.items() if draft}
 
     def report(self, drawn: DrawnTokens) -> None:
-        """Tell how much of a draft was right."""
+        """Tell how much of a draft was right, unless its sequence has ended meanwhile."""
+        view = self._views.get(drawn.seq)
+        if view is None:
+            return
         num_right = len(drawn.token_ids) - 1
         count = self._counts.get(drawn.seq, DraftCount())
         self._counts[drawn.seq] = count.plus(DraftCount(len(drawn.draft), num_right))
-        self.speculation.report(self._view(drawn.seq).key, drawn.draft, num_right)
+        self.speculation.report(view.key, drawn.draft, num_right)
 
     def measured(self, plan: StepPlan, seconds: float) -> None:
         """Count the turns of a step, and tell what it took if it was for these alone."""

@@ -94,11 +94,6 @@ class PoolText:
             for name in names:
                 answers.erase(name)
 
-    @property
-    def num_bytes(self) -> int:
-        """Count the bytes of all groups."""
-        return sum(each.finder.capacity * TOKEN_BYTES for each in self._groups.values())
-
     def _with_room(self, answers: _Answers, num_tokens: int) -> _Answers:
         """Return the answers, in a larger finder where they fill theirs and more may be kept."""
         old = answers.finder

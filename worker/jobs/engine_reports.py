@@ -140,9 +140,9 @@ class EngineReports:
                 num_homeless += count
             elif count and job.phase is running:
                 num_begun += job.see_tokens(choice, count, now)
-        for row, draft_count in step.drafts:
+        for row, drafts in step.drafts:
             if (drafted := jobs[row]) is not None:
-                drafted.drafts = drafted.drafts.plus(draft_count)
+                drafted.drafts = drafted.drafts.plus(drafts)
         for row, reason, *_ in step.ends:
             self._take_end(jobs[row], reason)
         return num_homeless, num_begun

@@ -13,6 +13,7 @@ from collections import defaultdict, deque
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from tokenbus.engine.config import EngineConfig
 from tokenbus.producer.answers import answer_of
 from tokenbus.worker.logs import get_logger
 from tokenbus.worker.messages.engine import DropAnswers, LearnAnswer
@@ -41,7 +42,8 @@ class Corpus:
 
     def __init__(self, member: PoolMember, engine: CurrentEngine) -> None:
         settings = member.settings
-        self._is_on = settings.drafts_tokens
+        config = settings.engine_config()
+        self._is_on = isinstance(config, EngineConfig) and config.speculation == "auto"
         self._session = member.session
         self._calls = member.scripts.corpus
         self._ttl_ms = int(settings.result_ttl_s * 1000)
