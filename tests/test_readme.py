@@ -39,10 +39,13 @@ RUN = (QUICK_START, LATER, WORKER, CONTROLS, BENCH, SERVE)
 NOT_RUN = {
     'pip install "tokenbus[gateway]"': "installs; tests/producer/gateway/ runs the command",
     'pip install ".[worker,gateway]"': "installs; tests/test_packaging.py installs the wheel",
-    "tokenbus worker --engine null --redis redis://127.0.0.1:6390/0": "is of docs/incidents.md, of"
-    " which tests/deploy/test_newcomer.py types all",
+    "tokenbus worker --engine null --redis redis://127.0.0.1:6390/0": (
+        "tests/deploy/test_newcomer.py types all of docs/incidents.md"
+    ),
     "tokenbus dead list --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus worker --model smollm2-135m --redis redis://127.0.0.1:6390/0": "as the line before",
+    "tokenbus worker --model MODEL --replicas": "tests/integration/test_replicas.py runs replicas",
+    "tokenbus worker --model /models/qwen3-32b": "needs two GPUs; tests/engine/parallel/ has ranks on a CPU",
     "tokenbus keys create": "tests/producer/gateway/test_keys.py makes, lists and revokes keys",
     "pip install .": "installs into an environment; tests/test_packaging.py installs the wheel",
     "docker compose": "needs containers; tests/deploy/test_compose.py runs what is in them",
@@ -63,6 +66,7 @@ PYTHON_ELSEWHERE = {
     "docs/control.md": "tests/worker/control/test_webhooks.py runs the check, and"
     " tests/test_examples.py a backend on arq",
     "docs/gateway.md": "tests/clients drives OpenAI's client",
+    "docs/tensor-parallel.md": "needs two GPUs; tests/engine/parallel runs ranks on a CPU",
 }
 INSTALLED = "".join((ROOT / page).read_text() for page in ("README.md", "docs/getting-started.md"))
 TARGETS = sorted(set(re.findall(r"\bmake ([a-z-]+)\b", README)))

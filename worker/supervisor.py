@@ -268,7 +268,8 @@ class Worker:
         """Start the engine, and tell the pool meanwhile what that is at."""
         async with asyncio.TaskGroup() as tasks:
             telling = tasks.create_task(status.run())
-            tasks.create_task(asyncio.to_thread(import_library))
+            has_model = self.settings.engine != "null"
+            tasks.create_task(asyncio.to_thread(import_library, has_model=has_model))
             starting = tasks.create_task(self._engine_supervisor.start())
             starting.add_done_callback(lambda _: telling.cancel())
         return starting.result()

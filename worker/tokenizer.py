@@ -13,9 +13,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def import_library() -> None:
-    """Import what loading a tokenizer needs: seconds that can pass beside the engine's start."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
+def import_library(*, has_model: bool) -> None:
+    """Import what loading a tokenizer needs: seconds that can pass beside the engine's start.
+
+    What finds the kind of a model's tokenizer brings torch along; the null engine's needs none.
+    """
+    from transformers import PreTrainedTokenizerFast  # noqa: F401
+
+    if has_model:
+        from transformers import AutoTokenizer  # noqa: F401
 
 
 def load_tokenizer(folder: str | None, vocab_size: int) -> PreTrainedTokenizerFast:

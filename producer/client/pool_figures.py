@@ -228,7 +228,7 @@ class _Drain:
         per_s = 1000 * (num_workers or workers or 1) / busy_ms
         return cls(tokens * per_s, jobs * per_s)
 
-    def seconds_for(self, jobs: int, tokens: int) -> float:
+    def seconds_for(self, jobs: float, tokens: int) -> float:
         """Return how long what waits takes: halfway between what its jobs and its tokens say.
 
         A prompt's token takes less than a generated one, and how many are generated is a bound:

@@ -312,12 +312,12 @@ def add_size(parser: argparse.ArgumentParser, engine: Mapping[str, DeclaredOptio
     add("--head-dim", type=int, metavar="N",
         help="numbers in a head of keys or values (default: the config's)")
     add("--gpu-gib", type=float, metavar="GIB",
-        help="memory of the GPU in GiB, as nvidia-smi has it in MiB / 1024"
+        help="memory of a GPU in GiB, as nvidia-smi has it in MiB / 1024"
         " (default: none, a CPU)")
     add("--other-gib", type=float, default=1.0, metavar="GIB",
         help="GiB of the GPU that CUDA and the kernels' work space take (default: 1)")
     for name in ("memory_fraction", "kv_cache_gib", "page_size", "max_num_seqs", "dtype",
-                 "quantization", "kv_cache_dtype"):
+                 "quantization", "kv_cache_dtype", "tensor_parallel"):
         setting = engine[name]
         add(setting.option, default=setting.default, **setting.option_arguments())
     add("--prompt-tokens", type=int, default=600, metavar="TOKENS",

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # What ends after the streams were told to resume elsewhere.
 _LAST_S = 2.0
+# Longer than balancers and clients keep a connection that is idle (60 s and less): who closes it is
+# the one that would send on it, so that no request meets a connection that is just being closed.
+_IDLE_S = 75
 
 
 class GatewayServer(uvicorn.Server):
@@ -55,6 +58,7 @@ class GatewayServer(uvicorn.Server):
             server_header=False,
             # The guard of the door answers what is too large in its own words.
             h11_max_incomplete_event_size=2 * settings.gateway_max_header_bytes,
+            timeout_keep_alive=_IDLE_S,
             timeout_graceful_shutdown=math.ceil(settings.gateway_drain_s + _LAST_S),
         )
         super().__init__(config)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from patience import PATIENCE_S
 
 from tokenbus.engine.null.null_tokenizer import build_null_tokenizer
 from tokenbus.worker.errors import EngineStartFailed
@@ -13,6 +16,14 @@ from tokenbus.worker.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_NULL_ENGINES = """
+import sys
+from tokenbus.worker.tokenizer import import_library, load_tokenizer
+import_library(has_model=False)
+load_tokenizer(None, 1000)
+print("torch" in sys.modules)
+"""
 
 
 @pytest.fixture
@@ -54,3 +65,11 @@ def test_links_out_of_the_folder_are_refused(
     (folder / "tokenizer.json").symlink_to(elsewhere)
     with pytest.raises(EngineStartFailed, match=r"tokenizer\.json of .* is a link to"):
         load_tokenizer(str(folder), 512)
+
+
+@pytest.mark.processes
+def test_null_engines_tokenizer_needs_no_torch() -> None:
+    """Its import takes longer than all the rest of such a worker's start."""
+    command = [sys.executable, "-P", "-c", _NULL_ENGINES]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert run.stdout == "False\n", run.stderr

@@ -54,6 +54,7 @@ def _check(args: Namespace, machine: Machine) -> None:
             memory_fraction=machine.memory_fraction,
             kv_cache_gib=machine.kv_cache_gib,
             max_num_seqs=machine.max_num_seqs,
+            tensor_parallel=machine.tensor_parallel,
         )
     except RequestRejected as error:
         raise SettingsInvalid(str(error)) from None
@@ -66,8 +67,9 @@ def _check(args: Namespace, machine: Machine) -> None:
         raise _refused("shared_tokens", "a prompt cannot share more tokens than it has")
     if args.quantization == "int8":
         raise _refused("quantization", "int8 is for CPUs, whose weights are not sized as rounded")
-    if machine.gpu_gib is None and (args.quantization or args.kv_cache_dtype != "auto"):
-        raise _refused("gpu_gib", "is needed: rounded weights and pages are sized for a GPU")
+    is_of_gpus = args.quantization or args.kv_cache_dtype != "auto" or args.tensor_parallel > 1
+    if machine.gpu_gib is None and is_of_gpus:
+        raise _refused("gpu_gib", "is needed: numbers rounded or divided are sized for GPUs")
 
 
 def _refused(name: str, told: str) -> SettingsInvalid:

@@ -28,7 +28,7 @@ _SCALE_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What one worker has and how it is set; gpu_gib is None on a CPU.
+    """What one worker has and how it is set; gpu_gib is that of one GPU, None on a CPU.
 
     other_gib: what CUDA, kernels and their work space take of a GPU. reserve_fraction: the share of
     the pages that no pull counts on.
@@ -41,6 +41,7 @@ class Machine:
     page_size: int | None
     max_num_seqs: int
     reserve_fraction: float
+    tensor_parallel: int = 1
     dtype: str = "auto"
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
@@ -97,17 +98,22 @@ def pool_sizes(model: ModelSize, machine: Machine, load: Load) -> list[Size]:
 
 def _weights(model: ModelSize, machine: Machine) -> Size:
     if model.weight_bytes is not None:
-        return Size("weights", model.weight_bytes, "B", "as given")
+        told = f"as given{_shared(machine.tensor_parallel)}"
+        return Size("weights", model.weight_bytes / machine.tensor_parallel, "B", told)
     dtype = model.dtype if machine.dtype == "auto" else machine.dtype
-    item = DTYPE_BYTES[dtype]
+    item, ranks = DTYPE_BYTES[dtype], machine.tensor_parallel
     layer = _ROUNDED_BYTES.get(machine.quantization or "", item)
     return Size(
         "weights",
-        model.layer_parameters * layer + model.other_parameters * item,
+        model.layer_parameters * layer / ranks + model.other_parameters * item,
         "B",
-        f"{model.layer_parameters:,} of the layers x {layer:.4g} B"
+        f"{model.layer_parameters:,} of the layers x {layer:.4g} B{_shared(ranks)}"
         f" + {model.other_parameters:,} others x {item} B",
     )
+
+
+def _shared(ranks: int) -> str:
+    return "" if ranks == 1 else f" / {ranks} GPUs"
 
 
 def _page(model: ModelSize, machine: Machine) -> tuple[Size, Size]:
@@ -117,14 +123,15 @@ def _page(model: ModelSize, machine: Machine) -> tuple[Size, Size]:
     else:
         item = DTYPE_BYTES[model.dtype if machine.dtype == "auto" else machine.dtype]
         head, told = model.head_dim * item, f"{model.head_dim} x {item} B"
-    token_bytes = model.num_layers * 2 * model.num_kv_heads * head
+    num_kv_heads = math.ceil(model.num_kv_heads / machine.tensor_parallel)
+    token_bytes = model.num_layers * 2 * num_kv_heads * head
     page_tokens = _page_tokens(machine)
     return (
         Size(
             "token",
             token_bytes,
             "B",
-            f"{model.num_layers} layers x 2 (K and V) x {model.num_kv_heads} KV heads x {told}",
+            f"{model.num_layers} layers x 2 (K and V) x {num_kv_heads} KV heads x {told}",
         ),
         Size("page", token_bytes * page_tokens, "B", f"{page_tokens} tokens x {token_bytes:,} B"),
     )

@@ -260,6 +260,12 @@ async def test_bug_costs_an_answer(
     assert 'tokenbus_gateway_requests_total{route="/v1/models",status="500"} 1' in metrics
 
 
+async def test_idle_connection_outlives_those_of_balancers(null_door: Door) -> None:
+    """Who sends over it is the one to close it: a request meets no connection that goes."""
+    assert null_door.server is not None
+    assert null_door.server.config.timeout_keep_alive > 60
+
+
 async def test_client_that_hangs_up_amid_its_body_is_no_failure(
     null_door: Door, caplog: pytest.LogCaptureFixture
 ) -> None:

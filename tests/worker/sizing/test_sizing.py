@@ -158,6 +158,14 @@ def test_common_beginning_is_there_once() -> None:
     assert _sizes(model, machine, shared)["jobs at once"].value == (pages - 1) // 2
 
 
+def test_gpu_of_a_group_has_its_part() -> None:
+    """Layers and heads are divided by the ranks; with fewer heads than ranks each has one."""
+    model = ModelSize(4, 2, 64, layer_parameters=8000, other_parameters=100)
+    sizes = [_sizes(model, _machine(gpu_gib=8.0, tensor_parallel=ranks)) for ranks in (1, 2, 4)]
+    assert [each["weights"].value for each in sizes] == [16_200, 8200, 4200]
+    assert [each["token"].value for each in sizes] == [2048, 1024, 1024]
+
+
 def test_workers_do_a_burst_in_its_time_and_the_wait() -> None:
     """Speed or pages bound a worker, whichever is less; a wait spreads what a burst brings."""
     model = ModelSize(32, 8, 128, weight_bytes=GIB)
@@ -179,6 +187,7 @@ def test_workers_do_a_burst_in_its_time_and_the_wait() -> None:
         ("--rate nan --tokens-per-s 9", "--rate"),
         ("--gap-ms inf", "--gap-ms"),
         ("--quantization fp8", "--gpu-gib"),
+        ("--tensor-parallel 2", "--gpu-gib"),
         ("--quantization int8 --gpu-gib 80", "int8"),
         ("--memory-fraction 2", "memory_fraction"),
         ("/nowhere", "nowhere"),
