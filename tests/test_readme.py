@@ -45,7 +45,7 @@ NOT_RUN = {
     "tokenbus dead list --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus worker --model smollm2-135m --redis redis://127.0.0.1:6390/0": "as the line before",
     "tokenbus worker --model MODEL --replicas": "tests/integration/test_replicas.py runs replicas",
-    "tokenbus worker --model /models/qwen3-32b": "needs two GPUs; tests/engine/parallel/ has ranks on a CPU",
+    "tokenbus worker --model /models/qwen3-32b": "needs two GPUs; tests/engine/parallel/ has CPUs",
     "tokenbus keys create": "tests/producer/gateway/test_keys.py makes, lists and revokes keys",
     "pip install .": "installs into an environment; tests/test_packaging.py installs the wheel",
     "docker compose": "needs containers; tests/deploy/test_compose.py runs what is in them",

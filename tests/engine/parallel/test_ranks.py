@@ -136,7 +136,7 @@ def test_preempted_rows_are_followed(
     assert_bit_equal(logits, 2)
 
 
-@pytest.mark.parametrize("is_ahead", [False, True])
+@pytest.mark.parametrize("is_ahead", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_drafts_are_verified_on_all_ranks(
     is_ahead: bool, tmp_path: Path, logits: dict[int, list[Tensor]]
 ) -> None:
