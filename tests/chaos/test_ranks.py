@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,7 +112,7 @@ async def test_rank_is_lost(
             await ride.board(num_jobs // NUM_KILLS, NUM_TOKENS)
             held = await group.until_amid(phase)
             lost = asyncio.create_task(group.lose(rank, number))
-            await until_within(lambda held=held: ride.went_on(held), LEASE_S + 2)
+            await until_within(partial(ride.went_on, held), LEASE_S + 2)
             await lost
         await ride.arrive()
         await ride.check_nothing_left()

@@ -248,7 +248,7 @@ def test_sequence_whose_grammar_raises_ends_alone(
     engine._constrained.prepare = prepare  # type: ignore[method-assign]
     schedule = engine._scheduler.schedule
 
-    def fail_late(drafts: Any) -> Any:
+    def fail_late(drafts: Any = None) -> Any:
         # The compile ends with an error between the look at it and the plan.
         while late:
             late.pop().set_exception(RuntimeError("planted"))

@@ -112,7 +112,8 @@ def test_all_that_requests_ask_for_works_on_ranks(
             scored = zip(own.logprobs, one.logprobs, strict=True)
             assert all(abs(a.logprob - b.logprob) < 1e-3 for a, b in scored)
             for a, b in zip(own.prompt_logprobs or (), one.prompt_logprobs or (), strict=True):
-                assert (a is None and b is None) or abs(a.logprob - b.logprob) < 1e-3
+                assert (a is None) == (b is None)
+                assert a is None or b is None or abs(a.logprob - b.logprob) < 1e-3
 
 
 @pytest.mark.slow
@@ -208,7 +209,7 @@ def test_fault_of_one_sequence_leaves_ranks_in_step(
     good, bad = Request(0, (3, 4, 5), params), Request(1, (7, 99, 8), params)
     for request in (good, bad):
         built.add(request)
-    deltas = []
+    deltas: list[TokenDelta] = []
     while built.has_work:
         deltas += built.step().deltas
     built.close()
