@@ -21,7 +21,7 @@ _NULL_ENGINES = """
 import sys
 from tokenbus.worker.tokenizer import import_library, load_tokenizer
 import_library(has_model=False)
-load_tokenizer(None, 1000)
+load_tokenizer(None, 512)
 print("torch" in sys.modules)
 """
 
