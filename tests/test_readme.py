@@ -66,7 +66,6 @@ PYTHON_ELSEWHERE = {
     "docs/control.md": "tests/worker/control/test_webhooks.py runs the check, and"
     " tests/test_examples.py a backend on arq",
     "docs/gateway.md": "tests/clients drives OpenAI's client",
-    "docs/tensor-parallel.md": "needs two GPUs; tests/engine/parallel runs ranks on a CPU",
 }
 INSTALLED = "".join((ROOT / page).read_text() for page in ("README.md", "docs/getting-started.md"))
 TARGETS = sorted(set(re.findall(r"\bmake ([a-z-]+)\b", README)))
