@@ -165,6 +165,7 @@ class _OtherProducts(TritonBackend):
         return TritonOps(self.attention, {**TRITON_PRODUCTS, NegatedWeight: NegatedProduct})
 
 
+@pytest.mark.slow
 def test_a_made_up_kind_of_weight_runs_beside_the_kernels_of_a_gpu(model: Path) -> None:
     """A kind that can only multiply runs step by step, between the kernels for everything else."""
     plain = triton_backend(4)

@@ -78,6 +78,7 @@ async def picture(page: Page, name: str) -> None:
         await page.resize(1360, 900)
 
 
+@pytest.mark.slow
 async def test_incident_is_found_on_the_page(
     browser: Browser, own_server: EmbeddedServer, pool: str
 ) -> None:

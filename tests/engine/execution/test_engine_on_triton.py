@@ -117,6 +117,7 @@ def _noting(assign: Any, sizes: list[int]) -> Any:
     return noted
 
 
+@pytest.mark.slow
 def test_forced_tokens_have_their_logprobs_beside_rows_that_decode() -> None:
     """Runs that a grammar forces are scored in chunks, on a GPU in graphs and one step ahead."""
     torch.manual_seed(0)

@@ -165,13 +165,16 @@ def test_child_beside_others_is_tried_again_as_long_as_they_run(
     """A worker that cannot be kept running ends nobody, until no other of its part can either."""
     monkeypatch.setattr(child_supervisor, "MAX_FAILURES", 2)
     tell = Listener()
-    failing = ("failing", str(tmp_path / "mark"))
-    supervisor = _supervisor(tell, worker_0=failing, worker_1=("held", str(tmp_path / "go")))
+    first, second = (("held", str(tmp_path / name)) for name in ("first", "second"))
+    supervisor = _supervisor(tell, worker_0=first, worker_1=second)
     errors: list[ChildFailed] = []
     thread = _started(supervisor, errors)
+    # One that fails before all are ready ends the whole.
+    supervisor.wait_ready()
+    (tmp_path / "first").touch()
     tell.wait_for(lambda lines: sum("starts again" in line for line in lines) > 4)
     assert not errors
-    (tmp_path / "go").touch()
+    (tmp_path / "second").touch()
     thread.join(PATIENCE_S)
     assert str(errors[0]) == "worker_1 ended with code 1"
 

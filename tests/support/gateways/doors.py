@@ -168,7 +168,8 @@ def _session() -> aiohttp.ClientSession:
 @asynccontextmanager
 async def door(redis_url: str, pool: str, **settings: Any) -> AsyncIterator[Door]:
     """Run a gateway beside the test."""
-    made = GatewaySettings.load(redis_url=redis_url, pool=pool, **(_QUIET | settings))
+    quiet = _QUIET | {"gateway_auth": "auto" if settings.get("gateway_api_keys") else "off"}
+    made = GatewaySettings.load(redis_url=redis_url, pool=pool, **(quiet | settings))
     app, listening = create_app(made), asyncio.get_running_loop().create_future()
     server = GatewayServer(app, made, listening.set_result)
     serving = asyncio.create_task(server._serve())

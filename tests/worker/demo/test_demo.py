@@ -45,6 +45,7 @@ def test_every_job_finishes_and_the_figures_are_written(tiny_model: Path, tmp_pa
     assert "trying attention" in run.stdout
 
 
+@pytest.mark.slow
 def test_jobs_that_do_not_end_in_time_fail_the_demo(tiny_model: Path, tmp_path: Path) -> None:
     """The ride is bounded: past its time the demo counts what finished and ends with code 1.
 
@@ -65,6 +66,7 @@ def test_jobs_that_do_not_end_in_time_fail_the_demo(tiny_model: Path, tmp_path: 
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.slow
 def test_interrupt_ends_the_demo_and_all_its_processes(tiny_model: Path) -> None:
     """Ctrl-C in the middle of the ride leaves with code 130 and no traceback."""
     with subprocess.Popen(
