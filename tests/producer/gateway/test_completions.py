@@ -210,13 +210,15 @@ async def test_form_is_kept_while_its_stream_is_read(
     monkeypatch.setattr(open_streams, "_READER_RENEW_S", 0.0)
     body = {"prompt": "hi", "max_tokens": 4, "stream": True, "not_before_s": 3000}
     async with null_door.open("POST", PATH, body) as response:
-        form = deployment_keys.stream_form(response.headers["X-Tokenbus-Job-Id"])
+        job_id = response.headers["X-Tokenbus-Job-Id"]
+        form = deployment_keys.stream_form(job_id)
         await redis.pexpire(form, 60_000)
 
         async def is_renewed() -> bool:
             return int(await redis.pttl(form)) > 60_000
 
         await stubs.until(is_renewed)
+    assert (await null_door.post(f"/v1/jobs/{job_id}/cancel", None)).status == 200
 
 
 async def test_ticket_and_trace_come_along_on_every_route(

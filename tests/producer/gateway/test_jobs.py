@@ -58,10 +58,9 @@ async def test_job_is_listed_until_it_was_cancelled(null_door: Door) -> None:
         assert told.status == 200
     stream = await null_door.get(made["stream"])
     assert stream.frames[-1].json["finish"]["reason"] == "cancelled"
-    # Readers hear of the end before the record is done.
-    async with asyncio.timeout(PATIENCE_S):
-        while (await null_door.get("/v1/jobs")).json["data"]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    # Other pools of the server may have jobs that wait.
+    listed = (await null_door.get("/v1/jobs")).json["data"]
+    assert made["id"] not in [job["id"] for job in listed]
 
 
 @pytest.mark.asyncio(loop_scope="module")
