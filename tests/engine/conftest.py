@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from models.backends import cpu_backend
+from models.interpreter import keep_language
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tokenbus.engine.build import engine_for
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from tokenbus.engine.engine import Engine
 
+keep_language()
 VOCAB_SIZE = 320
 MAX_LEN = 1024
 
