@@ -32,7 +32,12 @@ NUM_REQUESTS = number_of("REQUESTS", 300, 20_000)
 TOGETHER = number_of("TOGETHER", 8, 32)
 # How long an answer may take; the gateway gives up what waits longer.
 LIMIT_S, GIVEN_UP_S = 5.0, 2.0
-ERROR_FIELDS = {"message": str, "type": str, "param": (str, type(None)), "code": (str, type(None))}
+ERROR_FIELDS: dict[str, Any] = {
+    "message": str,
+    "type": str,
+    "param": str | None,
+    "code": str | None,
+}
 GOOD = {"prompt": "hi", "max_tokens": 5, "seed": 1}
 
 

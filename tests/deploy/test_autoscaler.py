@@ -66,7 +66,7 @@ def test_workers_go_one_by_one_and_the_last_after_the_cooldown(scaled: ScaledObj
     """What is free for five minutes goes, a worker a minute; what runs keeps one."""
     autoscaler = Autoscaler(scaled, replicas=4)
     autoscaler.sync(0, 4, [60.0, 1.0, 1.0])
-    times = {}
+    times: dict[int, int] = {}
     for now in range(15, 900, 15):
         autoscaler.poll(now, [0.0, 0.1, 1.0])
         autoscaler.sync(now, autoscaler.replicas, [0.0, 0.1, 1.0])

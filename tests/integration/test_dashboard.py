@@ -11,7 +11,7 @@ import os
 import uuid
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
@@ -84,7 +84,7 @@ async def test_incident_is_found_on_the_page(
 ) -> None:
     """A worker that is killed is told, seen in the fleet, and read in its job's timeline."""
     url = own_server.url
-    sizes = {"lease_ttl_s": 5, "renew_interval_s": 0.5, "null_tokens_per_s": 30}
+    sizes: dict[str, Any] = {"lease_ttl_s": 5, "renew_interval_s": 0.5, "null_tokens_per_s": 30}
     sizes |= {"num_pages": 401, "max_num_seqs": 16}
     async with (
         worker_process(pool, url, **sizes) as killed,

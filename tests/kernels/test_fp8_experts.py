@@ -15,8 +15,8 @@ from tokenbus.kernels.experts.fp8_grouped import fp8_experts_down, fp8_experts_u
 from tokenbus.kernels.experts.fp8_stack import Fp8Stack
 from tokenbus.kernels.experts.lone_row import lone_row_down, lone_row_up
 from tokenbus.kernels.experts.rounded_norm import add_rms_norm_both
-from tokenbus.kernels.experts.router import route_few
-from tokenbus.kernels.experts.routing import choose, route
+from tokenbus.kernels.experts.router import FewRows, route_few
+from tokenbus.kernels.experts.routing import Routing, choose, route
 from tokenbus.kernels.experts.scores import RouterRule
 from tokenbus.kernels.experts.table import GroupTuning, RowTuning
 from tokenbus.kernels.launch import KernelInputError
@@ -84,16 +84,15 @@ def test_products_equal_their_twin(
     rule = RouterRule(experts, top_k)
     rounded = quantize_groups(x) if block else quantize_rows(x)
     if rows <= 16:
-        work = few = route_few(x, router, rule)
+        work: FewRows | Routing = route_few(x, router, rule)
         order = torch.arange(rows * top_k, device=DEVICE)
-        chosen = few.chosen
     else:
         work = listed = route(x @ router.T, rule, 16)
-        order, chosen = listed.order.long(), listed.chosen
+        order = listed.order.long()
     tuning = GroupTuning(128, 128, 2, 4, turned=turned)
     acted = fp8_experts_up(rounded, gate_up, inner, work, "silu", tuning=tuning)
     seen = exact_rows(rounded)
-    experts_of = chosen.experts.flatten().long()
+    experts_of = work.chosen.experts.flatten().long()
     gates = exact_of(gate_up).view(experts, 2 * inner, width)[experts_of]
     wide = torch.einsum("poi,pi->po", gates, seen.repeat_interleave(top_k, 0))
     expected = twins.gated_act(wide, "silu")
@@ -145,7 +144,7 @@ def test_a_broken_row_breaks_no_other(rows: int) -> None:
     logits[:, 0], logits[4, 2] = 5.0, 9.0
     if rows <= 16:
         # The choice is made by logits that rows cannot break.
-        work = route_few(
+        work: FewRows | Routing = route_few(
             logits.to(HALF), torch.eye(experts, device=DEVICE).to(HALF), RouterRule(experts, 1)
         )
     else:

@@ -105,7 +105,7 @@ async def test_receiver_of_a_webhook_is_told_of_its_span(told: Callable[[int], l
             return PostReply(503)
 
     courier: Any = Courier()
-    keys = {"acme": ("whsec_" + b64encode(b"k" * 32).decode(),)}
+    keys: dict[str, tuple[str, ...]] = {"acme": ("whsec_" + b64encode(b"k" * 32).decode(),)}
     hooks = Webhooks(Mock(), courier, keys=keys, settings=ControlSettings.load())
     hook = ClaimedWebhook(
         *("j", 1, "acme", "http://x/y", {}, "{}", 0, 2, b""), traceparent=context.traceparent

@@ -100,7 +100,7 @@ def test_draws_behind_drafts_are_those_of_one_by_one(
         plan = state.plan(range(len(asked)))
         at = torch.cat(logits)
         drawn = draw_drafted(state, at, drafted, plan, _sent, torch.cat(masks))
-        places = drawn.sampled.token_ids.split(counts)
+        places = torch.split(drawn.sampled.token_ids, counts)
         assert [p[: len(k)].tolist() for p, k in zip(places, kept, strict=True)] == kept
         assert drawn.newest.tolist() == [tokens[-1] for tokens in kept]
         _check_scores(drawn.sampled, at)

@@ -6,6 +6,7 @@ Without a GPU the kernels run in Triton's interpreter.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def by_transformers(params: SamplingParams, ids: list[int], logits: torch.Tensor
     counts = torch.bincount(output, minlength=scores.shape[1])
     scores = scores - torch.where(counts > 0, params.presence_penalty, 0.0)
     scores = scores - counts * params.frequency_penalty
-    biases = [[[token], bias] for token, bias in params.logit_bias.items()]
+    biases: Any = [[[token], bias] for token, bias in params.logit_bias.items()]
     rules = LogitsProcessorList(
         [
             SequenceBiasLogitsProcessor(biases),
@@ -51,7 +52,8 @@ def by_transformers(params: SamplingParams, ids: list[int], logits: torch.Tensor
             MinNewTokensLengthLogitsProcessor(len(PROMPT), params.min_tokens, EOS),
         ]
     )
-    return rules(seen, scores).squeeze(0)
+    seen_ids: Any = seen
+    return rules(seen_ids, scores).squeeze(0)
 
 
 # Of an interpreter large vocabularies take minutes.
@@ -133,7 +135,7 @@ def test_rows_of_one_batch_are_ruled_each_by_its_own() -> None:
         )
         mask = bits.to(torch.int32) if step % 2 else None
         drawn = []
-        for state, device in zip(states, ("cpu", DEVICE), strict=True):
+        for state, device in zip(states, (torch.device("cpu"), DEVICE), strict=True):
             row_ids = torch.arange(len(params), device=device)
             sampled = state.sample(
                 logits.to(device),

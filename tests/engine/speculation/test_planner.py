@@ -40,7 +40,7 @@ class Walk:
 
     def forced(self) -> list[int]:
         """Return what has no alternative."""
-        found = []
+        found: list[int] = []
         for allowed in self.places[self.at :]:
             if len(allowed) != 1:
                 break

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _UP = "model.layers.0.mlp.experts.3.up_proj.weight"
 # As they are published: what config.json says, how a matrix is stored, and what it becomes.
-_FP8 = {
+_FP8: dict[str, Any] = {
     "compressed-tensors": (
         {
             "quant_method": "compressed-tensors",
@@ -174,7 +174,8 @@ def test_experts_of_published_fp8_checkpoints_keep_their_numbers(form: str, tmp_
         case.tensors |= made
     case.save()
     case.tell(quantization_config=config)
-    mixture = load_model(tmp_path, stepwise_backend(), dtype="float32").model.tensors.layers[0].mlp
+    model: Any = load_model(tmp_path, stepwise_backend(), dtype="float32").model
+    mixture = model.tensors.layers[0].mlp
     assert isinstance(mixture.gate_up.weight, kind)
     assert isinstance(mixture.down.weight, kind)
     gate_ups = mixture.gate_up.weight.dequantised().view(12, 2, 32, 64)

@@ -157,7 +157,7 @@ async def test_client_that_does_not_read_is_told_by_what_waits_for_it(
     await StagedPool(scripts).add_workers(1)
     watch = PoolWatch(scripts.redis, scripts.keys)
     monkeypatch.setattr("tokenbus.producer.client.watching.pool_watch._MEMORY_S", 0.0)
-    real = scripts.redis.info
+    real: Any = scripts.redis.info
     assert "client_recent_max_output_buffer" in await real("clients")
 
     for waiting, codes in ((2**20, []), (5 * 2**20, ["slow_client"])):

@@ -186,7 +186,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Give what the last request has asked of the server, a line for each round trip."""
     made: list[str] = []
     of_request: ContextVar[bool] = ContextVar("of_request", default=False)
-    guard, execute, flush = DoorGuard.__call__, Redis.execute_command, Pipeline.execute
+    guard, flush = DoorGuard.__call__, Pipeline.execute
+    execute: Any = Redis.execute_command
 
     async def called(self: Any, scope: Any, receive: Any, send: Any) -> None:
         of_request.set(True)

@@ -229,7 +229,8 @@ class Page:
     async def cpu_ms(self) -> float:
         """Return what its main thread has worked since the page was opened, in ms."""
         metrics = (await self.call("Performance.getMetrics"))["metrics"]
-        return 1000 * next(each["value"] for each in metrics if each["name"] == "TaskDuration")
+        [worked_s] = [each["value"] for each in metrics if each["name"] == "TaskDuration"]
+        return 1000 * float(worked_s)
 
     async def spoken(self) -> list[tuple[str, str]]:
         """Return role and name of everything that a screen reader meets."""

@@ -62,7 +62,7 @@ class Rider:
 
     def is_end(self, frame: Frame) -> bool:
         """Tell whether nothing but `[DONE]` is left to come behind a frame."""
-        return frame.json["choices"] == []
+        return not frame.json["choices"]
 
     async def ride(self, next_door: Callable[[], Door]) -> None:
         """Read until the end."""

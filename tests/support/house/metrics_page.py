@@ -5,9 +5,10 @@ Run as a script it writes them.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from house.pages import with_table
 
 from tokenbus.producer.telemetry.control_table import CONTROL, POOL
 from tokenbus.producer.telemetry.gateway_table import GATEWAY
@@ -35,14 +36,7 @@ def written() -> str:
     """Return the page with its tables as the code has them."""
     text = PAGE.read_text(encoding="utf-8")
     for heading, table in TABLES.items():
-        pattern = rf"(^## {heading}\n(?:(?!^## |^\|).*\n)*)(?:^\|.*\n)*\n*"
-        text, count = re.subn(
-            pattern,
-            lambda match, table=table: f"{match[1]}{rows(table)}\n",
-            text,
-            flags=re.MULTILINE,
-        )
-        assert count == 1, f"no heading {heading}"
+        text = with_table(text, heading, rows(table))
     return text.rstrip() + "\n"
 
 

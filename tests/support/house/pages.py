@@ -1,7 +1,8 @@
-"""What the page of the architecture shows of the tree and of the rules, row by row."""
+"""Tables of pages: those that the page of the architecture shows of the tree and of the rules."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from house.modules import PACKAGES
@@ -10,6 +11,18 @@ from house.rules import FACES, FLOORS, RULES
 if TYPE_CHECKING:
     from house.modules import Tree
     from house.rules import Rule
+
+
+def with_table(text: str, heading: str, table: str) -> str:
+    """Return a page with `table` under a heading, behind what is said there."""
+
+    def filled(match: re.Match[str]) -> str:
+        return f"{match[1]}{table}\n"
+
+    pattern = rf"(^## {heading}\n(?:(?!^## |^\|).*\n)*)(?:^\|.*\n)*\n*"
+    text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
+    assert count == 1, f"no heading {heading}"
+    return text
 
 
 def room_rows(tree: Tree) -> list[str]:

@@ -50,7 +50,7 @@ def read_query(text: str) -> tuple[list[Named], frozenset[str]]:
     filled = text.replace("$__rate_interval", "1m").replace("$pool", "default")
     nodes = list(_walk(promql_parser.parse(filled)))
     named = [
-        Named(node.name, frozenset(each.name for each in node.matchers.matchers))
+        Named(str(node.name), frozenset(each.name for each in node.matchers.matchers))
         for node in nodes
         if isinstance(node, promql_parser.VectorSelector)
     ]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
+from house.pages import with_table
 from pydantic_core import PydanticUndefined
 
 from tokenbus.engine.config import engine_settings
@@ -52,9 +52,12 @@ def _below_fields(base: type) -> dict[str, str]:
         if not isinstance(node, ast.ClassDef) or node.name != base.__name__:
             continue
         for field, below in zip(node.body, node.body[1:], strict=False):
-            is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if is_text and isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                found[field.target.id] = " ".join(str(below.value.value).split())
+            match field, below:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=text)),
+                ):
+                    found[name] = " ".join(str(text).split())
     return found
 
 
@@ -139,12 +142,7 @@ def written() -> str:
     """Return the page with its tables as the code has them."""
     text, classes = PAGE.read_text(encoding="utf-8"), settings_classes()
     for heading, section in HEADINGS.items():
-        table = rows(classes[section])
-        pattern = rf"(^## {heading}\n(?:(?!^## |^\|).*\n)*)(?:^\|.*\n)*\n*"
-        text, count = re.subn(
-            pattern, lambda match, table=table: f"{match[1]}{table}\n", text, flags=re.MULTILINE
-        )
-        assert count == 1, f"no heading {heading}"
+        text = with_table(text, heading, rows(classes[section]))
     return text.rstrip() + "\n"
 
 

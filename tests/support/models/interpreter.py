@@ -1,4 +1,4 @@
-"""Triton's interpreter, which puts its words into Triton's language once instead of at every call."""
+"""Triton's interpreter, which puts its words into Triton's language once, not at every call."""
 
 from types import SimpleNamespace
 from typing import Any

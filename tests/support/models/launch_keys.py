@@ -206,6 +206,6 @@ def main(max_num_seqs: int) -> None:
 
 if __name__ == "__main__":
     vars(graph_runner)["compiling_ahead"] = nullcontext
-    torch.nn.functional.linear = _not_multiplied
+    vars(torch.nn.functional)["linear"] = _not_multiplied
     for number in sys.argv[1:]:
         main(int(number))
