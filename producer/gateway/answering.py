@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
     from tokenbus.producer.contract.result import JobResult
     from tokenbus.producer.gateway.access.caller import Caller
-    from tokenbus.producer.gateway.access.limits import Reservation
     from tokenbus.producer.gateway.gateway import Gateway
     from tokenbus.producer.gateway.jobs.open_streams import OpenStream
     from tokenbus.producer.gateway.jobs.stream_form import Kind
@@ -78,8 +77,7 @@ async def answer(
         return resumed
     who = caller.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
-    accepted = await submit_all(gateway, request, who, asked, prompts, served, names)
-    jobs = [job for job, _ in accepted]
+    jobs = await submit_all(gateway, request, who, asked, prompts, served, names)
     form = StreamForm(
         kind=kind,
         jobs=tuple(job.job_id for job in jobs),
@@ -92,18 +90,17 @@ async def answer(
         tier=asked.tier,
         names=tuple(dict(each) for each in names),
     )
-    reservations = [reservation for _, reservation in accepted]
     stream = gateway.streams.open(who, jobs)
     headers = _headers(asked.ignored, jobs)
     try:
         await keep_form(gateway.redis, form, gateway.result_ttl_s)
         if asked.is_streamed:
             after = _plain_cursor(request, jobs)
-            return await _streamed(gateway, form, jobs, stream, headers, reservations, after)
+            return await _streamed(gateway, form, jobs, stream, headers, after)
     except BaseException:
         gateway.streams.close(stream, is_left=True)
         raise
-    return await _at_once(gateway, request, form, jobs, stream, headers, reservations)
+    return await _at_once(gateway, request, form, jobs, stream, headers)
 
 
 async def resumed_stream(
@@ -145,7 +142,7 @@ async def stream_of(
         raise no_cursor()
     stream = gateway.streams.open(caller, jobs)
     try:
-        return await _streamed(gateway, form, jobs, stream, _headers((), jobs), (), after)
+        return await _streamed(gateway, form, jobs, stream, _headers((), jobs), after)
     except BaseException:
         gateway.streams.close(stream, is_left=True)
         raise
@@ -172,14 +169,14 @@ async def submit_all(
     prompts: Sequence[Mapping[str, Any]],
     served: ServedPool,
     names: Sequence[Mapping[str, str]],
-) -> list[tuple[SubmittedJob, Reservation | None]]:
+) -> list[SubmittedJob]:
     """Submit a job for each prompt: all of them, or none."""
-    accepted: list[tuple[SubmittedJob, Reservation | None]] = []
+    accepted: list[SubmittedJob] = []
     key = request.headers.get("idempotency-key") or asked.idempotency_key
     try:
         for number, prompt in enumerate(prompts):
             part = key if key is None or not number else f"{key}/{number}"
-            job, reservation = await gateway.door.submit(
+            job = await gateway.door.submit(
                 caller,
                 served,
                 {**asked.fields, **prompt, **_length(asked, prompt, served), **trace_of(request)},
@@ -188,13 +185,11 @@ async def submit_all(
                 ticket=ticket_of(request),
                 names=names[number],
             )
-            accepted.append((job, reservation))
+            accepted.append(job)
     except BaseException:
         await gateway.streams.cancel(
-            job for job, _ in accepted if job.place is not None and job.place.created
+            job for job in accepted if job.place is not None and job.place.created
         )
-        for _, reservation in accepted:
-            await gateway.door.settle(reservation, 0)
         raise
     return accepted
 
@@ -205,13 +200,12 @@ async def _streamed(
     jobs: Sequence[SubmittedJob],
     stream: OpenStream,
     headers: Mapping[str, str],
-    reservations: Sequence[Reservation | None],
     after: Sequence[int],
 ) -> Response:
     """Return the response of a stream, once it is known not to fail at once."""
     events = [PeekedEvents(job, stream.caller, gateway.keys) for job in jobs]
     if not any(after):
-        await _refuse_failures(gateway, form, events, reservations)
+        await _refuse_failures(gateway, form, jobs, events)
     vocabulary = gateway.models.vocabulary(jobs[0].client)
     frames = AnswerFrames(form, jobs, events, after, vocabulary)
     if stream.jobs_ahead:
@@ -220,9 +214,7 @@ async def _streamed(
     async def end() -> None:
         for each in events:
             await each.aclose()
-        for reservation, usage in zip(reservations, frames.usages, strict=False):
-            num_used = usage.prompt_tokens + usage.completion_tokens
-            await gateway.door.settle(reservation, num_used)
+        await gateway.door.settle(jobs)
 
     return FrameResponse(
         frames.frames(),
@@ -237,8 +229,8 @@ async def _streamed(
 async def _refuse_failures(
     gateway: Gateway,
     form: StreamForm,
+    jobs: Sequence[SubmittedJob],
     events: Sequence[PeekedEvents],
-    reservations: Sequence[Reservation | None],
 ) -> None:
     """Look at how the jobs begin. Raises: ApiError of the first that failed."""
 
@@ -259,8 +251,7 @@ async def _refuse_failures(
     if refused:
         for each in events:
             await each.aclose()
-        for reservation in reservations:
-            await gateway.door.settle(reservation, 0)
+        await gateway.door.settle(jobs)
         raise refused[0]
 
 
@@ -271,7 +262,6 @@ async def _at_once(
     jobs: Sequence[SubmittedJob],
     stream: OpenStream,
     headers: Mapping[str, str],
-    reservations: Sequence[Reservation | None],
 ) -> Response:
     """Return the whole answer when it is there."""
 
@@ -288,16 +278,13 @@ async def _at_once(
     timeout_s = gateway.settings.gateway_answer_timeout_s
     try:
         found = await attended(results(), request, stream, gateway.streams, timeout_s=timeout_s)
-    except ApiError as error:
+    except ApiError:
         if len(jobs) > 1:
             # What is left is no answer to anyone.
             await gateway.streams.cancel(jobs)
-        for reservation in reservations:
-            await gateway.door.settle_refused(reservation, error)
         raise
-    for reservation, each in zip(reservations, found, strict=True):
-        usage = each.finish.usage
-        await gateway.door.settle(reservation, usage.prompt_tokens + usage.completion_tokens)
+    finally:
+        await gateway.door.settle(jobs)
     told: dict[str, Any] = {
         "texts": await _texts(gateway, form, jobs, found),
         "wire_id": form.wire_id,

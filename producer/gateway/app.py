@@ -140,21 +140,23 @@ async def _opened(settings: GatewaySettings, metrics: GatewayMetrics) -> AsyncIt
             drain_s=settings.gateway_drain_s,
             form_ttl_s=client_settings.result_ttl_s,
         )
-        looking = asyncio.create_task(streams.run())
+        door = JobDoor(served, keys, KeyUse(redis), Shares(redis), metrics)
+        looking = [asyncio.create_task(each.run()) for each in (streams, door.use)]
         try:
             yield Gateway(
                 settings=settings,
                 redis=redis,
                 models=served,
                 keys=keys,
-                door=JobDoor(served, keys, KeyUse(redis), Shares(redis), metrics),
+                door=door,
                 streams=streams,
                 metrics=metrics,
                 result_ttl_s=client_settings.result_ttl_s,
             )
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
             await streams.shut()
             await served.close()
 
