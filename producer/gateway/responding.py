@@ -165,7 +165,7 @@ class Responding:
             background=asked.is_background,
             store=asked.is_stored,
             ancestors=tuple(ancestors),
-            request=asked.told,
+            request=asked.told | ({"service_tier": generation.tier} if generation.tier else {}),
         )
         if asked.is_stored:
             await self._responses.put(record, asked.items(response_id, _by_id(earlier)))

@@ -28,7 +28,7 @@ _READ = frozenset(
 )  # fmt: skip
 _KNOWN = (REQUEST_FIELDS | FOREIGN_FIELDS) - _OF_DOOR
 _INPUTS = frozenset({"messages", "prompt", "token_ids"})
-_TIERS = {"auto": 1, "default": 1, "priority": 0, "fast": 0, "flex": 2, "batch": 2}
+_TIERS = {"auto": 1, "default": 1, "priority": 0, "fast": 0, "flex": 2, "batch": 2, "scale": 1}
 # What a tier is called in the answer, by the priority that the job had.
 _TOLD_TIERS = {0: "priority", 1: "default", 2: "flex"}
 _STREAM_OPTIONS = frozenset({"include_usage", "continuous_usage_stats", "include_obfuscation"})
