@@ -25,6 +25,7 @@ from tokenbus.producer.gateway.jobs.stream_form import (
     parse_cursor,
 )
 from tokenbus.producer.gateway.jobs.stream_response import FrameResponse
+from tokenbus.producer.gateway.pools.prompt_tokens import check_told_prompts, told_prompts
 from tokenbus.producer.gateway.pools.vocabulary import alternatives_of
 from tokenbus.producer.gateway.request_headers import ticket_of, trace_of
 from tokenbus.producer.gateway.wire.api_error import ApiError, not_found
@@ -75,6 +76,7 @@ async def answer(
     resumed = await resumed_stream(gateway, request, caller, kind)
     if resumed is not None:
         return resumed
+    check_told_prompts(asked)
     who = caller.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
     jobs = await submit_all(gateway, request, who, asked, prompts, served, names)
@@ -100,7 +102,18 @@ async def answer(
     except BaseException:
         gateway.streams.close(stream, is_left=True)
         raise
-    return await _at_once(gateway, request, form, jobs, stream, headers)
+    found = await _results(gateway, request, form, jobs, stream)
+    told: dict[str, Any] = {
+        "texts": await _texts(gateway, jobs, found),
+        "prompts": await told_prompts(served.client, asked, prompts),
+        "wire_id": form.wire_id,
+        "created": form.created,
+        "model": form.model,
+        "tier": form.tier,
+        "with_logprobs": form.with_logprobs,
+    }
+    body = chat_answer(found[0], **told) if kind == "chat" else completion_answer(found, **told)
+    return JSONResponse(body, headers=dict(headers))
 
 
 async def resumed_stream(
@@ -255,15 +268,14 @@ async def _refuse_failures(
         raise refused[0]
 
 
-async def _at_once(
+async def _results(
     gateway: Gateway,
     request: Request,
     form: StreamForm,
     jobs: Sequence[SubmittedJob],
     stream: OpenStream,
-    headers: Mapping[str, str],
-) -> Response:
-    """Return the whole answer when it is there."""
+) -> list[JobResult]:
+    """Return the whole answers when they are there. Raises: ApiError."""
 
     async def result(number: int) -> JobResult:
         job = jobs[number]
@@ -277,7 +289,7 @@ async def _at_once(
 
     timeout_s = gateway.settings.gateway_answer_timeout_s
     try:
-        found = await attended(results(), request, stream, gateway.streams, timeout_s=timeout_s)
+        return await attended(results(), request, stream, gateway.streams, timeout_s=timeout_s)
     except ApiError:
         if len(jobs) > 1:
             # What is left is no answer to anyone.
@@ -285,27 +297,18 @@ async def _at_once(
         raise
     finally:
         await gateway.door.settle(jobs)
-    told: dict[str, Any] = {
-        "texts": await _texts(gateway, form, jobs, found),
-        "wire_id": form.wire_id,
-        "created": form.created,
-        "model": form.model,
-        "tier": form.tier,
-        "with_logprobs": form.with_logprobs,
-    }
-    if form.kind == "chat":
-        return JSONResponse(chat_answer(found[0], **told), headers=dict(headers))
-    return JSONResponse(completion_answer(found, **told), headers=dict(headers))
 
 
 async def _texts(
-    gateway: Gateway, form: StreamForm, jobs: Sequence[SubmittedJob], found: Sequence[JobResult]
+    gateway: Gateway, jobs: Sequence[SubmittedJob], found: Sequence[JobResult]
 ) -> Mapping[int, str]:
     """Return the texts of all alternatives in the logprobs of results."""
-    if not form.with_logprobs:
+    entries = [choice.logprobs for result in found for choice in result.choices]
+    ids = set[int]().union(
+        *map(alternatives_of, (*entries, *(result.prompt_logprobs for result in found)))
+    )
+    if not ids:
         return NO_TEXTS
-    choices = [choice for result in found for choice in result.choices]
-    ids = set[int]().union(*(alternatives_of(choice.logprobs) for choice in choices))
     return await gateway.models.vocabulary(jobs[0].client).texts(ids)
 
 

@@ -175,7 +175,9 @@ def _idempotency(caller: Caller, key: str | None) -> str | None:
         return None
     if not key or len(key) > MAX_IDEMPOTENCY_KEY:
         told = f"has 1 to {MAX_IDEMPOTENCY_KEY} characters"
-        raise ApiError(400, f"idempotency-key: {told}", param="idempotency-key")
+        raise ApiError(
+            400, f"idempotency-key: {told}", code="invalid_request", param="idempotency-key"
+        )
     return f"{caller.id_prefix}/{key}"
 
 

@@ -17,7 +17,7 @@ LOWEST = -9999.0
 NO_TEXTS: Mapping[int, str] = MappingProxyType({})
 
 
-def _number(value: Any) -> float:
+def number_of(value: Any) -> float:
     """Return a logprob that JSON has a name for."""
     return float(value) if isinstance(value, int | float) and value > LOWEST else LOWEST
 
@@ -39,12 +39,12 @@ def chat_logprob(entry: Any, token_id: int, piece: str, texts: Mapping[int, str]
     logprob, alternatives = (entry[0], entry[2]) if entry else (LOWEST, ())
     return {
         "token": piece,
-        "logprob": _number(logprob),
+        "logprob": number_of(logprob),
         "bytes": list(piece.encode("utf-8", "replace")),
         "top_logprobs": [
             {
                 "token": (told := _named(other, token_id, piece, texts)),
-                "logprob": _number(value),
+                "logprob": number_of(value),
                 "bytes": list(told.encode("utf-8", "replace")),
             }
             for other, value in alternatives
@@ -73,10 +73,14 @@ def completion_logprobs(
     for entry, token_id, piece in zip(entries, ids, pieces, strict=True):
         logprob, alternatives = (entry[0], entry[2]) if entry else (LOWEST, ())
         columns["tokens"].append(piece)
-        columns["token_logprobs"].append(_number(logprob))
-        columns["top_logprobs"].append(
-            {_named(other, token_id, piece, texts): _number(value) for other, value in alternatives}
-        )
+        columns["token_logprobs"].append(number_of(logprob))
+        told = {
+            _named(other, token_id, piece, texts): number_of(value) for other, value in alternatives
+        }
+        if entry:
+            # That of the token itself is always told, beside so many others.
+            told.setdefault(_named(token_id, token_id, piece, texts), number_of(logprob))
+        columns["top_logprobs"].append(told)
         columns["text_offset"].append(offset)
         offset += len(piece)
     return columns
