@@ -110,8 +110,6 @@ async def read_figures(
     redis: Redis, keys: Keys, *, assumed_tokens_per_s: float = ASSUMED_TOKENS_PER_S
 ) -> PoolFigures:
     """Read the figures of a pool. Raises: what redis raises."""
-    # Untyped: redis-py states some of its types wrongly.
-    untyped: Any = redis
     status = await read_status(redis, keys, with_oldest=True)
     priorities = range(NUM_PRIORITIES)
     async with redis.pipeline(transaction=False) as pipe:
@@ -129,14 +127,6 @@ async def read_figures(
         for p in priorities
     ]
     lanes = await _lanes(redis, keys, status, held, known)
-    shown = {lane.tenant for lane in lanes}
-    tenants = sorted(name for name in set().union(*known) if whole_tenant(name) in shown)
-    tokens = (
-        await untyped.hmget(keys.of("load"), [f"tenant:{t}" for t in tenants]) if tenants else []
-    )
-    waiting_tokens: Counter[str] = Counter()
-    for name, found in zip(tenants, tokens, strict=True):
-        waiting_tokens[whole_tenant(name)] += int(found or 0)
     drained = _Drain.read(drain, len(status.workers))
     due_jobs, due_tokens = _due(status, later)
     return PoolFigures(
@@ -155,7 +145,7 @@ async def read_figures(
             for priority in priorities
         ),
         lanes=lanes,
-        tenant_waiting_tokens=waiting_tokens,
+        tenant_waiting_tokens=await _waiting_tokens(redis, keys, lanes, known),
         drain_tokens_per_s=drained.tokens_per_s if drained else None,
         seconds_of_backlog=(
             drained.seconds_for(due_jobs, due_tokens)
@@ -166,6 +156,22 @@ async def read_figures(
 
 
 _UNITS = ("jobs", "tokens")
+
+
+async def _waiting_tokens(
+    redis: Redis, keys: Keys, lanes: Iterable[LaneFigures], known: Iterable[set[str]]
+) -> Mapping[str, int]:
+    """Return the waiting tokens of the tenants of lanes, those of their shares among them."""
+    # Untyped: redis-py states some of its types wrongly.
+    untyped: Any = redis
+    shown = {lane.tenant for lane in lanes}
+    tenants = sorted(name for name in set().union(*known) if whole_tenant(name) in shown)
+    counts: Counter[str] = Counter()
+    if tenants:
+        tokens = await untyped.hmget(keys.of("load"), [f"tenant:{name}" for name in tenants])
+        for name, found in zip(tenants, tokens, strict=True):
+            counts[whole_tenant(name)] += int(found or 0)
+    return counts
 
 
 async def _lanes(

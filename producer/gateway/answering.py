@@ -80,18 +80,7 @@ async def answer(
     who = caller.for_user(asked.user)
     served = await gateway.models.resolve(asked.model, who)
     jobs = await submit_all(gateway, request, who, asked, prompts, served, names)
-    form = StreamForm(
-        kind=kind,
-        jobs=tuple(job.job_id for job in jobs),
-        created=jobs[0].created,
-        model=served.name,
-        n=asked.fields.get("n") or 1,
-        with_usage=asked.with_usage,
-        with_continuous_usage=asked.with_continuous_usage,
-        with_logprobs=asked.with_logprobs,
-        tier=asked.tier,
-        names=tuple(dict(each) for each in names),
-    )
+    form = _form_of(asked, served, jobs, kind, names)
     stream = gateway.streams.open(who, jobs)
     headers = _headers(asked.ignored, jobs)
     try:
@@ -114,6 +103,28 @@ async def answer(
     }
     body = chat_answer(found[0], **told) if kind == "chat" else completion_answer(found, **told)
     return JSONResponse(body, headers=dict(headers))
+
+
+def _form_of(
+    asked: GenerationAsked,
+    served: ServedPool,
+    jobs: Sequence[SubmittedJob],
+    kind: Kind,
+    names: Sequence[Mapping[str, str]],
+) -> StreamForm:
+    """Return how the answers of new jobs are told."""
+    return StreamForm(
+        kind=kind,
+        jobs=tuple(job.job_id for job in jobs),
+        created=jobs[0].created,
+        model=served.name,
+        n=asked.fields.get("n") or 1,
+        with_usage=asked.with_usage,
+        with_continuous_usage=asked.with_continuous_usage,
+        with_logprobs=asked.with_logprobs,
+        tier=asked.tier,
+        names=tuple(dict(each) for each in names),
+    )
 
 
 async def resumed_stream(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenbus.producer.gateway.pools.vocabulary import asked as answer_of
 from tokenbus.producer.gateway.wire.api_error import ApiError
-from tokenbus.producer.gateway.wire.told_prompt import ToldPrompt
+from tokenbus.producer.gateway.wire.logprob_forms import ToldPrompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tokenbus.producer.contract.result import Choice, JobResult
-    from tokenbus.producer.gateway.wire.told_prompt import ToldPrompt
+    from tokenbus.producer.gateway.wire.logprob_forms import ToldPrompt
 
 
 def completion_answer(
